@@ -1,0 +1,52 @@
+# Self-documenting: `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+SOURCES := packages tests benchmarks examples
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: constraints.txt packages/map-core/pyproject.toml packages/map-vision/pyproject.toml | $(BIN)/python
+	@echo "installing map-core and map-vision into $(VENV) (about 5 GB, a few minutes the first time)"
+	$(PIP) -e packages/map-core -e 'packages/map-vision[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp packages/map-points/pyproject.toml packages/map-dense/pyproject.toml requirements-dev.txt
+	$(PIP) -e packages/map-points -e packages/map-dense -r requirements-dev.txt
+	@touch $@
+
+setup: $(VENV)/test.stamp ## install all four packages and the development tools into .venv
+
+demo: $(VENV)/demo.stamp ## pretrain, finetune and evaluate on real digits (about 5 minutes on 2 cores)
+	$(BIN)/python examples/demo.py --out runs/demo
+
+test: $(VENV)/test.stamp ## run the test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.stamp ## check format, style, types, import contracts and spelling
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(VENV)/test.stamp ## rewrite the sources in the project's format
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(VENV)/test.stamp ## time a pretraining step and the selective scans on this machine
+	$(BIN)/python benchmarks/pretrain_step.py
+	$(BIN)/python benchmarks/scan.py
+
+clean: ## remove caches (keeps .venv and runs)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find packages tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""map-dense: see README.md for what will live here."""

@@ -1,0 +1,1 @@
+"""map-points: see README.md for what will live here."""
