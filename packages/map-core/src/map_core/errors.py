@@ -1,0 +1,20 @@
+"""Errors that a user can cause, told so that the user can cure them."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A wrong argument, file or environment; its one-sentence message names what, where and the cure.
+
+    Commands print the message without a traceback and exit with status 2.
+    """
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Return ``'did you mean a, b?'`` for the known names most like ``name``, or the list of all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"known names: {', '.join(known)}"
