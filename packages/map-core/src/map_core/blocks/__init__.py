@@ -1,0 +1,7 @@
+"""Layers of the encoder and decoder. A block maps ``(x, position)`` to x's shape; image blocks ignore position."""
+
+from map_core.blocks.mamba import MambaBlock, MambaMixer
+from map_core.blocks.norm import make_norm
+from map_core.blocks.transformer import TransformerBlock
+
+__all__ = ["MambaBlock", "MambaMixer", "TransformerBlock", "make_norm"]

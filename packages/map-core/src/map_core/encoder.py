@@ -1,0 +1,188 @@
+"""Encoders read the visible tokens; the hybrid one stacks Mamba and Transformer blocks by a layout string."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from map_core.errors import UserError
+from map_core.masking import TokenMask
+from map_core.tokens import Features, Tokens, gather_tokens
+
+BlockMaker = Callable[[int, float], nn.Module]  # (embed_dim, drop_path) -> block
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What the objective asks of an encoder: features of (at least) the visible tokens."""
+
+    embed_dim: int
+
+    def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features: ...
+
+
+def expand_layout(layout: str) -> str:
+    """Expand a layout with counts to one letter a layer: ``(MMMT)x2`` -> ``MMMTMMMT``, ``Mx2,Tx1`` -> ``MMT``.
+
+    Raises:
+        UserError: the layout does not parse.
+    """
+    letters = ""
+    for part in layout.replace(" ", "").split(","):
+        match = re.fullmatch(r"(?:\((?P<group>[A-Z]+)\)|(?P<single>[A-Z])|(?P<plain>[A-Z]+))(?:x(?P<count>[1-9]\d*))?", part)
+        if match is None or (match["plain"] and match["count"]):
+            raise UserError(
+                f"layout {layout!r} does not parse at {part!r}; write letters with counts, for example "
+                "'(MMMT)x8', 'Mx24,Tx8' or 'MMMT'"
+            )
+        letters += (match["group"] or match["single"] or match["plain"]) * int(match["count"] or 1)
+    return letters
+
+
+class Registers(nn.Module):
+    """Learned global tokens inserted into a sequence: spread evenly through it, or all in front (a class token).
+
+    Args:
+        num_registers: How many, n.
+        embed_dim: Width.
+        spread: Put register i behind ``(i + 1) * (l // (n + 1))`` tokens; False puts all first.
+    """
+
+    def __init__(self, num_registers: int, embed_dim: int, *, spread: bool = True) -> None:
+        super().__init__()
+        self.num_registers, self.spread = num_registers, spread
+        self.token = nn.Parameter(torch.empty(num_registers, embed_dim))
+        self.position = nn.Parameter(torch.empty(num_registers, embed_dim))
+        nn.init.trunc_normal_(self.token, std=0.02)
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def places(self, length: int) -> list[int]:
+        """Sequence indices of the registers among ``length`` other tokens."""
+        gap = length // (self.num_registers + 1) if self.spread else 0
+        return [(i + 1) * gap + i for i in range(self.num_registers)]
+
+    def insert(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
+        registers = (self.token + self.position).to(x.dtype).expand(x.shape[0], -1, -1)
+        order = self._order(x.shape[1])
+        return torch.cat([registers, x], dim=1).index_select(1, torch.tensor(order, device=x.device))
+
+    def split(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`insert`: registers (b, n, d) and the other tokens in their order."""
+        order = self._order(x.shape[1] - self.num_registers)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        x = x.index_select(1, torch.tensor(back, device=x.device))
+        return x[:, : self.num_registers], x[:, self.num_registers :]
+
+    def _order(self, length: int) -> list[int]:
+        """Indices into (registers, tokens) in sequence order."""
+        places = set(self.places(length))
+        registers, others = iter(range(self.num_registers)), iter(range(self.num_registers, self.num_registers + length))
+        return [next(registers) if i in places else next(others) for i in range(self.num_registers + length)]
+
+
+@dataclass(frozen=True)
+class LayerFeatures:
+    """Features behind one layer, not normalised: of the patches, and of the registers where there are any."""
+
+    patches: Features
+    registers: Float[Tensor, "b n d"] | None
+
+
+class HybridEncoder(nn.Module):
+    """A stack of blocks, one letter of the layout each, over the visible tokens in scan order.
+
+    Args:
+        embed_dim: Width.
+        layout: See :func:`expand_layout`; each letter names a maker.
+        block_makers: Maker of each letter's block, called with width and drop-path rate. Blocks map (x, position)
+            to x's shape; position holds the raw coordinates of the tokens that are no registers.
+        position: Position embedding: module of (raw coordinates (b or 1, l, p), grid) giving (b or 1, l, d).
+        norm: The final norm.
+        drop_path_rate: Stochastic depth, growing linearly from 0 at the first layer to this rate at the last.
+        registers: Global tokens of the classification form; None in pretraining.
+
+    Raises:
+        UserError: a layout that does not parse or uses a letter without a maker.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        layout: str,
+        *,
+        block_makers: Mapping[str, BlockMaker],
+        position: nn.Module,
+        norm: nn.Module,
+        drop_path_rate: float = 0.0,
+        registers: Registers | None = None,
+    ) -> None:
+        super().__init__()
+        letters = expand_layout(layout)
+        unknown = set(letters) - set(block_makers)
+        if unknown:
+            raise UserError(
+                f"layout {layout!r} uses {', '.join(sorted(unknown))}; known layers: {', '.join(sorted(block_makers))}"
+            )
+        self.embed_dim, self.layout = embed_dim, letters
+        self.activation_checkpointing = False
+        self.position = position
+        self.registers = registers
+        rates = [drop_path_rate * i / max(len(letters) - 1, 1) for i in range(len(letters))]
+        self.blocks = nn.ModuleList(block_makers[kind](embed_dim, rate) for kind, rate in zip(letters, rates, strict=True))
+        self.norm = norm
+
+    def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
+        """Encode the visible tokens (all of them without a mask) and apply the final norm."""
+        return self.normalize(self.last_layer(tokens, mask)).patches
+
+    def forward(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
+        return self.encode(tokens, mask)
+
+    def last_layer(self, tokens: Tokens, mask: TokenMask | None = None) -> LayerFeatures:
+        """Features behind the last layer, registers included, not normalised."""
+        x, position, index = self._visible(tokens, mask)
+        for x in self._stack(x, position):
+            pass
+        return self._layer_features(x, index)
+
+    def layers(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
+        """Yield the features behind every layer in turn."""
+        x, position, index = self._visible(tokens, mask)
+        for x in self._stack(x, position):
+            yield self._layer_features(x, index)
+
+    def normalize(self, features: LayerFeatures) -> LayerFeatures:
+        """Apply the final norm to patches and registers."""
+        patches = Features(self.norm(features.patches.embedding), features.patches.index)
+        return LayerFeatures(patches, None if features.registers is None else self.norm(features.registers))
+
+    def _visible(self, tokens: Tokens, mask: TokenMask | None) -> tuple[Tensor, Tensor, Tensor]:
+        x = tokens.embedding + self.position(tokens.position, tokens.grid).to(tokens.embedding.dtype)
+        position = tokens.position
+        if mask is None:
+            index = torch.arange(tokens.length, device=x.device).unsqueeze(0)
+        else:
+            index = mask.keep
+            x, position = gather_tokens(x, index), gather_tokens(position, index)
+        if self.registers is not None:
+            x = self.registers.insert(x)
+        return x, position, index
+
+    def _stack(self, x: Tensor, position: Tensor) -> Iterator[Tensor]:
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, position, use_reentrant=False)
+            else:
+                x = block(x, position)
+            yield x
+
+    def _layer_features(self, x: Tensor, index: Tensor) -> LayerFeatures:
+        registers = None
+        if self.registers is not None:
+            registers, x = self.registers.split(x)
+        return LayerFeatures(Features(x, index), registers)
