@@ -1,0 +1,6 @@
+"""The training engine: a visible loop over Hugging Face Accelerate, exact to resume."""
+
+from map_core.training.config import TrainingConfig
+from map_core.training.task import Step, Task
+
+__all__ = ["Step", "Task", "TrainingConfig"]

@@ -1,0 +1,121 @@
+"""How long, how fast and on what a model is trained: the ``training`` section of every recipe."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from map_core.errors import UserError
+
+REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
+
+
+@dataclass
+class TrainingConfig:
+    """Settings of the training loop.
+
+    Args:
+        epochs: Passes over the training data.
+        batch_size: Samples per optimizer step, over all processes and accumulation steps together.
+        accumulation_steps: Micro-batches that each process sums into one optimizer step.
+        base_lr: Learning rate at batch size 256; the run uses base_lr * batch_size / 256.
+        lr: Learning rate as it is; replaces base_lr.
+        warmup_epochs: Epochs over which the learning rate rises from warmup_lr; fractions are allowed.
+        warmup_lr: Learning rate of the first step (absolute; never above lr).
+        min_lr: Learning rate at the end of the cosine (absolute; never above lr).
+        optimizer: Any name that timm's optimizer factory knows.
+        betas: Decay rates of the optimizer's first and second moments, where it has them.
+        eps: Term added to the optimizer's denominator, where it has one.
+        weight_decay: Weight decay; biases, norms and what the model excludes are not decayed.
+        layer_decay: Factor by which the learning rate falls from each layer to the one before it.
+        clip_grad: Largest norm of the whole gradient; null leaves the gradient as it is.
+        precision: Arithmetic of the forward pass; weights and optimizer are float32 in both.
+        ema_decay: Decay of an exponential moving average of the weights; null keeps none.
+        repeated_augmentation: How often each sample is repeated, differently augmented, within an epoch's
+            order; the epoch keeps its number of samples.
+        seed: Seed of everything random.
+        workers: Data loading processes per training process; 0 loads in the training process.
+        checkpoint_steps: Save a checkpoint every so many steps, too; null saves by epochs only.
+        checkpoint_epochs: Save a checkpoint every so many epochs (and always at the end).
+        keep_checkpoints: How many of the newest checkpoints are kept.
+        evaluate_epochs: Evaluate every so many epochs (and always at the end).
+        log_steps: Write a line of metrics every so many steps.
+        device: Where to train; auto takes a GPU if there is one.
+        max_steps: Stop after so many steps, for trying out; the schedule stays that of the whole run.
+        progress: Show progress on stderr.
+        tensorboard: Write TensorBoard events.
+    """
+
+    epochs: int = 100
+    batch_size: int = 256
+    accumulation_steps: int = 1
+    base_lr: float = 1.5e-4
+    lr: float | None = None
+    warmup_epochs: float = 5.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 0.0
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    clip_grad: float | None = 3.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema_decay: float | None = None
+    repeated_augmentation: int = 1
+    seed: int = 0
+    workers: int = 2
+    checkpoint_steps: int | None = None
+    checkpoint_epochs: int = 1
+    keep_checkpoints: int = 2
+    evaluate_epochs: int = 1
+    log_steps: int = 10
+    device: str = "auto"
+    max_steps: int | None = None
+    progress: bool = True
+    tensorboard: bool = True
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the end of the warmup."""
+        return self.base_lr * self.batch_size / REFERENCE_BATCH if self.lr is None else self.lr
+
+    def micro_batch(self, processes: int) -> int:
+        """Return how many samples one process holds in one micro-step.
+
+        Raises:
+            UserError: the global batch does not split evenly.
+        """
+        parts = processes * self.accumulation_steps
+        if self.batch_size % parts:
+            raise UserError(
+                f"training.batch_size ({self.batch_size}) must be a multiple of processes times "
+                f"accumulation_steps ({processes} * {self.accumulation_steps} = {parts}); "
+                f"set --training.batch_size {math.ceil(self.batch_size / parts) * parts}"
+            )
+        return self.batch_size // parts
+
+    def validate(self) -> None:
+        """Raise a :class:`UserError` for the first field that no run can have."""
+        at_least_one = "epochs batch_size accumulation_steps repeated_augmentation checkpoint_steps "
+        at_least_one += "checkpoint_epochs keep_checkpoints evaluate_epochs log_steps max_steps"
+        for name in at_least_one.split():
+            _require(self, name, lambda value: value >= 1, "must be at least 1")
+        for name in "base_lr lr eps clip_grad layer_decay".split():
+            _require(self, name, lambda value: 0 < value < math.inf, "must be a positive number")
+        for name in "warmup_epochs warmup_lr min_lr weight_decay workers seed".split():
+            _require(self, name, lambda value: 0 <= value < math.inf, "must be 0 or more")
+        _require(
+            self, "warmup_epochs", lambda value: value < self.epochs, f"must be below epochs ({self.epochs})"
+        )
+        _require(self, "layer_decay", lambda value: value <= 1, "must be at most 1")
+        _require(self, "ema_decay", lambda value: 0 < value < 1, "must be between 0 and 1")
+        _require(self, "betas", lambda value: all(0 <= beta < 1 for beta in value), "must be in [0, 1)")
+        _require(self, "precision", lambda value: value in ("fp32", "bf16"), "must be fp32 or bf16")
+        devices = ("auto", "cpu", "cuda", "mps")
+        _require(self, "device", lambda value: value in devices, f"must be one of {', '.join(devices)}")
+
+
+def _require(config: TrainingConfig, name: str, holds, rule: str) -> None:  # type: ignore[no-untyped-def]
+    value = getattr(config, name)
+    if value is not None and not holds(value):
+        raise UserError(f"training.{name} {rule}; got {value}; change --training.{name}")

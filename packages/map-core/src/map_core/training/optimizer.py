@@ -1,0 +1,69 @@
+"""Parameter groups and the optimizer, both from timm."""
+
+from typing import Any
+
+import torch
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
+from torch import nn
+
+from map_core.errors import UserError, near_matches
+from map_core.training.config import TrainingConfig
+
+
+def default_parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Split ``model``'s trainable parameters into decayed and undecayed groups, by layer if asked.
+
+    Vectors and what ``model.no_weight_decay()`` names are not decayed. With ``layer_decay``, layer i of n
+    (in the order of ``model.group_matcher``) learns at ``layer_decay ** (n - i)`` times the rate (BEiT,
+    section 3.2 of arXiv:2106.08254).
+
+    Raises:
+        UserError: layer decay is asked of a model that does not say what its layers are.
+    """
+    excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    if layer_decay is None:
+        return list(param_groups_weight_decay(model, weight_decay, no_weight_decay_list=excluded))
+    if not hasattr(model, "group_matcher"):
+        raise UserError(
+            f"training.layer_decay needs a model with group_matcher(), which {type(model).__name__} has not; "
+            "set --training.layer_decay null"
+        )
+    return list(
+        param_groups_layer_decay(model, weight_decay, no_weight_decay_list=excluded, layer_decay=layer_decay)
+    )
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Build the optimizer that ``config.optimizer`` names.
+
+    Raises:
+        UserError: timm knows no such optimizer.
+    """
+    known = list_optimizers()
+    if config.optimizer.lower() not in known:
+        raise UserError(
+            f"training.optimizer {config.optimizer!r} is unknown; {near_matches(config.optimizer, known)}"
+        )
+    info = get_optimizer_info(config.optimizer)
+    options: dict[str, Any] = {}
+    if info.has_betas and info.num_betas == 2:
+        options["betas"] = config.betas
+    if info.has_eps:
+        options["eps"] = config.eps
+    return create_optimizer_v2(
+        groups, config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **options
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate to ``lr``, times the group's ``lr_scale`` where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

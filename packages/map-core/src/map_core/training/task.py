@@ -1,0 +1,78 @@
+"""What the training loop asks of a job: a model, data, a loss, and what to do with the result."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from map_core.training.config import TrainingConfig
+from map_core.training.optimizer import default_parameter_groups
+
+
+class MapStyleDataset(Protocol):
+    """Samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in the run a micro-batch stands.
+
+    Attributes:
+        index: the optimizer step, from 0.
+        total: optimizer steps of the whole run.
+        epoch: the epoch, from 0.
+        seed: the run's seed; what is random for the global batch is keyed by (seed, index).
+        global_batch: samples in the global batch of this optimizer step.
+        samples: which of them this micro-batch of this process holds.
+    """
+
+    index: int
+    total: int
+    epoch: int
+    seed: int
+    global_batch: int
+    samples: slice
+
+
+class Task(abc.ABC):
+    """A pretraining, finetuning or probing job, as the training loop sees it.
+
+    A subclass sets ``model`` (what is optimized, in float32) and ``train_data`` in its constructor.
+    ``train_data[index]`` may draw from the global torch, numpy and random generators: the loop seeds them
+    by (seed, epoch, index) before every sample, and by (seed, step, micro-step, process) before every loss.
+    The loop calls ``model.train()``; a model with frozen parts overrides ``train`` to keep them in eval mode.
+    """
+
+    name: ClassVar[str]
+    model: nn.Module
+    train_data: MapStyleDataset
+    collate: Callable[[list[Any]], Any] | None = None
+
+    @abc.abstractmethod
+    def loss(self, model: nn.Module, batch: Any, step: Step) -> dict[str, Tensor]:
+        """Return ``loss`` (the mean over the micro-batch) and other scalars to log.
+
+        ``model`` is ``self.model``, wrapped for distributed training: call it, not its submodules.
+        """
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Return metrics of ``model`` (unwrapped, eval mode, no gradients), the same on every process."""
+        return {}
+
+    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
+        """Write the trained weights of ``model`` (``weights`` is 'raw' or 'ema'); main process only."""
+
+    def parameter_groups(self, config: TrainingConfig) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups, with ``lr_scale`` where a group is slower."""
+        return default_parameter_groups(self.model, config.weight_decay, config.layer_decay)
+
+    def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
+        """Do what comes after the export, such as pictures; may add to ``summary``; main process only."""
