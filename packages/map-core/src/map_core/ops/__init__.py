@@ -1,0 +1,20 @@
+"""The two operations of a Mamba mixer that deserve more than one implementation."""
+
+from map_core.ops.causal_conv1d import conv_backends, depthwise_causal_conv1d
+from map_core.ops.registry import BackendStatus
+from map_core.ops.selective_scan import (
+    ScanInputs,
+    bidirectional_selective_scan,
+    scan_backends,
+    selective_scan,
+)
+
+__all__ = [
+    "BackendStatus",
+    "ScanInputs",
+    "bidirectional_selective_scan",
+    "conv_backends",
+    "depthwise_causal_conv1d",
+    "scan_backends",
+    "selective_scan",
+]

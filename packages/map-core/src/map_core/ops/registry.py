@@ -1,0 +1,128 @@
+"""Which implementation of an op serves a call: the one asked for, or the best that can."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from map_core.errors import UserError, near_matches
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to serve: the device type, the input's dtype, and the op's size (state or taps)."""
+
+    device: str
+    dtype: torch.dtype
+    size: int
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way of computing an op.
+
+    Attributes:
+        name: What ``backend=`` calls it.
+        run: The op itself; its arguments are the same for every implementation of the op.
+        missing: Why it cannot run on this installation, or None; asked at the first call.
+        unfit: Why it cannot serve this request, or None.
+        automatic: False for the definition, which ``backend="auto"`` never picks.
+        fused: A further entry point that serves two calls of ``run`` at once, or None.
+    """
+
+    name: str
+    run: Callable[..., torch.Tensor]
+    missing: Callable[[], str | None] = lambda: None
+    unfit: Callable[[Request], str | None] = lambda request: None
+    automatic: bool = True
+    fused: Callable[..., torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether an implementation can run on this installation, and if not, why."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+class Registry:
+    """The implementations of one op, best first.
+
+    Args:
+        op: Name of the op, for messages.
+        implementations: Best first; the last automatic one must serve every request.
+    """
+
+    def __init__(self, op: str, implementations: tuple[Implementation, ...]) -> None:
+        self.op = op
+        self._implementations = {item.name: item for item in implementations}
+        self._refusals: dict[str, str | None] = {}
+        self._announced: set[str] = set()
+
+    def __getitem__(self, name: str) -> Implementation:
+        return self._implementations[name]
+
+    def statuses(self) -> tuple[BackendStatus, ...]:
+        """Return the state of every implementation, best first; looks for optional packages if need be."""
+        refusals = {name: self._missing(name) for name in self._implementations}
+        return tuple(BackendStatus(name, reason is None, reason or "") for name, reason in refusals.items())
+
+    def forget(self) -> None:
+        """Look for optional packages again at the next call."""
+        self._refusals.clear()
+        self._announced.clear()
+
+    def choose(self, backend: str, device: str, dtype: torch.dtype, size: int) -> str:
+        """Return the name of the implementation that serves the request.
+
+        Raises:
+            UserError: ``backend`` is unknown, cannot run here or cannot serve this request.
+        """
+        request = Request(device, dtype, size)
+        if backend != "auto":
+            self._check(backend, request)
+            return backend
+        for name, item in self._implementations.items():
+            if item.automatic and item.unfit(request) is None and self._missing(name) is None:
+                self._announce(name, device)
+                return name
+        raise AssertionError(f"{self.op}: no automatic implementation serves {request}")
+
+    def _check(self, backend: str, request: Request) -> None:
+        if backend not in self._implementations:
+            hint = near_matches(backend, ["auto", *self._implementations])
+            raise UserError(f"{self.op}: unknown backend={backend!r}; {hint}")
+        reason = self._missing(backend) or self._implementations[backend].unfit(request)
+        if reason:
+            raise UserError(
+                f"{self.op}: backend={backend!r} cannot serve this call: {reason}; "
+                "backend='auto' picks one that can"
+            )
+
+    def _missing(self, name: str) -> str | None:
+        if name not in self._refusals:
+            self._refusals[name] = self._implementations[name].missing()
+        return self._refusals[name]
+
+    def _announce(self, name: str, device: str) -> None:
+        if device not in self._announced:
+            self._announced.add(device)
+            logger.info("%s on %s: backend='auto' picked %r", self.op, device, name)
+
+
+def optional_import(load: Callable[[], Any]) -> str | None:
+    """Run ``load`` and return None, or why it failed.
+
+    Compiled extensions fail with OSError, RuntimeError or AttributeError as readily as with ImportError.
+    """
+    try:
+        load()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
