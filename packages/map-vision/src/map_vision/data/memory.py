@@ -1,0 +1,96 @@
+"""Images decoded once and kept in memory, each at its own size, for data sets of small images."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from map_core.errors import UserError
+
+from .sources import ImageSource, UnreadableImageError, unreadable
+
+PROBES = 64
+
+
+@dataclass(frozen=True)
+class MemoryImages(ImageSource):
+    """Pixels of all images end to end; image i holds ``shape[i]`` = (h, w) pixels from ``start[i]``.
+
+    Tensors, because loader workers share their storage whether they are forked or spawned.
+    """
+
+    source: ImageSource
+    mode: str
+    pixels: UInt8[Tensor, " bytes"]
+    start: Int64[Tensor, " n"]
+    shape: Int64[Tensor, "n 2"]
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def image(self, index: int, mode: str) -> Image.Image:
+        height, width = self.shape[index].tolist()
+        if not height:
+            raise unreadable(self.name(index), "it could not be decoded when it was cached")
+        channels = len(self.mode)
+        start = int(self.start[index])
+        flat = self.pixels[start : start + height * width * channels].numpy()
+        image = Image.fromarray(flat.reshape((height, width, channels) if channels > 1 else (height, width)))
+        return image if mode == self.mode else image.convert(mode)
+
+
+def cache_images(
+    source: ImageSource, indices: np.ndarray, mode: str, *, skip_unreadable: bool
+) -> MemoryImages:
+    """Decode the images ``indices`` of ``source``; reading another index is an error.
+
+    Raises:
+        UserError: when they would not fit in the memory that is free.
+        UnreadableImageError: for the first unreadable image, unless they are skipped.
+    """
+    _check_memory(source, indices, mode)
+    pixels = bytearray()
+    start = torch.zeros(len(source), dtype=torch.int64)
+    shape = torch.zeros(len(source), 2, dtype=torch.int64)
+    for index in indices.tolist():
+        try:
+            image = source.image(index, mode)
+        except UnreadableImageError:
+            if not skip_unreadable:
+                raise
+            continue
+        start[index] = len(pixels)
+        shape[index] = torch.tensor((image.height, image.width))
+        pixels += image.tobytes()
+    flat = torch.frombuffer(pixels, dtype=torch.uint8) if pixels else torch.zeros(0, dtype=torch.uint8)
+    return MemoryImages(source.labels, source.classes, source, mode, flat, start, shape)
+
+
+def _check_memory(source: ImageSource, indices: np.ndarray, mode: str) -> None:
+    probes = indices[:: max(1, len(indices) // PROBES)]
+    sizes = []
+    for index in probes.tolist():
+        try:
+            image = source.image(index, mode)
+        except UnreadableImageError:
+            continue
+        sizes.append(image.height * image.width * len(mode))
+    needed = len(indices) * sum(sizes) / max(1, len(sizes))
+    free = free_memory()
+    if needed > 0.8 * free:
+        raise UserError(
+            f"cache 'memory' needs about {needed / 1e9:.1f} GB for {len(indices)} images, and {free / 1e9:.1f} GB are "
+            "free: pass --data.cache none"
+        )
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that are available, as far as the system says."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**63

@@ -1,0 +1,131 @@
+"""The data set that loaders read: chosen images of a source, transformed, with unreadable ones counted."""
+
+import copy
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from map_core.errors import UserError
+
+from .sources import ImageSource, UnreadableImageError
+
+logger = logging.getLogger(__name__)
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class SkippedImages:
+    """How many unreadable images were skipped so far, by all worker processes, and the first of their names."""
+
+    count: int
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "no unreadable images"
+        more = ", ..." if self.count > len(self.names) else ""
+        return f"skipped {self.count} unreadable images: {', '.join(self.names)}{more}"
+
+
+class ImageSamples(Dataset[tuple[Tensor, int]]):
+    """Images ``indices`` of ``source`` as (image [c h w] float32, label).
+
+    Random transforms draw from the global generators of torch, random and numpy, and keep no state: whoever seeds
+    those decides the augmentation.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Transform,
+        *,
+        mode: Literal["RGB", "L"],
+        indices: np.ndarray | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.mode = mode
+        self.indices = np.arange(len(source)) if indices is None else indices
+        self.on_error = on_error
+        # One flag an image, written by any worker process: counting needs no lock, and no image counts twice.
+        self._unreadable = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Float[Tensor, "c h w"], int]:
+        index, image = self._readable(position)
+        return self.transform(image), int(self.source.labels[index])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels; () without labels."""
+        return self.source.classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels [len(self)], int64."""
+        return self.source.labels[self.indices]
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of the images, or what else identifies them, in the order of the samples."""
+        return [self.source.name(index) for index in self.indices]
+
+    def image(self, position: int) -> Image.Image:
+        """Return one image as it is stored, before any transform."""
+        return self._readable(position)[1]
+
+    def with_transform(self, transform: Transform) -> Self:
+        """Return the same images under another transform; skipped images are counted together."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
+    def select(self, indices: np.ndarray) -> Self:
+        """Return the images ``indices`` of the source; skipped images are counted together."""
+        other = copy.copy(self)
+        other.indices = indices
+        return other
+
+    def without_unreadable(self) -> Self:
+        """Decode every image once and return the readable ones: evaluation must not count a stand-in."""
+        with ThreadPoolExecutor() as pool:
+            readable = list(pool.map(lambda index: self._try(index) is not None, self.indices))
+        return self.select(self.indices[np.array(readable, dtype=bool)])
+
+    def skipped(self, show: int = 5) -> SkippedImages:
+        """Report the unreadable images met so far."""
+        indices = self._unreadable.nonzero().flatten().tolist()
+        return SkippedImages(len(indices), tuple(self.source.name(index) for index in indices[:show]))
+
+    def _readable(self, position: int) -> tuple[int, Image.Image]:
+        if self.on_error == "raise":
+            index = int(self.indices[position])
+            return index, self.source.image(index, self.mode)
+        for step in range(len(self.indices)):
+            index = int(self.indices[(position + step) % len(self.indices)])
+            image = self._try(index)
+            if image is not None:
+                return index, image
+        raise UserError(f"none of the {len(self)} images can be read; the first is {self.names[0]}")
+
+    def _try(self, index: int) -> Image.Image | None:
+        if self._unreadable[index]:
+            return None
+        try:
+            return self.source.image(int(index), self.mode)
+        except UnreadableImageError as error:
+            self._unreadable[index] = 1
+            logger.warning("skipped: %s", error)
+            return None

@@ -1,0 +1,56 @@
+"""Fixed, stratified choices among labelled images: a subset, and a held-out part."""
+
+import numpy as np
+
+from map_core.errors import UserError
+from map_core.randomness import derive_seed
+
+
+def stratified_choice(labels: np.ndarray, count: int, *, seed: int, what: str) -> np.ndarray:
+    """Choose ``count`` positions, every class in proportion; return them sorted.
+
+    The choice depends on nothing but the arguments: bit generators keep their streams across numpy versions.
+    Choices of one seed are nested but for rounding.
+    """
+    rank = np.random.PCG64(derive_seed(seed, what)).random_raw(len(labels))
+    order = np.lexsort((rank, labels))
+    classes, sizes = np.unique(labels, return_counts=True)
+    quotas = _quotas(sizes, count)
+    starts = np.cumsum(sizes) - sizes
+    chosen = [order[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]
+    return np.sort(np.concatenate(chosen)) if len(classes) else np.array([], dtype=np.int64)
+
+
+def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Split ``count`` in proportion to ``sizes``, the largest remainders rounded up."""
+    quotas, remainders = np.divmod(sizes.astype(np.int64) * count, max(int(sizes.sum()), 1))
+    largest = np.argsort(-remainders, kind="stable")[: count - int(quotas.sum())]
+    quotas[largest] += 1
+    return quotas
+
+
+def hold_out(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split positions into (kept, held out), ``fraction`` of every class held out.
+
+    Raises:
+        UserError: for a fraction that leaves one part empty.
+    """
+    count = round(fraction * len(labels)) if 0.0 <= fraction < 1.0 else 0
+    if not 0 < count < len(labels):
+        raise UserError(
+            f"holdout ({fraction}) must lie in (0, 1) and leave images on both sides; "
+            f"the training set has {len(labels)} images"
+        )
+    held = stratified_choice(labels, count, seed=seed, what="holdout")
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def take_subset(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Choose the positions of a training subset.
+
+    Raises:
+        UserError: for a count outside 1..len(labels).
+    """
+    if not 0 < count <= len(labels):
+        raise UserError(f"subset ({count}) must lie in 1..{len(labels)}, the number of training images")
+    return stratified_choice(labels, count, seed=seed, what="subset")

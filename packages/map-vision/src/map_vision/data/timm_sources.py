@@ -1,0 +1,133 @@
+"""Data sets by the names that timm's ``create_dataset`` reads: torch/cifar10, hfds/<owner>/<name>, tfds/<name>, ..."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data import create_dataset
+from torch.utils.data import IterableDataset
+
+from map_core.errors import UserError, near_matches
+
+from .sources import ImageSource, decode, unreadable
+
+PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+
+
+@dataclass(frozen=True)
+class TimmImages(ImageSource):
+    """A data set with random access, made by timm."""
+
+    dataset: Any
+    title: str
+
+    def name(self, index: int) -> str:
+        if hasattr(self.dataset, "filename"):
+            try:
+                return str(self.dataset.filename(index, absolute=True))
+            except (KeyError, NotImplementedError, TypeError, AttributeError):
+                pass  # readers of data without file names
+        if hasattr(self.dataset, "samples"):
+            return str(self.dataset.samples[index][0])
+        return f"{self.title}[{index}]"
+
+    def image(self, index: int, mode: str) -> Image.Image:
+        # timm's own data set replaces unreadable images silently; its reader does not.
+        items = getattr(self.dataset, "reader", self.dataset)
+        try:
+            image = items[index][0]
+        except OSError as error:
+            raise unreadable(self.name(index), error) from error
+        return (
+            image.convert(mode)
+            if isinstance(image, Image.Image)
+            else decode(image, mode, name=self.name(index))
+        )
+
+
+@dataclass(frozen=True)
+class StreamedImages(ImageSource):
+    """A data set that can only be read in order, read once into memory as encoded by Pillow."""
+
+    images: tuple[Image.Image, ...]
+    title: str
+
+    def name(self, index: int) -> str:
+        return f"{self.title}[{index}]"
+
+    def image(self, index: int, mode: str) -> Image.Image:
+        return self.images[index].convert(mode)
+
+
+def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: bool) -> ImageSource:
+    """Open one split of a data set by its timm name.
+
+    Raises:
+        UserError: for an unknown name, a missing package, root or split, or data that can only be read in order.
+    """
+    prefix, _, rest = name.partition("/")
+    if prefix not in PREFIXES or not rest:
+        known = ["auto", "digits", "folder", "torch/cifar10", "torch/image_folder"]
+        prefixes = ", ".join(f"{p}/" for p in PREFIXES)
+        raise UserError(
+            f"unknown data source '{name}': {near_matches(name, known)} (names of timm begin with {prefixes})"
+        )
+    try:
+        dataset = create_dataset(name, root=root, split=split, is_training=False, input_img_mode=mode)
+    except ImportError as error:
+        raise UserError(
+            f"source '{name}' needs a package that is not installed ({error}): pip install it"
+        ) from error
+    except Exception as error:  # each of timm's backends has its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"source '{name}', split '{split}', root {root} cannot be opened: {reason}"
+        ) from error
+    title = f"{name}:{split}"
+    if not isinstance(dataset, IterableDataset):
+        return TimmImages(_labels(dataset), _classes(dataset), dataset, title)
+    if not in_memory:
+        raise UserError(
+            f"source '{name}' can only be read in order, and training reads at random: pass --data.cache memory to "
+            "read it once into memory, or convert it to a folder"
+        )
+    return _read_stream(dataset, title, mode)
+
+
+def _read_stream(dataset: Iterable, title: str, mode: str) -> StreamedImages:
+    images, labels = [], []
+    for image, label in dataset:
+        images.append(image.convert(mode))
+        labels.append(max(0, int(label)))
+    array = np.array(labels, dtype=np.int64)
+    return StreamedImages(array, tuple(map(str, range(int(array.max(initial=-1)) + 1))), tuple(images), title)
+
+
+def _labels(dataset: Any) -> np.ndarray:
+    """Read the labels without decoding images, from where torchvision or timm keeps them."""
+    reader = getattr(dataset, "reader", None)
+    if hasattr(dataset, "targets"):
+        labels = dataset.targets
+    elif hasattr(reader, "samples"):
+        labels = [target for _, target in reader.samples]
+    elif hasattr(reader, "label_key"):
+        labels = reader.dataset[reader.label_key]
+    else:
+        labels = [dataset[index][1] for index in range(len(dataset))]
+    array = np.array(labels)
+    array = array[:, 0] if array.ndim == 2 else array  # QMNIST: the digit, then where it comes from
+    return np.maximum(array.astype(np.int64), 0)
+
+
+def _classes(dataset: Any) -> tuple[str, ...]:
+    reader = getattr(dataset, "reader", None)
+    if hasattr(dataset, "classes"):
+        return tuple(map(str, dataset.classes))
+    if getattr(reader, "class_to_idx", None):
+        return tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.get))
+    features = getattr(getattr(reader, "dataset", None), "features", None)
+    if features and hasattr(features.get(reader.label_key), "names"):
+        return tuple(features[reader.label_key].names)
+    return tuple(map(str, range(int(_labels(dataset).max(initial=-1)) + 1)))

@@ -1,0 +1,182 @@
+"""From a Pillow image to a normalised tensor, with or without augmentation.
+
+Every random choice is drawn from the global generators, so that seeding them by (seed, epoch, image) fixes it.
+"""
+
+from collections.abc import Callable
+from typing import get_args
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision import transforms as tv
+from torchvision.transforms import functional as tvf
+
+from map_core.errors import UserError, near_matches
+
+from .config import Augmentation, DataConfig
+
+INTERPOLATIONS = {
+    "bicubic": tv.InterpolationMode.BICUBIC,
+    "bilinear": tv.InterpolationMode.BILINEAR,
+    "nearest": tv.InterpolationMode.NEAREST,
+    "lanczos": tv.InterpolationMode.LANCZOS,
+}
+DEFAULT_CROP_PCT = 0.875
+Step = Callable[[Image.Image], Image.Image]
+
+
+class ResizeToFill:
+    """Resize the shorter side to size / crop_pct and take the centre [h w]; see ``DataConfig.crop_pct``."""
+
+    def __init__(self, img_size: tuple[int, int], crop_pct: float | None, interpolation: str) -> None:
+        self.img_size = img_size
+        self.crop_pct = crop_pct
+        self.interpolation = INTERPOLATIONS[interpolation]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        height, width = self.img_size
+        larger = image.height > height and image.width > width
+        crop_pct = self.crop_pct or (DEFAULT_CROP_PCT if larger else 1.0)
+        scale = max(height / crop_pct / image.height, width / crop_pct / image.width)
+        resized = (max(height, round(image.height * scale)), max(width, round(image.width * scale)))
+        if resized != (image.height, image.width):
+            image = tvf.resize(image, list(resized), self.interpolation)
+        return image if resized == self.img_size else tvf.center_crop(image, list(self.img_size))
+
+
+class PadCrop:
+    """Crop the image's own size from a black border of an eighth of it, at a random place."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return random_offset(image, max(1, round(image.height / 8)), max(1, round(image.width / 8)))
+
+
+class Shift:
+    """Move the image by at most ``pixels`` in each direction; what comes in is black."""
+
+    def __init__(self, pixels: int = 1) -> None:
+        self.pixels = pixels
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return random_offset(image, self.pixels, self.pixels)
+
+
+def random_offset(image: Image.Image, rows: int, columns: int) -> Image.Image:
+    """Cut the image's size from a copy with a black border, at an offset of -rows..rows and -columns..columns."""
+    top = int(torch.randint(-rows, rows + 1, ()))
+    left = int(torch.randint(-columns, columns + 1, ()))
+    return image.crop((left, top, left + image.width, top + image.height))
+
+
+class ToNormalized:
+    """Scale pixels to 0..1, subtract the mean and divide by the standard deviation of each channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.scale = torch.tensor([1 / (255 * s) for s in std])[:, None, None]
+        self.offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])[:, None, None]
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "c h w"]:
+        pixels: Tensor = tvf.pil_to_tensor(image)
+        return pixels * self.scale - self.offset
+
+
+def evaluation_transform(
+    config: DataConfig, *, img_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> tv.Compose:
+    """Resize, take the centre, normalise; ``len(mean)`` is the number of channels."""
+    check_transform_settings(config)
+    fill = ResizeToFill(img_size, config.crop_pct, config.interpolation)
+    return tv.Compose([fill, ToNormalized(mean, std)])
+
+
+def training_transform(
+    config: DataConfig, *, img_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> tv.Compose:
+    """Augment as ``config.augmentation`` says, then normalise.
+
+    Raises:
+        UserError: for settings that do not exist or do not fit.
+    """
+    check_transform_settings(config)
+    if config.augmentation == "none":
+        return evaluation_transform(config, img_size=img_size, mean=mean, std=std)
+    steps: list[Callable] = [*_augmentations(config, img_size, mean), ToNormalized(mean, std)]
+    if config.random_erasing:
+        steps.append(RandomErasing(config.random_erasing, mode="pixel", device="cpu"))
+    return tv.Compose(steps)
+
+
+def _augmentations(config: DataConfig, img_size: tuple[int, int], mean: tuple[float, ...]) -> list[Step]:
+    fill = ResizeToFill(img_size, config.crop_pct or 1.0, config.interpolation)
+    flip = tv.RandomHorizontalFlip(config.horizontal_flip)
+    if config.augmentation == "pad_crop":
+        return [fill, PadCrop(), flip]
+    if config.augmentation == "shift":
+        return [Shift(), fill]  # by a pixel of the stored image, before it is enlarged
+    if config.augmentation == "crop_flip":
+        crop = tv.RandomResizedCrop(
+            img_size, config.crop_scale or (0.2, 1.0), interpolation=INTERPOLATIONS[config.interpolation]
+        )
+        return [crop, flip]
+    return _timm_augmentations(config, img_size, mean)
+
+
+def _timm_augmentations(config: DataConfig, img_size: tuple[int, int], mean: tuple[float, ...]) -> list[Step]:
+    three = config.augmentation == "three_augment"
+    color_jitter = 0.3 if three and config.color_jitter is None else config.color_jitter
+    try:
+        geometry, color, _ = create_transform(
+            input_size=img_size,
+            is_training=True,
+            separate=True,
+            scale=config.crop_scale or (0.08, 1.0),
+            hflip=config.horizontal_flip,
+            auto_augment="3a" if three else config.auto_augment,
+            color_jitter=color_jitter,
+            interpolation=config.interpolation,
+            mean=mean if len(mean) == 3 else mean[:1] * 3,
+        )
+    except (AssertionError, KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"auto_augment '{config.auto_augment}' is no policy of timm's ({error}); "
+            "for example rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original, 3a"
+        ) from error
+    if len(mean) == 1:  # timm's policies expect three channels
+        return [geometry, tv.Grayscale(3), color, tv.Grayscale(1)]
+    return [geometry, color]
+
+
+def check_transform_settings(config: DataConfig) -> None:
+    """Check augmentation settings by value.
+
+    Raises:
+        UserError: naming the setting, its value and the rule.
+    """
+    if config.augmentation not in get_args(Augmentation):
+        hint = near_matches(config.augmentation, get_args(Augmentation))
+        raise UserError(f"unknown augmentation '{config.augmentation}': {hint}")
+    if config.interpolation not in INTERPOLATIONS:
+        raise UserError(
+            f"unknown interpolation '{config.interpolation}': {near_matches(config.interpolation, INTERPOLATIONS)}"
+        )
+    if config.crop_scale is not None and not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
+        raise UserError(f"crop_scale {tuple(config.crop_scale)} must be two increasing numbers in (0, 1]")
+    if config.crop_pct is not None and not 0 < config.crop_pct <= 1:
+        raise UserError(f"crop_pct ({config.crop_pct}) must lie in (0, 1]")
+    for name in ("horizontal_flip", "random_erasing"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"{name} ({getattr(config, name)}) is a probability: it must lie in [0, 1]")
+    if config.auto_augment and config.augmentation != "timm":
+        raise UserError(
+            f"auto_augment '{config.auto_augment}' needs augmentation 'timm', not '{config.augmentation}': "
+            "pass --data.augmentation timm"
+        )
+    if config.color_jitter and config.augmentation not in ("timm", "three_augment"):
+        raise UserError(
+            f"color_jitter ({config.color_jitter}) needs augmentation 'timm' or 'three_augment', "
+            f"not '{config.augmentation}'"
+        )
