@@ -15,7 +15,7 @@ EVAL_SPLITS = ("val", "validation", "test")
 
 
 def find_images(folder: Path) -> list[str]:
-    """Return the paths of all images below ``folder``, relative to it and sorted; hidden files are left out."""
+    """Return the paths of all images below ``folder``, relative to it and sorted, hidden files left out."""
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -37,7 +37,7 @@ def train_folder(root: Path, split: str | None) -> Path:
 
 
 def eval_folder(root: Path, split: str | None) -> Path | None:
-    """Return the folder of the evaluation split: ``split``, else the first of val, validation, test, or None."""
+    """Return the folder of the evaluation split: ``split``, else the first of val, validation, test."""
     if split is not None:
         return _named_split(root, split, "eval_split")
     return next((root / name for name in EVAL_SPLITS if (root / name).is_dir()), None)
@@ -74,18 +74,18 @@ def _named_split(root: Path, split: str, argument: str) -> Path:
 
 
 def read_folder(folder: Path, *, classes: Sequence[str] | None = None) -> FileImages:
-    """Read a folder with one subfolder a class; ``classes`` fixes the expected class names, as of another split.
+    """Read a folder with one subfolder a class; ``classes`` are the expected names, if known.
 
     Raises:
-        UserError: without images or class subfolders, for a class without images, or for other classes than expected.
+        UserError: without images or class folders, for a class without images, for unexpected classes.
     """
     images = _some_images(folder)
     found = subfolders(folder)
     inside = [path for path in images if os.sep in path]
     if not inside:
         raise UserError(
-            f"{folder} holds images but no class subfolders: labels need {folder}{os.sep}<class>{os.sep}<image> "
-            "(pretraining takes the folder as it is)"
+            f"{folder} holds images but no class subfolders: labels need "
+            f"{folder}{os.sep}<class>{os.sep}<image> (pretraining takes the folder as it is)"
         )
     label_of = {name: label for label, name in enumerate(found)}
     labels = np.array([label_of[path.split(os.sep, 1)[0]] for path in inside], dtype=np.int64)
@@ -99,7 +99,7 @@ def read_folder(folder: Path, *, classes: Sequence[str] | None = None) -> FileIm
 
 
 def read_unlabelled_folder(folder: Path) -> FileImages:
-    """Read a flat or nested folder; where every image lies in a subfolder, the subfolders still serve as classes.
+    """Read a flat or nested folder; subfolders serve as classes if every image lies in one.
 
     Raises:
         UserError: without images.

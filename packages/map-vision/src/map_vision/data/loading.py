@@ -16,6 +16,7 @@ from .normalization import pixel_mean, pixel_std
 from .samples import ImageSamples, SkippedImages, Transform
 from .sources import FileImages
 from .splits import Split, Splits, choose_splits
+from .timm_sources import StreamedImages
 from .transforms import evaluation_transform, training_transform
 
 
@@ -23,8 +24,8 @@ from .transforms import evaluation_transform, training_transform
 class ImageData:
     """The data sets of a run: samples are (image [c h w] float32, normalised, label int).
 
-    ``classes`` are the class names in the order of the labels, () for images without labels. ``mean`` and ``std``
-    have one value a channel, for pixels in 0..1.
+    ``classes`` are the class names in the order of the labels, () for images without labels. ``mean`` and
+    ``std`` have one value a channel, for pixels in 0..1.
     """
 
     training: ImageSamples | None
@@ -49,7 +50,7 @@ class ImageData:
         return self.training
 
     def train_unaugmented(self) -> ImageSamples:
-        """Return the training images under the evaluation transform, as for features, kNN and linear probes."""
+        """Return the training images under the evaluation transform, as features and kNN need them."""
         return self.train.with_transform(self.evaluation_transform)
 
     def skipped(self, show: int = 5) -> SkippedImages:
@@ -67,8 +68,8 @@ def load_image_data(
 ) -> ImageData:
     """Open the data that ``config`` names; ``img_size`` is (height, width).
 
-    "pretrain" needs no labels and has no evaluation part; "finetune" augments the training part; "evaluate" does not,
-    and does not insist on a training part.
+    "pretrain" needs no labels and has no evaluation part; "finetune" augments the training part; "evaluate"
+    does not, and does not insist on a training part.
 
     Raises:
         UserError: for anything that is missing, does not exist or does not fit.
@@ -98,7 +99,7 @@ def load_image_data(
 def load_images(
     paths: str | Path | Sequence[str | Path], config: DataConfig, *, img_size: tuple[int, int], in_chans: int
 ) -> ImageSamples:
-    """Open image files and folders (searched, in sorted order) as samples without labels; ``names`` are their paths.
+    """Open image files and folders (searched, sorted) as samples without labels; ``names`` are their paths.
 
     Where ``config.on_error`` is "skip", unreadable images are left out, and ``skipped()`` tells which.
 
@@ -121,13 +122,13 @@ def _mode(in_chans: int) -> Literal["RGB", "L"]:
 def _samples(
     splits: Splits, config: DataConfig, mode: Literal["RGB", "L"], plain: Transform
 ) -> tuple[ImageSamples | None, ImageSamples | None]:
-    """Make the samples of both splits; of one source, they share its cache and its count of unreadable images."""
+    """Make the samples of both splits; of one source, they share cache and count of unreadable images."""
     train, evaluation = splits.train, splits.evaluation
 
     def make(split: Split, also: Split | None = None) -> ImageSamples:
         used = split.indices if also is None else np.union1d(split.indices, also.indices)
         source = split.source
-        if config.cache == "memory":
+        if config.cache == "memory" and not isinstance(source, StreamedImages):
             source = cache_images(source, used, mode, skip_unreadable=config.on_error == "skip")
         return ImageSamples(source, plain, mode=mode, indices=split.indices, on_error=config.on_error)
 

@@ -83,8 +83,8 @@ def _check_memory(source: ImageSource, indices: np.ndarray, mode: str) -> None:
     free = free_memory()
     if needed > 0.8 * free:
         raise UserError(
-            f"cache 'memory' needs about {needed / 1e9:.1f} GB for {len(indices)} images, and {free / 1e9:.1f} GB are "
-            "free: pass --data.cache none"
+            f"cache 'memory' needs about {needed / 1e9:.1f} GB for {len(indices)} images, and "
+            f"{free / 1e9:.1f} GB are free: pass --data.cache none"
         )
 
 

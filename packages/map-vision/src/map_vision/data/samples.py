@@ -24,7 +24,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class SkippedImages:
-    """How many unreadable images were skipped so far, by all worker processes, and the first of their names."""
+    """How many unreadable images were skipped so far, by all worker processes, and some of their names."""
 
     count: int
     names: tuple[str, ...]
@@ -39,8 +39,8 @@ class SkippedImages:
 class ImageSamples(Dataset[tuple[Tensor, int]]):
     """Images ``indices`` of ``source`` as (image [c h w] float32, label).
 
-    Random transforms draw from the global generators of torch, random and numpy, and keep no state: whoever seeds
-    those decides the augmentation.
+    Random transforms draw from the global generators of torch, random and numpy, and keep no state: whoever
+    seeds those decides the augmentation.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
     @property
     def names(self) -> list[str]:
         """Paths of the images, or what else identifies them, in the order of the samples."""
-        return [self.source.name(index) for index in self.indices]
+        return [self.source.name(index) for index in self.indices.tolist()]
 
     def image(self, position: int) -> Image.Image:
         """Return one image as it is stored, before any transform."""
@@ -101,7 +101,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
     def without_unreadable(self) -> Self:
         """Decode every image once and return the readable ones: evaluation must not count a stand-in."""
         with ThreadPoolExecutor() as pool:
-            readable = list(pool.map(lambda index: self._try(index) is not None, self.indices))
+            readable = list(pool.map(lambda index: self._try(index) is not None, self.indices.tolist()))
         return self.select(self.indices[np.array(readable, dtype=bool)])
 
     def skipped(self, show: int = 5) -> SkippedImages:
@@ -124,7 +124,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         if self._unreadable[index]:
             return None
         try:
-            return self.source.image(int(index), self.mode)
+            return self.source.image(index, self.mode)
         except UnreadableImageError as error:
             self._unreadable[index] = 1
             logger.warning("skipped: %s", error)

@@ -14,7 +14,7 @@ from map_core.errors import UserError
 class UnreadableImageError(UserError):
     """One image cannot be decoded.
 
-    A loader worker's exception is raised again with its whole traceback as the message; only the sentence is kept.
+    A loader worker's exception is raised again with its traceback as the message; only the sentence is kept.
     """
 
     def __init__(self, message: str) -> None:

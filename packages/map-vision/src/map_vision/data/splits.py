@@ -46,7 +46,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and evaluation images; pretraining evaluates on none, and evaluation may lack a training split."""
+    """Training and evaluation images; pretraining has none of the second, evaluation may lack the first."""
 
     train: Split | None
     evaluation: Split | None
@@ -102,9 +102,9 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
     held_out = eval_folder(root, config.eval_split)
     if held_out is None:
         raise UserError(
-            f"no evaluation split in {root}: looked for {', '.join(EVAL_SPLITS)}, found {_listing(root)}; name it with "
-            "--data.eval_split ('.' is the folder itself), or hold a part of the training set out with "
-            "--data.holdout 0.1"
+            f"no evaluation split in {root}: looked for {', '.join(EVAL_SPLITS)}, found {_listing(root)}; "
+            "name it with --data.eval_split ('.' is the folder itself), or hold a part of the training set "
+            "out with --data.holdout 0.1"
         )
     if purpose == "evaluate" and folder == root and config.train_split is None:
         return Splits(None, Split.whole(read_folder(held_out)))
@@ -118,8 +118,8 @@ def _check_not_evaluation(root: os.PathLike[str], folder: os.PathLike[str], conf
     names = set(subfolders(folder))  # type: ignore[arg-type]
     if folder == root and config.train_split is None and names & set(EVAL_SPLITS):
         raise UserError(
-            f"no training split in {root}: looked for train, found {_listing(root)}; name it with --data.train_split "
-            "('.' is the folder itself with all that is in it)"
+            f"no training split in {root}: looked for train, found {_listing(root)}; "
+            "name it with --data.train_split ('.' is the folder itself with all that is in it)"
         )
 
 
@@ -135,8 +135,8 @@ def _timm(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     known = not isinstance(train.source, StreamedImages)
     if known and train.source.classes != evaluation.source.classes:
         raise UserError(
-            f"the evaluation split of '{config.source}' has other classes ({len(evaluation.source.classes)}) than the "
-            f"training split ({len(train.source.classes)})"
+            f"the evaluation split of '{config.source}' has other classes "
+            f"({len(evaluation.source.classes)}) than the training split ({len(train.source.classes)})"
         )
     return Splits(train, evaluation)
 

@@ -1,4 +1,4 @@
-"""Data sets by the names that timm's ``create_dataset`` reads: torch/cifar10, hfds/<owner>/<name>, tfds/<name>, ..."""
+"""Data sets by the names that timm's ``create_dataset`` reads: torch/cifar10, hfds/<owner>/<name>, ..."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
     """Open one split of a data set by its timm name.
 
     Raises:
-        UserError: for an unknown name, a missing package, root or split, or data that can only be read in order.
+        UserError: for an unknown name, a missing package, root or split, or data to be read in order only.
     """
     prefix, _, rest = name.partition("/")
     if prefix not in PREFIXES or not rest:
@@ -90,8 +90,8 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
         return TimmImages(_labels(dataset), _classes(dataset), dataset, title)
     if not in_memory:
         raise UserError(
-            f"source '{name}' can only be read in order, and training reads at random: pass --data.cache memory to "
-            "read it once into memory, or convert it to a folder"
+            f"source '{name}' can only be read in order, and training reads at random: pass "
+            "--data.cache memory to read it once into memory, or convert it to a folder"
         )
     return _read_stream(dataset, title, mode)
 
@@ -107,7 +107,7 @@ def _read_stream(dataset: Iterable, title: str, mode: str) -> StreamedImages:
 
 def _labels(dataset: Any) -> np.ndarray:
     """Read the labels without decoding images, from where torchvision or timm keeps them."""
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     if hasattr(dataset, "targets"):
         labels = dataset.targets
     elif hasattr(reader, "samples"):
@@ -122,7 +122,7 @@ def _labels(dataset: Any) -> np.ndarray:
 
 
 def _classes(dataset: Any) -> tuple[str, ...]:
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     if hasattr(dataset, "classes"):
         return tuple(map(str, dataset.classes))
     if getattr(reader, "class_to_idx", None):

@@ -1,6 +1,6 @@
 """From a Pillow image to a normalised tensor, with or without augmentation.
 
-Every random choice is drawn from the global generators, so that seeding them by (seed, epoch, image) fixes it.
+Every random choice is drawn from the global generators, so seeding them by (seed, epoch, image) decides it.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,7 @@ class Shift:
 
 
 def random_offset(image: Image.Image, rows: int, columns: int) -> Image.Image:
-    """Cut the image's size from a copy with a black border, at an offset of -rows..rows and -columns..columns."""
+    """Cut the image's size from a copy with a black border, offset by at most so many rows and columns."""
     top = int(torch.randint(-rows, rows + 1, ()))
     left = int(torch.randint(-columns, columns + 1, ()))
     return image.crop((left, top, left + image.width, top + image.height))
@@ -161,7 +161,8 @@ def check_transform_settings(config: DataConfig) -> None:
         raise UserError(f"unknown augmentation '{config.augmentation}': {hint}")
     if config.interpolation not in INTERPOLATIONS:
         raise UserError(
-            f"unknown interpolation '{config.interpolation}': {near_matches(config.interpolation, INTERPOLATIONS)}"
+            f"unknown interpolation '{config.interpolation}': "
+            f"{near_matches(config.interpolation, INTERPOLATIONS)}"
         )
     if config.crop_scale is not None and not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
         raise UserError(f"crop_scale {tuple(config.crop_scale)} must be two increasing numbers in (0, 1]")
