@@ -1,6 +1,7 @@
 """The training engine: a visible loop over Hugging Face Accelerate, exact to resume."""
 
 from map_core.training.config import TrainingConfig
+from map_core.training.loop import train
 from map_core.training.task import Step, Task
 
-__all__ = ["Step", "Task", "TrainingConfig"]
+__all__ = ["Step", "Task", "TrainingConfig", "train"]

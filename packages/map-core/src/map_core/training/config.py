@@ -1,12 +1,27 @@
 """How long, how fast and on what a model is trained: the ``training`` section of every recipe."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from map_core.errors import UserError
 
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
+AT_LEAST_ONE = (
+    "epochs",
+    "batch_size",
+    "accumulation_steps",
+    "repeated_augmentation",
+    "checkpoint_steps",
+    "checkpoint_epochs",
+    "keep_checkpoints",
+    "evaluate_epochs",
+    "log_steps",
+    "max_steps",
+)
+POSITIVE = ("base_lr", "lr", "eps", "clip_grad", "layer_decay")
+NOT_NEGATIVE = ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "workers", "seed")
 
 
 @dataclass
@@ -96,13 +111,11 @@ class TrainingConfig:
 
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no run can have."""
-        at_least_one = "epochs batch_size accumulation_steps repeated_augmentation checkpoint_steps "
-        at_least_one += "checkpoint_epochs keep_checkpoints evaluate_epochs log_steps max_steps"
-        for name in at_least_one.split():
+        for name in AT_LEAST_ONE:
             _require(self, name, lambda value: value >= 1, "must be at least 1")
-        for name in "base_lr lr eps clip_grad layer_decay".split():
+        for name in POSITIVE:
             _require(self, name, lambda value: 0 < value < math.inf, "must be a positive number")
-        for name in "warmup_epochs warmup_lr min_lr weight_decay workers seed".split():
+        for name in NOT_NEGATIVE:
             _require(self, name, lambda value: 0 <= value < math.inf, "must be 0 or more")
         _require(
             self, "warmup_epochs", lambda value: value < self.epochs, f"must be below epochs ({self.epochs})"
@@ -115,7 +128,7 @@ class TrainingConfig:
         _require(self, "device", lambda value: value in devices, f"must be one of {', '.join(devices)}")
 
 
-def _require(config: TrainingConfig, name: str, holds, rule: str) -> None:  # type: ignore[no-untyped-def]
+def _require(config: TrainingConfig, name: str, holds: Callable[[Any], bool], rule: str) -> None:
     value = getattr(config, name)
     if value is not None and not holds(value):
         raise UserError(f"training.{name} {rule}; got {value}; change --training.{name}")

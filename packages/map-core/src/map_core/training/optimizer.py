@@ -28,7 +28,8 @@ def default_parameter_groups(
     Raises:
         UserError: layer decay is asked of a model that does not say what its layers are.
     """
-    excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    ask: Any = getattr(model, "no_weight_decay", tuple)
+    excluded = ask()
     if layer_decay is None:
         return list(param_groups_weight_decay(model, weight_decay, no_weight_decay_list=excluded))
     if not hasattr(model, "group_matcher"):

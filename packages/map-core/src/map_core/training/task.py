@@ -67,12 +67,12 @@ class Task(abc.ABC):
         """Return metrics of ``model`` (unwrapped, eval mode, no gradients), the same on every process."""
         return {}
 
-    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
+    def export(self, model: nn.Module, directory: Path, weights: str) -> None:  # noqa: B027 (optional)
         """Write the trained weights of ``model`` (``weights`` is 'raw' or 'ema'); main process only."""
 
     def parameter_groups(self, config: TrainingConfig) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups, with ``lr_scale`` where a group is slower."""
         return default_parameter_groups(self.model, config.weight_decay, config.layer_decay)
 
-    def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
+    def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:  # noqa: B027 (optional)
         """Do what comes after the export, such as pictures; may add to ``summary``; main process only."""

@@ -1,0 +1,176 @@
+"""Checkpoints as directories that are either complete or not there.
+
+``checkpoints/step_00000123/`` is written under another name, synced to disk with a manifest of its files'
+sizes and SHA-256 sums, and renamed. A reader trusts a directory only if it agrees with its manifest.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from map_core.errors import UserError
+
+MANIFEST = "manifest.json"
+Writer = Callable[[Path], None]
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    Args:
+        directory: where they are; made when the first is written.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory, self.keep = directory, keep
+
+    def paths(self) -> list[Path]:
+        """Return the checkpoints, oldest first, usable or not."""
+        return sorted(self.directory.glob("step_*"))
+
+    def write(self, step: int, files: dict[str, Writer]) -> Path:
+        """Write ``files`` as the checkpoint of ``step``, then remove the oldest beyond ``keep``.
+
+        Raises:
+            UserError: the disk refused; nothing half-written is left and older checkpoints are as before.
+        """
+        final = self.directory / f"step_{step:08d}"
+        temporary = self.directory / f".writing_{final.name}"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for name, write in files.items():
+                write(temporary / name)
+            write_manifest(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            sync(self.directory)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = self.paths()
+            raise UserError(
+                f"cannot save checkpoint {final}: {error}; {free_space(self.directory)}; "
+                + (f"the one before, {kept[-1].name}, is unharmed" if kept else "there is none before it")
+                + "; make room, then continue with --resume auto"
+            ) from error
+        for old in self.paths()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def newest_usable(self) -> Path | None:
+        """Return the newest checkpoint that agrees with its manifest, warning of every newer one."""
+        for path in reversed(self.paths()):
+            fault = find_fault(path)
+            if fault is None:
+                return path
+            print(f"warning: skipping checkpoint {path}: {fault}", file=sys.stderr)
+        return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename checkpoints beyond ``step``, which a run resumed there would take for its own."""
+        for path in self.paths():
+            if path.name > f"step_{step:08d}":
+                aside = path.with_name(f"superseded_{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+
+
+def write_manifest(directory: Path) -> None:
+    """Sync every file of ``directory`` and list their sizes and hashes beside them."""
+    listed = {}
+    for path in sorted(directory.iterdir()):
+        sync(path)
+        listed[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest = directory / MANIFEST
+    manifest.write_text(json.dumps(listed, indent=2))
+    sync(manifest)
+    sync(directory)
+
+
+def find_fault(directory: Path) -> str | None:
+    """Say why the checkpoint in ``directory`` cannot be used, or return None."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        for name, entry in manifest.items():
+            size = (directory / name).stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes where {entry['bytes']} were written"
+            if sha256(directory / name) != entry["sha256"]:
+                return f"the contents of {name} have changed since it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def write_tensors(tensors: dict[str, Tensor]) -> Writer:
+    """Return a writer of ``tensors`` as safetensors; tied ones are written once for each name."""
+    separate = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return lambda path: save_file(separate, path)
+
+
+def write_pickle(state: dict[str, Any]) -> Writer:
+    """Return a writer of tensors and plain values in torch's format."""
+    return lambda path: torch.save(state, path)
+
+
+def write_json(value: dict[str, Any]) -> Writer:
+    """Return a writer of ``value`` as JSON."""
+
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(value, indent=2))
+
+    return write
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file."""
+    return load_file(path)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read tensors and plain values in torch's format, running nothing that the file may hold.
+
+    Raises:
+        UserError: the file holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} was refused: it does not hold just tensors and plain values, and nothing in it was run; "
+            "use a checkpoint that you trust"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until the file or directory at ``path`` is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_space(path: Path) -> str:
+    """Say how much room is left where ``path`` is."""
+    existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    return f"{shutil.disk_usage(existing).free / 1e9:.2f} GB are free there"

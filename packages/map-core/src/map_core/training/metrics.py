@@ -1,0 +1,92 @@
+"""metrics.jsonl, TensorBoard, and the means between two lines."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE = "metrics.jsonl"
+
+
+@dataclass
+class Window:
+    """Sums of scalars since the last line of metrics; a checkpoint keeps them, so that no mean is torn."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add one step's scalars."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means and begin anew."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Return what the constructor takes."""
+        return asdict(self)
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = directory / FILE
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def truncate_metrics(directory: Path, step: int, *, evaluated: bool) -> None:
+    """Drop what was logged after the checkpoint of ``step``, so that a resumed run repeats nothing.
+
+    ``evaluated`` says whether the checkpoint was written after the evaluation at ``step``.
+    """
+
+    def stays(line: dict[str, Any]) -> bool:
+        return line["step"] < step or (line["step"] == step and (line["kind"] == "train" or evaluated))
+
+    kept = [json.dumps(line) + "\n" for line in read_metrics(directory) if stays(line)]
+    temporary = directory / f".{FILE}"
+    temporary.write_text("".join(kept))
+    temporary.replace(directory / FILE)
+
+
+class MetricsLog:
+    """Appends lines of metrics to a run directory.
+
+    Args:
+        directory: the run directory.
+        tensorboard: also write TensorBoard events.
+        step: the step to go on from.
+    """
+
+    def __init__(self, directory: Path, *, tensorboard: bool, step: int) -> None:
+        self._file = (directory / FILE).open("a", buffering=1)
+        self._events: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # imports for a second, so only where wanted
+
+            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Write one line; ``kind`` is 'train' or 'evaluation'."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **finite}) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()

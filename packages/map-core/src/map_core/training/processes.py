@@ -1,0 +1,77 @@
+"""Accelerate, set up as the configuration says, and agreement between processes."""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
+
+from map_core.errors import UserError
+from map_core.training.config import TrainingConfig
+
+Result = TypeVar("Result")
+
+
+def build_accelerator(config: TrainingConfig) -> Accelerator:
+    """Start Accelerate on ``config.device``, alone or as one of the launcher's processes.
+
+    Raises:
+        UserError: the device is not there, or FSDP is asked of one that Accelerate would not shard on.
+    """
+    device = config.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device is cuda but torch sees no CUDA device; set --training.device auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("training.device is mps but torch sees no Apple GPU; set --training.device auto")
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or (device == "auto" and not has_gpu)
+    # A process may train several times, one run after the other, with other settings each time.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    GradientState._reset_state()
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision="bf16" if config.precision == "bf16" else "no", rng_types=[]
+    )
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
+        raise UserError(
+            f"FSDP was asked for, but Accelerate does not shard on {accelerator.device.type} with "
+            f"{accelerator.num_processes} process(es) "
+            "and would train with DDP; launch on GPUs, or without FSDP"
+        )
+    if is_sharded(accelerator) and int(os.environ.get("FSDP_VERSION", "1")) != 2:
+        raise UserError("FSDP version 1 is not supported; launch with --fsdp_version 2")
+    return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Say whether parameters are sharded over the processes."""
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Run ``function`` on the main process and return its result, or raise its :class:`UserError`, on all."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def mean_over_processes(accelerator: Accelerator, values: dict[str, Any]) -> dict[str, float]:
+    """Return the mean of each scalar over all processes, in one reduction."""
+    numbers = [
+        torch.as_tensor(value, dtype=torch.float32).detach().to(accelerator.device)
+        for value in values.values()
+    ]
+    stacked = torch.stack([number.reshape(()) for number in numbers])
+    if accelerator.num_processes > 1:
+        stacked = accelerator.reduce(stacked, reduction="mean")
+    return dict(zip(values, stacked.tolist(), strict=True))

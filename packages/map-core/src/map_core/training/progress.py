@@ -1,0 +1,50 @@
+"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress:
+    """Progress over all steps of a run, on stderr.
+
+    Args:
+        total: steps of the run.
+        start: steps done before.
+        shown: False shows messages only.
+    """
+
+    def __init__(self, total: int, start: int, *, shown: bool) -> None:
+        self._total, self._start, self._done = total, start, start
+        self._began = time.monotonic()
+        self._last_line = self._began
+        self._lines = shown and not sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", dynamic_ncols=True, disable=not shown or self._lines
+        )
+
+    def advance(self, loss: float, images_per_second: float) -> None:
+        """Count one step."""
+        self._done += 1
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.1f} images/s", refresh=False)
+        self._bar.update()
+        now = time.monotonic()
+        if self._lines and (now - self._last_line > SECONDS_BETWEEN_LINES or self._done == self._total):
+            self._last_line = now
+            left = (now - self._began) / (self._done - self._start) * (self._total - self._done)
+            self.say(
+                f"step {self._done}/{self._total}, loss {loss:.4f}, {images_per_second:.1f} images/s, "
+                f"{tqdm.format_interval(left)} left"
+            )
+
+    def say(self, message: str) -> None:
+        """Print a message without disturbing the bar."""
+        self._bar.write(message, file=sys.stderr)
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()

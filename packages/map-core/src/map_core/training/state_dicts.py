@@ -1,0 +1,82 @@
+"""Whole state dicts of plain modules (also those inside DDP) and sharded ones, under the module's own names.
+
+Every process calls these functions; the main process alone receives what is to be written.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from map_core.errors import UserError
+
+GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
+SCATTER = StateDictOptions(full_state_dict=True)
+SHOWN = 5  # names in an error message
+
+
+def gather_model(model: nn.Module) -> dict[str, Any]:
+    """Return the whole model's parameters and buffers, on the CPU of the main process."""
+    return get_model_state_dict(model, options=GATHER)
+
+
+def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the whole optimizer state by parameter name, on the CPU of the main process."""
+    return get_optimizer_state_dict(model, optimizer, options=GATHER)
+
+
+def scatter_model(model: nn.Module, state: dict[str, Any], source: str) -> None:
+    """Load ``state``, the same on every process, into ``model``.
+
+    Raises:
+        UserError: a name or shape differs; ``source`` is where the state came from.
+    """
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    refuse_differences(own, {name: tuple(value.shape) for name, value in state.items()}, source)
+    set_model_state_dict(model, state, options=SCATTER)
+
+
+def scatter_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], source: str
+) -> None:
+    """Load ``state``, the same on every process, into ``optimizer``.
+
+    Raises:
+        UserError: it was saved for other parameters or other groups.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    own = {f"group {i}": [names[id(p)] for p in g["params"]] for i, g in enumerate(optimizer.param_groups)}
+    saved = {f"group {i}": list(group["params"]) for i, group in enumerate(state["param_groups"])}
+    if own != saved:
+        raise UserError(
+            f"{source} belongs to another optimizer: it has {len(saved)} parameter groups of "
+            f"{[len(group) for group in saved.values()]} parameters, this run {len(own)} of "
+            f"{[len(group) for group in own.values()]}, or their names differ; resume with the settings that "
+            "wrote it, or start anew with another --out"
+        )
+    set_optimizer_state_dict(model, optimizer, state, options=SCATTER)
+
+
+def refuse_differences(own: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> None:
+    """Raise a :class:`UserError` that lists missing, unknown and misshaped names, if there are any."""
+    differences = [f"{name} is missing" for name in own if name not in saved]
+    differences += [f"{name} is unknown to the model" for name in saved if name not in own]
+    differences += [
+        f"{name} has shape {saved[name]}, the model {own[name]}"
+        for name in own
+        if name in saved and saved[name] != own[name]
+    ]
+    if differences:
+        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise UserError(
+            f"{source} belongs to another model: {'; '.join(differences[:SHOWN])}{more}; resume with the "
+            "settings that wrote it, or start anew with another --out"
+        )
