@@ -4,6 +4,7 @@ import contextlib
 import errno
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,31 +84,34 @@ def train(
             recorder.close()
 
 
+@dataclass(frozen=True)
 class Run:
     """A run whose parts are all set up."""
 
-    def __init__(
-        self,
-        task: Task,
-        config: TrainingConfig,
-        plan: RunPlan,
-        out: Path,
-        settings: dict[str, Any],
-        checkpoints: Checkpoints,
-        accelerator: Accelerator,
-        learner: Learner,
-        recorder: Recorder,
-        interruption: Interruption,
-    ) -> None:
-        self.task, self.config, self.plan, self.out, self.settings = task, config, plan, out, settings
-        self.checkpoints, self.accelerator = checkpoints, accelerator
-        self.learner, self.recorder, self.interruption = learner, recorder, interruption
-        self.schedule = Schedule.of(config, plan.steps_per_epoch)
-        self.stop = min(plan.total_steps, config.max_steps or plan.total_steps)
+    task: Task
+    config: TrainingConfig
+    plan: RunPlan
+    out: Path
+    settings: dict[str, Any]
+    checkpoints: Checkpoints
+    accelerator: Accelerator
+    learner: Learner
+    recorder: Recorder
+    interruption: Interruption
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate by step."""
+        return Schedule.of(self.config, self.plan.steps_per_epoch)
+
+    @property
+    def stop(self) -> int:
+        """The step to stop at."""
+        return min(self.plan.total_steps, self.config.max_steps or self.plan.total_steps)
 
     def from_step(self, start: int) -> dict[str, Any]:
         """Train from optimizer step ``start`` to the last, then export; return the summary."""
-        config, recorder, learner = self.config, self.recorder, self.learner
+        config, recorder, learner, schedule = self.config, self.recorder, self.learner, self.schedule
         self.announce(start)
         if start and recorder.evaluation is None and self.due(start, config.evaluate_epochs):
             self.evaluate(start)  # the run was stopped before it could
@@ -122,7 +126,7 @@ class Run:
         learner.model.train()
         for index in range(start, self.stop):
             recorder.start_step()
-            lr = self.schedule(index)
+            lr = schedule(index)
             set_learning_rate(learner.optimizer, lr)
             scalars = learner.accumulate(batches, self.plan, index)
             scalars["_stop"] = float(self.interruption.requested)
