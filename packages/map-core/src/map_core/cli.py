@@ -231,7 +231,7 @@ def explain(message: str, command: Command, config_file: str | None) -> str:
         )
     if match := re.search(r"arguments are required: (.+)", message):
         return f"missing {', '.join(f'--{name.strip()}' for name in match[1].split(','))}"
-    message = re.sub(r"an? <class '([\w.]+)'>", r"\1", message).replace("typing.", "")
+    message = re.sub(r"(?:an? )?<class '([\w.]+)'>", r"\1", message).replace("typing.", "")
     message = re.sub(r'^Parser key "([\w.]+)":', r"--\1:", message)
     return message + (f" (after reading {config_file})" if config_file else "")
 

@@ -34,7 +34,9 @@ def expand_layout(layout: str) -> str:
     """
     letters = ""
     for part in layout.replace(" ", "").split(","):
-        match = re.fullmatch(r"(?:\((?P<group>[A-Z]+)\)|(?P<single>[A-Z])|(?P<plain>[A-Z]+))(?:x(?P<count>[1-9]\d*))?", part)
+        match = re.fullmatch(
+            r"(?:\((?P<group>[A-Z]+)\)|(?P<single>[A-Z])|(?P<plain>[A-Z]+))(?:x(?P<count>[1-9]\d*))?", part
+        )
         if match is None or (match["plain"] and match["count"]):
             raise UserError(
                 f"layout {layout!r} does not parse at {part!r}; write letters with counts, for example "
@@ -81,7 +83,10 @@ class Registers(nn.Module):
     def _order(self, length: int) -> list[int]:
         """Indices into (registers, tokens) in sequence order."""
         places = set(self.places(length))
-        registers, others = iter(range(self.num_registers)), iter(range(self.num_registers, self.num_registers + length))
+        registers, others = (
+            iter(range(self.num_registers)),
+            iter(range(self.num_registers, self.num_registers + length)),
+        )
         return [next(registers) if i in places else next(others) for i in range(self.num_registers + length)]
 
 
@@ -133,7 +138,9 @@ class HybridEncoder(nn.Module):
         self.position = position
         self.registers = registers
         rates = [drop_path_rate * i / max(len(letters) - 1, 1) for i in range(len(letters))]
-        self.blocks = nn.ModuleList(block_makers[kind](embed_dim, rate) for kind, rate in zip(letters, rates, strict=True))
+        self.blocks = nn.ModuleList(
+            block_makers[kind](embed_dim, rate) for kind, rate in zip(letters, rates, strict=True)
+        )
         self.norm = norm
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:

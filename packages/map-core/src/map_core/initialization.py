@@ -22,6 +22,15 @@ def keep_init(module: nn.Module) -> None:
     module._keep_init = True  # type: ignore[assignment]
 
 
+def undecayed_parameters(module: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay must leave alone: Mamba's A, positions, registers, mask tokens.
+
+    Vectors (biases, norms, D) are not decayed either; timm's parameter groups see to those.
+    """
+    tables = ("position.", "registers.", "mask_token", "A_log")
+    return {name for name, _ in module.named_parameters() if any(table in name for table in tables)}
+
+
 def inverse_softplus(value: Tensor) -> Tensor:
     """Return x with softplus(x) = value, for value > 0."""
     return value + torch.log(-torch.expm1(-value))

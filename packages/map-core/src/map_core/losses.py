@@ -27,7 +27,11 @@ def denormalize_prediction(
 
 
 def masked_mse(
-    prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"], *, normalize: bool = True, eps: float = 1e-6
+    prediction: Float[Tensor, "b h t"],
+    target: Float[Tensor, "b h t"],
+    *,
+    normalize: bool = True,
+    eps: float = 1e-6,
 ) -> Float[Tensor, ""]:
     """Mean squared error over hidden tokens, in float32, on per-patch-normalised targets unless told otherwise.
 

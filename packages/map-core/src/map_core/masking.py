@@ -92,7 +92,9 @@ def sample_mask(
         hidden = _hidden_within_regions(tokens, score, count)
     else:
         raise UserError(f"mask scope {scope!r} is unknown; {near_matches(scope, get_args(MaskScope))}")
-    order = torch.argsort(hidden.to(torch.uint8), dim=1, stable=True)  # visible first, each part in scan order
+    order = torch.argsort(
+        hidden.to(torch.uint8), dim=1, stable=True
+    )  # visible first, each part in scan order
     kept = tokens.length - count
     return TokenMask(hidden=hidden, keep=order[:, :kept], drop=order[:, kept:])
 
@@ -117,16 +119,22 @@ def _hiding_score(tokens: Tokens, strategy: str, noise: Tensor | None) -> Float[
         if noise is None:
             return torch.rand(shape, device=device)
         if tuple(noise.shape) != shape:
-            raise UserError(f"noise has shape {tuple(noise.shape)}, the tokens have {shape}; draw it for these tokens")
+            raise UserError(
+                f"noise has shape {tuple(noise.shape)}, the tokens have {shape}; draw it for these tokens"
+            )
         return noise.to(device)
     index = torch.arange(tokens.length, device=device, dtype=torch.float64)
     if strategy == "sequential":
         return index.expand(shape)
     if strategy == "diagonal":
         if tokens.grid is None:
-            raise UserError("mask strategy 'diagonal' needs tokens on a grid; these have none: use 'random' or 'sequential'")
+            raise UserError(
+                "mask strategy 'diagonal' needs tokens on a grid; these have none: use 'random' or 'sequential'"
+            )
         return (tokens.position.double().sum(-1) + index / tokens.length).expand(shape)
-    raise UserError(f"mask strategy {strategy!r} is unknown; {near_matches(strategy, get_args(MaskStrategy))}")
+    raise UserError(
+        f"mask strategy {strategy!r} is unknown; {near_matches(strategy, get_args(MaskStrategy))}"
+    )
 
 
 def _descending_rank(score: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from map_core.decoder import RegionDecoder
 from map_core.encoder import Encoder
 from map_core.errors import UserError
-from map_core.initialization import init_weights
+from map_core.initialization import init_weights, undecayed_parameters
 from map_core.losses import masked_mse
 from map_core.masking import MaskScope, MaskStrategy, TokenMask, sample_mask, truncated_normal_ratio
 from map_core.regions import AttentionMaskKind, region_attention_mask
@@ -77,7 +77,9 @@ class MaskedAutoregression(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(encoder, Encoder):
-            raise UserError(f"encoder {type(encoder).__name__} needs an encode(tokens, mask) method and embed_dim")
+            raise UserError(
+                f"encoder {type(encoder).__name__} needs an encode(tokens, mask) method and embed_dim"
+            )
         self.tokenizer, self.encoder = tokenizer, encoder
         self.decoder, self.head = decoder, head
         self.loss, self.region_rule = loss, region_rule
@@ -97,19 +99,24 @@ class MaskedAutoregression(nn.Module):
             noise: Decides the random strategy, see :func:`~map_core.masking.mask_noise`.
         """
         tokens = self.tokenizer(inputs)
-        mask = sample_mask(tokens, ratio or self.mask_ratio, self.mask_strategy, noise=noise, scope=self.mask_scope)
+        mask = sample_mask(
+            tokens, ratio or self.mask_ratio, self.mask_strategy, noise=noise, scope=self.mask_scope
+        )
         features = self.encoder.encode(tokens, mask)
         attention_mask = region_attention_mask(self.region_rule(tokens, mask), self.attention)
         prediction = self.head(self.decoder(features, tokens, mask, attention_mask))
         loss = self.loss(prediction, gather_tokens(tokens.target, mask.drop))
         return Reconstruction(loss, prediction, tokens, mask)
 
+    def no_weight_decay(self) -> set[str]:
+        return undecayed_parameters(self)
+
 
 @dataclass
 class ObjectiveConfig:
     """What is hidden, and how it is reconstructed.
 
-    Attributes:
+    Args:
         mask_ratio: Share of tokens hidden from the encoder, inside (0, 1).
         mask_ratio_std: Draw the ratio of each step from a normal around mask_ratio with this deviation, truncated to
             mask_ratio_bounds (the authors' code: .25); fixed when not given.
@@ -161,4 +168,6 @@ class ObjectiveConfig:
         """The masking ratio of a step: fixed, or one keyed draw for all processes."""
         if self.mask_ratio_std is None:
             return self.mask_ratio
-        return truncated_normal_ratio(seed, step, self.mask_ratio, self.mask_ratio_std, self.mask_ratio_bounds)
+        return truncated_normal_ratio(
+            seed, step, self.mask_ratio, self.mask_ratio_std, self.mask_ratio_bounds
+        )

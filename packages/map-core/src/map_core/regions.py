@@ -35,5 +35,7 @@ def region_attention_mask(region: Int[Tensor, "*b l"], kind: AttentionMaskKind) 
         not_after = index.unsqueeze(-2) <= index.unsqueeze(-1)
         allowed = (key < query) | ((key == query) & not_after)
     else:
-        raise UserError(f"attention mask kind {kind!r} is unknown; {near_matches(kind, ATTENTION_MASK_KINDS)}")
+        raise UserError(
+            f"attention mask kind {kind!r} is unknown; {near_matches(kind, ATTENTION_MASK_KINDS)}"
+        )
     return allowed | (key == GLOBAL_REGION)

@@ -1,7 +1,6 @@
 """HybridNet and its relatives: one class of image model, from Mamba-only to Transformer-only, in timm's vocabulary."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from map_core import HybridEncoder, LayerFeatures, Registers, UserError
 from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 from map_core.blocks.norm import NormKind
-from map_core.initialization import init_weights
+from map_core.initialization import init_weights, undecayed_parameters
 from map_vision.patches import PatchEmbed, patch_grid
 from map_vision.positions import PositionKind, make_grid_position
 from map_vision.scan_orders import ScanOrder, raster_order, scan_order
@@ -105,8 +104,9 @@ class HybridNet(nn.Module):
         self.num_features = self.embed_dim = embed_dim
         self.num_prefix_tokens = num_registers
         self.patch_size: tuple[int, int] = to_2tuple(patch_size)
+        self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.order: ScanOrder = order
-        grid = patch_grid(to_2tuple(img_size), self.patch_size)
+        grid = patch_grid(self.img_size, self.patch_size)
 
         self.patch_embed = PatchEmbed(self.patch_size, in_chans, embed_dim)
         self.encoder = HybridEncoder(
@@ -123,7 +123,9 @@ class HybridNet(nn.Module):
             drop_path_rate=drop_path_rate,
             registers=Registers(num_registers, embed_dim, spread=spread_registers) if num_registers else None,
         )
-        self.neck = RegisterNeck(embed_dim, num_registers, neck_reduction) if global_pool == "register" else None
+        self.neck = (
+            RegisterNeck(embed_dim, num_registers, neck_reduction) if global_pool == "register" else None
+        )
         self.head_hidden_size = self.neck.out_features if self.neck else embed_dim
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._make_head(num_classes)
@@ -221,9 +223,7 @@ class HybridNet(nn.Module):
         self.head = self._make_head(num_classes).to(self.patch_embed.proj.weight.device)
 
     def no_weight_decay(self) -> set[str]:
-        """Positions, registers and Mamba's A are not decayed (nor anything one-dimensional)."""
-        exempt = ("encoder.position.", "encoder.registers.", "A_log")
-        return {name for name, _ in self.named_parameters() if name.startswith(exempt[:2]) or name.endswith(exempt[2])}
+        return undecayed_parameters(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups in the order of layer decay: embeddings, then one a layer, Mamba and Transformer alike."""

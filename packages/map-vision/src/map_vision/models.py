@@ -11,10 +11,18 @@ from map_vision.weights import convert_state
 
 # Sizes that fit the paper's parameter counts (12M, 37M, 128M, 443M); the Transformer's MLP ratio is 2, 2, 1, 1.
 HYBRID_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(embed_dim=192, layout="(MMMT)x8", num_heads=12, mlp_ratio=2.0, num_registers=12, neck_reduction=1),
-    "small": dict(embed_dim=384, layout="(MMMT)x8", num_heads=12, mlp_ratio=2.0, num_registers=12, neck_reduction=2),
-    "base": dict(embed_dim=768, layout="(MMMT)x8", num_heads=12, mlp_ratio=1.0, num_registers=12, neck_reduction=4),
-    "large": dict(embed_dim=1024, layout="(MMMT)x16", num_heads=16, mlp_ratio=1.0, num_registers=16, neck_reduction=8),
+    "tiny": dict(
+        embed_dim=192, layout="(MMMT)x8", num_heads=12, mlp_ratio=2.0, num_registers=12, neck_reduction=1
+    ),
+    "small": dict(
+        embed_dim=384, layout="(MMMT)x8", num_heads=12, mlp_ratio=2.0, num_registers=12, neck_reduction=2
+    ),
+    "base": dict(
+        embed_dim=768, layout="(MMMT)x8", num_heads=12, mlp_ratio=1.0, num_registers=12, neck_reduction=4
+    ),
+    "large": dict(
+        embed_dim=1024, layout="(MMMT)x16", num_heads=16, mlp_ratio=1.0, num_registers=16, neck_reduction=8
+    ),
 }
 MAMBA_LAYOUTS = {"tiny": "Mx24", "small": "Mx24", "base": "Mx24", "large": "Mx48"}
 VIT_SIZES: dict[str, dict[str, Any]] = {
@@ -24,7 +32,12 @@ VIT_SIZES: dict[str, dict[str, Any]] = {
     "large": dict(embed_dim=1024, layout="Tx24", num_heads=16),
 }
 VIT_FORM: dict[str, Any] = dict(
-    mlp_ratio=4.0, num_registers=1, spread_registers=False, neck_reduction=1, final_norm="layer", norm_eps=1e-6
+    mlp_ratio=4.0,
+    num_registers=1,
+    spread_registers=False,
+    neck_reduction=1,
+    final_norm="layer",
+    norm_eps=1e-6,
 )
 
 
@@ -57,7 +70,9 @@ def _architectures() -> dict[str, tuple[int, dict[str, Any]]]:
 
 ARCHITECTURES = _architectures()
 MODEL_NAMES = tuple(ARCHITECTURES)
-default_cfgs = generate_default_cfgs({name: _default_cfg(img_size) for name, (img_size, _) in ARCHITECTURES.items()})
+default_cfgs = generate_default_cfgs(
+    {name: _default_cfg(img_size) for name, (img_size, _) in ARCHITECTURES.items()}
+)
 
 
 def _entrypoint(name: str) -> Callable[..., HybridNet]:

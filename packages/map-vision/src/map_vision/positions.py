@@ -36,7 +36,9 @@ def resize_table(table: Float[Tensor, "rows cols d"], grid: tuple[int, int]) -> 
     return resized[0].permute(1, 2, 0).to(table.dtype)
 
 
-def look_up(table: Float[Tensor, "rows cols d"], position: Float[Tensor, "#b l 2"]) -> Float[Tensor, "#b l d"]:
+def look_up(
+    table: Float[Tensor, "rows cols d"], position: Float[Tensor, "#b l 2"]
+) -> Float[Tensor, "#b l d"]:
     """Pick the entries at (row, column) positions."""
     row, col = position.long().unbind(-1)
     return F.embedding(row * table.shape[1] + col, table.flatten(0, 1))
@@ -61,7 +63,12 @@ class LearnedGridPosition(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         key = prefix + "table"
         source, own = state_dict.get(key), tuple(self.table.shape)
-        if source is not None and source.ndim == 3 and source.shape[2] == own[2] and tuple(source.shape) != own:
+        if (
+            source is not None
+            and source.ndim == 3
+            and source.shape[2] == own[2]
+            and tuple(source.shape) != own
+        ):
             log.warning("%s: positions resampled from %dx%d to %dx%d", key, *source.shape[:2], *own[:2])
             state_dict[key] = resize_table(source, own[:2])
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -77,7 +84,9 @@ class SinCosGridPosition(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         if embed_dim % 4:
-            raise UserError(f"embed_dim ({embed_dim}) must be a multiple of 4 for sin-cos positions; use 'learned'")
+            raise UserError(
+                f"embed_dim ({embed_dim}) must be a multiple of 4 for sin-cos positions; use 'learned'"
+            )
         self.embed_dim = embed_dim
 
     def forward(self, position: Float[Tensor, "#b l 2"], grid: tuple[int, int]) -> Float[Tensor, "#b l d"]:

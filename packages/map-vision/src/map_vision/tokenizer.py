@@ -47,5 +47,9 @@ class ImageTokenizer(nn.Module):
 
         target: Any = scanned(patchify(images, self.patch_embed.patch_size)) if self.targets else None
         return Tokens(
-            embedding=scanned(self.patch_embed(images)), position=place, region=region, target=target, grid=grid
+            embedding=scanned(self.patch_embed(images)),
+            position=place,
+            region=region,
+            target=target,
+            grid=grid,
         )

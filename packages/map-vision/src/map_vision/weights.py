@@ -59,7 +59,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
             f"{file} holds more than tensors and was refused: loading it could run code; convert it to safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as weights ({error}); it may be cut off: copy or export it again") from error
+        raise UserError(
+            f"{file} cannot be read as weights ({error}); it may be cut off: copy or export it again"
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -87,7 +89,11 @@ def load_init(model: nn.Module, path: str | Path) -> LoadReport:
     state, file = read_weights(path)
     state = convert_state(state, model)
     own = model.state_dict()
-    if "head.weight" in state and "head.weight" in own and state["head.weight"].shape != own["head.weight"].shape:
+    if (
+        "head.weight" in state
+        and "head.weight" in own
+        and state["head.weight"].shape != own["head.weight"].shape
+    ):
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
     missing = [key for key in own if key not in state and not key.startswith(NEW_IN_CLASSIFIER)]
     unused = [key for key in state if key not in own]
@@ -129,7 +135,9 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
     patches = position[1:]
     side = round(len(patches) ** 0.5)  # timm's ViT tables are square
     if side * side != len(patches):
-        raise UserError(f"pos_embed has {len(patches)} patch positions, which is no square grid; resample it first")
+        raise UserError(
+            f"pos_embed has {len(patches)} patch positions, which is no square grid; resample it first"
+        )
     converted = {
         "encoder.registers.token": state["cls_token"][0],
         "encoder.registers.position": position[:1],

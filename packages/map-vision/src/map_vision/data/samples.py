@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -86,19 +86,19 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         """Return one image as it is stored, before any transform."""
         return self._readable(position)[1]
 
-    def with_transform(self, transform: Transform) -> Self:
+    def with_transform(self, transform: Transform) -> "ImageSamples":
         """Return the same images under another transform; skipped images are counted together."""
         other = copy.copy(self)
         other.transform = transform
         return other
 
-    def select(self, indices: np.ndarray) -> Self:
+    def select(self, indices: np.ndarray) -> "ImageSamples":
         """Return the images ``indices`` of the source; skipped images are counted together."""
         other = copy.copy(self)
         other.indices = indices
         return other
 
-    def without_unreadable(self) -> Self:
+    def without_unreadable(self) -> "ImageSamples":
         """Decode every image once and return the readable ones: evaluation must not count a stand-in."""
         with ThreadPoolExecutor() as pool:
             readable = list(pool.map(lambda index: self._try(index) is not None, self.indices.tolist()))

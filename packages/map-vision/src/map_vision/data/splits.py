@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class Split:
     indices: np.ndarray
 
     @classmethod
-    def whole(cls, source: ImageSource) -> Self:
+    def whole(cls, source: ImageSource) -> "Split":
         return cls(source, np.arange(len(source)))
 
     def select(self, positions: np.ndarray) -> "Split":

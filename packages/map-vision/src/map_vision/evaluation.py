@@ -1,0 +1,184 @@
+"""Evaluation: classification accuracy, features, nearest neighbours, class probabilities."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from map_core.errors import UserError
+from map_vision.data import ImageSamples
+from map_vision.hybridnet import HybridNet
+
+
+@dataclass
+class EvaluationConfig:
+    """How images are run through a model.
+
+    Args:
+        batch_size: Images at once, per process.
+        workers: Loading processes.
+        device: auto, cpu or cuda.
+        precision: Arithmetic of the forward pass.
+        progress: Show a progress bar.
+    """
+
+    batch_size: int = 128
+    workers: int = 2
+    device: str = "auto"
+    precision: str = "fp32"
+    progress: bool = True
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` names.
+
+    Raises:
+        UserError: an unknown name, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device must be auto, cpu or cuda; got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' asked for, but torch sees no GPU; use --evaluation.device cpu")
+    return torch.device(name)
+
+
+def batches(
+    samples: ImageSamples,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    shard: tuple[int, int] = (0, 1),
+    progress: str | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) on ``device`` in the order of the samples.
+
+    Args:
+        samples: Images.
+        batch_size, workers: Of the loader.
+        device: Where the batches go.
+        shard: (i, n): take samples i, i + n, i + 2n, ...
+        progress: Title of a progress bar, None for none.
+    """
+    subset = Subset(samples, range(shard[0], len(samples), shard[1]))
+    loader = DataLoader(subset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    for images, labels in tqdm(loader, desc=progress, disable=progress is None, leave=False):
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to bf16 when asked for."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def classification_totals(
+    model: nn.Module,
+    samples: ImageSamples,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    precision: str = "fp32",
+    shard: tuple[int, int] = (0, 1),
+    progress: str | None = None,
+) -> Float[Tensor, "4"]:
+    """Sums over the (shard of the) samples: correct, correct among five, cross-entropy, count. See :func:`batches`."""
+    model.eval()
+    totals = torch.zeros(4, dtype=torch.float64)
+    for images, labels in batches(
+        samples, batch_size=batch_size, workers=workers, device=device, shard=shard, progress=progress
+    ):
+        with autocast(device, precision):
+            logits = model(images).float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.unsqueeze(1)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums = (best[:, 0].sum(), best.sum(), loss, torch.tensor(len(labels)))
+        totals += torch.tensor([float(value) for value in sums], dtype=torch.float64)
+    return totals
+
+
+def classification_metrics(totals: Float[Tensor, "4"]) -> dict[str, float]:
+    """Accuracies in percent and the mean loss, from :func:`classification_totals`."""
+    top1, top5, loss, count = totals.tolist()
+    return {
+        "test_accuracy": 100 * top1 / count,
+        "test_accuracy_top5": 100 * top5 / count,
+        "test_loss": loss / count,
+    }
+
+
+@torch.no_grad()
+def extract_features(
+    model: HybridNet, samples: ImageSamples, config: EvaluationConfig, *, title: str = "features"
+) -> tuple[Float[np.ndarray, "n f"], Int[np.ndarray, " n"]]:
+    """Pooled features (what the head reads) and labels of all samples, in order."""
+    device = choose_device(config.device)
+    model = model.to(device).eval()
+    features, labels = [], []
+    for images, targets in batches(
+        samples,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        progress=title if config.progress else None,
+    ):
+        with autocast(device, config.precision):
+            pooled = model.forward_head(model.forward_features(images), pre_logits=True)
+        features.append(pooled.float().cpu().numpy())
+        labels.append(targets.cpu().numpy())
+    return np.concatenate(features), np.concatenate(labels)
+
+
+@torch.no_grad()
+def predict_probabilities(
+    model: HybridNet, samples: ImageSamples, config: EvaluationConfig
+) -> Float[np.ndarray, "n k"]:
+    """Class probabilities of all samples, in order."""
+    device = choose_device(config.device)
+    model = model.to(device).eval()
+    rows = []
+    for images, _ in batches(
+        samples,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        progress="predict" if config.progress else None,
+    ):
+        with autocast(device, config.precision):
+            rows.append(model(images).float().softmax(1).cpu().numpy())
+    return np.concatenate(rows)
+
+
+def knn_accuracy(
+    train_features: Float[np.ndarray, "n f"],
+    train_labels: Int[np.ndarray, " n"],
+    features: Float[np.ndarray, "m f"],
+    labels: Int[np.ndarray, " m"],
+    *,
+    neighbors: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Accuracy in percent of cosine nearest neighbours voting with weights exp(similarity / temperature).
+
+    Source: the protocol of instance discrimination (arXiv 1805.01978, section 3.4).
+    """
+    neighbors = min(neighbors, len(train_features))
+    bank = F.normalize(torch.from_numpy(train_features), dim=1)
+    bank_labels = torch.from_numpy(train_labels).long()
+    num_classes = int(max(train_labels.max(), labels.max())) + 1
+    correct = 0
+    for start in range(0, len(features), 1024):
+        queries = F.normalize(torch.from_numpy(features[start : start + 1024]), dim=1)
+        similarity, index = (queries @ bank.T).topk(neighbors, dim=1)
+        votes = F.one_hot(bank_labels[index], num_classes) * (similarity / temperature).exp().unsqueeze(-1)
+        correct += int((votes.sum(1).argmax(1) == torch.from_numpy(labels[start : start + 1024])).sum())
+    return 100 * correct / len(features)

@@ -1,0 +1,67 @@
+"""Mixup and CutMix, keyed by the step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from timm.data import Mixup
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.randomness import derive_seed
+from map_core.training import Step
+
+
+@dataclass
+class MixingConfig:
+    """Mixup and CutMix of a batch; both 0 leaves batches alone.
+
+    Args:
+        mixup: Alpha of Mixup.
+        cutmix: Alpha of CutMix.
+        mix_prob: Probability of mixing a batch.
+        mix_switch_prob: Probability of CutMix where both are on.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch_prob: float = 0.5
+
+
+class BatchMixer:
+    """Mix the images and labels of a micro-batch, the same way whenever the step is repeated.
+
+    Args:
+        config: What to mix.
+        num_classes: Classes of the soft labels.
+        smoothing: Label smoothing.
+    """
+
+    def __init__(self, config: MixingConfig, *, num_classes: int, smoothing: float = 0.0) -> None:
+        self.enabled = config.mixup > 0 or config.cutmix > 0
+        self.mixup = Mixup(
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            prob=config.mix_prob,
+            switch_prob=config.mix_switch_prob,
+            label_smoothing=smoothing,
+            num_classes=max(num_classes, 1),
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Return mixed images and soft labels (b, num_classes).
+
+        Raises:
+            UserError: an odd micro-batch, whose images cannot be paired.
+        """
+        if len(images) % 2:
+            raise UserError(
+                f"mixup and cutmix pair images, but a micro-batch has {len(images)}: choose an even "
+                "training.batch_size / (processes * accumulation_steps)"
+            )
+        state = np.random.get_state()  # noqa: NPY002 (timm's Mixup draws from numpy's global generator)
+        np.random.seed(derive_seed(step.seed, "mixup", step.index, step.samples.start) % 2**32)  # noqa: NPY002
+        try:
+            return self.mixup(images.clone(), labels)
+        finally:
+            np.random.set_state(state)  # noqa: NPY002

@@ -1,0 +1,188 @@
+"""Pretraining of image models: the objective over patches, as a task of the training engine."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder, mask_noise, masked_mse
+from map_core.errors import UserError
+from map_core.training import Step, Task, TrainingConfig
+from map_vision.data import DataConfig, ImageData, load_image_data
+from map_vision.factory import ModelConfig, create_backbone, describe_model, described_model
+from map_vision.hybridnet import HybridNet
+from map_vision.mixing import BatchMixer, MixingConfig
+from map_vision.patches import patch_grid
+from map_vision.positions import make_grid_position
+from map_vision.reconstruction import draw_reconstructions
+from map_vision.scan_orders import RegionKind
+from map_vision.tokenizer import ImageTokenizer
+from map_vision.weights import load_init, read_description, read_weights, save_weights
+
+PRETRAINING_FILE = "pretraining.safetensors"
+PICTURES = 6
+
+
+@dataclass
+class ImageObjectiveConfig(MixingConfig, ObjectiveConfig):
+    """The objective over image patches.
+
+    Args:
+        region: What is predicted at once: a row, a column or a block of patches.
+        block_size: Rows and columns of patches of a block.
+    """
+
+    region: RegionKind = "row"
+    block_size: tuple[int, int] = (4, 4)
+
+
+@dataclass
+class PretrainConfig:
+    """Masked autoregressive pretraining.
+
+    Args:
+        data: Images; labels are not used.
+        model: The encoder.
+        objective: What is hidden and how it is reconstructed.
+        training: Epochs, batch, learning rate and the like.
+        init: Start the encoder from this run or weights file.
+        resume: 'auto' continues the newest checkpoint in out; a path continues that one.
+        out: Run directory.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ImageObjectiveConfig = field(default_factory=ImageObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    init: str | None = None
+    resume: str | None = None
+    out: str = "runs/pretrain"
+
+
+def build_objective(model: HybridNet, config: ImageObjectiveConfig) -> MaskedAutoregression:
+    """Put a model's patch embedding and encoder under the objective; both stay shared with the model."""
+    config.validate()
+    if model.encoder.registers is not None:
+        raise UserError("pretraining has no registers: create the model with num_registers=0, global_pool='avg'")
+    patch_embed = model.patch_embed
+    ph, pw = patch_embed.patch_size
+    grid = patch_grid(model.img_size, patch_embed.patch_size)
+    decoder = RegionDecoder(
+        model.embed_dim,
+        make_grid_position(config.decoder_position, grid, config.decoder_dim),
+        embed_dim=config.decoder_dim,
+        depth=config.decoder_depth,
+        num_heads=config.decoder_heads,
+        mlp_ratio=config.decoder_mlp_ratio,
+    )
+    return MaskedAutoregression(
+        ImageTokenizer(patch_embed, order=model.order, region=config.region, block_size=config.block_size),
+        model.encoder,
+        decoder,
+        nn.Linear(config.decoder_dim, ph * pw * patch_embed.in_chans),
+        loss=partial(masked_mse, normalize=config.normalize_targets),
+        mask_ratio=config.mask_ratio,
+        mask_strategy=config.mask_strategy,
+        mask_scope=config.mask_scope,
+        attention=config.attention,
+    )
+
+
+def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split an objective's state into the timm model's (its own key names) and the rest (decoder and head)."""
+    model, rest = {}, {}
+    for key, value in state.items():
+        if key.startswith("tokenizer.patch_embed."):
+            model[key.removeprefix("tokenizer.")] = value
+        elif key.startswith("encoder."):
+            model[key] = value
+        else:
+            rest[key] = value
+    return model, rest
+
+
+class PretrainTask(Task):
+    """Masked autoregressive pretraining on images.
+
+    Args:
+        config: The run's configuration.
+        data: Opened images, from ``config.data`` when None.
+    """
+
+    name = "pretrain"
+
+    def __init__(self, config: PretrainConfig, data: ImageData | None = None) -> None:
+        self.config = config
+        torch.manual_seed(config.training.seed)
+        backbone = create_backbone(config.model)
+        self.model = build_objective(backbone, config.objective)
+        if config.init is not None:
+            load_init(backbone, config.init)
+        rows, cols = patch_grid(backbone.img_size, backbone.patch_size)
+        self.num_tokens = rows * cols
+        self.data = data or load_image_data(
+            config.data,
+            img_size=backbone.img_size,
+            in_chans=backbone.patch_embed.in_chans,
+            purpose="pretrain",
+        )
+        self.train_data = self.data.train
+        self.mixer = BatchMixer(config.objective, num_classes=0)
+
+    def loss(self, model: nn.Module, batch: Any, step: Step) -> dict[str, Tensor]:
+        images, labels = batch
+        if self.mixer.enabled:
+            images, _ = self.mixer(images, torch.zeros_like(labels), step)
+        noise = mask_noise(step.seed, step.index, step.samples, (step.global_batch, self.num_tokens))
+        ratio = self.config.objective.ratio(step.seed, step.index)
+        return {"loss": model(images, ratio=ratio, noise=noise).loss}
+
+    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
+        suffix = "" if weights == "raw" else f"_{weights}"
+        encoder, rest = split_state(model.state_dict())
+        normalization = {"mean": self.data.mean, "std": self.data.std}
+        description = describe_model(
+            self.config.model, task=self.name, holds="encoder", weights=weights, **normalization
+        )
+        save_weights(directory / f"model{suffix}.safetensors", encoder, description)
+        objective = {"objective": asdict(self.config.objective), "holds": "decoder and head", "weights": weights}
+        save_weights(directory / f"pretraining{suffix}.safetensors", rest, objective)
+
+    def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
+        plain = self.data.train_unaugmented()
+        images = torch.stack([plain[i][0] for i in range(min(PICTURES, len(plain)))])
+        draw_reconstructions(
+            model, images, directory / "reconstructions.png", mean=self.data.mean, std=self.data.std
+        )
+        skipped = self.data.skipped()
+        if skipped.count:
+            summary["skipped_images"] = skipped.count
+            print(skipped)
+
+
+def load_pretraining(path: str | Path) -> MaskedAutoregression:
+    """Rebuild the whole objective of a pretraining run: encoder, decoder and head.
+
+    Raises:
+        UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
+    """
+    path = Path(path)
+    model_config, description = described_model(path), read_description(path / PRETRAINING_FILE)
+    if model_config is None or "objective" not in description:
+        raise UserError(
+            f"{path} has no {PRETRAINING_FILE} with its description: reconstruction needs the decoder, "
+            "which only the directory of a pretraining run holds"
+        )
+    known = {f.name for f in fields(ImageObjectiveConfig)}
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in description["objective"].items() if key in known}
+    objective = build_objective(create_backbone(model_config), ImageObjectiveConfig(**values))
+    encoder, _ = read_weights(path)
+    rest, _ = read_weights(path / PRETRAINING_FILE)
+    patch_embed = {f"tokenizer.{key}": value for key, value in encoder.items() if key.startswith("patch_embed.")}
+    blocks = {key: value for key, value in encoder.items() if key.startswith("encoder.")}
+    objective.load_state_dict({**patch_embed, **blocks, **rest})
+    return objective

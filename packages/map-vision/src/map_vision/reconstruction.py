@@ -1,0 +1,108 @@
+"""Pictures of what a pretrained model reconstructs: original, masked, reconstruction."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from map_core import MaskedAutoregression, denormalize_prediction, mask_noise
+from map_core.tokens import gather_tokens
+from map_vision.patches import unpatchify
+from map_vision.scan_orders import raster_order, scan_order
+from map_vision.tokenizer import ImageTokenizer
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Three views of each image, in the normalised pixel space of the model's input.
+
+    Attributes:
+        original: The images.
+        masked: Hidden patches are zero (the mean colour).
+        reconstruction: Hidden patches hold the prediction, visible ones their pixels.
+    """
+
+    original: Float[Tensor, "b c h w"]
+    masked: Float[Tensor, "b c h w"]
+    reconstruction: Float[Tensor, "b c h w"]
+
+
+@torch.no_grad()
+def reconstruct(
+    objective: MaskedAutoregression,
+    images: Float[Tensor, "b c h w"],
+    *,
+    normalized_targets: bool = True,
+    ratio: float | None = None,
+    seed: int = 0,
+) -> Pictures:
+    """Hide tokens of the images and reconstruct them; predictions take the mean and deviation of their target."""
+    tokenizer = objective.tokenizer
+    assert isinstance(tokenizer, ImageTokenizer)
+    rows, cols = tokenizer.patch_embed.grid(images)
+    was_training = objective.training
+    objective.eval()
+    noise = mask_noise(seed, 0, slice(None), (len(images), rows * cols))
+    result = objective(images, ratio=ratio, noise=noise)
+    objective.train(was_training)
+    target = result.tokens.target
+    prediction = result.prediction.to(target.dtype)
+    if normalized_targets:
+        prediction = denormalize_prediction(prediction, gather_tokens(target, result.mask.drop))
+    index = result.mask.drop.unsqueeze(-1).expand_as(prediction)
+    back = raster_order(scan_order((rows, cols), tokenizer.order)).to(images.device)
+
+    def picture(patches: Tensor) -> Tensor:
+        return unpatchify(patches.index_select(1, back), (rows, cols), tokenizer.patch_embed.patch_size)
+
+    return Pictures(
+        original=images,
+        masked=picture(target.masked_fill(result.mask.hidden.unsqueeze(-1), 0.0)),
+        reconstruction=picture(target.scatter(1, index, prediction)),
+    )
+
+
+def draw_reconstructions(
+    objective: MaskedAutoregression,
+    images: Float[Tensor, "b c h w"],
+    path: Path,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    normalized_targets: bool = True,
+    ratio: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Write a picture with one row an image: original, masked, reconstruction.
+
+    Args:
+        objective: A pretrained objective.
+        images: Normalised images.
+        path: PNG to write.
+        mean, std: Of the images' normalisation, a value a channel.
+        normalized_targets: Whether the objective was trained on per-patch-normalised targets.
+        ratio: Share to hide; the objective's own when None.
+        seed: Chooses the hidden patches.
+    """
+    device = next(objective.parameters()).device
+    pictures = reconstruct(
+        objective, images.to(device), normalized_targets=normalized_targets, ratio=ratio, seed=seed
+    )
+    columns = {
+        "original": pictures.original,
+        "masked": pictures.masked,
+        "reconstruction": pictures.reconstruction,
+    }
+    figure = Figure(figsize=(6, 2 * len(images) + 0.3), layout="constrained")
+    axes = figure.subplots(len(images), 3, squeeze=False)
+    scale, shift = torch.tensor(std).reshape(-1, 1, 1), torch.tensor(mean).reshape(-1, 1, 1)
+    for column, (title, batch) in enumerate(columns.items()):
+        axes[0, column].set_title(title)
+        for row, image in enumerate(batch.cpu()):
+            pixels = (image * scale + shift).clamp(0, 1).permute(1, 2, 0)
+            axes[row, column].imshow(pixels.squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axes[row, column].axis("off")
+    figure.savefig(path, dpi=110)

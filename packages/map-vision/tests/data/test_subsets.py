@@ -1,0 +1,41 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from map_core.errors import UserError
+from map_vision.data.subsets import hold_out, stratified_choice, take_subset
+
+LABELS = np.repeat([0, 1, 2], [50, 30, 21])
+
+
+def test_parts_are_disjoint_complete_and_stratified() -> None:
+    kept, held = hold_out(LABELS, 0.2, seed=0)
+    assert sorted(np.concatenate([kept, held])) == list(range(101))
+    assert np.bincount(LABELS[held]).tolist() == [10, 6, 4]
+
+
+def test_choice_is_fixed_by_its_seed() -> None:
+    chosen = stratified_choice(LABELS, 20, seed=0, what="subset")
+    # sha256 of the int64 indices, computed once by this function: a change would change every published subset.
+    assert hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()[:16] == "PIN"
+    assert not np.array_equal(chosen, stratified_choice(LABELS, 20, seed=1, what="subset"))
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 101])
+def test_subset_has_the_asked_size_and_proportions(count: int) -> None:
+    chosen = take_subset(LABELS, count, seed=0)
+    assert len(set(chosen)) == count
+    exact = np.array([50, 30, 21]) * count / 101
+    assert np.all(np.abs(np.bincount(LABELS[chosen], minlength=3) - exact) < 1)
+
+
+@pytest.mark.parametrize("count", [0, 102])
+def test_subset_out_of_range_names_both_numbers(count: int) -> None:
+    with pytest.raises(UserError, match=rf"subset \({count}\) must lie in 1..101"):
+        take_subset(LABELS, count, seed=0)
+
+
+def test_holdout_that_leaves_nothing_names_both_numbers() -> None:
+    with pytest.raises(UserError, match=r"holdout \(0.001\) must .* the training set has 101 images"):
+        hold_out(LABELS, 0.001, seed=0)
