@@ -32,12 +32,15 @@ class Command:
         help: one line for the list of commands.
         config: a dataclass; fields that are dataclasses become sections (``--training.epochs``).
         run: what to do with an instance of ``config``.
+        defaults: from the given options (dotted key to value) to other defaults, by dotted key, such as those that a
+            run named by ``--init`` was made with; a recipe and the command line go before them.
     """
 
     name: str
     help: str
     config: type
     run: Callable[[Any], None]
+    defaults: Callable[[dict[str, str]], dict[str, Any]] | None = None
 
 
 def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
@@ -122,6 +125,8 @@ def parse(
     parser.add_argument("--config", action="config", help="a packaged recipe's name, or a YAML file")
     parser.add_class_arguments(command.config)
     config_file, others = split_config(arguments)
+    if command.defaults is not None:
+        parser.set_defaults(command.defaults(given_options(others)))
     with contextlib.ExitStack() as stack:
         given: list[str] = []
         if config_file is not None:
@@ -151,6 +156,16 @@ def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         else:
             others.append(argument)
     return config_file, others
+
+
+def given_options(arguments: Sequence[str]) -> dict[str, str]:
+    """Map the options of a command line, without their dashes, to their values."""
+    given = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            given[name] = value if equals else following
+    return given
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 SAME_KEYPRESS_SECONDS = 1.0  # a launcher forwards the Ctrl-C that the terminal sent to us as well
 
@@ -17,7 +17,7 @@ class Interruption:
         self._first_keypress: float | None = None
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._handle)

@@ -113,7 +113,7 @@ class Run:
         """Train from optimizer step ``start`` to the last, then export; return the summary."""
         config, recorder, learner, schedule = self.config, self.recorder, self.learner, self.schedule
         self.announce(start)
-        if start and recorder.evaluation is None and self.due(start, config.evaluate_epochs):
+        if start and recorder.evaluation is None and self.evaluates(start):
             self.evaluate(start)  # the run was stopped before it could
         batches = training_batches(
             self.task,
@@ -139,18 +139,23 @@ class Run:
             done = index + 1
             if done % config.log_steps == 0 or done == self.stop:
                 recorder.write_line(done, lr)
-            if not stopping and (self.due(done, config.evaluate_epochs) or done == self.stop):
+            if self.evaluates(done) and not stopping:
                 self.evaluate(done)
-            saved = done == self.stop or stopping or self.due(done, config.checkpoint_epochs)
-            if saved or (config.checkpoint_steps and done % config.checkpoint_steps == 0):
+            if stopping or self.saves(done):
                 self.save(done)
-            if stopping and done < self.stop:
+            if stopping:
                 return self.interrupted(done)
         return self.finish()
 
-    def due(self, done: int, epochs: int) -> bool:
-        """Say whether ``done`` steps are a multiple of ``epochs`` epochs."""
-        return done % (epochs * self.plan.steps_per_epoch) == 0
+    def evaluates(self, done: int) -> bool:
+        """Say whether an evaluation follows ``done`` steps."""
+        return done == self.stop or done % (self.config.evaluate_epochs * self.plan.steps_per_epoch) == 0
+
+    def saves(self, done: int) -> bool:
+        """Say whether a checkpoint follows ``done`` steps."""
+        by_steps = self.config.checkpoint_steps is not None and done % self.config.checkpoint_steps == 0
+        by_epochs = done % (self.config.checkpoint_epochs * self.plan.steps_per_epoch) == 0
+        return done == self.stop or by_steps or by_epochs
 
     def announce(self, start: int) -> None:
         """Print what is about to run."""

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from map_core.training.config import TrainingConfig
 from map_core.training.optimizer import default_parameter_groups
 
 
+@runtime_checkable
 class MapStyleDataset(Protocol):
     """Samples by index."""
 

@@ -1,0 +1,190 @@
+"""A run that is killed, stopped or damaged goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_task import ToyTask, metrics_without_times, toy_config
+
+from map_core import UserError
+from map_core.training import train
+
+SETTINGS = {"checkpoint_steps": 3, "accumulation_steps": 2, "ema_decay": 0.9}
+
+
+def start(out, training, task, resume=""):
+    script = Path(__file__).with_name("toy_task.py")
+    command = [sys.executable, str(script), str(out), resume, json.dumps(training), json.dumps(task)]
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process, seconds=60):
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def weights_of(out, step=16):
+    return {
+        f"{name}/{key}": value
+        for name in ("model", "ema")
+        for key, value in load_file(out / f"checkpoints/step_{step:08d}/{name}.safetensors").items()
+    }
+
+
+def assert_same_run(one, other):
+    assert metrics_without_times(one) == metrics_without_times(other)
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(ToyTask(), toy_config(**SETTINGS, workers=2), out)
+    return out
+
+
+def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, whole_run):
+    out = tmp_path / "run"
+    process = start(out, SETTINGS | {"workers": 2}, {"slow": 0.05})
+    wait_for((out / "checkpoints/step_00000009/manifest.json").exists, process)
+    time.sleep(0.12)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = [line["step"] for line in metrics_without_times(out)]
+    assert not (out / "summary.json").exists()
+
+    task = ToyTask()
+    train(task, toy_config(**SETTINGS, workers=2), out, resume="auto")
+    assert min(step.index for step, _ in task.seen) >= 9, "a step saved before the kill was repeated"
+    assert [line["step"] for line in metrics_without_times(out)][: len(before)] == before
+    assert_same_run(out, whole_run)
+
+
+def test_sigterm_saves_exits_with_0_and_resumes_bit_for_bit(tmp_path, whole_run):
+    out = tmp_path / "run"
+    process = start(out, SETTINGS, {"slow": 0.05})
+    wait_for((out / "checkpoints/step_00000006/manifest.json").exists, process)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    assert "--resume auto" in stderr
+    summary = json.loads(stdout)
+    assert summary["interrupted"]
+    assert json.loads((out / "summary.json").read_text())["interrupted"]
+    assert not (out / "raw.pt").exists(), "half a result was exported"
+
+    summary = train(ToyTask(), toy_config(**SETTINGS), out, resume="auto")
+    assert not summary["interrupted"]
+    assert (out / "raw.pt").exists()
+    assert_same_run(out, whole_run)
+
+
+@pytest.mark.parametrize("step", [3, 4, 15])
+def test_stopped_at_any_step_even_before_a_due_evaluation(tmp_path, whole_run, step):
+    out = tmp_path / "run"
+    summary = train(ToyTask(signal_at=step), toy_config(**SETTINGS), out)
+    assert summary["interrupted"]
+    assert not (out / "raw.pt").exists()
+    train(ToyTask(), toy_config(**SETTINGS), out, resume="auto")
+    assert_same_run(out, whole_run)
+
+
+def test_a_finished_run_resumes_to_the_same_summary(tmp_path, whole_run):
+    before = json.loads((whole_run / "summary.json").read_text())
+    after = train(ToyTask(), toy_config(**SETTINGS), whole_run, resume="auto")
+    assert {k: after[k] for k in ("loss", "test_output", "ema_test_output")} == {
+        k: before[k] for k in ("loss", "test_output", "ema_test_output")
+    }
+
+
+@pytest.fixture
+def half_run(tmp_path):
+    out = tmp_path / "run"
+    train(ToyTask(), toy_config(**SETTINGS, max_steps=8), out)
+    return out
+
+
+def test_resume_auto_without_a_run(tmp_path):
+    with pytest.raises(
+        UserError, match=r"--resume auto found no usable checkpoint in .*run/checkpoints; drop --resume"
+    ):
+        train(ToyTask(), toy_config(), tmp_path / "run", resume="auto")
+
+
+def test_a_used_directory_is_not_overwritten(half_run):
+    with pytest.raises(
+        UserError, match="is not empty; continue that run with --resume auto or choose another --out"
+    ):
+        train(ToyTask(), toy_config(), half_run)
+
+
+@pytest.mark.parametrize(
+    ("training", "task", "message"),
+    [
+        ({"batch_size": 14}, {}, r"training.batch_size was 16 and is 14"),
+        ({"epochs": 5}, {}, r"training.epochs was 4 and is 5"),
+        ({"seed": 1}, {}, r"training.seed was 0 and is 1"),
+        ({}, {"samples": 71}, r"training samples was 70 and is 71"),
+        ({}, {"width": 12}, r"another model: 0.weight has shape \(16, 8\), the model \(12, 8\)"),
+        ({}, {"dropout": 0}, r"3.running_mean is unknown to the model"),
+    ],
+)  # fmt: skip
+def test_another_run_or_model_is_refused(half_run, training, task, message):
+    with pytest.raises(UserError, match=message):
+        train(ToyTask(**task), toy_config(**(SETTINGS | training)), half_run, resume="auto")
+
+
+def test_changed_model_section_is_refused(tmp_path):
+    train(ToyTask(), toy_config(max_steps=2), tmp_path / "run", run_config={"objective": {"ratio": 0.5}})
+    with pytest.raises(UserError, match=r"objective.ratio was 0.5 and is 0.75"):
+        train(
+            ToyTask(),
+            toy_config(),
+            tmp_path / "run",
+            resume="auto",
+            run_config={"objective": {"ratio": 0.75}},
+        )
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(half_run, whole_run, capfd, damage):
+    newest = half_run / "checkpoints/step_00000008"
+    weights = newest / "model.safetensors"
+    if damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-10])
+        reason = "model.safetensors has"
+    elif damage == "flip":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+        reason = "contents of model.safetensors have changed"
+    else:
+        (newest / "manifest.json").unlink()
+        reason = "manifest.json is missing"
+    train(ToyTask(), toy_config(**SETTINGS), half_run, resume="auto")
+    assert f"skipping checkpoint {newest}: " in (printed := capfd.readouterr().err)
+    assert reason in printed
+    assert "going on after step 6" in printed
+    assert_same_run(half_run, whole_run)
+    with pytest.raises(UserError, match="is no usable checkpoint"):
+        train(ToyTask(), toy_config(), half_run, resume=str(newest.with_name("superseded_" + newest.name)))

@@ -1,0 +1,89 @@
+"""A task small enough to train in a blink, whose samples, dropout and loss all draw random numbers.
+
+As a script: ``python toy_task.py OUT RESUME TRAINING_JSON TASK_JSON``.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from map_core import UserError
+from map_core.training import Task, TrainingConfig, train
+
+
+class ToyData:
+    def __init__(self, samples=70, broken=None):
+        self.samples, self.broken = samples, broken
+
+    def __len__(self):
+        return self.samples
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise UserError(f"picture {index} cannot be read; remove it")
+        noise = random.random() + float(np.random.rand())
+        return torch.randn(8) + noise + 0.05 * index, torch.tensor(index % 3)
+
+
+class ToyTask(Task):
+    name = "toy"
+
+    def __init__(self, dropout=0.1, samples=70, width=16, slow=0.0, broken=None, nan_at=None, signal_at=None):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Linear(8, width), nn.GELU(), nn.Dropout(dropout), nn.BatchNorm1d(width), nn.Linear(width, 3)
+        )
+        self.model[3] = nn.BatchNorm1d(width) if dropout else nn.LayerNorm(width)
+        self.train_data = ToyData(samples, broken)
+        self.slow, self.nan_at, self.signal_at = slow, nan_at, signal_at
+        self.exported, self.seen = [], []
+
+    def loss(self, model, batch, step):
+        images, classes = batch
+        time.sleep(self.slow)
+        self.seen.append((step, images))
+        if step.index == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        logits = model(images)
+        loss = functional.cross_entropy(logits, classes)
+        if step.index == self.nan_at:
+            loss = loss * float("nan")
+        return {"loss": loss, "accuracy": (logits.argmax(-1) == classes).float().mean()}
+
+    def evaluate(self, model, accelerator):
+        assert not model.training
+        return {"test_output": model(torch.linspace(-1, 1, 8)[None].to(accelerator.device)).sum().item()}
+
+    def export(self, model, directory, weights):
+        self.exported.append(weights)
+        torch.save(model.state_dict(), directory / f"{weights}.pt")
+
+
+def toy_config(**changes):
+    """70 samples in batches of 16: 4 steps an epoch, 16 in all."""
+    settings = {"epochs": 4, "batch_size": 16, "warmup_epochs": 1.0, "lr": 1e-2, "workers": 0, "log_steps": 5}
+    settings |= {"tensorboard": False, "device": "cpu"}
+    return TrainingConfig(**(settings | changes))
+
+
+def metrics_without_times(out):
+    """The lines of metrics.jsonl but for what differs from machine to machine."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+if __name__ == "__main__":
+    out, resume, training, task = sys.argv[1:]
+    summary = train(
+        ToyTask(**json.loads(task)), toy_config(**json.loads(training)), Path(out), resume=resume or None
+    )
+    print(json.dumps(summary))
