@@ -156,7 +156,12 @@ class PretrainTask(Task):
         plain = self.data.train_unaugmented()
         images = torch.stack([plain[i][0] for i in range(min(PICTURES, len(plain)))])
         draw_reconstructions(
-            model, images, directory / "reconstructions.png", mean=self.data.mean, std=self.data.std
+            model,
+            images,
+            directory / "reconstructions.png",
+            mean=self.data.mean,
+            std=self.data.std,
+            normalized_targets=self.config.objective.normalize_targets,
         )
         skipped = self.data.skipped()
         if skipped.count:
@@ -164,8 +169,8 @@ class PretrainTask(Task):
             print(skipped)
 
 
-def load_pretraining(path: str | Path) -> MaskedAutoregression:
-    """Rebuild the whole objective of a pretraining run: encoder, decoder and head.
+def load_pretraining(path: str | Path) -> tuple[MaskedAutoregression, ImageObjectiveConfig]:
+    """Rebuild the whole objective of a pretraining run (encoder, decoder and head), and its settings.
 
     Raises:
         UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
@@ -179,10 +184,11 @@ def load_pretraining(path: str | Path) -> MaskedAutoregression:
         )
     known = {f.name for f in fields(ImageObjectiveConfig)}
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in description["objective"].items() if key in known}
-    objective = build_objective(create_backbone(model_config), ImageObjectiveConfig(**values))
+    config = ImageObjectiveConfig(**values)
+    objective = build_objective(create_backbone(model_config), config)
     encoder, _ = read_weights(path)
     rest, _ = read_weights(path / PRETRAINING_FILE)
     patch_embed = {f"tokenizer.{key}": value for key, value in encoder.items() if key.startswith("patch_embed.")}
     blocks = {key: value for key, value in encoder.items() if key.startswith("encoder.")}
     objective.load_state_dict({**patch_embed, **blocks, **rest})
-    return objective
+    return objective, config

@@ -90,7 +90,7 @@ def test_root_that_is_a_file_or_not_given(labelled: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"no images in {tmp_path}: looked in all subfolders for .*jpg"):
+    with pytest.raises(UserError, match=rf"no images in {tmp_path}: looked in all subfolders for .*jpg"):
         load(tmp_path, "pretrain")
 
 

@@ -24,7 +24,9 @@ class ScanDirection(nn.Module):
         reverse: Scan from the last token to the first.
     """
 
-    def __init__(self, inner_dim: int, *, state_dim: int, dt_rank: int, conv_width: int, reverse: bool) -> None:
+    def __init__(
+        self, inner_dim: int, *, state_dim: int, dt_rank: int, conv_width: int, reverse: bool
+    ) -> None:
         super().__init__()
         self.state_dim, self.dt_rank, self.reverse = state_dim, dt_rank, reverse
         self.conv1d = nn.Conv1d(inner_dim, inner_dim, conv_width, groups=inner_dim)  # holds the weights only

@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from map_core.errors import UserError
+from map_core.ops.causal_conv1d_cuda import (
+    causal_conv1d_conv,
+    causal_conv1d_missing,
+    causal_conv1d_unfit,
+)
 from map_core.ops.registry import BackendStatus, Implementation, Registry
 
 
@@ -105,6 +110,9 @@ def shifted_conv(
 REGISTRY = Registry(
     "depthwise_causal_conv1d",
     (
+        Implementation(
+            "causal_conv1d", causal_conv1d_conv, missing=causal_conv1d_missing, unfit=causal_conv1d_unfit
+        ),
         Implementation("torch", shifted_conv),
         Implementation("reference", reference_conv, automatic=False),
     ),

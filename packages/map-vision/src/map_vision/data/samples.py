@@ -110,8 +110,8 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         return SkippedImages(len(indices), tuple(self.source.name(index) for index in indices[:show]))
 
     def _readable(self, position: int) -> tuple[int, Image.Image]:
+        index = int(self.indices[position])  # beyond the end: IndexError, which ends iteration
         if self.on_error == "raise":
-            index = int(self.indices[position])
             return index, self.source.image(index, self.mode)
         for step in range(len(self.indices)):
             index = int(self.indices[(position + step) % len(self.indices)])

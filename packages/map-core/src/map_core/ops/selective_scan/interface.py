@@ -4,14 +4,25 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.ops.native.library import native_missing
+from map_core.ops.native.scan import native_bidirectional_scan, native_scan, native_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
 from map_core.ops.selective_scan.chunked import chunked_scan
 from map_core.ops.selective_scan.inputs import ScanInputs, check_inputs
+from map_core.ops.selective_scan.mamba_ssm import mamba_ssm_missing, mamba_ssm_scan, mamba_ssm_unfit
 from map_core.ops.selective_scan.reference import reference_scan
 
 REGISTRY = Registry(
     "selective_scan",
     (
+        Implementation("mamba_ssm", mamba_ssm_scan, missing=mamba_ssm_missing, unfit=mamba_ssm_unfit),
+        Implementation(
+            "native",
+            native_scan,
+            missing=native_missing,
+            unfit=native_unfit,
+            fused=native_bidirectional_scan,
+        ),
         Implementation("torch", chunked_scan),
         Implementation("reference", reference_scan, automatic=False),
     ),

@@ -1,0 +1,59 @@
+// Plain C interface between map_core.ops.native and the kernels; the Python side mirrors these structures.
+// Every field is eight bytes wide so that both sides agree on the layout without padding rules.
+// Sizes are (batch, length, channels, state); the last axis of every array is contiguous.
+#pragma once
+#include <cstdint>
+
+namespace map_ops {
+
+constexpr int64_t kAbi = 1;          // raise when a structure or the meaning of a field changes
+constexpr int64_t kGroup = 64;       // channels that one work item covers; fixes the order of all sums
+
+struct Rows {  // (batch, length, x) with any stride between rows
+  const float* data;
+  int64_t batch_stride, step_stride;
+};
+
+struct ScanDirection {
+  Rows u, delta, B, C;
+  const float *A, *D, *bias;  // (channels, state), (channels), (channels); D and bias may be null
+  int64_t state, softplus, reverse;
+  float *grad_u, *grad_delta, *grad_B, *grad_C, *grad_A, *grad_D, *grad_bias;  // contiguous, backward only
+  float *part_B, *part_C, *part_A, *part_D, *part_bias;  // per work item, set by the library
+};
+
+struct ScanCall {
+  int64_t batch, length, channels, directions, threads;
+  Rows z, grad_out;  // z.data may be null
+  float *out, *grad_z;
+  ScanDirection direction[2];
+};
+
+struct ConvCall {
+  int64_t batch, length, channels, taps, silu, reverse, threads;
+  Rows x, grad_out;
+  const float *weight, *bias;  // (taps, channels), (channels) or null
+  float *out, *grad_x, *grad_weight, *grad_bias;
+  float *part_weight, *part_bias;  // per work item, set by the library
+};
+
+// What one instruction set offers. An item is one (batch, group of channels).
+struct Kernels {
+  const char* name;
+  int64_t (*scan_forward_scratch)(const ScanCall&);
+  int64_t (*scan_backward_scratch)(const ScanCall&);
+  int64_t (*conv_backward_scratch)(const ConvCall&);
+  void (*scan_forward)(const ScanCall&, int64_t item, float* scratch);
+  void (*scan_backward)(const ScanCall&, int64_t item, float* scratch);
+  void (*conv_forward)(const ConvCall&, int64_t item, float* scratch);
+  void (*conv_backward)(const ConvCall&, int64_t item, float* scratch);
+};
+
+extern const Kernels kPortable;
+#if defined(__x86_64__)
+extern const Kernels kAvx2, kAvx512;
+#endif
+
+inline int64_t groups(int64_t channels) { return (channels + kGroup - 1) / kGroup; }
+
+}  // namespace map_ops

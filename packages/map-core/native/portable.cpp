@@ -1,0 +1,8 @@
+#include "conv_kernel.h"
+#include "scan_kernel.h"
+
+namespace map_ops {
+extern const Kernels kPortable;
+const Kernels kPortable = {"portable",       scan_forward_scratch, scan_backward_scratch, conv_backward_scratch,
+                      scan_forward, scan_backward,        conv_forward,          conv_backward};
+}  // namespace map_ops

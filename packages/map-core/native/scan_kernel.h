@@ -1,0 +1,398 @@
+// The selective scan over one work item: one batch element, up to kGroup channels, all time steps.
+// The state of a vector of channels stays in registers over time when its size is known at compile time.
+#pragma once
+#include "ops.h"
+#include "simd.h"
+
+namespace {
+using namespace map_ops;
+
+constexpr int64_t kChunkBytes = 128 * 1024;  // states of one chunk of steps: they should stay in the second-level cache
+
+constexpr int64_t kTile = 16;                // steps whose element-wise parts are computed together
+
+struct Item {
+  int64_t batch, group, first, last;  // channels [first, last)
+};
+
+inline Item locate(int64_t item, int64_t channels) {
+  const int64_t count = groups(channels), group = item % count;
+  const int64_t first = group * kGroup, last = first + kGroup;
+  return {item / count, group, first, last < channels ? last : channels};
+}
+
+inline const float* row(const Rows& rows, int64_t batch, int64_t step) {
+  return rows.data + batch * rows.batch_stride + step * rows.step_stride;
+}
+
+// One vector of channels of one direction: weights and where they start.
+struct Lanes {
+  int64_t batch, channel, count;
+  vf bias, skip;
+};
+
+inline Lanes lanes_at(const ScanDirection& dir, const Item& item, int64_t channel) {
+  const int64_t left = item.last - channel, count = left < kLanes ? left : kLanes;
+  return {item.batch, channel, count, dir.bias ? load(dir.bias + channel, count) : vf{},
+          dir.D ? load(dir.D + channel, count) : vf{}};
+}
+
+// A in units of log 2, transposed to one vector of channels per state.
+inline void load_decay(const ScanDirection& dir, const Lanes& at, vf* A) {
+  for (int64_t i = 0; i < dir.state; ++i) {
+    vf v = {};
+    for (int64_t c = 0; c < at.count; ++c) v[c] = dir.A[(at.channel + c) * dir.state + i] * kLog2E;
+    A[i] = v;
+  }
+}
+
+struct Step {
+  vf u, delta, slope;
+  const float *B, *C;
+};
+
+inline Step load_step(const ScanDirection& dir, const Lanes& at, int64_t t) {
+  Step step;
+  step.u = load(row(dir.u, at.batch, t) + at.channel, at.count);
+  const vf raw = load(row(dir.delta, at.batch, t) + at.channel, at.count) + at.bias;
+  if (dir.softplus) {
+    const Softplus smooth = softplus(raw);
+    step.delta = smooth.value;
+    step.slope = smooth.slope;
+  } else {
+    step.delta = raw;
+    step.slope = splat(1.0f);
+  }
+  step.B = row(dir.B, at.batch, t);
+  step.C = row(dir.C, at.batch, t);
+  return step;
+}
+
+// Index of scan step s in memory.
+inline int64_t time_of(const ScanCall& call, const ScanDirection& dir, int64_t s) {
+  return dir.reverse ? call.length - 1 - s : s;
+}
+
+// Rows lie far apart, so the processor does not guess the next ones by itself.
+inline void fetch_ahead(const ScanCall& call, const ScanDirection& dir, const Lanes& at, int64_t s) {
+  if (s >= call.length) return;
+  const int64_t t = time_of(call, dir, s);
+  __builtin_prefetch(row(dir.u, at.batch, t) + at.channel);
+  __builtin_prefetch(row(dir.delta, at.batch, t) + at.channel);
+  if (call.z.data) __builtin_prefetch(row(call.z, at.batch, t) + at.channel);
+  __builtin_prefetch(call.out + (at.batch * call.length + t) * call.channels + at.channel, 1);
+}
+
+inline float share(const ScanCall& call) { return call.directions == 2 ? 0.5f : 1.0f; }
+
+// kState is the number of states a channel has, or 0 when it is only known at run time.
+template <int kState>
+void scan_lanes(const ScanCall& call, int which, const Lanes at, vf* scratch) {
+  const ScanDirection& dir = call.direction[which];
+  const int64_t n = kState ? kState : dir.state;
+  const bool add = which > 0, finish = which + 1 == call.directions;
+  vf* A = scratch;
+  vf fixed[kState ? kState : 1];
+  vf* h = kState ? fixed : scratch + n;
+  load_decay(dir, at, A);
+  for (int64_t i = 0; i < n; ++i) h[i] = vf{};
+  // Softplus and gate have long chains of dependent operations: many steps of each run together.
+  vf delta[kTile], drive[kTile], y[kTile];
+  for (int64_t start = 0; start < call.length; start += kTile) {
+    const int64_t left = call.length - start, steps = left < kTile ? left : kTile;
+    for (int64_t k = 0; k < steps; ++k) {
+      fetch_ahead(call, dir, at, start + k + kTile);
+      const Step step = load_step(dir, at, time_of(call, dir, start + k));
+      delta[k] = step.delta;
+      drive[k] = step.delta * step.u;
+      y[k] = at.skip * step.u;
+    }
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t t = time_of(call, dir, start + k);
+      const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
+      vf sum = y[k];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < n; ++i) {
+        h[i] = exp2(delta[k] * A[i]) * h[i] + drive[k] * B[i];
+        sum += h[i] * C[i];
+      }
+      y[k] = sum;
+    }
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t t = time_of(call, dir, start + k);
+      float* out = call.out + (at.batch * call.length + t) * call.channels + at.channel;
+      vf result = y[k];
+      if (add) result += load(out, at.count);
+      if (finish) {
+        result *= share(call);
+        if (call.z.data) {
+          const vf z = load(row(call.z, at.batch, t) + at.channel, at.count);
+          result *= z * sigmoid(z);
+        }
+      }
+      store(out, result, at.count);
+    }
+  }
+}
+
+int64_t scan_forward_scratch(const ScanCall& call) {
+  int64_t state = 0;
+  for (int i = 0; i < call.directions; ++i) {
+    if (call.direction[i].state > state) state = call.direction[i].state;
+  }
+  return 2 * state * kLanes;
+}
+
+void scan_forward(const ScanCall& call, int64_t number, float* scratch) {
+  const Item item = locate(number, call.channels);
+  for (int64_t channel = item.first; channel < item.last; channel += kLanes) {
+    for (int which = 0; which < call.directions; ++which) {
+      const ScanDirection& dir = call.direction[which];
+      const Lanes at = lanes_at(dir, item, channel);
+      vf* room = reinterpret_cast<vf*>(scratch);
+      if (dir.state == 16) {
+        scan_lanes<16>(call, which, at, room);
+      } else {
+        scan_lanes<0>(call, which, at, room);
+      }
+    }
+  }
+}
+
+// How backward cuts time: the states and decays of one chunk exist at once, the state before each chunk is kept.
+struct Chunks {
+  int64_t size, count;
+};
+
+inline Chunks chunks_of(const ScanCall& call, const ScanDirection& dir) {
+  int64_t most = kChunkBytes / (dir.state * kLanes * 4 + 1);
+  most = most < 1 ? 1 : most;
+  const int64_t count = call.length > 0 ? (call.length + most - 1) / most : 1;
+  return {call.length > 0 ? (call.length + count - 1) / count : 1, count};
+}
+
+constexpr int64_t kVectors = kGroup / kLanes;  // vectors of channels in one item
+
+struct BackwardRoom {
+  vf *A, *grad_A, *carry, *grad_D, *grad_bias, *before;       // per vector of channels
+  vf *states, *decays, *sum_B, *sum_C;                        // per step of a chunk and state
+  vf *u, *delta, *slope, *grad_y;                             // per step of a chunk
+
+  // Returns the number of vectors used; `from` may be null to only count them.
+  int64_t lay_out(vf* from, int64_t n, const Chunks& chunks) {
+    int64_t used = 0;
+    auto take = [&](int64_t count) {
+      vf* here = from + used;
+      used += count;
+      return here;
+    };
+    A = take(kVectors * n);
+    grad_A = take(kVectors * n);
+    carry = take(kVectors * n);
+    grad_D = take(kVectors);
+    grad_bias = take(kVectors);
+    before = take(chunks.count * kVectors * n);
+    states = take((chunks.size + 1) * n);
+    decays = take(chunks.size * n);
+    sum_B = take(chunks.size * n);
+    sum_C = take(chunks.size * n);
+    u = take(chunks.size);
+    delta = take(chunks.size);
+    slope = take(chunks.size);
+    grad_y = take(chunks.size);
+    return used;
+  }
+};
+
+// Keeps the state before every chunk of one vector of channels.
+template <int kState>
+void keep_states(const ScanCall& call, const ScanDirection& dir, const Lanes at, const Chunks chunks,
+                 BackwardRoom& room, int64_t vector) {
+  const int64_t n = kState ? kState : dir.state;
+  const vf* A = room.A + vector * n;
+  vf* before = room.before + vector * n;
+  for (int64_t i = 0; i < n; ++i) before[i] = vf{};
+  for (int64_t chunk = 0; chunk + 1 < chunks.count; ++chunk) {
+    vf fixed[kState ? kState : 1];
+    vf* next = before + kVectors * n;
+    vf* h = kState ? fixed : next;
+    for (int64_t i = 0; i < n; ++i) h[i] = before[i];
+    for (int64_t s = chunk * chunks.size; s < (chunk + 1) * chunks.size; ++s) {
+      const Step step = load_step(dir, at, time_of(call, dir, s));
+      const vf drive = step.delta * step.u;
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < n; ++i) h[i] = exp2(step.delta * A[i]) * h[i] + drive * step.B[i];
+    }
+    for (int64_t i = 0; i < n; ++i) next[i] = h[i];
+    before = next;
+  }
+}
+
+// Rebuilds the states of one chunk, and what the output's gradient becomes before the gate.
+template <int kState>
+void rebuild_chunk(const ScanCall& call, int which, const Lanes at, int64_t start, int64_t steps,
+                   BackwardRoom& room, int64_t vector, int64_t chunk) {
+  const ScanDirection& dir = call.direction[which];
+  const int64_t n = kState ? kState : dir.state;
+  const bool add = which > 0, finish = which + 1 == call.directions;
+  const vf* A = room.A + vector * n;
+  const vf* before = room.before + (chunk * kVectors + vector) * n;
+  for (int64_t i = 0; i < n; ++i) room.states[i] = before[i];
+  vf fixed[kState ? kState : 1];
+  vf* kept = kState ? fixed : nullptr;
+  if (kState) {
+    for (int64_t i = 0; i < n; ++i) kept[i] = before[i];
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t t = time_of(call, dir, start + k);
+    const Step step = load_step(dir, at, t);
+    room.u[k] = step.u;
+    room.delta[k] = step.delta;
+    room.slope[k] = step.slope;
+    const vf drive = step.delta * step.u;
+    const vf* h = kState ? kept : room.states + k * n;
+    vf* next = room.states + (k + 1) * n;
+    vf* decay = room.decays + k * n;
+    vf y = at.skip * step.u;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < n; ++i) {
+      const vf a = exp2(step.delta * A[i]);
+      const vf value = a * h[i] + drive * step.B[i];
+      decay[i] = a;
+      next[i] = value;
+      if (kState) kept[i] = value;
+      y += value * step.C[i];
+    }
+    const int64_t place = (at.batch * call.length + t) * call.channels + at.channel;
+    vf grad = load(row(call.grad_out, at.batch, t) + at.channel, at.count) * share(call);
+    if (call.z.data) {
+      float* grad_z = call.grad_z + place;
+      if (add) y += load(grad_z, at.count);  // the other direction's output waits there
+      const vf z = load(row(call.z, at.batch, t) + at.channel, at.count);
+      const vf gate = sigmoid(z);
+      store(grad_z, finish ? grad * y * (gate * (1.0f + z * (1.0f - gate))) : y, at.count);
+      grad *= z * gate;
+    }
+    room.grad_y[k] = grad;
+  }
+}
+
+// Walks one chunk from its last step to its first with the gradient of the state in registers.
+template <int kState>
+void backward_chunk(const ScanCall& call, const ScanDirection& dir, const Lanes at, int64_t start, int64_t steps,
+                    BackwardRoom& room, int64_t vector) {
+  const int64_t n = kState ? kState : dir.state;
+  const vf* A = room.A + vector * n;
+  vf* grad_A = room.grad_A + vector * n;
+  vf fixed[kState ? kState : 1];
+  vf* carry = kState ? fixed : room.carry + vector * n;
+  if (kState) {
+    for (int64_t i = 0; i < n; ++i) carry[i] = room.carry[vector * n + i];
+  }
+  vf grad_D = room.grad_D[vector], grad_bias = room.grad_bias[vector];
+  for (int64_t k = steps - 1; k >= 0; --k) {
+    const int64_t t = time_of(call, dir, start + k);
+    const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
+    const vf u = room.u[k], delta = room.delta[k], grad_y = room.grad_y[k], drive = delta * u;
+    const vf *h = room.states + k * n, *next = h + n, *decay = room.decays + k * n;
+    vf *sum_B = room.sum_B + k * n, *sum_C = room.sum_C + k * n;
+    vf grad_drive = {}, grad_rate = {};
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < n; ++i) {
+      const vf grad_h = carry[i] + grad_y * C[i];
+      sum_C[i] += grad_y * next[i];
+      sum_B[i] += drive * grad_h;
+      grad_drive += grad_h * B[i];
+      const vf before = decay[i] * grad_h;
+      const vf exponent = before * h[i];
+      grad_rate += exponent * A[i];
+      grad_A[i] += exponent * delta;
+      carry[i] = before;
+    }
+    const vf grad_delta = (grad_rate * kLn2 + grad_drive * u) * room.slope[k];
+    const int64_t place = (at.batch * call.length + t) * call.channels + at.channel;
+    store(dir.grad_u + place, grad_drive * delta + at.skip * grad_y, at.count);
+    store(dir.grad_delta + place, grad_delta, at.count);
+    grad_D += grad_y * u;
+    grad_bias += grad_delta;
+  }
+  if (kState) {
+    for (int64_t i = 0; i < n; ++i) room.carry[vector * n + i] = carry[i];
+  }
+  room.grad_D[vector] = grad_D;
+  room.grad_bias[vector] = grad_bias;
+}
+
+template <int kState>
+void backward_direction(const ScanCall& call, int which, const Item& item, vf* scratch) {
+  const ScanDirection& dir = call.direction[which];
+  const int64_t n = dir.state;
+  const Chunks chunks = chunks_of(call, dir);
+  BackwardRoom room;
+  room.lay_out(scratch, n, chunks);
+  Lanes lanes[kVectors];
+  int64_t vectors = 0;
+  for (int64_t channel = item.first; channel < item.last; channel += kLanes, ++vectors) {
+    lanes[vectors] = lanes_at(dir, item, channel);
+    load_decay(dir, lanes[vectors], room.A + vectors * n);
+    keep_states<kState>(call, dir, lanes[vectors], chunks, room, vectors);
+  }
+  memset(room.grad_A, 0, sizeof(vf) * kVectors * static_cast<size_t>(n));
+  memset(room.carry, 0, sizeof(vf) * kVectors * static_cast<size_t>(n));
+  memset(room.grad_D, 0, sizeof(vf) * kVectors);
+  memset(room.grad_bias, 0, sizeof(vf) * kVectors);
+  const int64_t part = (item.batch * groups(call.channels) + item.group) * call.length;
+  for (int64_t chunk = chunks.count - 1; chunk >= 0; --chunk) {
+    const int64_t start = chunk * chunks.size, left = call.length - start;
+    const int64_t steps = left < chunks.size ? left : chunks.size;
+    if (steps <= 0) continue;
+    memset(room.sum_B, 0, sizeof(vf) * static_cast<size_t>(steps * n));
+    memset(room.sum_C, 0, sizeof(vf) * static_cast<size_t>(steps * n));
+    for (int64_t v = 0; v < vectors; ++v) {
+      rebuild_chunk<kState>(call, which, lanes[v], start, steps, room, v, chunk);
+      backward_chunk<kState>(call, dir, lanes[v], start, steps, room, v);
+    }
+    for (int64_t k = 0; k < steps; ++k) {
+      const int64_t t = time_of(call, dir, start + k);
+      float *part_B = dir.part_B + (part + t) * n, *part_C = dir.part_C + (part + t) * n;
+      for (int64_t i = 0; i < n; ++i) {
+        part_B[i] = sum_lanes(room.sum_B[k * n + i]);
+        part_C[i] = sum_lanes(room.sum_C[k * n + i]);
+      }
+    }
+  }
+  for (int64_t v = 0; v < vectors; ++v) {
+    const Lanes& at = lanes[v];
+    const int64_t place = item.batch * call.channels + at.channel;
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t c = 0; c < at.count; ++c) dir.part_A[(place + c) * n + i] = room.grad_A[v * n + i][c];
+    }
+    store(dir.part_D + place, room.grad_D[v], at.count);
+    store(dir.part_bias + place, room.grad_bias[v], at.count);
+  }
+}
+
+int64_t scan_backward_scratch(const ScanCall& call) {
+  int64_t most = 0;
+  for (int i = 0; i < call.directions; ++i) {
+    BackwardRoom room;
+    const ScanDirection& dir = call.direction[i];
+    const int64_t used = room.lay_out(nullptr, dir.state, chunks_of(call, dir));
+    if (used > most) most = used;
+  }
+  return most * kLanes;
+}
+
+void scan_backward(const ScanCall& call, int64_t number, float* scratch) {
+  const Item item = locate(number, call.channels);
+  for (int which = 0; which < call.directions; ++which) {
+    vf* room = reinterpret_cast<vf*>(scratch);
+    if (call.direction[which].state == 16) {
+      backward_direction<16>(call, which, item, room);
+    } else {
+      backward_direction<0>(call, which, item, room);
+    }
+  }
+}
+
+}  // namespace

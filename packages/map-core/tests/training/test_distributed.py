@@ -1,0 +1,72 @@
+"""Several processes are one process, in real processes that talk over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy_task import ToyTask, metrics_without_times, toy_config
+
+from map_core.training import train
+
+SETTINGS = {"ema_decay": 0.9, "log_steps": 1}
+
+
+def launch(script, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = subprocess.run(
+        [*command, str(Path(__file__).with_name(script)), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run
+
+
+def assert_close_runs(one, other):
+    first, second = metrics_without_times(one), metrics_without_times(other)
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    for weights in ("raw.pt", "ema.pt"):
+        torch.testing.assert_close(
+            torch.load(one / weights, weights_only=True),
+            torch.load(other / weights, weights_only=True),
+            rtol=0,
+            atol=1e-5,
+        )
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "run"
+    train(ToyTask(dropout=0), toy_config(**SETTINGS), out)
+    return out
+
+
+@pytest.mark.parametrize("accumulation_steps", [2, 8])
+def test_accumulation_is_no_accumulation(tmp_path, one_process, accumulation_steps):
+    config = toy_config(**SETTINGS, accumulation_steps=accumulation_steps)
+    train(ToyTask(dropout=0), config, tmp_path / "run")
+    assert_close_runs(tmp_path / "run", one_process)
+
+
+def test_two_processes_are_one_also_when_one_of_them_is_stopped_and_they_resume(tmp_path, one_process):
+    out = tmp_path / "run"
+    training = json.dumps(SETTINGS | {"accumulation_steps": 2, "workers": 1})
+    first = launch("toy_task.py", out, "", training, json.dumps({"dropout": 0, "signal_at": 6}))
+    assert json.loads(first.stdout.splitlines()[0])["interrupted"]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000004", "step_00000007"]
+    second = launch("toy_task.py", out, "auto", training, json.dumps({"dropout": 0}))
+    assert json.loads(second.stdout.splitlines()[0])["processes"] == 2
+    assert_close_runs(out, one_process)
+
+
+def test_a_sharded_model_is_saved_and_loaded_whole(tmp_path):
+    assert launch("sharded_round_trip.py", tmp_path).stdout.split() == ["equal", "equal"]

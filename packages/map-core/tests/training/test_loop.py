@@ -1,0 +1,156 @@
+"""What one process's run does, step by step, and what it leaves behind."""
+
+import copy
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from toy_task import ToyTask, metrics_without_times, toy_config
+
+from map_core import UserError
+from map_core.training import train
+from map_core.training.interruption import SAME_KEYPRESS_SECONDS, Interruption
+from map_core.training.schedule import Schedule
+
+
+def test_a_run_is_adamw_on_the_clipped_mean_gradient_with_a_moving_average(tmp_path):
+    """Against a loop written out by hand, on the samples that the engine showed its task."""
+    task = ToyTask(dropout=0)
+    model = copy.deepcopy(task.model)
+    config = toy_config(max_steps=6, clip_grad=0.3, ema_decay=0.8, weight_decay=0.0, accumulation_steps=2)
+    train(task, config, tmp_path / "run")
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    norms = []
+    for step in range(6):
+        halves = [image for where, image in task.seen if where.index == step]
+        keys = [where for where, _ in task.seen if where.index == step]
+        assert [key.samples for key in keys] == [slice(0, 8), slice(8, 16)]
+        optimizer.param_groups[0]["lr"] = Schedule.of(config, 4)(step)
+        optimizer.zero_grad()
+        twin = ToyTask(dropout=0)
+        classes = [labels_of(twin, config, key) for key in keys]
+        losses = [
+            torch.nn.functional.cross_entropy(model(x), y) for x, y in zip(halves, classes, strict=True)
+        ]
+        ((losses[0] + losses[1]) / 2).backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3).item())
+        optimizer.step()
+        for name, value in model.state_dict().items():
+            average[name] = 0.8 * average[name] + 0.2 * value
+    assert max(norms) > 0.3, "nothing was clipped"
+    raw = torch.load(tmp_path / "run/raw.pt", weights_only=True)
+    ema = torch.load(tmp_path / "run/ema.pt", weights_only=True)
+    torch.testing.assert_close(raw, model.state_dict(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ema, average, rtol=1e-4, atol=1e-6)
+    assert task.exported == ["raw", "ema"]
+
+
+def labels_of(task, config, step):
+    from map_core.training.sampling import RunPlan
+
+    plan = RunPlan.of(config, 70, 1, 0)
+    first = step.index % plan.steps_per_epoch * plan.batch_size
+    keys = plan.epoch_keys(step.epoch)[first + step.samples.start : first + step.samples.stop]
+    return torch.tensor([key.sample % 3 for key in keys])
+
+
+def test_max_steps_stops_early_on_the_schedule_of_the_whole_run(tmp_path):
+    train(ToyTask(), toy_config(max_steps=7, log_steps=1), tmp_path / "short")
+    train(ToyTask(), toy_config(log_steps=1, epochs=4), tmp_path / "long")
+    short = [line for line in metrics_without_times(tmp_path / "short") if line["kind"] == "train"]
+    long = [line for line in metrics_without_times(tmp_path / "long") if line["kind"] == "train"]
+    assert len(short) == 7
+    assert short == long[:7]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(tmp_path, workers):
+    config = toy_config(checkpoint_steps=3, workers=workers)
+    with pytest.raises(
+        UserError, match=r"not finite at step 8 \(loss nan.*learning rate 0.00\d+\).*lower --training.base_lr"
+    ):
+        train(ToyTask(nan_at=7), config, tmp_path / "run")
+    assert not (tmp_path / "run/raw.pt").exists()
+    assert not (tmp_path / "run/summary.json").exists()
+    train(ToyTask(), config, tmp_path / "run", resume="auto")
+    weights = torch.load(tmp_path / "run/raw.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_run_directory_explains_itself(tmp_path):
+    out = tmp_path / "run"
+    summary = train(
+        ToyTask(), toy_config(ema_decay=0.9, tensorboard=True), out, run_config={"data": {"root": out}}
+    )
+    assert yaml.safe_load((out / "config.yaml").read_text()) == {"data": {"root": str(out)}}
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["task"] == "toy"
+    assert summary["processes"] == 1
+    assert summary["interrupted"] is False
+    assert {"torch", "timm", "accelerate", "map-core", "python"} <= summary["versions"].keys()
+    assert min(summary[key] for key in ("seconds", "images_per_second", "peak_memory_bytes")) > 0
+    lines = metrics_without_times(out)
+    train_lines = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in train_lines] == [5, 10, 15, 16]
+    assert {"loss", "lr", "grad_norm", "accuracy", "epoch"} <= train_lines[0].keys()
+    assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [1, 2, 3, 4]
+    assert summary["loss"] == train_lines[-1]["loss"]
+    assert summary["ema_test_output"] == lines[-1]["ema_test_output"]
+    assert list((out / "tensorboard").iterdir())
+    picture = np.asarray(Image.open(out / "curves.png").convert("L"))
+    assert picture.std() > 5, "curves.png is blank"
+
+
+def test_bf16_keeps_float32_weights_and_a_separate_moving_average(tmp_path):
+    class SpyTask(ToyTask):
+        dtypes = set()
+
+        def loss(self, model, batch, step):
+            self.dtypes.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+            return super().loss(model, batch, step)
+
+    task = SpyTask(dropout=0)
+    train(task, toy_config(precision="bf16", ema_decay=0.5), tmp_path / "run")
+    assert task.dtypes == {torch.bfloat16}
+    raw = torch.load(tmp_path / "run/raw.pt", weights_only=True)
+    assert {value.dtype for value in raw.values()} == {torch.float32}
+    last = [line for line in metrics_without_times(tmp_path / "run") if line["kind"] == "evaluation"][-1]
+    assert last["test_output"] != last["ema_test_output"]
+    train(ToyTask(), toy_config(max_steps=1), tmp_path / "fp32")  # another precision in the same process
+
+
+def test_weights_that_are_not_float32_are_refused(tmp_path):
+    task = ToyTask(dropout=0)
+    task.model.bfloat16()
+    with pytest.raises(
+        TypeError, match=r"parameter 0.weight is torch.bfloat16; master weights must be float32"
+    ):
+        train(task, toy_config(), tmp_path / "run")
+
+
+def test_fsdp_on_a_cpu_is_refused_rather_than_turned_into_ddp(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(
+        UserError, match=r"FSDP was asked for, but Accelerate does not shard on cpu .* without FSDP"
+    ):
+        train(ToyTask(), toy_config(), tmp_path / "run")
+
+
+def test_a_second_ctrl_c_stops_at_once_but_an_echo_of_the_first_does_not():
+    with Interruption() as interruption:
+        assert not interruption.requested
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.requested
+        time.sleep(SAME_KEYPRESS_SECONDS + 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,89 @@
+"""Which samples are seen is a function of the seed and the step, and of nothing else."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from toy_task import ToyData, ToyTask, toy_config
+
+from map_core import UserError
+from map_core.training import train
+from map_core.training.sampling import KeyedDataset, RunPlan, RunSampler, SampleKey, seed_everything
+
+
+def keys_by_step(config, processes, samples=70, start=0, stop=16):
+    """For every optimizer step, the keys in the order in which ``Step.samples`` numbers them."""
+    steps = {}
+    for process in range(processes):
+        plan = RunPlan.of(config, samples, processes, process)
+        sampler = RunSampler(plan, start, stop)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        for number, keys in enumerate(batches):
+            index, micro = start + number // plan.accumulation_steps, number % plan.accumulation_steps
+            place = plan.step(index, micro).samples
+            steps.setdefault(index, [None] * plan.batch_size)[place] = keys
+    return steps
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 2), (4, 2), (2, 8)])
+def test_processes_and_accumulation_split_the_same_global_batches(processes, accumulation):
+    alone = keys_by_step(toy_config(), 1)
+    assert keys_by_step(toy_config(accumulation_steps=accumulation), processes) == alone
+
+
+def test_a_later_start_sees_what_an_earlier_one_would_have():
+    assert keys_by_step(toy_config(), 1, start=5) == {
+        step: keys for step, keys in keys_by_step(toy_config(), 1).items() if step >= 5
+    }
+
+
+def test_an_epoch_visits_samples_once_in_an_order_of_its_own():
+    plan = RunPlan.of(toy_config(), 70, 1, 0)
+    orders = [[key.sample for key in plan.epoch_keys(epoch)] for epoch in range(3)]
+    assert all(len(set(order)) == len(order) == 64 for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert [k.sample for k in RunPlan.of(toy_config(seed=1), 70, 1, 0).epoch_keys(0)] != orders[0]
+
+
+def test_repeated_augmentation_repeats_samples_and_keeps_the_length():
+    keys = RunPlan.of(toy_config(repeated_augmentation=3), 70, 1, 0).epoch_keys(0)
+    assert len(keys) == len(set(keys)) == 64
+    assert all(keys[3 * i].sample == keys[3 * i + 1].sample == keys[3 * i + 2].sample for i in range(21))
+    assert len({key.sample for key in keys}) == 22
+
+
+def test_a_sample_is_a_function_of_its_key_and_leaves_no_trace():
+    data = KeyedDataset(ToyData(), seed=0)
+    seed_everything(3)
+    expected = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    seed_everything(3)
+    first = data[SampleKey(0, 5, 0)][0]
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected  # noqa: NPY002
+    assert torch.equal(data[SampleKey(0, 5, 0)][0], first)
+    others = [data[key][0] for key in (SampleKey(1, 5, 0), SampleKey(0, 5, 1), SampleKey(0, 6, 0))]
+    assert not any(torch.equal(other, first) for other in others)
+    assert not torch.equal(KeyedDataset(ToyData(), seed=1)[SampleKey(0, 5, 0)][0], first)
+
+
+def test_workers_load_the_same_samples(tmp_path):
+    alone, helped = ToyTask(), ToyTask()
+    train(alone, toy_config(max_steps=3), tmp_path / "alone")
+    train(helped, toy_config(max_steps=3, workers=2), tmp_path / "helped")
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(alone.seen, helped.seen, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_error_in_a_sample_arrives_as_it_was_told(tmp_path, workers):
+    with pytest.raises(UserError, match=r"^picture 7 cannot be read; remove it$"):
+        train(ToyTask(broken=7, samples=16), toy_config(workers=workers), tmp_path / "run")
+
+
+def test_too_little_data_and_uneven_batches():
+    with pytest.raises(
+        UserError, match=r"holds 10 samples, fewer than one batch .*16.*lower --training.batch_size"
+    ):
+        RunPlan.of(toy_config(), 10, 1, 0)
+    with pytest.raises(UserError, match=r"batch_size \(16\) must be a multiple .* \(3 \* 2 = 6\); set .* 18"):
+        RunPlan.of(toy_config(accumulation_steps=2), 70, 3, 0)

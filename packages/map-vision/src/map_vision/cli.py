@@ -1,0 +1,68 @@
+"""The command line: ``map-vision COMMAND --config RECIPE --section.key value ...``."""
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import map_core.cli
+from map_core.cli import Command, read_yaml
+from map_vision import commands
+from map_vision.data import DataConfig
+from map_vision.factory import described_model
+from map_vision.finetuning import FinetuneConfig
+from map_vision.pretraining import PretrainConfig
+
+RECIPES = "map_vision.recipes"
+
+
+def data_of_run(given: dict[str, str]) -> dict[str, Any]:
+    """The data settings of the run that ``--init`` names."""
+    config = Path(given.get("init", "")) / "config.yaml"
+    if "init" not in given or not config.is_file():
+        return {}
+    values = read_yaml(config).get("data", {})
+    known = {field.name for field in fields(DataConfig)}
+    return {
+        f"data.{key}": tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+        if key in known
+    }
+
+
+def model_of_run(given: dict[str, str]) -> dict[str, Any]:
+    """The model of the run that ``--init`` names."""
+    model = described_model(given["init"]) if "init" in given else None
+    return {} if model is None else {f"model.{key}": value for key, value in vars(model).items()}
+
+
+COMMANDS = (
+    Command("pretrain", "pretrain an encoder on images", PretrainConfig, commands.pretrain),
+    Command("finetune", "train a classifier", FinetuneConfig, commands.finetune, model_of_run),
+    Command(
+        "linear-probe",
+        "train a linear classifier on frozen features",
+        FinetuneConfig,
+        commands.linear_probe,
+        model_of_run,
+    ),
+    Command("evaluate", "accuracy of a classifier", commands.EvaluateConfig, commands.evaluate, data_of_run),
+    Command("predict", "classes of images, as CSV", commands.PredictConfig, commands.predict, data_of_run),
+    Command(
+        "features", "features as npz, and a kNN score", commands.FeaturesConfig, commands.features, data_of_run
+    ),
+    Command(
+        "reconstruct",
+        "picture of what a pretrained model reconstructs",
+        commands.ReconstructConfig,
+        commands.reconstruct,
+        data_of_run,
+    ),
+    Command("info", "versions, devices, scan implementations, models", commands.InfoConfig, commands.info),
+)
+
+
+def main() -> int:
+    """Run the command line of this process."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    return map_core.cli.main("map-vision", COMMANDS, RECIPES)

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from map_core.errors import UserError
+from map_vision.data import DataConfig, load_image_data, memory
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("holdout", [0.0, 0.3])
+def test_cache_changes_nothing(labelled: Path, in_chans: int, holdout: float) -> None:
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30).astype(np.uint8)).save(
+        labelled / "train" / "cat" / "wide.png"
+    )
+    batches = []
+    for cache in ("none", "memory"):
+        config = DataConfig(root=str(labelled), cache=cache, augmentation="none", holdout=holdout, subset=10)
+        data = load_image_data(config, img_size=(8, 6), in_chans=in_chans, purpose="finetune")
+        assert data.evaluation is not None
+        batches.append(
+            [next(iter(DataLoader(part, batch_size=99))) for part in (data.train, data.evaluation)]
+        )
+        batches[-1].append([data.train.names, data.evaluation.names])
+    for plain, cached in zip(*batches, strict=True):
+        assert plain[1] == cached[1] if isinstance(plain[0], list) else torch.equal(plain[1], cached[1])
+        assert plain[0] == cached[0] if isinstance(plain[0], list) else torch.equal(plain[0], cached[0])
+
+
+def test_cached_images_are_read_by_workers_without_their_files(labelled: Path) -> None:
+    config = DataConfig(root=str(labelled), cache="memory")
+    data = load_image_data(config, img_size=(8, 8), in_chans=3, purpose="finetune")
+    for path in labelled.rglob("*.png"):
+        path.unlink()
+    assert len(list(DataLoader(data.train, batch_size=5, num_workers=2))) == 4
+
+
+def test_cache_that_does_not_fit(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 7000)
+    config = DataConfig(root=str(labelled), cache="memory")
+    with pytest.raises(
+        UserError, match=r"needs about .* GB for 20 images, .* GB are free: pass --data.cache none"
+    ):
+        load_image_data(config, img_size=(8, 8), in_chans=3, purpose="finetune")

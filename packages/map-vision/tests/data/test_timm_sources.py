@@ -1,0 +1,87 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from torch.utils.data import IterableDataset
+
+from map_core.errors import UserError
+from map_vision.data import DataConfig, ImageData, load_image_data, timm_sources
+from map_vision.data.config import Purpose
+
+
+def load(source: str, root: Path | None = None, purpose: Purpose = "finetune", **settings: Any) -> ImageData:
+    config = DataConfig(source=source, root=root and str(root), augmentation="none", **settings)
+    return load_image_data(config, img_size=(8, 8), in_chans=3, purpose=purpose)
+
+
+def test_torchvision_folder_equals_our_own(labelled: Path) -> None:
+    ours, theirs = load("folder", labelled), load("torch/image_folder", labelled)
+    assert theirs.classes == ours.classes
+    assert theirs.train.names == ours.train.names
+    assert theirs.train.labels.tolist() == ours.train.labels.tolist()
+    assert theirs.evaluation is not None
+    assert ours.evaluation is not None
+    assert torch.equal(theirs.evaluation[3][0], ours.evaluation[3][0])
+    assert len(load("torch/image_folder", labelled, holdout=0.5, subset=4).train) == 4
+
+
+def test_timm_reader(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets of timm's own class are read through their reader, so that unreadable images are ours to handle."""
+
+    def create(name: str, root: str, split: str, **_: Any) -> ImageDataset:
+        return ImageDataset(f"{root}/{'val' if split == 'validation' else split}")
+
+    monkeypatch.setattr(timm_sources, "create_dataset", create)
+    data = load("hfds/x", labelled)
+    assert data.classes == ("cat", "dog")
+    assert torch.equal(data.train[13][0], load("folder", labelled).train[13][0])
+    (labelled / "train" / "dog" / "001.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot read image .*dog/001.png"):
+        _ = data.train[13]
+    skipping = load("hfds/x", labelled, on_error="skip")
+    assert skipping.train[13][1] == 1
+    assert skipping.skipped().count == 1
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        for label in (0, 1, 2, 1):
+            yield Image.fromarray(np.full((9, 9), 50 * label, dtype=np.uint8)), label
+
+
+def test_data_in_order_only_is_read_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_sources, "create_dataset", lambda *_, **__: Stream())
+    with pytest.raises(UserError, match=r"'tfds/x' can only be read in order.*--data.cache memory"):
+        load("tfds/x")
+    data = load("tfds/x", cache="memory")
+    assert (data.classes, data.train.labels.tolist()) == (("0", "1", "2"), [0, 1, 2, 1])
+    assert data.train[0][0].shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("digit", r"unknown data source 'digit': did you mean digits\?.*names of timm begin with torch/"),
+        ("torch/cifar11", r"source 'torch/cifar11', split 'train'.* cannot be opened: Unknown torchvision"),
+        ("torch/cifar10", r"source 'torch/cifar10'.*cannot be opened: Dataset not found"),
+        ("wds/x", r"source 'wds/x' needs a package that is not installed .*: pip install it"),
+    ],
+)
+def test_what_cannot_be_opened(source: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load(source, tmp_path)
+
+
+def test_cifar_with_a_foreign_pickle_is_refused(tmp_path: Path) -> None:
+    """torchvision unpickles CIFAR, after checking the files' published checksums."""
+    marker, folder = tmp_path / "ran", tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_text(f"cos\nsystem\n(S'touch {marker}'\ntR.")
+    with pytest.raises(UserError, match="Dataset not found or corrupted"):
+        load("torch/cifar10", tmp_path)
+    assert not marker.exists()

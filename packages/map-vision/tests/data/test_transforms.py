@@ -1,0 +1,119 @@
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_vision.data import DataConfig
+from map_vision.data.config import Augmentation
+from map_vision.data.normalization import pixel_mean, pixel_std
+from map_vision.data.transforms import PadCrop, Shift, evaluation_transform, training_transform
+
+AUGMENTATIONS: list[dict] = [
+    {"augmentation": "crop_flip"},
+    {"augmentation": "pad_crop"},
+    {"augmentation": "shift", "random_erasing": 0.9},
+    {"augmentation": "timm", "auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.9},
+    {"augmentation": "timm", "color_jitter": 0.4, "interpolation": "bilinear"},
+    {"augmentation": "three_augment"},
+]
+
+
+def picture(height: int = 40, width: int = 56, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def make(
+    img_size: tuple[int, int] = (24, 16), in_chans: int = 3, **settings: object
+) -> Callable[..., Tensor]:
+    config = DataConfig(**settings)  # type: ignore[arg-type]
+    mean, std = pixel_mean(config, in_chans), pixel_std(config, in_chans)
+    return training_transform(config, img_size=img_size, mean=mean, std=std)
+
+
+def seed(key: int) -> None:
+    torch.manual_seed(key)
+    random.seed(key)
+    np.random.seed(key)  # noqa: NPY002 - timm draws from it
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("settings", AUGMENTATIONS)
+def test_key_decides_the_augmentation(settings: dict, in_chans: int) -> None:
+    """The same seeds give the same image whatever was drawn before; other seeds give another."""
+    transform = make(in_chans=in_chans, source="folder", **settings)
+    image = picture(mode="RGB" if in_chans == 3 else "L")
+    results = []
+    for key in (1, 2, 3, 4, 1):
+        seed(key)
+        results.append(transform(image))
+    assert all(result.shape == (in_chans, 24, 16) and result.dtype == torch.float32 for result in results)
+    assert torch.equal(results[0], results[-1])
+    assert any(not torch.equal(results[0], other) for other in results[1:-1])
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_pixels_are_normalised(in_chans: int) -> None:
+    config = DataConfig(source="folder")
+    mean, std = pixel_mean(config, in_chans), pixel_std(config, in_chans)
+    transform = evaluation_transform(config, img_size=(40, 56), mean=mean, std=std)
+    image = picture(mode="RGB" if in_chans == 3 else "L")
+    expected = torch.from_numpy(np.array(image) / np.float32(255)).reshape(40, 56, in_chans).movedim(-1, 0)
+    restored = transform(image) * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    torch.testing.assert_close(restored, expected)
+
+
+def test_small_images_are_not_blurred_and_large_ones_cropped() -> None:
+    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    image = picture(32, 32)
+    exact = evaluation_transform(DataConfig(), img_size=(32, 32), **plain)(image)
+    assert torch.equal((exact * 255).round().byte(), torch.from_numpy(np.array(image)).movedim(-1, 0))
+    ramp = Image.fromarray(np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2))
+    centre = evaluation_transform(DataConfig(), img_size=(32, 32), **plain)(ramp) * 255
+    whole = evaluation_transform(DataConfig(crop_pct=1.0), img_size=(32, 32), **plain)(ramp) * 255
+    assert centre[0, 0, 0] == pytest.approx(4, abs=1.5)  # 64 * (1 - 0.875) / 2
+    assert whole[0, 0, 0] == pytest.approx(0.5, abs=1)
+
+
+@pytest.mark.parametrize(("step", "most"), [(PadCrop(), 4), (Shift(), 1)])
+def test_offsets_reach_their_border_and_no_further(step: Callable, most: int) -> None:
+    dot = Image.new("L", (32, 32))
+    dot.putpixel((16, 16), 255)
+    seed(0)
+    moves = {tuple(np.argwhere(np.asarray(step(dot)))[0] - 16) for _ in range(1000)}
+    assert moves == {(row, column) for row in range(-most, most + 1) for column in range(-most, most + 1)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"augmentation": "crop_flop"}, r"unknown augmentation 'crop_flop': did you mean crop_flip\?"),
+        ({"interpolation": "cubic"}, r"unknown interpolation 'cubic': did you mean bicubic"),
+        ({"crop_scale": (0.9, 0.5)}, r"crop_scale \(0.9, 0.5\) must be two increasing numbers"),
+        ({"crop_pct": 1.5}, r"crop_pct \(1.5\) must lie in"),
+        ({"random_erasing": 2.0}, r"random_erasing \(2.0\) is a probability"),
+        ({"auto_augment": "rand-m9"}, r"auto_augment 'rand-m9' needs augmentation 'timm', not 'crop_flip'"),
+        ({"color_jitter": 0.3}, r"color_jitter \(0.3\) needs augmentation 'timm' or 'three_augment'"),
+        ({"augmentation": "timm", "auto_augment": "rnd"}, "auto_augment 'rnd' is no policy of timm's"),
+        ({"mean": (0.5, 0.5)}, "mean has 2 values, but the model takes 3 channels"),
+        ({"std": (0.0,)}, "std .* must be positive"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(**settings)
+
+
+def test_channels_must_be_one_or_three() -> None:
+    with pytest.raises(UserError, match=r"in_chans \(2\) must be 1 \(gray\) or 3 \(RGB\)"):
+        make(in_chans=2)
+
+
+def test_every_augmentation_is_tested() -> None:
+    names: list[Augmentation] = [settings["augmentation"] for settings in AUGMENTATIONS]
+    assert {*names, "none"} == set(Augmentation.__args__)  # type: ignore[attr-defined]
