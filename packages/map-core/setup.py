@@ -1,7 +1,7 @@
-"""Builds the native CPU kernels beside the Python sources; without a C++ compiler the package installs anyway.
+"""Builds the native CPU kernels beside the Python sources; without a C++ compiler the install still succeeds.
 
-The library has a plain C interface and is loaded with ctypes, so it depends neither on the Python nor on the torch
-version. Metadata lives in pyproject.toml.
+The library has a plain C interface and is loaded with ctypes, so it depends neither on the Python nor on the
+torch version. Metadata lives in pyproject.toml.
 """
 
 import platform

@@ -14,6 +14,8 @@ from map_core.ops.causal_conv1d_cuda import (
     causal_conv1d_missing,
     causal_conv1d_unfit,
 )
+from map_core.ops.native.conv import native_conv
+from map_core.ops.native.library import native_missing, native_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
 
 
@@ -113,6 +115,7 @@ REGISTRY = Registry(
         Implementation(
             "causal_conv1d", causal_conv1d_conv, missing=causal_conv1d_missing, unfit=causal_conv1d_unfit
         ),
+        Implementation("native", native_conv, missing=native_missing, unfit=native_unfit),
         Implementation("torch", shifted_conv),
         Implementation("reference", reference_conv, automatic=False),
     ),

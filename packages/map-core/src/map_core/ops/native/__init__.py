@@ -1,1 +1,1 @@
-"""Native CPU kernels behind ``torch.library`` operators: autograd, compile and export see ordinary operators."""
+"""Native CPU kernels behind ``torch.library`` operators, which autograd, compile and export understand."""

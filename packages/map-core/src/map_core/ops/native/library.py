@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from map_core.ops.registry import Request
+
 PATH = Path(__file__).with_name("_kernels.so")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ABI = 1  # kAbi in native/ops.h
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 
@@ -64,7 +67,8 @@ def kernels() -> ctypes.CDLL:
     """
     if not PATH.exists():
         raise OSError(
-            "not built: no C++ compiler at install time, or it failed; install g++ or clang++, then reinstall map-core"
+            "not built: no C++ compiler at install time, or it failed; "
+            "install g++ or clang++ and reinstall map-core"
         )
     library = ctypes.CDLL(str(PATH))
     library.map_ops_abi.restype = _Size
@@ -97,6 +101,15 @@ def native_missing() -> str | None:
         kernels()
     except OSError as error:
         return str(error)
+    return None
+
+
+def native_unfit(request: Request) -> str | None:
+    """Why the native kernels cannot serve this request, or None."""
+    if request.device != "cpu":
+        return f"it runs on CPU tensors only, these are on {request.device}"
+    if request.dtype not in DTYPES:
+        return f"it takes float32, bfloat16 and float16, not {request.dtype}"
     return None
 
 

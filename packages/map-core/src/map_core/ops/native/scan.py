@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from map_core.ops.native.library import ScanCall, ScanDirection, address, rows, run, widen
-from map_core.ops.registry import Request
 from map_core.ops.selective_scan.inputs import ScanInputs
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FIELDS = ("u", "delta", "A", "B", "C", "D", "bias")  # of one direction, in the order of the operators' lists
 
 
@@ -136,12 +134,3 @@ def native_bidirectional_scan(forward: ScanInputs, backward: ScanInputs, z: Tens
     """Compute the gated average of both directions in one pass, without flips."""
     softplus = [forward.delta_softplus, backward.delta_softplus]
     return scan_operator([*_tensors(forward), *_tensors(backward)], z, softplus, [False, True])
-
-
-def native_unfit(request: Request) -> str | None:
-    """Why the native kernels cannot serve this request, or None."""
-    if request.device != "cpu":
-        return f"it runs on CPU tensors only, these are on {request.device}"
-    if request.dtype not in DTYPES:
-        return f"it takes float32, bfloat16 and float16, not {request.dtype}"
-    return None

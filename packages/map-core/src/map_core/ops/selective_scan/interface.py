@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.ops.native.library import native_missing
-from map_core.ops.native.scan import native_bidirectional_scan, native_scan, native_unfit
+from map_core.ops.native.library import native_missing, native_unfit
+from map_core.ops.native.scan import native_bidirectional_scan, native_scan
 from map_core.ops.registry import BackendStatus, Implementation, Registry
 from map_core.ops.selective_scan.chunked import chunked_scan
 from map_core.ops.selective_scan.inputs import ScanInputs, check_inputs
