@@ -85,7 +85,7 @@ def test_missing_root_names_the_folder_that_exists(tmp_path: Path) -> None:
 def test_root_that_is_a_file_or_not_given(labelled: Path) -> None:
     with pytest.raises(UserError, match="is a file: give the folder"):
         load(labelled / "train" / "cat" / "000.png")
-    with pytest.raises(UserError, match="needs the folder of the images: pass --data.root"):
+    with pytest.raises(UserError, match=r"needs the folder of the images: pass --data.root"):
         load_image_data(DataConfig(source="folder"), img_size=(8, 8), in_chans=3, purpose="pretrain")
 
 

@@ -30,7 +30,7 @@ def test_torchvision_folder_equals_our_own(labelled: Path) -> None:
 
 
 def test_timm_reader(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets of timm's own class are read through their reader, so that unreadable images are ours to handle."""
+    """timm's own data sets are read through their reader: unreadable images are ours to handle."""
 
     def create(name: str, root: str, split: str, **_: Any) -> ImageDataset:
         return ImageDataset(f"{root}/{'val' if split == 'validation' else split}")
@@ -68,12 +68,20 @@ def test_data_in_order_only_is_read_into_memory(monkeypatch: pytest.MonkeyPatch)
         ("digit", r"unknown data source 'digit': did you mean digits\?.*names of timm begin with torch/"),
         ("torch/cifar11", r"source 'torch/cifar11', split 'train'.* cannot be opened: Unknown torchvision"),
         ("torch/cifar10", r"source 'torch/cifar10'.*cannot be opened: Dataset not found"),
-        ("wds/x", r"source 'wds/x' needs a package that is not installed .*: pip install it"),
     ],
 )
 def test_what_cannot_be_opened(source: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         load(source, tmp_path)
+
+
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(*_: Any, **__: Any) -> None:
+        raise ImportError("No module named 'datasets'")
+
+    monkeypatch.setattr(timm_sources, "create_dataset", create)
+    with pytest.raises(UserError, match=r"source 'hfds/x' needs a package .*\(No module named 'datasets'\)"):
+        load("hfds/x")
 
 
 def test_cifar_with_a_foreign_pickle_is_refused(tmp_path: Path) -> None:
