@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,8 +32,8 @@ class Command:
         help: one line for the list of commands.
         config: a dataclass; fields that are dataclasses become sections (``--training.epochs``).
         run: what to do with an instance of ``config``.
-        defaults: from the given options (dotted key to value) to other defaults, by dotted key, such as those that a
-            run named by ``--init`` was made with; a recipe and the command line go before them.
+        defaults: from the given options (dotted key to value) to other defaults, by dotted key, such as those
+            that a run named by ``--init`` was made with; a recipe and the command line go before them.
     """
 
     name: str
@@ -169,7 +169,7 @@ def given_options(arguments: Sequence[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def find_recipe(package: str, name: str) -> typing.Iterator[Path]:
+def find_recipe(package: str, name: str) -> Iterator[Path]:
     """Give the path of a packaged recipe or of a file.
 
     Raises:

@@ -15,6 +15,7 @@ from toy_task import ToyTask, metrics_without_times, toy_config
 from map_core import UserError
 from map_core.training import train
 from map_core.training.interruption import SAME_KEYPRESS_SECONDS, Interruption
+from map_core.training.sampling import RunPlan
 from map_core.training.schedule import Schedule
 
 
@@ -53,8 +54,6 @@ def test_a_run_is_adamw_on_the_clipped_mean_gradient_with_a_moving_average(tmp_p
 
 
 def labels_of(task, config, step):
-    from map_core.training.sampling import RunPlan
-
     plan = RunPlan.of(config, 70, 1, 0)
     first = step.index % plan.steps_per_epoch * plan.batch_size
     keys = plan.epoch_keys(step.epoch)[first + step.samples.start : first + step.samples.stop]
@@ -109,16 +108,16 @@ def test_a_run_directory_explains_itself(tmp_path):
 
 
 def test_bf16_keeps_float32_weights_and_a_separate_moving_average(tmp_path):
-    class SpyTask(ToyTask):
-        dtypes = set()
+    dtypes = set()
 
+    class SpyTask(ToyTask):
         def loss(self, model, batch, step):
-            self.dtypes.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+            dtypes.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
             return super().loss(model, batch, step)
 
     task = SpyTask(dropout=0)
     train(task, toy_config(precision="bf16", ema_decay=0.5), tmp_path / "run")
-    assert task.dtypes == {torch.bfloat16}
+    assert dtypes == {torch.bfloat16}
     raw = torch.load(tmp_path / "run/raw.pt", weights_only=True)
     assert {value.dtype for value in raw.values()} == {torch.float32}
     last = [line for line in metrics_without_times(tmp_path / "run") if line["kind"] == "evaluation"][-1]
