@@ -59,7 +59,7 @@ def backward_operator(
     bias_dtype = torch.float32 if bias is None else bias.dtype
     return (
         grad_x.to(x.dtype),
-        grad_weight.t().to(weight.dtype, memory_format=torch.contiguous_format),
+        grad_weight.t().contiguous().to(weight.dtype),
         grad_bias.to(bias_dtype),
     )
 

@@ -123,10 +123,8 @@ def run(entry: str, call: ctypes.Structure) -> None:
         raise MemoryError(f"{entry} could not allocate its scratch memory")
 
 
-def widen(x: Tensor | None) -> Tensor | None:
+def widen(x: Tensor) -> Tensor:
     """Return the tensor as float32 with a contiguous last axis."""
-    if x is None:
-        return None
     x = x.detach().to(torch.float32)
     return x if x.stride(-1) == 1 else x.contiguous()
 

@@ -1,4 +1,8 @@
-"""The native scan as an operator, for one direction or the average of two."""
+"""The native scan as an operator, for one direction or the average of two.
+
+Operators take lists of tensors, but no lists in which some are missing: ``present`` says for each field of
+each direction whether it is there.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,32 +13,38 @@ from torch import Tensor
 from map_core.ops.native.library import ScanCall, ScanDirection, address, rows, run, widen
 from map_core.ops.selective_scan.inputs import ScanInputs
 
-_FIELDS = ("u", "delta", "A", "B", "C", "D", "bias")  # of one direction, in the order of the operators' lists
+_FIELDS = ("u", "delta", "A", "B", "C", "D", "bias")
+_WEIGHTS = ("A", "D", "bias")
+
+
+def _by_direction(tensors: Sequence[Tensor], present: Sequence[bool]) -> list[dict[str, Tensor]]:
+    """Name the tensors of each direction."""
+    remaining = iter(tensors)
+    directions: list[dict[str, Tensor]] = []
+    for place, there in enumerate(present):
+        if place % len(_FIELDS) == 0:
+            directions.append({})
+        if there:
+            directions[-1][_FIELDS[place % len(_FIELDS)]] = next(remaining)
+    return directions
 
 
 def _call(
-    tensors: Sequence[Tensor | None], z: Tensor | None, softplus: Sequence[bool], reverse: Sequence[bool]
+    directions: list[dict[str, Tensor]], z: Tensor | None, softplus: Sequence[bool], reverse: Sequence[bool]
 ) -> tuple[ScanCall, list[object]]:
-    """Describe a scan of widened inputs, and return what must live until it has run."""
-    kept: list[object] = [z]
-    call = ScanCall(threads=torch.get_num_threads(), directions=len(softplus), z=rows(z))
-    for number in range(len(softplus)):
-        start = number * len(_FIELDS)
-        u, delta, A, B, C, D, bias = tensors[start : start + len(_FIELDS)]
-        assert u is not None
-        assert A is not None
-        weights = [None if x is None else x.contiguous() for x in (A, D, bias)]
-        kept += [u, delta, B, C, *weights]
-        call.batch, call.length, call.channels = u.shape
+    """Describe a scan, and return the widened tensors that must live until it has run."""
+    wide_z = None if z is None else widen(z)
+    kept: list[object] = [wide_z]
+    call = ScanCall(threads=torch.get_num_threads(), directions=len(directions), z=rows(wide_z))
+    call.batch, call.length, call.channels = directions[0]["u"].shape
+    for number, tensors in enumerate(directions):
+        wide = {name: widen(x) for name, x in tensors.items()}
+        weights = {name: wide[name].contiguous() for name in _WEIGHTS if name in wide}
+        kept += [wide, weights]
         call.direction[number] = ScanDirection(
-            u=rows(u),
-            delta=rows(delta),
-            B=rows(B),
-            C=rows(C),
-            A=address(weights[0]),
-            D=address(weights[1]),
-            bias=address(weights[2]),
-            state=A.shape[1],
+            **{name: rows(wide[name]) for name in ("u", "delta", "B", "C")},
+            **{name: address(weights.get(name)) for name in _WEIGHTS},
+            state=weights["A"].shape[1],
             softplus=softplus[number],
             reverse=reverse[number],
         )
@@ -43,94 +53,99 @@ def _call(
 
 @torch.library.custom_op("map_core::selective_scan", mutates_args=(), device_types="cpu")
 def scan_operator(
-    tensors: Sequence[Tensor | None], z: Tensor | None, softplus: Sequence[bool], reverse: Sequence[bool]
+    tensors: Sequence[Tensor],
+    z: Tensor | None,
+    present: Sequence[bool],
+    softplus: Sequence[bool],
+    reverse: Sequence[bool],
 ) -> Tensor:
-    """Average the scans whose inputs (``_FIELDS`` of each direction) are listed in ``tensors``."""
-    call, kept = _call([widen(x) for x in tensors], widen(z), softplus, reverse)
-    u = tensors[0]
-    assert u is not None
-    out = torch.empty(u.shape, dtype=torch.float32)
+    """Average the scans whose inputs are listed in ``tensors``, in the order of ``_FIELDS``."""
+    call, kept = _call(_by_direction(tensors, present), z, softplus, reverse)
+    out = torch.empty(tensors[0].shape, dtype=torch.float32)
     call.out = out.data_ptr()
     run("map_ops_scan_forward", call)
     del kept
-    return out.to(u.dtype)
+    return out.to(tensors[0].dtype)
 
 
 @torch.library.custom_op("map_core::selective_scan_backward", mutates_args=(), device_types="cpu")
 def backward_operator(
     grad_out: Tensor,
-    tensors: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
     z: Tensor | None,
+    present: Sequence[bool],
     softplus: Sequence[bool],
     reverse: Sequence[bool],
 ) -> list[Tensor]:
-    """Return the gradients of ``tensors`` and of ``z``; those of absent ones are empty."""
-    call, kept = _call([widen(x) for x in tensors], widen(z), softplus, reverse)
-    grad = widen(grad_out)
-    call.grad_out = rows(grad)
-    inputs = [*tensors, z]
-    grads = [torch.empty(() if x is None else x.shape, dtype=torch.float32) for x in inputs]
-    for number in range(len(softplus)):
-        for place, field in enumerate(_FIELDS):
-            setattr(call.direction[number], f"grad_{field}", grads[number * len(_FIELDS) + place].data_ptr())
-    call.grad_z = grads[-1].data_ptr()
+    """Return the gradients of ``tensors``, then that of ``z`` if there is one."""
+    call, kept = _call(_by_direction(tensors, present), z, softplus, reverse)
+    wide_grad = widen(grad_out)
+    call.grad_out = rows(wide_grad)
+    inputs = [*tensors] if z is None else [*tensors, z]
+    grads = [torch.empty(x.shape, dtype=torch.float32) for x in inputs]
+    for number, named in enumerate(_by_direction(grads, present)):
+        for name, grad in named.items():
+            setattr(call.direction[number], f"grad_{name}", grad.data_ptr())
+    call.grad_z = None if z is None else grads[-1].data_ptr()
     run("map_ops_scan_backward", call)
     del kept
-    return [
-        grad.new_zeros(0) if x is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)
-    ]
+    return [grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 @scan_operator.register_fake
 def _(
-    tensors: Sequence[Tensor | None], z: Tensor | None, softplus: Sequence[bool], reverse: Sequence[bool]
+    tensors: Sequence[Tensor],
+    z: Tensor | None,
+    present: Sequence[bool],
+    softplus: Sequence[bool],
+    reverse: Sequence[bool],
 ) -> Tensor:
-    u = tensors[0]
-    assert u is not None
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    return _like(tensors[0])
 
 
 @backward_operator.register_fake
 def _(
     grad_out: Tensor,
-    tensors: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
     z: Tensor | None,
+    present: Sequence[bool],
     softplus: Sequence[bool],
     reverse: Sequence[bool],
 ) -> list[Tensor]:
-    return [
-        grad_out.new_empty(0, dtype=torch.float32)
-        if x is None
-        else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for x in (*tensors, z)
-    ]
+    return [_like(x) for x in tensors] if z is None else [_like(x) for x in (*tensors, z)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tensors, z, ctx.softplus, ctx.reverse = inputs
+    tensors, z, ctx.present, ctx.softplus, ctx.reverse = inputs
     ctx.save_for_backward(*tensors, z)
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     *tensors, z = ctx.saved_tensors
-    *grads, grad_z = backward_operator(grad_out, tensors, z, ctx.softplus, ctx.reverse)
-    listed = [None if x is None else grad for x, grad in zip(tensors, grads, strict=True)]
-    return listed, None if z is None else grad_z, None, None
+    grads = backward_operator(grad_out, tensors, z, ctx.present, ctx.softplus, ctx.reverse)
+    grad_z = None if z is None else grads[-1]
+    return grads[: len(tensors)], grad_z, None, None, None
 
 
 scan_operator.register_autograd(_backward, setup_context=_keep)
 
 
-def _tensors(inputs: ScanInputs) -> list[Tensor | None]:
-    return [inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.delta_bias]
+def _apply(directions: Sequence[ScanInputs], z: Tensor | None, reverse: list[bool]) -> Tensor:
+    fields = [x for one in directions for x in (one.u, one.delta, one.A, one.B, one.C, one.D, one.delta_bias)]
+    present = [x is not None for x in fields]
+    softplus = [one.delta_softplus for one in directions]
+    return scan_operator([x for x in fields if x is not None], z, present, softplus, reverse)
 
 
 def native_scan(inputs: ScanInputs, z: Tensor | None, reverse: bool) -> Tensor:
     """Compute what ``reference_scan`` defines with the native kernel."""
-    return scan_operator(_tensors(inputs), z, [inputs.delta_softplus], [reverse])
+    return _apply([inputs], z, [reverse])
 
 
 def native_bidirectional_scan(forward: ScanInputs, backward: ScanInputs, z: Tensor | None) -> Tensor:
     """Compute the gated average of both directions in one pass, without flips."""
-    softplus = [forward.delta_softplus, backward.delta_softplus]
-    return scan_operator([*_tensors(forward), *_tensors(backward)], z, softplus, [False, True])
+    return _apply([forward, backward], z, [False, True])
