@@ -1,0 +1,195 @@
+"""The native kernels: instruction sets, threads, operators that compile and export, and life without them."""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from map_core.ops import conv_backends, depthwise_causal_conv1d, scan_backends, selective_scan
+from map_core.ops.causal_conv1d import REGISTRY as CONV_REGISTRY
+from map_core.ops.native import library
+from map_core.ops.native.library import INSTRUCTION_SETS
+from map_core.ops.selective_scan.interface import REGISTRY as SCAN_REGISTRY
+
+Tool = Callable[..., Any]
+BUILT = library.native_missing() is None
+needs_kernels = pytest.mark.skipif(not BUILT, reason=library.native_missing() or "")
+
+
+def run_scan(**arguments: Tensor) -> Tensor:
+    return selective_scan(**arguments, delta_softplus=True, backend="native")  # type: ignore[arg-type]
+
+
+def run_conv(**arguments: Tensor) -> Tensor:
+    return depthwise_causal_conv1d(**arguments, activation="silu", backend="native")  # type: ignore[arg-type]
+
+
+def conv_arguments(length: int) -> dict[str, Tensor]:
+    torch.manual_seed(length)
+    return {"x": torch.randn(3, length, 150), "weight": torch.randn(150, 4), "bias": torch.randn(150)}
+
+
+@pytest.fixture
+def _restored_instruction_set() -> Iterator[None]:
+    before = library.kernels().map_ops_instruction_set().decode()
+    yield
+    library.kernels().map_ops_use_instruction_set(instruction_sets().index(before))
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Names in the order of the library's list, which on other processors holds only the portable one."""
+    first = library.kernels().map_ops_use_instruction_set(0)
+    return INSTRUCTION_SETS if first != b"portable" else ("portable",)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("_restored_instruction_set")
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_every_instruction_set_computes_the_definition(
+    name: str, scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
+) -> None:
+    places = instruction_sets()
+    if name not in places or library.kernels().map_ops_use_instruction_set(places.index(name)) is None:
+        pytest.skip(f"this processor has no {name}")
+    for state in (16, 3):
+        arguments = scan_arguments(300, channels=75, state=state)
+        expected = output_and_gradients(
+            lambda **kw: selective_scan(**kw, delta_softplus=True, backend="reference"), arguments
+        )
+        assert_same(output_and_gradients(run_scan, arguments), expected, 2e-5)
+    expected = output_and_gradients(
+        lambda **kw: depthwise_causal_conv1d(**kw, activation="silu", backend="reference"), conv_arguments(31)
+    )
+    assert_same(output_and_gradients(run_conv, conv_arguments(31)), expected, 2e-5)
+
+
+@needs_kernels
+def test_results_do_not_depend_on_the_number_of_threads(
+    scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
+) -> None:
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(
+            (
+                output_and_gradients(run_scan, scan_arguments(70, batch=5, channels=200, state=16)),
+                output_and_gradients(run_conv, conv_arguments(40)),
+            )
+        )
+    for other in results[1:]:
+        assert_same(other[0], results[0][0], 0.0)
+        assert_same(other[1], results[0][1], 0.0)
+
+
+@needs_kernels
+def test_threads_of_its_own_serve_without_openmp(
+    scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
+) -> None:
+    arguments = scan_arguments(70, channels=200, state=16)
+    torch.set_num_threads(2)
+    expected = output_and_gradients(run_scan, arguments)
+    library.kernels().map_ops_use_openmp(None)
+    try:
+        assert_same(output_and_gradients(run_scan, arguments), expected, 0.0)
+    finally:
+        library.kernels().map_ops_use_openmp(library._openmp_entry())
+
+
+@needs_kernels
+def test_operators_pass_pytorchs_own_checks(scan_arguments: Tool) -> None:
+    arguments = {name: x.requires_grad_() for name, x in scan_arguments(9).items()}
+    tensors = [arguments[name] for name in ("u", "delta", "A", "B", "C", "D")]
+    scan = torch.ops.map_core.selective_scan.default
+    torch.library.opcheck(scan, (tensors, arguments["z"], [True] * 6 + [False], [True], [True]))
+    torch.library.opcheck(scan, (tensors[:5], None, [True] * 5 + [False] * 2, [False], [False]))
+    conv = torch.ops.map_core.depthwise_causal_conv1d.default
+    x, weight, bias = (value.requires_grad_() for value in conv_arguments(5).values())
+    torch.library.opcheck(conv, (x, weight, bias, True, False))
+    torch.library.opcheck(conv, (x, weight, None, False, True))
+
+
+COMPILED = """
+    import torch
+    from map_core.ops import ScanInputs, bidirectional_selective_scan, depthwise_causal_conv1d
+
+    class Mixer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.A = torch.nn.Parameter(-torch.rand(24, 16))
+            self.D = torch.nn.Parameter(torch.rand(24))
+            self.weight = torch.nn.Parameter(torch.rand(24, 4))
+
+        def forward(self, x, z, B, C):
+            sides = [depthwise_causal_conv1d(x, self.weight, None, "silu", reverse=r) for r in (False, True)]
+            forward, backward = (ScanInputs(s, x, self.A, B, C, self.D) for s in sides)
+            return bidirectional_selective_scan(forward, backward, z)
+
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 11, width, requires_grad=True) for width in (24, 24, 16, 16)]
+    mixer = Mixer()
+    expected = mixer(*inputs)
+    grads = torch.autograd.grad(expected.sum(), [*inputs, *mixer.parameters()])
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    actual = compiled(*inputs)
+    torch.testing.assert_close(actual, expected)
+    for a, b in zip(torch.autograd.grad(actual.sum(), [*inputs, *mixer.parameters()]), grads, strict=True):
+        torch.testing.assert_close(a, b)
+    program = torch.export.export(mixer, tuple(x.detach() for x in inputs))
+    torch.testing.assert_close(program.module()(*inputs), expected)
+    names = {str(node.target) for node in program.graph.nodes}
+    assert "map_core.selective_scan.default" in names, names
+"""
+
+
+@needs_kernels
+def test_compiles_to_one_graph_and_exports() -> None:
+    """In a process of its own: the runtime shape checker of this test run does not compile."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(COMPILED)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_without_the_library_pytorch_serves_and_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scan_arguments: Tool
+) -> None:
+    monkeypatch.setattr(library, "PATH", tmp_path / "_kernels.so")
+    for registry in (SCAN_REGISTRY, CONV_REGISTRY):
+        registry.forget()
+    library.kernels.cache_clear()
+    try:
+        for statuses in (scan_backends(), conv_backends()):
+            native = {status.name: status for status in statuses}["native"]
+            assert native.reason.startswith("not built: no C++ compiler at install time")
+        assert SCAN_REGISTRY.choose("auto", "cpu", torch.float32, 16) == "torch"
+        assert selective_scan(**scan_arguments(3)).shape == (2, 3, 20)
+    finally:
+        monkeypatch.undo()
+        library.kernels.cache_clear()
+        for registry in (SCAN_REGISTRY, CONV_REGISTRY):
+            registry.forget()
+
+
+def test_a_library_that_cannot_be_loaded_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "_kernels.so"
+    broken.write_text("no library")
+    monkeypatch.setattr(library, "PATH", broken)
+    library.kernels.cache_clear()
+    try:
+        assert "_kernels.so" in (library.native_missing() or "")
+    finally:
+        monkeypatch.undo()
+        library.kernels.cache_clear()
+
+
+@needs_kernels
+def test_auto_prefers_the_native_kernels_on_a_cpu() -> None:
+    for registry in (SCAN_REGISTRY, CONV_REGISTRY):
+        assert registry.choose("auto", "cpu", torch.bfloat16, 4) == "native"
+        assert registry.choose("auto", "cpu", torch.float64, 4) == "torch"
