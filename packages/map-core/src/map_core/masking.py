@@ -89,7 +89,7 @@ def sample_mask(
         rank = _descending_rank(score.masked_fill(is_global, -math.inf))
         hidden = rank < count
     elif scope == "region":
-        hidden = _hidden_within_regions(tokens, score, count)
+        hidden = _hidden_within_regions(tokens, score, count, shuffle=strategy == "random")
     else:
         raise UserError(f"mask scope {scope!r} is unknown; {near_matches(scope, get_args(MaskScope))}")
     order = torch.argsort(
@@ -142,20 +142,24 @@ def _descending_rank(score: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
     return torch.argsort(torch.argsort(score, dim=1, descending=True, stable=True), dim=1)
 
 
-def _hidden_within_regions(tokens: Tokens, score: Float[Tensor, "b l"], count: int) -> Bool[Tensor, "b l"]:
+def _hidden_within_regions(
+    tokens: Tokens, score: Float[Tensor, "b l"], count: int, *, shuffle: bool
+) -> Bool[Tensor, "b l"]:
     region = tokens.region.expand(tokens.batch_size, -1).long()
     num_regions = int(region.max()) + 1
     member = region.unsqueeze(1) == torch.arange(num_regions, device=region.device).unsqueeze(-1)  # (b, r, l)
     size = member.sum(-1)
-    # The sum of a region's scores is independent of their ranks, so the extra tokens fall on random regions.
-    total = (member * score.unsqueeze(1).double()).sum(-1)
     base, extra = divmod(count, num_regions)
-    quota = base + (_descending_rank(total) < extra).long()  # (b, r)
-    if bool((quota > size).any()):
+    share, smallest = base + (extra > 0), int(size.min())
+    if smallest < share:
         raise UserError(
-            f"mask scope 'region' must hide {base + (extra > 0)} tokens in every region, but the smallest has "
-            f"{int(size.min())}; lower the ratio, use larger regions or scope 'all'"
+            f"mask scope 'region' must hide up to {share} tokens of every region, but the smallest has {smallest}; "
+            "lower the ratio, use larger regions or scope 'all'"
         )
+    # The sum of a region's uniform scores, modulo 1, is uniform whatever the region's size, and independent of the
+    # scores' ranks: the extra tokens fall on random regions. Scores that are not random favour the last regions.
+    total = (member * score.unsqueeze(1).double()).sum(-1)
+    quota = base + (_descending_rank(total.remainder(1) if shuffle else total) < extra).long()  # (b, r)
     # rank within the region: tokens of the same region with a larger score, equal scores by index
     order = torch.argsort(score, dim=1, descending=True, stable=True)
     region_in_order = torch.gather(region, 1, order)

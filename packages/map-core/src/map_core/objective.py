@@ -99,9 +99,8 @@ class MaskedAutoregression(nn.Module):
             noise: Decides the random strategy, see :func:`~map_core.masking.mask_noise`.
         """
         tokens = self.tokenizer(inputs)
-        mask = sample_mask(
-            tokens, ratio or self.mask_ratio, self.mask_strategy, noise=noise, scope=self.mask_scope
-        )
+        ratio = self.mask_ratio if ratio is None else ratio
+        mask = sample_mask(tokens, ratio, self.mask_strategy, noise=noise, scope=self.mask_scope)
         features = self.encoder.encode(tokens, mask)
         attention_mask = region_attention_mask(self.region_rule(tokens, mask), self.attention)
         prediction = self.head(self.decoder(features, tokens, mask, attention_mask))
@@ -158,6 +157,9 @@ class ObjectiveConfig:
             raise UserError(f"objective.mask_ratio_bounds must satisfy 0 < low < high < 1; got {low}, {high}")
         if self.mask_ratio_std is not None and self.mask_ratio_std <= 0:
             raise UserError(f"objective.mask_ratio_std must be positive; got {self.mask_ratio_std}")
+        for name in ("decoder_depth", "decoder_dim", "decoder_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"objective.{name} must be at least 1; got {getattr(self, name)}")
         if self.decoder_dim % self.decoder_heads:
             raise UserError(
                 f"objective.decoder_dim ({self.decoder_dim}) must be a multiple of objective.decoder_heads "
