@@ -1,0 +1,86 @@
+"""What each package pulls in, from the installed metadata, and that imports stay light."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = {"map-core", "map-vision", "map-points", "map-dense"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def closure(package: str) -> set[str]:
+    """All distributions that installing ``package`` without extras pulls in, itself included."""
+    found: set[str] = set()
+    queue = [(package, frozenset[str]())]
+    while queue:
+        name, extras = queue.pop()
+        if canonical(name) in found:
+            continue
+        found.add(canonical(name))
+        try:
+            requirements = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # not installed here (another platform's)
+        for requirement in map(Requirement, requirements):
+            wanted = [{"extra": extra} for extra in (*extras, "")]
+            if requirement.marker is None or any(requirement.marker.evaluate(extra) for extra in wanted):
+                queue.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("package", "ours"),
+    [
+        ("map-core", {"map-core"}),
+        ("map-vision", {"map-core", "map-vision"}),
+        ("map-points", {"map-core", "map-points"}),
+        ("map-dense", {"map-core", "map-vision", "map-dense"}),
+    ],
+)
+def test_a_package_pulls_in_only_what_it_builds_on(package: str, ours: set[str]) -> None:
+    assert closure(package) & OURS == ours
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_no_package_needs_a_cuda_build_or_another_domains_tools(package: str) -> None:
+    pulled = closure(package)
+    assert not pulled & {"mamba-ssm", "causal-conv1d", "pointnet2-ops", "knn-cuda", "onedl-mmcv", "mmcv"}
+    if package != "map-points":
+        assert not pulled & {"h5py", "trimesh"}
+    assert "scikit-learn" not in pulled
+
+
+def test_constraints_pin_everything_that_is_pulled_in() -> None:
+    pinned = {
+        canonical(line.split("==")[0])
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    installed = {canonical(d.metadata["Name"]) for d in importlib.metadata.distributions()}
+    pulled = set().union(*(closure(package) for package in OURS)) & installed
+    assert pulled - OURS <= pinned, "add to constraints.txt"
+
+
+@pytest.mark.parametrize("module", ["map_core", "map_vision"])
+def test_import_loads_no_optional_package(module: str) -> None:
+    program = f"""
+import sys, {module}
+optional = ("mamba_ssm", "causal_conv1d", "sklearn", "mmcv", "mmengine", "h5py", "trimesh")
+print(sorted(name for name in optional if name in sys.modules))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_no_file_is_named_for_nothing() -> None:
+    vague = {"utils.py", "helpers.py", "common.py", "misc.py"}
+    assert not [path for path in (ROOT / "packages").rglob("*.py") if path.name in vague]
