@@ -1,0 +1,265 @@
+"""How fast is each implementation of the selective scan, and is it right?
+
+Every implementation that can run here is first compared with the definition, outputs and gradients; one that
+is wrong ends the run. Then all are timed side by side, beside a plain PyTorch scan that materialises
+(b, d, l, n) tensors as reference code does.
+
+    python benchmarks/scan.py --batch 32 --length 98                  the headline numbers
+    python benchmarks/scan.py --batch 1 8 32 --length 98 196 1024     a grid
+    python benchmarks/scan.py --batch 1 --length 196 1024 4096 16384 --block --plot scan.png
+                                                                      growth, beside a Transformer block
+"""
+
+import argparse
+import ctypes
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from map_core.ops import scan_backends, selective_scan
+
+Call = Callable[[], Tensor]
+TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2}  # of the largest value, as in docs/numerics.md
+MATERIALISED_LIMIT = 2**30  # elements of (b, d, l, n) up to which the materialising scan is run
+
+
+def arguments(
+    batch: int, length: int, channels: int, state: int, device: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    values = {
+        "u": normal(batch, length, channels),
+        "delta": normal(batch, length, channels) - 2,
+        "A": -torch.arange(1.0, state + 1).expand(channels, state).contiguous(),
+        "B": normal(batch, length, state),
+        "C": normal(batch, length, state),
+        "D": torch.ones(channels),
+        "z": normal(batch, length, channels),
+        "delta_bias": 0.1 * normal(channels),
+    }
+    weights = {"A", "D", "delta_bias"}
+    return {
+        name: x.to(device, torch.float32 if name in weights else dtype).requires_grad_()
+        for name, x in values.items()
+    }
+
+
+def materialised_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """The scan over whole (b, d, l, n) tensors, left to autograd."""
+    dtype = u.dtype
+    u, delta, B, C = u.float(), delta.float(), B.float(), C.float()
+    delta = torch.nn.functional.softplus(delta + delta_bias)
+    decay = torch.exp(torch.einsum("bld,dn->bdln", delta, A))
+    drive = torch.einsum("bld,bln,bld->bdln", delta, B, u)
+    state = torch.zeros_like(decay[:, :, 0])
+    outputs = []
+    for t in range(u.shape[1]):
+        state = decay[:, :, t] * state + drive[:, :, t]
+        outputs.append(torch.einsum("bdn,bn->bd", state, C[:, t]))
+    y = torch.stack(outputs, dim=1) + D * u
+    return (y * torch.nn.functional.silu(z.float())).to(dtype)
+
+
+def calls(values: dict[str, Tensor]) -> dict[str, Call]:
+    """Return every implementation that serves these arguments, the slowest first."""
+    u, A = values["u"], values["A"]
+    found: dict[str, Call] = {}
+    if u.numel() * A.shape[1] <= MATERIALISED_LIMIT:
+        found["materialised"] = lambda: materialised_scan(**values)
+    for status in reversed(scan_backends()):
+        if status.available and status.name != "reference":
+            found[status.name] = lambda name=status.name: selective_scan(  # type: ignore[misc]
+                **values,  # type: ignore[arg-type]
+                delta_softplus=True,
+                backend=name,
+            )
+    return found
+
+
+def check(device: str, dtype: torch.dtype) -> None:
+    """Compare outputs and gradients with the definition.
+
+    Raises:
+        SystemExit: An implementation is wrong.
+    """
+    values = arguments(2, 130, 72, 16, device, dtype)
+    leaves = list(values.values())
+    y = selective_scan(**values, delta_softplus=True, backend="reference")  # type: ignore[arg-type]
+    cotangent = torch.randn_like(y)
+    expected = [y, *torch.autograd.grad(y, leaves, cotangent)]
+    for name, call in calls(values).items():
+        y = call()
+        actual = [y, *torch.autograd.grad(y, leaves, cotangent)]
+        for what, a, b in zip(["output", *values], actual, expected, strict=True):
+            a, b = a.detach(), b.detach()
+            error = float((a.double() - b.double()).abs().max() / b.double().abs().max())
+            if not error <= TOLERANCE[dtype]:
+                raise SystemExit(
+                    f"{name} is wrong: {what} is off by {error:.1e} of its largest value; nothing timed"
+                )
+    print(f"checked against the definition: {', '.join(calls(values))}")
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], object], device: str, budget: float) -> float:
+    """Return the median duration over about ``budget`` seconds, at least three runs after one to warm up."""
+    call()
+    synchronize(device)
+    durations: list[float] = []
+    while len(durations) < 3 or (sum(durations) < budget and len(durations) < 200):
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations)
+
+
+def peak_megabytes(call: Callable[[], object], device: str) -> float:
+    """Return the most memory that ``call`` takes, its results included (nan where it cannot be measured)."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the resident set
+        before = resident("VmRSS")
+        kept = call()
+        peak = resident("VmHWM") - before
+        del kept
+    except (AttributeError, OSError):
+        return float("nan")
+    return peak / 2**10
+
+
+def resident(field: str) -> int:
+    """Read kilobytes from the process status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def copy_bandwidth(device: str) -> float:
+    """Return bytes a second, read and written, of a large copy."""
+    source = torch.empty(2**26, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), device, 0.3)
+
+
+def transformer_block(values: dict[str, Tensor]) -> Call:
+    """A Transformer block of the width of the Mamba block whose inner width is that of ``u``."""
+    from timm.models.vision_transformer import Block
+
+    batch, length, channels = values["u"].shape
+    width = channels // 2
+    block = Block(width, num_heads=max(width // 64, 1), mlp_ratio=4, qkv_bias=True).to(values["u"].device)
+    x = torch.randn(batch, length, width, device=values["u"].device, requires_grad=True)
+    values["block"] = x
+    return lambda: block(x)
+
+
+def measure(
+    values: dict[str, Tensor], options: argparse.Namespace, copy: float
+) -> list[tuple[str, float, float]]:
+    """Time all implementations at one size, print rows, return (name, forward, forward + backward)."""
+    batch, length, channels = values["u"].shape
+    rows = []
+    timed = calls(values)
+    if options.block:
+        timed["transformer block"] = transformer_block(values)
+    cotangents: dict[str, Tensor] = {}
+    traffic = sum(values[n].numel() * values[n].element_size() for n in ("u", "delta", "z", "u", "B", "C"))
+    for name, call in timed.items():
+
+        def forward(call: Call = call) -> Tensor:
+            with torch.no_grad():
+                return call()
+
+        def both(name: str = name, call: Call = call) -> tuple[Tensor, ...]:
+            y = call()
+            cotangent = cotangents.setdefault(name, torch.ones_like(y))
+            leaves = [x for key, x in values.items() if (key == "block") == (name == "transformer block")]
+            return (y, *torch.autograd.grad(y, leaves, cotangent))
+
+        once, twice = (seconds(f, options.device, options.budget) for f in (forward, both))
+        rows.append((name, once, twice))
+        first = rows[0]
+        print(
+            f"| {batch} | {length} | {channels} | {name} | {once * 1e3:.2f} | {first[1] / once:.0f}x "
+            f"| {twice * 1e3:.2f} | {first[2] / twice:.0f}x | {peak_megabytes(both, options.device):.0f} "
+            f"| {traffic / once / 1e9:.1f} ({traffic / once / copy:.0%}) |",
+            flush=True,
+        )
+    return rows
+
+
+def plot(path: str, curves: dict[str, list[tuple[int, float]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, points in curves.items():
+        axes.loglog(*zip(*sorted(points), strict=True), marker="o", label=name)
+    axes.set(xlabel="tokens", ylabel="forward + backward, ms a sequence")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--length", type=int, nargs="+", default=[98, 196, 1024])
+    parser.add_argument("--channels", type=int, default=384, help="inner width of the Mamba block")
+    parser.add_argument("--state", type=int, default=16)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds a measurement")
+    parser.add_argument("--block", action="store_true", help="time a Transformer block of the same width too")
+    parser.add_argument("--plot", metavar="FILE", help="draw forward + backward time against length")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype)
+
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
+    print(f"torch {torch.__version__}, {where}, {options.dtype}, state {options.state}")
+    check(options.device, dtype)
+    copy = copy_bandwidth(options.device)
+    print(f"copy bandwidth {copy / 1e9:.1f} GB/s\n")
+    print(
+        "| batch | length | channels | implementation | forward ms | | forward + backward ms | | MB | GB/s (of copy) |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for batch, length in itertools.product(options.batch, options.length):
+        values = arguments(batch, length, options.channels, options.state, options.device, dtype)
+        for name, _, twice in measure(values, options, copy):
+            curves.setdefault(name, []).append((length, twice * 1e3 / batch))
+    if options.plot:
+        plot(options.plot, curves)
+
+
+if __name__ == "__main__":
+    main()
