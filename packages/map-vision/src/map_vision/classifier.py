@@ -1,7 +1,5 @@
 """A linear classifier on frozen features."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,7 +25,7 @@ class LinearProbe(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "LinearProbe":
         super().train(mode)
         self.backbone.eval()
         return self

@@ -1,6 +1,6 @@
 """HybridNet and its relatives: one class of image model, from Mamba-only to Transformer-only, in timm's vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from map_vision.patches import PatchEmbed, patch_grid
 from map_vision.positions import PositionKind, make_grid_position
 from map_vision.scan_orders import ScanOrder, raster_order, scan_order
 from map_vision.tokenizer import ImageTokenizer
+from map_vision.weights import convert_state
 
 GlobalPool = Literal["register", "avg", ""]
 
@@ -222,13 +223,17 @@ class HybridNet(nn.Module):
         self.num_classes = num_classes
         self.head = self._make_head(num_classes).to(self.patch_embed.proj.weight.device)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load our own weights, or those of timm's VisionTransformer where the shapes are its."""
+        return super().load_state_dict(convert_state(state_dict, self), strict, assign)
+
     def no_weight_decay(self) -> set[str]:
         return undecayed_parameters(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups in the order of layer decay: embeddings, then one a layer, Mamba and Transformer alike."""
         return {
-            "stem": r"^patch_embed|^encoder\.(position|registers)",
+            "stem": r"^patch_embed|^encoder\.(?:position|registers)",  # a capturing group would name a layer
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
         }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
 
 from map_vision.hybridnet import HybridNet
 from map_vision.weights import convert_state
@@ -75,10 +76,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _entrypoint(name: str) -> Callable[..., HybridNet]:
+def _entrypoint(name: str) -> Callable[..., nn.Module]:
     img_size, arguments = ARCHITECTURES[name]
 
-    def create(pretrained: bool = False, **kwargs: Any) -> HybridNet:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # a wrapper with features_only
         return build_model_with_cfg(
             HybridNet,
             name,

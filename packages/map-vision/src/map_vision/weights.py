@@ -71,10 +71,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """The JSON description beside a weights file or in a run directory; empty when there is none."""
+    """The JSON description beside a weights file or in a run directory; empty when there is none.
+
+    Raises:
+        UserError: the description is no JSON.
+    """
     path = Path(path)
     file = (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({error}); it may be cut off: copy it or export the run again") from error
 
 
 def load_init(model: nn.Module, path: str | Path) -> LoadReport:

@@ -1,0 +1,195 @@
+"""Weights files: what may be missing, what is refused, and how it is said."""
+
+import json
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from map_core import UserError
+from map_vision.weights import load_init, read_description, read_weights, save_weights
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def backbone(make_tiny):
+    """What pretraining trains: no registers, no neck, no head."""
+    return make_tiny(num_registers=0, global_pool="avg", num_classes=0)
+
+
+def test_saved_weights_are_read_back(make_tiny, tmp_path):
+    model = make_tiny()
+    save_weights(tmp_path / "model.safetensors", model.state_dict(), {"name": "x", "classes": ["a"]})
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        state, file = read_weights(path)
+        assert file == tmp_path / "model.safetensors"
+        assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+        assert read_description(path) == {"name": "x", "classes": ["a"]}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+class TestInit:
+    """Design decision 8: exactly registers, their positions, neck, neck norm and head may be missing."""
+
+    NEW = ("encoder.registers.token", "encoder.registers.position", "neck.reduce.weight", "neck.norm.weight")
+    HEAD = ("head.weight", "head.bias")
+
+    def test_pretrained_encoder_starts_a_classifier(self, backbone, make_tiny, tmp_path):
+        save_weights(tmp_path / "model.safetensors", backbone.state_dict(), {})
+        model = make_tiny(neck_reduction=2)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        report = load_init(model, tmp_path)
+        assert sorted(report.fresh) == sorted(self.NEW + self.HEAD)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key] if key in report.fresh else backbone.state_dict()[key]), key
+
+    def test_every_part_that_may_be_missing(self, make_tiny, tmp_path):
+        model = make_tiny(neck_reduction=2)
+        for key in model.state_dict():
+            state = {other: value for other, value in model.state_dict().items() if other != key}
+            save_weights(tmp_path / "one.safetensors", state, {})
+            if key in self.NEW + self.HEAD:
+                assert load_init(model, tmp_path / "one.safetensors").fresh == (key,)
+            else:
+                with pytest.raises(UserError, match=rf"does not fit this model: missing: {key}; choose"):
+                    load_init(model, tmp_path / "one.safetensors")
+
+    def test_head_of_other_classes_starts_anew(self, make_tiny, tmp_path):
+        save_weights(tmp_path / "model.safetensors", make_tiny(num_classes=7).state_dict(), {})
+        model = make_tiny()
+        head = model.head.weight.clone()
+        assert load_init(model, tmp_path).fresh == self.HEAD
+        assert torch.equal(model.head.weight, head)
+
+    def test_head_of_equal_classes_is_kept(self, make_tiny, tmp_path):
+        source, model = make_tiny(), make_tiny()
+        torch.nn.init.normal_(source.head.weight)
+        save_weights(tmp_path / "model.safetensors", source.state_dict(), {})
+        assert load_init(model, tmp_path).fresh == ()
+        assert torch.equal(model(X), source(X))
+
+    def test_other_model_is_refused_with_keys_and_shapes(self, make_tiny, tmp_path):
+        save_weights(tmp_path / "model.safetensors", make_tiny(layout="MT", embed_dim=16).state_dict(), {})
+        model = make_tiny(layout="TT")
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(UserError) as told:
+            load_init(model, tmp_path)
+        message = str(told.value)
+        assert message.startswith(f"{tmp_path / 'model.safetensors'} does not fit this model: missing: ")
+        assert "encoder.blocks.0.attn.qkv.weight" in message
+        assert "; not used: encoder.blocks.0.mixer." in message
+        assert "patch_embed.proj.weight (16, 3, 8, 8) for (32, 3, 8, 8)" in message
+        assert " more; choose the model that was pretrained" in message
+        assert "\n" not in message
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    def test_unused_key_is_refused(self, backbone, tmp_path):
+        state = {**backbone.state_dict(), "decoder.mask_token": torch.zeros(4)}
+        save_weights(tmp_path / "model.safetensors", state, {})
+        with pytest.raises(UserError, match=r"does not fit this model: not used: decoder.mask_token; choose"):
+            load_init(backbone, tmp_path)
+
+    def test_positions_of_another_grid_are_resampled(self, make_tiny, tmp_path, caplog):
+        source, model = make_tiny(), make_tiny(img_size=(48, 32))
+        save_weights(tmp_path / "model.safetensors", source.state_dict(), {})
+        load_init(model, tmp_path)
+        assert "positions resampled from 4x4 to 6x4" in caplog.text
+        x = torch.randn(1, 3, 48, 32)
+        torch.testing.assert_close(model(x), source(x))
+
+    def test_pretraining_run_is_a_timm_checkpoint(self, backbone, tmp_path):
+        save_weights(tmp_path / "model.safetensors", backbone.state_dict(), {})
+        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "layout": "(MMMT)x1", "num_heads": 4}
+        model = timm.create_model(
+            "hybridnet_tiny_patch16_224",
+            checkpoint_path=str(tmp_path / "model.safetensors"),
+            num_registers=0,
+            global_pool="avg",
+            num_classes=0,
+            **sizes,
+        )
+        assert torch.equal(model.eval()(X), backbone(X))
+
+
+class Malicious:
+    """Unpickled naively, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+class TestRefusedFiles:
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_pickle_that_runs_code_is_refused_unrun(self, backbone, tmp_path, legacy):
+        file, trace = tmp_path / "model.pth", tmp_path / "trace"
+        torch.save(
+            {"model": Malicious(trace)}, file, _use_new_zipfile_serialization=not legacy, pickle_module=pickle
+        )
+        with pytest.raises(
+            UserError, match=r"model.pth holds more than tensors and was refused: .* could run code"
+        ):
+            load_init(backbone, file)
+        assert not trace.exists()
+
+    def test_plain_pickle_is_refused_unrun(self, backbone, tmp_path):
+        file, trace = tmp_path / "model.bin", tmp_path / "trace"
+        file.write_bytes(pickle.dumps(Malicious(trace)))
+        with pytest.raises(UserError, match=r"model.bin holds more than tensors and was refused"):
+            load_init(backbone, file)
+        assert not trace.exists()
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+    def test_cut_off_file(self, backbone, tmp_path, name):
+        file = tmp_path / name
+        if name.endswith(".pth"):
+            torch.save(backbone.state_dict(), file)
+        else:
+            save_weights(file, backbone.state_dict(), {})
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(
+            UserError, match=rf"{name} cannot be read as weights .* cut off: copy or export it again"
+        ):
+            load_init(backbone, file)
+
+    def test_empty_file(self, backbone, tmp_path):
+        (tmp_path / "model.pth").touch()
+        with pytest.raises(UserError, match=r"model.pth cannot be read as weights"):
+            load_init(backbone, tmp_path / "model.pth")
+
+    def test_nothing_there(self, backbone, tmp_path):
+        with pytest.raises(
+            UserError, match=r"no weights at .*/run; give a finished run's directory or a weights file"
+        ):
+            load_init(backbone, tmp_path / "run")
+
+    def test_directory_of_an_unfinished_run(self, backbone, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        with pytest.raises(
+            UserError, match=r"no weights at .*model.safetensors \(the run has not finished: resume it\)"
+        ):
+            load_init(backbone, tmp_path)
+
+    def test_no_state_dict(self, backbone, tmp_path):
+        torch.save({"epoch": 3}, tmp_path / "model.pth")
+        with pytest.raises(
+            UserError, match=r"model.pth holds no state dict of tensors; expected parameter names"
+        ):
+            load_init(backbone, tmp_path / "model.pth")
+
+    def test_broken_description(self, backbone, tmp_path):
+        save_weights(tmp_path / "model.safetensors", backbone.state_dict(), {})
+        (tmp_path / "model.json").write_text('{"name": "hyb')
+        with pytest.raises(UserError, match=r"model.json is no JSON .*; export the run again"):
+            read_description(tmp_path)
+
+
+def test_description_is_plain_json_and_weights_plain_tensors(make_tiny, tmp_path):
+    save_weights(tmp_path / "model.safetensors", make_tiny().state_dict(), {"mean": (0.5,)})
+    assert json.loads((tmp_path / "model.json").read_text()) == {"mean": [0.5]}
+    assert set(load_file(tmp_path / "model.safetensors")) == set(make_tiny().state_dict())
