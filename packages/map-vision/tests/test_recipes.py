@@ -1,0 +1,328 @@
+"""The packaged recipes: that their headers can be held to account, and that they train, shrunken."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import map_core.cli
+from map_core.cli import load_recipe, parse, recipe_names
+from map_core.training import train
+from map_core.training.optimizer import build_optimizer
+from map_vision.cli import COMMANDS, RECIPES
+from map_vision.factory import create_backbone, create_model
+from map_vision.finetuning import FinetuneConfig, FinetuneTask, LinearProbeTask
+from map_vision.pretraining import PretrainConfig, PretrainTask, build_objective
+
+NAMES = (
+    "finetune_base_in1k",
+    "finetune_base_in1k_384",
+    "finetune_cifar10",
+    "finetune_digits",
+    "finetune_large_in1k",
+    "finetune_large_in1k_384",
+    "finetune_small_in1k",
+    "finetune_tiny_in1k",
+    "linear_base_in1k",
+    "pretrain_base_in1k",
+    "pretrain_base_in1k_ar",
+    "pretrain_base_in1k_authors",
+    "pretrain_base_in1k_local_mae",
+    "pretrain_base_in1k_mae",
+    "pretrain_cifar10",
+    "pretrain_digits",
+    "pretrain_large_in1k",
+    "pretrain_mambar_base_in1k",
+    "pretrain_small_in1k",
+    "pretrain_tiny_in1k",
+    "pretrain_vit_base_in1k",
+)
+IN1K = tuple(name for name in NAMES if "_in1k" in name)
+COMMAND_NAMES = {"pretrain": "pretrain", "finetune": "finetune", "linear": "linear-probe"}
+CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linear": FinetuneConfig}
+TASKS = {"pretrain": PretrainTask, "finetune": FinetuneTask, "linear": LinearProbeTask}
+
+# the paper's 12M, 37M, 128M, 443M (facts.md 3.2)
+CLASSIFIER_PARAMETERS = {
+    "finetune_tiny_in1k": 11_640_424,
+    "finetune_small_in1k": 37_272_040,
+    "finetune_base_in1k": 127_674_088,
+    "finetune_large_in1k": 442_049_512,
+    "finetune_base_in1k_384": 127_965_928,
+    "finetune_large_in1k_384": 442_438_632,
+}
+
+SHORT = (
+    "--training.batch_size=4",
+    "--training.max_steps=2",
+    "--training.workers=0",
+    "--training.precision=fp32",
+    "--training.device=cpu",
+    "--training.log_steps=1",
+    "--training.progress=false",
+    "--training.tensorboard=false",
+)
+SMALL_OBJECTIVE = ("--objective.decoder_depth=1", "--objective.decoder_dim=16", "--objective.decoder_heads=2")
+
+
+def kind(name):
+    return name.split("_")[0]
+
+
+def small_model(name, img_size=24):
+    """Overrides that keep what kinds of layers a recipe's model has, and nothing of its size."""
+    layout = "Mx2" if "mambar" in name else "Tx2" if "vit" in name else "Mx1,Tx1"
+    return (
+        f"--model.img_size={img_size}",
+        "--model.patch_size=4",
+        "--model.embed_dim=32",
+        f"--model.layout={layout}",
+        "--model.num_heads=2",
+    )
+
+
+def shrunken(name, image_folder):
+    """Overrides with which the recipe takes two steps in a moment; what it is about stays."""
+    if name.endswith("_digits"):
+        return SHORT  # its images and its model are small as they are
+    overrides = [*SHORT, *small_model(name), f"--data.root={image_folder}"]
+    return [*overrides, *SMALL_OBJECTIVE] if kind(name) == "pretrain" else overrides
+
+
+def resolved(name, overrides=()):
+    return load_recipe(RECIPES, name, CONFIGS[kind(name)], overrides)
+
+
+def header(name):
+    """The rows of a recipe's header by their first word; each row goes on in indented lines."""
+    rows, key = {}, None
+    with map_core.cli.find_recipe(RECIPES, name) as path:
+        lines = path.read_text().splitlines()
+    for line in lines[1:]:
+        if not line.startswith("#"):
+            return rows
+        if match := re.match(r"# (\w+) +(.+)", line):
+            key, rows[match[1]] = match[1], match[2]
+        elif key is not None and line != "#":
+            rows[key] += f" {line[1:].strip()}"
+    raise AssertionError(f"{name} has no settings")
+
+
+def arguments_in(command):
+    """The arguments of map-vision in a header's command."""
+    words = shlex.split(re.sub(r" {4}\(.*", "", command))
+    program = words.index("map-vision") if "map-vision" in words else words.index("map_vision")
+    return words[program + 1 :]
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, image_folder):
+    """A run of pretrain_base_in1k, shrunken."""
+    out = tmp_path_factory.mktemp("recipes") / "pretrained"
+    config = resolved("pretrain_base_in1k", shrunken("pretrain_base_in1k", image_folder))
+    train(PretrainTask(config), config.training, out, run_config=config)
+    return out
+
+
+def test_the_packaged_recipes_are_the_promised_ones():
+    assert tuple(recipe_names(RECIPES)) == NAMES
+
+
+def test_the_module_lists_every_recipe_as_the_program_does():
+    shown = subprocess.run(
+        [sys.executable, "-m", "map_vision", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.startswith("usage: map-vision COMMAND")
+    assert set(NAMES) <= set(shown.split())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_in_the_header_runs_this_recipe(name):
+    command, *arguments = arguments_in(header(name)["command"])
+    assert command == COMMAND_NAMES[kind(name)]
+    by_name = {entry.name: entry for entry in COMMANDS}
+    config = parse("map-vision", by_name[command], COMMANDS, RECIPES, arguments)
+    recipe = resolved(name)
+    assert arguments[arguments.index("--config") + 1] == name
+    assert config.model == recipe.model
+    assert config.objective == recipe.objective
+    assert Path(config.out).name == name
+    assert config.init is None or Path(config.init).name in NAMES
+    config.training.validate()
+
+
+@pytest.mark.parametrize("name", IN1K)
+def test_the_launch_in_the_header_splits_the_batch_evenly(name):
+    command = header(name)["command"]
+    processes = int(re.search(r"--(?:nproc_per_node|num_processes) (\d+)", command)[1])
+    _, *arguments = arguments_in(command)
+    entry = next(entry for entry in COMMANDS if entry.name == COMMAND_NAMES[kind(name)])
+    config = parse("map-vision", entry, COMMANDS, RECIPES, arguments)
+    micro_batch = config.training.micro_batch(processes)
+    assert micro_batch % 2 == 0 or not config.objective.mixup
+    images = re.search(r"(\d+) images", header(name)["hardware"])[1]
+    assert micro_batch == int(images)
+
+
+@pytest.mark.parametrize("name", IN1K)
+def test_the_header_says_what_was_run_and_what_to_expect(name):
+    rows = header(name)
+    assert {"command", "data", "model", "settings", "hardware", "expected", "status"} <= set(rows)
+    assert "not run here" in rows["hardware"]
+    assert "not reproduced here" in rows["expected"]
+    assert "never run at full size" in rows["status"]
+
+
+@pytest.mark.parametrize("name", ["pretrain_mambar_base_in1k", "pretrain_vit_base_in1k"])
+def test_the_finetuning_command_in_the_header_fits_the_encoder(name):
+    command, *arguments = arguments_in(header(name)["then"])
+    assert command == "finetune"
+    entry = next(entry for entry in COMMANDS if entry.name == command)
+    config = parse("map-vision", entry, COMMANDS, RECIPES, arguments)
+    with torch.device("meta"):
+        encoder, classifier = (
+            create_backbone(resolved(name).model),
+            create_model(config.model, num_classes=1000),
+        )
+    missing = set(encoder.state_dict()) - set(classifier.state_dict())
+    assert not missing
+    depth = len(classifier.encoder.blocks)
+    assert config.training.layer_decay**depth == pytest.approx(0.65**12, rel=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_has_the_parameters_of_the_header(name):
+    config = resolved(name)
+    with torch.device("meta"):
+        encoder = create_backbone(config.model)
+        classifier = create_model(config.model, num_classes=1000)
+        counts = [parameters(encoder)]
+        if kind(name) == "pretrain":
+            counts.append(parameters(build_objective(encoder, config.objective)))
+        elif kind(name) == "linear":
+            counts.append(encoder.embed_dim * 1000 + 1000)
+        else:
+            counts = [parameters(classifier)]
+    if name in IN1K:
+        stated = re.findall(r"\d{1,3}(?:,\d{3})+", header(name)["model"])
+        assert stated == [f"{count:,}" for count in counts]
+    if name in CLASSIFIER_PARAMETERS:
+        assert counts == [CLASSIFIER_PARAMETERS[name]]
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "ratio"),
+    [
+        ("pretrain_tiny_in1k", "map", 0.5),
+        ("pretrain_small_in1k", "map", 0.5),
+        ("pretrain_base_in1k", "map", 0.5),
+        ("pretrain_large_in1k", "map", 0.5),
+        ("pretrain_base_in1k_mae", "mae", 0.5),
+        ("pretrain_base_in1k_local_mae", "local_mae", 0.5),
+        ("pretrain_base_in1k_ar", "ar", 0.2),
+        ("pretrain_mambar_base_in1k", "map", 0.5),
+        ("pretrain_vit_base_in1k", "map", 0.5),
+    ],
+)
+def test_pretraining_recipes_differ_in_what_their_names_say_alone(name, attention, ratio):
+    config, base = resolved(name), resolved("pretrain_base_in1k")
+    assert (config.objective.attention, config.objective.mask_ratio) == (attention, ratio)
+    assert config.training == base.training
+    assert config.data == base.data
+    assert config.training.epochs == 1600
+    assert config.data.augmentation == "crop_flip"
+
+
+def test_the_authors_recipe_draws_ratios_between_their_bounds():
+    objective = resolved("pretrain_base_in1k_authors").objective
+    ratios = [objective.ratio(0, step) for step in range(200)]
+    assert min(ratios) > 0.3
+    assert max(ratios) < 0.7
+    assert torch.tensor(ratios).std().item() == pytest.approx(0.111, abs=0.02)  # facts.md 2.1
+
+
+@pytest.mark.parametrize(
+    ("name", "peer", "layers"),
+    [
+        ("finetune_tiny_in1k", 0.65, 12),
+        ("finetune_small_in1k", 0.65, 12),
+        ("finetune_base_in1k", 0.65, 12),
+        ("finetune_large_in1k", 0.75, 24),
+    ],
+)
+def test_layer_decay_slows_the_first_layer_as_the_peers_do(name, peer, layers):
+    config = resolved(name)
+    with torch.device("meta"):
+        depth = len(create_backbone(config.model).encoder.blocks)
+    assert config.training.layer_decay**depth == pytest.approx(peer**layers, rel=0.02)
+    assert config.training.epochs == 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shrunken_recipe_takes_two_steps(name, tmp_path, image_folder, request):
+    overrides = [*shrunken(name, image_folder), f"--out={tmp_path / 'run'}"]
+    if kind(name) == "linear":
+        overrides.append(f"--init={request.getfixturevalue('pretrained')}")
+    config = resolved(name, overrides)
+    task = TASKS[kind(name)](config)
+    assert task.train_data.transform is not task.data.evaluation_transform
+    before = {key: value.clone() for key, value in task.model.named_parameters() if value.requires_grad}
+    summary = train(task, config.training, tmp_path / "run", run_config=config)
+    assert 0 < summary["loss"] < 20
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len([line for line in lines if '"loss"' in line]) == 2
+    after = dict(task.model.named_parameters())
+    assert any(not torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_from_pretraining_to_384_by_command_line(tmp_path, image_folder, pretrained):
+    """Sizes come from the run that --init names; the recipe's own settings go before them."""
+    runs = {name: str(tmp_path / name) for name in ("finetune_base_in1k", "finetune_base_in1k_384")}
+    data = f"--data.root={image_folder}"
+    first = ["finetune", "--config", "finetune_base_in1k", "--init", str(pretrained), data, *SHORT]
+    assert (
+        map_core.cli.main("map-vision", COMMANDS, RECIPES, [*first, "--out", runs["finetune_base_in1k"]]) == 0
+    )
+    second = [
+        "finetune",
+        "--config",
+        "finetune_base_in1k_384",
+        "--init",
+        runs["finetune_base_in1k"],
+        data,
+        *SHORT,
+    ]
+    second += ["--model.img_size=32", "--out", runs["finetune_base_in1k_384"]]
+    assert map_core.cli.main("map-vision", COMMANDS, RECIPES, second) == 0
+    config = map_core.cli.read_yaml(Path(runs["finetune_base_in1k_384"]) / "config.yaml")
+    assert config["model"]["embed_dim"] == 32
+    assert config["model"]["name"] == "hybridnet_base_patch16_384"
+    assert config["data"]["augmentation"] == "timm"
+
+
+def test_lars_adapts_the_step_of_the_probes_weight_and_not_of_its_bias(image_folder, pretrained):
+    """timm's LARS adapts decayed weights alone, none if the decay is 0: hence the recipe's 1e-12."""
+    rate = resolved("linear_base_in1k").training.peak_lr
+    assert rate == pytest.approx(6.4)
+    overrides = [*shrunken("linear_base_in1k", image_folder), f"--init={pretrained}", f"--training.lr={rate}"]
+    config = resolved("linear_base_in1k", overrides)
+    task = LinearProbeTask(config)
+    optimizer = build_optimizer(task.parameter_groups(config.training), config.training)
+    head = task.model.head
+    weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
+    images = torch.stack([task.train_data[index][0] for index in range(4)])
+    task.model.train()(images).square().sum().backward()
+    optimizer.step()
+    step = config.training.peak_lr
+    assert (head.weight - weight).norm().item() == pytest.approx(
+        0.001 * step * weight.norm().item(), rel=1e-3
+    )
+    torch.testing.assert_close(head.bias - bias, -step * head.bias.grad)
