@@ -31,9 +31,9 @@ class Dependencies:
 
 
 def decoder_dependencies(objective: MaskedAutoregression, inputs: Any, **options: Any) -> Dependencies:
-    """Differentiate every prediction of ``objective(inputs, **options)`` by the input of the decoder's blocks.
+    """Differentiate every prediction of ``objective(inputs, **options)`` by the decoder's input.
 
-    That input is what ``RegionDecoder.sequence`` lays out; behind it only the attention mask decides what a
+    The input is what ``RegionDecoder.sequence`` lays out; behind it only the attention mask decides what a
     prediction can read. Costs one backward pass for each hidden token.
     """
     seen: list[Tensor] = []

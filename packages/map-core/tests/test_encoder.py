@@ -1,0 +1,283 @@
+"""The hybrid encoder: layouts, what it reads of a masked sequence, registers, depth and precision."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from map_core import Features, Registers, UserError, expand_layout, sample_mask
+from map_core.encoder import Encoder
+from map_core.testing import LinearPosition, toy_encoder, toy_tokens
+from map_core.tokens import gather_tokens
+
+WIDTH = 16
+
+
+def tokens_of(batch=3, length=12):
+    return toy_tokens([i // 4 for i in range(length)], batch=batch, embed_dim=WIDTH)
+
+
+# ---- layouts
+
+
+@pytest.mark.parametrize(
+    ("layout", "letters"),
+    [
+        ("Tx32", "TTTTTTTTTTTTTTTTTTTTTTTTTTTTTTTT"),
+        ("Mx32", "MMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMM"),
+        ("Mx24,Tx8", "MMMMMMMMMMMMMMMMMMMMMMMMTTTTTTTT"),
+        ("Tx8,Mx24", "TTTTTTTTMMMMMMMMMMMMMMMMMMMMMMMM"),
+        ("(TMMM)x8", "TMMMTMMMTMMMTMMMTMMMTMMMTMMMTMMM"),
+        ("(MMMT)x8", "MMMTMMMTMMMTMMMTMMMTMMMTMMMTMMMT"),
+    ],
+)
+def test_layouts_of_the_papers_table_4(layout, letters):
+    assert len(letters) == 32
+    assert expand_layout(layout) == letters
+
+
+@pytest.mark.parametrize(
+    ("layout", "letters"),
+    [("T", "T"), ("MMMT", "MMMT"), ("(MT)", "MT"), ("Mx2, (PT)x2", "MMPTPT"), ("(MMMT)x16", "MMMT" * 16)],
+)
+def test_other_layouts(layout, letters):
+    assert expand_layout(layout) == letters
+
+
+@pytest.mark.parametrize(
+    ("layout", "part"),
+    [
+        ("", "''"),
+        ("MMMTx2", "'MMMTx2'"),  # of four letters or of the last one?
+        ("Mx2,(MMT", r"'\(MMT'"),
+        ("Mx0", "'Mx0'"),
+        ("mx3", "'mx3'"),
+        ("Mx2,", "''"),
+        ("M-T", "'M-T'"),
+        ("(M)x2x3", r"'\(M\)x2x3'"),
+        ("((M)x2)x2", r"'\(\(M\)x2\)x2'"),
+    ],
+)
+def test_a_layout_that_does_not_parse_says_where(layout, part):
+    with pytest.raises(UserError, match=rf"does not parse at {part}; write letters with counts"):
+        expand_layout(layout)
+
+
+def test_a_letter_without_a_maker_is_refused():
+    with pytest.raises(UserError, match=r"layout 'MTQ' uses Q; known layers: M, T"):
+        toy_encoder(layout="MTQ")
+
+
+# ---- what is read
+
+
+def test_hidden_tokens_are_never_read():
+    """Encoding under a mask equals encoding the visible tokens alone, at their own positions."""
+    encoder, tokens = toy_encoder(WIDTH, "MTM"), tokens_of()
+    mask = sample_mask(tokens, 0.4)
+    alone = replace(
+        tokens,
+        embedding=gather_tokens(tokens.embedding, mask.keep),
+        position=gather_tokens(tokens.position, mask.keep),
+        region=gather_tokens(tokens.region, mask.keep),
+    )
+    masked = encoder.encode(tokens, mask)
+    assert torch.equal(masked.index, mask.keep)
+    torch.testing.assert_close(masked.embedding, encoder.encode(alone).embedding)
+
+
+def test_gradient_reaches_exactly_the_visible_tokens():
+    tokens = tokens_of()
+    tokens = replace(tokens, embedding=tokens.embedding.requires_grad_())
+    mask = sample_mask(tokens, 0.4)
+    toy_encoder(WIDTH, "MT").encode(tokens, mask).embedding.square().sum().backward()
+    assert torch.equal((tokens.embedding.grad != 0).any(-1), ~mask.hidden)
+
+
+def test_positions_of_each_token_travel_with_it():
+    """Moving hidden tokens elsewhere changes nothing; moving visible ones does."""
+    encoder, tokens = toy_encoder(WIDTH), tokens_of()
+    mask = sample_mask(tokens, 0.4)
+    position = tokens.position.expand(3, -1, -1)
+    before = encoder.encode(tokens, mask).embedding
+    for place, same in ((mask.hidden, True), (~mask.hidden, False)):
+        moved = replace(tokens, position=position + 5 * place.unsqueeze(-1))
+        assert torch.equal(encoder.encode(moved, mask).embedding, before) is same
+
+
+def test_without_a_mask_everything_is_read_in_order():
+    features = toy_encoder(WIDTH).encode(tokens_of())
+    assert features.index.tolist() == [list(range(12))]
+    assert features.embedding.shape == (3, 12, WIDTH)
+
+
+def test_a_domains_own_blocks_get_the_coordinates_of_what_they_read():
+    seen = []
+
+    class Neighbours(nn.Module):
+        def __init__(self, dim, drop_path):
+            super().__init__()
+            self.built = (dim, drop_path)
+
+        def forward(self, x, position):
+            seen.append((x.shape, position))
+            return x + 1
+
+    encoder = toy_encoder(
+        WIDTH, "PPP", block_makers={"P": Neighbours}, drop_path_rate=0.2, registers=Registers(2, WIDTH)
+    )
+    tokens = tokens_of()
+    mask = sample_mask(tokens, 0.5)
+    layers = list(encoder.layers(tokens, mask))
+    assert [block.built for block in encoder.blocks] == [(WIDTH, 0.0), (WIDTH, 0.1), (WIDTH, 0.2)]
+    for shape, position in seen:
+        assert shape == (3, 6 + 2, WIDTH)
+        assert torch.equal(position, gather_tokens(tokens.position, mask.keep))
+    torch.testing.assert_close(
+        layers[2].patches.embedding - layers[0].patches.embedding, torch.full((3, 6, 16), 2.0)
+    )
+
+
+# ---- every layer's features
+
+
+@pytest.mark.parametrize("num_registers", [0, 3])
+def test_the_last_intermediate_normalised_is_the_encoding(num_registers):
+    registers = Registers(num_registers, WIDTH) if num_registers else None
+    encoder, tokens = toy_encoder(WIDTH, "MTM", registers=registers), tokens_of()
+    layers = list(encoder.layers(tokens))
+    assert len(layers) == 3
+    assert torch.equal(encoder.normalize(layers[-1]).patches.embedding, encoder.encode(tokens).embedding)
+    assert not torch.equal(layers[-1].patches.embedding, encoder.encode(tokens).embedding)
+    if num_registers:
+        last = encoder.normalize(encoder.last_layer(tokens)).registers
+        assert last.shape == (3, 3, WIDTH)
+        assert torch.equal(last, encoder.norm(layers[-1].registers))
+    else:
+        assert layers[-1].registers is None
+
+
+def test_intermediates_stop_where_asked():
+    encoder, tokens = toy_encoder(WIDTH, "MTM"), tokens_of()
+    calls = []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    next(encoder.layers(tokens))
+    assert len(calls) == 1
+
+
+# ---- registers
+
+
+def test_twelve_registers_stand_behind_every_fifteen_of_196_patches():
+    assert Registers(12, 2).places(196) == [15 + 16 * i for i in range(12)]
+
+
+@pytest.mark.parametrize(("length", "count"), [(196, 12), (576, 12), (196, 16), (5, 5), (3, 5), (64, 1)])
+@pytest.mark.parametrize("spread", [True, False])
+def test_registers_are_inserted_at_their_places_and_split_off_again(length, count, spread):
+    registers = Registers(count, 4, spread=spread)
+    x = torch.randn(2, length, 4)
+    sequence = registers.insert(x)
+    places = registers.places(length)
+    assert len(set(places)) == count
+    assert torch.equal(sequence[:, places], (registers.token + registers.position).expand(2, -1, -1))
+    others = [i for i in range(length + count) if i not in places]
+    assert torch.equal(sequence[:, others], x)
+    split, rest = registers.split(sequence)
+    assert torch.equal(split, sequence[:, places])
+    assert torch.equal(rest, x)
+
+
+def test_a_class_token_stands_in_front():
+    assert Registers(1, 2, spread=False).places(196) == [0]
+    assert Registers(3, 2, spread=False).places(196) == [0, 1, 2]
+
+
+def test_registers_are_spread_through_the_visible_tokens():
+    """Under a mask the places follow from what is left, and patches keep their own indices."""
+    encoder, tokens = toy_encoder(WIDTH, "T", registers=Registers(2, WIDTH)), tokens_of()
+    mask = sample_mask(tokens, 0.5)
+    features = encoder.last_layer(tokens, mask)
+    assert features.patches.embedding.shape == (3, 6, WIDTH)
+    assert torch.equal(features.patches.index, mask.keep)
+    assert features.registers.shape == (3, 2, WIDTH)
+
+
+# ---- depth
+
+
+def test_stochastic_depth_grows_linearly():
+    encoder = toy_encoder(WIDTH, "MTMTM", drop_path_rate=0.4)
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in encoder.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_one_layer_has_no_stochastic_depth():
+    assert isinstance(toy_encoder(WIDTH, "M", drop_path_rate=0.4).blocks[0].drop_path, nn.Identity)
+
+
+def test_stochastic_depth_drops_whole_branches_in_training_only():
+    encoder, tokens = toy_encoder(WIDTH, "TTMM", drop_path_rate=0.9), tokens_of(batch=16)
+    plain = toy_encoder(WIDTH, "TTMM")
+    plain.load_state_dict(encoder.state_dict())
+    training = encoder.encode(tokens).embedding
+    assert not torch.allclose(training, plain.encode(tokens).embedding)
+    torch.testing.assert_close(encoder.eval().encode(tokens).embedding, plain.eval().encode(tokens).embedding)
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_activation_checkpointing_changes_no_number(drop_path_rate):
+    encoder, tokens = toy_encoder(WIDTH, "MTMT", drop_path_rate=drop_path_rate), tokens_of()
+    calls = []
+    encoder.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def run(checkpointing):
+        encoder.activation_checkpointing = checkpointing
+        encoder.zero_grad()
+        torch.manual_seed(1)
+        output = encoder.encode(tokens).embedding
+        output.square().sum().backward()
+        return [output, *(p.grad.clone() for p in encoder.parameters())]
+
+    for with_it, without in zip(run(True), run(False), strict=True):
+        assert torch.equal(with_it, without)
+    assert len(calls) == 3  # forward and recomputation, then forward alone
+    encoder.eval()
+    encoder.activation_checkpointing = True
+    assert torch.equal(encoder.encode(tokens).embedding, encoder.encode(tokens).embedding)
+
+
+# ---- devices, precision, protocol
+
+
+def test_builds_on_the_meta_device():
+    real = toy_encoder(WIDTH, "MT", registers=Registers(2, WIDTH))
+    with torch.device("meta"):
+        encoder = toy_encoder(WIDTH, "MT", registers=Registers(2, WIDTH))
+    assert {p.device.type for p in encoder.parameters()} == {"meta"}
+    assert {k: v.shape for k, v in encoder.state_dict().items()} == {
+        k: v.shape for k, v in real.state_dict().items()
+    }
+
+
+def test_bf16_autocast_is_close_and_keeps_float32_gradients():
+    encoder, tokens = toy_encoder(WIDTH, "MTM", registers=Registers(2, WIDTH)), tokens_of()
+    mask = sample_mask(tokens, 0.25)
+    full = encoder.encode(tokens, mask).embedding
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = encoder.encode(tokens, mask).embedding
+    assert (narrow.float() - full).norm() / full.norm() < 0.02
+    narrow.float().square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_the_encoder_protocol_is_what_the_objective_asks_for():
+    encoder = toy_encoder()
+    assert isinstance(encoder, Encoder)
+    assert not isinstance(LinearPosition(4), Encoder)
+    assert isinstance(encoder(tokens_of()), Features)
