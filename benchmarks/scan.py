@@ -248,9 +248,7 @@ def main() -> None:
     check(options.device, dtype)
     copy = copy_bandwidth(options.device)
     print(f"copy bandwidth {copy / 1e9:.1f} GB/s\n")
-    print(
-        "| batch | length | channels | implementation | forward ms | | forward + backward ms | | MB | GB/s (of copy) |"
-    )
+    print("| batch | length | channels | implementation | forward ms | | both ms | | MB | GB/s (of copy) |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     curves: dict[str, list[tuple[int, float]]] = {}
     for batch, length in itertools.product(options.batch, options.length):

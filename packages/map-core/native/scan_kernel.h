@@ -173,9 +173,13 @@ inline Chunks chunks_of(const ScanCall& call, const ScanDirection& dir) {
 
 constexpr int64_t kVectors = kGroup / kLanes;  // vectors of channels in one item
 
+// Vectors that hold one value per state.
+inline int64_t state_vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
+
 struct BackwardRoom {
   vf *A, *grad_A, *carry, *grad_D, *grad_bias, *before;       // per vector of channels
-  vf *states, *decays, *sum_B, *sum_C;                        // per step of a chunk and state
+  vf *states, *decays;                                        // per step of a chunk and state
+  vf *sum_B, *sum_C;                                          // per step of a chunk; a lane holds one state
   vf *u, *delta, *slope, *grad_y;                             // per step of a chunk
 
   // Returns the number of vectors used; `from` may be null to only count them.
@@ -194,8 +198,8 @@ struct BackwardRoom {
     before = take(chunks.count * kVectors * n);
     states = take((chunks.size + 1) * n);
     decays = take(chunks.size * n);
-    sum_B = take(chunks.size * n);
-    sum_C = take(chunks.size * n);
+    sum_B = take(chunks.size * state_vectors(n));
+    sum_C = take(chunks.size * state_vectors(n));
     u = take(chunks.size);
     delta = take(chunks.size);
     slope = take(chunks.size);
@@ -295,19 +299,37 @@ void backward_chunk(const ScanCall& call, const ScanDirection& dir, const Lanes 
     const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
     const vf u = room.u[k], delta = room.delta[k], grad_y = room.grad_y[k], drive = delta * u;
     const vf *h = room.states + k * n, *next = h + n, *decay = room.decays + k * n;
-    vf *sum_B = room.sum_B + k * n, *sum_C = room.sum_C + k * n;
+    vf *sum_B = room.sum_B + k * state_vectors(n), *sum_C = room.sum_C + k * state_vectors(n);
     vf grad_drive = {}, grad_rate = {};
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < n; ++i) {
-      const vf grad_h = carry[i] + grad_y * C[i];
-      sum_C[i] += grad_y * next[i];
-      sum_B[i] += drive * grad_h;
-      grad_drive += grad_h * B[i];
-      const vf before = decay[i] * grad_h;
-      const vf exponent = before * h[i];
-      grad_rate += exponent * A[i];
-      grad_A[i] += exponent * delta;
-      carry[i] = before;
+    vf quad_B[kLanes / 4], quad_C[kLanes / 4];
+#pragma GCC unroll 4
+    for (int64_t first = 0; first < n; first += 4) {
+      vf share_B[4], share_C[4];
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < 4; ++j) {
+        const int64_t i = first + j;
+        if (!kState && i >= n) {
+          share_B[j] = share_C[j] = vf{};
+          continue;
+        }
+        const vf grad_h = carry[i] + grad_y * C[i];
+        share_C[j] = grad_y * next[i];
+        share_B[j] = drive * grad_h;
+        grad_drive += grad_h * B[i];
+        const vf before = decay[i] * grad_h;
+        const vf exponent = before * h[i];
+        grad_rate += exponent * A[i];
+        grad_A[i] += exponent * delta;
+        carry[i] = before;
+      }
+      const int64_t quad = first / 4 % (kLanes / 4);
+      quad_B[quad] = quad_sum(share_B[0], share_B[1], share_B[2], share_B[3]);
+      quad_C[quad] = quad_sum(share_C[0], share_C[1], share_C[2], share_C[3]);
+      if (quad + 1 == kLanes / 4 || first + 4 >= n) {
+        for (int64_t rest = quad + 1; rest < kLanes / 4; ++rest) quad_B[rest] = quad_C[rest] = vf{};
+        sum_B[first / kLanes] += join_quads(quad_B);
+        sum_C[first / kLanes] += join_quads(quad_C);
+      }
     }
     const vf grad_delta = (grad_rate * kLn2 + grad_drive * u) * room.slope[k];
     const int64_t place = (at.batch * call.length + t) * call.channels + at.channel;
@@ -346,8 +368,8 @@ void backward_direction(const ScanCall& call, int which, const Item& item, vf* s
     const int64_t start = chunk * chunks.size, left = call.length - start;
     const int64_t steps = left < chunks.size ? left : chunks.size;
     if (steps <= 0) continue;
-    memset(room.sum_B, 0, sizeof(vf) * static_cast<size_t>(steps * n));
-    memset(room.sum_C, 0, sizeof(vf) * static_cast<size_t>(steps * n));
+    memset(room.sum_B, 0, sizeof(vf) * static_cast<size_t>(steps * state_vectors(n)));
+    memset(room.sum_C, 0, sizeof(vf) * static_cast<size_t>(steps * state_vectors(n)));
     for (int64_t v = 0; v < vectors; ++v) {
       rebuild_chunk<kState>(call, which, lanes[v], start, steps, room, v, chunk);
       backward_chunk<kState>(call, dir, lanes[v], start, steps, room, v);
@@ -355,10 +377,8 @@ void backward_direction(const ScanCall& call, int which, const Item& item, vf* s
     for (int64_t k = 0; k < steps; ++k) {
       const int64_t t = time_of(call, dir, start + k);
       float *part_B = dir.part_B + (part + t) * n, *part_C = dir.part_C + (part + t) * n;
-      for (int64_t i = 0; i < n; ++i) {
-        part_B[i] = sum_lanes(room.sum_B[k * n + i]);
-        part_C[i] = sum_lanes(room.sum_C[k * n + i]);
-      }
+      memcpy(part_B, room.sum_B + k * state_vectors(n), static_cast<size_t>(n) * 4);
+      memcpy(part_C, room.sum_C + k * state_vectors(n), static_cast<size_t>(n) * 4);
     }
   }
   for (int64_t v = 0; v < vectors; ++v) {

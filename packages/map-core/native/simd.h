@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -46,18 +46,50 @@ inline void store(float* to, vf v, int64_t count) {
   }
 }
 
-inline float sum_lanes(vf v) {
+// Sums over the lanes of four vectors, in two steps so that few vectors are alive at once: quad_sum leaves partial
+// sums of its four in every 128 bits, join_quads turns kLanes / 4 of these into one vector of kLanes sums.
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
-#else
-  float lane[kLanes];
-  memcpy(lane, &v, sizeof v);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-#endif
+inline vf quad_sum(vf a, vf b, vf c, vf d) {
+  const __m512 wa = reinterpret_cast<__m512>(a), wb = reinterpret_cast<__m512>(b);
+  const __m512 wc = reinterpret_cast<__m512>(c), wd = reinterpret_cast<__m512>(d);
+  const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(wa, wb), _mm512_unpackhi_ps(wa, wb)));
+  const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(wc, wd), _mm512_unpackhi_ps(wc, wd)));
+  return reinterpret_cast<vf>(_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                                            _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd))));
 }
+
+inline vf join_quads(const vf* q) {
+  const __m512 q0 = reinterpret_cast<__m512>(q[0]), q1 = reinterpret_cast<__m512>(q[1]);
+  const __m512 q2 = reinterpret_cast<__m512>(q[2]), q3 = reinterpret_cast<__m512>(q[3]);
+  const __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(q0, q1, 0x44), _mm512_shuffle_f32x4(q0, q1, 0xee));
+  const __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(q2, q3, 0x44), _mm512_shuffle_f32x4(q2, q3, 0xee));
+  return reinterpret_cast<vf>(
+      _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd)));
+}
+#elif defined(__AVX2__)
+inline vf quad_sum(vf a, vf b, vf c, vf d) {
+  const __m256 wa = reinterpret_cast<__m256>(a), wb = reinterpret_cast<__m256>(b);
+  const __m256 wc = reinterpret_cast<__m256>(c), wd = reinterpret_cast<__m256>(d);
+  const __m256d ab = _mm256_castps_pd(_mm256_add_ps(_mm256_unpacklo_ps(wa, wb), _mm256_unpackhi_ps(wa, wb)));
+  const __m256d cd = _mm256_castps_pd(_mm256_add_ps(_mm256_unpacklo_ps(wc, wd), _mm256_unpackhi_ps(wc, wd)));
+  return reinterpret_cast<vf>(_mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+                                            _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd))));
+}
+
+inline vf join_quads(const vf* q) {
+  const __m256 q0 = reinterpret_cast<__m256>(q[0]), q1 = reinterpret_cast<__m256>(q[1]);
+  return reinterpret_cast<vf>(
+      _mm256_add_ps(_mm256_permute2f128_ps(q0, q1, 0x20), _mm256_permute2f128_ps(q0, q1, 0x31)));
+}
+#else
+inline vf quad_sum(vf a, vf b, vf c, vf d) {
+  const vf low = {a[0], b[0], c[0], d[0]}, next = {a[1], b[1], c[1], d[1]};
+  const vf third = {a[2], b[2], c[2], d[2]}, last = {a[3], b[3], c[3], d[3]};
+  return (low + third) + (next + last);
+}
+
+inline vf join_quads(const vf* q) { return q[0]; }
+#endif
 
 // 2^x to about one unit in the last place: a polynomial on [-1/2, 1/2], then the exponent.
 inline vf exp2(vf x) {
