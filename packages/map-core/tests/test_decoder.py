@@ -1,0 +1,93 @@
+"""The decoder lays out visible features and mask tokens in sequence order and returns the hidden ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from map_core import Features, RegionDecoder, sample_mask
+from map_core.initialization import undecayed_parameters
+from map_core.testing import LinearPosition, toy_tokens
+from map_core.tokens import gather_tokens
+
+ENCODER_DIM, WIDTH, LENGTH = 6, 8, 10
+
+
+@pytest.fixture
+def decoder():
+    return RegionDecoder(ENCODER_DIM, LinearPosition(WIDTH), embed_dim=WIDTH, depth=2, num_heads=2)
+
+
+def masked_tokens(batch=3):
+    tokens = toy_tokens([i // 5 for i in range(LENGTH)], batch=batch)
+    return tokens, sample_mask(tokens, 0.4)
+
+
+def test_the_sequence_holds_features_where_visible_and_the_mask_token_where_hidden(decoder):
+    tokens, mask = masked_tokens()
+    features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
+    sequence = decoder.sequence(features, tokens, mask)
+    position = decoder.position(tokens.position)[0]
+    for b in range(3):
+        for i in range(LENGTH):
+            expected = decoder.mask_token
+            if not mask.hidden[b, i]:
+                expected = decoder.embed(features.embedding[b, mask.keep[b].tolist().index(i)])
+            torch.testing.assert_close(sequence[b, i], expected + position[i])
+
+
+def test_an_encoder_that_returns_the_whole_grid_tells_nothing_about_hidden_tokens(decoder):
+    """A pyramid encoder gives features at every position; those of hidden tokens are replaced."""
+    tokens, mask = masked_tokens()
+    everywhere = torch.randn(3, LENGTH, ENCODER_DIM, requires_grad=True)
+    whole = decoder.sequence(Features(everywhere, torch.arange(LENGTH).unsqueeze(0)), tokens, mask)
+    visible = Features(gather_tokens(everywhere, mask.keep), mask.keep)
+    torch.testing.assert_close(whole, decoder.sequence(visible, tokens, mask))
+    whole.square().sum().backward()
+    assert torch.equal((everywhere.grad != 0).any(-1), ~mask.hidden)
+
+
+def test_returns_the_hidden_tokens_in_sequence_order(decoder):
+    tokens, mask = masked_tokens()
+    features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
+    attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
+    decoded = decoder.decode(decoder.sequence(features, tokens, mask), attention_mask)
+    hidden = decoder(features, tokens, mask, attention_mask)
+    assert hidden.shape == (3, 4, WIDTH)
+    for b in range(3):
+        assert torch.equal(hidden[b], decoded[b, mask.hidden[b]])
+
+
+def test_hidden_tokens_differ_by_their_position_alone(decoder):
+    """Without positions all mask tokens are one and the same query."""
+    tokens, mask = masked_tokens()
+    features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
+    attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
+    assert decoder(features, tokens, mask, attention_mask).std(dim=1).min() > 0
+    here = replace(tokens, position=torch.zeros_like(tokens.position))
+    decoded = decoder(features, here, mask, attention_mask)
+    torch.testing.assert_close(decoded, decoded[:, :1].expand_as(decoded))
+
+
+def test_output_is_normalised_and_undecayed_names_are_the_tables(decoder):
+    decoded = decoder.decode(torch.randn(2, LENGTH, WIDTH), torch.ones(1, LENGTH, LENGTH, dtype=torch.bool))
+    torch.testing.assert_close(decoded.mean(-1), torch.zeros(2, LENGTH), rtol=0, atol=1e-5)
+    assert undecayed_parameters(decoder) == {"mask_token", "position.embed.weight", "position.embed.bias"}
+
+
+def test_bf16_autocast_is_close(decoder):
+    tokens, mask = masked_tokens()
+    features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
+    attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
+    full = decoder(features, tokens, mask, attention_mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = decoder(features, tokens, mask, attention_mask)
+    assert (narrow.float() - full).norm() / full.norm() < 0.02
+
+
+def test_the_shape_of_the_authors_code():
+    decoder = RegionDecoder(768, LinearPosition(192))
+    assert len(decoder.blocks) == 4
+    assert {block.attn.num_heads for block in decoder.blocks} == {16}
+    assert decoder.embed.weight.shape == (192, 768)
+    assert decoder.blocks[0].mlp.fc1.weight.shape == (4 * 192, 192)
