@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def make_tiny() -> Callable[..., HybridNet]:
-    """Create a registered model at the size of a test: 16 patches, 4 layers of width 32, in evaluation mode."""
+    """Create a registered model, made small: 16 patches, 4 layers of width 32, in evaluation mode."""
 
     def make(name: str = "hybridnet_tiny_patch16_224", **changes: Any) -> HybridNet:
         torch.manual_seed(0)

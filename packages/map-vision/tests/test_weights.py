@@ -185,7 +185,9 @@ class TestRefusedFiles:
     def test_broken_description(self, backbone, tmp_path):
         save_weights(tmp_path / "model.safetensors", backbone.state_dict(), {})
         (tmp_path / "model.json").write_text('{"name": "hyb')
-        with pytest.raises(UserError, match=r"model.json is no JSON .*; export the run again"):
+        with pytest.raises(
+            UserError, match=r"model.json is no JSON .*; it may be cut off: copy it or export the run again"
+        ):
             read_description(tmp_path)
 
 

@@ -12,16 +12,25 @@ from map_vision.data import DataConfig
 from map_vision.factory import described_model
 from map_vision.finetuning import FinetuneConfig
 from map_vision.pretraining import PretrainConfig
+from map_vision.weights import read_description
 
 RECIPES = "map_vision.recipes"
 
 
 def data_of_run(given: dict[str, str]) -> dict[str, Any]:
-    """The data settings of the run that ``--init`` names."""
-    config = Path(given.get("init", "")) / "config.yaml"
-    if "init" not in given or not config.is_file():
+    """The data settings of the run that ``--init`` names (or that its weights file lies in).
+
+    Pixels are normalised as in training, whatever the images.
+    """
+    if "init" not in given:
         return {}
-    values = read_yaml(config).get("data", {})
+    path = Path(given["init"])
+    config = (path if path.is_dir() else path.parent) / "config.yaml"
+    values = read_yaml(config).get("data", {}) if config.is_file() else {}
+    description = read_description(path)
+    values |= {key: description[key] for key in ("mean", "std") if key in description}
+    if "data.root" in given and values.get("source") == "digits":
+        values["source"] = "auto"  # the digits have no folder
     known = {field.name for field in fields(DataConfig)}
     return {
         f"data.{key}": tuple(value) if isinstance(value, list) else value

@@ -31,7 +31,7 @@ from map_vision.hybridnet import HybridNet
 from map_vision.models import MODEL_NAMES
 from map_vision.pretraining import PretrainConfig, PretrainTask, load_pretraining
 from map_vision.reconstruction import draw_reconstructions
-from map_vision.weights import load_init, read_description
+from map_vision.weights import load_init, read_description, read_weights
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -131,7 +131,7 @@ def predict(config: PredictConfig) -> None:
     """Write a CSV with the most probable classes of each image."""
     model, classes = _load_classifier(config.init)
     samples = _open_images(config.images, config.data, model)
-    if not 1 <= config.top:
+    if config.top < 1:
         raise UserError(f"top must be at least 1; got {config.top}")
     top = min(config.top, len(classes))
     probabilities = predict_probabilities(model, samples, config.evaluation)
@@ -154,13 +154,15 @@ class FeaturesConfig:
 
     Args:
         init: A pretraining, finetuning or probing run, or its weights file.
-        data: Images; what is not given is as in the run.
+        images: Image file or folder, or a list of them, without labels; the run's own data when not given.
+        data: Labelled images when none are named; what is not given is as in the run.
         evaluation: Batch size, device and the like.
         neighbors: Neighbours of the kNN score, which is computed where there are labels and two splits.
-        out: NPZ to write, with features and labels of each split.
+        out: NPZ to write, with features, labels and names of each split (features and names of ``images``).
     """
 
     init: str
+    images: str | list[str] | None = None
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     neighbors: int = 20
@@ -169,20 +171,23 @@ class FeaturesConfig:
 
 def features(config: FeaturesConfig) -> None:
     """Write features of the training and evaluation splits, and print a kNN score where labels exist."""
+    if config.neighbors < 1:
+        raise UserError(f"neighbors must be at least 1; got {config.neighbors}")
     model = _load_encoder(config.init)
+    if config.images is not None:
+        samples = _open_images(config.images, config.data, model)
+        found, _ = extract_features(model, samples, config.evaluation)
+        _save_arrays(config.out, {"features": found, "names": np.array(samples.names)})
+        return
     data = _open(config.data, model, purpose="evaluate")
-    splits = {"train": data.training, "test": data.evaluation}
-    arrays: dict[str, np.ndarray] = {}
-    for split, samples in splits.items():
+    arrays = {"classes": np.array(data.classes, dtype=str)}
+    for split, samples in (("train", data.training), ("test", data.evaluation)):
         if samples is not None:
             arrays[f"{split}_features"], arrays[f"{split}_labels"] = extract_features(
                 model, samples, config.evaluation, title=f"features of {split}"
             )
             arrays[f"{split}_names"] = np.array(samples.names)
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, classes=np.array(data.classes), **arrays)  # type: ignore[arg-type]
-    print(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
+    _save_arrays(config.out, arrays)
     if len(data.classes) > 1 and data.training is not None and data.evaluation is not None:
         score = knn_accuracy(
             arrays["train_features"],
@@ -192,9 +197,17 @@ def features(config: FeaturesConfig) -> None:
             neighbors=config.neighbors,
         )
         print(f"kNN accuracy ({config.neighbors} neighbours): {score:.2f} %")
-        out.with_suffix(".json").write_text(
+        Path(config.out).with_suffix(".json").write_text(
             json.dumps({"task": "features", "knn_accuracy": score, "neighbors": config.neighbors}) + "\n"
         )
+
+
+def _save_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
+    out = Path(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:  # np.savez would append .npz to a path without it
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    print(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
 
 
 @dataclass
@@ -203,7 +216,7 @@ class ReconstructConfig:
 
     Args:
         init: Directory of a pretraining run.
-        images: Image file or folder, or a list of them; the run's own images when not given.
+        images: Image file or folder, or a list of them; the run's training images when not given.
         data: Images when none are named; what is not given is as in the run.
         count: Rows of the picture.
         mask_ratio: Share to hide; as in the run when not given.
@@ -222,13 +235,14 @@ class ReconstructConfig:
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Write a picture: original, masked, reconstruction."""
+    if config.count < 1:
+        raise UserError(f"count must be at least 1; got {config.count}")
     objective, settings = load_pretraining(config.init)
     model_config = described_model(config.init)
     assert model_config is not None
     backbone = create_backbone(model_config)
     if config.images is None:
-        data = _open(config.data, backbone, purpose="evaluate")
-        samples: Any = data.evaluation or data.training
+        samples = _open(config.data, backbone, purpose="pretrain").train_unaugmented()
     else:
         samples = _open_images(config.images, config.data, backbone)
     images = torch.stack([samples[i][0] for i in range(min(config.count, len(samples)))])
@@ -300,6 +314,7 @@ class Stopwatch:
 def _load_classifier(path: str) -> tuple[HybridNet, tuple[str, ...]]:
     config, description = described_model(path), read_description(path)
     if config is None or not description.get("classes"):
+        read_weights(path)  # says so when there is nothing at all
         raise UserError(
             f"{path} describes no classifier (its .json names no classes): give a finetuning or probing run, "
             "not a pretraining run"
@@ -312,10 +327,13 @@ def _load_classifier(path: str) -> tuple[HybridNet, tuple[str, ...]]:
 
 
 def _load_encoder(path: str) -> HybridNet:
-    """The model of a run for features: the classifier as it is, or a pretraining run's mean-pooled encoder."""
+    """The model of a run for features: a classifier as it is, or a pretraining run's mean-pooled encoder."""
     config, description = described_model(path), read_description(path)
     if config is None:
-        raise UserError(f"{path} has no .json that describes its model: give a run's directory or its weights file")
+        read_weights(path)  # says so when there is nothing at all
+        raise UserError(
+            f"{path} has no .json that describes its model: give a run's directory or its weights file"
+        )
     if description.get("classes"):
         return _load_classifier(path)[0]
     model = create_backbone(config)

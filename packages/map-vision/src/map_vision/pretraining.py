@@ -39,6 +39,12 @@ class ImageObjectiveConfig(MixingConfig, ObjectiveConfig):
     region: RegionKind = "row"
     block_size: tuple[int, int] = (4, 4)
 
+    def validate(self) -> None:
+        super().validate()
+        if min(self.block_size) < 1:
+            rows, cols = self.block_size
+            raise UserError(f"objective.block_size must be at least 1x1; got {rows}x{cols}")
+
 
 @dataclass
 class PretrainConfig:

@@ -103,6 +103,6 @@ def draw_reconstructions(
         axes[0, column].set_title(title)
         for row, image in enumerate(batch.cpu()):
             pixels = (image * scale + shift).clamp(0, 1).permute(1, 2, 0)
-            axes[row, column].imshow(pixels.squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axes[row, column].imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row, column].axis("off")
     figure.savefig(path, dpi=110)
