@@ -49,7 +49,7 @@ class RegionDecoder(nn.Module):
         return gather_tokens(x, mask.drop)
 
     def sequence(self, features: Features, tokens: Tokens, mask: TokenMask) -> Float[Tensor, "b l e"]:
-        """Lay out the input: encoded features where tokens are visible, the mask token where they are hidden."""
+        """Lay out the input: encoded features where tokens are visible, the mask token where hidden."""
         visible = self.embed(features.embedding)
         index = features.index.unsqueeze(-1).expand_as(visible)
         x = visible.new_zeros(tokens.batch_size, tokens.length, self.embed_dim).scatter(1, index, visible)

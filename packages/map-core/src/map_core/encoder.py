@@ -27,7 +27,7 @@ class Encoder(Protocol):
 
 
 def expand_layout(layout: str) -> str:
-    """Expand a layout with counts to one letter a layer: ``(MMMT)x2`` -> ``MMMTMMMT``, ``Mx2,Tx1`` -> ``MMT``.
+    """Expand a layout with counts to one letter a layer: ``(MMT)x2`` -> ``MMTMMT``, ``Mx2,Tx1`` -> ``MMT``.
 
     Raises:
         UserError: the layout does not parse.
@@ -47,7 +47,7 @@ def expand_layout(layout: str) -> str:
 
 
 class Registers(nn.Module):
-    """Learned global tokens inserted into a sequence: spread evenly through it, or all in front (a class token).
+    """Learned global tokens in a sequence: spread evenly through it, or all in front (a class token).
 
     Args:
         num_registers: How many, n.
@@ -104,8 +104,8 @@ class HybridEncoder(nn.Module):
     Args:
         embed_dim: Width.
         layout: See :func:`expand_layout`; each letter names a maker.
-        block_makers: Maker of each letter's block, called with width and drop-path rate. Blocks map (x, position)
-            to x's shape; position holds the raw coordinates of the tokens that are no registers.
+        block_makers: Maker of each letter's block, called with width and drop-path rate. Blocks map
+            (x, position) to x's shape; position holds raw coordinates of the tokens that are no registers.
         position: Position embedding: module of (raw coordinates (b or 1, l, p), grid) giving (b or 1, l, d).
         norm: The final norm.
         drop_path_rate: Stochastic depth, growing linearly from 0 at the first layer to this rate at the last.
@@ -131,7 +131,8 @@ class HybridEncoder(nn.Module):
         unknown = set(letters) - set(block_makers)
         if unknown:
             raise UserError(
-                f"layout {layout!r} uses {', '.join(sorted(unknown))}; known layers: {', '.join(sorted(block_makers))}"
+                f"layout {layout!r} uses {', '.join(sorted(unknown))}; "
+                f"known layers: {', '.join(sorted(block_makers))}"
             )
         self.embed_dim, self.layout = embed_dim, letters
         self.activation_checkpointing = False
@@ -153,15 +154,15 @@ class HybridEncoder(nn.Module):
     def last_layer(self, tokens: Tokens, mask: TokenMask | None = None) -> LayerFeatures:
         """Features behind the last layer, registers included, not normalised."""
         x, position, index = self._visible(tokens, mask)
-        for x in self._stack(x, position):
-            pass
+        for layer in self._stack(x, position):
+            x = layer
         return self._layer_features(x, index)
 
     def layers(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
         """Yield the features behind every layer in turn."""
         x, position, index = self._visible(tokens, mask)
-        for x in self._stack(x, position):
-            yield self._layer_features(x, index)
+        for layer in self._stack(x, position):
+            yield self._layer_features(layer, index)
 
     def normalize(self, features: LayerFeatures) -> LayerFeatures:
         """Apply the final norm to patches and registers."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def init_weights(module: nn.Module) -> None:
     """Give a Linear layer truncated-normal weights (std .02) and a zero bias; use with ``model.apply``.
 
-    Layers given to :func:`keep_init` keep theirs: a general rule must not wipe Mamba's time-step initialisation.
+    Layers given to :func:`keep_init` keep theirs: a general rule must not wipe Mamba's initial time steps.
     """
     if isinstance(module, nn.Linear) and not getattr(module, "_keep_init", False):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -23,7 +23,7 @@ def keep_init(module: nn.Module) -> None:
 
 
 def undecayed_parameters(module: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay must leave alone: Mamba's A, positions, registers, mask tokens.
+    """Names of what weight decay must leave alone: Mamba's A, positions, registers, mask tokens.
 
     Vectors (biases, norms, D) are not decayed either; timm's parameter groups see to those.
     """

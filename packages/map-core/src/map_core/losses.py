@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def normalize_targets(target: Float[Tensor, "b h t"], eps: float = 1e-6) -> Float[Tensor, "b h t"]:
-    """Subtract each patch's mean and divide by its standard deviation (unbiased variance, eps inside the root).
+    """Subtract each patch's mean, divide by its standard deviation (unbiased variance, eps inside the root).
 
     A patch of a single value has no variance and becomes zero.
     """
@@ -33,7 +33,7 @@ def masked_mse(
     normalize: bool = True,
     eps: float = 1e-6,
 ) -> Float[Tensor, ""]:
-    """Mean squared error over hidden tokens, in float32, on per-patch-normalised targets unless told otherwise.
+    """Mean squared error over hidden tokens, in float32, on per-patch-normalised targets by default.
 
     Source: paper section 4 (MSE beats the diffusion loss, Table 7).
 

@@ -32,7 +32,7 @@ class TokenMask:
 
 
 def mask_noise(seed: int, step: int, samples: slice, shape: tuple[int, int]) -> Float[Tensor, "s l"]:
-    """Draw the uniform noise of one step for the whole global batch and return this process's ``samples`` of it.
+    """Draw the uniform noise of one step for the whole global batch; return this process's ``samples`` of it.
 
     Args:
         seed, step: Keys of the draw; the same keys give the same noise on any number of processes.
@@ -69,19 +69,19 @@ def sample_mask(
     Args:
         tokens: The tokens in scan order.
         ratio: Hidden share, inside (0, 1); at least one token is hidden and one kept.
-        strategy: ``random``; ``sequential`` hides the last tokens in scan order; ``diagonal`` hides those with the
+        strategy: ``random``; ``sequential`` hides the last tokens in scan order; ``diagonal`` those with the
             largest row + column, ties to the later one in scan order (our reading of the paper's Figure 5).
-        noise: Uniform noise that decides the random strategy, see :func:`mask_noise`; drawn from torch's global
-            generator when None.
-        scope: ``all`` chooses among all tokens; ``region`` within each region (paper eq. 2), the total split over
-            regions so that their counts differ by at most one.
+        noise: Uniform noise that decides the random strategy, see :func:`mask_noise`; drawn from torch's
+            global generator when None.
+        scope: ``all`` chooses among all tokens; ``region`` within each region (paper eq. 2), the total split
+            over regions so that their counts differ by at most one.
 
     Raises:
-        UserError: the ratio is outside (0, 1) or leaves nothing hidden or visible; an unknown strategy or scope;
-            ``diagonal`` on tokens that are no grid; ``region`` where a region is smaller than its share.
+        UserError: the ratio is outside (0, 1) or leaves nothing hidden or visible; an unknown strategy or
+            scope; ``diagonal`` on tokens that are no grid; ``region`` where one is smaller than its share.
     """
     is_global = (tokens.region == GLOBAL_REGION).expand(tokens.batch_size, -1)
-    # all samples have as many global tokens as the first; without any, no synchronisation with a device is needed
+    # all samples have as many global tokens as the first
     length = tokens.length - int(is_global[:1].sum())
     count = hidden_count(ratio, length)
     score = _hiding_score(tokens, strategy, noise)
@@ -106,8 +106,8 @@ def hidden_count(ratio: float, length: int) -> int:
     count = round(ratio * length)
     if not 0 < count < length:
         raise UserError(
-            f"mask ratio {ratio} of {length} tokens hides {count}: it must hide at least one and keep at least one; "
-            "change the ratio or use more tokens (smaller patches)"
+            f"mask ratio {ratio} of {length} tokens hides {count}: it must hide at least one and keep at "
+            "least one; change the ratio or use more tokens (smaller patches)"
         )
     return count
 
@@ -129,7 +129,8 @@ def _hiding_score(tokens: Tokens, strategy: str, noise: Tensor | None) -> Float[
     if strategy == "diagonal":
         if tokens.grid is None:
             raise UserError(
-                "mask strategy 'diagonal' needs tokens on a grid; these have none: use 'random' or 'sequential'"
+                "mask strategy 'diagonal' needs tokens on a grid; these have none: use 'random' or "
+                "'sequential'"
             )
         return (tokens.position.double().sum(-1) + index / tokens.length).expand(shape)
     raise UserError(
@@ -153,11 +154,11 @@ def _hidden_within_regions(
     share, smallest = base + (extra > 0), int(size.min())
     if smallest < share:
         raise UserError(
-            f"mask scope 'region' must hide up to {share} tokens of every region, but the smallest has {smallest}; "
-            "lower the ratio, use larger regions or scope 'all'"
+            f"mask scope 'region' must hide up to {share} tokens of every region, but the smallest has "
+            f"{smallest}; lower the ratio, use larger regions or scope 'all'"
         )
-    # The sum of a region's uniform scores, modulo 1, is uniform whatever the region's size, and independent of the
-    # scores' ranks: the extra tokens fall on random regions. Scores that are not random favour the last regions.
+    # The sum of a region's uniform scores, modulo 1, is uniform whatever the region's size, and independent
+    # of their ranks: the extra tokens fall on random regions. Scores that are not random favour late regions.
     total = (member * score.unsqueeze(1).double()).sum(-1)
     quota = base + (_descending_rank(total.remainder(1) if shuffle else total) < extra).long()  # (b, r)
     # rank within the region: tokens of the same region with a larger score, equal scores by index

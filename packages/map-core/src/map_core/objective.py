@@ -1,7 +1,8 @@
-"""Masked autoregressive pretraining: hide tokens, encode the rest, reconstruct the hidden ones region by region.
+"""Masked autoregressive pretraining: hide tokens, encode the rest, reconstruct the hidden region by region.
 
 READ FIRST. ``MaskedAutoregression.forward`` is the method; every call in it is one step of the paper (arXiv
-2410.00871, section 4). MAE, local MAE and AR pretraining are the attention masks ``mae``, ``local_mae`` and ``ar``.
+2410.00871, section 4). MAE, local MAE and AR pretraining are the attention masks ``mae``, ``local_mae`` and
+``ar``.
 """
 
 from collections.abc import Callable
@@ -117,8 +118,8 @@ class ObjectiveConfig:
 
     Args:
         mask_ratio: Share of tokens hidden from the encoder, inside (0, 1).
-        mask_ratio_std: Draw the ratio of each step from a normal around mask_ratio with this deviation, truncated to
-            mask_ratio_bounds (the authors' code: .25); fixed when not given.
+        mask_ratio_std: Draw the ratio of each step from a normal around mask_ratio with this deviation,
+            truncated to mask_ratio_bounds (the authors' code: .25); fixed when not given.
         mask_ratio_bounds: Lowest and highest drawn ratio.
         mask_strategy: Which tokens are hidden.
         mask_scope: Choose among all tokens, or within each region.

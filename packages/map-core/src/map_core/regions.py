@@ -16,9 +16,9 @@ ATTENTION_MASK_KINDS: tuple[str, ...] = get_args(AttentionMaskKind)
 def region_attention_mask(region: Int[Tensor, "*b l"], kind: AttentionMaskKind) -> Bool[Tensor, "*b l l"]:
     """Build the decoder's attention mask; entry (i, j) is True where query i may attend to key j.
 
-    ``map``: j's region is i's or an earlier one. ``local_mae``: the same region. ``mae``: always. ``ar``: j stands in
-    an earlier region, or in the same one and not after i in the sequence. Global tokens (region -1) are seen by every
-    query. Source: paper, section 4 and Figure 6.
+    ``map``: j's region is i's or an earlier one. ``local_mae``: the same region. ``mae``: always. ``ar``: j
+    stands in an earlier region, or in the same one and not after i in the sequence. Global tokens (region -1)
+    are seen by every query. Source: paper, section 4 and Figure 6.
 
     Raises:
         UserError: ``kind`` is none of the four.

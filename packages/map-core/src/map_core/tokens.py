@@ -15,10 +15,10 @@ class Tokens:
 
     Attributes:
         embedding: Token features without any position embedding.
-        position: Raw coordinates: row and column of a patch, or xyz of a centre. A leading axis of 1 says that all
-            samples share them.
-        region: Region of each token, counted from 0 in the order of prediction; -1 marks a global token. Every
-            sample has the same number of global tokens.
+        position: Raw coordinates: row and column of a patch, or xyz of a centre. A leading axis of 1 says
+            that all samples share them.
+        region: Region of each token, counted from 0 in the order of prediction; -1 marks a global token.
+            Every sample has the same number of global tokens.
         target: What the objective reconstructs (pixels of a patch, points of a group), or None.
         grid: Rows and columns when the tokens tile a grid, else None.
     """

@@ -1,4 +1,4 @@
-"""Layers of the encoder and decoder. A block maps ``(x, position)`` to x's shape; image blocks ignore position."""
+"""Layers of encoder and decoder: blocks map ``(x, position)`` to x's shape; image blocks ignore position."""
 
 from map_core.blocks.mamba import MambaBlock, MambaMixer
 from map_core.blocks.norm import make_norm
