@@ -158,7 +158,7 @@ class TestRuns:
         assert out.read_bytes().startswith(b"\x89PNG")
 
     def test_normalisation_goes_with_the_weights(self, image_folder, tmp_path):
-        """A run's mean and deviation are used wherever its weights go, not the defaults of the images' source."""
+        """A run's mean and deviation are used wherever its weights go, not the defaults of the images."""
         stats = ["--data.mean=[0.1]", "--data.std=[0.9]"]
         run, moved = tmp_path / "run", tmp_path / "moved"
         assert command("finetune", "--data.root", image_folder, *stats, *MODEL, *SHORT, "--out", run) == 0

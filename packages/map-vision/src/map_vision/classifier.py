@@ -37,7 +37,7 @@ class LinearProbe(nn.Module):
 
     @torch.no_grad()
     def write_into(self, classifier: HybridNet) -> None:
-        """Fold the normalisation into the linear layer: a plain mean-pooling classifier with equal outputs."""
+        """Fold the normalisation into the linear layer: a mean-pooling classifier with equal outputs."""
         state = self.backbone.state_dict()
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None

@@ -58,7 +58,11 @@ COMMANDS = (
     Command("evaluate", "accuracy of a classifier", commands.EvaluateConfig, commands.evaluate, data_of_run),
     Command("predict", "classes of images, as CSV", commands.PredictConfig, commands.predict, data_of_run),
     Command(
-        "features", "features as npz, and a kNN score", commands.FeaturesConfig, commands.features, data_of_run
+        "features",
+        "features as npz, and a kNN score",
+        commands.FeaturesConfig,
+        commands.features,
+        data_of_run,
     ),
     Command(
         "reconstruct",

@@ -91,7 +91,10 @@ def classification_totals(
     shard: tuple[int, int] = (0, 1),
     progress: str | None = None,
 ) -> Float[Tensor, "4"]:
-    """Sums over the (shard of the) samples: correct, correct among five, cross-entropy, count. See :func:`batches`."""
+    """Sums over the samples, or a shard of them: correct, correct among five, cross-entropy, count.
+
+    The arguments are those of :func:`batches`.
+    """
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64)
     for images, labels in batches(

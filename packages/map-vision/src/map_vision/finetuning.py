@@ -55,7 +55,7 @@ class FinetuneConfig:
 
 
 class ClassificationTask(Task):
-    """What finetuning and probing share: labelled images, a classification loss, accuracy on the evaluation split.
+    """What finetuning and probing share: labelled images, a classification loss, accuracy.
 
     Args:
         config: The run's configuration.
@@ -104,7 +104,9 @@ class ClassificationTask(Task):
             precision=training.precision,
             shard=(accelerator.process_index, accelerator.num_processes),
         )
-        return classification_metrics(accelerator.reduce(totals.float().to(accelerator.device)).cpu().double())
+        return classification_metrics(
+            accelerator.reduce(totals.float().to(accelerator.device)).cpu().double()
+        )
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:
         suffix = "" if weights == "raw" else f"_{weights}"

@@ -1,4 +1,4 @@
-"""HybridNet and its relatives: one class of image model, from Mamba-only to Transformer-only, in timm's vocabulary."""
+"""HybridNet and its relatives, from Mamba-only to Transformer-only: one class, in timm's vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -47,7 +47,7 @@ class RegisterNeck(nn.Module):
 class HybridNet(nn.Module):
     """An image model whose encoder stacks Mamba and Transformer blocks by a layout.
 
-    ``forward_features`` returns the registers first, then the patches in raster order whatever the scan order.
+    ``forward_features`` returns the registers, then the patches in raster order whatever the scan order.
 
     Args:
         img_size: Height and width in pixels that the positions are made for; other sizes work at run time.
@@ -69,7 +69,7 @@ class HybridNet(nn.Module):
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
 
     Raises:
-        UserError: an image size that does not fit the patch, a layout that does not parse, a pooling that needs
+        UserError: an image size that does not fit the patch, a layout that does not parse, a pooling of
             registers without any.
     """
 
@@ -200,7 +200,7 @@ class HybridNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the layers behind the last chosen one, and the norm and head if asked (timm's ``features_only``)."""
+        """Drop the layers behind the last chosen one, the norm and head if asked (``features_only``)."""
         take, last = feature_take_indices(len(self.encoder.blocks), indices)
         del self.encoder.blocks[last + 1 :]
         if prune_norm:
@@ -213,17 +213,20 @@ class HybridNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Replace the head; ``global_pool`` may change between ``avg`` and ``''``, registers need their neck."""
+        """Replace the head; ``global_pool`` may change between ``avg`` and ``''``, not to or from registers."""
         if global_pool is not None and global_pool != self.global_pool:
             if "register" in (global_pool, self.global_pool):
                 raise UserError(
-                    f"global_pool cannot change from {self.global_pool!r} to {global_pool!r}; create the model with it"
+                    f"global_pool cannot change from {self.global_pool!r} to {global_pool!r}; "
+                    "create the model with it"
                 )
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = self._make_head(num_classes).to(self.patch_embed.proj.weight.device)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Load our own weights, or those of timm's VisionTransformer where the shapes are its."""
         return super().load_state_dict(convert_state(state_dict, self), strict, assign)
 
@@ -231,7 +234,7 @@ class HybridNet(nn.Module):
         return undecayed_parameters(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layer groups in the order of layer decay: embeddings, then one a layer, Mamba and Transformer alike."""
+        """Groups in the order of layer decay: embeddings, then one a layer, Mamba and Transformer alike."""
         return {
             "stem": r"^patch_embed|^encoder\.(?:position|registers)",  # a capturing group would name a layer
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],

@@ -1,4 +1,4 @@
-"""The models registered with timm: sizes and names. ``import map_vision`` makes ``timm.create_model`` know them."""
+"""The models registered with timm; ``import map_vision`` makes ``timm.create_model`` know them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,36 +10,56 @@ from torch import nn
 from map_vision.hybridnet import HybridNet
 from map_vision.weights import convert_state
 
-# Sizes that fit the paper's parameter counts (12M, 37M, 128M, 443M); the Transformer's MLP ratio is 2, 2, 1, 1.
+# Sizes that fit the paper's parameter counts: 12M, 37M, 128M, 443M.
 HYBRID_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        embed_dim=192, layout="(MMMT)x8", num_heads=12, mlp_ratio=2.0, num_registers=12, neck_reduction=1
-    ),
-    "small": dict(
-        embed_dim=384, layout="(MMMT)x8", num_heads=12, mlp_ratio=2.0, num_registers=12, neck_reduction=2
-    ),
-    "base": dict(
-        embed_dim=768, layout="(MMMT)x8", num_heads=12, mlp_ratio=1.0, num_registers=12, neck_reduction=4
-    ),
-    "large": dict(
-        embed_dim=1024, layout="(MMMT)x16", num_heads=16, mlp_ratio=1.0, num_registers=16, neck_reduction=8
-    ),
+    "tiny": {
+        "embed_dim": 192,
+        "layout": "(MMMT)x8",
+        "num_heads": 12,
+        "mlp_ratio": 2.0,
+        "num_registers": 12,
+        "neck_reduction": 1,
+    },
+    "small": {
+        "embed_dim": 384,
+        "layout": "(MMMT)x8",
+        "num_heads": 12,
+        "mlp_ratio": 2.0,
+        "num_registers": 12,
+        "neck_reduction": 2,
+    },
+    "base": {
+        "embed_dim": 768,
+        "layout": "(MMMT)x8",
+        "num_heads": 12,
+        "mlp_ratio": 1.0,
+        "num_registers": 12,
+        "neck_reduction": 4,
+    },
+    "large": {
+        "embed_dim": 1024,
+        "layout": "(MMMT)x16",
+        "num_heads": 16,
+        "mlp_ratio": 1.0,
+        "num_registers": 16,
+        "neck_reduction": 8,
+    },
 }
 MAMBA_LAYOUTS = {"tiny": "Mx24", "small": "Mx24", "base": "Mx24", "large": "Mx48"}
 VIT_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(embed_dim=192, layout="Tx12", num_heads=3),
-    "small": dict(embed_dim=384, layout="Tx12", num_heads=6),
-    "base": dict(embed_dim=768, layout="Tx12", num_heads=12),
-    "large": dict(embed_dim=1024, layout="Tx24", num_heads=16),
+    "tiny": {"embed_dim": 192, "layout": "Tx12", "num_heads": 3},
+    "small": {"embed_dim": 384, "layout": "Tx12", "num_heads": 6},
+    "base": {"embed_dim": 768, "layout": "Tx12", "num_heads": 12},
+    "large": {"embed_dim": 1024, "layout": "Tx24", "num_heads": 16},
 }
-VIT_FORM: dict[str, Any] = dict(
-    mlp_ratio=4.0,
-    num_registers=1,
-    spread_registers=False,
-    neck_reduction=1,
-    final_norm="layer",
-    norm_eps=1e-6,
-)
+VIT_FORM: dict[str, Any] = {
+    "mlp_ratio": 4.0,
+    "num_registers": 1,
+    "spread_registers": False,
+    "neck_reduction": 1,
+    "final_norm": "layer",
+    "norm_eps": 1e-6,
+}
 
 
 def _default_cfg(img_size: int) -> dict[str, Any]:

@@ -16,8 +16,8 @@ def patch_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[
     (height, width), (ph, pw) = img_size, patch_size
     if height < ph or width < pw or height % ph or width % pw:
         raise UserError(
-            f"image size {height}x{width} does not fit patch size {ph}x{pw}: height and width must be multiples of "
-            "the patch's; resize the images or choose another patch size"
+            f"image size {height}x{width} does not fit patch size {ph}x{pw}: height and width must be "
+            "multiples of the patch's; resize the images or choose another patch size"
         )
     return height // ph, width // pw
 

@@ -70,7 +70,7 @@ class LearnedGridPosition(nn.Module):
             and tuple(source.shape) != own
         ):
             log.warning("%s: positions resampled from %dx%d to %dx%d", key, *source.shape[:2], *own[:2])
-            state_dict[key] = resize_table(source, own[:2])
+            state_dict[key] = resize_table(source, (own[0], own[1]))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

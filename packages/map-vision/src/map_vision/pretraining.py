@@ -73,7 +73,9 @@ def build_objective(model: HybridNet, config: ImageObjectiveConfig) -> MaskedAut
     """Put a model's patch embedding and encoder under the objective; both stay shared with the model."""
     config.validate()
     if model.encoder.registers is not None:
-        raise UserError("pretraining has no registers: create the model with num_registers=0, global_pool='avg'")
+        raise UserError(
+            "pretraining has no registers: create the model with num_registers=0, global_pool='avg'"
+        )
     patch_embed = model.patch_embed
     ph, pw = patch_embed.patch_size
     grid = patch_grid(model.img_size, patch_embed.patch_size)
@@ -99,7 +101,7 @@ def build_objective(model: HybridNet, config: ImageObjectiveConfig) -> MaskedAut
 
 
 def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split an objective's state into the timm model's (its own key names) and the rest (decoder and head)."""
+    """Split an objective's state into the timm model's, in its key names, and the decoder's and head's."""
     model, rest = {}, {}
     for key, value in state.items():
         if key.startswith("tokenizer.patch_embed."):
@@ -155,10 +157,15 @@ class PretrainTask(Task):
             self.config.model, task=self.name, holds="encoder", weights=weights, **normalization
         )
         save_weights(directory / f"model{suffix}.safetensors", encoder, description)
-        objective = {"objective": asdict(self.config.objective), "holds": "decoder and head", "weights": weights}
+        objective = {
+            "objective": asdict(self.config.objective),
+            "holds": "decoder and head",
+            "weights": weights,
+        }
         save_weights(directory / f"pretraining{suffix}.safetensors", rest, objective)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
+        assert isinstance(model, MaskedAutoregression)
         plain = self.data.train_unaugmented()
         images = torch.stack([plain[i][0] for i in range(min(PICTURES, len(plain)))])
         draw_reconstructions(
@@ -189,12 +196,17 @@ def load_pretraining(path: str | Path) -> tuple[MaskedAutoregression, ImageObjec
             "which only the directory of a pretraining run holds"
         )
     known = {f.name for f in fields(ImageObjectiveConfig)}
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in description["objective"].items() if key in known}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in description["objective"].items()
+        if key in known
+    }
     config = ImageObjectiveConfig(**values)
     objective = build_objective(create_backbone(model_config), config)
     encoder, _ = read_weights(path)
     rest, _ = read_weights(path / PRETRAINING_FILE)
-    patch_embed = {f"tokenizer.{key}": value for key, value in encoder.items() if key.startswith("patch_embed.")}
-    blocks = {key: value for key, value in encoder.items() if key.startswith("encoder.")}
-    objective.load_state_dict({**patch_embed, **blocks, **rest})
+    own = {
+        f"tokenizer.{key}" if key.startswith("patch_embed.") else key: value for key, value in encoder.items()
+    }
+    objective.load_state_dict({**own, **rest})
     return objective, config

@@ -39,7 +39,7 @@ def reconstruct(
     ratio: float | None = None,
     seed: int = 0,
 ) -> Pictures:
-    """Hide tokens of the images and reconstruct them; predictions take the mean and deviation of their target."""
+    """Hide tokens of images and reconstruct them; predictions take their target's mean and deviation."""
     tokenizer = objective.tokenizer
     assert isinstance(tokenizer, ImageTokenizer)
     rows, cols = tokenizer.patch_embed.grid(images)

@@ -41,7 +41,7 @@ def grid_position(grid: tuple[int, int]) -> Float[Tensor, "l 2"]:
 def grid_region(
     grid: tuple[int, int], kind: RegionKind = "row", block_size: tuple[int, int] = (4, 4)
 ) -> Int[Tensor, " l"]:
-    """Region of every patch, in raster order: its row, its column, or the block of ``block_size`` that it lies in.
+    """Region of every patch, in raster order: its row, its column, or its block of ``block_size``.
 
     Blocks are counted row by row; those at the right and lower edge may be smaller.
 

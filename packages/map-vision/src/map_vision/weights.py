@@ -1,12 +1,12 @@
-"""Reading and writing model weights: safetensors with a JSON description; nothing read from a file runs code."""
+"""Model weights as safetensors with a JSON description; nothing read from a file runs code."""
 
 import json
 import logging
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 
+Settings = TypeVar("Settings")
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
 # what a pretraining run does not have and a classifier starts anew (design decision 8)
@@ -56,7 +57,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file} holds more than tensors and was refused: loading it could run code; convert it to safetensors"
+            f"{file} holds more than tensors and was refused: loading it could run code; "
+            "convert it to safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(
@@ -81,14 +83,31 @@ def read_description(path: str | Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}); it may be cut off: copy it or export the run again") from error
+        raise UserError(
+            f"{file} is no JSON ({error}); it may be cut off: copy it or export the run again"
+        ) from error
+
+
+def read_settings(kind: type[Settings], values: Mapping[str, Any], source: str | Path) -> Settings:
+    """Make a configuration dataclass of a description's values.
+
+    Raises:
+        UserError: values that this version does not know.
+    """
+    unknown = set(values) - {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown:
+        raise UserError(
+            f"{source} describes settings that this version does not know: {', '.join(sorted(unknown))}; "
+            "read it with the version that wrote it"
+        )
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def load_init(model: nn.Module, path: str | Path) -> LoadReport:
     """Start a model from a pretraining run or weights file.
 
-    Exactly these may be missing: registers and their positions, neck and its norm, classifier head; a classifier
-    head of another number of classes is started anew. Positions of another grid are resampled.
+    Exactly these may be missing: registers and their positions, neck and its norm, classifier head; a head of
+    another number of classes is started anew. Positions of another grid are resampled.
 
     Raises:
         UserError: any other missing, unused or misshaped key, all of them named.
