@@ -85,6 +85,13 @@ def test_bf16_autocast_is_close(decoder):
     assert (narrow.float() - full).norm() / full.norm() < 0.02
 
 
+def test_the_residual_stream_is_float32_under_autocast(decoder):
+    tokens, mask = masked_tokens()
+    features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decoder.sequence(features, tokens, mask).dtype == torch.float32
+
+
 def test_the_shape_of_the_authors_code():
     decoder = RegionDecoder(768, LinearPosition(192))
     assert len(decoder.blocks) == 4

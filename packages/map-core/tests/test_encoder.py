@@ -276,6 +276,16 @@ def test_bf16_autocast_is_close_and_keeps_float32_gradients():
         assert parameter.grad.isfinite().all(), name
 
 
+def test_the_residual_stream_is_float32_under_autocast_and_unchanged_without():
+    """A tokenizer gives bf16 tokens under autocast; 32 layers that add to a bf16 stream lose what they add."""
+    encoder, tokens = toy_encoder(WIDTH, "MT", registers=Registers(2, WIDTH)), tokens_of()
+    narrow = replace(tokens, embedding=tokens.embedding.bfloat16(), position=tokens.position.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [x.patches.embedding.dtype for x in encoder.layers(narrow)] == [torch.float32] * 2
+    whole = encoder.bfloat16()
+    assert [x.patches.embedding.dtype for x in whole.layers(narrow)] == [torch.bfloat16] * 2
+
+
 def test_the_encoder_protocol_is_what_the_objective_asks_for():
     encoder = toy_encoder()
     assert isinstance(encoder, Encoder)

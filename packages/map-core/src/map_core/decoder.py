@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from map_core.blocks import TransformerBlock, make_norm
+from map_core.blocks import TransformerBlock, make_norm, residual_stream
 from map_core.masking import TokenMask
 from map_core.tokens import Features, Tokens, gather_tokens
 
@@ -50,7 +50,7 @@ class RegionDecoder(nn.Module):
 
     def sequence(self, features: Features, tokens: Tokens, mask: TokenMask) -> Float[Tensor, "b l e"]:
         """Lay out the input: encoded features where tokens are visible, the mask token where hidden."""
-        visible = self.embed(features.embedding)
+        visible = residual_stream(self.embed(features.embedding))
         index = features.index.unsqueeze(-1).expand_as(visible)
         x = visible.new_zeros(tokens.batch_size, tokens.length, self.embed_dim).scatter(1, index, visible)
         x = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(x.dtype), x)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from map_core.blocks import residual_stream
 from map_core.errors import UserError
 from map_core.masking import TokenMask
 from map_core.tokens import Features, Tokens, gather_tokens
@@ -170,7 +171,8 @@ class HybridEncoder(nn.Module):
         return LayerFeatures(patches, None if features.registers is None else self.norm(features.registers))
 
     def _visible(self, tokens: Tokens, mask: TokenMask | None) -> tuple[Tensor, Tensor, Tensor]:
-        x = tokens.embedding + self.position(tokens.position, tokens.grid).to(tokens.embedding.dtype)
+        x = residual_stream(tokens.embedding)
+        x = x + self.position(tokens.position, tokens.grid).to(x.dtype)
         position = tokens.position
         if mask is None:
             index = torch.arange(tokens.length, device=x.device).unsqueeze(0)

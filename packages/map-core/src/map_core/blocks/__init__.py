@@ -2,6 +2,7 @@
 
 from map_core.blocks.mamba import MambaBlock, MambaMixer
 from map_core.blocks.norm import make_norm
+from map_core.blocks.residual import residual_stream
 from map_core.blocks.transformer import TransformerBlock
 
-__all__ = ["MambaBlock", "MambaMixer", "TransformerBlock", "make_norm"]
+__all__ = ["MambaBlock", "MambaMixer", "TransformerBlock", "make_norm", "residual_stream"]

@@ -1,0 +1,14 @@
+"""The precision of the stream that blocks add to."""
+
+import torch
+from torch import Tensor
+
+
+def residual_stream(x: Tensor) -> Tensor:
+    """Return x in float32 under autocast, so that the small updates of many layers are not rounded away.
+
+    Without autocast x stays what it is: a model cast to bf16 as a whole computes in bf16.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x
