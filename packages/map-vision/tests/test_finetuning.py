@@ -250,7 +250,7 @@ class TestEvaluation:
 
 
 class TestNeighbours:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def points(self):
         generator = np.random.default_rng(0)
         labels = generator.integers(0, 4, 90)

@@ -274,7 +274,7 @@ def test_gradients_with_activation_checkpointing_are_equal(make_tiny):
 
 
 class TestLayerDecay:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def model(self):
         with torch.device("meta"):
             return timm.create_model("hybridnet_small_patch16_224")
@@ -396,3 +396,10 @@ def test_one_direction_has_no_backward_scan(make_tiny):
     before, after = model.forward_features(x), model.forward_features(changed)
     torch.testing.assert_close(before[:, :-1], after[:, :-1], rtol=0, atol=1e-6)
     assert not torch.allclose(before[:, -1], after[:, -1])
+
+
+@pytest.mark.usefixtures("unchecked")
+@torch.no_grad()
+def test_exports_as_one_graph(make_tiny):
+    model, x = make_tiny(order="column"), images(2, 3, 32, 32)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))

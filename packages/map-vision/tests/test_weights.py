@@ -139,7 +139,7 @@ class TestRefusedFiles:
 
     def test_plain_pickle_is_refused_unrun(self, backbone, tmp_path):
         file, trace = tmp_path / "model.bin", tmp_path / "trace"
-        file.write_bytes(pickle.dumps(Malicious(trace)))
+        file.write_bytes(pickle.dumps(Malicious(trace), protocol=2))
         with pytest.raises(UserError, match=r"model.bin holds more than tensors and was refused"):
             load_init(backbone, file)
         assert not trace.exists()
