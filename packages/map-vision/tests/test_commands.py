@@ -71,6 +71,15 @@ class TestRuns:
         for name in ("metrics.jsonl", "curves.png", "reconstructions.png", "pretraining.safetensors"):
             assert (run / name).stat().st_size > 0
 
+    def test_averaged_weights_are_evaluated_on_the_runs_data(self, runs, image_folder, tmp_path):
+        run, data = tmp_path / "run", ["--data.root", image_folder]
+        assert command("finetune", *data, *MODEL, *SHORT, "--training.ema_decay=0.5", "--out", run) == 0
+        init = ["--init", run / "model_ema.safetensors"]
+        assert command("evaluate", *init, *QUICK, "--out", tmp_path / "evaluate") == 0
+        of_average = summary(run)["ema_test_loss"]
+        assert summary(tmp_path / "evaluate")["test_loss"] == pytest.approx(of_average, rel=1e-4)
+        assert of_average != summary(run)["test_loss"]
+
     @pytest.mark.parametrize("name", ["finetune", "linear-probe"])
     def test_classifier_run_explains_itself(self, runs, name):
         found = summary(runs / name)
@@ -311,6 +320,15 @@ class TestMistakes:
         assert command("pretrain", *arguments) == 2
         assert "exists and is not empty; continue that run with --resume auto or" in capsys.readouterr().err
         assert summary(runs / "pretrain") == before
+
+    def test_evaluation_into_a_training_run(self, runs, capsys):
+        before = summary(runs / "finetune")
+        assert command("evaluate", "--init", runs / "finetune", *QUICK, "--out", runs / "finetune") == 2
+        assert (
+            "is a training run, whose summary.json would be replaced; choose another"
+            in capsys.readouterr().err
+        )
+        assert summary(runs / "finetune") == before
 
     @pytest.mark.parametrize("name", ["evaluate", "predict"])
     def test_classifying_with_a_pretraining_run(self, says, runs, image_folder, name):

@@ -73,6 +73,11 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate a classifier and write summary.json."""
+    out = Path(config.out)
+    if (out / "checkpoints").is_dir():
+        raise UserError(
+            f"{out} is a training run, whose summary.json would be replaced; choose another --out"
+        )
     model, classes = _load_classifier(config.init)
     data = _open(config.data, model, purpose="evaluate")
     if data.evaluation is None:
@@ -100,7 +105,6 @@ def evaluate(config: EvaluateConfig) -> None:
     skipped = data.skipped()
     if skipped.count:
         print(skipped)
-    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     summary = {"task": "evaluate", "init": config.init, **metrics, "images": len(data.evaluation)}
     write_summary(out, summary | watch.report(len(data.evaluation)))
