@@ -14,6 +14,7 @@ import time
 from contextlib import ExitStack
 
 import torch
+
 from map_core.ops import scan_backends
 from map_core.training.optimizer import default_parameter_groups
 from map_core.training.summary import commit, device_name, peak_memory_bytes, versions
@@ -24,7 +25,9 @@ from map_vision.pretraining import ImageObjectiveConfig, build_objective
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="hybridnet_tiny_patch16_224", choices=MODEL_NAMES)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
@@ -68,7 +71,11 @@ def main() -> None:
         with ExitStack() as stack:
             profile = stack.enter_context(torch.profiler.profile())
             step()
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50))
+        print(
+            profile.key_averages().table(
+                sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from map_core.cli import load_recipe
 from map_core.errors import UserError
 from map_core.training import train
@@ -25,14 +27,15 @@ from map_vision.data import DataConfig
 from map_vision.evaluation import EvaluationConfig, choose_device
 from map_vision.finetuning import FinetuneConfig, FinetuneTask
 from map_vision.pretraining import PretrainConfig, PretrainTask
-from matplotlib.figure import Figure
 
 RECIPES = "map_vision.recipes"
 PARTS = ("pretrain", "finetune", "scratch", "evaluate_finetune", "evaluate_scratch")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--steps", type=int, help="stop every part after so many steps, for trying out")
     arguments = parser.parse_args()
@@ -97,7 +100,9 @@ def plot_comparison(out: Path) -> None:
     axis = figure.subplots()
     for name, label in (("finetune", "pretrained"), ("scratch", "from scratch")):
         lines = [line for line in read_metrics(out / name) if "test_accuracy" in line]
-        axis.plot([line["epoch"] for line in lines], [line["test_accuracy"] for line in lines], "o-", label=label)
+        axis.plot(
+            [line["epoch"] for line in lines], [line["test_accuracy"] for line in lines], "o-", label=label
+        )
     axis.set(xlabel="epoch of finetuning", ylabel="test accuracy (%)", title="digits, 359 test images")
     axis.grid(alpha=0.3)
     axis.legend()

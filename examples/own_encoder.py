@@ -9,11 +9,12 @@ the encoder wrote there leaks into the prediction.
 import argparse
 
 import torch
+from torch import nn
+
 from map_core import Features, MaskedAutoregression, RegionDecoder, TokenMask, Tokens
 from map_vision.patches import PatchEmbed
 from map_vision.positions import make_grid_position
 from map_vision.tokenizer import ImageTokenizer
-from torch import nn
 
 
 class ConvEncoder(nn.Module):
@@ -44,7 +45,9 @@ def stripes(batch: int) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=100)
     steps = parser.parse_args().steps
     torch.manual_seed(0)

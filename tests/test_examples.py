@@ -21,7 +21,9 @@ def test_demo_leaves_pictures_and_a_summary(tmp_path: Path) -> None:
     assert {"test_accuracy_pretrained", "test_accuracy_scratch", "seconds"} <= summary.keys()
     for picture in ("pretrain/reconstructions.png", "pretrain/curves.png", "comparison.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    table = [line for line in result.stdout.splitlines() if line.strip().startswith(("pretrained", "from scratch"))]
+    table = [
+        line for line in result.stdout.splitlines() if line.strip().startswith(("pretrained", "from scratch"))
+    ]
     assert len(table) == 2
 
 

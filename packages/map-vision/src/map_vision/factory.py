@@ -1,6 +1,6 @@
 """From the ``model`` section of a configuration to a model, and back from a run's description."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from map_vision.hybridnet import GlobalPool, HybridNet
 from map_vision.models import MODEL_NAMES
 from map_vision.positions import PositionKind
 from map_vision.scan_orders import ScanOrder
-from map_vision.weights import read_description
+from map_vision.weights import read_description, read_settings
 
 
 @dataclass
@@ -90,10 +90,4 @@ def described_model(path: str | Path) -> ModelConfig | None:
     description = read_description(path)
     if "name" not in description:
         return None
-    arguments = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in description["arguments"].items()
-    }
-    unknown = set(arguments) - {field.name for field in fields(ModelConfig)}
-    if unknown:
-        raise UserError(f"{path} describes a model with unknown arguments {', '.join(sorted(unknown))}")
-    return ModelConfig(description["name"], **arguments)
+    return read_settings(ModelConfig, {"name": description["name"], **description["arguments"]}, path)

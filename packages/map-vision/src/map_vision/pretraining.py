@@ -1,7 +1,7 @@
 """Pretraining of image models: the objective over patches, as a task of the training engine."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from map_vision.positions import make_grid_position
 from map_vision.reconstruction import draw_reconstructions
 from map_vision.scan_orders import RegionKind
 from map_vision.tokenizer import ImageTokenizer
-from map_vision.weights import load_init, read_description, read_weights, save_weights
+from map_vision.weights import load_init, read_description, read_settings, read_weights, save_weights
 
 PRETRAINING_FILE = "pretraining.safetensors"
 PICTURES = 6
@@ -195,13 +195,7 @@ def load_pretraining(path: str | Path) -> tuple[MaskedAutoregression, ImageObjec
             f"{path} has no {PRETRAINING_FILE} with its description: reconstruction needs the decoder, "
             "which only the directory of a pretraining run holds"
         )
-    known = {f.name for f in fields(ImageObjectiveConfig)}
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in description["objective"].items()
-        if key in known
-    }
-    config = ImageObjectiveConfig(**values)
+    config = read_settings(ImageObjectiveConfig, description["objective"], path / PRETRAINING_FILE)
     objective = build_objective(create_backbone(model_config), config)
     encoder, _ = read_weights(path)
     rest, _ = read_weights(path / PRETRAINING_FILE)
