@@ -17,16 +17,26 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from map_core.ops import scan_backends, selective_scan
 
-Call = Callable[[], Tensor]
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2}  # of the largest value, as in docs/numerics.md
-MATERIALISED_LIMIT = 2**30  # elements of (b, d, l, n) up to which the materialising scan is run
+MATERIALISED_STEPS = 512  # its backward fills whole tensors at every step: quadratic in the length
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time: a call, and the tensors it is differentiated by."""
+
+    call: Callable[[], Tensor]
+    leaves: list[Tensor]
 
 
 def arguments(
@@ -72,19 +82,16 @@ def materialised_scan(
     return (y * torch.nn.functional.silu(z.float())).to(dtype)
 
 
-def calls(values: dict[str, Tensor]) -> dict[str, Call]:
+def contenders(values: dict[str, Tensor]) -> dict[str, Contender]:
     """Return every implementation that serves these arguments, the slowest first."""
-    u, A = values["u"], values["A"]
-    found: dict[str, Call] = {}
-    if u.numel() * A.shape[1] <= MATERIALISED_LIMIT:
-        found["materialised"] = lambda: materialised_scan(**values)
+    leaves = list(values.values())
+    found: dict[str, Contender] = {}
+    if values["u"].shape[1] <= MATERIALISED_STEPS:
+        found["materialised"] = Contender(lambda: materialised_scan(**values), leaves)
     for status in reversed(scan_backends()):
         if status.available and status.name != "reference":
-            found[status.name] = lambda name=status.name: selective_scan(  # type: ignore[misc]
-                **values,  # type: ignore[arg-type]
-                delta_softplus=True,
-                backend=name,
-            )
+            call = partial(selective_scan, delta_softplus=True, backend=status.name, **values)  # type: ignore[arg-type]
+            found[status.name] = Contender(call, leaves)
     return found
 
 
@@ -99,8 +106,8 @@ def check(device: str, dtype: torch.dtype) -> None:
     y = selective_scan(**values, delta_softplus=True, backend="reference")  # type: ignore[arg-type]
     cotangent = torch.randn_like(y)
     expected = [y, *torch.autograd.grad(y, leaves, cotangent)]
-    for name, call in calls(values).items():
-        y = call()
+    for name, contender in contenders(values).items():
+        y = contender.call()
         actual = [y, *torch.autograd.grad(y, leaves, cotangent)]
         for what, a, b in zip(["output", *values], actual, expected, strict=True):
             a, b = a.detach(), b.detach()
@@ -109,7 +116,7 @@ def check(device: str, dtype: torch.dtype) -> None:
                 raise SystemExit(
                     f"{name} is wrong: {what} is off by {error:.1e} of its largest value; nothing timed"
                 )
-    print(f"checked against the definition: {', '.join(calls(values))}")
+    print(f"checked against the definition: {', '.join(contenders(values))}")
 
 
 def synchronize(device: str) -> None:
@@ -163,16 +170,13 @@ def copy_bandwidth(device: str) -> float:
     return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), device, 0.3)
 
 
-def transformer_block(values: dict[str, Tensor]) -> Call:
+def transformer_block(u: Tensor) -> Contender:
     """A Transformer block of the width of the Mamba block whose inner width is that of ``u``."""
-    from timm.models.vision_transformer import Block
-
-    batch, length, channels = values["u"].shape
+    batch, length, channels = u.shape
     width = channels // 2
-    block = Block(width, num_heads=max(width // 64, 1), mlp_ratio=4, qkv_bias=True).to(values["u"].device)
-    x = torch.randn(batch, length, width, device=values["u"].device, requires_grad=True)
-    values["block"] = x
-    return lambda: block(x)
+    block = Block(width, num_heads=max(width // 64, 1), mlp_ratio=4, qkv_bias=True).to(u.device)
+    x = torch.randn(batch, length, width, device=u.device, requires_grad=True)
+    return Contender(partial(block, x), [x, *block.parameters()])
 
 
 def measure(
@@ -180,31 +184,31 @@ def measure(
 ) -> list[tuple[str, float, float]]:
     """Time all implementations at one size, print rows, return (name, forward, forward + backward)."""
     batch, length, channels = values["u"].shape
-    rows = []
-    timed = calls(values)
-    if options.block:
-        timed["transformer block"] = transformer_block(values)
-    cotangents: dict[str, Tensor] = {}
     traffic = sum(values[n].numel() * values[n].element_size() for n in ("u", "delta", "z", "u", "B", "C"))
-    for name, call in timed.items():
+    timed = contenders(values)
+    if options.block:
+        timed["transformer block"] = transformer_block(values["u"])
+    rows: list[tuple[str, float, float]] = []
+    for name, contender in timed.items():
+        cotangent = torch.ones_like(contender.call())
 
-        def forward(call: Call = call) -> Tensor:
+        def forward(contender: Contender = contender) -> Tensor:
             with torch.no_grad():
-                return call()
+                return contender.call()
 
-        def both(name: str = name, call: Call = call) -> tuple[Tensor, ...]:
-            y = call()
-            cotangent = cotangents.setdefault(name, torch.ones_like(y))
-            leaves = [x for key, x in values.items() if (key == "block") == (name == "transformer block")]
-            return (y, *torch.autograd.grad(y, leaves, cotangent))
+        def both(contender: Contender = contender, cotangent: Tensor = cotangent) -> tuple[Tensor, ...]:
+            y = contender.call()
+            return (y, *torch.autograd.grad(y, contender.leaves, cotangent))
 
         once, twice = (seconds(f, options.device, options.budget) for f in (forward, both))
         rows.append((name, once, twice))
-        first = rows[0]
+        bandwidth = (
+            "" if name == "transformer block" else f"{traffic / once / 1e9:.1f} ({traffic / once / copy:.0%})"
+        )
         print(
-            f"| {batch} | {length} | {channels} | {name} | {once * 1e3:.2f} | {first[1] / once:.0f}x "
-            f"| {twice * 1e3:.2f} | {first[2] / twice:.0f}x | {peak_megabytes(both, options.device):.0f} "
-            f"| {traffic / once / 1e9:.1f} ({traffic / once / copy:.0%}) |",
+            f"| {batch} | {length} | {channels} | {name} | {once * 1e3:.2f} | {rows[0][1] / once:.3g}x "
+            f"| {twice * 1e3:.2f} | {rows[0][2] / twice:.3g}x | {peak_megabytes(both, options.device):.0f} "
+            f"| {bandwidth} |",
             flush=True,
         )
     return rows
