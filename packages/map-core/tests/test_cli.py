@@ -105,6 +105,8 @@ def test_a_commands_own_defaults_yield_to_recipe_and_overrides(recipes):
     training = ran[0].training
     assert (training.epochs, training.batch_size, training.seed) == (3, 8, 5)
     assert seen == [{"out": "x", "training.seed": "5"}]
+    assert main("map-toy", [command], recipes, ["pretrain"]) == 2  # nothing given: an error, no traceback
+    assert seen[1] == {}
 
 
 def test_a_file_is_a_recipe_too(run, tmp_path):

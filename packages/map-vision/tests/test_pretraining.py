@@ -227,11 +227,19 @@ def test_export_splits_and_loads_back_to_the_same_loss(recipe, digits, tmp_path)
     assert settings == objective
     loss = task.model(digits, noise=noise()).loss
     assert torch.equal(loaded.eval()(digits, noise=noise()).loss, loss)
+    task.export(task.model, tmp_path, "ema")
+    averaged, _ = load_pretraining(tmp_path / "model_ema.safetensors")
+    assert torch.equal(averaged.eval()(digits, noise=noise()).loss, loss)
 
     encoder, rest = split_state(task.model.state_dict())
     assert set(encoder) == set(create_backbone(config.model).state_dict())
     assert {key.split(".")[0] for key in rest} == {"decoder", "head"}
     assert len(encoder) + len(rest) == len(task.model.state_dict())
+
+
+def test_activation_checkpointing_reaches_the_encoder(recipe):
+    recipe.training.activation_checkpointing = True
+    assert PretrainTask(recipe).model.encoder.activation_checkpointing
 
 
 def test_run_without_its_decoder_cannot_be_reconstructed(recipe, tmp_path):

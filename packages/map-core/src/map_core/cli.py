@@ -163,7 +163,7 @@ def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def given_options(arguments: Sequence[str]) -> dict[str, str]:
     """Map the options of a command line, without their dashes, to their values."""
     given = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             given[name] = value if equals else following

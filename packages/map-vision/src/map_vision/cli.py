@@ -40,9 +40,13 @@ def data_of_run(given: dict[str, str]) -> dict[str, Any]:
 
 
 def model_of_run(given: dict[str, str]) -> dict[str, Any]:
-    """The model of the run that ``--init`` names."""
+    """The model of the run that ``--init`` names, and how its images were normalised."""
     model = described_model(given["init"]) if "init" in given else None
-    return {} if model is None else {f"model.{key}": value for key, value in vars(model).items()}
+    if model is None:
+        return {}
+    description = read_description(given["init"])
+    pixels = {f"data.{key}": tuple(description[key]) for key in ("mean", "std") if key in description}
+    return {f"model.{key}": value for key, value in vars(model).items()} | pixels
 
 
 COMMANDS = (

@@ -136,6 +136,7 @@ class FinetuneTask(ClassificationTask):
 
     def build_model(self) -> nn.Module:
         model = create_model(self.config.model, num_classes=len(self.data.classes))
+        model.set_grad_checkpointing(self.config.training.activation_checkpointing)
         if self.config.init is not None:
             load_init(model, self.config.init)
         return model

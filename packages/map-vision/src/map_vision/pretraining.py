@@ -21,9 +21,15 @@ from map_vision.positions import make_grid_position
 from map_vision.reconstruction import draw_reconstructions
 from map_vision.scan_orders import RegionKind
 from map_vision.tokenizer import ImageTokenizer
-from map_vision.weights import load_init, read_description, read_settings, read_weights, save_weights
+from map_vision.weights import (
+    MODEL_FILE,
+    load_init,
+    read_description,
+    read_settings,
+    read_weights,
+    save_weights,
+)
 
-PRETRAINING_FILE = "pretraining.safetensors"
 PICTURES = 6
 
 
@@ -127,6 +133,7 @@ class PretrainTask(Task):
         self.config = config
         torch.manual_seed(config.training.seed)
         backbone = create_backbone(config.model)
+        backbone.set_grad_checkpointing(config.training.activation_checkpointing)
         self.model = build_objective(backbone, config.objective)
         if config.init is not None:
             load_init(backbone, config.init)
@@ -185,20 +192,25 @@ class PretrainTask(Task):
 def load_pretraining(path: str | Path) -> tuple[MaskedAutoregression, ImageObjectiveConfig]:
     """Rebuild the whole objective of a pretraining run (encoder, decoder and head), and its settings.
 
+    Args:
+        path: The run's directory, or one of its encoder files (``model_ema.safetensors`` for the averaged weights).
+
     Raises:
         UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
     """
     path = Path(path)
-    model_config, description = described_model(path), read_description(path / PRETRAINING_FILE)
+    model_file = path / MODEL_FILE if path.is_dir() else path
+    decoder_file = model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+    model_config, description = described_model(path), read_description(decoder_file)
     if model_config is None or "objective" not in description:
         raise UserError(
-            f"{path} has no {PRETRAINING_FILE} with its description: reconstruction needs the decoder, "
+            f"{path} has no {decoder_file.name} with its description beside it: reconstruction needs the decoder, "
             "which only the directory of a pretraining run holds"
         )
-    config = read_settings(ImageObjectiveConfig, description["objective"], path / PRETRAINING_FILE)
+    config = read_settings(ImageObjectiveConfig, description["objective"], decoder_file)
     objective = build_objective(create_backbone(model_config), config)
     encoder, _ = read_weights(path)
-    rest, _ = read_weights(path / PRETRAINING_FILE)
+    rest, _ = read_weights(decoder_file)
     own = {
         f"tokenizer.{key}" if key.startswith("patch_embed.") else key: value for key, value in encoder.items()
     }

@@ -58,3 +58,11 @@ def test_unknown_split() -> None:
         UserError, match="eval_split 'val' does not exist: the digits have 'train' and 'test'"
     ):
         load_image_data(DataConfig(eval_split="val"), img_size=(8, 8), in_chans=1, purpose="finetune")
+
+
+def test_digits_have_no_folder() -> None:
+    config = DataConfig(source="digits", root="photos")
+    with pytest.raises(
+        UserError, match=r"data.root is photos, but data.source is the digits.*--data.source folder"
+    ):
+        load_image_data(config, img_size=(8, 8), in_chans=1, purpose="pretrain")

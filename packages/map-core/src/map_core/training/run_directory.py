@@ -14,8 +14,8 @@ from map_core.training.summary import to_plain
 
 STATE = "state.json"
 FREE_TO_CHANGE = {  # what a resumed run may set otherwise without becoming another run
-    "accumulation_steps", "workers", "checkpoint_steps", "checkpoint_epochs", "keep_checkpoints",
-    "evaluate_epochs", "log_steps", "device", "max_steps", "progress", "tensorboard",
+    "accumulation_steps", "activation_checkpointing", "workers", "checkpoint_steps", "checkpoint_epochs",
+    "keep_checkpoints", "evaluate_epochs", "log_steps", "device", "max_steps", "progress", "tensorboard",
 }  # fmt: skip
 COMPARED_SECTIONS = ("model", "objective")
 

@@ -78,6 +78,11 @@ def _open(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
 
 
 def _digits(config: DataConfig) -> Splits:
+    if config.root is not None:
+        raise UserError(
+            f"data.root is {config.root}, but data.source is the digits, which have no folder; "
+            "for that folder pass --data.source folder, for the digits leave root out"
+        )
     for argument, split, only in (
         ("train_split", config.train_split, "train"),
         ("eval_split", config.eval_split, "test"),
