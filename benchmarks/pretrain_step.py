@@ -1,81 +1,119 @@
-"""How fast and in how much memory one pretraining step runs on this machine.
+"""How fast and in how much memory one training or inference step runs on this machine.
 
-    python benchmarks/pretrain_step.py                              # the tiny model, batch 8, float32
-    python benchmarks/pretrain_step.py --model hybridnet_base_patch16_224 --batch-size 128 --precision bf16
-    python benchmarks/pretrain_step.py --backend torch              # without the native kernel
+    python benchmarks/pretrain_step.py                               # tiny, batch 8, float32: a pretraining step
+    python benchmarks/pretrain_step.py --scan torch --conv torch     # without the native kernels
+    python benchmarks/pretrain_step.py --profile                     # where the time goes
+    python benchmarks/pretrain_step.py --task finetune --model hybridnet_base_patch16_224 --batch-size 128 \
+        --precision bf16
 
-A step is forward, backward, gradient clipping and AdamW, on images in memory. Peak memory is the process's on a CPU
-(libraries included) and the allocator's on a GPU.
+A training step is forward, backward, gradient clipping and AdamW, on images in memory. Peak memory is the process's on
+a CPU (libraries included) and the allocator's on a GPU; measure one setting a process.
 """
 
 import argparse
 import datetime
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
 
+import timm
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from map_core.ops import scan_backends
+from map_core.blocks import MambaMixer
+from map_core.ops.selective_scan.interface import REGISTRY
 from map_core.training.optimizer import default_parameter_groups
 from map_core.training.summary import commit, device_name, peak_memory_bytes, versions
 from map_vision.evaluation import autocast, choose_device
 from map_vision.factory import ModelConfig, create_backbone
-from map_vision.models import MODEL_NAMES
+from map_vision.models import ARCHITECTURES
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
+
+
+def build(task: str, name: str, images: Tensor) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+    """The module of a task, and the loss (or output) of one pass."""
+    if task == "pretrain":
+        objective = build_objective(create_backbone(ModelConfig(name)), ImageObjectiveConfig())
+        return objective, lambda model: model(images).loss
+    classifier = timm.create_model(name, num_classes=1000)
+    if task == "inference":
+        return classifier.eval(), lambda model: model(images)
+    labels = torch.arange(len(images), device=images.device)
+    return classifier, lambda model: F.cross_entropy(model(images).float(), labels)
+
+
+def make_step(
+    task: str, model: nn.Module, run: Callable[[nn.Module], Tensor], precision: str, device: torch.device
+) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(default_parameter_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95))
+
+    def train_step() -> None:
+        with autocast(device, precision):
+            loss = run(model)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def inference_step() -> None:
+        with autocast(device, precision):
+            run(model)
+
+    return inference_step if task == "inference" else train_step
+
+
+def median_seconds(step: Callable[[], None], steps: int, device: torch.device) -> float:
+    seconds = []
+    for index in range(steps + 2):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if index >= 2:  # after warming up
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 2]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="hybridnet_tiny_patch16_224", choices=MODEL_NAMES)
+    parser.add_argument("--task", default="pretrain", choices=("pretrain", "finetune", "inference"))
+    parser.add_argument("--model", default="hybridnet_tiny_patch16_224", choices=list(ARCHITECTURES))
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--scan", default="auto", help="implementation of the selective scan")
+    parser.add_argument("--conv", default="auto", help="implementation of the convolution")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
-    model = build_objective(create_backbone(ModelConfig(arguments.model)), ImageObjectiveConfig()).to(device)
-    optimizer = torch.optim.AdamW(default_parameter_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95))
-    size = model.tokenizer.patch_embed.patch_size[0] * model.encoder.position.table.shape[0]
-    images = torch.randn(arguments.batch_size, 3, size, size, device=device)
-
-    def step() -> None:
-        with autocast(device, arguments.precision):
-            loss = model(images).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    for _ in range(2):
-        step()
-    seconds = []
-    for _ in range(arguments.steps):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    median = sorted(seconds)[len(seconds) // 2]
-    backend = next(status.name for status in scan_backends() if status.available)
+    img_size = ARCHITECTURES[arguments.model][0]
+    images = torch.randn(arguments.batch_size, 3, img_size, img_size, device=device)
+    model, run = build(arguments.task, arguments.model, images)
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, MambaMixer):
+            module.scan_backend, module.conv_backend = arguments.scan, arguments.conv
+    step = make_step(arguments.task, model, run, arguments.precision, device)
+    seconds = median_seconds(step, arguments.steps, device)
+    scan = REGISTRY.choose(arguments.scan, device.type, torch.float32, 16)
     print(f"{datetime.date.today()}  {device_name(device)}  torch {versions()['torch']}  commit {commit()}")
-    print("| model | batch | precision | scan | images/s | s a step | peak memory GB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| task | model | batch | precision | scan | images/s | s a step | peak memory GB |")
+    print("|---|---|---|---|---|---|---|---|")
     print(
-        f"| {arguments.model} | {arguments.batch_size} | {arguments.precision} | {backend} "
-        f"| {arguments.batch_size / median:.2f} | {median:.3f} | {peak_memory_bytes(device) / 1e9:.2f} |"
+        f"| {arguments.task} | {arguments.model} | {arguments.batch_size} | {arguments.precision} | {scan} "
+        f"| {arguments.batch_size / seconds:.2f} | {seconds:.3f} | {peak_memory_bytes(device) / 1e9:.2f} |"
     )
     if arguments.profile:
-        with ExitStack() as stack:
-            profile = stack.enter_context(torch.profiler.profile())
+        with torch.profiler.profile() as profile:
             step()
-        print(
-            profile.key_averages().table(
-                sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50
-            )
+        table = profile.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50
         )
+        print(table)
 
 
 if __name__ == "__main__":

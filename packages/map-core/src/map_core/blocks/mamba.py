@@ -38,10 +38,15 @@ class ScanDirection(nn.Module):
         init_time_step_(self.dt_proj.weight, self.dt_proj.bias)
         keep_init(self.dt_proj)  # the general rule must not wipe the time steps
 
-    def forward(self, x: Float[Tensor, "b l e"]) -> ScanInputs:
+    def forward(self, x: Float[Tensor, "b l e"], conv_backend: str = "auto") -> ScanInputs:
         """Compute the arguments of the selective scan of x."""
         u = depthwise_causal_conv1d(
-            x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu", reverse=self.reverse
+            x,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            reverse=self.reverse,
+            backend=conv_backend,
         )
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
         return ScanInputs(
@@ -68,6 +73,8 @@ class MambaMixer(nn.Module):
         conv_width: Taps of the depthwise convolution.
         dt_rank: Rank of the time-step projection; ceil(embed_dim / 16) when None.
         bidirectional: Scan both ways; False scans in sequence order only.
+
+    ``scan_backend`` and ``conv_backend`` name the implementations of the two ops; set them to measure one.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class MambaMixer(nn.Module):
         bidirectional: bool = True,
     ) -> None:
         super().__init__()
+        self.scan_backend = self.conv_backend = "auto"
         inner_dim = expand * embed_dim
         rank = dt_rank if dt_rank is not None else math.ceil(embed_dim / 16)
 
@@ -97,9 +105,14 @@ class MambaMixer(nn.Module):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, d) -> 2 x (b, l, e)
         if self.scan_backward is None:
-            y = selective_scan(**vars(self.scan_forward(x)), z=z)
+            y = selective_scan(
+                **vars(self.scan_forward(x, self.conv_backend)), z=z, backend=self.scan_backend
+            )
         else:
-            y = bidirectional_selective_scan(self.scan_forward(x), self.scan_backward(x), z)
+            forward, backward = (
+                scan(x, self.conv_backend) for scan in (self.scan_forward, self.scan_backward)
+            )
+            y = bidirectional_selective_scan(forward, backward, z, backend=self.scan_backend)
         return self.out_proj(y)
 
 
