@@ -136,7 +136,7 @@ def test_auto_takes_the_first_that_can_serve_and_never_the_definition() -> None:
 @pytest.mark.usefixtures("_fresh_registry")
 def test_statuses_name_every_implementation_with_a_reason() -> None:
     statuses = {status.name: status for status in scan_backends()}
-    assert list(statuses) == ["mamba_ssm", "native", "torch", "reference"]
+    assert list(statuses) == ["mamba_ssm", "native", "triton", "torch", "reference"]
     assert "selective_scan_cuda" in statuses["mamba_ssm"].reason
     assert statuses["torch"].available
     assert statuses["torch"].reason == ""

@@ -14,11 +14,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What to serve: the device type, the input's dtype, and the op's size (state or taps)."""
+    """What to serve: the device type, the input's dtype, the op's size (state or taps), if asked for by name."""
 
     device: str
     dtype: torch.dtype
     size: int
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Registry:
         Raises:
             UserError: ``backend`` is unknown, cannot run here or cannot serve this request.
         """
-        request = Request(device, dtype, size)
+        request = Request(device, dtype, size, named=backend != "auto")
         if backend != "auto":
             self._check(backend, request)
             return backend

@@ -11,6 +11,7 @@ from map_core.ops.selective_scan.chunked import chunked_scan
 from map_core.ops.selective_scan.inputs import ScanInputs, check_inputs
 from map_core.ops.selective_scan.mamba_ssm import mamba_ssm_missing, mamba_ssm_scan, mamba_ssm_unfit
 from map_core.ops.selective_scan.reference import reference_scan
+from map_core.ops.triton.scan import triton_bidirectional_scan, triton_missing, triton_scan, triton_unfit
 
 REGISTRY = Registry(
     "selective_scan",
@@ -22,6 +23,14 @@ REGISTRY = Registry(
             missing=native_missing,
             unfit=native_unfit,
             fused=native_bidirectional_scan,
+        ),
+        # Behind mamba_ssm, whose kernels have run on GPUs for years: these are tested in Triton's interpreter.
+        Implementation(
+            "triton",
+            triton_scan,
+            missing=triton_missing,
+            unfit=triton_unfit,
+            fused=triton_bidirectional_scan,
         ),
         Implementation("torch", chunked_scan),
         Implementation("reference", reference_scan, automatic=False),

@@ -1,0 +1,242 @@
+"""The Triton scan as an operator, for one direction or the average of two."""
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from map_core.ops.registry import Request, optional_import
+from map_core.ops.selective_scan.inputs import ScanInputs
+from map_core.ops.selective_scan.operator import FIELDS, by_direction, scan_operator
+
+MAX_STATE = 256
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CHUNK = 8  # steps whose states backward holds in registers; one state in so many is kept in memory
+# Never timed. A program is one warp, so that small batches still make many; its states take so many registers of
+# each thread. Compiled for compute capability 8.0 and 9.0, state 16, forward spills nothing, backward 16 bytes.
+FORWARD_VALUES = 16
+BACKWARD_VALUES = 8
+MAX_BLOCK = 32
+
+
+def _interpreting() -> bool:
+    """Whether Triton, once imported, runs kernels on the CPU; its own switch for tests without a GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_missing() -> str | None:
+    """Why Triton kernels cannot run on this installation, or None."""
+    if not (_interpreting() or torch.cuda.is_available()):
+        return "PyTorch sees no CUDA device"
+    return optional_import(_kernels)
+
+
+def triton_unfit(request: Request) -> str | None:
+    """Why the Triton kernels cannot serve this request, or None."""
+    if request.device != "cuda" and not (_interpreting() and request.named):
+        return f"it runs on CUDA tensors only, these are on {request.device}"
+    if request.dtype not in DTYPES:
+        return f"it takes float32, float16 and bfloat16, not {request.dtype}"
+    if not 1 <= request.size <= MAX_STATE:
+        return f"it holds 1 to {MAX_STATE} states a channel, A has {request.size}"
+    return None
+
+
+def _kernels() -> ModuleType:
+    return importlib.import_module("map_core.ops.triton.kernels")
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """How a scan is cut into programs: channels a program, and blocks of them."""
+
+    batch: int
+    length: int
+    channels: int
+    state: int
+    values: int
+
+    @property
+    def padded_state(self) -> int:
+        return 1 << (self.state - 1).bit_length()
+
+    @property
+    def block(self) -> int:
+        """Channels of a program of one warp that holds ``values`` states a thread."""
+        return max(1, min(MAX_BLOCK, 32 * self.values // self.padded_state))
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.channels // self.block)
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.length // CHUNK)
+
+    @property
+    def programs(self) -> int:
+        return self.blocks * self.batch
+
+    def launch(self, kernel: Any, directions: int, *arguments: Any, **sizes: Any) -> None:
+        kernel[(self.programs, directions)](
+            *arguments,
+            length=self.length,
+            channels=self.channels,
+            blocks=self.blocks,
+            chunks=self.chunks,
+            STATE=self.state,
+            PADDED_STATE=self.padded_state,
+            BLOCK=self.block,
+            CHUNK=CHUNK,
+            num_warps=1,
+            **sizes,
+        )
+
+
+def _rows(x: Tensor | None) -> Any:
+    if x is None:
+        return None
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return _kernels().Rows(x, x.stride(0), x.stride(1))
+
+
+def _direction(tensors: dict[str, Tensor], softplus: bool, reverse: bool, starts: Tensor | None) -> Any:
+    constexpr = importlib.import_module("triton.language").constexpr
+    return _kernels().Direction(
+        **{name: _rows(tensors[name]) for name in ("u", "delta", "B", "C")},
+        A=tensors["A"].t().contiguous(),
+        **{name: tensors[name].contiguous() if name in tensors else None for name in ("D", "bias")},
+        starts=starts,
+        softplus=constexpr(softplus),
+        reverse=constexpr(reverse),
+    )
+
+
+def _grid(tensors: dict[str, Tensor], values: int) -> _Grid:
+    batch, length, channels = tensors["u"].shape
+    return _Grid(batch, length, channels, tensors["A"].shape[1], values)
+
+
+def _scan(
+    directions: list[Any], z: Tensor | None, grad_out: Tensor | None, out: Tensor | None, grid: _Grid
+) -> None:
+    """Run the forward kernel: the gated average to ``out``, or with a cotangent the gradient of z."""
+    second = directions[1] if len(directions) == 2 else None
+    meeting = None
+    if second is not None and out is not None:
+        # y of one direction is read back in float32 when the other arrives; out itself will do if it is wide.
+        meeting = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    grid.launch(
+        _kernels().forward_kernel,
+        1,
+        directions[0],
+        second,
+        _rows(z),
+        _rows(grad_out),
+        _rows(out),
+        _rows(meeting),
+    )
+
+
+def _forward(
+    tensors: Sequence[Tensor],
+    z: Tensor | None,
+    present: Sequence[bool],
+    softplus: Sequence[bool],
+    reverse: Sequence[bool],
+) -> Tensor:
+    """Average the scans whose inputs are listed in ``tensors``, in the order of ``FIELDS``."""
+    named = by_direction(tensors, present)
+    u = named[0]["u"]
+    out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    if out.numel() == 0:
+        return out
+    with torch.cuda.device_of(u):
+        directions = [
+            _direction(one, soft, back, None)
+            for one, soft, back in zip(named, softplus, reverse, strict=True)
+        ]
+        _scan(directions, z, None, out, _grid(named[0], FORWARD_VALUES))
+    return out
+
+
+def _backward(
+    grad_out: Tensor,
+    tensors: Sequence[Tensor],
+    z: Tensor | None,
+    present: Sequence[bool],
+    softplus: Sequence[bool],
+    reverse: Sequence[bool],
+) -> list[Tensor]:
+    """Return the gradients of ``tensors``, then that of ``z`` if there is one."""
+    inputs = [*tensors] if z is None else [*tensors, z]
+    if grad_out.numel() == 0:
+        return [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
+    named = by_direction(tensors, present)
+    with torch.cuda.device_of(grad_out):
+        grid = _grid(named[0], BACKWARD_VALUES)
+
+        def sums(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float32, device=grad_out.device)
+
+        directions = [
+            _direction(one, soft, back, sums(grid.batch, grid.chunks, grid.state, grid.channels))
+            for one, soft, back in zip(named, softplus, reverse, strict=True)
+        ]
+        grad_z = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
+        _scan(directions, z, None if z is None else grad_out, grad_z, _grid(named[0], FORWARD_VALUES))
+
+        partial = [_partial_sums(one, grid, sums) for one in named]
+        written = [
+            _kernels().Gradients(**one | {name: _rows(one[name]) for name in ("u", "delta")})
+            for one in partial
+        ]
+        absent = [None] * (2 - len(named))
+        grid.launch(
+            _kernels().backward_kernel,
+            len(named),
+            *directions, *absent, *written, *absent,
+            _rows(z),
+            _rows(grad_out),
+            batches=grid.batch,
+        )  # fmt: skip
+        grads = [grad for one, kept in zip(named, partial, strict=True) for grad in _sum(one, kept)]
+    return grads if grad_z is None else [*grads, grad_z]
+
+
+def _partial_sums(tensors: dict[str, Tensor], grid: _Grid, sums: Any) -> dict[str, Tensor | None]:
+    """Allocate what one direction's programs write."""
+    by_step = (grid.blocks, grid.batch, grid.length, grid.state)
+    return {
+        "u": torch.empty(tensors["u"].shape, dtype=tensors["u"].dtype, device=tensors["u"].device),
+        "delta": torch.empty(tensors["u"].shape, dtype=tensors["delta"].dtype, device=tensors["u"].device),
+        "B": sums(*by_step),
+        "C": sums(*by_step),
+        "A": sums(grid.batch, grid.state, grid.channels),
+        **{name: sums(grid.batch, grid.channels) if name in tensors else None for name in ("D", "bias")},
+    }
+
+
+def _sum(tensors: dict[str, Tensor], partial: dict[str, Any]) -> list[Tensor]:
+    """Return the gradients of one direction in the order of its tensors; sums in a fixed order."""
+    whole = {name: partial[name] if name in ("u", "delta") else partial[name].sum(0) for name in tensors}
+    whole["A"] = whole["A"].t().contiguous()
+    return [whole[name].to(tensors[name].dtype) for name in FIELDS if name in tensors]
+
+
+_apply = scan_operator("triton_selective_scan", ("cpu", "cuda"), _forward, _backward)
+
+
+def triton_scan(inputs: ScanInputs, z: Tensor | None, reverse: bool) -> Tensor:
+    """Compute what ``reference_scan`` defines with the Triton kernels."""
+    return _apply([inputs], z, [reverse])
+
+
+def triton_bidirectional_scan(forward: ScanInputs, backward: ScanInputs, z: Tensor | None) -> Tensor:
+    """Compute the gated average of both directions at once, without flips."""
+    return _apply([forward, backward], z, [False, True])

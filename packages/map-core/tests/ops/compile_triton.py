@@ -1,0 +1,71 @@
+"""Compile the Triton scan for a GPU that need not be there: what the interpreter accepts, the compiler may not.
+
+    python compile_triton.py 80       compute capability, e.g. 80 (A100) or 90 (H100)
+
+Prints each kernel's instruction count in PTX. test_triton.py runs it with short chunks, which compile faster.
+"""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from map_core.ops.triton import scan
+
+
+class FakeDriver:
+    """Says that a GPU of the wanted capability is there; nothing is launched on it."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class CompileOnly:
+    """Stands for a kernel and compiles it where it would be launched."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def compile_it(*arguments: Any, **sizes: Any) -> None:
+            compiled = self.kernel.warmup(*arguments, grid=grid, **sizes)
+            assert compiled.asm["cubin"]
+            print(self.kernel.__name__, len(compiled.asm["ptx"].splitlines()), "lines of PTX")
+
+        return compile_it
+
+
+def main(capability: int, chunk: int) -> None:
+    driver.set_active(FakeDriver(capability))
+    kernels = scan._kernels()
+    scan.CHUNK = chunk
+    stand_in = SimpleNamespace(
+        **{name: CompileOnly(getattr(kernels, name)) for name in ("forward_kernel", "backward_kernel")},
+        **{name: getattr(kernels, name) for name in ("Rows", "Direction", "Gradients")},
+    )
+    scan._kernels = lambda: stand_in  # type: ignore[assignment, return-value]
+    sequence, weight = torch.zeros(2, 9, 96, dtype=torch.bfloat16), torch.zeros(96)
+    projection = torch.zeros(2, 9, 16, dtype=torch.bfloat16)
+    full = [sequence, sequence, torch.zeros(96, 16), projection, projection, weight, weight]
+    for z, tensors, present, softplus, reverse in (
+        (sequence, [*full, *full], [True] * 14, [True, True], [False, True]),
+        (None, full[:5], [True] * 5 + [False] * 2, [False], [True]),
+    ):
+        scan._forward(tensors, z, present, softplus, reverse)
+        scan._backward(sequence, tensors, z, present, softplus, reverse)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else scan.CHUNK)

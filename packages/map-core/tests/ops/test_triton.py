@@ -1,0 +1,112 @@
+"""The Triton scan: what it serves, and its kernels in Triton's interpreter, which needs a process of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_core.ops import scan_backends, selective_scan
+from map_core.ops.registry import Request
+from map_core.ops.selective_scan.interface import REGISTRY
+from map_core.ops.triton import scan as triton_scan
+
+Tool = Callable[..., Any]
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+@pytest.fixture
+def _fresh_registry() -> Iterator[None]:
+    REGISTRY.forget()
+    yield
+    REGISTRY.forget()
+
+
+def run(*command: str, **environment: str) -> None:
+    """Run Python with one thread; fail with what it printed."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@needs_triton
+def test_equals_the_definition_in_tritons_interpreter() -> None:
+    """Without the runtime shape checker, whose decorators Triton cannot compile."""
+    tests = Path(__file__).with_name("interpreted_triton.py")
+    options = ("-q", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider")
+    run("-m", "pytest", *options, str(tests), TRITON_INTERPRET="1")
+
+
+def test_is_not_imported_before_it_is_asked_to_run() -> None:
+    run(
+        "-c",
+        "import sys, torch\n"
+        "before = 'triton' in sys.modules\n"
+        "import map_core\n"
+        "from map_core.ops import scan_backends, selective_scan\n"
+        "x = torch.ones(1, 2, 3)\n"
+        "selective_scan(x, x, -torch.ones(3, 2), x[..., :2], x[..., :2])\n"
+        "assert ('triton' in sys.modules) == before\n"
+        "assert 'map_core.ops.triton.kernels' not in sys.modules\n",
+    )
+
+
+@pytest.mark.usefixtures("_fresh_registry")
+def test_is_refused_on_a_cpu_with_the_reason(scan_arguments: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status = {status.name: status for status in scan_backends()}["triton"]
+    assert status.reason == "PyTorch sees no CUDA device"
+    with pytest.raises(
+        UserError, match="backend='triton' cannot serve this call: PyTorch sees no CUDA device"
+    ):
+        selective_scan(**scan_arguments(3), backend="triton")
+
+
+@pytest.mark.usefixtures("_fresh_registry")
+@pytest.mark.parametrize(("failure", "served_by"), [(None, "triton"), ("ImportError: no triton", "torch")])
+def test_serves_cuda_before_pytorch_if_triton_imports(
+    failure: str | None, served_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(triton_scan, "optional_import", lambda load: failure)
+    assert REGISTRY.choose("auto", "cuda", torch.bfloat16, 16) == served_by
+    assert REGISTRY.choose("auto", "cuda", torch.float64, 16) == "torch"
+    assert REGISTRY.choose("auto", "cpu", torch.float32, 16) != "triton"
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (Request("cpu", torch.float32, 16, named=True), "CUDA tensors only, these are on cpu"),
+        (Request("cuda", torch.float64, 16), "not torch.float64"),
+        (Request("cuda", torch.float32, 257), "1 to 256 states a channel, A has 257"),
+        (Request("cuda", torch.float32, 0), "A has 0"),
+        (Request("cuda", torch.float16, 1), None),
+    ],
+)
+def test_limits(request_: Request, reason: str | None) -> None:
+    told = triton_scan.triton_unfit(request_)
+    assert told is None if reason is None else reason in (told or "")
+
+
+@pytest.mark.parametrize("state", [1, 3, 16, 40, 256])
+@pytest.mark.parametrize("channels", [1, 31, 1536])
+def test_programs_cover_every_channel_and_hold_the_states_asked_for(channels: int, state: int) -> None:
+    grid = triton_scan._Grid(2, 9, channels, state, triton_scan.BACKWARD_VALUES)
+    assert grid.blocks * grid.block >= channels > (grid.blocks - 1) * grid.block
+    assert state <= grid.padded_state < 2 * state or state == grid.padded_state == 1
+    assert grid.block * grid.padded_state <= 32 * triton_scan.BACKWARD_VALUES
+    assert (grid.chunks - 1) * triton_scan.CHUNK < 9 <= grid.chunks * triton_scan.CHUNK
