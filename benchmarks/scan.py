@@ -6,6 +6,8 @@ is wrong ends the run. Then all are timed side by side, beside a plain PyTorch s
 
     python benchmarks/scan.py --batch 32 --length 98                  the headline numbers
     python benchmarks/scan.py --batch 1 8 32 --length 98 196 1024     a grid
+    python benchmarks/scan.py --both-ways --channels 1536 --batch 128 --dtype bfloat16
+                                                                      both directions of a base block, on a GPU
     python benchmarks/scan.py --batch 1 --length 196 1024 4096 16384 --block --plot scan.png
                                                                       growth, beside a Transformer block
 """
@@ -25,7 +27,9 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from map_core.ops import scan_backends, selective_scan
+from map_core.ops import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
+from map_core.ops.registry import Request
+from map_core.ops.selective_scan.interface import REGISTRY
 
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2}  # of the largest value, as in docs/numerics.md
 MATERIALISED_STEPS = 512  # its backward fills whole tensors at every step: quadratic in the length
@@ -82,20 +86,32 @@ def materialised_scan(
     return (y * torch.nn.functional.silu(z.float())).to(dtype)
 
 
-def contenders(values: dict[str, Tensor]) -> dict[str, Contender]:
+def scan(backend: str, both_ways: bool, values: dict[str, Tensor]) -> Tensor:
+    """Run one direction, or average two that read the same inputs."""
+    if not both_ways:
+        return selective_scan(**values, delta_softplus=True, backend=backend)  # type: ignore[arg-type]
+    inputs = ScanInputs(**{name: x for name, x in values.items() if name != "z"})
+    return bidirectional_selective_scan(inputs, inputs, values["z"], backend=backend)
+
+
+def serves(backend: str, values: dict[str, Tensor]) -> bool:
+    request = Request(values["u"].device.type, values["u"].dtype, values["A"].shape[1])
+    return backend != "reference" and REGISTRY[backend].unfit(request) is None
+
+
+def contenders(values: dict[str, Tensor], both_ways: bool) -> dict[str, Contender]:
     """Return every implementation that serves these arguments, the slowest first."""
     leaves = list(values.values())
     found: dict[str, Contender] = {}
-    if values["u"].shape[1] <= MATERIALISED_STEPS:
+    if values["u"].shape[1] <= MATERIALISED_STEPS and not both_ways:
         found["materialised"] = Contender(lambda: materialised_scan(**values), leaves)
     for status in reversed(scan_backends()):
-        if status.available and status.name != "reference":
-            call = partial(selective_scan, delta_softplus=True, backend=status.name, **values)  # type: ignore[arg-type]
-            found[status.name] = Contender(call, leaves)
+        if status.available and serves(status.name, values):
+            found[status.name] = Contender(partial(scan, status.name, both_ways, values), leaves)
     return found
 
 
-def check(device: str, dtype: torch.dtype) -> None:
+def check(device: str, dtype: torch.dtype, both_ways: bool) -> None:
     """Compare outputs and gradients with the definition.
 
     Raises:
@@ -103,10 +119,10 @@ def check(device: str, dtype: torch.dtype) -> None:
     """
     values = arguments(2, 130, 72, 16, device, dtype)
     leaves = list(values.values())
-    y = selective_scan(**values, delta_softplus=True, backend="reference")  # type: ignore[arg-type]
+    y = scan("reference", both_ways, values)
     cotangent = torch.randn_like(y)
     expected = [y, *torch.autograd.grad(y, leaves, cotangent)]
-    for name, contender in contenders(values).items():
+    for name, contender in contenders(values, both_ways).items():
         y = contender.call()
         actual = [y, *torch.autograd.grad(y, leaves, cotangent)]
         for what, a, b in zip(["output", *values], actual, expected, strict=True):
@@ -116,7 +132,7 @@ def check(device: str, dtype: torch.dtype) -> None:
                 raise SystemExit(
                     f"{name} is wrong: {what} is off by {error:.1e} of its largest value; nothing timed"
                 )
-    print(f"checked against the definition: {', '.join(contenders(values))}")
+    print(f"checked against the definition: {', '.join(contenders(values, both_ways))}")
 
 
 def synchronize(device: str) -> None:
@@ -184,8 +200,9 @@ def measure(
 ) -> list[tuple[str, float, float]]:
     """Time all implementations at one size, print rows, return (name, forward, forward + backward)."""
     batch, length, channels = values["u"].shape
-    traffic = sum(values[n].numel() * values[n].element_size() for n in ("u", "delta", "z", "u", "B", "C"))
-    timed = contenders(values)
+    moved = ["z", "u", *("u", "delta", "B", "C") * (2 if options.both_ways else 1)]  # the first u: the output
+    traffic = sum(values[name].numel() * values[name].element_size() for name in moved)
+    timed = contenders(values, options.both_ways)
     if options.block:
         timed["transformer block"] = transformer_block(values["u"])
     rows: list[tuple[str, float, float]] = []
@@ -241,6 +258,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budget", type=float, default=1.0, help="seconds a measurement")
+    parser.add_argument("--both-ways", action="store_true", help="time the average of both directions")
     parser.add_argument("--block", action="store_true", help="time a Transformer block of the same width too")
     parser.add_argument("--plot", metavar="FILE", help="draw forward + backward time against length")
     options = parser.parse_args()
@@ -249,7 +267,7 @@ def main() -> None:
 
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
     print(f"torch {torch.__version__}, {where}, {options.dtype}, state {options.state}")
-    check(options.device, dtype)
+    check(options.device, dtype, options.both_ways)
     copy = copy_bandwidth(options.device)
     print(f"copy bandwidth {copy / 1e9:.1f} GB/s\n")
     print("| batch | length | channels | implementation | forward ms | | both ms | | MB | GB/s (of copy) |")

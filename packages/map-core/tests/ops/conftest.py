@@ -57,7 +57,7 @@ def output_and_gradients() -> Callable[..., dict[str, Tensor]]:
         leaves = {name: x.detach().requires_grad_() for name, x in arguments.items()}
         y = function(**leaves)
         generator = torch.Generator().manual_seed(1)
-        cotangent = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
+        cotangent = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y)
         grads = torch.autograd.grad(y, list(leaves.values()), cotangent)
         return {"output": y.detach()} | {
             f"gradient of {name}": g for name, g in zip(leaves, grads, strict=True)

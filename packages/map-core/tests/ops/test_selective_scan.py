@@ -10,8 +10,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from map_core.ops import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
+from map_core.ops.registry import Request
+from map_core.ops.selective_scan.interface import REGISTRY
 
-FAST = [status.name for status in scan_backends() if status.available and status.name != "reference"]
+FAST = [
+    status.name
+    for status in scan_backends()
+    if status.available
+    and status.name != "reference"
+    and REGISTRY[status.name].unfit(Request("cpu", torch.float32, 16)) is None
+]
 FLOAT32_TOLERANCE = 2e-5  # docs/numerics.md
 BFLOAT16_TOLERANCE = 8e-3
 Tool = Callable[..., Any]
