@@ -106,6 +106,13 @@ def test_widths_and_states(channels: int, state: int, scan_arguments: Tool, comp
     compare_both(two_directions(scan_arguments, 6, batch=2, channels=channels, state=state))
 
 
+def test_directions_of_different_state_sizes(scan_arguments: Tool, compare_both: Compare) -> None:
+    arguments = two_directions(scan_arguments, 5, channels=6, state=4)
+    for name in ("A_2", "B_2", "C_2"):
+        arguments[name] = arguments[name][..., :3]
+    compare_both(arguments)
+
+
 @pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize("present", [(), ("D",), ("z",), ("delta_bias",), ("D", "z")])
 def test_without_optional_arguments(
