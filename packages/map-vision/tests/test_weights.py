@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from map_core import UserError
-from map_vision.weights import load_init, read_description, read_weights, save_weights
+from map_core.weights import read_description, read_weights, save_weights
+from map_vision.weights import load_init
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import map_core.cli
 from map_core.cli import Command, read_yaml
+from map_core.weights import read_description
 from map_vision import commands
 from map_vision.data import DataConfig
 from map_vision.factory import described_model
 from map_vision.finetuning import FinetuneConfig
 from map_vision.pretraining import PretrainConfig
-from map_vision.weights import read_description
 
 RECIPES = "map_vision.recipes"
 

@@ -15,6 +15,7 @@ from map_core.errors import UserError
 from map_core.ops import conv_backends, scan_backends
 from map_core.training import train
 from map_core.training.summary import commit, device_name, peak_memory_bytes, versions, write_summary
+from map_core.weights import read_description, read_weights
 from map_vision.data import DataConfig, ImageSamples, load_image_data, load_images
 from map_vision.evaluation import (
     EvaluationConfig,
@@ -31,7 +32,7 @@ from map_vision.hybridnet import HybridNet
 from map_vision.models import MODEL_NAMES
 from map_vision.pretraining import PretrainConfig, PretrainTask, load_pretraining
 from map_vision.reconstruction import draw_reconstructions
-from map_vision.weights import load_init, read_description, read_weights
+from map_vision.weights import load_init
 
 
 def pretrain(config: PretrainConfig) -> None:

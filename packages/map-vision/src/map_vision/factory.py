@@ -7,11 +7,11 @@ from typing import Any
 import timm
 
 from map_core.errors import UserError, near_matches
+from map_core.weights import read_description, read_settings
 from map_vision.hybridnet import GlobalPool, HybridNet
 from map_vision.models import MODEL_NAMES
 from map_vision.positions import PositionKind
 from map_vision.scan_orders import ScanOrder
-from map_vision.weights import read_description, read_settings
 
 
 @dataclass

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.training import Step, Task, TrainingConfig
+from map_core.weights import save_weights
 from map_vision.classifier import LinearProbe
 from map_vision.data import DataConfig, ImageData, load_image_data
 from map_vision.evaluation import classification_metrics, classification_totals
 from map_vision.factory import ModelConfig, create_backbone, create_model, describe_model
 from map_vision.hybridnet import HybridNet
 from map_vision.mixing import BatchMixer, MixingConfig
-from map_vision.weights import load_init, save_weights
+from map_vision.weights import load_init
 
 
 @dataclass

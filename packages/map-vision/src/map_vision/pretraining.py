@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder, mask_noise, masked_mse
 from map_core.errors import UserError
 from map_core.training import Step, Task, TrainingConfig
+from map_core.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
 from map_vision.data import DataConfig, ImageData, load_image_data
 from map_vision.factory import ModelConfig, create_backbone, describe_model, described_model
 from map_vision.hybridnet import HybridNet
@@ -21,14 +22,7 @@ from map_vision.positions import make_grid_position
 from map_vision.reconstruction import draw_reconstructions
 from map_vision.scan_orders import RegionKind
 from map_vision.tokenizer import ImageTokenizer
-from map_vision.weights import (
-    MODEL_FILE,
-    load_init,
-    read_description,
-    read_settings,
-    read_weights,
-    save_weights,
-)
+from map_vision.weights import load_init
 
 PICTURES = 6
 

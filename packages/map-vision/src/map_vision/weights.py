@@ -1,160 +1,38 @@
-"""Model weights as safetensors with a JSON description; nothing read from a file runs code."""
+"""What may differ between a weights file and an image model that starts from it."""
 
-import json
-import logging
-import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import map_core.weights
 from map_core.errors import UserError
+from map_core.weights import LoadReport
 
-Settings = TypeVar("Settings")
-log = logging.getLogger(__name__)
-MODEL_FILE = "model.safetensors"
-# what a pretraining run does not have and a classifier starts anew (design decision 8)
+# what a pretraining run does not have and a classifier starts anew
 NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "head.")
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What loading left as it was: parameters that the file does not have."""
-
-    source: Path
-    fresh: tuple[str, ...]
-
-
-def save_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write a state dict as safetensors, and beside it ``<name>.json`` that says what it is."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.rename(path)
-    path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
-
-
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
-    """Read a state dict from a run directory, a safetensors file or a torch file of tensors.
-
-    Raises:
-        UserError: nothing there, an unreadable file, or one that holds more than tensors.
-    """
-    path = Path(path)
-    file = path / MODEL_FILE if path.is_dir() else path
-    if not file.is_file():
-        hint = " (the run has not finished: resume it)" if (path / "checkpoints").is_dir() else ""
-        raise UserError(f"no weights at {file}{hint}; give a finished run's directory or a weights file")
-    try:
-        if file.suffix == ".safetensors":
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file} holds more than tensors and was refused: loading it could run code; "
-            "convert it to safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read as weights ({error}); it may be cut off: copy or export it again"
-        ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{file} holds no state dict of tensors; expected parameter names with tensors")
-    return state, file
-
-
-def read_description(path: str | Path) -> dict[str, Any]:
-    """The JSON description beside a weights file or in a run directory; empty when there is none.
-
-    Raises:
-        UserError: the description is no JSON.
-    """
-    path = Path(path)
-    file = (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
-    try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(
-            f"{file} is no JSON ({error}); it may be cut off: copy it or export the run again"
-        ) from error
-
-
-def read_settings(kind: type[Settings], values: Mapping[str, Any], source: str | Path) -> Settings:
-    """Make a configuration dataclass of a description's values.
-
-    Raises:
-        UserError: values that this version does not know.
-    """
-    unknown = set(values) - {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if unknown:
-        raise UserError(
-            f"{source} describes settings that this version does not know: {', '.join(sorted(unknown))}; "
-            "read it with the version that wrote it"
-        )
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
 def load_init(model: nn.Module, path: str | Path) -> LoadReport:
-    """Start a model from a pretraining run or weights file.
+    """Start an image model from a pretraining run, a classifier, or timm's ViT weights.
 
-    Exactly these may be missing: registers and their positions, neck and its norm, classifier head; a head of
-    another number of classes is started anew. Positions of another grid are resampled.
-
-    Raises:
-        UserError: any other missing, unused or misshaped key, all of them named.
+    Exactly these may be missing: registers and their positions, neck and its norm, classifier head. Positions of
+    another grid are resampled. See :func:`map_core.weights.load_init`.
     """
-    state, file = read_weights(path)
-    state = convert_state(state, model)
-    own = model.state_dict()
-    if (
-        "head.weight" in state
-        and "head.weight" in own
-        and state["head.weight"].shape != own["head.weight"].shape
-    ):
-        state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    missing = [key for key in own if key not in state and not key.startswith(NEW_IN_CLASSIFIER)]
-    unused = [key for key in state if key not in own]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape and not _resamples(key, state[key], value)
-    ]
-    if missing or unused or shapes:
-        raise UserError(
-            f"{file} does not fit this model: "
-            + "; ".join(
-                f"{what}: {_some(keys)}"
-                for what, keys in (("missing", missing), ("not used", unused), ("shapes", shapes))
-                if keys
-            )
-            + "; choose the model that was pretrained (--model.name and its sizes)"
-        )
-    result = model.load_state_dict(state, strict=False)
-    fresh = tuple(result.missing_keys)
-    log.info("%s: loaded; new: %s", file, _some(list(fresh)) if fresh else "nothing")
-    return LoadReport(file, fresh)
+    return map_core.weights.load_init(
+        model, path, may_be_missing=NEW_IN_CLASSIFIER, convert=convert_state, resampled=_resamples
+    )
 
 
 def _resamples(key: str, source: Tensor, own: Tensor) -> bool:
     return key.endswith("position.table") and source.ndim == 3 and source.shape[2] == own.shape[2]
 
 
-def _some(keys: list[str], most: int = 6) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
+def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
+    """Rename the keys of timm's VisionTransformer to ours; states with our own keys pass unchanged.
 
-
-def convert_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename the keys of timm's VisionTransformer to ours; states with our own keys pass unchanged."""
+    ``model`` is not read: timm passes it to such filters.
+    """
     if "cls_token" not in state or "pos_embed" not in state:
         return dict(state)
     position = state["pos_embed"][0]
