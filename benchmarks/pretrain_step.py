@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from map_core.blocks import MambaMixer
+from map_core.inference import autocast, choose_device
 from map_core.ops.selective_scan.interface import REGISTRY
 from map_core.training.optimizer import default_parameter_groups
 from map_core.training.summary import commit, device_name, peak_memory_bytes, versions
-from map_vision.evaluation import autocast, choose_device
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.models import ARCHITECTURES
 from map_vision.pretraining import ImageObjectiveConfig, build_objective

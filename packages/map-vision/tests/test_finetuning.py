@@ -11,12 +11,12 @@ from timm.loss import LabelSmoothingCrossEntropy
 
 from map_core import UserError
 from map_core.cli import load_recipe
+from map_core.inference import choose_device
 from map_core.training import Step
 from map_vision.classifier import LinearProbe
 from map_vision.data import DataConfig, load_image_data
 from map_vision.evaluation import (
     EvaluationConfig,
-    choose_device,
     classification_metrics,
     classification_totals,
     extract_features,

@@ -248,7 +248,8 @@ def test_run_without_its_decoder_cannot_be_reconstructed(recipe, tmp_path):
     (tmp_path / "pretraining.safetensors").unlink()
     (tmp_path / "pretraining.json").unlink()
     with pytest.raises(
-        UserError, match=r"has no pretraining.safetensors with its description: .* pretraining run holds"
+        UserError,
+        match=r"has no pretraining.safetensors with its description beside it: .* pretraining run holds",
     ):
         load_pretraining(tmp_path)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import timm
 import torch
 
 from map_core.errors import UserError
-from map_core.ops import conv_backends, scan_backends
+from map_core.inference import Stopwatch, choose_device, describe_environment
 from map_core.training import train
-from map_core.training.summary import commit, device_name, peak_memory_bytes, versions, write_summary
+from map_core.training.summary import write_summary
 from map_core.weights import read_description, read_weights
 from map_vision.data import DataConfig, ImageSamples, load_image_data, load_images
 from map_vision.evaluation import (
     EvaluationConfig,
-    choose_device,
     classification_metrics,
     classification_totals,
     extract_features,
@@ -274,46 +272,12 @@ class InfoConfig:
 
 def info(config: InfoConfig) -> None:
     """Print versions, devices, the implementations of the scan, and the models."""
-    print("versions")
-    for name, version in versions().items():
-        print(f"  {name:14} {version}")
-    print("devices")
-    print(f"  {device_name(torch.device('cpu'))}")
-    for index in range(torch.cuda.device_count()):
-        print(f"  cuda:{index} {torch.cuda.get_device_name(index)}")
-    for title, statuses in (("selective scan", scan_backends()), ("causal conv1d", conv_backends())):
-        print(title)
-        for status in statuses:
-            print(f"  {status.name:14} {'available' if status.available else 'refused: ' + status.reason}")
+    print(describe_environment())
     print("models (parameters at 1000 classes)")
     for name in MODEL_NAMES:
         with torch.device("meta"):
             model = timm.create_model(name)
         print(f"  {name:30} {sum(p.numel() for p in model.parameters()):>12,}")
-
-
-class Stopwatch:
-    """Wall time, speed and memory of a block, for summary.json."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> "Stopwatch":
-        self.start = time.perf_counter()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.seconds = time.perf_counter() - self.start
-
-    def report(self, images: int) -> dict[str, Any]:
-        return {
-            "seconds": self.seconds,
-            "images_per_second": images / self.seconds,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "versions": versions(),
-            "commit": commit(),
-            "device": device_name(self.device),
-        }
 
 
 def _load_classifier(path: str) -> tuple[HybridNet, tuple[str, ...]]:

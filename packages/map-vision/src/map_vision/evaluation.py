@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from map_core.errors import UserError
+from map_core.inference import autocast, choose_device
 from map_vision.data import ImageSamples
 from map_vision.hybridnet import HybridNet
 
@@ -33,21 +33,6 @@ class EvaluationConfig:
     device: str = "auto"
     precision: str = "fp32"
     progress: bool = True
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu`` or ``cuda`` names.
-
-    Raises:
-        UserError: an unknown name, or a device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device must be auto, cpu or cuda; got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda' asked for, but torch sees no GPU; use --evaluation.device cpu")
-    return torch.device(name)
 
 
 def batches(
@@ -72,11 +57,6 @@ def batches(
     loader = DataLoader(subset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
     for images, labels in tqdm(loader, desc=progress, disable=progress is None, leave=False):
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast to bf16 when asked for."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @torch.no_grad()
