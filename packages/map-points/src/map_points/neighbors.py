@@ -1,0 +1,34 @@
+"""k nearest neighbours with an exact tie rule."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_points.sampling import squared_distance
+
+INDEX_BITS = 31
+
+
+def nearest_neighbors(
+    queries: Float[Tensor, "b m 3"], points: Float[Tensor, "b n 3"], k: int
+) -> Int[Tensor, "b m {k}"]:
+    """Indices of the ``k`` points nearest to each query, nearest first; ties go to the lower index.
+
+    ``topk`` on distances breaks ties as it likes. A non-negative float32 orders like its bits, so a key of
+    those bits above the index has no ties and orders exactly as asked.
+
+    Raises:
+        UserError: there are fewer than ``k`` points.
+    """
+    n = points.shape[1]
+    if not 0 < k <= n:
+        raise UserError(
+            f"cannot find {k} nearest neighbours among {n} points; lower k (patch_size, neighbors) or use "
+            "more points (for the blocks: hide fewer patches)"
+        )
+    distance = squared_distance(queries.detach().float().unsqueeze(2), points.detach().float().unsqueeze(1))
+    bits = distance.contiguous().view(torch.int32).long()
+    key = (bits << INDEX_BITS) | torch.arange(n, device=points.device)
+    smallest = key.topk(k, dim=-1, largest=False, sorted=True).values
+    return smallest & ((1 << INDEX_BITS) - 1)
