@@ -2,7 +2,6 @@
 
 import itertools
 
-import jaxtyping
 import pytest
 import torch
 
@@ -60,10 +59,7 @@ def test_hilbert_neighbours_are_closer_than_fps_neighbours():
     assert step("hilbert") < 0.7 * step("fps")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_order_is_refused():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(UserError, match="order 'hilbrt' is unknown; did you mean hilbert"):
-            order_patches(torch.zeros(1, 5, 3), "hilbrt")
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(UserError, match="order 'hilbrt' is unknown; did you mean hilbert"):
+        order_patches(torch.zeros(1, 5, 3), "hilbrt")
