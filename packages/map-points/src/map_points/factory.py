@@ -17,6 +17,7 @@ class PointModelConfig:
     Args:
         name: mamba3d or hybridnet3d.
         embed_dim: Width.
+        patch_hidden_dim: Width inside the patch embedding (256).
         layout: Layers with counts, such as '(MMMT)x4' or 'Mx12'.
         num_heads: Attention heads of Transformer blocks.
         mlp_ratio: MLP width of Transformer blocks over embed_dim; 0 for attention only.
@@ -31,6 +32,7 @@ class PointModelConfig:
 
     name: str = "hybridnet3d"
     embed_dim: int | None = None
+    patch_hidden_dim: int | None = None
     layout: str | None = None
     num_heads: int | None = None
     mlp_ratio: float | None = None

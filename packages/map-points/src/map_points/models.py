@@ -54,6 +54,7 @@ class HybridNet3D(nn.Module):
     Args:
         num_classes: Classes; 0 for features.
         embed_dim: Width.
+        patch_hidden_dim: Width inside the patch embedding, where most of a small model's work is.
         layout: Layers, see :func:`map_core.expand_layout`.
         num_heads, mlp_ratio: Of the Transformer blocks; ratio 0 is attention only.
         neighbors: Of the local norm.
@@ -70,6 +71,7 @@ class HybridNet3D(nn.Module):
         num_classes: int = 40,
         *,
         embed_dim: int = 384,
+        patch_hidden_dim: int = 256,
         layout: str = "(MMMT)x4",
         num_heads: int = 6,
         mlp_ratio: float = 0.0,
@@ -85,7 +87,7 @@ class HybridNet3D(nn.Module):
         super().__init__()
         self.num_classes, self.embed_dim, self.order = num_classes, embed_dim, order
         self.num_patches, self.patch_size = num_patches, patch_size
-        self.patch_embed = PatchEmbedding(embed_dim)
+        self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim)
         self.encoder = PointEncoder(
             embed_dim,
             layout,

@@ -1,6 +1,6 @@
 """Embeddings of what a patch holds (mini-PointNet) and of where it lies."""
 
-import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,22 +15,27 @@ class PatchEmbedding(nn.Module):
 
     Args:
         embed_dim: Width of the result.
+        hidden_dim: Width between the two halves; their inner layers have half of it and twice it.
     """
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, embed_dim: int, hidden_dim: int = 256) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Linear(3, 128), nn.BatchNorm1d(128), nn.ReLU(inplace=True), nn.Linear(128, 256)
+        narrow, wide = hidden_dim // 2, 2 * hidden_dim
+        self.hidden_dim = hidden_dim
+        self.lift = nn.Sequential(
+            nn.Linear(3, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True), nn.Linear(narrow, hidden_dim)
         )
-        self.second = nn.Sequential(
-            nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Linear(512, embed_dim)
-        )
+        self.join = nn.Linear(wide, wide)  # of the patch's maximum, then the point
+        self.project = nn.Sequential(nn.BatchNorm1d(wide), nn.ReLU(inplace=True), nn.Linear(wide, embed_dim))
 
     def forward(self, points: Float[Tensor, "b l k 3"]) -> Float[Tensor, "b l d"]:
         shape = points.shape[:3]
-        x = self.first(points.reshape(-1, 3)).unflatten(0, shape)
-        x = torch.cat([x.amax(dim=2, keepdim=True).expand_as(x), x], dim=-1)  # (b, l, k, 2 * 256)
-        return self.second(x.flatten(0, 2)).unflatten(0, shape).amax(dim=2)
+        x = self.lift(points.reshape(-1, 3)).unflatten(0, shape)
+        of_patch, of_point = self.join.weight.split(self.hidden_dim, dim=1)
+        # the maximum is the same for all points of a patch: multiply it once
+        shared = F.linear(x.amax(dim=2, keepdim=True), of_patch, self.join.bias)  # (b, l, 1, 2h)
+        x = F.linear(x, of_point) + shared
+        return self.project(x.flatten(0, 2)).unflatten(0, shape).amax(dim=2)
 
 
 class CoordinatePosition(nn.Module):
