@@ -221,13 +221,6 @@ def test_finetuning_writes_a_classifier_that_names_its_protocol(pretrained, tmp_
     assert all(name.startswith("head.") for name in load_init(other, tmp_path / "fine"))
 
 
-def test_two_processes_of_two_see_the_masks_of_one_of_four(pretrained):
-    _, task = pretrained
-    whole = mask_noise(0, 3, slice(0, 4), (4, task.num_tokens))
-    parts = [mask_noise(0, 3, slice(i, i + 2), (4, task.num_tokens)) for i in (0, 2)]
-    assert torch.equal(whole, torch.cat(parts))
-
-
 def test_metrics_by_hand():
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     labels = torch.tensor([0, 0, 0, 1])

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from map_core.errors import UserError
-from map_points.data import CloudSamples, PointDataConfig, load_point_data
+from map_points.data import CloudSamples, PointDataConfig, load_point_data, transforms
 from map_points.data.clouds import ArrayClouds
 from map_points.data.shapes import CLASSES, make_shape
-from map_points.data.transforms import rotate, scale_translate, take_points, to_unit_sphere
+from map_points.data.transforms import farthest, rotate, scale_translate, take_points, to_unit_sphere
 from map_points.sampling import farthest_point_sample
 
 
@@ -40,6 +40,18 @@ def test_training_takes_a_random_part_of_the_farthest_points():
     assert taken.shape == (64, 3)
     assert {tuple(p) for p in taken.tolist()} < {tuple(p) for p in farthest.tolist()}
     assert not torch.equal(taken, data[0][0])
+
+
+def test_points_in_the_order_of_picking_are_taken_from_the_front(monkeypatch):
+    points = torch.randn(200, 3)
+    ordered = points[farthest_point_sample(points.unsqueeze(0), 200)[0]]
+    expected = farthest(points, 60)
+    picked = []
+    monkeypatch.setattr(
+        transforms, "farthest_point_sample", lambda p, n: picked.append(n) or farthest_point_sample(p, n)
+    )
+    assert torch.equal(farthest(ordered, 60), expected)
+    assert picked == [16]
 
 
 def test_a_seed_decides_the_sample():
