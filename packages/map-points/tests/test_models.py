@@ -172,6 +172,12 @@ def test_initial_time_steps_survive():
     assert step.max() <= 0.101
 
 
+def test_the_patch_embedding_keeps_a_spread_that_its_norms_can_measure():
+    model = create_point_model("hybridnet3d", 40)
+    assert float(model.patch_embed.lift[0].weight.detach().std()) == pytest.approx(1 / 3, rel=0.1)
+    assert float(model.encoder.blocks[0].mixer.in_proj.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
 def test_an_unknown_model_is_refused():
     with pytest.raises(UserError, match="model 'hybridnet' is unknown; did you mean hybridnet3d"):
         create_point_model("hybridnet")

@@ -8,6 +8,7 @@ from map_core.errors import UserError
 from map_points.sampling import squared_distance
 
 INDEX_BITS = 31
+CACHED = 2**17  # distances at once on a CPU, so that they stay in its cache
 
 
 def nearest_neighbors(
@@ -27,8 +28,15 @@ def nearest_neighbors(
             f"cannot find {k} nearest neighbours among {n} points; lower k (patch_size, neighbors) or use "
             "more points (for the blocks: hide fewer patches)"
         )
-    distance = squared_distance(queries.detach().float().unsqueeze(2), points.detach().float().unsqueeze(1))
-    bits = distance.contiguous().view(torch.int32).long()
-    key = (bits << INDEX_BITS) | torch.arange(n, device=points.device)
+    queries, points = queries.detach().float(), points.detach().float()
+    clouds = max(1, CACHED // (queries.shape[1] * n)) if points.device.type == "cpu" else len(points)
+    parts = zip(queries.split(clouds), points.split(clouds), strict=True)
+    return torch.cat([_nearest(part, cloud, k) for part, cloud in parts])
+
+
+def _nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
+    distance = squared_distance(queries.unsqueeze(2), points.unsqueeze(1))  # (b, m, n)
+    bits = distance.view(torch.int32).long()
+    key = (bits << INDEX_BITS) | torch.arange(points.shape[1], device=points.device)
     smallest = key.topk(k, dim=-1, largest=False, sorted=True).values
     return smallest & ((1 << INDEX_BITS) - 1)

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from map_core.initialization import keep_init
+
 
 class PatchEmbedding(nn.Module):
     """A mini-PointNet: points of a patch to one vector, whatever their order.
@@ -27,6 +29,9 @@ class PatchEmbedding(nn.Module):
         )
         self.join = nn.Linear(wide, wide)  # of the patch's maximum, then the point
         self.project = nn.Sequential(nn.BatchNorm1d(wide), nn.ReLU(inplace=True), nn.Linear(wide, embed_dim))
+
+        for layer in self.modules():
+            keep_init(layer)  # a smaller spread would leave the batch norms with variances near their eps
 
     def forward(self, points: Float[Tensor, "b l k 3"]) -> Float[Tensor, "b l d"]:
         shape = points.shape[:3]

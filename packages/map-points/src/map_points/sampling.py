@@ -9,7 +9,7 @@ from map_core.errors import UserError
 
 def squared_distance(a: Float[Tensor, "*#s 3"], b: Float[Tensor, "*#s 3"]) -> Float[Tensor, "*s"]:
     """Sum of squared differences, added in the order x, y, z so that every path rounds alike."""
-    x, y, z = (a - b).unbind(-1)
+    x, y, z = (p.contiguous() - q.contiguous() for p, q in zip(a.unbind(-1), b.unbind(-1), strict=True))
     return x * x + y * y + z * z
 
 
