@@ -1,1 +1,6 @@
-"""map-points: see README.md for what will live here."""
+"""Masked autoregressive pretraining for point clouds."""
+
+from map_points.models import HybridNet3D, create_point_model
+
+__version__ = "0.1.0"
+__all__ = ["HybridNet3D", "create_point_model"]

@@ -1,0 +1,58 @@
+"""The command line: ``map-points COMMAND --config RECIPE --section.key value ...``."""
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import map_core.cli
+from map_core.cli import Command, read_yaml
+from map_points import commands
+from map_points.data import PointDataConfig
+from map_points.factory import described_model
+from map_points.finetuning import FinetuneConfig
+from map_points.pretraining import PretrainConfig
+
+RECIPES = "map_points.recipes"
+
+
+def data_of_run(given: dict[str, str]) -> dict[str, Any]:
+    """The data settings of the run that ``--init`` names (or that its weights file lies in)."""
+    if "init" not in given:
+        return {}
+    path = Path(given["init"])
+    config = (path if path.is_dir() else path.parent) / "config.yaml"
+    values = read_yaml(config).get("data", {}) if config.is_file() else {}
+    known = {field.name for field in fields(PointDataConfig)}
+    return {
+        f"data.{key}": tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+        if key in known
+    }
+
+
+def model_of_run(given: dict[str, str]) -> dict[str, Any]:
+    """The model of the run that ``--init`` names."""
+    model = described_model(given["init"]) if "init" in given else None
+    return {} if model is None else {f"model.{key}": value for key, value in vars(model).items()}
+
+
+COMMANDS = (
+    Command("pretrain", "pretrain an encoder on clouds", PretrainConfig, commands.pretrain),
+    Command("finetune", "train a classifier", FinetuneConfig, commands.finetune, model_of_run),
+    Command("evaluate", "accuracy of a classifier", commands.EvaluateConfig, commands.evaluate, data_of_run),
+    Command(
+        "reconstruct",
+        "picture of what a pretrained model reconstructs",
+        commands.ReconstructConfig,
+        commands.reconstruct,
+        data_of_run,
+    ),
+    Command("info", "versions, devices, implementations, models", commands.InfoConfig, commands.info),
+)
+
+
+def main() -> int:
+    """Run the command line of this process."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    return map_core.cli.main("map-points", COMMANDS, RECIPES)

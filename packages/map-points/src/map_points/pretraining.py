@@ -1,0 +1,224 @@
+"""Pretraining of point models: the objective over patches of clouds, as a task of the training engine."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder, mask_noise
+from map_core.errors import UserError
+from map_core.masking import hidden_count
+from map_core.objective import own_region
+from map_core.training import Step, Task, TrainingConfig
+from map_points.data import PointData, PointDataConfig, load_point_data
+from map_points.factory import PointModelConfig, create_backbone, describe_model, described_model
+from map_points.local_blocks import Mamba3DBlock
+from map_points.losses import ChamferKind, masked_chamfer
+from map_points.models import HybridNet3D
+from map_points.orders import PointOrder
+from map_points.patch_embedding import CoordinatePosition
+from map_points.reconstruction import draw_reconstructions
+from map_points.tokenizer import PointTokenizer, regions_after_mask
+from map_points.weights import load_init, read_description, read_settings, read_weights, save_weights
+
+PRETRAINING_FILE = "pretraining.safetensors"
+PICTURES = 6
+
+
+@dataclass
+class PointObjectiveConfig(ObjectiveConfig):
+    """The objective over patches of points.
+
+    ``decoder_position`` stays as it is (an MLP of the centres); targets are never normalised.
+
+    Args:
+        num_regions: Groups of patches that are predicted one after the other.
+        regions: "scan" cuts all patches in scan order before hiding; "after_mask" is the authors' variant,
+            which ranks visible patches before hidden ones and cuts that ranking.
+        region_order: Cut regions along this order instead of the scan order (to show what the mismatch
+            costs); as scanned when not given.
+        chamfer: l2 (squared distances) or l1.
+    """
+
+    decoder_dim: int = 384
+    decoder_heads: int = 6
+    normalize_targets: bool = False
+    num_regions: int = 8
+    regions: Literal["scan", "after_mask"] = "scan"
+    region_order: PointOrder | None = None
+    chamfer: ChamferKind = "l2"
+
+    def validate(self) -> None:
+        super().validate()
+        if self.normalize_targets or self.decoder_position != "learned":
+            raise UserError(
+                "objective.normalize_targets and objective.decoder_position are for images; leave them out"
+            )
+        if self.num_regions < 1:
+            raise UserError(f"objective.num_regions must be at least 1; got {self.num_regions}")
+        if self.regions == "after_mask" and self.region_order is not None:
+            raise UserError(
+                "objective.region_order has no effect with objective.regions 'after_mask': drop one"
+            )
+
+
+@dataclass
+class PretrainConfig:
+    """Masked autoregressive pretraining.
+
+    Args:
+        data: Clouds; labels are not used.
+        model: The encoder.
+        objective: What is hidden and how it is reconstructed.
+        training: Epochs, batch, learning rate and the like.
+        init: Start the encoder from this run or weights file.
+        resume: 'auto' continues the newest checkpoint in out; a path continues that one.
+        out: Run directory.
+    """
+
+    data: PointDataConfig = field(default_factory=PointDataConfig)
+    model: PointModelConfig = field(default_factory=PointModelConfig)
+    objective: PointObjectiveConfig = field(default_factory=PointObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    init: str | None = None
+    resume: str | None = None
+    out: str = "runs/pretrain"
+
+
+def build_objective(model: HybridNet3D, config: PointObjectiveConfig) -> MaskedAutoregression:
+    """Put a model's patch embedding and encoder under the objective; both stay shared with the model.
+
+    Raises:
+        UserError: a model with a class token, or fewer visible patches than the local norm pools.
+    """
+    config.validate()
+    if model.encoder.registers is not None:
+        raise UserError("pretraining has no class token: create the model with class_token=False")
+    _check_visible(model, config)
+    decoder = RegionDecoder(
+        model.embed_dim,
+        CoordinatePosition(config.decoder_dim),
+        embed_dim=config.decoder_dim,
+        depth=config.decoder_depth,
+        num_heads=config.decoder_heads,
+        mlp_ratio=config.decoder_mlp_ratio,
+    )
+    tokenizer = PointTokenizer(
+        model.patch_embed,
+        num_patches=model.num_patches,
+        patch_size=model.patch_size,
+        order=model.order,
+        num_regions=config.num_regions,
+        region_order=config.region_order,
+    )
+    return MaskedAutoregression(
+        tokenizer,
+        model.encoder,
+        decoder,
+        nn.Linear(config.decoder_dim, 3 * model.patch_size),
+        loss=partial(masked_chamfer, kind=config.chamfer),
+        mask_ratio=config.mask_ratio,
+        mask_strategy=config.mask_strategy,
+        mask_scope=config.mask_scope,
+        attention=config.attention,
+        region_rule=regions_after_mask if config.regions == "after_mask" else own_region,
+    )
+
+
+def _check_visible(model: HybridNet3D, config: PointObjectiveConfig) -> None:
+    highest = config.mask_ratio if config.mask_ratio_std is None else config.mask_ratio_bounds[1]
+    visible = model.num_patches - hidden_count(highest, model.num_patches)
+    for block in model.encoder.blocks:
+        if isinstance(block, Mamba3DBlock) and block.local.neighbors > visible:
+            raise UserError(
+                f"model.neighbors ({block.local.neighbors}) exceeds the {visible} visible of "
+                f"{model.num_patches} patches at ratio {highest}; lower it or objective.mask_ratio"
+            )
+
+
+def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split an objective's state into the model's, in its key names, and the decoder's and head's."""
+    model, rest = {}, {}
+    for key, value in state.items():
+        if key.startswith("tokenizer."):
+            model[key.removeprefix("tokenizer.")] = value
+        elif key.startswith("encoder."):
+            model[key] = value
+        else:
+            rest[key] = value
+    return model, rest
+
+
+class PretrainTask(Task):
+    """Masked autoregressive pretraining on clouds.
+
+    Args:
+        config: The run's configuration.
+        data: Opened clouds, from ``config.data`` when None.
+    """
+
+    name = "pretrain"
+
+    def __init__(self, config: PretrainConfig, data: PointData | None = None) -> None:
+        self.config = config
+        torch.manual_seed(config.training.seed)
+        backbone = create_backbone(config.model)
+        backbone.set_grad_checkpointing(config.training.activation_checkpointing)
+        self.model = build_objective(backbone, config.objective)
+        if config.init is not None:
+            load_init(backbone, config.init)
+        self.num_tokens = backbone.num_patches
+        self.data = data or load_point_data(config.data, purpose="pretrain")
+        self.train_data = self.data.train
+
+    def loss(self, model: nn.Module, batch: Any, step: Step) -> dict[str, Tensor]:
+        points, _ = batch
+        noise = mask_noise(step.seed, step.index, step.samples, (step.global_batch, self.num_tokens))
+        ratio = self.config.objective.ratio(step.seed, step.index)
+        return {"loss": model(points, ratio=ratio, noise=noise).loss}
+
+    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
+        suffix = "" if weights == "raw" else f"_{weights}"
+        encoder, rest = split_state(model.state_dict())
+        description = describe_model(self.config.model, task=self.name, holds="encoder", weights=weights)
+        save_weights(directory / f"model{suffix}.safetensors", encoder, description)
+        objective = {
+            "objective": asdict(self.config.objective),
+            "holds": "decoder and head",
+            "weights": weights,
+        }
+        save_weights(directory / f"pretraining{suffix}.safetensors", rest, objective)
+
+    def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
+        assert isinstance(model, MaskedAutoregression)
+        plain = self.data.train.as_training(False)
+        chosen = range(0, len(plain), max(len(plain) // PICTURES, 1))[:PICTURES]
+        points = torch.stack([plain[i][0] for i in chosen])
+        draw_reconstructions(model, points, directory / "reconstructions.png", up_axis=plain.up_axis)
+
+
+def load_pretraining(path: str | Path) -> MaskedAutoregression:
+    """Rebuild the whole objective of a pretraining run (encoder, decoder and head).
+
+    Raises:
+        UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
+    """
+    path = Path(path)
+    model_config, file = described_model(path), path / PRETRAINING_FILE
+    if model_config is None or not file.is_file():
+        raise UserError(
+            f"{path} has no {PRETRAINING_FILE} with its description: reconstruction needs the decoder, "
+            "which only the directory of a pretraining run holds"
+        )
+    config = read_settings(PointObjectiveConfig, read_description(file)["objective"], file)
+    objective = build_objective(create_backbone(model_config), config)
+    own = {
+        f"tokenizer.{key}" if key.startswith("patch_embed.") else key: value
+        for key, value in read_weights(path).items()
+    }
+    objective.load_state_dict({**own, **read_weights(file)})
+    return objective

@@ -1,0 +1,46 @@
+"""Farthest-point sampling: centres that cover a cloud evenly."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from map_core.errors import UserError
+
+
+def squared_distance(a: Float[Tensor, "*#s 3"], b: Float[Tensor, "*#s 3"]) -> Float[Tensor, "*s"]:
+    """Sum of squared differences, added in the order x, y, z so that every path rounds alike."""
+    x, y, z = (p.contiguous() - q.contiguous() for p, q in zip(a.unbind(-1), b.unbind(-1), strict=True))
+    return x * x + y * y + z * z
+
+
+def farthest_point_sample(
+    points: Float[Tensor, "b n 3"], count: int, *, start: Int[Tensor, " b"] | None = None
+) -> Int[Tensor, "b {count}"]:
+    """Pick ``count`` points, each the farthest from those picked before; ties go to the lower index.
+
+    Args:
+        points: Clouds of one size.
+        count: Points to pick.
+        start: Index of the first point of each cloud; 0 when None.
+
+    Raises:
+        UserError: a cloud has fewer than ``count`` points.
+
+    Source: Eldar et al. 1997; the sampling of PointNet++ (arXiv 1706.02413, section 3.2).
+    """
+    batch, n, _ = points.shape
+    if not 0 < count <= n:
+        raise UserError(
+            f"cannot pick {count} farthest points of a cloud of {n}; lower the number of points or patches, "
+            "or use denser clouds"
+        )
+    coordinates = points.permute(2, 0, 1).contiguous()  # (b, n, 3) -> (3, b, n)
+    current = points.new_zeros(batch, dtype=torch.long) if start is None else start.to(points.device).long()
+    nearest = points.new_full((batch, n), torch.inf)
+    picked = [current]
+    for _ in range(count - 1):
+        x, y, z = coordinates - coordinates.gather(2, current.expand(3, -1).unsqueeze(-1))
+        nearest = torch.minimum(nearest, x * x + y * y + z * z)
+        current = nearest.argmax(dim=1)
+        picked.append(current)
+    return torch.stack(picked, dim=1)

@@ -1,0 +1,206 @@
+"""Readers on small files in the published layouts, and what they say about broken ones."""
+
+import os
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+
+from map_core.errors import UserError
+from map_points.data import PointDataConfig, load_point_data, read_clouds
+from map_points.data.pickles import read_pickle
+
+CLASSES = ("airplane", "night_stand")
+
+
+def cloud(seed, columns=3, n=40):
+    return np.random.default_rng(seed).normal(size=(n, columns)).astype(np.float32)
+
+
+def write_names(root, name="modelnet40_shape_names.txt"):
+    (root / name).write_text("\n".join(CLASSES) + "\n")
+
+
+@pytest.fixture
+def npz(tmp_path):
+    arrays = {"classes": np.array(CLASSES)}
+    for split, count in (("train", 4), ("test", 2)):
+        arrays[f"{split}_x"] = np.stack([cloud(i) for i in range(count)])
+        arrays[f"{split}_y"] = np.arange(count) % 2
+    np.savez(tmp_path / "modelnet40_1024.npz", **arrays)
+    return tmp_path / "modelnet40_1024.npz", arrays
+
+
+def test_modelnet40_npz(npz):
+    file, arrays = npz
+    for root in (file, file.parent):
+        clouds = read_clouds(PointDataConfig("modelnet40_npz", str(root)), "train")
+        assert len(clouds) == 4
+        assert clouds.classes == CLASSES
+        assert clouds.up_axis == "z"
+        np.testing.assert_array_equal(clouds.points(3), arrays["train_x"][3])
+        assert clouds.labels.tolist() == [0, 1, 0, 1]
+    del arrays["test_y"]
+    np.savez(file, **arrays)
+    with pytest.raises(UserError, match=r"modelnet40_1024.npz has no test_y; it holds"):
+        read_clouds(PointDataConfig("modelnet40_npz", str(file)), "test")
+
+
+def write_h5(path, points, labels, keys=("data", "label")):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file[keys[0]], file[keys[1]] = points, labels
+
+
+@pytest.fixture
+def hdf5(tmp_path):
+    write_names(tmp_path, "shape_names.txt")
+    for part in range(2):
+        points = np.stack([cloud(10 * part + i) for i in range(3)])
+        write_h5(tmp_path / f"ply_data_train{part}.h5", points, np.array([[0], [1], [part]], dtype=np.uint8))
+    prefix = "data/modelnet40_ply_hdf5_2048"
+    (tmp_path / "train_files.txt").write_text("".join(f"{prefix}/ply_data_train{i}.h5\n" for i in range(2)))
+    return tmp_path
+
+
+def test_hdf5_release(hdf5):
+    clouds = read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
+    assert clouds.labels.tolist() == [0, 1, 0, 0, 1, 1]
+    assert clouds.up_axis == "y"
+    np.testing.assert_array_equal(clouds.points(4), cloud(11))
+
+
+def test_an_h5_file_without_its_keys_is_named(hdf5):
+    file = hdf5 / "ply_data_train1.h5"
+    write_h5(file, cloud(0)[None], np.zeros((1, 1)), keys=("points", "label"))
+    with pytest.raises(
+        UserError, match=r"ply_data_train1.h5 must have the keys data and label; it has label"
+    ):
+        read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
+    file.write_bytes(b"no h5")
+    with pytest.raises(UserError, match=r"ply_data_train1.h5 is no h5 file .* download it again"):
+        read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
+
+
+def test_a_label_outside_the_class_list_is_named(hdf5):
+    write_h5(hdf5 / "ply_data_train1.h5", cloud(0)[None], np.array([[7]]))
+    with pytest.raises(UserError, match=r"cloud 3 has label 7, but there are 2 classes \(0 to 1\)"):
+        read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
+
+
+@pytest.fixture
+def txt_tree(tmp_path):
+    write_names(tmp_path)
+    names = ["airplane_0001", "night_stand_0002"]
+    (tmp_path / "modelnet40_train.txt").write_text("\n".join(names) + "\n")
+    for i, name in enumerate(names):
+        (tmp_path / CLASSES[i]).mkdir()
+        np.savetxt(tmp_path / CLASSES[i] / f"{name}.txt", cloud(i, 6), delimiter=",", fmt="%.6f")
+    return tmp_path
+
+
+def test_normal_resampled_tree(txt_tree):
+    clouds = read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
+    assert clouds.labels.tolist() == [0, 1]
+    np.testing.assert_allclose(clouds.points(1), cloud(1, 6)[:, :3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1,2\n3,4\n", r"night_stand_0002.txt has shape \(2, 2\)"),
+        ("1,2,3\n1,nan,3\n", r"night_stand_0002.txt has NaN or infinite coordinates at point 1 \(1 of 2"),
+        ("1,2,x\n", r"cannot read .*night_stand_0002.txt"),
+    ],
+)
+def test_broken_clouds_are_named(txt_tree, text, told):
+    (txt_tree / "night_stand" / "night_stand_0002.txt").write_text(text)
+    clouds = read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
+    with pytest.raises(UserError, match=told):
+        clouds.points(1)
+
+
+def test_a_listed_class_that_has_no_name_is_refused(txt_tree):
+    (txt_tree / "modelnet40_train.txt").write_text("sofa_0001\n")
+    with pytest.raises(UserError, match=r"modelnet40_train.txt lists clouds of 'sofa'"):
+        read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_point_bert_pickles(tmp_path, protocol):
+    write_names(tmp_path)
+    content = [[cloud(i, 6) for i in range(3)], [np.array([i % 2], dtype=np.int32) for i in range(3)]]
+    (tmp_path / "modelnet40_test_8192pts_fps.dat").write_bytes(pickle.dumps(content, protocol))
+    clouds = read_clouds(PointDataConfig("modelnet_dat", str(tmp_path)), "test")
+    assert clouds.labels.tolist() == [0, 1, 0]
+    np.testing.assert_array_equal(clouds.points(2), cloud(2, 6)[:, :3])
+    with pytest.raises(UserError, match=r"must hold one modelnet40_train_\*.dat; found none"):
+        read_clouds(PointDataConfig("modelnet_dat", str(tmp_path)), "train")
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_a_malicious_pickle_is_refused_before_it_acts(tmp_path):
+    file, target = tmp_path / "evil.dat", tmp_path / "made"
+    file.write_bytes(pickle.dumps([[cloud(0)], Malicious(str(target))]))
+    with pytest.raises(UserError, match=r"evil.dat was refused \(it asks for posix.mkdir\)"):
+        read_pickle(file)
+    assert not target.exists()
+    pickle.loads(file.read_bytes())  # the file is what it claims to be
+    assert target.exists()
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x80\x04", b"cnumpy\nload\n.", b"ccodecs\nopen\n."])
+def test_other_pickles_are_refused(tmp_path, payload):
+    (tmp_path / "x.dat").write_bytes(payload)
+    with pytest.raises(UserError, match=r"x.dat was refused"):
+        read_pickle(tmp_path / "x.dat")
+
+
+@pytest.mark.parametrize(
+    ("variant", "file"),
+    [
+        ("obj_bg", "main_split/{}_objectdataset.h5"),
+        ("obj_only", "main_split_nobg/{}_objectdataset.h5"),
+        ("pb_t50_rs", "main_split/{}_objectdataset_augmentedrot_scale75.h5"),
+    ],
+)
+def test_scanobjectnn(tmp_path, variant, file):
+    for part, label in (("training", 14), ("test", 3)):
+        write_h5(tmp_path / file.format(part), cloud(label)[None], np.array([label]))
+    config = PointDataConfig("scanobjectnn", str(tmp_path), variant=variant, num_points=40)
+    data = load_point_data(config, purpose="finetune")
+    assert data.classes[14] == "toilet"
+    assert len(data.classes) == 15
+    points, label = data.evaluation[0]
+    assert label == 3
+    np.testing.assert_array_equal(points.numpy(), cloud(3))  # its users do not normalise it
+
+
+def test_shapenet55(tmp_path):
+    (tmp_path / "shapenet_pc").mkdir()
+    for split, names in {"train": ["0269-a.npy", "0369-b.npy"], "test": ["0469-c.npy"]}.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(names))
+        for i, name in enumerate(names):
+            np.save(tmp_path / "shapenet_pc" / name, cloud(i))
+    clouds = read_clouds(PointDataConfig("shapenet55", str(tmp_path)), "train")
+    assert clouds.classes == ("0269", "0369", "0469")
+    np.testing.assert_array_equal(clouds.points(1), cloud(1))
+    np.save(tmp_path / "shapenet_pc" / "0269-a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(UserError, match=r"cannot read .*0269-a.npy"):
+        clouds.points(0)
+
+
+def test_missing_paths_are_named(tmp_path):
+    for source in ("modelnet40_npz", "hdf5", "normal_resampled", "modelnet_dat", "shapenet55"):
+        with pytest.raises(UserError, match=r"does not exist; --data\.root must name"):
+            read_clouds(PointDataConfig(source, str(tmp_path / "none")), "train")
+        with pytest.raises(UserError, match=r"give --data.root"):
+            read_clouds(PointDataConfig(source), "train")

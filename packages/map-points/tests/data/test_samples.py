@@ -1,0 +1,112 @@
+"""What the model sees of a cloud."""
+
+import numpy as np
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_points.data import CloudSamples, PointDataConfig, load_point_data, transforms
+from map_points.data.clouds import ArrayClouds
+from map_points.data.shapes import CLASSES, make_shape
+from map_points.data.transforms import farthest, rotate, scale_translate, take_points, to_unit_sphere
+from map_points.sampling import farthest_point_sample
+
+
+def samples(n=64, training=False, **changes):
+    points = np.random.default_rng(0).normal(size=(3, n, 3)).astype(np.float32)
+    clouds = ArrayClouds(np.arange(3), ("a", "b", "c"), "z", points, "test")
+    config = PointDataConfig(**{"num_points": 64, **changes})
+    return CloudSamples(clouds, config, training=training), torch.from_numpy(points)
+
+
+def test_the_unit_sphere():
+    points = to_unit_sphere(torch.randn(50, 3) * 7 + 3)
+    torch.testing.assert_close(points.mean(0), torch.zeros(3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(points.norm(dim=-1).max(), torch.ones(()))
+    assert (to_unit_sphere(torch.ones(4, 3)) == 0).all()
+
+
+def test_evaluation_keeps_whole_clouds_and_takes_farthest_points_of_larger_ones():
+    data, points = samples(unit_sphere=False)
+    assert torch.equal(data[1][0], points[1])
+    data, points = samples(n=100, unit_sphere=False)
+    assert torch.equal(data[1][0], points[1][farthest_point_sample(points[1:2], 64)[0]])
+
+
+def test_training_takes_a_random_part_of_the_farthest_points():
+    data, points = samples(n=100, training=True, unit_sphere=False)
+    farthest = points[0][farthest_point_sample(points[:1], 75)[0]]
+    taken = data[0][0]
+    assert taken.shape == (64, 3)
+    assert {tuple(p) for p in taken.tolist()} < {tuple(p) for p in farthest.tolist()}
+    assert not torch.equal(taken, data[0][0])
+
+
+def test_points_in_the_order_of_picking_are_taken_from_the_front(monkeypatch):
+    points = torch.randn(200, 3)
+    ordered = points[farthest_point_sample(points.unsqueeze(0), 200)[0]]
+    expected = farthest(points, 60)
+    picked = []
+    monkeypatch.setattr(
+        transforms, "farthest_point_sample", lambda p, n: picked.append(n) or farthest_point_sample(p, n)
+    )
+    assert torch.equal(farthest(ordered, 60), expected)
+    assert picked == [16]
+
+
+def test_a_seed_decides_the_sample():
+    data, _ = samples(training=True, augmentation="scale_translate")
+    torch.manual_seed(5)
+    first = data[2][0]
+    torch.manual_seed(5)
+    assert torch.equal(first, data[2][0])
+    assert not torch.equal(first, data[2][0])
+    assert torch.equal(data.as_training(False)[2][0], data.as_training(False)[2][0])
+
+
+@pytest.mark.parametrize(("axis", "index"), [("x", 0), ("y", 1), ("z", 2)])
+def test_a_rotation_keeps_height_and_distances(axis, index):
+    points = torch.randn(20, 3)
+    turned = rotate(points, axis)
+    assert torch.equal(turned[:, index], points[:, index])
+    torch.testing.assert_close(torch.cdist(turned, turned), torch.cdist(points, points), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(turned, points)
+
+
+def test_scale_and_shift_stay_within_their_ranges():
+    points = torch.eye(3)
+    for _ in range(50):
+        moved = scale_translate(points, (0.5, 2.0), 0.2)
+        shift = torch.stack([moved[1, 0], moved[0, 1], moved[0, 2]])
+        factor = moved.diagonal() - shift
+        assert (shift.abs() <= 0.2).all()
+        assert ((factor > 0.49) & (factor < 2.01)).all()
+
+
+def test_a_cloud_of_too_few_points_is_named():
+    with pytest.raises(UserError, match=r"some.npy has 10 points, fewer than data.num_points \(11\)"):
+        take_points(torch.randn(10, 3), 11, training=False, surplus=True, name="some.npy")
+
+
+def test_embedded_shapes():
+    pytest.importorskip("trimesh")
+    data = load_point_data(PointDataConfig(shapes_per_class=2), purpose="finetune")
+    assert data.classes == CLASSES
+    assert len(data.train) == 2 * len(CLASSES)
+    points, label = data.evaluation[-1 + len(data.evaluation)]
+    assert points.shape == (1024, 3)
+    assert label == len(CLASSES) - 1
+    assert torch.isfinite(points).all()
+    np.testing.assert_array_equal(make_shape("torus", "train", 1), make_shape("torus", "train", 1))
+    assert not np.array_equal(make_shape("torus", "train", 1), make_shape("torus", "test", 1))
+
+
+def test_settings_that_cannot_be_are_refused():
+    for changes, told in (
+        ({"num_points": 0}, "num_points must be at least 1"),
+        ({"scale": (0.0, 1.0)}, "scale must satisfy"),
+        ({"translate": -1.0}, "translate must be 0 or more"),
+        ({"root": "x"}, "the embedded shapes have no folder"),
+    ):
+        with pytest.raises(UserError, match=told):
+            load_point_data(PointDataConfig(**changes), purpose="pretrain")
