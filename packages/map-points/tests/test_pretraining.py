@@ -11,6 +11,7 @@ from map_core import mask_noise
 from map_core.cli import load_recipe
 from map_core.errors import UserError
 from map_core.training import TrainingConfig, train
+from map_core.weights import read_weights
 from map_points.cli import RECIPES
 from map_points.data import CloudSamples, PointData, PointDataConfig
 from map_points.data.clouds import ArrayClouds
@@ -26,7 +27,7 @@ from map_points.pretraining import (
     load_pretraining,
 )
 from map_points.reconstruction import reconstruct
-from map_points.weights import load_init, read_weights
+from map_points.weights import load_init
 
 MODEL = PointModelConfig(
     embed_dim=16, patch_hidden_dim=8, num_heads=2, num_patches=16, patch_size=4, layout="MMT", neighbors=3
@@ -186,7 +187,7 @@ def test_a_classifier_starts_from_the_pretrained_encoder(pretrained):
     run, _ = pretrained
     torch.manual_seed(1)
     model = create_classifier(MODEL, 2)
-    fresh = load_init(model, run)
+    fresh = load_init(model, run).fresh
     assert {name.split(".")[0] + "." + name.split(".")[1] for name in fresh if "encoder" in name} == {
         "encoder.registers"
     }
@@ -204,7 +205,7 @@ def test_weights_of_another_model_are_refused(pretrained):
     with pytest.raises(UserError, match="no weights at"):
         read_weights(run / "nothing")
     (run / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as weights"):
         read_weights(run)
 
 
@@ -218,7 +219,7 @@ def test_finetuning_writes_a_classifier_that_names_its_protocol(pretrained, tmp_
     described = json.loads(Path(tmp_path / "fine" / "model.json").read_text())
     assert described["classes"] == ["round", "flat"]
     other = create_classifier(MODEL, 5)
-    assert all(name.startswith("head.") for name in load_init(other, tmp_path / "fine"))
+    assert all(name.startswith("head.") for name in load_init(other, tmp_path / "fine").fresh)
 
 
 def test_metrics_by_hand():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from map_core import UserError
-from map_core.weights import read_description, read_weights, save_weights
+from map_core.weights import read_description, read_weights, save_weights, weights_file
 from map_vision.weights import load_init
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -25,8 +25,8 @@ def test_saved_weights_are_read_back(make_tiny, tmp_path):
     model = make_tiny()
     save_weights(tmp_path / "model.safetensors", model.state_dict(), {"name": "x", "classes": ["a"]})
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        state, file = read_weights(path)
-        assert file == tmp_path / "model.safetensors"
+        assert weights_file(path) == tmp_path / "model.safetensors"
+        state = read_weights(path)
         assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
         assert read_description(path) == {"name": "x", "classes": ["a"]}
     assert not list(tmp_path.glob("*.partial"))

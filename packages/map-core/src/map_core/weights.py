@@ -37,17 +37,27 @@ def save_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[s
     path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
-    """Read a state dict from a run directory, a safetensors file or a torch file of tensors.
+def weights_file(path: str | Path) -> Path:
+    """The weights file of a run directory, or the file itself.
 
     Raises:
-        UserError: nothing there, an unreadable file, or one that holds more than tensors.
+        UserError: there is none.
     """
     path = Path(path)
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         hint = " (the run has not finished: resume it)" if (path / "checkpoints").is_dir() else ""
         raise UserError(f"no weights at {file}{hint}; give a finished run's directory or a weights file")
+    return file
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from a run directory, a safetensors file or a torch file of tensors.
+
+    Raises:
+        UserError: nothing there, an unreadable file, or one that holds more than tensors.
+    """
+    file = weights_file(path)
     try:
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
@@ -67,7 +77,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Path]:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{file} holds no state dict of tensors; expected parameter names with tensors")
-    return state, file
+    return state
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -121,8 +131,8 @@ def load_init(
     Raises:
         UserError: any other missing, unused or misshaped key, all of them named.
     """
-    state, file = read_weights(path)
-    state, own = convert(state), model.state_dict()
+    file = weights_file(path)
+    state, own = convert(read_weights(file)), model.state_dict()
     if any(key in own and state[key].shape != own[key].shape for key in state if key.startswith("head.")):
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
     faults = {

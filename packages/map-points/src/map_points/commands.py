@@ -1,21 +1,20 @@
 """What the commands of ``map-points`` do."""
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from map_core.errors import UserError
-from map_core.ops import conv_backends, scan_backends
+from map_core.inference import Stopwatch, choose_device, describe_environment
 from map_core.training import train
-from map_core.training.summary import commit, device_name, peak_memory_bytes, versions, write_summary
+from map_core.training.summary import write_summary
+from map_core.weights import read_description
 from map_points.accelerators import load
 from map_points.data import CloudSamples, PointDataConfig, read_clouds
 from map_points.evaluation import (
     PROTOCOLS,
     EvaluationConfig,
-    choose_device,
     class_totals,
     classification_metrics,
     voted_logits,
@@ -25,7 +24,7 @@ from map_points.finetuning import FinetuneConfig, FinetuneTask
 from map_points.models import MODEL_NAMES, HybridNet3D, create_point_model
 from map_points.pretraining import PretrainConfig, PretrainTask, load_pretraining
 from map_points.reconstruction import draw_reconstructions
-from map_points.weights import load_init, read_description
+from map_points.weights import load_init
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -74,9 +73,8 @@ def evaluate(config: EvaluateConfig) -> None:
         )
     device = choose_device(config.evaluation.device)
     samples = CloudSamples(clouds, config.data, training=False)
-    start = time.perf_counter()
-    logits, labels = voted_logits(model.to(device), samples, config.evaluation, device)
-    seconds = time.perf_counter() - start
+    with Stopwatch(device) as watch:
+        logits, labels = voted_logits(model.to(device), samples, config.evaluation, device)
     metrics = classification_metrics(class_totals(logits, labels))
     protocol = PROTOCOLS[config.evaluation.protocol]
     print(f"{config.evaluation.protocol}: {protocol}")
@@ -89,13 +87,8 @@ def evaluate(config: EvaluateConfig) -> None:
         "protocol": f"{config.evaluation.protocol}: {protocol}",
         **metrics,
         "clouds": len(samples),
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "versions": versions(),
-        "commit": commit(),
-        "device": device_name(device),
     }
-    write_summary(out, summary)
+    write_summary(out, summary | watch.report(len(samples)))
 
 
 @dataclass
@@ -147,17 +140,7 @@ class InfoConfig:
 
 def info(config: InfoConfig) -> None:
     """Print versions, devices, the implementations of scan, sampling and neighbours, and the models."""
-    print("versions")
-    for name, version in versions().items():
-        print(f"  {name:14} {version}")
-    print("devices")
-    print(f"  {device_name(torch.device('cpu'))}")
-    for index in range(torch.cuda.device_count()):
-        print(f"  cuda:{index} {torch.cuda.get_device_name(index)}")
-    for title, statuses in (("selective scan", scan_backends()), ("causal conv1d", conv_backends())):
-        print(title)
-        for status in statuses:
-            print(f"  {status.name:14} {'available' if status.available else 'refused: ' + status.reason}")
+    print(describe_environment())
     print("sampling and neighbours")
     for package in ("pointnet2_ops", "knn_cuda"):
         found = load("pointnet2_ops.pointnet2_utils" if package == "pointnet2_ops" else package) is not None
@@ -182,7 +165,7 @@ def load_classifier(path: str) -> tuple[HybridNet3D, tuple[str, ...]]:
             "pretraining run"
         )
     model = create_classifier(config, num_classes=len(description["classes"]))
-    fresh = load_init(model, path)
-    if fresh:
-        raise UserError(f"{path} lacks {', '.join(fresh)}: it holds no whole classifier")
+    report = load_init(model, path)
+    if report.fresh:
+        raise UserError(f"{path} lacks {', '.join(report.fresh)}: it holds no whole classifier")
     return model.eval(), tuple(description["classes"])

@@ -45,21 +45,6 @@ class EvaluationConfig:
     progress: bool = True
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu`` or ``cuda`` names.
-
-    Raises:
-        UserError: an unknown name, or a device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device must be auto, cpu or cuda; got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda' asked for, but torch sees no GPU; use --evaluation.device cpu")
-    return torch.device(name)
-
-
 def batches(
     samples: CloudSamples,
     *,

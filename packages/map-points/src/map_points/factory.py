@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from map_core.weights import read_description, read_settings
 from map_points.local_blocks import ScanKind
 from map_points.models import HybridNet3D, create_point_model
 from map_points.orders import PointOrder
-from map_points.weights import read_description, read_settings
 
 
 @dataclass

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.training import Step, Task, TrainingConfig
+from map_core.weights import save_weights
 from map_points.data import PointData, PointDataConfig, load_point_data
 from map_points.evaluation import PROTOCOLS, class_totals, classification_metrics, collect_logits
 from map_points.factory import PointModelConfig, create_classifier, describe_model
-from map_points.weights import load_init, save_weights
+from map_points.weights import load_init
 
 
 @dataclass

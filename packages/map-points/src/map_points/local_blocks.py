@@ -72,8 +72,9 @@ class ChannelFlipMixer(MambaMixer):
         assert self.scan_backward is not None
         x, z = self.in_proj(x).chunk(2, dim=-1)
         flipped_x, flipped_z = z.flip(-1), x.flip(-1)
-        y = selective_scan(**vars(self.scan_forward(x)), z=z)
-        flipped_y = selective_scan(**vars(self.scan_backward(flipped_x)), z=flipped_z)
+        conv, scan = self.conv_backend, self.scan_backend
+        y = selective_scan(**vars(self.scan_forward(x, conv)), z=z, backend=scan)
+        flipped_y = selective_scan(**vars(self.scan_backward(flipped_x, conv)), z=flipped_z, backend=scan)
         return self.out_proj(0.5 * (y + flipped_y.flip(-1)))
 
 

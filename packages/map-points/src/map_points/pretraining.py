@@ -14,6 +14,7 @@ from map_core.errors import UserError
 from map_core.masking import hidden_count
 from map_core.objective import own_region
 from map_core.training import Step, Task, TrainingConfig
+from map_core.weights import read_description, read_settings, read_weights, save_weights
 from map_points.data import PointData, PointDataConfig, load_point_data
 from map_points.factory import PointModelConfig, create_backbone, describe_model, described_model
 from map_points.local_blocks import Mamba3DBlock
@@ -23,7 +24,7 @@ from map_points.orders import PointOrder
 from map_points.patch_embedding import CoordinatePosition
 from map_points.reconstruction import draw_reconstructions
 from map_points.tokenizer import PointTokenizer, regions_after_mask
-from map_points.weights import load_init, read_description, read_settings, read_weights, save_weights
+from map_points.weights import load_init
 
 PRETRAINING_FILE = "pretraining.safetensors"
 PICTURES = 6

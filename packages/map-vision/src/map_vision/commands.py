@@ -14,7 +14,7 @@ from map_core.errors import UserError
 from map_core.inference import Stopwatch, choose_device, describe_environment
 from map_core.training import train
 from map_core.training.summary import write_summary
-from map_core.weights import read_description, read_weights
+from map_core.weights import read_description, weights_file
 from map_vision.data import DataConfig, ImageSamples, load_image_data, load_images
 from map_vision.evaluation import (
     EvaluationConfig,
@@ -283,7 +283,7 @@ def info(config: InfoConfig) -> None:
 def _load_classifier(path: str) -> tuple[HybridNet, tuple[str, ...]]:
     config, description = described_model(path), read_description(path)
     if config is None or not description.get("classes"):
-        read_weights(path)  # says so when there is nothing at all
+        weights_file(path)  # says so when there is nothing at all
         raise UserError(
             f"{path} describes no classifier (its .json names no classes): give a finetuning or probing run, "
             "not a pretraining run"
@@ -299,7 +299,7 @@ def _load_encoder(path: str) -> HybridNet:
     """The model of a run for features: a classifier as it is, or a pretraining run's mean-pooled encoder."""
     config, description = described_model(path), read_description(path)
     if config is None:
-        read_weights(path)  # says so when there is nothing at all
+        weights_file(path)  # says so when there is nothing at all
         raise UserError(
             f"{path} has no .json that describes its model: give a run's directory or its weights file"
         )

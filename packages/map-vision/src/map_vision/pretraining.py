@@ -203,8 +203,8 @@ def load_pretraining(path: str | Path) -> tuple[MaskedAutoregression, ImageObjec
         )
     config = read_settings(ImageObjectiveConfig, description["objective"], decoder_file)
     objective = build_objective(create_backbone(model_config), config)
-    encoder, _ = read_weights(path)
-    rest, _ = read_weights(decoder_file)
+    encoder = read_weights(path)
+    rest = read_weights(decoder_file)
     own = {
         f"tokenizer.{key}" if key.startswith("patch_embed.") else key: value for key, value in encoder.items()
     }
