@@ -1,7 +1,7 @@
 """What commands that only run a model share: the device, its arithmetic, the time it takes, what is installed."""
 
 import time
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -36,7 +36,7 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Stopwatch":
         self.start = time.perf_counter()
         return self
 
