@@ -21,7 +21,7 @@ $(VENV)/demo.stamp: constraints.txt packages/map-core/pyproject.toml packages/ma
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp packages/map-points/pyproject.toml packages/map-dense/pyproject.toml requirements-dev.txt
-	$(PIP) -e packages/map-points -e packages/map-dense -r requirements-dev.txt
+	$(PIP) -e 'packages/map-points[demo]' -e packages/map-dense -r requirements-dev.txt
 	@touch $@
 
 setup: $(VENV)/test.stamp ## install all four packages and the development tools into .venv
