@@ -346,7 +346,10 @@ class TestMistakes:
 
     def test_reconstructing_with_a_classifier(self, says, runs):
         told = says("reconstruct", "--init", runs / "finetune")
-        assert "has no pretraining.safetensors with its description beside it: reconstruction needs the decoder" in told
+        assert (
+            "has no pretraining.safetensors with its description beside it: reconstruction needs the decoder"
+            in told
+        )
 
     def test_evaluating_on_other_classes(self, says, runs, image_folder, tmp_path):
         (tmp_path / "data").mkdir()

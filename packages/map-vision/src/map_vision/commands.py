@@ -248,7 +248,8 @@ def reconstruct(config: ReconstructConfig) -> None:
         samples = _open(config.data, backbone, purpose="pretrain").train_unaugmented()
     else:
         samples = _open_images(config.images, config.data, backbone)
-    images = torch.stack([samples[i][0] for i in range(min(config.count, len(samples)))])
+    chosen = range(0, len(samples), max(len(samples) // config.count, 1))[: config.count]
+    images = torch.stack([samples[i][0] for i in chosen])
     description = read_description(config.init)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)

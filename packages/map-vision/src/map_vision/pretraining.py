@@ -168,7 +168,10 @@ class PretrainTask(Task):
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         assert isinstance(model, MaskedAutoregression)
         plain = self.data.train_unaugmented()
-        images = torch.stack([plain[i][0] for i in range(min(PICTURES, len(plain)))])
+        chosen = range(0, len(plain), max(len(plain) // PICTURES, 1))[
+            :PICTURES
+        ]  # of all classes, not the first
+        images = torch.stack([plain[i][0] for i in chosen])
         draw_reconstructions(
             model,
             images,
