@@ -67,7 +67,10 @@ def test_killed_in_mid_epoch_and_resumed_is_the_uninterrupted_run_bit_for_bit(
 def test_two_processes_are_one_at_the_same_global_batch(tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "run"
     pretrain(
-        out, "--training.workers", "0", launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2")
+        out,
+        "--training.workers",
+        "0",
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
     )
     for one, other in zip(metrics(whole), metrics(out), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)

@@ -67,9 +67,10 @@ def main(directory):
         assert all(torch.equal(a, b) for a, b in zip(whole(other), expected, strict=True))
         step(other, other_optimizer, 3)
         torch.testing.assert_close(whole(other), whole(model), rtol=1e-6, atol=1e-7)
-    torch.distributed.barrier()
+    torch.distributed.barrier()  # passed when every process found its shards equal
+    if torch.distributed.get_rank() == 0:
+        print(f"equal on {torch.distributed.get_world_size()} processes")
     torch.distributed.destroy_process_group()
-    print("equal")
 
 
 if __name__ == "__main__":

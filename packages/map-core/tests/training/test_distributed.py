@@ -69,4 +69,4 @@ def test_two_processes_are_one_also_when_one_of_them_is_stopped_and_they_resume(
 
 
 def test_a_sharded_model_is_saved_and_loaded_whole(tmp_path):
-    assert launch("sharded_round_trip.py", tmp_path).stdout.split() == ["equal", "equal"]
+    assert launch("sharded_round_trip.py", tmp_path).stdout.strip() == "equal on 2 processes"
