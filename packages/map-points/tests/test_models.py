@@ -59,6 +59,36 @@ def test_local_norm_pool_equals_a_loop():
             torch.testing.assert_close(pool(x, position)[sample, i], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_local_norm_pool_equals_its_definition():
+    torch.manual_seed(0)
+    pool = LocalNormPool(6, neighbors=3)
+    torch.nn.init.normal_(pool.scale)
+    torch.nn.init.normal_(pool.shift)
+    x = torch.randn(2, 7, 6, requires_grad=True)
+    position = torch.randn(2, 7, 3)
+    parameters = [x, *pool.parameters()]
+
+    clouds = []
+    for features, centers in zip(x, position, strict=True):
+        near = (centers[:, None] - centers[None]).square().sum(dim=2).argsort(dim=1)[:, :3]
+        relative = torch.stack([features[near[i]] - features[i] for i in range(7)])
+        relative = relative / (relative.var(correction=0) + pool.eps).sqrt()
+        own = torch.stack([features[i].expand(3, -1) for i in range(7)])
+        joined = torch.cat([relative, own], dim=2) * pool.scale + pool.shift
+        clouds.append((joined * joined.softmax(dim=1)).sum(dim=1))
+    expected = torch.nn.functional.silu(pool.project(pool.norm(torch.stack(clouds))))
+
+    actual = pool(x, position)
+    torch.testing.assert_close(actual, expected)
+    cotangent = torch.randn_like(expected)
+    for got, wanted in zip(
+        torch.autograd.grad(actual, parameters, cotangent),
+        torch.autograd.grad(expected, parameters, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_local_norm_pool_of_one_neighbour_has_finite_gradients():
     pool = LocalNormPool(6, neighbors=1)
     x = torch.randn(1, 5, 6, requires_grad=True)

@@ -44,13 +44,14 @@ class LocalNormPool(nn.Module):
     def forward(self, x: Float[Tensor, "b m d"], position: Float[Tensor, "b m 3"]) -> Float[Tensor, "b m d"]:
         index = nearest_neighbors(position, position, self.neighbors)  # (b, m, k)
         near = gather_tokens(x, index.flatten(1)).unflatten(1, index.shape[1:])  # (b, m, k, d)
-        own = x.unsqueeze(2).expand_as(near)
-        relative = (near - own).float()
+        relative = (near - x.unsqueeze(2)).float()
         variance = relative.var(dim=(1, 2, 3), correction=0, keepdim=True)
-        relative = (relative / (variance + self.eps).sqrt()).to(x.dtype)
-        joined = torch.cat([relative, own], dim=-1) * self.scale + self.shift  # (b, m, k, 2d)
-        pooled = (joined * joined.float().softmax(dim=2)).sum(dim=2).to(x.dtype)
-        return F.silu(self.project(self.norm(pooled)))
+        scale, scale_own = self.scale.chunk(2)
+        shift, shift_own = self.shift.chunk(2)
+        relative = torch.addcmul(shift, relative, scale * (variance + self.eps).rsqrt())
+        pooled = (relative * relative.softmax(dim=2)).sum(dim=2).to(x.dtype)
+        own = x * scale_own + shift_own  # the same for all neighbours: pooling leaves it as it is
+        return F.silu(self.project(self.norm(torch.cat([pooled, own], dim=-1))))
 
 
 class ChannelFlipMixer(MambaMixer):
