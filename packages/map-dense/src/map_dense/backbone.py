@@ -1,0 +1,155 @@
+"""The encoders of map-vision as backbones for dense prediction, without any OpenMMLab import."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from map_core.blocks import TransformerBlock
+from map_core.encoder import expand_layout
+from map_core.errors import UserError, near_matches
+from map_dense.windows import WindowedTransformerBlock
+from map_vision.factory import ModelConfig, create_backbone
+from map_vision.models import ARCHITECTURES
+
+NUM_FEATURES = 4
+CLASSIFIER_ONLY = {"num_registers", "neck_reduction", "global_pool", "drop_rate"}
+CHANGES = tuple(field.name for field in fields(ModelConfig) if field.name not in CLASSIFIER_ONLY | {"name"})
+
+
+def default_out_indices(num_layers: int) -> tuple[int, ...]:
+    """Layers behind the four quarters of the depth: 7, 15, 23, 31 of 32, which are Transformer blocks in HybridNet.
+
+    Raises:
+        UserError: fewer than four layers.
+    """
+    if num_layers < NUM_FEATURES:
+        raise UserError(
+            f"out_indices has no default for {num_layers} layer(s), fewer than {NUM_FEATURES}; set out_indices"
+        )
+    return tuple((i + 1) * num_layers // NUM_FEATURES - 1 for i in range(NUM_FEATURES))
+
+
+class HybridBackbone(nn.Module):
+    """A model of map-vision without registers, head or final norm that gives maps of features behind chosen layers.
+
+    Any height and width is read: images are padded with zeros (the mean, once they are normalised) at the right and
+    bottom to multiples of the patch, and positions are resampled to the grid. The features are those of the residual
+    stream, as :meth:`map_vision.hybridnet.HybridNet.forward_intermediates` gives them without its norm.
+
+    Args:
+        name: A model of map-vision: ``hybridnet_*``, ``mambar_*`` or ``map_vit_*``.
+        img_size: Height and width in pixels that the table of positions is made for; as the name says when None.
+        patch_size: Height and width of a patch, and the stride of the features; as the name says when None.
+        out_indices: Layers (from 0) whose features are given; four, evenly spaced, when None. Layers behind the last
+            are left out.
+        frozen_stages: -1 trains everything, 0 freezes patch embedding and positions, n > 0 also the first n layers.
+        activation_checkpointing: Recompute each layer in the backward pass instead of storing its activations.
+        window_size: Rows and columns of patches within which Transformer blocks attend, except those in
+            ``out_indices``, which attend globally; None for global attention everywhere. Mamba always scans all.
+        drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
+        **model_changes: What differs from the named model: ``embed_dim``, ``layout``, ``num_heads``, ``mlp_ratio``,
+            ``order``, ``position``, ``bidirectional`` or ``in_chans``.
+
+    Raises:
+        UserError: an unknown name or change, out_indices or frozen_stages beyond the depth.
+    """
+
+    def __init__(
+        self,
+        name: str = "hybridnet_tiny_patch16_224",
+        *,
+        img_size: int | Sequence[int] | None = None,
+        patch_size: int | None = None,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        activation_checkpointing: bool = False,
+        window_size: int | None = None,
+        drop_path_rate: float = 0.1,
+        **model_changes: Any,
+    ) -> None:
+        super().__init__()
+        for change in set(model_changes) - set(CHANGES):
+            reason = "belongs to the classifier" if change in CLASSIFIER_ONLY else "is unknown"
+            raise UserError(f"backbone option {change!r} {reason}; {near_matches(change, CHANGES)}")
+        self.config = ModelConfig(
+            name,
+            img_size=img_size
+            if img_size is None or isinstance(img_size, int)
+            else (img_size[0], img_size[1]),
+            patch_size=patch_size,
+            drop_path_rate=drop_path_rate,
+            **model_changes,
+        )
+        self.model = create_backbone(self.config)
+        self.embed_dim = self.model.embed_dim
+        self.patch_size = self.model.patch_size[0]
+        self.out_indices = self._checked_indices(out_indices)
+        self.out_channels = [self.embed_dim] * len(self.out_indices)
+        self.model.prune_intermediate_layers(self.out_indices, prune_norm=True)
+        self.num_layers = len(self.model.encoder.blocks)  # the layers that are run
+        self.model.set_grad_checkpointing(activation_checkpointing)
+        if window_size is not None:
+            self._attend_in_windows(window_size)
+        self.frozen_stages = frozen_stages
+        self._freeze()
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """All of the model's arguments: those of its name, and what was changed."""
+        img_size, arguments = ARCHITECTURES[self.config.name]
+        return {"img_size": img_size, **arguments, **self.config.arguments()}
+
+    @property
+    def layout(self) -> str:
+        """Kinds of the layers that are kept, one letter each."""
+        return expand_layout(self.architecture["layout"])[: self.num_layers]
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d rows cols"]]:
+        """Give the features behind each of ``out_indices``; rows and columns are ceil(h / p) and ceil(w / p)."""
+        p = self.patch_size
+        padded = F.pad(x, (0, -x.shape[-1] % p, 0, -x.shape[-2] % p))
+        return self.model.forward_intermediates(padded, self.out_indices, intermediates_only=True)
+
+    def train(self, mode: bool = True) -> "HybridBackbone":
+        """Switch the mode of what is not frozen: frozen layers stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _checked_indices(self, out_indices: Sequence[int] | None) -> list[int]:
+        depth = len(self.model.encoder.blocks)
+        if out_indices is None:
+            return list(default_out_indices(depth))
+        indices = list(out_indices)
+        if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= depth:
+            raise UserError(
+                f"out_indices {indices} must be ascending and lie in 0..{depth - 1}: "
+                f"{self.config.name} has {depth} layers here (layout {self.architecture['layout']!r})"
+            )
+        return indices
+
+    def _attend_in_windows(self, window_size: int) -> None:
+        blocks = self.model.encoder.blocks
+        for index, block in enumerate(blocks):
+            if isinstance(block, TransformerBlock) and index not in self.out_indices:
+                blocks[index] = WindowedTransformerBlock(block, window_size)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        encoder = self.model.encoder
+        return [self.model.patch_embed, encoder.position, *encoder.blocks[: self.frozen_stages]]
+
+    def _freeze(self) -> None:
+        if not -1 <= self.frozen_stages <= self.num_layers:
+            raise UserError(
+                f"frozen_stages ({self.frozen_stages}) must lie in -1..{self.num_layers}, the layers of the "
+                "backbone; -1 freezes nothing, 0 the embeddings, n also the first n layers"
+            )
+        for module in self._frozen_modules():
+            module.eval().requires_grad_(False)
