@@ -87,6 +87,7 @@ class HybridBackbone(nn.Module):
         self.model = create_backbone(self.config)
         self.embed_dim = self.model.embed_dim
         self.patch_size = self.model.patch_size[0]
+        self.depth = len(self.model.encoder.blocks)
         self.out_indices = self._checked_indices(out_indices)
         self.out_channels = [self.embed_dim] * len(self.out_indices)
         self.model.prune_intermediate_layers(self.out_indices, prune_norm=True)
@@ -122,7 +123,7 @@ class HybridBackbone(nn.Module):
         return self
 
     def _checked_indices(self, out_indices: Sequence[int] | None) -> list[int]:
-        depth = len(self.model.encoder.blocks)
+        depth = self.depth
         if out_indices is None:
             return list(default_out_indices(depth))
         indices = list(out_indices)

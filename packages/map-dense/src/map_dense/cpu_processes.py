@@ -1,0 +1,31 @@
+"""Several processes without GPUs, which mmengine's own runner cannot start: it asks for a CUDA device first."""
+
+import os
+from typing import Any
+
+import torch
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+
+@RUNNERS.register_module()
+class CpuProcessesRunner(Runner):
+    """mmengine's runner, with gloo where there is no GPU; a config names it as ``runner_type``.
+
+    Without a launcher, or with a GPU, it is mmengine's own.
+    """
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Start gloo before mmengine would ask for a CUDA device, which is then left out."""
+        if self.distributed and not torch.cuda.is_available():
+            if self.launcher != "pytorch":
+                raise RuntimeError(f"without GPUs only --launcher pytorch is supported; got {self.launcher}")
+            torch.distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: Any) -> Any:
+        """Wrap the model without device ids, which parameters on the CPU do not have."""
+        if self.distributed and not torch.cuda.is_available():
+            os.environ.setdefault("LOCAL_RANK", "0")
+            model_wrapper_cfg = {"device_ids": None, "broadcast_buffers": False, **(model_wrapper_cfg or {})}
+        return super().wrap_model(model_wrapper_cfg, model)

@@ -1,0 +1,88 @@
+"""The backbones as OpenMMLab's configs name them, with ``init_cfg``; importing this module registers them.
+
+They are registered with mmengine, the root of mmseg's and mmdet's registries, and so are known to both.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+
+from map_core.errors import UserError, near_matches
+from map_dense.backbone import HybridBackbone
+from map_dense.weights import load_backbone
+
+PRETRAINED_OPTIONS = ("type", "checkpoint", "resample_patches")
+
+
+class PretrainedBackbone(HybridBackbone):
+    """A backbone that OpenMMLab's runner initialises by ``init_cfg``.
+
+    Args:
+        name: A model of the family; its smallest when None.
+        init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` with a run or weights file of map-vision, and
+            ``resample_patches=True`` to accept another patch size; None starts from scratch.
+        **options: See :class:`map_dense.backbone.HybridBackbone`.
+
+    Raises:
+        UserError: a model of another family, or an ``init_cfg`` of another form.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(
+        self, name: str | None = None, *, init_cfg: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        name = name or f"{self.family}_tiny_patch16_224"
+        if not name.startswith(f"{self.family}_"):
+            raise UserError(
+                f"{type(self).__name__} takes models {self.family}_*; got {name!r}: change type or name"
+            )
+        super().__init__(name, **options)
+        self.init_cfg = init_cfg
+        if init_cfg:
+            self._check(init_cfg)
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names, and log every key that was not used."""
+        if self.init_cfg and self.init_cfg.get("checkpoint"):
+            report = load_backbone(
+                self,
+                self.init_cfg["checkpoint"],
+                resample_patches=self.init_cfg.get("resample_patches", False),
+            )
+            print_log(str(report), logger="current", level=logging.WARNING if report.unused else logging.INFO)
+
+    @staticmethod
+    def _check(init_cfg: Mapping[str, Any]) -> None:
+        for option in init_cfg:
+            if option not in PRETRAINED_OPTIONS:
+                raise UserError(f"init_cfg.{option} is unknown; {near_matches(option, PRETRAINED_OPTIONS)}")
+        if init_cfg.get("type", "Pretrained") != "Pretrained":
+            raise UserError(
+                f"init_cfg of a backbone must be dict(type='Pretrained', checkpoint=PATH); got type "
+                f"{init_cfg['type']!r}"
+            )
+
+
+@MODELS.register_module()
+class HybridNet(PretrainedBackbone):
+    """Mamba and Transformer blocks: ``hybridnet_{tiny,small,base,large}_patch16_{224,384}``."""
+
+    family = "hybridnet"
+
+
+@MODELS.register_module()
+class MambaR(PretrainedBackbone):
+    """Mamba blocks only: ``mambar_{tiny,small,base,large}_patch16_224``."""
+
+    family = "mambar"
+
+
+@MODELS.register_module()
+class MapViT(PretrainedBackbone):
+    """Transformer blocks only: ``map_vit_{tiny,small,base,large}_patch16_224``."""
+
+    family = "map_vit"

@@ -1,0 +1,129 @@
+"""Weights of map-vision for a dense backbone: what may differ, what is refused, and what was not used."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.layers import resample_patch_embed
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.weights import read_weights, weights_file
+from map_dense.backbone import HybridBackbone
+from map_vision.factory import described_model
+from map_vision.models import ARCHITECTURES
+from map_vision.weights import convert_state
+
+PATCHES = "patch_embed.proj.weight"
+POSITIONS = "encoder.position.table"
+SHAPELESS = ("num_heads", "order")  # arguments that change the features but no parameter's shape
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class BackboneReport:
+    """What loading did: the file, how many tensors the backbone took, and every key that it did not use."""
+
+    source: Path
+    used: int
+    unused: tuple[str, ...]
+    resampled: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.used} tensors loaded into the backbone"
+        if self.resampled:
+            text += f"; resampled: {', '.join(self.resampled)}"
+        return text + f"; {len(self.unused)} not used: {', '.join(self.unused) or 'none'}"
+
+
+def load_backbone(
+    backbone: HybridBackbone, path: str | Path, *, resample_patches: bool = False
+) -> BackboneReport:
+    """Start a backbone from a run of map-vision (pretraining, finetuning, probing), its weights file, or timm's ViT.
+
+    Positions of another grid are resampled. Registers, neck, head, final norm and layers behind the last of
+    ``out_indices`` are not used.
+
+    Args:
+        backbone: Takes the weights.
+        path: A run's directory or a weights file.
+        resample_patches: Resample the patch embedding if the file's patches have another size
+            (FlexiViT's pseudo-inverse, arXiv 2212.08013, section 3.4).
+
+    Raises:
+        UserError: no key of the file fits; another width, depth, layout or number of heads; another patch size
+            without ``resample_patches``; a parameter that is missing or has another shape.
+    """
+    file = weights_file(path)
+    state, own = convert_state(read_weights(path)), backbone.model.state_dict()
+    if not set(state) & set(own):
+        raise UserError(
+            f"{file} has none of the backbone's {len(own)} keys (it begins with {', '.join(list(state)[:3])}; the "
+            f"backbone with {', '.join(list(own)[:3])}); give a run of map-vision or its model.safetensors"
+        )
+    _check_architecture(backbone, state, path)
+    if PATCHES in state:
+        state[PATCHES] = _fitting_patches(state[PATCHES], own[PATCHES], file, resample=resample_patches)
+    faults = {
+        "missing": [key for key in own if key not in state],
+        "shapes": [
+            f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
+            for key, value in own.items()
+            if key in state and state[key].shape != value.shape and key != POSITIONS
+        ],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
+        raise UserError(
+            f"{file} does not fit the backbone: {told}; set model.backbone as the run's model was "
+            "(name, layout, mlp_ratio, in_chans, ...)"
+        )
+    taken = {key: state[key] for key in own}
+    resampled = tuple(key for key in own if taken[key].shape != own[key].shape)
+    backbone.model.load_state_dict(taken)
+    return BackboneReport(file, len(taken), tuple(key for key in state if key not in own), resampled)
+
+
+def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse another width, depth or layout, each with both values."""
+    own = backbone.architecture
+    if PATCHES in state and state[PATCHES].shape[0] != backbone.embed_dim:
+        raise UserError(
+            f"{path} has width {state[PATCHES].shape[0]}, the backbone {backbone.embed_dim}; "
+            "set model.backbone.name (or embed_dim) to the pretrained model's"
+        )
+    layers = {int(found[1]) for key in state if (found := re.match(r"encoder\.blocks\.(\d+)\.", key))}
+    depth = max(layers, default=-1) + 1
+    if depth != backbone.depth:
+        raise UserError(
+            f"{path} has {depth} layers, the backbone {backbone.depth} (layout {own['layout']!r}); "
+            "set model.backbone.name (or layout) to the pretrained model's"
+        )
+    described = described_model(path)
+    if described is None or described.name not in ARCHITECTURES:
+        return
+    theirs = {**ARCHITECTURES[described.name][1], **described.arguments()}
+    for argument in SHAPELESS:
+        if theirs.get(argument) != own.get(argument):
+            raise UserError(
+                f"{path} was trained with {argument} {theirs.get(argument)}, the backbone has "
+                f"{own.get(argument)}; set model.backbone.{argument}={theirs.get(argument)}"
+            )
+
+
+def _fitting_patches(theirs: Tensor, own: Tensor, file: Path, *, resample: bool) -> Tensor:
+    if theirs.shape[2:] == own.shape[2:]:
+        return theirs
+    if not resample:
+        (h, w), (oh, ow) = theirs.shape[2:], own.shape[2:]
+        raise UserError(
+            f"{file} has patches of {h}x{w} pixels, the backbone of {oh}x{ow}: set model.backbone.patch_size={h}, "
+            "or model.backbone.init_cfg.resample_patches=True to resample the patch embedding"
+        )
+    return resample_patch_embed(theirs, list(own.shape[2:]))
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more
