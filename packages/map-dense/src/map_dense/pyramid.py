@@ -5,7 +5,6 @@ transposed convolutions, coarser ones from max pooling. At patch size 16 the fac
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 from jaxtyping import Float
 from timm.layers import LayerNorm2d as ChannelLayerNorm
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from map_core import UserError
 
-NormKind = Literal["batch", "sync"]
 STRIDES = (4, 8, 16, 32)
 
 
@@ -61,7 +59,7 @@ class UperNetPyramid(nn.Module):
         *,
         patch_size: int = 16,
         strides: Sequence[int] = STRIDES,
-        norm: NormKind = "batch",
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         norms = {"batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
