@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-TIMES = {"seconds", "images_per_second"}
+TIMES = {"seconds", "samples_per_second"}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 PRETRAIN = [
     "-m", "map_vision", "pretrain", "--config", "pretrain_digits",

@@ -309,11 +309,11 @@ def test_decoder_and_head_follow_the_general_rule_and_the_encoder_keeps_its_own(
 
 
 def test_names_without_weight_decay():
-    positions = {
-        f"{part}.position.embed.{kind}" for part in ("encoder", "decoder") for kind in ("weight", "bias")
-    }
+    """The matrices of a position MLP decay like any other; a table of positions does not."""
+    objective = toy_objective()
+    objective.decoder.position.table = nn.Parameter(torch.zeros(2, 2, 4))
     rates = {f"encoder.blocks.0.mixer.scan_{way}.A_log" for way in ("forward", "backward")}
-    assert toy_objective().no_weight_decay() == positions | rates | {"decoder.mask_token"}
+    assert objective.no_weight_decay() == rates | {"decoder.mask_token", "decoder.position.table"}
 
 
 def test_a_first_loss_is_that_of_predicting_the_mean(vectors):

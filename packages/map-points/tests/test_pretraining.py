@@ -138,7 +138,6 @@ def test_after_mask_changes_who_sees_whom():
 
 def test_settings_that_do_not_fit_are_refused():
     for changes, told in (
-        ({"normalize_targets": True}, "are for images"),
         ({"regions": "after_mask", "region_order": "hilbert"}, "has no effect with"),
         ({"num_regions": 0}, "num_regions must be at least 1"),
         ({"num_regions": 17}, r"num_regions \(17\) must lie between 1 and the number of patches \(16\)"),

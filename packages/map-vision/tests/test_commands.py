@@ -33,7 +33,7 @@ SHORT = [
 ]
 QUICK = ["--evaluation.workers=0", "--evaluation.progress=false", "--evaluation.device=cpu"]
 DECODER = ["--objective.decoder_dim=16", "--objective.decoder_depth=1", "--objective.decoder_heads=2"]
-OF_EVERY_RUN = {"task", "seconds", "images_per_second", "peak_memory_bytes", "versions", "commit"}
+OF_EVERY_RUN = {"task", "seconds", "samples_per_second", "peak_memory_bytes", "versions", "commit"}
 
 
 def command(*arguments):

@@ -7,6 +7,7 @@ import torch
 
 from map_core import UserError, mask_noise
 from map_core.cli import load_recipe
+from map_core.pretraining import split_state
 from map_core.training import Step
 from map_vision.factory import create_backbone
 from map_vision.pretraining import (
@@ -15,7 +16,6 @@ from map_vision.pretraining import (
     PretrainTask,
     build_objective,
     load_pretraining,
-    split_state,
 )
 from map_vision.reconstruction import draw_reconstructions, reconstruct
 

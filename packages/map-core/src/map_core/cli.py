@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,6 +168,28 @@ def given_options(arguments: Sequence[str]) -> dict[str, str]:
             name, equals, value = argument[2:].partition("=")
             given[name] = value if equals else following
     return given
+
+
+def section_of_run(given: Mapping[str, str], section: str) -> dict[str, Any]:
+    """The settings in a section of the run that ``--init`` names (or that its weights file lies in).
+
+    Empty without ``--init`` or where that run left no configuration.
+    """
+    if "init" not in given:
+        return {}
+    path = Path(given["init"])
+    config = (path if path.is_dir() else path.parent) / "config.yaml"
+    return dict(read_yaml(config).get(section, {})) if config.is_file() else {}
+
+
+def as_defaults(section: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a section by dotted key, as :attr:`Command.defaults` gives them; what ``kind`` lacks is left out."""
+    known = {entry.name for entry in dataclasses.fields(kind)}
+    return {
+        f"{section}.{key}": tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+        if key in known
+    }
 
 
 @contextlib.contextmanager

@@ -70,9 +70,12 @@ class Registers(nn.Module):
         return [(i + 1) * gap + i for i in range(self.num_registers)]
 
     def insert(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
-        registers = (self.token + self.position).to(x.dtype).expand(x.shape[0], -1, -1)
-        order = self._order(x.shape[1])
-        return torch.cat([registers, x], dim=1).index_select(1, torch.tensor(order, device=x.device))
+        """Put the registers, with their positions, among the tokens."""
+        return self._place(self.token + self.position, x)
+
+    def insert_position(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
+        """Put the registers' positions alone among those of the tokens."""
+        return self._place(self.position, x)
 
     def split(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor]:
         """Undo :meth:`insert`: registers (b, n, d) and the other tokens in their order."""
@@ -80,6 +83,10 @@ class Registers(nn.Module):
         back = sorted(range(len(order)), key=order.__getitem__)
         x = x.index_select(1, torch.tensor(back, device=x.device))
         return x[:, : self.num_registers], x[:, self.num_registers :]
+
+    def _place(self, own: Float[Tensor, "n d"], x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n+m d"]:
+        order = torch.tensor(self._order(x.shape[1]), device=x.device)
+        return torch.cat([own.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1).index_select(1, order)
 
     def _order(self, length: int) -> list[int]:
         """Indices into (registers, tokens) in sequence order."""
@@ -99,6 +106,16 @@ class LayerFeatures:
     registers: Float[Tensor, "b n d"] | None
 
 
+@dataclass(frozen=True)
+class _Visible:
+    """What enters the stack: the sequence, raw coordinates and index of its tokens, and what is added again."""
+
+    x: Float[Tensor, "b n d"]
+    position: Float[Tensor, "#b m p"]
+    index: Tensor
+    repeated: Float[Tensor, "b n d"] | None
+
+
 class HybridEncoder(nn.Module):
     """A stack of blocks, one letter of the layout each, over the visible tokens in scan order.
 
@@ -111,6 +128,7 @@ class HybridEncoder(nn.Module):
         norm: The final norm.
         drop_path_rate: Stochastic depth, growing linearly from 0 at the first layer to this rate at the last.
         registers: Global tokens of the classification form; None in pretraining.
+        repeat_position: Add the position embedding before every block, not once.
 
     Raises:
         UserError: a layout that does not parse or uses a letter without a maker.
@@ -126,6 +144,7 @@ class HybridEncoder(nn.Module):
         norm: nn.Module,
         drop_path_rate: float = 0.0,
         registers: Registers | None = None,
+        repeat_position: bool = False,
     ) -> None:
         super().__init__()
         letters = expand_layout(layout)
@@ -139,6 +158,7 @@ class HybridEncoder(nn.Module):
         self.activation_checkpointing = False
         self.position = position
         self.registers = registers
+        self.repeat_position = repeat_position
         rates = [drop_path_rate * i / max(len(letters) - 1, 1) for i in range(len(letters))]
         self.blocks = nn.ModuleList(
             block_makers[kind](embed_dim, rate) for kind, rate in zip(letters, rates, strict=True)
@@ -154,41 +174,51 @@ class HybridEncoder(nn.Module):
 
     def last_layer(self, tokens: Tokens, mask: TokenMask | None = None) -> LayerFeatures:
         """Features behind the last layer, registers included, not normalised."""
-        x, position, index = self._visible(tokens, mask)
-        for layer in self._stack(x, position):
+        visible = self._visible(tokens, mask)
+        x = visible.x
+        for layer in self._stack(visible):
             x = layer
-        return self._layer_features(x, index)
+        return self._layer_features(x, visible.index)
 
     def layers(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
         """Yield the features behind every layer in turn."""
-        x, position, index = self._visible(tokens, mask)
-        for layer in self._stack(x, position):
-            yield self._layer_features(layer, index)
+        visible = self._visible(tokens, mask)
+        for layer in self._stack(visible):
+            yield self._layer_features(layer, visible.index)
 
     def normalize(self, features: LayerFeatures) -> LayerFeatures:
         """Apply the final norm to patches and registers."""
         patches = Features(self.norm(features.patches.embedding), features.patches.index)
         return LayerFeatures(patches, None if features.registers is None else self.norm(features.registers))
 
-    def _visible(self, tokens: Tokens, mask: TokenMask | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _visible(self, tokens: Tokens, mask: TokenMask | None) -> "_Visible":
         x = residual_stream(tokens.embedding)
-        x = x + self.position(tokens.position, tokens.grid).to(x.dtype)
         position = tokens.position
+        embedded = self.position(position, tokens.grid).to(x.dtype)
+        x = x + embedded
         if mask is None:
             index = torch.arange(tokens.length, device=x.device).unsqueeze(0)
         else:
             index = mask.keep
             x, position = gather_tokens(x, index), gather_tokens(position, index)
+        repeated = None
+        if self.repeat_position:
+            repeated = embedded if mask is None else gather_tokens(embedded, index)
+            repeated = repeated.expand_as(x)
         if self.registers is not None:
             x = self.registers.insert(x)
-        return x, position, index
+            repeated = None if repeated is None else self.registers.insert_position(repeated)
+        return _Visible(x, position, index, repeated)
 
-    def _stack(self, x: Tensor, position: Tensor) -> Iterator[Tensor]:
-        for block in self.blocks:
+    def _stack(self, visible: "_Visible") -> Iterator[Tensor]:
+        x = visible.x
+        for i, block in enumerate(self.blocks):
+            if visible.repeated is not None and i > 0:
+                x = x + visible.repeated
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, position, use_reentrant=False)
+                x = checkpoint(block, x, visible.position, use_reentrant=False)
             else:
-                x = block(x, position)
+                x = block(x, visible.position)
             yield x
 
     def _layer_features(self, x: Tensor, index: Tensor) -> LayerFeatures:

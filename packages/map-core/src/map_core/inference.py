@@ -47,7 +47,7 @@ class Stopwatch:
         """What summary.json says of a block that ran over so many samples."""
         return {
             "seconds": self.seconds,
-            "images_per_second": samples / self.seconds,
+            "samples_per_second": samples / self.seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "versions": versions(),
             "commit": commit(),

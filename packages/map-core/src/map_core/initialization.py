@@ -23,11 +23,11 @@ def keep_init(module: nn.Module) -> None:
 
 
 def undecayed_parameters(module: nn.Module) -> set[str]:
-    """Names of what weight decay must leave alone: Mamba's A, positions, registers, mask tokens.
+    """Names of what weight decay must leave alone: Mamba's A, tables of positions, registers, mask tokens.
 
     Vectors (biases, norms, D) are not decayed either; timm's parameter groups see to those.
     """
-    tables = ("position.", "registers.", "mask_token", "A_log")
+    tables = ("position.table", "registers.", "mask_token", "A_log")
     return {name for name, _ in module.named_parameters() if any(table in name for table in tables)}
 
 

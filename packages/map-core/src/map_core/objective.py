@@ -7,7 +7,7 @@ READ FIRST. ``MaskedAutoregression.forward`` is the method; every call in it is 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -128,8 +128,6 @@ class ObjectiveConfig:
         decoder_dim: Width of the decoder.
         decoder_heads: Attention heads of the decoder.
         decoder_mlp_ratio: MLP width over decoder_dim.
-        decoder_position: Learned or fixed sin-cos positions of the decoder.
-        normalize_targets: Reconstruct patches normalised by their own mean and deviation.
     """
 
     mask_ratio: float = 0.5
@@ -142,8 +140,6 @@ class ObjectiveConfig:
     decoder_dim: int = 192
     decoder_heads: int = 16
     decoder_mlp_ratio: float = 4.0
-    decoder_position: Literal["learned", "sincos"] = "learned"
-    normalize_targets: bool = True
 
     def validate(self) -> None:
         """Check what can be checked before any data is read.

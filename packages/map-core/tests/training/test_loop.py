@@ -94,7 +94,7 @@ def test_a_run_directory_explains_itself(tmp_path):
     assert summary["processes"] == 1
     assert summary["interrupted"] is False
     assert {"torch", "timm", "accelerate", "map-core", "python"} <= summary["versions"].keys()
-    assert min(summary[key] for key in ("seconds", "images_per_second", "peak_memory_bytes")) > 0
+    assert min(summary[key] for key in ("seconds", "samples_per_second", "peak_memory_bytes")) > 0
     lines = metrics_without_times(out)
     train_lines = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in train_lines] == [5, 10, 15, 16]

@@ -78,7 +78,7 @@ def toy_config(**changes):
 def metrics_without_times(out):
     """The lines of metrics.jsonl but for what differs from machine to machine."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "samples_per_second")} for line in lines]
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """The command line: ``map-points COMMAND --config RECIPE --section.key value ...``."""
 
 import logging
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import map_core.cli
-from map_core.cli import Command, read_yaml
+from map_core.cli import Command, as_defaults, section_of_run
 from map_points import commands
 from map_points.data import PointDataConfig
-from map_points.factory import described_model
+from map_points.factory import PointModelConfig, described_model
 from map_points.finetuning import FinetuneConfig
 from map_points.pretraining import PretrainConfig
 
@@ -17,24 +15,14 @@ RECIPES = "map_points.recipes"
 
 
 def data_of_run(given: dict[str, str]) -> dict[str, Any]:
-    """The data settings of the run that ``--init`` names (or that its weights file lies in)."""
-    if "init" not in given:
-        return {}
-    path = Path(given["init"])
-    config = (path if path.is_dir() else path.parent) / "config.yaml"
-    values = read_yaml(config).get("data", {}) if config.is_file() else {}
-    known = {field.name for field in fields(PointDataConfig)}
-    return {
-        f"data.{key}": tuple(value) if isinstance(value, list) else value
-        for key, value in values.items()
-        if key in known
-    }
+    """The data settings of the run that ``--init`` names."""
+    return as_defaults("data", PointDataConfig, section_of_run(given, "data"))
 
 
 def model_of_run(given: dict[str, str]) -> dict[str, Any]:
     """The model of the run that ``--init`` names."""
     model = described_model(given["init"]) if "init" in given else None
-    return {} if model is None else {f"model.{key}": value for key, value in vars(model).items()}
+    return {} if model is None else as_defaults("model", PointModelConfig, vars(model))
 
 
 COMMANDS = (

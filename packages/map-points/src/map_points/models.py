@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from map_core import Registers, Tokens
+from map_core import HybridEncoder, Registers, Tokens
 from map_core.blocks import TransformerBlock, make_norm
 from map_core.errors import UserError, near_matches
 from map_core.initialization import init_weights, undecayed_parameters
-from map_points.encoder import PointEncoder
 from map_points.local_blocks import Mamba3DBlock, ScanKind
 from map_points.orders import PointOrder
 from map_points.patch_embedding import CoordinatePosition, PatchEmbedding
@@ -88,7 +87,7 @@ class HybridNet3D(nn.Module):
         self.num_classes, self.embed_dim, self.order = num_classes, embed_dim, order
         self.num_patches, self.patch_size = num_patches, patch_size
         self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim)
-        self.encoder = PointEncoder(
+        self.encoder = HybridEncoder(
             embed_dim,
             layout,
             block_makers={
@@ -103,6 +102,7 @@ class HybridNet3D(nn.Module):
             norm=make_norm("layer", embed_dim),
             drop_path_rate=drop_path_rate,
             registers=Registers(1, embed_dim, spread=False) if class_token else None,
+            repeat_position=True,
         )
         self.num_features = embed_dim * (2 if class_token else 1)
         self.head: nn.Module = nn.Identity()

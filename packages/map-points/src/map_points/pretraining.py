@@ -1,20 +1,19 @@
 """Pretraining of point models: the objective over patches of clouds, as a task of the training engine."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder, mask_noise
+from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder
 from map_core.errors import UserError
 from map_core.masking import hidden_count
 from map_core.objective import own_region
-from map_core.training import Step, Task, TrainingConfig
-from map_core.weights import read_description, read_settings, read_weights, save_weights
+from map_core.pretraining import ObjectiveTask, load_objective
+from map_core.training import TrainingConfig
 from map_points.data import PointData, PointDataConfig, load_point_data
 from map_points.factory import PointModelConfig, create_backbone, describe_model, described_model
 from map_points.local_blocks import Mamba3DBlock
@@ -26,15 +25,12 @@ from map_points.reconstruction import draw_reconstructions
 from map_points.tokenizer import PointTokenizer, regions_after_mask
 from map_points.weights import load_init
 
-PRETRAINING_FILE = "pretraining.safetensors"
 PICTURES = 6
 
 
 @dataclass
 class PointObjectiveConfig(ObjectiveConfig):
     """The objective over patches of points.
-
-    ``decoder_position`` stays as it is (an MLP of the centres); targets are never normalised.
 
     Args:
         num_regions: Groups of patches that are predicted one after the other.
@@ -47,7 +43,6 @@ class PointObjectiveConfig(ObjectiveConfig):
 
     decoder_dim: int = 384
     decoder_heads: int = 6
-    normalize_targets: bool = False
     num_regions: int = 8
     regions: Literal["scan", "after_mask"] = "scan"
     region_order: PointOrder | None = None
@@ -55,10 +50,6 @@ class PointObjectiveConfig(ObjectiveConfig):
 
     def validate(self) -> None:
         super().validate()
-        if self.normalize_targets or self.decoder_position != "learned":
-            raise UserError(
-                "objective.normalize_targets and objective.decoder_position are for images; leave them out"
-            )
         if self.num_regions < 1:
             raise UserError(f"objective.num_regions must be at least 1; got {self.num_regions}")
         if self.regions == "after_mask" and self.region_order is not None:
@@ -141,20 +132,7 @@ def _check_visible(model: HybridNet3D, config: PointObjectiveConfig) -> None:
             )
 
 
-def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split an objective's state into the model's, in its key names, and the decoder's and head's."""
-    model, rest = {}, {}
-    for key, value in state.items():
-        if key.startswith("tokenizer."):
-            model[key.removeprefix("tokenizer.")] = value
-        elif key.startswith("encoder."):
-            model[key] = value
-        else:
-            rest[key] = value
-    return model, rest
-
-
-class PretrainTask(Task):
+class PretrainTask(ObjectiveTask):
     """Masked autoregressive pretraining on clouds.
 
     Args:
@@ -162,10 +140,8 @@ class PretrainTask(Task):
         data: Opened clouds, from ``config.data`` when None.
     """
 
-    name = "pretrain"
-
     def __init__(self, config: PretrainConfig, data: PointData | None = None) -> None:
-        self.config = config
+        self.config, self.settings = config, config.objective
         torch.manual_seed(config.training.seed)
         backbone = create_backbone(config.model)
         backbone.set_grad_checkpointing(config.training.activation_checkpointing)
@@ -176,23 +152,8 @@ class PretrainTask(Task):
         self.data = data or load_point_data(config.data, purpose="pretrain")
         self.train_data = self.data.train
 
-    def loss(self, model: nn.Module, batch: Any, step: Step) -> dict[str, Tensor]:
-        points, _ = batch
-        noise = mask_noise(step.seed, step.index, step.samples, (step.global_batch, self.num_tokens))
-        ratio = self.config.objective.ratio(step.seed, step.index)
-        return {"loss": model(points, ratio=ratio, noise=noise).loss}
-
-    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
-        suffix = "" if weights == "raw" else f"_{weights}"
-        encoder, rest = split_state(model.state_dict())
-        description = describe_model(self.config.model, task=self.name, holds="encoder", weights=weights)
-        save_weights(directory / f"model{suffix}.safetensors", encoder, description)
-        objective = {
-            "objective": asdict(self.config.objective),
-            "holds": "decoder and head",
-            "weights": weights,
-        }
-        save_weights(directory / f"pretraining{suffix}.safetensors", rest, objective)
+    def describe(self, weights: str) -> dict[str, Any]:
+        return describe_model(self.config.model, task=self.name, holds="encoder", weights=weights)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         assert isinstance(model, MaskedAutoregression)
@@ -203,23 +164,12 @@ class PretrainTask(Task):
 
 
 def load_pretraining(path: str | Path) -> MaskedAutoregression:
-    """Rebuild the whole objective of a pretraining run (encoder, decoder and head).
+    """Rebuild the whole objective of a pretraining run; see :func:`map_core.pretraining.load_objective`."""
 
-    Raises:
-        UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
-    """
-    path = Path(path)
-    model_config, file = described_model(path), path / PRETRAINING_FILE
-    if model_config is None or not file.is_file():
-        raise UserError(
-            f"{path} has no {PRETRAINING_FILE} with its description: reconstruction needs the decoder, "
-            "which only the directory of a pretraining run holds"
-        )
-    config = read_settings(PointObjectiveConfig, read_description(file)["objective"], file)
-    objective = build_objective(create_backbone(model_config), config)
-    own = {
-        f"tokenizer.{key}" if key.startswith("patch_embed.") else key: value
-        for key, value in read_weights(path).items()
-    }
-    objective.load_state_dict({**own, **read_weights(file)})
+    def build(settings: PointObjectiveConfig) -> MaskedAutoregression:
+        model = described_model(path)
+        assert model is not None
+        return build_objective(create_backbone(model), settings)
+
+    objective, _ = load_objective(path, PointObjectiveConfig, build)
     return objective

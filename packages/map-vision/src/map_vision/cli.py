@@ -1,16 +1,14 @@
 """The command line: ``map-vision COMMAND --config RECIPE --section.key value ...``."""
 
 import logging
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import map_core.cli
-from map_core.cli import Command, read_yaml
+from map_core.cli import Command, as_defaults, section_of_run
 from map_core.weights import read_description
 from map_vision import commands
 from map_vision.data import DataConfig
-from map_vision.factory import described_model
+from map_vision.factory import ModelConfig, described_model
 from map_vision.finetuning import FinetuneConfig
 from map_vision.pretraining import PretrainConfig
 
@@ -18,25 +16,13 @@ RECIPES = "map_vision.recipes"
 
 
 def data_of_run(given: dict[str, str]) -> dict[str, Any]:
-    """The data settings of the run that ``--init`` names (or that its weights file lies in).
-
-    Pixels are normalised as in training, whatever the images.
-    """
-    if "init" not in given:
-        return {}
-    path = Path(given["init"])
-    config = (path if path.is_dir() else path.parent) / "config.yaml"
-    values = read_yaml(config).get("data", {}) if config.is_file() else {}
-    description = read_description(path)
+    """The data settings of the run that ``--init`` names; pixels are normalised as in training, whatever the images."""
+    values = section_of_run(given, "data")
+    description = read_description(given["init"]) if "init" in given else {}
     values |= {key: description[key] for key in ("mean", "std") if key in description}
     if "data.root" in given and values.get("source") == "digits":
         values["source"] = "auto"  # the digits have no folder
-    known = {field.name for field in fields(DataConfig)}
-    return {
-        f"data.{key}": tuple(value) if isinstance(value, list) else value
-        for key, value in values.items()
-        if key in known
-    }
+    return as_defaults("data", DataConfig, values)
 
 
 def model_of_run(given: dict[str, str]) -> dict[str, Any]:
@@ -45,8 +31,8 @@ def model_of_run(given: dict[str, str]) -> dict[str, Any]:
     if model is None:
         return {}
     description = read_description(given["init"])
-    pixels = {f"data.{key}": tuple(description[key]) for key in ("mean", "std") if key in description}
-    return {f"model.{key}": value for key, value in vars(model).items()} | pixels
+    pixels: dict[str, Any] = {key: description[key] for key in ("mean", "std") if key in description}
+    return as_defaults("model", ModelConfig, vars(model)) | as_defaults("data", DataConfig, pixels)
 
 
 COMMANDS = (

@@ -1,18 +1,17 @@
 """Pretraining of image models: the objective over patches, as a task of the training engine."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder, mask_noise, masked_mse
+from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder, masked_mse
 from map_core.errors import UserError
-from map_core.training import Step, Task, TrainingConfig
-from map_core.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
+from map_core.pretraining import ObjectiveTask, load_objective
+from map_core.training import Step, TrainingConfig
 from map_vision.data import DataConfig, ImageData, load_image_data
 from map_vision.factory import ModelConfig, create_backbone, describe_model, described_model
 from map_vision.hybridnet import HybridNet
@@ -34,10 +33,14 @@ class ImageObjectiveConfig(MixingConfig, ObjectiveConfig):
     Args:
         region: What is predicted at once: a row, a column or a block of patches.
         block_size: Rows and columns of patches of a block.
+        decoder_position: Learned or fixed sin-cos positions of the decoder.
+        normalize_targets: Reconstruct patches normalised by their own mean and deviation.
     """
 
     region: RegionKind = "row"
     block_size: tuple[int, int] = (4, 4)
+    decoder_position: Literal["learned", "sincos"] = "learned"
+    normalize_targets: bool = True
 
     def validate(self) -> None:
         super().validate()
@@ -100,20 +103,7 @@ def build_objective(model: HybridNet, config: ImageObjectiveConfig) -> MaskedAut
     )
 
 
-def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split an objective's state into the timm model's, in its key names, and the decoder's and head's."""
-    model, rest = {}, {}
-    for key, value in state.items():
-        if key.startswith("tokenizer.patch_embed."):
-            model[key.removeprefix("tokenizer.")] = value
-        elif key.startswith("encoder."):
-            model[key] = value
-        else:
-            rest[key] = value
-    return model, rest
-
-
-class PretrainTask(Task):
+class PretrainTask(ObjectiveTask):
     """Masked autoregressive pretraining on images.
 
     Args:
@@ -121,10 +111,8 @@ class PretrainTask(Task):
         data: Opened images, from ``config.data`` when None.
     """
 
-    name = "pretrain"
-
     def __init__(self, config: PretrainConfig, data: ImageData | None = None) -> None:
-        self.config = config
+        self.config, self.settings = config, config.objective
         torch.manual_seed(config.training.seed)
         backbone = create_backbone(config.model)
         backbone.set_grad_checkpointing(config.training.activation_checkpointing)
@@ -142,28 +130,15 @@ class PretrainTask(Task):
         self.train_data = self.data.train
         self.mixer = BatchMixer(config.objective, num_classes=0)
 
-    def loss(self, model: nn.Module, batch: Any, step: Step) -> dict[str, Tensor]:
+    def inputs(self, batch: Any, step: Step) -> Tensor:
         images, labels = batch
         if self.mixer.enabled:
             images, _ = self.mixer(images, torch.zeros_like(labels), step)
-        noise = mask_noise(step.seed, step.index, step.samples, (step.global_batch, self.num_tokens))
-        ratio = self.config.objective.ratio(step.seed, step.index)
-        return {"loss": model(images, ratio=ratio, noise=noise).loss}
+        return images
 
-    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
-        suffix = "" if weights == "raw" else f"_{weights}"
-        encoder, rest = split_state(model.state_dict())
-        normalization = {"mean": self.data.mean, "std": self.data.std}
-        description = describe_model(
-            self.config.model, task=self.name, holds="encoder", weights=weights, **normalization
-        )
-        save_weights(directory / f"model{suffix}.safetensors", encoder, description)
-        objective = {
-            "objective": asdict(self.config.objective),
-            "holds": "decoder and head",
-            "weights": weights,
-        }
-        save_weights(directory / f"pretraining{suffix}.safetensors", rest, objective)
+    def describe(self, weights: str) -> dict[str, Any]:
+        pixels = {"mean": self.data.mean, "std": self.data.std}
+        return describe_model(self.config.model, task=self.name, holds="encoder", weights=weights, **pixels)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         assert isinstance(model, MaskedAutoregression)
@@ -187,29 +162,11 @@ class PretrainTask(Task):
 
 
 def load_pretraining(path: str | Path) -> tuple[MaskedAutoregression, ImageObjectiveConfig]:
-    """Rebuild the whole objective of a pretraining run (encoder, decoder and head), and its settings.
+    """Rebuild the whole objective of a pretraining run; see :func:`map_core.pretraining.load_objective`."""
 
-    Args:
-        path: The run's directory, or one of its encoder files (``model_ema.safetensors`` for the averaged weights).
+    def build(settings: ImageObjectiveConfig) -> MaskedAutoregression:
+        model = described_model(path)
+        assert model is not None
+        return build_objective(create_backbone(model), settings)
 
-    Raises:
-        UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
-    """
-    path = Path(path)
-    model_file = path / MODEL_FILE if path.is_dir() else path
-    decoder_file = model_file.with_name(model_file.name.replace("model", "pretraining", 1))
-    model_config, description = described_model(path), read_description(decoder_file)
-    if model_config is None or "objective" not in description:
-        raise UserError(
-            f"{path} has no {decoder_file.name} with its description beside it: reconstruction needs the decoder, "
-            "which only the directory of a pretraining run holds"
-        )
-    config = read_settings(ImageObjectiveConfig, description["objective"], decoder_file)
-    objective = build_objective(create_backbone(model_config), config)
-    encoder = read_weights(path)
-    rest = read_weights(decoder_file)
-    own = {
-        f"tokenizer.{key}" if key.startswith("patch_embed.") else key: value for key, value in encoder.items()
-    }
-    objective.load_state_dict({**own, **rest})
-    return objective, config
+    return load_objective(path, ImageObjectiveConfig, build)

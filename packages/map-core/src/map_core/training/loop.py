@@ -236,7 +236,7 @@ class Run:
             **self.recorder.last,
             **(self.recorder.evaluation or {}),
             "seconds": self.recorder.seconds,
-            "images_per_second": self.recorder.images_per_second,
+            "samples_per_second": self.recorder.samples_per_second,
             "peak_memory_bytes": peak_memory_bytes(device),
             "versions": versions(),
             "commit": commit(),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from map_core.training.metrics import read_metrics
 
-NOT_PLOTTED = {"kind", "step", "epoch", "seconds", "images_per_second"}
+NOT_PLOTTED = {"kind", "step", "epoch", "seconds", "samples_per_second"}
 FIRST = ("loss", "lr", "grad_norm")
 COLUMNS = 3
 

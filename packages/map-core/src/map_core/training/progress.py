@@ -26,17 +26,17 @@ class Progress:
             total=total, initial=start, unit="step", dynamic_ncols=True, disable=not shown or self._lines
         )
 
-    def advance(self, loss: float, images_per_second: float) -> None:
+    def advance(self, loss: float, samples_per_second: float) -> None:
         """Count one step."""
         self._done += 1
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.1f} images/s", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {samples_per_second:.1f} samples/s", refresh=False)
         self._bar.update()
         now = time.monotonic()
         if self._lines and (now - self._last_line > SECONDS_BETWEEN_LINES or self._done == self._total):
             self._last_line = now
             left = (now - self._began) / (self._done - self._start) * (self._total - self._done)
             self.say(
-                f"step {self._done}/{self._total}, loss {loss:.4f}, {images_per_second:.1f} images/s, "
+                f"step {self._done}/{self._total}, loss {loss:.4f}, {samples_per_second:.1f} samples/s, "
                 f"{tqdm.format_interval(left)} left"
             )
 

@@ -60,7 +60,7 @@ class Recorder:
         """Write the means since the last line, as of ``step`` steps done."""
         self.last = {**self._window.take(), "lr": lr}
         timing = {
-            "images_per_second": self._rate(self._window_steps, self._window_seconds),
+            "samples_per_second": self._rate(self._window_steps, self._window_seconds),
             "seconds": self.seconds,
         }
         self._window_steps, self._window_seconds = 0, 0.0
@@ -87,7 +87,7 @@ class Recorder:
         return self._seconds_before + time.perf_counter() - self._began
 
     @property
-    def images_per_second(self) -> float:
+    def samples_per_second(self) -> float:
         """Training samples per second since the run was started or resumed."""
         return self._rate(self._steps, self._step_seconds)
 

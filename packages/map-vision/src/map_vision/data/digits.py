@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from map_core.errors import UserError
+from map_core.training.subsets import stratified_choice
 
 from .sources import ImageSource
-from .subsets import stratified_choice
 
 MEAN, STD = 0.305, 0.376  # of the training split, pixels in 0..1
 TEST_FRACTION = 0.2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from map_core.errors import UserError
+from map_core.training.subsets import hold_out, take_subset
 
 from .config import DataConfig, Purpose
 from .digits import load_digits, split_digits
@@ -20,7 +21,6 @@ from .folders import (
 )
 from .normalization import reads_digits
 from .sources import ImageSource
-from .subsets import hold_out, take_subset
 from .timm_sources import StreamedImages, read_timm
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from map_core.errors import UserError
-from map_vision.data.subsets import hold_out, stratified_choice, take_subset
+from map_core.training.subsets import hold_out, stratified_choice, take_subset
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 21])
 
@@ -37,5 +37,5 @@ def test_subset_out_of_range_names_both_numbers(count: int) -> None:
 
 
 def test_holdout_that_leaves_nothing_names_both_numbers() -> None:
-    with pytest.raises(UserError, match=r"holdout \(0.001\) must .* the training set has 101 images"):
+    with pytest.raises(UserError, match=r"holdout \(0.001\) must .* the training set has 101 samples"):
         hold_out(LABELS, 0.001, seed=0)

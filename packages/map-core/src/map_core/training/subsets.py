@@ -1,4 +1,4 @@
-"""Fixed, stratified choices among labelled images: a subset, and a held-out part."""
+"""Fixed, stratified choices among labelled samples: a subset, and a held-out part."""
 
 import numpy as np
 
@@ -38,8 +38,8 @@ def hold_out(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndar
     count = round(fraction * len(labels)) if 0.0 <= fraction < 1.0 else 0
     if not 0 < count < len(labels):
         raise UserError(
-            f"holdout ({fraction}) must lie in (0, 1) and leave images on both sides; "
-            f"the training set has {len(labels)} images"
+            f"holdout ({fraction}) must lie in (0, 1) and leave samples on both sides; "
+            f"the training set has {len(labels)} samples"
         )
     held = stratified_choice(labels, count, seed=seed, what="holdout")
     return np.setdiff1d(np.arange(len(labels)), held), held
@@ -52,5 +52,5 @@ def take_subset(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
         UserError: for a count outside 1..len(labels).
     """
     if not 0 < count <= len(labels):
-        raise UserError(f"subset ({count}) must lie in 1..{len(labels)}, the number of training images")
+        raise UserError(f"subset ({count}) must lie in 1..{len(labels)}, the number of training samples")
     return stratified_choice(labels, count, seed=seed, what="subset")

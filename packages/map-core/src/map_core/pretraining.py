@@ -1,0 +1,92 @@
+"""The objective as a task of the training engine: what pretraining on images and on points share."""
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from map_core.errors import UserError
+from map_core.masking import mask_noise
+from map_core.objective import MaskedAutoregression, ObjectiveConfig
+from map_core.training import Step, Task
+from map_core.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
+
+Settings = TypeVar("Settings", bound=ObjectiveConfig)
+
+
+class ObjectiveTask(Task):
+    """Train a :class:`~map_core.objective.MaskedAutoregression`.
+
+    A subclass sets, beside ``train_data``, ``model`` (the objective), ``settings`` (what it was built with)
+    and ``num_tokens`` (of one sample).
+    """
+
+    name = "pretrain"
+    model: MaskedAutoregression
+    settings: ObjectiveConfig
+    num_tokens: int
+
+    @abc.abstractmethod
+    def describe(self, weights: str) -> dict[str, Any]:
+        """The JSON description that makes the encoder's file readable without its recipe."""
+
+    def inputs(self, batch: Any, step: Step) -> Any:
+        """What the tokenizer reads of a batch: the first of its parts."""
+        return batch[0]
+
+    def loss(self, model: nn.Module, batch: Any, step: Step) -> dict[str, Tensor]:
+        noise = mask_noise(step.seed, step.index, step.samples, (step.global_batch, self.num_tokens))
+        ratio = self.settings.ratio(step.seed, step.index)
+        return {"loss": model(self.inputs(batch, step), ratio=ratio, noise=noise).loss}
+
+    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
+        suffix = "" if weights == "raw" else f"_{weights}"
+        encoder, rest = split_state(model.state_dict())
+        save_weights(directory / f"model{suffix}.safetensors", encoder, self.describe(weights))
+        decoder = {"objective": asdict(self.settings), "holds": "decoder and head", "weights": weights}
+        save_weights(directory / f"pretraining{suffix}.safetensors", rest, decoder)
+
+
+def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split an objective's state into the model's, in its own key names, and the decoder's and head's."""
+    model: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for key, value in state.items():
+        part = model if key.startswith(("tokenizer.", "encoder.")) else rest
+        part[key.removeprefix("tokenizer.")] = value
+    return model, rest
+
+
+def load_objective(
+    path: str | Path, kind: type[Settings], build: Callable[[Settings], MaskedAutoregression]
+) -> tuple[MaskedAutoregression, Settings]:
+    """Rebuild the whole objective of a pretraining run (encoder, decoder and head), and its settings.
+
+    Args:
+        path: The run's directory, or one of its encoder files (``model_ema.safetensors`` for the averaged weights).
+        kind: The domain's settings of the objective.
+        build: Makes the objective of its settings, with the model that the run describes.
+
+    Raises:
+        UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
+    """
+    path = Path(path)
+    model_file = path / MODEL_FILE if path.is_dir() else path
+    decoder_file = model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+    description = read_description(decoder_file)
+    if "name" not in read_description(path) or "objective" not in description:
+        raise UserError(
+            f"{path} has no {decoder_file.name} with its description beside it: reconstruction needs the decoder, "
+            "which only the directory of a pretraining run holds"
+        )
+    settings = read_settings(kind, description["objective"], decoder_file)
+    objective = build(settings)
+    encoder = {
+        key if key.startswith("encoder.") else f"tokenizer.{key}": value
+        for key, value in read_weights(path).items()
+    }
+    objective.load_state_dict({**encoder, **read_weights(decoder_file)})
+    return objective, settings
