@@ -1,0 +1,83 @@
+"""UperNet with a 16-layer HybridNet on 36 street scenes of CamVid, 11 classes: does it learn?
+
+Command:   CONFIG=$(map-dense config-path upernet_hybridnet-mini_cpu_camvid)
+           mim train onedl-mmsegmentation $CONFIG --gpus 0 --cfg-options data_root=PATH \
+               model.backbone.init_cfg.checkpoint=RUN
+Hardware:  one CPU core.
+Time:      TIME
+Expected:  EXPECTED
+Status:    STATUS
+Settings:  `data_root` holds `images/{train,val}` (480x360) and `annotations/{train,val}` with labels 0 to 10, and 11
+           for void, which is ignored. RUN is a map-vision pretraining run of the same encoder; leave the last option
+           out to train from scratch.
+"""
+
+_base_ = "_base_/upernet_cpu.py"
+
+data_root = "data/camvid_mini"
+classes = (
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
+palette = [
+    [128, 128, 128],
+    [128, 0, 0],
+    [192, 192, 128],
+    [128, 64, 128],
+    [60, 40, 222],
+    [128, 128, 0],
+    [192, 128, 128],
+    [64, 64, 128],
+    [64, 0, 128],
+    [64, 64, 0],
+    [0, 128, 192],
+]
+void = 11
+
+model = dict(
+    data_preprocessor=dict(seg_pad_val=void),
+    decode_head=dict(num_classes=len(classes), ignore_index=void),
+    auxiliary_head=dict(num_classes=len(classes), ignore_index=void),
+)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="RandomResize", scale=(480, 360), ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=(256, 256), cat_max_ratio=0.75, ignore_index=void),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")]
+scenes = dict(
+    type="BaseSegDataset",
+    metainfo=dict(classes=classes, palette=palette),
+    ignore_index=void,
+    img_suffix=".jpg",
+)
+train_dataloader = dict(
+    dataset=dict(
+        scenes,
+        data_prefix=dict(img_path="images/train", seg_map_path="annotations/train"),
+        pipeline=train_pipeline,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        scenes,
+        data_prefix=dict(img_path="images/val", seg_map_path="annotations/val"),
+        pipeline=test_pipeline,
+    )
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ignore_index=void)
+test_evaluator = val_evaluator

@@ -1,0 +1,22 @@
+"""UperNet with HybridNet-Small on ADE20K, crops of 512x512, 60,000 iterations of 32 images (Vim's code).
+
+Command:   CONFIG=$(map-dense config-path upernet_hybridnet-small_vim-code-60k_ade20k-512x512)
+           mim train onedl-mmsegmentation $CONFIG --launcher pytorch --gpus 4 --cfg-options data_root=PATH \
+               model.backbone.init_cfg.checkpoint=RUN
+Hardware:  any number of GPUs with a total batch of 32, here 4 of 8 images; set train_dataloader.batch_size for others.
+Time:      not measured.
+Expected:  mIoU 46.9 after MAP pretraining; 45.6 after supervised training (paper, Table 9).
+Status:    not reproduced here; builds.
+Settings:  Vim's script for its small model: AdamW 1e-4, weight decay 0.05, layer decay 0.95 over 24 layers, rescaled to 32.
+"""
+
+_base_ = "_base_/upernet_vim-code-60k_ade20k-512x512.py"
+
+width = 384
+model = dict(
+    backbone=dict(name="hybridnet_small_patch16_224", img_size=512, out_indices=[7, 15, 23, 31]),
+    neck=dict(embed_dim=width),
+    decode_head=dict(in_channels=[width] * 4),
+    auxiliary_head=dict(in_channels=width),
+)
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.95), optimizer=dict(lr=1e-4, weight_decay=0.05))

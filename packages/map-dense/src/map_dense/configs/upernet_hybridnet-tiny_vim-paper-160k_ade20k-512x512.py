@@ -1,0 +1,22 @@
+"""UperNet with HybridNet-Tiny on ADE20K, crops of 512x512, 160,000 iterations of 16 images (Vim's paper, unverified).
+
+Command:   CONFIG=$(map-dense config-path upernet_hybridnet-tiny_vim-paper-160k_ade20k-512x512)
+           mim train onedl-mmsegmentation $CONFIG --launcher pytorch --gpus 8 --cfg-options data_root=PATH \
+               model.backbone.init_cfg.checkpoint=RUN
+Hardware:  any number of GPUs with a total batch of 16, here 8 of 2 images; set train_dataloader.batch_size for others.
+Time:      not measured.
+Expected:  none: the paper reports no segmentation with this size.
+Status:    not reproduced here; builds.
+Settings:  AdamW 6e-5, weight decay 0.01, no layer decay: attributed to the appendix of Vim's paper, not verified; they
+           differ from Vim's code.
+"""
+
+_base_ = "_base_/upernet_vim-paper-160k_ade20k-512x512.py"
+
+width = 192
+model = dict(
+    backbone=dict(name="hybridnet_tiny_patch16_224", img_size=512, out_indices=[7, 15, 23, 31]),
+    neck=dict(embed_dim=width),
+    decode_head=dict(in_channels=[width] * 4),
+    auxiliary_head=dict(in_channels=width),
+)
