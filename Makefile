@@ -20,8 +20,16 @@ $(VENV)/demo.stamp: constraints.txt packages/map-core/pyproject.toml packages/ma
 	$(PIP) -e packages/map-core -e 'packages/map-vision[demo]'
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp packages/map-points/pyproject.toml packages/map-dense/pyproject.toml requirements-dev.txt
-	$(PIP) -e 'packages/map-points[demo]' -e packages/map-dense -r requirements-dev.txt
+# no binary of mmcv fits Python 3.11; its build needs torch, so it comes after it and without an isolated environment
+$(VENV)/mmcv.stamp: $(VENV)/demo.stamp
+	@echo "installing OpenMMLab's mmcv: its operators are compiled once, 10 minutes or more on 2 cores (pip keeps the wheel)"
+	$(PIP) setuptools wheel ninja psutil
+	MMCV_WITH_OPS=1 $(PIP) --no-build-isolation onedl-mmcv
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/mmcv.stamp packages/map-points/pyproject.toml packages/map-dense/pyproject.toml requirements-dev.txt
+	$(PIP) -e 'packages/map-points[demo]' -e 'packages/map-dense[mmseg,mmdet]' -r requirements-dev.txt
+	$(BIN)/python -c 'from map_dense.installation import check_operators; check_operators()'
 	@touch $@
 
 setup: $(VENV)/test.stamp ## install all four packages and the development tools into .venv

@@ -7,7 +7,8 @@ Hardware:  any number of GPUs with a total batch of 32, here 4 of 8 images; set 
 Time:      not measured.
 Expected:  mIoU 46.9 after MAP pretraining; 45.6 after supervised training (paper, Table 9).
 Status:    not reproduced here; builds.
-Settings:  Vim's script for its small model: AdamW 1e-4, weight decay 0.05, layer decay 0.95 over 24 layers, rescaled to 32.
+Settings:  Vim's script for its small model: AdamW 1e-4, weight decay 0.05, layer decay 0.95 over 24 layers,
+           rescaled to 32.
 """
 
 _base_ = "_base_/upernet_vim-code-60k_ade20k-512x512.py"

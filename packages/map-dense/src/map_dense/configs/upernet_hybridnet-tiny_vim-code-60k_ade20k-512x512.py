@@ -7,7 +7,8 @@ Hardware:  any number of GPUs with a total batch of 32, here 4 of 8 images; set 
 Time:      not measured.
 Expected:  none: the paper reports no segmentation with this size.
 Status:    not reproduced here; builds, and takes an optimizer step at this size on a CPU (batch 2).
-Settings:  Vim's script for its tiny model: AdamW 2e-4, weight decay 0.1, layer decay 0.92 over 24 layers, rescaled to 32.
+Settings:  Vim's script for its tiny model: AdamW 2e-4, weight decay 0.1, layer decay 0.92 over 24 layers,
+           rescaled to 32.
 """
 
 _base_ = "_base_/upernet_vim-code-60k_ade20k-512x512.py"

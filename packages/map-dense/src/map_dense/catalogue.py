@@ -1,0 +1,76 @@
+"""The configs that come with this package: where they lie, what their headers say, how large their models are."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from map_core.errors import UserError, near_matches
+
+CONFIGS = Path(__file__).parent / "configs"
+_FIELD = re.compile(r"^([A-Z][a-z]+): +(.*)$")
+
+
+def config_names() -> list[str]:
+    """Names of the packaged configs, without ``.py``."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def config_path(name: str) -> Path:
+    """Where a packaged config lies.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    names = config_names()
+    if name.removesuffix(".py") not in names:
+        raise UserError(f"config {name!r} is unknown; {near_matches(name, names)}")
+    return CONFIGS / f"{name.removesuffix('.py')}.py"
+
+
+def find_config(name_or_path: str) -> Path:
+    """The file of that path if there is one, else the packaged config of that name."""
+    path = Path(name_or_path)
+    return path if path.is_file() else config_path(name_or_path)
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The fields of a config's docstring (Command, Hardware, Time, Expected, Status, ...), and its first line as Title."""
+    lines = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines() or [""]
+    header, field = {"Title": lines[0]}, None
+    for line in lines[1:]:
+        found = _FIELD.match(line)
+        if found:
+            field = found[1]
+            header[field] = found[2]
+        elif field and line.startswith(" "):
+            header[field] += " " + line.strip()
+        else:
+            field = None
+    return header
+
+
+def read_config(path: Path) -> Any:
+    """Read a config with its bases, which imports the toolbox that it is for.
+
+    Raises:
+        UserError: the toolbox is not installed, or installed wrongly.
+    """
+    try:
+        from mmengine.config import Config
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path.name} needs OpenMMLab ({error}): pip install 'map-dense[mmseg]' or 'map-dense[mmdet]'"
+        ) from error
+    return Config.fromfile(str(path))
+
+
+def build_model(config: Any) -> nn.Module:
+    """Build the whole model of a config without memory for its parameters (on the meta device)."""
+    from mmengine.registry import MODELS, DefaultScope
+
+    with DefaultScope.overwrite_default_scope(config.default_scope), torch.device("meta"):
+        return MODELS.build(config.model)
