@@ -38,7 +38,7 @@ def find_config(name_or_path: str) -> Path:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The fields of a config's docstring (Command, Hardware, Time, Expected, Status, ...), and its first line as Title."""
+    """The fields of a config's docstring (Command, Hardware, Time, ...), and its first line as Title."""
     lines = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines() or [""]
     header, field = {"Title": lines[0]}, None
     for line in lines[1:]:

@@ -13,7 +13,10 @@ DISTRIBUTIONS = {  # the maintained distribution -> upstream's, which installs t
     "onedl-mmsegmentation": ("mmsegmentation",),
     "onedl-mim": ("openmim",),
 }
-BUILD_OPERATORS = "MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation onedl-mmcv==2.3.6"
+BUILD_OPERATORS = (
+    "MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation "
+    "onedl-mmcv==2.3.6"
+)
 
 
 def installed_version(distribution: str) -> str | None:

@@ -17,7 +17,10 @@ from map_vision.weights import convert_state
 
 PATCHES = "patch_embed.proj.weight"
 POSITIONS = "encoder.position.table"
-SHAPELESS = ("num_heads", "order")  # arguments that change the features but no parameter's shape
+SHAPELESS = {
+    "num_heads": 12,
+    "order": "row",
+}  # change the features but no parameter's shape; with their defaults
 SHOWN = 6
 
 
@@ -63,6 +66,11 @@ def load_backbone(
             f"backbone with {', '.join(list(own)[:3])}); give a run of map-vision or its model.safetensors"
         )
     _check_architecture(backbone, state, path)
+    resampled = tuple(
+        key
+        for key in (PATCHES, POSITIONS)
+        if key in own and key in state and state[key].shape != own[key].shape
+    )
     if PATCHES in state:
         state[PATCHES] = _fitting_patches(state[PATCHES], own[PATCHES], file, resample=resample_patches)
     faults = {
@@ -79,10 +87,8 @@ def load_backbone(
             f"{file} does not fit the backbone: {told}; set model.backbone as the run's model was "
             "(name, layout, mlp_ratio, in_chans, ...)"
         )
-    taken = {key: state[key] for key in own}
-    resampled = tuple(key for key in own if taken[key].shape != own[key].shape)
-    backbone.model.load_state_dict(taken)
-    return BackboneReport(file, len(taken), tuple(key for key in state if key not in own), resampled)
+    backbone.model.load_state_dict({key: state[key] for key in own})
+    return BackboneReport(file, len(own), tuple(key for key in state if key not in own), resampled)
 
 
 def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -104,11 +110,12 @@ def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], p
     if described is None or described.name not in ARCHITECTURES:
         return
     theirs = {**ARCHITECTURES[described.name][1], **described.arguments()}
-    for argument in SHAPELESS:
-        if theirs.get(argument) != own.get(argument):
+    for argument, default in SHAPELESS.items():
+        trained, has = theirs.get(argument, default), own.get(argument, default)
+        if trained != has:
             raise UserError(
-                f"{path} was trained with {argument} {theirs.get(argument)}, the backbone has "
-                f"{own.get(argument)}; set model.backbone.{argument}={theirs.get(argument)}"
+                f"{path} was trained with {argument} {trained}, the backbone has {has}; "
+                f"set model.backbone.{argument}={trained}"
             )
 
 

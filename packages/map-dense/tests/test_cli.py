@@ -1,0 +1,77 @@
+"""The commands: where configs lie, what they say, how their parameters are grouped."""
+
+from pathlib import Path
+
+import pytest
+
+from map_dense import catalogue
+from map_dense.cli import main
+
+FIELDS = ("Command", "Hardware", "Time", "Expected", "Status", "Settings")
+
+
+def test_the_path_of_a_config_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "upernet_hybridnet-small_vim-code-60k_ade20k-512x512"
+    assert main(["config-path", name]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path.is_file()
+    assert path.stem == name
+
+
+def test_an_unknown_config_is_told_with_near_matches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config-path", "upernet_hybridnet-mini_cpu_camvit"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "config 'upernet_hybridnet-mini_cpu_camvit' is unknown; did you mean upernet_hybridnet-mini_cpu_camvid"
+        in error
+    )
+
+
+def test_all_configs_are_listed_with_model_size_and_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    entries = capsys.readouterr().out.split("\n  ")
+    listed = "\n  ".join(entries)
+    for name in catalogue.config_names():
+        assert name in listed
+        assert catalogue.read_header(catalogue.config_path(name))["Status"] in listed
+    assert listed.count(" parameters\n") == len(catalogue.config_names())
+    assert "67,081,772 parameters" in listed
+
+
+@pytest.mark.parametrize("name", catalogue.config_names())
+def test_every_config_states_command_hardware_time_number_and_status(name: str) -> None:
+    header = catalogue.read_header(catalogue.config_path(name))
+    assert not [field for field in FIELDS if not header.get(field)]
+    assert any(known in header["Command"] for known in catalogue.config_names())  # its own or one like it
+
+
+@pytest.mark.parametrize("path", sorted(catalogue.CONFIGS.rglob("*.py")), ids=lambda path: path.stem)
+def test_bases_lie_inside_this_package(path: Path) -> None:
+    assert "::" not in path.read_text()
+
+
+def test_the_layer_decay_of_a_config_counts_every_parameter_once(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "upernet_hybridnet-tiny_vim-code-60k_ade20k-512x512"
+    assert main(["layer-decay", name]) == 0
+    table = capsys.readouterr().out.strip().splitlines()[1:]
+    rows = [line.rsplit(maxsplit=5) for line in table]
+    assert sum(int(row[-1].replace(",", "")) for row in rows) == 38_028_716
+    assert {int(row[1]) for row in rows} == set(range(34))
+    first = float(next(row[2] for row in rows if row[1] == "0"))
+    assert first == pytest.approx(0.92 ** (33 * 24 / 32), abs=1e-4)
+
+
+def test_the_layer_decay_of_a_file_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = catalogue.config_path("upernet_hybridnet-mini_cpu_camvid")
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"_base_ = {str(base)!r}\noptim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.5))\n")
+    assert main(["layer-decay", str(mine)]) == 0
+    assert "0.5000" in capsys.readouterr().out
+
+
+def test_a_missing_toolbox_is_told_by_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "mmengine.config", None)  # as if mmengine were not there
+    assert main(["layer-decay", "upernet_hybridnet-mini_cpu_camvid"]) == 2
+    assert "pip install 'map-dense[mmseg]' or 'map-dense[mmdet]'" in capsys.readouterr().err

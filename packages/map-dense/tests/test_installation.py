@@ -1,0 +1,54 @@
+"""What an OpenMMLab installation may lack, told with the cure."""
+
+import pytest
+
+from map_core.errors import UserError
+from map_dense.installation import BUILD_OPERATORS, check_distributions, check_installation, check_operators
+
+
+def test_this_environment_serves_both_toolboxes() -> None:
+    check_installation("mmseg", ["onedl-mmsegmentation"])
+    check_installation("mmdet", ["onedl-mmdetection"])
+
+
+@pytest.mark.parametrize(
+    ("maintained", "upstream"),
+    [
+        ("onedl-mmcv", "mmcv"),
+        ("onedl-mmcv", "mmcv-lite"),
+        ("onedl-mmengine", "mmengine"),
+        ("onedl-mmdetection", "mmdet"),
+        ("onedl-mmsegmentation", "mmsegmentation"),
+    ],
+)
+def test_two_distributions_of_the_same_modules_are_refused(maintained: str, upstream: str) -> None:
+    installed = {maintained: "2.0", upstream: "1.0"}
+    message = (
+        f"{maintained} 2.0 and {upstream} 1.0 are installed together and overwrite each other's modules: "
+        f"pip uninstall -y {upstream} {maintained}"
+    )
+    with pytest.raises(UserError, match=message):
+        check_distributions(installed.get)
+
+
+@pytest.mark.parametrize("only", ["onedl-mmcv", "mmcv"])
+def test_either_distribution_alone_is_fine(only: str) -> None:
+    check_distributions({only: "2.0"}.get)
+
+
+def test_mmcv_without_its_operators_tells_how_to_build_them() -> None:
+    def load(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    with pytest.raises(
+        UserError, match=r"mmcv has no compiled operators \(No module named 'mmcv._ext'\)"
+    ) as caught:
+        check_operators(load)
+    assert BUILD_OPERATORS in str(caught.value)
+
+
+def test_a_toolbox_that_is_not_installed_tells_the_extra() -> None:
+    with pytest.raises(
+        UserError, match=r"mmnothing is not installed .*: pip install 'map-dense\[mmnothing\]'"
+    ):
+        check_installation("mmnothing", ["onedl-mmnothing"])

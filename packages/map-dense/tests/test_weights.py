@@ -1,0 +1,171 @@
+"""Weights of map-vision in a dense backbone: what is used, reported and refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from map_core.errors import UserError
+from map_core.training import TrainingConfig
+from map_core.weights import save_weights
+from map_dense.backbone import HybridBackbone
+from map_dense.weights import load_backbone
+from map_vision.commands import pretrain
+from map_vision.data import DataConfig
+from map_vision.factory import ModelConfig, create_backbone, create_model, describe_model
+from map_vision.pretraining import ImageObjectiveConfig, PretrainConfig
+
+NAME = "hybridnet_tiny_patch16_224"
+SMALL: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "layout": "MMMT", "num_heads": 4}
+
+
+def backbone(**changes: Any) -> HybridBackbone:
+    return HybridBackbone(NAME, **{**SMALL, **changes}).eval()
+
+
+def written(folder: Path, *, classes: int = 0, described: bool = True, **changes: Any) -> Path:
+    """A run directory with the weights of a small pretrained encoder, or of a classifier."""
+    config = ModelConfig(NAME, **{**SMALL, **changes})
+    torch.manual_seed(0)
+    model = create_model(config, classes) if classes else create_backbone(config)
+    folder.mkdir(exist_ok=True)
+    save_weights(folder / "model.safetensors", model.state_dict(), describe_model(config))
+    if not described:
+        (folder / "model.json").unlink()
+    return folder
+
+
+def test_a_pretraining_run_starts_the_backbone_and_its_features(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(
+        PretrainConfig(
+            data=DataConfig(source="digits"),
+            model=ModelConfig(NAME, **{**SMALL, "img_size": 8, "patch_size": 2}),
+            objective=ImageObjectiveConfig(decoder_depth=1, decoder_dim=16, decoder_heads=2),
+            training=TrainingConfig(
+                batch_size=8, max_steps=1, workers=0, progress=False, tensorboard=False, device="cpu"
+            ),
+            out=str(run),
+        )
+    )
+    dense = backbone(img_size=8, patch_size=2)
+    report = load_backbone(dense, run)
+    assert report.source == run / "model.safetensors"
+    assert report.used == len(dense.state_dict())
+    assert report.unused == ("encoder.norm.weight",)
+    model = timm.create_model(
+        NAME,
+        checkpoint_path=str(run / "model.safetensors"),
+        num_classes=0,
+        num_registers=0,
+        global_pool="avg",
+        **{**SMALL, "img_size": 8, "patch_size": 2},
+    ).eval()
+    images = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = model.forward_intermediates(images, dense.out_indices, intermediates_only=True)
+        for one, other in zip(dense(images), expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_every_key_of_a_classifier_that_is_not_used_is_reported(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", classes=10)
+    dense = backbone(out_indices=[0, 1])
+    report = load_backbone(dense, run / "model.safetensors")
+    unused = {
+        key.split(".")[0] if not key.startswith("encoder") else ".".join(key.split(".")[1:3])
+        for key in report.unused
+    }
+    assert unused == {"registers.token", "registers.position", "blocks.2", "blocks.3", "norm.weight", "head"}
+    assert report.used + len(report.unused) == 2 + 2 + 1 + 3 * 17 + 12 + 1 + 2
+    for key in report.unused:
+        assert key in str(report)
+
+
+def test_positions_of_another_grid_are_resampled_and_reported(tmp_path: Path) -> None:
+    report = load_backbone(backbone(img_size=96), written(tmp_path / "run"))
+    assert report.resampled == ("encoder.position.table",)
+
+
+def test_another_patch_size_is_an_error_or_an_explicit_resample(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", patch_size=8)
+    dense = backbone()
+    with pytest.raises(
+        UserError, match=r"patches of 8x8 pixels, the backbone of 16x16: set model\.backbone\.patch_size=8"
+    ):
+        load_backbone(dense, run)
+    report = load_backbone(dense, run, resample_patches=True)
+    assert report.resampled == ("patch_embed.proj.weight", "encoder.position.table")
+    source = create_backbone(ModelConfig(NAME, **{**SMALL, "patch_size": 8}))
+    source.load_state_dict(timm.models.load_state_dict(str(run / "model.safetensors")))
+    small, large = torch.randn(1, 3, 8, 8), None
+    large = torch.nn.functional.interpolate(
+        small, size=(16, 16), mode="bicubic", antialias=True, align_corners=False
+    )
+    with (
+        torch.no_grad()
+    ):  # the resampled patch embedding sees an enlarged patch as the old one sees the patch
+        torch.testing.assert_close(
+            dense.model.patch_embed(large), source.patch_embed(small), rtol=1e-3, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": 48}, r"has width 32, the backbone 48"),
+        ({"layout": "(MMMT)x2"}, r"has 4 layers, the backbone 8 \(layout '\(MMMT\)x2'\)"),
+        ({"layout": "TMMM"}, r"does not fit the backbone: missing: encoder\.blocks\.0\."),
+        ({"mlp_ratio": 1.0}, r"shapes: .*mlp\.fc1\.weight \(64, 32\) for \(32, 32\)"),
+        ({"in_chans": 1}, r"shapes: patch_embed\.proj\.weight \(32, 3, 16, 16\) for \(32, 1, 16, 16\)"),
+    ],
+)
+def test_another_architecture_is_refused_with_both_values(
+    tmp_path: Path, changes: dict[str, Any], message: str, described: bool
+) -> None:
+    run = written(tmp_path / "run", described=described)
+    with pytest.raises(UserError, match=message):
+        load_backbone(backbone(**changes), run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 2}, "trained with num_heads 4, the backbone has 2; set model.backbone.num_heads=4"),
+        ({"order": "column"}, "trained with order row, the backbone has column"),
+    ],
+)
+def test_what_no_shape_tells_is_read_from_the_runs_description(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_backbone(backbone(**changes), written(tmp_path / "run"))
+
+
+def test_a_file_without_any_key_of_the_backbone_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1), "bn1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(
+        UserError, match=r"has none of the backbone's \d+ keys \(it begins with conv1\.weight, bn1\.weight"
+    ):
+        load_backbone(backbone(), tmp_path / "resnet.pth")
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no weights at .*nowhere; give a finished run's directory"):
+        load_backbone(backbone(), tmp_path / "nowhere")
+
+
+def test_timms_own_vit_starts_the_transformer_only_family(tmp_path: Path) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    dense = HybridBackbone("map_vit_tiny_patch16_224", img_size=64)
+    report = load_backbone(dense, tmp_path / "vit.pth")
+    assert set(report.unused) == {
+        "encoder.registers.token",
+        "encoder.registers.position",
+        "encoder.norm.weight",
+        "encoder.norm.bias",
+    }
