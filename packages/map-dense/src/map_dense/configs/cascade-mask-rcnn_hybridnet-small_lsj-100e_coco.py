@@ -2,7 +2,7 @@
 
 Command:   CONFIG=$(map-dense config-path cascade-mask-rcnn_hybridnet-small_lsj-100e_coco)
            mim train onedl-mmdetection $CONFIG --launcher pytorch --gpus 8 --cfg-options data_root=PATH \
-               model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=RUN/model.safetensors
+               model.backbone.init_cfg.checkpoint=RUN
 Hardware:  any number of GPUs with a total batch of 64, here 8 of 8 images; set train_dataloader.batch_size for others
            (the authors' script: 4 of 16).
 Time:      not measured.
@@ -15,12 +15,6 @@ Settings:  Vim's detection code, which the paper says to follow: AdamW 1e-4, wei
 _base_ = "_base_/cascade-mask-rcnn_lsj-100e_coco.py"
 
 model = dict(
-    backbone=dict(
-        type="HybridNet",
-        name="hybridnet_small_patch16_224",
-        img_size=1024,
-        out_indices=[31],
-        drop_path_rate=0.1,
-    ),
+    backbone=dict(name="hybridnet_small_patch16_224", img_size=1024, out_indices=[31]),
     neck=dict(in_channels=384),
 )

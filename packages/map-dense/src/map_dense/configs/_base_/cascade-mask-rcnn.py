@@ -25,8 +25,8 @@ model = dict(
         pad_mask=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(type="HybridNet"),
-    neck=dict(type="SimpleFeaturePyramid", out_channels=channels),
+    backbone=dict(type="HybridNet", drop_path_rate=0.1),
+    neck=dict(type="SimpleFeaturePyramid", patch_size=16, out_channels=channels),
     rpn_head=dict(
         type="RPNHead",
         in_channels=channels,

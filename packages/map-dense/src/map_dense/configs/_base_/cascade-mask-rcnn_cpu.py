@@ -1,10 +1,12 @@
 """Cascade Mask R-CNN small enough for a CPU: 64 channels, few proposals, 320x240 pixels, eight layers of width 192.
 
-A config that builds on this sets the data, and in `num_classes` of every head the number of its classes.
+`--launcher pytorch --gpus N` starts N processes of gloo where there is no GPU. A config that builds on this sets the
+data, and in `num_classes` of every head the number of its classes.
 """
 
 _base_ = ["mmdet-runtime.py", "cascade-mask-rcnn.py"]
 
+runner_type = "CpuProcessesRunner"
 channels = 64
 model = dict(
     backbone=dict(

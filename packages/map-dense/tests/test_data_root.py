@@ -1,0 +1,42 @@
+"""One option, data_root, moves the data sets and the annotations of the evaluator."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from map_core import UserError
+from map_dense.data_root import with_annotation_paths, with_data_root
+
+
+def test_it_reaches_data_sets_within_wrappers(tmp_path: Path) -> None:
+    config = Config(dict(data_root=str(tmp_path)))
+    parts = [dict(type="CocoDataset"), dict(type="RepeatDataset", times=2, dataset=dict(type="CocoDataset"))]
+    loader = dict(batch_size=2, dataset=dict(type="ConcatDataset", datasets=parts))
+    filled = with_data_root(loader, config)
+    first, second = filled["dataset"]["datasets"]
+    assert first == dict(type="CocoDataset", data_root=str(tmp_path))
+    assert second["dataset"] == dict(type="CocoDataset", data_root=str(tmp_path))
+    assert filled["batch_size"] == 2
+    assert "data_root" not in parts[0]  # the settings themselves stay
+
+
+def test_a_data_set_with_its_own_root_keeps_it() -> None:
+    loader = dict(dataset=dict(type="CocoDataset", data_root="elsewhere"))
+    assert with_data_root(loader, Config(dict(data_root="nowhere"))) == loader
+
+
+def test_relative_annotations_of_evaluators_lie_under_it(tmp_path: Path) -> None:
+    config = Config(dict(data_root=str(tmp_path)))
+    evaluators = [dict(type="CocoMetric", ann_file="a.json"), dict(type="CocoMetric", ann_file="/b.json")]
+    relative, absolute = with_annotation_paths(evaluators, config)
+    assert relative["ann_file"] == f"{tmp_path}/a.json"
+    assert absolute["ann_file"] == "/b.json"
+    assert with_annotation_paths(dict(type="IoUMetric"), config) == dict(type="IoUMetric")
+
+
+@pytest.mark.parametrize("root", [None, "/there/is/none"])
+def test_a_missing_root_names_the_option_that_sets_it(root: str | None) -> None:
+    told = r"data_root is not set" if root is None else r"data_root \(/there/is/none\) is no directory"
+    with pytest.raises(UserError, match=told + ".*--cfg-options data_root=PATH"):
+        with_data_root(dict(dataset=dict(type="CocoDataset")), Config(dict(data_root=root)))

@@ -1,0 +1,205 @@
+"""Detection in mmdet: the configs build, a detector trains, is saved, and predicts the same when loaded."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from PIL import Image
+
+import map_dense
+from map_core import UserError
+from map_dense.layer_decay import layer_decay_groups
+
+CONFIGS = Path(map_dense.__file__).parent / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("cascade-mask-rcnn_*.py"))
+CLASSES = ("date", "fig", "hazelnut")
+
+
+def read_config(name: str, **changes: Any) -> Config:
+    config = Config.fromfile(CONFIGS / f"{name}.py")
+    config.merge_from_dict(changes)
+    init_default_scope("mmdet")
+    return config
+
+
+def build_on_meta(config: Config) -> torch.nn.Module:
+    """The model without the memory for its weights."""
+    with torch.device("meta"):
+        return MODELS.build(config.model)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two photos of a bright square and a dark bar, as coco_fruits lays them out."""
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(2):
+        pixels = generator.integers(100, 130, (64, 96, 3), dtype=np.uint8)
+        boxes = {1: (8 + 24 * number, 8, 32, 32), 3: (16, 44 - 40 * number, 48, 16)}
+        for category, (x, y, w, h) in boxes.items():
+            pixels[y : y + h, x : x + w] = 250 if category == 1 else 5
+            annotations.append(
+                dict(
+                    id=len(annotations),
+                    image_id=number,
+                    category_id=category,
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                    segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]],
+                )
+            )
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.jpg", quality=95)
+        images.append(dict(id=number, file_name=f"{number}.jpg", width=96, height=64))
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
+    told = json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    for split in ("train", "val"):
+        (tmp_path / f"instances_{split}.json").write_text(told)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_states_what_a_recipe_must(name: str) -> None:
+    header = (CONFIGS / f"{name}.py").read_text()
+    for entry in ("Command:", "Hardware:", "Time:", "Expected:", "Status:", "Settings:"):
+        assert re.search(rf"^{entry}\s+\w", header, re.MULTILINE), entry
+    mentioned = set(re.findall(r"cascade-mask-rcnn_[\w-]+", header))
+    assert mentioned <= {*NAMES, *(path.stem for path in (CONFIGS / "_base_").glob("*.py"))}
+
+
+@pytest.mark.parametrize(
+    ("size", "backbone", "whole"),
+    [("tiny", 10_079_424, 67_744_878), ("small", 36_379_008, 94_677_726), ("base", 128_195_328, 188_755_902)],
+)
+def test_the_full_configs_build(size: str, backbone: int, whole: int) -> None:
+    model = build_on_meta(read_config(f"cascade-mask-rcnn_hybridnet-{size}_lsj-100e_coco"))
+    assert (count(model.backbone), count(model)) == (backbone, whole)
+    assert len(model.backbone.model.encoder.blocks) == 32
+    assert model.backbone.model.encoder.position.table.shape[:2] == (64, 64)
+
+
+def test_heads_normalise_over_channels() -> None:
+    model = build_on_meta(read_config("cascade-mask-rcnn_hybridnet-tiny_lsj-100e_coco"))
+    convolutions = [m for m in model.roi_head.modules() if isinstance(m, ConvModule)]
+    assert len(convolutions) == 3 * (4 + 4)  # box and mask heads of three stages
+    norm = MODELS.build(
+        dict(type="ConvModule", in_channels=4, out_channels=4, kernel_size=1, norm_cfg=dict(type="LN2d"))
+    ).norm
+    assert {type(conv.norm) for conv in convolutions} == {type(norm)}
+    x = torch.randn(2, 4, 3, 3)
+    expected = torch.nn.functional.layer_norm(x.movedim(1, -1), (4,), eps=1e-5).movedim(-1, 1)
+    assert torch.allclose(norm(x), expected, atol=1e-6)
+
+
+def test_the_long_schedule_is_a_hundred_epochs_in_batches_of_64() -> None:
+    for name, epochs in (("100e", 100), ("36e", 36)):
+        config = read_config(f"cascade-mask-rcnn_hybridnet-tiny_lsj-{name}_coco")
+        assert config.train_cfg.max_iters * config.auto_scale_lr.base_batch_size == pytest.approx(
+            118_000 * epochs, rel=1e-3
+        )
+        last = config.param_scheduler[1]
+        assert last.end == config.train_cfg.max_iters
+        assert [m / last.end for m in last.milestones] == pytest.approx([0.8889, 0.963], abs=1e-3)
+
+
+@pytest.mark.parametrize(("size", "rate"), [("tiny", 0.837), ("small", 0.837), ("base", 0.7)])
+def test_layer_decay_is_vims_of_24_layers_over_32(size: str, rate: float) -> None:
+    config = read_config(f"cascade-mask-rcnn_hybridnet-{size}_lsj-100e_coco")
+    groups = layer_decay_groups(build_on_meta(config), weight_decay=0.1, **config.optim_wrapper.paramwise_cfg)
+    first, last = groups[0], groups[-1]
+    assert (first.name, last.name) == ("embedding", "heads, no decay")
+    assert first.lr_scale == pytest.approx(rate ** (33 * 24 / 32))
+    assert last.lr_scale == 1.0
+
+
+def small(work_dir: Path, root: Path) -> Config:
+    """The fruit detector, smaller still."""
+    channels, width = 16, 32
+    config = read_config(
+        "cascade-mask-rcnn_hybridnet-mini_cpu_coco-fruits",
+        data_root=str(root),
+        work_dir=str(work_dir),
+        visualizer=dict(vis_backends=[dict(type="LocalVisBackend")]),
+        **{
+            "model.backbone.embed_dim": width,
+            "model.backbone.layout": "MT",
+            "model.backbone.num_heads": 2,
+            "model.backbone.patch_size": 8,
+            "model.backbone.out_indices": [1],
+            "model.backbone.img_size": [64, 96],
+            "model.neck.patch_size": 8,
+            "model.neck.in_channels": width,
+            "model.neck.out_channels": channels,
+            "model.rpn_head.in_channels": channels,
+            "model.rpn_head.feat_channels": channels,
+            "model.roi_head.bbox_roi_extractor.out_channels": channels,
+            "model.roi_head.mask_roi_extractor.out_channels": channels,
+            "model.roi_head.mask_head.in_channels": channels,
+            "model.roi_head.mask_head.conv_out_channels": channels,
+            "train_dataloader.dataset.times": 12,
+            "model.test_cfg.rcnn.score_thr": 0.0,  # so that something is predicted
+            "train_cfg.max_epochs": 1,
+            "train_cfg.val_interval": 1,
+            "optim_wrapper.optimizer.lr": 2e-3,
+        },
+    )
+    for head in config.model.roi_head.bbox_head:
+        head.update(in_channels=channels, conv_out_channels=channels, fc_out_channels=64)
+    for loader in (
+        config.train_dataloader.dataset.dataset,
+        config.val_dataloader.dataset,
+        config.test_dataloader.dataset,
+    ):
+        for transform in loader.pipeline:
+            if transform.type == "Resize":
+                transform.scale = (96, 64)
+    config.param_scheduler = [dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=5)]
+    return config
+
+
+def predictions(runner: Runner, photo: dict[str, Any]) -> Any:
+    runner.model.eval()
+    with torch.no_grad():
+        return runner.model.test_step(photo)[0].pred_instances
+
+
+def test_a_detector_trains_and_its_checkpoint_predicts_the_same(photos: Path, tmp_path: Path) -> None:
+    runner = Runner.from_cfg(small(tmp_path / "work", photos))
+    start = {name: parameter.detach().clone() for name, parameter in runner.model.named_parameters()}
+    runner.train()
+    losses, _ = runner.message_hub.get_scalar("train/loss").data
+    assert np.isfinite(losses).all()
+    assert losses[-3:].mean() < 0.8 * losses[:3].mean()
+    still = [
+        name for name, parameter in runner.model.named_parameters() if torch.equal(parameter, start[name])
+    ]
+    assert still == []
+
+    saved = small(tmp_path / "again", photos)
+    saved.load_from = str(tmp_path / "work" / "epoch_1.pth")
+    tester = Runner.from_cfg(saved)
+    metrics = tester.test()
+    assert {"coco/bbox_mAP_50", "coco/segm_mAP_50"} <= set(metrics)
+    photo = next(iter(tester.test_dataloader))
+    trained, loaded = predictions(runner, photo), predictions(tester, photo)
+    assert len(trained) > 0
+    for found in ("bboxes", "scores", "labels", "masks"):
+        assert torch.equal(getattr(trained, found), getattr(loaded, found))
+
+
+def test_a_missing_data_root_is_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data_root \(.*/nothing\) is no directory; set it by --cfg-options"):
+        Runner.from_cfg(small(tmp_path, tmp_path / "nothing")).train()
