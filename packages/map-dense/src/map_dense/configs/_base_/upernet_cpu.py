@@ -1,4 +1,4 @@
-"""UperNet small enough for a CPU: 16 layers of width 192, heads of 64 channels, BatchNorm, crops of 256x256.
+"""UperNet small enough for a CPU: 16 layers of width 192, heads of 64 channels, BatchNorm, crops of 224x224.
 
 `--launcher pytorch --gpus N` starts N processes of gloo where there is no GPU. A config that builds on this sets the
 data and the number of classes.
@@ -9,9 +9,9 @@ _base_ = ["mmseg-runtime.py", "upernet.py"]
 runner_type = "CpuProcessesRunner"
 norm = dict(type="BN", requires_grad=True)
 model = dict(
-    data_preprocessor=dict(size=(256, 256)),
+    data_preprocessor=dict(size=(224, 224)),
     backbone=dict(
-        name="hybridnet_tiny_patch16_224", img_size=256, layout="(MMMT)x4", num_heads=6, drop_path_rate=0.0
+        name="hybridnet_tiny_patch16_224", img_size=224, layout="(MMMT)x4", num_heads=6, drop_path_rate=0.0
     ),
     neck=dict(embed_dim=192, norm="batch"),
     decode_head=dict(in_channels=[192] * 4, channels=64, norm_cfg=norm),
@@ -27,7 +27,7 @@ val_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSam
 test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
-train_cfg = dict(type="DataRootIterBasedTrainLoop", max_iters=300, val_interval=60)
+train_cfg = dict(type="DataRootIterBasedTrainLoop", max_iters=200, val_interval=50)
 val_cfg = dict(type="DataRootValLoop")
 test_cfg = dict(type="DataRootTestLoop")
 optim_wrapper = dict(
@@ -38,9 +38,9 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=3.0),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=40),
-    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=40, end=300),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=200),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=60))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=50))
 env_cfg = dict(dist_cfg=dict(backend="gloo"))
 randomness = dict(seed=0)
