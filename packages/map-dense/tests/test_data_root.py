@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from torch.utils.data import DataLoader
 
 from map_core import UserError
 from map_dense.data_root import with_annotation_paths, with_data_root
@@ -33,6 +35,12 @@ def test_relative_annotations_of_evaluators_lie_under_it(tmp_path: Path) -> None
     assert relative["ann_file"] == f"{tmp_path}/a.json"
     assert absolute["ann_file"] == "/b.json"
     assert with_annotation_paths(dict(type="IoUMetric"), config) == dict(type="IoUMetric")
+
+
+def test_what_is_built_already_is_kept() -> None:
+    loader, evaluator = DataLoader([1, 2]), Evaluator([])  # type: ignore[arg-type]
+    assert with_data_root(loader, Config()) is loader
+    assert with_annotation_paths(evaluator, Config()) is evaluator
 
 
 @pytest.mark.parametrize("root", [None, "/there/is/none"])

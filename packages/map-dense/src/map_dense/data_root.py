@@ -5,6 +5,7 @@ OpenMMLab's configs copy ``data_root`` into every data set and every annotation 
 of their data sets instead, and name these loops, which fill it in.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.fileio import isdir, join_path
@@ -29,16 +30,18 @@ def config_data_root(config: Any) -> str:
     return str(root)
 
 
-def with_data_root(dataloader: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Copy a data loader's settings with ``data_root`` filled into every data set that has none.
+def with_data_root(dataloader: Any, config: Any) -> Any:
+    """Copy a data loader's settings with ``data_root`` filled into every data set that has none; keep a built one.
 
     Raises:
         UserError: it is needed and is not set, or no directory.
     """
+    if not isinstance(dataloader, Mapping):
+        return dataloader
     return {**dataloader, "dataset": _with_data_root(dataloader["dataset"], config)}
 
 
-def _with_data_root(dataset: dict[str, Any], config: Any) -> dict[str, Any]:
+def _with_data_root(dataset: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
     if "dataset" in dataset:  # a wrapper: RepeatDataset, ClassBalancedDataset, ...
         return {**dataset, "dataset": _with_data_root(dataset["dataset"], config)}
     if "datasets" in dataset:  # ConcatDataset
@@ -49,10 +52,16 @@ def _with_data_root(dataset: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def with_annotation_paths(evaluator: Any, config: Any) -> Any:
-    """Copy an evaluator's settings (or a list of them) with relative ``ann_file`` paths under ``data_root``."""
+    """Copy an evaluator's settings (or a list of them) with relative ``ann_file`` paths under ``data_root``.
+
+    A built evaluator is kept.
+
+    Raises:
+        UserError: it is needed and is not set, or no directory.
+    """
     if isinstance(evaluator, list | tuple):
         return [with_annotation_paths(part, config) for part in evaluator]
-    path = evaluator.get("ann_file")
+    path = evaluator.get("ann_file") if isinstance(evaluator, Mapping) else None
     if not path or is_abs(path):
         return evaluator
     return {**evaluator, "ann_file": join_path(config_data_root(config), path)}
