@@ -123,7 +123,9 @@ void sum_batch(const ScanCall& call, int64_t group, float*) {
   for (int i = 0; i < call.directions; ++i) {
     const ScanDirection& dir = call.direction[i];
     const int64_t n = dir.state, d = call.channels;
-    sum_parts(dir.grad_A, dir.part_A, call.batch, d * n, first * n, last * n);
+    for (int64_t row = 0; row < n; ++row) {
+      sum_parts(dir.grad_A, dir.part_A, call.batch, d * n, row * d + first, row * d + last);
+    }
     if (dir.D) sum_parts(dir.grad_D, dir.part_D, call.batch, d, first, last);
     if (dir.bias) sum_parts(dir.grad_bias, dir.part_bias, call.batch, d, first, last);
   }

@@ -6,7 +6,7 @@
 
 namespace map_ops {
 
-constexpr int64_t kAbi = 1;          // raise when a structure or the meaning of a field changes
+constexpr int64_t kAbi = 2;          // raise when a structure or the meaning of a field changes
 constexpr int64_t kGroup = 64;       // channels that one work item covers; fixes the order of all sums
 
 struct Rows {  // (batch, length, x) with any stride between rows
@@ -16,7 +16,7 @@ struct Rows {  // (batch, length, x) with any stride between rows
 
 struct ScanDirection {
   Rows u, delta, B, C;
-  const float *A, *D, *bias;  // (channels, state), (channels), (channels); D and bias may be null
+  const float *A, *D, *bias;  // (state, channels), (channels), (channels); D and bias may be null
   int64_t state, softplus, reverse;
   float *grad_u, *grad_delta, *grad_B, *grad_C, *grad_A, *grad_D, *grad_bias;  // contiguous, backward only
   float *part_B, *part_C, *part_A, *part_D, *part_bias;  // per work item, set by the library

@@ -7,10 +7,6 @@
 namespace {
 using namespace map_ops;
 
-constexpr int64_t kChunkBytes = 128 * 1024;  // states of one chunk of steps: they should stay in the second-level cache
-
-constexpr int64_t kTile = 16;                // steps whose element-wise parts are computed together
-
 struct Item {
   int64_t batch, group, first, last;  // channels [first, last)
 };
@@ -37,12 +33,10 @@ inline Lanes lanes_at(const ScanDirection& dir, const Item& item, int64_t channe
           dir.D ? load(dir.D + channel, count) : vf{}};
 }
 
-// A in units of log 2, transposed to one vector of channels per state.
-inline void load_decay(const ScanDirection& dir, const Lanes& at, vf* A) {
+// A in units of log 2, one vector of channels per state.
+inline void load_decay(const ScanCall& call, const ScanDirection& dir, const Lanes& at, vf* A) {
   for (int64_t i = 0; i < dir.state; ++i) {
-    vf v = {};
-    for (int64_t c = 0; c < at.count; ++c) v[c] = dir.A[(at.channel + c) * dir.state + i] * kLog2E;
-    A[i] = v;
+    A[i] = load(dir.A + i * call.channels + at.channel, at.count) * kLog2E;
   }
 }
 
@@ -73,55 +67,110 @@ inline int64_t time_of(const ScanCall& call, const ScanDirection& dir, int64_t s
   return dir.reverse ? call.length - 1 - s : s;
 }
 
-// Rows lie far apart, so the processor does not guess the next ones by itself.
-inline void fetch_ahead(const ScanCall& call, const ScanDirection& dir, const Lanes& at, int64_t s) {
-  if (s >= call.length) return;
-  const int64_t t = time_of(call, dir, s);
-  __builtin_prefetch(row(dir.u, at.batch, t) + at.channel);
-  __builtin_prefetch(row(dir.delta, at.batch, t) + at.channel);
-  if (call.z.data) __builtin_prefetch(row(call.z, at.batch, t) + at.channel);
-  __builtin_prefetch(call.out + (at.batch * call.length + t) * call.channels + at.channel, 1);
+// Where a vector of channels lies in the contiguous (batch, length, channels) arrays that are written.
+inline int64_t place_of(const ScanCall& call, const Lanes& at, int64_t t) {
+  return (at.batch * call.length + t) * call.channels + at.channel;
+}
+
+// Rows lie far apart, so the processor does not guess the next ones by itself. Always inlined because GCC takes a
+// function that only prefetches for one without effect, and drops its calls.
+__attribute__((always_inline)) inline void fetch(const Rows& rows, const Lanes& at, int64_t t) {
+  if (rows.data) __builtin_prefetch(row(rows, at.batch, t) + at.channel);
+}
+
+__attribute__((always_inline)) inline void fetch_inputs(const ScanCall& call, const ScanDirection& dir,
+                                                        const Lanes& at, int64_t t) {
+  fetch(dir.u, at, t);
+  fetch(dir.delta, at, t);
+  fetch(call.z, at, t);
 }
 
 inline float share(const ScanCall& call) { return call.directions == 2 ? 0.5f : 1.0f; }
 
-// kState is the number of states a channel has, or 0 when it is only known at run time.
+constexpr int64_t kVectors = kGroup / kLanes;  // vectors of channels in one item
+constexpr int64_t kTile = 16;                  // steps that forward takes through its three stages together
+
+// What forward holds of one direction, per vector of channels and per step of a tile.
+struct ForwardRoom {
+  vf *A, *states, *delta, *drive, *y;
+
+  // Returns the number of vectors used; `from` may be null to only count them.
+  int64_t lay_out(vf* from, int64_t n) {
+    int64_t used = 0;
+    auto take = [&](int64_t count) {
+      vf* here = from + used;
+      used += count;
+      return here;
+    };
+    A = take(kVectors * n);
+    states = take(kVectors * n);
+    delta = take(kVectors * kTile);
+    drive = take(kVectors * kTile);
+    y = take(kVectors * kTile);
+    return used;
+  }
+};
+
+// Reads a tile: the step sizes, what enters the states, and what bypasses them.
+inline void enter_tile(const ScanCall& call, const ScanDirection& dir, const Lanes* lanes, int64_t vectors,
+                       int64_t start, int64_t steps, const ForwardRoom& room) {
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t t = time_of(call, dir, start + k);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Step step = load_step(dir, lanes[v], t);
+      room.delta[v * kTile + k] = step.delta;
+      room.drive[v * kTile + k] = step.delta * step.u;
+      room.y[v * kTile + k] = lanes[v].skip * step.u;
+    }
+  }
+}
+
+// Runs the recurrence of one vector of channels over a tile. kState is the number of states a channel has, or 0
+// when it is only known at run time.
 template <int kState>
-void scan_lanes(const ScanCall& call, int which, const Lanes at, vf* scratch) {
-  const ScanDirection& dir = call.direction[which];
+void advance_tile(const ScanCall& call, const ScanDirection& dir, const Lanes& at, int64_t start, int64_t steps,
+                  const ForwardRoom& room, int64_t vector) {
   const int64_t n = kState ? kState : dir.state;
-  const bool add = which > 0, finish = which + 1 == call.directions;
-  vf* A = scratch;
+  const vf* A = room.A + vector * n;
+  const vf *delta = room.delta + vector * kTile, *drive = room.drive + vector * kTile;
+  vf *states = room.states + vector * n, *y = room.y + vector * kTile;
   vf fixed[kState ? kState : 1];
-  vf* h = kState ? fixed : scratch + n;
-  load_decay(dir, at, A);
-  for (int64_t i = 0; i < n; ++i) h[i] = vf{};
-  // Softplus and gate have long chains of dependent operations: many steps of each run together.
-  vf delta[kTile], drive[kTile], y[kTile];
-  for (int64_t start = 0; start < call.length; start += kTile) {
-    const int64_t left = call.length - start, steps = left < kTile ? left : kTile;
-    for (int64_t k = 0; k < steps; ++k) {
-      fetch_ahead(call, dir, at, start + k + kTile);
-      const Step step = load_step(dir, at, time_of(call, dir, start + k));
-      delta[k] = step.delta;
-      drive[k] = step.delta * step.u;
-      y[k] = at.skip * step.u;
+  vf* h = kState ? fixed : states;
+  if (kState) {
+    for (int64_t i = 0; i < n; ++i) h[i] = states[i];
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t t = time_of(call, dir, start + k);
+    const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
+    if (start + k + kTile < call.length) {
+      const int64_t ahead = time_of(call, dir, start + k + kTile);
+      fetch_inputs(call, dir, at, ahead);
+      __builtin_prefetch(call.out + place_of(call, at, ahead), 1);
     }
-    for (int64_t k = 0; k < steps; ++k) {
-      const int64_t t = time_of(call, dir, start + k);
-      const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
-      vf sum = y[k];
+    vf sum = y[k];
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < n; ++i) {
-        h[i] = exp2(delta[k] * A[i]) * h[i] + drive[k] * B[i];
-        sum += h[i] * C[i];
-      }
-      y[k] = sum;
+    for (int64_t i = 0; i < n; ++i) {
+      h[i] = exp2(delta[k] * A[i]) * h[i] + drive[k] * B[i];
+      sum += h[i] * C[i];
     }
-    for (int64_t k = 0; k < steps; ++k) {
-      const int64_t t = time_of(call, dir, start + k);
-      float* out = call.out + (at.batch * call.length + t) * call.channels + at.channel;
-      vf result = y[k];
+    y[k] = sum;
+  }
+  if (kState) {
+    for (int64_t i = 0; i < n; ++i) states[i] = h[i];
+  }
+}
+
+// Writes a tile: adds the direction before, and after the last one averages and gates.
+inline void leave_tile(const ScanCall& call, int which, const Lanes* lanes, int64_t vectors, int64_t start,
+                       int64_t steps, const ForwardRoom& room) {
+  const ScanDirection& dir = call.direction[which];
+  const bool add = which > 0, finish = which + 1 == call.directions;
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t t = time_of(call, dir, start + k);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Lanes& at = lanes[v];
+      float* out = call.out + place_of(call, at, t);
+      vf result = room.y[v * kTile + k];
       if (add) result += load(out, at.count);
       if (finish) {
         result *= share(call);
@@ -135,29 +184,50 @@ void scan_lanes(const ScanCall& call, int which, const Lanes at, vf* scratch) {
   }
 }
 
-int64_t scan_forward_scratch(const ScanCall& call) {
-  int64_t state = 0;
-  for (int i = 0; i < call.directions; ++i) {
-    if (call.direction[i].state > state) state = call.direction[i].state;
+template <int kState>
+void forward_direction(const ScanCall& call, int which, const Item& item, vf* scratch) {
+  const ScanDirection& dir = call.direction[which];
+  ForwardRoom room;
+  room.lay_out(scratch, dir.state);
+  Lanes lanes[kVectors];
+  int64_t vectors = 0;
+  for (int64_t channel = item.first; channel < item.last; channel += kLanes, ++vectors) {
+    lanes[vectors] = lanes_at(dir, item, channel);
+    load_decay(call, dir, lanes[vectors], room.A + vectors * dir.state);
   }
-  return 2 * state * kLanes;
+  memset(room.states, 0, sizeof(vf) * static_cast<size_t>(vectors * dir.state));
+  for (int64_t start = 0; start < call.length; start += kTile) {
+    const int64_t left = call.length - start, steps = left < kTile ? left : kTile;
+    enter_tile(call, dir, lanes, vectors, start, steps, room);
+    for (int64_t v = 0; v < vectors; ++v) advance_tile<kState>(call, dir, lanes[v], start, steps, room, v);
+    leave_tile(call, which, lanes, vectors, start, steps, room);
+  }
+}
+
+int64_t scan_forward_scratch(const ScanCall& call) {
+  int64_t most = 0;
+  for (int i = 0; i < call.directions; ++i) {
+    ForwardRoom room;
+    const int64_t used = room.lay_out(nullptr, call.direction[i].state);
+    if (used > most) most = used;
+  }
+  return most * kLanes;
 }
 
 void scan_forward(const ScanCall& call, int64_t number, float* scratch) {
   const Item item = locate(number, call.channels);
-  for (int64_t channel = item.first; channel < item.last; channel += kLanes) {
-    for (int which = 0; which < call.directions; ++which) {
-      const ScanDirection& dir = call.direction[which];
-      const Lanes at = lanes_at(dir, item, channel);
-      vf* room = reinterpret_cast<vf*>(scratch);
-      if (dir.state == 16) {
-        scan_lanes<16>(call, which, at, room);
-      } else {
-        scan_lanes<0>(call, which, at, room);
-      }
+  for (int which = 0; which < call.directions; ++which) {
+    vf* room = reinterpret_cast<vf*>(scratch);
+    if (call.direction[which].state == 16) {
+      forward_direction<16>(call, which, item, room);
+    } else {
+      forward_direction<0>(call, which, item, room);
     }
   }
 }
+
+constexpr int64_t kAhead = 8;                   // steps between asking for a row and using it
+constexpr int64_t kChunkBytes = 128 * 1024;  // states of one chunk of steps: they should stay in the second-level cache
 
 // How backward cuts time: the states and decays of one chunk exist at once, the state before each chunk is kept.
 struct Chunks {
@@ -170,8 +240,6 @@ inline Chunks chunks_of(const ScanCall& call, const ScanDirection& dir) {
   const int64_t count = call.length > 0 ? (call.length + most - 1) / most : 1;
   return {call.length > 0 ? (call.length + count - 1) / count : 1, count};
 }
-
-constexpr int64_t kVectors = kGroup / kLanes;  // vectors of channels in one item
 
 // Vectors that hold one value per state.
 inline int64_t state_vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
@@ -249,6 +317,12 @@ void rebuild_chunk(const ScanCall& call, int which, const Lanes at, int64_t star
   }
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = time_of(call, dir, start + k);
+    if (start + k + kAhead < call.length) {
+      const int64_t ahead = time_of(call, dir, start + k + kAhead);
+      fetch_inputs(call, dir, at, ahead);
+      fetch(call.grad_out, at, ahead);
+      if (call.z.data) __builtin_prefetch(call.grad_z + place_of(call, at, ahead), 1);
+    }
     const Step step = load_step(dir, at, t);
     room.u[k] = step.u;
     room.delta[k] = step.delta;
@@ -267,7 +341,7 @@ void rebuild_chunk(const ScanCall& call, int which, const Lanes at, int64_t star
       if (kState) kept[i] = value;
       y += value * step.C[i];
     }
-    const int64_t place = (at.batch * call.length + t) * call.channels + at.channel;
+    const int64_t place = place_of(call, at, t);
     vf grad = load(row(call.grad_out, at.batch, t) + at.channel, at.count) * share(call);
     if (call.z.data) {
       float* grad_z = call.grad_z + place;
@@ -297,6 +371,11 @@ void backward_chunk(const ScanCall& call, const ScanDirection& dir, const Lanes 
   for (int64_t k = steps - 1; k >= 0; --k) {
     const int64_t t = time_of(call, dir, start + k);
     const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
+    if (k >= kAhead) {
+      const int64_t ahead = place_of(call, at, time_of(call, dir, start + k - kAhead));
+      __builtin_prefetch(dir.grad_u + ahead, 1);
+      __builtin_prefetch(dir.grad_delta + ahead, 1);
+    }
     const vf u = room.u[k], delta = room.delta[k], grad_y = room.grad_y[k], drive = delta * u;
     const vf *h = room.states + k * n, *next = h + n, *decay = room.decays + k * n;
     vf *sum_B = room.sum_B + k * state_vectors(n), *sum_C = room.sum_C + k * state_vectors(n);
@@ -332,7 +411,7 @@ void backward_chunk(const ScanCall& call, const ScanDirection& dir, const Lanes 
       }
     }
     const vf grad_delta = (grad_rate * kLn2 + grad_drive * u) * room.slope[k];
-    const int64_t place = (at.batch * call.length + t) * call.channels + at.channel;
+    const int64_t place = place_of(call, at, t);
     store(dir.grad_u + place, grad_drive * delta + at.skip * grad_y, at.count);
     store(dir.grad_delta + place, grad_delta, at.count);
     grad_D += grad_y * u;
@@ -356,7 +435,7 @@ void backward_direction(const ScanCall& call, int which, const Item& item, vf* s
   int64_t vectors = 0;
   for (int64_t channel = item.first; channel < item.last; channel += kLanes, ++vectors) {
     lanes[vectors] = lanes_at(dir, item, channel);
-    load_decay(dir, lanes[vectors], room.A + vectors * n);
+    load_decay(call, dir, lanes[vectors], room.A + vectors * n);
     keep_states<kState>(call, dir, lanes[vectors], chunks, room, vectors);
   }
   memset(room.grad_A, 0, sizeof(vf) * kVectors * static_cast<size_t>(n));
@@ -385,7 +464,7 @@ void backward_direction(const ScanCall& call, int which, const Item& item, vf* s
     const Lanes& at = lanes[v];
     const int64_t place = item.batch * call.channels + at.channel;
     for (int64_t i = 0; i < n; ++i) {
-      for (int64_t c = 0; c < at.count; ++c) dir.part_A[(place + c) * n + i] = room.grad_A[v * n + i][c];
+      store(dir.part_A + (item.batch * n + i) * call.channels + at.channel, room.grad_A[v * n + i], at.count);
     }
     store(dir.part_D + place, room.grad_D[v], at.count);
     store(dir.part_bias + place, room.grad_bias[v], at.count);

@@ -28,12 +28,13 @@ inline vf splat(float x) {
   return v + x;
 }
 
+// The first `count` lanes, all when there are more of them; the others are zero.
 inline vf load(const float* from, int64_t count) {
   vf v = {};
   if (count >= kLanes) {
     memcpy(&v, from, sizeof v);
   } else {
-    memcpy(&v, from, static_cast<size_t>(count) * 4);
+    for (int64_t i = 0; i < count; ++i) v[i] = from[i];
   }
   return v;
 }
@@ -42,7 +43,7 @@ inline void store(float* to, vf v, int64_t count) {
   if (count >= kLanes) {
     memcpy(to, &v, sizeof v);
   } else {
-    memcpy(to, &v, static_cast<size_t>(count) * 4);
+    for (int64_t i = 0; i < count; ++i) to[i] = v[i];
   }
 }
 
@@ -91,26 +92,25 @@ inline vf quad_sum(vf a, vf b, vf c, vf d) {
 inline vf join_quads(const vf* q) { return q[0]; }
 #endif
 
-// 2^x to about one unit in the last place: a polynomial on [-1/2, 1/2], then the exponent.
+// 2^x to about one unit in the last place: a polynomial on [-1/2, 1/2], exact at 0, then the exponent.
 inline vf exp2(vf x) {
-#if defined(__AVX512DQ__)
-  const __m512 wide = reinterpret_cast<__m512>(x);
-  const vf f = reinterpret_cast<vf>(_mm512_reduce_ps(wide, 0x08));
+#if defined(__AVX512F__)
+  const vf whole = reinterpret_cast<vf>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x), 0x08));
 #else
   x = x < splat(-126.0f) ? splat(-126.0f) : x;
   x = x > splat(127.0f) ? splat(127.0f) : x;
   const vf shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds x to an integer in the low bits
-  const vf f = x - (shifted - 12582912.0f);
+  const vf whole = shifted - 12582912.0f;
 #endif
-  vf p = splat(1.5353362e-4f);
-  p = p * f + 1.3398875e-3f;
-  p = p * f + 9.6184369e-3f;
-  p = p * f + 5.5503324e-2f;
-  p = p * f + 2.4022648e-1f;
-  p = p * f + 6.9314718e-1f;
+  const vf f = x - whole;
+  vf p = splat(1.3264730e-3f);
+  p = p * f + 9.6715130e-3f;
+  p = p * f + 5.5507336e-2f;
+  p = p * f + 2.4022242e-1f;
+  p = p * f + 6.9314700e-1f;
   p = p * f + 1.0f;
-#if defined(__AVX512DQ__)
-  return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(x - f)));
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(whole)));
 #else
   return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
 #endif
@@ -118,38 +118,24 @@ inline vf exp2(vf x) {
 
 inline vf exp(vf x) { return exp2(x * kLog2E); }
 
-// Natural logarithm of x >= 1 (polynomial of the Cephes library).
-inline vf log(vf x) {
-  const vi bits = reinterpret_cast<vi>(x);
-  vf exponent = __builtin_convertvector((bits >> 23) - 126, vf);
-  vf m = reinterpret_cast<vf>((bits & 0x007fffff) | 0x3f000000);
-  const vi small = m < splat(0.707106781f);
-  exponent = small ? exponent - 1.0f : exponent;
-  m = (small ? m + m : m) - 1.0f;
-  vf p = splat(7.0376836292e-2f);
-  p = p * m - 1.1514610310e-1f;
-  p = p * m + 1.1676998740e-1f;
-  p = p * m - 1.2420140846e-1f;
-  p = p * m + 1.4249322787e-1f;
-  p = p * m - 1.6668057665e-1f;
-  p = p * m + 2.0000714765e-1f;
-  p = p * m - 2.4999993993e-1f;
-  p = p * m + 3.3333331174e-1f;
-  const vf square = m * m;
-  return m + (p * m * square - 2.12194440e-4f * exponent - 0.5f * square) + 0.693359375f * exponent;
-}
-
 struct Softplus {
   vf value, slope;
 };
 
-// log(1 + e^x) and its derivative; linear above 20 as in PyTorch.
+// log(1 + e^x) and its derivative, both from e^-|x|, which cannot overflow.
 inline Softplus softplus(vf x) {
-  const vi large = x > splat(20.0f);
-  const vf e = exp(large ? splat(20.0f) : x);
-  const vf one_plus = e + 1.0f;
-  const vf value = log(one_plus) + (e - (one_plus - 1.0f)) / one_plus;
-  return {large ? x : value, large ? splat(1.0f) : e / one_plus};
+  const vi positive = x > splat(0.0f);
+  const vf t = exp(positive ? -x : x);
+  vf p = splat(5.3648325e-3f);  // log(1 + t) = t (1 + t p(t)) on [0, 1]
+  p = p * t - 3.0065823e-2f;
+  p = p * t + 7.9204589e-2f;
+  p = p * t - 1.3753806e-1f;
+  p = p * t + 1.9153666e-1f;
+  p = p * t - 2.4857163e-1f;
+  p = p * t + 3.3321324e-1f;
+  p = p * t - 4.9999648e-1f;
+  p = p * t + 1.0f;
+  return {p * t + (positive ? x : splat(0.0f)), (positive ? splat(1.0f) : t) / (1.0f + t)};
 }
 
 inline vf sigmoid(vf x) { return 1.0f / (exp(-x) + 1.0f); }

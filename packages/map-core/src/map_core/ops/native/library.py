@@ -11,7 +11,7 @@ from map_core.ops.registry import Request
 
 PATH = Path(__file__).with_name("_kernels.so")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ABI = 1  # kAbi in native/ops.h
+ABI = 2  # kAbi in native/ops.h
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 
 _Pointer = ctypes.c_void_p

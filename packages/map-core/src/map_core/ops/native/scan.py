@@ -22,12 +22,13 @@ def _call(
     call.batch, call.length, call.channels = directions[0]["u"].shape
     for number, tensors in enumerate(directions):
         wide = {name: widen(x) for name, x in tensors.items()}
+        wide["A"] = wide["A"].t()  # (d, n) -> (n, d), as the kernel reads it
         weights = {name: wide[name].contiguous() for name in _WEIGHTS if name in wide}
         kept += [wide, weights]
         call.direction[number] = ScanDirection(
             **{name: rows(wide[name]) for name in ("u", "delta", "B", "C")},
             **{name: address(weights.get(name)) for name in _WEIGHTS},
-            state=weights["A"].shape[1],
+            state=weights["A"].shape[0],
             softplus=softplus[number],
             reverse=reverse[number],
         )
@@ -64,12 +65,16 @@ def _backward(
     call.grad_out = rows(wide_grad)
     inputs = [*tensors] if z is None else [*tensors, z]
     grads = [torch.empty(x.shape, dtype=torch.float32) for x in inputs]
+    by_state = []
     for number, named in enumerate(by_direction(grads, present)):
-        for name, grad in named.items():
+        by_state.append(torch.empty(named["A"].t().shape, dtype=torch.float32))
+        for name, grad in (named | {"A": by_state[-1]}).items():
             setattr(call.direction[number], f"grad_{name}", grad.data_ptr())
     call.grad_z = None if z is None else grads[-1].data_ptr()
     run("map_ops_scan_backward", call)
     del kept
+    for named, grad in zip(by_direction(grads, present), by_state, strict=True):
+        named["A"].copy_(grad.t())
     return [grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
 
 
