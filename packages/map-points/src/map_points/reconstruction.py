@@ -99,5 +99,6 @@ def draw_reconstructions(
                 cell.scatter(xyz[:, 0], xyz[:, 1], xyz[:, 2], s=1.5, c=color, linewidths=0)
             for axis, limit in zip("xyz", middle, strict=True):
                 getattr(cell, f"set_{axis}lim")(limit - half, limit + half)
+            cell.set_box_aspect((1, 1, 1), zoom=1.5)
             cell.set_axis_off()
     figure.savefig(path, dpi=100)
