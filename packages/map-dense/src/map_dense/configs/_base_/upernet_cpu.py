@@ -19,7 +19,7 @@ model = dict(
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     sampler=dict(type="InfiniteSampler", shuffle=True),
 )
@@ -27,20 +27,20 @@ val_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSam
 test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
-train_cfg = dict(type="DataRootIterBasedTrainLoop", max_iters=200, val_interval=50)
+train_cfg = dict(type="DataRootIterBasedTrainLoop", max_iters=500, val_interval=100)
 val_cfg = dict(type="DataRootValLoop")
 test_cfg = dict(type="DataRootTestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="HybridLayerDecayOptimWrapperConstructor",
     paramwise_cfg=dict(decay_rate=1.0),
-    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=3.0),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=200),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=30),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=30, end=500),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=50))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100))
 env_cfg = dict(dist_cfg=dict(backend="gloo"))
 randomness = dict(seed=0)
