@@ -11,7 +11,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 
 from map_core import UserError
 from map_core.cli import load_recipe
-from map_core.inference import choose_device
+from map_core.inference import choose_device, knn_accuracy
 from map_core.training import Step
 from map_vision.classifier import LinearProbe
 from map_vision.data import DataConfig, load_image_data
@@ -20,7 +20,6 @@ from map_vision.evaluation import (
     classification_metrics,
     classification_totals,
     extract_features,
-    knn_accuracy,
     predict_probabilities,
 )
 from map_vision.factory import create_model

@@ -1,9 +1,16 @@
-"""What commands that only run a model share: the device, its arithmetic, the time it takes, what is installed."""
+"""What commands that only run a model share: the device, its arithmetic, the time it takes, what is installed, and
+the files and scores they leave."""
 
+import csv
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 
 from map_core.errors import UserError
 from map_core.ops import conv_backends, scan_backends
@@ -66,3 +73,67 @@ def describe_environment() -> str:
             state = "available" if status.available else f"refused: {status.reason}"
             lines.append(f"  {status.name:14} {state}")
     return "\n".join(lines)
+
+
+def write_predictions(
+    out: Path,
+    kind: str,
+    names: Sequence[str],
+    classes: Sequence[str],
+    probabilities: Float[np.ndarray, "n c"],
+    *,
+    top: int,
+) -> None:
+    """Write a CSV with the most probable classes of each sample and their probabilities.
+
+    Args:
+        out: File to write.
+        kind: Title of the column of names, such as "image".
+        names: Of the samples.
+        classes: In the order of the columns of ``probabilities``.
+        probabilities: Of every sample and class.
+        top: Classes a row, most probable first; all of them where there are fewer.
+    """
+    top = min(top, len(classes))
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([kind, *(f"{what}_{i + 1}" for i in range(top) for what in ("class", "probability"))])
+        for name, row, values in zip(names, best, probabilities, strict=True):
+            writer.writerow([name, *(cell for i in row for cell in (classes[i], f"{values[i]:.6f}"))])
+    print(f"{len(names)} {kind}s -> {out}")
+
+
+def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as NPZ, under just the name that was given."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:  # np.savez would append .npz to a path without it
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    print(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
+
+
+def knn_accuracy(
+    train_features: Float[np.ndarray, "n f"],
+    train_labels: Int[np.ndarray, " n"],
+    features: Float[np.ndarray, "m f"],
+    labels: Int[np.ndarray, " m"],
+    *,
+    neighbors: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Accuracy in percent of cosine nearest neighbours voting with weights exp(similarity / temperature).
+
+    Source: the protocol of instance discrimination (arXiv 1805.01978, section 3.4).
+    """
+    neighbors = min(neighbors, len(train_features))
+    bank = F.normalize(torch.from_numpy(train_features), dim=1)
+    bank_labels = torch.from_numpy(train_labels).long()
+    num_classes = int(max(train_labels.max(), labels.max())) + 1
+    correct = 0
+    for start in range(0, len(features), 1024):
+        queries = F.normalize(torch.from_numpy(features[start : start + 1024]), dim=1)
+        similarity, index = (queries @ bank.T).topk(neighbors, dim=1)
+        votes = F.one_hot(bank_labels[index], num_classes) * (similarity / temperature).exp().unsqueeze(-1)
+        correct += int((votes.sum(1).argmax(1) == torch.from_numpy(labels[start : start + 1024])).sum())
+    return 100 * correct / len(features)

@@ -1,6 +1,5 @@
 """What the commands of ``map-vision`` do."""
 
-import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,14 @@ import timm
 import torch
 
 from map_core.errors import UserError
-from map_core.inference import Stopwatch, choose_device, describe_environment
+from map_core.inference import (
+    Stopwatch,
+    choose_device,
+    describe_environment,
+    knn_accuracy,
+    save_arrays,
+    write_predictions,
+)
 from map_core.training import train
 from map_core.training.summary import write_summary
 from map_core.weights import read_description, weights_file
@@ -21,7 +27,6 @@ from map_vision.evaluation import (
     classification_metrics,
     classification_totals,
     extract_features,
-    knn_accuracy,
     predict_probabilities,
 )
 from map_vision.factory import create_backbone, create_model, described_model
@@ -136,19 +141,8 @@ def predict(config: PredictConfig) -> None:
     samples = _open_images(config.images, config.data, model)
     if config.top < 1:
         raise UserError(f"top must be at least 1; got {config.top}")
-    top = min(config.top, len(classes))
     probabilities = predict_probabilities(model, samples, config.evaluation)
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["image", *(f"{what}_{i + 1}" for i in range(top) for what in ("class", "probability"))]
-        )
-        for name, row, values in zip(samples.names, best, probabilities, strict=True):
-            writer.writerow([name, *(cell for i in row for cell in (classes[i], f"{values[i]:.6f}"))])
-    print(f"{len(samples)} images -> {out}")
+    write_predictions(Path(config.out), "image", samples.names, classes, probabilities, top=config.top)
 
 
 @dataclass
@@ -180,7 +174,7 @@ def features(config: FeaturesConfig) -> None:
     if config.images is not None:
         samples = _open_images(config.images, config.data, model)
         found, _ = extract_features(model, samples, config.evaluation)
-        _save_arrays(config.out, {"features": found, "names": np.array(samples.names)})
+        save_arrays(Path(config.out), {"features": found, "names": np.array(samples.names)})
         return
     data = _open(config.data, model, purpose="evaluate")
     arrays = {"classes": np.array(data.classes, dtype=str)}
@@ -190,7 +184,7 @@ def features(config: FeaturesConfig) -> None:
                 model, samples, config.evaluation, title=f"features of {split}"
             )
             arrays[f"{split}_names"] = np.array(samples.names)
-    _save_arrays(config.out, arrays)
+    save_arrays(Path(config.out), arrays)
     if len(data.classes) > 1 and data.training is not None and data.evaluation is not None:
         score = knn_accuracy(
             arrays["train_features"],
@@ -203,14 +197,6 @@ def features(config: FeaturesConfig) -> None:
         Path(config.out).with_suffix(".json").write_text(
             json.dumps({"task": "features", "knn_accuracy": score, "neighbors": config.neighbors}) + "\n"
         )
-
-
-def _save_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
-    out = Path(path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:  # np.savez would append .npz to a path without it
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    print(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
 
 
 @dataclass

@@ -139,29 +139,3 @@ def predict_probabilities(
         with autocast(device, config.precision):
             rows.append(model(images).float().softmax(1).cpu().numpy())
     return np.concatenate(rows)
-
-
-def knn_accuracy(
-    train_features: Float[np.ndarray, "n f"],
-    train_labels: Int[np.ndarray, " n"],
-    features: Float[np.ndarray, "m f"],
-    labels: Int[np.ndarray, " m"],
-    *,
-    neighbors: int = 20,
-    temperature: float = 0.07,
-) -> float:
-    """Accuracy in percent of cosine nearest neighbours voting with weights exp(similarity / temperature).
-
-    Source: the protocol of instance discrimination (arXiv 1805.01978, section 3.4).
-    """
-    neighbors = min(neighbors, len(train_features))
-    bank = F.normalize(torch.from_numpy(train_features), dim=1)
-    bank_labels = torch.from_numpy(train_labels).long()
-    num_classes = int(max(train_labels.max(), labels.max())) + 1
-    correct = 0
-    for start in range(0, len(features), 1024):
-        queries = F.normalize(torch.from_numpy(features[start : start + 1024]), dim=1)
-        similarity, index = (queries @ bank.T).topk(neighbors, dim=1)
-        votes = F.one_hot(bank_labels[index], num_classes) * (similarity / temperature).exp().unsqueeze(-1)
-        correct += int((votes.sum(1).argmax(1) == torch.from_numpy(labels[start : start + 1024])).sum())
-    return 100 * correct / len(features)

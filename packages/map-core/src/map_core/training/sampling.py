@@ -142,7 +142,7 @@ class KeyedDataset(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Collate samples as the task does, unless one of them failed."""
+    """Collate samples as the task does, unless one of them failed or they do not fit together."""
 
     function: Callable[[list[Any]], Any]
 
@@ -150,7 +150,10 @@ class Collate:
         for sample in samples:
             if isinstance(sample, Failure):
                 return sample
-        return self.function(samples)
+        try:
+            return self.function(samples)
+        except UserError as error:
+            return Failure(str(error))
 
 
 def seed_everything(seed: int, *, cuda: bool = True) -> None:
