@@ -1,10 +1,13 @@
 """Every test starts from the same random numbers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+
+from map_points.data import write_part_shapes
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +21,12 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def two_part_shapes(tmp_path_factory) -> Path:
+    """A small set of two-part shapes in ShapeNetPart's layout."""
+    pytest.importorskip("trimesh")
+    root = tmp_path_factory.mktemp("part_shapes") / "set"
+    write_part_shapes(root, train=3, val=1, test=2, points=200)
+    return root

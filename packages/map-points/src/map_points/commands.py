@@ -1,29 +1,60 @@
 """What the commands of ``map-points`` do."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from map_core.errors import UserError
-from map_core.inference import Stopwatch, choose_device, describe_environment
+from map_core.inference import (
+    Stopwatch,
+    choose_device,
+    describe_environment,
+    knn_accuracy,
+    save_arrays,
+    write_predictions,
+)
 from map_core.training import train
 from map_core.training.summary import write_summary
-from map_core.weights import read_description
+from map_core.weights import read_description, weights_file
 from map_points.accelerators import load
-from map_points.data import CloudSamples, PointDataConfig, read_clouds
+from map_points.data import (
+    CloudSamples,
+    PointDataConfig,
+    choose_clouds,
+    clouds_to_evaluate,
+    load_part_data,
+    read_cloud_files,
+    read_clouds,
+    write_part_shapes,
+)
 from map_points.evaluation import (
     PROTOCOLS,
     EvaluationConfig,
     class_totals,
     classification_metrics,
+    extract_features,
+    predict_probabilities,
     voted_logits,
 )
-from map_points.factory import create_classifier, described_model
+from map_points.factory import create_backbone, create_classifier, described_model
+from map_points.fewshot import FewShotConfig, run_folds
 from map_points.finetuning import FinetuneConfig, FinetuneTask
 from map_points.models import MODEL_NAMES, HybridNet3D, create_point_model
+from map_points.part_metrics import part_metrics
 from map_points.pretraining import PretrainConfig, PretrainTask, load_pretraining
 from map_points.reconstruction import draw_reconstructions
+from map_points.segmentation import (
+    PROTOCOL,
+    SegmentConfig,
+    SegmentTask,
+    TrainedSegmenter,
+    load_segmenter,
+    segmentation_totals,
+)
 from map_points.weights import load_init
 
 
@@ -39,12 +70,23 @@ def finetune(config: FinetuneConfig) -> None:
     train(task, config.training, Path(config.out), resume=config.resume, run_config=config)
 
 
+def fewshot(config: FewShotConfig) -> None:
+    """Train a classifier on every few-shot fold and write the mean over them."""
+    run_folds(config)
+
+
+def segment(config: SegmentConfig) -> None:
+    """Train a part segmenter."""
+    task = SegmentTask(config)
+    train(task, config.training, Path(config.out), resume=config.resume, run_config=config)
+
+
 @dataclass
 class EvaluateConfig:
-    """Accuracy of a classifier on the test split.
+    """Accuracy of a classifier, or IoU of a part segmenter, on the test split (or the held-out part).
 
     Args:
-        init: A finetuning run, or its weights file.
+        init: A run of finetune or segment, or its weights file.
         data: Labelled clouds; what is not given is as in the run.
         evaluation: Protocol, batch size, device and the like.
         out: Folder for summary.json.
@@ -57,38 +99,167 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Evaluate a classifier by a named protocol and write summary.json."""
+    """Evaluate a run by a named protocol and write summary.json."""
     out = Path(config.out)
     if (out / "checkpoints").is_dir():
         raise UserError(
             f"{out} is a training run, whose summary.json would be replaced; choose another --out"
         )
+    if "parts" in read_description(config.init):
+        summary = _evaluate_segmenter(config, load_segmenter(config.init))
+    else:
+        summary = _evaluate_classifier(config)
+    print(summary["protocol"])
+    for name, value in summary.items():
+        if name.startswith("test_"):
+            print(f"{name:26} {value:.4g}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_summary(out, {"task": "evaluate", "init": config.init, **summary})
+
+
+def _evaluate_classifier(config: EvaluateConfig) -> dict[str, Any]:
     model, classes = load_classifier(config.init)
-    clouds = read_clouds(config.data, "test")
-    if clouds.classes != classes:
-        raise UserError(
-            f"the classes of {config.data.root or 'the embedded shapes'} are not those of {config.init}: "
-            f"{len(clouds.classes)} classes {', '.join(clouds.classes[:4])}, ... against {len(classes)} "
-            f"{', '.join(classes[:4])}, ...; evaluate on data with the same classes"
-        )
+    clouds, evaluated_on = clouds_to_evaluate(config.data)
+    _require_same_classes(clouds.classes, classes, config)
     device = choose_device(config.evaluation.device)
     samples = CloudSamples(clouds, config.data, training=False)
     with Stopwatch(device) as watch:
         logits, labels = voted_logits(model.to(device), samples, config.evaluation, device)
-    metrics = classification_metrics(class_totals(logits, labels))
-    protocol = PROTOCOLS[config.evaluation.protocol]
-    print(f"{config.evaluation.protocol}: {protocol}")
-    for name, value in metrics.items():
-        print(f"{name:26} {value:.4g}")
-    out.mkdir(parents=True, exist_ok=True)
-    summary = {
-        "task": "evaluate",
-        "init": config.init,
-        "protocol": f"{config.evaluation.protocol}: {protocol}",
-        **metrics,
+    protocol = config.evaluation.protocol
+    return {
+        "protocol": f"{protocol}: {PROTOCOLS[protocol]}",
+        "evaluated_on": evaluated_on,
+        **classification_metrics(class_totals(logits, labels)),
         "clouds": len(samples),
+        **watch.report(len(samples)),
     }
-    write_summary(out, summary | watch.report(len(samples)))
+
+
+def _evaluate_segmenter(config: EvaluateConfig, run: TrainedSegmenter) -> dict[str, Any]:
+    if config.evaluation.protocol != "no_vote":
+        raise UserError(
+            f"evaluation.protocol {config.evaluation.protocol!r} is for classifiers; segmentation has no_vote only"
+        )
+    data = load_part_data(config.data)
+    _require_same_classes(data.classes, run.classes, config)
+    if data.parts != run.parts:
+        raise UserError(f"the parts of {config.data.root} are not those that {config.init} was trained on")
+    device = choose_device(config.evaluation.device)
+    with Stopwatch(device) as watch:
+        totals = segmentation_totals(
+            run.model.to(device),
+            data.evaluation,
+            run.parts,
+            batch_size=config.evaluation.batch_size,
+            workers=config.evaluation.workers,
+            device=device,
+            progress="evaluate" if config.evaluation.progress else None,
+        )
+    return {
+        "protocol": f"no_vote: {PROTOCOL}",
+        "evaluated_on": data.evaluated_on,
+        **part_metrics(totals.float(), run.classes),
+        "clouds": len(data.evaluation),
+        **watch.report(len(data.evaluation)),
+    }
+
+
+def _require_same_classes(found: tuple[str, ...], classes: tuple[str, ...], config: EvaluateConfig) -> None:
+    if found != classes:
+        raise UserError(
+            f"the classes of {config.data.root or 'the embedded shapes'} are not those of {config.init}: "
+            f"{len(found)} classes {', '.join(found[:4])}, ... against {len(classes)} "
+            f"{', '.join(classes[:4])}, ...; evaluate on data with the same classes"
+        )
+
+
+@dataclass
+class PredictConfig:
+    """Classes of given clouds.
+
+    Args:
+        init: A finetuning run, or its weights file.
+        clouds: Cloud file (.npy, .ply, .txt) or folder, or a list of them, oriented as the run's training data.
+        data: num_points and unit_sphere; what is not given is as in the run.
+        evaluation: Batch size, device and the like.
+        top: Classes a row, most probable first.
+        out: CSV to write.
+    """
+
+    init: str
+    clouds: str | list[str]
+    data: PointDataConfig = field(default_factory=PointDataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    top: int = 5
+    out: str = "predictions.csv"
+
+
+def predict(config: PredictConfig) -> None:
+    """Write a CSV with the most probable classes of each cloud."""
+    model, classes = load_classifier(config.init)
+    samples = CloudSamples(read_cloud_files(config.clouds), config.data, training=False)
+    if config.top < 1:
+        raise UserError(f"top must be at least 1; got {config.top}")
+    probabilities = predict_probabilities(model, samples, config.evaluation)
+    write_predictions(Path(config.out), "cloud", _names(samples), classes, probabilities, top=config.top)
+
+
+@dataclass
+class FeaturesConfig:
+    """Pooled features of clouds.
+
+    Args:
+        init: A pretraining or finetuning run, or its weights file.
+        clouds: Cloud file (.npy, .ply, .txt) or folder, or a list of them, without labels; the run's own data
+            when not given.
+        data: Labelled clouds when none are named; what is not given is as in the run.
+        evaluation: Batch size, device and the like.
+        neighbors: Neighbours of the kNN score.
+        out: NPZ to write, with features, labels and names of each split (features and names of ``clouds``).
+    """
+
+    init: str
+    clouds: str | list[str] | None = None
+    data: PointDataConfig = field(default_factory=PointDataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    neighbors: int = 20
+    out: str = "features.npz"
+
+
+def features(config: FeaturesConfig) -> None:
+    """Write features of the training split and of what is evaluated on, and print a kNN score."""
+    if config.neighbors < 1:
+        raise UserError(f"neighbors must be at least 1; got {config.neighbors}")
+    model, out = load_encoder(config.init), Path(config.out)
+    if config.clouds is not None:
+        samples = CloudSamples(read_cloud_files(config.clouds), config.data, training=False)
+        found, _ = extract_features(model, samples, config.evaluation)
+        save_arrays(out, {"features": found, "names": np.array(_names(samples))})
+        return
+    splits = choose_clouds(config.data)
+    arrays = {"classes": np.array(splits.train.classes, dtype=str)}
+    for split, clouds in (("train", splits.train), ("test", splits.evaluation)):
+        assert clouds is not None
+        samples = CloudSamples(clouds, config.data, training=False)
+        arrays[f"{split}_features"], arrays[f"{split}_labels"] = extract_features(
+            model, samples, config.evaluation, title=f"features of {split}"
+        )
+        arrays[f"{split}_names"] = np.array(_names(samples))
+    save_arrays(out, arrays)
+    score = knn_accuracy(
+        arrays["train_features"],
+        arrays["train_labels"],
+        arrays["test_features"],
+        arrays["test_labels"],
+        neighbors=config.neighbors,
+    )
+    print(f"kNN accuracy ({config.neighbors} neighbours): {score:.2f} % ({splits.evaluated_on})")
+    report = {"task": "features", "knn_accuracy": score, "neighbors": config.neighbors}
+    out.with_suffix(".json").write_text(json.dumps(report) + "\n")
+
+
+def _names(samples: CloudSamples) -> list[str]:
+    return [samples.clouds.name(i) for i in range(len(samples))]
 
 
 @dataclass
@@ -134,6 +305,35 @@ def reconstruct(config: ReconstructConfig) -> None:
 
 
 @dataclass
+class PartShapesConfig:
+    """Shapes of two parts in ShapeNetPart's layout, to try segmentation on.
+
+    Args:
+        train: Training shapes of each of the five categories.
+        val: Validation shapes of each (trained on as well, as the field does).
+        test: Test shapes of each.
+        points: Points of each shape.
+        seed: Of everything random.
+        out: Folder to make.
+    """
+
+    train: int = 60
+    val: int = 6
+    test: int = 20
+    points: int = 1500
+    seed: int = 0
+    out: str = "part_shapes"
+
+
+def part_shapes(config: PartShapesConfig) -> None:
+    """Write two-part shapes as txt files with their lists."""
+    out = Path(config.out)
+    counts = {"train": config.train, "val": config.val, "test": config.test}
+    write_part_shapes(out, **counts, points=config.points, seed=config.seed)
+    print(f"two-part shapes -> {out} (--data.root {out})")
+
+
+@dataclass
 class InfoConfig:
     """What is installed and what it can do."""
 
@@ -159,13 +359,32 @@ def load_classifier(path: str) -> tuple[HybridNet3D, tuple[str, ...]]:
         UserError: the run holds no classifier.
     """
     config, description = described_model(path), read_description(path)
-    if config is None or not description.get("classes"):
+    if config is None or not description.get("classes") or "parts" in description:
+        weights_file(path)  # says so when there is nothing at all
         raise UserError(
-            f"{path} describes no classifier (its .json names no classes): give a finetuning run, not a "
-            "pretraining run"
+            f"{path} describes no classifier: give a finetuning run, not a run of pretrain or segment"
         )
     model = create_classifier(config, num_classes=len(description["classes"]))
     report = load_init(model, path)
     if report.fresh:
         raise UserError(f"{path} lacks {', '.join(report.fresh)}: it holds no whole classifier")
     return model.eval(), tuple(description["classes"])
+
+
+def load_encoder(path: str) -> HybridNet3D:
+    """The model of a run for features: a classifier as it is, or a pretraining run's encoder, pooled.
+
+    Raises:
+        UserError: no description of the model, or a part segmenter.
+    """
+    config, description = described_model(path), read_description(path)
+    if config is None:
+        weights_file(path)  # says so when there is nothing at all
+        raise UserError(
+            f"{path} has no .json that describes its model: give a run's directory or its weights file"
+        )
+    if description.get("classes"):
+        return load_classifier(path)[0]
+    model = create_backbone(config)
+    load_init(model, path)
+    return model.eval()

@@ -1,5 +1,6 @@
 """Finetuning of classifiers, as a task of the training engine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.training import Step, Task, TrainingConfig
-from map_core.weights import save_weights
-from map_points.data import PointData, PointDataConfig, load_point_data
+from map_core.weights import read_description, save_weights
+from map_points.data import PointData, PointDataConfig, collate_clouds, load_point_data
 from map_points.evaluation import PROTOCOLS, class_totals, classification_metrics, collect_logits
 from map_points.factory import PointModelConfig, create_classifier, describe_model
 from map_points.weights import load_init
@@ -67,6 +68,7 @@ class FinetuneTask(Task):
     """
 
     name = "finetune"
+    collate: Callable[[list[Any]], Any] | None = staticmethod(collate_clouds)
 
     def __init__(self, config: FinetuneConfig, data: PointData | None = None) -> None:
         config.objective.validate()
@@ -77,6 +79,7 @@ class FinetuneTask(Task):
         model = create_classifier(config.model, num_classes=len(self.data.classes))
         model.set_grad_checkpointing(config.training.activation_checkpointing)
         if config.init is not None:
+            check_head(config.init, self.data)
             load_init(model, config.init)
         self.model = model
 
@@ -112,3 +115,18 @@ class FinetuneTask(Task):
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         summary["protocol"] = f"last epoch: {PROTOCOLS['no_vote']}"
+        summary["evaluated_on"] = self.data.evaluated_on
+
+
+def check_head(init: str, data: PointData) -> None:
+    """Refuse a checkpoint whose head would be taken over for other classes.
+
+    Raises:
+        UserError: a classifier of as many classes, which are others; of another number, the head starts anew.
+    """
+    classes = tuple(read_description(init).get("classes") or ())
+    if len(classes) == len(data.classes) and classes != data.classes:
+        raise UserError(
+            f"the head of {init} tells {', '.join(classes[:4])}, ... apart, the data ({data.description}) has "
+            f"{', '.join(data.classes[:4])}, ...; start from the pretraining run instead"
+        )

@@ -1,5 +1,6 @@
 """Pretraining of point models: the objective over patches of clouds, as a task of the training engine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from map_core.masking import hidden_count
 from map_core.objective import own_region
 from map_core.pretraining import ObjectiveTask, load_objective
 from map_core.training import TrainingConfig
-from map_points.data import PointData, PointDataConfig, load_point_data
+from map_points.data import PointData, PointDataConfig, collate_clouds, load_point_data
 from map_points.factory import PointModelConfig, create_backbone, describe_model, described_model
 from map_points.local_blocks import Mamba3DBlock
 from map_points.losses import ChamferKind, masked_chamfer
@@ -139,6 +140,8 @@ class PretrainTask(ObjectiveTask):
         config: The run's configuration.
         data: Opened clouds, from ``config.data`` when None.
     """
+
+    collate: Callable[[list[Any]], Any] | None = staticmethod(collate_clouds)
 
     def __init__(self, config: PretrainConfig, data: PointData | None = None) -> None:
         self.config, self.settings = config, config.objective

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from map_core.errors import UserError
-from map_points.data import CloudSamples, PointDataConfig, load_point_data, transforms
+from map_points.data import CloudSamples, PointDataConfig, collate_clouds, load_point_data, transforms
 from map_points.data.clouds import ArrayClouds
 from map_points.data.shapes import CLASSES, make_shape
 from map_points.data.transforms import farthest, rotate, scale_translate, take_points, to_unit_sphere
@@ -99,6 +99,65 @@ def test_embedded_shapes():
     assert torch.isfinite(points).all()
     np.testing.assert_array_equal(make_shape("torus", "train", 1), make_shape("torus", "train", 1))
     assert not np.array_equal(make_shape("torus", "train", 1), make_shape("torus", "test", 1))
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """40 training clouds of four classes, 4 test clouds; the first coordinate tells them apart."""
+    points = np.zeros((40, 64, 3), dtype=np.float32)
+    points[:, 0, 0] = np.arange(40)
+    file = tmp_path / "d.npz"
+    labels = np.arange(40) % 4
+    np.savez(
+        file,
+        train_x=points,
+        train_y=labels,
+        test_x=points[:4],
+        test_y=labels[:4],
+        classes=np.array(list("abcd")),
+    )
+    return {"source": "modelnet40_npz", "root": str(file), "num_points": 64, "unit_sphere": False}
+
+
+def numbers(data):
+    return {float(data.clouds.points(i)[0, 0]) for i in range(len(data))}
+
+
+def test_a_subset_is_fixed_and_stratified(labelled):
+    data = load_point_data(PointDataConfig(**labelled, subset=8), purpose="finetune")
+    assert np.bincount(data.train.clouds.labels).tolist() == [2, 2, 2, 2]
+    assert len(data.evaluation) == 4
+    assert data.evaluated_on == "test split"
+    again = load_point_data(PointDataConfig(**labelled, subset=8), purpose="pretrain")
+    assert numbers(again.train) == numbers(data.train)
+    other = load_point_data(PointDataConfig(**labelled, subset=8, subset_seed=1), purpose="pretrain")
+    assert numbers(other.train) != numbers(data.train)
+    assert data.train.clouds.name(0).endswith(f"cloud {int(data.train.clouds.points(0)[0, 0])}")
+
+
+def test_a_held_out_part_takes_the_place_of_the_test_split(labelled):
+    data = load_point_data(PointDataConfig(**labelled, holdout=0.2), purpose="finetune")
+    assert np.bincount(data.evaluation.clouds.labels).tolist() == [2, 2, 2, 2]
+    assert not numbers(data.evaluation) & numbers(data.train)
+    assert numbers(data.evaluation) | numbers(data.train) == set(range(40))
+    assert data.evaluated_on == "held-out 0.2 of the training split (seed 0)"
+    assert "8 for evaluation (held-out" in data.description
+    pretrain = load_point_data(PointDataConfig(**labelled, holdout=0.2), purpose="pretrain")
+    assert numbers(pretrain.train) == numbers(data.train)
+    for changes, told in (
+        ({"holdout": 1.0}, r"data.holdout \(1.0\) must lie in \[0, 1\)"),
+        ({"subset": 41}, r"subset \(41\) must lie in 1..40"),
+    ):
+        with pytest.raises(UserError, match=told):
+            load_point_data(PointDataConfig(**labelled, **changes), purpose="pretrain")
+
+
+def test_clouds_of_different_sizes_make_no_batch():
+    with pytest.raises(UserError, match="a batch holds clouds of 4, 5 points; take the same number of each"):
+        collate_clouds([(torch.zeros(4, 3), 0), (torch.zeros(5, 3), 1)])
+    points, labels = collate_clouds([(torch.zeros(4, 3), 0), (torch.zeros(4, 3), 1)])
+    assert points.shape == (2, 4, 3)
+    assert labels.tolist() == [0, 1]
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -1,7 +1,37 @@
 """Point-cloud data: sources, what is taken from them, and augmentation."""
 
+from map_points.data.cloud_files import read_cloud_files
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
-from map_points.data.samples import CloudSamples, PointData, load_point_data, read_clouds
+from map_points.data.fewshot import FewShotEpisode, read_fold, sample_fold
+from map_points.data.part_shapes import write_part_shapes
+from map_points.data.parts import PartData, PartSamples, load_part_data
+from map_points.data.samples import (
+    CloudSamples,
+    PointData,
+    choose_clouds,
+    clouds_to_evaluate,
+    collate_clouds,
+    load_point_data,
+    read_clouds,
+)
 
-__all__ = ["CloudSamples", "Clouds", "PointData", "PointDataConfig", "load_point_data", "read_clouds"]
+__all__ = [
+    "CloudSamples",
+    "Clouds",
+    "FewShotEpisode",
+    "PartData",
+    "PartSamples",
+    "PointData",
+    "PointDataConfig",
+    "choose_clouds",
+    "clouds_to_evaluate",
+    "collate_clouds",
+    "load_part_data",
+    "load_point_data",
+    "read_cloud_files",
+    "read_clouds",
+    "read_fold",
+    "sample_fold",
+    "write_part_shapes",
+]

@@ -2,13 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from map_core.errors import UserError
 from map_points.data.config import Axis
+
+SomeClouds = TypeVar("SomeClouds", bound="Clouds")
+SomeFiles = TypeVar("SomeFiles", bound="FileClouds")
 
 
 def check_cloud(points: np.ndarray, name: str) -> np.ndarray:
@@ -55,19 +59,35 @@ class Clouds(ABC):
             UserError: naming the cloud.
         """
 
+    @abstractmethod
+    def select(self: SomeClouds, positions: np.ndarray) -> SomeClouds:
+        """Return the clouds at ``positions``, which keep their names."""
+
+    def relabel(self: SomeClouds, labels: np.ndarray, classes: tuple[str, ...]) -> SomeClouds:
+        """Return the same clouds under other labels of other classes."""
+        return replace(self, labels=check_labels(labels, classes, "new labels"), classes=classes)
+
 
 @dataclass(frozen=True)
 class ArrayClouds(Clouds):
-    """Clouds in memory; ``source`` says where they come from."""
+    """Clouds in memory; ``source`` says where they come from, ``places`` [n] which arrays are meant (all if None)."""
 
     arrays: Sequence[np.ndarray] | np.ndarray
     source: str
+    places: np.ndarray | None = None
 
     def name(self, index: int) -> str:
-        return f"{self.source}, cloud {index}"
+        return f"{self.source}, cloud {self._place(index)}"
 
     def points(self, index: int) -> np.ndarray:
-        return check_cloud(self.arrays[index], self.name(index))
+        return check_cloud(self.arrays[self._place(index)], self.name(index))
+
+    def select(self, positions: np.ndarray) -> "ArrayClouds":
+        places = positions if self.places is None else self.places[positions]
+        return replace(self, labels=self.labels[positions], places=places)
+
+    def _place(self, index: int) -> int:
+        return index if self.places is None else int(self.places[index])
 
 
 @dataclass(frozen=True)
@@ -81,13 +101,26 @@ class FileClouds(Clouds):
         return str(self.paths[index])
 
     def points(self, index: int) -> np.ndarray:
+        return check_cloud(self.columns(index), self.name(index))
+
+    def columns(self, index: int) -> np.ndarray:
+        """Return all columns of a file.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         try:
-            points = self.read(self.paths[index])
+            return self.read(self.paths[index])
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(
                 f"cannot read {self.paths[index]} ({error}); copy it again or take it out of the list"
             ) from error
-        return check_cloud(points, self.name(index))
+
+    def select(self: SomeFiles, positions: np.ndarray) -> SomeFiles:
+        paths = tuple(self.paths[i] for i in positions)
+        return replace(self, labels=self.labels[positions], paths=paths)
 
 
 def check_labels(labels: np.ndarray, classes: tuple[str, ...], source: str) -> np.ndarray:

@@ -1,23 +1,29 @@
 """The data sets that loaders read."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from map_core.errors import UserError
+from map_core.training.subsets import hold_out, take_subset
 from map_points.data import modelnet40
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
 from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
+from map_points.data.shapenetpart import read_shapenetpart
 from map_points.data.shapes import read_shapes
 from map_points.data.transforms import augment, take_points, to_unit_sphere
+
+SomeClouds = TypeVar("SomeClouds", bound=Clouds)
+TEST_SPLIT = "test split"
 
 
 class CloudSamples(Dataset[tuple[Tensor, int]]):
@@ -61,25 +67,72 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
         return other
 
 
+def collate_clouds(samples: list[Any]) -> Any:
+    """Batch samples whose first part is a cloud.
+
+    Raises:
+        UserError: the clouds have different sizes.
+    """
+    sizes = sorted({len(sample[0]) for sample in samples})
+    if len(sizes) > 1:
+        raise UserError(
+            f"a batch holds clouds of {', '.join(map(str, sizes))} points; take the same number of each "
+            "(data.num_points)"
+        )
+    return default_collate(samples)
+
+
+@dataclass(frozen=True)
+class Splits(Generic[SomeClouds]):
+    """Clouds to train on, clouds to evaluate on (None in pretraining), and what the latter are."""
+
+    train: SomeClouds
+    evaluation: SomeClouds | None
+    evaluated_on: str
+
+
+def hold_out_and_subset(
+    train: SomeClouds, open_test: Callable[[], SomeClouds | None], config: PointDataConfig
+) -> Splits[SomeClouds]:
+    """Set the held-out part of the training split aside, or open the test split; then take the subset.
+
+    Raises:
+        UserError: a held-out part or subset that the training split cannot give.
+    """
+    evaluation: SomeClouds | None
+    if config.holdout:
+        kept, held = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
+        evaluation = train.select(held)
+        evaluated_on = f"held-out {config.holdout:g} of the training split (seed {config.holdout_seed})"
+        train = train.select(kept)
+    else:
+        evaluation, evaluated_on = open_test(), TEST_SPLIT
+    if config.subset is not None:
+        train = train.select(take_subset(train.labels, config.subset, seed=config.subset_seed))
+    return Splits(train, evaluation, evaluated_on)
+
+
 @dataclass(frozen=True)
 class PointData:
     """Opened data.
 
     Attributes:
         train: Training clouds, augmented.
-        evaluation: Clouds of the test split, not augmented; None in pretraining.
+        evaluation: Clouds of the test split (or a held-out part), not augmented; None in pretraining.
         classes: Class names in the order of the labels.
         description: One line that says what was opened.
+        evaluated_on: What ``evaluation`` is, for summaries.
     """
 
     train: CloudSamples
     evaluation: CloudSamples | None
     classes: tuple[str, ...]
     description: str
+    evaluated_on: str = TEST_SPLIT
 
 
 def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clouds:
-    """Open one split of the configured source."""
+    """Open one published split of the configured source, whole."""
     config.validate()
     if config.source == "shapes":
         if config.root is not None:
@@ -87,18 +140,47 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
                 f"data.root is {config.root}, but the embedded shapes have no folder: leave it out"
             )
         return read_shapes(split, config.shapes_per_class)
+    if config.source == "fewshot_pkl":
+        raise UserError("data.source 'fewshot_pkl' holds folds, not splits: use map-points fewshot")
     assert config.root is not None
     root = Path(config.root)
     if config.source == "scanobjectnn":
         return read_scanobjectnn(root, split, config.variant)
-    readers = {
+    readers: dict[str, Callable[[Path, str], Clouds]] = {
         "modelnet40_npz": modelnet40.read_npz,
         "hdf5": modelnet40.read_hdf5,
         "normal_resampled": modelnet40.read_normal_resampled,
         "modelnet_dat": modelnet40.read_dat,
         "shapenet55": read_shapenet55,
+        "shapenetpart": read_shapenetpart,
     }
     return readers[config.source](root, split)
+
+
+def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[Clouds]:
+    """Open the clouds to train on and, unless told not to, those to evaluate on.
+
+    Raises:
+        UserError: what is wrong with the files, by name.
+    """
+
+    def open_test() -> Clouds | None:
+        return read_clouds(config, "test") if evaluate else None
+
+    return hold_out_and_subset(read_clouds(config, "train"), open_test, config)
+
+
+def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
+    """Open what a run is evaluated on (the test split, or its held-out part) and say which it is.
+
+    Raises:
+        UserError: what is wrong with the files, by name.
+    """
+    if not config.holdout:
+        return read_clouds(config, "test"), TEST_SPLIT
+    splits = choose_clouds(config)
+    assert splits.evaluation is not None
+    return splits.evaluation, splits.evaluated_on
 
 
 def load_point_data(config: PointDataConfig, *, purpose: Literal["pretrain", "finetune"]) -> PointData:
@@ -107,15 +189,17 @@ def load_point_data(config: PointDataConfig, *, purpose: Literal["pretrain", "fi
     Raises:
         UserError: what is wrong with the files, by name.
     """
-    train = read_clouds(config, "train")
+    splits = choose_clouds(config, evaluate=purpose == "finetune")
     where = config.root or "embedded shapes"
+    train = CloudSamples(splits.train, config, training=True)
+    description = f"{where}: {len(train)} training clouds"
     if purpose == "pretrain":
-        description = f"{where}: {len(train)} training clouds"
-        return PointData(CloudSamples(train, config, training=True), None, train.classes, description)
-    test = read_clouds(config, "test")
+        return PointData(train, None, splits.train.classes, description)
+    assert splits.evaluation is not None
     return PointData(
-        train=CloudSamples(train, config, training=True),
-        evaluation=CloudSamples(test, config, training=False),
-        classes=train.classes,
-        description=f"{where}: {len(train)} training clouds, {len(test)} test clouds",
+        train=train,
+        evaluation=CloudSamples(splits.evaluation, config, training=False),
+        classes=splits.train.classes,
+        description=f"{description}, {len(splits.evaluation)} for evaluation ({splits.evaluated_on})",
+        evaluated_on=splits.evaluated_on,
     )

@@ -31,6 +31,20 @@ def read_shapes(split: str, per_class: int) -> Clouds:
 
 def make_shape(name: str, split: str, number: int) -> np.ndarray:
     """Points (1024, 3) of one shape, float32."""
+    trimesh = require_trimesh()
+    rng = np.random.Generator(np.random.PCG64(derive_seed(0, "shape", split, name, number)))
+    mesh = _mesh(trimesh, name, rng.uniform(0.4, 1.0, 3))
+    points, _ = trimesh.sample.sample_surface(mesh, POINTS, seed=rng)
+    turn = trimesh.transformations.rotation_matrix(rng.uniform(0, 2 * np.pi), [0, 0, 1])[:3, :3]
+    return (np.asarray(points) @ turn.T).astype(np.float32)
+
+
+def require_trimesh() -> Any:
+    """Import trimesh.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import trimesh
     except ImportError as error:
@@ -38,11 +52,7 @@ def make_shape(name: str, split: str, number: int) -> np.ndarray:
             "the embedded shapes need trimesh: pip install 'map-points[demo]', or give --data.source and "
             "--data.root"
         ) from error
-    rng = np.random.Generator(np.random.PCG64(derive_seed(0, "shape", split, name, number)))
-    mesh = _mesh(trimesh, name, rng.uniform(0.4, 1.0, 3))
-    points, _ = trimesh.sample.sample_surface(mesh, POINTS, seed=rng)
-    turn = trimesh.transformations.rotation_matrix(rng.uniform(0, 2 * np.pi), [0, 0, 1])[:3, :3]
-    return (np.asarray(points) @ turn.T).astype(np.float32)
+    return trimesh
 
 
 def _mesh(trimesh: Any, name: str, size: np.ndarray) -> Any:

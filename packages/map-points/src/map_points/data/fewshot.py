@@ -1,0 +1,86 @@
+"""Few-shot episodes: published folds of ModelNet40, and folds generated from any labelled source."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from map_core.errors import UserError
+from map_core.randomness import derive_seed
+from map_points.data.clouds import ArrayClouds, Clouds, check_labels, existing
+from map_points.data.pickles import read_pickle
+
+
+@dataclass(frozen=True)
+class FewShotEpisode:
+    """One fold: clouds to train on, clouds to classify, of the same classes."""
+
+    train: Clouds
+    test: Clouds
+
+
+def read_fold(root: Path, way: int, shot: int, fold: int) -> FewShotEpisode:
+    """Read ``<way>way_<shot>shot/<fold>.pkl``: {'train', 'test'}, lists of (points, label, ...); y points up.
+
+    Raises:
+        UserError: no such file, other content, or a label outside 0 .. way - 1.
+    """
+    existing(root, "the folder that holds 5way_10shot and the like")
+    path = root / f"{way}way_{shot}shot" / f"{fold}.pkl"
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; choose --fewshot.way, --fewshot.shot and folds that {root} has"
+        )
+    content = read_pickle(path)
+    if not (isinstance(content, dict) and {"train", "test"} <= set(content)):
+        raise UserError(f"{path} must hold a dict with train and test; is it another file?")
+    classes = tuple(str(i) for i in range(way))
+    return FewShotEpisode(
+        *(_fold_clouds(content[split], classes, f"{path} ({split})") for split in ("train", "test"))
+    )
+
+
+def _fold_clouds(items: Any, classes: tuple[str, ...], source: str) -> ArrayClouds:
+    if not isinstance(items, list | tuple) or not items or any(len(item) < 2 for item in items):
+        raise UserError(f"{source} must be a list of (points, label, ...)")
+    labels = np.array([int(np.asarray(item[1]).reshape(-1)[0]) for item in items])
+    clouds = [np.asarray(item[0]) for item in items]
+    return ArrayClouds(check_labels(labels, classes, source), classes, "y", clouds, source)
+
+
+def sample_fold(
+    train: Clouds, test: Clouds, *, way: int, shot: int, queries: int, fold: int, seed: int = 0
+) -> FewShotEpisode:
+    """Draw a fold: ``way`` classes at random, ``shot`` training clouds and ``queries`` test clouds of each.
+
+    The draw depends on nothing but the arguments. It is no published fold.
+
+    Raises:
+        UserError: too few classes with so many clouds.
+    """
+    enough = [
+        label
+        for label in range(len(train.classes))
+        if (train.labels == label).sum() >= shot and (test.labels == label).sum() >= queries
+    ]
+    if len(enough) < way:
+        raise UserError(
+            f"{len(enough)} of {len(train.classes)} classes have {shot} training and {queries} test clouds; "
+            f"{way} ways need {way} (lower --fewshot.way, --fewshot.shot or --fewshot.queries)"
+        )
+    key = (seed, "few-shot", way, shot, fold)
+    chosen = sorted(_draw(np.array(enough), way, *key, "classes").tolist())
+    classes = tuple(train.classes[label] for label in chosen)
+
+    def part(clouds: Clouds, count: int, name: str) -> Clouds:
+        drawn = [_draw(np.flatnonzero(clouds.labels == label), count, *key, name, label) for label in chosen]
+        return clouds.select(np.concatenate(drawn)).relabel(np.repeat(np.arange(way), count), classes)
+
+    return FewShotEpisode(part(train, shot, "train"), part(test, queries, "test"))
+
+
+def _draw(values: np.ndarray, count: int, *key: int | str) -> np.ndarray:
+    """Draw ``count`` values without repeats; bit generators keep their streams across numpy versions."""
+    rank = np.random.PCG64(derive_seed(*key)).random_raw(len(values))
+    return values[np.argsort(rank, kind="stable")[:count]]

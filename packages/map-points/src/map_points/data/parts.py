@@ -1,0 +1,109 @@
+"""Data sets of clouds with labelled parts, as segmentation reads them."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from map_core.errors import UserError
+from map_points.data.config import PointDataConfig
+from map_points.data.samples import Splits, hold_out_and_subset
+from map_points.data.shapenetpart import PartClouds, read_shapenetpart
+from map_points.data.transforms import augment, to_unit_sphere
+
+
+class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
+    """Clouds as (points [num_points 3] float32, category, parts [num_points] int64).
+
+    Points are drawn at random, in evaluation too, as the field does; where a cloud has fewer than num_points,
+    all of them come before any comes again.
+
+    Args:
+        clouds: Where they come from.
+        config: Points, centring and augmentation.
+        training: Augment.
+    """
+
+    def __init__(self, clouds: PartClouds, config: PointDataConfig, *, training: bool) -> None:
+        self.clouds, self.config, self.training = clouds, config, training
+        self.up_axis = config.up_axis or clouds.up_axis
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "n 3"], int, Int[Tensor, " n"]]:
+        found, labels = self.clouds.labelled(index)
+        points, parts = torch.from_numpy(found), torch.from_numpy(labels)
+        if self.config.unit_sphere is not False:
+            points = to_unit_sphere(points)
+        chosen = draw_points(len(points), self.config.num_points)
+        points = points[chosen]
+        if self.training:
+            points = augment(points, self.config, self.up_axis)
+        return points, int(self.clouds.labels[index]), parts[chosen]
+
+    def as_training(self, training: bool) -> "PartSamples":
+        """The same clouds, with or without augmentation."""
+        other = copy.copy(self)
+        other.training = training
+        return other
+
+
+def draw_points(available: int, count: int) -> Int[Tensor, " {count}"]:
+    """Draw ``count`` of ``available`` indices at random; none comes again before all have come."""
+    rounds = -(-count // available)
+    return torch.cat([torch.randperm(available) for _ in range(rounds)])[:count]
+
+
+@dataclass(frozen=True)
+class PartData:
+    """Opened data for segmentation.
+
+    Attributes:
+        train: Training clouds, augmented.
+        evaluation: Clouds of the test split (or a held-out part), not augmented.
+        classes: Names of the categories.
+        parts: Part labels of each category.
+        evaluated_on: What ``evaluation`` is, for summaries.
+        description: One line that says what was opened.
+    """
+
+    train: PartSamples
+    evaluation: PartSamples
+    classes: tuple[str, ...]
+    parts: tuple[tuple[int, ...], ...]
+    evaluated_on: str
+    description: str
+
+
+def load_part_data(config: PointDataConfig) -> PartData:
+    """Open the training split and what is evaluated on.
+
+    Raises:
+        UserError: a source without parts; what is wrong with the files, by name.
+    """
+    config.validate()
+    if config.source != "shapenetpart":
+        raise UserError(
+            f"data.source {config.source!r} has no parts; segmentation reads --data.source shapenetpart "
+            "(map-points write-part-shapes makes a small set in its layout)"
+        )
+    assert config.root is not None
+    root = Path(config.root)
+    splits: Splits[PartClouds] = hold_out_and_subset(
+        read_shapenetpart(root, "train"), lambda: read_shapenetpart(root, "test"), config
+    )
+    assert splits.evaluation is not None
+    return PartData(
+        train=PartSamples(splits.train, config, training=True),
+        evaluation=PartSamples(splits.evaluation, config, training=False),
+        classes=splits.train.classes,
+        parts=splits.train.parts,
+        evaluated_on=splits.evaluated_on,
+        description=f"{root}: {len(splits.train)} training clouds, {len(splits.evaluation)} for evaluation "
+        f"({splits.evaluated_on})",
+    )

@@ -1,0 +1,174 @@
+"""Few-shot classification: one finetuning run a fold, and what they come to together."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from map_core.errors import UserError
+from map_core.training import TrainingConfig, train
+from map_core.training.summary import write_config, write_summary
+from map_points.data import (
+    CloudSamples,
+    FewShotEpisode,
+    PointData,
+    PointDataConfig,
+    read_clouds,
+    read_fold,
+    sample_fold,
+)
+from map_points.evaluation import PROTOCOLS
+from map_points.factory import PointModelConfig
+from map_points.finetuning import ClassificationConfig, FinetuneConfig, FinetuneTask
+
+
+@dataclass
+class FoldsConfig:
+    """Which folds.
+
+    Args:
+        way: Classes of a fold.
+        shot: Training clouds of each class.
+        folds: How many folds, counted from 0.
+        queries: Clouds of each class to classify, of generated folds; published ones have 20.
+        seed: Of generated folds.
+    """
+
+    way: int = 5
+    shot: int = 10
+    folds: int = 10
+    queries: int = 20
+    seed: int = 0
+
+    def validate(self) -> None:
+        for name, least in (("way", 2), ("shot", 1), ("folds", 1), ("queries", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"fewshot.{name} must be at least {least}; got {getattr(self, name)}")
+
+
+@dataclass
+class FewShotConfig:
+    """Few-shot classification over several folds; the weights of each fold are those of its last epoch.
+
+    Args:
+        data: "fewshot_pkl" reads the published folds; of any other labelled source folds are generated, which
+            the summary says.
+        fewshot: Ways, shots and folds.
+        model: The classifier.
+        objective: Loss and label smoothing.
+        training: Of each fold.
+        init: A pretraining run or weights file to start every fold from; from scratch when not given.
+        resume: 'auto' keeps finished folds and continues the one that was interrupted.
+        out: Directory; every fold is a finetuning run in it.
+    """
+
+    data: PointDataConfig = field(default_factory=PointDataConfig)
+    fewshot: FoldsConfig = field(default_factory=FoldsConfig)
+    model: PointModelConfig = field(default_factory=PointModelConfig)
+    objective: ClassificationConfig = field(default_factory=ClassificationConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    init: str | None = None
+    resume: str | None = None
+    out: str = "runs/fewshot"
+
+
+def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[PointData]:
+    """Yield the folds: published ones from their files, else generated ones.
+
+    Raises:
+        UserError: files or classes that do not give such folds.
+    """
+    config.validate()
+    data.validate()
+    if data.holdout or data.subset is not None:
+        raise UserError("data.holdout and data.subset do not apply to few-shot folds: leave them out")
+    published = data.source == "fewshot_pkl"
+    splits = None if published else (read_clouds(data, "train"), read_clouds(data, "test"))
+    for fold in range(config.folds):
+        if splits is None:
+            assert data.root is not None
+            episode = read_fold(Path(data.root), config.way, config.shot, fold)
+        else:
+            train_clouds, test_clouds = splits
+            episode = sample_fold(
+                train_clouds,
+                test_clouds,
+                way=config.way,
+                shot=config.shot,
+                queries=config.queries,
+                fold=fold,
+                seed=config.seed,
+            )
+        yield _fold_data(episode, data, f"{kind_of_folds(data)} fold {fold}")
+
+
+def kind_of_folds(data: PointDataConfig) -> str:
+    """``published`` or ``generated``."""
+    return "published" if data.source == "fewshot_pkl" else "generated"
+
+
+def _fold_data(episode: FewShotEpisode, config: PointDataConfig, description: str) -> PointData:
+    return PointData(
+        train=CloudSamples(episode.train, config, training=True),
+        evaluation=CloudSamples(episode.test, config, training=False),
+        classes=episode.train.classes,
+        description=f"{description}: {len(episode.train)} training clouds, {len(episode.test)} queries",
+        evaluated_on=f"queries of the {description}",
+    )
+
+
+def run_folds(config: FewShotConfig) -> dict[str, Any]:
+    """Train and measure every fold, write ``out/summary.json`` and return it.
+
+    Accuracy is given for each fold, as mean and as sample standard deviation over folds.
+
+    Raises:
+        UserError: a directory in use, or what any fold raises.
+    """
+    if config.resume not in (None, "auto"):
+        raise UserError(f"resume must be auto for few-shot folds; got {config.resume!r}")
+    out = Path(config.out)
+    accuracies, seconds = [], 0.0
+    for fold, data in enumerate(open_folds(config.data, config.fewshot)):
+        directory = out / f"fold_{fold}"
+        print(data.description)
+        run = FinetuneConfig(
+            data=config.data,
+            model=replace(config.model),
+            objective=config.objective,
+            training=config.training,
+            init=config.init,
+            resume="auto" if config.resume and (directory / "checkpoints").is_dir() else None,
+            out=str(directory),
+        )
+        found = train(FinetuneTask(run, data), run.training, directory, resume=run.resume, run_config=run)
+        if found["interrupted"]:
+            return found
+        accuracies.append(float(found["test_accuracy"]))
+        seconds += float(found["seconds"])
+    last = {key: found[key] for key in ("versions", "commit", "device", "processes")}
+    summary = {
+        "task": "fewshot",
+        "init": config.init,
+        "folds": kind_of_folds(config.data),
+        "way": config.fewshot.way,
+        "shot": config.fewshot.shot,
+        "test_accuracy_mean": statistics.mean(accuracies),
+        "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "test_accuracy_of_folds": accuracies,
+        "protocol": f"last epoch of each fold: {PROTOCOLS['no_vote']}; sample standard deviation over folds",
+        "seconds": seconds,
+        **last,
+    }
+    if PartialState().is_main_process:
+        write_config(out, config)
+        write_summary(out, summary)
+        print(
+            f"{summary['folds']} folds, {summary['way']}-way {summary['shot']}-shot: "
+            f"{summary['test_accuracy_mean']:.2f} +- {summary['test_accuracy_std']:.2f} % over "
+            f"{len(accuracies)} folds"
+        )
+    return summary

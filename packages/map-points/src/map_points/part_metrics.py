@@ -1,0 +1,67 @@
+"""What part segmentation predicts and how it is measured: IoU over the parts of each object's category."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def parts_of_categories(parts: tuple[tuple[int, ...], ...], num_parts: int) -> Bool[Tensor, "c p"]:
+    """Which parts each category has."""
+    table = torch.zeros(len(parts), num_parts, dtype=torch.bool)
+    for category, own in enumerate(parts):
+        table[category, list(own)] = True
+    return table
+
+
+def predict_parts(
+    logits: Float[Tensor, "b n p"], category: Int[Tensor, " b"], table: Bool[Tensor, "c p"]
+) -> Int[Tensor, "b n"]:
+    """The highest-scoring part of each point among those of the object's category, as the field evaluates."""
+    return logits.masked_fill(~table[category].unsqueeze(1), -torch.inf).argmax(dim=-1)
+
+
+def shape_iou(
+    predicted: Int[Tensor, "b n"],
+    parts: Int[Tensor, "b n"],
+    category: Int[Tensor, " b"],
+    table: Bool[Tensor, "c p"],
+) -> Float[Tensor, " b"]:
+    """Intersection over union of each cloud, averaged over its category's parts; 1 for a part absent from both."""
+    label = torch.arange(table.shape[1], device=parts.device)
+    found, wanted = predicted.unsqueeze(-1) == label, parts.unsqueeze(-1) == label  # (b, n, p)
+    union = (found | wanted).sum(dim=1)
+    iou = torch.where(union > 0, (found & wanted).sum(dim=1) / union.clamp(min=1), 1.0)
+    own = table[category]
+    return (iou * own).sum(dim=1) / own.sum(dim=1)
+
+
+def part_totals(
+    logits: Float[Tensor, "b n p"],
+    parts: Int[Tensor, "b n"],
+    category: Int[Tensor, " b"],
+    table: Bool[Tensor, "c p"],
+) -> Float[Tensor, "4 c"]:
+    """Sums by category: IoU, clouds, points whose part was found, points; totals of batches and shards add up."""
+    predicted = predict_parts(logits, category, table)
+    iou = shape_iou(predicted, parts, category, table).double()
+    correct = (predicted == parts).double().sum(dim=1)
+    totals = torch.zeros(4, len(table), dtype=torch.float64, device=logits.device)
+    rows = (iou, torch.ones_like(iou), correct, torch.full_like(iou, parts.shape[1]))
+    for total, values in zip(totals, rows, strict=True):
+        total.index_add_(0, category, values)
+    return totals
+
+
+def part_metrics(totals: Float[Tensor, "4 c"], classes: tuple[str, ...]) -> dict[str, float]:
+    """Percentages: instance mIoU (mean over clouds), class mIoU (mean over the categories with clouds) and accuracy
+    of points; and the IoU of each category."""
+    iou, clouds, correct, points = totals.double()
+    present = clouds > 0
+    by_class = 100 * iou / clouds.clamp(min=1)
+    named = {f"test_iou_{name}": float(by_class[i]) for i, name in enumerate(classes) if present[i]}
+    return {
+        "test_instance_miou": float(100 * iou.sum() / clouds.sum()),
+        "test_class_miou": float(by_class[present].mean()),
+        "test_point_accuracy": float(100 * correct.sum() / points.sum()),
+        **named,
+    }

@@ -1,0 +1,152 @@
+"""ShapeNetPart's layout: read, drawn from, refused where it is broken; and the small set written in it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_points.data import PointDataConfig, load_part_data, read_clouds, write_part_shapes
+from map_points.data.part_shapes import CATEGORIES
+from map_points.data.parts import draw_points
+from map_points.data.shapenetpart import read_shapenetpart
+
+AIRPLANE, BAG, OWN = "02691156", "02773838", "90000000"
+
+
+def rows(seed, parts, n=30):
+    rng = np.random.default_rng(seed)
+    return np.column_stack([rng.normal(size=(n, 6)), np.resize(parts, n)]).astype(np.float32)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two published categories and one of our own, with all three lists."""
+    lists = {"train": [(AIRPLANE, "a"), (OWN, "x")], "val": [(BAG, "b")], "test": [(BAG, "c"), (OWN, "y")]}
+    parts = {AIRPLANE: [0, 1, 2, 3], BAG: [4, 5], OWN: [7, 9]}
+    (tmp_path / "train_test_split").mkdir()
+    for split, items in lists.items():
+        listed = [f"shape_data/{synset}/{name}" for synset, name in items]
+        (tmp_path / "train_test_split" / f"shuffled_{split}_file_list.json").write_text(json.dumps(listed))
+        for synset, name in items:
+            (tmp_path / synset).mkdir(exist_ok=True)
+            np.savetxt(tmp_path / synset / f"{name}.txt", rows(ord(name), parts[synset]), fmt="%.6f")
+    (tmp_path / "synsetoffset2category.txt").write_text(f"Airplane\t{AIRPLANE}\nBag\t{BAG}\nOwn\t{OWN}\n")
+    return tmp_path
+
+
+def test_the_layout_is_read(root):
+    train, test = read_shapenetpart(root, "train"), read_shapenetpart(root, "test")
+    assert train.classes == ("Airplane", "Bag", "Own")
+    assert train.labels.tolist() == [0, 2, 1]  # train, then val
+    assert test.labels.tolist() == [1, 2]
+    assert train.parts == ((0, 1, 2, 3), (4, 5), (7, 9))
+    assert train.up_axis == "y"
+    points, parts = test.labelled(0)
+    expected = rows(ord("c"), [4, 5])
+    np.testing.assert_allclose(points, expected[:, :3], atol=1e-6)
+    assert parts.tolist() == expected[:, 6].astype(int).tolist()
+    np.testing.assert_allclose(test.points(0), points)
+
+
+def test_without_a_list_of_categories_synsets_are_names(root):
+    (root / "synsetoffset2category.txt").unlink()
+    assert read_shapenetpart(root, "train").classes == (AIRPLANE, BAG, OWN)
+
+
+def test_it_is_a_source_of_clouds_too(root):
+    clouds = read_clouds(PointDataConfig("shapenetpart", str(root)), "test")
+    assert clouds.points(1).shape == (30, 3)
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (rows(0, [4, 5])[:, :6], r"c.txt has shape \(30, 6\); expected \(points, 7\)"),
+        (rows(0, [4, 3]), r"c.txt: point 1 has part 3, but Bag has 4, 5"),
+        (rows(0, [4, 4.5]), r"c.txt: point 1 has part 4.5, but Bag has 4, 5"),
+        (np.full((2, 7), np.inf), r"c.txt has NaN or infinite coordinates at point 0"),
+    ],
+)
+def test_broken_files_are_named(root, broken, told):
+    np.savetxt(root / BAG / "c.txt", broken)
+    with pytest.raises(UserError, match=told):
+        read_shapenetpart(root, "test").labelled(0)
+
+
+def test_broken_lists_are_named(root):
+    listing = root / "train_test_split" / "shuffled_test_file_list.json"
+    for text, told in (
+        ("[", r"shuffled_test_file_list.json is no JSON"),
+        ('["c"]', r"lists 'c'; expected shape_data/<synset>/<id>"),
+        ('["shape_data/123/c"]', r"lists clouds of 123, which .*synsetoffset2category.txt does not have"),
+        ("[]", "lists no clouds for test"),
+    ):
+        listing.write_text(text)
+        with pytest.raises(UserError, match=told):
+            read_shapenetpart(root, "test")
+    listing.unlink()
+    with pytest.raises(UserError, match=r"shuffled_test_file_list.json does not exist"):
+        read_shapenetpart(root, "test")
+    (root / "synsetoffset2category.txt").write_text("Airplane\n")
+    listing.write_text("[]")
+    with pytest.raises(UserError, match=r"has the line 'Airplane'; expected a name and a synset"):
+        read_shapenetpart(root, "train")
+
+
+def test_draws_repeat_no_point_before_all_have_come():
+    assert sorted(draw_points(10, 10).tolist()) == list(range(10))
+    drawn = draw_points(10, 25).tolist()
+    assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(10))
+    assert len(set(draw_points(50, 20).tolist())) == 20
+
+
+def test_points_keep_their_parts(root):
+    data = load_part_data(PointDataConfig("shapenetpart", str(root), num_points=64, unit_sphere=False))
+    points, category, parts = data.evaluation[0]
+    assert points.shape == (64, 3)
+    assert category == 1
+    whole, labels = data.evaluation.clouds.labelled(0)
+    part_of = {tuple(p): int(label) for p, label in zip(whole.tolist(), labels, strict=True)}
+    assert [part_of[tuple(p)] for p in points.tolist()] == parts.tolist()
+    torch.manual_seed(3)
+    first = data.train[0][0]
+    torch.manual_seed(3)
+    assert torch.equal(first, data.train[0][0])
+
+
+def test_other_sources_have_no_parts():
+    with pytest.raises(UserError, match=r"data.source 'shapes' has no parts"):
+        load_part_data(PointDataConfig())
+
+
+def test_written_shapes_are_read_back(two_part_shapes):
+    train, test = (read_shapenetpart(two_part_shapes, split) for split in ("train", "test"))
+    assert train.classes == CATEGORIES
+    assert (len(train), len(test)) == (5 * (3 + 1), 5 * 2)
+    assert train.parts == tuple((2 * i, 2 * i + 1) for i in range(5))
+    for i in range(len(test)):
+        points, parts = test.labelled(i)
+        assert points.shape == (200, 3)
+        assert set(parts) == set(test.parts[test.labels[i]])
+
+
+def test_writing_depends_on_the_seed_alone(two_part_shapes, tmp_path):
+    write_part_shapes(tmp_path / "more", train=4, val=1, test=1, points=200)
+    name = "90000003/train_0002.txt"
+    assert (tmp_path / "more" / name).read_text() == (two_part_shapes / name).read_text()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        write_part_shapes(tmp_path / "more")
+    with pytest.raises(UserError, match="train must be at least 1; got 0"):
+        write_part_shapes(tmp_path / "other", train=0)
+
+
+def test_a_held_out_part_and_a_subset(two_part_shapes):
+    config = PointDataConfig("shapenetpart", str(two_part_shapes), holdout=0.25, subset=5)
+    data = load_part_data(config)
+    assert data.evaluated_on == "held-out 0.25 of the training split (seed 0)"
+    assert sorted(data.evaluation.clouds.labels.tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(data.train.clouds.labels.tolist()) == [0, 1, 2, 3, 4]
+    assert not set(data.train.clouds.paths) & set(data.evaluation.clouds.paths)
+    assert data.train.clouds.labelled(0)[1].shape == (200,)
