@@ -3,9 +3,9 @@
 Command:   CONFIG=$(map-dense config-path cascade-mask-rcnn_hybridnet-mini_cpu_coco-tiny)
            mim train onedl-mmdetection $CONFIG --gpus 0 --cfg-options data_root=PATH
 Hardware:  one CPU core.
-Time:      TIME
+Time:      2 minutes for ten images in training and six in validation.
 Expected:  that it runs; ten images teach nothing about others.
-Status:    STATUS
+Status:    run here, training and test; see docs/reproduction.md.
 Settings:  `data_root` is laid out as COCO 2017 itself, which also works.
 """
 

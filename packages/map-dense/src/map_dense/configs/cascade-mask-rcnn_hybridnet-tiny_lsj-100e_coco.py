@@ -6,8 +6,8 @@ Command:   CONFIG=$(map-dense config-path cascade-mask-rcnn_hybridnet-tiny_lsj-1
 Hardware:  any number of GPUs with a total batch of 64, here 8 of 8 images; set train_dataloader.batch_size for others
            (the authors' script: 4 of 16).
 Time:      not measured.
-Expected:  box AP 46.4, mask AP 39.8 after MAP pretraining; 45.9, 39.2 after supervised training (paper, Table 10).
-Status:    not reproduced here; builds, and takes an optimizer step at this size on a CPU.
+Expected:  box AP 46.4, mask AP 39.8 after MAP pretraining; 45.9, 39.2 without (paper, Table 10).
+Status:    not reproduced here; builds, and takes an optimizer step at this size on a CPU (batch 1).
 Settings:  Vim's detection code, which the paper says to follow: AdamW 1e-4, weight decay 0.1, layer decay 0.837 over
            24 layers, drop path 0.1, global attention over all 4096 patches (`model.backbone.window_size` limits it).
 """
