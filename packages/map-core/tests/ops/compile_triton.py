@@ -55,14 +55,17 @@ def main(capability: int, chunk: int) -> None:
         **{name: CompileOnly(getattr(kernels, name)) for name in ("forward_kernel", "backward_kernel")},
         **{name: getattr(kernels, name) for name in ("Rows", "Direction", "Gradients")},
     )
+    summary_kernel = CompileOnly(scan._summary_kernel())
     scan._kernels = lambda: stand_in  # type: ignore[assignment, return-value]
+    scan._summary_kernel = lambda: summary_kernel
     sequence, weight = torch.zeros(2, 9, 96, dtype=torch.bfloat16), torch.zeros(96)
     projection = torch.zeros(2, 9, 16, dtype=torch.bfloat16)
     full = [sequence, sequence, torch.zeros(96, 16), projection, projection, weight, weight]
-    for z, tensors, present, softplus, reverse in (
-        (sequence, [*full, *full], [True] * 14, [True, True], [False, True]),
-        (None, full[:5], [True] * 5 + [False] * 2, [False], [True]),
+    for cut, z, tensors, present, softplus, reverse in (
+        (2, sequence, [*full, *full], [True] * 14, [True, True], [False, True]),
+        (1, None, full[:5], [True] * 5 + [False] * 2, [False], [True]),
     ):
+        scan.segments_of = lambda length, programs, processors, cut=cut: cut  # type: ignore[misc]
         scan._forward(tensors, z, present, softplus, reverse)
         scan._backward(sequence, tensors, z, present, softplus, reverse)
 

@@ -117,3 +117,30 @@ def test_programs_cover_every_channel_and_hold_the_states_asked_for(channels: in
     assert state <= grid.padded_state < 2 * state or state == grid.padded_state == 1
     assert grid.block * grid.padded_state <= 32 * triton_scan.BACKWARD_VALUES
     assert (grid.chunks - 1) * triton_scan.CHUNK < 9 <= grid.chunks * triton_scan.CHUNK
+
+
+@pytest.mark.parametrize(
+    ("length", "programs", "processors", "segments"),
+    [
+        (196, 6144, 132, 1),  # base width at batch 128: enough programs
+        (4096, 48, 132, 22),  # a single sequence of base width
+        (196, 48, 132, 3),  # no segment is shorter than 64 steps
+        (128, 1, 132, 1),  # two segments would gain nothing
+        (16384, 1, 132, 256),
+        (1000, 400, 132, 1),
+        (0, 0, 132, 1),
+    ],
+)
+def test_time_is_cut_where_there_would_be_too_few_programs(
+    length: int, programs: int, processors: int, segments: int
+) -> None:
+    assert triton_scan.segments_of(length, programs, processors) == segments
+
+
+@pytest.mark.parametrize("cut", [1, 3, 7])
+@pytest.mark.parametrize("length", [1, 196, 1000])
+def test_segments_cover_every_step_in_whole_chunks(length: int, cut: int) -> None:
+    grid = triton_scan._Grid(2, length, 31, 16, triton_scan.BACKWARD_VALUES, cut)
+    assert grid.segments <= cut
+    assert (grid.segments - 1) * grid.span < length <= grid.segments * grid.span
+    assert grid.span % triton_scan.CHUNK == 0

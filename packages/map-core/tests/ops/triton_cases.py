@@ -14,6 +14,7 @@ from torch import Tensor
 
 from map_core.ops import ScanInputs, bidirectional_selective_scan, selective_scan
 from map_core.ops.selective_scan.interface import REGISTRY
+from map_core.ops.triton import scan as triton_scan
 
 FLOAT32_TOLERANCE = 2e-5  # docs/numerics.md
 BFLOAT16_TOLERANCE = 8e-3
@@ -95,6 +96,39 @@ def test_one_direction(length: int, reverse: bool, scan_arguments: Tool, compare
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 63, 64, 65])
 def test_both_directions(length: int, scan_arguments: Tool, compare_both: Compare) -> None:
     compare_both(two_directions(scan_arguments, length, batch=1, channels=5, state=3))
+
+
+@pytest.fixture
+def _cut_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend to be a large GPU, where even short sequences are cut into segments."""
+    monkeypatch.setattr(triton_scan, "_processors", lambda device: 1000)
+    monkeypatch.setattr(triton_scan, "MIN_SPAN", 8)
+
+
+@pytest.mark.usefixtures("_cut_time")
+@pytest.mark.parametrize(("length", "reverse"), [(24, False), (31, True), (33, False)])
+def test_one_direction_cut_into_segments(
+    length: int, reverse: bool, scan_arguments: Tool, compare: Compare
+) -> None:
+    assert triton_scan.segments_of(length, 1, 1000) > 2
+    compare(scan_arguments(length, batch=1, channels=5, state=3), reverse=reverse)
+
+
+@pytest.mark.usefixtures("_cut_time")
+@pytest.mark.parametrize(("length", "gated"), [(41, True), (24, False)])
+def test_both_directions_cut_into_segments(
+    length: int, gated: bool, scan_arguments: Tool, compare_both: Compare
+) -> None:
+    arguments = two_directions(scan_arguments, length, batch=1, channels=5, state=3)
+    if not gated:
+        del arguments["z"]
+    compare_both(arguments)
+
+
+@pytest.mark.usefixtures("_cut_time")
+def test_segments_without_options_and_in_bfloat16(scan_arguments: Tool, compare: Compare) -> None:
+    arguments = scan_arguments(30, batch=1, channels=6, dtype=torch.bfloat16)
+    compare({name: arguments[name] for name in ("u", "delta", "A", "B", "C")}, BFLOAT16_TOLERANCE)
 
 
 def test_a_vision_length(scan_arguments: Tool, compare_both: Compare) -> None:

@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,11 @@ CHUNK = 8  # steps whose states backward holds in registers; one state in so man
 FORWARD_VALUES = 16
 BACKWARD_VALUES = 8
 MAX_BLOCK = 32
+# Time is cut when a processor of the GPU would get fewer programs than this, into segments of at least so many steps.
+# A cut scans everything twice, so fewer than three segments would gain nothing.
+PROGRAMS_A_PROCESSOR = 8
+MIN_SPAN = 64
+MIN_SEGMENTS = 3
 
 
 def _interpreting() -> bool:
@@ -51,15 +56,32 @@ def _kernels() -> ModuleType:
     return importlib.import_module("map_core.ops.triton.kernels")
 
 
+def _summary_kernel() -> Any:
+    return importlib.import_module("map_core.ops.triton.segments").summary_kernel
+
+
+def _processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; the interpreter is one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def segments_of(length: int, programs: int, processors: int) -> int:
+    """Into how many segments to cut time, so that ``programs`` times as many occupy the processors; 1: not at all."""
+    wanted = PROGRAMS_A_PROCESSOR * processors // max(programs, 1)
+    segments = min(wanted, length // MIN_SPAN)
+    return segments if segments >= MIN_SEGMENTS else 1
+
+
 @dataclass(frozen=True)
 class _Grid:
-    """How a scan is cut into programs: channels a program, and blocks of them."""
+    """How a scan is cut into programs: channels a program, blocks of them, and segments of time if ``cut``."""
 
     batch: int
     length: int
     channels: int
     state: int
     values: int
+    cut: int = 1
 
     @property
     def padded_state(self) -> int:
@@ -75,6 +97,15 @@ class _Grid:
         return -(-self.channels // self.block)
 
     @property
+    def span(self) -> int:
+        """Steps of a segment, whole chunks; the last may be shorter."""
+        return -(-self.length // (self.cut * CHUNK)) * CHUNK
+
+    @property
+    def segments(self) -> int:
+        return -(-self.length // self.span)
+
+    @property
     def chunks(self) -> int:
         return -(-self.length // CHUNK)
 
@@ -83,16 +114,15 @@ class _Grid:
         return self.blocks * self.batch
 
     def launch(self, kernel: Any, directions: int, *arguments: Any, **sizes: Any) -> None:
-        kernel[(self.programs, directions)](
+        kernel[(self.programs, directions, self.segments)](
             *arguments,
             length=self.length,
             channels=self.channels,
             blocks=self.blocks,
-            chunks=self.chunks,
+            span=self.span,
             STATE=self.state,
             PADDED_STATE=self.padded_state,
             BLOCK=self.block,
-            CHUNK=CHUNK,
             num_warps=1,
             **sizes,
         )
@@ -105,41 +135,64 @@ def _rows(x: Tensor | None) -> Any:
     return _kernels().Rows(x, x.stride(0), x.stride(1))
 
 
-def _direction(tensors: dict[str, Tensor], softplus: bool, reverse: bool, starts: Tensor | None) -> Any:
+def _sums(device: torch.device, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def _direction(tensors: dict[str, Tensor], softplus: bool, reverse: bool, grid: _Grid, keep: bool) -> Any:
+    """Describe one direction; with ``keep`` the state before every chunk has a place to be kept."""
     constexpr = importlib.import_module("triton.language").constexpr
+    device, state, cut = tensors["u"].device, (grid.state, grid.channels), grid.segments > 1
     return _kernels().Direction(
         **{name: _rows(tensors[name]) for name in ("u", "delta", "B", "C")},
         A=tensors["A"].t().contiguous(),
         **{name: tensors[name].contiguous() if name in tensors else None for name in ("D", "bias")},
-        starts=starts,
+        starts=_sums(device, grid.batch, grid.chunks, *state) if keep else None,
+        ends=_sums(device, grid.batch, grid.segments, *state) if cut else None,
+        totals=_sums(device, grid.batch, grid.segments, grid.channels) if cut else None,
         softplus=constexpr(softplus),
         reverse=constexpr(reverse),
     )
 
 
-def _grid(tensors: dict[str, Tensor], values: int) -> _Grid:
+def _grid(tensors: dict[str, Tensor], values: int, directions: int) -> _Grid:
     batch, length, channels = tensors["u"].shape
-    return _Grid(batch, length, channels, tensors["A"].shape[1], values)
+    whole = _Grid(batch, length, channels, tensors["A"].shape[1], values)
+    processors = _processors(tensors["u"].device)
+    return replace(whole, cut=segments_of(length, whole.programs * directions, processors))
+
+
+def _pair(items: list[Any]) -> tuple[Any, Any]:
+    return items[0], (items[1] if len(items) == 2 else None)
+
+
+def _summarize(directions: list[Any], grads: list[Any], z: Any, grad_out: Any, grid: _Grid) -> None:
+    """Find what each segment makes of nothing: of the scans, or given gradients of the way back."""
+    if grid.segments > 1:
+        grid.launch(
+            _summary_kernel(), len(directions), *_pair(directions), *_pair(grads or [None]), z, grad_out
+        )
 
 
 def _scan(
     directions: list[Any], z: Tensor | None, grad_out: Tensor | None, out: Tensor | None, grid: _Grid
 ) -> None:
     """Run the forward kernel: the gated average to ``out``, or with a cotangent the gradient of z."""
-    second = directions[1] if len(directions) == 2 else None
+    _summarize(directions, [], None, None, grid)
     meeting = None
-    if second is not None and out is not None:
+    if len(directions) == 2 and out is not None:
         # y of one direction is read back in float32 when the other arrives; out itself will do if it is wide.
         meeting = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     grid.launch(
         _kernels().forward_kernel,
         1,
-        directions[0],
-        second,
+        *_pair(directions),
         _rows(z),
         _rows(grad_out),
         _rows(out),
         _rows(meeting),
+        chunks=grid.chunks,
+        CHUNK=CHUNK,
     )
 
 
@@ -157,11 +210,12 @@ def _forward(
     if out.numel() == 0:
         return out
     with torch.cuda.device_of(u):
+        grid = _grid(named[0], FORWARD_VALUES, 1)
         directions = [
-            _direction(one, soft, back, None)
+            _direction(one, soft, back, grid, keep=False)
             for one, soft, back in zip(named, softplus, reverse, strict=True)
         ]
-        _scan(directions, z, None, out, _grid(named[0], FORWARD_VALUES))
+        _scan(directions, z, None, out, grid)
     return out
 
 
@@ -179,46 +233,52 @@ def _backward(
         return [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
     named = by_direction(tensors, present)
     with torch.cuda.device_of(grad_out):
-        grid = _grid(named[0], BACKWARD_VALUES)
-
-        def sums(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=grad_out.device)
-
+        grid = _grid(named[0], BACKWARD_VALUES, len(named))
         directions = [
-            _direction(one, soft, back, sums(grid.batch, grid.chunks, grid.state, grid.channels))
+            _direction(one, soft, back, grid, keep=True)
             for one, soft, back in zip(named, softplus, reverse, strict=True)
         ]
         grad_z = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
-        _scan(directions, z, None if z is None else grad_out, grad_z, _grid(named[0], FORWARD_VALUES))
+        _scan(directions, z, None if z is None else grad_out, grad_z, replace(grid, values=FORWARD_VALUES))
 
-        partial = [_partial_sums(one, grid, sums) for one in named]
+        partial = [_partial_sums(one, grid) for one in named]
         written = [
             _kernels().Gradients(**one | {name: _rows(one[name]) for name in ("u", "delta")})
             for one in partial
         ]
-        absent = [None] * (2 - len(named))
+        _summarize(directions, written, _rows(z), _rows(grad_out), grid)
         grid.launch(
             _kernels().backward_kernel,
             len(named),
-            *directions, *absent, *written, *absent,
+            *_pair(directions),
+            *_pair(written),
             _rows(z),
             _rows(grad_out),
+            chunks=grid.chunks,
             batches=grid.batch,
-        )  # fmt: skip
+            CHUNK=CHUNK,
+        )
         grads = [grad for one, kept in zip(named, partial, strict=True) for grad in _sum(one, kept)]
     return grads if grad_z is None else [*grads, grad_z]
 
 
-def _partial_sums(tensors: dict[str, Tensor], grid: _Grid, sums: Any) -> dict[str, Tensor | None]:
+def _partial_sums(tensors: dict[str, Tensor], grid: _Grid) -> dict[str, Tensor | None]:
     """Allocate what one direction's programs write."""
+    u, by_batch = tensors["u"], grid.segments * grid.batch
     by_step = (grid.blocks, grid.batch, grid.length, grid.state)
     return {
-        "u": torch.empty(tensors["u"].shape, dtype=tensors["u"].dtype, device=tensors["u"].device),
-        "delta": torch.empty(tensors["u"].shape, dtype=tensors["delta"].dtype, device=tensors["u"].device),
-        "B": sums(*by_step),
-        "C": sums(*by_step),
-        "A": sums(grid.batch, grid.state, grid.channels),
-        **{name: sums(grid.batch, grid.channels) if name in tensors else None for name in ("D", "bias")},
+        "u": torch.empty(u.shape, dtype=u.dtype, device=u.device),
+        "delta": torch.empty(u.shape, dtype=tensors["delta"].dtype, device=u.device),
+        "B": _sums(u.device, *by_step),
+        "C": _sums(u.device, *by_step),
+        "A": _sums(u.device, by_batch, grid.state, grid.channels),
+        **{
+            name: _sums(u.device, by_batch, grid.channels) if name in tensors else None
+            for name in ("D", "bias")
+        },
+        "ends": _sums(u.device, grid.batch, grid.segments, grid.state, grid.channels)
+        if grid.segments > 1
+        else None,
     }
 
 
