@@ -47,15 +47,32 @@ def test_an_encoder_that_returns_the_whole_grid_tells_nothing_about_hidden_token
     assert torch.equal((everywhere.grad != 0).any(-1), ~mask.hidden)
 
 
-def test_returns_the_hidden_tokens_in_sequence_order(decoder):
+def every_token(decoder, x, attention_mask):
+    """The plain computation: all blocks over all tokens."""
+    for block in decoder.blocks:
+        x = block(x, None, attention_mask)
+    return decoder.norm(x)
+
+
+def test_returns_what_all_blocks_over_all_tokens_make_of_the_hidden_ones_in_sequence_order(decoder):
+    """Outputs and gradients, with one mask for all samples and with one each."""
     tokens, mask = masked_tokens()
     features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
-    attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
-    decoded = decoder.decode(decoder.sequence(features, tokens, mask), attention_mask)
-    hidden = decoder(features, tokens, mask, attention_mask)
-    assert hidden.shape == (3, 4, WIDTH)
-    for b in range(3):
-        assert torch.equal(hidden[b], decoded[b, mask.hidden[b]])
+    for batch in (1, 3):
+        attention_mask = torch.rand(batch, LENGTH, LENGTH) < 0.5
+        attention_mask |= torch.eye(LENGTH, dtype=torch.bool)
+        x = decoder.sequence(features, tokens, mask)
+        hidden = decoder(features, tokens, mask, attention_mask)
+        assert hidden.shape == (3, 4, WIDTH)
+        whole = every_token(decoder, x, attention_mask)
+        expected = torch.stack([whole[b, mask.hidden[b]] for b in range(3)])
+        torch.testing.assert_close(hidden, expected)
+        cotangent = torch.randn_like(hidden)
+        parameters = [p for p in decoder.parameters() if p.requires_grad]
+        for actual, want in zip(
+            *(torch.autograd.grad(y, parameters, cotangent) for y in (hidden, expected)), strict=True
+        ):
+            torch.testing.assert_close(actual, want)
 
 
 def test_hidden_tokens_differ_by_their_position_alone(decoder):
@@ -70,7 +87,9 @@ def test_hidden_tokens_differ_by_their_position_alone(decoder):
 
 
 def test_output_is_normalised_and_undecayed_names_are_the_tables(decoder):
-    decoded = decoder.decode(torch.randn(2, LENGTH, WIDTH), torch.ones(1, LENGTH, LENGTH, dtype=torch.bool))
+    everything = torch.arange(LENGTH).expand(2, LENGTH)
+    attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
+    decoded = decoder.decode(torch.randn(2, LENGTH, WIDTH), attention_mask, everything)
     torch.testing.assert_close(decoded.mean(-1), torch.zeros(2, LENGTH), rtol=0, atol=1e-5)
     assert undecayed_parameters(decoder) == {"mask_token", "position.embed.weight", "position.embed.bias"}
 

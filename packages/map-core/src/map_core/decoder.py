@@ -1,12 +1,12 @@
 """The Transformer decoder that reconstructs hidden tokens, region by region through its attention mask."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock, make_norm, residual_stream
 from map_core.masking import TokenMask
-from map_core.tokens import Features, Tokens, gather_tokens
+from map_core.tokens import Features, Tokens
 
 
 class RegionDecoder(nn.Module):
@@ -45,8 +45,7 @@ class RegionDecoder(nn.Module):
         self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]
     ) -> Float[Tensor, "b h e"]:
         """Return the decoded features of the hidden tokens, in sequence order."""
-        x = self.decode(self.sequence(features, tokens, mask), attention_mask)
-        return gather_tokens(x, mask.drop)
+        return self.decode(self.sequence(features, tokens, mask), attention_mask, mask.drop)
 
     def sequence(self, features: Features, tokens: Tokens, mask: TokenMask) -> Float[Tensor, "b l e"]:
         """Lay out the input: encoded features where tokens are visible, the mask token where hidden."""
@@ -57,8 +56,9 @@ class RegionDecoder(nn.Module):
         return x + self.position(tokens.position, tokens.grid).to(x.dtype)
 
     def decode(
-        self, x: Float[Tensor, "b l e"], attention_mask: Bool[Tensor, "#b l l"]
-    ) -> Float[Tensor, "b l e"]:
-        for block in self.blocks:
+        self, x: Float[Tensor, "b l e"], attention_mask: Bool[Tensor, "#b l l"], wanted: Int[Tensor, "b h"]
+    ) -> Float[Tensor, "b h e"]:
+        """Run the blocks and the norm. The last block computes only the wanted tokens: nothing reads the others."""
+        for block in self.blocks[:-1]:
             x = block(x, None, attention_mask)
-        return self.norm(x)
+        return self.norm(self.blocks[-1](x, None, attention_mask, query=wanted))

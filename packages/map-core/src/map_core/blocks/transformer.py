@@ -1,11 +1,30 @@
 """The pre-norm Transformer block, on timm's attention and MLP."""
 
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from timm.layers import Attention, DropPath, Mlp
 from torch import Tensor, nn
 
 from map_core.blocks.norm import NormKind, make_norm
 from map_core.errors import UserError
+from map_core.tokens import gather_tokens
+
+
+def attend(
+    attention: Attention,
+    query: Float[Tensor, "b q d"],
+    context: Float[Tensor, "b l d"],
+    mask: Bool[Tensor, "#b 1 q l"] | None,
+) -> Float[Tensor, "b q d"]:
+    """What ``attention`` computes for the rows of ``query`` alone, with keys and values of all of ``context``."""
+    width = attention.attn_dim
+    bias = attention.qkv.bias
+    q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+    q = F.linear(query, attention.qkv.weight[:width], q_bias).unflatten(-1, (attention.num_heads, -1))
+    kv = F.linear(context, attention.qkv.weight[width:], kv_bias).unflatten(-1, (2, attention.num_heads, -1))
+    k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (b, l, 2, h, d/h) -> 2 x (b, h, l, d/h)
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+    return attention.proj(y.transpose(1, 2).flatten(2))
 
 
 class TransformerBlock(nn.Module):
@@ -49,9 +68,18 @@ class TransformerBlock(nn.Module):
         x: Float[Tensor, "b l d"],
         position: Float[Tensor, "#b n p"] | None = None,
         attention_mask: Bool[Tensor, "#b l l"] | None = None,
-    ) -> Float[Tensor, "b l d"]:
+        query: Int[Tensor, "b q"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Compute all tokens, or only those whose indices are in ``query``; the others are still attended to."""
         mask = None if attention_mask is None else attention_mask.unsqueeze(1)  # (b, l, l) -> (b, 1, l, l)
-        x = x + self.drop_path(self.attn(self.norm1(x), attn_mask=mask))
+        context = self.norm1(x)
+        if query is None:
+            x = x + self.drop_path(self.attn(context, attn_mask=mask))
+        else:
+            if attention_mask is not None:
+                mask = gather_tokens(attention_mask, query).unsqueeze(1)  # (b, l, l) -> (b, 1, q, l)
+            y = attend(self.attn, gather_tokens(context, query), context, mask)
+            x = gather_tokens(x, query) + self.drop_path(y)
         if self.mlp is not None and self.norm2 is not None:
             x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
