@@ -1,17 +1,21 @@
-"""How fast and in how much memory one training or inference step runs on this machine.
+"""How fast and in how much memory training and inference steps run on this machine.
 
     python benchmarks/pretrain_step.py                               # tiny, batch 8, float32: a pretraining step
     python benchmarks/pretrain_step.py --scan torch --conv torch     # without the native kernels
     python benchmarks/pretrain_step.py --profile                     # where the time goes
-    python benchmarks/pretrain_step.py --task finetune --model hybridnet_base_patch16_224 --batch-size 128 \
-        --precision bf16
+    python benchmarks/pretrain_step.py --task pretrain finetune inference --model all --batch-size 128 \
+        --precision bf16                                             # beside the paper's Table 8, on a GPU
 
 A training step is forward, backward, gradient clipping and AdamW, on images in memory. Peak memory is the process's on
-a CPU (libraries included) and the allocator's on a GPU; measure one setting a process.
+a CPU (libraries included) and the allocator's on a GPU; every setting is measured in a process of its own, and one
+that fails (out of memory, say) leaves a row that says so.
 """
 
 import argparse
 import datetime
+import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -28,6 +32,10 @@ from map_core.training.summary import commit, device_name, peak_memory_bytes, ve
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.models import ARCHITECTURES
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
+
+# Images/s and GB of pretraining at batch 128 on an A100, from the paper's Table 8.
+PAPER = {"tiny": (910, 7.6), "small": (512, 14.6), "base": (244, 30.0), "large": (63, 78.3)}
+HYBRIDNETS = [name for name in ARCHITECTURES if name.startswith("hybridnet") and name.endswith("patch16_224")]
 
 
 def build(task: str, name: str, images: Tensor) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
@@ -75,37 +83,31 @@ def median_seconds(step: Callable[[], None], steps: int, device: torch.device) -
     return sorted(seconds)[len(seconds) // 2]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--task", default="pretrain", choices=("pretrain", "finetune", "inference"))
-    parser.add_argument("--model", default="hybridnet_tiny_patch16_224", choices=list(ARCHITECTURES))
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--scan", default="auto", help="implementation of the selective scan")
-    parser.add_argument("--conv", default="auto", help="implementation of the convolution")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
-    arguments = parser.parse_args()
+def paper_row(task: str, model: str, batch_size: int) -> str:
+    size = model.split("_")[1]
+    if (task, batch_size) != ("pretrain", 128) or model not in HYBRIDNETS or size not in PAPER:
+        return ""
+    return "{}, {}".format(*PAPER[size])
+
+
+def measure(arguments: argparse.Namespace, task: str, name: str) -> None:
+    """Print the table row of one setting, and its profile if asked."""
     device = choose_device(arguments.device)
-    img_size = ARCHITECTURES[arguments.model][0]
+    img_size = ARCHITECTURES[name][0]
     images = torch.randn(arguments.batch_size, 3, img_size, img_size, device=device)
-    model, run = build(arguments.task, arguments.model, images)
+    model, run = build(task, name, images)
     model.to(device)
     for module in model.modules():
         if isinstance(module, MambaMixer):
             module.scan_backend, module.conv_backend = arguments.scan, arguments.conv
-    step = make_step(arguments.task, model, run, arguments.precision, device)
+    step = make_step(task, model, run, arguments.precision, device)
     seconds = median_seconds(step, arguments.steps, device)
     scan = REGISTRY.choose(arguments.scan, device.type, torch.float32, 16)
-    print(f"{datetime.date.today()}  {device_name(device)}  torch {versions()['torch']}  commit {commit()}")
-    print("| task | model | batch | precision | scan | images/s | s a step | peak memory GB |")
-    print("|---|---|---|---|---|---|---|---|")
     print(
-        f"| {arguments.task} | {arguments.model} | {arguments.batch_size} | {arguments.precision} | {scan} "
-        f"| {arguments.batch_size / seconds:.2f} | {seconds:.3f} | {peak_memory_bytes(device) / 1e9:.2f} |"
+        f"| {task} | {name} | {arguments.batch_size} | {arguments.precision} | {scan} "
+        f"| {arguments.batch_size / seconds:.2f} | {seconds:.3f} | {peak_memory_bytes(device) / 1e9:.2f} "
+        f"| {paper_row(task, name, arguments.batch_size)} |",
+        flush=True,
     )
     if arguments.profile:
         with torch.profiler.profile() as profile:
@@ -114,6 +116,54 @@ def main() -> None:
             sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50
         )
         print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--task", nargs="+", default=["pretrain"], choices=("pretrain", "finetune", "inference")
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["hybridnet_tiny_patch16_224"],
+        choices=["all", *ARCHITECTURES],
+        metavar="NAME",
+        help="'all': HybridNet tiny to large",
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--scan", default="auto", help="implementation of the selective scan")
+    parser.add_argument("--conv", default="auto", help="implementation of the convolution")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
+    parser.add_argument("--row", action="store_true", help="print no heading (how the script calls itself)")
+    arguments = parser.parse_args()
+    models = HYBRIDNETS if "all" in arguments.model else arguments.model
+    settings = list(itertools.product(arguments.task, models))
+    if not arguments.row:
+        device = choose_device(arguments.device)
+        print(
+            f"{datetime.date.today()}  {device_name(device)}  torch {versions()['torch']}  commit {commit()}"
+        )
+        print(
+            "| task | model | batch | precision | scan | images/s | s a step | peak memory GB | paper, A100 |"
+        )
+        print("|" + "---|" * 9, flush=True)
+    if len(settings) == 1:
+        measure(arguments, *settings[0])
+        return
+    for task, name in settings:
+        own = ["--row", "--task", task, "--model", name]  # the last of a repeated option counts
+        done = subprocess.run([sys.executable, *sys.argv, *own], check=False)
+        if done.returncode:
+            print(
+                f"| {task} | {name} | {arguments.batch_size} | {arguments.precision} | failed | | | | |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
