@@ -75,7 +75,7 @@ def photos(tmp_path: Path) -> Path:
 def test_a_config_states_what_a_recipe_must(name: str) -> None:
     header = (CONFIGS / f"{name}.py").read_text()
     for entry in ("Command:", "Hardware:", "Time:", "Expected:", "Status:", "Settings:"):
-        assert re.search(rf"^{entry}\s+\w", header, re.MULTILINE), entry
+        assert re.search(rf"^{entry}\s+\S", header, re.MULTILINE), entry
     mentioned = set(re.findall(r"cascade-mask-rcnn_[\w-]+", header))
     assert mentioned <= {*NAMES, *(path.stem for path in (CONFIGS / "_base_").glob("*.py"))}
 
