@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import LayerNorm2d
 from torch import nn
 
 from map_core import UserError
@@ -73,6 +74,13 @@ def test_simple_levels_read_the_last_map_alone() -> None:
     first, last = torch.autograd.grad(sum(level.square().sum() for level in levels), maps, allow_unused=True)
     assert first is None
     assert last.abs().min() > 0
+
+
+def test_simple_levels_are_vitdets() -> None:
+    up, norm, conv = nn.ConvTranspose2d, LayerNorm2d, nn.Conv2d
+    smooth = [conv, norm, conv, norm]
+    kinds = [[type(layer) for layer in level] for level in SimpleFeaturePyramid(16, 12).levels]
+    assert kinds == [[up, norm, nn.GELU, up, *smooth], [up, *smooth], smooth, [nn.MaxPool2d, *smooth]]
 
 
 def test_the_extra_level_is_every_second_pixel_of_the_coarsest() -> None:
