@@ -1,8 +1,5 @@
-"""The native kernels: instruction sets, threads, operators that compile and export, and life without them."""
+"""The native kernels: instruction sets, threads, operators, and life without them."""
 
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,48 +109,6 @@ def test_operators_pass_pytorchs_own_checks(scan_arguments: Tool) -> None:
     x, weight, bias = (value.requires_grad_() for value in conv_arguments(5).values())
     torch.library.opcheck(conv, (x, weight, bias, True, False))
     torch.library.opcheck(conv, (x, weight, None, False, True))
-
-
-COMPILED = """
-    import torch
-    from map_core.ops import ScanInputs, bidirectional_selective_scan, depthwise_causal_conv1d
-
-    class Mixer(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.A = torch.nn.Parameter(-torch.rand(24, 16))
-            self.D = torch.nn.Parameter(torch.rand(24))
-            self.weight = torch.nn.Parameter(torch.rand(24, 4))
-
-        def forward(self, x, z, B, C):
-            sides = [depthwise_causal_conv1d(x, self.weight, None, "silu", reverse=r) for r in (False, True)]
-            forward, backward = (ScanInputs(s, x, self.A, B, C, self.D) for s in sides)
-            return bidirectional_selective_scan(forward, backward, z)
-
-    torch.manual_seed(0)
-    inputs = [torch.randn(2, 11, width, requires_grad=True) for width in (24, 24, 16, 16)]
-    mixer = Mixer()
-    expected = mixer(*inputs)
-    grads = torch.autograd.grad(expected.sum(), [*inputs, *mixer.parameters()])
-    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
-    actual = compiled(*inputs)
-    torch.testing.assert_close(actual, expected)
-    for a, b in zip(torch.autograd.grad(actual.sum(), [*inputs, *mixer.parameters()]), grads, strict=True):
-        torch.testing.assert_close(a, b)
-    program = torch.export.export(mixer, tuple(x.detach() for x in inputs))
-    torch.testing.assert_close(program.module()(*inputs), expected)
-    names = {str(node.target) for node in program.graph.nodes}
-    assert "map_core.selective_scan.default" in names, names
-"""
-
-
-@needs_kernels
-def test_compiles_to_one_graph_and_exports() -> None:
-    """In a process of its own: the runtime shape checker of this test run does not compile."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(COMPILED)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_without_the_library_pytorch_serves_and_the_reason_is_told(

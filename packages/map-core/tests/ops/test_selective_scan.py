@@ -249,6 +249,16 @@ def test_extreme_steps_stay_finite(backend: str, scan_arguments: Tool) -> None:
     torch.testing.assert_close(y, expected, rtol=2e-5, atol=1e-4)
 
 
+def test_the_pytorch_operator_passes_pytorchs_own_checks(scan_arguments: Tool) -> None:
+    values = {name: x.requires_grad_() for name, x in scan_arguments(9).items()}
+    sequence = [values[name] for name in ("u", "delta", "A", "B", "C")]
+    operator = torch.ops.map_core.chunked_selective_scan.default
+    torch.library.opcheck(
+        operator, (*sequence, values["D"], values["delta_bias"], True, values["z"], True, True)
+    )
+    torch.library.opcheck(operator, (*sequence, None, None, False, None, False, True))
+
+
 def live_bytes_at_peak(backend: str, arguments: dict[str, Tensor]) -> int:
     """Return the peak of memory beside inputs, output and gradients."""
     leaves = [x.requires_grad_() for x in arguments.values()]

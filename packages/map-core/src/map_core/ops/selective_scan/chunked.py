@@ -1,5 +1,7 @@
 """The scan in plain PyTorch: one fused call per time step, states of a few steps at a time.
 
+Registered as an operator, so that torch.compile and torch.export see one call and not the loop over steps.
+
 Forward keeps the state at the start of every segment; backward rebuilds the states of one segment, then of
 one chunk in it. Nothing of the full length has a state axis, so memory beside inputs and gradients grows with
 the square root of the length.
@@ -13,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from map_core.ops.selective_scan.inputs import ScanInputs
 
@@ -34,6 +35,10 @@ class _Window:
     states: Float[Tensor, "k b d n"]
 
 
+def _chunks_a_segment(chunks: int | torch.SymInt) -> int:
+    return 1 if chunks <= FLAT_CHUNKS else math.ceil(math.sqrt(chunks))
+
+
 class _Chunks:
     """Cuts the sequence into chunks in scan order and runs the recurrence over one of them."""
 
@@ -44,7 +49,7 @@ class _Chunks:
         self.A = inputs.A.to(self.dtype)
         self.batch, self.length, self.channels = inputs.u.shape
         self.count = math.ceil(self.length / CHUNK)
-        self.per_segment = 1 if self.count <= FLAT_CHUNKS else math.ceil(math.sqrt(self.count))
+        self.per_segment = _chunks_a_segment(self.count)
         self._decay = self.work(CHUNK)
         self._states = self.work(CHUNK)
 
@@ -94,88 +99,64 @@ def _over_channels(x: Float[Tensor, "k b d"], states: Float[Tensor, "k b d n"]) 
     return torch.matmul(x.unsqueeze(-2), states).squeeze(-2)
 
 
-class _ChunkedScan(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Float[Tensor, "b l d"],
-        delta: Float[Tensor, "b l d"],
-        A: Float[Tensor, "d n"],
-        B: Float[Tensor, "b l n"],
-        C: Float[Tensor, "b l n"],
-        D: Float[Tensor, " d"] | None,
-        z: Float[Tensor, "b l d"] | None,
-        delta_bias: Float[Tensor, " d"] | None,
-        delta_softplus: bool,
-        reverse: bool,
-    ) -> Float[Tensor, "b l d"]:
-        with torch.autocast(u.device.type, enabled=False):
-            scan = _Chunks(ScanInputs(u, delta, A, B, C, D, delta_bias, delta_softplus), reverse)
-            starts = scan.work(len(scan.segments())) if any(ctx.needs_input_grad) else None
-            out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-            state = scan.work().zero_()
-            for number, segment in enumerate(scan.segments()):
-                if starts is not None:
-                    starts[number] = state
-                for chunk in scan.chunks(segment):
-                    window = scan.run(chunk, state)
-                    y = _read_out(window.states, window.C)
-                    if D is not None:
-                        y.addcmul_(window.u, D.to(scan.dtype))
-                    if z is not None:
-                        y *= F.silu(scan.load(z, chunk))
-                    scan.store(out, chunk, y)
-                    state = state.copy_(window.states[-1])
-        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, starts)
-        ctx.options = (delta_softplus, reverse)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, A, B, C, D, z, delta_bias, starts = ctx.saved_tensors
-        delta_softplus, reverse = ctx.options
-        with torch.autocast(u.device.type, enabled=False):
-            scan = _Chunks(ScanInputs(u, delta, A, B, C, D, delta_bias, delta_softplus), reverse)
-            sequence = {"u": u, "delta": delta, "B": B, "C": C}
+def _forward(
+    inputs: ScanInputs, z: Float[Tensor, "b l d"] | None, reverse: bool, keep: bool
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "segments b d n"]]:
+    """Return the gated scan, and (no segments unless ``keep``) the state at the start of every segment."""
+    scan = _Chunks(inputs, reverse)
+    starts = scan.work(len(scan.segments()) if keep else 0)
+    out = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
+    state = scan.work().zero_()
+    for number, segment in enumerate(scan.segments()):
+        if keep:
+            starts[number] = state
+        for chunk in scan.chunks(segment):
+            window = scan.run(chunk, state)
+            y = _read_out(window.states, window.C)
+            if inputs.D is not None:
+                y.addcmul_(window.u, inputs.D.to(scan.dtype))
             if z is not None:
-                sequence["z"] = z
-            grads = {
-                name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in sequence.items()
-            }
-            weights = {"A": torch.zeros_like(scan.A)}
-            if D is not None:
-                weights["D"] = torch.zeros_like(D, dtype=scan.dtype)
-            if delta_bias is not None:
-                weights["delta_bias"] = torch.zeros_like(delta_bias, dtype=scan.dtype)
-            carry, adjoint = scan.work().zero_(), scan.work(CHUNK)
-            before = scan.work(scan.per_segment)
-            for number, segment in reversed(list(enumerate(scan.segments()))):
-                chunks = scan.chunks(segment)
-                before[0] = starts[number]
-                for place, chunk in enumerate(chunks[:-1]):
-                    before[place + 1] = scan.run(chunk, before[place]).states[-1]
-                for place, chunk in reversed(list(enumerate(chunks))):
-                    window = scan.run(chunk, before[place])
-                    _backward_chunk(
-                        scan, chunk, window, before[place], carry, adjoint, grad_out, D, z, grads, weights
-                    )
+                y *= F.silu(scan.load(z, chunk))
+            scan.store(out, chunk, y)
+            state = state.copy_(window.states[-1])
+    return out, starts
 
-        def weight_grad(name: str, parameter: Tensor | None) -> Tensor | None:
-            return None if parameter is None else weights[name].to(parameter.dtype)
 
-        return (
-            grads["u"],
-            grads["delta"],
-            weight_grad("A", A),
-            grads["B"],
-            grads["C"],
-            weight_grad("D", D),
-            grads.get("z"),
-            weight_grad("delta_bias", delta_bias),
-            None,
-            None,
-        )
+def _backward(
+    grad_out: Float[Tensor, "b l d"],
+    starts: Float[Tensor, "segments b d n"],
+    inputs: ScanInputs,
+    z: Float[Tensor, "b l d"] | None,
+    reverse: bool,
+) -> dict[str, Tensor]:
+    """Return the gradients of z and of every tensor in the inputs, by name."""
+    scan = _Chunks(inputs, reverse)
+    named = {"u": inputs.u, "delta": inputs.delta, "A": inputs.A, "B": inputs.B, "C": inputs.C}
+    optional = {"D": inputs.D, "z": z, "delta_bias": inputs.delta_bias}
+    named |= {name: x for name, x in optional.items() if x is not None}
+    weights = {
+        name: torch.zeros_like(x, dtype=scan.dtype)
+        for name, x in named.items()
+        if name in ("A", "D", "delta_bias")
+    }
+    grads = {
+        name: torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for name, x in named.items()
+        if name not in weights
+    }
+    carry, adjoint = scan.work().zero_(), scan.work(CHUNK)
+    before = scan.work(scan.per_segment)
+    for number, segment in reversed(list(enumerate(scan.segments()))):
+        chunks = scan.chunks(segment)
+        before[0] = starts[number]
+        for place, chunk in enumerate(chunks[:-1]):
+            before[place + 1] = scan.run(chunk, before[place]).states[-1]
+        for place, chunk in reversed(list(enumerate(chunks))):
+            window = scan.run(chunk, before[place])
+            _backward_chunk(
+                scan, chunk, window, before[place], carry, adjoint, grad_out, inputs.D, z, grads, weights
+            )
+    return grads | {name: grad.to(named[name].dtype) for name, grad in weights.items()}
 
 
 def _backward_chunk(
@@ -235,19 +216,87 @@ def _backward_chunk(
     scan.store(grads["delta"], chunk, grad_delta)
 
 
+@torch.library.custom_op("map_core::chunked_selective_scan", mutates_args=())
+def _forward_operator(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    z: Tensor | None,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast(u.device.type, enabled=False):
+        return _forward(ScanInputs(u, delta, A, B, C, D, delta_bias, delta_softplus), z, reverse, keep)
+
+
+@torch.library.custom_op("map_core::chunked_selective_scan_backward", mutates_args=())
+def _backward_operator(
+    grad_out: Tensor,
+    starts: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    z: Tensor | None,
+    reverse: bool,
+) -> list[Tensor]:
+    """Return the gradients of u, delta, A, B, C, then those of D, delta_bias and z that are there."""
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    with torch.autocast(u.device.type, enabled=False):
+        grads = _backward(grad_out, starts, inputs, z, reverse)
+    return [grads[name] for name in _DIFFERENTIABLE if name in grads]
+
+
+_DIFFERENTIABLE = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
+
+
+@_forward_operator.register_fake
+def _(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    batch, length, channels = u.shape
+    keep, chunks = others[-1], -(-length // CHUNK)
+    segments = -(-chunks // _chunks_a_segment(chunks)) if keep else 0
+    starts = (segments, batch, channels, A.shape[1])
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    return torch.empty(u.shape, dtype=u.dtype, device=u.device), u.new_empty(starts, dtype=dtype)
+
+
+@_backward_operator.register_fake
+def _(grad_out: Tensor, starts: Tensor, *inputs: Any) -> list[Tensor]:
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.delta_softplus, z, ctx.reverse, _ = inputs
+    ctx.save_for_backward(output[1], *tensors, z)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 11
+    starts, *tensors, z = ctx.saved_tensors
+    found = iter(_backward_operator(grad_out, starts, *tensors, ctx.delta_softplus, z, ctx.reverse))
+    grads = [None if x is None else next(found) for x in (*tensors, z)]
+    return (*grads[:-1], None, grads[-1], None, None)
+
+
+_forward_operator.register_autograd(_differentiate, setup_context=_keep)
+
+
 def chunked_scan(
     inputs: ScanInputs, z: Float[Tensor, "b l d"] | None, reverse: bool
 ) -> Float[Tensor, "b l d"]:
     """Compute what ``reference_scan`` defines, differentiably, on any device that PyTorch knows."""
-    return _ChunkedScan.apply(
-        inputs.u,
-        inputs.delta,
-        inputs.A,
-        inputs.B,
-        inputs.C,
-        inputs.D,
-        z,
-        inputs.delta_bias,
-        inputs.delta_softplus,
-        reverse,
-    )
+    fields = (inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.delta_bias)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*fields, z))
+    return _forward_operator(*fields, inputs.delta_softplus, z, reverse, keep)[0]
