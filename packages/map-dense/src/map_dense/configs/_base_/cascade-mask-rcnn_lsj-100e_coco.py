@@ -4,8 +4,9 @@ Images are resized by 0.1 to 2, cropped, flipped and padded to 1024x1024 (by the
 the longer side to 1024. `data_root` holds `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json`.
 
 The rate of layer decay is Vim's for 24 layers, rescaled to the backbone's. fp16 as in Vim's code: mmdet makes the
-anchors of proposals in the dtype of the scores, and bf16 would round them to 8 pixels. A config that builds on this
-sets the backbone and `neck.in_channels`.
+anchors of proposals in the dtype of the scores, and bf16 would round coordinates above 512 to 4 pixels. Mixed precision
+needs a GPU and was not run here; on a CPU add `optim_wrapper.type=OptimWrapper`. A config that builds on this sets the
+backbone and `neck.in_channels`.
 """
 
 _base_ = ["mmdet-runtime.py", "cascade-mask-rcnn.py"]
