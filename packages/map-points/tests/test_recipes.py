@@ -329,6 +329,7 @@ def test_more_errors_in_one_sentence(runs, segmented, tmp_path, capsys):
             "segmentation has no_vote only",
         ),
         (("segment", "--config", "segment_shapes", "--out", tmp_path / "s"), "give --data.root"),
+        (("pretrain", "--config", "pretrain_shapes", "--model.order", "hilbrt"), "model.order"),
         (("segment", "--config", "fewshot_modelnet40"), "is a recipe for the command fewshot"),
     ):
         assert run(*arguments) == 2

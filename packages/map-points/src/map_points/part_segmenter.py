@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from map_core.errors import UserError
-from map_core.initialization import init_weights
 from map_core.tokens import gather_tokens
 from map_points.models import HybridNet3D
 from map_points.neighbors import nearest_neighbors
@@ -47,6 +46,8 @@ def feature_layers(depth: int) -> tuple[int, ...]:
 
 class PointMLP(nn.Sequential):
     """Linear layers shared by all points, each with batch normalisation and ReLU.
+
+    They keep PyTorch's initial values: smaller ones would leave the batch norms with variances near their eps.
 
     Args:
         widths: Of the input and of each layer.
@@ -115,8 +116,6 @@ class PartSegmenter(nn.Module):
             PointMLP([joined, hidden_dim // 2, hidden_dim // 4], drop_rate),
             nn.Linear(hidden_dim // 4, num_parts),
         )
-        for part in (self.category, self.propagate, self.head):
-            part.apply(init_weights)
 
     def forward(self, points: Float[Tensor, "b n 3"], category: Int[Tensor, " b"]) -> Float[Tensor, "b n p"]:
         tokens = self.backbone.tokenize(points)

@@ -47,6 +47,18 @@ def test_modelnet40_npz(npz):
         read_clouds(PointDataConfig("modelnet40_npz", str(file)), "test")
 
 
+def test_a_broken_cloud_of_many_is_named_by_its_number(npz):
+    file, arrays = npz
+    arrays["train_x"][2, 5, 1] = np.nan
+    np.savez(file, **arrays)
+    config = PointDataConfig("modelnet40_npz", str(file), num_points=40)
+    told = r"modelnet40_1024.npz \(train\), cloud 2 has NaN or infinite coordinates at point 5 \(1 of 40 points\)"
+    with pytest.raises(UserError, match=told):
+        read_clouds(config, "train").points(2)
+    with pytest.raises(UserError, match=told):  # its number stays that in the file
+        read_clouds(config, "train").select(np.array([0, 2])).points(1)
+
+
 def write_h5(path, points, labels, keys=("data", "label")):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
@@ -80,6 +92,12 @@ def test_an_h5_file_without_its_keys_is_named(hdf5):
         read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
     file.write_bytes(b"no h5")
     with pytest.raises(UserError, match=r"ply_data_train1.h5 is no h5 file .* download it again"):
+        read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
+
+
+def test_h5_files_of_different_sizes_are_refused(hdf5):
+    write_h5(hdf5 / "ply_data_train1.h5", cloud(0, n=50)[None], np.array([[0]]))
+    with pytest.raises(UserError, match=r"train_files.txt hold clouds of \[40, 50\] points"):
         read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
 
 

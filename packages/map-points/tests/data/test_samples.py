@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from map_core.errors import UserError
+from map_core.training.sampling import Collate, Failure
 from map_points.data import CloudSamples, PointDataConfig, collate_clouds, load_point_data, transforms
 from map_points.data.clouds import ArrayClouds
 from map_points.data.shapes import CLASSES, make_shape
@@ -155,6 +156,9 @@ def test_a_held_out_part_takes_the_place_of_the_test_split(labelled):
 def test_clouds_of_different_sizes_make_no_batch():
     with pytest.raises(UserError, match="a batch holds clouds of 4, 5 points; take the same number of each"):
         collate_clouds([(torch.zeros(4, 3), 0), (torch.zeros(5, 3), 1)])
+    told = Collate(collate_clouds)([(torch.zeros(4, 3), 0), (torch.zeros(5, 3), 1)])  # in a loading process
+    assert isinstance(told, Failure)
+    assert "a batch holds clouds of 4, 5 points" in told.message
     points, labels = collate_clouds([(torch.zeros(4, 3), 0), (torch.zeros(4, 3), 1)])
     assert points.shape == (2, 4, 3)
     assert labels.tolist() == [0, 1]
