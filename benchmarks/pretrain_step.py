@@ -53,7 +53,9 @@ def build(task: str, name: str, images: Tensor) -> tuple[nn.Module, Callable[[nn
 def make_step(
     task: str, model: nn.Module, run: Callable[[nn.Module], Tensor], precision: str, device: torch.device
 ) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(default_parameter_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        default_parameter_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True
+    )
 
     def train_step() -> None:
         with autocast(device, precision):

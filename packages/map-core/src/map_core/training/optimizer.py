@@ -59,6 +59,8 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> tor
         options["betas"] = config.betas
     if info.has_eps:
         options["eps"] = config.eps
+    if config.optimizer.lower() in ("adam", "adamw"):
+        options["fused"] = True  # one pass over parameters and states, on CPUs too
     return create_optimizer_v2(
         groups, config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **options
     )
