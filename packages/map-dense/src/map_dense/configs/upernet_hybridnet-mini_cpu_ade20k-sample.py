@@ -3,9 +3,9 @@
 Command:   CONFIG=$(map-dense config-path upernet_hybridnet-mini_cpu_ade20k-sample)
            mim train onedl-mmsegmentation $CONFIG --gpus 0 --cfg-options data_root=PATH
 Hardware:  one CPU core.
-Time:      TIME
+Time:      36 s of CPU time, with start and evaluation.
 Expected:  no number: three images tell nothing about 150 classes.
-Status:    STATUS
+Status:    trained and evaluated here on three images (docs/reproduction.md).
 Settings:  `data_root` holds `images/validation` and `annotations/validation`, which are trained and evaluated on;
            label 0, "other", is ignored (`reduce_zero_label`).
 """
