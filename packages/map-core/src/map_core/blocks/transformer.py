@@ -66,7 +66,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        position: Float[Tensor, "#b n p"] | None = None,
+        position: Float[Tensor, "#b m p"] | None = None,
         attention_mask: Bool[Tensor, "#b l l"] | None = None,
         query: Int[Tensor, "b q"] | None = None,
     ) -> Float[Tensor, "b n d"]:
