@@ -259,6 +259,9 @@ def test_mim_trains_in_two_processes_and_the_checkpoint_paints_pictures(scenes: 
 
     options |= {"load_from": str(work / "iter_2.pth"), "work_dir": str(tmp_path / "test")}
     options |= {"default_hooks.visualization.draw": True, "visualizer.save_dir": str(tmp_path / "painted")}
+    options["visualizer.name"] = (
+        "painter"  # mmengine keeps one visualizer of a name for all runners of a process
+    )
     metrics = Runner.from_cfg(read(name, **options)).test()
     assert f"mIoU: {metrics['mIoU']:.4f}" in printed
     (picture,) = (tmp_path / "painted").rglob("*.png")
