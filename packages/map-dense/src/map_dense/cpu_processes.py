@@ -7,19 +7,24 @@ import torch
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from map_core.errors import UserError
+
 
 @RUNNERS.register_module()
 class CpuProcessesRunner(Runner):
     """mmengine's runner, with gloo where there is no GPU; a config names it as ``runner_type``.
 
     Without a launcher, or with a GPU, it is mmengine's own.
+
+    Raises:
+        UserError: another launcher than ``pytorch`` where there is no GPU.
     """
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Start gloo before mmengine would ask for a CUDA device, which is then left out."""
         if self.distributed and not torch.cuda.is_available():
             if self.launcher != "pytorch":
-                raise RuntimeError(f"without GPUs only --launcher pytorch is supported; got {self.launcher}")
+                raise UserError(f"without GPUs only --launcher pytorch is supported; got {self.launcher!r}")
             torch.distributed.init_process_group("gloo")
         super().setup_env(env_cfg)
 
