@@ -17,7 +17,6 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from map_core.errors import UserError, near_matches
-from map_core.host_memory import keep_freed_memory
 
 Config = TypeVar("Config")
 EXIT_USER_ERROR = 2
@@ -59,7 +58,6 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(program, commands, recipes))
         return 0 if arguments else EXIT_USER_ERROR
-    keep_freed_memory()
     try:
         by_name = {command.name: command for command in commands}
         command = by_name.get(arguments[0])

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 
 from map_core.errors import UserError
-from map_core.host_memory import keep_freed_memory
 from map_core.randomness import derive_seed
 from map_core.training.checkpoint import Checkpoints, write_json
 from map_core.training.config import REFERENCE_BATCH, TrainingConfig
@@ -54,7 +53,6 @@ def train(
         UserError: whatever the user can cure, from settings that contradict each other to a full disk.
     """
     config.validate()
-    keep_freed_memory()
     accelerator = build_accelerator(config)
     plan = RunPlan.of(config, len(task.train_data), accelerator.num_processes, accelerator.process_index)
     settings = run_settings(task.name, plan, config, run_config)
