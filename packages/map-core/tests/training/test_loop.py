@@ -15,6 +15,7 @@ from toy_task import ToyTask, metrics_without_times, toy_config
 from map_core import UserError
 from map_core.training import train
 from map_core.training.interruption import SAME_KEYPRESS_SECONDS, Interruption
+from map_core.training.metrics import read_metrics
 from map_core.training.sampling import RunPlan
 from map_core.training.schedule import Schedule
 
@@ -154,3 +155,12 @@ def test_a_second_ctrl_c_stops_at_once_but_an_echo_of_the_first_does_not():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_only_the_last_line_of_the_metrics_may_be_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl is broken in line 2 .* repair or remove that line"):
+        read_metrics(tmp_path)

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from map_core.errors import UserError
+
 FILE = "metrics.jsonl"
 
 
@@ -34,14 +36,22 @@ class Window:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    """Read the lines of metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: any other line is broken.
+    """
     path = directory / FILE
+    written = path.read_text().splitlines() if path.exists() else []
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(written, start=1):
         try:
             lines.append(json.loads(line))
-        except ValueError:
-            continue
+        except ValueError as error:
+            if number < len(written):
+                raise UserError(
+                    f"{path} is broken in line {number} ({error}); repair or remove that line"
+                ) from error
     return lines
 
 
