@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from map_core.blocks import MambaMixer
 from map_core.inference import autocast, choose_device
+from map_core.ops import Linear
 from map_core.ops.selective_scan.interface import REGISTRY
 from map_core.training.optimizer import default_parameter_groups
 from map_core.training.summary import commit, device_name, peak_memory_bytes, versions
@@ -102,6 +103,8 @@ def measure(arguments: argparse.Namespace, task: str, name: str) -> None:
     for module in model.modules():
         if isinstance(module, MambaMixer):
             module.scan_backend, module.conv_backend = arguments.scan, arguments.conv
+        elif isinstance(module, Linear):
+            module.backend = arguments.linear
     step = make_step(task, model, run, arguments.precision, device)
     seconds = median_seconds(step, arguments.steps, device)
     scan = REGISTRY.choose(arguments.scan, device.type, torch.float32, 16)
@@ -140,6 +143,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--scan", default="auto", help="implementation of the selective scan")
     parser.add_argument("--conv", default="auto", help="implementation of the convolution")
+    parser.add_argument("--linear", default="auto", help="implementation of linear layers")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
     parser.add_argument("--row", action="store_true", help="print no heading (how the script calls itself)")

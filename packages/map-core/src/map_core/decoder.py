@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock, make_norm, residual_stream
 from map_core.masking import TokenMask
+from map_core.ops import Linear
 from map_core.tokens import Features, Tokens
 
 
@@ -32,7 +33,7 @@ class RegionDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
-        self.embed = nn.Linear(encoder_dim, embed_dim)
+        self.embed = Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.position = position

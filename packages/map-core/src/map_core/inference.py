@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 
 from map_core.errors import UserError
-from map_core.ops import conv_backends, scan_backends
+from map_core.ops import conv_backends, linear_backends, scan_backends
 from map_core.training.summary import commit, device_name, peak_memory_bytes, versions
 
 
@@ -63,11 +63,12 @@ class Stopwatch:
 
 
 def describe_environment() -> str:
-    """Versions, devices, and the implementations of scan and convolution with the reason of each refusal."""
+    """Versions, devices, and the implementations of each op with the reason of each refusal."""
     lines = ["versions", *(f"  {name:14} {version}" for name, version in versions().items())]
     lines += ["devices", f"  {device_name(torch.device('cpu'))}"]
     lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
-    for title, statuses in (("selective scan", scan_backends()), ("causal conv1d", conv_backends())):
+    ops = {"selective scan": scan_backends(), "causal conv1d": conv_backends(), "linear": linear_backends()}
+    for title, statuses in ops.items():
         lines.append(title)
         for status in statuses:
             state = "available" if status.available else f"refused: {status.reason}"

@@ -3,14 +3,20 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from map_core.blocks.norm import NormKind, make_norm
 from map_core.initialization import init_time_step_, keep_init
-from map_core.ops import ScanInputs, bidirectional_selective_scan, depthwise_causal_conv1d, selective_scan
+from map_core.ops import (
+    Linear,
+    ScanInputs,
+    bidirectional_selective_scan,
+    depthwise_causal_conv1d,
+    linear,
+    selective_scan,
+)
 
 
 class ScanDirection(nn.Module):
@@ -30,8 +36,8 @@ class ScanDirection(nn.Module):
         super().__init__()
         self.state_dim, self.dt_rank, self.reverse = state_dim, dt_rank, reverse
         self.conv1d = nn.Conv1d(inner_dim, inner_dim, conv_width, groups=inner_dim)  # holds the weights only
-        self.x_proj = nn.Linear(inner_dim, dt_rank + 2 * state_dim, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, inner_dim)
+        self.x_proj = Linear(inner_dim, dt_rank + 2 * state_dim, bias=False)
+        self.dt_proj = Linear(dt_rank, inner_dim)
         states = torch.arange(1, state_dim + 1, dtype=torch.float32)
         self.A_log = nn.Parameter(torch.log(states).repeat(inner_dim, 1))
         self.D = nn.Parameter(torch.ones(inner_dim))
@@ -51,7 +57,8 @@ class ScanDirection(nn.Module):
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.state_dim, self.state_dim], dim=-1)
         return ScanInputs(
             u=u,
-            delta=F.linear(dt, self.dt_proj.weight),  # its bias is added in float32, inside the scan
+            # the bias is added in float32, inside the scan
+            delta=linear(dt, self.dt_proj.weight, backend=self.dt_proj.backend),
             A=-torch.exp(self.A_log.float()),
             B=B,
             C=C,
@@ -97,10 +104,10 @@ class MambaMixer(nn.Module):
                 inner_dim, state_dim=state_dim, dt_rank=rank, conv_width=conv_width, reverse=reverse
             )
 
-        self.in_proj = nn.Linear(embed_dim, 2 * inner_dim, bias=False)
+        self.in_proj = Linear(embed_dim, 2 * inner_dim, bias=False)
         self.scan_forward = direction(reverse=False)
         self.scan_backward = direction(reverse=True) if bidirectional else None
-        self.out_proj = nn.Linear(inner_dim, embed_dim, bias=False)
+        self.out_proj = Linear(inner_dim, embed_dim, bias=False)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, d) -> 2 x (b, l, e)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from map_core.blocks.norm import NormKind, make_norm
 from map_core.errors import UserError
+from map_core.ops import linear, with_fast_linears
 from map_core.tokens import gather_tokens
 
 
@@ -20,8 +21,8 @@ def attend(
     width = attention.attn_dim
     bias = attention.qkv.bias
     q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-    q = F.linear(query, attention.qkv.weight[:width], q_bias).unflatten(-1, (attention.num_heads, -1))
-    kv = F.linear(context, attention.qkv.weight[width:], kv_bias).unflatten(-1, (2, attention.num_heads, -1))
+    q = linear(query, attention.qkv.weight[:width], q_bias).unflatten(-1, (attention.num_heads, -1))
+    kv = linear(context, attention.qkv.weight[width:], kv_bias).unflatten(-1, (2, attention.num_heads, -1))
     k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (b, l, 2, h, d/h) -> 2 x (b, h, l, d/h)
     y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
     return attention.proj(y.transpose(1, 2).flatten(2))
@@ -55,13 +56,13 @@ class TransformerBlock(nn.Module):
         if embed_dim % num_heads:
             raise UserError(f"embed_dim ({embed_dim}) must be a multiple of num_heads ({num_heads})")
         self.norm1 = make_norm(norm, embed_dim, norm_eps)
-        self.attn = Attention(embed_dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
+        self.attn = with_fast_linears(Attention(embed_dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2: nn.Module | None = None
         self.mlp: nn.Module | None = None
         if mlp_ratio > 0:
             self.norm2 = make_norm(norm, embed_dim, norm_eps)
-            self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+            self.mlp = with_fast_linears(Mlp(embed_dim, int(embed_dim * mlp_ratio)))
 
     def forward(
         self,

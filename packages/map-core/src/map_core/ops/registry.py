@@ -14,7 +14,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What to serve: the device type, the input's dtype, the op's size (state or taps), if asked for by name."""
+    """What to serve: the device type, the input's dtype, the op's size, if asked for by name.
+
+    The size is the number of states of a scan, of taps of a convolution, of multiplications of a linear layer.
+    """
 
     device: str
     dtype: torch.dtype

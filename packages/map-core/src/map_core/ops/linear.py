@@ -1,0 +1,161 @@
+"""Linear layers that multiply with oneDNN where PyTorch's own choice of library leaves half of the processor idle.
+
+For float32 on an x86 processor PyTorch multiplies with MKL, which uses the 512-bit units of Intel's processors only;
+oneDNN, which every PyTorch wheel contains, uses those of all (docs/performance.md has the numbers).
+"""
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+from map_core.ops.registry import BackendStatus, Implementation, Registry, Request
+
+WORTHWHILE = 2**21  # multiplications, from which on oneDNN is faster although calling it takes longer
+M = TypeVar("M", bound=nn.Module)
+
+
+@functools.cache
+def processor_vendor() -> str:
+    """Return what the processor calls its maker, such as 'AuthenticAMD'; empty where nobody says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor().rpartition(", ")[2]  # "AMD64 Family 25 Model 1 Stepping 1, AuthenticAMD"
+    return next((line.partition(": ")[2] for line in lines if line.startswith("vendor_id")), "")
+
+
+def onednn_missing() -> str | None:
+    """Why oneDNN's product cannot be called from this PyTorch, or None."""
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch was built without oneDNN"
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return f"torch {torch.__version__} has no operator mkldnn::_linear_pointwise"
+    return None
+
+
+def onednn_unfit(request: Request) -> str | None:
+    """Why oneDNN cannot, or by 'auto' should not, serve this request, or None."""
+    if request.device != "cpu":
+        return f"it runs on CPU tensors only, these are on {request.device}"
+    if request.dtype != torch.float32:
+        return f"it takes float32, not {request.dtype}"
+    if request.named:
+        return None
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "the processor has no AVX-512, so MKL is as fast"
+    if processor_vendor() == "GenuineIntel":
+        return "MKL is as fast on Intel's processors"
+    if request.size < WORTHWHILE:
+        return f"{request.size} multiplications take less time than calling it"
+    return None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.t() + bias`` of (..., k) and (n, k)."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # oneDNN has no kernel for other strides, only a slow definition
+    y = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.shape[-1]), weight, bias, "none", [], "")
+    return y.unflatten(0, x.shape[:-1])
+
+
+class _Product(torch.autograd.Function):
+    """Differentiable any number of times: its gradients are such products too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)  # (..., n) -> (m, n)
+        grad_x = onednn_linear(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        grad_weight = _weight_gradient(rows, x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _weight_gradient(grad: Float[Tensor, "m n"], x: Float[Tensor, "m k"]) -> Float[Tensor, "n k"]:
+    # The first factor is copied into rows, so the narrower one comes first.
+    if grad.shape[1] > x.shape[1]:
+        return onednn_linear(x.t(), grad.t(), None).t()
+    return onednn_linear(grad.t(), x.t(), None)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute ``F.linear`` with oneDNN; empty, ill-shaped and wrapped tensors are left to PyTorch."""
+    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    plain = all(type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == x.dtype for tensor in tensors)
+    fits = x.ndim >= 2 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] and x.numel() > 0
+    if plain and fits and (bias is None or bias.shape == weight.shape[:1]):
+        return _Product.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+REGISTRY = Registry(
+    "linear",
+    (
+        Implementation("onednn", onednn_linear, missing=onednn_missing, unfit=onednn_unfit),
+        Implementation("torch", F.linear),
+    ),
+)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """Compute ``x @ weight.t() + bias``, as ``torch.nn.functional.linear`` does.
+
+    Args:
+        x: Input (..., k).
+        weight: Matrix (n, k).
+        bias: Added to the result (n,).
+        backend: 'auto', or the name of one implementation (``linear_backends`` lists them). Compilers and exporters
+            see PyTorch's own operator whatever it is.
+
+    Returns:
+        (..., n) in the dtype of ``x``, or of autocast where that is enabled.
+
+    Raises:
+        UserError: ``backend`` is unknown or cannot serve this call.
+    """
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    multiplications = x.numel() * weight.shape[0]
+    return REGISTRY[REGISTRY.choose(backend, device, dtype, multiplications)].run(x, weight, bias)
+
+
+def linear_backends() -> tuple[BackendStatus, ...]:
+    """Return every implementation of the linear layer, best first, and why it cannot run here, if so."""
+    return REGISTRY.statuses()
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` computed by :func:`linear`; ``backend`` names the implementation, set it to measure one."""
+
+    backend = "auto"
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias, self.backend)
+
+
+def with_fast_linears(module: M) -> M:
+    """Turn every plain ``nn.Linear`` inside another library's ``module`` into a :class:`Linear`, in place."""
+    for child in module.modules():
+        if type(child) is nn.Linear:
+            child.__class__ = Linear
+    return module
+
+
+if onednn_missing() is None:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * x_shape[0] * x_shape[1] * weight_shape[0]

@@ -1,0 +1,221 @@
+"""The linear layer computes what PyTorch's does, whichever library multiplies."""
+
+import copy
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from map_core.errors import UserError
+from map_core.ops import Linear, linear, linear_backends, with_fast_linears
+from map_core.ops.linear import REGISTRY, WORTHWHILE
+
+Tool = Callable[..., Any]
+AVAILABLE = [status.name for status in linear_backends() if status.available]
+TOLERANCE = 2e-6  # of the largest value: both add up float32 products, in orders of their own
+
+
+def arguments(rows: tuple[int, ...], inputs: int, outputs: int) -> dict[str, Tensor]:
+    torch.manual_seed(inputs)
+    return {
+        "x": torch.randn(*rows, inputs),
+        "weight": torch.randn(outputs, inputs),
+        "bias": torch.randn(outputs),
+    }
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [
+        ((1,), 1, 1),
+        ((7,), 3, 65),
+        ((2, 98), 12, 384),
+        ((2, 49), 384, 44),
+        ((2, 3, 5), 64, 17),
+        ((0, 4), 8, 3),
+    ],
+)
+def test_outputs_and_gradients_equal_pytorchs(
+    rows: tuple[int, ...],
+    inputs: int,
+    outputs: int,
+    backend: str,
+    output_and_gradients: Tool,
+    assert_same: Tool,
+) -> None:
+    values = arguments(rows, inputs, outputs)
+    for present in (values, {"x": values["x"], "weight": values["weight"]}):
+        actual = output_and_gradients(partial(linear, backend=backend), present)
+        assert_same(actual, output_and_gradients(F.linear, present), TOLERANCE)
+
+
+def columns(x: Tensor) -> Tensor:
+    """The same values as every second part of wider rows."""
+    return torch.cat([x, x.new_full(x.shape, torch.nan)], dim=-1)[..., : x.shape[-1]]
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize(
+    "strided", [columns, lambda x: x.t().contiguous().t()], ids=["columns", "transposed"]
+)
+@pytest.mark.parametrize("which", ["x", "weight"])
+def test_strides_do_not_matter(
+    which: str, strided: Tool, backend: str, output_and_gradients: Tool, assert_same: Tool
+) -> None:
+    values = arguments((50,), 24, 40)
+
+    def through_strides(**named: Tensor) -> Tensor:
+        return linear(**named | {which: strided(named[which])}, backend=backend)
+
+    actual = output_and_gradients(through_strides, values)
+    assert_same(actual, output_and_gradients(F.linear, values), TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_a_gradient_that_is_one_expanded_number(backend: str) -> None:
+    values = arguments((30,), 20, 50)
+    x, weight = (values[name].requires_grad_() for name in ("x", "weight"))
+    actual = torch.autograd.grad(linear(x, weight, backend=backend).sum(), [x, weight])
+    torch.testing.assert_close(actual, torch.autograd.grad(F.linear(x, weight).sum(), [x, weight]))
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_only_wanted_gradients_are_computed(backend: str) -> None:
+    values = arguments((30,), 20, 50)
+    weight = values["weight"].requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        linear(values["x"], weight, backend=backend).sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * 30 * 20 * 50)  # forward and one gradient
+    torch.testing.assert_close(weight.grad, values["x"].sum(0).expand(50, 20))
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_second_derivatives_equal_pytorchs(backend: str) -> None:
+    values = arguments((9,), 5, 6)
+    leaves = [x.requires_grad_() for x in values.values()]
+
+    def second(function: Tool) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    torch.testing.assert_close(second(partial(linear, backend=backend)), second(F.linear))
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_floating_point_operations_are_counted(backend: str) -> None:
+    values = arguments((3, 10), 20, 50)
+    leaves = [x.requires_grad_() for x in values.values()]
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(linear(*leaves, backend=backend).sum(), leaves)
+    assert counter.get_total_flops() == 3 * 2 * 30 * 20 * 50
+
+
+@pytest.mark.parametrize("backend", ["auto", *AVAILABLE])
+def test_autocast_decides_the_precision(backend: str) -> None:
+    values = arguments((256,), 128, 128)
+    with torch.autocast("cpu", torch.bfloat16):
+        if backend == "onednn":
+            with pytest.raises(
+                UserError, match=r"'onednn' cannot serve this call: it takes float32, not torch.bf"
+            ):
+                linear(**values, backend=backend)
+            return
+        y = linear(**values, backend=backend)
+        assert y.dtype == torch.bfloat16
+        assert torch.equal(y, F.linear(**values))
+
+
+def test_compilers_and_exporters_see_pytorchs_operator() -> None:
+    layer = Linear(128, 256)
+    x = torch.randn(256, 128)
+    compiled: Any = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    exported = torch.export.export(layer, (x,))
+    operators = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert operators == {"aten.linear.default"}
+
+
+def test_a_model_is_given_fast_layers_in_place() -> None:
+    class Adapter(nn.Linear):
+        pass
+
+    mlp = Mlp(64, 256)
+    mlp.extra = Adapter(4, 4)
+    plain = copy.deepcopy(mlp)
+    assert with_fast_linears(mlp) is mlp
+    assert [type(m) for m in (mlp.fc1, mlp.fc2, mlp.extra)] == [Linear, Linear, Adapter]
+    seen = []
+    mlp.fc2.register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(196, 64)
+    torch.testing.assert_close(mlp(x), plain(x))
+    assert seen
+    assert mlp.state_dict().keys() == plain.state_dict().keys()
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str) -> None:
+    module = importlib.import_module("map_core.ops.linear")
+    monkeypatch.setattr(module, "processor_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "size", "chosen"),
+    [
+        ("AuthenticAMD", "AVX512", WORTHWHILE, "onednn"),
+        ("AuthenticAMD", "AVX512", WORTHWHILE - 1, "torch"),
+        ("AuthenticAMD", "AVX2", WORTHWHILE, "torch"),
+        ("GenuineIntel", "AVX512", WORTHWHILE, "torch"),
+        ("", "AVX512", WORTHWHILE, "onednn"),
+    ],
+)
+def test_auto_takes_onednn_where_mkl_is_slow(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str, size: int, chosen: str
+) -> None:
+    processor(monkeypatch, vendor, capability)
+    assert REGISTRY.choose("auto", "cpu", torch.float32, size) == (chosen if chosen in AVAILABLE else "torch")
+    for name in AVAILABLE:
+        assert REGISTRY.choose(name, "cpu", torch.float32, size) == name
+    assert REGISTRY.choose("auto", "cpu", torch.float64, size) == "torch"
+    assert REGISTRY.choose("auto", "cuda", torch.float32, size) == "torch"
+
+
+def test_what_cannot_serve_says_why() -> None:
+    values = {name: x.double() for name, x in arguments((4,), 3, 5).items()}
+    torch.testing.assert_close(linear(**values), F.linear(**values))
+    with pytest.raises(UserError, match=r"linear: unknown backend='onednm'; did you mean onednn\?"):
+        linear(**values, backend="onednm")
+    with pytest.raises(
+        UserError, match=r"'onednn' cannot serve this call: it takes float32, not torch\.float64"
+    ):
+        linear(**values, backend="onednn")
+
+
+@pytest.mark.parametrize("backend", ["auto", *AVAILABLE])
+def test_bad_shapes_and_types_are_pytorchs_errors(backend: str) -> None:
+    values = arguments((4,), 3, 5)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(values["x"], torch.randn(5, 4), backend=backend)
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear(values["x"], values["weight"].double(), backend=backend)
+
+
+def test_without_the_operator_pytorch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    REGISTRY.forget()
+    try:
+        assert {s.name: s.reason for s in linear_backends()}[
+            "onednn"
+        ] == "this PyTorch was built without oneDNN"
+        values = arguments((256,), 128, 128)
+        assert torch.equal(linear(**values), F.linear(**values))
+    finally:
+        monkeypatch.undo()
+        REGISTRY.forget()
