@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from map_core.blocks import MambaMixer, make_norm
 from map_core.errors import UserError
-from map_core.ops import selective_scan
+from map_core.ops import Linear, selective_scan
 from map_core.tokens import gather_tokens
 from map_points.neighbors import nearest_neighbors
 
@@ -39,7 +39,7 @@ class LocalNormPool(nn.Module):
         self.scale = nn.Parameter(torch.ones(2 * embed_dim))
         self.shift = nn.Parameter(torch.zeros(2 * embed_dim))
         self.norm = make_norm("layer", 2 * embed_dim)
-        self.project = nn.Linear(2 * embed_dim, embed_dim)  # the 1x1 convolution
+        self.project = Linear(2 * embed_dim, embed_dim)  # the 1x1 convolution
 
     def forward(self, x: Float[Tensor, "b m d"], position: Float[Tensor, "b m 3"]) -> Float[Tensor, "b m d"]:
         index = nearest_neighbors(position, position, self.neighbors)  # (b, m, k)

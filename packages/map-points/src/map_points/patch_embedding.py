@@ -1,10 +1,10 @@
 """Embeddings of what a patch holds (mini-PointNet) and of where it lies."""
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.initialization import keep_init
+from map_core.ops import Linear, linear
 
 
 class PatchEmbedding(nn.Module):
@@ -25,10 +25,10 @@ class PatchEmbedding(nn.Module):
         narrow, wide = hidden_dim // 2, 2 * hidden_dim
         self.hidden_dim = hidden_dim
         self.lift = nn.Sequential(
-            nn.Linear(3, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True), nn.Linear(narrow, hidden_dim)
+            Linear(3, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True), Linear(narrow, hidden_dim)
         )
-        self.join = nn.Linear(wide, wide)  # of the patch's maximum, then the point
-        self.project = nn.Sequential(nn.BatchNorm1d(wide), nn.ReLU(inplace=True), nn.Linear(wide, embed_dim))
+        self.join = Linear(wide, wide)  # of the patch's maximum, then the point
+        self.project = nn.Sequential(nn.BatchNorm1d(wide), nn.ReLU(inplace=True), Linear(wide, embed_dim))
 
         for layer in self.modules():
             keep_init(layer)  # a smaller spread would leave the batch norms with variances near their eps
@@ -38,8 +38,8 @@ class PatchEmbedding(nn.Module):
         x = self.lift(points.reshape(-1, 3)).unflatten(0, shape)
         of_patch, of_point = self.join.weight.split(self.hidden_dim, dim=1)
         # the maximum is the same for all points of a patch: multiply it once
-        shared = F.linear(x.amax(dim=2, keepdim=True), of_patch, self.join.bias)  # (b, l, 1, 2h)
-        x = F.linear(x, of_point) + shared
+        shared = linear(x.amax(dim=2, keepdim=True), of_patch, self.join.bias)  # (b, l, 1, 2h)
+        x = linear(x, of_point) + shared
         return self.project(x.flatten(0, 2)).unflatten(0, shape).amax(dim=2)
 
 
@@ -53,7 +53,7 @@ class CoordinatePosition(nn.Module):
 
     def __init__(self, embed_dim: int, hidden_dim: int = 128) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(3, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, embed_dim))
+        self.mlp = nn.Sequential(Linear(3, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
 
     def forward(
         self, position: Float[Tensor, "b l 3"], grid: tuple[int, int] | None = None

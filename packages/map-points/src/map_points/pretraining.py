@@ -13,6 +13,7 @@ from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder
 from map_core.errors import UserError
 from map_core.masking import hidden_count
 from map_core.objective import own_region
+from map_core.ops import Linear
 from map_core.pretraining import ObjectiveTask, load_objective
 from map_core.training import TrainingConfig
 from map_points.data import PointData, PointDataConfig, collate_clouds, load_point_data
@@ -112,7 +113,7 @@ def build_objective(model: HybridNet3D, config: PointObjectiveConfig) -> MaskedA
         tokenizer,
         model.encoder,
         decoder,
-        nn.Linear(config.decoder_dim, 3 * model.patch_size),
+        Linear(config.decoder_dim, 3 * model.patch_size),
         loss=partial(masked_chamfer, kind=config.chamfer),
         mask_ratio=config.mask_ratio,
         mask_strategy=config.mask_strategy,

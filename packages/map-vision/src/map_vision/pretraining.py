@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder, masked_mse
 from map_core.errors import UserError
+from map_core.ops import Linear
 from map_core.pretraining import ObjectiveTask, load_objective
 from map_core.training import Step, TrainingConfig
 from map_vision.data import DataConfig, ImageData, load_image_data
@@ -94,7 +95,7 @@ def build_objective(model: HybridNet, config: ImageObjectiveConfig) -> MaskedAut
         ImageTokenizer(patch_embed, order=model.order, region=config.region, block_size=config.block_size),
         model.encoder,
         decoder,
-        nn.Linear(config.decoder_dim, ph * pw * patch_embed.in_chans),
+        Linear(config.decoder_dim, ph * pw * patch_embed.in_chans),
         loss=partial(masked_mse, normalize=config.normalize_targets),
         mask_ratio=config.mask_ratio,
         mask_strategy=config.mask_strategy,
