@@ -1,5 +1,7 @@
 """Command lines: what is resolved, and the one sentence that each mistake gives."""
 
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +134,9 @@ def test_help_lists_commands_recipes_and_documented_settings(run, capsys):
     with pytest.raises(SystemExit):
         run("pretrain --help")
     text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(
+        "usage: map-toy pretrain [--config RECIPE] [--section.key value ...] Pretrain a model"
+    )
     assert "--training.epochs EPOCHS Passes over the training data. (type: int, default: 7)" in text
     assert "--data.root ROOT The folder." in text
 
@@ -140,6 +145,10 @@ def test_help_lists_commands_recipes_and_documented_settings(run, capsys):
     ("line", "message"),
     [
         ("pretrian", "unknown command 'pretrian'; did you mean pretrain"),
+        (
+            "--config pretrain_digits pretrain",
+            "a command comes first, its settings after it; got '--config'; commands: pretrain, predict, fail, crash",
+        ),
         ("pretrain", "missing --out"),
         ("pretrain --out x --training.epoch 4", "unknown option --training.epoch; did you mean --"),
         ("pretrain --out x --training.epochs=abc", "--training.epochs: Expected int. Got value: abc"),
@@ -201,6 +210,45 @@ def test_a_section_file_runs_nothing_either(run, tmp_path):
 def test_what_is_no_users_mistake_keeps_its_traceback(run):
     with pytest.raises(ZeroDivisionError):
         run("crash")
+
+
+TALKS = """
+import sys
+from dataclasses import dataclass
+from map_core.cli import Command, main
+
+@dataclass
+class Config:
+    words: int = 3
+
+def talk(config):
+    for _ in range(config.words):
+        print("a word")
+
+sys.exit(main("map-toy", [Command("talk", "Talk", Config, talk)], "map_core"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"),
+    [
+        (["talk"], ""),  # told when main flushes
+        (["talk", "--words=9999"], "1"),  # told in the middle of the command
+        (["talk", "--help"], ""),  # told after the parser's exit
+    ],
+)
+def test_ends_without_a_word_when_nobody_reads_on(arguments, unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-c", TALKS, *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered, "MAP_DEBUG": ""},
+        check=False,
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_recipes_resolve_without_a_command_line(recipes):

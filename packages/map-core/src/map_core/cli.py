@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.resources
+import logging
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from map_core.errors import UserError, near_matches
 
 Config = TypeVar("Config")
+EXIT_READER_GONE = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -46,7 +48,8 @@ class Command:
 def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 2 with one sentence on stderr if the user erred.
 
-    Other errors, and the user's too where MAP_DEBUG is set in the environment, keep their traceback.
+    Other errors, and the user's too where MAP_DEBUG is set in the environment, keep their traceback. Where whoever
+    reads the output stops reading, as in ``info | head -1``, the command ends there without a word.
 
     Args:
         program: the program's name.
@@ -54,15 +57,29 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
         recipes: the package that holds its recipes (``*.yaml``).
         argv: the arguments; those of the process if None.
     """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return run_command(program, commands, recipes, arguments)
+        finally:
+            sys.stdout.flush()  # as Python exits it would be too late to catch what this raises
+    except BrokenPipeError:
+        if os.environ.get("MAP_DEBUG"):
+            raise
+        # Python flushes once more as it exits: what it still holds goes nowhere, as Python's documentation of
+        # SIGPIPE recommends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_READER_GONE
+
+
+def run_command(program: str, commands: Sequence[Command], recipes: str, arguments: Sequence[str]) -> int:
+    """Do what ``arguments`` ask for and return the exit status; see :func:`main`."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(program, commands, recipes))
         return 0 if arguments else EXIT_USER_ERROR
     try:
-        by_name = {command.name: command for command in commands}
-        command = by_name.get(arguments[0])
-        if command is None:
-            raise UserError(f"unknown command {arguments[0]!r}; {near_matches(arguments[0], by_name)}")
+        command = find_command(arguments[0], commands)
         command.run(parse(f"{program} {command.name}", command, commands, recipes, arguments[1:]))
     except UserError as error:
         if os.environ.get("MAP_DEBUG"):
@@ -77,6 +94,22 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
             with contextlib.suppress(Exception):  # the error that ended the run is the one to show
                 torch.distributed.destroy_process_group()
     return 0
+
+
+def find_command(name: str, commands: Sequence[Command]) -> Command:
+    """Return the command called ``name``.
+
+    Raises:
+        UserError: there is none.
+    """
+    by_name = {command.name: command for command in commands}
+    if name.startswith("-"):
+        raise UserError(
+            f"a command comes first, its settings after it; got {name!r}; commands: {', '.join(by_name)}"
+        )
+    if name not in by_name:
+        raise UserError(f"unknown command {name!r}; {near_matches(name, by_name)}")
+    return by_name[name]
 
 
 def overview(program: str, commands: Sequence[Command], recipes: str) -> str:
@@ -123,7 +156,13 @@ def parse(
     Raises:
         UserError: an unknown recipe, option or key, or a value of the wrong type.
     """
-    parser = ArgumentParser(prog=program, description=command.help, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=program,
+        usage="%(prog)s [--config RECIPE] [--section.key value ...]",
+        description=command.help,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", action="config", help="a packaged recipe's name, or a YAML file")
     parser.add_class_arguments(command.config)
     config_file, others = split_config(arguments)

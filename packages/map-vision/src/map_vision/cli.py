@@ -1,6 +1,5 @@
 """The command line: ``map-vision COMMAND --config RECIPE --section.key value ...``."""
 
-import logging
 from typing import Any
 
 import map_core.cli
@@ -67,5 +66,4 @@ COMMANDS = (
 
 def main() -> int:
     """Run the command line of this process."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     return map_core.cli.main("map-vision", COMMANDS, RECIPES)
