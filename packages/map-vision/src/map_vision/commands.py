@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -21,7 +20,8 @@ from map_core.inference import (
 from map_core.training import train
 from map_core.training.summary import write_summary
 from map_core.weights import read_description, weights_file
-from map_vision.data import DataConfig, ImageSamples, load_image_data, load_images
+from map_vision.data import DataConfig, ImageData, ImageSamples, load_image_data, load_images
+from map_vision.data.config import Purpose
 from map_vision.evaluation import (
     EvaluationConfig,
     classification_metrics,
@@ -84,8 +84,7 @@ def evaluate(config: EvaluateConfig) -> None:
         )
     model, classes = _load_classifier(config.init)
     data = _open(config.data, model, purpose="evaluate")
-    if data.evaluation is None:
-        raise UserError(f"no evaluation split in {data.description}: give --data.eval_split")
+    assert data.evaluation is not None
     if data.classes != classes:
         raise UserError(
             f"the classes of {data.description} are not those of {config.init}: {len(data.classes)} classes "
@@ -172,11 +171,11 @@ def features(config: FeaturesConfig) -> None:
         raise UserError(f"neighbors must be at least 1; got {config.neighbors}")
     model = _load_encoder(config.init)
     if config.images is not None:
-        samples = _open_images(config.images, config.data, model)
-        found, _ = extract_features(model, samples, config.evaluation)
-        save_arrays(Path(config.out), {"features": found, "names": np.array(samples.names)})
+        unlabelled = _open_images(config.images, config.data, model)
+        found, _ = extract_features(model, unlabelled, config.evaluation)
+        save_arrays(Path(config.out), {"features": found, "names": np.array(unlabelled.names)})
         return
-    data = _open(config.data, model, purpose="evaluate")
+    data = _open(config.data, model, purpose="features")
     arrays = {"classes": np.array(data.classes, dtype=str)}
     for split, samples in (("train", data.training), ("test", data.evaluation)):
         if samples is not None:
@@ -297,7 +296,7 @@ def _load_encoder(path: str) -> HybridNet:
     return model.eval()
 
 
-def _open(config: DataConfig, model: HybridNet, *, purpose: Any) -> Any:
+def _open(config: DataConfig, model: HybridNet, *, purpose: Purpose) -> ImageData:
     return load_image_data(
         config, img_size=model.img_size, in_chans=model.patch_embed.in_chans, purpose=purpose
     )

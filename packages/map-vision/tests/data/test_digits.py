@@ -41,7 +41,7 @@ def test_digits_come_in_any_size_and_one_or_three_channels(in_chans: int, img_si
 
 
 def test_eight_pixel_digits_are_not_resized() -> None:
-    data = load_image_data(DataConfig(), img_size=(8, 8), in_chans=1, purpose="evaluate")
+    data = load_image_data(DataConfig(), img_size=(8, 8), in_chans=1, purpose="features")
     image, _ = data.train[5]
     pixels = np.asarray(data.train.image(5)) / 255
     np.testing.assert_allclose(image[0] * STD + MEAN, pixels, atol=1e-6)

@@ -61,10 +61,19 @@ def test_holdout_replaces_the_evaluation_split_and_is_never_trained_on(labelled:
 
 def test_evaluation_does_without_a_training_split(labelled: Path) -> None:
     shutil.rmtree(labelled / "train")
-    data = load(labelled, "evaluate")
-    assert (data.classes, len(data.evaluation or ())) == (("cat", "dog"), 5)
-    with pytest.raises(UserError, match="no training split, which this needs"):
-        _ = data.train
+    for purpose in ("evaluate", "features"):
+        data = load(labelled, purpose)
+        assert (data.classes, len(data.evaluation or ())) == (("cat", "dog"), 5)
+        with pytest.raises(UserError, match="no training split, which this needs"):
+            _ = data.train
+
+
+def test_evaluation_knows_the_training_splits_classes(labelled: Path) -> None:
+    (labelled / "train" / "emu").mkdir()
+    with pytest.raises(UserError, match=r"the classes in .*val differ from .*; without a folder here: emu"):
+        load(labelled, "evaluate")
+    (labelled / "val" / "emu").mkdir()  # may be empty: an evaluation split need not have every class
+    assert load(labelled, "evaluate").classes == ("cat", "dog", "emu")
 
 
 def test_load_images_expands_folders_in_sorted_order(labelled: Path) -> None:

@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader
 
 from map_core.errors import UserError
 from map_vision.data import DataConfig, load_image_data, memory
+from map_vision.data.sources import FileImages, ImageSource
+from map_vision.data.timm_sources import TimmImages
 
 
 @pytest.mark.parametrize("in_chans", [1, 3])
@@ -28,6 +30,31 @@ def test_cache_changes_nothing(labelled: Path, in_chans: int, holdout: float) ->
     for plain, cached in zip(*batches, strict=True):
         assert plain[1] == cached[1] if isinstance(plain[0], list) else torch.equal(plain[1], cached[1])
         assert plain[0] == cached[0] if isinstance(plain[0], list) else torch.equal(plain[0], cached[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "holdout"), [("folder", 0.0), ("folder", 0.25), ("torch/image_folder", 0.0)]
+)
+def test_evaluation_decodes_nothing_but_what_it_evaluates(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, source: str, holdout: float
+) -> None:
+    decoded: list[str] = []
+    original = FileImages.image if source == "folder" else TimmImages.image
+
+    def image(self: ImageSource, index: int, mode: str) -> Image.Image:
+        decoded.append(self.name(index))
+        return original(self, index, mode)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FileImages, "image", image)
+    monkeypatch.setattr(TimmImages, "image", image)
+    config = DataConfig(source, str(labelled), cache="memory", holdout=holdout, subset=10)
+    data = load_image_data(config, img_size=(8, 8), in_chans=3, purpose="evaluate")
+    assert data.training is None
+    assert data.evaluation is not None
+    assert set(decoded) == set(data.evaluation.names)
+    expected = load_image_data(config, img_size=(8, 8), in_chans=3, purpose="finetune").evaluation
+    assert expected is not None
+    assert data.evaluation.names == expected.names
 
 
 def test_cached_images_are_read_by_workers_without_their_files(labelled: Path) -> None:

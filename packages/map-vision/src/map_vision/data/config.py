@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Augmentation = Literal["none", "crop_flip", "pad_crop", "shift", "timm", "three_augment"]
-Purpose = Literal["pretrain", "finetune", "evaluate"]
+Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 
 
 @dataclass

@@ -38,10 +38,10 @@ class ImageData:
 
     @property
     def train(self) -> ImageSamples:
-        """Training images, augmented unless the purpose is "evaluate".
+        """Training images, augmented unless the purpose is "features".
 
         Raises:
-            UserError: when there is an evaluation split only (purpose "evaluate").
+            UserError: when there is an evaluation split only (purpose "evaluate" or "features").
         """
         if self.training is None:
             raise UserError(
@@ -68,8 +68,8 @@ def load_image_data(
 ) -> ImageData:
     """Open the data that ``config`` names; ``img_size`` is (height, width).
 
-    "pretrain" needs no labels and has no evaluation part; "finetune" augments the training part; "evaluate"
-    does not, and does not insist on a training part.
+    "pretrain" needs no labels and has no evaluation part; "finetune" augments the training part; "features"
+    does not, and does not insist on a training part; "evaluate" has the evaluation part only and reads no other.
 
     Raises:
         UserError: for anything that is missing, does not exist or does not fit.
@@ -79,7 +79,7 @@ def load_image_data(
     augmented = training_transform(config, img_size=img_size, mean=mean, std=std)
     splits = choose_splits(config, _mode(in_chans), purpose)
     training, evaluation = _samples(splits, config, _mode(in_chans), plain)
-    if training is not None and purpose != "evaluate":
+    if training is not None and purpose != "features":
         training = training.with_transform(augmented)
     if evaluation is not None and config.on_error == "skip":
         evaluation = evaluation.without_unreadable()

@@ -45,26 +45,29 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and evaluation images; pretraining has none of the second, evaluation may lack the first."""
+    """Training and evaluation images; pretraining has none of the second, evaluation none of the first."""
 
     train: Split | None
     evaluation: Split | None
 
 
 def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
-    """Open the source, set the held-out part aside, then take the subset of what is left for training."""
+    """Open the source, set the held-out part aside, then take the subset of what is left for training.
+
+    A split that ``purpose`` has no use for is not read.
+    """
     if not 0.0 <= config.holdout < 1.0:
         raise UserError(
             f"holdout ({config.holdout}) must lie in [0, 1): it is a fraction of the training set"
         )
     splits = _open(config, mode, purpose)
     train, evaluation = splits.train, splits.evaluation
-    if train is None:
-        return splits
-    if config.holdout:
+    if train is not None and config.holdout:
         kept, held = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
         train, evaluation = train.select(kept), train.select(held)
-    if config.subset is not None:
+    if purpose == "evaluate":
+        return Splits(None, evaluation)
+    if train is not None and config.subset is not None:
         train = train.select(take_subset(train.labels, config.subset, seed=config.subset_seed))
     return Splits(train, None if purpose == "pretrain" else evaluation)
 
@@ -110,8 +113,10 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
             "name it with --data.eval_split ('.' is the folder itself), or hold a part of the training set "
             "out with --data.holdout 0.1"
         )
-    if purpose == "evaluate" and folder == root and config.train_split is None:
+    if purpose in ("evaluate", "features") and folder == root and config.train_split is None:
         return Splits(None, Split.whole(read_folder(held_out)))
+    if purpose == "evaluate":
+        return Splits(None, Split.whole(read_folder(held_out, classes=subfolders(folder))))
     _check_not_evaluation(root, folder, config)
     train = read_folder(folder)
     return Splits(Split.whole(train), Split.whole(read_folder(held_out, classes=train.classes)))
@@ -132,6 +137,8 @@ def _timm(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
         in_memory = config.cache == "memory"
         return Split.whole(read_timm(config.source, config.root, split, mode=mode, in_memory=in_memory))
 
+    if purpose == "evaluate" and not config.holdout:
+        return Splits(None, read(config.eval_split or "validation"))
     train = read(config.train_split or "train")
     if purpose == "pretrain" or config.holdout:
         return Splits(train, None)
