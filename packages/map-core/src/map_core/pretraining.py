@@ -12,6 +12,7 @@ from map_core.errors import UserError
 from map_core.masking import mask_noise
 from map_core.objective import MaskedAutoregression, ObjectiveConfig
 from map_core.training import Step, Task
+from map_core.training.task import exported_file
 from map_core.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
 
 Settings = TypeVar("Settings", bound=ObjectiveConfig)
@@ -43,11 +44,10 @@ class ObjectiveTask(Task):
         return {"loss": model(self.inputs(batch, step), ratio=ratio, noise=noise).loss}
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:
-        suffix = "" if weights == "raw" else f"_{weights}"
         encoder, rest = split_state(model.state_dict())
-        save_weights(directory / f"model{suffix}.safetensors", encoder, self.describe(weights))
+        save_weights(exported_file(directory, "model", weights), encoder, self.describe(weights))
         decoder = {"objective": asdict(self.settings), "holds": "decoder and head", "weights": weights}
-        save_weights(directory / f"pretraining{suffix}.safetensors", rest, decoder)
+        save_weights(exported_file(directory, "pretraining", weights), rest, decoder)
 
 
 def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from toy_task import ToyData, ToyTask, toy_config
 
 from map_core import UserError
 from map_core.training import train
+from map_core.training.loading import batches_in_order
 from map_core.training.sampling import KeyedDataset, RunPlan, RunSampler, SampleKey, seed_everything
 
 
@@ -78,6 +79,25 @@ def test_workers_load_the_same_samples(tmp_path):
 def test_a_users_error_in_a_sample_arrives_as_it_was_told(tmp_path, workers):
     with pytest.raises(UserError, match=r"^picture 7 cannot be read; remove it$"):
         train(ToyTask(broken=7, samples=16), toy_config(workers=workers), tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_in_order_are_those_of_their_keys(workers):
+    settings = {"batch_size": 3, "workers": workers, "device": torch.device("cpu"), "seed": 5, "draw": 2}
+    state = torch.get_rng_state()
+    whole = list(batches_in_order(ToyData(8), **settings))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(labels) for _, labels in whole] == [3, 3, 2]
+    expected = [KeyedDataset(ToyData(8), seed=5)[SampleKey(2, index, 0)] for index in range(8)]
+    inputs, labels = (torch.cat(parts) for parts in zip(*whole, strict=True))
+    assert torch.equal(inputs, torch.stack([sample[0] for sample in expected]))
+    assert labels.tolist() == [index % 3 for index in range(8)]
+    shards = [
+        torch.cat([x for x, _ in batches_in_order(ToyData(8), shard=(i, 3), **settings)]) for i in range(3)
+    ]
+    assert all(torch.equal(shard, inputs[i::3]) for i, shard in enumerate(shards))
+    with pytest.raises(UserError, match=r"^picture 7 cannot be read; remove it$"):
+        list(batches_in_order(ToyData(8, broken=7), **settings))
 
 
 def test_too_little_data_and_uneven_batches():

@@ -1,6 +1,5 @@
 """Evaluation of classifiers, by named protocols that are kept apart."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,13 +8,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from map_core.errors import UserError
 from map_core.inference import choose_device
-from map_core.training.sampling import Collate, Failure, KeyedDataset, SampleKey
-from map_points.data import CloudSamples, PartSamples, collate_clouds
+from map_core.training.loading import batches_in_order
+from map_points.data import CloudSamples, collate_clouds
 from map_points.models import HybridNet3D
 
 Protocol = Literal["no_vote", "vote_10", "best_of_299"]
@@ -51,44 +48,6 @@ class EvaluationConfig:
     progress: bool = True
 
 
-def batches(
-    samples: CloudSamples | PartSamples,
-    *,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    shard: tuple[int, int] = (0, 1),
-    seed: int = 0,
-    draw: int = 0,
-    progress: str | None = None,
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield batches (points, labels and what else the samples have) in their order.
-
-    The randomness of a sample is keyed by (seed, draw, index).
-
-    Args:
-        samples: Clouds.
-        batch_size, workers: Of the loader.
-        device: Where the batches go.
-        shard: (i, n): take samples i, i + n, i + 2n, ...
-        seed, draw: Keys of the samples' randomness.
-        progress: Title of a progress bar, None for none.
-    """
-    keys = [SampleKey(draw, index, 0) for index in range(shard[0], len(samples), shard[1])]
-    loader = DataLoader(
-        KeyedDataset(samples, seed),
-        batch_size,
-        sampler=keys,
-        num_workers=workers,
-        collate_fn=Collate(collate_clouds),
-        generator=torch.Generator(),
-    )
-    for batch in tqdm(loader, desc=progress, disable=progress is None, leave=False):
-        if isinstance(batch, Failure):
-            raise UserError(batch.message)
-        yield tuple(part.to(device) for part in batch)
-
-
 @torch.no_grad()
 def collect_logits(
     model: nn.Module,
@@ -102,10 +61,10 @@ def collect_logits(
     draw: int = 0,
     progress: str | None = None,
 ) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
-    """Logits and labels of all samples (or a shard), on the CPU; the arguments are those of :func:`batches`."""
+    """Logits and labels of all samples (or a shard), on the CPU; arguments as of :func:`batches_in_order`."""
     model.eval()
     logits, labels = [], []
-    for points, targets in batches(
+    for points, targets in batches_in_order(
         samples,
         batch_size=batch_size,
         workers=workers,
@@ -113,6 +72,7 @@ def collect_logits(
         shard=shard,
         seed=seed,
         draw=draw,
+        collate=collate_clouds,
         progress=progress,
     ):
         logits.append(model(points).float().cpu())
@@ -176,11 +136,12 @@ def extract_features(
     device = choose_device(config.device)
     model = model.to(device).eval()
     features, labels = [], []
-    for points, targets in batches(
+    for points, targets in batches_in_order(
         samples,
         batch_size=config.batch_size,
         workers=config.workers,
         device=device,
+        collate=collate_clouds,
         progress=title if config.progress else None,
     ):
         features.append(model.forward_features(points).float().cpu().numpy())

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.training import Step, Task, TrainingConfig
+from map_core.training.processes import sum_over_processes
+from map_core.training.task import exported_file
 from map_core.weights import read_description, save_weights
 from map_points.data import PointData, PointDataConfig, collate_clouds, load_point_data
 from map_points.evaluation import PROTOCOLS, class_totals, classification_metrics, collect_logits
@@ -99,11 +101,9 @@ class FinetuneTask(Task):
             device=accelerator.device,
             shard=(accelerator.process_index, accelerator.num_processes),
         )
-        totals = class_totals(logits, labels).float().to(accelerator.device)
-        return classification_metrics(accelerator.reduce(totals).cpu())
+        return classification_metrics(sum_over_processes(accelerator, class_totals(logits, labels)))
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:
-        suffix = "" if weights == "raw" else f"_{weights}"
         description = describe_model(
             self.config.model,
             task=self.name,
@@ -111,7 +111,7 @@ class FinetuneTask(Task):
             weights=weights,
             classes=list(self.data.classes),
         )
-        save_weights(directory / f"model{suffix}.safetensors", model.state_dict(), description)
+        save_weights(exported_file(directory, "model", weights), model.state_dict(), description)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         summary["protocol"] = f"last epoch: {PROTOCOLS['no_vote']}"

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.training import Step, Task, TrainingConfig
+from map_core.training.loading import batches_in_order
+from map_core.training.processes import sum_over_processes
+from map_core.training.task import exported_file
 from map_core.weights import read_description, read_settings, save_weights
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
-from map_points.evaluation import batches
 from map_points.factory import PointModelConfig, create_backbone, describe_model, described_model
 from map_points.part_metrics import part_metrics, part_totals, parts_of_categories
 from map_points.part_segmenter import PartSegmenter
@@ -130,11 +132,9 @@ class SegmentTask(Task):
             device=accelerator.device,
             shard=(accelerator.process_index, accelerator.num_processes),
         )
-        reduced = accelerator.reduce(totals.float().to(accelerator.device)).cpu()
-        return part_metrics(reduced, self.data.classes)
+        return part_metrics(sum_over_processes(accelerator, totals), self.data.classes)
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:
-        suffix = "" if weights == "raw" else f"_{weights}"
         description = describe_model(
             self.config.model,
             task=self.name,
@@ -144,7 +144,7 @@ class SegmentTask(Task):
             parts=[list(own) for own in self.data.parts],
             head=asdict(self.config.objective),
         )
-        save_weights(directory / f"model{suffix}.safetensors", model.state_dict(), description)
+        save_weights(exported_file(directory, "model", weights), model.state_dict(), description)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         summary["protocol"] = f"last epoch: {PROTOCOL}"
@@ -165,12 +165,18 @@ def segmentation_totals(
 ) -> Float[Tensor, "4 c"]:
     """Sums of :func:`~map_points.part_metrics.part_totals` over the samples (or a shard), on the CPU.
 
-    The arguments are those of :func:`~map_points.evaluation.batches`; ``parts`` lists each category's.
+    The arguments are those of :func:`~map_core.training.loading.batches_in_order`; ``parts`` lists each category's.
     """
     model.eval()
     totals = torch.zeros(4, len(parts), dtype=torch.float64)
-    for points, category, labels in batches(
-        samples, batch_size=batch_size, workers=workers, device=device, shard=shard, progress=progress
+    for points, category, labels in batches_in_order(
+        samples,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        shard=shard,
+        collate=collate_clouds,
+        progress=progress,
     ):
         logits = model(points, category).float()
         table = parts_of_categories(parts, logits.shape[-1]).to(device)

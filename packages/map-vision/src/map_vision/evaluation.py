@@ -1,6 +1,5 @@
 """Evaluation: classification accuracy, features, nearest neighbours, class probabilities."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from map_core.inference import autocast, choose_device
+from map_core.training.loading import batches_in_order
 from map_vision.data import ImageSamples
 from map_vision.hybridnet import HybridNet
 
@@ -35,30 +33,6 @@ class EvaluationConfig:
     progress: bool = True
 
 
-def batches(
-    samples: ImageSamples,
-    *,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    shard: tuple[int, int] = (0, 1),
-    progress: str | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, labels) on ``device`` in the order of the samples.
-
-    Args:
-        samples: Images.
-        batch_size, workers: Of the loader.
-        device: Where the batches go.
-        shard: (i, n): take samples i, i + n, i + 2n, ...
-        progress: Title of a progress bar, None for none.
-    """
-    subset = Subset(samples, range(shard[0], len(samples), shard[1]))
-    loader = DataLoader(subset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
-    for images, labels in tqdm(loader, desc=progress, disable=progress is None, leave=False):
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
 @torch.no_grad()
 def classification_totals(
     model: nn.Module,
@@ -73,11 +47,11 @@ def classification_totals(
 ) -> Float[Tensor, "4"]:
     """Sums over the samples, or a shard of them: correct, correct among five, cross-entropy, count.
 
-    The arguments are those of :func:`batches`.
+    The arguments are those of :func:`~map_core.training.loading.batches_in_order`.
     """
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64)
-    for images, labels in batches(
+    for images, labels in batches_in_order(
         samples, batch_size=batch_size, workers=workers, device=device, shard=shard, progress=progress
     ):
         with autocast(device, precision):
@@ -107,7 +81,7 @@ def extract_features(
     device = choose_device(config.device)
     model = model.to(device).eval()
     features, labels = [], []
-    for images, targets in batches(
+    for images, targets in batches_in_order(
         samples,
         batch_size=config.batch_size,
         workers=config.workers,
@@ -129,7 +103,7 @@ def predict_probabilities(
     device = choose_device(config.device)
     model = model.to(device).eval()
     rows = []
-    for images, _ in batches(
+    for images, _ in batches_in_order(
         samples,
         batch_size=config.batch_size,
         workers=config.workers,

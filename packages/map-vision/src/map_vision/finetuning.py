@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.training import Step, Task, TrainingConfig
+from map_core.training.processes import sum_over_processes
+from map_core.training.task import exported_file
 from map_core.weights import save_weights
 from map_vision.classifier import LinearProbe
 from map_vision.data import DataConfig, ImageData, load_image_data
@@ -105,12 +107,9 @@ class ClassificationTask(Task):
             precision=training.precision,
             shard=(accelerator.process_index, accelerator.num_processes),
         )
-        return classification_metrics(
-            accelerator.reduce(totals.float().to(accelerator.device)).cpu().double()
-        )
+        return classification_metrics(sum_over_processes(accelerator, totals).double())
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:
-        suffix = "" if weights == "raw" else f"_{weights}"
         model_config, classifier = self.classifier(model)
         description = describe_model(
             model_config,
@@ -121,7 +120,7 @@ class ClassificationTask(Task):
             mean=self.data.mean,
             std=self.data.std,
         )
-        save_weights(directory / f"model{suffix}.safetensors", classifier.state_dict(), description)
+        save_weights(exported_file(directory, "model", weights), classifier.state_dict(), description)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         skipped = self.data.skipped()

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
+from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.training.config import TrainingConfig
@@ -63,6 +64,11 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) ->
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
+
+
+def sum_over_processes(accelerator: Accelerator, totals: Tensor) -> Tensor:
+    """Return the sum of each process's totals, in float32 on the CPU."""
+    return accelerator.reduce(totals.float().to(accelerator.device)).cpu()
 
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, Any]) -> dict[str, float]:

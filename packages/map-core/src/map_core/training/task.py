@@ -43,6 +43,17 @@ class Step:
     samples: slice
 
 
+def exported_file(directory: Path, name: str, weights: str) -> Path:
+    """Where a task exports ``name``: ``name.safetensors``, or ``name_ema.safetensors`` for averaged weights.
+
+    Args:
+        directory: Of the run.
+        name: Such as ``model``.
+        weights: 'raw' or 'ema'.
+    """
+    return directory / f"{name}{'' if weights == 'raw' else f'_{weights}'}.safetensors"
+
+
 class Task(abc.ABC):
     """A pretraining, finetuning or probing job, as the training loop sees it.
 
