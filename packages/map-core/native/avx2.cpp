@@ -4,7 +4,16 @@
 
 namespace map_ops {
 extern const Kernels kAvx2;
-const Kernels kAvx2 = {"avx2",       scan_forward_scratch, scan_backward_scratch, conv_backward_scratch,
-                      scan_forward, scan_backward,        conv_forward,          conv_backward};
+const Kernels kAvx2 = {
+    "avx2",
+    scan_forward_scratch,
+    scan_backward_scratch,
+    conv_forward_scratch,
+    conv_backward_scratch,
+    scan_forward,
+    scan_backward,
+    conv_forward,
+    conv_backward,
+};
 }  // namespace map_ops
 #endif

@@ -202,7 +202,8 @@ MAP_EXPORT int map_ops_scan_backward(ScanCall* call) {
 }
 
 MAP_EXPORT int map_ops_conv_forward(const ConvCall* call) {
-  return run_items(*call, call->batch * groups(call->channels), 0, kernels().conv_forward);
+  const int64_t items = call->batch * groups(call->channels);
+  return run_items(*call, items, kernels().conv_forward_scratch(*call), kernels().conv_forward);
 }
 
 MAP_EXPORT int map_ops_conv_backward(ConvCall* call) {

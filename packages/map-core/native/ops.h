@@ -42,6 +42,7 @@ struct Kernels {
   const char* name;
   int64_t (*scan_forward_scratch)(const ScanCall&);
   int64_t (*scan_backward_scratch)(const ScanCall&);
+  int64_t (*conv_forward_scratch)(const ConvCall&);
   int64_t (*conv_backward_scratch)(const ConvCall&);
   void (*scan_forward)(const ScanCall&, int64_t item, float* scratch);
   void (*scan_backward)(const ScanCall&, int64_t item, float* scratch);

@@ -3,6 +3,15 @@
 
 namespace map_ops {
 extern const Kernels kPortable;
-const Kernels kPortable = {"portable",       scan_forward_scratch, scan_backward_scratch, conv_backward_scratch,
-                      scan_forward, scan_backward,        conv_forward,          conv_backward};
+const Kernels kPortable = {
+    "portable",
+    scan_forward_scratch,
+    scan_backward_scratch,
+    conv_forward_scratch,
+    conv_backward_scratch,
+    scan_forward,
+    scan_backward,
+    conv_forward,
+    conv_backward,
+};
 }  // namespace map_ops

@@ -1,5 +1,9 @@
 // The selective scan over one work item: one batch element, up to kGroup channels, all time steps.
 // The state of a vector of channels stays in registers over time when its size is known at compile time.
+//
+// The loops take their arguments by value: through a reference they would be read again after every store, which
+// might have changed them. Where a step's inputs need a long chain of operations (softplus, gate), a stage of its own
+// does it for many steps, because the processor looks ahead less far than one step of the recurrence.
 #pragma once
 #include "ops.h"
 #include "simd.h"
@@ -112,8 +116,8 @@ struct ForwardRoom {
 };
 
 // Reads a tile: the step sizes, what enters the states, and what bypasses them.
-inline void enter_tile(const ScanCall& call, const ScanDirection& dir, const Lanes* lanes, int64_t vectors,
-                       int64_t start, int64_t steps, const ForwardRoom& room) {
+inline void enter_tile(const ScanCall call, const ScanDirection dir, const Lanes* lanes, int64_t vectors,
+                       int64_t start, int64_t steps, const ForwardRoom room) {
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = time_of(call, dir, start + k);
     for (int64_t v = 0; v < vectors; ++v) {
@@ -128,8 +132,8 @@ inline void enter_tile(const ScanCall& call, const ScanDirection& dir, const Lan
 // Runs the recurrence of one vector of channels over a tile. kState is the number of states a channel has, or 0
 // when it is only known at run time.
 template <int kState>
-void advance_tile(const ScanCall& call, const ScanDirection& dir, const Lanes& at, int64_t start, int64_t steps,
-                  const ForwardRoom& room, int64_t vector) {
+void advance_tile(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
+                  const ForwardRoom room, int64_t vector) {
   const int64_t n = kState ? kState : dir.state;
   const vf* A = room.A + vector * n;
   const vf *delta = room.delta + vector * kTile, *drive = room.drive + vector * kTile;
@@ -161,8 +165,8 @@ void advance_tile(const ScanCall& call, const ScanDirection& dir, const Lanes& a
 }
 
 // Writes a tile: adds the direction before, and after the last one averages and gates.
-inline void leave_tile(const ScanCall& call, int which, const Lanes* lanes, int64_t vectors, int64_t start,
-                       int64_t steps, const ForwardRoom& room) {
+inline void leave_tile(const ScanCall call, int which, const Lanes* lanes, int64_t vectors, int64_t start,
+                       int64_t steps, const ForwardRoom room) {
   const ScanDirection& dir = call.direction[which];
   const bool add = which > 0, finish = which + 1 == call.directions;
   for (int64_t k = 0; k < steps; ++k) {
@@ -248,7 +252,7 @@ struct BackwardRoom {
   vf *A, *grad_A, *carry, *grad_D, *grad_bias, *before;       // per vector of channels
   vf *states, *decays;                                        // per step of a chunk and state
   vf *sum_B, *sum_C;                                          // per step of a chunk; a lane holds one state
-  vf *u, *delta, *slope, *grad_y;                             // per step of a chunk
+  vf *u, *delta, *slope, *y, *grad_y;                         // per step of a chunk
 
   // Returns the number of vectors used; `from` may be null to only count them.
   int64_t lay_out(vf* from, int64_t n, const Chunks& chunks) {
@@ -271,6 +275,7 @@ struct BackwardRoom {
     u = take(chunks.size);
     delta = take(chunks.size);
     slope = take(chunks.size);
+    y = take(chunks.size);
     grad_y = take(chunks.size);
     return used;
   }
@@ -278,8 +283,8 @@ struct BackwardRoom {
 
 // Keeps the state before every chunk of one vector of channels.
 template <int kState>
-void keep_states(const ScanCall& call, const ScanDirection& dir, const Lanes at, const Chunks chunks,
-                 BackwardRoom& room, int64_t vector) {
+void keep_states(const ScanCall call, const ScanDirection dir, const Lanes at, const Chunks chunks,
+                 const BackwardRoom room, int64_t vector) {
   const int64_t n = kState ? kState : dir.state;
   const vf* A = room.A + vector * n;
   vf* before = room.before + vector * n;
@@ -300,13 +305,28 @@ void keep_states(const ScanCall& call, const ScanDirection& dir, const Lanes at,
   }
 }
 
-// Rebuilds the states of one chunk, and what the output's gradient becomes before the gate.
+// Reads a chunk: inputs, step sizes, and what bypasses the states.
+inline void enter_chunk(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
+                        const BackwardRoom room) {
+  for (int64_t k = 0; k < steps; ++k) {
+    if (start + k + kAhead < call.length) {
+      const int64_t ahead = time_of(call, dir, start + k + kAhead);
+      fetch(dir.u, at, ahead);
+      fetch(dir.delta, at, ahead);
+    }
+    const Step step = load_step(dir, at, time_of(call, dir, start + k));
+    room.u[k] = step.u;
+    room.delta[k] = step.delta;
+    room.slope[k] = step.slope;
+    room.y[k] = at.skip * step.u;
+  }
+}
+
+// Rebuilds the states and outputs of a chunk.
 template <int kState>
-void rebuild_chunk(const ScanCall& call, int which, const Lanes at, int64_t start, int64_t steps,
-                   BackwardRoom& room, int64_t vector, int64_t chunk) {
-  const ScanDirection& dir = call.direction[which];
+void rebuild_chunk(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
+                   const BackwardRoom room, int64_t vector, int64_t chunk) {
   const int64_t n = kState ? kState : dir.state;
-  const bool add = which > 0, finish = which + 1 == call.directions;
   const vf* A = room.A + vector * n;
   const vf* before = room.before + (chunk * kVectors + vector) * n;
   for (int64_t i = 0; i < n; ++i) room.states[i] = before[i];
@@ -317,34 +337,44 @@ void rebuild_chunk(const ScanCall& call, int which, const Lanes at, int64_t star
   }
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = time_of(call, dir, start + k);
+    const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
     if (start + k + kAhead < call.length) {
       const int64_t ahead = time_of(call, dir, start + k + kAhead);
-      fetch_inputs(call, dir, at, ahead);
       fetch(call.grad_out, at, ahead);
-      if (call.z.data) __builtin_prefetch(call.grad_z + place_of(call, at, ahead), 1);
+      if (call.z.data) {
+        fetch(call.z, at, ahead);
+        __builtin_prefetch(call.grad_z + place_of(call, at, ahead), 1);
+      }
     }
-    const Step step = load_step(dir, at, t);
-    room.u[k] = step.u;
-    room.delta[k] = step.delta;
-    room.slope[k] = step.slope;
-    const vf drive = step.delta * step.u;
+    const vf delta = room.delta[k], drive = delta * room.u[k];
     const vf* h = kState ? kept : room.states + k * n;
     vf* next = room.states + (k + 1) * n;
     vf* decay = room.decays + k * n;
-    vf y = at.skip * step.u;
+    vf y = room.y[k];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < n; ++i) {
-      const vf a = exp2(step.delta * A[i]);
-      const vf value = a * h[i] + drive * step.B[i];
+      const vf a = exp2(delta * A[i]);
+      const vf value = a * h[i] + drive * B[i];
       decay[i] = a;
       next[i] = value;
       if (kState) kept[i] = value;
-      y += value * step.C[i];
+      y += value * C[i];
     }
-    const int64_t place = place_of(call, at, t);
+    room.y[k] = y;
+  }
+}
+
+// Takes the gradient of the output, and with it that of the gate, through the gate.
+inline void gate_chunk(const ScanCall call, int which, const Lanes at, int64_t start, int64_t steps,
+                       const BackwardRoom room) {
+  const ScanDirection dir = call.direction[which];
+  const bool add = which > 0, finish = which + 1 == call.directions;
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t t = time_of(call, dir, start + k);
     vf grad = load(row(call.grad_out, at.batch, t) + at.channel, at.count) * share(call);
     if (call.z.data) {
-      float* grad_z = call.grad_z + place;
+      float* grad_z = call.grad_z + place_of(call, at, t);
+      vf y = room.y[k];
       if (add) y += load(grad_z, at.count);  // the other direction's output waits there
       const vf z = load(row(call.z, at.batch, t) + at.channel, at.count);
       const vf gate = sigmoid(z);
@@ -357,8 +387,8 @@ void rebuild_chunk(const ScanCall& call, int which, const Lanes at, int64_t star
 
 // Walks one chunk from its last step to its first with the gradient of the state in registers.
 template <int kState>
-void backward_chunk(const ScanCall& call, const ScanDirection& dir, const Lanes at, int64_t start, int64_t steps,
-                    BackwardRoom& room, int64_t vector) {
+void backward_chunk(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
+                    const BackwardRoom room, int64_t vector) {
   const int64_t n = kState ? kState : dir.state;
   const vf* A = room.A + vector * n;
   vf* grad_A = room.grad_A + vector * n;
@@ -450,7 +480,9 @@ void backward_direction(const ScanCall& call, int which, const Item& item, vf* s
     memset(room.sum_B, 0, sizeof(vf) * static_cast<size_t>(steps * state_vectors(n)));
     memset(room.sum_C, 0, sizeof(vf) * static_cast<size_t>(steps * state_vectors(n)));
     for (int64_t v = 0; v < vectors; ++v) {
-      rebuild_chunk<kState>(call, which, lanes[v], start, steps, room, v, chunk);
+      enter_chunk(call, dir, lanes[v], start, steps, room);
+      rebuild_chunk<kState>(call, dir, lanes[v], start, steps, room, v, chunk);
+      gate_chunk(call, which, lanes[v], start, steps, room);
       backward_chunk<kState>(call, dir, lanes[v], start, steps, room, v);
     }
     for (int64_t k = 0; k < steps; ++k) {
