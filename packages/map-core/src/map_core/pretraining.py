@@ -6,16 +6,72 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from map_core.decoder import RegionDecoder
+from map_core.encoder import Encoder
 from map_core.errors import UserError
 from map_core.masking import mask_noise
-from map_core.objective import MaskedAutoregression, ObjectiveConfig
+from map_core.objective import (
+    Loss,
+    MaskedAutoregression,
+    ObjectiveConfig,
+    Reconstruction,
+    RegionRule,
+    own_region,
+)
+from map_core.ops import Linear
 from map_core.training import Step, Task
-from map_core.training.task import exported_file
+from map_core.training.task import MapStyleDataset, exported_file
 from map_core.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
 
 Settings = TypeVar("Settings", bound=ObjectiveConfig)
+PICTURES = 6  # rows of a run's reconstructions.png
+
+
+def assemble_objective(
+    tokenizer: nn.Module,
+    encoder: nn.Module,
+    config: ObjectiveConfig,
+    *,
+    position: nn.Module,
+    target_dim: int,
+    loss: Loss,
+    region_rule: RegionRule = own_region,
+) -> MaskedAutoregression:
+    """Put a domain's tokenizer and encoder under the objective that ``config`` describes.
+
+    Args:
+        tokenizer: From inputs to tokens with targets.
+        encoder: An :class:`~map_core.encoder.Encoder`, shared with the model that it belongs to.
+        config: Masking, attention and the decoder's sizes.
+        position: The decoder's positions, of width ``config.decoder_dim``.
+        target_dim: Values of a token's target.
+        loss: Of (prediction, target).
+        region_rule: Region of each token, given the mask.
+    """
+    assert isinstance(encoder, Encoder)
+    decoder = RegionDecoder(
+        encoder.embed_dim,
+        position,
+        embed_dim=config.decoder_dim,
+        depth=config.decoder_depth,
+        num_heads=config.decoder_heads,
+        mlp_ratio=config.decoder_mlp_ratio,
+    )
+    return MaskedAutoregression(
+        tokenizer,
+        encoder,
+        decoder,
+        Linear(config.decoder_dim, target_dim),
+        loss=loss,
+        mask_ratio=config.mask_ratio,
+        mask_strategy=config.mask_strategy,
+        mask_scope=config.mask_scope,
+        attention=config.attention,
+        region_rule=region_rule,
+    )
 
 
 class ObjectiveTask(Task):
@@ -90,3 +146,35 @@ def load_objective(
     }
     objective.load_state_dict({**encoder, **read_weights(decoder_file)})
     return objective, settings
+
+
+@torch.no_grad()
+def hide_and_reconstruct(
+    objective: MaskedAutoregression,
+    inputs: Any,
+    *,
+    num_tokens: int,
+    ratio: float | None = None,
+    seed: int = 0,
+) -> Reconstruction:
+    """Run a batch through the objective in evaluation mode, as pictures show it.
+
+    Args:
+        objective: Left in the mode that it was in.
+        inputs: A batch that its tokenizer reads.
+        num_tokens: Of one sample.
+        ratio: Share to hide; the objective's own when None.
+        seed: Chooses the hidden tokens.
+    """
+    was_training = objective.training
+    objective.eval()
+    noise = mask_noise(seed, 0, slice(None), (len(inputs), num_tokens))
+    result = objective(inputs, ratio=ratio, noise=noise)
+    objective.train(was_training)
+    return result
+
+
+def inputs_to_draw(samples: MapStyleDataset, count: int = PICTURES) -> Tensor:
+    """Stack the inputs of ``count`` samples spread evenly over the data set, so that every class has its chance."""
+    chosen = range(0, len(samples), max(len(samples) // count, 1))[:count]
+    return torch.stack([samples[i][0] for i in chosen])

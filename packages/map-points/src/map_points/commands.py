@@ -17,6 +17,7 @@ from map_core.inference import (
     save_arrays,
     write_predictions,
 )
+from map_core.pretraining import inputs_to_draw
 from map_core.training import train
 from map_core.training.summary import write_summary
 from map_core.weights import read_description, weights_file
@@ -294,8 +295,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     objective = load_pretraining(config.init)
     clouds = read_clouds(config.data, "train" if config.split == "train" else "test")
     samples = CloudSamples(clouds, config.data, training=False)
-    chosen = range(0, len(samples), max(len(samples) // config.count, 1))[: config.count]
-    points = torch.stack([samples[i][0] for i in chosen])
+    points = inputs_to_draw(samples, config.count)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_reconstructions(

@@ -9,12 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder
+from map_core import MaskedAutoregression, ObjectiveConfig
 from map_core.errors import UserError
 from map_core.masking import hidden_count
 from map_core.objective import own_region
-from map_core.ops import Linear
-from map_core.pretraining import ObjectiveTask, load_objective
+from map_core.pretraining import ObjectiveTask, assemble_objective, inputs_to_draw, load_objective
 from map_core.training import TrainingConfig
 from map_points.data import PointData, PointDataConfig, collate_clouds, load_point_data
 from map_points.factory import PointModelConfig, create_backbone, describe_model, described_model
@@ -26,8 +25,6 @@ from map_points.patch_embedding import CoordinatePosition
 from map_points.reconstruction import draw_reconstructions
 from map_points.tokenizer import PointTokenizer, regions_after_mask
 from map_points.weights import load_init
-
-PICTURES = 6
 
 
 @dataclass
@@ -93,14 +90,6 @@ def build_objective(model: HybridNet3D, config: PointObjectiveConfig) -> MaskedA
     if model.encoder.registers is not None:
         raise UserError("pretraining has no class token: create the model with class_token=False")
     _check_visible(model, config)
-    decoder = RegionDecoder(
-        model.embed_dim,
-        CoordinatePosition(config.decoder_dim),
-        embed_dim=config.decoder_dim,
-        depth=config.decoder_depth,
-        num_heads=config.decoder_heads,
-        mlp_ratio=config.decoder_mlp_ratio,
-    )
     tokenizer = PointTokenizer(
         model.patch_embed,
         num_patches=model.num_patches,
@@ -109,16 +98,13 @@ def build_objective(model: HybridNet3D, config: PointObjectiveConfig) -> MaskedA
         num_regions=config.num_regions,
         region_order=config.region_order,
     )
-    return MaskedAutoregression(
+    return assemble_objective(
         tokenizer,
         model.encoder,
-        decoder,
-        Linear(config.decoder_dim, 3 * model.patch_size),
+        config,
+        position=CoordinatePosition(config.decoder_dim),
+        target_dim=3 * model.patch_size,
         loss=partial(masked_chamfer, kind=config.chamfer),
-        mask_ratio=config.mask_ratio,
-        mask_strategy=config.mask_strategy,
-        mask_scope=config.mask_scope,
-        attention=config.attention,
         region_rule=regions_after_mask if config.regions == "after_mask" else own_region,
     )
 
@@ -162,9 +148,9 @@ class PretrainTask(ObjectiveTask):
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         assert isinstance(model, MaskedAutoregression)
         plain = self.data.train.as_training(False)
-        chosen = range(0, len(plain), max(len(plain) // PICTURES, 1))[:PICTURES]
-        points = torch.stack([plain[i][0] for i in chosen])
-        draw_reconstructions(model, points, directory / "reconstructions.png", up_axis=plain.up_axis)
+        draw_reconstructions(
+            model, inputs_to_draw(plain), directory / "reconstructions.png", up_axis=plain.up_axis
+        )
 
 
 def load_pretraining(path: str | Path) -> MaskedAutoregression:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from map_core import MaskedAutoregression, mask_noise
+from map_core import MaskedAutoregression
+from map_core.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
 from map_points.data.config import Axis
 from map_points.tokenizer import PointTokenizer
@@ -32,7 +32,6 @@ class CloudViews:
     predicted: Float[Tensor, "b p 3"]
 
 
-@torch.no_grad()
 def reconstruct(
     objective: MaskedAutoregression,
     points: Float[Tensor, "b n 3"],
@@ -43,12 +42,9 @@ def reconstruct(
     """Hide patches of clouds and reconstruct them."""
     tokenizer = objective.tokenizer
     assert isinstance(tokenizer, PointTokenizer)
-    was_training = objective.training
-    objective.eval()
-    noise = mask_noise(seed, 0, slice(None), (len(points), tokenizer.num_patches))
-    result = objective(points, ratio=ratio, noise=noise)
-    objective.train(was_training)
+    result = hide_and_reconstruct(objective, points, num_tokens=tokenizer.num_patches, ratio=ratio, seed=seed)
     tokens, mask = result.tokens, result.mask
+    assert tokens.target is not None
 
     def placed(patches: Tensor, index: Tensor) -> Tensor:
         return (patches + gather_tokens(tokens.position, index).unsqueeze(2)).flatten(1, 2)

@@ -17,6 +17,7 @@ from map_core.inference import (
     save_arrays,
     write_predictions,
 )
+from map_core.pretraining import inputs_to_draw
 from map_core.training import train
 from map_core.training.summary import write_summary
 from map_core.weights import read_description, weights_file
@@ -233,8 +234,7 @@ def reconstruct(config: ReconstructConfig) -> None:
         samples = _open(config.data, backbone, purpose="pretrain").train_unaugmented()
     else:
         samples = _open_images(config.images, config.data, backbone)
-    chosen = range(0, len(samples), max(len(samples) // config.count, 1))[: config.count]
-    images = torch.stack([samples[i][0] for i in chosen])
+    images = inputs_to_draw(samples, config.count)
     description = read_description(config.init)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)

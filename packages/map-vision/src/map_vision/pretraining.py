@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from map_core import MaskedAutoregression, ObjectiveConfig, RegionDecoder, masked_mse
+from map_core import MaskedAutoregression, ObjectiveConfig, masked_mse
 from map_core.errors import UserError
-from map_core.ops import Linear
-from map_core.pretraining import ObjectiveTask, load_objective
+from map_core.pretraining import ObjectiveTask, assemble_objective, inputs_to_draw, load_objective
 from map_core.training import Step, TrainingConfig
 from map_vision.data import DataConfig, ImageData, load_image_data
 from map_vision.factory import ModelConfig, create_backbone, describe_model, described_model
@@ -23,8 +22,6 @@ from map_vision.reconstruction import draw_reconstructions
 from map_vision.scan_orders import RegionKind
 from map_vision.tokenizer import ImageTokenizer
 from map_vision.weights import load_init
-
-PICTURES = 6
 
 
 @dataclass
@@ -83,24 +80,13 @@ def build_objective(model: HybridNet, config: ImageObjectiveConfig) -> MaskedAut
     patch_embed = model.patch_embed
     ph, pw = patch_embed.patch_size
     grid = patch_grid(model.img_size, patch_embed.patch_size)
-    decoder = RegionDecoder(
-        model.embed_dim,
-        make_grid_position(config.decoder_position, grid, config.decoder_dim),
-        embed_dim=config.decoder_dim,
-        depth=config.decoder_depth,
-        num_heads=config.decoder_heads,
-        mlp_ratio=config.decoder_mlp_ratio,
-    )
-    return MaskedAutoregression(
+    return assemble_objective(
         ImageTokenizer(patch_embed, order=model.order, region=config.region, block_size=config.block_size),
         model.encoder,
-        decoder,
-        Linear(config.decoder_dim, ph * pw * patch_embed.in_chans),
+        config,
+        position=make_grid_position(config.decoder_position, grid, config.decoder_dim),
+        target_dim=ph * pw * patch_embed.in_chans,
         loss=partial(masked_mse, normalize=config.normalize_targets),
-        mask_ratio=config.mask_ratio,
-        mask_strategy=config.mask_strategy,
-        mask_scope=config.mask_scope,
-        attention=config.attention,
     )
 
 
@@ -143,14 +129,9 @@ class PretrainTask(ObjectiveTask):
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         assert isinstance(model, MaskedAutoregression)
-        plain = self.data.train_unaugmented()
-        chosen = range(0, len(plain), max(len(plain) // PICTURES, 1))[
-            :PICTURES
-        ]  # of all classes, not the first
-        images = torch.stack([plain[i][0] for i in chosen])
         draw_reconstructions(
             model,
-            images,
+            inputs_to_draw(self.data.train_unaugmented()),
             directory / "reconstructions.png",
             mean=self.data.mean,
             std=self.data.std,

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from map_core import MaskedAutoregression, denormalize_prediction, mask_noise
+from map_core import MaskedAutoregression, denormalize_prediction
+from map_core.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
 from map_vision.patches import unpatchify
 from map_vision.scan_orders import raster_order, scan_order
@@ -30,7 +31,6 @@ class Pictures:
     reconstruction: Float[Tensor, "b c h w"]
 
 
-@torch.no_grad()
 def reconstruct(
     objective: MaskedAutoregression,
     images: Float[Tensor, "b c h w"],
@@ -43,12 +43,9 @@ def reconstruct(
     tokenizer = objective.tokenizer
     assert isinstance(tokenizer, ImageTokenizer)
     rows, cols = tokenizer.patch_embed.grid(images)
-    was_training = objective.training
-    objective.eval()
-    noise = mask_noise(seed, 0, slice(None), (len(images), rows * cols))
-    result = objective(images, ratio=ratio, noise=noise)
-    objective.train(was_training)
+    result = hide_and_reconstruct(objective, images, num_tokens=rows * cols, ratio=ratio, seed=seed)
     target = result.tokens.target
+    assert target is not None
     prediction = result.prediction.to(target.dtype)
     if normalized_targets:
         prediction = denormalize_prediction(prediction, gather_tokens(target, result.mask.drop))
