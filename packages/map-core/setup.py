@@ -37,7 +37,13 @@ class BuildKernels(build_ext):
 
 
 SOURCES = ["native/library.cpp", "native/portable.cpp", *SPECIAL]
-HEADERS = ["native/ops.h", "native/simd.h", "native/scan_kernel.h", "native/conv_kernel.h"]
+HEADERS = [
+    "native/ops.h",
+    "native/simd.h",
+    "native/scan_kernel.h",
+    "native/conv_kernel.h",
+    "native/transpose_kernel.h",
+]
 kernels = Extension("map_core.ops.native._kernels", SOURCES, depends=HEADERS, optional=True, language="c++")
 
 setup(ext_modules=[] if sys.platform == "win32" else [kernels], cmdclass={"build_ext": BuildKernels})

@@ -1,6 +1,7 @@
 #if defined(__x86_64__)
 #include "conv_kernel.h"
 #include "scan_kernel.h"
+#include "transpose_kernel.h"
 
 namespace map_ops {
 extern const Kernels kAvx512;
@@ -14,6 +15,7 @@ const Kernels kAvx512 = {
     scan_backward,
     conv_forward,
     conv_backward,
+    transpose,
 };
 }  // namespace map_ops
 #endif

@@ -219,3 +219,7 @@ MAP_EXPORT int map_ops_conv_backward(ConvCall* call) {
   if (call->bias) sum_parts(call->grad_bias, call->part_bias, batch, channels, 0, channels);
   return 0;
 }
+
+MAP_EXPORT int map_ops_transpose(const TransposeCall* call) {
+  return run_items(*call, groups(call->columns), 0, kernels().transpose);
+}

@@ -6,7 +6,7 @@
 
 namespace map_ops {
 
-constexpr int64_t kAbi = 2;          // raise when a structure or the meaning of a field changes
+constexpr int64_t kAbi = 3;          // raise when a structure or the meaning of a field changes
 constexpr int64_t kGroup = 64;       // channels that one work item covers; fixes the order of all sums
 
 struct Rows {  // (batch, length, x) with any stride between rows
@@ -37,7 +37,13 @@ struct ConvCall {
   float *part_weight, *part_bias;  // per work item, set by the library
 };
 
-// What one instruction set offers. An item is one (batch, group of channels).
+struct TransposeCall {  // from (rows, columns) with any stride between rows, into (columns, rows)
+  int64_t rows, columns, stride, threads;
+  const float* from;
+  float* into;
+};
+
+// What one instruction set offers. An item is one (batch, group of channels), or a group of a matrix's columns.
 struct Kernels {
   const char* name;
   int64_t (*scan_forward_scratch)(const ScanCall&);
@@ -48,6 +54,7 @@ struct Kernels {
   void (*scan_backward)(const ScanCall&, int64_t item, float* scratch);
   void (*conv_forward)(const ConvCall&, int64_t item, float* scratch);
   void (*conv_backward)(const ConvCall&, int64_t item, float* scratch);
+  void (*transpose)(const TransposeCall&, int64_t item, float* scratch);
 };
 
 extern const Kernels kPortable;

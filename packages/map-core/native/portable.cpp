@@ -1,5 +1,6 @@
 #include "conv_kernel.h"
 #include "scan_kernel.h"
+#include "transpose_kernel.h"
 
 namespace map_ops {
 extern const Kernels kPortable;
@@ -13,5 +14,6 @@ const Kernels kPortable = {
     scan_backward,
     conv_forward,
     conv_backward,
+    transpose,
 };
 }  // namespace map_ops

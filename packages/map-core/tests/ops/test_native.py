@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from map_core.ops import conv_backends, depthwise_causal_conv1d, scan_backends, selective_scan
+from map_core.ops import conv_backends, depthwise_causal_conv1d, linear, scan_backends, selective_scan
 from map_core.ops.causal_conv1d import REGISTRY as CONV_REGISTRY
 from map_core.ops.native import library
 from map_core.ops.native.library import INSTRUCTION_SETS
+from map_core.ops.native.transpose import transposed_copy
 from map_core.ops.selective_scan.interface import REGISTRY as SCAN_REGISTRY
 
 Tool = Callable[..., Any]
@@ -64,6 +65,9 @@ def test_every_instruction_set_computes_the_definition(
         lambda **kw: depthwise_causal_conv1d(**kw, activation="silu", backend="reference"), conv_arguments(31)
     )
     assert_same(output_and_gradients(run_conv, conv_arguments(31)), expected, 2e-5)
+    for rows, columns in ((1, 1), (16, 64), (31, 150), (200, 5)):
+        matrix = torch.randn(rows, columns + 3)[:, :columns]
+        assert torch.equal(transposed_copy(matrix), matrix.t())
 
 
 @needs_kernels
@@ -124,6 +128,9 @@ def test_without_the_library_pytorch_serves_and_the_reason_is_told(
             assert native.reason.startswith("not built: no C++ compiler at install time")
         assert SCAN_REGISTRY.choose("auto", "cpu", torch.float32, 16) == "torch"
         assert selective_scan(**scan_arguments(3)).shape == (2, 3, 20)
+        x, weight = torch.randn(300, 128), torch.randn(128, 128, requires_grad=True)
+        (grad,) = torch.autograd.grad(linear(x, weight).sum(), weight)
+        torch.testing.assert_close(grad, x.sum(0).expand(128, 128))
     finally:
         monkeypatch.undo()
         library.kernels.cache_clear()

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from map_core.ops.native.library import native_missing
+from map_core.ops.native.transpose import transposed_copy
 from map_core.ops.registry import BackendStatus, Implementation, Registry, Request
 
 WORTHWHILE = 2**21  # multiplications, from which on oneDNN is faster although calling it takes longer
@@ -61,7 +63,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.t() + bias`` of (..., k) and (n, k)."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         weight = weight.contiguous()  # oneDNN has no kernel for other strides, only a slow definition
-    y = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.shape[-1]), weight, bias, "none", [], "")
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.t().is_contiguous() and native_missing() is None:
+        rows = transposed_copy(rows.t())  # the operator would copy too, slower
+    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return y.unflatten(0, x.shape[:-1])
 
 

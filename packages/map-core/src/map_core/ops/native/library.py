@@ -11,7 +11,7 @@ from map_core.ops.registry import Request
 
 PATH = Path(__file__).with_name("_kernels.so")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ABI = 2  # kAbi in native/ops.h
+ABI = 3  # kAbi in native/ops.h
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 
 _Pointer = ctypes.c_void_p
@@ -55,6 +55,15 @@ class ConvCall(ctypes.Structure):
         *((name, Rows) for name in ("x", "grad_out")),
         *((name, _Pointer) for name in ("weight", "bias", "out", "grad_x", "grad_weight", "grad_bias")),
         *((name, _Pointer) for name in ("part_weight", "part_bias")),
+    )
+
+
+class TransposeCall(ctypes.Structure):
+    """A matrix, and where its columns are to be rows."""
+
+    _fields_ = (
+        *((name, _Size) for name in ("rows", "columns", "stride", "threads")),
+        *((name, _Pointer) for name in ("from_", "into")),
     )
 
 
