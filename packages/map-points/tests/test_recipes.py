@@ -14,7 +14,7 @@ from map_core.training import train
 from map_core.weights import read_weights
 from map_points import evaluation
 from map_points.cli import COMMANDS, RECIPES
-from map_points.commands import load_classifier
+from map_points.commands import TRAINED
 from map_points.data import CloudSamples, PointData, PointDataConfig, read_cloud_files
 from map_points.data.clouds import ArrayClouds
 from map_points.evaluation import EvaluationConfig
@@ -259,7 +259,7 @@ def test_predict_writes_classes_and_probabilities(runs, tmp_path):
     assert run("predict", "--init", runs[1], *options) == 0
     rows = list(csv.DictReader(out.open()))
     assert [row["cloud"] for row in rows] == [str(clouds / f"{i}.npy") for i in range(3)]
-    model, classes = load_classifier(str(runs[1]))
+    model, classes = TRAINED.classifier(str(runs[1]))
     samples = CloudSamples(read_cloud_files(str(clouds)), PointDataConfig(num_points=64), training=False)
     expected = model(torch.stack([samples[i][0] for i in range(3)])).softmax(1).detach()
     for row, probability in zip(rows, expected, strict=True):
@@ -312,7 +312,10 @@ def test_more_errors_in_one_sentence(runs, segmented, tmp_path, capsys):
     np.save(tmp_path / "small.npy", np.zeros((10, 3)))
     for arguments, told in (
         (("predict", "--init", pretrained, "--clouds", clouds), "describes no classifier"),
-        (("predict", "--init", segmented, "--clouds", clouds), "describes no classifier"),
+        (
+            ("predict", "--init", segmented, "--clouds", clouds),
+            "describes no classifier (its .json says: part seg",
+        ),
         (("predict", "--init", finetuned, "--clouds", clouds, "--top", 0), "top must be at least 1; got 0"),
         (
             ("predict", "--init", finetuned, "--clouds", tmp_path / "small.npy"),

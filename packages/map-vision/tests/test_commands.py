@@ -335,7 +335,7 @@ class TestMistakes:
         images = ["--images", image_folder] if name == "predict" else []
         told = says(name, "--init", runs / "pretrain", *images)
         assert (
-            "describes no classifier (its .json names no classes): give a finetuning or probing run" in told
+            "pretrain describes no classifier (its .json says: encoder); give a run that trained one" in told
         )
 
     @pytest.mark.parametrize("name", ["evaluate", "features", "finetune", "linear-probe"])

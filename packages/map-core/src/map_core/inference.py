@@ -2,8 +2,10 @@
 the files and scores they leave."""
 
 import csv
+import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,37 @@ def describe_environment() -> str:
     return "\n".join(lines)
 
 
+def refuse_training_run(out: Path) -> None:
+    """Keep an evaluation from replacing what a training run left.
+
+    Raises:
+        UserError: ``out`` is the directory of one.
+    """
+    if (out / "checkpoints").is_dir():
+        raise UserError(
+            f"{out} is a training run, whose summary.json would be replaced; choose another --out"
+        )
+
+
+def refuse_other_classes(found: Sequence[str], trained: Sequence[str], *, data: str, init: str) -> None:
+    """Keep a classifier from being evaluated on labels that mean something else.
+
+    Args:
+        found: Classes of the data.
+        trained: Classes of the classifier.
+        data: What the data is called.
+        init: Where the classifier is from.
+
+    Raises:
+        UserError: they differ.
+    """
+    if tuple(found) != tuple(trained):
+        raise UserError(
+            f"the classes of {data} are not those of {init}: {len(found)} classes {', '.join(found[:4])}, ... "
+            f"against {len(trained)} {', '.join(trained[:4])}, ...; evaluate on data with the same classes"
+        )
+
+
 def write_predictions(
     out: Path,
     kind: str,
@@ -112,6 +145,49 @@ def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with out.open("wb") as file:  # np.savez would append .npz to a path without it
         np.savez(file, **arrays)  # type: ignore[arg-type]
     print(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """Features, labels and names of the samples of one split."""
+
+    features: Float[np.ndarray, "n f"]
+    labels: Int[np.ndarray, " n"]
+    names: Sequence[str]
+
+
+def write_features(
+    out: Path,
+    splits: Mapping[str, SplitFeatures],
+    classes: Sequence[str],
+    *,
+    neighbors: int,
+    evaluated_on: str | None = None,
+) -> None:
+    """Write the features of each split as NPZ; where "train" and "test" have several classes, score them by kNN.
+
+    The score is printed and written beside ``out`` as JSON.
+
+    Args:
+        out: NPZ to write.
+        splits: By name.
+        classes: In the order of the labels.
+        neighbors: Of the score.
+        evaluated_on: What "test" is, where it is not plain.
+    """
+    arrays = {"classes": np.array(classes, dtype=str)}
+    for split, found in splits.items():
+        arrays[f"{split}_features"], arrays[f"{split}_labels"] = found.features, found.labels
+        arrays[f"{split}_names"] = np.array(found.names)
+    save_arrays(out, arrays)
+    if len(classes) < 2 or not {"train", "test"} <= splits.keys():
+        return
+    train, test = splits["train"], splits["test"]
+    score = knn_accuracy(train.features, train.labels, test.features, test.labels, neighbors=neighbors)
+    told = f" ({evaluated_on})" if evaluated_on else ""
+    print(f"kNN accuracy ({neighbors} neighbours): {score:.2f} %{told}")
+    report = {"task": "features", "knn_accuracy": score, "neighbors": neighbors}
+    out.with_suffix(".json").write_text(json.dumps(report) + "\n")
 
 
 def knn_accuracy(

@@ -1,6 +1,5 @@
 """What the commands of ``map-points`` do."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,21 @@ import torch
 
 from map_core.errors import UserError
 from map_core.inference import (
+    SplitFeatures,
     Stopwatch,
     choose_device,
     describe_environment,
-    knn_accuracy,
+    refuse_other_classes,
+    refuse_training_run,
     save_arrays,
+    write_features,
     write_predictions,
 )
 from map_core.pretraining import inputs_to_draw
+from map_core.trained_models import TrainedModels
 from map_core.training import train
 from map_core.training.summary import write_summary
-from map_core.weights import read_description, weights_file
+from map_core.weights import read_description
 from map_points.accelerators import load
 from map_points.data import (
     CloudSamples,
@@ -44,7 +47,7 @@ from map_points.evaluation import (
 from map_points.factory import create_backbone, create_classifier, described_model
 from map_points.fewshot import FewShotConfig, run_folds
 from map_points.finetuning import FinetuneConfig, FinetuneTask
-from map_points.models import MODEL_NAMES, HybridNet3D, create_point_model
+from map_points.models import MODEL_NAMES, create_point_model
 from map_points.part_metrics import part_metrics
 from map_points.pretraining import PretrainConfig, PretrainTask, load_pretraining
 from map_points.reconstruction import draw_reconstructions
@@ -57,6 +60,8 @@ from map_points.segmentation import (
     segmentation_totals,
 )
 from map_points.weights import load_init
+
+TRAINED = TrainedModels(described_model, create_classifier, create_backbone, load_init)
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -102,10 +107,7 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate a run by a named protocol and write summary.json."""
     out = Path(config.out)
-    if (out / "checkpoints").is_dir():
-        raise UserError(
-            f"{out} is a training run, whose summary.json would be replaced; choose another --out"
-        )
+    refuse_training_run(out)
     if "parts" in read_description(config.init):
         summary = _evaluate_segmenter(config, load_segmenter(config.init))
     else:
@@ -119,9 +121,9 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def _evaluate_classifier(config: EvaluateConfig) -> dict[str, Any]:
-    model, classes = load_classifier(config.init)
+    model, classes = TRAINED.classifier(config.init)
     clouds, evaluated_on = clouds_to_evaluate(config.data)
-    _require_same_classes(clouds.classes, classes, config)
+    refuse_other_classes(clouds.classes, classes, data=_data_name(config.data), init=config.init)
     device = choose_device(config.evaluation.device)
     samples = CloudSamples(clouds, config.data, training=False)
     with Stopwatch(device) as watch:
@@ -142,9 +144,11 @@ def _evaluate_segmenter(config: EvaluateConfig, run: TrainedSegmenter) -> dict[s
             f"evaluation.protocol {config.evaluation.protocol!r} is for classifiers; segmentation has no_vote only"
         )
     data = load_part_data(config.data)
-    _require_same_classes(data.classes, run.classes, config)
+    refuse_other_classes(data.classes, run.classes, data=_data_name(config.data), init=config.init)
     if data.parts != run.parts:
-        raise UserError(f"the parts of {config.data.root} are not those that {config.init} was trained on")
+        raise UserError(
+            f"the parts of {_data_name(config.data)} are not those that {config.init} was trained on"
+        )
     device = choose_device(config.evaluation.device)
     with Stopwatch(device) as watch:
         totals = segmentation_totals(
@@ -165,13 +169,8 @@ def _evaluate_segmenter(config: EvaluateConfig, run: TrainedSegmenter) -> dict[s
     }
 
 
-def _require_same_classes(found: tuple[str, ...], classes: tuple[str, ...], config: EvaluateConfig) -> None:
-    if found != classes:
-        raise UserError(
-            f"the classes of {config.data.root or 'the embedded shapes'} are not those of {config.init}: "
-            f"{len(found)} classes {', '.join(found[:4])}, ... against {len(classes)} "
-            f"{', '.join(classes[:4])}, ...; evaluate on data with the same classes"
-        )
+def _data_name(data: PointDataConfig) -> str:
+    return data.root or "the embedded shapes"
 
 
 @dataclass
@@ -197,7 +196,7 @@ class PredictConfig:
 
 def predict(config: PredictConfig) -> None:
     """Write a CSV with the most probable classes of each cloud."""
-    model, classes = load_classifier(config.init)
+    model, classes = TRAINED.classifier(config.init)
     samples = CloudSamples(read_cloud_files(config.clouds), config.data, training=False)
     if config.top < 1:
         raise UserError(f"top must be at least 1; got {config.top}")
@@ -231,32 +230,23 @@ def features(config: FeaturesConfig) -> None:
     """Write features of the training split and of what is evaluated on, and print a kNN score."""
     if config.neighbors < 1:
         raise UserError(f"neighbors must be at least 1; got {config.neighbors}")
-    model, out = load_encoder(config.init), Path(config.out)
+    model, out = TRAINED.encoder(config.init), Path(config.out)
     if config.clouds is not None:
         samples = CloudSamples(read_cloud_files(config.clouds), config.data, training=False)
         found, _ = extract_features(model, samples, config.evaluation)
         save_arrays(out, {"features": found, "names": np.array(_names(samples))})
         return
     splits = choose_clouds(config.data)
-    arrays = {"classes": np.array(splits.train.classes, dtype=str)}
+    measured = {}
     for split, clouds in (("train", splits.train), ("test", splits.evaluation)):
         assert clouds is not None
         samples = CloudSamples(clouds, config.data, training=False)
-        arrays[f"{split}_features"], arrays[f"{split}_labels"] = extract_features(
-            model, samples, config.evaluation, title=f"features of {split}"
-        )
-        arrays[f"{split}_names"] = np.array(_names(samples))
-    save_arrays(out, arrays)
-    score = knn_accuracy(
-        arrays["train_features"],
-        arrays["train_labels"],
-        arrays["test_features"],
-        arrays["test_labels"],
-        neighbors=config.neighbors,
+        title = f"features of {split}"
+        values, labels = extract_features(model, samples, config.evaluation, title=title)
+        measured[split] = SplitFeatures(values, labels, _names(samples))
+    write_features(
+        out, measured, splits.train.classes, neighbors=config.neighbors, evaluated_on=splits.evaluated_on
     )
-    print(f"kNN accuracy ({config.neighbors} neighbours): {score:.2f} % ({splits.evaluated_on})")
-    report = {"task": "features", "knn_accuracy": score, "neighbors": config.neighbors}
-    out.with_suffix(".json").write_text(json.dumps(report) + "\n")
 
 
 def _names(samples: CloudSamples) -> list[str]:
@@ -350,41 +340,3 @@ def info(config: InfoConfig) -> None:
         with torch.device("meta"):
             model = create_point_model(name, 40)
         print(f"  {name:14} {sum(p.numel() for p in model.parameters()):>12,}")
-
-
-def load_classifier(path: str) -> tuple[HybridNet3D, tuple[str, ...]]:
-    """Rebuild a classifier of a finetuning run, in evaluation mode, and its class names.
-
-    Raises:
-        UserError: the run holds no classifier.
-    """
-    config, description = described_model(path), read_description(path)
-    if config is None or not description.get("classes") or "parts" in description:
-        weights_file(path)  # says so when there is nothing at all
-        raise UserError(
-            f"{path} describes no classifier: give a finetuning run, not a run of pretrain or segment"
-        )
-    model = create_classifier(config, num_classes=len(description["classes"]))
-    report = load_init(model, path)
-    if report.fresh:
-        raise UserError(f"{path} lacks {', '.join(report.fresh)}: it holds no whole classifier")
-    return model.eval(), tuple(description["classes"])
-
-
-def load_encoder(path: str) -> HybridNet3D:
-    """The model of a run for features: a classifier as it is, or a pretraining run's encoder, pooled.
-
-    Raises:
-        UserError: no description of the model, or a part segmenter.
-    """
-    config, description = described_model(path), read_description(path)
-    if config is None:
-        weights_file(path)  # says so when there is nothing at all
-        raise UserError(
-            f"{path} has no .json that describes its model: give a run's directory or its weights file"
-        )
-    if description.get("classes"):
-        return load_classifier(path)[0]
-    model = create_backbone(config)
-    load_init(model, path)
-    return model.eval()

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.errors import UserError
+from map_core.trained_models import load_whole
 from map_core.training import Step, Task, TrainingConfig
 from map_core.training.loading import batches_in_order
 from map_core.training.processes import sum_over_processes
@@ -205,7 +206,4 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
     parts = tuple(tuple(own) for own in description["parts"])
     settings = read_settings(SegmentationConfig, description["head"], path)
     model = build_segmenter(config, settings, len(parts), 1 + max(max(own) for own in parts))
-    report = load_init(model, path)
-    if report.fresh:
-        raise UserError(f"{path} lacks {', '.join(report.fresh)}: it holds no whole part segmenter")
-    return TrainedSegmenter(model.eval(), tuple(description["classes"]), parts)
+    return TrainedSegmenter(load_whole(model, path, load_init), tuple(description["classes"]), parts)

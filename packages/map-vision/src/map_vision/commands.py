@@ -1,6 +1,5 @@
 """What the commands of ``map-vision`` do."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,17 +9,21 @@ import torch
 
 from map_core.errors import UserError
 from map_core.inference import (
+    SplitFeatures,
     Stopwatch,
     choose_device,
     describe_environment,
-    knn_accuracy,
+    refuse_other_classes,
+    refuse_training_run,
     save_arrays,
+    write_features,
     write_predictions,
 )
 from map_core.pretraining import inputs_to_draw
+from map_core.trained_models import TrainedModels
 from map_core.training import train
 from map_core.training.summary import write_summary
-from map_core.weights import read_description, weights_file
+from map_core.weights import read_description
 from map_vision.data import DataConfig, ImageData, ImageSamples, load_image_data, load_images
 from map_vision.data.config import Purpose
 from map_vision.evaluation import (
@@ -37,6 +40,8 @@ from map_vision.models import MODEL_NAMES
 from map_vision.pretraining import PretrainConfig, PretrainTask, load_pretraining
 from map_vision.reconstruction import draw_reconstructions
 from map_vision.weights import load_init
+
+TRAINED = TrainedModels(described_model, create_model, create_backbone, load_init)
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -79,19 +84,11 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate a classifier and write summary.json."""
     out = Path(config.out)
-    if (out / "checkpoints").is_dir():
-        raise UserError(
-            f"{out} is a training run, whose summary.json would be replaced; choose another --out"
-        )
-    model, classes = _load_classifier(config.init)
+    refuse_training_run(out)
+    model, classes = TRAINED.classifier(config.init)
     data = _open(config.data, model, purpose="evaluate")
     assert data.evaluation is not None
-    if data.classes != classes:
-        raise UserError(
-            f"the classes of {data.description} are not those of {config.init}: {len(data.classes)} classes "
-            f"{', '.join(data.classes[:4])}, ... against {len(classes)} {', '.join(classes[:4])}, ...; "
-            "evaluate on data with the same classes"
-        )
+    refuse_other_classes(data.classes, classes, data=data.description, init=config.init)
     device = choose_device(config.evaluation.device)
     with Stopwatch(device) as watch:
         totals = classification_totals(
@@ -137,7 +134,7 @@ class PredictConfig:
 
 def predict(config: PredictConfig) -> None:
     """Write a CSV with the most probable classes of each image."""
-    model, classes = _load_classifier(config.init)
+    model, classes = TRAINED.classifier(config.init)
     samples = _open_images(config.images, config.data, model)
     if config.top < 1:
         raise UserError(f"top must be at least 1; got {config.top}")
@@ -170,33 +167,20 @@ def features(config: FeaturesConfig) -> None:
     """Write features of the training and evaluation splits, and print a kNN score where labels exist."""
     if config.neighbors < 1:
         raise UserError(f"neighbors must be at least 1; got {config.neighbors}")
-    model = _load_encoder(config.init)
+    model = TRAINED.encoder(config.init)
     if config.images is not None:
         unlabelled = _open_images(config.images, config.data, model)
         found, _ = extract_features(model, unlabelled, config.evaluation)
         save_arrays(Path(config.out), {"features": found, "names": np.array(unlabelled.names)})
         return
     data = _open(config.data, model, purpose="features")
-    arrays = {"classes": np.array(data.classes, dtype=str)}
+    measured = {}
     for split, samples in (("train", data.training), ("test", data.evaluation)):
         if samples is not None:
-            arrays[f"{split}_features"], arrays[f"{split}_labels"] = extract_features(
-                model, samples, config.evaluation, title=f"features of {split}"
-            )
-            arrays[f"{split}_names"] = np.array(samples.names)
-    save_arrays(Path(config.out), arrays)
-    if len(data.classes) > 1 and data.training is not None and data.evaluation is not None:
-        score = knn_accuracy(
-            arrays["train_features"],
-            arrays["train_labels"],
-            arrays["test_features"],
-            arrays["test_labels"],
-            neighbors=config.neighbors,
-        )
-        print(f"kNN accuracy ({config.neighbors} neighbours): {score:.2f} %")
-        Path(config.out).with_suffix(".json").write_text(
-            json.dumps({"task": "features", "knn_accuracy": score, "neighbors": config.neighbors}) + "\n"
-        )
+            title = f"features of {split}"
+            values, labels = extract_features(model, samples, config.evaluation, title=title)
+            measured[split] = SplitFeatures(values, labels, samples.names)
+    write_features(Path(config.out), measured, data.classes, neighbors=config.neighbors)
 
 
 @dataclass
@@ -264,36 +248,6 @@ def info(config: InfoConfig) -> None:
         with torch.device("meta"):
             model = timm.create_model(name)
         print(f"  {name:30} {sum(p.numel() for p in model.parameters()):>12,}")
-
-
-def _load_classifier(path: str) -> tuple[HybridNet, tuple[str, ...]]:
-    config, description = described_model(path), read_description(path)
-    if config is None or not description.get("classes"):
-        weights_file(path)  # says so when there is nothing at all
-        raise UserError(
-            f"{path} describes no classifier (its .json names no classes): give a finetuning or probing run, "
-            "not a pretraining run"
-        )
-    model = create_model(config, num_classes=len(description["classes"]))
-    report = load_init(model, path)
-    if report.fresh:
-        raise UserError(f"{report.source} lacks {', '.join(report.fresh)}: it holds no whole classifier")
-    return model.eval(), tuple(description["classes"])
-
-
-def _load_encoder(path: str) -> HybridNet:
-    """The model of a run for features: a classifier as it is, or a pretraining run's mean-pooled encoder."""
-    config, description = described_model(path), read_description(path)
-    if config is None:
-        weights_file(path)  # says so when there is nothing at all
-        raise UserError(
-            f"{path} has no .json that describes its model: give a run's directory or its weights file"
-        )
-    if description.get("classes"):
-        return _load_classifier(path)[0]
-    model = create_backbone(config)
-    load_init(model, path)
-    return model.eval()
 
 
 def _open(config: DataConfig, model: HybridNet, *, purpose: Purpose) -> ImageData:
