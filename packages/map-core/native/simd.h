@@ -92,16 +92,31 @@ inline vf quad_sum(vf a, vf b, vf c, vf d) {
 inline vf join_quads(const vf* q) { return q[0]; }
 #endif
 
-// 2^x to about one unit in the last place: a polynomial on [-1/2, 1/2], exact at 0, then the exponent.
-inline vf exp2(vf x) {
+// 2^x to about one unit in the last place, exact at 0.
 #if defined(__AVX512F__)
-  const vf whole = reinterpret_cast<vf>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x), 0x08));
+alignas(64) constexpr float kRoots[32] = {  // 2^(i / 32)
+    1.0f, 1.02189715f, 1.04427378f, 1.0671404f, 1.09050773f, 1.11438674f, 1.13878863f, 1.16372486f,
+    1.18920712f, 1.21524736f, 1.24185781f, 1.26905096f, 1.29683955f, 1.32523664f, 1.35425555f, 1.38390988f,
+    1.41421356f, 1.44518081f, 1.47682615f, 1.50916443f, 1.54221083f, 1.57598085f, 1.61049033f, 1.64575548f,
+    1.68179283f, 1.7186193f, 1.75625216f, 1.79470908f, 1.83400809f, 1.87416763f, 1.91520656f, 1.95714412f};
+
+// The nearest multiple of 1/32 comes from the table and the exponent, the rest from a polynomial on [-1/64, 1/64].
+inline vf exp2(vf x) {
+  const vf shifted = x + 393216.0f;  // 1.5 * 2^18 rounds x to 1/32, its multiple in the low bits
+  const vf near = shifted - 393216.0f, f = x - near;
+  const __m512 root = _mm512_permutex2var_ps(_mm512_load_ps(kRoots), reinterpret_cast<__m512i>(shifted),
+                                             _mm512_load_ps(kRoots + 16));
+  const vf scale = reinterpret_cast<vf>(root), p = 0.69315733f + 0.2402265f * f;
+  return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(scale + scale * f * p),
+                                               reinterpret_cast<__m512>(near)));
+}
 #else
+// A polynomial on [-1/2, 1/2], then the exponent.
+inline vf exp2(vf x) {
   x = x < splat(-126.0f) ? splat(-126.0f) : x;
   x = x > splat(127.0f) ? splat(127.0f) : x;
   const vf shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds x to an integer in the low bits
   const vf whole = shifted - 12582912.0f;
-#endif
   const vf f = x - whole;
   vf p = splat(1.3264730e-3f);
   p = p * f + 9.6715130e-3f;
@@ -109,12 +124,9 @@ inline vf exp2(vf x) {
   p = p * f + 2.4022242e-1f;
   p = p * f + 6.9314700e-1f;
   p = p * f + 1.0f;
-#if defined(__AVX512F__)
-  return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(whole)));
-#else
   return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
-#endif
 }
+#endif
 
 inline vf exp(vf x) { return exp2(x * kLog2E); }
 
