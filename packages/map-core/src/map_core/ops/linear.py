@@ -100,7 +100,8 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     plain = all(type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == x.dtype for tensor in tensors)
     fits = x.ndim >= 2 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] and x.numel() > 0
     if plain and fits and (bias is None or bias.shape == weight.shape[:1]):
-        return _Product.apply(x, weight, bias)
+        product = _Product.apply if torch.is_grad_enabled() else _product
+        return product(x, weight, bias)
     return F.linear(x, weight, bias)
 
 

@@ -13,8 +13,8 @@ def _call(
 ) -> tuple[ConvCall, list[Tensor | None]]:
     """Describe a convolution, and return the widened tensors that must live until it has run."""
     wide = widen(x)
-    taps = weight.detach().to(torch.float32).t().contiguous()  # (d, k) -> (k, d), as the kernel reads them
-    shift = None if bias is None else bias.detach().to(torch.float32).contiguous()
+    taps = widen(weight).t().contiguous()  # (d, k) -> (k, d), as the kernel reads them
+    shift = None if bias is None else widen(bias).contiguous()
     batch, length, channels = x.shape
     call = ConvCall(
         batch=batch,

@@ -134,7 +134,8 @@ def run(entry: str, call: ctypes.Structure) -> None:
 
 def widen(x: Tensor) -> Tensor:
     """Return the tensor as float32 with a contiguous last axis."""
-    x = x.detach().to(torch.float32)
+    if x.dtype != torch.float32:
+        x = x.to(torch.float32)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
