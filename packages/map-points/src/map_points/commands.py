@@ -201,7 +201,7 @@ def predict(config: PredictConfig) -> None:
     if config.top < 1:
         raise UserError(f"top must be at least 1; got {config.top}")
     probabilities = predict_probabilities(model, samples, config.evaluation)
-    write_predictions(Path(config.out), "cloud", _names(samples), classes, probabilities, top=config.top)
+    write_predictions(Path(config.out), "cloud", samples.names, classes, probabilities, top=config.top)
 
 
 @dataclass
@@ -234,7 +234,7 @@ def features(config: FeaturesConfig) -> None:
     if config.clouds is not None:
         samples = CloudSamples(read_cloud_files(config.clouds), config.data, training=False)
         found, _ = extract_features(model, samples, config.evaluation)
-        save_arrays(out, {"features": found, "names": np.array(_names(samples))})
+        save_arrays(out, {"features": found, "names": np.array(samples.names)})
         return
     splits = choose_clouds(config.data)
     measured = {}
@@ -243,14 +243,10 @@ def features(config: FeaturesConfig) -> None:
         samples = CloudSamples(clouds, config.data, training=False)
         title = f"features of {split}"
         values, labels = extract_features(model, samples, config.evaluation, title=title)
-        measured[split] = SplitFeatures(values, labels, _names(samples))
+        measured[split] = SplitFeatures(values, labels, samples.names)
     write_features(
         out, measured, splits.train.classes, neighbors=config.neighbors, evaluated_on=splits.evaluated_on
     )
-
-
-def _names(samples: CloudSamples) -> list[str]:
-    return [samples.clouds.name(i) for i in range(len(samples))]
 
 
 @dataclass

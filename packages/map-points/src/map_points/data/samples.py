@@ -60,6 +60,11 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
             points = augment(points, self.config, self.up_axis)
         return points, int(self.clouds.labels[index])
 
+    @property
+    def names(self) -> list[str]:
+        """Files of the clouds, or what else identifies them, in the order of the samples."""
+        return [self.clouds.name(index) for index in range(len(self))]
+
     def as_training(self, training: bool) -> "CloudSamples":
         """The same clouds, with or without random points and augmentation."""
         other = copy.copy(self)
