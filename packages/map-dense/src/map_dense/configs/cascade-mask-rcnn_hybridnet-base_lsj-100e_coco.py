@@ -8,8 +8,7 @@ Hardware:  any number of GPUs with a total batch of 64, here 8 of 8 images; set 
 Time:      not measured.
 Expected:  no published number (the paper has the tiny model's only).
 Status:    not reproduced here; builds.
-Settings:  Vim's detection code, which the paper says to follow: AdamW 1e-4, weight decay 0.1, layer decay 0.7 over
-           24 layers, drop path 0.1, global attention over all 4096 patches (`model.backbone.window_size` limits it).
+Settings:  those of Vim's detection code (`_base_/cascade-mask-rcnn_lsj-100e_coco.py`), layer decay 0.7 over 24 layers.
 """
 
 _base_ = "_base_/cascade-mask-rcnn_lsj-100e_coco.py"

@@ -47,5 +47,3 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
-val_cfg = dict(type="DataRootValLoop")
-test_cfg = dict(type="DataRootTestLoop")

@@ -1,12 +1,10 @@
 """Cascade Mask R-CNN small enough for a CPU: 64 channels, few proposals, 320x240 pixels, eight layers of width 192.
 
-`--launcher pytorch --gpus N` starts N processes of gloo where there is no GPU. A config that builds on this sets the
-data, and in `num_classes` of every head the number of its classes.
+A config that builds on this sets the data, and in `num_classes` of every head the number of its classes.
 """
 
-_base_ = ["mmdet-runtime.py", "cascade-mask-rcnn.py"]
+_base_ = ["mmdet-runtime.py", "cpu.py", "cascade-mask-rcnn.py"]
 
-runner_type = "CpuProcessesRunner"
 channels = 64
 model = dict(
     backbone=dict(
@@ -67,19 +65,10 @@ val_evaluator = dict(type="CocoMetric", metric=["bbox", "segm"])
 test_evaluator = val_evaluator
 
 train_cfg = dict(type="DataRootEpochBasedTrainLoop", max_epochs=40, val_interval=4)
-val_cfg = dict(type="DataRootValLoop")
-test_cfg = dict(type="DataRootTestLoop")
-optim_wrapper = dict(
-    type="OptimWrapper",
-    constructor="HybridLayerDecayOptimWrapperConstructor",
-    paramwise_cfg=dict(decay_rate=1.0),
-    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0),
-)
+optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=40, eta_min=1e-5, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=13), checkpoint=dict(interval=4))
 env_cfg = dict(dist_cfg=dict(backend="gloo"))
-randomness = dict(seed=0)

@@ -3,10 +3,11 @@
 Images are resized by 0.1 to 2, cropped, flipped and padded to 1024x1024 (by the data preprocessor); testing resizes
 the longer side to 1024. `data_root` holds `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json`.
 
-The rate of layer decay is Vim's for 24 layers, rescaled to the backbone's. fp16 as in Vim's code: mmdet makes the
-anchors of proposals in the dtype of the scores, and bf16 would round coordinates above 512 to 4 pixels. Mixed precision
-needs a GPU and was not run here; on a CPU add `optim_wrapper.type=OptimWrapper`. A config that builds on this sets the
-backbone and `neck.in_channels`.
+AdamW 1e-4, weight decay 0.1, layer decay 0.837 over 24 layers (rescaled to the backbone's), drop path 0.1, attention
+over all 4096 patches (`model.backbone.window_size` limits it) and fp16, as in Vim's detection code, which the paper
+says to follow. Not bf16: mmdet makes the anchors of proposals in the dtype of the scores, and bf16 would round
+coordinates above 512 to 4 pixels. Mixed precision needs a GPU and was not run here; on a CPU add
+`optim_wrapper.type=OptimWrapper`. A config that builds on this sets the backbone and `neck.in_channels`.
 """
 
 _base_ = ["mmdet-runtime.py", "cascade-mask-rcnn.py"]
@@ -69,8 +70,6 @@ val_evaluator = dict(
     type="CocoMetric", ann_file="annotations/instances_val2017.json", metric=["bbox", "segm"]
 )
 test_evaluator = val_evaluator
-val_cfg = dict(type="DataRootValLoop")
-test_cfg = dict(type="DataRootTestLoop")
 
 train_cfg = dict(type="DataRootIterBasedTrainLoop", max_iters=184375, val_interval=5000)
 optim_wrapper = dict(

@@ -1,12 +1,10 @@
 """UperNet small enough for a CPU: 16 layers of width 192, heads of 64 channels, BatchNorm, crops of 224x224.
 
-`--launcher pytorch --gpus N` starts N processes of gloo where there is no GPU. A config that builds on this sets the
-data and the number of classes.
+A config that builds on this sets the data and the number of classes.
 """
 
-_base_ = ["mmseg-runtime.py", "upernet.py"]
+_base_ = ["mmseg-runtime.py", "cpu.py", "upernet.py"]
 
-runner_type = "CpuProcessesRunner"
 norm = dict(type="BN", requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(224, 224)),
@@ -28,19 +26,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 train_cfg = dict(type="DataRootIterBasedTrainLoop", max_iters=500, val_interval=100)
-val_cfg = dict(type="DataRootValLoop")
-test_cfg = dict(type="DataRootTestLoop")
-optim_wrapper = dict(
-    type="OptimWrapper",
-    constructor="HybridLayerDecayOptimWrapperConstructor",
-    paramwise_cfg=dict(decay_rate=1.0),
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=3.0),
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=3.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=30, end=500),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100))
 env_cfg = dict(dist_cfg=dict(backend="gloo"))
-randomness = dict(seed=0)
