@@ -51,13 +51,8 @@ def main(capability: int, chunk: int) -> None:
     driver.set_active(FakeDriver(capability))
     kernels = scan._kernels()
     scan.CHUNK = chunk
-    stand_in = SimpleNamespace(
-        **{name: CompileOnly(getattr(kernels, name)) for name in ("forward_kernel", "backward_kernel")},
-        **{name: getattr(kernels, name) for name in ("Rows", "Direction", "Gradients")},
-    )
-    summary_kernel = CompileOnly(scan._summary_kernel())
+    stand_in = SimpleNamespace(**{name: CompileOnly(getattr(kernels, name)) for name in kernels.__all__})
     scan._kernels = lambda: stand_in  # type: ignore[assignment, return-value]
-    scan._summary_kernel = lambda: summary_kernel
     sequence, weight = torch.zeros(2, 9, 96, dtype=torch.bfloat16), torch.zeros(96)
     projection = torch.zeros(2, 9, 16, dtype=torch.bfloat16)
     full = [sequence, sequence, torch.zeros(96, 16), projection, projection, weight, weight]

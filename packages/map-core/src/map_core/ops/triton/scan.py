@@ -13,6 +13,7 @@ from torch import Tensor
 from map_core.ops.registry import Request, optional_import
 from map_core.ops.selective_scan.inputs import ScanInputs
 from map_core.ops.selective_scan.operator import FIELDS, by_direction, scan_operator
+from map_core.ops.triton.arguments import Direction, Gate, Gradients, Rows, Tile
 
 MAX_STATE = 256
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -56,8 +57,9 @@ def _kernels() -> ModuleType:
     return importlib.import_module("map_core.ops.triton.kernels")
 
 
-def _summary_kernel() -> Any:
-    return importlib.import_module("map_core.ops.triton.segments").summary_kernel
+def _constexpr(value: Any) -> Any:
+    """Mark a value that Triton is to know when it compiles."""
+    return importlib.import_module("triton.language").constexpr(value)
 
 
 def _processors(device: torch.device) -> int:
@@ -113,45 +115,56 @@ class _Grid:
     def programs(self) -> int:
         return self.blocks * self.batch
 
-    def launch(self, kernel: Any, directions: int, *arguments: Any, **sizes: Any) -> None:
+    def launch(self, kernel: Any, directions: int, *arguments: Any, **constants: Any) -> None:
         kernel[(self.programs, directions, self.segments)](
             *arguments,
+            batches=self.batch,
             length=self.length,
             channels=self.channels,
             blocks=self.blocks,
+            chunks=self.chunks,
             span=self.span,
-            STATE=self.state,
-            PADDED_STATE=self.padded_state,
-            BLOCK=self.block,
+            tile=Tile(self.state, self.padded_state, self.block),
             num_warps=1,
-            **sizes,
+            **constants,
         )
 
 
-def _rows(x: Tensor | None) -> Any:
-    if x is None:
-        return None
+def _rows(x: Tensor) -> Rows:
     x = x if x.stride(-1) == 1 else x.contiguous()
-    return _kernels().Rows(x, x.stride(0), x.stride(1))
+    return Rows(x, x.stride(0), x.stride(1))
+
+
+def _gate(z: Tensor | None, grad_out: Tensor | None, directions: int) -> Gate:
+    return Gate(
+        z=None if z is None else _rows(z),
+        grad_out=None if grad_out is None else _rows(grad_out),
+        scale=_constexpr(1.0 / directions),
+    )
 
 
 def _sums(device: torch.device, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
-def _direction(tensors: dict[str, Tensor], softplus: bool, reverse: bool, grid: _Grid, keep: bool) -> Any:
+def _direction(
+    tensors: dict[str, Tensor], softplus: bool, reverse: bool, grid: _Grid, keep: bool
+) -> Direction:
     """Describe one direction; with ``keep`` the state before every chunk has a place to be kept."""
-    constexpr = importlib.import_module("triton.language").constexpr
     device, state, cut = tensors["u"].device, (grid.state, grid.channels), grid.segments > 1
-    return _kernels().Direction(
-        **{name: _rows(tensors[name]) for name in ("u", "delta", "B", "C")},
+    return Direction(
+        u=_rows(tensors["u"]),
+        delta=_rows(tensors["delta"]),
+        B=_rows(tensors["B"]),
+        C=_rows(tensors["C"]),
         A=tensors["A"].t().contiguous(),
-        **{name: tensors[name].contiguous() if name in tensors else None for name in ("D", "bias")},
+        D=tensors["D"].contiguous() if "D" in tensors else None,
+        bias=tensors["bias"].contiguous() if "bias" in tensors else None,
         starts=_sums(device, grid.batch, grid.chunks, *state) if keep else None,
         ends=_sums(device, grid.batch, grid.segments, *state) if cut else None,
         totals=_sums(device, grid.batch, grid.segments, grid.channels) if cut else None,
-        softplus=constexpr(softplus),
-        reverse=constexpr(reverse),
+        softplus=_constexpr(softplus),
+        reverse=_constexpr(reverse),
     )
 
 
@@ -166,34 +179,22 @@ def _pair(items: list[Any]) -> tuple[Any, Any]:
     return items[0], (items[1] if len(items) == 2 else None)
 
 
-def _summarize(directions: list[Any], grads: list[Any], z: Any, grad_out: Any, grid: _Grid) -> None:
+def _summarize(directions: list[Direction], grads: list[Gradients], gate: Gate | None, grid: _Grid) -> None:
     """Find what each segment makes of nothing: of the scans, or given gradients of the way back."""
     if grid.segments > 1:
-        grid.launch(
-            _summary_kernel(), len(directions), *_pair(directions), *_pair(grads or [None]), z, grad_out
-        )
+        kernel = _kernels().summary_kernel
+        grid.launch(kernel, len(directions), *_pair(directions), *_pair(grads or [None]), gate)
 
 
-def _scan(
-    directions: list[Any], z: Tensor | None, grad_out: Tensor | None, out: Tensor | None, grid: _Grid
-) -> None:
+def _scan(directions: list[Direction], gate: Gate, out: Tensor | None, grid: _Grid) -> None:
     """Run the forward kernel: the gated average to ``out``, or with a cotangent the gradient of z."""
-    _summarize(directions, [], None, None, grid)
+    _summarize(directions, [], None, grid)
     meeting = None
     if len(directions) == 2 and out is not None:
         # y of one direction is read back in float32 when the other arrives; out itself will do if it is wide.
         meeting = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    grid.launch(
-        _kernels().forward_kernel,
-        1,
-        *_pair(directions),
-        _rows(z),
-        _rows(grad_out),
-        _rows(out),
-        _rows(meeting),
-        chunks=grid.chunks,
-        CHUNK=CHUNK,
-    )
+    written = [None if x is None else _rows(x) for x in (out, meeting)]
+    grid.launch(_kernels().forward_kernel, 1, *_pair(directions), gate, *written, CHUNK=CHUNK)
 
 
 def _forward(
@@ -215,7 +216,7 @@ def _forward(
             _direction(one, soft, back, grid, keep=False)
             for one, soft, back in zip(named, softplus, reverse, strict=True)
         ]
-        _scan(directions, z, None, out, grid)
+        _scan(directions, _gate(z, None, len(named)), out, grid)
     return out
 
 
@@ -239,53 +240,45 @@ def _backward(
             for one, soft, back in zip(named, softplus, reverse, strict=True)
         ]
         grad_z = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
-        _scan(directions, z, None if z is None else grad_out, grad_z, replace(grid, values=FORWARD_VALUES))
-
-        partial = [_partial_sums(one, grid) for one in named]
-        written = [
-            _kernels().Gradients(**one | {name: _rows(one[name]) for name in ("u", "delta")})
-            for one in partial
-        ]
-        _summarize(directions, written, _rows(z), _rows(grad_out), grid)
-        grid.launch(
-            _kernels().backward_kernel,
-            len(named),
-            *_pair(directions),
-            *_pair(written),
-            _rows(z),
-            _rows(grad_out),
-            chunks=grid.chunks,
-            batches=grid.batch,
-            CHUNK=CHUNK,
+        gate = _gate(z, grad_out, len(named))
+        # Without z there is no gradient to write: the forward kernel then keeps the chunks' states alone.
+        _scan(
+            directions,
+            gate if z is not None else _gate(None, None, len(named)),
+            grad_z,
+            replace(grid, values=FORWARD_VALUES),
         )
-        grads = [grad for one, kept in zip(named, partial, strict=True) for grad in _sum(one, kept)]
+
+        written = [_gradients(one, grid) for one in named]
+        _summarize(directions, written, gate, grid)
+        grid.launch(
+            _kernels().backward_kernel, len(named), *_pair(directions), *_pair(written), gate, CHUNK=CHUNK
+        )
+        grads = [grad for pair in zip(named, written, strict=True) for grad in _sum(*pair)]
     return grads if grad_z is None else [*grads, grad_z]
 
 
-def _partial_sums(tensors: dict[str, Tensor], grid: _Grid) -> dict[str, Tensor | None]:
+def _gradients(tensors: dict[str, Tensor], grid: _Grid) -> Gradients:
     """Allocate what one direction's programs write."""
-    u, by_batch = tensors["u"], grid.segments * grid.batch
+    u, state, by_batch = tensors["u"], (grid.state, grid.channels), grid.segments * grid.batch
     by_step = (grid.blocks, grid.batch, grid.length, grid.state)
-    return {
-        "u": torch.empty(u.shape, dtype=u.dtype, device=u.device),
-        "delta": torch.empty(u.shape, dtype=tensors["delta"].dtype, device=u.device),
-        "B": _sums(u.device, *by_step),
-        "C": _sums(u.device, *by_step),
-        "A": _sums(u.device, by_batch, grid.state, grid.channels),
-        **{
-            name: _sums(u.device, by_batch, grid.channels) if name in tensors else None
-            for name in ("D", "bias")
-        },
-        "ends": _sums(u.device, grid.batch, grid.segments, grid.state, grid.channels)
-        if grid.segments > 1
-        else None,
-    }
+    vectors = {name: _sums(u.device, by_batch, grid.channels) for name in ("D", "bias") if name in tensors}
+    return Gradients(
+        u=_rows(torch.empty(u.shape, dtype=u.dtype, device=u.device)),
+        delta=_rows(torch.empty(u.shape, dtype=tensors["delta"].dtype, device=u.device)),
+        B=_sums(u.device, *by_step),
+        C=_sums(u.device, *by_step),
+        A=_sums(u.device, by_batch, *state),
+        D=vectors.get("D"),
+        bias=vectors.get("bias"),
+        ends=_sums(u.device, grid.batch, grid.segments, *state) if grid.segments > 1 else None,
+    )
 
 
-def _sum(tensors: dict[str, Tensor], partial: dict[str, Any]) -> list[Tensor]:
+def _sum(tensors: dict[str, Tensor], written: Gradients) -> list[Tensor]:
     """Return the gradients of one direction in the order of its tensors; sums in a fixed order."""
-    whole = {name: partial[name] if name in ("u", "delta") else partial[name].sum(0) for name in tensors}
-    whole["A"] = whole["A"].t().contiguous()
+    whole = {name: getattr(written, name).sum(0) for name in tensors if name not in ("u", "delta")}
+    whole |= {"u": written.u.data, "delta": written.delta.data, "A": whole["A"].t().contiguous()}
     return [whole[name].to(tensors[name].dtype) for name in FIELDS if name in tensors]
 
 

@@ -1,77 +1,80 @@
 # mypy: ignore-errors
 # Functions below are read by Triton's compiler, whose language is Python in form only.
-"""The Triton kernel that runs before the others where time is cut into segments: one program summarises one.
+"""Where time is cut into segments: the kernel that summarises each, and what the others make of that.
 
-This module imports triton: it is loaded by the first call that needs it.
+What a scan makes of a segment is linear in the state that enters it, so the state that it would end in from nothing
+and the sum of its step sizes say all. The same holds of the gradient of the state, which walks against the scan.
 """
 
 import triton
 import triton.language as tl
 
-from map_core.ops.triton.kernels import (
-    LOG2_E,
-    _load,
-    _matrix,
-    _place,
-    _step_size,
-    _vector,
+from map_core.ops.triton.program import (
+    Sizes,
+    advance,
+    decay,
+    grad_of_y,
+    load_channels,
+    load_states,
+    load_weights,
+    step_size,
+    this_program,
+    tile_offsets,
     unspecialized_jit,
+    walk,
 )
 
 
 @triton.jit
-def _summarize(
-    scan,
-    grads,
-    z,
-    grad_out,
-    scale,
-    length,
-    channels,
-    blocks,
-    span,
-    STATE: tl.constexpr,
-    PADDED_STATE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    program, segment, segments = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
-    batch = (program // blocks).to(tl.int64)
-    columns = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-    states = tl.arange(0, PADDED_STATE)
-    seen = columns < channels
-    held = states < STATE
-    tile = held[:, None] & seen[None, :]
-    begin = segment * span
-    steps = tl.minimum(span, length - begin)
+def entering(ends, totals, weights, own, tile, FROM_RIGHT):
+    """What enters a segment from the others to its left or right; zero if time is not cut."""
+    state = tl.zeros(weights.A.shape, tl.float32)
+    if ends is not None:
+        others = own.segments - 1 - own.segment if FROM_RIGHT else own.segment
+        for step in range(others):
+            other = own.segments - 1 - step if FROM_RIGHT else step
+            total = totals + (own.batch * own.segments + other) * own.sizes.channels + own.columns
+            total = tl.load(total, mask=own.seen, other=0.0)
+            end = tl.load(ends + tile_offsets(own, tile, other, own.segments), mask=own.mask, other=0.0)
+            state = decay(total, weights.A) * state + end
+    return state
 
-    rate = _matrix(scan.A, columns, states, tile, channels) * LOG2_E
-    bias = _vector(scan.bias, columns, seen)
-    state = tl.zeros((PADDED_STATE, BLOCK), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for step in range(steps):
-        left, right = begin + step, begin + steps - 1 - step
-        position = right if scan.reverse == (grads is None) else left  # gradients walk against the scan
-        delta = _step_size(_load(scan.delta, batch, position, columns, seen) + bias, scan.softplus)
-        decay = tl.exp2(delta[None, :] * rate)
-        if grads is None:
-            u = _load(scan.u, batch, position, columns, seen)
-            B = _load(scan.B, batch, position, states, held)
-            state = decay * state + (delta * u)[None, :] * B[:, None]
-            total += delta
-        else:
-            C = _load(scan.C, batch, position, states, held)
-            grad_y = _load(grad_out, batch, position, columns, seen) * scale
-            if z is not None:
-                gate_input = _load(z, batch, position, columns, seen)
-                grad_y = grad_y * gate_input * tl.sigmoid(gate_input)
-            state = decay * (state + grad_y[None, :] * C[:, None])
 
-    end = _place(batch, segment, segments, states, columns, channels, STATE)
+@triton.jit
+def _summarize_scan(scan, own, tile):
+    weights = load_weights(scan, own)
+    state = tl.zeros(weights.A.shape, tl.float32)
+    total = tl.zeros(weights.bias.shape, tl.float32)
+    for step in range(own.steps):
+        here = walk(own, step, scan.reverse)
+        delta = step_size(load_channels(scan.delta, own, here) + weights.bias, scan.softplus)
+        u, B = load_channels(scan.u, own, here), load_states(scan.B, own, here)
+        state = advance(state, delta, u, weights.A, B)
+        total += delta
+    tl.store(scan.ends + tile_offsets(own, tile, own.segment, own.segments), state, mask=own.mask)
+    totals = scan.totals + (own.batch * own.segments + own.segment) * own.sizes.channels + own.columns
+    tl.store(totals, total, mask=own.seen)
+
+
+@triton.jit
+def _summarize_gradient(scan, grads, gate, own, tile):
+    weights = load_weights(scan, own)
+    carry = tl.zeros(weights.A.shape, tl.float32)
+    for step in range(own.steps):
+        here = walk(own, step, not scan.reverse)
+        delta = step_size(load_channels(scan.delta, own, here) + weights.bias, scan.softplus)
+        C = load_states(scan.C, own, here)
+        grad_y = grad_of_y(gate, own, here)
+        carry = decay(delta, weights.A) * (carry + grad_y[None, :] * C[:, None])
+    tl.store(grads.ends + tile_offsets(own, tile, own.segment, own.segments), carry, mask=own.mask)
+
+
+@triton.jit
+def _summarize(scan, grads, gate, own, tile):
     if grads is None:
-        tl.store(scan.ends + end, state, mask=tile)
-        tl.store(scan.totals + (batch * segments + segment) * channels + columns, total, mask=seen)
+        _summarize_scan(scan, own, tile)
     else:
-        tl.store(grads.ends + end, state, mask=tile)
+        _summarize_gradient(scan, grads, gate, own, tile)
 
 
 @unspecialized_jit
@@ -80,26 +83,18 @@ def summary_kernel(
     second,
     first_grads,
     second_grads,
-    z,
-    grad_out,
+    gate,
+    batches,
     length,
     channels,
     blocks,
+    chunks,
     span,
-    STATE: tl.constexpr,
-    PADDED_STATE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    tile: tl.constexpr,
 ):
     """Find ends and totals of the scans, or with gradients given their ends: one program a direction and segment."""
-    if second is None:
-        _summarize(
-            first, first_grads, z, grad_out, 1.0, length, channels, blocks, span, STATE, PADDED_STATE, BLOCK
-        )
-    elif tl.program_id(1) == 0:
-        _summarize(
-            first, first_grads, z, grad_out, 0.5, length, channels, blocks, span, STATE, PADDED_STATE, BLOCK
-        )
+    own = this_program(Sizes(batches, length, channels, blocks, chunks, span), tile)
+    if second is None or tl.program_id(1) == 0:
+        _summarize(first, first_grads, gate, own, tile)
     else:
-        _summarize(
-            second, second_grads, z, grad_out, 0.5, length, channels, blocks, span, STATE, PADDED_STATE, BLOCK
-        )
+        _summarize(second, second_grads, gate, own, tile)
