@@ -116,16 +116,14 @@ struct ForwardRoom {
 };
 
 // Reads a tile: the step sizes, what enters the states, and what bypasses them.
-inline void enter_tile(const ScanCall call, const ScanDirection dir, const Lanes* lanes, int64_t vectors,
-                       int64_t start, int64_t steps, const ForwardRoom room) {
+inline void enter_tile(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
+                       const ForwardRoom room, int64_t vector) {
+  vf *delta = room.delta + vector * kTile, *drive = room.drive + vector * kTile, *y = room.y + vector * kTile;
   for (int64_t k = 0; k < steps; ++k) {
-    const int64_t t = time_of(call, dir, start + k);
-    for (int64_t v = 0; v < vectors; ++v) {
-      const Step step = load_step(dir, lanes[v], t);
-      room.delta[v * kTile + k] = step.delta;
-      room.drive[v * kTile + k] = step.delta * step.u;
-      room.y[v * kTile + k] = lanes[v].skip * step.u;
-    }
+    const Step step = load_step(dir, at, time_of(call, dir, start + k));
+    delta[k] = step.delta;
+    drive[k] = step.delta * step.u;
+    y[k] = at.skip * step.u;
   }
 }
 
@@ -165,26 +163,24 @@ void advance_tile(const ScanCall call, const ScanDirection dir, const Lanes at, 
 }
 
 // Writes a tile: adds the direction before, and after the last one averages and gates.
-inline void leave_tile(const ScanCall call, int which, const Lanes* lanes, int64_t vectors, int64_t start,
-                       int64_t steps, const ForwardRoom room) {
-  const ScanDirection& dir = call.direction[which];
+inline void leave_tile(const ScanCall call, int which, const Lanes at, int64_t start, int64_t steps,
+                       const ForwardRoom room, int64_t vector) {
+  const ScanDirection dir = call.direction[which];
   const bool add = which > 0, finish = which + 1 == call.directions;
+  const vf* y = room.y + vector * kTile;
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = time_of(call, dir, start + k);
-    for (int64_t v = 0; v < vectors; ++v) {
-      const Lanes& at = lanes[v];
-      float* out = call.out + place_of(call, at, t);
-      vf result = room.y[v * kTile + k];
-      if (add) result += load(out, at.count);
-      if (finish) {
-        result *= share(call);
-        if (call.z.data) {
-          const vf z = load(row(call.z, at.batch, t) + at.channel, at.count);
-          result *= z * sigmoid(z);
-        }
+    float* out = call.out + place_of(call, at, t);
+    vf result = y[k];
+    if (add) result += load(out, at.count);
+    if (finish) {
+      result *= share(call);
+      if (call.z.data) {
+        const vf z = load(row(call.z, at.batch, t) + at.channel, at.count);
+        result *= z * sigmoid(z);
       }
-      store(out, result, at.count);
     }
+    store(out, result, at.count);
   }
 }
 
@@ -202,9 +198,9 @@ void forward_direction(const ScanCall& call, int which, const Item& item, vf* sc
   memset(room.states, 0, sizeof(vf) * static_cast<size_t>(vectors * dir.state));
   for (int64_t start = 0; start < call.length; start += kTile) {
     const int64_t left = call.length - start, steps = left < kTile ? left : kTile;
-    enter_tile(call, dir, lanes, vectors, start, steps, room);
+    for (int64_t v = 0; v < vectors; ++v) enter_tile(call, dir, lanes[v], start, steps, room, v);
     for (int64_t v = 0; v < vectors; ++v) advance_tile<kState>(call, dir, lanes[v], start, steps, room, v);
-    leave_tile(call, which, lanes, vectors, start, steps, room);
+    for (int64_t v = 0; v < vectors; ++v) leave_tile(call, which, lanes[v], start, steps, room, v);
   }
 }
 

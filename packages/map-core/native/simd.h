@@ -28,7 +28,33 @@ inline vf splat(float x) {
   return v + x;
 }
 
-// The first `count` lanes, all when there are more of them; the others are zero.
+// The first `count` lanes, all when there are more of them; the others are zero, and are not touched in memory.
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1 << count) - 1);
+}
+
+inline vf load(const float* from, int64_t count) {
+  return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(first_lanes(count), from));
+}
+
+inline void store(float* to, vf v, int64_t count) {
+  _mm512_mask_storeu_ps(to, first_lanes(count), reinterpret_cast<__m512>(v));
+}
+#elif defined(__AVX2__)
+inline __m256i first_lanes(int64_t count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count < kLanes ? static_cast<int>(count) : kLanes), lane);
+}
+
+inline vf load(const float* from, int64_t count) {
+  return reinterpret_cast<vf>(_mm256_maskload_ps(from, first_lanes(count)));
+}
+
+inline void store(float* to, vf v, int64_t count) {
+  _mm256_maskstore_ps(to, first_lanes(count), reinterpret_cast<__m256>(v));
+}
+#else
 inline vf load(const float* from, int64_t count) {
   vf v = {};
   if (count >= kLanes) {
@@ -46,6 +72,7 @@ inline void store(float* to, vf v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = v[i];
   }
 }
+#endif
 
 // Sums over the lanes of four vectors, in two steps so that few vectors are alive at once: quad_sum leaves partial
 // sums of its four in every 128 bits, join_quads turns kLanes / 4 of these into one vector of kLanes sums.
