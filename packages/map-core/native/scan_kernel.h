@@ -277,30 +277,6 @@ struct BackwardRoom {
   }
 };
 
-// Keeps the state before every chunk of one vector of channels.
-template <int kState>
-void keep_states(const ScanCall call, const ScanDirection dir, const Lanes at, const Chunks chunks,
-                 const BackwardRoom room, int64_t vector) {
-  const int64_t n = kState ? kState : dir.state;
-  const vf* A = room.A + vector * n;
-  vf* before = room.before + vector * n;
-  for (int64_t i = 0; i < n; ++i) before[i] = vf{};
-  for (int64_t chunk = 0; chunk + 1 < chunks.count; ++chunk) {
-    vf fixed[kState ? kState : 1];
-    vf* next = before + kVectors * n;
-    vf* h = kState ? fixed : next;
-    for (int64_t i = 0; i < n; ++i) h[i] = before[i];
-    for (int64_t s = chunk * chunks.size; s < (chunk + 1) * chunks.size; ++s) {
-      const Step step = load_step(dir, at, time_of(call, dir, s));
-      const vf drive = step.delta * step.u;
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < n; ++i) h[i] = exp2(step.delta * A[i]) * h[i] + drive * step.B[i];
-    }
-    for (int64_t i = 0; i < n; ++i) next[i] = h[i];
-    before = next;
-  }
-}
-
 // Reads a chunk: inputs, step sizes, and what bypasses the states.
 inline void enter_chunk(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
                         const BackwardRoom room) {
@@ -315,6 +291,32 @@ inline void enter_chunk(const ScanCall call, const ScanDirection dir, const Lane
     room.delta[k] = step.delta;
     room.slope[k] = step.slope;
     room.y[k] = at.skip * step.u;
+  }
+}
+
+// Keeps the state before every chunk of one vector of channels.
+template <int kState>
+void keep_states(const ScanCall call, const ScanDirection dir, const Lanes at, const Chunks chunks,
+                 const BackwardRoom room, int64_t vector) {
+  const int64_t n = kState ? kState : dir.state;
+  const vf* A = room.A + vector * n;
+  vf* before = room.before + vector * n;
+  for (int64_t i = 0; i < n; ++i) before[i] = vf{};
+  for (int64_t chunk = 0; chunk + 1 < chunks.count; ++chunk) {
+    const int64_t start = chunk * chunks.size;
+    enter_chunk(call, dir, at, start, chunks.size, room);
+    vf fixed[kState ? kState : 1];
+    vf* next = before + kVectors * n;
+    vf* h = kState ? fixed : next;
+    for (int64_t i = 0; i < n; ++i) h[i] = before[i];
+    for (int64_t k = 0; k < chunks.size; ++k) {
+      const float* B = row(dir.B, at.batch, time_of(call, dir, start + k));
+      const vf delta = room.delta[k], drive = delta * room.u[k];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < n; ++i) h[i] = exp2(delta * A[i]) * h[i] + drive * B[i];
+    }
+    for (int64_t i = 0; i < n; ++i) next[i] = h[i];
+    before = next;
   }
 }
 
