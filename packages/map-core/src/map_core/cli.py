@@ -59,9 +59,14 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return while_somebody_reads(lambda: run_command(program, commands, recipes, arguments))
+
+
+def while_somebody_reads(run: Callable[[], int]) -> int:
+    """Return the exit status that ``run`` returns, or EXIT_READER_GONE where whoever reads its output stops reading."""
     try:
         try:
-            return run_command(program, commands, recipes, arguments)
+            return run()
         finally:
             sys.stdout.flush()  # as Python exits it would be too late to catch what this raises
     except BrokenPipeError:

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from map_core.cli import EXIT_USER_ERROR
+from map_core.cli import EXIT_USER_ERROR, while_somebody_reads
 from map_core.errors import UserError
 from map_dense import catalogue
 from map_dense.layer_decay import layer_decay_groups, render_groups
@@ -66,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 2 with one sentence on stderr if the user erred."""
     arguments = parser().parse_args(argv)
     warnings.simplefilter("ignore", UserWarning)  # OpenMMLab's, about models that are only counted
+    return while_somebody_reads(lambda: run_command(arguments))
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Do what the command line asks for and return the exit status."""
     try:
         if arguments.command == "list":
             list_configs()
