@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
+from map_core.blocks import TransformerBlock
 from map_core.ops import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
 from map_core.ops.registry import Request
 from map_core.ops.selective_scan.interface import REGISTRY
@@ -192,7 +192,7 @@ def transformer_block(u: Tensor) -> Contender:
     """A Transformer block of the width of the Mamba block whose inner width is that of ``u``."""
     batch, length, channels = u.shape
     width = channels // 2
-    block = Block(width, num_heads=max(width // 64, 1), mlp_ratio=4, qkv_bias=True).to(u.device)
+    block = TransformerBlock(width, num_heads=max(width // 64, 1)).to(u.device)
     x = torch.randn(batch, length, width, device=u.device, requires_grad=True)
     return Contender(partial(block, x), [x, *block.parameters()])
 
