@@ -246,14 +246,14 @@ def test_every_parameter_learns(vectors):
 
 def test_learning_overfits_a_batch(vectors):
     objective = toy_objective(mask_strategy="sequential")
-    optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(objective.parameters(), 3e-3)  # at 1e-2 rounding alone decides where it ends
     first = objective(vectors).loss.item()
-    for _ in range(100):
+    for _ in range(200):
         optimizer.zero_grad()
         loss = objective(vectors).loss
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.6 * first
+    assert loss.item() < 0.5 * first
 
 
 # ---- what is hidden
