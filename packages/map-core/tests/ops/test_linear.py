@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.errors import UserError
@@ -133,7 +134,7 @@ def test_autocast_decides_the_precision(backend: str) -> None:
         assert torch.equal(y, F.linear(**values))
 
 
-def test_compilers_and_exporters_see_pytorchs_operator() -> None:
+def test_compilers_exporters_and_tracers_see_pytorchs_operator() -> None:
     layer = Linear(128, 256)
     x = torch.randn(256, 128)
     compiled: Any = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -141,6 +142,71 @@ def test_compilers_and_exporters_see_pytorchs_operator() -> None:
     exported = torch.export.export(layer, (x,))
     operators = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
     assert operators == {"aten.linear.default"}
+    traced: Any = torch.jit.trace(layer, (x,))
+    assert "aten::linear" in str(traced.graph)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
+def test_transformations_of_torch_func_see_pytorchs_operator() -> None:
+    values = arguments((256,), 128, 128)
+    x, weight = values["x"], values["weight"]
+
+    def loss(weight: Tensor, x: Tensor, function: Tool) -> Tensor:
+        return function(x, weight).square().sum()
+
+    for transform in (torch.func.grad, lambda f: torch.func.vmap(torch.func.grad(f), (None, 0, None))):
+        actual = transform(loss)(weight, x[None], linear)
+        torch.testing.assert_close(actual, transform(loss)(weight, x[None], F.linear))
+    for record in (True, False):  # forward mode under no_grad must not drop the tangent
+        with torch.set_grad_enabled(record):
+            _, tangent = torch.func.jvp(lambda x: linear(x, weight), (x,), (torch.ones_like(x),))
+        torch.testing.assert_close(tangent, F.linear(torch.ones_like(x), weight))
+    with forward_ad.dual_level(), torch.no_grad():
+        dual = linear(forward_ad.make_dual(x, torch.ones_like(x)), weight)
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, F.linear(torch.ones_like(x), weight))
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_gradients_of_many_cotangents_at_once(backend: str) -> None:
+    values = arguments((9,), 5, 6)
+    x, cotangents = values["x"].requires_grad_(), torch.randn(3, 9, 6)
+    y = linear(x, values["weight"], backend=backend)
+    (actual,) = torch.autograd.grad(y, x, cotangents, is_grads_batched=True)
+    torch.testing.assert_close(actual, cotangents @ values["weight"])
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("rows", [(9,), (3, 3)])
+def test_the_result_may_be_changed_in_place(rows: tuple[int, ...], backend: str) -> None:
+    values = arguments(rows, 5, 6)
+    leaves = [x.requires_grad_() for x in values.values()]
+    actual = torch.autograd.grad(linear(*leaves, backend=backend).relu_().sum(), leaves)
+    torch.testing.assert_close(actual, torch.autograd.grad(F.linear(*leaves).relu().sum(), leaves))
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_frozen_weights_keep_no_activations(backend: str) -> None:
+    values = arguments((9,), 5, 6)
+    x = values["x"].requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        h = x * 2
+        linear(h, values["weight"], backend=backend).sum()
+    assert not any(tensor.shape == h.shape for tensor in kept)
+
+
+def test_other_devices_and_layouts_are_pytorchs() -> None:
+    values = arguments((256,), 128, 128)
+    x, weight = values["x"], values["weight"]
+    assert linear(x.to("meta"), weight.to("meta")).shape == (256, 128)
+    torch.testing.assert_close(linear(x, weight.to_sparse_csr()), F.linear(x, weight))
+    by_columns = x.t().contiguous().t()
+    torch.set_default_device("meta")
+    try:
+        y = linear(by_columns, weight)
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(y, F.linear(x, weight))
 
 
 def test_a_model_is_given_fast_layers_in_place() -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from map_core.ops.native.library import native_missing
@@ -37,8 +38,14 @@ def onednn_missing() -> str | None:
     """Why oneDNN's product cannot be called from this PyTorch, or None."""
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch was built without oneDNN"
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return f"torch {torch.__version__} has no operator mkldnn::_linear_pointwise"
+    private = (
+        (torch.ops.mkldnn, "_linear_pointwise"),
+        (torch._C, "_are_functorch_transforms_active"),
+        (forward_ad, "_current_level"),
+    )
+    for owner, name in private:
+        if not hasattr(owner, name):
+            return f"torch {torch.__version__} has no {name}"
     return None
 
 
@@ -48,6 +55,8 @@ def onednn_unfit(request: Request) -> str | None:
         return f"it runs on CPU tensors only, these are on {request.device}"
     if request.dtype != torch.float32:
         return f"it takes float32, not {request.dtype}"
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn is switched off"
     if request.named:
         return None
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -59,50 +68,76 @@ def onednn_unfit(request: Request) -> str | None:
     return None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x @ weight.t() + bias`` of (..., k) and (n, k)."""
+def _transformed() -> bool:
+    """Whether a compiler, a tracer, torch.func or forward-mode differentiation is at work on PyTorch's operators."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _ordinary(x: Tensor) -> bool:
+    """Whether a tensor is what its memory holds, in float32 on the CPU."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+        and not x.is_neg()
+    )
+
+
+def _multiply(
+    x: Float[Tensor, "m k"], weight: Float[Tensor, "n k"], bias: Float[Tensor, " n"] | None
+) -> Float[Tensor, "m n"]:
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         weight = weight.contiguous()  # oneDNN has no kernel for other strides, only a slow definition
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.t().is_contiguous() and native_missing() is None:
-        rows = transposed_copy(rows.t())  # the operator would copy too, slower
-    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return y.unflatten(0, x.shape[:-1])
+    if not x.is_contiguous() and x.t().is_contiguous() and native_missing() is None:
+        x = transposed_copy(x.t())  # the operator would copy too, slower
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _Product(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     """Differentiable any number of times: its gradients are such products too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        return _multiply(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)  # (..., n) -> (m, n)
-        grad_x = onednn_linear(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
-        grad_weight = _weight_gradient(rows, x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+        grad_x = None if weight is None else _product(grad, weight.t(), None)
+        grad_weight = None if x is None else _weight_gradient(grad, x)
+        return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.t() + bias`` of two matrices, by PyTorch where its transformations would not know ours."""
+    if _transformed():
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _multiply(x, weight, bias)
 
 
 def _weight_gradient(grad: Float[Tensor, "m n"], x: Float[Tensor, "m k"]) -> Float[Tensor, "n k"]:
     # The first factor is copied into rows, so the narrower one comes first.
     if grad.shape[1] > x.shape[1]:
-        return onednn_linear(x.t(), grad.t(), None).t()
-    return onednn_linear(grad.t(), x.t(), None)
+        return _product(x.t(), grad.t(), None).t()
+    return _product(grad.t(), x.t(), None)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute ``F.linear`` with oneDNN; empty, ill-shaped and wrapped tensors are left to PyTorch."""
-    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
-    plain = all(type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == x.dtype for tensor in tensors)
+    """Compute ``F.linear`` with oneDNN; empty, ill-shaped and unusual tensors are left to PyTorch."""
     fits = x.ndim >= 2 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] and x.numel() > 0
-    if plain and fits and (bias is None or bias.shape == weight.shape[:1]):
-        product = _Product.apply if torch.is_grad_enabled() else _product
-        return product(x, weight, bias)
-    return F.linear(x, weight, bias)
+    biased = bias is None or (bias.shape == weight.shape[:1] and _ordinary(bias))
+    if not (fits and biased and _ordinary(x) and _ordinary(weight)):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    return _product(rows, weight, bias).unflatten(0, x.shape[:-1])
 
 
 REGISTRY = Registry(
@@ -121,8 +156,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
         x: Input (..., k).
         weight: Matrix (n, k).
         bias: Added to the result (n,).
-        backend: 'auto', or the name of one implementation (``linear_backends`` lists them). Compilers and exporters
-            see PyTorch's own operator whatever it is.
+        backend: 'auto', or the name of one implementation (``linear_backends`` lists them). Compilers, tracers and
+            the transformations of torch.func see PyTorch's own operator whatever it is.
 
     Returns:
         (..., n) in the dtype of ``x``, or of autocast where that is enabled.
@@ -130,10 +165,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
     Raises:
         UserError: ``backend`` is unknown or cannot serve this call.
     """
-    if torch.compiler.is_compiling():
+    if type(x) not in (Tensor, nn.Parameter) or x.is_nested or _transformed():
         return F.linear(x, weight, bias)
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     multiplications = x.numel() * weight.shape[0]
     return REGISTRY[REGISTRY.choose(backend, device, dtype, multiplications)].run(x, weight, bias)
 
@@ -144,7 +180,10 @@ def linear_backends() -> tuple[BackendStatus, ...]:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` computed by :func:`linear`; ``backend`` names the implementation, set it to measure one."""
+    """``nn.Linear`` computed by :func:`linear`; ``backend`` names the implementation, set it to measure one.
+
+    Tools that look for the very type ``nn.Linear`` (dynamic quantisation) instead of its instances do not find it.
+    """
 
     backend = "auto"
 
