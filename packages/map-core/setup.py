@@ -37,13 +37,8 @@ class BuildKernels(build_ext):
 
 
 SOURCES = ["native/library.cpp", "native/portable.cpp", *SPECIAL]
-HEADERS = [
-    "native/ops.h",
-    "native/simd.h",
-    "native/scan_kernel.h",
-    "native/conv_kernel.h",
-    "native/transpose_kernel.h",
-]
+PARTS = ("ops", "simd", "items", "scan_kernel", "conv_kernel", "transpose_kernel", "kernels")
+HEADERS = [f"native/{part}.h" for part in PARTS]
 kernels = Extension("map_core.ops.native._kernels", SOURCES, depends=HEADERS, optional=True, language="c++")
 
 setup(ext_modules=[] if sys.platform == "win32" else [kernels], cmdclass={"build_ext": BuildKernels})

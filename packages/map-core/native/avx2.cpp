@@ -1,21 +1,8 @@
 #if defined(__x86_64__)
-#include "conv_kernel.h"
-#include "scan_kernel.h"
-#include "transpose_kernel.h"
+#include "kernels.h"
 
 namespace map_ops {
 extern const Kernels kAvx2;
-const Kernels kAvx2 = {
-    "avx2",
-    scan_forward_scratch,
-    scan_backward_scratch,
-    conv_forward_scratch,
-    conv_backward_scratch,
-    scan_forward,
-    scan_backward,
-    conv_forward,
-    conv_backward,
-    transpose,
-};
+constexpr Kernels kAvx2 = kernels_called("avx2");
 }  // namespace map_ops
 #endif

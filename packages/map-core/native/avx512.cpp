@@ -1,21 +1,8 @@
 #if defined(__x86_64__)
-#include "conv_kernel.h"
-#include "scan_kernel.h"
-#include "transpose_kernel.h"
+#include "kernels.h"
 
 namespace map_ops {
 extern const Kernels kAvx512;
-const Kernels kAvx512 = {
-    "avx512",
-    scan_forward_scratch,
-    scan_backward_scratch,
-    conv_forward_scratch,
-    conv_backward_scratch,
-    scan_forward,
-    scan_backward,
-    conv_forward,
-    conv_backward,
-    transpose,
-};
+constexpr Kernels kAvx512 = kernels_called("avx512");
 }  // namespace map_ops
 #endif

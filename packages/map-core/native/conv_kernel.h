@@ -1,9 +1,7 @@
 // The depthwise causal convolution over one work item: one batch element, up to kGroup channels, all time steps.
 // The weights of a vector of channels stay in registers over time when their number is known at compile time.
 #pragma once
-#include "ops.h"
-#include "scan_kernel.h"
-#include "simd.h"
+#include "items.h"
 
 namespace {
 
@@ -55,10 +53,10 @@ inline void load_weights(const ConvCall& call, const Reach& at, vf* weight) {
   }
 }
 
-inline void fetch(const ConvCall& call, const Reach& at, const Rows& rows, float* written, int64_t t) {
-  if (t >= call.length) return;
-  __builtin_prefetch(place(rows, at, t));
-  __builtin_prefetch(place(written, call, at, t), 1);
+// Asks for the place where a step will be written.
+__attribute__((always_inline)) inline void fetch_to_write(float* contiguous, const ConvCall& call, const Reach& at,
+                                                          int64_t t) {
+  __builtin_prefetch(place(contiguous, call, at, t), 1);
 }
 
 template <int kTaps>
@@ -68,7 +66,10 @@ void conv_forward_lanes(const ConvCall call, const Reach at, vf* scratch) {
   load_weights<kTaps>(call, at, weight);
   const vf bias = call.bias ? load(call.bias + at.channel, at.count) : vf{};
   for (int64_t t = 0; t < call.length; ++t) {
-    fetch(call, at, call.x, call.out, t + kAhead);
+    if (t + kAhead < call.length) {
+      fetch(call.x, at, t + kAhead);
+      fetch_to_write(call.out, call, at, t + kAhead);
+    }
     vf y = convolve<kTaps>(call, at, weight, bias, t);
     if (call.silu) y *= sigmoid(y);
     store(place(call.out, call, at, t), y, at.count);
@@ -87,8 +88,10 @@ void conv_backward_lanes(const ConvCall call, const Reach at, vf* scratch) {
   vf grad_bias = {};
   for (int64_t tap = 0; tap < taps; ++tap) grad_weight[tap] = vf{};
   for (int64_t t = 0; t < call.length; ++t) {
-    fetch(call, at, call.x, call.grad_x, t + kAhead);
-    fetch(call, at, call.grad_out, call.grad_x, t + kAhead);
+    if (t + kAhead < call.length) {
+      fetch(call.x, at, t + kAhead);
+      fetch(call.grad_out, at, t + kAhead);
+    }
     vf grad = load(place(call.grad_out, at, t), at.count);
     if (call.silu) {
       const vf y = convolve<kTaps>(call, at, weight, bias, t), gate = sigmoid(y);
@@ -98,6 +101,7 @@ void conv_backward_lanes(const ConvCall call, const Reach at, vf* scratch) {
     grad_bias += grad;
   }
   for (int64_t t = 0; t < call.length; ++t) {
+    if (t + kAhead < call.length) fetch_to_write(call.grad_x, call, at, t + kAhead);
     const vf x = load(place(call.x, at, t), at.count);
     const bool inside = at.inside(t);
     vf grad_x = {};

@@ -1,19 +1,6 @@
-#include "conv_kernel.h"
-#include "scan_kernel.h"
-#include "transpose_kernel.h"
+#include "kernels.h"
 
 namespace map_ops {
 extern const Kernels kPortable;
-const Kernels kPortable = {
-    "portable",
-    scan_forward_scratch,
-    scan_backward_scratch,
-    conv_forward_scratch,
-    conv_backward_scratch,
-    scan_forward,
-    scan_backward,
-    conv_forward,
-    conv_backward,
-    transpose,
-};
+constexpr Kernels kPortable = kernels_called("portable");
 }  // namespace map_ops

@@ -5,25 +5,9 @@
 // might have changed them. Where a step's inputs need a long chain of operations (softplus, gate), a stage of its own
 // does it for many steps, because the processor looks ahead less far than one step of the recurrence.
 #pragma once
-#include "ops.h"
-#include "simd.h"
+#include "items.h"
 
 namespace {
-using namespace map_ops;
-
-struct Item {
-  int64_t batch, group, first, last;  // channels [first, last)
-};
-
-inline Item locate(int64_t item, int64_t channels) {
-  const int64_t count = groups(channels), group = item % count;
-  const int64_t first = group * kGroup, last = first + kGroup;
-  return {item / count, group, first, last < channels ? last : channels};
-}
-
-inline const float* row(const Rows& rows, int64_t batch, int64_t step) {
-  return rows.data + batch * rows.batch_stride + step * rows.step_stride;
-}
 
 // One vector of channels of one direction: weights and where they start.
 struct Lanes {
@@ -76,22 +60,8 @@ inline int64_t place_of(const ScanCall& call, const Lanes& at, int64_t t) {
   return (at.batch * call.length + t) * call.channels + at.channel;
 }
 
-// Rows lie far apart, so the processor does not guess the next ones by itself. Always inlined because GCC takes a
-// function that only prefetches for one without effect, and drops its calls.
-__attribute__((always_inline)) inline void fetch(const Rows& rows, const Lanes& at, int64_t t) {
-  if (rows.data) __builtin_prefetch(row(rows, at.batch, t) + at.channel);
-}
-
-__attribute__((always_inline)) inline void fetch_inputs(const ScanCall& call, const ScanDirection& dir,
-                                                        const Lanes& at, int64_t t) {
-  fetch(dir.u, at, t);
-  fetch(dir.delta, at, t);
-  fetch(call.z, at, t);
-}
-
 inline float share(const ScanCall& call) { return call.directions == 2 ? 0.5f : 1.0f; }
 
-constexpr int64_t kVectors = kGroup / kLanes;  // vectors of channels in one item
 constexpr int64_t kTile = 16;                  // steps that forward takes through its three stages together
 
 // What forward holds of one direction, per vector of channels and per step of a tile.
@@ -146,7 +116,9 @@ void advance_tile(const ScanCall call, const ScanDirection dir, const Lanes at, 
     const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
     if (start + k + kTile < call.length) {
       const int64_t ahead = time_of(call, dir, start + k + kTile);
-      fetch_inputs(call, dir, at, ahead);
+      fetch(dir.u, at, ahead);
+      fetch(dir.delta, at, ahead);
+      fetch(call.z, at, ahead);
       __builtin_prefetch(call.out + place_of(call, at, ahead), 1);
     }
     vf sum = y[k];
@@ -226,8 +198,7 @@ void scan_forward(const ScanCall& call, int64_t number, float* scratch) {
   }
 }
 
-constexpr int64_t kAhead = 8;                   // steps between asking for a row and using it
-constexpr int64_t kChunkBytes = 128 * 1024;  // states of one chunk of steps: they should stay in the second-level cache
+constexpr int64_t kChunkBytes = 128 * 1024;  // states of a chunk of steps: they should stay in the second-level cache
 
 // How backward cuts time: the states and decays of one chunk exist at once, the state before each chunk is kept.
 struct Chunks {

@@ -119,6 +119,20 @@ inline vf quad_sum(vf a, vf b, vf c, vf d) {
 inline vf join_quads(const vf* q) { return q[0]; }
 #endif
 
+// x within [low, high]; NaN stays, because the instructions return their second operand then.
+inline vf clamp(vf x, float low, float high) {
+#if defined(__AVX512F__)
+  const __m512 above = _mm512_max_ps(_mm512_set1_ps(low), reinterpret_cast<__m512>(x));
+  return reinterpret_cast<vf>(_mm512_min_ps(_mm512_set1_ps(high), above));
+#elif defined(__AVX2__)
+  const __m256 above = _mm256_max_ps(_mm256_set1_ps(low), reinterpret_cast<__m256>(x));
+  return reinterpret_cast<vf>(_mm256_min_ps(_mm256_set1_ps(high), above));
+#else
+  x = x < splat(low) ? splat(low) : x;
+  return x > splat(high) ? splat(high) : x;
+#endif
+}
+
 // 2^x to about one unit in the last place, exact at 0.
 #if defined(__AVX512F__)
 alignas(64) constexpr float kRoots[32] = {  // 2^(i / 32)
@@ -129,6 +143,7 @@ alignas(64) constexpr float kRoots[32] = {  // 2^(i / 32)
 
 // The nearest multiple of 1/32 comes from the table and the exponent, the rest from a polynomial on [-1/64, 1/64].
 inline vf exp2(vf x) {
+  asm("" : "+v"(x));  // else x is a product that is never rounded, whose lost digits count in f when it is huge
   const vf shifted = x + 393216.0f;  // 1.5 * 2^18 rounds x to 1/32, its multiple in the low bits
   const vf near = shifted - 393216.0f, f = x - near;
   const __m512 root = _mm512_permutex2var_ps(_mm512_load_ps(kRoots), reinterpret_cast<__m512i>(shifted),
@@ -140,8 +155,7 @@ inline vf exp2(vf x) {
 #else
 // A polynomial on [-1/2, 1/2], then the exponent.
 inline vf exp2(vf x) {
-  x = x < splat(-126.0f) ? splat(-126.0f) : x;
-  x = x > splat(127.0f) ? splat(127.0f) : x;
+  x = clamp(x, -126.0f, 127.0f);
   const vf shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds x to an integer in the low bits
   const vf whole = shifted - 12582912.0f;
   const vf f = x - whole;
@@ -155,7 +169,10 @@ inline vf exp2(vf x) {
 }
 #endif
 
-inline vf exp(vf x) { return exp2(x * kLog2E); }
+// e^x of any number, infinite ones too: 0 and infinity lie within the bounds.
+inline vf exp(vf x) {
+  return exp2(clamp(x, -150.0f, 150.0f) * kLog2E);
+}
 
 struct Softplus {
   vf value, slope;

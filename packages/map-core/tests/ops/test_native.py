@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from map_core.ops import conv_backends, depthwise_causal_conv1d, linear, scan_backends, selective_scan
@@ -65,6 +66,10 @@ def test_every_instruction_set_computes_the_definition(
         lambda **kw: depthwise_causal_conv1d(**kw, activation="silu", backend="reference"), conv_arguments(31)
     )
     assert_same(output_and_gradients(run_conv, conv_arguments(31)), expected, 2e-5)
+    huge = torch.tensor([0.0, 1.0, 150.0, 1e10, 1e30, 3e38])
+    x = torch.cat([huge, -huge]).reshape(1, -1, 1).expand(1, -1, 75)
+    y = depthwise_causal_conv1d(x, torch.ones(75, 1), activation="silu", backend="native")
+    torch.testing.assert_close(y, F.silu(x))
     for rows, columns in ((1, 1), (16, 64), (31, 150), (200, 5)):
         matrix = torch.randn(rows, columns + 3)[:, :columns]
         assert torch.equal(transposed_copy(matrix), matrix.t())

@@ -1,0 +1,33 @@
+// How work is cut: an item is one batch element and up to kGroup channels, over all time steps.
+#pragma once
+#include "ops.h"
+#include "simd.h"
+
+namespace {
+using namespace map_ops;
+
+constexpr int64_t kVectors = kGroup / kLanes;  // vectors of channels in one item
+constexpr int64_t kAhead = 8;                  // steps between asking for a row and using it
+
+struct Item {
+  int64_t batch, group, first, last;  // channels [first, last)
+};
+
+inline Item locate(int64_t item, int64_t channels) {
+  const int64_t count = groups(channels), group = item % count;
+  const int64_t first = group * kGroup, last = first + kGroup;
+  return {item / count, group, first, last < channels ? last : channels};
+}
+
+inline const float* row(const Rows& rows, int64_t batch, int64_t step) {
+  return rows.data + batch * rows.batch_stride + step * rows.step_stride;
+}
+
+// Asks for a vector of channels of a step: rows lie far apart, the processor does not guess the next ones by itself.
+// Always inlined because GCC may take a function that only prefetches for one without effect, and drop its calls.
+template <class At>
+__attribute__((always_inline)) inline void fetch(const Rows& rows, const At& at, int64_t t) {
+  if (rows.data) __builtin_prefetch(row(rows, at.batch, t) + at.channel);
+}
+
+}  // namespace

@@ -1,0 +1,15 @@
+// All kernels of one instruction set: each file that includes this is compiled for its own.
+#pragma once
+#include "conv_kernel.h"
+#include "scan_kernel.h"
+#include "transpose_kernel.h"
+
+namespace {
+
+// A constant: nothing of a newer processor's code runs when the library is loaded.
+constexpr Kernels kernels_called(const char* name) {
+  return {name,         scan_forward_scratch, scan_backward_scratch, conv_forward_scratch, conv_backward_scratch,
+          scan_forward, scan_backward,        conv_forward,          conv_backward,        transpose};
+}
+
+}  // namespace
