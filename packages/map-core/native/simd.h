@@ -169,9 +169,14 @@ inline vf exp2(vf x) {
 }
 #endif
 
-// e^x of any number, infinite ones too: 0 and infinity lie within the bounds.
+// e^x of any number: infinite beyond the largest exponent, as a gate needs it to close.
 inline vf exp(vf x) {
+#if defined(__AVX512F__)
   return exp2(clamp(x, -150.0f, 150.0f) * kLog2E);
+#else
+  const vf y = exp2(x * kLog2E);
+  return x > splat(88.0f) ? splat(__builtin_inff()) : y;
+#endif
 }
 
 struct Softplus {
