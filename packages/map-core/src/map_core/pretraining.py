@@ -169,9 +169,10 @@ def hide_and_reconstruct(
     was_training = objective.training
     objective.eval()
     noise = mask_noise(seed, 0, slice(None), (len(inputs), num_tokens))
-    result = objective(inputs, ratio=ratio, noise=noise)
-    objective.train(was_training)
-    return result
+    try:
+        return objective(inputs, ratio=ratio, noise=noise)
+    finally:
+        objective.train(was_training)
 
 
 def inputs_to_draw(samples: MapStyleDataset, count: int = PICTURES) -> Tensor:

@@ -64,13 +64,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 2 with one sentence on stderr if the user erred."""
-    arguments = parser().parse_args(argv)
     warnings.simplefilter("ignore", UserWarning)  # OpenMMLab's, about models that are only counted
-    return while_somebody_reads(lambda: run_command(arguments))
+    return while_somebody_reads(lambda: run_command(argv))
 
 
-def run_command(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks for and return the exit status."""
+def run_command(argv: Sequence[str] | None) -> int:
+    """Do what the command line asks for and return the exit status; see :func:`main`."""
+    arguments = parser().parse_args(argv)
     try:
         if arguments.command == "list":
             list_configs()
