@@ -54,9 +54,9 @@ def test_equals_the_definition(where: str) -> None:
 
 
 @needs_triton
-def test_compiles_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
-    capability, chunk = "80", "2"
-    script = Path(__file__).with_name("compile_triton.py")
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_compiles_for_a_gpu_that_is_not_here(capability: str, tmp_path: Path) -> None:
+    script, chunk = Path(__file__).with_name("compile_triton.py"), "2"
     run(str(script), capability, chunk, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
 
 
