@@ -21,6 +21,11 @@ BUILT = library.native_missing() is None
 needs_kernels = pytest.mark.skipif(not BUILT, reason=library.native_missing() or "")
 
 
+def look_again() -> None:
+    library.kernels.cache_clear()
+    library.native_missing.cache_clear()
+
+
 def run_scan(**arguments: Tensor) -> Tensor:
     return selective_scan(**arguments, delta_softplus=True, backend="native")  # type: ignore[arg-type]
 
@@ -126,7 +131,7 @@ def test_without_the_library_pytorch_serves_and_the_reason_is_told(
     monkeypatch.setattr(library, "PATH", tmp_path / "_kernels.so")
     for registry in (SCAN_REGISTRY, CONV_REGISTRY):
         registry.forget()
-    library.kernels.cache_clear()
+    look_again()
     try:
         for statuses in (scan_backends(), conv_backends()):
             native = {status.name: status for status in statuses}["native"]
@@ -138,7 +143,7 @@ def test_without_the_library_pytorch_serves_and_the_reason_is_told(
         torch.testing.assert_close(grad, x.sum(0).expand(128, 128))
     finally:
         monkeypatch.undo()
-        library.kernels.cache_clear()
+        look_again()
         for registry in (SCAN_REGISTRY, CONV_REGISTRY):
             registry.forget()
 
@@ -147,12 +152,12 @@ def test_a_library_that_cannot_be_loaded_is_a_reason(monkeypatch: pytest.MonkeyP
     broken = tmp_path / "_kernels.so"
     broken.write_text("no library")
     monkeypatch.setattr(library, "PATH", broken)
-    library.kernels.cache_clear()
+    look_again()
     try:
         assert "_kernels.so" in (library.native_missing() or "")
     finally:
         monkeypatch.undo()
-        library.kernels.cache_clear()
+        look_again()
 
 
 @needs_kernels

@@ -1,7 +1,7 @@
 """Linear layers that multiply with oneDNN where PyTorch's own choice of library leaves half of the processor idle.
 
-For float32 on an x86 processor PyTorch multiplies with MKL, which uses the 512-bit units of Intel's processors only;
-oneDNN, which every PyTorch wheel contains, uses those of all (docs/performance.md has the numbers).
+For float32 on an x86 processor PyTorch multiplies with MKL, which leaves the 512-bit units of AMD's processors idle;
+oneDNN, which the same PyTorch contains, uses them (docs/performance.md has the numbers).
 """
 
 import functools

@@ -104,8 +104,9 @@ def _openmp_entry() -> int | None:
         return None
 
 
+@functools.cache
 def native_missing() -> str | None:
-    """Why the native kernels cannot run on this installation, or None."""
+    """Why the native kernels cannot run on this installation, or None; looked for once."""
     try:
         kernels()
     except OSError as error:
