@@ -80,10 +80,11 @@ def command_curve(recipe: str, folder: Path) -> Curve:
 
 def dense_curve(steps: int = 3) -> Curve:
     """A few steps of a small UperNet on random images and labels."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
     import map_dense.mmseg  # noqa: F401  (registers; OpenMMLab takes seconds to import)
     from map_dense import catalogue
-    from mmseg.structures import SegDataSample
-    from mmengine.structures import PixelData
 
     torch.manual_seed(0)
     config = catalogue.read_config(catalogue.config_path("upernet_hybridnet-mini_cpu_camvid"))
@@ -100,14 +101,18 @@ def dense_curve(steps: int = 3) -> Curve:
         loss = sum(value.mean() for key, value in terms.items() if "loss" in key)
         optimizer.zero_grad()
         loss.backward()
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
+        norms.append(
+            torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
+        )
         optimizer.step()
         losses.append(loss.item())
     return Curve(losses, norms)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true")
     parser.add_argument("names", nargs="*", default=list(NAMES))
     arguments = parser.parse_args()

@@ -6,12 +6,12 @@ import types
 import numpy as np
 import pytest
 import torch
-
-from map_core.errors import UserError
-from map_points import accelerators
 from map_points.grouping import group_points
 from map_points.neighbors import nearest_neighbors
 from map_points.sampling import farthest_point_sample
+
+from map_core.errors import UserError
+from map_points import accelerators
 
 
 def slow_distance(a, b):

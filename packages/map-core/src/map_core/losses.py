@@ -60,7 +60,9 @@ class MaskedMSE:
 
     normalize: bool = True
 
-    def __call__(self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]) -> Float[Tensor, ""]:
+    def __call__(
+        self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]
+    ) -> Float[Tensor, ""]:
         return masked_mse(prediction, target, normalize=self.normalize)
 
     def to_values(

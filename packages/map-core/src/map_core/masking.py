@@ -181,7 +181,9 @@ def _hidden_within_regions(
         )
     n = tokens.num_global
     score, region = score[:, n:], regions.index[:, n:].expand(tokens.batch_size, -1).long()
-    member = region.unsqueeze(1) == torch.arange(regions.count, device=region.device).unsqueeze(-1)  # (b, r, m)
+    member = region.unsqueeze(1) == torch.arange(regions.count, device=region.device).unsqueeze(
+        -1
+    )  # (b, r, m)
     size = member.sum(-1)
     # The sum of a region's uniform scores, modulo 1, is uniform whatever the region's size, and independent
     # of their ranks: the extra tokens fall on random regions. Scores that are not random favour late regions.

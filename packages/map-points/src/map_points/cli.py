@@ -29,6 +29,11 @@ def segment(config: SegmentConfig) -> None:
     train_task(SegmentTask(config), config)
 
 
+def fewshot(config: FewShotConfig) -> None:
+    """Train a classifier on every few-shot fold and write the mean over them."""
+    run_folds(config)
+
+
 def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     """Write two-part shapes as txt files with their lists."""
     settings = vars(config).copy()
@@ -39,7 +44,7 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
 
 MODEL_OF_RUN = partial(model_of_run, DOMAIN)
 POINTS_ONLY = [
-    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, run_folds, MODEL_OF_RUN),
+    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, MODEL_OF_RUN),
     Command("segment", "train a part segmenter", SegmentConfig, segment, MODEL_OF_RUN),
     Command(
         "write-part-shapes", "make two-part shapes in ShapeNetPart's layout", PartShapesConfig, part_shapes

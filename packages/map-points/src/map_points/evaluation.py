@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 import map_core.tasks.evaluation
 from map_core.errors import UserError
@@ -72,13 +73,11 @@ def voted_logits(
     voting = CloudSamples(samples.clouds, augmented, training=True)
 
     def one_round(number: int) -> Logits:
-        total, labels = 0.0, None
-        for vote in range(VOTES):
-            logits, labels = votes(voting, number * VOTES + vote, f"round {number + 1}, vote {vote + 1}/{VOTES}")
-            total = total + logits
-        assert isinstance(total, Tensor)
-        assert labels is not None
-        return total / VOTES, labels
+        rounds = [
+            votes(voting, number * VOTES + vote, f"round {number + 1}, vote {vote + 1}/{VOTES}")
+            for vote in range(VOTES)
+        ]
+        return torch.stack([logits for logits, _ in rounds]).sum(dim=0) / VOTES, rounds[0][1]
 
     if config.protocol == "vote_10":
         return one_round(0)

@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from map_core.errors import UserError
 from map_core.commands.standard import configs
+from map_core.errors import UserError
 from map_core.runs.summary import write_config, write_summary
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask
 from map_core.tasks.domain import OpenedData
@@ -134,7 +134,9 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
             resume="auto" if config.resume and (directory / "checkpoints").is_dir() else None,
             out=str(directory),
         )
-        found = train(FinetuneTask(DOMAIN, run, data), run.training, directory, resume=run.resume, run_config=run)
+        found = train(
+            FinetuneTask(DOMAIN, run, data), run.training, directory, resume=run.resume, run_config=run
+        )
         if found["interrupted"]:
             return found
         accuracies.append(float(found["test_accuracy"]))

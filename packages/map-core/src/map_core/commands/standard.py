@@ -29,9 +29,7 @@ from map_core.tasks.weights import read_description
 from map_core.training import TrainingConfig, train
 
 TRAINING = Option(TrainingConfig, "Epochs, batch, learning rate and the like.")
-RESUME = Option(
-    str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None
-)
+RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None)
 START = Option(
     str | None, "A pretraining run or weights file to start from; from scratch when not given.", None
 )
@@ -270,9 +268,7 @@ def features(domain: Domain, config: Any) -> None:
         if samples_or_none is not None:
             values, labels = extract(samples=samples_or_none, title=f"features of {split}")
             measured[split] = SplitFeatures(values, labels, samples_or_none.names)
-    write_features(
-        out, measured, data.classes, neighbors=config.neighbors, evaluated_on=data.evaluated_on
-    )
+    write_features(out, measured, data.classes, neighbors=config.neighbors, evaluated_on=data.evaluated_on)
 
 
 def reconstruct(domain: Domain, config: Any) -> None:
@@ -292,9 +288,7 @@ def reconstruct(domain: Domain, config: Any) -> None:
     inputs = inputs_to_draw(samples, config.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
-    domain.draw(
-        trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed
-    )
+    domain.draw(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
     print(f"{len(inputs)} {domain.sample}s -> {out}")
 
 

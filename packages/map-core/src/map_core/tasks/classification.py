@@ -32,7 +32,7 @@ EVALUATION_BATCH = 64  # the smallest; more where a micro-batch of training is l
 class Mixer(Protocol):
     """Mixes the inputs of a batch with one another, and their labels likewise."""
 
-    def __call__(self, inputs: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, inputs: Tensor, labels: Tensor, draw: Draw, /) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass

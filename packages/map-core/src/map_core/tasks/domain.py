@@ -136,4 +136,4 @@ class Domain:
     collate: Collate = default_collate
     logits: Callable[..., Logits] = plain_logits
     protocol: Callable[[Any], str | None] = lambda config: None
-    info: Callable[[], list[str]] = lambda: []
+    info: Callable[[], list[str]] = list

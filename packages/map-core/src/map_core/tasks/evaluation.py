@@ -153,9 +153,7 @@ def extract_features(
     """Pooled features (what the head reads) and labels of all samples, in order."""
     device = choose_device(config.device)
     model = model.to(device).eval()
-    features, labels = collect(
-        pooled_features(model), samples, config, device, collate=collate, title=title
-    )
+    features, labels = collect(pooled_features(model), samples, config, device, collate=collate, title=title)
     return features.numpy(), labels.numpy()
 
 

@@ -164,10 +164,12 @@ class PretrainTask(Task):
         description = self.domain.models.describe(
             self.config.model, task=self.name, holds="encoder", weights=weights, **self.data.preprocessing
         )
-        save_weights(
-            exported_file(directory, "model", weights), model.backbone.state_dict(), description
-        )
-        settings = {"objective": asdict(self.config.objective), "holds": "decoder and head", "weights": weights}
+        save_weights(exported_file(directory, "model", weights), model.backbone.state_dict(), description)
+        settings = {
+            "objective": asdict(self.config.objective),
+            "holds": "decoder and head",
+            "weights": weights,
+        }
         save_weights(exported_file(directory, "pretraining", weights), rest_of_state(model), settings)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
@@ -212,7 +214,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
             f"{path} has no {decoder_file.name} with its description beside it: reconstruction needs the decoder, "
             "which only the directory of a pretraining run holds"
         )
-    settings = read_settings(domain.objective, description["objective"], decoder_file)
+    settings: Any = read_settings(domain.objective, description["objective"], decoder_file)
     backbone = domain.models.create_backbone(model)
     objective = domain.build_objective(backbone, settings)
     domain.models.load_init(backbone, path)
@@ -227,9 +229,15 @@ def load_rest(objective: Objective, state: Mapping[str, Tensor], source: Path) -
         UserError: names or shapes differ.
     """
     shapes = {key: tuple(value.shape) for key, value in rest_of_state(objective).items()}
-    wrong = [key for key in shapes.keys() | state.keys() if tuple(getattr(state.get(key), "shape", ())) != shapes.get(key)]
+    wrong = [
+        key
+        for key in shapes.keys() | state.keys()
+        if tuple(getattr(state.get(key), "shape", ())) != shapes.get(key)
+    ]
     if wrong:
-        raise UserError(f"{source} does not fit the objective that it describes: {', '.join(sorted(wrong)[:5])}")
+        raise UserError(
+            f"{source} does not fit the objective that it describes: {', '.join(sorted(wrong)[:5])}"
+        )
     objective.load_state_dict(dict(state), strict=False)
 
 

@@ -27,9 +27,7 @@ Config = TypeVar("Config", bound=ModelConfig)
 class LoadInit(Protocol):
     """Starts a model from a run or weights file; without ``keep_head`` its head starts anew."""
 
-    def __call__(
-        self, model: nn.Module, path: str | Path, *, keep_head: bool = True
-    ) -> LoadReport: ...
+    def __call__(self, model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport: ...
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from map_core.objective import Terms
 from map_core.randomness import Draw
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.trained_models import load_whole
+from map_core.tasks.weights import read_description, read_settings, save_weights
 from map_core.training import Task, TrainingConfig
 from map_core.training.loading import batches_in_order
 from map_core.training.processes import sum_over_processes
 from map_core.training.task import exported_file
-from map_core.tasks.weights import read_description, read_settings, save_weights
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
 from map_points.factory import MODELS, PointModelConfig, create_backbone
 from map_points.segmentation.metrics import part_metrics, part_totals, parts_of_categories
@@ -211,4 +211,5 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
     parts = tuple(tuple(own) for own in description["parts"])
     settings = read_settings(SegmentationConfig, description["head"], path)
     model = build_segmenter(config, settings, len(parts), 1 + max(max(own) for own in parts))
-    return TrainedSegmenter(load_whole(model, path, load_init), tuple(description["classes"]), parts)
+    load_whole(model, path, load_init)
+    return TrainedSegmenter(model, tuple(description["classes"]), parts)
