@@ -9,8 +9,9 @@ from map_core import GridRegions, MaskedAutoregression, make_position
 from map_core.errors import UserError
 from map_core.losses import MaskedMSE
 from map_core.regions import GridRegionKind
+from map_core.tasks.classification import Mixer
 from map_core.tasks.pretraining import ObjectiveConfig, assemble_objective
-from map_vision.mixing import BatchMixer, MixingConfig
+from map_vision.mixing import MixingConfig
 from map_vision.model import HybridNet
 from map_vision.patches import patch_grid
 
@@ -37,7 +38,7 @@ class ImageObjectiveConfig(MixingConfig, ObjectiveConfig):
             rows, cols = self.block_size
             raise UserError(f"objective.block_size must be at least 1x1; got {rows}x{cols}")
 
-    def mixer(self) -> BatchMixer | None:
+    def mixer(self) -> Mixer | None:
         return self.make_mixer(num_classes=0)
 
 
