@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from map_core.errors import UserError
 from map_core.tasks.weights import LoadReport, read_description, read_settings, weights_file
 
 
+@runtime_checkable
 class ModelConfig(Protocol):
     """The ``model`` section of a recipe: a registered name, and what to change in it."""
 
@@ -24,6 +25,7 @@ class ModelConfig(Protocol):
 Config = TypeVar("Config", bound=ModelConfig)
 
 
+@runtime_checkable
 class LoadInit(Protocol):
     """Starts a model from a run or weights file; without ``keep_head`` its head starts anew."""
 
