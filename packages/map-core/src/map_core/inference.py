@@ -73,8 +73,7 @@ def describe_environment() -> str:
     for title, statuses in ops.items():
         lines.append(title)
         for status in statuses:
-            state = "available" if status.available else f"refused: {status.reason}"
-            lines.append(f"  {status.name:14} {state}")
+            lines.append(f"  {status.name:14} {status}")
     return "\n".join(lines)
 
 

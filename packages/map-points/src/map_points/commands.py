@@ -24,7 +24,7 @@ from map_core.trained_models import TrainedModels
 from map_core.training import train
 from map_core.training.summary import write_summary
 from map_core.weights import read_description
-from map_points.accelerators import load
+from map_points.accelerators import neighbor_backends, sampling_backends
 from map_points.data import (
     CloudSamples,
     PointDataConfig,
@@ -327,10 +327,10 @@ class InfoConfig:
 def info(config: InfoConfig) -> None:
     """Print versions, devices, the implementations of scan, sampling and neighbours, and the models."""
     print(describe_environment())
-    print("sampling and neighbours")
-    for package in ("pointnet2_ops", "knn_cuda"):
-        found = load("pointnet2_ops.pointnet2_utils" if package == "pointnet2_ops" else package) is not None
-        print(f"  {package:14} {'used on CUDA devices' if found else 'not installed: plain PyTorch'}")
+    for title, statuses in (("farthest points", sampling_backends()), ("neighbours", neighbor_backends())):
+        print(title)
+        for status in statuses:
+            print(f"  {status.name:14} {status}")
     print("models (parameters of the classifier for 40 classes)")
     for name in MODEL_NAMES:
         with torch.device("meta"):

@@ -1,6 +1,8 @@
 """Which implementation of an op serves a call: the one asked for, or the best that can."""
 
+import importlib.util
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +12,15 @@ import torch
 from map_core.errors import UserError, near_matches
 
 logger = logging.getLogger(__name__)
+NOT_INSTALLED = "is not installed"
 
 
 @dataclass(frozen=True)
 class Request:
     """What to serve: the device type, the input's dtype, the op's size, if asked for by name.
 
-    The size is the number of states of a scan, of taps of a convolution, of multiplications of a linear layer.
+    The size is the number of states of a scan, of taps of a convolution, of multiplications of a linear layer, of
+    points to pick.
     """
 
     device: str
@@ -53,6 +57,12 @@ class BackendStatus:
     name: str
     available: bool
     reason: str
+
+    def __str__(self) -> str:
+        """Say, as ``info`` prints it, that it is available, that a package is not installed, or why it is refused."""
+        if self.available:
+            return "available"
+        return self.reason if self.reason.endswith(NOT_INSTALLED) else f"refused: {self.reason}"
 
 
 class Registry:
@@ -120,13 +130,15 @@ class Registry:
             logger.info("%s on %s: backend='auto' picked %r", self.op, device, name)
 
 
-def optional_import(load: Callable[[], Any]) -> str | None:
-    """Run ``load`` and return None, or why it failed.
+def optional_import(package: str, load: Callable[[], Any]) -> str | None:
+    """Run ``load`` and return None, or why it failed; a package that is nowhere to be found is just not installed.
 
     Compiled extensions fail with OSError, RuntimeError or AttributeError as readily as with ImportError.
     """
     try:
         load()
     except Exception as error:
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            return f"{package} {NOT_INSTALLED}"
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
