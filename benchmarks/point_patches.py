@@ -5,9 +5,9 @@ import time
 
 import torch
 
-from map_points.grouping import group_points
-from map_points.neighbors import nearest_neighbors
-from map_points.sampling import farthest_point_sample
+from map_points.patches.grouping import group_points
+from map_points.patches.neighbors import nearest_neighbors
+from map_points.patches.sampling import farthest_point_sample
 
 
 def median_ms(function, repeats):

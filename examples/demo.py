@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 
 from map_core.cli import load_recipe
 from map_core.errors import UserError
-from map_core.inference import choose_device
+from map_core.tasks.evaluation import choose_device
 from map_core.training import train
-from map_core.training.metrics import read_metrics
-from map_core.training.summary import commit, device_name, versions, write_summary
+from map_core.runs.metrics import read_metrics
+from map_core.runs.summary import commit, device_name, versions, write_summary
 from map_vision.commands import EvaluateConfig, evaluate
 from map_vision.data import DataConfig
 from map_vision.evaluation import EvaluationConfig

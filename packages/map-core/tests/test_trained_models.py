@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from map_core.trained_models import TrainedModels
+from map_core.weights import load_init, read_description, save_weights
 from torch import nn
 
 from map_core import UserError
-from map_core.trained_models import TrainedModels
-from map_core.weights import load_init, read_description, save_weights
 
 
 class Toy(nn.Module):

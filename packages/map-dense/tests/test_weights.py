@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from map_core.tasks.weights import save_weights
+from map_vision.commands import pretrain
 
 from map_core.errors import UserError
 from map_core.training import TrainingConfig
-from map_core.weights import save_weights
 from map_dense.backbone import HybridBackbone
 from map_dense.weights import load_backbone
-from map_vision.commands import pretrain
 from map_vision.data import DataConfig
 from map_vision.factory import ModelConfig, create_backbone, create_model, describe_model
 from map_vision.pretraining import ImageObjectiveConfig, PretrainConfig

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from map_core.errors import UserError
-from map_points import accelerators
-from map_points.grouping import group_points
-from map_points.neighbors import nearest_neighbors
-from map_points.sampling import farthest_point_sample
+from map_points.patches import accelerators
+from map_points.patches.grouping import group_points
+from map_points.patches.neighbors import nearest_neighbors
+from map_points.patches.sampling import farthest_point_sample
 
 
 def slow_distance(a, b):
@@ -175,9 +175,12 @@ def test_a_backend_asked_for_by_name_is_never_replaced():
         group_points(points, num_patches=8, patch_size=4, backend="fast")
 
 
-@pytest.mark.parametrize(
-    ("statuses", "package"),
-    [(accelerators.sampling_backends, "pointnet2_ops"), (accelerators.neighbor_backends, "knn_cuda")],
-)
-def test_a_package_that_is_not_there_is_named(statuses, package):
-    assert [str(status) for status in statuses()] == [f"{package} is not installed", "available"]
+def test_info_names_the_package_that_is_not_there():
+    assert accelerators.describe_backends() == [
+        "farthest points",
+        "  cuda           pointnet2_ops is not installed",
+        "  torch          available",
+        "nearest neighbours",
+        "  cuda           knn_cuda is not installed",
+        "  torch          available",
+    ]

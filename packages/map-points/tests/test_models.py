@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from map_points.local_blocks import ChannelFlipMixer, LocalNormPool, Mamba3DBlock
+from map_points.models import create_point_model
+from map_points.neighbors import nearest_neighbors
 
 from map_core import sample_mask
 from map_core.errors import UserError
 from map_core.ops import selective_scan
-from map_points.local_blocks import ChannelFlipMixer, LocalNormPool, Mamba3DBlock
-from map_points.models import create_point_model
-from map_points.neighbors import nearest_neighbors
 
 TINY = {"embed_dim": 16, "num_heads": 2, "num_patches": 16, "patch_size": 4, "layout": "MMT"}
 

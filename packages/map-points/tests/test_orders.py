@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
+from map_points.orders import hilbert_code, order_patches, z_code
 
 from map_core.errors import UserError
 from map_points import orders
-from map_points.orders import hilbert_code, order_patches, z_code
 
 
 @pytest.fixture

@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from map_core.weights import read_weights
+from map_points.finetuning import FinetuneConfig, FinetuneTask
+from map_points.reconstruction import reconstruct
 
 from map_core import mask_noise
 from map_core.cli import load_recipe
 from map_core.errors import UserError
 from map_core.training import TrainingConfig, train
-from map_core.weights import read_weights
 from map_points.cli import RECIPES
 from map_points.data import CloudSamples, PointData, PointDataConfig
 from map_points.data.clouds import ArrayClouds
 from map_points.evaluation import VOTES, EvaluationConfig, class_totals, classification_metrics, voted_logits
 from map_points.factory import PointModelConfig, create_backbone, create_classifier
-from map_points.finetuning import FinetuneConfig, FinetuneTask
 from map_points.losses import masked_chamfer
 from map_points.pretraining import (
     PointObjectiveConfig,
@@ -26,7 +27,6 @@ from map_points.pretraining import (
     build_objective,
     load_pretraining,
 )
-from map_points.reconstruction import reconstruct
 from map_points.weights import load_init
 
 MODEL = PointModelConfig(

@@ -7,11 +7,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from map_core.weights import read_weights
+from map_points.finetuning import FinetuneConfig, FinetuneTask
 
 import map_core.cli
 from map_core.cli import load_recipe, recipe_names
 from map_core.training import train
-from map_core.weights import read_weights
 from map_points import evaluation
 from map_points.cli import COMMANDS, RECIPES
 from map_points.commands import TRAINED
@@ -20,7 +21,6 @@ from map_points.data.clouds import ArrayClouds
 from map_points.evaluation import EvaluationConfig
 from map_points.factory import create_classifier, described_model
 from map_points.fewshot import FewShotConfig, run_folds
-from map_points.finetuning import FinetuneConfig, FinetuneTask
 from map_points.pretraining import PretrainConfig, PretrainTask
 from map_points.segmentation import SegmentConfig, SegmentTask
 

@@ -3,12 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
-from map_core.errors import UserError
-from map_core.training import TrainingConfig, train
-from map_points.data import PointDataConfig, load_part_data
-from map_points.data.shapenetpart import PARTS_OF_SYNSET
-from map_points.factory import PointModelConfig, create_backbone, create_classifier
 from map_points.part_metrics import (
     part_metrics,
     part_totals,
@@ -17,6 +11,12 @@ from map_points.part_metrics import (
     shape_iou,
 )
 from map_points.part_segmenter import PartSegmenter, feature_layers, interpolate_features
+
+from map_core.errors import UserError
+from map_core.training import TrainingConfig, train
+from map_points.data import PointDataConfig, load_part_data
+from map_points.data.shapenetpart import PARTS_OF_SYNSET
+from map_points.factory import PointModelConfig, create_backbone, create_classifier
 from map_points.segmentation import (
     SegmentationConfig,
     SegmentConfig,

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from map_points.grouping import group_points
+from map_points.patch_embedding import CoordinatePosition, PatchEmbedding
 
 from map_core import sample_mask
 from map_core.errors import UserError
-from map_points.grouping import group_points
-from map_points.patch_embedding import CoordinatePosition, PatchEmbedding
 from map_points.tokenizer import PointTokenizer, consecutive_regions, regions_after_mask
 
 

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.neighbors import KNeighborsClassifier
-from timm.loss import LabelSmoothingCrossEntropy
-
-from map_core import UserError
-from map_core.cli import load_recipe
 from map_core.inference import choose_device, knn_accuracy
-from map_core.training import Step
 from map_vision.classifier import LinearProbe
-from map_vision.data import DataConfig, load_image_data
 from map_vision.evaluation import (
     EvaluationConfig,
     classification_metrics,
@@ -22,6 +15,13 @@ from map_vision.evaluation import (
     extract_features,
     predict_probabilities,
 )
+from sklearn.neighbors import KNeighborsClassifier
+from timm.loss import LabelSmoothingCrossEntropy
+
+from map_core import UserError
+from map_core.cli import load_recipe
+from map_core.training import Step
+from map_vision.data import DataConfig, load_image_data
 from map_vision.factory import create_model
 from map_vision.finetuning import FinetuneConfig, FinetuneTask, LinearProbeTask
 from map_vision.mixing import BatchMixer, MixingConfig

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from map_vision.positions import LearnedGridPosition, SinCosGridPosition, make_grid_position
+from map_vision.scan_orders import grid_position, scan_order
 from timm.layers import resample_abs_pos_embed
 
 from map_core import UserError
-from map_vision.positions import LearnedGridPosition, SinCosGridPosition, make_grid_position
-from map_vision.scan_orders import grid_position, scan_order
 
 
 def flat(table):

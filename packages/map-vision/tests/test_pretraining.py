@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from map_core.pretraining import split_state
+from map_vision.reconstruction import draw_reconstructions, reconstruct
 
 from map_core import UserError, mask_noise
 from map_core.cli import load_recipe
-from map_core.pretraining import split_state
 from map_core.training import Step
 from map_vision.factory import create_backbone
 from map_vision.pretraining import (
@@ -17,7 +18,6 @@ from map_vision.pretraining import (
     build_objective,
     load_pretraining,
 )
-from map_vision.reconstruction import draw_reconstructions, reconstruct
 
 TOKENS = 16  # digits of 8 x 8 pixels in patches of 2 x 2
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from map_vision.scan_orders import grid_position, grid_region, raster_order, scan_order
 
 from map_core import UserError
 from map_vision.patches import PatchEmbed, patchify
-from map_vision.scan_orders import grid_position, grid_region, raster_order, scan_order
 from map_vision.tokenizer import ImageTokenizer
 
 GRIDS = [(4, 4), (2, 5), (3, 1)]

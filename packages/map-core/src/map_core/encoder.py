@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,10 +19,17 @@ BlockMaker = Callable[[int, float], nn.Module]  # (embed_dim, drop_path) -> bloc
 
 
 @runtime_checkable
-class Encoder(Protocol):
-    """What the objective asks of an encoder: features of (at least) the visible tokens."""
+class Backbone(Protocol):
+    """What is pretrained, exported and finetuned: a module that makes tokens of inputs and encodes them.
+
+    ``tokenize`` attaches what an objective reconstructs if ``targets``. ``encode`` returns features of (at
+    least) the visible tokens; a backbone that cannot drop tokens paints over the hidden ones and returns
+    every place, where the decoder puts its own mask token.
+    """
 
     embed_dim: int
+
+    def tokenize(self, inputs: Any, *, targets: bool = False) -> Tokens: ...
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features: ...
 

@@ -1,5 +1,7 @@
 """Targets and losses of the reconstruction."""
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -46,3 +48,25 @@ def masked_mse(
     if normalize:
         target = normalize_targets(target, eps)
     return F.mse_loss(prediction.float(), target)
+
+
+@dataclass(frozen=True)
+class MaskedMSE:
+    """:func:`masked_mse` with its settings, as a loss of (prediction, target).
+
+    Attributes:
+        normalize: Compare with per-patch-normalised targets.
+    """
+
+    normalize: bool = True
+
+    def __call__(
+        self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]
+    ) -> Float[Tensor, ""]:
+        return masked_mse(prediction, target, normalize=self.normalize)
+
+    def to_values(
+        self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]
+    ) -> Float[Tensor, "b h t"]:
+        """The prediction in the target's own values, with the target's statistics where they were taken out."""
+        return denormalize_prediction(prediction, target) if self.normalize else prediction

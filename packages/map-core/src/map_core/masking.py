@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError, near_matches
-from map_core.randomness import keyed_generator
-from map_core.tokens import GLOBAL_REGION, Tokens
+from map_core.randomness import Draw
+from map_core.tokens import Regions, Tokens
 
 MaskStrategy = Literal["random", "sequential", "diagonal"]
 MaskScope = Literal["all", "region"]
@@ -31,27 +31,53 @@ class TokenMask:
     drop: Int[Tensor, "b h"]
 
 
-def mask_noise(seed: int, step: int, samples: slice, shape: tuple[int, int]) -> Float[Tensor, "s l"]:
-    """Draw the uniform noise of one step for the whole global batch; return this process's ``samples`` of it.
+@dataclass(frozen=True)
+class Masking:
+    """How many tokens are hidden, and which.
 
-    Args:
-        seed, step: Keys of the draw; the same keys give the same noise on any number of processes.
-        samples: Which samples of the global batch to return.
-        shape: Global batch size and number of tokens.
+    Attributes:
+        ratio: Share of the tokens to hide, inside (0, 1).
+        ratio_std: Draw the ratio of each step from a normal around ``ratio`` with this deviation, truncated to
+            ``ratio_bounds``, one for all samples and processes (the authors' code: .25 within [.3, .7]);
+            None fixes it.
+        ratio_bounds: Lowest and highest drawn ratio.
+        strategy: See :func:`sample_mask`.
+        scope: ``all`` chooses among all tokens; ``region`` within each region (paper eq. 2).
     """
-    return torch.rand(shape, generator=keyed_generator(seed, "mask", step))[samples]
+
+    ratio: float = 0.5
+    ratio_std: float | None = None
+    ratio_bounds: tuple[float, float] = (0.3, 0.7)
+    strategy: MaskStrategy = "random"
+    scope: MaskScope = "all"
+
+    @property
+    def highest_ratio(self) -> float:
+        """The largest share that a step may hide."""
+        return self.ratio if self.ratio_std is None else self.ratio_bounds[1]
+
+    def step_ratio(self, draw: Draw) -> float:
+        """The masking ratio of a step: fixed, or one keyed draw for all processes."""
+        if self.ratio_std is None:
+            return self.ratio
+        return truncated_normal(draw.scalar("ratio"), self.ratio, self.ratio_std, self.ratio_bounds)
+
+    def __call__(self, tokens: Tokens, draw: Draw, regions: Regions | None = None) -> TokenMask:
+        """Hide tokens of a batch; ``regions`` are needed for scope ``region`` only."""
+        if self.scope not in get_args(MaskScope):
+            known = get_args(MaskScope)
+            raise UserError(f"mask scope {self.scope!r} is unknown; {near_matches(self.scope, known)}")
+        noise = None
+        if self.strategy == "random":
+            noise = draw.uniform("mask", tokens.length, tokens.embedding.device)
+        within = regions if self.scope == "region" else None
+        return sample_mask(tokens, self.step_ratio(draw), self.strategy, noise=noise, within=within)
 
 
-def truncated_normal_ratio(
-    seed: int, step: int, mean: float, std: float, bounds: tuple[float, float]
-) -> float:
-    """Draw the masking ratio of one step, one for all samples and processes, from a truncated normal.
-
-    Source: the authors' code hides a ratio drawn with mean .5, std .25 within [.3, .7].
-    """
+def truncated_normal(uniform: float, mean: float, std: float, bounds: tuple[float, float]) -> float:
+    """Turn a uniform number into one of a normal that is truncated to ``bounds``."""
     low, high = (0.5 * (1 + math.erf((bound - mean) / (std * math.sqrt(2)))) for bound in bounds)
-    uniform = torch.rand((), generator=keyed_generator(seed, "ratio", step), dtype=torch.float64)
-    quantile = (low + (high - low) * uniform).clamp(1e-12, 1 - 1e-12)
+    quantile = torch.tensor(low + (high - low) * uniform, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
     normal = math.sqrt(2) * torch.erfinv(2 * quantile - 1)
     return min(max(float(mean + std * normal), bounds[0]), bounds[1])
 
@@ -62,7 +88,7 @@ def sample_mask(
     strategy: MaskStrategy = "random",
     *,
     noise: Float[Tensor, "b l"] | None = None,
-    scope: MaskScope = "all",
+    within: Regions | None = None,
 ) -> TokenMask:
     """Hide ``round(ratio * l)`` of each sample's l tokens (global tokens do not count and stay visible).
 
@@ -71,30 +97,24 @@ def sample_mask(
         ratio: Hidden share, inside (0, 1); at least one token is hidden and one kept.
         strategy: ``random``; ``sequential`` hides the last tokens in scan order; ``diagonal`` those with the
             largest row + column, ties to the later one in scan order (our reading of the paper's Figure 5).
-        noise: Uniform noise that decides the random strategy, see :func:`mask_noise`; drawn from torch's
+        noise: Uniform noise that decides the random strategy, see :meth:`Draw.uniform`; drawn from torch's
             global generator when None.
-        scope: ``all`` chooses among all tokens; ``region`` within each region (paper eq. 2), the total split
-            over regions so that their counts differ by at most one.
+        within: Choose within each of these regions (paper eq. 2), the total split over them so that their
+            counts differ by at most one; among all tokens when None.
 
     Raises:
-        UserError: the ratio is outside (0, 1) or leaves nothing hidden or visible; an unknown strategy or
-            scope; ``diagonal`` on tokens that are no grid; ``region`` where one is smaller than its share.
+        UserError: the ratio is outside (0, 1) or leaves nothing hidden or visible; an unknown strategy;
+            ``diagonal`` on tokens that are no grid; a region smaller than its share.
     """
-    is_global = (tokens.region == GLOBAL_REGION).expand(tokens.batch_size, -1)
-    # all samples have as many global tokens as the first
-    length = tokens.length - int(is_global[:1].sum())
-    count = hidden_count(ratio, length)
+    count = hidden_count(ratio, tokens.num_maskable)
     score = _hiding_score(tokens, strategy, noise)
-    if scope == "all":
-        rank = _descending_rank(score.masked_fill(is_global, -math.inf))
-        hidden = rank < count
-    elif scope == "region":
-        hidden = _hidden_within_regions(tokens, score, count, shuffle=strategy == "random")
+    if within is not None:
+        hidden = _hidden_within_regions(tokens, score, count, within, shuffle=strategy == "random")
     else:
-        raise UserError(f"mask scope {scope!r} is unknown; {near_matches(scope, get_args(MaskScope))}")
-    order = torch.argsort(
-        hidden.to(torch.uint8), dim=1, stable=True
-    )  # visible first, each part in scan order
+        score = torch.cat([score.new_full(_front(tokens), -math.inf), score[:, tokens.num_global :]], dim=1)
+        hidden = _descending_rank(score) < count
+    # visible first, each part in scan order
+    order = torch.argsort(hidden.to(torch.uint8), dim=1, stable=True)
     kept = tokens.length - count
     return TokenMask(hidden=hidden, keep=order[:, :kept], drop=order[:, kept:])
 
@@ -110,6 +130,11 @@ def hidden_count(ratio: float, length: int) -> int:
             "least one; change the ratio or use more tokens (smaller patches)"
         )
     return count
+
+
+def _front(tokens: Tokens) -> tuple[int, int]:
+    """Shape of the global tokens at the front of every sequence."""
+    return tokens.batch_size, tokens.num_global
 
 
 def _hiding_score(tokens: Tokens, strategy: str, noise: Tensor | None) -> Float[Tensor, "b l"]:
@@ -144,30 +169,30 @@ def _descending_rank(score: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
 
 
 def _hidden_within_regions(
-    tokens: Tokens, score: Float[Tensor, "b l"], count: int, *, shuffle: bool
+    tokens: Tokens, score: Float[Tensor, "b l"], count: int, regions: Regions, *, shuffle: bool
 ) -> Bool[Tensor, "b l"]:
-    region = tokens.region.expand(tokens.batch_size, -1).long()
-    num_regions = int(region.max()) + 1
-    member = region.unsqueeze(1) == torch.arange(num_regions, device=region.device).unsqueeze(-1)  # (b, r, l)
-    size = member.sum(-1)
-    base, extra = divmod(count, num_regions)
-    share, smallest = base + (extra > 0), int(size.min())
-    if smallest < share:
+    """Hide ``count`` tokens of each sample, the largest scores of each region, all regions alike but for one."""
+    base, extra = divmod(count, regions.count)
+    share = base + (extra > 0)
+    if regions.smallest < share:
         raise UserError(
             f"mask scope 'region' must hide up to {share} tokens of every region, but the smallest has "
-            f"{smallest}; lower the ratio, use larger regions or scope 'all'"
+            f"{regions.smallest}; lower the ratio, use larger regions or scope 'all'"
         )
+    n = tokens.num_global
+    score, region = score[:, n:], regions.index[:, n:].expand(tokens.batch_size, -1).long()
+    member = region.unsqueeze(1) == torch.arange(regions.count, device=region.device).unsqueeze(
+        -1
+    )  # (b, r, m)
+    size = member.sum(-1)
     # The sum of a region's uniform scores, modulo 1, is uniform whatever the region's size, and independent
     # of their ranks: the extra tokens fall on random regions. Scores that are not random favour late regions.
     total = (member * score.unsqueeze(1).double()).sum(-1)
     quota = base + (_descending_rank(total.remainder(1) if shuffle else total) < extra).long()  # (b, r)
     # rank within the region: tokens of the same region with a larger score, equal scores by index
     order = torch.argsort(score, dim=1, descending=True, stable=True)
-    region_in_order = torch.gather(region, 1, order)
-    by_region = torch.argsort(region_in_order, dim=1, stable=True)
-    order = torch.gather(order, 1, by_region)  # global tokens, then region by region, largest score first
-    place = torch.argsort(order, dim=1)
-    start = (region == GLOBAL_REGION).sum(1, keepdim=True) + size.cumsum(1) - size  # (b, r)
-    own = region.clamp(min=0)
-    rank = place - torch.gather(start, 1, own)
-    return (rank < torch.gather(quota, 1, own)) & (region != GLOBAL_REGION)
+    by_region = torch.argsort(torch.gather(region, 1, order), dim=1, stable=True)
+    place = torch.argsort(torch.gather(order, 1, by_region), dim=1)  # region by region, largest score first
+    rank = place - torch.gather(size.cumsum(1) - size, 1, region)
+    hidden = rank < torch.gather(quota, 1, region)
+    return torch.cat([hidden.new_zeros(_front(tokens)), hidden], dim=1)

@@ -4,8 +4,11 @@ So two processes of eight see what one of sixteen sees, and a resumed run redraw
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -17,3 +20,47 @@ def derive_seed(*keys: int | str) -> int:
 def keyed_generator(*keys: int | str) -> torch.Generator:
     """Return a CPU generator seeded by :func:`derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(*keys))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that is random in one step of one process, asked for once the tokens exist.
+
+    Two processes that hold different samples of one global batch draw different parts of the same numbers.
+
+    >>> Draw.of_batch(2, seed=0).uniform("mask", 4).shape
+    torch.Size([2, 4])
+
+    Attributes:
+        seed: The run's seed.
+        step: The optimizer step, from 0.
+        samples: Which samples of the global batch this process holds.
+        global_batch: Samples in the global batch.
+    """
+
+    seed: int
+    step: int
+    samples: slice
+    global_batch: int
+
+    @classmethod
+    def of_batch(cls, batch_size: int, *, seed: int = 0, step: int = 0) -> "Draw":
+        """The draw of one process that holds a whole batch of ``batch_size``."""
+        return cls(seed, step, slice(0, batch_size), batch_size)
+
+    def generator(self, what: str) -> torch.Generator:
+        """A generator for ``what`` (a name), the same on every process of the step."""
+        return keyed_generator(self.seed, what, self.step)
+
+    def scalar(self, what: str) -> float:
+        """One uniform number in [0, 1), the same for the whole global batch."""
+        return float(torch.rand((), generator=self.generator(what), dtype=torch.float64))
+
+    def uniform(self, what: str, length: int, device: torch.device | None = None) -> Float[Tensor, "s l"]:
+        """Uniform numbers in [0, 1), a row for each sample that this process holds."""
+        noise = torch.rand((self.global_batch, length), generator=self.generator(what))[self.samples]
+        if device is None or device.type == "cpu":
+            return noise
+        if device.type == "cuda":
+            noise = noise.pin_memory()  # a copy from pageable memory would wait for the device
+        return noise.to(device, non_blocking=True)

@@ -1,16 +1,127 @@
-"""Which token of the decoder may attend to which: the four masks of the paper's Figure 6."""
+"""Regions are what is predicted together; rules say which token lies in which, attention masks who sees whom."""
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from map_core.errors import UserError, near_matches
-from map_core.tokens import GLOBAL_REGION
+from map_core.masking import TokenMask
+from map_core.orders import ScanOrder, scan_order
+from map_core.tokens import GLOBAL_REGION, Regions, Tokens, gather_tokens
 
 AttentionMaskKind = Literal["map", "mae", "local_mae", "ar"]
 ATTENTION_MASK_KINDS: tuple[str, ...] = get_args(AttentionMaskKind)
+GridRegionKind = Literal["row", "column", "block"]
+
+
+class RegionRule(Protocol):
+    """From tokens, and the mask where the rule depends on it, to the region of each token."""
+
+    def __call__(self, tokens: Tokens, mask: TokenMask | None = None) -> Regions: ...
+
+
+@dataclass(frozen=True)
+class GridRegions:
+    """A region is a row of the grid, a column, or a block; in the order in which those are counted.
+
+    Blocks are counted row by row; those at the right and lower edge may be smaller.
+
+    Attributes:
+        kind: ``row``, ``column`` or ``block``.
+        block_size: Rows and columns of a block.
+    """
+
+    kind: GridRegionKind = "row"
+    block_size: tuple[int, int] = (4, 4)
+
+    def __call__(self, tokens: Tokens, mask: TokenMask | None = None) -> Regions:
+        if tokens.grid is None:
+            raise UserError(f"regions by {self.kind} need tokens on a grid; these have none")
+        rows, cols = tokens.grid
+        row, col = tokens.position[:, tokens.num_global :].long().unbind(-1)
+        if self.kind == "row":
+            return _with_globals(tokens, row, rows, smallest=cols)
+        if self.kind == "column":
+            return _with_globals(tokens, col, cols, smallest=rows)
+        if self.kind != "block":
+            known = get_args(GridRegionKind)
+            raise UserError(f"region {self.kind!r} is unknown; {near_matches(self.kind, known)}")
+        height, width = self.block_size
+        blocks_down, blocks_across = -(-rows // height), -(-cols // width)
+        index = row // height * blocks_across + col // width
+        smallest = (rows - (blocks_down - 1) * height) * (cols - (blocks_across - 1) * width)
+        return _with_globals(tokens, index, blocks_down * blocks_across, smallest=smallest)
+
+
+@dataclass(frozen=True)
+class ConsecutiveRegions:
+    """Cut the sequence into ``num_regions`` groups of consecutive tokens: ``region(i) = i * n // l``.
+
+    Attributes:
+        num_regions: How many, n.
+        order: Cut along this order instead of the scan order (to show what the mismatch costs).
+    """
+
+    num_regions: int
+    order: ScanOrder | None = None
+
+    def __call__(self, tokens: Tokens, mask: TokenMask | None = None) -> Regions:
+        length = tokens.num_maskable
+        _check_number(self.num_regions, length)
+        rank = torch.arange(length, device=tokens.embedding.device).unsqueeze(0)
+        if self.order is not None:
+            rank = self._rank_in_order(tokens, rank)
+        index = rank * self.num_regions // length
+        return _with_globals(tokens, index, self.num_regions, smallest=length // self.num_regions)
+
+    def _rank_in_order(self, tokens: Tokens, place: Tensor) -> Tensor:
+        """Rank of each token of the sequence along ``order``, which starts from the order before the scan."""
+        assert self.order is not None
+        origin = place if tokens.origin is None else tokens.origin
+        position = gather_tokens(tokens.position[:, tokens.num_global :], origin.argsort(dim=1))
+        rank = scan_order(position, self.order, grid=tokens.grid).argsort(dim=1)
+        return gather_tokens(rank, origin)
+
+
+@dataclass(frozen=True)
+class RegionsAfterMask:
+    """The authors' variant for points: rank visible tokens first, then hidden ones, and cut that ranking.
+
+    At a ratio of one half the first half of the regions has nothing to predict and the rest nothing visible.
+
+    Attributes:
+        num_regions: How many.
+    """
+
+    num_regions: int
+
+    def __call__(self, tokens: Tokens, mask: TokenMask | None = None) -> Regions:
+        if mask is None:
+            raise UserError(
+                "regions 'after_mask' exist only once tokens are hidden: use mask scope 'all', not 'region'"
+            )
+        length, n = tokens.num_maskable, tokens.num_global
+        _check_number(self.num_regions, length)
+        # the global tokens are the first of the visible ones
+        rank = torch.cat([mask.keep[:, n:], mask.drop], dim=1).sub(n).argsort(dim=1)
+        index = rank * self.num_regions // length
+        return _with_globals(tokens, index, self.num_regions, smallest=length // self.num_regions)
+
+
+def _check_number(num_regions: int, length: int) -> None:
+    if not 0 < num_regions <= length:
+        raise UserError(f"num_regions ({num_regions}) must lie between 1 and the number of tokens ({length})")
+
+
+def _with_globals(tokens: Tokens, index: Int[Tensor, "#b m"], count: int, *, smallest: int) -> Regions:
+    """Put the global tokens' region in front of those of the others."""
+    if tokens.num_global:
+        front = index.new_full((index.shape[0], tokens.num_global), GLOBAL_REGION)
+        index = torch.cat([front, index], dim=1)
+    return Regions(index, count, smallest)
 
 
 def region_attention_mask(region: Int[Tensor, "*b l"], kind: AttentionMaskKind) -> Bool[Tensor, "*b l l"]:

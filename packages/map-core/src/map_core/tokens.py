@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-GLOBAL_REGION = -1  # class tokens and registers: never hidden, seen by every query
+GLOBAL_REGION = -1  # of class tokens and registers: seen by every query
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,20 @@ class Tokens:
         embedding: Token features without any position embedding.
         position: Raw coordinates: row and column of a patch, or xyz of a centre. A leading axis of 1 says
             that all samples share them.
-        region: Region of each token, counted from 0 in the order of prediction; -1 marks a global token.
-            Every sample has the same number of global tokens.
         target: What the objective reconstructs (pixels of a patch, points of a group), or None.
         grid: Rows and columns when the tokens tile a grid, else None.
+        origin: Place of each token before the scan order was applied (raster index of a patch, index among
+            the sampled centres); None where the scan order is that order.
+        num_global: How many tokens at the front of the sequence are global (class tokens): never hidden, in
+            no region, seen by every query.
     """
 
     embedding: Float[Tensor, "b l d"]
     position: Float[Tensor, "#b l p"]
-    region: Int[Tensor, "#b l"]
     target: Float[Tensor, "b l ..."] | None = None
     grid: tuple[int, int] | None = None
+    origin: Int[Tensor, "#b l"] | None = None
+    num_global: int = 0
 
     @property
     def batch_size(self) -> int:
@@ -36,6 +39,26 @@ class Tokens:
     @property
     def length(self) -> int:
         return self.embedding.shape[1]
+
+    @property
+    def num_maskable(self) -> int:
+        """Tokens that may be hidden: all but the global ones."""
+        return self.length - self.num_global
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Which tokens are predicted together; how many there are is known without looking into a tensor.
+
+    Attributes:
+        index: Region of each token, counted from 0 in the order of prediction; -1 for global tokens.
+        count: Number of regions.
+        smallest: Tokens in the smallest region.
+    """
+
+    index: Int[Tensor, "#b l"]
+    count: int
+    smallest: int
 
 
 @dataclass(frozen=True)
@@ -58,3 +81,8 @@ def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     values = values.expand(batch, *values.shape[1:])
     index = index.reshape(*index.shape, *(1 for _ in tail)).expand(batch, index.shape[1], *tail)
     return torch.gather(values, 1, index)
+
+
+def undo_scan(values: Tensor, tokens: Tokens) -> Tensor:
+    """Bring per-token ``values`` (b, l, ...) from scan order back to the order before it."""
+    return values if tokens.origin is None else gather_tokens(values, tokens.origin.argsort(dim=1))

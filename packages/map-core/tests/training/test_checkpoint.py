@@ -8,11 +8,11 @@ import signal
 
 import pytest
 import torch
+from map_core.training.checkpoint import Checkpoints, find_fault, write_json, write_manifest, write_tensors
 from toy_task import ToyTask, toy_config
 
 from map_core import UserError
 from map_core.training import train
-from map_core.training.checkpoint import Checkpoints, find_fault, write_json, write_manifest, write_tensors
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from map_core.training.metrics import read_metrics
 from PIL import Image
 from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core import UserError
 from map_core.training import train
 from map_core.training.interruption import SAME_KEYPRESS_SECONDS, Interruption
-from map_core.training.metrics import read_metrics
 from map_core.training.sampling import RunPlan
 from map_core.training.schedule import Schedule
 

@@ -3,8 +3,8 @@ import hashlib
 import numpy as np
 import pytest
 
+from map_core.data.subsets import hold_out, stratified_choice, take_subset
 from map_core.errors import UserError
-from map_core.training.subsets import hold_out, stratified_choice, take_subset
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 21])
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from map_vision.registry import ARCHITECTURES
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock
@@ -13,7 +14,6 @@ from map_core.encoder import expand_layout
 from map_core.errors import UserError, near_matches
 from map_dense.windows import WindowedTransformerBlock
 from map_vision.factory import ModelConfig, create_backbone
-from map_vision.models import ARCHITECTURES
 
 NUM_FEATURES = 4
 CLASSIFIER_ONLY = {"num_registers", "neck_reduction", "global_pool", "drop_rate"}
@@ -38,7 +38,7 @@ class HybridBackbone(nn.Module):
 
     Any height and width is read: images are padded with zeros (the mean, once they are normalised) at the right and
     bottom to multiples of the patch, and positions are resampled to the grid. The features are those of the residual
-    stream, as :meth:`map_vision.hybridnet.HybridNet.forward_intermediates` gives them without its norm.
+    stream, as :meth:`map_vision.model.HybridNet.forward_intermediates` gives them without its norm.
 
     Args:
         name: A model of map-vision: ``hybridnet_*``, ``mambar_*`` or ``map_vit_*``.

@@ -1,68 +1,58 @@
 """The command line: ``map-points COMMAND --config RECIPE --section.key value ...``."""
 
-from typing import Any
+from functools import partial
+from pathlib import Path
 
 import map_core.cli
-from map_core.cli import Command, as_defaults, section_of_run
-from map_points import commands
-from map_points.data import PointDataConfig
-from map_points.factory import PointModelConfig, described_model
-from map_points.fewshot import FewShotConfig
-from map_points.finetuning import FinetuneConfig
-from map_points.pretraining import PretrainConfig
-from map_points.segmentation import SegmentConfig
+from map_core.cli import Command
+from map_core.commands.options import Option, config_class
+from map_core.commands.standard import model_of_run, standard_commands, train_task
+from map_points.data import write_part_shapes
+from map_points.domain import DOMAIN
+from map_points.fewshot import FewShotConfig, run_folds
+from map_points.segmentation.task import SegmentConfig, SegmentTask
 
-RECIPES = "map_points.recipes"
-
-
-def data_of_run(given: dict[str, str]) -> dict[str, Any]:
-    """The data settings of the run that ``--init`` names."""
-    return as_defaults("data", PointDataConfig, section_of_run(given, "data"))
-
-
-def model_of_run(given: dict[str, str]) -> dict[str, Any]:
-    """The model of the run that ``--init`` names."""
-    model = described_model(given["init"]) if "init" in given else None
-    return {} if model is None else as_defaults("model", PointModelConfig, vars(model))
-
-
-COMMANDS = (
-    Command("pretrain", "pretrain an encoder on clouds", PretrainConfig, commands.pretrain),
-    Command("finetune", "train a classifier", FinetuneConfig, commands.finetune, model_of_run),
-    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, commands.fewshot, model_of_run),
-    Command("segment", "train a part segmenter", SegmentConfig, commands.segment, model_of_run),
-    Command(
-        "evaluate",
-        "accuracy of a classifier, IoU of a part segmenter",
-        commands.EvaluateConfig,
-        commands.evaluate,
-        data_of_run,
-    ),
-    Command("predict", "classes of clouds, as CSV", commands.PredictConfig, commands.predict, data_of_run),
-    Command(
-        "features",
-        "features as npz, and a kNN score",
-        commands.FeaturesConfig,
-        commands.features,
-        data_of_run,
-    ),
-    Command(
-        "reconstruct",
-        "picture of what a pretrained model reconstructs",
-        commands.ReconstructConfig,
-        commands.reconstruct,
-        data_of_run,
-    ),
-    Command(
-        "write-part-shapes",
-        "make two-part shapes in ShapeNetPart's layout",
-        commands.PartShapesConfig,
-        commands.part_shapes,
-    ),
-    Command("info", "versions, devices, implementations, models", commands.InfoConfig, commands.info),
+PartShapesConfig = config_class(
+    "PartShapesConfig",
+    "Shapes of two parts in ShapeNetPart's layout, to try segmentation on.",
+    train=Option(int, "Training shapes of each of the five categories.", 60),
+    val=Option(int, "Validation shapes of each (trained on as well, as the field does).", 6),
+    test=Option(int, "Test shapes of each.", 20),
+    points=Option(int, "Points of each shape.", 1500),
+    seed=Option(int, "Of everything random.", 0),
+    out=Option(str, "Folder to make.", "part_shapes"),
 )
+
+
+def segment(config: SegmentConfig) -> None:
+    """Train a part segmenter."""
+    train_task(SegmentTask(config), config)
+
+
+def fewshot(config: FewShotConfig) -> None:
+    """Train a classifier on every few-shot fold and write the mean over them."""
+    run_folds(config)
+
+
+def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
+    """Write two-part shapes as txt files with their lists."""
+    settings = vars(config).copy()
+    out = Path(settings.pop("out"))
+    write_part_shapes(out, **settings)
+    print(f"two-part shapes -> {out} (--data.root {out})")
+
+
+MODEL_OF_RUN = partial(model_of_run, DOMAIN)
+POINTS_ONLY = [
+    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, MODEL_OF_RUN),
+    Command("segment", "train a part segmenter", SegmentConfig, segment, MODEL_OF_RUN),
+    Command(
+        "write-part-shapes", "make two-part shapes in ShapeNetPart's layout", PartShapesConfig, part_shapes
+    ),
+]
 
 
 def main() -> int:
     """Run the command line of this process."""
-    return map_core.cli.main("map-points", COMMANDS, RECIPES)
+    commands = [*standard_commands(DOMAIN), *POINTS_ONLY]
+    return map_core.cli.main(DOMAIN.program, commands, DOMAIN.recipes)

@@ -1,13 +1,13 @@
-"""From the ``model`` section of a configuration to a model, and back from a run's description."""
+"""From the ``model`` section of a configuration to a model."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from map_core.weights import read_description, read_settings
-from map_points.local_blocks import ScanKind
-from map_points.models import HybridNet3D, create_point_model
-from map_points.orders import PointOrder
+from map_core.tasks.trained_models import Models
+from map_points.blocks import ScanKind
+from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model
+from map_points.tokenizer import PointOrder
+from map_points.weights import load_init
 
 
 @dataclass
@@ -59,18 +59,19 @@ def create_backbone(config: PointModelConfig) -> HybridNet3D:
     return create_point_model(config.name, 0, class_token=False, **config.arguments())
 
 
-def describe_model(config: PointModelConfig, **more: Any) -> dict[str, Any]:
-    """The JSON description that makes a weights file readable without its recipe."""
-    return {"name": config.name, "arguments": config.arguments(), **more}
+def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
+    """Create what a linear probe amounts to: the pretrained form with a linear head."""
+    return create_point_model(
+        config.name, num_classes, class_token=False, linear_head=True, **config.arguments()
+    )
 
 
-def described_model(path: str | Path) -> PointModelConfig | None:
-    """The model that wrote a run or weights file; None when the file has no description beside it.
-
-    Raises:
-        UserError: no weights there, or a description of arguments that this version does not know.
-    """
-    description = read_description(path)
-    if "name" not in description:
-        return None
-    return read_settings(PointModelConfig, {"name": description["name"], **description["arguments"]}, path)
+MODELS = Models(
+    config=PointModelConfig,
+    names=MODEL_NAMES,
+    create_classifier=create_classifier,
+    create_backbone=create_backbone,
+    probed=lambda config: config,
+    create_probed=create_probed,
+    load_init=load_init,
+)

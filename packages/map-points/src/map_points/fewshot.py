@@ -8,21 +8,16 @@ from typing import Any
 
 from accelerate import PartialState
 
+from map_core.commands.standard import configs
 from map_core.errors import UserError
+from map_core.runs.summary import write_config, write_summary
+from map_core.tasks.classification import ClassificationConfig, FinetuneTask
+from map_core.tasks.domain import OpenedData
 from map_core.training import TrainingConfig, train
-from map_core.training.summary import write_config, write_summary
-from map_points.data import (
-    CloudSamples,
-    FewShotEpisode,
-    PointData,
-    PointDataConfig,
-    read_clouds,
-    read_fold,
-    sample_fold,
-)
+from map_points.data import FewShotEpisode, PointDataConfig, read_clouds, read_fold, sample_fold
+from map_points.domain import DOMAIN, opened
 from map_points.evaluation import PROTOCOLS
 from map_points.factory import PointModelConfig
-from map_points.finetuning import ClassificationConfig, FinetuneConfig, FinetuneTask
 
 
 @dataclass
@@ -75,7 +70,7 @@ class FewShotConfig:
     out: str = "runs/fewshot"
 
 
-def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[PointData]:
+def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[OpenedData]:
     """Yield the folds: published ones from their files, else generated ones.
 
     Raises:
@@ -110,14 +105,9 @@ def kind_of_folds(data: PointDataConfig) -> str:
     return "published" if data.source == "fewshot_pkl" else "generated"
 
 
-def _fold_data(episode: FewShotEpisode, config: PointDataConfig, description: str) -> PointData:
-    return PointData(
-        train=CloudSamples(episode.train, config, training=True),
-        evaluation=CloudSamples(episode.test, config, training=False),
-        classes=episode.train.classes,
-        description=f"{description}: {len(episode.train)} training clouds, {len(episode.test)} queries",
-        evaluated_on=f"queries of the {description}",
-    )
+def _fold_data(episode: FewShotEpisode, config: PointDataConfig, description: str) -> OpenedData:
+    evaluated_on = f"queries of the {description}"
+    return opened(config, description, episode.train, episode.test, evaluated_on)
 
 
 def run_folds(config: FewShotConfig) -> dict[str, Any]:
@@ -135,7 +125,7 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
     for fold, data in enumerate(open_folds(config.data, config.fewshot)):
         directory = out / f"fold_{fold}"
         print(data.description)
-        run = FinetuneConfig(
+        run = configs(DOMAIN).finetune(
             data=config.data,
             model=replace(config.model),
             objective=config.objective,
@@ -144,7 +134,9 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
             resume="auto" if config.resume and (directory / "checkpoints").is_dir() else None,
             out=str(directory),
         )
-        found = train(FinetuneTask(run, data), run.training, directory, resume=run.resume, run_config=run)
+        found = train(
+            FinetuneTask(DOMAIN, run, data), run.training, directory, resume=run.resume, run_config=run
+        )
         if found["interrupted"]:
             return found
         accuracies.append(float(found["test_accuracy"]))

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_points.sampling import squared_distance
+from map_points.patches.sampling import squared_distance
 
 ChamferKind = Literal["l1", "l2"]
 

@@ -4,16 +4,19 @@ from pathlib import Path
 
 from torch import nn
 
-import map_core.weights
-from map_core.weights import LoadReport
+import map_core.tasks.weights
+from map_core.tasks.weights import LoadReport
 
 # what a pretraining run does not have and a classifier starts anew
 NEW_IN_CLASSIFIER = ("encoder.registers.", "head.")
 
 
-def load_init(model: nn.Module, path: str | Path) -> LoadReport:
+def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
     """Start a point model from a pretraining run or a classifier.
 
-    Exactly the class token with its position and the head may be missing. See :func:`map_core.weights.load_init`.
+    Exactly the class token with its position and the head may be missing. Without ``keep_head`` the head starts
+    anew. See :func:`map_core.tasks.weights.load_init`.
     """
-    return map_core.weights.load_init(model, path, may_be_missing=NEW_IN_CLASSIFIER)
+    return map_core.tasks.weights.load_init(
+        model, path, may_be_missing=NEW_IN_CLASSIFIER, keep_head=keep_head
+    )

@@ -1,17 +1,18 @@
-"""From the ``model`` section of a configuration to a model, and back from a run's description."""
+"""From the ``model`` section of a configuration to a model."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
+from timm.layers import to_2tuple
 
 from map_core.errors import UserError, near_matches
-from map_core.weights import read_description, read_settings
-from map_vision.hybridnet import GlobalPool, HybridNet
-from map_vision.models import MODEL_NAMES
-from map_vision.positions import PositionKind
-from map_vision.scan_orders import ScanOrder
+from map_core.orders import ScanOrder
+from map_core.positions import PositionKind
+from map_core.tasks.trained_models import Models
+from map_vision.model import GlobalPool, HybridNet
+from map_vision.registry import MODEL_NAMES, default_cfgs
+from map_vision.weights import load_init
 
 
 @dataclass
@@ -30,8 +31,9 @@ class ModelConfig:
         num_registers: Global tokens of the classifier.
         neck_reduction: Factor by which the neck reduces each register.
         global_pool: What the classifier reads, 'register' or 'avg'.
-        order: Scan order of the patches.
-        position: Learned or fixed sin-cos positions.
+        order: Scan order of the patches: row, column, snake, block, z_order, hilbert or random.
+        block_size: Rows and columns of patches of a block, for order block.
+        position: Positions: learned, sincos, fourier or mlp.
         bidirectional: Scan both ways in Mamba blocks.
         drop_rate: Dropout before the classifier's head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
@@ -49,6 +51,7 @@ class ModelConfig:
     neck_reduction: int | None = None
     global_pool: GlobalPool | None = None
     order: ScanOrder | None = None
+    block_size: tuple[int, int] | None = None
     position: PositionKind | None = None
     bidirectional: bool | None = None
     drop_rate: float | None = None
@@ -59,35 +62,52 @@ class ModelConfig:
         return {key: value for key, value in asdict(self).items() if value is not None and key != "name"}
 
 
+def input_size(config: ModelConfig) -> tuple[int, int, int]:
+    """Channels, height and width of the images that the model takes, read from its name without building it."""
+    known_name(config)
+    chans, *size = default_cfgs[config.name].default.input_size
+    height, width = to_2tuple(config.img_size or tuple(size))
+    return config.in_chans or chans, height, width
+
+
+def known_name(config: ModelConfig) -> str:
+    """The model's name.
+
+    Raises:
+        UserError: it is unknown, with near matches.
+    """
+    if config.name not in MODEL_NAMES:
+        raise UserError(f"model {config.name!r} is unknown; {near_matches(config.name, MODEL_NAMES)}")
+    return config.name
+
+
 def create_model(config: ModelConfig, num_classes: int) -> HybridNet:
     """Create the model through ``timm.create_model``.
 
     Raises:
         UserError: an unknown name (with near matches), or arguments that do not fit together.
     """
-    if config.name not in MODEL_NAMES:
-        raise UserError(f"model {config.name!r} is unknown; {near_matches(config.name, MODEL_NAMES)}")
-    return timm.create_model(config.name, num_classes=num_classes, **config.arguments())
+    return timm.create_model(known_name(config), num_classes=num_classes, **config.arguments())
+
+
+def without_registers(config: ModelConfig) -> ModelConfig:
+    """The form that is pretrained and probed: no registers, mean-pooled patches."""
+    arguments = {**config.arguments(), "num_registers": 0, "global_pool": "avg"}
+    return ModelConfig(config.name, **arguments)
 
 
 def create_backbone(config: ModelConfig) -> HybridNet:
     """Create the form that is pretrained and probed: no registers, no head, mean-pooled patches."""
-    arguments = {**config.arguments(), "num_registers": 0, "global_pool": "avg"}
-    return create_model(ModelConfig(config.name, **arguments), num_classes=0)
+    return create_model(without_registers(config), num_classes=0)
 
 
-def describe_model(config: ModelConfig, **more: Any) -> dict[str, Any]:
-    """The JSON description that makes a weights file readable without its recipe."""
-    return {"name": config.name, "arguments": config.arguments(), **more}
-
-
-def described_model(path: str | Path) -> ModelConfig | None:
-    """The model that wrote a run or weights file; None when the file has no description beside it.
-
-    Raises:
-        UserError: a description of arguments that this version does not know.
-    """
-    description = read_description(path)
-    if "name" not in description:
-        return None
-    return read_settings(ModelConfig, {"name": description["name"], **description["arguments"]}, path)
+MODELS = Models(
+    config=ModelConfig,
+    names=MODEL_NAMES,
+    create_classifier=create_model,
+    create_backbone=create_backbone,
+    probed=without_registers,
+    create_probed=create_model,
+    load_init=load_init,
+)
+described_model = MODELS.described

@@ -7,8 +7,7 @@ from timm.data import Mixup
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.randomness import derive_seed
-from map_core.training import Step
+from map_core.randomness import Draw, derive_seed
 
 
 @dataclass
@@ -27,6 +26,12 @@ class MixingConfig:
     mix_prob: float = 1.0
     mix_switch_prob: float = 0.5
 
+    def make_mixer(self, num_classes: int, smoothing: float = 0.0) -> "BatchMixer | None":
+        """What mixes batches as these settings say, or None where they say nothing."""
+        if self.mixup <= 0 and self.cutmix <= 0:
+            return None
+        return BatchMixer(self, num_classes=num_classes, smoothing=smoothing)
+
 
 class BatchMixer:
     """Mix the images and labels of a micro-batch, the same way whenever the step is repeated.
@@ -38,7 +43,6 @@ class BatchMixer:
     """
 
     def __init__(self, config: MixingConfig, *, num_classes: int, smoothing: float = 0.0) -> None:
-        self.enabled = config.mixup > 0 or config.cutmix > 0
         self.mixup = Mixup(
             mixup_alpha=config.mixup,
             cutmix_alpha=config.cutmix,
@@ -48,7 +52,7 @@ class BatchMixer:
             num_classes=max(num_classes, 1),
         )
 
-    def __call__(self, images: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """Return mixed images and soft labels (b, num_classes).
 
         Raises:
@@ -60,7 +64,7 @@ class BatchMixer:
                 "training.batch_size / (processes * accumulation_steps)"
             )
         state = np.random.get_state()  # noqa: NPY002 (timm's Mixup draws from numpy's global generator)
-        np.random.seed(derive_seed(step.seed, "mixup", step.index, step.samples.start) % 2**32)  # noqa: NPY002
+        np.random.seed(derive_seed(draw.seed, "mixup", draw.step, draw.samples.start) % 2**32)  # noqa: NPY002
         try:
             return self.mixup(images.clone(), labels)
         finally:

@@ -1,55 +1,47 @@
-"""Images to tokens: patches in scan order, with their positions, regions and pixels."""
+"""Images to tokens: patches in scan order, with their positions and pixels."""
 
-from typing import Any
-
+import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from map_core.tokens import Tokens
+from map_core.orders import ScanOrder, scan_order
+from map_core.tokens import Tokens, gather_tokens
 from map_vision.patches import PatchEmbed, patchify
-from map_vision.scan_orders import RegionKind, ScanOrder, grid_position, grid_region, scan_order
 
 
-class ImageTokenizer(nn.Module):
+def tokenize_images(
+    images: Float[Tensor, "b c h w"],
+    patch_embed: PatchEmbed,
+    *,
+    order: ScanOrder = "row",
+    block_size: tuple[int, int] = (4, 4),
+    targets: bool = False,
+) -> Tokens:
     """Embed the patches of images and lay them out in scan order.
 
     Args:
-        patch_embed: Shared with the model that is pretrained.
+        images: Of any size that the patches tile.
+        patch_embed: Embeds them.
         order: Order of the sequence.
-        region: What the objective predicts at once.
-        block_size: Rows and columns of patches of a block region.
+        block_size: Rows and columns of patches of a block, for order ``block``.
         targets: Attach the pixels of each patch as target.
     """
+    grid = patch_embed.grid(images)
+    embedding, position = patch_embed(images), grid_position(grid, images.device)
+    target = patchify(images, patch_embed.patch_size) if targets else None
+    if order == "row":  # patches are made row by row
+        return Tokens(embedding, position, target, grid)
+    origin = scan_order(position, order, grid=grid, block_size=block_size)
+    return Tokens(
+        embedding=gather_tokens(embedding, origin),
+        position=gather_tokens(position, origin),
+        target=None if target is None else gather_tokens(target, origin),
+        grid=grid,
+        origin=origin,
+    )
 
-    def __init__(
-        self,
-        patch_embed: PatchEmbed,
-        *,
-        order: ScanOrder = "row",
-        region: RegionKind = "row",
-        block_size: tuple[int, int] = (4, 4),
-        targets: bool = True,
-    ) -> None:
-        super().__init__()
-        self.patch_embed = patch_embed
-        self.order: ScanOrder = order
-        self.region: RegionKind = region
-        self.block_size, self.targets = block_size, targets
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Tokens:
-        grid = self.patch_embed.grid(images)
-        order = scan_order(grid, self.order)
-        place = grid_position(grid)[order].unsqueeze(0).to(images.device)
-        region = grid_region(grid, self.region, self.block_size)[order].unsqueeze(0).to(images.device)
-
-        def scanned(patches: Tensor) -> Tensor:
-            return patches if self.order == "row" else patches.index_select(1, order.to(patches.device))
-
-        target: Any = scanned(patchify(images, self.patch_embed.patch_size)) if self.targets else None
-        return Tokens(
-            embedding=scanned(self.patch_embed(images)),
-            position=place,
-            region=region,
-            target=target,
-            grid=grid,
-        )
+def grid_position(grid: tuple[int, int], device: torch.device | None = None) -> Float[Tensor, "1 l 2"]:
+    """Row and column of every patch, in raster order."""
+    place = torch.arange(grid[0] * grid[1], device=device)
+    return torch.stack([place // grid[1], place % grid[1]], dim=-1).float().unsqueeze(0)

@@ -5,22 +5,28 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import map_core.weights
+import map_core.tasks.weights
 from map_core.errors import UserError
-from map_core.weights import LoadReport
+from map_core.tasks.weights import LoadReport
 
 # what a pretraining run does not have and a classifier starts anew
 NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "head.")
 
 
-def load_init(model: nn.Module, path: str | Path) -> LoadReport:
+def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
     """Start an image model from a pretraining run, a classifier, or timm's ViT weights.
 
     Exactly these may be missing: registers and their positions, neck and its norm, classifier head. Positions of
-    another grid are resampled. See :func:`map_core.weights.load_init`.
+    another grid are resampled. Without ``keep_head`` the head starts
+    anew. See :func:`map_core.tasks.weights.load_init`.
     """
-    return map_core.weights.load_init(
-        model, path, may_be_missing=NEW_IN_CLASSIFIER, convert=convert_state, resampled=_resamples
+    return map_core.tasks.weights.load_init(
+        model,
+        path,
+        may_be_missing=NEW_IN_CLASSIFIER,
+        convert=convert_state,
+        resampled=_resamples,
+        keep_head=keep_head,
     )
 
 

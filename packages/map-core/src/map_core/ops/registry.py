@@ -87,6 +87,10 @@ class Registry:
         refusals = {name: self._missing(name) for name in self._implementations}
         return tuple(BackendStatus(name, reason is None, reason or "") for name, reason in refusals.items())
 
+    def describe(self, title: str) -> list[str]:
+        """Return the lines of ``info``: the title, then each implementation and its state."""
+        return [title, *(f"  {status.name:14} {status}" for status in self.statuses())]
+
     def forget(self) -> None:
         """Look for optional packages again at the next call."""
         self._refusals.clear()

@@ -1,11 +1,11 @@
 """Toy modules and checks for the tests of this package and of every domain; training uses none of them."""
 
 from map_core.testing.dependencies import Dependencies, decoder_dependencies
-from map_core.testing.toys import GridTokenizer, LinearPosition, toy_encoder, toy_objective, toy_tokens
+from map_core.testing.toys import GridBackbone, LinearPosition, toy_encoder, toy_objective, toy_tokens
 
 __all__ = [
     "Dependencies",
-    "GridTokenizer",
+    "GridBackbone",
     "LinearPosition",
     "decoder_dependencies",
     "toy_encoder",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from map_core.masking import TokenMask
 from map_core.objective import MaskedAutoregression
+from map_core.randomness import Draw
 from map_core.tokens import gather_tokens
 
 
@@ -30,8 +31,8 @@ class Dependencies:
     mask: TokenMask
 
 
-def decoder_dependencies(objective: MaskedAutoregression, inputs: Any, **options: Any) -> Dependencies:
-    """Differentiate every prediction of ``objective(inputs, **options)`` by the decoder's input.
+def decoder_dependencies(objective: MaskedAutoregression, inputs: Any, draw: Draw) -> Dependencies:
+    """Differentiate every prediction of ``objective(inputs, draw)`` by the decoder's input.
 
     The input is what ``RegionDecoder.sequence`` lays out; behind it only the attention mask decides what a
     prediction can read. Costs one backward pass for each hidden token.
@@ -43,7 +44,7 @@ def decoder_dependencies(objective: MaskedAutoregression, inputs: Any, **options
 
     hook = objective.decoder.blocks[0].register_forward_pre_hook(remember)
     try:
-        result = objective(inputs, **options)
+        result = objective(inputs, draw)
     finally:
         hook.remove()
     (sequence,) = seen
@@ -53,5 +54,5 @@ def decoder_dependencies(objective: MaskedAutoregression, inputs: Any, **options
     ]
     depends = (torch.stack(gradients, dim=1) != 0).any(-1)  # (b, h, l, e) -> (b, h, l)
     tokens, mask = result.tokens, result.mask
-    region = objective.region_rule(tokens, mask).expand(tokens.batch_size, -1)
+    region = objective.regions(tokens, mask).index.expand(tokens.batch_size, -1)
     return Dependencies(depends, region, gather_tokens(region, mask.drop), mask)

@@ -1,4 +1,4 @@
-"""The smallest tokenizer, position embedding, encoder and objective that behave like a domain's."""
+"""The smallest backbone, position embedding, encoder and objective that behave like a domain's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,60 +10,71 @@ from torch import Tensor, nn
 from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 from map_core.decoder import RegionDecoder
 from map_core.encoder import HybridEncoder
+from map_core.masking import TokenMask
 from map_core.objective import MaskedAutoregression
-from map_core.tokens import GLOBAL_REGION, Tokens
+from map_core.tokens import Features, Tokens
 
 
 def toy_tokens(
-    region: Sequence[int] | Sequence[Sequence[int]],
+    length: int = 16,
     *,
     batch: int = 1,
     embed_dim: int = 3,
     grid: tuple[int, int] | None = None,
+    num_global: int = 0,
 ) -> Tokens:
-    """Random tokens with these regions, one list for all samples or one each; raster positions on a grid."""
-    rows = torch.tensor(region)
-    rows = rows.unsqueeze(0) if rows.ndim == 1 else rows
-    batch, length = max(batch, rows.shape[0]), rows.shape[1]
-    index = torch.arange(length)
+    """Random tokens, global ones in front; raster positions on the grid, or along a line where there is none."""
+    length = length if grid is None else grid[0] * grid[1]
     columns = length if grid is None else grid[1]
+    index = torch.arange(length)
     position = torch.stack([index // columns, index % columns], dim=-1).float().unsqueeze(0)
-    return Tokens(torch.randn(batch, length, embed_dim), position, rows, grid=grid)
+    position = torch.cat([position.new_full((1, num_global, 2), -1), position], dim=1)
+    embedding = torch.randn(batch, num_global + length, embed_dim)
+    return Tokens(embedding, position, grid=grid, num_global=num_global)
 
 
-class GridTokenizer(nn.Module):
-    """Tokens of grids of vectors (b, rows, cols, c): a token is a vector and its own target, a region a row.
+class GridBackbone(nn.Module):
+    """A backbone over grids of vectors (b, rows, cols, c): a token is a vector and its own target.
 
     Args:
         channels: Values of a vector, c.
-        embed_dim: Width of the tokens.
+        encoder: Encodes the tokens.
         num_global: Global tokens in front of the sequence.
         order: Raster index of the vector at each place of the sequence; None scans in raster order.
     """
 
     def __init__(
-        self, channels: int, embed_dim: int, *, num_global: int = 0, order: Sequence[int] | None = None
+        self,
+        channels: int,
+        encoder: HybridEncoder,
+        *,
+        num_global: int = 0,
+        order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.embed = nn.Linear(channels, embed_dim)
+        self.embed_dim = encoder.embed_dim
+        self.embed = nn.Linear(channels, encoder.embed_dim)
+        self.encoder = encoder
         self.num_global, self.order = num_global, order
 
-    def forward(self, vectors: Float[Tensor, "b rows cols c"]) -> Tokens:
-        batch, rows, cols, _ = vectors.shape
-        order = torch.tensor(range(rows * cols) if self.order is None else self.order, device=vectors.device)
-        target = vectors.flatten(1, 2)[:, order]
+    def tokenize(self, inputs: Float[Tensor, "b rows cols c"], *, targets: bool = False) -> Tokens:
+        batch, rows, cols, _ = inputs.shape
+        order = torch.tensor(range(rows * cols) if self.order is None else self.order, device=inputs.device)
+        target = inputs.flatten(1, 2)[:, order]
         position = torch.stack([order // cols, order % cols], dim=-1).float().unsqueeze(0)
         n = self.num_global
-        front = torch.full((1, n), GLOBAL_REGION, device=vectors.device)
+        front = inputs.new_zeros(batch, n, self.embed_dim)
         return Tokens(
-            embedding=torch.cat(
-                [vectors.new_zeros(batch, n, self.embed.out_features), self.embed(target)], 1
-            ),
+            embedding=torch.cat([front, self.embed(target)], 1),
             position=torch.cat([position.new_full((1, n, 2), -1), position], 1),
-            region=torch.cat([front, (order // cols).unsqueeze(0)], 1),
-            target=torch.cat([vectors.new_zeros(batch, n, target.shape[2]), target], 1),
-            grid=(rows, cols) if n == 0 else None,
+            target=torch.cat([inputs.new_zeros(batch, n, target.shape[2]), target], 1) if targets else None,
+            grid=(rows, cols),
+            origin=None if self.order is None else order.unsqueeze(0),
+            num_global=n,
         )
+
+    def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
+        return self.encoder.encode(tokens, mask)
 
 
 class LinearPosition(nn.Module):
@@ -95,17 +106,15 @@ def toy_encoder(embed_dim: int = 16, layout: str = "MT", **options: Any) -> Hybr
 def toy_objective(
     *,
     channels: int = 4,
-    tokenizer: nn.Module | None = None,
-    encoder: nn.Module | None = None,
+    backbone: nn.Module | None = None,
     decoder_dim: int = 12,
     **options: Any,
 ) -> MaskedAutoregression:
     """A small objective over grids of vectors; ``options`` go to :class:`~map_core.MaskedAutoregression`."""
-    encoder = toy_encoder() if encoder is None else encoder
-    embed_dim = int(encoder.embed_dim)  # type: ignore[arg-type]
+    backbone = GridBackbone(channels, toy_encoder()) if backbone is None else backbone
+    embed_dim = int(backbone.embed_dim)  # type: ignore[arg-type]
     return MaskedAutoregression(
-        GridTokenizer(channels, embed_dim) if tokenizer is None else tokenizer,
-        encoder,
+        backbone,
         RegionDecoder(embed_dim, LinearPosition(decoder_dim), embed_dim=decoder_dim, depth=2, num_heads=2),
         nn.Linear(decoder_dim, channels),
         **options,

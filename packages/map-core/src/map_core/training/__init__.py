@@ -2,6 +2,6 @@
 
 from map_core.training.config import TrainingConfig
 from map_core.training.loop import train
-from map_core.training.task import Step, Task
+from map_core.training.task import Task
 
-__all__ = ["Step", "Task", "TrainingConfig", "train"]
+__all__ = ["Task", "TrainingConfig", "train"]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from map_core.errors import UserError
 
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
+PRECISIONS = ("fp32", "bf16")
 AT_LEAST_ONE = (
     "epochs",
     "batch_size",

@@ -1,38 +1,30 @@
 """The training loop: every optimizer step of a run, from the first or from a checkpoint's, in plain sight."""
 
 import contextlib
-import errno
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from map_core.errors import UserError
 from map_core.randomness import derive_seed
-from map_core.training.checkpoint import Checkpoints, write_json
-from map_core.training.config import REFERENCE_BATCH, TrainingConfig
+from map_core.runs.checkpoint import Checkpoints, write_json
+from map_core.runs.plots import plot_curves
+from map_core.runs.recorder import Recorder
+from map_core.runs.run_directory import STATE, full_disk_told, open_run, read_state, rewind
+from map_core.runs.summary import describe_run, write_config, write_summary
+from map_core.training.config import TrainingConfig
+from map_core.training.finite import FiniteGuard
 from map_core.training.interruption import Interruption
-from map_core.training.learner import Learner
 from map_core.training.loading import training_batches
-from map_core.training.optimizer import set_learning_rate
-from map_core.training.plots import plot_curves
-from map_core.training.processes import build_accelerator, mean_over_processes, on_main_process
-from map_core.training.recorder import Recorder
-from map_core.training.run_directory import STATE, open_run, read_state, rewind, run_settings
+from map_core.training.optimizer import clip_gradients, set_learning_rate
+from map_core.training.processes import any_process, build_accelerator, mean_over_processes, on_main_process
 from map_core.training.sampling import RunPlan, seed_everything
 from map_core.training.schedule import Schedule
-from map_core.training.summary import (
-    commit,
-    device_name,
-    peak_memory_bytes,
-    versions,
-    write_config,
-    write_summary,
-)
+from map_core.training.settings import run_settings
+from map_core.training.state import TrainingState
 from map_core.training.task import Task
 
 
@@ -59,27 +51,29 @@ def train(
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     with Interruption() as interruption, full_disk_told(out):
         checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume))
-        state: dict[str, Any] = {"step": 0, "recorder": {}}
+        saved: dict[str, Any] = {"step": 0, "recorder": {}}
         if checkpoint:
-            state = read_state(checkpoint, settings)
-        learner = Learner(task, config, accelerator)
+            saved = read_state(checkpoint, settings)
+        state = TrainingState(task, config, accelerator)
         if checkpoint:
-            learner.load(checkpoint)
-            on_main_process(accelerator, lambda: rewind(out, checkpoints, state))
+            state.load(checkpoint)
+            on_main_process(accelerator, lambda: rewind(out, checkpoints, saved))
         on_main_process(accelerator, lambda: write_config(out, run_config or {"training": config}))
         recorder = Recorder(
             out,
-            config,
-            plan,
-            start=state["step"],
-            state=state["recorder"],
+            total_steps=plan.total_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+            batch_size=plan.batch_size,
+            start=saved["step"],
+            state=saved["recorder"],
+            mean=lambda values: mean_over_processes(accelerator, values),
             writes=accelerator.is_main_process,
+            progress=config.progress,
+            tensorboard=config.tensorboard,
         )
-        run = Run(
-            task, config, plan, out, settings, checkpoints, accelerator, learner, recorder, interruption
-        )
+        run = Run(task, config, plan, out, settings, checkpoints, accelerator, state, recorder, interruption)
         try:
-            return run.from_step(state["step"])
+            return run.from_step(saved["step"])
         finally:
             recorder.close()
 
@@ -95,11 +89,11 @@ class Run:
     settings: dict[str, Any]
     checkpoints: Checkpoints
     accelerator: Accelerator
-    learner: Learner
+    state: TrainingState
     recorder: Recorder
     interruption: Interruption
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         """The learning rate by step."""
         return Schedule.of(self.config, self.plan.steps_per_epoch)
@@ -111,33 +105,50 @@ class Run:
 
     def from_step(self, start: int) -> dict[str, Any]:
         """Train from optimizer step ``start`` to the last, then export; return the summary."""
-        config, recorder, learner, schedule = self.config, self.recorder, self.learner, self.schedule
-        self.announce(start)
+        config, plan, state, recorder = self.config, self.plan, self.state, self.recorder
+        accelerator, micro_steps = self.accelerator, self.plan.accumulation_steps
+        recorder.say(self.plan.describe(self.task.name, config, accelerator.device, start))
         if start and recorder.evaluation is None and self.evaluates(start):
             self.evaluate(start)  # the run was stopped before it could
         batches = training_batches(
-            self.task,
-            self.plan,
-            start=start,
-            stop=self.stop,
-            workers=config.workers,
-            device=self.accelerator.device,
+            self.task, plan, start=start, stop=self.stop, workers=config.workers, device=accelerator.device
         )
-        learner.model.train()
-        for index in range(start, self.stop):
+        guard = FiniteGuard(accelerator, state.optimizer)
+        state.model.train()
+        for step in range(start, self.stop):
             recorder.start_step()
-            lr = schedule(index)
-            set_learning_rate(learner.optimizer, lr)
-            scalars = learner.accumulate(batches, self.plan, index)
-            scalars["_stop"] = float(self.interruption.requested)
-            values = mean_over_processes(self.accelerator, scalars)
-            stopping = values.pop("_stop") > 0
-            self.require_finite(index, lr, values)
-            learner.update()
-            recorder.end_step(values)
+            lr = self.schedule(step)
+            set_learning_rate(state.optimizer, lr)
 
-            done = index + 1
-            if done % config.log_steps == 0 or done == self.stop:
+            # sum the gradients of the micro-batches; processes exchange them behind the last
+            state.optimizer.zero_grad(set_to_none=True)
+            scalars: dict[str, Any] = {}
+            for micro in range(micro_steps):
+                batch = next(batches)
+                seed_everything(derive_seed(plan.seed, "step", step, micro, plan.process))
+                last = micro == micro_steps - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(state.model):
+                    with accelerator.autocast():
+                        terms = self.task.loss(state.model, batch, plan.draw(step, micro))
+                    accelerator.backward(terms.loss.float() / micro_steps)
+                for name, value in {"loss": terms.loss, **terms.scalars}.items():
+                    scalars[name] = scalars.get(name, 0) + value.detach().float() / micro_steps
+            scalars["grad_norm"] = clip_gradients(accelerator, state.model, config.clip_grad)
+
+            # update the weights, unless the gradient is broken: then the run stops
+            guard.watch(step, lr, scalars)
+            state.optimizer.step()
+            state.update_average()
+            recorder.end_step(scalars, wait=guard.waits)
+
+            # what follows reads the device: a line, an evaluation, a checkpoint
+            done = step + 1
+            writes_line = done % config.log_steps == 0 or done == self.stop
+            if not (guard.waits or writes_line or self.evaluates(done) or self.saves(done)):
+                continue
+            guard.raise_if_broken()
+            stopping = any_process(accelerator, self.interruption.requested)
+            if writes_line:
                 recorder.write_line(done, lr)
             if self.evaluates(done) and not stopping:
                 self.evaluate(done)
@@ -157,51 +168,25 @@ class Run:
         by_epochs = done % (self.config.checkpoint_epochs * self.plan.steps_per_epoch) == 0
         return done == self.stop or by_steps or by_epochs
 
-    def announce(self, start: int) -> None:
-        """Print what is about to run."""
-        config, plan, peak = self.config, self.plan, self.schedule.peak
-        origin = (
-            ""
-            if config.lr is not None
-            else f" = {config.base_lr:g} * {config.batch_size} / {REFERENCE_BATCH}"
-        )
-        self.recorder.say(
-            f"{self.task.name}: {plan.samples} samples, {config.epochs} epochs of {plan.steps_per_epoch} "
-            f"steps, batch {config.batch_size} on {plan.processes} process(es) ({self.accelerator.device}, "
-            f"{config.precision}), learning rate {peak:g}{origin}"
-            + (f"; going on after step {start}" if start else "")
-        )
-
-    def require_finite(self, index: int, lr: float, values: dict[str, float]) -> None:
-        """Stop the run, on every process alike, before a broken gradient reaches the weights."""
-        if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-            return
-        raise UserError(
-            f"the loss is not finite at step {index + 1} (loss {values['loss']}, gradient norm "
-            f"{values['grad_norm']}, learning rate {lr:g}); the last checkpoint is from before it; try a "
-            "lower --training.base_lr, a longer --training.warmup_epochs, a smaller --training.clip_grad or "
-            "--training.precision fp32, and look at the samples of this step"
-        )
-
     @torch.no_grad()
     def evaluate(self, done: int) -> None:
         """Evaluate all sets of weights after ``done`` steps."""
         metrics: dict[str, float] = {}
-        for weights, model in self.learner.weights().items():
+        for weights, model in self.state.weights().items():
             prefix = "ema_" if weights == "ema" else ""
             model.eval()
             seed_everything(derive_seed(self.plan.seed, "evaluate", done, self.plan.process))
             with self.accelerator.autocast():
                 found = self.task.evaluate(model, self.accelerator)
             metrics |= {prefix + name: float(value) for name, value in found.items()}
-        self.learner.model.train()
+        self.state.model.train()
         self.recorder.write_evaluation(done, metrics)
 
     def save(self, done: int) -> None:
         """Write the checkpoint of ``done`` steps."""
-        files = self.learner.writers()
-        state = {"step": done, "settings": self.settings, "recorder": self.recorder.state()}
-        files[STATE] = write_json(state)
+        files = self.state.writers()
+        account = {"step": done, "settings": self.settings, "recorder": self.recorder.state()}
+        files[STATE] = write_json(account)
         on_main_process(self.accelerator, lambda: self.checkpoints.write(done, files))
 
     def interrupted(self, done: int) -> dict[str, Any]:
@@ -214,7 +199,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Export the weights and draw the pictures."""
-        models = self.learner.whole_weights()
+        models = self.state.whole_weights()
 
         def write() -> dict[str, Any]:
             for weights, model in models.items():
@@ -230,33 +215,12 @@ class Run:
     def summarize(self, *, interrupted: bool) -> dict[str, Any]:
         """Write curves.png and summary.json."""
         plot_curves(self.out)
-        device = self.accelerator.device
-        summary: dict[str, Any] = {
+        summary = {
             "task": self.task.name,
-            **self.recorder.last,
-            **(self.recorder.evaluation or {}),
-            "seconds": self.recorder.seconds,
-            "samples_per_second": self.recorder.samples_per_second,
-            "peak_memory_bytes": peak_memory_bytes(device),
-            "versions": versions(),
-            "commit": commit(),
-            "device": device_name(device),
+            **self.recorder.summary(),
+            **describe_run(self.accelerator.device),
             "processes": self.plan.processes,
             "interrupted": interrupted,
         }
         write_summary(self.out, summary)
         return summary
-
-
-@contextlib.contextmanager
-def full_disk_told(out: Path) -> Iterator[None]:
-    """Turn a full disk into a :class:`UserError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"the disk is full ({error}) while writing the run in {out}; its checkpoints are unharmed; "
-            "make room, then continue with --resume auto"
-        ) from error

@@ -1,8 +1,10 @@
 """Parameter groups and the optimizer, both from timm."""
 
+import math
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from timm.optim import (
     create_optimizer_v2,
     get_optimizer_info,
@@ -10,7 +12,7 @@ from timm.optim import (
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.training.config import TrainingConfig
@@ -70,3 +72,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set every group's learning rate to ``lr``, times the group's ``lr_scale`` where it has one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, limit: float | None) -> Tensor:
+    """Scale the whole gradient down to the norm ``limit`` if there is one; return the norm before that."""
+    norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

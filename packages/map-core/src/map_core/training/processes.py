@@ -71,13 +71,18 @@ def sum_over_processes(accelerator: Accelerator, totals: Tensor) -> Tensor:
     return accelerator.reduce(totals.float().to(accelerator.device)).cpu()
 
 
-def mean_over_processes(accelerator: Accelerator, values: dict[str, Any]) -> dict[str, float]:
-    """Return the mean of each scalar over all processes, in one reduction."""
-    numbers = [
-        torch.as_tensor(value, dtype=torch.float32).detach().to(accelerator.device)
-        for value in values.values()
-    ]
-    stacked = torch.stack([number.reshape(()) for number in numbers])
+def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, float]:
+    """Return the mean of each scalar over all processes, in one reduction; waits for the device."""
+    if not values:
+        return {}
+    stacked = torch.stack([value.detach().reshape(()) for value in values.values()])
     if accelerator.num_processes > 1:
         stacked = accelerator.reduce(stacked, reduction="mean")
     return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Say whether ``flag`` is set on any process; all of them call this."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)).item())

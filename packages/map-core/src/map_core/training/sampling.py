@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from map_core.errors import UserError
-from map_core.randomness import derive_seed, keyed_generator
-from map_core.training.config import TrainingConfig
-from map_core.training.task import MapStyleDataset, Step
+from map_core.randomness import Draw, derive_seed, keyed_generator
+from map_core.training.config import REFERENCE_BATCH, TrainingConfig
+from map_core.training.task import MapStyleDataset
 
 
 class SampleKey(NamedTuple):
@@ -73,17 +73,20 @@ class RunPlan:
         """Optimizer steps in the whole run."""
         return self.epochs * self.steps_per_epoch
 
-    def step(self, index: int, micro: int) -> Step:
-        """Say where micro-step ``micro`` of optimizer step ``index`` stands on this process."""
+    def draw(self, step: int, micro: int) -> Draw:
+        """What is random in micro-step ``micro`` of optimizer step ``step`` on this process."""
         size = self.batch_size // (self.processes * self.accumulation_steps)
         start = (micro * self.processes + self.process) * size
-        return Step(
-            index=index,
-            total=self.total_steps,
-            epoch=index // self.steps_per_epoch,
-            seed=self.seed,
-            global_batch=self.batch_size,
-            samples=slice(start, start + size),
+        return Draw(self.seed, step, slice(start, start + size), self.batch_size)
+
+    def describe(self, task: str, config: TrainingConfig, device: torch.device, start: int) -> str:
+        """Say what is about to run, from step ``start``."""
+        scaled = f" = {config.base_lr:g} * {config.batch_size} / {REFERENCE_BATCH}"
+        return (
+            f"{task}: {self.samples} samples, {config.epochs} epochs of {self.steps_per_epoch} steps, batch "
+            f"{config.batch_size} on {self.processes} process(es) ({device}, {config.precision}), learning rate "
+            f"{config.peak_lr:g}{scaled if config.lr is None else ''}"
+            + (f"; going on after step {start}" if start else "")
         )
 
     def epoch_keys(self, epoch: int) -> list[SampleKey]:
@@ -110,7 +113,7 @@ class RunSampler(Sampler[list[SampleKey]]):
                 keys = self.plan.epoch_keys(epoch)
             first = index % self.plan.steps_per_epoch * self.plan.batch_size
             for micro in range(self.plan.accumulation_steps):
-                samples = self.plan.step(index, micro).samples
+                samples = self.plan.draw(index, micro).samples
                 yield keys[first + samples.start : first + samples.stop]
 
 

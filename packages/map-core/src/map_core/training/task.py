@@ -2,13 +2,14 @@
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
+from map_core.objective import Terms
+from map_core.randomness import Draw
 from map_core.training.config import TrainingConfig
 from map_core.training.optimizer import default_parameter_groups
 
@@ -20,27 +21,6 @@ class MapStyleDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where in the run a micro-batch stands.
-
-    Attributes:
-        index: the optimizer step, from 0.
-        total: optimizer steps of the whole run.
-        epoch: the epoch, from 0.
-        seed: the run's seed; what is random for the global batch is keyed by (seed, index).
-        global_batch: samples in the global batch of this optimizer step.
-        samples: which of them this micro-batch of this process holds.
-    """
-
-    index: int
-    total: int
-    epoch: int
-    seed: int
-    global_batch: int
-    samples: slice
 
 
 def exported_file(directory: Path, name: str, weights: str) -> Path:
@@ -69,8 +49,8 @@ class Task(abc.ABC):
     collate: Callable[[list[Any]], Any] | None = None
 
     @abc.abstractmethod
-    def loss(self, model: nn.Module, batch: Any, step: Step) -> dict[str, Tensor]:
-        """Return ``loss`` (the mean over the micro-batch) and other scalars to log.
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+        """Return the loss (the mean over the micro-batch) and other scalars to log.
 
         ``model`` is ``self.model``, wrapped for distributed training: call it, not its submodules.
         """

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from map_core.data import hold_out, take_subset
 from map_core.errors import UserError
-from map_core.training.subsets import hold_out, take_subset
 from map_points.data import modelnet40
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig

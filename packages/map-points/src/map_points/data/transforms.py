@@ -8,7 +8,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_points.data.config import Axis, PointDataConfig
-from map_points.sampling import farthest_point_sample
+from map_points.patches.sampling import farthest_point_sample
 
 PROBE = 16
 SURPLUS = 1200 / 1024  # farthest points of which a training step takes a random part

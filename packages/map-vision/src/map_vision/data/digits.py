@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from map_core.data.subsets import stratified_choice
 from map_core.errors import UserError
-from map_core.training.subsets import stratified_choice
 
 from .sources import ImageSource
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from map_core.data import hold_out, take_subset
 from map_core.errors import UserError
-from map_core.training.subsets import hold_out, take_subset
 
 from .config import DataConfig, Purpose
 from .digits import load_digits, split_digits

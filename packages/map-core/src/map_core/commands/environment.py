@@ -1,0 +1,17 @@
+"""What is installed, and what it can do here."""
+
+import torch
+
+from map_core.ops.conv.interface import REGISTRY as CONV
+from map_core.ops.linear.interface import REGISTRY as LINEAR
+from map_core.ops.scan.interface import REGISTRY as SCAN
+from map_core.runs.summary import device_name, versions
+
+
+def describe_environment() -> str:
+    """Versions, devices, and the implementations of each op with the reason of each refusal."""
+    lines = ["versions", *(f"  {name:14} {version}" for name, version in versions().items())]
+    lines += ["devices", f"  {device_name(torch.device('cpu'))}"]
+    lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    lines += [*SCAN.describe("selective scan"), *CONV.describe("causal conv1d"), *LINEAR.describe("linear")]
+    return "\n".join(lines)

@@ -1,0 +1,334 @@
+"""The commands that every domain has, written once over what the domain hands over."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from map_core.cli import Command, as_defaults, section_of_run
+from map_core.commands.environment import describe_environment
+from map_core.commands.options import Option, config_class
+from map_core.errors import UserError
+from map_core.runs.summary import write_summary
+from map_core.tasks.classification import FinetuneTask, LinearProbeTask
+from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.evaluation import (
+    Stopwatch,
+    choose_device,
+    class_totals,
+    classification_metrics,
+    extract_features,
+)
+from map_core.tasks.features import SplitFeatures, save_arrays, write_features
+from map_core.tasks.predictions import write_predictions
+from map_core.tasks.pretraining import PretrainTask, inputs_to_draw, load_objective
+from map_core.tasks.weights import read_description
+from map_core.training import TrainingConfig, train
+
+TRAINING = Option(TrainingConfig, "Epochs, batch, learning rate and the like.")
+RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None)
+START = Option(
+    str | None, "A pretraining run or weights file to start from; from scratch when not given.", None
+)
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The configurations of a domain's standard commands."""
+
+    pretrain: type
+    finetune: type
+    evaluate: type
+    predict: type
+    features: type
+    reconstruct: type
+    info: type
+
+
+@cache
+def configs(domain: Domain) -> Configs:
+    """Make the configurations of a domain's commands; its files are given as ``--images`` or ``--clouds``."""
+    sample, files = domain.sample, f"{domain.sample}s"
+    title = files.capitalize()
+    model = Option(domain.models.config, "The model.")
+    evaluation = Option(domain.evaluation, "Batch size, device and the like.")
+    data_of_run = Option(domain.data, f"{title}; what is not given is as in the run.")
+    some_files = f"{title}, as files or folders, without labels; the run's own data when not given."
+    classifier = Option(str, "A finetuning or probing run, or its weights file.")
+    run = Option(str, "A pretraining, finetuning or probing run, or its weights file.")
+    return Configs(
+        pretrain=config_class(
+            "PretrainConfig",
+            "Masked autoregressive pretraining.",
+            data=Option(domain.data, f"{title}; labels are not used."),
+            model=replace(model, help="The encoder."),
+            objective=Option(domain.objective, "What is hidden and how it is reconstructed."),
+            training=TRAINING,
+            init=replace(START, help="Start the encoder from this run or weights file."),
+            resume=RESUME,
+            out=Option(str, "Run directory.", "runs/pretrain"),
+        ),
+        finetune=config_class(
+            "FinetuneConfig",
+            "Training of a classifier, from a pretraining run or from scratch; the weights are the last epoch's.",
+            data=Option(domain.data, f"Labelled {files}."),
+            model=replace(model, help="The classifier."),
+            objective=Option(domain.classification, "Loss, label smoothing and the like."),
+            training=TRAINING,
+            init=START,
+            resume=RESUME,
+            out=Option(str, "Run directory.", "runs/finetune"),
+        ),
+        evaluate=config_class(
+            "EvaluateConfig",
+            "Measures of a trained model on the evaluation split, or on the held-out part.",
+            init=replace(run, help="A finished run, or its weights file."),
+            data=replace(data_of_run, help=f"Labelled {files}; what is not given is as in the run."),
+            evaluation=evaluation,
+            out=Option(str, "Folder for summary.json.", "runs/evaluate"),
+        ),
+        predict=config_class(
+            "PredictConfig",
+            f"Classes of {files}.",
+            init=classifier,
+            **{files: Option(str | list[str], f"{sample.capitalize()} file or folder, or a list of them.")},
+            data=data_of_run,
+            evaluation=evaluation,
+            top=Option(int, "Classes a row, most probable first.", 5),
+            out=Option(str, "CSV to write.", "predictions.csv"),
+        ),
+        features=config_class(
+            "FeaturesConfig",
+            f"Pooled features of {files}.",
+            init=run,
+            **{files: Option(str | list[str] | None, some_files, None)},
+            data=data_of_run,
+            evaluation=evaluation,
+            neighbors=Option(int, "Neighbours of the kNN score, where there are labels and two splits.", 20),
+            out=Option(str, "NPZ to write: features, labels and names of each split.", "features.npz"),
+        ),
+        reconstruct=config_class(
+            "ReconstructConfig",
+            "A picture of what a pretrained model reconstructs.",
+            init=replace(run, help="Directory of a pretraining run."),
+            **{files: Option(str | list[str] | None, some_files, None)},
+            data=data_of_run,
+            split=Option(Literal["train", "test"], "Which split of the run's data to draw.", "train"),
+            count=Option(int, "Rows of the picture.", domain.rows),
+            mask_ratio=Option(float | None, "Share to hide; as in the run when not given.", None),
+            seed=Option(int, "Chooses what is hidden.", 0),
+            out=Option(str, "PNG to write.", "reconstructions.png"),
+        ),
+        info=config_class("InfoConfig", "What is installed and what it can do."),
+    )
+
+
+def standard_commands(domain: Domain) -> list[Command]:
+    """The commands of a domain, in the order in which its ``--help`` lists them."""
+    kinds, files = configs(domain), f"{domain.sample}s"
+    data = partial(data_of_run, domain)
+    model = partial(model_of_run, domain)
+
+    def command(
+        name: str, help: str, config: type, run: Callable[[Domain, Any], None], defaults: Any = None
+    ) -> Command:
+        return Command(name, help, config, partial(run, domain), defaults)
+
+    return [
+        command("pretrain", f"pretrain an encoder on {files}", kinds.pretrain, pretrain),
+        command("finetune", "train a classifier", kinds.finetune, finetune, model),
+        command(
+            "linear-probe",
+            "train a linear classifier on frozen features",
+            kinds.finetune,
+            linear_probe,
+            model,
+        ),
+        command("evaluate", "measure a trained model", kinds.evaluate, evaluate, data),
+        command("predict", f"classes of {files}, as CSV", kinds.predict, predict, data),
+        command("features", "features as npz, and a kNN score", kinds.features, features, data),
+        command(
+            "reconstruct",
+            "picture of what a pretrained model reconstructs",
+            kinds.reconstruct,
+            reconstruct,
+            data,
+        ),
+        command("info", "versions, devices, implementations, models", kinds.info, info),
+    ]
+
+
+def data_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
+    """The data settings of the run that ``--init`` names."""
+    description = read_description(given["init"]) if "init" in given else {}
+    values = domain.data_defaults(section_of_run(given, "data"), description, given)
+    return as_defaults("data", domain.data, values)
+
+
+def model_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
+    """The model of the run that ``--init`` names, and how its inputs were prepared."""
+    model = domain.models.described(given["init"]) if "init" in given else None
+    if model is None:
+        return {}
+    prepared = domain.data_defaults({}, read_description(given["init"]), given)
+    return as_defaults("model", domain.models.config, vars(model)) | as_defaults(
+        "data", domain.data, prepared
+    )
+
+
+def pretrain(domain: Domain, config: Any) -> None:
+    """Pretrain an encoder."""
+    train_task(PretrainTask(domain, config), config)
+
+
+def finetune(domain: Domain, config: Any) -> None:
+    """Train a classifier."""
+    train_task(FinetuneTask(domain, config), config)
+
+
+def linear_probe(domain: Domain, config: Any) -> None:
+    """Train a linear classifier on frozen features."""
+    train_task(LinearProbeTask(domain, config), config)
+
+
+def train_task(task: Any, config: Any) -> None:
+    """Train a task as its configuration says."""
+    train(task, config.training, Path(config.out), resume=config.resume, run_config=config)
+
+
+def evaluate(domain: Domain, config: Any) -> None:
+    """Evaluate a run, print its measures and write summary.json."""
+    out = Path(config.out)
+    config.evaluation.validate()
+    refuse_training_run(out)
+    holds = read_description(config.init).get("holds", "")
+    measure = domain.evaluators.get(holds, partial(evaluate_classifier, domain))
+    summary = measure(config)
+    if "protocol" in summary:
+        print(summary["protocol"])
+    for name, value in summary.items():
+        if name.startswith("test_"):
+            print(f"{name:26} {value:.4g}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_summary(out, {"task": "evaluate", "init": config.init, **summary})
+
+
+def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
+    """Accuracies of a classifier, for its summary."""
+    model, classes = domain.models.classifier(config.init)
+    data = domain.open_data(config.data, domain.models.described(config.init), "evaluate")
+    assert data.evaluation is not None
+    refuse_other_classes(data.classes, classes, data=data.description, init=config.init)
+    with Stopwatch(choose_device(config.evaluation.device)) as watch:
+        logits, labels = domain.logits(
+            model, data.evaluation, config.evaluation, collate=domain.collate, title="evaluate"
+        )
+    if data.skipped():
+        print(data.skipped())
+    protocol = domain.protocol(config.evaluation)
+    return {
+        **({"protocol": protocol} if protocol else {}),
+        "evaluated_on": data.evaluated_on,
+        **classification_metrics(class_totals(logits, labels)),
+        f"{domain.sample}s": len(data.evaluation),
+        **watch.report(len(data.evaluation)),
+    }
+
+
+def predict(domain: Domain, config: Any) -> None:
+    """Write a CSV with the most probable classes of each file."""
+    at_least_one("top", config.top)
+    config.evaluation.validate()
+    model, classes = domain.models.classifier(config.init)
+    files = getattr(config, f"{domain.sample}s")
+    samples = domain.open_files(files, config.data, domain.models.described(config.init))
+    logits, _ = domain.logits(model, samples, config.evaluation, collate=domain.collate, title="predict")
+    probabilities = logits.softmax(dim=1).numpy()
+    write_predictions(Path(config.out), domain.sample, samples.names, classes, probabilities, top=config.top)
+
+
+def features(domain: Domain, config: Any) -> None:
+    """Write features of files, or of the run's training and evaluation splits with a kNN score."""
+    at_least_one("neighbors", config.neighbors)
+    config.evaluation.validate()
+    model, described = domain.models.encoder(config.init), domain.models.described(config.init)
+    files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
+    extract = partial(extract_features, model, config=config.evaluation, collate=domain.collate)
+    if files is not None:
+        samples = domain.open_files(files, config.data, described)
+        values, _ = extract(samples=samples)
+        save_arrays(out, {"features": values, "names": np.array(samples.names)})
+        return
+    data = domain.open_data(config.data, described, "features")
+    measured = {}
+    for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
+        if samples_or_none is not None:
+            values, labels = extract(samples=samples_or_none, title=f"features of {split}")
+            measured[split] = SplitFeatures(values, labels, samples_or_none.names)
+    write_features(out, measured, data.classes, neighbors=config.neighbors, evaluated_on=data.evaluated_on)
+
+
+def reconstruct(domain: Domain, config: Any) -> None:
+    """Write a picture of what a pretrained model reconstructs."""
+    at_least_one("count", config.count)
+    trained = load_objective(domain, config.init)
+    files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
+    if files is not None:
+        samples = domain.open_files(files, config.data, trained.model)
+        data = OpenedData(f"{files}", (), None, None, samples)
+    else:
+        purpose: Any = "pretrain" if config.split == "train" else "evaluate"
+        data = domain.open_data(config.data, trained.model, purpose)
+        samples_or_none = data.plain_train if config.split == "train" else data.evaluation
+        assert samples_or_none is not None
+        samples = samples_or_none
+    inputs = inputs_to_draw(samples, config.count)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data = replace(data, preprocessing=read_description(config.init))
+    domain.draw(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
+    print(f"{len(inputs)} {domain.sample}s -> {out}")
+
+
+def info(domain: Domain, config: Any) -> None:
+    """Print versions, devices, the implementations of each operation, and the models."""
+    print("\n".join([describe_environment(), *domain.info()]))
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Raise a :class:`UserError` for a count below one."""
+    if value < 1:
+        raise UserError(f"{name} must be at least 1; got {value}")
+
+
+def refuse_training_run(out: Path) -> None:
+    """Keep an evaluation from replacing what a training run left.
+
+    Raises:
+        UserError: ``out`` is the directory of one.
+    """
+    if (out / "checkpoints").is_dir():
+        raise UserError(
+            f"{out} is a training run, whose summary.json would be replaced; choose another --out"
+        )
+
+
+def refuse_other_classes(found: Sequence[str], trained: Sequence[str], *, data: str, init: str) -> None:
+    """Keep a classifier from being evaluated on labels that mean something else.
+
+    Args:
+        found: Classes of the data.
+        trained: Classes of the classifier.
+        data: What the data is called.
+        init: Where the classifier is from.
+
+    Raises:
+        UserError: they differ.
+    """
+    if tuple(found) != tuple(trained):
+        raise UserError(
+            f"the classes of {data} are not those of {init}: {len(found)} classes {', '.join(found[:4])}, ... "
+            f"against {len(trained)} {', '.join(trained[:4])}, ...; evaluate on data with the same classes"
+        )

@@ -1,0 +1,5 @@
+"""What the data sets of all domains share: fixed subsets and held-out parts."""
+
+from map_core.data.subsets import hold_out, take_subset
+
+__all__ = ["hold_out", "take_subset"]

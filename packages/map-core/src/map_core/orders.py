@@ -1,0 +1,118 @@
+"""Scan orders: the sequence in which tokens are read, as a function of their coordinates.
+
+One module for patches on a grid (row, column) and for sets of points (x, y, z): a space-filling curve asks for
+nothing but coordinates.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from map_core.errors import UserError, near_matches
+from map_core.randomness import keyed_generator
+
+ScanOrder = Literal["given", "row", "column", "snake", "block", "z_order", "hilbert", "random"]
+BITS = 10  # cells of an axis of a cloud's bounding cube: 2 ** BITS
+
+
+def scan_order(
+    position: Float[Tensor, "#b l p"],
+    order: ScanOrder,
+    *,
+    grid: tuple[int, int] | None = None,
+    block_size: tuple[int, int] = (4, 4),
+) -> Int[Tensor, "#b l"]:
+    """Indices that bring tokens from the order in which they are given into scan order.
+
+    ``given`` keeps their order. ``row`` reads row by row, ``column`` column by column, ``snake`` row by row
+    with every second row backwards, ``block`` block by block, each row by row: these need a grid. ``z_order``
+    and ``hilbert`` follow space-filling curves, over the grid's cells or a cloud's bounding cube; tokens in
+    one cell keep their order. ``random`` is one fixed permutation for each number of tokens, so that it needs
+    no generator at evaluation.
+
+    Args:
+        position: Raw coordinates.
+        order: Name of the order.
+        grid: Rows and columns, where the tokens tile a grid; their coordinates are then whole numbers.
+        block_size: Rows and columns of a block.
+
+    Raises:
+        UserError: an unknown order, or one that needs a grid without one.
+    """
+    batch, length, _ = position.shape
+    if order == "given":
+        return torch.arange(length, device=position.device).expand(batch, -1)
+    if order == "random":
+        permutation = torch.randperm(length, generator=keyed_generator(0, "patch order", length))
+        return permutation.to(position.device).expand(batch, -1)
+    curves: dict[str, Callable[[Tensor], Tensor]] = {"z_order": z_code, "hilbert": hilbert_code}
+    if order in curves:
+        cell = quantize(position) if grid is None else position.long()
+        return torch.argsort(curves[order](cell), dim=1, stable=True)
+    if order not in get_args(ScanOrder):
+        raise UserError(f"scan order {order!r} is unknown; {near_matches(order, get_args(ScanOrder))}")
+    if grid is None:
+        raise UserError(f"scan order {order!r} needs tokens on a grid; these have none: use 'hilbert'")
+    return torch.argsort(_grid_code(position.long(), order, grid, block_size), dim=1, stable=True)
+
+
+def _grid_code(
+    cell: Int[Tensor, "#b l 2"], order: str, grid: tuple[int, int], block_size: tuple[int, int]
+) -> Int[Tensor, "#b l"]:
+    """A number for each cell that grows along the order."""
+    rows, cols = grid
+    row, col = cell.unbind(-1)
+    if order == "row":
+        return row * cols + col
+    if order == "column":
+        return col * rows + row
+    if order == "snake":
+        return row * cols + torch.where(row % 2 == 1, cols - 1 - col, col)
+    height, width = block_size
+    blocks_in_row = -(-cols // width)
+    block = row // height * blocks_in_row + col // width
+    return (block * height + row % height) * width + col % width
+
+
+def quantize(position: Float[Tensor, "b l p"]) -> Int[Tensor, "b l p"]:
+    """Cells of points in a grid over their bounding cube."""
+    position = position.detach().float()
+    low = position.amin(dim=1, keepdim=True)
+    extent = (position - low).amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((position - low) / extent * (2**BITS - 1)).round().long()
+
+
+def z_code(cell: Int[Tensor, "*s p"]) -> Int[Tensor, "*s"]:
+    """Interleave the bits of a cell, the first axis highest (Morton 1966)."""
+    return _interleave(list(cell.unbind(-1)))
+
+
+def hilbert_code(cell: Int[Tensor, "*s p"]) -> Int[Tensor, "*s"]:
+    """Distance of a cell along the Hilbert curve (Skilling 2004, "Programming the Hilbert curve")."""
+    axes = list(cell.unbind(-1))
+    # undo the excess work of the curve's rotations, from the highest bit down
+    for bit in range(BITS - 1, 0, -1):
+        low = (1 << bit) - 1
+        for i in range(len(axes)):
+            upper = (axes[i] >> bit) & 1 == 1
+            swapped = torch.where(upper, 0, (axes[0] ^ axes[i]) & low)
+            axes[0] = axes[0] ^ torch.where(upper, low, swapped)
+            axes[i] = axes[i] ^ swapped if i else axes[i]
+    # Gray encode
+    for i in range(1, len(axes)):
+        axes[i] = axes[i] ^ axes[i - 1]
+    flips = torch.zeros_like(axes[0])
+    for bit in range(BITS - 1, 0, -1):
+        flips = flips ^ torch.where((axes[-1] >> bit) & 1 == 1, (1 << bit) - 1, 0)
+    return _interleave([axis ^ flips for axis in axes])
+
+
+def _interleave(axes: list[Tensor]) -> Tensor:
+    code = torch.zeros_like(axes[0])
+    for bit in range(BITS - 1, -1, -1):
+        for axis in axes:
+            code = (code << 1) | ((axis >> bit) & 1)
+    return code

@@ -1,0 +1,170 @@
+"""Position embeddings, as functions of coordinates: one module for grids of patches and for sets of points.
+
+Each maps raw coordinates (b or 1, l, p), and the grid where there is one, to embeddings (b or 1, l, d).
+"""
+
+import logging
+import math
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from map_core.errors import UserError, near_matches
+from map_core.ops import Linear
+
+PositionKind = Literal["learned", "sincos", "fourier", "mlp"]
+MAX_PERIOD = 10000.0  # of the sin-cos positions, as in "Attention is all you need"
+log = logging.getLogger(__name__)
+
+
+def make_position(
+    kind: PositionKind, embed_dim: int, *, grid: tuple[int, int] | None = None, coordinates: int = 2
+) -> nn.Module:
+    """Return a position embedding: a learned table, fixed sin-cos, Fourier features or an MLP of coordinates.
+
+    Args:
+        kind: ``learned`` (needs a grid), ``sincos``, ``fourier`` or ``mlp``.
+        embed_dim: Width.
+        grid: Rows and columns that a table is made for.
+        coordinates: Coordinates of a token, p.
+
+    Raises:
+        UserError: an unknown kind, a table without a grid, or a width that the kind cannot have.
+    """
+    if kind == "learned":
+        if grid is None:
+            raise UserError("learned positions need tokens on a grid; use 'mlp', 'fourier' or 'sincos'")
+        return LearnedPosition(grid, embed_dim)
+    if kind == "sincos":
+        return SinCosPosition(embed_dim, coordinates)
+    if kind == "fourier":
+        return FourierPosition(embed_dim, coordinates)
+    if kind == "mlp":
+        return MlpPosition(embed_dim, coordinates=coordinates)
+    raise UserError(f"position embedding {kind!r} is unknown; {near_matches(kind, get_args(PositionKind))}")
+
+
+def resize_table(table: Float[Tensor, "rows cols d"], grid: tuple[int, int]) -> Tensor:
+    """Resample a table of positions to another grid (bicubic, antialiased, in float32)."""
+    if tuple(table.shape[:2]) == grid:
+        return table
+    resized = F.interpolate(table.float().permute(2, 0, 1)[None], size=grid, mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).to(table.dtype)
+
+
+def look_up(
+    table: Float[Tensor, "rows cols d"], position: Float[Tensor, "#b l 2"]
+) -> Float[Tensor, "#b l d"]:
+    """Pick the entries at (row, column) positions."""
+    row, col = position.long().unbind(-1)
+    return F.embedding(row * table.shape[1] + col, table.flatten(0, 1))
+
+
+def unit_coordinates(
+    position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None
+) -> Float[Tensor, "#b l p"]:
+    """Coordinates within about [-1, 1]: centres of a grid's cells; those of points as they are."""
+    if grid is None:
+        return position
+    return (position + 0.5) * (2.0 / position.new_tensor(grid)) - 1.0
+
+
+class LearnedPosition(nn.Module):
+    """A learned table over the grid; resampled for another grid, at run time and when weights are loaded.
+
+    Args:
+        grid: Rows and columns of patches.
+        embed_dim: Width.
+    """
+
+    def __init__(self, grid: tuple[int, int], embed_dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(*grid, embed_dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, position: Float[Tensor, "#b l 2"], grid: tuple[int, int]) -> Float[Tensor, "#b l d"]:
+        return look_up(resize_table(self.table, grid), position)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        key = prefix + "table"
+        source, own = state_dict.get(key), tuple(self.table.shape)
+        if (
+            source is not None
+            and source.ndim == 3
+            and source.shape[2] == own[2]
+            and tuple(source.shape) != own
+        ):
+            log.warning("%s: positions resampled from %dx%d to %dx%d", key, *source.shape[:2], *own[:2])
+            state_dict[key] = resize_table(source, (own[0], own[1]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SinCosPosition(nn.Module):
+    """Fixed sines and cosines of every coordinate: on a grid those of timm's ``build_sincos2d_pos_embed``.
+
+    Args:
+        embed_dim: Width; a multiple of twice the number of coordinates.
+        coordinates: Coordinates of a token, p.
+    """
+
+    def __init__(self, embed_dim: int, coordinates: int = 2) -> None:
+        super().__init__()
+        if embed_dim % (2 * coordinates):
+            raise UserError(
+                f"embed_dim ({embed_dim}) must be a multiple of {2 * coordinates} for sin-cos positions; "
+                "use 'learned' on a grid, or 'mlp'"
+            )
+        self.bands = embed_dim // (2 * coordinates)
+
+    def forward(
+        self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None
+    ) -> Float[Tensor, "#b l d"]:
+        exponent = torch.arange(self.bands, device=position.device, dtype=torch.float32) / self.bands
+        angle = position.float().unsqueeze(-1) * (1.0 / MAX_PERIOD**exponent)  # (b, l, p) -> (b, l, p, bands)
+        return torch.cat([angle.sin(), angle.cos()], dim=2).flatten(2)
+
+
+class FourierPosition(nn.Module):
+    """A linear map of sines and cosines of the coordinates at octaves, from half a period over [-1, 1] up.
+
+    Source: the encoding of NeRF (arXiv 2003.08934, section 5.1). The same for patches and points.
+
+    Args:
+        embed_dim: Width.
+        coordinates: Coordinates of a token, p.
+        octaves: Frequencies of each coordinate.
+    """
+
+    def __init__(self, embed_dim: int, coordinates: int = 2, *, octaves: int = 6) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.project = Linear(2 * octaves * coordinates, embed_dim)
+
+    def forward(
+        self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None
+    ) -> Float[Tensor, "#b l d"]:
+        frequency = math.pi / 2 * 2.0 ** torch.arange(self.octaves, device=position.device)
+        angle = (unit_coordinates(position, grid).float().unsqueeze(-1) * frequency).flatten(2)
+        return self.project(torch.cat([angle.sin(), angle.cos()], dim=-1))
+
+
+class MlpPosition(nn.Module):
+    """An MLP of the coordinates.
+
+    Args:
+        embed_dim: Width of the result.
+        coordinates: Coordinates of a token, p.
+        hidden_dim: Width of the hidden layer.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int = 128, *, coordinates: int = 3) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Linear(coordinates, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
+
+    def forward(
+        self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None
+    ) -> Float[Tensor, "#b l d"]:
+        return self.mlp(unit_coordinates(position, grid))

@@ -1,0 +1,116 @@
+"""metrics.jsonl, TensorBoard, and the means between two lines."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from map_core.errors import UserError
+
+FILE = "metrics.jsonl"
+MeanOverProcesses = Callable[[dict[str, Tensor]], dict[str, float]]
+
+
+class Window:
+    """Sums of scalars since the last line of metrics; a checkpoint keeps them, so that no mean is torn.
+
+    The sums stay on the scalars' device: reading them would wait for it.
+
+    Args:
+        sums, counts: As :meth:`state` returned them.
+    """
+
+    def __init__(self, sums: dict[str, float] | None = None, counts: dict[str, int] | None = None) -> None:
+        self._sums: dict[str, Tensor] = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in (sums or {}).items()
+        }
+        self._counts: dict[str, int] = dict(counts or {})
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one step's scalars."""
+        for name, value in values.items():
+            exact = value if value.device.type == "mps" else value.double()  # mps has no float64
+            before = self._sums.get(name)
+            self._sums[name] = exact if before is None else before.to(exact.device) + exact
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self, mean: MeanOverProcesses) -> dict[str, float]:
+        """Return the means and begin anew."""
+        means = {name: total / self._counts[name] for name, total in mean(self._sums).items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def state(self, mean: MeanOverProcesses) -> dict[str, Any]:
+        """Return what the constructor takes."""
+        return {"sums": mean(self._sums), "counts": self._counts}
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: any other line is broken.
+    """
+    path = directory / FILE
+    written = path.read_text().splitlines() if path.exists() else []
+    lines = []
+    for number, line in enumerate(written, start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            if number < len(written):
+                raise UserError(
+                    f"{path} is broken in line {number} ({error}); repair or remove that line"
+                ) from error
+    return lines
+
+
+def truncate_metrics(directory: Path, step: int, *, evaluated: bool) -> None:
+    """Drop what was logged after the checkpoint of ``step``, so that a resumed run repeats nothing.
+
+    ``evaluated`` says whether the checkpoint was written after the evaluation at ``step``.
+    """
+
+    def stays(line: dict[str, Any]) -> bool:
+        return line["step"] < step or (line["step"] == step and (line["kind"] == "train" or evaluated))
+
+    kept = [json.dumps(line) + "\n" for line in read_metrics(directory) if stays(line)]
+    temporary = directory / f".{FILE}"
+    temporary.write_text("".join(kept))
+    temporary.replace(directory / FILE)
+
+
+class MetricsLog:
+    """Appends lines of metrics to a run directory.
+
+    Args:
+        directory: the run directory.
+        tensorboard: also write TensorBoard events.
+        step: the step to go on from.
+    """
+
+    def __init__(self, directory: Path, *, tensorboard: bool, step: int) -> None:
+        self._file = (directory / FILE).open("a", buffering=1)
+        self._events: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # imports for a second, so only where wanted
+
+            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Write one line; ``kind`` is 'train' or 'evaluation'."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **finite}) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,127 @@
+"""Keeps account of a run: means, times, progress, and the state of them that a checkpoint holds."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from map_core.runs.metrics import MeanOverProcesses, MetricsLog, Window
+from map_core.runs.progress import Progress
+
+
+class Recorder:
+    """The account of one run; every process keeps it, the main process writes it.
+
+    Args:
+        out: the run directory.
+        total_steps, steps_per_epoch, batch_size: of the run.
+        start: the step to go on from.
+        state: what :meth:`state` returned when the checkpoint of ``start`` was written.
+        mean: of scalars, over all processes.
+        writes: whether this is the main process.
+        progress: show it on stderr.
+        tensorboard: write its events.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        total_steps: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        start: int,
+        state: dict[str, Any],
+        mean: MeanOverProcesses,
+        writes: bool,
+        progress: bool,
+        tensorboard: bool,
+    ) -> None:
+        self._steps_per_epoch, self._batch_size, self._mean = steps_per_epoch, batch_size, mean
+        self._log = MetricsLog(out, tensorboard=tensorboard, step=start) if writes else None
+        self.progress = Progress(total_steps, start, shown=progress and writes)
+        self._window = Window(**state.get("window", {}))
+        self.last: dict[str, float] = state.get("last", {})
+        self.evaluation: dict[str, float] | None = state.get("evaluation")
+        self._seconds_before: float = state.get("seconds", 0.0)
+        self._began = self._mark = time.perf_counter()
+        self._window_steps, self._window_seconds = 0, 0.0
+        self._steps, self._step_seconds = 0, 0.0
+
+    def start_step(self) -> None:
+        """Note the time; what lies between steps (evaluation, checkpoints) is not training time."""
+        self._mark = time.perf_counter()
+
+    def end_step(self, scalars: dict[str, Tensor], *, wait: bool) -> None:
+        """Account for one optimizer step and its scalars; without ``wait`` nothing is read from the device."""
+        seconds = time.perf_counter() - self._mark
+        self._window_steps, self._window_seconds = self._window_steps + 1, self._window_seconds + seconds
+        self._steps, self._step_seconds = self._steps + 1, self._step_seconds + seconds
+        self._window.add(scalars)
+        self.evaluation = None
+        loss = scalars["loss"].item() if wait else self.last.get("loss", math.nan)
+        self.progress.advance(loss, self._rate(self._window_steps, self._window_seconds))
+
+    def write_line(self, step: int, lr: float) -> None:
+        """Write the means since the last line, as of ``step`` steps done."""
+        self.last = {**self._window.take(self._mean), "lr": lr}
+        timing = {
+            "samples_per_second": self._rate(self._window_steps, self._window_seconds),
+            "seconds": self.seconds,
+        }
+        self._window_steps, self._window_seconds = 0, 0.0
+        if self._log is not None:
+            self._log.write("train", step, step / self._steps_per_epoch, {**self.last, **timing})
+
+    def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write an evaluation after ``step`` steps."""
+        self.evaluation = metrics
+        if self._log is not None and metrics:
+            epoch = step / self._steps_per_epoch
+            self._log.write("evaluation", step, epoch, {**metrics, "seconds": self.seconds})
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            self.progress.say(f"epoch {epoch:g}: {shown}")
+
+    def say(self, message: str) -> None:
+        """Print a message, once for all processes."""
+        if self._log is not None:
+            self.progress.say(message)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run so far, those before the last resume included."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    @property
+    def samples_per_second(self) -> float:
+        """Training samples per second since the run was started or resumed."""
+        return self._rate(self._steps, self._step_seconds)
+
+    def summary(self) -> dict[str, Any]:
+        """The last line and evaluation, seconds and speed."""
+        return {
+            **self.last,
+            **(self.evaluation or {}),
+            "seconds": self.seconds,
+            "samples_per_second": self.samples_per_second,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {
+            "window": self._window.state(self._mean),
+            "last": self.last,
+            "evaluation": self.evaluation,
+            "seconds": self.seconds,
+        }
+
+    def close(self) -> None:
+        """Close bar and files."""
+        self.progress.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _rate(self, steps: int, seconds: float) -> float:
+        return steps * self._batch_size / seconds if seconds else 0.0

@@ -1,0 +1,97 @@
+"""What a run leaves beside its weights: config.yaml, and what ran where, for summary.json."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "map-core", "map-vision", "map-points", "map-dense")
+
+
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses, paths, tuples and enumerations into what YAML and JSON can say."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: to_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(entry) for entry in value]
+    if isinstance(value, Enum):
+        return to_plain(value.value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def write_config(directory: Path, config: Any) -> None:
+    """Write config.yaml, the resolved configuration."""
+    (directory / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+
+
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json under another name and rename it."""
+    temporary = directory / ".summary.json"
+    temporary.write_text(json.dumps(to_plain(summary), indent=2) + "\n")
+    os.replace(temporary, directory / "summary.json")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this code runs from (``-dirty`` if changed), or None."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str | None:
+        try:
+            run = subprocess.run(
+                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return None
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory used so far: on a CUDA device what torch allocated, else the process's own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device as a reader would."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def describe_run(device: torch.device) -> dict[str, Any]:
+    """What ran where: memory, versions, commit and device, for a summary."""
+    return {
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "versions": versions(),
+        "commit": commit(),
+        "device": device_name(device),
+    }

@@ -1,0 +1,193 @@
+"""Finetuning and linear probing of classifiers, as tasks of the training engine."""
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from map_core.errors import UserError
+from map_core.objective import Terms
+from map_core.randomness import Draw
+from map_core.tasks.domain import Domain, OpenedData, Samples
+from map_core.tasks.evaluation import (
+    EvaluationConfig,
+    class_totals,
+    classification_metrics,
+    collect,
+)
+from map_core.tasks.probe import LinearProbe
+from map_core.tasks.weights import read_description, save_weights
+from map_core.training import Task
+from map_core.training.processes import sum_over_processes
+from map_core.training.task import exported_file
+
+EVALUATION_BATCH = 64  # the smallest; more where a micro-batch of training is larger
+
+
+class Mixer(Protocol):
+    """Mixes the inputs of a batch with one another, and their labels likewise."""
+
+    def __call__(self, inputs: Tensor, labels: Tensor, draw: Draw, /) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass
+class ClassificationConfig:
+    """The classification loss.
+
+    Args:
+        smoothing: Label smoothing.
+    """
+
+    smoothing: float = 0.0
+
+    def validate(self) -> None:
+        """Raise a :class:`UserError` for the first field that no loss can have."""
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"objective.smoothing must lie in [0, 1); got {self.smoothing}")
+
+    def mixer(self, num_classes: int) -> Mixer | None:
+        """What mixes batches, giving soft labels that are smoothed already; None where nothing does."""
+        return None
+
+
+class ClassificationTask(Task):
+    """What finetuning and probing share: labelled samples, a classification loss, accuracy.
+
+    Args:
+        domain: Of the samples.
+        config: The run's configuration: sections data, model, objective, training, and ``init``.
+        data: Opened data, from ``config.data`` when None.
+    """
+
+    def __init__(self, domain: Domain, config: Any, data: OpenedData | None = None) -> None:
+        config.objective.validate()
+        self.domain, self.config = domain, config
+        self.collate = domain.collate
+        torch.manual_seed(config.training.seed)
+        self.data = data or domain.open_data(config.data, config.model, "finetune")
+        self.train_data = required_training_samples(self.data)
+        self.mixer: Mixer | None = config.objective.mixer(len(self.data.classes))
+        self.model = self.build_model()
+
+    @abc.abstractmethod
+    def build_model(self) -> nn.Module:
+        """What is trained."""
+
+    @abc.abstractmethod
+    def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
+        """The model section of the plain classifier that ``model`` amounts to, and that classifier."""
+
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+        inputs, labels = batch
+        smoothing = self.config.objective.smoothing
+        if self.mixer is not None:
+            inputs, labels = self.mixer(inputs, labels, draw)
+            smoothing = 0.0
+        return Terms(F.cross_entropy(model(inputs).float(), labels, label_smoothing=smoothing))
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        if self.data.evaluation is None:
+            return {}
+        training = self.config.training
+        batch_size = max(training.micro_batch(accelerator.num_processes), EVALUATION_BATCH)
+        logits, labels = collect(
+            model,
+            self.data.evaluation,
+            EvaluationConfig(batch_size, training.workers, precision=training.precision, progress=False),
+            accelerator.device,
+            collate=self.domain.collate,
+            shard=(accelerator.process_index, accelerator.num_processes),
+        )
+        return classification_metrics(sum_over_processes(accelerator, class_totals(logits, labels)))
+
+    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
+        config, classifier = self.classifier(model)
+        description = self.domain.models.describe(
+            config,
+            task=self.name,
+            holds="classifier",
+            weights=weights,
+            classes=list(self.data.classes),
+            **self.data.preprocessing,
+        )
+        save_weights(exported_file(directory, "model", weights), classifier.state_dict(), description)
+
+    def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
+        summary["evaluated_on"] = self.data.evaluated_on
+        protocol = self.domain.protocol(self.domain.evaluation())
+        if protocol:
+            summary["protocol"] = f"last epoch: {protocol}"
+        report_skipped(self.data, summary)
+
+
+class FinetuneTask(ClassificationTask):
+    """Train all weights of a classifier."""
+
+    name = "finetune"
+
+    def build_model(self) -> nn.Module:
+        model = self.domain.models.create_classifier(self.config.model, len(self.data.classes))
+        model.set_grad_checkpointing(self.config.training.activation_checkpointing)  # type: ignore[operator]
+        if self.config.init is not None:
+            load_for_classes(self.domain, model, self.config.init, self.data)
+        return model
+
+    def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
+        return self.config.model, model
+
+
+class LinearProbeTask(ClassificationTask):
+    """Train a linear classifier on the frozen, pooled features of a pretraining run."""
+
+    name = "linear-probe"
+
+    def build_model(self) -> nn.Module:
+        if self.config.init is None:
+            raise UserError("a linear probe reads a pretrained encoder: give --init RUN")
+        backbone = self.domain.models.create_backbone(self.config.model)
+        self.domain.models.load_init(backbone, self.config.init)
+        return LinearProbe(backbone, num_classes=len(self.data.classes))
+
+    def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
+        assert isinstance(model, LinearProbe)
+        config = self.domain.models.probed(self.config.model)
+        classifier = self.domain.models.create_probed(config, len(self.data.classes))
+        model.write_into(classifier)
+        return config, classifier
+
+
+def required_training_samples(data: OpenedData) -> Samples:
+    """The training samples.
+
+    Raises:
+        UserError: there is an evaluation split only.
+    """
+    if data.train is None:
+        raise UserError(
+            f"no training split, which this needs, in {data.description}: pass --data.train_split"
+        )
+    return data.train
+
+
+def report_skipped(data: OpenedData, summary: dict[str, Any]) -> None:
+    """Say which unreadable samples were left out, if any were."""
+    note = data.skipped()
+    if note:
+        summary["skipped"] = note
+        print(note)
+
+
+def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedData) -> None:
+    """Start a classifier from ``init``; a head that tells other classes apart starts anew, and that is said."""
+    trained = tuple(read_description(init).get("classes") or ())
+    if trained and trained != data.classes:
+        print(
+            f"the head of {init} tells {len(trained)} classes {', '.join(trained[:4])}, ... apart, the data has "
+            f"{len(data.classes)}, {', '.join(data.classes[:4])}, ...: it starts anew"
+        )
+    domain.models.load_init(model, init, keep_head=trained == data.classes)

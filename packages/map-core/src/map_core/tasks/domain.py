@@ -1,0 +1,139 @@
+"""What a domain (images, point clouds) hands to the tasks and commands that are written once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from map_core.objective import Objective
+from map_core.tasks.evaluation import Collate, EvaluationConfig, choose_device, collect
+from map_core.tasks.trained_models import Models
+
+Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
+
+
+class Samples(Protocol):
+    """Samples by index, the first part of each the input; their names are files or what else identifies them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
+def nothing_skipped() -> str:
+    """The note on unreadable samples where there are none."""
+    return ""
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """The data of a run, opened for one purpose.
+
+    Attributes:
+        description: One line that says what was opened.
+        classes: Class names in the order of the labels, () without labels.
+        train: Training samples, augmented; None where there is no training split.
+        plain_train: The same without augmentation.
+        evaluation: Samples to evaluate on, or None.
+        evaluated_on: What ``evaluation`` is, for summaries.
+        preprocessing: What a model's description keeps so that inputs can be prepared as in training.
+        skipped: Says which unreadable samples were met so far; empty for none.
+    """
+
+    description: str
+    classes: tuple[str, ...]
+    train: Samples | None
+    plain_train: Samples | None
+    evaluation: Samples | None
+    evaluated_on: str = "evaluation split"
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    skipped: Callable[[], str] = nothing_skipped
+
+
+class Draw(Protocol):
+    """Writes a picture of what an objective reconstructs of inputs."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        inputs: Tensor,
+        path: Path,
+        *,
+        data: OpenedData,
+        ratio: float | None = None,
+        seed: int = 0,
+    ) -> None: ...
+
+
+DataDefaults = Callable[[dict[str, Any], dict[str, Any], Mapping[str, str]], dict[str, Any]]
+
+
+def unchanged(
+    values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
+) -> dict[str, Any]:
+    """A run's data settings as they were."""
+    return values
+
+
+Logits = tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]
+
+
+def plain_logits(
+    model: nn.Module, samples: Samples, config: EvaluationConfig, *, collate: Collate, title: str
+) -> Logits:
+    """Logits and labels of all samples, in order."""
+    device = choose_device(config.device)
+    model = model.to(device).eval()
+    return collect(model, samples, config, device, collate=collate, title=title)
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """One domain.
+
+    Attributes:
+        program: Name of its command line.
+        recipes: Package that holds its recipes.
+        sample: What one sample is called, such as "image"; ``--images`` names files to run.
+        models: See :class:`~map_core.tasks.trained_models.Models`.
+        data, objective, classification, evaluation: Sections of its recipes.
+        open_data: Of the data section, the model section and a purpose.
+        open_files: Samples without labels of files and folders, of (paths, data section, model section).
+        data_defaults: From a run's data section, its description and the options given on the command line, to
+            the data settings that commands start from.
+        rows: Of a picture of reconstructions.
+        evaluators: Measures of a run that is no classifier, by what its description says that it holds.
+        build_objective: Puts a backbone under the objective that a section describes; both stay shared.
+        draw: The picture of a pretraining run.
+        collate: Makes a batch of samples.
+        logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
+        protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
+        info: Further lines of the command ``info``.
+    """
+
+    program: str
+    recipes: str
+    sample: str
+    models: Models[Any]
+    data: type
+    objective: type
+    classification: type
+    open_data: Callable[[Any, Any, Purpose], OpenedData]
+    open_files: Callable[[str | list[str], Any, Any], Samples]
+    build_objective: Callable[[nn.Module, Any], Objective]
+    draw: Draw
+    data_defaults: DataDefaults = unchanged
+    rows: int = 8
+    evaluators: Mapping[str, Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
+    evaluation: type[EvaluationConfig] = EvaluationConfig
+    collate: Collate = default_collate
+    logits: Callable[..., Logits] = plain_logits
+    protocol: Callable[[Any], str | None] = lambda config: None
+    info: Callable[[], list[str]] = list

@@ -1,0 +1,184 @@
+"""Running a trained model over samples: devices, arithmetic, logits, accuracies, pooled features."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from map_core.errors import UserError
+from map_core.runs.summary import describe_run
+from map_core.training.config import PRECISIONS
+from map_core.training.loading import batches_in_order
+from map_core.training.task import MapStyleDataset
+
+Collate = Callable[[list[Any]], Any]
+TOP = 5
+
+
+@dataclass
+class EvaluationConfig:
+    """How samples are run through a model.
+
+    Args:
+        batch_size: Samples at once, per process.
+        workers: Loading processes.
+        device: auto, cpu or cuda.
+        precision: Arithmetic of the forward pass, fp32 or bf16.
+        progress: Show a progress bar.
+    """
+
+    batch_size: int = 128
+    workers: int = 2
+    device: str = "auto"
+    precision: str = "fp32"
+    progress: bool = True
+
+    def validate(self) -> None:
+        """Raise a :class:`UserError` for the first field that no evaluation can have."""
+        if self.batch_size < 1:
+            raise UserError(f"evaluation.batch_size must be at least 1; got {self.batch_size}")
+        if self.workers < 0:
+            raise UserError(f"evaluation.workers must be 0 or more; got {self.workers}")
+        if self.precision not in PRECISIONS:
+            known = " or ".join(PRECISIONS)
+            raise UserError(f"evaluation.precision must be {known}; got {self.precision!r}")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` names.
+
+    Raises:
+        UserError: an unknown name, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device must be auto, cpu or cuda; got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' asked for, but torch sees no GPU; use --evaluation.device cpu")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to bf16 where ``precision`` is bf16, else to nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class Stopwatch:
+    """Wall time, speed and memory of a block, for summary.json."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> "Stopwatch":
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+    def report(self, samples: int) -> dict[str, Any]:
+        """What summary.json says of a block that ran over so many samples."""
+        speed = {"seconds": self.seconds, "samples_per_second": samples / self.seconds}
+        return speed | describe_run(self.device)
+
+
+@torch.no_grad()
+def collect(
+    function: Callable[[Tensor], Tensor],
+    samples: MapStyleDataset,
+    config: EvaluationConfig,
+    device: torch.device,
+    *,
+    collate: Collate = default_collate,
+    shard: tuple[int, int] = (0, 1),
+    seed: int = 0,
+    draw: int = 0,
+    title: str | None = None,
+) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
+    """``function`` of the inputs of all samples, or a shard of them, in order, and their labels; on the CPU.
+
+    Args:
+        function: Of a batch of inputs, such as a classifier.
+        samples: (input, label) by index.
+        config: Batch size, workers, precision, progress.
+        device: Where ``function`` computes.
+        collate: Makes a batch of samples.
+        shard: (i, n): take samples i, i + n, i + 2n, ...
+        seed, draw: Keys of the samples' randomness.
+        title: Of the progress bar, where ``config`` wants one.
+    """
+    values, labels = [], []
+    for inputs, targets in batches_in_order(
+        samples,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        collate=collate,
+        shard=shard,
+        seed=seed,
+        draw=draw,
+        progress=title if config.progress else None,
+    ):
+        with autocast(device, config.precision):
+            values.append(function(inputs).float().cpu())
+        labels.append(targets.cpu())
+    return torch.cat(values), torch.cat(labels)
+
+
+def pooled_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a model's head reads, as a function of its inputs."""
+
+    def pooled(inputs: Tensor) -> Tensor:
+        return model.forward_head(model.forward_features(inputs), pre_logits=True)  # type: ignore[operator]
+
+    return pooled
+
+
+def extract_features(
+    model: nn.Module,
+    samples: MapStyleDataset,
+    config: EvaluationConfig,
+    *,
+    collate: Collate = default_collate,
+    title: str = "features",
+) -> tuple[Float[np.ndarray, "n f"], Int[np.ndarray, " n"]]:
+    """Pooled features (what the head reads) and labels of all samples, in order."""
+    device = choose_device(config.device)
+    model = model.to(device).eval()
+    features, labels = collect(pooled_features(model), samples, config, device, collate=collate, title=title)
+    return features.numpy(), labels.numpy()
+
+
+def class_totals(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, "4 c"]:
+    """Sums by class: samples, correct ones, correct among five, cross-entropy; totals of shards add up."""
+    totals = torch.zeros(4, logits.shape[1], dtype=torch.float64)
+    best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices == labels.unsqueeze(1)
+    loss = F.cross_entropy(logits.double(), labels, reduction="none")
+    sums = (torch.ones_like(loss), best[:, 0].double(), best.any(dim=1).double(), loss)
+    for row, values in enumerate(sums):
+        totals[row].index_add_(0, labels, values)
+    return totals
+
+
+def classification_metrics(totals: Float[Tensor, "4 c"]) -> dict[str, float]:
+    """Accuracies in percent and the mean loss, from :func:`class_totals`.
+
+    Overall, among the five most probable (of more than five classes), and the mean of the accuracies of the
+    classes that have samples.
+    """
+    count, correct, among, loss = totals.double()
+    present, whole = count > 0, count.sum()
+    metrics = {"test_accuracy": float(100 * correct.sum() / whole)}
+    if len(count) > TOP:
+        metrics["test_accuracy_top5"] = float(100 * among.sum() / whole)
+    metrics["test_accuracy_class_mean"] = float(100 * (correct[present] / count[present]).mean())
+    metrics["test_loss"] = float(loss.sum() / whole)
+    return metrics

@@ -1,0 +1,88 @@
+"""Features of samples as files, and how well their nearest neighbours tell classes apart."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+
+
+def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as NPZ, under just the name that was given."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:  # np.savez would append .npz to a path without it
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    print(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """Features, labels and names of the samples of one split."""
+
+    features: Float[np.ndarray, "n f"]
+    labels: Int[np.ndarray, " n"]
+    names: Sequence[str]
+
+
+def write_features(
+    out: Path,
+    splits: Mapping[str, SplitFeatures],
+    classes: Sequence[str],
+    *,
+    neighbors: int,
+    evaluated_on: str | None = None,
+) -> None:
+    """Write the features of each split as NPZ; where "train" and "test" have several classes, score them by kNN.
+
+    The score is printed and written beside ``out`` as JSON.
+
+    Args:
+        out: NPZ to write.
+        splits: By name.
+        classes: In the order of the labels.
+        neighbors: Of the score.
+        evaluated_on: What "test" is, where it is not plain.
+    """
+    arrays = {"classes": np.array(classes, dtype=str)}
+    for split, found in splits.items():
+        arrays[f"{split}_features"], arrays[f"{split}_labels"] = found.features, found.labels
+        arrays[f"{split}_names"] = np.array(found.names)
+    save_arrays(out, arrays)
+    if len(classes) < 2 or not {"train", "test"} <= splits.keys():
+        return
+    train, test = splits["train"], splits["test"]
+    score = knn_accuracy(train.features, train.labels, test.features, test.labels, neighbors=neighbors)
+    told = f" ({evaluated_on})" if evaluated_on else ""
+    print(f"kNN accuracy ({neighbors} neighbours): {score:.2f} %{told}")
+    report = {"task": "features", "knn_accuracy": score, "neighbors": neighbors}
+    out.with_suffix(".json").write_text(json.dumps(report) + "\n")
+
+
+def knn_accuracy(
+    train_features: Float[np.ndarray, "n f"],
+    train_labels: Int[np.ndarray, " n"],
+    features: Float[np.ndarray, "m f"],
+    labels: Int[np.ndarray, " m"],
+    *,
+    neighbors: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Accuracy in percent of cosine nearest neighbours voting with weights exp(similarity / temperature).
+
+    Source: the protocol of instance discrimination (arXiv 1805.01978, section 3.4).
+    """
+    neighbors = min(neighbors, len(train_features))
+    bank = F.normalize(torch.from_numpy(train_features), dim=1)
+    bank_labels = torch.from_numpy(train_labels).long()
+    num_classes = int(max(train_labels.max(), labels.max())) + 1
+    correct = 0
+    for start in range(0, len(features), 1024):
+        queries = F.normalize(torch.from_numpy(features[start : start + 1024]), dim=1)
+        similarity, index = (queries @ bank.T).topk(neighbors, dim=1)
+        votes = F.one_hot(bank_labels[index], num_classes) * (similarity / temperature).exp().unsqueeze(-1)
+        correct += int((votes.sum(1).argmax(1) == torch.from_numpy(labels[start : start + 1024])).sum())
+    return 100 * correct / len(features)

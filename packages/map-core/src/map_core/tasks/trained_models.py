@@ -1,0 +1,114 @@
+"""How a domain makes its models, and the models that its runs trained, rebuilt from their descriptions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import nn
+
+from map_core.errors import UserError
+from map_core.tasks.weights import LoadReport, read_description, read_settings, weights_file
+
+
+class ModelConfig(Protocol):
+    """The ``model`` section of a recipe: a registered name, and what to change in it."""
+
+    name: str
+
+    def arguments(self) -> dict[str, Any]:
+        """The model's keyword arguments that are given."""
+        ...
+
+
+Config = TypeVar("Config", bound=ModelConfig)
+
+
+class LoadInit(Protocol):
+    """Starts a model from a run or weights file; without ``keep_head`` its head starts anew."""
+
+    def __call__(self, model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport: ...
+
+
+@dataclass(frozen=True)
+class Models(Generic[Config]):
+    """A domain's models.
+
+    Attributes:
+        config: The ``model`` section.
+        names: Registered models.
+        create_classifier: Of a configuration and a number of classes.
+        create_backbone: Of a configuration: the form that is pretrained and probed, without head.
+        probed: The configuration of the classifier that a linear probe amounts to.
+        create_probed: Of that configuration and a number of classes: a classifier with a linear head.
+        load_init: Of a model and a run or weights file: loads the weights.
+    """
+
+    config: type[Config]
+    names: tuple[str, ...]
+    create_classifier: Callable[[Config, int], nn.Module]
+    create_backbone: Callable[[Config], nn.Module]
+    probed: Callable[[Config], Config]
+    create_probed: Callable[[Config, int], nn.Module]
+    load_init: LoadInit
+
+    def describe(self, config: Config, **more: Any) -> dict[str, Any]:
+        """The JSON description that makes a weights file readable without its recipe."""
+        return {"name": config.name, "arguments": config.arguments(), **more}
+
+    def described(self, path: str | Path) -> Config | None:
+        """The model that wrote a run or weights file; None when the file has no description beside it.
+
+        Raises:
+            UserError: a description of arguments that this version does not know.
+        """
+        description = read_description(path)
+        if "name" not in description:
+            return None
+        values = {"name": description["name"], **description.get("arguments", {})}
+        return read_settings(self.config, values, path)
+
+    def classifier(self, path: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
+        """A classifier, in evaluation mode, and its class names.
+
+        Raises:
+            UserError: nothing there, or the weights of something else.
+        """
+        config, description = self.described(path), read_description(path)
+        if config is None or description.get("holds") != "classifier":
+            weights_file(path)  # says so when there is nothing at all
+            raise UserError(
+                f"{path} describes no classifier (its .json says: {description.get('holds', 'nothing')}); give a "
+                "run that trained one, such as one of finetune"
+            )
+        classes = tuple(description["classes"])
+        create = self.create_probed if description.get("task") == "linear-probe" else self.create_classifier
+        return load_whole(create(config, len(classes)), path, self.load_init), classes
+
+    def encoder(self, path: str | Path) -> nn.Module:
+        """What gives features: a classifier as it is, or a pretraining run's encoder, in evaluation mode.
+
+        Raises:
+            UserError: nothing there, no description of its model, or the weights of something else.
+        """
+        config = self.described(path)
+        if config is None:
+            weights_file(path)  # says so when there is nothing at all
+            raise UserError(
+                f"{path} has no .json that describes its model: give a run's directory or its weights file"
+            )
+        if read_description(path).get("classes"):
+            return self.classifier(path)[0]
+        return load_whole(self.create_backbone(config), path, self.load_init)
+
+
+def load_whole(model: nn.Module, path: str | Path, load_init: LoadInit) -> nn.Module:
+    """Load a model whose file must have every parameter; return it in evaluation mode.
+
+    Raises:
+        UserError: some are missing, all of them named.
+    """
+    report = load_init(model, path)
+    if report.fresh:
+        raise UserError(f"{report.source} lacks {', '.join(report.fresh)}: it holds no whole model")
+    return model.eval()

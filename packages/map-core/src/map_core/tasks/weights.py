@@ -1,0 +1,163 @@
+"""Model weights as safetensors with a JSON description; nothing read from a file runs code."""
+
+import json
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from map_core.errors import UserError
+
+Settings = TypeVar("Settings")
+log = logging.getLogger(__name__)
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading left as it was: parameters that the file does not have."""
+
+    source: Path
+    fresh: tuple[str, ...]
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write a state dict as safetensors, and beside it ``<name>.json`` that says what it is."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.rename(path)
+    path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def weights_file(path: str | Path) -> Path:
+    """The weights file of a run directory, or the file itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    file = path / MODEL_FILE if path.is_dir() else path
+    if not file.is_file():
+        hint = " (the run has not finished: resume it)" if (path / "checkpoints").is_dir() else ""
+        raise UserError(f"no weights at {file}{hint}; give a finished run's directory or a weights file")
+    return file
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from a run directory, a safetensors file or a torch file of tensors.
+
+    Raises:
+        UserError: nothing there, an unreadable file, or one that holds more than tensors.
+    """
+    file = weights_file(path)
+    try:
+        if file.suffix == ".safetensors":
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file} holds more than tensors and was refused: loading it could run code; "
+            "convert it to safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read as weights ({error}); it may be cut off: copy or export it again"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{file} holds no state dict of tensors; expected parameter names with tensors")
+    return state
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The JSON description beside a weights file or in a run directory; empty when there is none.
+
+    Raises:
+        UserError: the description is no JSON.
+    """
+    path = Path(path)
+    file = (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(
+            f"{file} is no JSON ({error}); it may be cut off: copy it or export the run again"
+        ) from error
+
+
+def read_settings(kind: type[Settings], values: Mapping[str, Any], source: str | Path) -> Settings:
+    """Make a configuration dataclass of a description's values.
+
+    Raises:
+        UserError: values that this version does not know.
+    """
+    unknown = set(values) - {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown:
+        raise UserError(
+            f"{source} describes settings that this version does not know: {', '.join(sorted(unknown))}; "
+            "read it with the version that wrote it"
+        )
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def load_init(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    may_be_missing: tuple[str, ...] = (),
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
+    resampled: Callable[[str, Tensor, Tensor], bool] = lambda key, source, own: False,
+    keep_head: bool = True,
+) -> LoadReport:
+    """Start a model from a pretraining run or weights file (design decision 9).
+
+    Args:
+        model: Has a classifier ``head`` or none; a head of another number of classes is started anew.
+        path: A run directory or weights file.
+        may_be_missing: Prefixes of the parameters that may be missing in the file.
+        convert: Renames the keys of foreign files.
+        resampled: Of (key, the file's tensor, the model's): whether the model resamples it when it loads.
+        keep_head: Take over the file's head where its shapes fit; else it starts anew.
+
+    Raises:
+        UserError: any other missing, unused or misshaped key, all of them named.
+    """
+    file = weights_file(path)
+    state, own = convert(read_weights(file)), model.state_dict()
+    head = [key for key in state if key.startswith("head.")]
+    if not keep_head or any(key in own and state[key].shape != own[key].shape for key in head):
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    faults = {
+        "missing": [key for key in own if key not in state and not key.startswith(may_be_missing)],
+        "not used": [key for key in state if key not in own],
+        "shapes": [
+            f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
+            for key, value in own.items()
+            if key in state and state[key].shape != value.shape and not resampled(key, state[key], value)
+        ],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
+        raise UserError(
+            f"{file} does not fit this model: {told}; choose the model that was pretrained "
+            "(--model.name and its sizes)"
+        )
+    fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
+    log.info("%s: loaded; new: %s", file, _some(list(fresh)) if fresh else "nothing")
+    return LoadReport(file, fresh)
+
+
+def _some(keys: list[str], most: int = 6) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more

@@ -1,0 +1,68 @@
+"""A loss or gradient that is not finite never reaches the weights, and ends the run."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from map_core.errors import UserError
+
+
+class FiniteGuard:
+    """Watches the loss and the norm of the gradient of every step.
+
+    A CPU has the numbers at hand, so it looks at once. On a GPU looking would wait for the device: there the
+    optimizer is told on the device to leave the weights alone from the first broken step on, where it can be
+    (PyTorch's fused optimizers, as the gradient scaler of mixed precision tells them), and the numbers are
+    looked at before the next line, evaluation or checkpoint. Other optimizers wait every step.
+
+    Attributes:
+        waits: Whether every step looks.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, optimizer: torch.optim.Optimizer, *, waits: bool | None = None
+    ) -> None:
+        self._accelerator, self._optimizer = accelerator, optimizer
+        skips = bool(optimizer.defaults.get("fused"))
+        self.waits = (accelerator.device.type == "cpu" or not skips) if waits is None else waits
+        self._broken = torch.zeros((), device=accelerator.device)
+        self._first = torch.zeros(4, device=accelerator.device)  # step, rate, loss, norm
+
+    def watch(self, step: int, lr: float, scalars: dict[str, Any]) -> None:
+        """Look at the loss and gradient norm of ``step`` before the optimizer's step.
+
+        Raises:
+            UserError: they are not finite, where looking does not wait.
+        """
+        loss, norm = scalars["loss"], scalars["grad_norm"]
+        broken = torch.maximum(self._broken, 1 - (loss.isfinite() & norm.isfinite()).float())
+        seen = torch.stack([*loss.new_tensor([step + 1, lr]), loss, norm.to(loss)])
+        self._first = torch.where(self._broken > 0, self._first, seen)
+        self._broken = broken
+        if self.waits:
+            self.raise_if_broken()
+        else:
+            self._optimizer.found_inf = broken  # type: ignore[attr-defined]
+
+    def raise_if_broken(self) -> None:
+        """Stop the run, on every process alike, if any step was broken.
+
+        Raises:
+            UserError: one was.
+        """
+        broken: Tensor = self._broken
+        if self._accelerator.num_processes > 1:
+            broken = self._accelerator.reduce(broken)
+        if not broken.item():
+            return
+        step, lr, loss, norm = self._first.tolist()
+        elsewhere = "" if math.isnan(loss + norm) or math.isinf(loss + norm) else " on another process"
+        raise UserError(
+            f"the loss is not finite at step {step:.0f}{elsewhere} (loss {loss}, gradient norm {norm}, learning "
+            f"rate {lr:g}); the last checkpoint is from before it; try a lower --training.base_lr, a longer "
+            "--training.warmup_epochs, a smaller --training.clip_grad or --training.precision fp32, and look at "
+            "the samples of this step"
+        )

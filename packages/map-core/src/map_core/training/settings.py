@@ -1,0 +1,29 @@
+"""What makes a run the run that it is: the settings that a resumed run must share with the one before."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from map_core.runs.summary import to_plain
+from map_core.training.config import TrainingConfig
+from map_core.training.sampling import RunPlan
+
+FREE_TO_CHANGE = {  # what a resumed run may set otherwise without becoming another run
+    "accumulation_steps", "activation_checkpointing", "workers", "checkpoint_steps", "checkpoint_epochs",
+    "keep_checkpoints", "evaluate_epochs", "log_steps", "device", "max_steps", "progress", "tensorboard",
+}  # fmt: skip
+COMPARED_SECTIONS = ("model", "objective")
+
+
+def run_settings(name: str, plan: RunPlan, config: TrainingConfig, run_config: Any) -> dict[str, Any]:
+    """Return, by dotted name, everything that makes this run the run that it is."""
+    settings = {
+        f"training.{key}": value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE
+    }
+    settings |= {"task": name, "training samples": plan.samples}
+    plain = to_plain(run_config)
+    for section in COMPARED_SECTIONS:
+        values = plain.get(section) if isinstance(plain, dict) else None
+        if isinstance(values, dict):
+            settings |= {f"{section}.{key}": value for key, value in values.items()}
+    return json.loads(json.dumps(to_plain(settings)))

@@ -1,0 +1,118 @@
+"""The Mamba3D block: local norm and pooling over neighbours, then a selective scan."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from map_core.blocks import MambaMixer, make_norm
+from map_core.errors import UserError
+from map_core.ops import Linear, selective_scan
+from map_core.tokens import gather_tokens
+from map_points.patches.neighbors import nearest_neighbors
+
+ScanKind = Literal["both", "forward", "channel_flip"]
+
+
+class LocalNormPool(nn.Module):
+    """Describe each patch by its neighbours' features.
+
+    Features of the ``neighbors`` nearest patches (the patch itself is one) minus its own, divided by their
+    standard deviation over the whole cloud; joined to its own; scaled and shifted; pooled over neighbours
+    with softmax weights of themselves; normalised; projected.
+
+    Source: Mamba3D (arXiv 2404.14966, section 3.3). The deviation is taken over one cloud, not over the
+    batch, so that a cloud's result does not depend on its company.
+
+    Args:
+        embed_dim: Width.
+        neighbors: Patches pooled, by distance of centres.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, embed_dim: int, *, neighbors: int = 4, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.neighbors, self.eps = neighbors, eps
+        self.scale = nn.Parameter(torch.ones(2 * embed_dim))
+        self.shift = nn.Parameter(torch.zeros(2 * embed_dim))
+        self.norm = make_norm("layer", 2 * embed_dim)
+        self.project = Linear(2 * embed_dim, embed_dim)  # the 1x1 convolution
+
+    def forward(self, x: Float[Tensor, "b m d"], position: Float[Tensor, "b m 3"]) -> Float[Tensor, "b m d"]:
+        index = nearest_neighbors(position, position, self.neighbors)  # (b, m, k)
+        near = gather_tokens(x, index.flatten(1)).unflatten(1, index.shape[1:])  # (b, m, k, d)
+        relative = (near - x.unsqueeze(2)).float()
+        variance = relative.var(dim=(1, 2, 3), correction=0, keepdim=True)
+        scale, scale_own = self.scale.chunk(2)
+        shift, shift_own = self.shift.chunk(2)
+        relative = torch.addcmul(shift, relative, scale * (variance + self.eps).rsqrt())
+        pooled = (relative * relative.softmax(dim=2)).sum(dim=2).to(x.dtype)
+        own = x * scale_own + shift_own  # the same for all neighbours: pooling leaves it as it is
+        return F.silu(self.project(self.norm(torch.cat([pooled, own], dim=-1))))
+
+
+class ChannelFlipMixer(MambaMixer):
+    """Both scans in sequence order, the second over (x, z) with all their channels reversed.
+
+    That is what the original's second direction does; reversing the 2e channels also swaps x and z. Kept to
+    compare with: it never looks from the last token to the first.
+
+    Args:
+        embed_dim: Width.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__(embed_dim)
+        assert self.scan_backward is not None
+        self.scan_backward.reverse = False
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        assert self.scan_backward is not None
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        flipped_x, flipped_z = z.flip(-1), x.flip(-1)
+        conv, scan = self.conv_backend, self.scan_backend
+        y = selective_scan(**vars(self.scan_forward(x, conv)), z=z, backend=scan)
+        flipped_y = selective_scan(**vars(self.scan_backward(flipped_x, conv)), z=flipped_z, backend=scan)
+        return self.out_proj(0.5 * (y + flipped_y.flip(-1)))
+
+
+def make_mixer(kind: ScanKind, embed_dim: int) -> nn.Module:
+    """Return a Mamba mixer that scans both ways, forward only, or as the original's channel flip."""
+    if kind not in ("both", "forward", "channel_flip"):
+        raise UserError(f"scan must be 'both', 'forward' or 'channel_flip'; got {kind!r}")
+    if kind == "channel_flip":
+        return ChannelFlipMixer(embed_dim)
+    return MambaMixer(embed_dim, bidirectional=kind == "both")
+
+
+class Mamba3DBlock(nn.Module):
+    """``x + local(norm(x))``, then ``x + mixer(norm(x))``.
+
+    Tokens in front that have no centre (a class token) take no part in the first step.
+
+    Args:
+        embed_dim: Width.
+        neighbors: See :class:`LocalNormPool`.
+        scan: See :func:`make_mixer`.
+        drop_path: Stochastic depth rate of both branches.
+    """
+
+    def __init__(
+        self, embed_dim: int, *, neighbors: int = 4, scan: ScanKind = "both", drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = make_norm("layer", embed_dim)
+        self.local = LocalNormPool(embed_dim, neighbors=neighbors)
+        self.norm2 = make_norm("layer", embed_dim)
+        self.mixer = make_mixer(scan, embed_dim)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b n d"], position: Float[Tensor, "b m 3"]) -> Float[Tensor, "b n d"]:
+        prefix = x.shape[1] - position.shape[1]
+        patches = x[:, prefix:]
+        patches = patches + self.drop_path(self.local(self.norm1(patches), position))
+        x = torch.cat([x[:, :prefix], patches], dim=1)
+        return x + self.drop_path(self.mixer(self.norm2(x)))

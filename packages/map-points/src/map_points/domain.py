@@ -1,0 +1,113 @@
+"""What map-points hands to the tasks and commands of map-core."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.objective import MaskedAutoregression, Objective
+from map_core.tasks.classification import ClassificationConfig
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
+from map_points.data import (
+    CloudSamples,
+    PointDataConfig,
+    choose_clouds,
+    clouds_to_evaluate,
+    collate_clouds,
+    read_cloud_files,
+)
+from map_points.data.clouds import Clouds
+from map_points.evaluation import EvaluationConfig, voted_logits
+from map_points.factory import MODELS, PointModelConfig
+from map_points.model import MODEL_NAMES, create_point_model
+from map_points.patches.accelerators import describe_backends
+from map_points.pictures import draw_reconstructions
+from map_points.pretraining import PointObjectiveConfig, build_objective
+from map_points.segmentation.evaluation import evaluate_segmenter
+
+
+def open_data(config: PointDataConfig, model: PointModelConfig, purpose: Purpose) -> OpenedData:
+    """Open the clouds of a run.
+
+    Raises:
+        UserError: what is wrong with the files, by name.
+    """
+    where = config.root or "embedded shapes"
+    if purpose == "evaluate":
+        clouds, evaluated_on = clouds_to_evaluate(config)
+        return opened(config, where, None, clouds, evaluated_on)
+    splits = choose_clouds(config, evaluate=purpose != "pretrain")
+    return opened(config, where, splits.train, splits.evaluation, splits.evaluated_on)
+
+
+def opened(
+    config: PointDataConfig, where: str, train: Clouds | None, evaluation: Clouds | None, evaluated_on: str
+) -> OpenedData:
+    """Clouds to train and evaluate on as samples."""
+    parts = [] if train is None else [f"{len(train)} training clouds"]
+    parts += [] if evaluation is None else [f"{len(evaluation)} for evaluation ({evaluated_on})"]
+    some = train or evaluation
+    assert some is not None
+    return OpenedData(
+        description=f"{where}: {', '.join(parts)}",
+        classes=tuple(some.classes),
+        train=None if train is None else CloudSamples(train, config, training=True),
+        plain_train=None if train is None else CloudSamples(train, config, training=False),
+        evaluation=None if evaluation is None else CloudSamples(evaluation, config, training=False),
+        evaluated_on=evaluated_on,
+    )
+
+
+def open_files(paths: str | list[str], config: PointDataConfig, model: PointModelConfig) -> Samples:
+    """Open cloud files and folders as samples without labels."""
+    return CloudSamples(read_cloud_files(paths), config, training=False)
+
+
+def draw(
+    objective: Objective,
+    inputs: Tensor,
+    path: Path,
+    *,
+    data: OpenedData,
+    ratio: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Write a picture: cloud, visible patches, reconstruction."""
+    if not isinstance(objective, MaskedAutoregression):
+        raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
+    samples = data.plain_train or data.evaluation
+    assert isinstance(samples, CloudSamples)
+    draw_reconstructions(objective, inputs, path, up_axis=samples.up_axis, ratio=ratio, seed=seed)
+
+
+def describe_models() -> list[str]:
+    """Lines of ``map-points info``: point operations, and every model with its size."""
+    lines = [*describe_backends(), "models (parameters of the classifier for 40 classes)"]
+    for name in MODEL_NAMES:
+        with torch.device("meta"):
+            model = create_point_model(name, 40)
+        lines.append(f"  {name:14} {sum(p.numel() for p in model.parameters()):>12,}")
+    return lines
+
+
+DOMAIN = Domain(
+    program="map-points",
+    recipes="map_points.recipes",
+    sample="cloud",
+    models=MODELS,
+    data=PointDataConfig,
+    objective=PointObjectiveConfig,
+    classification=ClassificationConfig,
+    open_data=open_data,
+    open_files=open_files,
+    build_objective=build_objective,
+    draw=draw,
+    rows=6,
+    evaluation=EvaluationConfig,
+    collate=collate_clouds,
+    logits=voted_logits,
+    protocol=EvaluationConfig.describe,
+    evaluators={"part segmenter": evaluate_segmenter},
+    info=describe_models,
+)

@@ -1,0 +1,43 @@
+"""Embedding of what a patch holds."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from map_core.initialization import keep_init
+from map_core.ops import Linear, linear
+
+
+class PatchEmbedding(nn.Module):
+    """A mini-PointNet: points of a patch to one vector, whatever their order.
+
+    Two shared layers, the patch's maximum joined to every point, two more, and the maximum again. Its batch
+    normalisation sees all patches of the batch, hidden ones too, as in Point-BERT and its successors.
+
+    Source: Point-BERT (arXiv 2111.14819, section 3.1).
+
+    Args:
+        embed_dim: Width of the result.
+        hidden_dim: Width between the two halves; their inner layers have half of it and twice it.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int = 256) -> None:
+        super().__init__()
+        narrow, wide = hidden_dim // 2, 2 * hidden_dim
+        self.hidden_dim = hidden_dim
+        self.lift = nn.Sequential(
+            Linear(3, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True), Linear(narrow, hidden_dim)
+        )
+        self.join = Linear(wide, wide)  # of the patch's maximum, then the point
+        self.project = nn.Sequential(nn.BatchNorm1d(wide), nn.ReLU(inplace=True), Linear(wide, embed_dim))
+
+        for layer in self.modules():
+            keep_init(layer)  # a smaller spread would leave the batch norms with variances near their eps
+
+    def forward(self, points: Float[Tensor, "b l k 3"]) -> Float[Tensor, "b l d"]:
+        shape = points.shape[:3]
+        x = self.lift(points.reshape(-1, 3)).unflatten(0, shape)
+        of_patch, of_point = self.join.weight.split(self.hidden_dim, dim=1)
+        # the maximum is the same for all points of a patch: multiply it once
+        shared = linear(x.amax(dim=2, keepdim=True), of_patch, self.join.bias)  # (b, l, 1, 2h)
+        x = linear(x, of_point) + shared
+        return self.project(x.flatten(0, 2)).unflatten(0, shape).amax(dim=2)

@@ -1,0 +1,45 @@
+"""Patches of a cloud: the nearest neighbours of farthest-point centres."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.tokens import gather_tokens
+from map_points.patches.accelerators import find_neighbors, sample_centers
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches in the order in which their centres were sampled.
+
+    Attributes:
+        points: Points of each patch relative to its centre, nearest first.
+        center: Coordinates of the centres.
+        index: Index in the cloud of each point.
+    """
+
+    points: Float[Tensor, "b l k 3"]
+    center: Float[Tensor, "b l 3"]
+    index: Int[Tensor, "b l k"]
+
+
+def group_points(
+    points: Float[Tensor, "b n 3"], *, num_patches: int, patch_size: int, backend: str = "auto"
+) -> Patches:
+    """Cut clouds into overlapping patches of ``patch_size`` points; the first centre is point 0.
+
+    Raises:
+        UserError: clouds too small for the number of patches or their size.
+    """
+    n = points.shape[1]
+    if n < max(num_patches, patch_size):
+        raise UserError(
+            f"a cloud of {n} points cannot give {num_patches} patches of {patch_size} points; raise "
+            "data.num_points, or lower model.num_patches and model.patch_size"
+        )
+    center = gather_tokens(points, sample_centers(points, num_patches, backend=backend))
+    index = find_neighbors(center, points, patch_size, backend=backend)
+    members = gather_tokens(points, index.flatten(1)).unflatten(1, (num_patches, patch_size))
+    return Patches(points=members - center.unsqueeze(2), center=center, index=index)

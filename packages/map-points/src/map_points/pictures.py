@@ -1,0 +1,97 @@
+"""Pictures of what a pretrained model reconstructs: cloud, visible patches, reconstruction."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from map_core import MaskedAutoregression
+from map_core.tasks.pretraining import hide_and_reconstruct
+from map_core.tokens import gather_tokens
+from map_points.data.config import Axis
+
+UP_LAST: dict[str, list[int]] = {"x": [1, 2, 0], "y": [2, 0, 1], "z": [0, 1, 2]}
+
+
+@dataclass(frozen=True)
+class CloudViews:
+    """Three views of each cloud, in its own coordinates.
+
+    Attributes:
+        cloud: All points.
+        visible: Points of the visible patches.
+        predicted: Points that the model puts where the hidden patches are.
+    """
+
+    cloud: Float[Tensor, "b n 3"]
+    visible: Float[Tensor, "b v 3"]
+    predicted: Float[Tensor, "b p 3"]
+
+
+def reconstruct(
+    objective: MaskedAutoregression,
+    points: Float[Tensor, "b n 3"],
+    *,
+    ratio: float | None = None,
+    seed: int = 0,
+) -> CloudViews:
+    """Hide patches of clouds and reconstruct them."""
+    result = hide_and_reconstruct(objective, points, ratio=ratio, seed=seed)
+    tokens, mask = result.tokens, result.mask
+    assert tokens.target is not None
+
+    def placed(patches: Tensor, index: Tensor) -> Tensor:
+        return (patches + gather_tokens(tokens.position, index).unsqueeze(2)).flatten(1, 2)
+
+    predicted = result.prediction.to(points.dtype).unflatten(-1, (-1, 3))
+    return CloudViews(
+        cloud=points,
+        visible=placed(gather_tokens(tokens.target, mask.keep), mask.keep),
+        predicted=placed(predicted, mask.drop),
+    )
+
+
+def draw_reconstructions(
+    objective: MaskedAutoregression,
+    points: Float[Tensor, "b n 3"],
+    path: Path,
+    *,
+    up_axis: Axis = "z",
+    ratio: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Write a picture with one row a cloud: cloud, visible patches, reconstruction (predicted points red).
+
+    Args:
+        objective: A pretrained objective.
+        points: Clouds as the model sees them.
+        path: PNG to write.
+        up_axis: Axis drawn upright.
+        ratio: Share to hide; the objective's own when None.
+        seed: Chooses the hidden patches.
+    """
+    device = next(objective.parameters()).device
+    views = reconstruct(objective, points.to(device), ratio=ratio, seed=seed)
+    turn = UP_LAST[up_axis]
+    cloud, visible, predicted = (
+        view.cpu().numpy()[..., turn] for view in (views.cloud, views.visible, views.predicted)
+    )
+    figure = Figure(figsize=(7.5, 2.5 * len(points) + 0.3), layout="constrained")
+    axes = figure.subplots(len(points), 3, squeeze=False, subplot_kw={"projection": "3d"})
+    for title, axis in zip(("cloud", "visible patches", "reconstruction"), axes[0], strict=True):
+        axis.set_title(title)
+    for row, cells in enumerate(axes):
+        middle = (cloud[row].max(axis=0) + cloud[row].min(axis=0)) / 2
+        half = float((cloud[row].max(axis=0) - cloud[row].min(axis=0)).max()) / 2
+        for cell, parts in zip(cells, ([cloud], [visible], [visible, predicted]), strict=True):
+            for part, color in zip(parts, ("tab:blue", "tab:red"), strict=False):
+                xyz: np.ndarray = part[row]
+                cell.scatter(xyz[:, 0], xyz[:, 1], xyz[:, 2], s=1.5, c=color, linewidths=0)
+            for axis, limit in zip("xyz", middle, strict=True):
+                getattr(cell, f"set_{axis}lim")(limit - half, limit + half)
+            cell.set_box_aspect((1, 1, 1), zoom=1.5)
+            cell.set_axis_off()
+    figure.savefig(path, dpi=100)

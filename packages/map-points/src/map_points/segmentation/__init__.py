@@ -1,0 +1,1 @@
+"""Part segmentation: model, metrics, and the task of the training engine."""

@@ -1,0 +1,215 @@
+"""Part segmentation, as a task of the training engine."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from map_core.errors import UserError
+from map_core.objective import Terms
+from map_core.randomness import Draw
+from map_core.tasks.evaluation import autocast
+from map_core.tasks.trained_models import load_whole
+from map_core.tasks.weights import read_description, read_settings, save_weights
+from map_core.training import Task, TrainingConfig
+from map_core.training.loading import batches_in_order
+from map_core.training.processes import sum_over_processes
+from map_core.training.task import exported_file
+from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
+from map_points.factory import MODELS, PointModelConfig, create_backbone
+from map_points.segmentation.metrics import part_metrics, part_totals, parts_of_categories
+from map_points.segmentation.model import PartSegmenter
+from map_points.weights import load_init
+
+PROTOCOL = "weights as given, random points of each object (seed 0), among the parts of its category, no vote"
+
+
+@dataclass
+class SegmentationConfig:
+    """The segmentation head and its loss, cross-entropy of every point over all parts.
+
+    Args:
+        layers: Layers whose features are used, counted from 1; a third, two thirds and all the way up when not
+            given.
+        hidden_dim: Width of a point's features.
+        drop_rate: Dropout before the scores.
+        smoothing: Label smoothing.
+    """
+
+    layers: tuple[int, ...] | None = None
+    hidden_dim: int = 1024
+    drop_rate: float = 0.5
+    smoothing: float = 0.0
+
+    def validate(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"objective.smoothing must lie in [0, 1); got {self.smoothing}")
+        if self.hidden_dim < 4:
+            raise UserError(f"objective.hidden_dim must be at least 4; got {self.hidden_dim}")
+        if not 0 <= self.drop_rate < 1:
+            raise UserError(f"objective.drop_rate must lie in [0, 1); got {self.drop_rate}")
+
+
+@dataclass
+class SegmentConfig:
+    """Training of a part segmenter, from a pretraining run or from scratch.
+
+    The test split is measured, never selected on: the weights are those of the last epoch.
+
+    Args:
+        data: Clouds with parts.
+        model: The backbone.
+        objective: The segmentation head and its loss.
+        training: Epochs, batch, learning rate and the like.
+        init: A pretraining run or weights file to start from; from scratch when not given.
+        resume: 'auto' continues the newest checkpoint in out; a path continues that one.
+        out: Run directory.
+    """
+
+    data: PointDataConfig = field(default_factory=PointDataConfig)
+    model: PointModelConfig = field(default_factory=PointModelConfig)
+    objective: SegmentationConfig = field(default_factory=SegmentationConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    init: str | None = None
+    resume: str | None = None
+    out: str = "runs/segment"
+
+
+def build_segmenter(
+    model: PointModelConfig, config: SegmentationConfig, num_categories: int, num_parts: int
+) -> PartSegmenter:
+    """Put the segmentation head on a backbone."""
+    config.validate()
+    return PartSegmenter(
+        create_backbone(model),
+        num_categories,
+        num_parts,
+        layers=config.layers,
+        hidden_dim=config.hidden_dim,
+        drop_rate=config.drop_rate,
+    )
+
+
+class SegmentTask(Task):
+    """Train all weights of a part segmenter.
+
+    Args:
+        config: The run's configuration.
+        data: Opened clouds, from ``config.data`` when None.
+    """
+
+    name = "segment"
+    collate: Callable[[list[Any]], Any] | None = staticmethod(collate_clouds)
+
+    def __init__(self, config: SegmentConfig, data: PartData | None = None) -> None:
+        self.config = config
+        torch.manual_seed(config.training.seed)
+        self.data = data or load_part_data(config.data)
+        self.train_data = self.data.train
+        num_parts = 1 + max(max(own) for own in self.data.parts)
+        model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)
+        model.backbone.set_grad_checkpointing(config.training.activation_checkpointing)
+        if config.init is not None:
+            load_init(model.backbone, config.init)
+        self.model = model
+
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+        points, category, parts = batch
+        scores = model(points, category).float().flatten(0, 1)
+        smoothing = self.config.objective.smoothing
+        return Terms(F.cross_entropy(scores, parts.flatten(), label_smoothing=smoothing))
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        totals = segmentation_totals(
+            model,
+            self.data.evaluation,
+            self.data.parts,
+            batch_size=self.config.training.micro_batch(accelerator.num_processes),
+            workers=self.config.training.workers,
+            device=accelerator.device,
+            precision=self.config.training.precision,
+            shard=(accelerator.process_index, accelerator.num_processes),
+        )
+        return part_metrics(sum_over_processes(accelerator, totals), self.data.classes)
+
+    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
+        description = MODELS.describe(
+            self.config.model,
+            task=self.name,
+            holds="part segmenter",
+            weights=weights,
+            classes=list(self.data.classes),
+            parts=[list(own) for own in self.data.parts],
+            head=asdict(self.config.objective),
+        )
+        save_weights(exported_file(directory, "model", weights), model.state_dict(), description)
+
+    def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
+        summary["protocol"] = f"last epoch: {PROTOCOL}"
+        summary["evaluated_on"] = self.data.evaluated_on
+
+
+@torch.no_grad()
+def segmentation_totals(
+    model: nn.Module,
+    samples: PartSamples,
+    parts: tuple[tuple[int, ...], ...],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    device: torch.device,
+    shard: tuple[int, int] = (0, 1),
+    precision: str = "fp32",
+    progress: str | None = None,
+) -> Float[Tensor, "4 c"]:
+    """Sums of :func:`~map_points.segmentation.metrics.part_totals` over the samples (or a shard), on the CPU.
+
+    The arguments are those of :func:`~map_core.training.loading.batches_in_order`; ``parts`` lists each category's.
+    """
+    model.eval()
+    totals = torch.zeros(4, len(parts), dtype=torch.float64)
+    for points, category, labels in batches_in_order(
+        samples,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        shard=shard,
+        collate=collate_clouds,
+        progress=progress,
+    ):
+        with autocast(device, precision):
+            logits = model(points, category).float()
+        table = parts_of_categories(parts, logits.shape[-1]).to(device)
+        totals += part_totals(logits, labels, category, table).cpu()
+    return totals
+
+
+@dataclass(frozen=True)
+class TrainedSegmenter:
+    """A part segmenter of a run, in evaluation mode, with its categories and their parts."""
+
+    model: PartSegmenter
+    classes: tuple[str, ...]
+    parts: tuple[tuple[int, ...], ...]
+
+
+def load_segmenter(path: str | Path) -> TrainedSegmenter:
+    """Rebuild the part segmenter of a run.
+
+    Raises:
+        UserError: the run holds no part segmenter.
+    """
+    config, description = MODELS.described(path), read_description(path)
+    if config is None or "parts" not in description:
+        raise UserError(f"{path} describes no part segmenter: give a run of map-points segment")
+    parts = tuple(tuple(own) for own in description["parts"])
+    settings = read_settings(SegmentationConfig, description["head"], path)
+    model = build_segmenter(config, settings, len(parts), 1 + max(max(own) for own in parts))
+    load_whole(model, path, load_init)
+    return TrainedSegmenter(model, tuple(description["classes"]), parts)

@@ -1,0 +1,93 @@
+"""What map-vision hands to the tasks and commands of map-core."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.objective import MaskedAutoregression, Objective
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
+from map_vision.data import DataConfig, load_image_data, load_images
+from map_vision.factory import MODELS, ModelConfig, input_size
+from map_vision.finetuning import ClassificationConfig
+from map_vision.pictures import draw_reconstructions
+from map_vision.pretraining import ImageObjectiveConfig, build_objective
+from map_vision.registry import MODEL_NAMES
+
+
+def open_data(config: DataConfig, model: ModelConfig, purpose: Purpose) -> OpenedData:
+    """Open the images of a run; see :func:`map_vision.data.load_image_data`."""
+    in_chans, *img_size = input_size(model)
+    data = load_image_data(config, img_size=(img_size[0], img_size[1]), in_chans=in_chans, purpose=purpose)
+    return OpenedData(
+        description=data.description,
+        classes=data.classes,
+        train=data.training,
+        plain_train=None if data.training is None else data.train_unaugmented(),
+        evaluation=data.evaluation,
+        preprocessing={"mean": data.mean, "std": data.std},
+        skipped=lambda: str(data.skipped()) if data.skipped().count else "",
+    )
+
+
+def open_files(paths: str | list[str], config: DataConfig, model: ModelConfig) -> Samples:
+    """Open image files and folders as samples without labels."""
+    in_chans, *img_size = input_size(model)
+    return load_images(paths, config, img_size=(img_size[0], img_size[1]), in_chans=in_chans)
+
+
+def data_defaults(
+    values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
+) -> dict[str, Any]:
+    """Settings of a run's data for later commands: pixels are normalised as in training, whatever the images."""
+    pixels = {key: description[key] for key in ("mean", "std") if key in description}
+    if "data.root" in given and values.get("source") == "digits":
+        values = values | {"source": "auto"}  # the digits have no folder
+    return values | pixels
+
+
+def draw(
+    objective: Objective,
+    inputs: Tensor,
+    path: Path,
+    *,
+    data: OpenedData,
+    ratio: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Write a picture: original, masked, reconstruction."""
+    if not isinstance(objective, MaskedAutoregression):
+        raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
+    mean, std = data.preprocessing["mean"], data.preprocessing["std"]
+    draw_reconstructions(objective, inputs, path, mean=mean, std=std, ratio=ratio, seed=seed)
+
+
+def describe_models() -> list[str]:
+    """Lines of ``map-vision info``: every model and its size."""
+    lines = ["models (parameters at 1000 classes)"]
+    for name in MODEL_NAMES:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        lines.append(f"  {name:30} {sum(p.numel() for p in model.parameters()):>12,}")
+    return lines
+
+
+DOMAIN = Domain(
+    program="map-vision",
+    recipes="map_vision.recipes",
+    sample="image",
+    models=MODELS,
+    data=DataConfig,
+    objective=ImageObjectiveConfig,
+    classification=ClassificationConfig,
+    open_data=open_data,
+    open_files=open_files,
+    build_objective=build_objective,
+    draw=draw,
+    data_defaults=data_defaults,
+    info=describe_models,
+)

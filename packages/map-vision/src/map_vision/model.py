@@ -1,0 +1,278 @@
+"""HybridNet and its relatives, from Mamba-only to Transformer-only: one class, in timm's vocabulary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from timm.layers import to_2tuple
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from map_core import (
+    Features,
+    HybridEncoder,
+    LayerFeatures,
+    Registers,
+    TokenMask,
+    Tokens,
+    UserError,
+    make_position,
+)
+from map_core.blocks import MambaBlock, TransformerBlock, make_norm
+from map_core.blocks.norm import NormKind
+from map_core.initialization import init_weights, undecayed_parameters
+from map_core.orders import ScanOrder
+from map_core.positions import PositionKind
+from map_core.tokens import undo_scan
+from map_vision.patches import PatchEmbed, patch_grid
+from map_vision.tokenizer import tokenize_images
+from map_vision.weights import convert_state
+
+GlobalPool = Literal["register", "avg", ""]
+
+
+class RegisterNeck(nn.Module):
+    """Turn n registers into one feature: reduce each, concatenate, normalise (Mamba-R's classifier shape).
+
+    Args:
+        embed_dim: Width.
+        num_registers: Registers, n.
+        reduction: Width of a register over its width in the feature; 1 only concatenates.
+    """
+
+    def __init__(self, embed_dim: int, num_registers: int, reduction: int) -> None:
+        super().__init__()
+        self.out_features = num_registers * (embed_dim // reduction)
+        self.reduce: nn.Module = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        if reduction > 1:
+            self.reduce = nn.Linear(embed_dim, embed_dim // reduction, bias=False)
+            self.norm = make_norm("rms", self.out_features)
+
+    def forward(self, registers: Float[Tensor, "b n d"]) -> Float[Tensor, "b f"]:
+        return self.norm(self.reduce(registers).flatten(1))
+
+
+class HybridNet(nn.Module):
+    """An image model whose encoder stacks Mamba and Transformer blocks by a layout.
+
+    ``forward_features`` returns the registers, then the patches in raster order whatever the scan order.
+
+    Args:
+        img_size: Height and width in pixels that the positions are made for; other sizes work at run time.
+        patch_size: Height and width of a patch.
+        in_chans: Image channels.
+        num_classes: Classes; 0 for features.
+        global_pool: What the head reads: ``register``, ``avg`` (the mean patch) or ``''`` (all tokens).
+        embed_dim: Width.
+        layout: Layers, see :func:`map_core.expand_layout`.
+        num_heads, mlp_ratio: Of the Transformer blocks; ratio 0 leaves their MLP out.
+        num_registers, spread_registers: Global tokens; spread through the sequence or all in front.
+        neck_reduction: See :class:`RegisterNeck`.
+        final_norm: Norm of the encoder's output: ``rms`` or ``layer``.
+        norm_eps: Of the Transformer blocks' and the final norm.
+        bidirectional: Scan both ways in Mamba blocks.
+        order: Scan order of the patches, see :func:`map_core.scan_order`.
+        block_size: Rows and columns of patches of a block, for order ``block``.
+        position: Kind of positions, see :func:`map_core.make_position`.
+        drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
+
+    Raises:
+        UserError: an image size that does not fit the patch, a layout that does not parse, a pooling of
+            registers without any.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: GlobalPool = "register",
+        *,
+        embed_dim: int = 192,
+        layout: str = "(MMMT)x8",
+        num_heads: int = 12,
+        mlp_ratio: float = 2.0,
+        num_registers: int = 12,
+        spread_registers: bool = True,
+        neck_reduction: int = 1,
+        final_norm: NormKind = "rms",
+        norm_eps: float = 1e-5,
+        bidirectional: bool = True,
+        order: ScanOrder = "row",
+        block_size: tuple[int, int] = (4, 4),
+        position: PositionKind = "learned",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if global_pool not in ("register", "avg", ""):
+            raise UserError(f"global_pool must be 'register', 'avg' or ''; got {global_pool!r}")
+        if global_pool == "register" and num_registers == 0:
+            raise UserError("global_pool='register' needs num_registers > 0; got 0: use global_pool='avg'")
+        self.num_classes, self.global_pool = num_classes, global_pool
+        self.num_features = self.embed_dim = embed_dim
+        self.num_prefix_tokens = num_registers
+        self.patch_size: tuple[int, int] = to_2tuple(patch_size)
+        self.img_size: tuple[int, int] = to_2tuple(img_size)
+        self.order: ScanOrder = order
+        self.block_size = block_size
+        grid = patch_grid(self.img_size, self.patch_size)
+
+        self.patch_embed = PatchEmbed(self.patch_size, in_chans, embed_dim)
+        self.encoder = HybridEncoder(
+            embed_dim,
+            layout,
+            block_makers={
+                "M": lambda dim, drop_path: MambaBlock(dim, drop_path=drop_path, bidirectional=bidirectional),
+                "T": lambda dim, drop_path: TransformerBlock(
+                    dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps, drop_path=drop_path
+                ),
+            },
+            position=make_position(position, embed_dim, grid=grid),
+            norm=make_norm(final_norm, embed_dim, norm_eps),
+            drop_path_rate=drop_path_rate,
+            registers=Registers(num_registers, embed_dim, spread=spread_registers) if num_registers else None,
+        )
+        self.neck = (
+            RegisterNeck(embed_dim, num_registers, neck_reduction) if global_pool == "register" else None
+        )
+        self.head_hidden_size = self.neck.out_features if self.neck else embed_dim
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self._make_head(num_classes)
+        stride = max(self.patch_size)
+        self.feature_info = [
+            {"module": f"encoder.blocks.{i}", "num_chs": embed_dim, "reduction": stride}
+            for i in range(len(self.encoder.blocks))
+        ]
+        self.apply(init_weights)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
+        """Registers, then patches in raster order, after the final norm."""
+        tokens = self.tokenize(x)
+        return self._prefix_first(self.encoder.normalize(self.encoder.last_layer(tokens)), tokens)
+
+    def forward_head(self, x: Float[Tensor, "b l d"], pre_logits: bool = False) -> Tensor:
+        """Pool the output of :meth:`forward_features` and classify it."""
+        if self.neck is not None:
+            x = self.neck(x[:, : self.num_prefix_tokens])
+        elif self.global_pool == "avg":
+            x = x[:, self.num_prefix_tokens :].mean(dim=1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Float[Tensor, "b c h w"],
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Features behind chosen layers, as timm's models give them.
+
+        Args:
+            x: Images.
+            indices: Layers; the last n if an integer, all if None.
+            return_prefix_tokens: Give (patches, registers) for each layer.
+            norm: Apply the final norm to each.
+            stop_early: Do not run layers behind the last chosen one (with ``intermediates_only``).
+            output_fmt: ``NCHW`` or ``NLC``.
+            intermediates_only: Return the list alone instead of (final features, list).
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise UserError(f"output_fmt must be 'NCHW' or 'NLC'; got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.encoder.blocks), indices)
+        tokens, taken = self.tokenize(x), []
+        for i, features in enumerate(self.encoder.layers(tokens)):
+            if i in take:
+                features_of_layer = self.encoder.normalize(features) if norm else features
+                taken.append(self._prefix_first(features_of_layer, tokens))
+            if stop_early and intermediates_only and i == last:
+                break
+        rows, cols = self.patch_embed.grid(x)
+        n = self.num_prefix_tokens
+
+        def formatted(tokens: Tensor) -> Any:
+            patches = tokens[:, n:]
+            if output_fmt == "NCHW":
+                patches = patches.reshape(-1, rows, cols, self.embed_dim).permute(0, 3, 1, 2).contiguous()
+            return (patches, tokens[:, :n]) if return_prefix_tokens else patches
+
+        intermediates = [formatted(tokens) for tokens in taken]
+        if intermediates_only:
+            return intermediates
+        return self._prefix_first(self.encoder.normalize(features), tokens), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the layers behind the last chosen one, the norm and head if asked (``features_only``)."""
+        take, last = feature_take_indices(len(self.encoder.blocks), indices)
+        del self.encoder.blocks[last + 1 :]
+        if prune_norm:
+            self.encoder.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """Replace the head; ``global_pool`` may change between ``avg`` and ``''``, not to or from registers."""
+        if global_pool is not None and global_pool != self.global_pool:
+            if "register" in (global_pool, self.global_pool):
+                raise UserError(
+                    f"global_pool cannot change from {self.global_pool!r} to {global_pool!r}; "
+                    "create the model with it"
+                )
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.head = self._make_head(num_classes).to(self.patch_embed.proj.weight.device)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load our own weights, or those of timm's VisionTransformer where the shapes are its."""
+        return super().load_state_dict(convert_state(state_dict, self), strict, assign)
+
+    def no_weight_decay(self) -> set[str]:
+        return undecayed_parameters(self)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups in the order of layer decay: embeddings, then one a layer, Mamba and Transformer alike."""
+        return {
+            "stem": r"^patch_embed|^encoder\.(?:position|registers)",  # a capturing group would name a layer
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of storing its activations."""
+        self.encoder.activation_checkpointing = enable
+
+    def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
+        """Tokens of images in scan order, with their pixels as targets if asked for."""
+        return tokenize_images(
+            inputs, self.patch_embed, order=self.order, block_size=self.block_size, targets=targets
+        )
+
+    def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
+        """Features of the visible patches after the final norm."""
+        return self.encoder.encode(tokens, mask)
+
+    def _make_head(self, num_classes: int) -> nn.Module:
+        return nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+
+    def _prefix_first(self, features: LayerFeatures, tokens: Tokens) -> Float[Tensor, "b l d"]:
+        """Registers, then patches in raster order."""
+        patches = undo_scan(features.patches.embedding, tokens)
+        return patches if features.registers is None else torch.cat([features.registers, patches], dim=1)
