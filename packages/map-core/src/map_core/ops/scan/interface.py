@@ -2,16 +2,18 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from map_core.errors import UserError
 from map_core.ops.native.library import native_missing, native_unfit
-from map_core.ops.native.scan import native_bidirectional_scan, native_scan
 from map_core.ops.registry import BackendStatus, Implementation, Registry
-from map_core.ops.selective_scan.chunked import chunked_scan
-from map_core.ops.selective_scan.inputs import ScanInputs, check_inputs
-from map_core.ops.selective_scan.mamba_ssm import mamba_ssm_missing, mamba_ssm_scan, mamba_ssm_unfit
-from map_core.ops.selective_scan.reference import reference_scan
-from map_core.ops.triton.scan import triton_bidirectional_scan, triton_missing, triton_scan, triton_unfit
+from map_core.ops.scan.chunked.scan import chunked_scan
+from map_core.ops.scan.inputs import ScanInputs, check_inputs
+from map_core.ops.scan.mamba_ssm import mamba_ssm_missing, mamba_ssm_scan, mamba_ssm_unfit
+from map_core.ops.scan.native import native_bidirectional_scan, native_scan
+from map_core.ops.scan.reference import reference_scan
+from map_core.ops.scan.triton.loading import triton_missing, triton_unfit
+from map_core.ops.scan.triton.scan import triton_bidirectional_scan, triton_scan
 
 REGISTRY = Registry(
     "selective_scan",
@@ -44,7 +46,7 @@ def _choose(backend: str, device: str, dtype: torch.dtype, state: int) -> str:
 
 
 def _implementation(backend: str, inputs: ScanInputs) -> Implementation:
-    return REGISTRY[_choose(backend, inputs.u.device.type, inputs.u.dtype, inputs.A.shape[1])]
+    return REGISTRY[_choose(backend, inputs.u.device.type, inputs.u.dtype, int(inputs.A.shape[1]))]
 
 
 def selective_scan(
@@ -83,6 +85,10 @@ def selective_scan(
 
     Source: Gu and Dao 2023, Mamba, section 3.
     """
+    if has_torch_function_unary(u):  # torch.fx keeps the call whole
+        return handle_torch_function(
+            selective_scan, (u,), u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, backend
+        )
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, delta_softplus)
     check_inputs("selective_scan", inputs, z)
     return _implementation(backend, inputs).run(inputs, z, reverse)
@@ -105,9 +111,13 @@ def bidirectional_selective_scan(
     Raises:
         UserError: As ``selective_scan`` does, or the two directions differ in shape.
     """
+    if has_torch_function_unary(forward.u):
+        return handle_torch_function(
+            bidirectional_selective_scan, (forward.u,), forward, backward, z, backend
+        )
     check_inputs("bidirectional_selective_scan (forward)", forward, z)
     check_inputs("bidirectional_selective_scan (backward)", backward, z)
-    if forward.u.shape != backward.u.shape:
+    if not torch.jit.is_tracing() and forward.u.shape != backward.u.shape:
         raise UserError(
             f"bidirectional_selective_scan: forward.u has shape {tuple(forward.u.shape)} but backward.u has "
             f"{tuple(backward.u.shape)}; they must be equal"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from map_core.ops.triton.program import (
+from map_core.ops.scan.triton.program import (
     Place,
     Sizes,
     advance,
@@ -27,7 +27,7 @@ from map_core.ops.triton.program import (
     unspecialized_jit,
     walk,
 )
-from map_core.ops.triton.segments import entering
+from map_core.ops.scan.triton.segments import entering
 
 
 class Shares(NamedTuple):

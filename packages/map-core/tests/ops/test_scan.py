@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from map_core.ops import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
 from map_core.ops.registry import Request
-from map_core.ops.selective_scan.interface import REGISTRY
+from map_core.ops.scan.interface import REGISTRY
 
 FAST = [
     status.name

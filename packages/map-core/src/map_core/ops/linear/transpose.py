@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from map_core.ops.native.library import TransposeCall, run
+from map_core.ops.native.calls import TransposeCall
+from map_core.ops.native.library import run
 
 
 def transposed_copy(x: Float32[Tensor, "m n"]) -> Float32[Tensor, "n m"]:

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from map_core.ops.native.library import ScanCall, ScanDirection, address, rows, run, widen
-from map_core.ops.selective_scan.inputs import ScanInputs
-from map_core.ops.selective_scan.operator import by_direction, scan_operator
+from map_core.ops.native.calls import ScanCall, ScanDirection, address, rows, widen
+from map_core.ops.native.library import run
+from map_core.ops.scan.directions import by_direction
+from map_core.ops.scan.inputs import ScanInputs
+from map_core.ops.scan.operator import scan_operator
 
 _WEIGHTS = ("A", "D", "bias")
 
 
 def _call(
-    directions: list[dict[str, Tensor]], z: Tensor | None, softplus: Sequence[bool], reverse: Sequence[bool]
+    directions: list[dict[str, Tensor]], z: Tensor | None, softplus: Sequence[int], reverse: Sequence[int]
 ) -> tuple[ScanCall, list[object]]:
     """Describe a scan, and return the widened tensors that must live until it has run."""
     wide_z = None if z is None else widen(z)
@@ -38,9 +40,9 @@ def _call(
 def _forward(
     tensors: Sequence[Tensor],
     z: Tensor | None,
-    present: Sequence[bool],
-    softplus: Sequence[bool],
-    reverse: Sequence[bool],
+    present: Sequence[int],
+    softplus: Sequence[int],
+    reverse: Sequence[int],
 ) -> Tensor:
     """Average the scans whose inputs are listed in ``tensors``, in the order of ``FIELDS``."""
     call, kept = _call(by_direction(tensors, present), z, softplus, reverse)
@@ -55,9 +57,9 @@ def _backward(
     grad_out: Tensor,
     tensors: Sequence[Tensor],
     z: Tensor | None,
-    present: Sequence[bool],
-    softplus: Sequence[bool],
-    reverse: Sequence[bool],
+    present: Sequence[int],
+    softplus: Sequence[int],
+    reverse: Sequence[int],
 ) -> list[Tensor]:
     """Return the gradients of ``tensors``, then that of ``z`` if there is one."""
     call, kept = _call(by_direction(tensors, present), z, softplus, reverse)
@@ -83,9 +85,9 @@ _apply = scan_operator("selective_scan", "cpu", _forward, _backward)
 
 def native_scan(inputs: ScanInputs, z: Tensor | None, reverse: bool) -> Tensor:
     """Compute what ``reference_scan`` defines with the native kernel."""
-    return _apply([inputs], z, [reverse])
+    return _apply([inputs], z, [int(reverse)])
 
 
 def native_bidirectional_scan(forward: ScanInputs, backward: ScanInputs, z: Tensor | None) -> Tensor:
     """Compute the gated average of both directions in one pass, without flips."""
-    return _apply([forward, backward], z, [False, True])
+    return _apply([forward, backward], z, [0, 1])

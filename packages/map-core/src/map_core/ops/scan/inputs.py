@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from map_core.errors import UserError
@@ -64,6 +65,8 @@ def check_inputs(op: str, inputs: ScanInputs, z: Tensor | None) -> None:
     Raises:
         UserError: It names the argument, the axis and both sizes.
     """
+    if torch.jit.is_tracing():
+        return  # sizes are traced tensors
     expected: dict[str, tuple[str, int]] = {}
     for name, tensor in _named_tensors(inputs, z):
         axes = _AXES[name]

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from map_core.ops.triton.program import (
+from map_core.ops.scan.triton.program import (
     Sizes,
     advance,
     load_channels,
@@ -18,7 +18,7 @@ from map_core.ops.triton.program import (
     unspecialized_jit,
     walk,
 )
-from map_core.ops.triton.segments import entering
+from map_core.ops.scan.triton.segments import entering
 
 
 @triton.jit

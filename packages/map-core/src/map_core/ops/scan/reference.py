@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from map_core.ops.selective_scan.inputs import ScanInputs
+from map_core.ops.scan.inputs import ScanInputs
 
 
 def reference_scan(

@@ -1,13 +1,14 @@
-"""Linear layers that multiply with oneDNN where PyTorch's own choice of library leaves half of the processor idle.
+"""The linear layer by oneDNN, for processors where PyTorch's own choice of library leaves half of them idle.
 
 For float32 on an x86 processor PyTorch multiplies with MKL, which leaves the 512-bit units of AMD's processors idle;
-oneDNN, which the same PyTorch contains, uses them (docs/performance.md has the numbers).
+oneDNN, which the same PyTorch contains, uses them (docs/performance.md has the numbers). The operator is PyTorch's and
+lacks a gradient; the one here is a function of autograd, because its gradients are such products too.
 """
 
 import functools
 import platform
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native.library import native_missing
-from map_core.ops.native.transpose import transposed_copy
-from map_core.ops.registry import BackendStatus, Implementation, Registry, Request
+from map_core.ops.registry import Request
 
 WORTHWHILE = 2**21  # multiplications, from which on oneDNN is faster although calling it takes longer
-M = TypeVar("M", bound=nn.Module)
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def onednn_unfit(request: Request) -> str | None:
     return None
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether a compiler, a tracer, torch.func or forward-mode differentiation is at work on PyTorch's operators."""
     return (
         torch.compiler.is_compiling()
@@ -118,7 +118,7 @@ class _Linear(torch.autograd.Function):
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.t() + bias`` of two matrices, by PyTorch where its transformations would not know ours."""
-    if _transformed():
+    if transformed():
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _multiply(x, weight, bias)
 
@@ -138,65 +138,6 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     return _product(rows, weight, bias).unflatten(0, x.shape[:-1])
-
-
-REGISTRY = Registry(
-    "linear",
-    (
-        Implementation("onednn", onednn_linear, missing=onednn_missing, unfit=onednn_unfit),
-        Implementation("torch", F.linear),
-    ),
-)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """Compute ``x @ weight.t() + bias``, as ``torch.nn.functional.linear`` does.
-
-    Args:
-        x: Input (..., k).
-        weight: Matrix (n, k).
-        bias: Added to the result (n,).
-        backend: 'auto', or the name of one implementation (``linear_backends`` lists them). Compilers, tracers and
-            the transformations of torch.func see PyTorch's own operator whatever it is.
-
-    Returns:
-        (..., n) in the dtype of ``x``, or of autocast where that is enabled.
-
-    Raises:
-        UserError: ``backend`` is unknown or cannot serve this call.
-    """
-    if type(x) not in (Tensor, nn.Parameter) or x.is_nested or _transformed():
-        return F.linear(x, weight, bias)
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    multiplications = x.numel() * weight.shape[0]
-    return REGISTRY[REGISTRY.choose(backend, device, dtype, multiplications)].run(x, weight, bias)
-
-
-def linear_backends() -> tuple[BackendStatus, ...]:
-    """Return every implementation of the linear layer, best first, and why it cannot run here, if so."""
-    return REGISTRY.statuses()
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` computed by :func:`linear`; ``backend`` names the implementation, set it to measure one.
-
-    Tools that look for the very type ``nn.Linear`` (dynamic quantisation) instead of its instances do not find it.
-    """
-
-    backend = "auto"
-
-    def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias, self.backend)
-
-
-def with_fast_linears(module: M) -> M:
-    """Turn every plain ``nn.Linear`` inside another library's ``module`` into a :class:`Linear`, in place."""
-    for child in module.modules():
-        if type(child) is nn.Linear:
-            child.__class__ = Linear
-    return module
 
 
 if onednn_missing() is None:

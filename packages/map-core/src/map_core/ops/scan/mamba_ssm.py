@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from map_core.ops.registry import Request, optional_import
-from map_core.ops.selective_scan.chunked import chunked_scan
-from map_core.ops.selective_scan.inputs import ScanInputs
+from map_core.ops.scan.chunked.scan import chunked_scan
+from map_core.ops.scan.inputs import ScanInputs
 
 MAX_STATE = 256
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -24,7 +24,7 @@ def _load() -> None:
 
 def mamba_ssm_missing() -> str | None:
     """Why mamba_ssm's scan cannot run on this installation, or None."""
-    return optional_import(_load)
+    return optional_import("mamba_ssm", _load)
 
 
 def mamba_ssm_unfit(request: Request) -> str | None:

@@ -9,7 +9,7 @@ and the sum of its step sizes say all. The same holds of the gradient of the sta
 import triton
 import triton.language as tl
 
-from map_core.ops.triton.program import (
+from map_core.ops.scan.triton.program import (
     Sizes,
     advance,
     decay,

@@ -15,8 +15,8 @@ registers. Sums over programs go through partial buffers, so gradients are deter
 This module imports triton: it is loaded by the first call that needs it.
 """
 
-from map_core.ops.triton.backward import backward_kernel
-from map_core.ops.triton.forward import forward_kernel
-from map_core.ops.triton.segments import summary_kernel
+from map_core.ops.scan.triton.backward import backward_kernel
+from map_core.ops.scan.triton.forward import forward_kernel
+from map_core.ops.scan.triton.segments import summary_kernel
 
 __all__ = ["backward_kernel", "forward_kernel", "summary_kernel"]

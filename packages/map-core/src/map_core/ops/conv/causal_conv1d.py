@@ -21,7 +21,7 @@ def _load() -> None:
 
 def causal_conv1d_missing() -> str | None:
     """Why the package's kernel cannot run on this installation, or None."""
-    return optional_import(_load)
+    return optional_import("causal_conv1d", _load)
 
 
 def causal_conv1d_unfit(request: Request) -> str | None:
