@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.resources
+import json
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from map_core.errors import UserError, near_matches
 
 Config = TypeVar("Config")
+log = logging.getLogger(__name__)
 EXIT_READER_GONE = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -37,6 +39,8 @@ class Command:
         run: what to do with an instance of ``config``.
         defaults: from the given options (dotted key to value) to other defaults, by dotted key, such as those
             that a run named by ``--init`` was made with; a recipe and the command line go before them.
+        settled: likewise, settings that go before a recipe's, such as those that the weights named by ``--init``
+            are tied to; only the command line goes before them.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Command:
     config: type
     run: Callable[[Any], None]
     defaults: Callable[[dict[str, str]], dict[str, Any]] | None = None
+    settled: Callable[[dict[str, str]], dict[str, Any]] | None = None
 
 
 def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
@@ -192,15 +197,18 @@ def parse(
     config_file, others = split_config(arguments)
     if command.defaults is not None:
         parser.set_defaults(command.defaults(given_options(others)))
+    settled = {} if command.settled is None else command.settled(given_options(others))
     with contextlib.ExitStack() as stack:
         given: list[str] = []
         if config_file is not None:
             path = stack.enter_context(find_recipe(recipes, config_file))
             hint = wrong_command_hint(config_file, command, commands)
-            check_keys(read_yaml(path), command.config, config_file, hint)
+            recipe = read_yaml(path)
+            check_keys(recipe, command.config, config_file, hint)
+            tell_what_gives_way(recipe or {}, settled, config_file)
             given = ["--config", str(path)]
         try:
-            namespace = parser.parse_args([*given, *others])
+            namespace = parser.parse_args([*given, *as_options(settled), *others])  # the last one wins
         except ArgumentError as error:
             raise UserError(explain(str(error), command, config_file)) from error
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -253,6 +261,22 @@ def as_defaults(section: str, kind: type, values: Mapping[str, Any]) -> dict[str
         for key, value in values.items()
         if key in known
     }
+
+
+def tell_what_gives_way(recipe: Mapping[str, Any], settled: Mapping[str, Any], source: str) -> None:
+    """Warn of the recipe's settings that others go before."""
+    for key, value in settled.items():
+        section, name = key.split(".")
+        said = (recipe.get(section) or {}).get(name, value)
+        if said != value:
+            log.warning("%s of %s (%s) gives way to that of --init (%s)", key, source, said, value)
+
+
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    """Write settings by dotted key as a command line has them."""
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()
+    ]
 
 
 @contextlib.contextmanager
