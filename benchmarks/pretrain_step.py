@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from map_core.blocks import MambaMixer
 from map_core.tasks.evaluation import autocast, choose_device
 from map_core.ops import Linear
-from map_core.ops.selective_scan.interface import REGISTRY
+from map_core.ops.scan.interface import REGISTRY
 from map_core.training.optimizer import default_parameter_groups
 from map_core.runs.summary import commit, device_name, peak_memory_bytes, versions
 from map_vision.factory import ModelConfig, create_backbone

@@ -12,7 +12,7 @@ from torch import nn
 from map_core import ScanInputs, UserError
 from map_core.blocks import MambaBlock, MambaMixer, TransformerBlock, make_norm
 from map_core.initialization import init_weights, inverse_softplus, undecayed_parameters
-from map_core.ops.selective_scan.reference import reference_scan
+from map_core.ops.scan.reference import reference_scan
 
 WIDTH, LENGTH = 8, 11
 

@@ -6,12 +6,12 @@ import types
 import numpy as np
 import pytest
 import torch
-from map_points.grouping import group_points
-from map_points.neighbors import nearest_neighbors
-from map_points.sampling import farthest_point_sample
 
 from map_core.errors import UserError
-from map_points import accelerators
+from map_points.patches import accelerators
+from map_points.patches.grouping import group_points
+from map_points.patches.neighbors import nearest_neighbors
+from map_points.patches.sampling import farthest_point_sample
 
 
 def slow_distance(a, b):
@@ -125,29 +125,62 @@ def stand_ins(monkeypatch):
     monkeypatch.setitem(sys.modules, "pointnet2_ops", types.ModuleType("pointnet2_ops"))
     monkeypatch.setitem(sys.modules, "pointnet2_ops.pointnet2_utils", utils)
     monkeypatch.setitem(sys.modules, "knn_cuda", knn)
-    accelerators.load.cache_clear()
+    for registry in (accelerators.SAMPLING, accelerators.NEIGHBORS):
+        registry.forget()
     yield calls
-    accelerators.load.cache_clear()
+    for registry in (accelerators.SAMPLING, accelerators.NEIGHBORS):
+        registry.forget()
 
 
 def test_the_cuda_packages_are_called_as_they_ask(stand_ins):
     points = torch.randn(3, 2, 64).permute(1, 2, 0)  # (b, n, 3), not contiguous
-    theirs = group_points(points, num_patches=8, patch_size=4, backend="cuda")
-    ours = group_points(points, num_patches=8, patch_size=4, backend="torch")
+    centers = accelerators.pointnet2_sample(points, 8)
+    assert torch.equal(centers, farthest_point_sample(points, 8))
+    queries = torch.randn(3, 2, 5).permute(1, 2, 0)
+    index = accelerators.knn_cuda_neighbors(queries, points, 4)
+    assert torch.equal(index, nearest_neighbors(queries, points, 4))
     assert stand_ins == ["pointnet2_ops", "knn_cuda"]
-    assert torch.equal(theirs.index, ours.index)
-    assert theirs.index.dtype == torch.long
+    assert centers.dtype == index.dtype == torch.long
 
 
-def test_clouds_on_the_cpu_never_load_the_cuda_packages(stand_ins):
+def test_too_few_points_are_refused_before_a_cuda_package_is_called(stand_ins):
+    points = torch.randn(1, 20, 3)
+    with pytest.raises(UserError, match="cannot pick 21 farthest points of a cloud of 20"):
+        accelerators.pointnet2_sample(points, 21)
+    with pytest.raises(UserError, match="cannot find 21 nearest neighbours among 20 points"):
+        accelerators.knn_cuda_neighbors(points, points, 21)
+    assert stand_ins == []
+
+
+@pytest.mark.parametrize("registry", [accelerators.SAMPLING, accelerators.NEIGHBORS], ids=lambda r: r.op)
+def test_installed_cuda_packages_serve_cuda_devices_alone(registry, stand_ins):
+    assert [str(status) for status in registry.statuses()] == ["available", "available"]
+    assert registry.choose("auto", "cuda", torch.float32, 8) == "cuda"
+    assert registry.choose("auto", "cpu", torch.float32, 8) == "torch"
+    with pytest.raises(UserError, match=r"backend='cuda' cannot serve this call: it runs on CUDA tensors"):
+        registry.choose("cuda", "cpu", torch.float32, 8)
+
+
+def test_clouds_on_the_cpu_never_load_the_cuda_packages(stand_ins, monkeypatch):
+    monkeypatch.setattr(accelerators.importlib, "import_module", stand_ins.append)
     group_points(torch.randn(1, 64, 3), num_patches=8, patch_size=4)
     assert stand_ins == []
 
 
 def test_a_backend_asked_for_by_name_is_never_replaced():
-    accelerators.load.cache_clear()
     points = torch.randn(1, 64, 3)
-    with pytest.raises(UserError, match="backend 'cuda' needs the package pointnet2_ops"):
+    with pytest.raises(UserError, match="backend='cuda' cannot serve this call: pointnet2_ops is not inst"):
         group_points(points, num_patches=8, patch_size=4, backend="cuda")
-    with pytest.raises(UserError, match="backend 'fast' is unknown"):
+    with pytest.raises(UserError, match="farthest_point_sampling: unknown backend='fast'"):
         group_points(points, num_patches=8, patch_size=4, backend="fast")
+
+
+def test_info_names_the_package_that_is_not_there():
+    assert accelerators.describe_backends() == [
+        "farthest points",
+        "  cuda           pointnet2_ops is not installed",
+        "  torch          available",
+        "nearest neighbours",
+        "  cuda           knn_cuda is not installed",
+        "  torch          available",
+    ]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 from map_core.decoder import RegionDecoder
 from map_core.encoder import HybridEncoder
-from map_core.objective import MaskedAutoregression
 from map_core.masking import TokenMask
+from map_core.objective import MaskedAutoregression
 from map_core.tokens import Features, Tokens
 
 
