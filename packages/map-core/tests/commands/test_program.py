@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 from map_core import UserError
-from map_core.cli import Command, load_recipe, main, recipe_names
+from map_core.commands.command import Command
+from map_core.commands.parser import load_recipe
+from map_core.commands.program import main
+from map_core.commands.recipes import recipe_names
 from map_core.training import TrainingConfig
 
 
@@ -215,7 +218,8 @@ def test_what_is_no_users_mistake_keeps_its_traceback(run):
 TALKS = """
 import sys
 from dataclasses import dataclass
-from map_core.cli import Command, main
+from map_core.commands.command import Command
+from map_core.commands.program import main
 
 @dataclass
 class Config:
@@ -231,7 +235,7 @@ sys.exit(main("map-toy", [Command("talk", "Talk", Config, talk)], "map_core"))
 
 RUNS = """
 import sys
-from map_core.cli import while_somebody_reads
+from map_core.commands.output import while_somebody_reads
 
 def run():
     exec(sys.argv[-1])
