@@ -20,7 +20,7 @@ class Tokens:
         target: What the objective reconstructs (pixels of a patch, points of a group), or None.
         grid: Rows and columns when the tokens tile a grid, else None.
         origin: Place of each token before the scan order was applied (raster index of a patch, index among
-            the sampled centres); None where the scan order is that order.
+            the sampled centres; global tokens are counted first); None where the scan order is that order.
         num_global: How many tokens at the front of the sequence are global (class tokens): never hidden, in
             no region, seen by every query.
     """
