@@ -84,7 +84,9 @@ def test_an_unknown_backend_gets_near_matches(scan_arguments: Tool) -> None:
 @pytest.mark.usefixtures("_fresh_registry")
 def test_a_named_backend_is_refused_with_the_reason_and_never_replaced(scan_arguments: Tool) -> None:
     assert {s.name: s for s in scan_backends()}["mamba_ssm"].available is False
-    with pytest.raises(UserError, match=r"backend='mamba_ssm' cannot serve this call: mamba_ssm is not installed; "):
+    with pytest.raises(
+        UserError, match=r"backend='mamba_ssm' cannot serve this call: mamba_ssm is not installed; "
+    ):
         selective_scan(**scan_arguments(4), backend="mamba_ssm")
     with pytest.raises(
         UserError, match=r"backend='native' cannot serve this call: .*not torch.float64|not built"

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from map_vision.registry import ARCHITECTURES
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock
@@ -14,6 +13,7 @@ from map_core.encoder import expand_layout
 from map_core.errors import UserError, near_matches
 from map_dense.windows import WindowedTransformerBlock
 from map_vision.factory import ModelConfig, create_backbone
+from map_vision.registry import ARCHITECTURES
 
 NUM_FEATURES = 4
 CLASSIFIER_ONLY = {"num_registers", "neck_reduction", "global_pool", "drop_rate"}
