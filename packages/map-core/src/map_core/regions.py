@@ -1,7 +1,7 @@
 """Regions are what is predicted together; rules say which token lies in which, attention masks who sees whom."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,6 +17,7 @@ ATTENTION_MASK_KINDS: tuple[str, ...] = get_args(AttentionMaskKind)
 GridRegionKind = Literal["row", "column", "block"]
 
 
+@runtime_checkable
 class RegionRule(Protocol):
     """From tokens, and the mask where the rule depends on it, to the region of each token."""
 

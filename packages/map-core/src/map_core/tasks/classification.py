@@ -3,7 +3,7 @@
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from map_core.training.task import exported_file
 EVALUATION_BATCH = 64  # the smallest; more where a micro-batch of training is larger
 
 
+@runtime_checkable
 class Mixer(Protocol):
     """Mixes the inputs of a batch with one another, and their labels likewise."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from map_core.tasks.trained_models import Models
 Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 
 
+@runtime_checkable
 class Samples(Protocol):
     """Samples by index, the first part of each the input; their names are files or what else identifies them."""
 
@@ -57,6 +58,7 @@ class OpenedData:
     skipped: Callable[[], str] = nothing_skipped
 
 
+@runtime_checkable
 class Draw(Protocol):
     """Writes a picture of what an objective reconstructs of inputs."""
 
