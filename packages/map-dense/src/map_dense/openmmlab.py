@@ -7,13 +7,17 @@ import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from mmengine.analysis import complexity_analysis
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from map_core.errors import UserError, near_matches
+from map_core.ops import jit_flop_handles
 from map_dense.backbone import HybridBackbone
 from map_dense.weights import load_backbone
 
+# mmengine has no public way to make its own tool, get_flops, count the scan.
+complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(jit_flop_handles())
 PRETRAINED_OPTIONS = ("type", "checkpoint", "resample_patches")
 
 
