@@ -129,7 +129,7 @@ def test_normal_resampled_tree(txt_tree):
     [
         ("1,2\n3,4\n", r"night_stand_0002.txt has shape \(2, 2\)"),
         ("1,2,3\n1,nan,3\n", r"night_stand_0002.txt has NaN or infinite coordinates at point 1 \(1 of 2"),
-        ("1,2,x\n", r"cannot read .*night_stand_0002.txt"),
+        ("1,2,x\n", r"night_stand_0002.txt: line 1 has 'x', no number"),
     ],
 )
 def test_broken_clouds_are_named(txt_tree, text, told):
@@ -141,7 +141,9 @@ def test_broken_clouds_are_named(txt_tree, text, told):
 
 def test_a_listed_class_that_has_no_name_is_refused(txt_tree):
     (txt_tree / "modelnet40_train.txt").write_text("sofa_0001\n")
-    with pytest.raises(UserError, match=r"modelnet40_train.txt lists clouds of 'sofa'"):
+    with pytest.raises(
+        UserError, match=r"modelnet40_train.txt, line 1, lists 'sofa_0001', a cloud of 'sofa'"
+    ):
         read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
 
 
@@ -212,7 +214,7 @@ def test_shapenet55(tmp_path):
     assert clouds.classes == ("0269", "0369", "0469")
     np.testing.assert_array_equal(clouds.points(1), cloud(1))
     np.save(tmp_path / "shapenet_pc" / "0269-a.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(UserError, match=r"cannot read .*0269-a.npy"):
+    with pytest.raises(UserError, match=r"0269-a.npy holds object; only arrays of numbers"):
         clouds.points(0)
 
 
