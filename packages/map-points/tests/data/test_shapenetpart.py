@@ -80,7 +80,10 @@ def test_broken_lists_are_named(root):
     for text, told in (
         ("[", r"shuffled_test_file_list.json is no JSON"),
         ('["c"]', r"lists 'c' \(item 0\); expected shape_data/<synset>/<id>"),
-        ('["shape_data/123/c"]', r"lists clouds of 123, which .*synsetoffset2category.txt does not have"),
+        (
+            '["shape_data/123/c"]',
+            r"lists clouds of 123 \(item 0\), which .*synsetoffset2category.txt does not have",
+        ),
         ("[]", "lists no clouds for test"),
     ):
         listing.write_text(text)

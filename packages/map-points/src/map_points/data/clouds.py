@@ -25,7 +25,8 @@ def check_cloud(points: np.ndarray, name: str) -> np.ndarray:
     check_layout(points.shape, name)
     if points.dtype.kind not in "fiu":
         raise UserError(f"{name} holds {points.dtype}; a cloud is (points, 3 or more columns) of numbers")
-    xyz = np.asarray(points[:, :3], dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # NaN of every kind is told below
+        xyz = np.asarray(points[:, :3], dtype=np.float64)
     broken = ~np.isfinite(xyz).all(axis=1)
     if broken.any():
         raise UserError(
@@ -107,6 +108,37 @@ class ArrayClouds(Clouds):
 
 
 @dataclass(frozen=True)
+class JoinedClouds(Clouds):
+    """Clouds of several sources, one after the other; ``places`` [n, 2] are source and index."""
+
+    sources: tuple[Clouds, ...]
+    places: np.ndarray
+
+    @classmethod
+    def join(cls, sources: Sequence[Clouds]) -> "JoinedClouds":
+        """Join sources of the same classes."""
+        first = sources[0]
+        places = [(number, index) for number, source in enumerate(sources) for index in range(len(source))]
+        labels = np.concatenate([source.labels for source in sources])
+        return cls(labels, first.classes, first.up_axis, tuple(sources), np.array(places))
+
+    def name(self, index: int) -> str:
+        source, place = self._place(index)
+        return source.name(place)
+
+    def points(self, index: int) -> np.ndarray:
+        source, place = self._place(index)
+        return source.points(place)
+
+    def select(self, positions: np.ndarray) -> "JoinedClouds":
+        return replace(self, labels=self.labels[positions], places=self.places[positions])
+
+    def _place(self, index: int) -> tuple[Clouds, int]:
+        number, place = self.places[index].tolist()
+        return self.sources[number], place
+
+
+@dataclass(frozen=True)
 class FileClouds(Clouds):
     """Clouds in files of their own."""
 
@@ -134,14 +166,21 @@ class FileClouds(Clouds):
 
 
 def check_labels(
-    labels: np.ndarray | list[Any], classes: tuple[str, ...], source: str, *, count: int
+    labels: np.ndarray | list[Any],
+    classes: tuple[str, ...],
+    source: str,
+    *,
+    count: int,
+    listed: Path | None = None,
 ) -> np.ndarray:
-    """Return the labels of ``count`` clouds, flat, int64.
+    """Return the labels of ``count`` clouds, flat, int64; ``listed`` is the file that lists the classes, if any.
 
     Raises:
         UserError: another number of them, one that is no whole number, or one outside the class list.
     """
     labels = np.asarray(labels)
+    if count == 0:
+        raise UserError(f"{source} holds no clouds; copy or download it again")
     if labels.shape not in ((count,), (count, 1)):
         raise UserError(f"{source} holds {count} clouds, but labels of shape {labels.shape}; give one each")
     labels = labels.reshape(-1)
@@ -154,7 +193,7 @@ def check_labels(
     if wrong.any():
         index = int(wrong.argmax())
         raise UserError(
-            f"{source}: cloud {index} has label {labels[index]}, but there are {len(classes)} classes "
-            f"(0 to {len(classes) - 1}); use the class list that belongs to this data"
+            f"{source}: cloud {index} has label {labels[index]}, but {f'{listed} has' if listed else 'there are'} "
+            f"{len(classes)} classes (0 to {len(classes) - 1}); use the class list that belongs to this data"
         )
     return labels.astype(np.int64)

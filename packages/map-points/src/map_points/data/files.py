@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from typing import BinaryIO
 from map_core.errors import UserError
 
 LONGEST_REASON = 160  # characters of a parser's message that are worth showing
+LONGEST_NAME = 255  # characters of a file's name
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -149,10 +151,16 @@ def check_names(names: Iterable[str], source: str) -> tuple[str, ...]:
     counts = Counter(names)
     if not counts:
         raise UserError(f"{source} has no class names; get the list that belongs to this data")
+    if odd := next((name for name in counts if _has_controls(name)), None):
+        raise UserError(f"{source} has the class {printable(odd)!r}; names must not have control characters")
     name, count = counts.most_common(1)[0]
     if count > 1:
         raise UserError(f"{source} has the class {printable(name)!r} {count} times; name every class once")
     return tuple(counts)
+
+
+def _has_controls(name: str) -> bool:
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def inside(root: Path, name: str, source: str) -> Path:
@@ -162,10 +170,12 @@ def inside(root: Path, name: str, source: str) -> Path:
         UserError: the name leads out of the folder; ``source`` is the list and its line.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or ".." in parts or parts[0] == "/" or "\0" in name:
+    if not parts or ".." in parts or parts[0] == "/":
         raise UserError(
             f"{source} names {printable(name)!r}, which leads out of {root}; name files inside the folder"
         )
+    if _has_controls(name) or max(map(len, parts)) > LONGEST_NAME:
+        raise UserError(f"{source} names {printable(name)!r}, which is no file name; correct the list")
     return root / name
 
 

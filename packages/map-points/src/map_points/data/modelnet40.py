@@ -1,12 +1,13 @@
 """ModelNet40 in the layouts that people have."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from map_core.errors import UserError
-from map_points.data.clouds import ArrayClouds, Clouds, FileClouds, check_labels, check_layout
+from map_points.data.clouds import ArrayClouds, Clouds, FileClouds, JoinedClouds, check_labels, check_layout
 from map_points.data.files import check_names, existing, inside, printable, read_lines, read_names
 from map_points.data.hdf5 import read_h5
 from map_points.data.npy import read_npz
@@ -37,22 +38,20 @@ def read_modelnet40_npz(root: Path, split: str) -> Clouds:
 def read_hdf5(root: Path, split: str) -> Clouds:
     """The hdf5_2048 release: lists of h5 files with data and label, and shape_names.txt; y points up."""
     existing(root, "the folder with train_files.txt, test_files.txt and shape_names.txt")
-    classes = read_names(root / "shape_names.txt")
+    names = root / "shape_names.txt"
+    classes = read_names(names)
     listing = root / f"{split}_files.txt"
-    files = [  # of the path that a line gives only the last part holds here
-        inside(root, Path(line).name, f"{listing}, line {number},")
-        for number, line in read_lines(listing).items()
-    ]
-    if not files:
+    sources = []
+    for number, line in read_lines(listing).items():
+        file = inside(root, Path(line).name, f"{listing}, line {number},")
+        points, labels = read_h5(file, root)
+        labels = check_labels(labels, classes, str(file), count=len(points), listed=names)
+        sources.append(ArrayClouds(labels, classes, "y", points, str(file)))
+    if not sources:
         raise UserError(f"{listing} lists no files")
-    read = [read_h5(file, root) for file in files]
-    sizes = {points.shape[1:] for points, _ in read}
-    if len(sizes) > 1:
-        raise UserError(f"the files of {listing} hold clouds of {sorted(size[0] for size in sizes)} points")
-    points = np.concatenate([points for points, _ in read])
-    labels = np.concatenate([labels for _, labels in read])
-    source = f"{root} ({split})"
-    return ArrayClouds(check_labels(labels, classes, source, count=len(points)), classes, "y", points, source)
+    if len(sizes := {len(source.arrays[0]) for source in sources}) > 1:
+        raise UserError(f"the files of {listing} hold clouds of {sorted(sizes)} points")
+    return JoinedClouds.join(sources)
 
 
 def read_normal_resampled(root: Path, split: str) -> Clouds:
@@ -85,7 +84,8 @@ def read_dat(root: Path, split: str) -> Clouds:
             f"{root} must hold one modelnet40_{split}_*.dat; found "
             f"{', '.join(file.name for file in found) or 'none'}"
         )
-    classes = read_names(root / "modelnet40_shape_names.txt")
+    names = root / "modelnet40_shape_names.txt"
+    classes = read_names(names)
     match read_pickle(found[0]):
         case list() | tuple() as content if len(content) == 2 and all(
             isinstance(c, list | tuple) for c in content
@@ -93,11 +93,16 @@ def read_dat(root: Path, split: str) -> Clouds:
             clouds, labels = content
         case _:
             raise UserError(f"{found[0]} must hold [clouds, labels], two lists of one length")
-    return pickled_clouds(clouds, labels, classes, str(found[0]))
+    return pickled_clouds(clouds, labels, classes, str(found[0]), listed=names)
 
 
 def pickled_clouds(
-    clouds: list[Any], labels: list[Any], classes: tuple[str, ...], source: str
+    clouds: Sequence[Any],
+    labels: Sequence[Any],
+    classes: tuple[str, ...],
+    source: str,
+    *,
+    listed: Path | None = None,
 ) -> ArrayClouds:
     """Clouds as pickles hold them: a list of arrays, and a list of numbers or arrays of one number; y points up.
 
@@ -111,9 +116,8 @@ def pickled_clouds(
             raise UserError(f"{source}: cloud {index} is a {type(cloud).__name__}; expected an array")
         check_layout(cloud.shape, f"{source}, cloud {index}")
     numbers = [_single_number(label, f"{source}: the label of cloud {i}") for i, label in enumerate(labels)]
-    return ArrayClouds(
-        check_labels(numbers, classes, source, count=len(clouds)), classes, "y", clouds, source
-    )
+    checked = check_labels(numbers, classes, source, count=len(clouds), listed=listed)
+    return ArrayClouds(checked, classes, "y", clouds, source)
 
 
 def _single_number(value: Any, name: str) -> int | float:

@@ -98,10 +98,11 @@ def read_shapenetpart(root: Path, split: str, *, ignore_label: int | None = None
         UserError: what is wrong with the files, by name.
     """
     existing(root, "the folder with train_test_split and one folder a category")
-    lists = {part: _read_list(root, part) for part in ("train", "val", "test")}
+    names = _category_names(root)
+    lists = {part: _read_list(root, part, names) for part in ("train", "val", "test")}
     files = {"train": lists["train"] + lists["val"], "test": lists["test"]}
     synsets = sorted({file.parent.name for part in files.values() for file in part})
-    names = _category_names(root, synsets)
+    names = names or {synset: synset for synset in synsets}
     if not files[split]:
         raise UserError(f"{root / 'train_test_split'} lists no clouds for {split}")
     parts = tuple(
@@ -120,8 +121,8 @@ def read_shapenetpart(root: Path, split: str, *, ignore_label: int | None = None
     )
 
 
-def _read_list(root: Path, part: str) -> list[Path]:
-    """The files of ``shuffled_<part>_file_list.json``."""
+def _read_list(root: Path, part: str, names: dict[str, str] | None) -> list[Path]:
+    """The files of ``shuffled_<part>_file_list.json``; their categories must be among ``names``."""
     path = root / "train_test_split" / f"shuffled_{part}_file_list.json"
     existing(path, "the folder that holds train_test_split")
     try:
@@ -139,15 +140,20 @@ def _read_list(root: Path, part: str) -> list[Path]:
                 printable(repr(item)) if isinstance(item, str | int | float | None) else type(item).__name__
             )
             raise UserError(f"{path} lists {shown} (item {index}); expected shape_data/<synset>/<id>")
-        files.append(inside(root, f"{fields[-2]}/{fields[-1]}.txt", f"{path}, item {index},"))
+        synset, name = fields[-2:]
+        files.append(inside(root, f"{synset}/{name}.txt", f"{path}, item {index},"))
+        if names is not None and synset not in names:
+            raise UserError(
+                f"{path} lists clouds of {printable(synset)} (item {index}), which {root / CATEGORY_LIST} does not have"
+            )
     return files
 
 
-def _category_names(root: Path, listed: list[str]) -> dict[str, str]:
-    """Names by synset: those of the category list, or the synsets themselves where there is none."""
+def _category_names(root: Path) -> dict[str, str] | None:
+    """Names by synset, from the category list; None where there is none, and synsets serve as names."""
     path = root / CATEGORY_LIST
     if not path.exists():
-        return {synset: synset for synset in listed}
+        return None
     names = {}
     for number, line in read_lines(path).items():
         fields = line.split()
@@ -156,10 +162,6 @@ def _category_names(root: Path, listed: list[str]) -> dict[str, str]:
                 f"{path}, line {number}, has the line {printable(line)!r}; expected a name and a synset"
             )
         names[fields[1]] = fields[0]
-    if unknown := [synset for synset in listed if synset not in names]:
-        raise UserError(
-            f"{root / 'train_test_split'} lists clouds of {printable(unknown[0])}, which {path} does not have"
-        )
     return names
 
 
