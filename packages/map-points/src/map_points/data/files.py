@@ -89,6 +89,8 @@ def _reason(path: Path, error: Exception) -> str:
 def looks_like(path: Path) -> str:
     """``", it looks like an HTML page"`` for content that is often saved under a wrong name; else nothing."""
     try:
+        if not path.is_file():
+            return ""
         with path.open("rb") as file:
             head = file.read(100).lstrip().lower()
     except (OSError, ValueError):
@@ -151,16 +153,14 @@ def check_names(names: Iterable[str], source: str) -> tuple[str, ...]:
     counts = Counter(names)
     if not counts:
         raise UserError(f"{source} has no class names; get the list that belongs to this data")
-    if odd := next((name for name in counts if _has_controls(name)), None):
+    if odd := next(
+        (name for name in counts if any(unicodedata.category(c) in ("Cc", "Cs") for c in name)), None
+    ):
         raise UserError(f"{source} has the class {printable(odd)!r}; names must not have control characters")
     name, count = counts.most_common(1)[0]
     if count > 1:
         raise UserError(f"{source} has the class {printable(name)!r} {count} times; name every class once")
     return tuple(counts)
-
-
-def _has_controls(name: str) -> bool:
-    return any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def inside(root: Path, name: str, source: str) -> Path:
@@ -174,7 +174,7 @@ def inside(root: Path, name: str, source: str) -> Path:
         raise UserError(
             f"{source} names {printable(name)!r}, which leads out of {root}; name files inside the folder"
         )
-    if _has_controls(name) or max(map(len, parts)) > LONGEST_NAME:
+    if not name.isprintable() or max(map(len, parts)) > LONGEST_NAME:
         raise UserError(f"{source} names {printable(name)!r}, which is no file name; correct the list")
     return root / name
 

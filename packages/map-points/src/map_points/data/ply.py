@@ -41,7 +41,8 @@ def read_ply(path: Path) -> np.ndarray:
         for element in elements:
             if any(kind == "" for _, kind in element.properties) or not element.properties:
                 raise UserError(
-                    f"{path}: {element.name} has a list property or none, in or before the vertices; convert it"
+                    f"{path}: {printable(element.name)} has a list property or none, in or before the vertices; "
+                    "convert it"
                 )
             _check_claim(element, form, path.stat().st_size - file.tell(), path)
             read = _read_ascii if form == "ascii" else _read_binary
@@ -75,15 +76,22 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[_Element]]:
                 raise UserError(
                     f"{path}: the header is cut off or has the line {printable(' '.join(words))!r}"
                 )
+    else:
+        raise UserError(f"{path}: the header has more than {LONGEST_HEADER} lines")
     if form != "ascii" and form not in BYTE_ORDERS:
         raise UserError(f"{path} has the format {printable(form)!r}; known: ascii, {', '.join(BYTE_ORDERS)}")
+    _check_names(elements, path)
+    return form, elements
+
+
+def _check_names(elements: list[_Element], path: Path) -> None:
     for element in elements:
         names = [name for name, _ in element.properties]
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: {printable(element.name)} has a property twice; correct the header")
         if element.name == "vertex" and not {"x", "y", "z"} <= set(names):
-            raise UserError(
-                f"{path}: the vertices have {printable(', '.join(names)) or 'no properties'}; expected x, y and z"
-            )
-    return form, elements
+            shown = printable(", ".join(names)) or "no properties"
+            raise UserError(f"{path}: the vertices have {shown}; expected x, y and z")
 
 
 def _check_claim(element: _Element, form: str, held: int, path: Path) -> None:
@@ -97,7 +105,9 @@ def _check_claim(element: _Element, form: str, held: int, path: Path) -> None:
     else:
         claimed = element.count * _row(element, form).itemsize
     if claimed > held:
-        raise UserError(f"{path} ends within {element.name}: {held} of {claimed} bytes; copy it again")
+        raise UserError(
+            f"{path} ends within {printable(element.name)}: {held} of {claimed} bytes; copy it again"
+        )
 
 
 def _row(element: _Element, form: str) -> np.dtype:
@@ -125,7 +135,8 @@ def _read_ascii(file: BinaryIO, element: _Element, form: str, path: Path) -> np.
         fields = file.readline().replace(b"_", b"?").split()  # Python reads 1_0 as a number
         if len(fields) != width:
             raise UserError(
-                f"{path}: row {i} of {element.name} has {len(fields)} values, expected {width}; is it cut off?"
+                f"{path}: row {i} of {printable(element.name)} has {len(fields)} values, expected {width}; "
+                "is it cut off?"
             )
         xyz[i] = [float(fields[column]) for column in columns]
     return xyz if columns else None

@@ -53,7 +53,7 @@ class PartClouds(FileClouds):
         if wrong.any():
             point = int(wrong.argmax())
             raise UserError(
-                f"{name}: point {point} has part {parts[point]}, but {self.classes[category]} has "
+                f"{name}: point {point} has part {parts[point]}, but {printable(self.classes[category])} has "
                 f"{', '.join(map(str, self.parts[category]))}; use the list of categories that belongs to "
                 "this data, or give the label of points without a part as --data.ignore_label"
             )
@@ -125,8 +125,9 @@ def _read_list(root: Path, part: str, names: dict[str, str] | None) -> list[Path
     """The files of ``shuffled_<part>_file_list.json``; their categories must be among ``names``."""
     path = root / "train_test_split" / f"shuffled_{part}_file_list.json"
     existing(path, "the folder that holds train_test_split")
+    text = read_text(path)
     try:
-        items = json.loads(read_text(path))
+        items = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = printable(str(error)) + looks_like(path)
         raise UserError(f"{path} is no JSON ({reason}); copy or download it again") from error
