@@ -226,3 +226,31 @@ def test_missing_paths_are_named(tmp_path):
             read_clouds(PointDataConfig(source, str(tmp_path / "none")), "train")
         with pytest.raises(UserError, match=r"give --data.root"):
             read_clouds(PointDataConfig(source), "train")
+
+
+@pytest.mark.parametrize("name", ["night_stand_1", "night_stand_10001", "night_stand_x"])
+def test_names_are_split_at_the_last_underscore(txt_tree, name):
+    (txt_tree / "modelnet40_train.txt").write_text(f"\ufeff{name}\n", encoding="utf-8")
+    np.savetxt(txt_tree / "night_stand" / f"{name}.txt", cloud(5), delimiter=",")
+    clouds = read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
+    assert clouds.labels.tolist() == [1]
+    np.testing.assert_allclose(clouds.points(0), cloud(5))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"), [("airplane", "line 2, lists 'airplane'"), ("_1", "line 2, lists '_1'")]
+)
+def test_names_without_a_class_are_refused_by_line(txt_tree, line, told):
+    (txt_tree / "modelnet40_train.txt").write_text(f"airplane_0001\n{line}\n")
+    with pytest.raises(UserError, match=f"modelnet40_train.txt, {told}"):
+        read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
+
+
+def test_the_clouds_of_several_files_keep_their_files_and_numbers(hdf5):
+    clouds = read_clouds(PointDataConfig("hdf5", str(hdf5)), "train").select(np.array([5, 1]))
+    assert [clouds.name(i) for i in range(2)] == [
+        f"{hdf5 / 'ply_data_train1.h5'}, cloud 2",
+        f"{hdf5 / 'ply_data_train0.h5'}, cloud 1",
+    ]
+    np.testing.assert_array_equal(clouds.points(0), cloud(12))
+    assert clouds.labels.tolist() == [1, 1]
