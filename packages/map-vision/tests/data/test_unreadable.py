@@ -71,13 +71,6 @@ def test_held_out_parts_count_together(broken: Path) -> None:
     assert data.skipped().count == 3
 
 
-def test_nothing_readable(labelled: Path, break_images: Break) -> None:
-    break_images(list((labelled / "train").rglob("*.png")))
-    data = load(labelled, on_error="skip")
-    with pytest.raises(UserError, match=r"none of the 20 images can be read; the first is .*cat.000.png"):
-        _ = data.train[0]
-
-
 def test_prediction_lists_only_readable_images(broken: Path) -> None:
     config = DataConfig(on_error="skip")
     samples = load_images(broken / "val", config, img_size=(8, 8), in_chans=3)
