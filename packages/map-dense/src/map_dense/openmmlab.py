@@ -69,6 +69,11 @@ class PretrainedBackbone(HybridBackbone):
                 f"init_cfg of a backbone must be dict(type='Pretrained', checkpoint=PATH); got type "
                 f"{init_cfg['type']!r}"
             )
+        if "://" in str(init_cfg.get("checkpoint") or ""):
+            raise UserError(
+                f"init_cfg.checkpoint ({init_cfg['checkpoint']}) is not on this machine; download it and give the path of "
+                "a run of map-vision or its model.safetensors"
+            )
 
 
 @MODELS.register_module()
