@@ -1,8 +1,8 @@
 """Finetune a pretrained encoder as any timm model, in plain PyTorch, with few labels.
 
-    python examples/pretrain_minimal.py --out digits.safetensors
-    python examples/finetune_timm.py --init digits.safetensors
-    python examples/finetune_timm.py                              # the same from scratch
+python examples/pretrain_minimal.py --out digits.safetensors
+python examples/finetune_timm.py --init digits.safetensors
+python examples/finetune_timm.py                              # the same from scratch
 """
 
 import argparse

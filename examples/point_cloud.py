@@ -1,6 +1,6 @@
 """Pretrain on point clouds made on the spot and draw what the model puts where patches were hidden.
 
-    python examples/point_cloud.py --out clouds.png
+python examples/point_cloud.py --out clouds.png
 """
 
 import argparse

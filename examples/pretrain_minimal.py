@@ -1,6 +1,6 @@
 """Masked autoregressive pretraining in a visible loop, without the engine: real images, one model, one objective.
 
-    python examples/pretrain_minimal.py --out digits.safetensors
+python examples/pretrain_minimal.py --out digits.safetensors
 """
 
 import argparse

@@ -88,7 +88,9 @@ def test_regions_along_another_order_group_what_that_order_groups(region_order):
     matched = ConsecutiveRegions(4)(along)
 
     def region_of(tokens, regions, sample):
-        return dict(zip(rows(tokens.position[sample]), regions.index.expand(2, -1)[sample].tolist(), strict=True))
+        return dict(
+            zip(rows(tokens.position[sample]), regions.index.expand(2, -1)[sample].tolist(), strict=True)
+        )
 
     for sample in range(2):
         assert region_of(scanned, mismatched, sample) == region_of(along, matched, sample)
@@ -115,7 +117,9 @@ def test_after_mask_ranks_visible_tokens_before_hidden_ones():
 @pytest.mark.parametrize("rule", [ConsecutiveRegions(17), RegionsAfterMask(17)], ids=["scan", "after_mask"])
 def test_more_regions_than_patches_are_refused(rule):
     tokens = tokenize(torch.randn(2, 64, 3))
-    with pytest.raises(UserError, match=r"num_regions \(17\) must lie between 1 and the number of tokens \(16\)"):
+    with pytest.raises(
+        UserError, match=r"num_regions \(17\) must lie between 1 and the number of tokens \(16\)"
+    ):
         rule(tokens, sample_mask(tokens, 0.5))
 
 
