@@ -38,7 +38,9 @@ OF_EVERY_RUN = {"task", "seconds", "samples_per_second", "peak_memory_bytes", "v
 
 def command(*arguments):
     """Run ``map-vision`` in this process and return its exit status."""
-    return map_core.commands.program.main("map-vision", COMMANDS, RECIPES, [str(argument) for argument in arguments])
+    return map_core.commands.program.main(
+        "map-vision", COMMANDS, RECIPES, [str(argument) for argument in arguments]
+    )
 
 
 def summary(directory):

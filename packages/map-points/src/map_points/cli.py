@@ -7,6 +7,7 @@ import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import model_of_run, standard_commands, train_task
+from map_core.commands.study import study_commands
 from map_points.data import write_part_shapes
 from map_points.domain import DOMAIN
 from map_points.fewshot import FewShotConfig, run_folds
@@ -54,5 +55,5 @@ POINTS_ONLY = [
 
 def main() -> int:
     """Run the command line of this process."""
-    commands = [*standard_commands(DOMAIN), *POINTS_ONLY]
+    commands = [*standard_commands(DOMAIN), *study_commands(DOMAIN), *POINTS_ONLY]
     return map_core.commands.program.main(DOMAIN.program, commands, DOMAIN.recipes)

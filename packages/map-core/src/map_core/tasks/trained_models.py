@@ -52,7 +52,7 @@ class Models(Generic[Config]):
         load_init: Of a model and a run or weights file: loads the weights.
     """
 
-    config: type[Config]
+    config: type  # of Config; checkers cannot ask whether a class fits a protocol with attributes
     names: tuple[str, ...]
     create_classifier: Callable[[Config, int], nn.Module]
     create_backbone: Callable[[Config], nn.Module]

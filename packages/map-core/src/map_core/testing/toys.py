@@ -69,7 +69,9 @@ class GridBackbone(nn.Module):
             position=torch.cat([position.new_full((1, n, 2), -1), position], 1),
             target=torch.cat([inputs.new_zeros(batch, n, target.shape[2]), target], 1) if targets else None,
             grid=(rows, cols),
-            origin=None if self.order is None else order.unsqueeze(0),
+            origin=None
+            if self.order is None
+            else torch.cat([torch.arange(n, device=order.device), order + n])[None],
             num_global=n,
         )
 
