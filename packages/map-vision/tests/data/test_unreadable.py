@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from map_core.errors import UserError
 from map_vision.data import DataConfig, ImageData, UnreadableImageError, load_image_data, load_images
 
 Break = Callable[[Sequence[Path]], None]
