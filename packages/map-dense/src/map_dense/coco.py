@@ -48,7 +48,9 @@ class CheckedCocoDataset(CocoDataset):
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
         """Parse the annotations of an image."""
-        missing = [key for key in ("file_name", "width", "height") if key not in raw_data_info["raw_img_info"]]
+        missing = [
+            key for key in ("file_name", "width", "height") if key not in raw_data_info["raw_img_info"]
+        ]
         if missing:
             image = raw_data_info["raw_img_info"]["img_id"]
             raise UserError(f"{self.ann_file}: image {image} has no {' and no '.join(missing)}; add it")
@@ -72,6 +74,8 @@ def check_annotations(annotations: Iterable[Mapping[str, Any]], needed: Sequence
             if field not in annotation:
                 raise UserError(f"{where} has no {field}; add it, or remove the annotation")
         if len(annotation["bbox"]) != 4:
-            raise UserError(f"{where} has a bbox of {len(annotation['bbox'])} numbers; expected x, y, width, height")
+            raise UserError(
+                f"{where} has a bbox of {len(annotation['bbox'])} numbers; expected x, y, width, height"
+            )
         if "segmentation" in needed and not annotation["segmentation"]:
             raise UserError(f"{where} has an empty segmentation; add its mask, or remove the annotation")

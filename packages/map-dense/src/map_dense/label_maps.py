@@ -54,7 +54,9 @@ class LoadLabelMap(LoadAnnotations):
             # the header alone is decoded
             mode = Image.open(io.BytesIO(fileio.get(path, backend_args=self.backend_args))).mode
         except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"label map {path} cannot be read ({error}); give an image of one label a pixel") from error
+            raise UserError(
+                f"label map {path} cannot be read ({error}); give an image of one label a pixel"
+            ) from error
         if mode not in ONE_NUMBER_A_PIXEL:
             raise UserError(
                 f"label map {path} has pixels of kind {mode}, not one label of 8 bits each; convert colours to labels "
