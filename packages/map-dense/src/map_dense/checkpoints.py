@@ -106,7 +106,7 @@ def _dtype(number: Any) -> np.dtype:
 
 
 # name in the file -> what is called for it
-HARMLESS: list[tuple[Callable[..., Any], str]] = [
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (LogBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
     (NumberType, "numpy.dtype"),
     (FlatArray, "numpy.ndarray"),
