@@ -30,7 +30,7 @@ from torch import Tensor
 from map_core.blocks import TransformerBlock
 from map_core.ops import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
 from map_core.ops.registry import Request
-from map_core.ops.selective_scan.interface import REGISTRY
+from map_core.ops.scan.interface import REGISTRY
 
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2}  # of the largest value, as in docs/numerics.md
 MATERIALISED_STEPS = 512  # its backward fills whole tensors at every step: quadratic in the length

@@ -232,7 +232,9 @@ def test_two_processes_hide_what_one_hides(scope):
 @pytest.mark.parametrize("changes", [{"seed": 8}, {"step": 32}])
 def test_what_is_hidden_depends_on_seed_and_step_and_on_nothing_else(changes):
     def hidden(**keys):
-        return Masking()(toy_tokens(LENGTH, batch=4), Draw.of_batch(4, **{"seed": 7, "step": 31, **keys})).hidden
+        return Masking()(
+            toy_tokens(LENGTH, batch=4), Draw.of_batch(4, **{"seed": 7, "step": 31, **keys})
+        ).hidden
 
     first = hidden()
     torch.rand(5)  # other draws must not matter

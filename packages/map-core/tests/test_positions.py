@@ -113,7 +113,12 @@ def test_sincos_of_points_is_its_definition():
 def test_fourier_features_are_linear_in_sines_and_cosines_at_octaves():
     points = torch.rand(2, 5, 3) * 2 - 1
     position = FourierPosition(8, 3, octaves=4)
-    waves = [f(math.pi / 2 * 2**o * points[..., p]) for f in (torch.sin, torch.cos) for p in range(3) for o in range(4)]
+    waves = [
+        f(math.pi / 2 * 2**o * points[..., p])
+        for f in (torch.sin, torch.cos)
+        for p in range(3)
+        for o in range(4)
+    ]
     expected = torch.stack(waves, -1) @ position.project.weight.T + position.project.bias
     torch.testing.assert_close(position(points), expected, rtol=1e-4, atol=1e-5)
 
@@ -122,7 +127,9 @@ def test_fourier_features_are_linear_in_sines_and_cosines_at_octaves():
 def test_a_grid_is_the_unit_square_for_functions_of_coordinates(kind):
     """A cell is embedded as the point at its centre, so that grids of any size share what is learned."""
     position = kind(8, coordinates=2)
-    centres = torch.tensor([[[-2 / 3, -0.5], [-2 / 3, 0.5], [0, -0.5], [0, 0.5], [2 / 3, -0.5], [2 / 3, 0.5]]])
+    centres = torch.tensor(
+        [[[-2 / 3, -0.5], [-2 / 3, 0.5], [0, -0.5], [0, 0.5], [2 / 3, -0.5], [2 / 3, 0.5]]]
+    )
     torch.testing.assert_close(position(cells((3, 2)), (3, 2)), position(centres))
 
 
@@ -144,7 +151,8 @@ def test_sincos_learns_nothing():
 @pytest.mark.parametrize(("width", "coordinates", "unit"), [(18, 2, 4), (16, 3, 6)])
 def test_sincos_asks_for_a_width_that_it_can_split(width, coordinates, unit):
     with pytest.raises(
-        UserError, match=rf"embed_dim \({width}\) must be a multiple of {unit} for sin-cos positions; use 'lea"
+        UserError,
+        match=rf"embed_dim \({width}\) must be a multiple of {unit} for sin-cos positions; use 'lea",
     ):
         make_position("sincos", width, coordinates=coordinates)
 

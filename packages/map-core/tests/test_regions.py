@@ -194,7 +194,9 @@ def test_a_number_of_regions_that_tokens_cannot_fill_is_refused(rule):
 
 
 def test_after_the_mask_needs_a_mask():
-    with pytest.raises(UserError, match=r"'after_mask' exist only once tokens are hidden: use mask scope 'all'"):
+    with pytest.raises(
+        UserError, match=r"'after_mask' exist only once tokens are hidden: use mask scope 'all'"
+    ):
         RegionsAfterMask(4)(toy_tokens(16))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from map_core.tasks.weights import save_weights
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from map_core import UserError
+from map_core.tasks.weights import save_weights
 from map_dense import catalogue
 from map_vision.factory import ModelConfig, create_backbone, describe_model
 

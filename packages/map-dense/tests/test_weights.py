@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from map_core.tasks.weights import save_weights
 from map_vision.commands import pretrain
 
 from map_core.errors import UserError
+from map_core.tasks.weights import save_weights
 from map_core.training import TrainingConfig
 from map_dense.backbone import HybridBackbone
 from map_dense.weights import load_backbone

@@ -1,13 +1,18 @@
-"""Space-filling curves: bijective, local, and no order without a name."""
+"""Scan orders of the centres of patches: permutations, and curves that stay near."""
 
 import itertools
 
 import pytest
 import torch
-from map_points.orders import hilbert_code, order_patches, z_code
 
-from map_core.errors import UserError
-from map_points import orders
+from map_core import orders
+from map_core.orders import hilbert_code, scan_order, z_code
+from map_points.tokenizer import PointOrder, order_of_centers
+
+
+def order_patches(center: torch.Tensor, order: PointOrder) -> torch.Tensor:
+    """Indices that bring centres from the order of sampling into scan order."""
+    return scan_order(center, order_of_centers(order))
 
 
 @pytest.fixture
@@ -45,8 +50,20 @@ def test_curves_do_not_depend_on_the_order_of_sampling(order):
     assert torch.equal(walk, again)
 
 
-def test_coinciding_centres_keep_their_order():
-    assert order_patches(torch.zeros(1, 5, 3), "hilbert").tolist() == [[0, 1, 2, 3, 4]]
+@pytest.mark.parametrize("order", ["fps", "z_order", "hilbert"])
+def test_coinciding_centres_keep_their_order(order):
+    assert order_patches(torch.zeros(1, 5, 3), order).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_fps_keeps_the_order_of_sampling():
+    assert order_patches(torch.randn(2, 5, 3), "fps").tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_the_random_order_is_one_for_each_number_of_patches():
+    assert torch.equal(
+        order_patches(torch.randn(1, 64, 3), "random"), order_patches(torch.randn(1, 64, 3), "random")
+    )
+    assert order_patches(torch.randn(1, 64, 3), "random").tolist() != [list(range(64))]
 
 
 def test_hilbert_neighbours_are_closer_than_fps_neighbours():
@@ -57,9 +74,3 @@ def test_hilbert_neighbours_are_closer_than_fps_neighbours():
         return walk.diff(dim=1).norm(dim=-1).mean()
 
     assert step("hilbert") < 0.7 * step("fps")
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_an_unknown_order_is_refused():
-    with pytest.raises(UserError, match="order 'hilbrt' is unknown; did you mean hilbert"):
-        order_patches(torch.zeros(1, 5, 3), "hilbrt")

@@ -11,7 +11,7 @@ from map_points.finetuning import FinetuneConfig, FinetuneTask
 from map_points.reconstruction import reconstruct
 
 from map_core import mask_noise
-from map_core.cli import load_recipe
+from map_core.commands.parser import load_recipe
 from map_core.errors import UserError
 from map_core.training import TrainingConfig, train
 from map_points.cli import RECIPES

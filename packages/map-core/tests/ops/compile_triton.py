@@ -13,7 +13,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from map_core.ops.triton import scan
+from map_core.ops.scan.triton import grid, loading, scan
 
 
 class FakeDriver:
@@ -49,21 +49,21 @@ class CompileOnly:
 
 def main(capability: int, chunk: int) -> None:
     driver.set_active(FakeDriver(capability))
-    kernels = scan._kernels()
-    scan.CHUNK = chunk
+    kernels = loading.kernels()
+    grid.CHUNK = chunk
     stand_in = SimpleNamespace(**{name: CompileOnly(getattr(kernels, name)) for name in kernels.__all__})
-    scan._kernels = lambda: stand_in  # type: ignore[assignment, return-value]
+    scan.kernels = lambda: stand_in  # type: ignore[assignment, return-value]
     sequence, weight = torch.zeros(2, 9, 96, dtype=torch.bfloat16), torch.zeros(96)
     projection = torch.zeros(2, 9, 16, dtype=torch.bfloat16)
     full = [sequence, sequence, torch.zeros(96, 16), projection, projection, weight, weight]
     for cut, z, tensors, present, softplus, reverse in (
-        (2, sequence, [*full, *full], [True] * 14, [True, True], [False, True]),
-        (1, None, full[:5], [True] * 5 + [False] * 2, [False], [True]),
+        (2, sequence, [*full, *full], [1] * 14, [1, 1], [0, 1]),
+        (1, None, full[:5], [1] * 5 + [0] * 2, [0], [1]),
     ):
-        scan.segments_of = lambda length, programs, processors, cut=cut: cut  # type: ignore[misc]
+        grid.segments_of = lambda length, programs, processors, cut=cut: cut  # type: ignore[misc]
         scan._forward(tensors, z, present, softplus, reverse)
         scan._backward(sequence, tensors, z, present, softplus, reverse)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else scan.CHUNK)
+    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else grid.CHUNK)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.ops import conv_backends, depthwise_causal_conv1d, scan_backends, selective_scan
-from map_core.ops.causal_conv1d import REGISTRY as CONV_REGISTRY
-from map_core.ops.causal_conv1d_cuda import causal_conv1d_conv, causal_conv1d_unfit
+from map_core.ops.conv.causal_conv1d import causal_conv1d_conv, causal_conv1d_unfit
+from map_core.ops.conv.interface import REGISTRY as CONV_REGISTRY
 from map_core.ops.registry import Request
-from map_core.ops.selective_scan.inputs import ScanInputs
-from map_core.ops.selective_scan.interface import REGISTRY as SCAN_REGISTRY
-from map_core.ops.selective_scan.mamba_ssm import mamba_ssm_scan, mamba_ssm_unfit
+from map_core.ops.scan.inputs import ScanInputs
+from map_core.ops.scan.interface import REGISTRY as SCAN_REGISTRY
+from map_core.ops.scan.mamba_ssm import mamba_ssm_scan, mamba_ssm_unfit
 
 Tool = Callable[..., Any]
 

@@ -1,6 +1,5 @@
 """The linear layer computes what PyTorch's does, whichever library multiplies."""
 
-import copy
 import importlib
 from collections.abc import Callable
 from functools import partial
@@ -9,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.errors import UserError
-from map_core.ops import Linear, linear, linear_backends, with_fast_linears
-from map_core.ops.linear import REGISTRY, WORTHWHILE
+from map_core.ops import Linear, linear, linear_backends
+from map_core.ops.linear.interface import REGISTRY
+from map_core.ops.linear.onednn import WORTHWHILE
 
 Tool = Callable[..., Any]
 AVAILABLE = [status.name for status in linear_backends() if status.available]
@@ -209,25 +208,8 @@ def test_other_devices_and_layouts_are_pytorchs() -> None:
     torch.testing.assert_close(y, F.linear(x, weight))
 
 
-def test_a_model_is_given_fast_layers_in_place() -> None:
-    class Adapter(nn.Linear):
-        pass
-
-    mlp = Mlp(64, 256)
-    mlp.extra = Adapter(4, 4)
-    plain = copy.deepcopy(mlp)
-    assert with_fast_linears(mlp) is mlp
-    assert [type(m) for m in (mlp.fc1, mlp.fc2, mlp.extra)] == [Linear, Linear, Adapter]
-    seen = []
-    mlp.fc2.register_forward_hook(lambda *_: seen.append(1))
-    x = torch.randn(196, 64)
-    torch.testing.assert_close(mlp(x), plain(x))
-    assert seen
-    assert mlp.state_dict().keys() == plain.state_dict().keys()
-
-
 def processor(monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str) -> None:
-    module = importlib.import_module("map_core.ops.linear")
+    module = importlib.import_module("map_core.ops.linear.onednn")
     monkeypatch.setattr(module, "processor_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from map_core.ops import conv_backends, depthwise_causal_conv1d, linear, scan_backends, selective_scan
-from map_core.ops.causal_conv1d import REGISTRY as CONV_REGISTRY
+from map_core.ops.conv.interface import REGISTRY as CONV_REGISTRY
+from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native import library
 from map_core.ops.native.library import INSTRUCTION_SETS
-from map_core.ops.native.transpose import transposed_copy
-from map_core.ops.selective_scan.interface import REGISTRY as SCAN_REGISTRY
+from map_core.ops.scan.interface import REGISTRY as SCAN_REGISTRY
 
 Tool = Callable[..., Any]
 BUILT = library.native_missing() is None
@@ -117,8 +117,8 @@ def test_operators_pass_pytorchs_own_checks(scan_arguments: Tool) -> None:
     arguments = {name: x.requires_grad_() for name, x in scan_arguments(9).items()}
     tensors = [arguments[name] for name in ("u", "delta", "A", "B", "C", "D")]
     scan = torch.ops.map_core.selective_scan.default
-    torch.library.opcheck(scan, (tensors, arguments["z"], [True] * 6 + [False], [True], [True]))
-    torch.library.opcheck(scan, (tensors[:5], None, [True] * 5 + [False] * 2, [False], [False]))
+    torch.library.opcheck(scan, (tensors, arguments["z"], [1] * 6 + [0], [1], [1]))
+    torch.library.opcheck(scan, (tensors[:5], None, [1] * 5 + [0] * 2, [0], [0]))
     conv = torch.ops.map_core.depthwise_causal_conv1d.default
     x, weight, bias = (value.requires_grad_() for value in conv_arguments(5).values())
     torch.library.opcheck(conv, (x, weight, bias, True, False))

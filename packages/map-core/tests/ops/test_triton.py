@@ -14,8 +14,9 @@ import torch
 from map_core.errors import UserError
 from map_core.ops import scan_backends, selective_scan
 from map_core.ops.registry import Request
-from map_core.ops.selective_scan.interface import REGISTRY
-from map_core.ops.triton import scan as triton_scan
+from map_core.ops.scan.interface import REGISTRY
+from map_core.ops.scan.triton import grid as triton_grid
+from map_core.ops.scan.triton import loading
 
 Tool = Callable[..., Any]
 needs_triton = pytest.mark.skipif(
@@ -67,7 +68,7 @@ def test_kernels_are_not_loaded_before_they_are_asked_to_run() -> None:
         "from map_core.ops import scan_backends, selective_scan\n"
         "x = torch.ones(1, 2, 3)\n"
         "selective_scan(x, x, -torch.ones(3, 2), x[..., :2], x[..., :2])\n"
-        "assert 'map_core.ops.triton.kernels' not in sys.modules\n",
+        "assert 'map_core.ops.scan.triton.kernels' not in sys.modules\n",
     )
 
 
@@ -88,7 +89,7 @@ def test_serves_cuda_before_pytorch_if_triton_imports(
     failure: str | None, served_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(triton_scan, "optional_import", lambda load: failure)
+    monkeypatch.setattr(loading, "optional_import", lambda package, load: failure)
     assert REGISTRY.choose("auto", "cuda", torch.bfloat16, 16) == served_by
     assert REGISTRY.choose("auto", "cuda", torch.float64, 16) == "torch"
     assert REGISTRY.choose("auto", "cpu", torch.float32, 16) != "triton"
@@ -105,18 +106,18 @@ def test_serves_cuda_before_pytorch_if_triton_imports(
     ],
 )
 def test_limits(request_: Request, reason: str | None) -> None:
-    told = triton_scan.triton_unfit(request_)
+    told = loading.triton_unfit(request_)
     assert told is None if reason is None else reason in (told or "")
 
 
 @pytest.mark.parametrize("state", [1, 3, 16, 40, 256])
 @pytest.mark.parametrize("channels", [1, 31, 1536])
 def test_programs_cover_every_channel_and_hold_the_states_asked_for(channels: int, state: int) -> None:
-    grid = triton_scan._Grid(2, 9, channels, state, triton_scan.BACKWARD_VALUES)
+    grid = triton_grid.Grid(2, 9, channels, state, triton_grid.BACKWARD_VALUES)
     assert grid.blocks * grid.block >= channels > (grid.blocks - 1) * grid.block
     assert state <= grid.padded_state < 2 * state or state == grid.padded_state == 1
-    assert grid.block * grid.padded_state <= 32 * triton_scan.BACKWARD_VALUES
-    assert (grid.chunks - 1) * triton_scan.CHUNK < 9 <= grid.chunks * triton_scan.CHUNK
+    assert grid.block * grid.padded_state <= 32 * triton_grid.BACKWARD_VALUES
+    assert (grid.chunks - 1) * triton_grid.CHUNK < 9 <= grid.chunks * triton_grid.CHUNK
 
 
 @pytest.mark.parametrize(
@@ -134,13 +135,13 @@ def test_programs_cover_every_channel_and_hold_the_states_asked_for(channels: in
 def test_time_is_cut_where_there_would_be_too_few_programs(
     length: int, programs: int, processors: int, segments: int
 ) -> None:
-    assert triton_scan.segments_of(length, programs, processors) == segments
+    assert triton_grid.segments_of(length, programs, processors) == segments
 
 
 @pytest.mark.parametrize("cut", [1, 3, 7])
 @pytest.mark.parametrize("length", [1, 196, 1000])
 def test_segments_cover_every_step_in_whole_chunks(length: int, cut: int) -> None:
-    grid = triton_scan._Grid(2, length, 31, 16, triton_scan.BACKWARD_VALUES, cut)
+    grid = triton_grid.Grid(2, length, 31, 16, triton_grid.BACKWARD_VALUES, cut)
     assert grid.segments <= cut
     assert (grid.segments - 1) * grid.span < length <= grid.segments * grid.span
-    assert grid.span % triton_scan.CHUNK == 0
+    assert grid.span % triton_grid.CHUNK == 0

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from map_core.ops import ScanInputs, bidirectional_selective_scan, selective_scan
-from map_core.ops.selective_scan.interface import REGISTRY
-from map_core.ops.triton import scan as triton_scan
+from map_core.ops.scan.interface import REGISTRY
+from map_core.ops.scan.triton import grid as triton_grid
 
 FLOAT32_TOLERANCE = 2e-5  # docs/numerics.md
 BFLOAT16_TOLERANCE = 8e-3
@@ -101,8 +101,8 @@ def test_both_directions(length: int, scan_arguments: Tool, compare_both: Compar
 @pytest.fixture
 def _cut_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend to be a large GPU, where even short sequences are cut into segments."""
-    monkeypatch.setattr(triton_scan, "_processors", lambda device: 1000)
-    monkeypatch.setattr(triton_scan, "MIN_SPAN", 8)
+    monkeypatch.setattr(triton_grid, "processors_of", lambda device: 1000)
+    monkeypatch.setattr(triton_grid, "MIN_SPAN", 8)
 
 
 @pytest.mark.usefixtures("_cut_time")
@@ -110,7 +110,7 @@ def _cut_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_direction_cut_into_segments(
     length: int, reverse: bool, scan_arguments: Tool, compare: Compare
 ) -> None:
-    assert triton_scan.segments_of(length, 1, 1000) > 2
+    assert triton_grid.segments_of(length, 1, 1000) > 2
     compare(scan_arguments(length, batch=1, channels=5, state=3), reverse=reverse)
 
 
@@ -245,7 +245,7 @@ def test_operator_passes_pytorchs_own_checks(scan_arguments: Tool) -> None:
     arguments = {name: x.requires_grad_() for name, x in scan_arguments(3, channels=4).items()}
     tensors = [arguments[name] for name in ("u", "delta", "A", "B", "C", "D")]
     scan = torch.ops.map_core.triton_selective_scan.default
-    torch.library.opcheck(scan, (tensors, arguments["z"], [True] * 6 + [False], [True], [True]))
+    torch.library.opcheck(scan, (tensors, arguments["z"], [1] * 6 + [0], [1], [1]))
 
 
 def test_compiles_to_one_graph_and_exports(scan_arguments: Tool) -> None:

@@ -6,7 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from map_core.cli import EXIT_USER_ERROR, while_somebody_reads
+from map_core.commands.output import while_somebody_reads
+from map_core.commands.program import EXIT_USER_ERROR
 from map_core.errors import UserError
 from map_dense import catalogue
 from map_dense.layer_decay import layer_decay_groups, render_groups

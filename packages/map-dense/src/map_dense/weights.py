@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from map_core.tasks.weights import read_weights, weights_file
-from map_vision.registry import ARCHITECTURES
 from timm.layers import resample_patch_embed
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.tasks.weights import read_weights, weights_file
 from map_dense.backbone import HybridBackbone
 from map_vision.factory import described_model
+from map_vision.registry import ARCHITECTURES
 from map_vision.weights import convert_state
 
 PATCHES = "patch_embed.proj.weight"

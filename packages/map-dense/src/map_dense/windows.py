@@ -1,13 +1,10 @@
 """Attention within square windows of patches, for maps whose global attention is too expensive."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
-from timm.layers import Attention
 from torch import Tensor, nn
 
-from map_core.blocks import TransformerBlock
+from map_core.blocks import Attention, TransformerBlock
 from map_core.errors import UserError
 
 
@@ -40,9 +37,9 @@ def windowed_attention(
     filled[slots] = True
     grouped = x.new_zeros(b, windows * area, d).index_copy(1, slots, x).reshape(b * windows, area, d)
     mask = None
-    if len(slots) < windows * area:  # (windows, area) -> (b * windows, 1, 1, area), over the keys
-        mask = filled.reshape(1, windows, 1, 1, area).expand(b, -1, -1, -1, -1).flatten(0, 1)
-    attended: Any = attention(grouped, attn_mask=mask)
+    if len(slots) < windows * area:  # (windows, area) -> (b * windows, 1, area), over the keys
+        mask = filled.reshape(1, windows, 1, area).expand(b, -1, -1, -1).flatten(0, 1)
+    attended = attention(grouped, mask=mask)
     return attended.reshape(b, windows * area, d).index_select(1, slots)
 
 

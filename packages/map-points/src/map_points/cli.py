@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-import map_core.cli
-from map_core.cli import Command
+import map_core.commands.program
+from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import model_of_run, standard_commands, train_task
 from map_points.data import write_part_shapes
@@ -55,4 +55,4 @@ POINTS_ONLY = [
 def main() -> int:
     """Run the command line of this process."""
     commands = [*standard_commands(DOMAIN), *POINTS_ONLY]
-    return map_core.cli.main(DOMAIN.program, commands, DOMAIN.recipes)
+    return map_core.commands.program.main(DOMAIN.program, commands, DOMAIN.recipes)

@@ -1,8 +1,8 @@
 """From the ``model`` section of a configuration to a model."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+import map_core.tasks.trained_models
 from map_core.tasks.trained_models import Models
 from map_points.blocks import ScanKind
 from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model
@@ -11,7 +11,7 @@ from map_points.weights import load_init
 
 
 @dataclass
-class PointModelConfig:
+class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
     """A point model, and what to change in it; what is not given stays as the name says.
 
     Args:
@@ -43,10 +43,6 @@ class PointModelConfig:
     order: PointOrder | None = None
     drop_rate: float | None = None
     drop_path_rate: float | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """The model's keyword arguments that are given."""
-        return {key: value for key, value in asdict(self).items() if value is not None and key != "name"}
 
 
 def create_classifier(config: PointModelConfig, num_classes: int) -> HybridNet3D:

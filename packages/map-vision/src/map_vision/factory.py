@@ -1,11 +1,11 @@
 """From the ``model`` section of a configuration to a model."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import timm
 from timm.layers import to_2tuple
 
+import map_core.tasks.trained_models
 from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
@@ -16,7 +16,7 @@ from map_vision.weights import load_init
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(map_core.tasks.trained_models.ModelConfig):
     """A registered model, and what to change in it; what is not given stays as the name says.
 
     Args:
@@ -56,10 +56,6 @@ class ModelConfig:
     bidirectional: bool | None = None
     drop_rate: float | None = None
     drop_path_rate: float | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """The model's keyword arguments that are given."""
-        return {key: value for key, value in asdict(self).items() if value is not None and key != "name"}
 
 
 def input_size(config: ModelConfig) -> tuple[int, int, int]:

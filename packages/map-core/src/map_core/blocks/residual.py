@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 
 def residual_stream(x: Tensor) -> Tensor:
@@ -9,6 +10,8 @@ def residual_stream(x: Tensor) -> Tensor:
 
     Without autocast x stays what it is: a model cast to bf16 as a whole computes in bf16.
     """
+    if has_torch_function_unary(x):  # torch.fx keeps the call whole
+        return handle_torch_function(residual_stream, (x,), x)
     if torch.is_autocast_enabled(x.device.type):
         return x.to(torch.promote_types(x.dtype, torch.float32))
     return x

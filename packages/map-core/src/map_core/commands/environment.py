@@ -2,7 +2,9 @@
 
 import torch
 
-from map_core.ops import conv_backends, linear_backends, scan_backends
+from map_core.ops.conv.interface import REGISTRY as CONV
+from map_core.ops.linear.interface import REGISTRY as LINEAR
+from map_core.ops.scan.interface import REGISTRY as SCAN
 from map_core.runs.summary import device_name, versions
 
 
@@ -11,10 +13,5 @@ def describe_environment() -> str:
     lines = ["versions", *(f"  {name:14} {version}" for name, version in versions().items())]
     lines += ["devices", f"  {device_name(torch.device('cpu'))}"]
     lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
-    ops = {"selective scan": scan_backends(), "causal conv1d": conv_backends(), "linear": linear_backends()}
-    for title, statuses in ops.items():
-        lines.append(title)
-        for status in statuses:
-            state = "available" if status.available else f"refused: {status.reason}"
-            lines.append(f"  {status.name:14} {state}")
+    lines += [*SCAN.describe("selective scan"), *CONV.describe("causal conv1d"), *LINEAR.describe("linear")]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from map_core.cli import Command, as_defaults, section_of_run
+from map_core.commands.command import Command, as_defaults, section_of_run
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
 from map_core.errors import UserError

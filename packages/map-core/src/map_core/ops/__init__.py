@@ -1,14 +1,14 @@
-"""The operations that deserve more than one implementation."""
+"""The operations that deserve more than one implementation: a folder each, with definition, kernels and their choice.
 
-from map_core.ops.causal_conv1d import conv_backends, depthwise_causal_conv1d
-from map_core.ops.linear import Linear, linear, linear_backends, with_fast_linears
+``registry`` chooses, ``operator`` makes PyTorch operators, ``native`` holds the library of CPU kernels, and
+``jit_flops`` tells other counters what the operators cost.
+"""
+
+from map_core.ops.conv import conv_backends, depthwise_causal_conv1d, depthwise_conv1d
+from map_core.ops.jit_flops import jit_flop_handles
+from map_core.ops.linear import Linear, linear, linear_backends
 from map_core.ops.registry import BackendStatus
-from map_core.ops.selective_scan import (
-    ScanInputs,
-    bidirectional_selective_scan,
-    scan_backends,
-    selective_scan,
-)
+from map_core.ops.scan import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
 
 __all__ = [
     "BackendStatus",
@@ -17,9 +17,10 @@ __all__ = [
     "bidirectional_selective_scan",
     "conv_backends",
     "depthwise_causal_conv1d",
+    "depthwise_conv1d",
+    "jit_flop_handles",
     "linear",
     "linear_backends",
     "scan_backends",
     "selective_scan",
-    "with_fast_linears",
 ]

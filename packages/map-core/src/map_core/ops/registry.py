@@ -1,6 +1,8 @@
 """Which implementation of an op serves a call: the one asked for, or the best that can."""
 
+import importlib.util
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +12,15 @@ import torch
 from map_core.errors import UserError, near_matches
 
 logger = logging.getLogger(__name__)
+NOT_INSTALLED = "is not installed"
 
 
 @dataclass(frozen=True)
 class Request:
     """What to serve: the device type, the input's dtype, the op's size, if asked for by name.
 
-    The size is the number of states of a scan, of taps of a convolution, of multiplications of a linear layer.
+    The size is the number of states of a scan, of taps of a convolution, of multiplications of a linear layer, of
+    points to pick.
     """
 
     device: str
@@ -54,6 +58,12 @@ class BackendStatus:
     available: bool
     reason: str
 
+    def __str__(self) -> str:
+        """Say, as ``info`` prints it, that it is available, that a package is not installed, or why it is refused."""
+        if self.available:
+            return "available"
+        return self.reason if self.reason.endswith(NOT_INSTALLED) else f"refused: {self.reason}"
+
 
 class Registry:
     """The implementations of one op, best first.
@@ -76,6 +86,10 @@ class Registry:
         """Return the state of every implementation, best first; looks for optional packages if need be."""
         refusals = {name: self._missing(name) for name in self._implementations}
         return tuple(BackendStatus(name, reason is None, reason or "") for name, reason in refusals.items())
+
+    def describe(self, title: str) -> list[str]:
+        """Return the lines of ``info``: the title, then each implementation and its state."""
+        return [title, *(f"  {status.name:14} {status}" for status in self.statuses())]
 
     def forget(self) -> None:
         """Look for optional packages again at the next call."""
@@ -120,13 +134,15 @@ class Registry:
             logger.info("%s on %s: backend='auto' picked %r", self.op, device, name)
 
 
-def optional_import(load: Callable[[], Any]) -> str | None:
-    """Run ``load`` and return None, or why it failed.
+def optional_import(package: str, load: Callable[[], Any]) -> str | None:
+    """Run ``load`` and return None, or why it failed; a package that is nowhere to be found is just not installed.
 
     Compiled extensions fail with OSError, RuntimeError or AttributeError as readily as with ImportError.
     """
     try:
         load()
     except Exception as error:
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            return f"{package} {NOT_INSTALLED}"
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None

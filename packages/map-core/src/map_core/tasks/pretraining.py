@@ -159,6 +159,12 @@ class PretrainTask(Task):
             inputs, _ = self.mixer(inputs, torch.zeros_like(batch[1]), draw)
         return model(inputs, draw)
 
+    def current_name(self, name: str) -> str:
+        # up to version 0.1 the objective held tokenizer and encoder apart
+        if name.startswith("tokenizer."):
+            return BACKBONE + name.removeprefix("tokenizer.")
+        return BACKBONE + name if name.startswith("encoder.") else name
+
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:
         assert isinstance(model, Objective)
         description = self.domain.models.describe(

@@ -1,7 +1,7 @@
 """How a domain makes its models, and the models that its runs trained, rebuilt from their descriptions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -11,15 +11,21 @@ from map_core.errors import UserError
 from map_core.tasks.weights import LoadReport, read_description, read_settings, weights_file
 
 
-@runtime_checkable
-class ModelConfig(Protocol):
-    """The ``model`` section of a recipe: a registered name, and what to change in it."""
+@dataclass
+class ModelConfig:
+    """The ``model`` section of a recipe: a registered name, and what to change in it.
+
+    A domain's section adds the arguments of its models, each None where it stays as the name says.
+
+    Args:
+        name: Registered model.
+    """
 
     name: str
 
     def arguments(self) -> dict[str, Any]:
         """The model's keyword arguments that are given."""
-        ...
+        return {key: value for key, value in asdict(self).items() if value is not None and key != "name"}
 
 
 Config = TypeVar("Config", bound=ModelConfig)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 from map_core.decoder import RegionDecoder
 from map_core.encoder import HybridEncoder
-from map_core.objective import MaskedAutoregression
 from map_core.masking import TokenMask
+from map_core.objective import MaskedAutoregression
 from map_core.tokens import Features, Tokens
 
 
@@ -70,7 +70,9 @@ class GridBackbone(nn.Module):
             position=torch.cat([position.new_full((1, n, 2), -1), position], 1),
             target=torch.cat([inputs.new_zeros(batch, n, target.shape[2]), target], 1) if targets else None,
             grid=(rows, cols),
-            origin=None if self.order is None else torch.cat([torch.arange(n, device=order.device), order + n])[None],
+            origin=None
+            if self.order is None
+            else torch.cat([torch.arange(n, device=order.device), order + n])[None],
             num_global=n,
         )
 

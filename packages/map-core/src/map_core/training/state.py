@@ -2,11 +2,12 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.runs.checkpoint import Writer, read_pickle, read_tensors, write_pickle, write_tensors
@@ -87,14 +88,21 @@ class TrainingState:
         Raises:
             UserError: the checkpoint is of another model or optimizer, or not to be trusted.
         """
-        weights = read_tensors(checkpoint / MODEL)
-        scatter_optimizer(self.raw, self.optimizer, read_pickle(checkpoint / OPTIMIZER), str(checkpoint))
-        scatter_model(self.raw, weights, str(checkpoint))
+        scatter_optimizer(self.raw, self.optimizer, self._read_optimizer(checkpoint), str(checkpoint))
+        scatter_model(self.raw, self._read_tensors(checkpoint / MODEL), str(checkpoint))
         if self.ema is not None:
-            average = read_tensors(checkpoint / EMA)
+            average = self._read_tensors(checkpoint / EMA)
             own = {name: tuple(value.shape) for name, value in self.ema.module.state_dict().items()}
             refuse_differences(own, {n: tuple(v.shape) for n, v in average.items()}, str(checkpoint / EMA))
             self.ema.module.load_state_dict(average)
+
+    def _read_tensors(self, path: Path) -> dict[str, Tensor]:
+        return {self.task.current_name(name): value for name, value in read_tensors(path).items()}
+
+    def _read_optimizer(self, checkpoint: Path) -> dict[str, Any]:
+        saved, name = read_pickle(checkpoint / OPTIMIZER), self.task.current_name
+        groups = [{**group, "params": [name(n) for n in group["params"]]} for group in saved["param_groups"]]
+        return {"state": {name(n): value for n, value in saved["state"].items()}, "param_groups": groups}
 
 
 def refuse_low_precision(model: nn.Module) -> None:

@@ -62,6 +62,10 @@ class Task(abc.ABC):
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:  # noqa: B027 (optional)
         """Write the trained weights of ``model`` (``weights`` is 'raw' or 'ema'); main process only."""
 
+    def current_name(self, name: str) -> str:
+        """Today's name of a parameter that a checkpoint of an earlier version calls ``name``."""
+        return name
+
     def parameter_groups(self, config: TrainingConfig) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups, with ``lr_scale`` where a group is slower."""
         return default_parameter_groups(self.model, config.weight_decay, config.layer_decay)

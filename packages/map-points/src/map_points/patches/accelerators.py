@@ -1,43 +1,74 @@
-"""Optional CUDA packages behind the project's own functions, imported at the first call that could use them.
+"""Farthest-point sampling and nearest neighbours as ops with a choice of implementations.
 
 ``pointnet2_ops`` starts at point 0 and passes over points within sqrt(1e-3) of the origin, and ``knn_cuda``
 breaks ties as it likes: both are faster, neither is exactly the definition in ``sampling`` and ``neighbors``.
+Either is imported at the first call that could use it.
 """
 
-import functools
 import importlib
-from types import ModuleType
+from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from map_core.errors import UserError
+from map_core.ops.registry import Implementation, Registry, Request, optional_import
 from map_points.patches.neighbors import nearest_neighbors
 from map_points.patches.sampling import farthest_point_sample
 
-KNOWN = ("auto", "torch", "cuda")
+
+def _on_cuda(request: Request) -> str | None:
+    return (
+        None if request.device == "cuda" else f"it runs on CUDA tensors only, these are on {request.device}"
+    )
 
 
-@functools.cache
-def load(name: str) -> ModuleType | None:
-    """Import a package, or return None whatever its import fails with."""
-    try:
-        return importlib.import_module(name)
-    except Exception:  # a broken extension raises ImportError, OSError, RuntimeError and more
-        return None
+def _pointnet2() -> Any:
+    return importlib.import_module("pointnet2_ops.pointnet2_utils").furthest_point_sample
 
 
-def _wants_cuda(backend: str, device: torch.device, name: str) -> ModuleType | None:
-    if backend not in KNOWN:
-        raise UserError(f"backend {backend!r} is unknown; known names: {', '.join(KNOWN)}")
-    module = load(name) if backend == "cuda" or (backend == "auto" and device.type == "cuda") else None
-    if backend == "cuda" and module is None:
-        raise UserError(
-            f"backend 'cuda' needs the package {name.split('.')[0]}, which cannot be imported; install it or "
-            "use backend 'torch'"
-        )
-    return module
+def _knn() -> Any:
+    return importlib.import_module("knn_cuda").KNN
+
+
+def pointnet2_sample(points: Float[Tensor, "b n 3"], count: int) -> Int[Tensor, "b {count}"]:
+    """Sample with ``pointnet2_ops``."""
+    if not 0 < count <= points.shape[1]:
+        return farthest_point_sample(points, count)  # which says what is wrong
+    return _pointnet2()(points.float().contiguous(), count).long()
+
+
+def knn_cuda_neighbors(
+    queries: Float[Tensor, "b m 3"], points: Float[Tensor, "b n 3"], k: int
+) -> Int[Tensor, "b m {k}"]:
+    """Find neighbours with ``knn_cuda``."""
+    if not 0 < k <= points.shape[1]:
+        return nearest_neighbors(queries, points, k)  # which says what is wrong
+    _, index = _knn()(k=k, transpose_mode=True)(points.float().contiguous(), queries.float().contiguous())
+    return index.long()
+
+
+# One name, "cuda", serves both, because patches are made with one setting.
+SAMPLING = Registry(
+    "farthest_point_sampling",
+    (
+        Implementation(
+            "cuda",
+            pointnet2_sample,
+            missing=lambda: optional_import("pointnet2_ops", _pointnet2),
+            unfit=_on_cuda,
+        ),
+        Implementation("torch", farthest_point_sample),
+    ),
+)
+NEIGHBORS = Registry(
+    "nearest_neighbors",
+    (
+        Implementation(
+            "cuda", knn_cuda_neighbors, missing=lambda: optional_import("knn_cuda", _knn), unfit=_on_cuda
+        ),
+        Implementation("torch", nearest_neighbors),
+    ),
+)
 
 
 def sample_centers(
@@ -46,12 +77,10 @@ def sample_centers(
     """Farthest-point sampling from point 0, by ``pointnet2_ops`` where it can serve.
 
     Raises:
-        UserError: an unknown backend, or 'cuda' without the package.
+        UserError: ``backend`` is unknown or cannot serve this call, or a cloud has too few points.
     """
-    module = _wants_cuda(backend, points.device, "pointnet2_ops.pointnet2_utils")
-    if module is None or count > points.shape[1]:
-        return farthest_point_sample(points, count)
-    return module.furthest_point_sample(points.float().contiguous(), count).long()
+    name = SAMPLING.choose(backend, points.device.type, points.dtype, count)
+    return SAMPLING[name].run(points, count)
 
 
 def find_neighbors(
@@ -60,20 +89,12 @@ def find_neighbors(
     """k nearest neighbours, by ``knn_cuda`` where it can serve.
 
     Raises:
-        UserError: an unknown backend, or 'cuda' without the package.
+        UserError: ``backend`` is unknown or cannot serve this call, or there are fewer than ``k`` points.
     """
-    module = _wants_cuda(backend, points.device, "knn_cuda")
-    if module is None or k > points.shape[1]:
-        return nearest_neighbors(queries, points, k)
-    search = module.KNN(k=k, transpose_mode=True)
-    _, index = search(points.float().contiguous(), queries.float().contiguous())
-    return index.long()
+    name = NEIGHBORS.choose(backend, points.device.type, points.dtype, k)
+    return NEIGHBORS[name].run(queries, points, k)
 
 
 def describe_backends() -> list[str]:
-    """Lines of ``map-points info``: which packages serve sampling and neighbours."""
-    lines = ["sampling and neighbours"]
-    for package, module in (("pointnet2_ops", "pointnet2_ops.pointnet2_utils"), ("knn_cuda", "knn_cuda")):
-        state = "used on CUDA devices" if load(module) is not None else "not installed: plain PyTorch"
-        lines.append(f"  {package:14} {state}")
-    return lines
+    """Lines of ``map-points info``: the implementations of sampling and of the neighbour search."""
+    return [*SAMPLING.describe("farthest points"), *NEIGHBORS.describe("nearest neighbours")]

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from torch.utils.data import IterableDataset
 
 from map_core.errors import UserError, near_matches
 
-from .sources import ImageSource, decode, unreadable
+from .decoding import decode, unreadable
+from .sources import ImageSource
 
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 
@@ -75,7 +78,8 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
             f"unknown data source '{name}': {near_matches(name, known)} (names of timm begin with {prefixes})"
         )
     try:
-        dataset = create_dataset(name, root=root, split=split, is_training=False, input_img_mode=mode)
+        folder = None if root is None else str(Path(root).expanduser())
+        dataset = create_dataset(name, root=folder, split=split, is_training=False, input_img_mode=mode)
     except ImportError as error:
         raise UserError(
             f"source '{name}' needs a package that is not installed ({error}): pip install it"
@@ -87,6 +91,8 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
         ) from error
     title = f"{name}:{split}"
     if not isinstance(dataset, IterableDataset):
+        if hasattr(dataset, "loader"):  # torchvision's folders: its loader opens whatever Pillow does
+            dataset.loader = partial(_load, mode=mode)
         return TimmImages(_labels(dataset), _classes(dataset), dataset, title)
     if not in_memory:
         raise UserError(
@@ -94,6 +100,10 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
             "--data.cache memory to read it once into memory, or convert it to a folder"
         )
     return _read_stream(dataset, title, mode)
+
+
+def _load(path: str, *, mode: str) -> Image.Image:
+    return decode(path, mode, name=path)
 
 
 def _read_stream(dataset: Iterable, title: str, mode: str) -> StreamedImages:

@@ -1,1 +1,1 @@
-"""Native CPU kernels behind ``torch.library`` operators, which autograd, compile and export understand."""
+"""The library of native CPU kernels: loading it, and the structures that it reads."""

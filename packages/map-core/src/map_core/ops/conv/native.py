@@ -1,0 +1,74 @@
+"""The native depthwise causal convolution as an operator."""
+
+import torch
+from torch import Tensor
+
+from map_core.ops.conv.flops import backward_flops, forward_flops
+from map_core.ops.native.calls import ConvCall, address, rows, widen
+from map_core.ops.native.library import run
+from map_core.ops.operator import register_operator
+
+
+def _call(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+) -> tuple[ConvCall, list[Tensor | None]]:
+    """Describe a convolution, and return the widened tensors that must live until it has run."""
+    wide = widen(x)
+    taps = widen(weight).t().contiguous()  # (d, k) -> (k, d), as the kernel reads them
+    shift = None if bias is None else widen(bias).contiguous()
+    batch, length, channels = x.shape
+    call = ConvCall(
+        batch=batch,
+        length=length,
+        channels=channels,
+        taps=weight.shape[1],
+        silu=silu,
+        reverse=reverse,
+        threads=torch.get_num_threads(),
+        x=rows(wide),
+        weight=address(taps),
+        bias=address(shift),
+    )
+    return call, [wide, taps, shift]
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    call, kept = _call(x, weight, bias, silu, reverse)
+    out = torch.empty(x.shape, dtype=torch.float32)
+    call.out = out.data_ptr()
+    run("map_ops_conv_forward", call)
+    del kept
+    return out.to(x.dtype)
+
+
+def _backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+) -> list[Tensor]:
+    call, kept = _call(x, weight, bias, silu, reverse)
+    grad = widen(grad_out)
+    call.grad_out = rows(grad)
+    grad_x = torch.empty(x.shape, dtype=torch.float32)
+    grad_weight = torch.empty((weight.shape[1], weight.shape[0]), dtype=torch.float32)
+    grad_bias = torch.empty(0 if bias is None else bias.shape[0], dtype=torch.float32)
+    call.grad_x, call.grad_weight, call.grad_bias = (g.data_ptr() for g in (grad_x, grad_weight, grad_bias))
+    run("map_ops_conv_backward", call)
+    del kept
+    grads = [grad_x.to(x.dtype), grad_weight.t().contiguous().to(weight.dtype)]
+    return grads if bias is None else [*grads, grad_bias.to(bias.dtype)]
+
+
+_operator = register_operator(
+    "depthwise_causal_conv1d",
+    _forward,
+    _backward,
+    devices="cpu",
+    flops=forward_flops,
+    backward_flops=backward_flops,
+)
+
+
+def native_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, reverse: bool
+) -> Tensor:
+    """Compute what ``reference_conv`` defines with the native kernel."""
+    return _operator(x, weight, bias, activation == "silu", reverse)

@@ -1,0 +1,58 @@
+"""Linear layers that choose their library, as scans and convolutions choose theirs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from map_core.ops.linear.onednn import onednn_linear, onednn_missing, onednn_unfit, transformed
+from map_core.ops.registry import BackendStatus, Implementation, Registry
+
+REGISTRY = Registry(
+    "linear",
+    (
+        Implementation("onednn", onednn_linear, missing=onednn_missing, unfit=onednn_unfit),
+        Implementation("torch", F.linear),
+    ),
+)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """Compute ``x @ weight.t() + bias``, as ``torch.nn.functional.linear`` does.
+
+    Args:
+        x: Input (..., k).
+        weight: Matrix (n, k).
+        bias: Added to the result (n,).
+        backend: 'auto', or the name of one implementation (``linear_backends`` lists them). Compilers, tracers and
+            the transformations of torch.func see PyTorch's own operator whatever it is.
+
+    Returns:
+        (..., n) in the dtype of ``x``, or of autocast where that is enabled.
+
+    Raises:
+        UserError: ``backend`` is unknown or cannot serve this call.
+    """
+    if type(x) not in (Tensor, nn.Parameter) or x.is_nested or transformed():
+        return F.linear(x, weight, bias)
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    multiplications = x.numel() * weight.shape[0]
+    return REGISTRY[REGISTRY.choose(backend, device, dtype, multiplications)].run(x, weight, bias)
+
+
+def linear_backends() -> tuple[BackendStatus, ...]:
+    """Return every implementation of the linear layer, best first, and why it cannot run here, if so."""
+    return REGISTRY.statuses()
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` computed by :func:`linear`; ``backend`` names the implementation, set it to measure one.
+
+    Tools that look for the very type ``nn.Linear`` (dynamic quantisation) instead of its instances do not find it.
+    """
+
+    backend = "auto"
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias, self.backend)

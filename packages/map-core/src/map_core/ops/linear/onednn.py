@@ -1,0 +1,147 @@
+"""The linear layer by oneDNN, for processors where PyTorch's own choice of library leaves half of them idle.
+
+For float32 on an x86 processor PyTorch multiplies with MKL, which leaves the 512-bit units of AMD's processors idle;
+oneDNN, which the same PyTorch contains, uses them (docs/performance.md has the numbers). The operator is PyTorch's and
+lacks a gradient; the one here is a function of autograd, because its gradients are such products too.
+"""
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
+
+from map_core.ops.linear.transpose import transposed_copy
+from map_core.ops.native.library import native_missing
+from map_core.ops.registry import Request
+
+WORTHWHILE = 2**21  # multiplications, from which on oneDNN is faster although calling it takes longer
+
+
+@functools.cache
+def processor_vendor() -> str:
+    """Return what the processor calls its maker, such as 'AuthenticAMD'; empty where nobody says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor().rpartition(", ")[2]  # "AMD64 Family 25 Model 1 Stepping 1, AuthenticAMD"
+    return next((line.partition(": ")[2] for line in lines if line.startswith("vendor_id")), "")
+
+
+def onednn_missing() -> str | None:
+    """Why oneDNN's product cannot be called from this PyTorch, or None."""
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch was built without oneDNN"
+    private = (
+        (torch.ops.mkldnn, "_linear_pointwise"),
+        (torch._C, "_are_functorch_transforms_active"),
+        (forward_ad, "_current_level"),
+    )
+    for owner, name in private:
+        if not hasattr(owner, name):
+            return f"torch {torch.__version__} has no {name}"
+    return None
+
+
+def onednn_unfit(request: Request) -> str | None:
+    """Why oneDNN cannot, or by 'auto' should not, serve this request, or None."""
+    if request.device != "cpu":
+        return f"it runs on CPU tensors only, these are on {request.device}"
+    if request.dtype != torch.float32:
+        return f"it takes float32, not {request.dtype}"
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn is switched off"
+    if request.named:
+        return None
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "the processor has no AVX-512 for MKL to leave idle"
+    if processor_vendor() == "GenuineIntel":
+        return "MKL itself uses AVX-512 on Intel's processors"
+    if request.size < WORTHWHILE:
+        return f"{request.size} multiplications take less time than calling it"
+    return None
+
+
+def transformed() -> bool:
+    """Whether a compiler, a tracer, torch.func or forward-mode differentiation is at work on PyTorch's operators."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _ordinary(x: Tensor) -> bool:
+    """Whether a tensor is what its memory holds, in float32 on the CPU."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+        and not x.is_neg()
+    )
+
+
+def _multiply(
+    x: Float[Tensor, "m k"], weight: Float[Tensor, "n k"], bias: Float[Tensor, " n"] | None
+) -> Float[Tensor, "m n"]:
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # oneDNN has no kernel for other strides, only a slow definition
+    if not x.is_contiguous() and x.t().is_contiguous() and native_missing() is None:
+        x = transposed_copy(x.t())  # the operator would copy too, slower
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """Differentiable any number of times: its gradients are such products too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = None if weight is None else _product(grad, weight.t(), None)
+        grad_weight = None if x is None else _weight_gradient(grad, x)
+        return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.t() + bias`` of two matrices, by PyTorch where its transformations would not know ours."""
+    if transformed():
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _multiply(x, weight, bias)
+
+
+def _weight_gradient(grad: Float[Tensor, "m n"], x: Float[Tensor, "m k"]) -> Float[Tensor, "n k"]:
+    # The first factor is copied into rows, so the narrower one comes first.
+    if grad.shape[1] > x.shape[1]:
+        return _product(x.t(), grad.t(), None).t()
+    return _product(grad.t(), x.t(), None)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute ``F.linear`` with oneDNN; empty, ill-shaped and unusual tensors are left to PyTorch."""
+    fits = x.ndim >= 2 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] and x.numel() > 0
+    biased = bias is None or (bias.shape == weight.shape[:1] and _ordinary(bias))
+    if not (fits and biased and _ordinary(x) and _ordinary(weight)):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    return _product(rows, weight, bias).unflatten(0, x.shape[:-1])
+
+
+if onednn_missing() is None:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * x_shape[0] * x_shape[1] * weight_shape[0]

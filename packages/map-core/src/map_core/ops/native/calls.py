@@ -1,0 +1,75 @@
+"""What the native kernels are handed: the structures of native/ops.h, and tensors as they describe them."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+_Pointer = ctypes.c_void_p
+_Size = ctypes.c_int64
+
+
+class Rows(ctypes.Structure):
+    """A (batch, length, x) array whose last axis is contiguous."""
+
+    _fields_ = (("data", _Pointer), ("batch_stride", _Size), ("step_stride", _Size))
+
+
+class ScanDirection(ctypes.Structure):
+    """Inputs, gradients and (filled in by the library) partial sums of one direction of a scan."""
+
+    _fields_ = (
+        *((name, Rows) for name in ("u", "delta", "B", "C")),
+        *((name, _Pointer) for name in ("A", "D", "bias")),
+        *((name, _Size) for name in ("state", "softplus", "reverse")),
+        *((f"grad_{name}", _Pointer) for name in ("u", "delta", "B", "C", "A", "D", "bias")),
+        *((f"part_{name}", _Pointer) for name in ("B", "C", "A", "D", "bias")),
+    )
+
+
+class ScanCall(ctypes.Structure):
+    """A scan over one direction, or the average of two."""
+
+    _fields_ = (
+        *((name, _Size) for name in ("batch", "length", "channels", "directions", "threads")),
+        *((name, Rows) for name in ("z", "grad_out")),
+        *((name, _Pointer) for name in ("out", "grad_z")),
+        ("direction", ScanDirection * 2),
+    )
+
+
+class ConvCall(ctypes.Structure):
+    """A depthwise causal convolution."""
+
+    _fields_ = (
+        *((name, _Size) for name in ("batch", "length", "channels", "taps", "silu", "reverse", "threads")),
+        *((name, Rows) for name in ("x", "grad_out")),
+        *((name, _Pointer) for name in ("weight", "bias", "out", "grad_x", "grad_weight", "grad_bias")),
+        *((name, _Pointer) for name in ("part_weight", "part_bias")),
+    )
+
+
+class TransposeCall(ctypes.Structure):
+    """A matrix, and where its columns are to be rows."""
+
+    _fields_ = (
+        *((name, _Size) for name in ("rows", "columns", "stride", "threads")),
+        *((name, _Pointer) for name in ("from_", "into")),
+    )
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return the tensor as float32 with a contiguous last axis."""
+    if x.dtype != torch.float32:
+        x = x.to(torch.float32)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def rows(x: Tensor | None) -> Rows:
+    """Describe a widened (b, l, x) tensor."""
+    return Rows(None, 0, 0) if x is None else Rows(x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where a contiguous tensor lies in memory."""
+    return None if x is None else x.data_ptr()

@@ -1,0 +1,114 @@
+"""Makes a PyTorch operator of two kernels, one of them for the gradients, that compilers and counters understand.
+
+Every operator of the project is made here. Arguments are tensors, tensors that may be absent, lists of tensors, and
+plain values; lists of booleans are written as integers, because JIT tracing refuses them.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+Devices = str | Sequence[str] | None
+FLOPS: dict[str, Callable[..., int]] = {}  # of each operator's forward, by name
+
+
+def _tensors_in(arguments: Sequence[Any]) -> list[Tensor]:
+    """List the tensors among the arguments and in their lists, in order."""
+    found: list[Tensor] = []
+    for x in arguments:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (list, tuple)):
+            found += [y for y in x if isinstance(y, Tensor)]
+    return found
+
+
+def _slot(x: Any) -> Any:
+    """Return the argument with the type Tensor in the place of every tensor."""
+    if isinstance(x, Tensor):
+        return Tensor
+    return [_slot(y) for y in x] if isinstance(x, (list, tuple)) else x
+
+
+def _fill(slot: Any, tensors: Iterator[Tensor]) -> Any:
+    """Put the next tensors back where ``_slot`` took them."""
+    if slot is Tensor:
+        return next(tensors)
+    return [_fill(y, tensors) for y in slot] if isinstance(slot, list) else slot
+
+
+def _gradient(slot: Any, grads: Iterator[Tensor]) -> Any:
+    """Return the gradient of an argument; that of a plain value, or a list of them, is None."""
+    if slot is Tensor:
+        return next(grads)
+    return [next(grads) for _ in slot] if isinstance(slot, list) and Tensor in slot else None
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _like_the_first(*arguments: Any) -> Tensor:
+    return _like(_tensors_in(arguments)[0])
+
+
+def register_operator(
+    name: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., list[Tensor]],
+    *,
+    devices: Devices = None,
+    fake: Callable[..., Any] = _like_the_first,
+    flops: Callable[..., int],
+    backward_flops: Callable[..., int],
+) -> Callable[..., Any]:
+    """Register ``map_core::name`` and ``map_core::name_backward``; return what runs the former.
+
+    Args:
+        name: Name of the operator.
+        forward: Kernel; its annotations are the operator's schema. It returns a tensor, or a tuple of it and of what
+            backward reads again.
+        backward: Kernel of the gradients of all tensors among the arguments, in their order. It takes the gradient of
+            the output, then what forward kept, then forward's arguments.
+        devices: Device types that the kernels serve; all if None.
+        fake: Forward without values, for compilers; the output is like the first tensor unless it says otherwise.
+        flops: Operations that FlopCounterMode counts for forward; it is passed shapes where the kernel takes tensors.
+        backward_flops: The same for backward.
+    """
+    run = torch.library.custom_op(f"map_core::{name}", forward, mutates_args=(), device_types=devices)
+    run_backward = torch.library.custom_op(
+        f"map_core::{name}_backward", backward, mutates_args=(), device_types=devices
+    )
+    run.register_fake(fake)
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        kept = () if isinstance(output, Tensor) else output[1:]
+        ctx.save_for_backward(*kept, *_tensors_in(inputs))
+        ctx.kept = len(kept)
+        ctx.slots = [_slot(x) for x in inputs]
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad_out is None:
+            return (None,) * len(ctx.slots)
+        saved = ctx.saved_tensors
+        tensors = iter(saved[ctx.kept :])
+        arguments = [_fill(slot, tensors) for slot in ctx.slots]
+        grads = iter(run_backward(grad_out, *saved[: ctx.kept], *arguments))
+        return tuple(_gradient(slot, grads) for slot in ctx.slots)
+
+    count = len(inspect.signature(forward).parameters)
+
+    def fake_backward(grad_out: Tensor, *arguments: Any) -> list[Tensor]:
+        return [_like(x) for x in _tensors_in(arguments[-count:])]
+
+    run_backward.register_fake(fake_backward)
+    run.register_autograd(differentiate, setup_context=keep)
+    FLOPS[name] = flops
+    register_flop_formula(getattr(torch.ops.map_core, name))(flops)
+    register_flop_formula(getattr(torch.ops.map_core, f"{name}_backward"))(backward_flops)
+    return run

@@ -1,0 +1,102 @@
+"""How a scan is cut into programs: channels, batch elements and, where those are few, segments of time."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from map_core.ops.scan.triton.arguments import Tile
+
+CHUNK = 8  # steps whose states backward holds in registers; one state in so many is kept in memory
+# Never timed. A program is one warp, so that small batches still make many; its states take so many registers of
+# each thread. Compiled for compute capability 8.0 and 9.0, state 16, forward spills nothing, backward 16 bytes.
+FORWARD_VALUES = 16
+BACKWARD_VALUES = 8
+MAX_BLOCK = 32
+# Time is cut when a processor of the GPU would get fewer programs than this, into segments of at least so many steps.
+# A cut scans everything twice, so fewer than three segments would gain nothing.
+PROGRAMS_A_PROCESSOR = 8
+MIN_SPAN = 64
+MIN_SEGMENTS = 3
+
+
+def processors_of(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; the interpreter is one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def segments_of(length: int, programs: int, processors: int) -> int:
+    """Into how many segments to cut time, so that ``programs`` times as many occupy the processors; 1: not at all."""
+    wanted = PROGRAMS_A_PROCESSOR * processors // max(programs, 1)
+    segments = min(wanted, length // MIN_SPAN)
+    return segments if segments >= MIN_SEGMENTS else 1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a scan is cut into programs: channels a program, blocks of them, and segments of time if ``cut``."""
+
+    batch: int
+    length: int
+    channels: int
+    state: int
+    values: int
+    cut: int = 1
+
+    @property
+    def chunk(self) -> int:
+        """Steps of a chunk."""
+        return CHUNK
+
+    @property
+    def padded_state(self) -> int:
+        return 1 << (self.state - 1).bit_length()
+
+    @property
+    def block(self) -> int:
+        """Channels of a program of one warp that holds ``values`` states a thread."""
+        return max(1, min(MAX_BLOCK, 32 * self.values // self.padded_state))
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.channels // self.block)
+
+    @property
+    def span(self) -> int:
+        """Steps of a segment, whole chunks; the last may be shorter."""
+        return -(-self.length // (self.cut * CHUNK)) * CHUNK
+
+    @property
+    def segments(self) -> int:
+        return -(-self.length // self.span)
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.length // CHUNK)
+
+    @property
+    def programs(self) -> int:
+        return self.blocks * self.batch
+
+    def launch(self, kernel: Any, directions: int, *arguments: Any, **constants: Any) -> None:
+        kernel[(self.programs, directions, self.segments)](
+            *arguments,
+            batches=self.batch,
+            length=self.length,
+            channels=self.channels,
+            blocks=self.blocks,
+            chunks=self.chunks,
+            span=self.span,
+            tile=Tile(self.state, self.padded_state, self.block),
+            num_warps=1,
+            **constants,
+        )
+
+
+def grid_of(tensors: dict[str, Tensor], values: int, directions: int) -> Grid:
+    """Cut the scans of so many directions like these ``tensors``, each thread holding so many ``values``."""
+    batch, length, channels = tensors["u"].shape
+    whole = Grid(batch, length, channels, tensors["A"].shape[1], values)
+    processors = processors_of(tensors["u"].device)
+    return replace(whole, cut=segments_of(length, whole.programs * directions, processors))

@@ -1,6 +1,0 @@
-"""Selective scan: the definition, implementations that compute it faster, and the choice between them."""
-
-from map_core.ops.selective_scan.inputs import ScanInputs
-from map_core.ops.selective_scan.interface import bidirectional_selective_scan, scan_backends, selective_scan
-
-__all__ = ["ScanInputs", "bidirectional_selective_scan", "scan_backends", "selective_scan"]

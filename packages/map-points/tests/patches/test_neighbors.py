@@ -1,0 +1,33 @@
+"""Nearest neighbours against their slow definition, ties included."""
+
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_points.patches import neighbors
+from map_points.patches.neighbors import nearest_neighbors
+
+
+def slow_knn(queries, cloud, k, distance):
+    return [sorted(range(len(cloud)), key=lambda i: (distance(q, cloud[i]), i))[:k] for q in queries]
+
+
+def test_nearest_neighbors_equal_the_slow_reference(make_clouds, slow_distance):
+    points = make_clouds(2, 60)
+    found = nearest_neighbors(points[:, :11], points, 9)
+    for cloud, rows in zip(points.numpy(), found.tolist(), strict=True):
+        assert rows == slow_knn(cloud[:11], cloud, 9, slow_distance)
+
+
+def test_a_batch_taken_in_parts_has_the_same_neighbours(make_clouds, monkeypatch):
+    points = make_clouds(5, 30)
+    whole = nearest_neighbors(points, points, 4)
+    monkeypatch.setattr(neighbors, "CACHED", 2 * 30 * 30)  # two clouds at once
+    assert torch.equal(nearest_neighbors(points, points, 4), whole)
+
+
+@pytest.mark.parametrize("k", [0, 21])
+def test_a_number_that_the_cloud_cannot_give_is_refused(k):
+    points = torch.randn(1, 20, 3)
+    with pytest.raises(UserError, match=f"cannot find {k} nearest neighbours among 20 points"):
+        nearest_neighbors(points, points, k)
