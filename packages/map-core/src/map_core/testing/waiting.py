@@ -1,7 +1,9 @@
 """The proof that code does not wait for its device, on a machine without one."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -23,6 +25,17 @@ class NoWaiting(TorchFunctionMode):
         AssertionError: at such a copy.
     """
 
+    def __enter__(self) -> "NoWaiting":
+        self._patches = ExitStack()
+        for name, there in (("autocast", nullcontext), ("is_autocast_enabled", _never)):
+            # autocast does not know of the meta device, where there is nothing for it to do
+            self._patches.enter_context(patch.object(torch, name, _unless_on_meta(getattr(torch, name), there)))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patches.close()
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -38,3 +51,16 @@ class NoWaiting(TorchFunctionMode):
             if from_python or from_host:
                 raise AssertionError(f"{func.__name__} copies to the device and waits for it")
         return result
+
+
+def _never() -> bool:
+    return False
+
+
+def _unless_on_meta(function: Callable[..., Any], there: Callable[[], Any]) -> Callable[..., Any]:
+    """``function`` of a device's type first, but ``there()`` for the meta device."""
+
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        return there() if args and args[0] == ACCELERATOR.type else function(*args, **kwargs)
+
+    return choose
