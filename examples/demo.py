@@ -15,17 +15,17 @@ import sys
 import time
 from pathlib import Path
 
+from map_vision.commands import EvaluateConfig, evaluate
+from map_vision.evaluation import EvaluationConfig
 from matplotlib.figure import Figure
 
-from map_core.cli import load_recipe
+from map_core.commands.parser import load_recipe
 from map_core.errors import UserError
-from map_core.tasks.evaluation import choose_device
-from map_core.training import train
 from map_core.runs.metrics import read_metrics
 from map_core.runs.summary import commit, device_name, versions, write_summary
-from map_vision.commands import EvaluateConfig, evaluate
+from map_core.tasks.evaluation import choose_device
+from map_core.training import train
 from map_vision.data import DataConfig
-from map_vision.evaluation import EvaluationConfig
 from map_vision.finetuning import FinetuneConfig, FinetuneTask
 from map_vision.pretraining import PretrainConfig, PretrainTask
 

@@ -4,13 +4,14 @@ from functools import partial
 from inspect import unwrap
 
 import pytest
+import timm.layers
 import timm.models.vision_transformer as timm_vit
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from map_core import ScanInputs, UserError
-from map_core.blocks import MambaBlock, MambaMixer, TransformerBlock, make_norm
+from map_core.blocks import Attention, MambaBlock, MambaMixer, TransformerBlock, make_norm
 from map_core.initialization import init_weights, inverse_softplus, undecayed_parameters
 from map_core.ops.scan.reference import reference_scan
 
@@ -107,6 +108,37 @@ def test_the_rank_of_the_time_step_is_a_sixteenth_of_the_width(embed_dim, rank):
 
 
 # ---- Transformer
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("proj_bias", [True, False])
+def test_attention_starts_and_computes_as_timms(proj_bias, qkv_bias, masked):
+    made = []
+    for make in (Attention, timm.layers.Attention):
+        torch.manual_seed(1)
+        made.append(make(WIDTH, 2, qkv_bias=qkv_bias, proj_bias=proj_bias))
+        made[-1].random = torch.rand(())  # what is drawn next
+    ours, theirs = made
+    assert ours.random == theirs.random
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    x = torch.randn(2, LENGTH, WIDTH, requires_grad=True)
+    mask = torch.rand(2, LENGTH, LENGTH) < 0.7 if masked else None
+    y, expected = ours(x, mask=mask), theirs(x, attn_mask=None if mask is None else mask[:, None])
+    assert torch.equal(y, expected)
+    actual = torch.autograd.grad(y.square().sum(), [x, *ours.parameters()])
+    for ours_, theirs_ in zip(
+        actual, torch.autograd.grad(expected.square().sum(), [x, *theirs.parameters()]), strict=True
+    ):
+        assert torch.equal(ours_, theirs_)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_attention_to_a_context_is_the_rows_of_attention_to_itself(qkv_bias):
+    attention, x = Attention(WIDTH, 2, qkv_bias=qkv_bias), torch.randn(2, LENGTH, WIDTH)
+    mask = (torch.rand(2, LENGTH, LENGTH) < 0.6) | torch.eye(LENGTH, dtype=torch.bool)
+    torch.testing.assert_close(attention(x[:, 3:7], x), attention(x)[:, 3:7])
+    torch.testing.assert_close(attention(x[:, 3:7], x, mask[:, 3:7]), attention(x, mask=mask)[:, 3:7])
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])

@@ -19,7 +19,7 @@ def decoder():
 
 
 def masked_tokens(batch=3):
-    tokens = toy_tokens([i // 5 for i in range(LENGTH)], batch=batch)
+    tokens = toy_tokens(LENGTH, batch=batch)
     return tokens, sample_mask(tokens, 0.4)
 
 
@@ -54,25 +54,24 @@ def every_token(decoder, x, attention_mask):
     return decoder.norm(x)
 
 
-def test_returns_what_all_blocks_over_all_tokens_make_of_the_hidden_ones_in_sequence_order(decoder):
-    """Outputs and gradients, with one mask for all samples and with one each."""
+@pytest.mark.parametrize("batch", [1, 3], ids=["one mask for all samples", "one each"])
+def test_returns_what_all_blocks_over_all_tokens_make_of_the_hidden_ones_in_sequence_order(decoder, batch):
+    """Outputs and gradients."""
     tokens, mask = masked_tokens()
     features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
-    for batch in (1, 3):
-        attention_mask = torch.rand(batch, LENGTH, LENGTH) < 0.5
-        attention_mask |= torch.eye(LENGTH, dtype=torch.bool)
-        x = decoder.sequence(features, tokens, mask)
-        hidden = decoder(features, tokens, mask, attention_mask)
-        assert hidden.shape == (3, 4, WIDTH)
-        whole = every_token(decoder, x, attention_mask)
-        expected = torch.stack([whole[b, mask.hidden[b]] for b in range(3)])
-        torch.testing.assert_close(hidden, expected)
-        cotangent = torch.randn_like(hidden)
-        parameters = [p for p in decoder.parameters() if p.requires_grad]
-        for actual, want in zip(
-            *(torch.autograd.grad(y, parameters, cotangent) for y in (hidden, expected)), strict=True
-        ):
-            torch.testing.assert_close(actual, want)
+    attention_mask = torch.rand(batch, LENGTH, LENGTH) < 0.5
+    attention_mask |= torch.eye(LENGTH, dtype=torch.bool)
+    x = decoder.sequence(features, tokens, mask)
+    hidden = decoder(features, tokens, mask, attention_mask)
+    assert hidden.shape == (3, 4, WIDTH)
+    whole = every_token(decoder, x, attention_mask)
+    expected = torch.stack([whole[b, mask.hidden[b]] for b in range(3)])
+    torch.testing.assert_close(hidden, expected)
+    cotangent = torch.randn_like(hidden)
+    parameters = dict(decoder.named_parameters())
+    gradients = (torch.autograd.grad(y, parameters.values(), cotangent) for y in (hidden, expected))
+    for name, actual, want in zip(parameters, *gradients, strict=True):
+        torch.testing.assert_close(actual, want, msg=lambda m, n=name: n + m)
 
 
 def test_hidden_tokens_differ_by_their_position_alone(decoder):

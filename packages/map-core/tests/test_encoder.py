@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from map_core import Features, Registers, UserError, expand_layout, sample_mask
-from map_core.encoder import Encoder
-from map_core.testing import LinearPosition, toy_encoder, toy_tokens
+from map_core.encoder import Backbone
+from map_core.testing import GridBackbone, LinearPosition, toy_encoder, toy_tokens
 from map_core.tokens import gather_tokens
 
 WIDTH = 16
 
 
 def tokens_of(batch=3, length=12):
-    return toy_tokens([i // 4 for i in range(length)], batch=batch, embed_dim=WIDTH)
+    return toy_tokens(length, batch=batch, embed_dim=WIDTH)
 
 
 # ---- layouts
@@ -80,7 +80,6 @@ def test_hidden_tokens_are_never_read():
         tokens,
         embedding=gather_tokens(tokens.embedding, mask.keep),
         position=gather_tokens(tokens.position, mask.keep),
-        region=gather_tokens(tokens.region, mask.keep),
     )
     masked = encoder.encode(tokens, mask)
     assert torch.equal(masked.index, mask.keep)
@@ -95,15 +94,15 @@ def test_gradient_reaches_exactly_the_visible_tokens():
     assert torch.equal((tokens.embedding.grad != 0).any(-1), ~mask.hidden)
 
 
-def test_positions_of_each_token_travel_with_it():
+@pytest.mark.parametrize("moved", ["hidden", "visible"])
+def test_positions_of_each_token_travel_with_it(moved):
     """Moving hidden tokens elsewhere changes nothing; moving visible ones does."""
     encoder, tokens = toy_encoder(WIDTH), tokens_of()
     mask = sample_mask(tokens, 0.4)
-    position = tokens.position.expand(3, -1, -1)
     before = encoder.encode(tokens, mask).embedding
-    for place, same in ((mask.hidden, True), (~mask.hidden, False)):
-        moved = replace(tokens, position=position + 5 * place.unsqueeze(-1))
-        assert torch.equal(encoder.encode(moved, mask).embedding, before) is same
+    place = mask.hidden if moved == "hidden" else ~mask.hidden
+    elsewhere = replace(tokens, position=tokens.position.expand(3, -1, -1) + 5 * place.unsqueeze(-1))
+    assert torch.equal(encoder.encode(elsewhere, mask).embedding, before) is (moved == "hidden")
 
 
 def test_without_a_mask_everything_is_read_in_order():
@@ -286,8 +285,47 @@ def test_the_residual_stream_is_float32_under_autocast_and_unchanged_without():
     assert [x.patches.embedding.dtype for x in whole.layers(narrow)] == [torch.bfloat16] * 2
 
 
-def test_the_encoder_protocol_is_what_the_objective_asks_for():
-    encoder = toy_encoder()
-    assert isinstance(encoder, Encoder)
-    assert not isinstance(LinearPosition(4), Encoder)
-    assert isinstance(encoder(tokens_of()), Features)
+@pytest.mark.parametrize(
+    ("module", "fits"),
+    [(GridBackbone(4, toy_encoder()), True), (toy_encoder(), False), (LinearPosition(4), False)],
+    ids=["tokenizes and encodes", "encodes only", "neither"],
+)
+def test_a_backbone_is_what_tokenizes_and_encodes(module, fits):
+    assert isinstance(module, Backbone) is fits
+
+
+def test_calling_an_encoder_encodes():
+    encoder, tokens = toy_encoder(WIDTH), tokens_of()
+    features = encoder(tokens)
+    assert isinstance(features, Features)
+    assert torch.equal(features.embedding, encoder.encode(tokens).embedding)
+
+
+# ---- the position before every block
+
+
+def plain_stack(encoder, tokens, mask):
+    """The position is added to what each block reads, again before each."""
+    position = encoder.position(tokens.position, tokens.grid).expand_as(tokens.embedding)
+    x, position = gather_tokens(tokens.embedding, mask.keep), gather_tokens(position, mask.keep)
+    for block in encoder.blocks:
+        x = block(x + position, None)
+    return encoder.norm(x)
+
+
+def test_positions_can_be_added_before_every_block():
+    encoder, tokens = toy_encoder(WIDTH, "MTM", repeat_position=True), tokens_of()
+    mask = sample_mask(tokens, 0.25)
+    torch.testing.assert_close(encoder.encode(tokens, mask).embedding, plain_stack(encoder, tokens, mask))
+
+
+def test_registers_add_their_positions_before_every_block_too():
+    registers = Registers(2, WIDTH, spread=False)
+    encoder, tokens = toy_encoder(WIDTH, "TM", repeat_position=True, registers=registers), tokens_of()
+    position = encoder.position(tokens.position, tokens.grid).expand(3, -1, -1)
+    front = registers.position.expand(3, -1, -1)
+    added = torch.cat([front, position], dim=1)
+    x = torch.cat([registers.token.expand(3, -1, -1), tokens.embedding], dim=1)
+    for block in encoder.blocks:
+        x = block(x + added, None)
+    torch.testing.assert_close(encoder.encode(tokens).embedding, encoder.norm(x)[:, 2:])

@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from map_core import UserError, mask_noise, sample_mask, truncated_normal_ratio
+from map_core import Draw, GridRegions, Masking, Regions, UserError, sample_mask
+from map_core.masking import truncated_normal
 from map_core.testing import toy_tokens
 
-ROWS = [row for row in range(6) for _ in range(5)]  # a grid of 6 x 5
+LENGTH = 30
+
+
+def regions_of(index):
+    """Regions of each sample's tokens; a list is shared by all samples."""
+    index = torch.as_tensor(index).reshape(-1, torch.as_tensor(index).shape[-1])
+    sizes = [(index == region).sum(1).min().item() for region in range(int(index.max()) + 1)]
+    return Regions(index, len(sizes), int(min(sizes)))
 
 
 def slow_hidden(score, candidates, count):
@@ -33,80 +41,89 @@ def assert_partition(mask):
 
 # ---- counts
 
+RATIOS = (0.5, 0.2, 0.37, 0.75, 0.9)
+LENGTHS = (2, 3, 7, 16, 64, 65, 196)
+HIDES_SOME = [(n, ratio) for n in LENGTHS for ratio in RATIOS if 0 < round(ratio * n) < n]
+HIDES_NONE_OR_ALL = [(n, ratio) for n in LENGTHS for ratio in RATIOS if not 0 < round(ratio * n) < n]
+
 
 @pytest.mark.parametrize("strategy", ["random", "sequential", "diagonal"])
-@pytest.mark.parametrize("length", [2, 3, 7, 16, 64, 65, 196])
-def test_every_sample_hides_exactly_its_share(length, strategy):
-    tokens = toy_tokens([0] * length, batch=3, grid=(1, length))
-    for ratio in (0.5, 0.2, 0.37, 0.75, 0.9):
-        count = round(ratio * length)
-        if not 0 < count < length:
-            with pytest.raises(
-                UserError, match=rf"{ratio} of {length} tokens hides {count}: .*smaller patches"
-            ):
-                sample_mask(tokens, ratio, strategy)
-            continue
-        mask = sample_mask(tokens, ratio, strategy)
-        assert mask.hidden.sum(1).tolist() == [count] * 3
-        assert mask.drop.shape == (3, count)
-        assert mask.keep.shape == (3, length - count)
-        assert_partition(mask)
+@pytest.mark.parametrize(("length", "ratio"), HIDES_SOME)
+def test_every_sample_hides_exactly_its_share(length, ratio, strategy):
+    mask, count = sample_mask(toy_tokens(batch=3, grid=(1, length)), ratio, strategy), round(ratio * length)
+    assert mask.hidden.sum(1).tolist() == [count] * 3
+    assert mask.drop.shape == (3, count)
+    assert mask.keep.shape == (3, length - count)
+    assert_partition(mask)
+
+
+@pytest.mark.parametrize(("length", "ratio"), HIDES_NONE_OR_ALL)
+def test_a_share_that_rounds_to_nothing_or_everything_is_refused(length, ratio):
+    count = round(ratio * length)
+    with pytest.raises(UserError, match=rf"{ratio} of {length} tokens hides {count}: .*smaller patches"):
+        sample_mask(toy_tokens(length, batch=3), ratio)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 1.5, 50.0, math.nan])
 def test_a_ratio_outside_0_and_1_is_refused(ratio):
     with pytest.raises(UserError, match=rf"mask ratio must lie inside \(0, 1\); got {ratio}"):
-        sample_mask(toy_tokens(ROWS), ratio)
+        sample_mask(toy_tokens(LENGTH), ratio)
 
 
-def test_unknown_names_and_wrong_noise_are_refused():
-    tokens = toy_tokens(ROWS, batch=2)
-    with pytest.raises(UserError, match="noise has shape"):
-        sample_mask(tokens, 0.5, noise=torch.rand(2, 31))
-    with pytest.raises(UserError, match="noise has shape"):
-        sample_mask(tokens, 0.5, noise=torch.rand(1, 30))
+@pytest.mark.parametrize("shape", [(2, 31), (1, 30)])
+def test_noise_of_another_shape_is_refused(shape):
+    message = rf"noise has shape \({shape[0]}, {shape[1]}\), the tokens have \(2, 30\); draw it for these"
+    with pytest.raises(UserError, match=message):
+        sample_mask(toy_tokens(LENGTH, batch=2), 0.5, noise=torch.rand(shape))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_strategy_names_its_near_matches():
+    with pytest.raises(UserError, match=r"mask strategy 'randm' is unknown; did you mean random\?"):
+        sample_mask(toy_tokens(LENGTH), 0.5, "randm")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_scope_names_its_near_matches():
+    with pytest.raises(UserError, match=r"mask scope 'regions' is unknown; did you mean region\?"):
+        Masking(scope="regions")(toy_tokens(LENGTH), Draw.of_batch(1))
 
 
 # ---- strategies against loops
 
 
 def test_random_hides_the_largest_noise_of_each_sample():
-    tokens, noise = toy_tokens(ROWS, batch=4), torch.rand(4, 30)
+    tokens, noise = toy_tokens(LENGTH, batch=4), torch.rand(4, 30)
     mask = sample_mask(tokens, 0.4, noise=noise)
     assert hidden_sets(mask) == [slow_hidden(row, range(30), 12) for row in noise.tolist()]
 
 
 def test_sequential_hides_the_end_of_the_scan():
-    mask = sample_mask(toy_tokens(ROWS, batch=2), 0.2, "sequential")
+    mask = sample_mask(toy_tokens(LENGTH, batch=2), 0.2, "sequential")
     assert mask.drop.tolist() == [[24, 25, 26, 27, 28, 29]] * 2
 
 
-def test_diagonal_hides_the_largest_row_plus_column():
+@pytest.mark.parametrize(
+    "expected", [[11], [10, 11], [7, 10, 11], [7, 9, 10, 11], [3, 6, 7, 9, 10, 11]], ids=len
+)
+def test_diagonal_hides_the_largest_row_plus_column(expected):
     """On 3 x 4 the sums are 0123 1234 2345: of the three 3s the latest goes first."""
-    tokens = toy_tokens([0] * 12, batch=2, grid=(3, 4))
-    for count, expected in {
-        1: [11],
-        2: [10, 11],
-        3: [7, 10, 11],
-        4: [7, 9, 10, 11],
-        6: [3, 6, 7, 9, 10, 11],
-    }.items():
-        assert sample_mask(tokens, count / 12, "diagonal").drop.tolist() == [expected] * 2
+    tokens = toy_tokens(batch=2, grid=(3, 4))
+    assert sample_mask(tokens, len(expected) / 12, "diagonal").drop.tolist() == [expected] * 2
 
 
-def test_diagonal_follows_the_coordinates_not_the_sequence():
-    tokens = toy_tokens([0] * 30, grid=(6, 5))
-    order = torch.randperm(30)
-    tokens = replace(tokens, position=tokens.position[:, order])
+@pytest.mark.parametrize("count", [1, 7, 15, 29])
+def test_diagonal_follows_the_coordinates_not_the_sequence(count):
+    tokens = toy_tokens(grid=(6, 5))
+    tokens = replace(tokens, position=tokens.position[:, torch.randperm(30)])
     score = tokens.position[0].sum(-1).tolist()
-    for count in (1, 7, 15, 29):
-        mask = sample_mask(tokens, count / 30, "diagonal")
-        assert hidden_sets(mask) == [slow_hidden(score, range(30), count)]
+    mask = sample_mask(tokens, count / 30, "diagonal")
+    assert hidden_sets(mask) == [slow_hidden(score, range(30), count)]
 
 
 def test_diagonal_needs_a_grid():
     with pytest.raises(UserError, match=r"'diagonal' needs tokens on a grid.*use 'random' or 'sequential'"):
-        sample_mask(toy_tokens(ROWS), 0.5, "diagonal")
+        sample_mask(toy_tokens(LENGTH), 0.5, "diagonal")
 
 
 # ---- within each region
@@ -115,9 +132,9 @@ def test_diagonal_needs_a_grid():
 @pytest.mark.parametrize("ratio", [0.1, 0.17, 0.5, 0.63, 0.79])
 @pytest.mark.parametrize("strategy", ["random", "sequential", "diagonal"])
 def test_region_scope_splits_the_total_evenly_and_hides_the_largest_scores_of_each(strategy, ratio):
-    region = torch.stack([torch.tensor(ROWS)[torch.randperm(30)] for _ in range(5)])
-    tokens, noise = toy_tokens(region.tolist(), grid=(6, 5)), torch.rand(5, 30)
-    mask = sample_mask(tokens, ratio, strategy, noise=noise, scope="region")
+    region = torch.stack([torch.arange(30)[torch.randperm(30)] // 5 for _ in range(5)])
+    tokens, noise = toy_tokens(batch=5, grid=(6, 5)), torch.rand(5, 30)
+    mask = sample_mask(tokens, ratio, strategy, noise=noise, within=regions_of(region))
     assert_partition(mask)
     score = {
         "random": noise,
@@ -137,8 +154,8 @@ def test_region_scope_splits_the_total_evenly_and_hides_the_largest_scores_of_ea
 def test_extra_tokens_of_region_scope_fall_on_every_region_alike():
     """Also where regions differ in size: 10 of 6 + 5 + 4 + 4 is 2 of each and one more of two."""
     sizes = (6, 5, 4, 4)
-    tokens = toy_tokens([r for r, size in enumerate(sizes) for _ in range(size)], batch=4000)
-    mask = sample_mask(tokens, 10 / 19, scope="region")
+    region = regions_of([r for r, size in enumerate(sizes) for _ in range(size)])
+    mask = sample_mask(toy_tokens(19, batch=4000), 10 / 19, within=region)
     counts = torch.stack([part.sum(1) for part in mask.hidden.split(sizes, dim=1)], dim=1)
     assert set(counts.flatten().tolist()) == {2, 3}
     share = (counts == 3).float().mean(0)
@@ -146,19 +163,18 @@ def test_extra_tokens_of_region_scope_fall_on_every_region_alike():
 
 
 def test_extra_tokens_do_not_favour_a_place_within_their_region():
-    mask = sample_mask(toy_tokens([0, 0, 0, 1, 1, 1], batch=4000), 0.5, scope="region")
+    mask = sample_mask(toy_tokens(6, batch=4000), 0.5, within=regions_of([0, 0, 0, 1, 1, 1]))
     assert mask.hidden.float().mean(0) == pytest.approx([0.5] * 6, abs=5 * 0.5 / math.sqrt(4000))
 
 
-@pytest.mark.parametrize(
-    ("region", "ratio"), [([0] * 9 + [1], 0.5), ([0] * 8 + [1, 1], 0.5), ([0] * 5 + [2] * 5, 0.5)]
-)
-def test_a_region_smaller_than_its_share_is_refused_at_every_draw(region, ratio):
+@pytest.mark.parametrize("region", [[0] * 9 + [1], [0] * 8 + [1, 1], [0] * 5 + [2] * 5], ids=str)
+def test_a_region_smaller_than_its_share_is_refused_at_every_draw(region):
+    """Regions of 9 + 1, of 8 + 2, and with an empty one among three."""
     for _ in range(10):
         with pytest.raises(
             UserError, match=r"scope 'region' must hide up to \d tokens .* the smallest has \d; lower"
         ):
-            sample_mask(toy_tokens(region), ratio, scope="region")
+            sample_mask(toy_tokens(10), 0.5, within=regions_of(region))
 
 
 # ---- global tokens
@@ -167,24 +183,27 @@ def test_a_region_smaller_than_its_share_is_refused_at_every_draw(region, ratio)
 @pytest.mark.parametrize("scope", ["all", "region"])
 @pytest.mark.parametrize("strategy", ["random", "sequential", "diagonal"])
 def test_global_tokens_stay_visible_and_do_not_count(strategy, scope):
-    """Three global tokens, at other places in every sample, and always with the highest noise."""
-    region = torch.stack([torch.tensor([-1, -1, -1, *ROWS])[torch.randperm(33)] for _ in range(6)])
-    tokens = toy_tokens(region.tolist(), grid=(1, 33))
-    noise = torch.where(region == -1, 2.0, torch.rand(6, 33))
-    mask = sample_mask(tokens, 0.5, strategy, noise=noise, scope=scope)
-    assert not (mask.hidden & (region == -1)).any()
+    """Also where their noise is the highest."""
+    tokens = toy_tokens(batch=6, grid=(6, 5), num_global=3)
+    noise = torch.cat([torch.full((6, 3), 2.0), torch.rand(6, 30)], dim=1)
+    within = GridRegions("row")(tokens) if scope == "region" else None
+    mask = sample_mask(tokens, 0.5, strategy, noise=noise, within=within)
+    assert not mask.hidden[:, :3].any()
     assert mask.hidden.sum(1).tolist() == [15] * 6
     assert mask.keep.shape == (6, 18)
     assert_partition(mask)
 
 
-def test_global_tokens_do_not_change_what_else_is_hidden():
+@pytest.mark.parametrize("scope", ["all", "region"])
+def test_global_tokens_do_not_change_what_else_is_hidden(scope):
     noise = torch.rand(2, 30)
-    plain = sample_mask(toy_tokens(ROWS, batch=2), 0.5, noise=noise)
-    with_global = sample_mask(
-        toy_tokens([-1, *ROWS], batch=2), 0.5, noise=torch.cat([torch.rand(2, 1), noise], 1)
-    )
-    assert torch.equal(with_global.hidden[:, 1:], plain.hidden)
+    hidden = []
+    for num_global in (0, 1):
+        tokens = toy_tokens(batch=2, grid=(6, 5), num_global=num_global)
+        within = GridRegions("row")(tokens) if scope == "region" else None
+        all_noise = torch.cat([torch.rand(2, num_global), noise], dim=1)
+        hidden.append(sample_mask(tokens, 0.5, noise=all_noise, within=within).hidden[:, num_global:])
+    assert torch.equal(*hidden)
 
 
 # ---- randomness
@@ -192,26 +211,45 @@ def test_global_tokens_do_not_change_what_else_is_hidden():
 
 def test_random_hiding_is_uniform_over_subsets():
     """Each of the 20 ways to hide 3 of 6 tokens is equally likely (chi-squared, 19 degrees of freedom)."""
-    hidden = sample_mask(toy_tokens([0] * 6, batch=8000), 0.5).hidden
+    hidden = sample_mask(toy_tokens(6, batch=8000), 0.5).hidden
     _, seen = (hidden.long() * 2 ** torch.arange(6)).sum(1).unique(return_counts=True)
     assert len(seen) == 20
     assert ((seen - 400.0) ** 2 / 400).sum() < 50  # p = 1e-4
 
 
-def test_noise_of_two_processes_is_the_noise_of_one():
-    whole = mask_noise(7, 31, slice(0, 16), (16, 196))
-    halves = [mask_noise(7, 31, half, (16, 196)) for half in (slice(0, 8), slice(8, 16))]
-    assert torch.equal(torch.cat(halves), whole)
-    assert not torch.equal(halves[0], halves[1])
+@pytest.mark.parametrize("scope", ["all", "region"])
+def test_two_processes_hide_what_one_hides(scope):
+    tokens = toy_tokens(batch=16, grid=(6, 5))
+    halves = [slice(0, 8), slice(8, 16)]
+    masking, regions = Masking(0.4, scope=scope), GridRegions("row")(tokens)
+    whole = masking(tokens, Draw(7, 31, slice(0, 16), 16), regions).hidden
+    part = replace(tokens, embedding=tokens.embedding[:8])
+    parts = [masking(part, Draw(7, 31, half, 16), regions).hidden for half in halves]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(*parts)
 
 
-def test_noise_depends_on_its_keys_and_on_nothing_else():
-    first = mask_noise(7, 31, slice(None), (4, 9))
+@pytest.mark.parametrize("changes", [{"seed": 8}, {"step": 32}])
+def test_what_is_hidden_depends_on_seed_and_step_and_on_nothing_else(changes):
+    def hidden(**keys):
+        return Masking()(
+            toy_tokens(LENGTH, batch=4), Draw.of_batch(4, **{"seed": 7, "step": 31, **keys})
+        ).hidden
+
+    first = hidden()
     torch.rand(5)  # other draws must not matter
-    assert torch.equal(first, mask_noise(7, 31, slice(None), (4, 9)))
-    for other in (mask_noise(8, 31, slice(None), (4, 9)), mask_noise(7, 32, slice(None), (4, 9))):
-        assert not torch.equal(first, other)
-    assert 0 <= first.min() < first.max() < 1
+    assert torch.equal(first, hidden())
+    assert not torch.equal(first, hidden(**changes))
+
+
+@pytest.mark.parametrize(
+    ("masking", "ratio", "strategy"),
+    [(Masking(0.3), 0.3, "random"), (Masking(0.7, strategy="sequential"), 0.7, "sequential")],
+)
+def test_settings_reach_the_mask(masking, ratio, strategy):
+    tokens, draw = toy_tokens(LENGTH, batch=2), Draw.of_batch(2, seed=3)
+    expected = sample_mask(tokens, ratio, strategy, noise=draw.uniform("mask", LENGTH))
+    assert torch.equal(masking(tokens, draw).hidden, expected.hidden)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +257,8 @@ def test_noise_depends_on_its_keys_and_on_nothing_else():
 )
 def test_drawn_ratios_follow_the_truncated_normal(mean, std, bounds):
     """Against throwing away what falls outside the bounds."""
-    drawn = np.array([truncated_normal_ratio(1, step, mean, std, bounds) for step in range(4000)])
+    masking = Masking(mean, std, bounds)
+    drawn = np.array([masking.step_ratio(Draw.of_batch(2, seed=1, step=step)) for step in range(4000)])
     normal = np.random.default_rng(0).normal(mean, std, 400_000)
     expected = normal[(normal > bounds[0]) & (normal < bounds[1])]
     assert bounds[0] <= drawn.min() <= drawn.max() <= bounds[1]
@@ -229,9 +268,23 @@ def test_drawn_ratios_follow_the_truncated_normal(mean, std, bounds):
     )
 
 
-def test_a_drawn_ratio_depends_on_seed_and_step_only():
-    def draw(seed, step):
-        return truncated_normal_ratio(seed, step, 0.5, 0.25, (0.3, 0.7))
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, 0.3), (0.5, 0.5), (1 - 2**-53, 0.7)])
+def test_ends_and_middle_of_the_uniform_are_those_of_the_bounds(uniform, expected):
+    assert truncated_normal(uniform, 0.5, 0.25, (0.3, 0.7)) == pytest.approx(expected, abs=1e-9)
 
-    assert draw(3, 5) == draw(3, 5)
-    assert len({draw(seed, step) for seed in range(4) for step in range(4)}) == 16
+
+def test_a_drawn_ratio_depends_on_seed_and_step_only():
+    masking = Masking(0.5, 0.25)
+    draws = [Draw.of_batch(4, seed=seed, step=step) for seed in range(4) for step in range(4)]
+    ratios = [masking.step_ratio(draw) for draw in draws]
+    assert ratios == [masking.step_ratio(draw) for draw in draws]
+    assert len(set(ratios)) == 16
+
+
+def test_a_fixed_ratio_is_that_of_every_step():
+    assert {Masking(0.4).step_ratio(Draw.of_batch(2, step=step)) for step in range(5)} == {0.4}
+
+
+@pytest.mark.parametrize(("masking", "highest"), [(Masking(0.4), 0.4), (Masking(0.4, 0.1, (0.2, 0.6)), 0.6)])
+def test_the_highest_ratio_bounds_every_step(masking, highest):
+    assert masking.highest_ratio == highest

@@ -1,11 +1,21 @@
-"""The four decoder masks, entry by entry against their definitions."""
+"""Regions of tokens, and the four decoder masks entry by entry, against their definitions."""
 
-from inspect import unwrap
+from dataclasses import replace
 
 import pytest
 import torch
 
-from map_core import UserError, region_attention_mask
+from map_core import (
+    ConsecutiveRegions,
+    GridRegions,
+    RegionsAfterMask,
+    UserError,
+    region_attention_mask,
+    sample_mask,
+    scan_order,
+)
+from map_core.testing import toy_tokens
+from map_core.tokens import gather_tokens
 
 
 def may_attend(kind, region, i, j):
@@ -67,8 +77,135 @@ def test_depth_adds_no_reach(kind):
     assert torch.equal((mask @ mask) > 0, mask > 0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_kind_names_its_near_matches():
     with pytest.raises(
         UserError, match=r"attention mask kind 'local-mae' is unknown; did you mean local_mae"
     ):
-        unwrap(region_attention_mask)(torch.zeros(3, dtype=torch.long), "local-mae")
+        region_attention_mask(torch.zeros(3, dtype=torch.long), "local-mae")
+
+
+# ---- which token lies in which region
+
+
+def scanned(tokens, order):
+    """The same tokens in another sequence, which ``origin`` remembers."""
+    index = scan_order(tokens.position, order, grid=tokens.grid)
+    return replace(
+        tokens,
+        embedding=gather_tokens(tokens.embedding, index),
+        position=gather_tokens(tokens.position, index),
+        origin=index,
+    )
+
+
+def with_global(tokens, n):
+    """The same tokens behind ``n`` global ones."""
+    batch, length, width = tokens.embedding.shape
+    front = tokens.position.new_full((len(tokens.position), n, tokens.position.shape[2]), -1)
+    origin = torch.arange(length).unsqueeze(0) if tokens.origin is None else tokens.origin
+    return replace(
+        tokens,
+        embedding=torch.randn(batch, n + length, width),
+        position=torch.cat([front, tokens.position], dim=1),
+        origin=torch.cat([torch.arange(n).expand(len(origin), -1), origin + n], dim=1),
+        num_global=n,
+    )
+
+
+def cloud(length=20, batch=3):
+    """Points in no grid."""
+    return replace(toy_tokens(length, batch=batch), position=torch.randn(batch, length, 3))
+
+
+def region_of_cell(kind, block_size, grid, row, col):
+    """Rows, columns or blocks, counted as a reader counts them."""
+    (height, width), (_, cols) = block_size, grid
+    blocks_across = (cols + width - 1) // width
+    return {"row": row, "column": col, "block": row // height * blocks_across + col // width}[kind]
+
+
+@pytest.mark.parametrize("num_global", [0, 2])
+@pytest.mark.parametrize("order", ["row", "column", "random"])
+@pytest.mark.parametrize("grid", [(4, 4), (5, 3), (1, 6)])
+@pytest.mark.parametrize(
+    ("kind", "block_size"), [("row", (4, 4)), ("column", (4, 4)), ("block", (2, 3)), ("block", (8, 8))]
+)
+def test_regions_of_a_grid_follow_the_coordinates(kind, block_size, grid, order, num_global):
+    """Whatever the scan order; and how many there are, and how small, is what counting finds."""
+    plain = scanned(toy_tokens(grid=grid), order)
+    regions = GridRegions(kind, block_size)(with_global(plain, num_global))
+    cells = plain.position[0].int().tolist()
+    expected = [region_of_cell(kind, block_size, grid, row, col) for row, col in cells]
+    assert regions.index.tolist() == [[-1] * num_global + expected]
+    assert sorted(set(expected)) == list(range(regions.count))
+    assert regions.smallest == min(expected.count(region) for region in range(regions.count))
+
+
+@pytest.mark.parametrize(("num_regions", "length"), [(1, 5), (4, 16), (3, 16), (7, 20), (20, 20)])
+def test_consecutive_regions_cut_the_sequence_evenly(num_regions, length):
+    regions = ConsecutiveRegions(num_regions)(toy_tokens(length))
+    index = regions.index[0].tolist()
+    sizes = [index.count(region) for region in range(num_regions)]
+    assert index == sorted(index)
+    assert (sum(sizes), regions.count, regions.smallest) == (length, num_regions, min(sizes))
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_consecutive_regions_leave_global_tokens_out():
+    regions = ConsecutiveRegions(2)(toy_tokens(4, num_global=3))
+    assert regions.index.tolist() == [[-1, -1, -1, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("num_global", [0, 2])
+@pytest.mark.parametrize("scan", ["hilbert", "random", "given"])
+@pytest.mark.parametrize("order", ["hilbert", "z_order", "given", "random"])
+def test_regions_along_another_order_belong_to_the_token_not_to_its_place(scan, order, num_global):
+    """Point p is in the region that cutting ``order`` gives it, wherever the scan puts it."""
+    before = cloud()
+    tokens = before if scan == "given" else scanned(before, scan)
+    along = scan_order(before.position, order).expand(3, -1)
+    origin = torch.arange(20).expand(3, -1) if tokens.origin is None else tokens.origin.expand(3, -1)
+    index = ConsecutiveRegions(4, order)(with_global(tokens, num_global)).index.expand(3, -1)
+    assert (index[:, :num_global] == -1).all()
+    for b in range(3):
+        expected = {point: place * 4 // 20 for place, point in enumerate(along[b].tolist())}
+        assert index[b, num_global:].tolist() == [expected[point] for point in origin[b].tolist()]
+
+
+@pytest.mark.parametrize("num_global", [0, 1])
+def test_after_the_mask_visible_tokens_are_ranked_before_hidden_ones(num_global):
+    tokens = toy_tokens(12, batch=3, num_global=num_global)
+    mask = sample_mask(tokens, 0.5)
+    regions = RegionsAfterMask(4)(tokens, mask)
+    for b, hidden in enumerate(mask.hidden[:, num_global:].tolist()):
+        ranking = sorted(range(12), key=lambda i: (hidden[i], i))
+        expected = [ranking.index(i) * 4 // 12 for i in range(12)]
+        assert regions.index[b].tolist() == [-1] * num_global + expected
+    assert (regions.count, regions.smallest) == (4, 3)
+
+
+@pytest.mark.parametrize("rule", [ConsecutiveRegions(0), ConsecutiveRegions(17), ConsecutiveRegions(-1)])
+def test_a_number_of_regions_that_tokens_cannot_fill_is_refused(rule):
+    with pytest.raises(
+        UserError, match=rf"num_regions \({rule.num_regions}\) must lie between 1 and .* \(16\)"
+    ):
+        rule(toy_tokens(16))
+
+
+def test_after_the_mask_needs_a_mask():
+    with pytest.raises(
+        UserError, match=r"'after_mask' exist only once tokens are hidden: use mask scope 'all'"
+    ):
+        RegionsAfterMask(4)(toy_tokens(16))
+
+
+def test_regions_of_a_grid_need_one():
+    with pytest.raises(UserError, match="regions by row need tokens on a grid; these have none"):
+        GridRegions("row")(toy_tokens(16))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_region_names_its_near_matches():
+    with pytest.raises(UserError, match=r"region 'blocks' is unknown; did you mean block\?"):
+        GridRegions("blocks")(toy_tokens(grid=(2, 2)))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from map_core.tokens import gather_tokens
+from map_core import Tokens
+from map_core.testing import toy_tokens
+from map_core.tokens import gather_tokens, undo_scan
 
 
 @pytest.mark.parametrize("tail", [(), (3,), (2, 3)])
@@ -19,3 +21,23 @@ def test_gathering_equals_indexing_each_sample(tail, shared_values, shared_index
     for b in range(batch):
         expected = values[b % len(values)][index[b % len(index)]]
         assert torch.equal(gathered[b], expected)
+
+
+@pytest.mark.parametrize("shared_origin", [True, False])
+def test_undoing_the_scan_puts_every_value_back(shared_origin):
+    """``origin`` says where each token of the sequence stood before, for all samples or for each."""
+    before = torch.randn(3, 7, 2)
+    origin = torch.stack([torch.randperm(7) for _ in range(1 if shared_origin else 3)])
+    tokens = Tokens(torch.randn(3, 7, 4), torch.randn(1, 7, 2), origin=origin)
+    assert torch.equal(undo_scan(gather_tokens(before, origin), tokens), before)
+
+
+def test_a_scan_in_the_order_before_it_needs_no_undoing():
+    values = torch.randn(2, 6, 1)
+    assert undo_scan(values, toy_tokens(6, batch=2)) is values
+
+
+def test_global_tokens_count_as_tokens_that_cannot_be_hidden():
+    tokens = toy_tokens(grid=(3, 2), batch=2, num_global=2)
+    assert (tokens.batch_size, tokens.length, tokens.num_maskable) == (2, 8, 6)
+    assert tokens.position[0, 2:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from map_core import Draw
-from map_core.cli import load_recipe
+from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_core.errors import UserError
 from map_core.tasks.pretraining import load_objective

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from map_core.weights import read_weights
+from map_points.commands import TRAINED
 from map_points.finetuning import FinetuneConfig, FinetuneTask
 
-import map_core.cli
-from map_core.cli import load_recipe, recipe_names
+from map_core.commands.parser import load_recipe
+from map_core.commands.program import main
+from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.training import train
 from map_points import evaluation
 from map_points.cli import COMMANDS, RECIPES
-from map_points.commands import TRAINED
 from map_points.data import CloudSamples, PointData, PointDataConfig, read_cloud_files
 from map_points.data.clouds import ArrayClouds
 from map_points.evaluation import EvaluationConfig
@@ -134,7 +135,7 @@ def test_a_recipe_takes_two_steps(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_header_names_its_own_command(name):
-    with map_core.cli.find_recipe(RECIPES, name) as path:
+    with find_recipe(RECIPES, name) as path:
         text = path.read_text()
     assert f"map-points {kind(name)} --config {name} " in text
     assert "# number    " in text
@@ -158,7 +159,7 @@ def test_a_pair_of_recipes_has_one_encoder():
 
 
 def run(*arguments):
-    return map_core.cli.main("map-points", COMMANDS, RECIPES, [str(a) for a in arguments])
+    return main("map-points", COMMANDS, RECIPES, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import yaml
 from map_vision.models import MODEL_NAMES
 from safetensors.torch import load_file
 
-import map_core.cli
+import map_core.commands.program
 from map_vision.cli import COMMANDS, RECIPES
 
 MODEL = [
@@ -38,7 +38,9 @@ OF_EVERY_RUN = {"task", "seconds", "samples_per_second", "peak_memory_bytes", "v
 
 def command(*arguments):
     """Run ``map-vision`` in this process and return its exit status."""
-    return map_core.cli.main("map-vision", COMMANDS, RECIPES, [str(argument) for argument in arguments])
+    return map_core.commands.program.main(
+        "map-vision", COMMANDS, RECIPES, [str(argument) for argument in arguments]
+    )
 
 
 def summary(directory):

@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from timm.loss import LabelSmoothingCrossEntropy
 
 from map_core import UserError
-from map_core.cli import load_recipe
+from map_core.commands.parser import load_recipe
 from map_core.training import Step
 from map_vision.data import DataConfig, load_image_data
 from map_vision.factory import create_model

@@ -8,7 +8,7 @@ from map_core.pretraining import split_state
 from map_vision.reconstruction import draw_reconstructions, reconstruct
 
 from map_core import UserError, mask_noise
-from map_core.cli import load_recipe
+from map_core.commands.parser import load_recipe
 from map_core.training import Step
 from map_vision.factory import create_backbone
 from map_vision.pretraining import (

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import map_core.cli
-from map_core.cli import load_recipe, parse, recipe_names
+from map_core.commands.parser import load_recipe, parse
+from map_core.commands.program import main
+from map_core.commands.recipes import find_recipe, read_yaml, recipe_names
 from map_core.training import train
 from map_core.training.optimizer import build_optimizer
 from map_vision.cli import COMMANDS, RECIPES
@@ -100,7 +101,7 @@ def resolved(name, overrides=()):
 def header(name):
     """The rows of a recipe's header by their first word; each row goes on in indented lines."""
     rows, key = {}, None
-    with map_core.cli.find_recipe(RECIPES, name) as path:
+    with find_recipe(RECIPES, name) as path:
         lines = path.read_text().splitlines()
     for line in lines[1:]:
         if not line.startswith("#"):
@@ -288,9 +289,7 @@ def test_from_pretraining_to_384_by_command_line(tmp_path, image_folder, pretrai
     runs = {name: str(tmp_path / name) for name in ("finetune_base_in1k", "finetune_base_in1k_384")}
     data = f"--data.root={image_folder}"
     first = ["finetune", "--config", "finetune_base_in1k", "--init", str(pretrained), data, *SHORT]
-    assert (
-        map_core.cli.main("map-vision", COMMANDS, RECIPES, [*first, "--out", runs["finetune_base_in1k"]]) == 0
-    )
+    assert main("map-vision", COMMANDS, RECIPES, [*first, "--out", runs["finetune_base_in1k"]]) == 0
     second = [
         "finetune",
         "--config",
@@ -301,8 +300,8 @@ def test_from_pretraining_to_384_by_command_line(tmp_path, image_folder, pretrai
         *SHORT,
     ]
     second += ["--model.img_size=32", "--out", runs["finetune_base_in1k_384"]]
-    assert map_core.cli.main("map-vision", COMMANDS, RECIPES, second) == 0
-    config = map_core.cli.read_yaml(Path(runs["finetune_base_in1k_384"]) / "config.yaml")
+    assert main("map-vision", COMMANDS, RECIPES, second) == 0
+    config = read_yaml(Path(runs["finetune_base_in1k_384"]) / "config.yaml")
     assert config["model"]["embed_dim"] == 32
     assert config["model"]["name"] == "hybridnet_base_patch16_384"
     assert config["data"]["augmentation"] == "timm"

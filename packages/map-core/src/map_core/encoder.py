@@ -86,13 +86,13 @@ class Registers(nn.Module):
 
     def split(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor]:
         """Undo :meth:`insert`: registers (b, n, d) and the other tokens in their order."""
-        order = self._order(x.shape[1] - self.num_registers)
+        order = self._order(int(x.shape[1]) - self.num_registers)
         back = sorted(range(len(order)), key=order.__getitem__)
         x = x.index_select(1, torch.tensor(back, device=x.device))
         return x[:, : self.num_registers], x[:, self.num_registers :]
 
     def _place(self, own: Float[Tensor, "n d"], x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n+m d"]:
-        order = torch.tensor(self._order(x.shape[1]), device=x.device)
+        order = torch.tensor(self._order(int(x.shape[1])), device=x.device)  # a tracer's size is a tensor
         return torch.cat([own.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1).index_select(1, order)
 
     def _order(self, length: int) -> list[int]:

@@ -81,8 +81,9 @@ class ConsecutiveRegions:
     def _rank_in_order(self, tokens: Tokens, place: Tensor) -> Tensor:
         """Rank of each token of the sequence along ``order``, which starts from the order before the scan."""
         assert self.order is not None
-        origin = place if tokens.origin is None else tokens.origin
-        position = gather_tokens(tokens.position[:, tokens.num_global :], origin.argsort(dim=1))
+        n = tokens.num_global
+        origin = place if tokens.origin is None else tokens.origin[:, n:] - n
+        position = gather_tokens(tokens.position[:, n:], origin.argsort(dim=1))
         rank = scan_order(position, self.order, grid=tokens.grid).argsort(dim=1)
         return gather_tokens(rank, origin)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 GLOBAL_REGION = -1  # of class tokens and registers: seen by every query
 
@@ -20,7 +21,7 @@ class Tokens:
         target: What the objective reconstructs (pixels of a patch, points of a group), or None.
         grid: Rows and columns when the tokens tile a grid, else None.
         origin: Place of each token before the scan order was applied (raster index of a patch, index among
-            the sampled centres); None where the scan order is that order.
+            the sampled centres; global tokens are counted first); None where the scan order is that order.
         num_global: How many tokens at the front of the sequence are global (class tokens): never hidden, in
             no region, seen by every query.
     """
@@ -76,6 +77,8 @@ class Features:
 
 def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     """Pick tokens along axis 1: ``values`` (b or 1, l, ...) at ``index`` (b or 1, k) -> (b, k, ...)."""
+    if has_torch_function((values, index)):  # torch.fx keeps the call whole
+        return handle_torch_function(gather_tokens, (values, index), values, index)
     batch = max(values.shape[0], index.shape[0])
     tail = values.shape[2:]
     values = values.expand(batch, *values.shape[1:])

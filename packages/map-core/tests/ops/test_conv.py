@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.ops import conv_backends, depthwise_causal_conv1d
+from map_core.ops import conv_backends, depthwise_causal_conv1d, depthwise_conv1d
 
 FAST = [status.name for status in conv_backends() if status.available and status.name != "reference"]
 ALL = [*FAST, "reference"]
@@ -136,3 +136,51 @@ def test_float64_gradients_agree_with_finite_differences(backend: str) -> None:
 def test_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match="depthwise_causal_conv1d: " + message):
         depthwise_causal_conv1d(**(arguments(5) | change))
+
+
+def padded_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """The convolution that sees both sides, by PyTorch's own."""
+    y = F.conv1d(x.mT, weight[:, None], bias, padding="same", groups=x.shape[2]).mT
+    return F.silu(y) if activation else y
+
+
+@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize(("length", "taps"), [(1, 3), (2, 3), (49, 3), (20, 4), (7, 1), (5, 7)])
+def test_the_convolution_of_both_sides_is_pytorchs(
+    length: int,
+    taps: int,
+    activation: str | None,
+    biased: bool,
+    backend: str,
+    output_and_gradients: Tool,
+    assert_same: Tool,
+) -> None:
+    values = arguments(length, taps=taps)
+    if not biased:
+        del values["bias"]
+    actual = output_and_gradients(partial(depthwise_conv1d, activation=activation, backend=backend), values)
+    expected = output_and_gradients(partial(padded_conv, activation=activation), values)
+    assert_same(actual, expected, 5e-6)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_the_convolution_of_both_sides_in_bfloat16(
+    backend: str, output_and_gradients: Tool, assert_same: Tool
+) -> None:
+    values = arguments(40, taps=3, dtype=torch.bfloat16)
+    actual = output_and_gradients(partial(depthwise_conv1d, activation="silu", backend=backend), values)
+    expected = output_and_gradients(
+        lambda x, **rest: padded_conv(x.float(), **rest, activation="silu").bfloat16(), values
+    )
+    assert_same(actual, expected, 8e-3)
+
+
+def test_the_convolution_of_both_sides_names_itself() -> None:
+    with pytest.raises(
+        UserError, match=r"depthwise_conv1d: weight's axis 0 \(channels\) has size 20 but x's"
+    ):
+        depthwise_conv1d(torch.ones(2, 5, 21), torch.ones(20, 3))

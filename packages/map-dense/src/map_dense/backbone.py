@@ -33,6 +33,21 @@ def default_out_indices(num_layers: int) -> tuple[int, ...]:
     return tuple((i + 1) * num_layers // NUM_FEATURES - 1 for i in range(NUM_FEATURES))
 
 
+def _checked_size(img_size: Any) -> int | tuple[int, int] | None:
+    """One number for both sides, or two.
+
+    Raises:
+        UserError: anything else, or a side below one pixel.
+    """
+    if img_size is None:
+        return None
+    sides = [img_size] * 2 if isinstance(img_size, int) else img_size
+    whole = isinstance(sides, Sequence) and len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    if not whole or min(sides) < 1:
+        raise UserError(f"img_size must be a number of pixels or [height, width]; got {img_size!r}")
+    return img_size if isinstance(img_size, int) else (sides[0], sides[1])
+
+
 class HybridBackbone(nn.Module):
     """A model of map-vision without registers, head or final norm that gives maps of features behind chosen layers.
 
@@ -55,7 +70,8 @@ class HybridBackbone(nn.Module):
             ``order``, ``position``, ``bidirectional`` or ``in_chans``.
 
     Raises:
-        UserError: an unknown name or change, out_indices or frozen_stages beyond the depth.
+        UserError: an unknown name or change, an ``img_size`` that is neither a number nor two, ``out_indices`` that
+            are no list, or beyond the depth, as ``frozen_stages`` may be.
     """
 
     def __init__(
@@ -64,7 +80,7 @@ class HybridBackbone(nn.Module):
         *,
         img_size: int | Sequence[int] | None = None,
         patch_size: int | None = None,
-        out_indices: Sequence[int] | None = None,
+        out_indices: Sequence[int] | int | None = None,
         frozen_stages: int = -1,
         activation_checkpointing: bool = False,
         window_size: int | None = None,
@@ -77,9 +93,7 @@ class HybridBackbone(nn.Module):
             raise UserError(f"backbone option {change!r} {reason}; {near_matches(change, CHANGES)}")
         self.config = ModelConfig(
             name,
-            img_size=img_size
-            if img_size is None or isinstance(img_size, int)
-            else (img_size[0], img_size[1]),
+            img_size=_checked_size(img_size),
             patch_size=patch_size,
             drop_path_rate=drop_path_rate,
             **model_changes,
@@ -122,10 +136,14 @@ class HybridBackbone(nn.Module):
             module.eval()
         return self
 
-    def _checked_indices(self, out_indices: Sequence[int] | None) -> list[int]:
+    def _checked_indices(self, out_indices: Sequence[int] | int | None) -> list[int]:
         depth = self.depth
         if out_indices is None:
             return list(default_out_indices(depth))
+        if isinstance(out_indices, int | str) or not all(isinstance(index, int) for index in out_indices):
+            raise UserError(
+                f"out_indices must be a list of layers, such as [{depth - 1}] for the last; got {out_indices!r}"
+            )
         indices = list(out_indices)
         if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= depth:
             raise UserError(

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.fileio import isdir, join_path
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from mmengine.utils import is_abs
 
 from map_core import UserError
+from map_dense.categories import check_categories
 
 
 def config_data_root(config: Any) -> str:
@@ -67,6 +69,47 @@ def with_annotation_paths(evaluator: Any, config: Any) -> Any:
     return {**evaluator, "ann_file": join_path(config_data_root(config), path)}
 
 
+def with_data_root_everywhere(config: Any) -> Any:
+    """Fill ``data_root`` into every data loader and evaluator of a config, for tools that start no loop; in place.
+
+    Raises:
+        UserError: it is not set, or no directory.
+    """
+    for split in ("train", "val", "test"):
+        if config.get(f"{split}_dataloader"):
+            config[f"{split}_dataloader"] = with_data_root(config[f"{split}_dataloader"], config)
+        if config.get(f"{split}_evaluator"):
+            config[f"{split}_evaluator"] = with_annotation_paths(config[f"{split}_evaluator"], config)
+    return config
+
+
+def check_augmentation(model: Any) -> None:
+    """Refuse mmdet's test-time augmentation of a detector with masks, which mmdet cannot merge.
+
+    Raises:
+        UserError: that is asked for.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    if isinstance(model, BaseTTAModel) and getattr(model.module, "with_mask", False):
+        raise UserError(
+            "--tta: mmdet merges augmented boxes but no masks; score boxes alone by --cfg-options "
+            "model.roi_head.mask_head=None test_evaluator.metric=bbox, or leave --tta out"
+        )
+
+
+def check_evaluator(evaluator: Any, dataset: Any) -> None:
+    """Refuse an evaluator that reads a COCO file of other categories than the data set's classes.
+
+    Raises:
+        UserError: see :func:`map_dense.categories.check_categories`.
+    """
+    for metric in evaluator.metrics:
+        index = getattr(metric, "_coco_api", None)
+        if index is not None:
+            names = [category["name"] for category in index.dataset["categories"]]
+            check_categories(names, dataset.metainfo["classes"], "ann_file of the evaluator")
+
+
 @LOOPS.register_module()
 class DataRootEpochBasedTrainLoop(EpochBasedTrainLoop):
     """mmengine's loop over epochs, on data sets under the config's ``data_root``."""
@@ -90,6 +133,7 @@ class DataRootValLoop(ValLoop):
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
         evaluator = with_annotation_paths(evaluator, runner.cfg)
         super().__init__(runner, with_data_root(dataloader, runner.cfg), evaluator, **settings)
+        check_evaluator(self.evaluator, self.dataloader.dataset)
 
 
 @LOOPS.register_module()
@@ -97,5 +141,7 @@ class DataRootTestLoop(TestLoop):
     """mmengine's test, on data sets and annotations under the config's ``data_root``."""
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
+        check_augmentation(runner.model)
         evaluator = with_annotation_paths(evaluator, runner.cfg)
         super().__init__(runner, with_data_root(dataloader, runner.cfg), evaluator, **settings)
+        check_evaluator(self.evaluator, self.dataloader.dataset)

@@ -1,21 +1,30 @@
 """Registers with mmseg what its configs name: backbones, pyramid, loops, layer decay.
 
 A config says ``custom_imports = dict(imports=["map_dense.mmseg"])`` and may then use ``type="HybridNet"``, ``"MambaR"``
-or ``"MapViT"`` (backbone), ``type="UperNetPyramid"`` (neck),
-``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the runner of
-:mod:`map_dense.cpu_processes`.
+or ``"MapViT"`` (backbone), ``type="UperNetPyramid"`` (neck), ``type="LoadLabelMap"`` (transform), ``type="CamVid"``
+(data set), ``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the
+runner of :mod:`map_dense.cpu_processes`. ``type="EncoderDecoder"`` is then that of :mod:`map_dense.segmentor`, and
+checkpoints are read as :mod:`map_dense.checkpoints` says.
 """
 
 from map_dense.installation import check_installation
 
 check_installation("mmseg", ["onedl-mmsegmentation", "mmsegmentation"])
 
-from mmseg.registry import MODELS  # noqa: E402
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS  # noqa: E402
 
+import map_dense.checkpoints  # noqa: E402
 import map_dense.cpu_processes  # noqa: E402
 import map_dense.data_root  # noqa: E402
 import map_dense.openmmlab  # noqa: E402
 import map_dense.optim  # noqa: E402, F401
+from map_dense.camvid import CamVid  # noqa: E402
+from map_dense.label_maps import LoadLabelMap  # noqa: E402
 from map_dense.pyramid import UperNetPyramid  # noqa: E402
+from map_dense.segmentor import WholePatchEncoderDecoder  # noqa: E402
 
+DATASETS.register_module(module=CamVid)
+TRANSFORMS.register_module(module=LoadLabelMap)
 MODELS.register_module(module=UperNetPyramid)
+# under mmseg's name, so that no config of anybody's shifts labels by its padding
+MODELS.register_module(name="EncoderDecoder", module=WholePatchEncoderDecoder, force=True)

@@ -7,13 +7,17 @@ import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from mmengine.analysis import complexity_analysis
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from map_core.errors import UserError, near_matches
+from map_core.ops import jit_flop_handles
 from map_dense.backbone import HybridBackbone
 from map_dense.weights import load_backbone
 
+# mmengine has no public way to make its own tool, get_flops, count the scan.
+complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(jit_flop_handles())
 PRETRAINED_OPTIONS = ("type", "checkpoint", "resample_patches")
 
 
@@ -64,6 +68,11 @@ class PretrainedBackbone(HybridBackbone):
             raise UserError(
                 f"init_cfg of a backbone must be dict(type='Pretrained', checkpoint=PATH); got type "
                 f"{init_cfg['type']!r}"
+            )
+        if "://" in str(init_cfg.get("checkpoint") or ""):
+            raise UserError(
+                f"init_cfg.checkpoint ({init_cfg['checkpoint']}) is not on this machine; download it and give the path "
+                "of a run of map-vision or its model.safetensors"
             )
 
 

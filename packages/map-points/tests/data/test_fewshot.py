@@ -100,3 +100,34 @@ def test_broken_folds_are_named(published):
 def test_folds_are_no_splits():
     with pytest.raises(UserError, match="holds folds, not splits: use map-points fewshot"):
         read_clouds(PointDataConfig("fewshot_pkl", "folds"), "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda items: [item for item in items if item[1] != 3], "has no clouds of class 3 of 5"),
+        (lambda items: [items[0][:1], *items[1:]], r"must be a list of \(points, label, ...\)"),
+        (lambda items: [5, *items], r"must be a list of \(points, label, ...\)"),
+        (
+            lambda items: [(items[0][0].T, 0), *items[1:]],
+            r"cloud 0 has shape \(6, 20\), more columns than points",
+        ),
+        (lambda items: [(items[0][0].tolist(), 0), *items[1:]], "cloud 0 is a list; expected an array"),
+        (lambda items: [(items[0][0], 0.5), *items[1:]], "cloud 0 has label 0.5"),
+        (
+            lambda items: [*items[:2], (items[0][0], "bag"), *items[3:]],
+            "label of cloud 2 is a Text; expected one whole",
+        ),
+        (
+            lambda items: [(items[0][0], np.array([0, 1])), *items[1:]],
+            "label of cloud 0 is a ndarray; expected one",
+        ),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_folds_that_cannot_be_are_named(published, change, told, split):
+    root, fold = published
+    content = {**fold, split: change(fold[split])}
+    (root / "5way_10shot" / "3.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=rf"3.pkl \({split}\).*{told}"):
+        read_fold(root, 5, 10, 3)

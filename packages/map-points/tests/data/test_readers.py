@@ -103,7 +103,9 @@ def test_h5_files_of_different_sizes_are_refused(hdf5):
 
 def test_a_label_outside_the_class_list_is_named(hdf5):
     write_h5(hdf5 / "ply_data_train1.h5", cloud(0)[None], np.array([[7]]))
-    with pytest.raises(UserError, match=r"cloud 3 has label 7, but there are 2 classes \(0 to 1\)"):
+    with pytest.raises(
+        UserError, match=r"ply_data_train1.h5: cloud 0 has label 7, but .*shape_names.txt has 2 classes"
+    ):
         read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
 
 
@@ -129,7 +131,7 @@ def test_normal_resampled_tree(txt_tree):
     [
         ("1,2\n3,4\n", r"night_stand_0002.txt has shape \(2, 2\)"),
         ("1,2,3\n1,nan,3\n", r"night_stand_0002.txt has NaN or infinite coordinates at point 1 \(1 of 2"),
-        ("1,2,x\n", r"cannot read .*night_stand_0002.txt"),
+        ("1,2,x\n", r"night_stand_0002.txt: line 1 has 'x', no number"),
     ],
 )
 def test_broken_clouds_are_named(txt_tree, text, told):
@@ -141,7 +143,9 @@ def test_broken_clouds_are_named(txt_tree, text, told):
 
 def test_a_listed_class_that_has_no_name_is_refused(txt_tree):
     (txt_tree / "modelnet40_train.txt").write_text("sofa_0001\n")
-    with pytest.raises(UserError, match=r"modelnet40_train.txt lists clouds of 'sofa'"):
+    with pytest.raises(
+        UserError, match=r"modelnet40_train.txt, line 1, lists 'sofa_0001', a cloud of 'sofa'"
+    ):
         read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
 
 
@@ -212,7 +216,7 @@ def test_shapenet55(tmp_path):
     assert clouds.classes == ("0269", "0369", "0469")
     np.testing.assert_array_equal(clouds.points(1), cloud(1))
     np.save(tmp_path / "shapenet_pc" / "0269-a.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(UserError, match=r"cannot read .*0269-a.npy"):
+    with pytest.raises(UserError, match=r"0269-a.npy holds object; only arrays of numbers"):
         clouds.points(0)
 
 
@@ -222,3 +226,31 @@ def test_missing_paths_are_named(tmp_path):
             read_clouds(PointDataConfig(source, str(tmp_path / "none")), "train")
         with pytest.raises(UserError, match=r"give --data.root"):
             read_clouds(PointDataConfig(source), "train")
+
+
+@pytest.mark.parametrize("name", ["night_stand_1", "night_stand_10001", "night_stand_x"])
+def test_names_are_split_at_the_last_underscore(txt_tree, name):
+    (txt_tree / "modelnet40_train.txt").write_text(f"\ufeff{name}\n", encoding="utf-8")
+    np.savetxt(txt_tree / "night_stand" / f"{name}.txt", cloud(5), delimiter=",")
+    clouds = read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
+    assert clouds.labels.tolist() == [1]
+    np.testing.assert_allclose(clouds.points(0), cloud(5))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"), [("airplane", "line 2, lists 'airplane'"), ("_1", "line 2, lists '_1'")]
+)
+def test_names_without_a_class_are_refused_by_line(txt_tree, line, told):
+    (txt_tree / "modelnet40_train.txt").write_text(f"airplane_0001\n{line}\n")
+    with pytest.raises(UserError, match=f"modelnet40_train.txt, {told}"):
+        read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
+
+
+def test_the_clouds_of_several_files_keep_their_files_and_numbers(hdf5):
+    clouds = read_clouds(PointDataConfig("hdf5", str(hdf5)), "train").select(np.array([5, 1]))
+    assert [clouds.name(i) for i in range(2)] == [
+        f"{hdf5 / 'ply_data_train1.h5'}, cloud 2",
+        f"{hdf5 / 'ply_data_train0.h5'}, cloud 1",
+    ]
+    np.testing.assert_array_equal(clouds.points(0), cloud(12))
+    assert clouds.labels.tolist() == [1, 1]

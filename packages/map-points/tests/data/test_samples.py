@@ -173,3 +173,69 @@ def test_settings_that_cannot_be_are_refused():
     ):
         with pytest.raises(UserError, match=told):
             load_point_data(PointDataConfig(**changes), purpose="pretrain")
+
+
+def sample(points, **changes):
+    clouds = ArrayClouds(np.zeros(1, dtype=np.int64), ("a",), "z", points[None], "made up")
+    config = PointDataConfig(**{"num_points": len(points), **changes})
+    return CloudSamples(clouds, config, training=False)[0][0]
+
+
+def test_far_from_the_origin_a_cloud_keeps_its_shape():
+    points = np.random.default_rng(0).normal(size=(64, 3))
+    near = sample(points)
+    assert near.dtype == torch.float32
+    utm = points + np.array([500_000, 4_649_776, 120])
+    far = sample(utm)
+    torch.testing.assert_close(far, near, rtol=0, atol=1e-7)
+    in_float32 = sample(utm.astype(np.float32))
+    assert (in_float32 - near).abs().max() > 0.01  # what is lost in the file cannot come back
+    with pytest.raises(
+        UserError, match=r"made up, cloud 0 is .* from the origin, too far for float32; centre it"
+    ):
+        sample(utm, unit_sphere=False)
+
+
+@pytest.mark.parametrize("unit_sphere", [True, False])
+@pytest.mark.parametrize(
+    ("points", "told"),
+    [
+        (np.full((64, 3), 0.1), "made up, cloud 0: its 64 points are all the same; a cloud needs a shape"),
+        (np.zeros((64, 3)), "made up, cloud 0: its 64 points are all the same"),
+        (np.full((64, 3), 0.1) * (1 + 1e-16 * np.arange(64)[:, None]), "its 64 points are all the same"),
+        (
+            np.full((64, 3), 1e200) * np.arange(64)[:, None],
+            r"made up, cloud 0 has coordinates up to 6.3e\+201",
+        ),
+    ],
+)
+def test_clouds_without_a_shape_are_refused(points, told, unit_sphere):
+    with pytest.raises(UserError, match=told):
+        sample(points, unit_sphere=unit_sphere)
+
+
+def test_a_stray_point_that_would_hide_the_others_is_named():
+    points = np.random.default_rng(0).normal(size=(64, 3))
+    points[17] = 1e20
+    with pytest.raises(
+        UserError, match=r"made up, cloud 0: point 17 lies 1.73e\+20 from the others, which lie within"
+    ):
+        sample(points)
+    points[17] = 100
+    assert sample(points).isfinite().all()
+
+
+def test_points_that_repeat_are_no_reason_to_refuse_a_cloud():
+    points = np.random.default_rng(0).normal(size=(64, 3))
+    points[20:] = points[20]
+    assert sample(points).norm(dim=-1).max() == pytest.approx(1)
+
+
+def test_rotation_comes_before_scaling_and_shifting():
+    data, _ = samples(training=True, augmentation="rotate_scale_translate")
+    plain, _ = samples(training=True)
+    torch.manual_seed(5)
+    both = data[1][0]
+    torch.manual_seed(5)
+    expected = scale_translate(rotate(plain[1][0], "z"), (2 / 3, 3 / 2), 0.2)
+    assert torch.equal(both, expected)

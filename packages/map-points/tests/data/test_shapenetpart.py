@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from map_points.part_metrics import part_totals, parts_of_categories
 
 from map_core.errors import UserError
 from map_points.data import PointDataConfig, load_part_data, read_clouds, write_part_shapes
 from map_points.data.part_shapes import CATEGORIES
 from map_points.data.parts import draw_points
-from map_points.data.shapenetpart import read_shapenetpart
+from map_points.data.shapenetpart import IGNORED, read_shapenetpart
 
 AIRPLANE, BAG, OWN = "02691156", "02773838", "90000000"
 
@@ -65,8 +66,8 @@ def test_it_is_a_source_of_clouds_too(root):
     [
         (rows(0, [4, 5])[:, :6], r"c.txt has shape \(30, 6\); expected \(points, 7\)"),
         (rows(0, [4, 3]), r"c.txt: point 1 has part 3, but Bag has 4, 5"),
-        (rows(0, [4, 4.5]), r"c.txt: point 1 has part 4.5, but Bag has 4, 5"),
-        (np.full((2, 7), np.inf), r"c.txt has NaN or infinite coordinates at point 0"),
+        (rows(0, [4, 4.5]), r"c.txt: point 1 has part 4.5; parts are whole numbers from 0"),
+        (np.full((8, 7), np.inf), r"c.txt has NaN or infinite coordinates at point 0"),
     ],
 )
 def test_broken_files_are_named(root, broken, told):
@@ -79,8 +80,11 @@ def test_broken_lists_are_named(root):
     listing = root / "train_test_split" / "shuffled_test_file_list.json"
     for text, told in (
         ("[", r"shuffled_test_file_list.json is no JSON"),
-        ('["c"]', r"lists 'c'; expected shape_data/<synset>/<id>"),
-        ('["shape_data/123/c"]', r"lists clouds of 123, which .*synsetoffset2category.txt does not have"),
+        ('["c"]', r"lists 'c' \(item 0\); expected shape_data/<synset>/<id>"),
+        (
+            '["shape_data/123/c"]',
+            r"lists clouds of 123 \(item 0\), which .*synsetoffset2category.txt does not have",
+        ),
         ("[]", "lists no clouds for test"),
     ):
         listing.write_text(text)
@@ -108,7 +112,9 @@ def test_points_keep_their_parts(root):
     assert points.shape == (64, 3)
     assert category == 1
     whole, labels = data.evaluation.clouds.labelled(0)
-    part_of = {tuple(p): int(label) for p, label in zip(whole.tolist(), labels, strict=True)}
+    part_of = {
+        tuple(p): int(label) for p, label in zip(whole.astype(np.float32).tolist(), labels, strict=True)
+    }
     assert [part_of[tuple(p)] for p in points.tolist()] == parts.tolist()
     torch.manual_seed(3)
     first = data.train[0][0]
@@ -150,3 +156,76 @@ def test_a_held_out_part_and_a_subset(two_part_shapes):
     assert sorted(data.train.clouds.labels.tolist()) == [0, 1, 2, 3, 4]
     assert not set(data.train.clouds.paths) & set(data.evaluation.clouds.paths)
     assert data.train.clouds.labelled(0)[1].shape == (200,)
+
+
+def write_rows(root, parts, *, synset=OWN, names=("x", "y")):
+    for name in names:
+        np.savetxt(root / synset / f"{name}.txt", rows(ord(name), parts), fmt="%.6f")
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ([7, -1], r"x.txt: point 1 has part -1; parts are whole numbers from 0 .*--data.ignore_label"),
+        ([7, 9.5], r"x.txt: point 1 has part 9.5; parts are whole numbers"),
+        ([7, np.nan], r"x.txt: point 1 has part nan; parts are whole numbers"),
+        ([7, 1e12], r"x.txt: point 1 has part 1e\+12; parts are whole numbers from 0 to 9999"),
+        ([7, -100], r"x.txt: point 1 has part -100; parts are whole numbers"),
+        ([7, 255], r"90000000 has points of part 255, the usual mark .*give --data.ignore_label 255"),
+    ],
+)
+def test_parts_of_categories_of_ones_own_are_checked(root, parts, told):
+    write_rows(root, parts)
+    with pytest.raises(UserError, match=told):
+        read_shapenetpart(root, "train")
+
+
+@pytest.mark.parametrize("label", [-1, 255, -100])
+def test_points_with_the_ignored_label_are_neither_trained_nor_measured_on(root, label):
+    write_rows(root, [7, label, 9])
+    config = PointDataConfig("shapenetpart", str(root), num_points=30, unit_sphere=False, ignore_label=label)
+    data = load_part_data(config)
+    assert data.parts == ((0, 1, 2, 3), (4, 5), (7, 9))
+    _, category, parts = data.evaluation[1]
+    assert sorted(parts.tolist()) == [IGNORED] * 10 + [7] * 10 + [9] * 10
+    logits = torch.randn(30, 10)
+    labelled = parts != IGNORED
+    torch.testing.assert_close(
+        torch.nn.functional.cross_entropy(logits, parts),
+        torch.nn.functional.cross_entropy(logits[labelled], parts[labelled]),
+    )
+    table, categories = parts_of_categories(data.parts, 10), torch.tensor([category])
+    measured = part_totals(logits[None], parts[None], categories, table)
+    without = part_totals(logits[labelled][None], parts[labelled][None], categories, table)
+    assert torch.equal(measured, without)
+    assert measured[3, category] == 20
+
+
+def test_a_cloud_without_labelled_points_is_named(root):
+    write_rows(root, [255], names=("y",))
+    with pytest.raises(UserError, match=r"y.txt: every point has the ignored label 255"):
+        read_shapenetpart(root, "test", ignore_label=255).labelled(1)
+    write_rows(root, [255], names=("x",))
+    with pytest.raises(UserError, match=r"90000000 has no labelled points in its training files"):
+        read_shapenetpart(root, "train", ignore_label=255)
+
+
+def test_categories_without_clouds_are_left_out_and_said_so(root, capsys):
+    with (root / "synsetoffset2category.txt").open("a") as file:
+        file.write("Cap\t02954340\nMine\t90000007\n")
+    data = load_part_data(PointDataConfig("shapenetpart", str(root), num_points=30))
+    assert data.classes == ("Airplane", "Bag", "Own")
+    assert data.parts == ((0, 1, 2, 3), (4, 5), (7, 9))
+    assert "left out without clouds: Cap, Mine" in data.description
+    assert "has no clouds of Cap, Mine: left out" in capsys.readouterr().err
+
+
+def test_far_from_the_origin_parts_keep_their_shapes(root):
+    table = rows(ord("y"), [7, 9]).astype(np.float64)
+    config = PointDataConfig("shapenetpart", str(root), num_points=30)
+    found = []
+    for offset in (0, 4_649_776):
+        np.savetxt(root / OWN / "y.txt", table + np.array([offset] * 3 + [0] * 4), fmt="%.9f")
+        torch.manual_seed(0)
+        found.append(load_part_data(config).evaluation[1][0])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)

@@ -147,7 +147,7 @@ def test_no_training_on_evaluation_splits(labelled: Path) -> None:
 
 
 def test_holdout_and_subset_out_of_range(labelled: Path) -> None:
-    with pytest.raises(UserError, match=r"holdout \(1.5\) must lie in \[0, 1\)"):
+    with pytest.raises(UserError, match=r"data.holdout must lie in \[0, 1\).*; got 1.5"):
         load(labelled, holdout=1.5)
     with pytest.raises(UserError, match=r"subset \(21\) must lie in 1..20"):
         load(labelled, subset=21)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from map_core.errors import UserError
 from map_vision.data import DataConfig, ImageData, UnreadableImageError, load_image_data, load_images
 
 Break = Callable[[Sequence[Path]], None]
@@ -69,13 +68,6 @@ def test_held_out_parts_count_together(broken: Path) -> None:
     data = load(broken, on_error="skip", holdout=0.3)
     list(data.train)
     assert data.skipped().count == 3
-
-
-def test_nothing_readable(labelled: Path, break_images: Break) -> None:
-    break_images(list((labelled / "train").rglob("*.png")))
-    data = load(labelled, on_error="skip")
-    with pytest.raises(UserError, match=r"none of the 20 images can be read; the first is .*cat.000.png"):
-        _ = data.train[0]
 
 
 def test_prediction_lists_only_readable_images(broken: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from map_core.cli import Command, as_defaults, section_of_run
+from map_core.commands.command import Command, as_defaults, section_of_run
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
 from map_core.errors import UserError
@@ -141,7 +141,7 @@ def standard_commands(domain: Domain) -> list[Command]:
         defaults: Any = None,
         settled: Any = None,
     ) -> Command:
-        return Command(name, help, config, partial(run, domain), defaults, settled)
+        return Command(name, help, config, partial(run, domain), defaults, settled=settled)
 
     return [
         command("pretrain", f"pretrain an encoder on {files}", kinds.pretrain, pretrain),

@@ -1,9 +1,11 @@
 """The operations that deserve more than one implementation: a folder each, with definition, kernels and their choice.
 
-``registry`` chooses, ``operator`` makes PyTorch operators, ``native`` holds the library of CPU kernels.
+``registry`` chooses, ``operator`` makes PyTorch operators, ``native`` holds the library of CPU kernels, and
+``jit_flops`` tells other counters what the operators cost.
 """
 
 from map_core.ops.conv import conv_backends, depthwise_causal_conv1d, depthwise_conv1d
+from map_core.ops.jit_flops import jit_flop_handles
 from map_core.ops.linear import Linear, linear, linear_backends
 from map_core.ops.registry import BackendStatus
 from map_core.ops.scan import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
@@ -16,6 +18,7 @@ __all__ = [
     "conv_backends",
     "depthwise_causal_conv1d",
     "depthwise_conv1d",
+    "jit_flop_handles",
     "linear",
     "linear_backends",
     "scan_backends",

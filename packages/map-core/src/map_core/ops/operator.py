@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 Devices = str | Sequence[str] | None
+FLOPS: dict[str, Callable[..., int]] = {}  # of each operator's forward, by name
 
 
 def _tensors_in(arguments: Sequence[Any]) -> list[Tensor]:
@@ -107,6 +108,7 @@ def register_operator(
 
     run_backward.register_fake(fake_backward)
     run.register_autograd(differentiate, setup_context=keep)
+    FLOPS[name] = flops
     register_flop_formula(getattr(torch.ops.map_core, name))(flops)
     register_flop_formula(getattr(torch.ops.map_core, f"{name}_backward"))(backward_flops)
     return run

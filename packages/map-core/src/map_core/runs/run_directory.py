@@ -13,6 +13,7 @@ from map_core.runs.metrics import truncate_metrics
 
 STATE = "state.json"
 
+
 def open_run(out: Path, checkpoints: Checkpoints, resume: str | None) -> Path | None:
     """Make ``out`` if need be and return the checkpoint to go on from, if any.
 

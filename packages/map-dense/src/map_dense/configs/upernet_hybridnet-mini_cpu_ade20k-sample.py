@@ -14,9 +14,10 @@ _base_ = "_base_/upernet_cpu.py"
 
 data_root = "data/ade20k_sample"
 model = dict(decode_head=dict(num_classes=150), auxiliary_head=dict(num_classes=150))
+load_labels = dict(type="LoadLabelMap", num_classes=150, reduce_zero_label=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    load_labels,
     dict(type="RandomResize", scale=(896, 224), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(224, 224), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -26,8 +27,23 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(896, 224), keep_ratio=True),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    load_labels,
     dict(type="PackSegInputs"),
+]
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="Resize", scale=(int(896 * factor), int(224 * factor)), keep_ratio=True)
+                for factor in (0.75, 1.0, 1.25)
+            ],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [load_labels],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
 ]
 samples = dict(
     type="ADE20KDataset",

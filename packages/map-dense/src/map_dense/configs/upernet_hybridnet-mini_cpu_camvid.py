@@ -15,54 +15,37 @@ Settings:  `data_root` holds `images/{train,val}` (480x360) and `annotations/{tr
 _base_ = "_base_/upernet_cpu.py"
 
 data_root = "data/camvid_mini"
-classes = (
-    "sky",
-    "building",
-    "pole",
-    "road",
-    "pavement",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
-    "bicyclist",
-)
-palette = [
-    [128, 128, 128],
-    [128, 0, 0],
-    [192, 192, 128],
-    [128, 64, 128],
-    [60, 40, 222],
-    [128, 128, 0],
-    [192, 128, 128],
-    [64, 64, 128],
-    [64, 0, 128],
-    [64, 64, 0],
-    [0, 128, 192],
-]
+num_classes = 11
 void = 11
 
 model = dict(
     data_preprocessor=dict(seg_pad_val=void),
-    decode_head=dict(num_classes=len(classes), ignore_index=void),
-    auxiliary_head=dict(num_classes=len(classes), ignore_index=void),
+    decode_head=dict(num_classes=num_classes, ignore_index=void),
+    auxiliary_head=dict(num_classes=num_classes, ignore_index=void),
 )
+load_labels = dict(type="LoadLabelMap", num_classes=num_classes, ignore_index=void)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
+    load_labels,
     dict(type="RandomResize", scale=(480, 360), ratio_range=(0.75, 1.5), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(224, 224), cat_max_ratio=0.75, ignore_index=void),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
-test_pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")]
-scenes = dict(
-    type="BaseSegDataset",
-    metainfo=dict(classes=classes, palette=palette),
-    ignore_index=void,
-    img_suffix=".jpg",
-)
+test_pipeline = [dict(type="LoadImageFromFile"), load_labels, dict(type="PackSegInputs")]
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale_factor=factor, keep_ratio=True) for factor in (0.75, 1.0, 1.25)],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [load_labels],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+scenes = dict(type="CamVid")
 train_dataloader = dict(
     dataset=dict(
         scenes,

@@ -6,10 +6,11 @@ import numpy as np
 
 from map_core.errors import UserError
 from map_points.data.clouds import FileClouds
-from map_points.data.config import Axis
-from map_points.data.modelnet40 import read_txt
+from map_points.data.config import Axis, expanded
+from map_points.data.files import existing, files_below, regular
+from map_points.data.npy import read_npy
 from map_points.data.ply import read_ply
-from map_points.data.shapenet55 import read_npy
+from map_points.data.txt import read_txt
 
 READERS = {".npy": read_npy, ".ply": read_ply, ".txt": read_txt}
 
@@ -17,8 +18,8 @@ READERS = {".npy": read_npy, ".ply": read_ply, ".txt": read_txt}
 def read_cloud(path: Path) -> np.ndarray:
     """Read a cloud by its file's ending.
 
-    ``.npy`` holds an array (points, 3 or more columns), ``.txt`` such rows separated by commas or blanks,
-    ``.ply`` a vertex element with x, y and z; columns after the third are left out.
+    ``.npy`` holds an array (points, 3 or more columns), ``.txt`` such rows separated by commas, semicolons or
+    blanks, ``.ply`` a vertex element with x, y and z; columns after the third are left out.
     """
     return READERS[path.suffix.lower()](path)
 
@@ -30,22 +31,19 @@ def read_cloud_files(paths: str | list[str], *, up_axis: Axis = "z") -> FileClou
         UserError: a path that does not exist, another ending, or a folder without clouds.
     """
     found: list[Path] = []
-    for path in map(Path, [paths] if isinstance(paths, str) else paths):
+    for path in map(expanded, [paths] if isinstance(paths, str) else paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file())
+            inside = sorted(file for file in files_below(path) if file.suffix.lower() in READERS)
             if not inside:
                 raise UserError(f"{path} holds no cloud files ({', '.join(READERS)})")
             found += inside
-        elif not path.is_file():
-            raise UserError(
-                f"{path} does not exist; give cloud files ({', '.join(READERS)}) or a folder of them"
-            )
-        elif path.suffix.lower() not in READERS:
+            continue
+        existing(path, cure=f"give cloud files ({', '.join(READERS)}) or a folder of them")
+        if path.suffix.lower() not in READERS:
             raise UserError(
                 f"{path} ends in {path.suffix!r}; clouds are read from {', '.join(READERS)} files"
             )
-        else:
-            found.append(path)
+        found.append(regular(path))
     if not found:
         raise UserError("no cloud files given")
     return FileClouds(np.zeros(len(found), dtype=np.int64), (), up_axis, tuple(found), read_cloud)

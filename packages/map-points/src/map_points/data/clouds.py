@@ -4,29 +4,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from map_core.errors import UserError
 from map_points.data.config import Axis
+from map_points.data.files import printable, reading
 
 SomeClouds = TypeVar("SomeClouds", bound="Clouds")
 SomeFiles = TypeVar("SomeFiles", bound="FileClouds")
 
 
 def check_cloud(points: np.ndarray, name: str) -> np.ndarray:
-    """Return the xyz of a cloud as float32; more columns (normals, colours) are left out.
+    """Return the xyz of a cloud (n, 3), float64; more columns (normals, colours) are left out.
 
     Raises:
-        UserError: fewer than three columns, no points, or coordinates that are not finite.
+        UserError: no such table of numbers, or coordinates that are not finite.
     """
-    if points.ndim != 2 or points.shape[1] < 3 or len(points) == 0 or points.dtype.kind not in "fiu":
-        raise UserError(
-            f"{name} has shape {points.shape} of {points.dtype}; a cloud is (points, 3 or more columns) of "
-            "numbers, x y z first"
-        )
-    xyz = np.asarray(points[:, :3], dtype=np.float32)
+    check_layout(points.shape, name)
+    if points.dtype.kind not in "fiu":
+        raise UserError(f"{name} holds {points.dtype}; a cloud is (points, 3 or more columns) of numbers")
+    with np.errstate(invalid="ignore"):  # NaN of every kind is told below
+        xyz = np.asarray(points[:, :3], dtype=np.float64)
     broken = ~np.isfinite(xyz).all(axis=1)
     if broken.any():
         raise UserError(
@@ -34,6 +34,21 @@ def check_cloud(points: np.ndarray, name: str) -> np.ndarray:
             f"({int(broken.sum())} of {len(xyz)} points); repair or remove it"
         )
     return xyz
+
+
+def check_layout(shape: tuple[int, ...], name: str) -> None:
+    """Check that a cloud's shape is (points, 3 or more columns).
+
+    Raises:
+        UserError: it is not, or is that of a cloud whose rows are the coordinates.
+    """
+    if len(shape) != 2 or shape[1] < 3 or shape[0] == 0:
+        raise UserError(f"{name} has shape {shape}; a cloud is (points, 3 or more columns), x y z first")
+    if shape[0] < shape[1] and shape[1] > 3:
+        raise UserError(
+            f"{name} has shape {shape}, more columns than points; a cloud is (points, 3 or more columns): "
+            "transpose it"
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Clouds(ABC):
 
     @abstractmethod
     def points(self, index: int) -> np.ndarray:
-        """Return one cloud (n, 3), float32, finite.
+        """Return one cloud (n, 3), float64, finite.
 
         Raises:
             UserError: naming the cloud.
@@ -65,7 +80,9 @@ class Clouds(ABC):
 
     def relabel(self: SomeClouds, labels: np.ndarray, classes: tuple[str, ...]) -> SomeClouds:
         """Return the same clouds under other labels of other classes."""
-        return replace(self, labels=check_labels(labels, classes, "new labels"), classes=classes)
+        return replace(
+            self, labels=check_labels(labels, classes, "new labels", count=len(self)), classes=classes
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,37 @@ class ArrayClouds(Clouds):
 
 
 @dataclass(frozen=True)
+class JoinedClouds(Clouds):
+    """Clouds of several sources, one after the other; ``places`` [n, 2] are source and index."""
+
+    sources: tuple[Clouds, ...]
+    places: np.ndarray
+
+    @classmethod
+    def join(cls, sources: Sequence[Clouds]) -> "JoinedClouds":
+        """Join sources of the same classes."""
+        first = sources[0]
+        places = [(number, index) for number, source in enumerate(sources) for index in range(len(source))]
+        labels = np.concatenate([source.labels for source in sources])
+        return cls(labels, first.classes, first.up_axis, tuple(sources), np.array(places))
+
+    def name(self, index: int) -> str:
+        source, place = self._place(index)
+        return source.name(place)
+
+    def points(self, index: int) -> np.ndarray:
+        source, place = self._place(index)
+        return source.points(place)
+
+    def select(self, positions: np.ndarray) -> "JoinedClouds":
+        return replace(self, labels=self.labels[positions], places=self.places[positions])
+
+    def _place(self, index: int) -> tuple[Clouds, int]:
+        number, place = self.places[index].tolist()
+        return self.sources[number], place
+
+
+@dataclass(frozen=True)
 class FileClouds(Clouds):
     """Clouds in files of their own."""
 
@@ -109,43 +157,43 @@ class FileClouds(Clouds):
         Raises:
             UserError: it cannot be read.
         """
-        try:
+        with reading(self.paths[index]):
             return self.read(self.paths[index])
-        except UserError:
-            raise
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read {self.paths[index]} ({error}); copy it again or take it out of the list"
-            ) from error
 
     def select(self: SomeFiles, positions: np.ndarray) -> SomeFiles:
         paths = tuple(self.paths[i] for i in positions)
         return replace(self, labels=self.labels[positions], paths=paths)
 
 
-def check_labels(labels: np.ndarray, classes: tuple[str, ...], source: str) -> np.ndarray:
-    """Return flat int64 labels.
+def check_labels(
+    labels: np.ndarray | list[Any],
+    classes: tuple[str, ...],
+    source: str,
+    *,
+    count: int,
+    listed: Path | None = None,
+) -> np.ndarray:
+    """Return the labels of ``count`` clouds, flat, int64; ``listed`` is the file that lists the classes, if any.
 
     Raises:
-        UserError: a label outside the class list.
+        UserError: another number of them, one that is no whole number, or one outside the class list.
     """
-    labels = np.asarray(labels).astype(np.int64).reshape(-1)
-    outside = (labels < 0) | (labels >= len(classes))
-    if outside.any():
-        index = int(outside.argmax())
+    labels = np.asarray(labels)
+    if count == 0:
+        raise UserError(f"{source} holds no clouds; copy or download it again")
+    if labels.shape not in ((count,), (count, 1)):
+        raise UserError(f"{source} holds {count} clouds, but labels of shape {labels.shape}; give one each")
+    labels = labels.reshape(-1)
+    if labels.dtype.kind not in "iuf":
         raise UserError(
-            f"{source}: cloud {index} has label {labels[index]}, but there are {len(classes)} classes "
-            f"(0 to {len(classes) - 1}); use the class list that belongs to this data"
+            f"{source}: labels are {printable(str(labels.dtype), 40)} (the first "
+            f"{printable(str(labels[:1].tolist()), 40)}); expected whole numbers, 0 to {len(classes) - 1}"
         )
-    return labels
-
-
-def existing(path: Path, what: str) -> Path:
-    """Return ``path``.
-
-    Raises:
-        UserError: it does not exist.
-    """
-    if not path.exists():
-        raise UserError(f"{path} does not exist; --data.root must name {what}")
-    return path
+    wrong = ~((labels >= 0) & (labels < len(classes)) & (np.floor(labels) == labels))
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise UserError(
+            f"{source}: cloud {index} has label {labels[index]}, but {f'{listed} has' if listed else 'there are'} "
+            f"{len(classes)} classes (0 to {len(classes) - 1}); use the class list that belongs to this data"
+        )
+    return labels.astype(np.int64)

@@ -1,7 +1,10 @@
 """What a user says about data: where the clouds are, how many points to take, and how to augment them."""
 
+import math
+import os
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 from map_core.errors import UserError
 
@@ -16,7 +19,8 @@ PointSourceName = Literal[
     "shapenetpart",
     "fewshot_pkl",
 ]
-PointAugmentation = Literal["none", "rotate", "scale_translate"]
+PointAugmentation = Literal["none", "rotate", "scale_translate", "rotate_scale_translate"]
+TrainSampling = Literal["fps_random", "random"]
 ScanObjectNNVariant = Literal["obj_bg", "obj_only", "pb_t50_rs"]
 Axis = Literal["x", "y", "z"]
 
@@ -31,10 +35,11 @@ class PointDataConfig:
             "normal_resampled", a tree of txt files; "modelnet_dat", Point-BERT's pickles; "scanobjectnn" h5
             files; "shapenet55", npy files with their lists; "shapenetpart", txt files with parts and their
             lists; "fewshot_pkl", the published few-shot folds of ModelNet40.
-        root: Folder of the data (for "modelnet40_npz" the file); none for "shapes".
+        root: Folder of the data (for "modelnet40_npz" the file), ~ being the home folder; none for "shapes".
         variant: Which of ScanObjectNN's three sets.
         num_points: Points of a cloud that the model sees.
-        augmentation: "rotate" about the up axis; "scale_translate" by one factor and one shift an axis.
+        augmentation: "rotate" about the up axis; "scale_translate" by one factor and one shift an axis;
+            "rotate_scale_translate", both in this order.
         scale: Range of the factors of "scale_translate".
         translate: Largest shift of "scale_translate".
         up_axis: Axis that points up; what the data set declares when not given.
@@ -49,6 +54,7 @@ class PointDataConfig:
         subset: Train on this many clouds, a fixed choice with the same share of every class.
         subset_seed: Seed of the choice of the subset.
         shapes_per_class: Training clouds of each embedded shape.
+        ignore_label: Part label of points that are neither trained nor measured on, of "shapenetpart".
     """
 
     source: PointSourceName = "shapes"
@@ -60,26 +66,93 @@ class PointDataConfig:
     translate: float = 0.2
     up_axis: Axis | None = None
     unit_sphere: bool | None = None
-    train_sampling: Literal["fps_random", "random"] = "fps_random"
+    train_sampling: TrainSampling = "fps_random"
     holdout: float = 0.0
     holdout_seed: int = 0
     subset: int | None = None
     subset_seed: int = 0
     shapes_per_class: int = 100
+    ignore_label: int | None = None
 
     def validate(self) -> None:
-        """Check what can be checked before any data is read."""
-        if self.num_points < 1:
-            raise UserError(f"data.num_points must be at least 1; got {self.num_points}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise UserError(f"data.scale must satisfy 0 < low <= high; got {self.scale[0]}, {self.scale[1]}")
-        if self.translate < 0:
-            raise UserError(f"data.translate must be 0 or more; got {self.translate}")
-        if self.shapes_per_class < 1:
-            raise UserError(f"data.shapes_per_class must be at least 1; got {self.shapes_per_class}")
+        """Check what can be checked before any data is read.
+
+        Raises:
+            UserError: naming the setting, its value and what it may be.
+        """
+        self.check_values()
+        if self.root is not None and not self.root.strip():
+            raise UserError("data.root is empty: give the path of the data, or leave the setting out")
+        if self.source == "shapes" and self.root is not None:
+            raise UserError(f"data.root is {self.root}, but the embedded shapes have no folder: leave it out")
+        if self.source != "shapes" and self.root is None:
+            raise UserError(f"data.source {self.source!r} is read from a path: give --data.root")
+
+    def check_values(self) -> None:
+        """Check every setting but where the data are.
+
+        Raises:
+            UserError: naming the setting, its value and what it may be.
+        """
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in get_args(choices) and not (name == "up_axis" and value is None):
+                known = ", ".join(get_args(choices))
+                raise UserError(f"data.{name} must be one of {known}; got {value!r}")
+        for name, (least, most) in WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name in ("subset", "ignore_label"):
+                continue
+            if type(value) is not int or not least <= value <= most:
+                limit = f"at least {least}" if most == LARGEST else f"a whole number from {least} to {most}"
+                raise UserError(f"data.{name} must be {limit}; got {value!r}")
+        self._check_augmentation()
         if not 0 <= self.holdout < 1:
             raise UserError(
                 f"data.holdout ({self.holdout}) must lie in [0, 1): it is a fraction of the training split"
             )
-        if self.source != "shapes" and self.root is None:
+        if self.ignore_label is not None and self.source != "shapenetpart":
+            raise UserError(
+                f"data.ignore_label is for parts, which data.source {self.source!r} does not have: leave it out"
+            )
+
+    def _check_augmentation(self) -> None:
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            values = ", ".join(map(str, self.scale))
+            raise UserError(f"data.scale must satisfy 0 < low <= high; got {values}")
+        if not 0 <= self.translate < math.inf:
+            raise UserError(f"data.translate must be 0 or more; got {self.translate}")
+
+    @property
+    def root_path(self) -> Path:
+        """``root`` as a path.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.root is None:
             raise UserError(f"data.source {self.source!r} is read from a path: give --data.root")
+        return expanded(self.root)
+
+
+CHOICES = {
+    "source": PointSourceName,
+    "variant": ScanObjectNNVariant,
+    "augmentation": PointAugmentation,
+    "up_axis": Axis,
+    "train_sampling": TrainSampling,
+}
+LARGEST = 2**63 - 1
+WHOLE_NUMBERS = {
+    "num_points": (1, LARGEST),
+    "holdout_seed": (0, 2**64 - 1),
+    "subset": (1, LARGEST),
+    "subset_seed": (0, 2**64 - 1),
+    "shapes_per_class": (1, LARGEST),
+    "ignore_label": (-(2**31), 2**31 - 1),
+}
+
+
+def expanded(path: str) -> Path:
+    """The path with ``~`` at its beginning replaced by the home folder; nothing else in it has a meaning."""
+    return Path(os.path.expanduser(path))

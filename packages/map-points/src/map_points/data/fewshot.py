@@ -8,7 +8,10 @@ import numpy as np
 
 from map_core.errors import UserError
 from map_core.randomness import derive_seed
-from map_points.data.clouds import ArrayClouds, Clouds, check_labels, existing
+from map_points.data.clouds import ArrayClouds, Clouds
+from map_points.data.config import expanded
+from map_points.data.files import existing
+from map_points.data.modelnet40 import pickled_clouds
 from map_points.data.pickles import read_pickle
 
 
@@ -24,11 +27,12 @@ def read_fold(root: Path, way: int, shot: int, fold: int) -> FewShotEpisode:
     """Read ``<way>way_<shot>shot/<fold>.pkl``: {'train', 'test'}, lists of (points, label, ...); y points up.
 
     Raises:
-        UserError: no such file, other content, or a label outside 0 .. way - 1.
+        UserError: no such file, other content, a label outside 0 .. way - 1, or a class without clouds.
     """
+    root = expanded(str(root))
     existing(root, "the folder that holds 5way_10shot and the like")
     path = root / f"{way}way_{shot}shot" / f"{fold}.pkl"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"{path} does not exist; choose --fewshot.way, --fewshot.shot and folds that {root} has"
         )
@@ -42,11 +46,16 @@ def read_fold(root: Path, way: int, shot: int, fold: int) -> FewShotEpisode:
 
 
 def _fold_clouds(items: Any, classes: tuple[str, ...], source: str) -> ArrayClouds:
-    if not isinstance(items, list | tuple) or not items or any(len(item) < 2 for item in items):
+    if not isinstance(items, list | tuple) or not items:
         raise UserError(f"{source} must be a list of (points, label, ...)")
-    labels = np.array([int(np.asarray(item[1]).reshape(-1)[0]) for item in items])
-    clouds = [np.asarray(item[0]) for item in items]
-    return ArrayClouds(check_labels(labels, classes, source), classes, "y", clouds, source)
+    if any(not isinstance(item, list | tuple) or len(item) < 2 for item in items):
+        raise UserError(f"{source} must be a list of (points, label, ...)")
+    clouds = pickled_clouds([item[0] for item in items], [item[1] for item in items], classes, source)
+    if missing := set(range(len(classes))) - set(clouds.labels.tolist()):
+        raise UserError(
+            f"{source} has no clouds of class {min(missing)} of {len(classes)}; get the fold again"
+        )
+    return clouds
 
 
 def sample_fold(

@@ -1,34 +1,90 @@
 """Clouds and labels in one h5 file."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from map_core.errors import UserError
-from map_points.data.clouds import existing
+from map_points.data.clouds import check_layout
+from map_points.data.files import existing, printable, reading, regular
+from map_points.data.npy import DEFLATE
+
+KEYS = ("data", "label")
 
 
-def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_h5(path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read ``data`` (n, points, 3 or more) and ``label`` (n) or (n, 1).
 
+    Parts of an h5 file may lie in other files; these must lie below ``root``.
+
     Raises:
-        UserError: no such file, no h5 file, other keys or shapes.
+        UserError: no such file, no h5 file, other keys or shapes, or parts outside ``root``.
     """
     existing(path, "the folder that holds it")
-    try:
-        with h5py.File(path) as file:
-            keys = sorted(file)
-            if not {"data", "label"} <= set(keys):
+    with reading(regular(path)):
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise UserError(
+                f"{path} is no h5 file ({printable(str(error))}); copy or download it again"
+            ) from error
+        with file:
+            if not set(KEYS) <= (keys := set(file)):
+                held = printable(", ".join(sorted(keys))) or "none"
                 raise UserError(
-                    f"{path} must have the keys data and label; it has {', '.join(keys) or 'none'}; "
-                    "is it another release?"
+                    f"{path} must have the keys data and label; it has {held}; is it another release?"
                 )
-            points, labels = np.asarray(file["data"]), np.asarray(file["label"])
-    except OSError as error:
-        raise UserError(f"{path} is no h5 file ({error}); copy or download it again") from error
-    if points.ndim != 3 or points.shape[2] < 3 or len(points) != labels.size:
+            points, labels = (_read(file, key, path, root) for key in KEYS)
+    if points.ndim != 3 or labels.shape not in ((len(points),), (len(points), 1)):
         raise UserError(
             f"{path}: data has shape {points.shape} and label {labels.shape}; expected (n, points, 3) and (n)"
         )
+    check_layout(points.shape[1:], f"{path} (data)")
     return points, labels.reshape(-1)
+
+
+def _read(file: h5py.File, key: str, path: Path, root: Path, *, follow: bool = True) -> np.ndarray:
+    """Read a data set of numbers; one link into another file is followed."""
+    link = file.get(key, getlink=True)
+    if isinstance(link, h5py.ExternalLink) and follow:
+        target = _below(path.parent / link.filename, root, f"{path}: {key}")
+        with reading(regular(target)), h5py.File(target, "r") as other:
+            return _read(other, link.path.strip("/"), target, root, follow=False)
+    # a name with a slash could pass through another link
+    if not isinstance(link, h5py.HardLink) or "/" in key or not isinstance(file[key], h5py.Dataset):
+        raise UserError(f"{path}: {printable(key)} is a link or a group; it must be a data set itself")
+    _check_storage(file[key], path, root)
+    return np.asarray(file[key])
+
+
+def _below(target: Path, root: Path, source: str) -> Path:
+    if not target.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{source} lies in {printable(str(target))}, outside {root}; copy it into the folder")
+    return target
+
+
+def _check_storage(values: Any, path: Path, root: Path) -> None:
+    """Refuse what is no array of numbers, lies outside ``root``, or claims more than its files hold.
+
+    Raises:
+        UserError: saying which.
+    """
+    name = f"{path}: {values.name.strip('/')}"
+    if values.dtype.kind not in "fiu" or values.shape is None:
+        raise UserError(f"{name} holds {printable(str(values.dtype), 40)}; expected numbers")
+    if values.is_virtual:
+        raise UserError(f"{name} is put together from other files; store the numbers themselves")
+    size, stored = path.stat().st_size, values.id.get_storage_size()
+    if values.external:
+        files = [(_below(Path(file), root, name), offset, length) for file, offset, length in values.external]
+        # HDF5 fills up with zeros what such files lack
+        stored = sum(min(length, max(regular(file).stat().st_size - at, 0)) for file, at, length in files)
+        size = stored
+    claimed = math.prod(values.shape) * values.dtype.itemsize
+    growth = 1 if values.chunks is None else DEFLATE  # chunks may be compressed
+    chunk = math.prod(values.chunks or ()) * values.dtype.itemsize
+    if claimed > growth * min(size, stored) or chunk > DEFLATE * size:
+        raise UserError(f"{name} claims {claimed} bytes, more than is stored; copy or download it again")

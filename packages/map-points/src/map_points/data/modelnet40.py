@@ -1,67 +1,78 @@
 """ModelNet40 in the layouts that people have."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from map_core.errors import UserError
-from map_points.data.clouds import ArrayClouds, Clouds, FileClouds, check_labels, existing
+from map_points.data.clouds import ArrayClouds, Clouds, FileClouds, JoinedClouds, check_labels, check_layout
+from map_points.data.files import check_names, existing, inside, printable, read_lines, read_names
 from map_points.data.hdf5 import read_h5
+from map_points.data.npy import read_npz
 from map_points.data.pickles import read_pickle
+from map_points.data.txt import read_txt
 
-CHARACTERS_OF_NUMBER = len("_0001")
 
-
-def read_npz(root: Path, split: str) -> Clouds:
+def read_modelnet40_npz(root: Path, split: str) -> Clouds:
     """One npz with train_x (n, points, 3), train_y, test_x, test_y and classes; z points up."""
     file = root / "modelnet40_1024.npz" if root.is_dir() else root
     existing(file, "the npz file of ModelNet40, or its folder")
-    with np.load(file) as arrays:  # object arrays are refused
-        wanted = {f"{split}_x", f"{split}_y", "classes"}
-        if missing := wanted - set(arrays.files):
-            raise UserError(f"{file} has no {', '.join(sorted(missing))}; it holds {', '.join(arrays.files)}")
-        points, labels = arrays[f"{split}_x"], arrays[f"{split}_y"]
-        classes = tuple(map(str, arrays["classes"]))
+    arrays = read_npz(file, (f"{split}_x", f"{split}_y", "classes"))
+    points, labels, names = arrays.values()
     source = f"{file} ({split})"
-    return ArrayClouds(check_labels(labels, classes, source), classes, "z", points, source)
+    if points.ndim != 3:
+        raise UserError(f"{source} has clouds of shape {points.shape}; expected (n, points, 3)")
+    check_layout(points.shape[1:], source)
+    if names.ndim != 1 or names.dtype.kind not in "SU":
+        raise UserError(
+            f"{file} has classes of {names.dtype} in shape {names.shape}; expected a list of names"
+        )
+    # as bytes, names of any encoding can be told apart
+    texts = (name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist())
+    classes = check_names(texts, f"{file} (classes)")
+    return ArrayClouds(check_labels(labels, classes, source, count=len(points)), classes, "z", points, source)
 
 
 def read_hdf5(root: Path, split: str) -> Clouds:
     """The hdf5_2048 release: lists of h5 files with data and label, and shape_names.txt; y points up."""
     existing(root, "the folder with train_files.txt, test_files.txt and shape_names.txt")
-    classes = tuple(read_lines(root / "shape_names.txt"))
-    files = [root / Path(line).name for line in read_lines(root / f"{split}_files.txt")]
-    if not files:
-        raise UserError(f"{root / f'{split}_files.txt'} lists no files")
-    read = [read_h5(file) for file in files]
-    sizes = {points.shape[1] for points, _ in read}
-    if len(sizes) > 1:
-        raise UserError(f"the files of {root / f'{split}_files.txt'} hold clouds of {sorted(sizes)} points")
-    points = np.concatenate([points for points, _ in read])
-    labels = np.concatenate([labels for _, labels in read])
-    source = f"{root} ({split})"
-    return ArrayClouds(check_labels(labels, classes, source), classes, "y", points, source)
+    names = root / "shape_names.txt"
+    classes = read_names(names)
+    listing = root / f"{split}_files.txt"
+    sources = []
+    for number, line in read_lines(listing).items():
+        file = inside(root, Path(line).name, f"{listing}, line {number},")
+        points, labels = read_h5(file, root)
+        labels = check_labels(labels, classes, str(file), count=len(points), listed=names)
+        sources.append(ArrayClouds(labels, classes, "y", points, str(file)))
+    if not sources:
+        raise UserError(f"{listing} lists no files")
+    if len(sizes := {len(source.arrays[0]) for source in sources}) > 1:
+        raise UserError(f"the files of {listing} hold clouds of {sorted(sizes)} points")
+    return JoinedClouds.join(sources)
 
 
 def read_normal_resampled(root: Path, split: str) -> Clouds:
     """modelnet40_normal_resampled: <class>/<class>_<nnnn>.txt, six columns, with lists; y points up."""
     existing(root, "the folder modelnet40_normal_resampled")
-    classes = tuple(read_lines(root / "modelnet40_shape_names.txt"))
-    names = read_lines(root / f"modelnet40_{split}.txt")
-    folders = [name[:-CHARACTERS_OF_NUMBER] for name in names]
+    classes = read_names(root / "modelnet40_shape_names.txt")
     known = {name: label for label, name in enumerate(classes)}
-    if unknown := sorted(set(folders) - set(known)):
-        raise UserError(
-            f"{root / f'modelnet40_{split}.txt'} lists clouds of {unknown[0]!r}, which "
-            f"{root / 'modelnet40_shape_names.txt'} does not have"
-        )
-    return FileClouds(
-        np.array([known[folder] for folder in folders], dtype=np.int64),
-        classes,
-        "y",
-        tuple(root / folder / f"{name}.txt" for folder, name in zip(folders, names, strict=True)),
-        read_txt,
-    )
+    listing = root / f"modelnet40_{split}.txt"
+    labels, paths = [], []
+    for number, name in read_lines(listing).items():
+        folder, underscore, _ = name.rpartition("_")
+        if not underscore or folder not in known:
+            raise UserError(
+                f"{listing}, line {number}, lists {printable(name)!r}, a cloud of {printable(folder)!r}, which "
+                f"{root / 'modelnet40_shape_names.txt'} does not have"
+            )
+        labels.append(known[folder])
+        paths.append(inside(root, f"{folder}/{name}.txt", f"{listing}, line {number},"))
+    if not paths:
+        raise UserError(f"{listing} lists no clouds")
+    return FileClouds(np.array(labels, dtype=np.int64), classes, "y", tuple(paths), read_txt)
 
 
 def read_dat(root: Path, split: str) -> Clouds:
@@ -73,28 +84,45 @@ def read_dat(root: Path, split: str) -> Clouds:
             f"{root} must hold one modelnet40_{split}_*.dat; found "
             f"{', '.join(file.name for file in found) or 'none'}"
         )
-    content = read_pickle(found[0])
-    if not (isinstance(content, list | tuple) and len(content) == 2 and len(content[0]) == len(content[1])):
-        raise UserError(f"{found[0]} must hold [clouds, labels] of one length")
     names = root / "modelnet40_shape_names.txt"
-    classes = tuple(read_lines(names))
-    labels = np.array([int(np.asarray(label).reshape(-1)[0]) for label in content[1]], dtype=np.int64)
-    clouds = [np.asarray(cloud) for cloud in content[0]]
-    return ArrayClouds(check_labels(labels, classes, str(found[0])), classes, "y", clouds, str(found[0]))
+    classes = read_names(names)
+    match read_pickle(found[0]):
+        case list() | tuple() as content if len(content) == 2 and all(
+            isinstance(c, list | tuple) for c in content
+        ):
+            clouds, labels = content
+        case _:
+            raise UserError(f"{found[0]} must hold [clouds, labels], two lists of one length")
+    return pickled_clouds(clouds, labels, classes, str(found[0]), listed=names)
 
 
-def read_txt(path: Path) -> np.ndarray:
-    """Read columns separated by commas or blanks."""
-    with path.open() as file:
-        comma = "," in file.readline()
-    return np.loadtxt(path, delimiter="," if comma else None, dtype=np.float32, ndmin=2)
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a list that are not blank.
+def pickled_clouds(
+    clouds: Sequence[Any],
+    labels: Sequence[Any],
+    classes: tuple[str, ...],
+    source: str,
+    *,
+    listed: Path | None = None,
+) -> ArrayClouds:
+    """Clouds as pickles hold them: a list of arrays, and a list of numbers or arrays of one number; y points up.
 
     Raises:
-        UserError: there is no such file.
+        UserError: other content, by its index.
     """
-    existing(path, "the folder that holds it")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not clouds:
+        raise UserError(f"{source} holds no clouds")
+    for index, cloud in enumerate(clouds):
+        if not isinstance(cloud, np.ndarray):
+            raise UserError(f"{source}: cloud {index} is a {type(cloud).__name__}; expected an array")
+        check_layout(cloud.shape, f"{source}, cloud {index}")
+    numbers = [_single_number(label, f"{source}: the label of cloud {i}") for i, label in enumerate(labels)]
+    checked = check_labels(numbers, classes, source, count=len(clouds), listed=listed)
+    return ArrayClouds(checked, classes, "y", clouds, source)
+
+
+def _single_number(value: Any, name: str) -> int | float:
+    if isinstance(value, np.ndarray | np.generic) and value.size == 1 and value.dtype.kind in "iuf":
+        return value.item()
+    if isinstance(value, int | float):
+        return value
+    raise UserError(f"{name} is a {type(value).__name__}; expected one whole number")

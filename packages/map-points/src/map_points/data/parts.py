@@ -1,8 +1,9 @@
 """Data sets of clouds with labelled parts, as segmentation reads them."""
 
 import copy
+import sys
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -13,11 +14,11 @@ from map_core.errors import UserError
 from map_points.data.config import PointDataConfig
 from map_points.data.samples import Splits, hold_out_and_subset
 from map_points.data.shapenetpart import PartClouds, read_shapenetpart
-from map_points.data.transforms import augment, to_unit_sphere
+from map_points.data.transforms import augment, prepare
 
 
 class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
-    """Clouds as (points [num_points 3] float32, category, parts [num_points] int64).
+    """Clouds as (points [num_points 3] float32, category, parts [num_points] int64, IGNORED where unlabelled).
 
     Points are drawn at random, in evaluation too, as the field does; where a cloud has fewer than num_points,
     all of them come before any comes again.
@@ -29,6 +30,7 @@ class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
     """
 
     def __init__(self, clouds: PartClouds, config: PointDataConfig, *, training: bool) -> None:
+        config.check_values()
         self.clouds, self.config, self.training = clouds, config, training
         self.up_axis = config.up_axis or clouds.up_axis
 
@@ -37,9 +39,9 @@ class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "n 3"], int, Int[Tensor, " n"]]:
         found, labels = self.clouds.labelled(index)
-        points, parts = torch.from_numpy(found), torch.from_numpy(labels)
-        if self.config.unit_sphere is not False:
-            points = to_unit_sphere(points)
+        unit_sphere = self.config.unit_sphere is not False
+        points = prepare(found, unit_sphere=unit_sphere, name=self.clouds.name(index))
+        parts = torch.from_numpy(labels)
         chosen = draw_points(len(points), self.config.num_points)
         points = points[chosen]
         if self.training:
@@ -92,12 +94,14 @@ def load_part_data(config: PointDataConfig) -> PartData:
             f"data.source {config.source!r} has no parts; segmentation reads --data.source shapenetpart "
             "(map-points write-part-shapes makes a small set in its layout)"
         )
-    assert config.root is not None
-    root = Path(config.root)
-    splits: Splits[PartClouds] = hold_out_and_subset(
-        read_shapenetpart(root, "train"), lambda: read_shapenetpart(root, "test"), config
-    )
+    root = config.root_path
+    read = partial(read_shapenetpart, root, ignore_label=config.ignore_label)
+    splits: Splits[PartClouds] = hold_out_and_subset(read("train"), lambda: read("test"), config)
     assert splits.evaluation is not None
+    left_out = splits.train.left_out
+    note = f"; left out without clouds: {', '.join(left_out)}" if left_out else ""
+    if left_out:
+        print(f"note: {root} has no clouds of {', '.join(left_out)}: left out", file=sys.stderr)
     return PartData(
         train=PartSamples(splits.train, config, training=True),
         evaluation=PartSamples(splits.evaluation, config, training=False),
@@ -105,5 +109,5 @@ def load_part_data(config: PointDataConfig) -> PartData:
         parts=splits.train.parts,
         evaluated_on=splits.evaluated_on,
         description=f"{root}: {len(splits.train)} training clouds, {len(splits.evaluation)} for evaluation "
-        f"({splits.evaluated_on})",
+        f"({splits.evaluated_on}){note}",
     )

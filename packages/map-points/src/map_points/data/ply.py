@@ -1,5 +1,6 @@
 """PLY files, as far as clouds need them: the scalar properties of the vertices."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -7,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from map_core.errors import UserError
+from map_points.data.files import looks_like, open_regular, printable
 
 TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
@@ -15,6 +17,7 @@ TYPES = {
 }  # fmt: skip
 BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
 LONGEST_HEADER = 10_000  # lines
+LONGEST_LINE = 4096  # bytes of a header's line
 
 
 @dataclass
@@ -33,32 +36,35 @@ def read_ply(path: Path) -> np.ndarray:
     Raises:
         UserError: no PLY file, no vertices with x, y and z, list properties in or before them, or a cut-off file.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         form, elements = _read_header(file, path)
         for element in elements:
-            if any(kind == "" for _, kind in element.properties):
+            if any(kind == "" for _, kind in element.properties) or not element.properties:
                 raise UserError(
-                    f"{path}: {element.name} has a list property, in or before the vertices; convert it"
+                    f"{path}: {printable(element.name)} has a list property or none, in or before the vertices; "
+                    "convert it"
                 )
-            table = _read_element(file, element, form, path)
-            if element.name == "vertex":
-                return np.stack([table[axis] for axis in "xyz"], axis=1).astype(np.float64)
+            _check_claim(element, form, path.stat().st_size - file.tell(), path)
+            read = _read_ascii if form == "ascii" else _read_binary
+            xyz = read(file, element, form, path)
+            if xyz is not None:
+                return xyz
     raise UserError(f"{path} has no vertices")
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[_Element]]:
-    if file.readline().strip() != b"ply":
-        raise UserError(f"{path} is no PLY file: it does not begin with ply")
+    if file.readline(LONGEST_LINE).strip() != b"ply":
+        raise UserError(f"{path} is no PLY file: it does not begin with ply{looks_like(path)}")
     form, elements = "", list[_Element]()
     for _ in range(LONGEST_HEADER):
-        line = file.readline()
+        line = file.readline(LONGEST_LINE)
         words = line.decode("ascii", "replace").split()
         match words:
             case ["end_header"]:
                 break
             case ["format", form, *_]:
                 pass
-            case ["element", name, count] if count.isdigit():
+            case ["element", name, count] if re.fullmatch(r"\d{1,18}", count, re.ASCII):
                 elements.append(_Element(name, int(count), []))
             case ["property", "list", _, _, name] if elements:
                 elements[-1].properties.append((name, ""))
@@ -67,38 +73,70 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[_Element]]:
             case [] | ["comment" | "obj_info", *_] if line:
                 pass
             case _:
-                raise UserError(f"{path}: the header is cut off or has the line {' '.join(words)!r}")
+                raise UserError(
+                    f"{path}: the header is cut off or has the line {printable(' '.join(words))!r}"
+                )
+    else:
+        raise UserError(f"{path}: the header has more than {LONGEST_HEADER} lines")
     if form != "ascii" and form not in BYTE_ORDERS:
-        raise UserError(f"{path} has the format {form!r}; known: ascii, {', '.join(BYTE_ORDERS)}")
-    for element in elements:
-        names = [name for name, _ in element.properties]
-        if element.name == "vertex" and not {"x", "y", "z"} <= set(names):
-            raise UserError(
-                f"{path}: the vertices have {', '.join(names) or 'no properties'}; expected x, y and z"
-            )
+        raise UserError(f"{path} has the format {printable(form)!r}; known: ascii, {', '.join(BYTE_ORDERS)}")
+    _check_names(elements, path)
     return form, elements
 
 
-def _read_element(file: BinaryIO, element: _Element, form: str, path: Path) -> np.ndarray:
-    """Rows of an element as a structured array."""
-    order = BYTE_ORDERS.get(form, "=")
-    kind = np.dtype([(name, order + kind) for name, kind in element.properties])
+def _check_names(elements: list[_Element], path: Path) -> None:
+    for element in elements:
+        names = [name for name, _ in element.properties]
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: {printable(element.name)} has a property twice; correct the header")
+        if element.name == "vertex" and not {"x", "y", "z"} <= set(names):
+            shown = printable(", ".join(names)) or "no properties"
+            raise UserError(f"{path}: the vertices have {shown}; expected x, y and z")
+
+
+def _check_claim(element: _Element, form: str, held: int, path: Path) -> None:
+    """Refuse an element of more rows than the rest of the file can hold, before any work is done for them.
+
+    Raises:
+        UserError: saying how many bytes are missing.
+    """
     if form == "ascii":
-        rows = [tuple(file.readline().split()) for _ in range(element.count)]
-        short = [i for i, row in enumerate(rows) if len(row) != len(element.properties)]
-        if short:
-            raise UserError(
-                f"{path}: row {short[0]} of {element.name} has {len(rows[short[0]])} values, expected "
-                f"{len(element.properties)}; is it cut off?"
-            )
-        columns = list(zip(*rows, strict=True)) or [()] * len(element.properties)
-        table = np.empty(element.count, dtype=kind)
-        for (name, _), column in zip(element.properties, columns, strict=True):
-            table[name] = np.array(column, dtype=np.float64)
-        return table
-    data = file.read(kind.itemsize * element.count)
-    if len(data) < kind.itemsize * element.count:
+        claimed = element.count * 2 * len(element.properties) - 1  # a digit and what parts it from the next
+    else:
+        claimed = element.count * _row(element, form).itemsize
+    if claimed > held:
         raise UserError(
-            f"{path} ends within {element.name}: {len(data)} of {kind.itemsize * element.count} bytes; copy it again"
+            f"{path} ends within {printable(element.name)}: {held} of {claimed} bytes; copy it again"
         )
-    return np.frombuffer(data, dtype=kind)
+
+
+def _row(element: _Element, form: str) -> np.dtype:
+    order = BYTE_ORDERS[form]
+    return np.dtype([(name, order + kind) for name, kind in element.properties])
+
+
+def _read_binary(file: BinaryIO, element: _Element, form: str, path: Path) -> np.ndarray | None:
+    """Coordinates of an element of vertices; None of another, which is passed over."""
+    row = _row(element, form)
+    data = file.read(row.itemsize * element.count)
+    if element.name != "vertex":
+        return None
+    table = np.frombuffer(data, row)
+    return np.stack([table[axis] for axis in "xyz"], axis=1).astype(np.float64)
+
+
+def _read_ascii(file: BinaryIO, element: _Element, form: str, path: Path) -> np.ndarray | None:
+    """Coordinates of an element of vertices; None of another, whose lines are passed over."""
+    width = len(element.properties)
+    names = [name for name, _ in element.properties]
+    columns = [names.index(axis) for axis in "xyz"] if element.name == "vertex" else []
+    xyz = np.empty((element.count, len(columns)))
+    for i in range(element.count):
+        fields = file.readline().replace(b"_", b"?").split()  # Python reads 1_0 as a number
+        if len(fields) != width:
+            raise UserError(
+                f"{path}: row {i} of {printable(element.name)} has {len(fields)} values, expected {width}; "
+                "is it cut off?"
+            )
+        xyz[i] = [float(fields[column]) for column in columns]
+    return xyz if columns else None

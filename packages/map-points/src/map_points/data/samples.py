@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -20,7 +19,7 @@ from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
 from map_points.data.shapenetpart import read_shapenetpart
 from map_points.data.shapes import read_shapes
-from map_points.data.transforms import augment, take_points, to_unit_sphere
+from map_points.data.transforms import augment, check_count, prepare, take_points
 
 SomeClouds = TypeVar("SomeClouds", bound=Clouds)
 TEST_SPLIT = "test split"
@@ -36,6 +35,7 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, clouds: Clouds, config: PointDataConfig, *, training: bool) -> None:
+        config.check_values()
         self.clouds, self.config, self.training = clouds, config, training
         self.up_axis = config.up_axis or clouds.up_axis
         self.unit_sphere = config.source != "scanobjectnn"
@@ -46,15 +46,14 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
         return len(self.clouds)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "n 3"], int]:
-        points = torch.from_numpy(self.clouds.points(index))
-        if self.unit_sphere:
-            points = to_unit_sphere(points)
+        found, name = self.clouds.points(index), self.clouds.name(index)
+        check_count(len(found), self.config.num_points, name)
         points = take_points(
-            points,
+            prepare(found, unit_sphere=self.unit_sphere, name=name),
             self.config.num_points,
             training=self.training,
             surplus=self.config.train_sampling == "fps_random",
-            name=self.clouds.name(index),
+            name=name,
         )
         if self.training:
             points = augment(points, self.config, self.up_axis)
@@ -140,24 +139,20 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
     """Open one published split of the configured source, whole."""
     config.validate()
     if config.source == "shapes":
-        if config.root is not None:
-            raise UserError(
-                f"data.root is {config.root}, but the embedded shapes have no folder: leave it out"
-            )
         return read_shapes(split, config.shapes_per_class)
     if config.source == "fewshot_pkl":
         raise UserError("data.source 'fewshot_pkl' holds folds, not splits: use map-points fewshot")
-    assert config.root is not None
-    root = Path(config.root)
+    root = config.root_path
     if config.source == "scanobjectnn":
         return read_scanobjectnn(root, split, config.variant)
+    if config.source == "shapenetpart":
+        return read_shapenetpart(root, split, ignore_label=config.ignore_label)
     readers: dict[str, Callable[[Path, str], Clouds]] = {
-        "modelnet40_npz": modelnet40.read_npz,
+        "modelnet40_npz": modelnet40.read_modelnet40_npz,
         "hdf5": modelnet40.read_hdf5,
         "normal_resampled": modelnet40.read_normal_resampled,
         "modelnet_dat": modelnet40.read_dat,
         "shapenet55": read_shapenet55,
-        "shapenetpart": read_shapenetpart,
     }
     return readers[config.source](root, split)
 

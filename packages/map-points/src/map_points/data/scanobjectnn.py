@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from map_points.data.clouds import ArrayClouds, Clouds, check_labels, existing
+from map_points.data.clouds import ArrayClouds, Clouds, check_labels
 from map_points.data.config import ScanObjectNNVariant
+from map_points.data.files import existing
 from map_points.data.hdf5 import read_h5
 
 CLASSES = (
@@ -22,5 +23,6 @@ def read_scanobjectnn(root: Path, split: str, variant: ScanObjectNNVariant) -> C
     existing(root, "the folder with main_split and main_split_nobg")
     folder, name = FILES[variant]
     file = root / folder / f"{'training' if split == 'train' else 'test'}_{name}.h5"
-    points, labels = read_h5(file)
-    return ArrayClouds(check_labels(labels, CLASSES, str(file)), CLASSES, "y", points, str(file))
+    points, labels = read_h5(file, root)
+    labels = check_labels(labels, CLASSES, str(file), count=len(points))
+    return ArrayClouds(labels, CLASSES, "y", points, str(file))

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from map_core.errors import UserError
-from map_points.data.clouds import Clouds, FileClouds, existing
-from map_points.data.modelnet40 import read_lines
+from map_points.data.clouds import Clouds, FileClouds
+from map_points.data.files import existing, inside, printable, read_lines
+from map_points.data.npy import read_npy
 
 
 def read_shapenet55(root: Path, split: str) -> Clouds:
@@ -15,20 +16,26 @@ def read_shapenet55(root: Path, split: str) -> Clouds:
     Classes are the synsets of both lists.
     """
     existing(root, "the folder with train.txt, test.txt and shapenet_pc")
-    names = {part: read_lines(root / f"{part}.txt") for part in ("train", "test")}
-    synsets = sorted({name.split("-")[0] for part in names.values() for name in part})
-    if not names[split]:
+    listed = {part: _read_list(root, root / f"{part}.txt") for part in ("train", "test")}
+    if not listed[split]:
         raise UserError(f"{root / f'{split}.txt'} lists no clouds")
+    synsets = sorted({_synset(path) for paths in listed.values() for path in paths})
     known = {synset: label for label, synset in enumerate(synsets)}
-    return FileClouds(
-        np.array([known[name.split("-")[0]] for name in names[split]], dtype=np.int64),
-        tuple(synsets),
-        "y",
-        tuple(root / "shapenet_pc" / name for name in names[split]),
-        read_npy,
-    )
+    labels = np.array([known[_synset(path)] for path in listed[split]], dtype=np.int64)
+    return FileClouds(labels, tuple(synsets), "y", tuple(listed[split]), read_npy)
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """Read an array; pickled objects are refused."""
-    return np.load(path, allow_pickle=False)
+def _read_list(root: Path, listing: Path) -> list[Path]:
+    paths = []
+    for number, name in read_lines(listing).items():
+        if not name.endswith(".npy") or "-" not in name:
+            raise UserError(
+                f"{listing}, line {number}, has {printable(name)!r}; expected <synset>-<id>.npy, as in "
+                "02691156-1a2b.npy"
+            )
+        paths.append(inside(root / "shapenet_pc", name, f"{listing}, line {number},"))
+    return paths
+
+
+def _synset(path: Path) -> str:
+    return path.name.split("-")[0]

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from map_core.errors import UserError
-from map_points.data.clouds import FileClouds, check_cloud, existing
-from map_points.data.modelnet40 import read_lines, read_txt
+from map_points.data.clouds import FileClouds, check_cloud
+from map_points.data.files import check_names, existing, inside, looks_like, printable, read_lines, read_text
+from map_points.data.txt import read_txt
 
 COLUMNS = 7  # x y z, normal, part
+LARGEST_PART = 10_000  # the head has a score for each up to the largest
 CATEGORY_LIST = "synsetoffset2category.txt"
 # how many parts each category of the published set has; parts are numbered through in this order
 PARTS_OF_SYNSET = {
@@ -20,106 +22,164 @@ PARTS_OF_SYNSET = {
 }  # fmt: skip
 
 
+IGNORED = -100  # what torch's cross-entropy leaves out by default
+SUSPECT = 255  # the usual mark of what has no label
+
+
 @dataclass(frozen=True)
 class PartClouds(FileClouds):
-    """Clouds whose points have parts; ``parts`` lists the part labels of each class (category)."""
+    """Clouds whose points have parts.
+
+    Attributes:
+        parts: The part labels of each class (category).
+        ignore_label: The label of points without a part, if there are any.
+        left_out: Names of categories that have no clouds in any list.
+    """
 
     parts: tuple[tuple[int, ...], ...]
+    ignore_label: int | None = None
+    left_out: tuple[str, ...] = ()
 
     def labelled(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return points (n, 3), float32, and their parts (n), int64.
+        """Return points (n, 3), float64, and their parts (n), int64, IGNORED where there is none.
 
         Raises:
             UserError: not seven columns, coordinates that are not finite, or a part that the category has not.
         """
         columns, name = self.columns(index), self.name(index)
-        if columns.ndim != 2 or columns.shape[1] != COLUMNS:
-            raise UserError(f"{name} has shape {columns.shape}; expected (points, 7): x y z, normal, part")
-        points, parts = check_cloud(columns, name), columns[:, -1].astype(np.int64)
-        category = int(self.labels[index])
-        wrong = ~np.isin(parts, self.parts[category]) | (parts != columns[:, -1])
+        points, category = check_cloud(columns, name), int(self.labels[index])
+        parts = part_column(columns, name, self.ignore_label)
+        wrong = ~np.isin(parts, (*self.parts[category], IGNORED))
         if wrong.any():
             point = int(wrong.argmax())
             raise UserError(
-                f"{name}: point {point} has part {columns[point, -1]:g}, but {self.classes[category]} has "
+                f"{name}: point {point} has part {parts[point]}, but {printable(self.classes[category])} has "
                 f"{', '.join(map(str, self.parts[category]))}; use the list of categories that belongs to "
-                "this data"
+                "this data, or give the label of points without a part as --data.ignore_label"
+            )
+        if (parts == IGNORED).all():
+            raise UserError(
+                f"{name}: every point has the ignored label {self.ignore_label}; take it out of the list"
             )
         return points, parts
 
 
-def read_shapenetpart(root: Path, split: str) -> PartClouds:
+def part_column(columns: np.ndarray, name: str, ignore_label: int | None) -> np.ndarray:
+    """Return the last of seven columns as parts (n), int64, IGNORED where it is ``ignore_label``.
+
+    Raises:
+        UserError: other columns, or a part that is no whole number from 0.
+    """
+    if columns.ndim != 2 or columns.shape[1] != COLUMNS:
+        raise UserError(f"{name} has shape {columns.shape}; expected (points, 7): x y z, normal, part")
+    values = columns[:, -1]
+    if ignore_label is not None:
+        values = np.where(values == ignore_label, IGNORED, values)
+    wrong = ~((values >= 0) & (values < LARGEST_PART) & (np.floor(values) == values) | (values == IGNORED))
+    if ignore_label != IGNORED:
+        wrong |= columns[:, -1] == IGNORED
+    if wrong.any():
+        point = int(wrong.argmax())
+        raise UserError(
+            f"{name}: point {point} has part {columns[point, -1]:g}; parts are whole numbers from 0 to "
+            f"{LARGEST_PART - 1}: correct it, or give the label of points without a part as --data.ignore_label"
+        )
+    return values.astype(np.int64)
+
+
+def read_shapenetpart(root: Path, split: str, *, ignore_label: int | None = None) -> PartClouds:
     """Read ``<synset>/<id>.txt`` by the lists in ``train_test_split``; y points up.
 
     "train" joins the lists train and val, as the field trains. Parts of categories that are not ShapeNetPart's
-    are what their training files hold, so that data of one's own can be written in this layout.
+    are what their training files hold, so that data of one's own can be written in this layout. Categories without
+    clouds are left out.
 
     Raises:
         UserError: what is wrong with the files, by name.
     """
     existing(root, "the folder with train_test_split and one folder a category")
-    lists = {part: _read_list(root, part) for part in ("train", "val", "test")}
-    listed = sorted({synset for items in lists.values() for synset, _ in items})
-    names = _category_names(root, listed)
-    files = {
-        "train": [root / synset / f"{name}.txt" for synset, name in lists["train"] + lists["val"]],
-        "test": [root / synset / f"{name}.txt" for synset, name in lists["test"]],
-    }
-    synsets = sorted(names)
-    parts = tuple(
-        _parts(synset, [f for f in files["train"] if f.parent.name == synset]) for synset in synsets
-    )
+    names = _category_names(root)
+    lists = {part: _read_list(root, part, names) for part in ("train", "val", "test")}
+    files = {"train": lists["train"] + lists["val"], "test": lists["test"]}
+    synsets = sorted({file.parent.name for part in files.values() for file in part})
+    names = names or {synset: synset for synset in synsets}
     if not files[split]:
         raise UserError(f"{root / 'train_test_split'} lists no clouds for {split}")
-    labels = np.array([synsets.index(file.parent.name) for file in files[split]], dtype=np.int64)
+    parts = tuple(
+        _parts(synset, [f for f in files["train"] if f.parent.name == synset], ignore_label)
+        for synset in synsets
+    )
     return PartClouds(
-        labels, tuple(names[synset] for synset in synsets), "y", tuple(files[split]), read_txt, parts
+        labels=np.array([synsets.index(file.parent.name) for file in files[split]], dtype=np.int64),
+        classes=check_names((names[synset] for synset in synsets), str(root / CATEGORY_LIST)),
+        up_axis="y",
+        paths=tuple(files[split]),
+        read=read_txt,
+        parts=parts,
+        ignore_label=ignore_label,
+        left_out=tuple(name for synset, name in sorted(names.items()) if synset not in synsets),
     )
 
 
-def _read_list(root: Path, part: str) -> list[tuple[str, str]]:
-    """Synset and id of every cloud of ``shuffled_<part>_file_list.json``."""
+def _read_list(root: Path, part: str, names: dict[str, str] | None) -> list[Path]:
+    """The files of ``shuffled_<part>_file_list.json``; their categories must be among ``names``."""
     path = root / "train_test_split" / f"shuffled_{part}_file_list.json"
     existing(path, "the folder that holds train_test_split")
+    text = read_text(path)
     try:
-        items = [str(item).split("/") for item in json.loads(path.read_text())]
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); copy or download it again") from error
-    for item in items:
-        if len(item) < 2:
-            raise UserError(f"{path} lists {'/'.join(item)!r}; expected shape_data/<synset>/<id>")
-    return [(item[-2], item[-1]) for item in items]
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = printable(str(error)) + looks_like(path)
+        raise UserError(f"{path} is no JSON ({reason}); copy or download it again") from error
+    if not isinstance(items, list):
+        raise UserError(f"{path} holds a {type(items).__name__}; expected a list of shape_data/<synset>/<id>")
+    files = []
+    for index, item in enumerate(items):
+        fields = item.split("/") if isinstance(item, str) else []
+        if len(fields) < 2 or not all(fields[-2:]):
+            shown = (
+                printable(repr(item)) if isinstance(item, str | int | float | None) else type(item).__name__
+            )
+            raise UserError(f"{path} lists {shown} (item {index}); expected shape_data/<synset>/<id>")
+        synset, name = fields[-2:]
+        files.append(inside(root, f"{synset}/{name}.txt", f"{path}, item {index},"))
+        if names is not None and synset not in names:
+            raise UserError(
+                f"{path} lists clouds of {printable(synset)} (item {index}), which {root / CATEGORY_LIST} does not have"
+            )
+    return files
 
 
-def _category_names(root: Path, listed: list[str]) -> dict[str, str]:
-    """Names by synset: those of the category list, or the synsets themselves where there is none."""
+def _category_names(root: Path) -> dict[str, str] | None:
+    """Names by synset, from the category list; None where there is none, and synsets serve as names."""
     path = root / CATEGORY_LIST
     if not path.exists():
-        return {synset: synset for synset in listed}
+        return None
     names = {}
-    for line in read_lines(path):
+    for number, line in read_lines(path).items():
         fields = line.split()
         if len(fields) != 2:
-            raise UserError(f"{path} has the line {line!r}; expected a name and a synset")
+            raise UserError(
+                f"{path}, line {number}, has the line {printable(line)!r}; expected a name and a synset"
+            )
         names[fields[1]] = fields[0]
-    if unknown := [synset for synset in listed if synset not in names]:
-        raise UserError(
-            f"{root / 'train_test_split'} lists clouds of {unknown[0]}, which {path} does not have"
-        )
     return names
 
 
-def _parts(synset: str, files: list[Path]) -> tuple[int, ...]:
+def _parts(synset: str, files: list[Path], ignore_label: int | None) -> tuple[int, ...]:
     """Part labels of a category: as published, or all that its training files hold."""
     if synset in PARTS_OF_SYNSET:
         before = [count for other, count in PARTS_OF_SYNSET.items() if other < synset]
         return tuple(range(sum(before), sum(before) + PARTS_OF_SYNSET[synset]))
     found: set[int] = set()
     for file in files:
-        try:
-            found |= set(read_txt(file)[:, -1].astype(np.int64).tolist())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read {file} ({error}); copy it again or take it out of the list"
-            ) from error
+        found |= set(part_column(read_txt(file), str(file), ignore_label).tolist())
+    found -= {IGNORED}
+    if not found:
+        raise UserError(f"{synset} has no labelled points in its training files; its parts cannot be known")
+    if SUSPECT in found and SUSPECT - 1 not in found:
+        raise UserError(
+            f"{synset} has points of part {SUSPECT}, the usual mark of points without a part: give "
+            f"--data.ignore_label {SUSPECT}, or number the parts through"
+        )
     return tuple(sorted(found))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +12,10 @@ from map_points.data.config import Axis, PointDataConfig
 from map_points.patches.sampling import farthest_point_sample
 
 PROBE = 16
+FARTHEST = 1e30  # squares of distances stay finite in float64, coordinates in float32
+ROUNDING = 1e-12  # an extent below this part of the coordinates is float64's rounding
+STRAY = 1e-5  # half of the points within this part of the extent are no shape any more
+OFFSET = 1e-3  # an extent above this part of the coordinates keeps 4 digits in float32
 SURPLUS = 1200 / 1024  # farthest points of which a training step takes a random part
 
 
@@ -19,6 +24,51 @@ def to_unit_sphere(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     centred = points - points.mean(dim=0)
     radius = centred.norm(dim=-1).max()
     return centred / radius if radius > 0 else centred
+
+
+def prepare(points: np.ndarray, *, unit_sphere: bool, name: str) -> Float[Tensor, "n 3"]:
+    """Centre and scale a cloud where asked for, in float64: far from the origin float32 would round its shape away.
+
+    Raises:
+        UserError: a cloud whose shape would not survive in float32.
+    """
+    exact = torch.from_numpy(points)
+    check_extent(exact, name, centred=unit_sphere)
+    return (to_unit_sphere(exact) if unit_sphere else exact).float()
+
+
+def check_extent(points: Float[Tensor, "n 3"], name: str, *, centred: bool) -> None:
+    """Check that a cloud has a shape that float32 can hold.
+
+    Args:
+        points: The cloud, float64.
+        name: What to call it.
+        centred: It is centred and scaled before it is rounded.
+
+    Raises:
+        UserError: identical points, coordinates beyond all bounds, a point so far out that it alone would be seen, or
+            a cloud too far from the origin to be left uncentred.
+    """
+    reach = float(points.abs().max())
+    extent = float((points.amax(dim=0) - points.amin(dim=0)).max())
+    if not reach < FARTHEST:
+        raise UserError(f"{name} has coordinates up to {reach:.3g}; correct or remove it")
+    if extent <= ROUNDING * reach:
+        raise UserError(
+            f"{name}: its {len(points)} points are all the same; a cloud needs a shape: remove it"
+        )
+    distance = (points - points.median(dim=0).values).norm(dim=-1)
+    spread = float(distance.median())
+    if 0 < spread < STRAY * extent:
+        raise UserError(
+            f"{name}: point {int(distance.argmax())} lies {float(distance.max()):.3g} from the others, which "
+            f"lie within {spread:.3g}; remove it"
+        )
+    if not centred and extent < OFFSET * reach:
+        raise UserError(
+            f"{name} is {extent:.3g} wide but {reach:.3g} from the origin, too far for float32; centre it, or give "
+            "--data.unit_sphere true"
+        )
 
 
 def farthest(points: Float[Tensor, "n 3"], count: int) -> Float[Tensor, "{count} 3"]:
@@ -43,14 +93,23 @@ def take_points(
     Raises:
         UserError: the cloud has fewer points.
     """
+    check_count(len(points), count, name)
     n = len(points)
-    if n < count:
-        raise UserError(f"{name} has {n} points, fewer than data.num_points ({count}); lower it")
     if not training:
         return points if n == count else farthest(points, count)
     if surplus and n > count:
         points = farthest(points, min(n, round(SURPLUS * count)))
     return points[torch.randperm(len(points))[:count]]
+
+
+def check_count(available: int, count: int, name: str) -> None:
+    """Check that a cloud has as many points as are taken of it.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if available < count:
+        raise UserError(f"{name} has {available} points, fewer than data.num_points ({count}); lower it")
 
 
 def rotate(points: Float[Tensor, "n 3"], axis: Axis) -> Float[Tensor, "n 3"]:
@@ -73,8 +132,8 @@ def scale_translate(
 
 def augment(points: Float[Tensor, "n 3"], config: PointDataConfig, up_axis: Axis) -> Float[Tensor, "n 3"]:
     """Apply the configured augmentation, drawing from torch's global generator."""
-    if config.augmentation == "rotate":
-        return rotate(points, up_axis)
-    if config.augmentation == "scale_translate":
-        return scale_translate(points, config.scale, config.translate)
+    if config.augmentation in ("rotate", "rotate_scale_translate"):
+        points = rotate(points, up_axis)
+    if config.augmentation in ("scale_translate", "rotate_scale_translate"):
+        points = scale_translate(points, config.scale, config.translate)
     return points

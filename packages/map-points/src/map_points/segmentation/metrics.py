@@ -41,12 +41,16 @@ def part_totals(
     category: Int[Tensor, " b"],
     table: Bool[Tensor, "c p"],
 ) -> Float[Tensor, "4 c"]:
-    """Sums by category: IoU, clouds, points whose part was found, points; totals of batches and shards add up."""
-    predicted = predict_parts(logits, category, table)
+    """Sums by category: IoU, clouds, points whose part was found, points; totals of batches and shards add up.
+
+    Points whose part is negative have none and do not count.
+    """
+    labelled = parts >= 0
+    predicted = predict_parts(logits, category, table).masked_fill(~labelled, -1)
     iou = shape_iou(predicted, parts, category, table).double()
-    correct = (predicted == parts).double().sum(dim=1)
+    correct = ((predicted == parts) & labelled).double().sum(dim=1)
     totals = torch.zeros(4, len(table), dtype=torch.float64, device=logits.device)
-    rows = (iou, torch.ones_like(iou), correct, torch.full_like(iou, parts.shape[1]))
+    rows = (iou, torch.ones_like(iou), correct, labelled.double().sum(dim=1))
     for total, values in zip(totals, rows, strict=True):
         total.index_add_(0, category, values)
     return totals

@@ -1,8 +1,14 @@
 """What a user says about data: where the images are, which of them to use, and how to augment them."""
 
+import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from map_core.errors import UserError, near_matches
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Augmentation = Literal["none", "crop_flip", "pad_crop", "shift", "timm", "three_augment"]
 Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 
@@ -11,22 +17,28 @@ Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 class DataConfig:
     """Images, splits, augmentation and normalisation.
 
+    Files are JPEG, PNG, TIFF, WebP, BMP, GIF (its first picture), PPM, and AVIF or HEIF where Pillow reads
+    them. Images are turned upright as their EXIF orientation says, as viewers do. Gray samples of 16 bits are
+    scaled to 0..255, floating-point samples from 0..1; what has no known white (32-bit or signed integers,
+    floating-point samples outside 0..1) is unreadable.
+
     Args:
         source: "folder" for a folder of images, "digits" for the 8 x 8 digits that come with scikit-learn, a
             name that timm's create_dataset reads (torch/cifar10, hfds/<owner>/<name>, tfds/<name>, ...), or
             "auto": a folder when root is given, the digits otherwise.
-        root: Folder of the images; for a timm name, the folder it is stored in.
+        root: Folder of the images, ``~`` expanded; for a timm name, the folder it is stored in.
         train_split: Training split. For a folder, a subfolder of root ("." is root itself); default "train"
             if it exists, else root itself.
         eval_split: Evaluation split. For a folder, a subfolder of root; default the first of val, validation,
             test.
         holdout: Fraction of the training set to set aside, the same share of every class. Above 0, evaluation
-            runs on this part instead of the evaluation split: for choosing learning rates.
+            runs on this part instead of the evaluation split: for choosing learning rates. Training with
+            holdout and eval_split is refused; a later evaluation that names eval_split is on that.
         holdout_seed: Seed of the choice of the held-out part.
         subset: Train on this many images, a fixed choice with the same share of every class.
         subset_seed: Seed of the choice of the subset.
         on_error: What an unreadable image does: "raise" stops with its path; "skip" counts and reports it,
-            trains on the next readable image in its place, and leaves it out of evaluation.
+            trains on the next readable image in its place, and leaves it out of everything else.
         cache: "memory" decodes every image once and keeps it, at its own size, in memory that loader workers
             share; for data sets of small images.
         augmentation: "crop_flip" random resized crop and flip; "pad_crop" random crop from a border of an
@@ -42,7 +54,7 @@ class DataConfig:
             auto_augment) and "three_augment".
         random_erasing: Probability of erasing a random rectangle with noise, after any augmentation but
             "none".
-        interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
+        interpolation: "bicubic" (the default), "bilinear", "nearest" or "lanczos".
         crop_pct: Evaluation resizes the shorter side to size / crop_pct and takes the centre. Default 0.875
             for images larger than the model's, 1 for others, so that small images are not blurred.
         mean: Mean of every channel of pixels in 0..1; default ImageNet's, or the digits' own.
@@ -65,7 +77,78 @@ class DataConfig:
     auto_augment: str | None = None
     color_jitter: float | None = None
     random_erasing: float = 0.0
-    interpolation: str = "bicubic"
+    interpolation: str | None = None
     crop_pct: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    def validate(self) -> None:
+        """Raise a :class:`UserError` for the first field that no data set and no augmentation can have."""
+        _require(self, "source", lambda value: bool(value.strip()), "must name a source")
+        for name in ("root", "train_split", "eval_split"):
+            _require(
+                self,
+                name,
+                lambda value: bool(os.fspath(value).strip()),
+                "must not be empty (left out: the default)",
+            )
+        _require(self, "holdout", lambda value: 0 <= value < 1, "must lie in [0, 1): it is a fraction")
+        for name in ("holdout_seed", "subset_seed"):
+            _require(
+                self,
+                name,
+                lambda value: _is_integer(value) and abs(value) < 2**63,
+                "must be a 64-bit integer",
+            )
+        _require(self, "subset", lambda value: _is_integer(value) and value >= 1, "must be at least 1")
+        _require_one_of(self, "on_error", ("raise", "skip"))
+        _require_one_of(self, "cache", ("none", "memory"))
+        self._validate_augmentation()
+        _require(self, "crop_pct", lambda value: 0 < value <= 1, "must lie in (0, 1]")
+        _require_one_of(self, "interpolation", INTERPOLATIONS)
+        for name in ("mean", "std"):
+            _require(self, name, lambda value: len(value) in (1, 3), "must be 1 or 3 numbers")
+            _require(self, name, lambda value: all(map(math.isfinite, value)), "must be finite")
+        _require(self, "std", lambda value: min(value) > 0, "must be positive in every channel")
+
+    def _validate_augmentation(self) -> None:
+        _require_one_of(self, "augmentation", get_args(Augmentation))
+        _require(
+            self,
+            "crop_scale",
+            lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
+            "must be two increasing numbers in (0, 1]",
+        )
+        for name in ("horizontal_flip", "random_erasing"):
+            _require(self, name, lambda value: 0 <= value <= 1, "is a probability: it must lie in [0, 1]")
+        _require(self, "color_jitter", lambda value: 0 <= value < math.inf, "must be 0 or more")
+        if self.auto_augment and self.augmentation != "timm":
+            raise UserError(
+                f"auto_augment '{self.auto_augment}' needs augmentation 'timm', not '{self.augmentation}': "
+                "pass --data.augmentation timm"
+            )
+        if self.color_jitter and self.augmentation not in ("timm", "three_augment"):
+            raise UserError(
+                f"color_jitter ({self.color_jitter}) needs augmentation 'timm' or 'three_augment', "
+                f"not '{self.augmentation}'"
+            )
+
+
+def _require(config: DataConfig, name: str, holds: Callable[[Any], bool], rule: str) -> None:
+    value = getattr(config, name)
+    try:
+        fits = getattr(DataConfig, name) is None if value is None else holds(value)
+    except (TypeError, AttributeError):  # of another type than the field's
+        fits = False
+    if not fits:
+        raise UserError(f"data.{name} {rule}; got {value!r}; change --data.{name}")
+
+
+def _require_one_of(config: DataConfig, name: str, known: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in known and (value is not None or getattr(DataConfig, name) is not None):
+        raise UserError(f"unknown data.{name} '{value}': {near_matches(str(value), known)}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

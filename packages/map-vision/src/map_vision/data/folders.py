@@ -1,6 +1,7 @@
 """Folders of images: ImageFolder trees with class subfolders, and flat or nested folders without labels."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,25 +9,11 @@ import numpy as np
 
 from map_core.errors import UserError, near_matches
 
+from .formats import readable_extensions
 from .sources import FileImages
+from .walking import Listing, count_by_kind, images_directly_in, list_folder, subfolders
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 EVAL_SPLITS = ("val", "validation", "test")
-
-
-def find_images(folder: Path) -> list[str]:
-    """Return the paths of all images below ``folder``, relative to it and sorted, hidden files left out."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = os.path.relpath(parent, folder)
-        prefix = "" if relative == "." else relative + os.sep
-        found += [
-            prefix + name
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
-    return sorted(found, key=lambda path: path.split(os.sep))
 
 
 def train_folder(root: Path, split: str | None) -> Path:
@@ -44,7 +31,7 @@ def eval_folder(root: Path, split: str | None) -> Path | None:
 
 
 def existing_root(root: str | None) -> Path:
-    """Return ``root`` as a path.
+    """Return ``root`` as a path, ``~`` expanded.
 
     Raises:
         UserError: when it is not given, does not exist or is no folder.
@@ -52,17 +39,16 @@ def existing_root(root: str | None) -> Path:
     if root is None:
         raise UserError("source 'folder' needs the folder of the images: pass --data.root FOLDER")
     path = Path(root).expanduser()
-    if not path.exists():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a parent that may not be entered
+        raise UserError(f"cannot read --data.root {root} ({error.strerror}): correct it") from error
+    if not exists:
         parent = next(p for p in path.absolute().parents if p.exists())
         raise UserError(f"data folder {root} does not exist ({parent} does): correct --data.root")
-    if not path.is_dir():
+    if not is_folder:
         raise UserError(f"--data.root {root} is a file: give the folder that holds the images")
     return path
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Return the sorted names of the folders directly below, hidden ones left out."""
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
 
 
 def _named_split(root: Path, split: str, argument: str) -> Path:
@@ -76,26 +62,29 @@ def _named_split(root: Path, split: str, argument: str) -> Path:
 def read_folder(folder: Path, *, classes: Sequence[str] | None = None) -> FileImages:
     """Read a folder with one subfolder a class; ``classes`` are the expected names, if known.
 
+    Images beside the class folders have no label: they are ignored, and counted as such.
+
     Raises:
         UserError: without images or class folders, for a class without images, for unexpected classes.
     """
-    images = _some_images(folder)
-    found = subfolders(folder)
-    inside = [path for path in images if os.sep in path]
+    listing = list_folder(folder)
+    _refuse_none(folder, listing)
+    names = subfolders(folder)
+    inside = [path for path in listing.images if os.sep in path]
     if not inside:
         raise UserError(
             f"{folder} holds images but no class subfolders: labels need "
             f"{folder}{os.sep}<class>{os.sep}<image> (pretraining takes the folder as it is)"
         )
-    label_of = {name: label for label, name in enumerate(found)}
+    label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[path.split(os.sep, 1)[0]] for path in inside], dtype=np.int64)
     if classes is None:
-        counts = np.bincount(labels, minlength=len(found))
-        if empty := [name for name, count in zip(found, counts, strict=True) if not count]:
-            raise UserError(f"class folders without images in {folder}: {_some(empty)}; fill or remove them")
-    elif list(classes) != found:
-        raise UserError(_difference(folder, found, classes))
-    return FileImages(labels, tuple(found), tuple(str(folder / path) for path in inside))
+        counts = np.bincount(labels, minlength=len(names))
+        _refuse_empty([name for name, n in zip(names, counts, strict=True) if not n], folder, listing)
+    elif list(classes) != names:
+        raise UserError(_difference(folder, names, classes))
+    loose = Counter({"images beside the class folders": len(listing.images) - len(inside)})
+    return _file_images(folder, inside, labels, names, listing.ignored + loose)
 
 
 def read_unlabelled_folder(folder: Path) -> FileImages:
@@ -104,37 +93,46 @@ def read_unlabelled_folder(folder: Path) -> FileImages:
     Raises:
         UserError: without images.
     """
-    images = _some_images(folder)
-    tops = [path.split(os.sep, 1)[0] if os.sep in path else "" for path in images]
+    listing = list_folder(folder)
+    _refuse_none(folder, listing)
+    tops = [path.split(os.sep, 1)[0] if os.sep in path else "" for path in listing.images]
     classes = [] if "" in tops else sorted(set(tops))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of.get(top, 0) for top in tops], dtype=np.int64)
-    return FileImages(labels, tuple(classes), tuple(str(folder / path) for path in images))
+    return _file_images(folder, listing.images, labels, classes, listing.ignored)
 
 
-def list_images(paths: Sequence[str | Path]) -> list[str]:
-    """Expand files and folders, in the order given, to image paths; a folder's are sorted.
-
-    Raises:
-        UserError: for a path that does not exist or a folder without images.
-    """
-    found: list[str] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"image or folder {path} does not exist")
-        found += [str(path / name) for name in _some_images(path)] if path.is_dir() else [str(path)]
-    return found
+def beside_train(root: Path, folder: Path) -> Counter[str]:
+    """Count the images of ``root`` itself, which nobody reads when the training split is a folder in it."""
+    return Counter(
+        {f"images beside {folder.name}{os.sep}": 0 if folder == root else images_directly_in(root)}
+    )
 
 
-def _some_images(folder: Path) -> list[str]:
-    images = find_images(folder)
-    if not images:
-        raise UserError(f"no images in {folder}: looked in all subfolders for {' '.join(sorted(EXTENSIONS))}")
-    return images
+def _file_images(
+    folder: Path, images: Sequence[str], labels: np.ndarray, classes: Sequence[str], ignored: Counter[str]
+) -> FileImages:
+    paths = tuple(str(folder / path) for path in images)
+    return FileImages(labels, tuple(classes), paths, tuple(sorted((+ignored).items())))
 
 
-def _difference(folder: Path, found: Sequence[str], expected: Sequence[str]) -> str:
-    unknown, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
+def _refuse_none(folder: Path, listing: Listing) -> None:
+    if not listing.images:
+        looked = f"looked in all subfolders for {' '.join(sorted(readable_extensions()))}"
+        ignored = count_by_kind(listing.ignored.items())
+        raise UserError(f"no images in {folder}: {looked}" + (f"; {ignored}" if ignored else ""))
+
+
+def _refuse_empty(empty: Sequence[str], folder: Path, listing: Listing) -> None:
+    if not empty:
+        return
+    links = [name for name in empty if name in listing.repeated]
+    why = f" ({_some(links)}: linked to a folder that is listed already)" if links else ""
+    raise UserError(f"class folders without images in {folder}: {_some(empty)}{why}; fill or remove them")
+
+
+def _difference(folder: Path, names: Sequence[str], expected: Sequence[str]) -> str:
+    unknown, missing = sorted(set(names) - set(expected)), sorted(set(expected) - set(names))
     parts = [f"not among the {len(expected)} training classes: {_some(unknown)}"] if unknown else []
     parts += [f"without a folder here: {_some(missing)}"] if missing else []
     return f"the classes in {folder} differ from the training split's; {'; '.join(parts)}"

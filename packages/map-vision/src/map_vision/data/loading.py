@@ -1,5 +1,6 @@
 """From a ``DataConfig`` to the data sets of a run."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +11,49 @@ import numpy as np
 from map_core.errors import UserError
 
 from .config import DataConfig, Purpose
-from .folders import list_images
+from .image_paths import read_image_paths
 from .memory import cache_images
-from .normalization import pixel_mean, pixel_std
+from .preprocessing import Preprocessing, resolve_preprocessing
 from .samples import ImageSamples, SkippedImages, Transform
-from .sources import FileImages
 from .splits import Split, Splits, choose_splits
 from .timm_sources import StreamedImages
 from .transforms import evaluation_transform, training_transform
+from .walking import count_by_kind
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageData:
     """The data sets of a run: samples are (image [c h w] float32, normalised, label int).
 
-    ``classes`` are the class names in the order of the labels, () for images without labels. ``mean`` and
-    ``std`` have one value a channel, for pixels in 0..1.
+    Args:
+        training: Images to train on, augmented unless the purpose is "features".
+        evaluation: Images to evaluate on, under the evaluation transform.
+        evaluated_on: Which split the evaluation images are, such as "val".
+        classes: Class names in the order of the labels, () for images without labels.
+        preprocessing: How images are prepared for the model; belongs beside its weights.
+        evaluation_transform: The same as a function of an image.
+        description: Where the images are, how many, and what was left out.
     """
 
     training: ImageSamples | None
     evaluation: ImageSamples | None
+    evaluated_on: str | None
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
     evaluation_transform: Transform
     description: str
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of every channel, for pixels in 0..1."""
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of every channel, for pixels in 0..1."""
+        return self.preprocessing.std
 
     @property
     def train(self) -> ImageSamples:
@@ -64,59 +83,73 @@ class ImageData:
 
 
 def load_image_data(
-    config: DataConfig, *, img_size: tuple[int, int], in_chans: int, purpose: Purpose
+    config: DataConfig,
+    *,
+    img_size: tuple[int, int],
+    in_chans: int,
+    purpose: Purpose,
+    trained: Preprocessing | None = None,
 ) -> ImageData:
     """Open the data that ``config`` names; ``img_size`` is (height, width).
 
     "pretrain" needs no labels and has no evaluation part; "finetune" augments the training part; "features"
-    does not, and does not insist on a training part; "evaluate" has the evaluation part only and reads no other.
+    does not, and does without labels or one of the parts; "evaluate" has the evaluation part only and reads no
+    other. ``trained`` is how the images of a trained model were prepared: it fills what ``config`` leaves open.
 
     Raises:
         UserError: for anything that is missing, does not exist or does not fit.
     """
-    mean, std = pixel_mean(config, in_chans), pixel_std(config, in_chans)
-    plain = evaluation_transform(config, img_size=img_size, mean=mean, std=std)
-    augmented = training_transform(config, img_size=img_size, mean=mean, std=std)
-    splits = choose_splits(config, _mode(in_chans), purpose)
-    training, evaluation = _samples(splits, config, _mode(in_chans), plain)
-    if training is not None and purpose != "features":
-        training = training.with_transform(augmented)
-    if evaluation is not None and config.on_error == "skip":
+    config.validate()
+    preprocessing = resolve_preprocessing(config, in_chans=in_chans, trained=trained)
+    plain = evaluation_transform(preprocessing, img_size=img_size)
+    augmented = training_transform(config, preprocessing, img_size=img_size)
+    splits = choose_splits(config, preprocessing.mode, purpose)
+    training, evaluation = _samples(splits, config, preprocessing.mode, plain)
+    if training is not None:
+        training = (
+            training.without_unreadable() if purpose == "features" else training.with_transform(augmented)
+        )
+        training.require_readable()
+    if evaluation is not None:
         evaluation = evaluation.without_unreadable()
-    opened = training or evaluation
+    opened = evaluation if training is None else training
     assert opened is not None
+    description = _describe(config, splits, training, evaluation)
+    if splits.ignored:
+        logger.warning("%s", description)
     return ImageData(
         training=training,
         evaluation=evaluation,
+        evaluated_on=None if splits.evaluation is None else splits.evaluation.name,
         classes=opened.classes,
-        mean=mean,
-        std=std,
+        preprocessing=preprocessing,
         evaluation_transform=plain,
-        description=_describe(config, training, evaluation),
+        description=description,
     )
 
 
 def load_images(
-    paths: str | Path | Sequence[str | Path], config: DataConfig, *, img_size: tuple[int, int], in_chans: int
+    paths: str | Path | Sequence[str | Path],
+    config: DataConfig,
+    *,
+    img_size: tuple[int, int],
+    in_chans: int,
+    trained: Preprocessing | None = None,
 ) -> ImageSamples:
-    """Open image files and folders (searched, sorted) as samples without labels; ``names`` are their paths.
+    """Open image files, folders (searched, sorted) and patterns as samples without labels, named by path.
 
     Where ``config.on_error`` is "skip", unreadable images are left out, and ``skipped()`` tells which.
 
     Raises:
-        UserError: for a path that does not exist or a folder without images.
+        UserError: for no paths, a path that does not exist, and a folder or pattern without images.
     """
-    files = list_images([paths] if isinstance(paths, str | Path) else paths)
-    source = FileImages(np.zeros(len(files), dtype=np.int64), (), tuple(files))
-    plain = evaluation_transform(
-        config, img_size=img_size, mean=pixel_mean(config, in_chans), std=pixel_std(config, in_chans)
-    )
-    samples = ImageSamples(source, plain, mode=_mode(in_chans), on_error=config.on_error)
-    return samples.without_unreadable() if config.on_error == "skip" else samples
-
-
-def _mode(in_chans: int) -> Literal["RGB", "L"]:
-    return "RGB" if in_chans == 3 else "L"
+    config.validate()
+    preprocessing = resolve_preprocessing(config, in_chans=in_chans, trained=trained)
+    source = read_image_paths(paths)
+    if source.ignored:
+        logger.warning("%d images to read (%s)", len(source), count_by_kind(source.ignored))
+    plain = evaluation_transform(preprocessing, img_size=img_size)
+    return ImageSamples(source, plain, mode=preprocessing.mode, on_error=config.on_error).without_unreadable()
 
 
 def _samples(
@@ -138,11 +171,14 @@ def _samples(
     return (None if train is None else make(train)), (None if evaluation is None else make(evaluation))
 
 
-def _describe(config: DataConfig, training: ImageSamples | None, evaluation: ImageSamples | None) -> str:
+def _describe(
+    config: DataConfig, splits: Splits, training: ImageSamples | None, evaluation: ImageSamples | None
+) -> str:
     where = config.root or ("digits" if config.source == "auto" else config.source)
-    parts = [
-        f"{len(samples)} {name} images"
-        for name, samples in (("training", training), ("evaluation", evaluation))
-        if samples is not None
-    ]
-    return f"{where}: {', '.join(parts)}"
+    parts = []
+    if training is not None:
+        parts.append(f"{len(training)} training images")
+    if evaluation is not None and splits.evaluation is not None:
+        parts.append(f"{len(evaluation)} evaluation images ({splits.evaluation.name})")
+    ignored = count_by_kind(splits.ignored)
+    return f"{where}: {', '.join(parts)}" + (f" ({ignored})" if ignored else "")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from map_core.errors import UserError
 
-from .sources import ImageSource, UnreadableImageError, unreadable
+from .decoding import UnreadableImageError, unreadable
+from .sources import ImageSource
 
 PROBES = 64
 

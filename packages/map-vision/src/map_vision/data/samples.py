@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from map_core.errors import UserError
 
-from .sources import ImageSource, UnreadableImageError
+from .decoding import UnreadableImageError
+from .sources import ImageSource
 
 logger = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], Tensor]
@@ -99,10 +100,29 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         return other
 
     def without_unreadable(self) -> "ImageSamples":
-        """Decode every image once and return the readable ones: evaluation must not count a stand-in."""
+        """Where unreadable images are skipped, decode every image once and return the readable ones.
+
+        Names, labels and whatever is computed from the images then agree, and no stand-in is evaluated.
+
+        Raises:
+            UserError: when none is left.
+        """
+        if self.on_error == "raise":
+            return self
         with ThreadPoolExecutor() as pool:
             readable = list(pool.map(lambda index: self._try(index) is not None, self.indices.tolist()))
+        if not any(readable):
+            raise self._none_readable()
         return self.select(self.indices[np.array(readable, dtype=bool)])
+
+    def require_readable(self) -> None:
+        """Where unreadable images are skipped, decode images until one is readable.
+
+        Raises:
+            UserError: when none is.
+        """
+        if self.on_error == "skip":
+            self._readable(0)
 
     def skipped(self, show: int = 5) -> SkippedImages:
         """Report the unreadable images met so far."""
@@ -118,7 +138,17 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
             image = self._try(index)
             if image is not None:
                 return index, image
-        raise UserError(f"none of the {len(self)} images can be read; the first is {self.names[0]}")
+        raise self._none_readable()
+
+    def _none_readable(self) -> UserError:
+        try:
+            self.source.image(int(self.indices[0]), self.mode)
+            why = self.names[0]
+        except UnreadableImageError as error:
+            why = error.fact
+        return UserError(
+            f"none of the {len(self)} images is readable; the first: {why}; correct the folder or files"
+        )
 
     def _try(self, index: int) -> Image.Image | None:
         if self._unreadable[index]:
@@ -127,5 +157,5 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
             return self.source.image(index, self.mode)
         except UnreadableImageError as error:
             self._unreadable[index] = 1
-            logger.warning("skipped: %s", error)
+            logger.warning("skipped: %s", error.fact)
             return None

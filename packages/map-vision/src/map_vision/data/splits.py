@@ -1,7 +1,8 @@
 """Which images of which source a run trains on and evaluates on."""
 
-import os
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,31 +13,33 @@ from .config import DataConfig, Purpose
 from .digits import load_digits, split_digits
 from .folders import (
     EVAL_SPLITS,
+    beside_train,
     eval_folder,
     existing_root,
     read_folder,
     read_unlabelled_folder,
-    subfolders,
     train_folder,
 )
-from .normalization import reads_digits
-from .sources import ImageSource
+from .preprocessing import reads_digits
+from .sources import FileImages, ImageSource
 from .timm_sources import StreamedImages, read_timm
+from .walking import subfolders
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images ``indices`` of a source."""
+    """The images ``indices`` of a source; ``name`` says which split they are."""
 
     source: ImageSource
     indices: np.ndarray
+    name: str
 
     @classmethod
-    def whole(cls, source: ImageSource) -> "Split":
-        return cls(source, np.arange(len(source)))
+    def whole(cls, source: ImageSource, name: str) -> "Split":
+        return cls(source, np.arange(len(source)), name)
 
-    def select(self, positions: np.ndarray) -> "Split":
-        return Split(self.source, self.indices[positions])
+    def select(self, positions: np.ndarray, name: str | None = None) -> "Split":
+        return Split(self.source, self.indices[positions], name or self.name)
 
     @property
     def labels(self) -> np.ndarray:
@@ -45,31 +48,41 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and evaluation images; pretraining has none of the second, evaluation none of the first."""
+    """Training and evaluation images: pretraining has none of the second, evaluation none of the first.
+
+    ``ignored`` counts the files that were left out, by kind.
+    """
 
     train: Split | None
     evaluation: Split | None
+    ignored: tuple[tuple[str, int], ...] = ()
 
 
 def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     """Open the source, set the held-out part aside, then take the subset of what is left for training.
 
-    A split that ``purpose`` has no use for is not read.
+    A split that ``purpose`` has no use for is not read. Where a named evaluation split meets a held-out part,
+    the named one is evaluated on: the run that was trained with the second is asked about the first.
+
+    Raises:
+        UserError: for a split that does not exist, and for training with two evaluation splits.
     """
-    if not 0.0 <= config.holdout < 1.0:
+    if purpose == "finetune" and config.holdout and config.eval_split is not None:
         raise UserError(
-            f"holdout ({config.holdout}) must lie in [0, 1): it is a fraction of the training set"
+            f"data.eval_split '{config.eval_split}' and data.holdout ({config.holdout}) each name what to "
+            "evaluate on: drop one of them"
         )
     splits = _open(config, mode, purpose)
     train, evaluation = splits.train, splits.evaluation
     if train is not None and config.holdout:
         kept, held = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
-        train, evaluation = train.select(kept), train.select(held)
+        held_out = train.select(held, f"{config.holdout:g} held out of {train.name}")
+        train, evaluation = train.select(kept), evaluation if config.eval_split is not None else held_out
     if purpose == "evaluate":
-        return Splits(None, evaluation)
+        train = None
     if train is not None and config.subset is not None:
         train = train.select(take_subset(train.labels, config.subset, seed=config.subset_seed))
-    return Splits(train, None if purpose == "pretrain" else evaluation)
+    return Splits(train, None if purpose == "pretrain" else evaluation, splits.ignored)
 
 
 def _open(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
@@ -94,37 +107,70 @@ def _digits(config: DataConfig) -> Splits:
             raise UserError(f"{argument} '{split}' does not exist: the digits have 'train' and 'test' only")
     digits = load_digits()
     parts = split_digits(digits)
-    return Splits(Split(digits, parts["train"]), Split(digits, parts["test"]))
+    return Splits(Split(digits, parts["train"], "train"), Split(digits, parts["test"], "test"))
 
 
 def _folder(config: DataConfig, purpose: Purpose) -> Splits:
     root = existing_root(config.root)
     folder = train_folder(root, config.train_split)
-    if purpose == "pretrain":
+    held_out = eval_folder(root, config.eval_split)  # a name that is wrong is an error, used or not
+    in_train = config.holdout > 0 and config.eval_split is None
+    train: FileImages | None = None
+    evaluation: FileImages | None = None
+    if purpose == "pretrain" or (purpose == "features" and held_out is None and not in_train):
         _check_not_evaluation(root, folder, config)
-        return Splits(Split.whole(read_unlabelled_folder(folder)), None)
-    if config.holdout:
+        train = read_unlabelled_folder(folder)
+    elif in_train:
         _check_not_evaluation(root, folder, config)
-        return Splits(Split.whole(read_folder(folder)), None)
-    held_out = eval_folder(root, config.eval_split)
-    if held_out is None:
+        train = read_folder(folder)
+    elif held_out is None:
         raise UserError(
             f"no evaluation split in {root}: looked for {', '.join(EVAL_SPLITS)}, found {_listing(root)}; "
             "name it with --data.eval_split ('.' is the folder itself), or hold a part of the training set "
             "out with --data.holdout 0.1"
         )
-    if purpose in ("evaluate", "features") and folder == root and config.train_split is None:
-        return Splits(None, Split.whole(read_folder(held_out)))
-    if purpose == "evaluate":
-        return Splits(None, Split.whole(read_folder(held_out, classes=subfolders(folder))))
-    _check_not_evaluation(root, folder, config)
-    train = read_folder(folder)
-    return Splits(Split.whole(train), Split.whole(read_folder(held_out, classes=train.classes)))
+    elif purpose in ("evaluate", "features") and folder == root and config.train_split is None:
+        evaluation = _read_labelled(held_out, purpose)
+    elif purpose == "evaluate":
+        evaluation = read_folder(held_out, classes=subfolders(folder))
+    else:
+        _check_not_evaluation(root, folder, config)
+        train = _read_labelled(folder, purpose)
+        evaluation = read_folder(held_out, classes=train.classes) if train.classes else _read_flat(held_out)
+    ignored = beside_train(root, folder) if config.train_split is None else Counter[str]()
+    for source in (train, evaluation):
+        ignored += Counter(dict(source.ignored)) if source is not None else Counter()
+    return Splits(
+        None if train is None else Split.whole(train, _name(folder, root)),
+        None if evaluation is None or held_out is None else Split.whole(evaluation, _name(held_out, root)),
+        tuple(ignored.items()),
+    )
 
 
-def _check_not_evaluation(root: os.PathLike[str], folder: os.PathLike[str], config: DataConfig) -> None:
+def _read_labelled(folder: Path, purpose: Purpose) -> FileImages:
+    """Read a folder with classes; features need none, so a folder without class folders will do for them."""
+    return read_folder(folder) if purpose != "features" or subfolders(folder) else _read_flat(folder)
+
+
+def _read_flat(folder: Path) -> FileImages:
+    """Read all images of a folder as images without labels."""
+    images = read_unlabelled_folder(folder)
+    return FileImages(np.zeros_like(images.labels), (), images.paths, images.ignored)
+
+
+def _name(folder: Path, root: Path) -> str:
+    return (
+        root.name
+        if folder == root
+        else str(folder.relative_to(root))
+        if folder.is_relative_to(root)
+        else str(folder)
+    )
+
+
+def _check_not_evaluation(root: Path, folder: Path, config: DataConfig) -> None:
     """Refuse to train on a root whose subfolders are evaluation splits."""
-    names = set(subfolders(folder))  # type: ignore[arg-type]
+    names = set(subfolders(folder))
     if folder == root and config.train_split is None and names & set(EVAL_SPLITS):
         raise UserError(
             f"no training split in {root}: looked for train, found {_listing(root)}; "
@@ -135,14 +181,17 @@ def _check_not_evaluation(root: os.PathLike[str], folder: os.PathLike[str], conf
 def _timm(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     def read(split: str) -> Split:
         in_memory = config.cache == "memory"
-        return Split.whole(read_timm(config.source, config.root, split, mode=mode, in_memory=in_memory))
+        return Split.whole(
+            read_timm(config.source, config.root, split, mode=mode, in_memory=in_memory), split
+        )
 
-    if purpose == "evaluate" and not config.holdout:
+    in_train = config.holdout > 0 and config.eval_split is None
+    if purpose == "evaluate" and not in_train:
         return Splits(None, read(config.eval_split or "validation"))
     train = read(config.train_split or "train")
-    if purpose == "pretrain" or config.holdout:
+    if in_train or (purpose == "pretrain" and config.eval_split is None):
         return Splits(train, None)
-    evaluation = read(config.eval_split or "validation")
+    evaluation = read(config.eval_split or "validation")  # in pretraining, for an error if its name is wrong
     known = not isinstance(train.source, StreamedImages)
     if known and train.source.classes != evaluation.source.classes:
         raise UserError(
@@ -152,8 +201,8 @@ def _timm(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     return Splits(train, evaluation)
 
 
-def _listing(root: os.PathLike[str], limit: int = 8) -> str:
-    names = subfolders(root)  # type: ignore[arg-type]
+def _listing(root: Path, limit: int = 8) -> str:
+    names = subfolders(root)
     if not names:
         return "no subfolders"
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

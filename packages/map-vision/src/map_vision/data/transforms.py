@@ -4,7 +4,6 @@ Every random choice is drawn from the global generators, so seeding them by (see
 """
 
 from collections.abc import Callable
-from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -15,32 +14,38 @@ from torch import Tensor
 from torchvision import transforms as tv
 from torchvision.transforms import functional as tvf
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError
 
-from .config import Augmentation, DataConfig
+from .config import DataConfig
+from .preprocessing import Preprocessing
 
-INTERPOLATIONS = {
+INTERPOLATION_MODES = {
     "bicubic": tv.InterpolationMode.BICUBIC,
     "bilinear": tv.InterpolationMode.BILINEAR,
     "nearest": tv.InterpolationMode.NEAREST,
     "lanczos": tv.InterpolationMode.LANCZOS,
 }
-DEFAULT_CROP_PCT = 0.875
 Step = Callable[[Image.Image], Image.Image]
 
 
 class ResizeToFill:
-    """Resize the shorter side to size / crop_pct and take the centre [h w]; see ``DataConfig.crop_pct``."""
+    """Resize the shorter side to size / crop_pct and take the centre [h w].
 
-    def __init__(self, img_size: tuple[int, int], crop_pct: float | None, interpolation: str) -> None:
+    ``crop_pct_small`` is for images that are not larger than ``img_size`` in both directions.
+    """
+
+    def __init__(
+        self, img_size: tuple[int, int], *, crop_pct: float, crop_pct_small: float, interpolation: str
+    ) -> None:
         self.img_size = img_size
         self.crop_pct = crop_pct
-        self.interpolation = INTERPOLATIONS[interpolation]
+        self.crop_pct_small = crop_pct_small
+        self.interpolation = INTERPOLATION_MODES[interpolation]
 
     def __call__(self, image: Image.Image) -> Image.Image:
         height, width = self.img_size
         larger = image.height > height and image.width > width
-        crop_pct = self.crop_pct or (DEFAULT_CROP_PCT if larger else 1.0)
+        crop_pct = self.crop_pct if larger else self.crop_pct_small
         scale = max(height / crop_pct / image.height, width / crop_pct / image.width)
         resized = (max(height, round(image.height * scale)), max(width, round(image.width * scale)))
         if resized != (image.height, image.width):
@@ -84,34 +89,37 @@ class ToNormalized:
         return pixels * self.scale - self.offset
 
 
-def evaluation_transform(
-    config: DataConfig, *, img_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
-) -> tv.Compose:
-    """Resize, take the centre, normalise; ``len(mean)`` is the number of channels."""
-    check_transform_settings(config)
-    fill = ResizeToFill(img_size, config.crop_pct, config.interpolation)
-    return tv.Compose([fill, ToNormalized(mean, std)])
+def evaluation_transform(preprocessing: Preprocessing, *, img_size: tuple[int, int]) -> tv.Compose:
+    """Resize, take the centre, normalise."""
+    fill = ResizeToFill(
+        img_size,
+        crop_pct=preprocessing.crop_pct,
+        crop_pct_small=preprocessing.crop_pct_small,
+        interpolation=preprocessing.interpolation,
+    )
+    return tv.Compose([fill, ToNormalized(preprocessing.mean, preprocessing.std)])
 
 
 def training_transform(
-    config: DataConfig, *, img_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+    config: DataConfig, preprocessing: Preprocessing, *, img_size: tuple[int, int]
 ) -> tv.Compose:
-    """Augment as ``config.augmentation`` says, then normalise.
+    """Augment as ``config.augmentation`` says, then normalise; ``config`` is validated.
 
     Raises:
-        UserError: for settings that do not exist or do not fit.
+        UserError: for a policy that timm does not know.
     """
-    check_transform_settings(config)
     if config.augmentation == "none":
-        return evaluation_transform(config, img_size=img_size, mean=mean, std=std)
-    steps: list[Callable] = [*_augmentations(config, img_size, mean), ToNormalized(mean, std)]
+        return evaluation_transform(preprocessing, img_size=img_size)
+    normalize = ToNormalized(preprocessing.mean, preprocessing.std)
+    steps: list[Callable] = [*_augmentations(config, preprocessing, img_size), normalize]
     if config.random_erasing:
         steps.append(RandomErasing(config.random_erasing, mode="pixel", device="cpu"))
     return tv.Compose(steps)
 
 
-def _augmentations(config: DataConfig, img_size: tuple[int, int], mean: tuple[float, ...]) -> list[Step]:
-    fill = ResizeToFill(img_size, config.crop_pct or 1.0, config.interpolation)
+def _augmentations(config: DataConfig, preprocessing: Preprocessing, img_size: tuple[int, int]) -> list[Step]:
+    interpolation, whole = preprocessing.interpolation, config.crop_pct or 1.0
+    fill = ResizeToFill(img_size, crop_pct=whole, crop_pct_small=whole, interpolation=interpolation)
     flip = tv.RandomHorizontalFlip(config.horizontal_flip)
     if config.augmentation == "pad_crop":
         return [fill, PadCrop(), flip]
@@ -119,13 +127,16 @@ def _augmentations(config: DataConfig, img_size: tuple[int, int], mean: tuple[fl
         return [Shift(), fill]  # by a pixel of the stored image, before it is enlarged
     if config.augmentation == "crop_flip":
         crop = tv.RandomResizedCrop(
-            img_size, config.crop_scale or (0.2, 1.0), interpolation=INTERPOLATIONS[config.interpolation]
+            img_size, config.crop_scale or (0.2, 1.0), interpolation=INTERPOLATION_MODES[interpolation]
         )
         return [crop, flip]
-    return _timm_augmentations(config, img_size, mean)
+    return _timm_augmentations(config, preprocessing, img_size)
 
 
-def _timm_augmentations(config: DataConfig, img_size: tuple[int, int], mean: tuple[float, ...]) -> list[Step]:
+def _timm_augmentations(
+    config: DataConfig, preprocessing: Preprocessing, img_size: tuple[int, int]
+) -> list[Step]:
+    mean = preprocessing.mean
     three = config.augmentation == "three_augment"
     color_jitter = 0.3 if three and config.color_jitter is None else config.color_jitter
     try:
@@ -137,7 +148,7 @@ def _timm_augmentations(config: DataConfig, img_size: tuple[int, int], mean: tup
             hflip=config.horizontal_flip,
             auto_augment="3a" if three else config.auto_augment,
             color_jitter=color_jitter,
-            interpolation=config.interpolation,
+            interpolation=preprocessing.interpolation,
             mean=mean if len(mean) == 3 else mean[:1] * 3,
         )
     except (AssertionError, KeyError, ValueError, IndexError) as error:
@@ -148,36 +159,3 @@ def _timm_augmentations(config: DataConfig, img_size: tuple[int, int], mean: tup
     if len(mean) == 1:  # timm's policies expect three channels
         return [geometry, tv.Grayscale(3), color, tv.Grayscale(1)]
     return [geometry, color]
-
-
-def check_transform_settings(config: DataConfig) -> None:
-    """Check augmentation settings by value.
-
-    Raises:
-        UserError: naming the setting, its value and the rule.
-    """
-    if config.augmentation not in get_args(Augmentation):
-        hint = near_matches(config.augmentation, get_args(Augmentation))
-        raise UserError(f"unknown augmentation '{config.augmentation}': {hint}")
-    if config.interpolation not in INTERPOLATIONS:
-        raise UserError(
-            f"unknown interpolation '{config.interpolation}': "
-            f"{near_matches(config.interpolation, INTERPOLATIONS)}"
-        )
-    if config.crop_scale is not None and not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
-        raise UserError(f"crop_scale {tuple(config.crop_scale)} must be two increasing numbers in (0, 1]")
-    if config.crop_pct is not None and not 0 < config.crop_pct <= 1:
-        raise UserError(f"crop_pct ({config.crop_pct}) must lie in (0, 1]")
-    for name in ("horizontal_flip", "random_erasing"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"{name} ({getattr(config, name)}) is a probability: it must lie in [0, 1]")
-    if config.auto_augment and config.augmentation != "timm":
-        raise UserError(
-            f"auto_augment '{config.auto_augment}' needs augmentation 'timm', not '{config.augmentation}': "
-            "pass --data.augmentation timm"
-        )
-    if config.color_jitter and config.augmentation not in ("timm", "three_augment"):
-        raise UserError(
-            f"color_jitter ({config.color_jitter}) needs augmentation 'timm' or 'three_augment', "
-            f"not '{config.augmentation}'"
-        )

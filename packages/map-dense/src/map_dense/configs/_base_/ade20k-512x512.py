@@ -2,14 +2,16 @@
 
 `data_root` holds `images/{training,validation}` and `annotations/{training,validation}` (ADEChallengeData2016), whose
 label 0, "other", is ignored (`reduce_zero_label`). Augmentation as in Vim's code: scale 0.5 to 2, crop with at most
-75 % of one class, flip, photometric distortion.
+75 % of one class, flip, photometric distortion. `mim test --tta` averages six scales and their mirror images, as
+mmseg's configs do.
 """
 
 data_root = "data/ade/ADEChallengeData2016"
 
+load_labels = dict(type="LoadLabelMap", num_classes=150, reduce_zero_label=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    load_labels,
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -19,8 +21,23 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    load_labels,
     dict(type="PackSegInputs"),
+]
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="Resize", scale=(int(2048 * factor), int(512 * factor)), keep_ratio=True)
+                for factor in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+            ],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [load_labels],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
 ]
 train_dataloader = dict(
     batch_size=8,

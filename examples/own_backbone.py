@@ -1,9 +1,9 @@
-"""Pretrain an encoder of your own with the objective: anything that returns features of the visible tokens.
+"""Pretrain a backbone of your own with the objective.
 
-An encoder needs `embed_dim` and `encode(tokens, mask) -> Features`. This one is a pyramid in miniature, as in
-convolutional hybrids: it cannot drop tokens, so it paints a mask token over the hidden patches, runs convolutions over
-the whole grid and returns every place of it. The decoder puts its own mask token at the hidden places, so nothing that
-the encoder wrote there leaks into the prediction.
+A backbone needs `embed_dim`, `tokenize(inputs, targets=...) -> Tokens` and `encode(tokens, mask) -> Features`. This
+one is a pyramid in miniature, as in convolutional hybrids: it cannot drop tokens, so it paints a mask token over the
+hidden patches, runs convolutions over the whole grid and returns every place of it. The decoder puts its own mask token
+at the hidden places, so nothing that the backbone wrote there leaks into the prediction.
 """
 
 import argparse
@@ -11,20 +11,32 @@ import argparse
 import torch
 from torch import nn
 
-from map_core import Features, MaskedAutoregression, RegionDecoder, TokenMask, Tokens
+from map_core import (
+    Draw,
+    Features,
+    GridRegions,
+    MaskedAutoregression,
+    RegionDecoder,
+    TokenMask,
+    Tokens,
+    make_position,
+)
 from map_vision.patches import PatchEmbed
-from map_vision.positions import make_grid_position
-from map_vision.tokenizer import ImageTokenizer
+from map_vision.tokenizer import tokenize_images
 
 
-class ConvEncoder(nn.Module):
-    """Residual 3 x 3 convolutions over the grid of tokens."""
+class ConvBackbone(nn.Module):
+    """Residual 3 x 3 convolutions over the grid of patches."""
 
     def __init__(self, embed_dim: int, depth: int) -> None:
         super().__init__()
         self.embed_dim = embed_dim
+        self.patch_embed = PatchEmbed((4, 4), 1, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(embed_dim))
         self.convs = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 3, padding=1) for _ in range(depth))
+
+    def tokenize(self, inputs: torch.Tensor, *, targets: bool = False) -> Tokens:
+        return tokenize_images(inputs, self.patch_embed, targets=targets)
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         x = tokens.embedding
@@ -52,16 +64,16 @@ def main() -> None:
     steps = parser.parse_args().steps
     torch.manual_seed(0)
     objective = MaskedAutoregression(
-        ImageTokenizer(PatchEmbed((4, 4), 1, 64), region="row"),
-        ConvEncoder(64, depth=4),
-        RegionDecoder(64, make_grid_position("learned", (8, 8), 64), embed_dim=64, depth=2, num_heads=4),
+        ConvBackbone(64, depth=4),
+        RegionDecoder(64, make_position("learned", 64, grid=(8, 8)), embed_dim=64, depth=2, num_heads=4),
         nn.Linear(64, 16),
+        regions=GridRegions("row"),
         attention="map",
     )
     optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3)
     losses = []
     for step in range(steps):
-        loss = objective(stripes(32)).loss
+        loss = objective(stripes(32), Draw.of_batch(32, seed=0, step=step)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,106 @@
+"""A domain's command line as a program: find the command, run it, say what the user did wrong."""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from map_core.commands.command import Command
+from map_core.commands.output import while_somebody_reads
+from map_core.commands.parser import parse
+from map_core.commands.recipes import recipe_names
+from map_core.errors import UserError, near_matches
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+PACKAGES = ("map-core", "torch", "timm")  # whose versions --version prints besides the program's
+
+
+def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, or 2 with one sentence on stderr if the user erred.
+
+    Other errors, and the user's too where MAP_DEBUG is set in the environment, keep their traceback. Where whoever
+    reads the output stops reading, as in ``info | head -1``, the command ends there without a word.
+
+    Args:
+        program: The program's name, which is its distribution's too.
+        commands: What it can do.
+        recipes: The package that holds its recipes (``*.yaml``).
+        argv: The arguments; those of the process if None.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return while_somebody_reads(lambda: run_command(program, commands, recipes, arguments))
+
+
+def run_command(program: str, commands: Sequence[Command], recipes: str, arguments: Sequence[str]) -> int:
+    """Do what ``arguments`` ask for and return the exit status; see :func:`main`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview(program, commands, recipes))
+        return 0 if arguments else EXIT_USER_ERROR
+    if "--version" in arguments[:2]:  # before or after a command
+        print(versions(program))
+        return 0
+    try:
+        command = find_command(arguments[0], commands)
+        command.execute(parse(f"{program} {command.name}", command, commands, recipes, arguments[1:]))
+    except UserError as error:
+        if os.environ.get("MAP_DEBUG"):
+            raise
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        leave_process_group()
+    return 0
+
+
+def leave_process_group() -> None:
+    """End what a command of several processes began; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        with contextlib.suppress(Exception):  # the error that ended the run is the one to show
+            torch.distributed.destroy_process_group()
+
+
+def find_command(name: str, commands: Sequence[Command]) -> Command:
+    """Return the command called ``name``.
+
+    Raises:
+        UserError: there is none.
+    """
+    by_name = {command.name: command for command in commands}
+    if name.startswith("-"):
+        raise UserError(
+            f"a command comes first, its settings after it; got {name!r}; commands: {', '.join(by_name)}"
+        )
+    if name not in by_name:
+        raise UserError(f"unknown command {name!r}; {near_matches(name, by_name)}")
+    return by_name[name]
+
+
+def overview(program: str, commands: Sequence[Command], recipes: str) -> str:
+    """Return the text that ``program --help`` prints."""
+    width = max(len(command.name) for command in commands)
+    lines = [f"usage: {program} COMMAND [--config RECIPE ...] [--section.key value ...]", "", "commands:"]
+    lines += [f"  {command.name:<{width}}  {command.help}" for command in commands]
+    lines += ["", "recipes:", *(f"  {name}" for name in recipe_names(recipes))]
+    lines += [
+        "",
+        f"{program} COMMAND --help lists the settings of a command that matter most, --help-all every one;",
+    ]
+    lines += ["--print_config shows them resolved; --version prints versions."]
+    return "\n".join(lines)
+
+
+def versions(program: str) -> str:
+    """Return what ``program --version`` prints: its version and those of what it stands on."""
+    lines = []
+    for package in (program, *PACKAGES):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{package} {importlib.metadata.version(package)}")
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""Recipes: packaged settings by name, or files; one may build on another with ``base``."""
+
+import contextlib
+import importlib.resources
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from map_core.commands.plain_yaml import read_yaml
+from map_core.errors import UserError, near_matches
+
+BASE = "base"  # the key that names the recipe to build on
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one source; later layers replace what earlier ones say.
+
+    Attributes:
+        source: What messages call it.
+        values: Nested mappings.
+    """
+
+    source: str
+    values: Any
+
+
+def recipe_names(package: str) -> list[str]:
+    """Return the names of the recipes in ``package``."""
+    folder = importlib.resources.files(package)
+    return sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+@contextlib.contextmanager
+def find_recipe(package: str, name: str) -> Iterator[Path]:
+    """Give the path of a packaged recipe or of a file.
+
+    Raises:
+        UserError: ``name`` is neither.
+    """
+    file = Path(os.path.expanduser(name))
+    if name in recipe_names(package):
+        with importlib.resources.as_file(importlib.resources.files(package) / f"{name}.yaml") as path:
+            yield path
+    elif file.is_file():
+        yield file
+    elif name.endswith((".yaml", ".yml")) or os.sep in name:
+        raise UserError(f"--config {name}: there is no such file; give a file or one of the packaged recipes")
+    else:
+        raise UserError(f"unknown recipe {name!r}; {near_matches(name, recipe_names(package))}")
+
+
+def recipe_layers(package: str, name: str) -> list[Layer]:
+    """Read a recipe and what it builds on, the last base first.
+
+    Args:
+        package: The package that holds the recipes.
+        name: A recipe's name or a file's path.
+
+    Raises:
+        UserError: a recipe that does not exist or is not plain YAML, or a base that leads back to its recipe.
+    """
+    layers: list[Layer] = []
+    chain: list[str] = []
+    following: str | None = name
+    while following is not None:
+        if following in chain:
+            raise UserError(
+                f"recipe {following} builds on itself: {' -> '.join([*chain, following])}; remove one {BASE}"
+            )
+        chain.append(following)
+        with find_recipe(package, following) as path:
+            values = read_yaml(path)
+        base = values.pop(BASE, None) if isinstance(values, dict) else None
+        layers.insert(0, Layer(following, values))
+        following = None if base is None else find_base(package, base, following, path)
+    return layers
+
+
+def find_base(package: str, base: Any, name: str, path: Path) -> str:
+    """Return what :func:`find_recipe` finds the base of a recipe by.
+
+    Args:
+        package: The package that holds the recipes.
+        base: As the recipe names it: a packaged recipe, or a path relative to the recipe's folder.
+        name: Of the recipe, as messages call it.
+        path: Of the recipe.
+
+    Raises:
+        UserError: there is no such base.
+    """
+    if not isinstance(base, str):
+        raise UserError(f"{BASE} in {name} must be a recipe's name or a path; got {base!r}")
+    if base in recipe_names(package):
+        return base
+    file = path.parent / os.path.expanduser(base)
+    if not file.is_file():
+        raise UserError(
+            f"{BASE} {base} in {name} is neither a packaged recipe nor a file in {path.parent}; "
+            f"{near_matches(base, recipe_names(package))}"
+        )
+    return os.path.normpath(file)

@@ -1,0 +1,1 @@
+"""What a run directory is: checkpoints, metrics, curves, progress, the summary."""

@@ -1,0 +1,203 @@
+"""Files that strangers wrote: only regular ones are opened, and what is wrong with one is told by its name."""
+
+import contextlib
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from map_core.errors import UserError
+
+LONGEST_REASON = 160  # characters of a parser's message that are worth showing
+LONGEST_NAME = 255  # characters of a file's name
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+BEGINNINGS = {
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"version https://git-lfs": "a pointer of Git LFS (run git lfs pull)",
+    b"\x1f\x8b": "a gzip archive",
+    b"\xfd7zxz": "an xz archive",
+}
+
+
+def existing(path: Path, what: str = "", *, cure: str | None = None) -> Path:
+    """Return ``path``; ``what`` says what ``--data.root`` is to name, unless there is another ``cure``.
+
+    Raises:
+        UserError: it does not exist, or cannot be looked at.
+    """
+    with reading(path):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; {cure or f'--data.root must name {what}'}")
+    return path
+
+
+def regular(path: Path) -> Path:
+    """Return ``path`` if it is a regular file (or a link to one): a pipe or device may never end.
+
+    Raises:
+        UserError: it is none.
+    """
+    with reading(path):
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind != stat.S_IFREG:
+            raise UserError(f"{path} is {KINDS.get(kind, 'no regular file')}; give a regular file")
+    return path
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file; what goes wrong while it is read is told as by :func:`reading`."""
+    with reading(regular(path)), path.open("rb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever happens while ``path`` is read into one sentence that names it.
+
+    Raises:
+        UserError: in place of any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # which exceptions a parser raises on a broken file is nobody's contract
+        raise UserError(
+            f"cannot read {path} ({_reason(path, error)}); copy or download it again, or take it out of the list"
+        ) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.errno:
+        return error.strerror
+    message = printable(str(error)) or type(error).__name__
+    return message + looks_like(path)
+
+
+def looks_like(path: Path) -> str:
+    """``", it looks like an HTML page"`` for content that is often saved under a wrong name; else nothing."""
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            head = file.read(100).lstrip().lower()
+    except (OSError, ValueError):
+        return ""
+    if not head:
+        return ", it is empty"
+    return next(
+        (f", it looks like {what}" for begin, what in BEGINNINGS.items() if head.startswith(begin)), ""
+    )
+
+
+def printable(text: str, longest: int = LONGEST_REASON) -> str:
+    """Fold text from a file into one short line without control characters."""
+    line = " ".join(text[: 4 * longest].split())
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= longest else f"{line[:longest]}..."
+
+
+def read_text(path: Path) -> str:
+    """Read UTF-8 (or UTF-16 with its mark), else Latin-1; a byte order mark is left out.
+
+    Raises:
+        UserError: there is no such file, or it is no regular one.
+    """
+    existing(path, "the folder that holds it")
+    with open_regular(path) as file:
+        data = file.read()
+        if data.startswith(UTF16):
+            return data.decode("utf-16")
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode("utf-8-sig")
+        return data.decode("latin-1")
+
+
+def read_lines(path: Path) -> dict[int, str]:
+    """Read the lines of a list that are not blank, by their numbers, which count from 1.
+
+    Raises:
+        UserError: there is no such file, or it is no regular one.
+    """
+    lines = enumerate(read_text(path).splitlines(), start=1)
+    return {number: line.strip() for number, line in lines if line.strip()}
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Read a list of class names.
+
+    Raises:
+        UserError: it is missing or empty, or has a name twice.
+    """
+    return check_names(read_lines(path).values(), str(path))
+
+
+def check_names(names: Iterable[str], source: str) -> tuple[str, ...]:
+    """Return class names as they are.
+
+    Raises:
+        UserError: there are none, or one comes twice.
+    """
+    counts = Counter(names)
+    if not counts:
+        raise UserError(f"{source} has no class names; get the list that belongs to this data")
+    if odd := next(
+        (name for name in counts if any(unicodedata.category(c) in ("Cc", "Cs") for c in name)), None
+    ):
+        raise UserError(f"{source} has the class {printable(odd)!r}; names must not have control characters")
+    name, count = counts.most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{source} has the class {printable(name)!r} {count} times; name every class once")
+    return tuple(counts)
+
+
+def inside(root: Path, name: str, source: str) -> Path:
+    """Return the file below ``root`` that a list names.
+
+    Raises:
+        UserError: the name leads out of the folder; ``source`` is the list and its line.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or ".." in parts or parts[0] == "/":
+        raise UserError(
+            f"{source} names {printable(name)!r}, which leads out of {root}; name files inside the folder"
+        )
+    if not name.isprintable() or max(map(len, parts)) > LONGEST_NAME:
+        raise UserError(f"{source} names {printable(name)!r}, which is no file name; correct the list")
+    return root / name
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder; links are followed, and every real folder is visited once.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"cannot read the folder {error.filename} ({error.strerror}); allow it or move it away"
+        )
+
+    seen: set[tuple[int, int]] = set()
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        with contextlib.suppress(OSError):  # a folder that vanishes meanwhile has no files
+            entry = os.stat(here)
+            if (entry.st_dev, entry.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((entry.st_dev, entry.st_ino))
+        folders.sort()
+        yield from (path for name in sorted(names) if (path := Path(here, name)).is_file())

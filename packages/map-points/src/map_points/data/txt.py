@@ -1,0 +1,121 @@
+"""Clouds as text: one point a line, as programs of all kinds write them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from map_core.errors import UserError
+from map_points.data.files import printable, read_text, reading
+
+COMMENT = re.compile(r"(?:#|//).*")
+SEPARATORS = (";", ",")
+
+
+def read_txt(path: Path) -> np.ndarray:
+    """Read columns separated by commas, semicolons or blanks (rows, columns), float64, x y z first.
+
+    Comments (# or //), blank lines, a byte order mark and a separator at the end of lines are left out. A first line
+    may name the columns, with x, y and z among them, which then come first; a first line of one whole number says how
+    many rows follow.
+
+    Raises:
+        UserError: naming the line that is none of this.
+    """
+    with reading(path):
+        return _parse(_content(read_text(path)), path)
+
+
+def _content(text: str) -> dict[int, str]:
+    """The lines that are not blank, without comments, by their numbers from 1."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    bare = {number: COMMENT.sub("", line).strip() for number, line in enumerate(lines, start=1)}
+    return {number: line for number, line in bare.items() if line}
+
+
+def _parse(lines: dict[int, str], path: Path) -> np.ndarray:
+    header = _take_header(lines, path)
+    _check_count(lines, path)
+    if not lines:
+        raise UserError(f"{path} holds no points; each line must have x, y and z")
+    table = _table(lines, path)
+    if header is None:
+        return table
+    if len(header) != table.shape[1] or len(set(header)) != len(header):
+        raise UserError(
+            f"{path}: the first line names {len(set(header))} columns, the rows have {table.shape[1]}; correct it"
+        )
+    order = [header.index(axis) for axis in "xyz"]
+    return table[:, order + [i for i in range(len(header)) if i not in order]]
+
+
+def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:
+    """Take the line that names the columns out, if there is one.
+
+    Raises:
+        UserError: x, y and z are not among them.
+    """
+    number = next(iter(lines), 0)
+    words = [word.strip("\"'").lower() for word in re.split(r"[;,\s]+", lines.get(number, "")) if word]
+    if not words or any(map(_is_number, words)):
+        return None
+    if not {"x", "y", "z"} <= set(words):
+        raise UserError(
+            f"{path}: line {number} has {printable(lines[number], 60)!r}, no numbers; name the columns, x, y and z "
+            "among them, or take the line out"
+        )
+    del lines[number]
+    return words
+
+
+def _check_count(lines: dict[int, str], path: Path) -> None:
+    """Take the line that says how many rows follow out, if there is one.
+
+    Raises:
+        UserError: another number follows.
+    """
+    number = next(iter(lines), 0)
+    if not re.fullmatch(r"\d{1,18}", lines.get(number, "")):
+        return
+    count = int(lines.pop(number))
+    if count != len(lines):
+        raise UserError(
+            f"{path}: line {number} announces {count} points, {len(lines)} follow; is it cut off?"
+        )
+
+
+def _table(lines: dict[int, str], path: Path) -> np.ndarray:
+    """Rows of numbers."""
+    separator = next((mark for mark in SEPARATORS if mark in next(iter(lines.values()))), None)
+    rows = list(lines.values())
+    if separator is not None:
+        rows = [row.removesuffix(separator) for row in rows]
+    try:
+        table = np.loadtxt(rows, delimiter=separator, dtype=np.float64, ndmin=2, comments=None)
+        if len(table) != len(rows):  # numpy passes over lines without values
+            raise ValueError("a line without values")
+        return table
+    except ValueError as error:
+        raise UserError(_broken_line(dict(zip(lines, rows, strict=True)), separator, path)) from error
+
+
+def _broken_line(rows: dict[int, str], separator: str | None, path: Path) -> str:
+    """Say which line cannot be read, and why."""
+    columns = len(next(iter(rows.values())).split(separator))
+    for number, row in rows.items():
+        fields = row.split(separator)
+        wrong = next((field for field in fields if not _is_number(field)), None)
+        if wrong is not None:
+            hint = "; is the decimal sign a comma?" if "," in wrong else ""
+            return f"{path}: line {number} has {printable(wrong, 40)!r}, no number{hint}"
+        if len(fields) != columns:
+            return f"{path}: line {number} has {len(fields)} values, the lines before it {columns}; is it cut off?"
+    return f"{path}: its numbers cannot be read; write plain numbers separated by commas or blanks"
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return "_" not in field

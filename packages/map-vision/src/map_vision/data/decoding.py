@@ -1,0 +1,147 @@
+"""From a file to upright 8-bit pixels, or to one sentence that says why not."""
+
+import os
+import re
+import stat
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from map_core.errors import UserError
+
+from .formats import readable_formats
+
+CURE = ": replace or remove it, or pass --data.on_error skip"
+# Tags of TIFF and EXIF, and the turns that bring the stored pixels upright.
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339
+WHITE_IS_ZERO, SIGNED = 0, 2
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(UserError):
+    """One image cannot be decoded.
+
+    A loader worker's exception is raised again with its traceback as the message; only the sentence is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        sentence = re.search(r"UnreadableImageError: (.*)\s*\Z", message)
+        super().__init__(sentence[1] if sentence else message)
+
+    @property
+    def fact(self) -> str:
+        """The message without its advice, for those who took it."""
+        return str(self).removesuffix(CURE)
+
+
+class RefusedImageError(Exception):
+    """What is wrong with an image, in words that need no name of an exception before them."""
+
+
+def decode(file: Any, mode: str, *, name: str) -> Image.Image:
+    """Decode a path or open file to ``mode`` ("RGB" or "L"), turned upright as its EXIF orientation says.
+
+    The first picture of several is taken, transparency is left out, and more than 8 bits a sample are scaled
+    to 8.
+
+    Raises:
+        UnreadableImageError: naming the image.
+    """
+    try:
+        if isinstance(file, str | os.PathLike):
+            _check_file(file)
+        with Image.open(file, formats=readable_formats()) as image:
+            image.load()
+            _check_samples(image)
+            pixels = _eight_bits(image) if _is_deep(image) else image
+            turn = UPRIGHT.get(_orientation(image))
+            pixels = pixels.convert(mode)
+            return pixels if turn is None else pixels.transpose(turn)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: Exception | str) -> UnreadableImageError:
+    """Say which image, why, and what to do."""
+    reason = " ".join(_reason(error).split())
+    return UnreadableImageError(f"cannot read image {name} ({reason}){CURE}")
+
+
+def _reason(error: Exception | str) -> str:
+    if isinstance(error, str | RefusedImageError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return f"its content is none of {', '.join(readable_formats())}"
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"it claims more than {most:,} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no regular file before it is opened: opening a FIFO waits for its writer."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise RefusedImageError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedImageError("it is no regular file, but a FIFO, socket or device")
+    if not status.st_size:
+        raise RefusedImageError("the file is empty")
+
+
+def _check_samples(image: Image.Image) -> None:
+    """Refuse numbers that have no white: which of their values it is, only their maker knows."""
+    if not image.width or not image.height:
+        raise RefusedImageError(f"it has {image.width} x {image.height} pixels")
+    if SIGNED in _tag(image, SAMPLE_FORMAT):
+        raise RefusedImageError("its samples are signed integers: save it with unsigned ones of 8 or 16 bits")
+    if image.mode == "I" and max(_tag(image, BITS_PER_SAMPLE), default=16) > 16:
+        raise RefusedImageError(
+            "its samples have 32 bits, of which none is known as white: save it with 8 or 16"
+        )
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale gray samples of 9 to 16 bits, or floating-point ones between 0 and 1, to 0..255."""
+    with np.errstate(invalid="ignore"):  # NaN is refused below
+        values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        white = 1.0
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):  # false for NaN, too
+            raise RefusedImageError(
+                f"its floating-point samples are in {low:.4g}..{high:.4g}: scale them to 0..1"
+            )
+    else:
+        white = 2.0 ** max(_tag(image, BITS_PER_SAMPLE), default=16) - 1
+    if WHITE_IS_ZERO in _tag(image, PHOTOMETRIC):
+        values = white - values
+    return Image.fromarray(np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8))
+
+
+def _tag(image: Image.Image, tag: int) -> tuple[int, ...]:
+    """Return the values of a TIFF's tag; () for other formats and absent tags."""
+    values = getattr(image, "tag_v2", {}).get(tag, ()) if image.format == "TIFF" else ()
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a broken remark about the camera does not spoil the picture
+        return 1
