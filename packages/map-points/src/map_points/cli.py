@@ -1,12 +1,11 @@
 """The command line: ``map-points COMMAND --config RECIPE --section.key value ...``."""
 
-from functools import partial
 from pathlib import Path
 
 import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
-from map_core.commands.standard import model_of_run, model_of_weights, standard_commands, train_task
+from map_core.commands.standard import standard_commands, starting_from_run, train_task
 from map_core.commands.study import study_commands
 from map_points.data import write_part_shapes
 from map_points.domain import DOMAIN
@@ -43,12 +42,12 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     print(f"two-part shapes -> {out} (--data.root {out})")
 
 
-FROM_RUN = {"defaults": partial(model_of_run, DOMAIN), "settled": partial(model_of_weights, DOMAIN)}
+FEWSHOT = Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot)
+SEGMENT = Command("segment", "train a part segmenter", SegmentConfig, segment)
 COMMANDS = [
     *standard_commands(DOMAIN),
     *study_commands(DOMAIN),
-    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, **FROM_RUN),
-    Command("segment", "train a part segmenter", SegmentConfig, segment, **FROM_RUN),
+    *(starting_from_run(DOMAIN, command) for command in (FEWSHOT, SEGMENT)),
     Command(
         "write-part-shapes", "make two-part shapes in ShapeNetPart's layout", PartShapesConfig, part_shapes
     ),

@@ -182,8 +182,13 @@ def tell_what_gives_way(recipes: dict[str, Any], settled: dict[str, Any]) -> Non
     said = flatten(recipes)
     for name, value in flatten(settled).items():
         if name in said and said[name] != value:
-            told = "as its model's name says" if value is None else shown(value)
-            log.warning("%s is %s, as in what --init names, not %s as in the recipe", name, told, said[name])
+            theirs = "the default" if value is None else shown(value)
+            log.warning(
+                "%s: %s of the weights that --init names goes before %s of the recipe",
+                name,
+                theirs,
+                shown(said[name]),
+            )
 
 
 def named_texts(layers: Sequence[Layer]) -> dict[str, str]:

@@ -130,30 +130,20 @@ def standard_commands(domain: Domain) -> list[Command]:
     """The commands of a domain, in the order in which its ``--help`` lists them."""
     kinds, files = configs(domain), f"{domain.sample}s"
     data = partial(data_of_run, domain)
-    model = partial(model_of_run, domain)
-    weights = partial(model_of_weights, domain)
 
     def command(
-        name: str,
-        help: str,
-        config: type,
-        run: Callable[[Domain, Any], None],
-        defaults: Any = None,
-        settled: Any = None,
+        name: str, help: str, config: type, run: Callable[[Domain, Any], None], defaults: Any = None
     ) -> Command:
-        return Command(name, help, config, partial(run, domain), defaults, settled=settled)
+        return Command(name, help, config, partial(run, domain), defaults)
 
+    finetuning = command("finetune", "train a classifier", kinds.finetune, finetune)
+    probing = command(
+        "linear-probe", "train a linear classifier on frozen features", kinds.finetune, linear_probe
+    )
     return [
         command("pretrain", f"pretrain an encoder on {files}", kinds.pretrain, pretrain),
-        command("finetune", "train a classifier", kinds.finetune, finetune, model, weights),
-        command(
-            "linear-probe",
-            "train a linear classifier on frozen features",
-            kinds.finetune,
-            linear_probe,
-            model,
-            weights,
-        ),
+        starting_from_run(domain, finetuning),
+        starting_from_run(domain, probing),
         command("evaluate", "measure a trained model", kinds.evaluate, evaluate, data),
         command("predict", f"classes of {files}, as CSV", kinds.predict, predict, data),
         command("features", "features as npz, and a kNN score", kinds.features, features, data),
@@ -166,6 +156,11 @@ def standard_commands(domain: Domain) -> list[Command]:
         ),
         command("info", "versions, devices, implementations, models", kinds.info, info),
     ]
+
+
+def starting_from_run(domain: Domain, command: Command) -> Command:
+    """A command that trains from ``--init``: what the weights there are tied to goes before recipes, the rest after."""
+    return replace(command, defaults=partial(model_of_run, domain), settled=partial(model_of_weights, domain))
 
 
 def data_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
