@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from map_core.blocks import MambaMixer
-from map_core.tasks.evaluation import autocast, choose_device
 from map_core.ops import Linear
 from map_core.ops.scan.interface import REGISTRY
-from map_core.training.optimizer import default_parameter_groups
 from map_core.runs.summary import commit, device_name, peak_memory_bytes, versions
+from map_core.tasks.evaluation import autocast, choose_device
+from map_core.training.optimizer import default_parameter_groups
 from map_vision.factory import ModelConfig, create_backbone
-from map_vision.registry import ARCHITECTURES
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
+from map_vision.registry import ARCHITECTURES
 
 # Images/s and GB of pretraining at batch 128 on an A100, from the paper's Table 8.
 PAPER = {"tiny": (910, 7.6), "small": (512, 14.6), "base": (244, 30.0), "large": (63, 78.3)}
