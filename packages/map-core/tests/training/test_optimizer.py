@@ -70,7 +70,7 @@ def test_any_optimizer_of_timm_and_an_unknown_one():
         ("epochs", 0, "training.epochs must be at least 1; got 0; change --training.epochs"),
         ("lr", -1.0, "training.lr must be a positive number; got -1.0"),
         ("warmup_epochs", 100.0, r"training.warmup_epochs must be below epochs \(100\); got 100.0"),
-        ("ema_decay", 1.0, "training.ema_decay must be between 0 and 1; got 1.0"),
+        ("ema_decay", 1.0, r"training.ema_decay must lie inside \(0, 1\); got 1.0"),
         ("layer_decay", 1.5, "training.layer_decay must be at most 1; got 1.5"),
         ("device", "gpu", "training.device must be one of auto, cpu, cuda, mps; got gpu"),
     ],

@@ -2,9 +2,11 @@
 
 import map_core.commands.program
 from map_core.commands.standard import standard_commands
+from map_core.study.command import study_commands
 from map_vision.domain import DOMAIN
 
 
 def main() -> int:
     """Run the command line of this process."""
-    return map_core.commands.program.main(DOMAIN.program, standard_commands(DOMAIN), DOMAIN.recipes)
+    commands = [*standard_commands(DOMAIN), *study_commands(DOMAIN)]
+    return map_core.commands.program.main(DOMAIN.program, commands, DOMAIN.recipes)

@@ -1,42 +1,79 @@
 """A command of a program, and the defaults that it takes from the run that ``--init`` names."""
 
 import dataclasses
+import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from map_core.commands.recipes import read_yaml
+from map_core.commands.plain_yaml import read_yaml
+
+ESSENTIAL = (  # of any program's settings, those that most users set
+    "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.mask_ratio",
+    "training.epochs", "training.batch_size", "training.base_lr", "training.lr", "training.precision",
+    "training.accumulation_steps", "training.workers", "training.device", "training.seed",
+    "evaluation.batch_size", "evaluation.device",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Command:
     """One command of a program.
 
+    ``config``, ``run`` and ``defaults`` may be given as ``"module:attribute"``, imported when the command is used, so
+    that a program lists its commands without importing what they need.
+
     Attributes:
-        name: as typed, such as ``pretrain``.
-        help: one line for the list of commands.
-        config: a dataclass; fields that are dataclasses become sections (``--training.epochs``).
-        run: what to do with an instance of ``config``.
-        defaults: from the given options (dotted key to value) to other defaults, by dotted key, such as those
-            that a run named by ``--init`` was made with; a recipe and the command line go before them.
+        name: As typed, such as ``pretrain``.
+        help: One line for the list of commands.
+        config: A dataclass, or a function that makes one; fields that are dataclasses become sections
+            (``--training.epochs``). A configuration and its sections may have ``validate()``, which is called
+            before the command runs.
+        run: What to do with an instance of ``config``.
+        defaults: From the settings named on the command line or in recipes (dotted name to text) to other
+            defaults, by dotted name, such as those that a run named by ``--init`` was made with; recipes and the
+            command line go before them.
+        settled: Likewise, settings that go before a recipe's, such as those that the weights named by ``--init``
+            are tied to; only the command line goes before them.
+        essential: The settings that ``--help`` shows, besides those outside of any section; ``--help-all`` shows
+            every one.
     """
 
     name: str
     help: str
-    config: type
-    run: Callable[[Any], None]
-    defaults: Callable[[dict[str, str]], dict[str, Any]] | None = None
+    config: type | Callable[[], type] | str
+    run: Callable[[Any], None] | str
+    defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
+    settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
+    essential: Sequence[str] = ESSENTIAL
+
+    @property
+    def config_class(self) -> type:
+        """The configuration's class, imported if need be."""
+        config = imported(self.config)
+        return config if isinstance(config, type) else config()
+
+    def execute(self, config: Any) -> None:
+        """Run the command."""
+        imported(self.run)(config)
+
+    def other_defaults(self, given: dict[str, str]) -> dict[str, Any]:
+        """Defaults that depend on what is given, by dotted name."""
+        return {} if self.defaults is None else imported(self.defaults)(given)
+
+    def settled_values(self, given: dict[str, str]) -> dict[str, Any]:
+        """Settings that go before a recipe's, by dotted name."""
+        return {} if self.settled is None else imported(self.settled)(given)
 
 
-def given_options(arguments: Sequence[str]) -> dict[str, str]:
-    """Map the options of a command line, without their dashes, to their values."""
-    given = {}
-    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            given[name] = value if equals else following
-    return given
+def imported(target: Any) -> Any:
+    """What ``"module:attribute"`` names; anything but a text as it is."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def section_of_run(given: Mapping[str, str], section: str) -> dict[str, Any]:
@@ -46,13 +83,15 @@ def section_of_run(given: Mapping[str, str], section: str) -> dict[str, Any]:
     """
     if "init" not in given:
         return {}
-    path = Path(given["init"])
+    path = Path(os.path.expanduser(given["init"]))
     config = (path if path.is_dir() else path.parent) / "config.yaml"
-    return dict(read_yaml(config).get(section, {})) if config.is_file() else {}
+    values = read_yaml(config) if config.is_file() else {}
+    found = values.get(section) if isinstance(values, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def as_defaults(section: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a section by dotted key, as :attr:`Command.defaults` gives them; what ``kind`` lacks is left out."""
+    """Settings of a section by dotted name, as :attr:`Command.defaults` gives them; what ``kind`` lacks is left out."""
     known = {entry.name for entry in dataclasses.fields(kind)}
     return {
         f"{section}.{key}": tuple(value) if isinstance(value, list) else value

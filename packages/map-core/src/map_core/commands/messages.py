@@ -1,52 +1,46 @@
 """The one sentence that each mistake on a command line or in a recipe gives."""
 
-import dataclasses
-import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from map_core.commands.command import Command
+from map_core.commands.recipes import Layer
+from map_core.commands.values import MismatchError, alternatives, shown
 from map_core.errors import near_matches
 
 
-def wrong_command_hint(config_file: str, command: Command, commands: Sequence[Command]) -> str:
+def wrong_command_hint(source: str, command: Command, commands: Sequence[Command]) -> str:
     """Say which command a recipe is for, going by the first word of its name, if it is another one."""
-    word = Path(config_file).stem.split("_")[0]
+    word = Path(source).stem.split("_")[0]
     for other in commands:
         if other.name.split("-")[0] == word and other.name != command.name:
-            return f" ({config_file} is a recipe for the command {other.name}, not {command.name})"
+            return f" ({source} is a recipe for the command {other.name}, not {command.name})"
     return ""
 
 
-def options(config_class: type, prefix: str = "--") -> list[str]:
-    """List every option of a configuration, with its sections' options."""
-    found = []
-    types = typing.get_type_hints(config_class)
-    for entry in dataclasses.fields(config_class):
-        found.append(f"{prefix}{entry.name}")
-        if dataclasses.is_dataclass(types[entry.name]):
-            found += options(typing.cast(type, types[entry.name]), f"{prefix}{entry.name}.")
-    return found
+def misfit(place: str, value: Any, error: MismatchError, kind: Any) -> str:
+    """Say what a setting must be, and which of its choices the value is like."""
+    message = f"{place} must be {error}; got {'null' if value is None else shown(value)}"
+    choices = [
+        str(choice)
+        for one in alternatives(kind)
+        if typing.get_origin(one) is Literal
+        for choice in typing.get_args(one)
+    ]
+    like = near_matches(str(value), choices) if choices else ""
+    return f"{message}; {like}" if like.startswith("did you mean") else message
 
 
-def explain(message: str, command: Command, config_file: str | None) -> str:
-    """Turn a parser's message into one sentence."""
-    message = one_line(message)
-    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        name = match[1].split("=")[0]
-        if not name.startswith("-"):
-            return f"unexpected argument {name!r}; settings are given as --key value"
-        return (
-            f"unknown option {name}; {near_matches(name, [*options(command.config), '--config', '--help'])}"
-        )
-    if match := re.search(r"arguments are required: (.+)", message):
-        return f"missing {', '.join(f'--{name.strip()}' for name in match[1].split(','))}"
-    message = re.sub(r"(?:an? )?<class '([\w.]+)'>", r"\1", message).replace("typing.", "")
-    message = re.sub(r'^Parser key "([\w.]+)":', r"--\1:", message)
-    return message + (f" (after reading {config_file})" if config_file else "")
+def unknown_key(name: str, source: str, known: Iterable[str]) -> str:
+    """Say which keys of its section a key is like."""
+    section, _, key = name.rpartition(".")
+    beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
+    return f"unknown key {name} in {source}; {near_matches(key, beside)}"
 
 
-def one_line(message: str) -> str:
-    """Fold a message of several lines."""
-    return " ".join(message.split())
+def no_mapping(layer: Layer, prefix: str) -> str:
+    """Say that a recipe or a section of it must be a mapping."""
+    place = f"section {prefix[:-1]} of {layer.source}" if prefix else layer.source
+    return f"{place} must be a mapping of keys to values; got {shown(layer.values)}"

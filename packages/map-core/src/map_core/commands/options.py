@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from typing import Any
 
-REQUIRED = object()  # the default of an option that must be given
+from map_core.commands.settings import REQUIRED
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,47 @@
-"""From a command's arguments to its configuration: recipe first, then what the command line overrides."""
+"""From a command's arguments to its configuration: defaults, then recipes in order, then the command line."""
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
 
-from map_core.commands.command import Command, given_options
-from map_core.commands.messages import explain, wrong_command_hint
-from map_core.commands.recipes import check_keys, find_recipe, read_yaml
+from map_core.commands.arguments import HELP, sort_arguments
+from map_core.commands.command import Command
+from map_core.commands.help import help_text
+from map_core.commands.messages import misfit, no_mapping, unknown_key, wrong_command_hint
+from map_core.commands.plain_yaml import read_text, read_yaml
+from map_core.commands.recipes import Layer, recipe_layers
+from map_core.commands.settings import (
+    REQUIRED,
+    Setting,
+    fill,
+    flatten,
+    instantiate,
+    merge,
+    nest,
+    settings,
+    to_plain,
+)
+from map_core.commands.values import MismatchError, convert, convert_arguments, shown
 from map_core.errors import UserError
 
 Config = TypeVar("Config")
+log = logging.getLogger(__name__)
 
 
 def load_recipe(package: str, name: str, config_class: type[Config], overrides: Sequence[str] = ()) -> Config:
     """Resolve a packaged recipe (or a file) as a command would; ``out`` need not be given.
 
     Args:
-        package: the package that holds the recipes.
-        name: a recipe's name or a file's path.
-        config_class: the command's configuration.
-        overrides: as on the command line, such as ``["--training.epochs=1"]``.
+        package: The package that holds the recipes.
+        name: A recipe's name or a file's path.
+        config_class: The command's configuration.
+        overrides: As on the command line, such as ``["--training.epochs=1"]``.
 
     Raises:
         UserError: there is no such recipe, or it does not fit ``config_class``.
@@ -39,49 +57,159 @@ def load_recipe(package: str, name: str, config_class: type[Config], overrides: 
 def parse(
     program: str, command: Command, commands: Sequence[Command], recipes: str, arguments: Sequence[str]
 ) -> Any:
-    """Turn a command's arguments into an instance of its configuration.
+    """Turn a command's arguments into a valid instance of its configuration.
+
+    Args:
+        program: As the usage line shows it.
+        command: What is to run.
+        commands: All of the program, to recognise another one's recipe.
+        recipes: The package that holds the recipes.
+        arguments: What follows the command's name.
 
     Raises:
-        UserError: an unknown recipe, option or key, or a value of the wrong type.
+        UserError: an unknown recipe, option or key, a value of the wrong type or out of its range.
+        SystemExit: the arguments asked for help or for the resolved configuration, which is printed.
     """
-    parser = ArgumentParser(
-        prog=program,
-        usage="%(prog)s [--config RECIPE] [--section.key value ...]",
-        description=command.help,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="a packaged recipe's name, or a YAML file")
-    parser.add_class_arguments(command.config)
-    config_file, others = split_config(arguments)
-    if command.defaults is not None:
-        parser.set_defaults(command.defaults(given_options(others)))
-    with contextlib.ExitStack() as stack:
-        given: list[str] = []
-        if config_file is not None:
-            path = stack.enter_context(find_recipe(recipes, config_file))
-            hint = wrong_command_hint(config_file, command, commands)
-            check_keys(read_yaml(path), command.config, config_file, hint)
-            given = ["--config", str(path)]
+    config_class = command.config_class
+    known = settings(config_class)
+    asked = sort_arguments(arguments, known)
+    layers = [layer for name in asked.recipes for layer in recipe_layers(recipes, name)]
+
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        hint = wrong_command_hint(layer.source, command, commands)
+        tree = merge(tree, convert_layer(layer, known, hint))
+    # what the weights that are started from are tied to goes before recipes, the command line before both
+    given = named_texts(layers) | {name: values[0] for name, values in asked.settings}
+    settled = convert_defaults(command.settled_values(given), known)
+    tell_what_gives_way(flatten(tree), flatten(settled))
+    tree = merge(tree, settled)
+    for name, values in asked.settings:
+        tree = merge(tree, convert_option(known[name], values, known))
+
+    filled = fill(config_class, merge(convert_defaults(command.other_defaults(given), known), tree))
+    if asked.request is not None:
+        show_and_exit(asked.request, program, command, known, filled)
+    if missing := [f"--{name}" for name, value in flatten(filled).items() if value is REQUIRED]:
+        raise UserError(f"missing {', '.join(missing)}; add {missing[0]} VALUE")
+    config = instantiate(config_class, filled)
+    validate(config)
+    return config
+
+
+def convert_layer(
+    layer: Layer, known: Mapping[str, Setting], hint: str = "", prefix: str = ""
+) -> dict[str, Any]:
+    """Convert the nested values of a recipe; an empty section says nothing.
+
+    Args:
+        layer: Its source and values, or those of one of its sections.
+        known: All settings.
+        hint: What to add to a message.
+        prefix: Of the section, such as ``training.``.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type.
+    """
+    if layer.values is None:
+        return {}
+    if not isinstance(layer.values, dict):
+        raise UserError(no_mapping(layer, prefix) + hint)
+    converted = {}
+    for key, value in layer.values.items():
+        name = f"{prefix}{key}"
+        if name not in known:
+            raise UserError(unknown_key(name, layer.source, known) + hint)
+        if known[name].is_section:
+            converted[key] = convert_layer(Layer(layer.source, value), known, hint, f"{name}.")
+            continue
         try:
-            namespace = parser.parse_args([*given, *others])
-        except ArgumentError as error:
-            raise UserError(explain(str(error), command, config_file)) from error
-    build = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    values = build(namespace)
-    return command.config(**{entry.name: values[entry.name] for entry in dataclasses.fields(command.config)})
+            converted[key] = convert(value, known[name].kind)
+        except MismatchError as error:
+            raise UserError(misfit(f"{name} in {layer.source}", value, error, known[name].kind)) from error
+    return converted
 
 
-def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take ``--config`` out, so that overrides win wherever they stand."""
-    config_file, others, rest = None, [], iter(arguments)
-    for argument in rest:
-        if argument == "--config":
-            config_file = next(rest, None)
-            if config_file is None:
-                raise UserError("--config needs a recipe's name or a file")
-        elif argument.startswith("--config="):
-            config_file = argument.removeprefix("--config=")
-        else:
-            others.append(argument)
-    return config_file, others
+def convert_option(setting: Setting, values: list[str], known: Mapping[str, Setting]) -> dict[str, Any]:
+    """Convert what the command line says of a setting; a whole section is a file or a mapping, ``{epochs: 3}``.
+
+    Raises:
+        UserError: a value of the wrong type.
+    """
+    place = f"--{setting.name}"
+    if setting.is_section:
+        return nest(
+            setting.name, convert_layer(read_section(place, values[0]), known, "", f"{setting.name}.")
+        )
+    try:
+        return nest(setting.name, convert_arguments(values, setting.kind))
+    except MismatchError as error:
+        value = values if len(values) > 1 else values[0]
+        raise UserError(misfit(place, value, error, setting.kind)) from error
+
+
+def read_section(place: str, text: str) -> Layer:
+    """Read a section that the command line gives as a whole.
+
+    Raises:
+        UserError: it is neither a file nor a mapping.
+    """
+    file = Path(os.path.expanduser(text))
+    if file.is_file():
+        return Layer(text, read_yaml(file))
+    with contextlib.suppress(yaml.YAMLError):
+        if isinstance(values := read_text(text), dict):
+            return Layer(place, values)
+    raise UserError(f"{place} must be a YAML file or a mapping such as {{key: value}}; got {shown(text)}")
+
+
+def convert_defaults(values: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str, Any]:
+    """Convert a command's other defaults, by dotted name."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            tree = merge(tree, nest(name, convert(value, known[name].kind)))
+        except MismatchError as error:
+            place = f"{name} of what --init names"
+            raise UserError(misfit(place, value, error, known[name].kind)) from error
+    return tree
+
+
+def tell_what_gives_way(said: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
+    """Warn of the recipes' settings that others go before."""
+    for name, value in settled.items():
+        if said.get(name, value) != value:
+            log.warning("%s of the recipe (%s) gives way to that of --init (%s)", name, said[name], value)
+
+
+def named_texts(layers: Sequence[Layer]) -> dict[str, str]:
+    """What recipes say as text, by dotted name."""
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        tree = merge(tree, layer.values or {})
+    return {name: value for name, value in flatten(tree).items() if isinstance(value, str)}
+
+
+def show_and_exit(
+    request: str, program: str, command: Command, known: Mapping[str, Setting], filled: dict[str, Any]
+) -> None:
+    """Print help or the resolved configuration, and end."""
+    if request == "--print_config":
+        print(yaml.safe_dump(to_plain(filled), sort_keys=False), end="")
+    else:
+        print(help_text(program, command, known, flatten(filled), everything=request not in HELP))
+    raise SystemExit(0)
+
+
+def validate(config: Any) -> None:
+    """Call ``validate()`` of a configuration's sections and of itself, where they have it.
+
+    Raises:
+        UserError: a value that no run can have.
+    """
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            validate(value)
+    if callable(check := getattr(config, "validate", None)):
+        check()

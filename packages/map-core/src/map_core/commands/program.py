@@ -1,12 +1,11 @@
 """A domain's command line as a program: find the command, run it, say what the user did wrong."""
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import sys
 from collections.abc import Sequence
-
-import torch
 
 from map_core.commands.command import Command
 from map_core.commands.output import while_somebody_reads
@@ -16,6 +15,7 @@ from map_core.errors import UserError, near_matches
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+PACKAGES = ("map-core", "torch", "timm")  # whose versions --version prints besides the program's
 
 
 def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
@@ -25,10 +25,10 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
     reads the output stops reading, as in ``info | head -1``, the command ends there without a word.
 
     Args:
-        program: the program's name.
-        commands: what it can do.
-        recipes: the package that holds its recipes (``*.yaml``).
-        argv: the arguments; those of the process if None.
+        program: The program's name, which is its distribution's too.
+        commands: What it can do.
+        recipes: The package that holds its recipes (``*.yaml``).
+        argv: The arguments; those of the process if None.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -40,9 +40,12 @@ def run_command(program: str, commands: Sequence[Command], recipes: str, argumen
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(program, commands, recipes))
         return 0 if arguments else EXIT_USER_ERROR
+    if "--version" in arguments[:2]:  # before or after a command
+        print(versions(program))
+        return 0
     try:
         command = find_command(arguments[0], commands)
-        command.run(parse(f"{program} {command.name}", command, commands, recipes, arguments[1:]))
+        command.execute(parse(f"{program} {command.name}", command, commands, recipes, arguments[1:]))
     except UserError as error:
         if os.environ.get("MAP_DEBUG"):
             raise
@@ -52,10 +55,16 @@ def run_command(program: str, commands: Sequence[Command], recipes: str, argumen
         print(f"{program}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            with contextlib.suppress(Exception):  # the error that ended the run is the one to show
-                torch.distributed.destroy_process_group()
+        leave_process_group()
     return 0
+
+
+def leave_process_group() -> None:
+    """End what a command of several processes began; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        with contextlib.suppress(Exception):  # the error that ended the run is the one to show
+            torch.distributed.destroy_process_group()
 
 
 def find_command(name: str, commands: Sequence[Command]) -> Command:
@@ -77,8 +86,21 @@ def find_command(name: str, commands: Sequence[Command]) -> Command:
 def overview(program: str, commands: Sequence[Command], recipes: str) -> str:
     """Return the text that ``program --help`` prints."""
     width = max(len(command.name) for command in commands)
-    lines = [f"usage: {program} COMMAND [--config RECIPE] [--section.key value ...]", "", "commands:"]
+    lines = [f"usage: {program} COMMAND [--config RECIPE ...] [--section.key value ...]", "", "commands:"]
     lines += [f"  {command.name:<{width}}  {command.help}" for command in commands]
     lines += ["", "recipes:", *(f"  {name}" for name in recipe_names(recipes))]
-    lines += ["", f"{program} COMMAND --help lists a command's settings; --print_config shows them resolved."]
+    lines += [
+        "",
+        f"{program} COMMAND --help lists the settings of a command that matter most, --help-all every one;",
+    ]
+    lines += ["--print_config shows them resolved; --version prints versions."]
+    return "\n".join(lines)
+
+
+def versions(program: str) -> str:
+    """Return what ``program --version`` prints: its version and those of what it stands on."""
+    lines = []
+    for package in (program, *PACKAGES):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{package} {importlib.metadata.version(package)}")
     return "\n".join(lines)

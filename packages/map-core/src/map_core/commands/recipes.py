@@ -1,17 +1,30 @@
-"""Recipes: packaged settings by name, or files."""
+"""Recipes: packaged settings by name, or files; one may build on another with ``base``."""
 
 import contextlib
-import dataclasses
 import importlib.resources
 import os
-import typing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError, near_matches
+
+BASE = "base"  # the key that names the recipe to build on
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one source; later layers replace what earlier ones say.
+
+    Attributes:
+        source: What messages call it.
+        values: Nested mappings.
+    """
+
+    source: str
+    values: Any
 
 
 def recipe_names(package: str) -> list[str]:
@@ -27,41 +40,65 @@ def find_recipe(package: str, name: str) -> Iterator[Path]:
     Raises:
         UserError: ``name`` is neither.
     """
+    file = Path(os.path.expanduser(name))
     if name in recipe_names(package):
         with importlib.resources.as_file(importlib.resources.files(package) / f"{name}.yaml") as path:
             yield path
-    elif Path(name).is_file():
-        yield Path(name)
+    elif file.is_file():
+        yield file
     elif name.endswith((".yaml", ".yml")) or os.sep in name:
         raise UserError(f"--config {name}: there is no such file; give a file or one of the packaged recipes")
     else:
         raise UserError(f"unknown recipe {name!r}; {near_matches(name, recipe_names(package))}")
 
 
-def read_yaml(path: Path) -> Any:
-    """Read YAML, plain values only.
+def recipe_layers(package: str, name: str) -> list[Layer]:
+    """Read a recipe and what it builds on, the last base first.
+
+    Args:
+        package: The package that holds the recipes.
+        name: A recipe's name or a file's path.
 
     Raises:
-        UserError: it is no YAML, or asks for more than plain values.
+        UserError: a recipe that does not exist or is not plain YAML, or a base that leads back to its recipe.
     """
-    try:
-        return yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not plain YAML: {reason}; correct the file") from error
+    layers: list[Layer] = []
+    chain: list[str] = []
+    following: str | None = name
+    while following is not None:
+        if following in chain:
+            raise UserError(
+                f"recipe {following} builds on itself: {' -> '.join([*chain, following])}; remove one {BASE}"
+            )
+        chain.append(following)
+        with find_recipe(package, following) as path:
+            values = read_yaml(path)
+        base = values.pop(BASE, None) if isinstance(values, dict) else None
+        layers.insert(0, Layer(following, values))
+        following = None if base is None else find_base(package, base, following, path)
+    return layers
 
 
-def check_keys(values: Any, config_class: type, source: str, hint: str, prefix: str = "") -> None:
-    """Raise a :class:`UserError` for the first key that ``config_class`` does not have."""
-    if values is None and not prefix:
-        return
-    if not isinstance(values, dict):
-        place = f"section {prefix[:-1]} of {source}" if prefix else source
-        raise UserError(f"{place} must be a mapping of keys to values; got {values!r}{hint}")
-    types = typing.get_type_hints(config_class)
-    known = [entry.name for entry in dataclasses.fields(config_class)]
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(f"unknown key {prefix}{key} in {source}; {near_matches(str(key), known)}{hint}")
-        if dataclasses.is_dataclass(types[key]) and value is not None:
-            check_keys(value, typing.cast(type, types[key]), source, hint, f"{prefix}{key}.")
+def find_base(package: str, base: Any, name: str, path: Path) -> str:
+    """Return what :func:`find_recipe` finds the base of a recipe by.
+
+    Args:
+        package: The package that holds the recipes.
+        base: As the recipe names it: a packaged recipe, or a path relative to the recipe's folder.
+        name: Of the recipe, as messages call it.
+        path: Of the recipe.
+
+    Raises:
+        UserError: there is no such base.
+    """
+    if not isinstance(base, str):
+        raise UserError(f"{BASE} in {name} must be a recipe's name or a path; got {base!r}")
+    if base in recipe_names(package):
+        return base
+    file = path.parent / os.path.expanduser(base)
+    if not file.is_file():
+        raise UserError(
+            f"{BASE} {base} in {name} is neither a packaged recipe nor a file in {path.parent}; "
+            f"{near_matches(base, recipe_names(package))}"
+        )
+    return os.path.normpath(file)

@@ -139,3 +139,8 @@ class Domain:
     logits: Callable[..., Logits] = plain_logits
     protocol: Callable[[Any], str | None] = lambda config: None
     info: Callable[[], list[str]] = list
+
+    @property
+    def module(self) -> str:
+        """The package that ``python -m`` runs."""
+        return self.recipes.split(".")[0]

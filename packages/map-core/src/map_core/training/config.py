@@ -1,11 +1,11 @@
 """How long, how fast and on what a model is trained: the ``training`` section of every recipe."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from map_core.errors import UserError
+from map_core.ranges import check, require
 
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
 PRECISIONS = ("fp32", "bf16")
@@ -22,7 +22,8 @@ AT_LEAST_ONE = (
     "max_steps",
 )
 POSITIVE = ("base_lr", "lr", "eps", "clip_grad", "layer_decay")
-NOT_NEGATIVE = ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "workers", "seed")
+NOT_NEGATIVE = ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "workers")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass
@@ -115,24 +116,19 @@ class TrainingConfig:
 
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no run can have."""
-        for name in AT_LEAST_ONE:
-            _require(self, name, lambda value: value >= 1, "must be at least 1")
-        for name in POSITIVE:
-            _require(self, name, lambda value: 0 < value < math.inf, "must be a positive number")
-        for name in NOT_NEGATIVE:
-            _require(self, name, lambda value: 0 <= value < math.inf, "must be 0 or more")
-        _require(
-            self, "warmup_epochs", lambda value: value < self.epochs, f"must be below epochs ({self.epochs})"
+        check(
+            "training",
+            self,
+            at_least_one=AT_LEAST_ONE,
+            positive=POSITIVE,
+            not_negative=NOT_NEGATIVE,
+            seeds=("seed",),
+            inside_zero_and_one=("ema_decay",),
+            shares_below_one=("betas",),
         )
-        _require(self, "layer_decay", lambda value: value <= 1, "must be at most 1")
-        _require(self, "ema_decay", lambda value: 0 < value < 1, "must be between 0 and 1")
-        _require(self, "betas", lambda value: all(0 <= beta < 1 for beta in value), "must be in [0, 1)")
-        _require(self, "precision", lambda value: value in ("fp32", "bf16"), "must be fp32 or bf16")
-        devices = ("auto", "cpu", "cuda", "mps")
-        _require(self, "device", lambda value: value in devices, f"must be one of {', '.join(devices)}")
-
-
-def _require(config: TrainingConfig, name: str, holds: Callable[[Any], bool], rule: str) -> None:
-    value = getattr(config, name)
-    if value is not None and not holds(value):
-        raise UserError(f"training.{name} {rule}; got {value}; change --training.{name}")
+        rule = f"must be below epochs ({self.epochs})"
+        require("training", self, "warmup_epochs", lambda value: value < self.epochs, rule)
+        require("training", self, "layer_decay", lambda value: value <= 1, "must be at most 1")
+        for name, allowed in (("precision", PRECISIONS), ("device", DEVICES)):
+            rule = f"must be one of {', '.join(allowed)}"
+            require("training", self, name, allowed.__contains__, rule)

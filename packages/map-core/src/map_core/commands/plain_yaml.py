@@ -1,0 +1,93 @@
+"""YAML of plain values, read with bounded work; numbers and words stay the text that the file holds.
+
+What a text means is for the type of its setting to say: a folder called 2012, no or 1e3 is a folder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from map_core.errors import UserError
+
+LARGEST_FILE = 1 << 20  # bytes
+MOST_VALUES = 100_000  # aliases count as often as they are used
+DEEPEST = 50
+STANDARD = "tag:yaml.org,2002:"
+MERGE = STANDARD + "merge"
+
+
+class PlainReader:
+    """Turns the nodes of a document into None, texts, lists and mappings."""
+
+    def __init__(self) -> None:
+        self.values = 0
+
+    def read(self, node: yaml.Node | None, depth: int = 0) -> Any:
+        """Return a node's value.
+
+        Raises:
+            yaml.YAMLError: it asks for more than plain values, or for too many.
+        """
+        self.values += 1
+        if self.values > MOST_VALUES or depth > DEEPEST:
+            raise yaml.YAMLError(f"more than {MOST_VALUES:,} values or {DEEPEST} levels")
+        if node is None:
+            return None
+        if not node.tag.startswith(STANDARD) or "/" in node.tag:
+            raise yaml.YAMLError(f"{node.tag} in line {node.start_mark.line + 1} is no plain value")
+        if isinstance(node, yaml.ScalarNode):
+            return None if node.tag == STANDARD + "null" else node.value
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(entry, depth + 1) for entry in node.value]
+        return self.read_mapping(node, depth)
+
+    def read_mapping(self, node: yaml.Node, depth: int) -> dict[str, Any]:
+        """Return a mapping; ``<<`` takes over what the mapping itself does not name."""
+        values: dict[str, Any] = {}
+        inherited: dict[str, Any] = {}
+        for key, value in node.value:
+            if key.tag == MERGE:
+                merged = self.read(value, depth + 1)
+                for mapping in merged if isinstance(merged, list) else [merged]:
+                    if not isinstance(mapping, dict):
+                        raise yaml.YAMLError(f"<< in line {key.start_mark.line + 1} names no mapping")
+                    inherited = mapping | inherited
+                continue
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is None or name in values:
+                what = "is no name" if name is None else f"names {name} again"
+                raise yaml.YAMLError(f"the key in line {key.start_mark.line + 1} {what}")
+            values[name] = self.read(value, depth + 1)
+        return inherited | values
+
+
+def read_text(text: str) -> Any:
+    """Read a document.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or asks for more than plain values, or for too many.
+    """
+    try:
+        return PlainReader().read(yaml.compose(text, Loader=yaml.SafeLoader))
+    except RecursionError as error:
+        raise yaml.YAMLError(f"more than {DEEPEST} levels") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, or asks for more than plain values.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"{path} is larger than {LARGEST_FILE:,} bytes, too large for settings")
+        return read_text(content.decode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; choose another file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not plain YAML: {reason}; correct the file") from error

@@ -1,0 +1,125 @@
+"""The settings of a configuration: a dataclass whose fields are settings, or sections that hold some."""
+
+import dataclasses
+import re
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REQUIRED = object()  # in place of the value of a setting that must be given
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: Dotted, such as ``training.epochs``.
+        kind: Its type; a dataclass where it is a section.
+        help: What its configuration's docstring says of it.
+    """
+
+    name: str
+    kind: Any
+    help: str
+
+    @property
+    def is_section(self) -> bool:
+        """Whether it holds other settings."""
+        return dataclasses.is_dataclass(self.kind)
+
+
+def settings(config_class: type, prefix: str = "") -> dict[str, Setting]:
+    """All settings of a configuration by dotted name, each section before what it holds."""
+    kinds, explained = typing.get_type_hints(config_class), field_docs(config_class)
+    listed = {}
+    for entry in dataclasses.fields(config_class):
+        name, kind = f"{prefix}{entry.name}", kinds[entry.name]
+        listed[name] = Setting(name, kind, explained.get(entry.name, ""))
+        if dataclasses.is_dataclass(kind):
+            listed |= settings(typing.cast(type, kind), f"{name}.")
+    return listed
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """What the ``Args`` of the docstrings of a dataclass and of its bases say of each field."""
+    explained: dict[str, str] = {}
+    for one in reversed(config_class.__mro__):
+        _, _, args = (one.__doc__ or "").partition("Args:\n")
+        indent = len(args) - len(args.lstrip(" "))
+        section = re.split(r"\n\s*\n", args, maxsplit=1)[0]
+        entries = re.split(rf"(?m)^ {{{indent}}}(?=\w)", section)[1:] if indent else []
+        for entry in entries:
+            name, _, text = entry.partition(":")
+            explained[name.strip()] = " ".join(text.split())
+    return explained
+
+
+def fill(config_class: type, tree: dict[str, Any], default: Any = None) -> dict[str, Any]:
+    """Complete nested values by the defaults of a configuration; REQUIRED stands where there is none.
+
+    Args:
+        config_class: The configuration, or one of its sections.
+        tree: Some of its values, converted.
+        default: An instance whose values go before the class's defaults.
+    """
+    kinds, filled = typing.get_type_hints(config_class), {}
+    for entry in dataclasses.fields(config_class):
+        value = getattr(default, entry.name) if default is not None else own_default(entry)
+        if dataclasses.is_dataclass(kinds[entry.name]):
+            section = None if value is REQUIRED else value
+            value = fill(typing.cast(type, kinds[entry.name]), tree.get(entry.name, {}), section)
+        filled[entry.name] = tree.get(entry.name, value) if not isinstance(value, dict) else value
+    return filled
+
+
+def own_default(entry: "dataclasses.Field[Any]") -> Any:
+    """A field's default, or REQUIRED."""
+    if entry.default is not dataclasses.MISSING:
+        return entry.default
+    return REQUIRED if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def nest(name: str, value: Any) -> dict[str, Any]:
+    """A dotted name's value as nested values."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested values of two layers; those of ``above`` win."""
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name)
+        merged[name] = merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def instantiate(config_class: type, filled: dict[str, Any]) -> Any:
+    """Make a configuration of what :func:`fill` completed."""
+    kinds = typing.get_type_hints(config_class)
+    return config_class(
+        **{
+            name: instantiate(kinds[name], value) if dataclasses.is_dataclass(kinds[name]) else value
+            for name, value in filled.items()
+        }
+    )
+
+
+def to_plain(value: Any) -> Any:
+    """Values as YAML writes them: null for what is missing, lists for tuples, text for paths."""
+    if isinstance(value, dict):
+        return {name: to_plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(entry) for entry in value]
+    return None if value is REQUIRED else str(value) if isinstance(value, Path) else value

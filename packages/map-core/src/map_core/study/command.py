@@ -1,0 +1,86 @@
+"""The commands ``study`` and ``study-report``: arms compared at equal trials, equal data and stated compute."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from map_core.commands.command import Command
+from map_core.commands.options import Option, config_class
+from map_core.commands.recipes import find_recipe
+from map_core.study.cost import describe_plan, resolve_compute
+from map_core.study.plan import Study, read_study
+from map_core.study.report import table, write_report
+from map_core.study.results import read_results
+from map_core.study.runner import Place, run_study
+from map_core.tasks.domain import Domain
+
+STUDY = Option(str, "A packaged study's name, or a YAML file.")
+OUT = Option(str | None, "Directory of its runs; runs/<name of the study> when not given.", None)
+RESULTS = Option(
+    str | None, "File of its results, one line a run; results.jsonl in out when not given.", None
+)
+StudyConfig = config_class(
+    "StudyConfig",
+    "A study: every run an ordinary one, finished ones never repeated, interrupted ones resumed.",
+    study=STUDY,
+    out=OUT,
+    results=RESULTS,
+    jobs=Option(int, "Runs at once, one thread each where there are several.", 1),
+    budget_minutes=Option(float | None, "Start nothing that would not end within it.", None),
+    dry_run=Option(bool, "Print runs, samples, operations and hours, timed here, and start nothing.", False),
+)
+StudyReportConfig = config_class(
+    "StudyReportConfig",
+    "A study's results as a page, a plot and a file of numbers.",
+    study=STUDY,
+    out=OUT,
+    results=RESULTS,
+    report=Option(str | None, "Directory of report.md and report.png; out when not given.", None),
+)
+
+
+def study_commands(domain: Domain) -> list[Command]:
+    """The two commands, for a domain."""
+    return [
+        Command("study", "compare arms over seeds, resumable", StudyConfig, partial(study, domain)),
+        Command(
+            "study-report", "tables and plot of a study", StudyReportConfig, partial(study_report, domain)
+        ),
+    ]
+
+
+def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
+    """The study that ``config`` names, arms of equal compute resolved, and where it runs."""
+    with (
+        find_recipe(f"{domain.module}.studies", config.study) as path,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        found = resolve_compute(read_study(path), domain, Path(scratch) / "none")
+    out = Path(config.out or f"runs/{found.name}")
+    return found, Place(domain.module, out, Path(config.results) if config.results else out / "results.jsonl")
+
+
+def study(domain: Domain, config: Any) -> None:
+    """Run a study, then print its table and write its report."""
+    found, place = open_study(domain, config)
+    if config.dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            print(describe_plan(found, domain, Path(scratch)))
+        return
+    results = run_study(found, place, jobs=config.jobs, budget_minutes=config.budget_minutes)
+    page = write_report(found, results, place.out, command_of(domain, config))
+    print(f"{table(found, results)}\n\nreport -> {page}, results -> {place.results}")
+
+
+def study_report(domain: Domain, config: Any) -> None:
+    """Write the report of what a study has measured so far."""
+    found, place = open_study(domain, config)
+    results = read_results(place.results, found.name)
+    page = write_report(found, results, Path(config.report or place.out), command_of(domain, config))
+    print(f"{table(found, results)}\n\nreport -> {page}")
+
+
+def command_of(domain: Domain, config: Any) -> str:
+    """The command that runs the study, as a report prints it."""
+    return f"{domain.program} study --study {config.study}"

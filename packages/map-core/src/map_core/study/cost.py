@@ -1,0 +1,131 @@
+"""What the runs of a study cost: operations counted on one batch, seconds timed on this machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from map_core.commands.parser import load_recipe
+from map_core.commands.standard import configs
+from map_core.randomness import Draw
+from map_core.study.plan import Arm, PlannedRun, Study, planned_runs
+from map_core.study.runner import as_text
+from map_core.tasks.classification import FinetuneTask, LinearProbeTask
+from map_core.tasks.domain import Domain
+from map_core.tasks.pretraining import PretrainTask
+from map_core.training import Task
+from map_core.training.loop import train
+
+TIMED_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run costs.
+
+    Attributes:
+        samples: Training samples that it sees.
+        flops: Multiplications and additions of all its training steps, forward and backward.
+        seconds: Estimated from a few timed steps; 0 where nothing was timed.
+    """
+
+    samples: int
+    flops: float
+    seconds: float = 0.0
+
+
+def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
+    """The task of a training run of a study, from scratch, and its configuration."""
+    kinds = configs(domain)
+    kind = kinds.pretrain if run.command == "pretrain" else kinds.finetune
+    settings = dict(run.settings)
+    recipe = settings.pop("recipe")
+    overrides = [f"--{key}={as_text(value)}" for key, value in settings.items()]
+    config: Any = load_recipe(domain.recipes, recipe, kind, [*overrides, f"--out={out}"])
+    makers: dict[str, Callable[[Domain, Any], Task]] = {
+        "pretrain": PretrainTask,
+        "finetune": FinetuneTask,
+        "linear-probe": LinearProbeTask,
+    }
+    return makers[run.command](domain, config), config
+
+
+def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = False) -> Cost:
+    """Count the operations of one batch, and time some steps if asked to."""
+    task, config = make_task(domain, run, out)
+    training = config.training
+    samples = training.epochs * (len(task.train_data) // training.batch_size) * training.batch_size
+    count = min(training.batch_size, len(task.train_data), 8)
+    batch = (task.collate or default_collate)([task.train_data[i] for i in range(count)])
+    with FlopCounterMode(display=False) as counter:
+        task.loss(task.model, batch, Draw.of_batch(count)).loss.backward()
+    seconds = 0.0
+    if timed:
+        brief = replace(training, max_steps=TIMED_STEPS, progress=False, tensorboard=False)
+        speed = train(task, brief, out, run_config=config)["samples_per_second"]
+        seconds = samples / speed
+    return Cost(samples, counter.get_total_flops() / count * samples, seconds)
+
+
+def resolve_compute(study: Study, domain: Domain, scratch: Path) -> Study:
+    """Give arms with ``compute_of`` the epochs of finetuning that cost what the other arm costs in all.
+
+    Args:
+        study: Its arms may name others.
+        domain: Of the study.
+        scratch: A directory that does not exist, for nothing is written.
+    """
+    if not any(arm.compute_of for arm in study.arms):
+        return study
+    seed = study.seeds[0]
+    by_name = {arm.name: arm for arm in study.arms}
+
+    def cost(arm: Arm, stage: str, labels: int | None) -> Cost:
+        plain = replace(study, arms=(replace(arm, compute_of=None),), learning_rates=())
+        runs = [run for run in planned_runs(plain, []) if run.stage == stage and run.seed == seed]
+        return count_cost(domain, next(run for run in runs if run.labels == labels), scratch)
+
+    def resolved(arm: Arm) -> Arm:
+        if arm.compute_of is None:
+            return arm
+        other = by_name[arm.compute_of]
+        before = cost(other, "pretrain", None).flops if other.pretrain is not None else 0.0
+        epochs = {}
+        for labels in study.labels:
+            mine, theirs = cost(arm, "finetune", labels), cost(other, "finetune", labels)
+            plan = replace(study, arms=(replace(arm, compute_of=None),), learning_rates=())
+            run = next(r for r in planned_runs(plan, []) if r.stage == "finetune" and r.labels == labels)
+            _, config = make_task(domain, run, scratch)
+            epochs[labels] = max(1, round(config.training.epochs * (before + theirs.flops) / mine.flops))
+        return replace(arm, epochs=epochs)
+
+    return replace(study, arms=tuple(resolved(arm) for arm in study.arms))
+
+
+def describe_plan(study: Study, domain: Domain, scratch: Path) -> str:
+    """Every kind of run with its number, samples, operations and estimated hours, timed here."""
+    kinds: dict[tuple[str, str, int | None], list[PlannedRun]] = {}
+    for run in planned_runs(replace(study, learning_rates=()), []):
+        kinds.setdefault((run.arm, run.stage, run.labels), []).append(run)
+    trials = len(study.learning_rates)
+    lines = ["arm                  stage         labels  runs    samples      GFLOP    hours"]
+    total = 0.0
+    for number, ((arm, stage, labels), runs) in enumerate(kinds.items()):
+        if stage == "knn":
+            continue
+        cost = count_cost(domain, runs[0], scratch / str(number), timed=stage != "linear_probe")
+        count = len(runs) + (trials if stage != "pretrain" else 0)
+        hours = count * cost.seconds / 3600
+        total += hours
+        lines.append(
+            f"{arm:20} {stage:13} {labels or 'all':>6} {count:5} {count * cost.samples:10} "
+            f"{count * cost.flops / 1e9:10.0f} {hours:8.2f}"
+        )
+    torch.manual_seed(0)
+    return "\n".join(
+        [*lines, f"about {total:.2f} hours one run after the other on this machine, evaluation apart"]
+    )

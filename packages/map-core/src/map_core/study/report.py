@@ -1,0 +1,133 @@
+"""A study's results as tables, a plot and a page; no number in it is typed by hand."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from map_core.study.plan import Study
+from map_core.study.results import Result
+from map_core.study.statistics import estimate, verdict
+
+TITLES = {
+    "finetune": "finetuned accuracy (%)",
+    "linear_probe": "linear probe (%)",
+    "knn": "nearest neighbours (%)",
+}
+
+
+def scores(results: Sequence[Result], arm: str, stage: str, labels: int | None) -> dict[int, float]:
+    """Score by seed."""
+    return {r.seed: r.score for r in results if (r.arm, r.stage, r.labels) == (arm, stage, labels)}
+
+
+def columns(study: Study) -> list[tuple[str, int | None]]:
+    """Measures and numbers of labels, a column each."""
+    return [
+        (stage, labels) for stage in study.measures for labels in (study.labels if stage != "knn" else [None])
+    ]
+
+
+def title(stage: str, labels: int | None) -> str:
+    """Heading of a column."""
+    return TITLES[stage] + ("" if labels is None else f", {labels} labels")
+
+
+def table(study: Study, results: Sequence[Result]) -> str:
+    """Mean ± standard deviation over seeds, an arm a row; a dash where nothing was measured."""
+    heads = [title(*column) for column in columns(study)]
+    lines = ["| arm | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for arm in study.arms:
+        cells = []
+        for stage, labels in columns(study):
+            values = list(scores(results, arm.name, stage, labels).values())
+            cells.append(str(estimate(values)) if values else "-")
+        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def comparisons(study: Study, results: Sequence[Result]) -> str:
+    """Paired differences of every arm from the last one (the baseline), with 95 % intervals."""
+    baseline = study.arms[-1].name
+    lines = [f"| arm minus {baseline} | measure | difference [95 % interval] |", "|---|---|---|"]
+    for arm in study.arms[:-1]:
+        for stage, labels in columns(study):
+            one, other = scores(results, arm.name, stage, labels), scores(results, baseline, stage, labels)
+            shared = sorted(one.keys() & other.keys())
+            if shared:
+                told = verdict([one[seed] - other[seed] for seed in shared])
+                lines.append(f"| {arm.name} | {title(stage, labels)} | {told} |")
+    return "\n".join(lines)
+
+
+def plot(study: Study, results: Sequence[Result], path: Path) -> None:
+    """Draw every measure: over labels where there are several, else a bar an arm; a point a seed."""
+    stages = [s for s in study.measures if any(r.stage == s for r in results)]
+    if not stages:
+        return
+    figure = Figure(figsize=(4.6 * len(stages), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        counts = list(study.labels) if stage != "knn" else [None]
+        names = ["all" if count is None else str(count) for count in counts]
+        for number, arm in enumerate(study.arms):
+            offset = 0.06 * (number - (len(study.arms) - 1) / 2)
+            by_count = [list(scores(results, arm.name, stage, count).values()) for count in counts]
+            places = [i for i, values in enumerate(by_count) if values]
+            means = [estimate(by_count[i]).mean for i in places]
+            (line,) = axis.plot([i + offset for i in places], means, "o-", markersize=5, label=arm.name)
+            for i in places:
+                axis.plot(
+                    [i + offset] * len(by_count[i]), by_count[i], ".", color=line.get_color(), alpha=0.5
+                )
+        axis.set_xticks(range(len(counts)), names)
+        axis.set(xlabel="labels", title=TITLES[stage])
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def page(study: Study, results: Sequence[Result], command: str) -> str:
+    """A Markdown page: question, table, differences, chosen rates, budget, how to run it."""
+    measured = [r for r in results if r.stage != "trial"]
+    rates = sorted({(r.arm, r.stage, str(r.labels or "all"), r.lr) for r in measured if r.lr is not None})
+    chosen = [
+        f"| {arm} | {stage} | {labels} | {lr:g} |" for arm, stage, labels, lr in rates if lr is not None
+    ]
+    devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
+    commits = sorted({str(r.facts.get("commit"))[:12] for r in results if r.facts.get("commit")})
+    seconds = sum(r.seconds for r in results)
+    parts = [
+        f"# {study.name}",
+        study.question,
+        table(study, results),
+        "Mean ± standard deviation over seeds. Paired differences by seed:",
+        comparisons(study, results),
+        f"{len(results)} runs ({sum(r.stage == 'trial' for r in results)} trials of learning rates on a held-out "
+        f"part), {seconds / 3600:.2f} hours of training, seeds {', '.join(map(str, study.seeds))}; "
+        f"commit {', '.join(commits) or 'unknown'}; {', '.join(devices) or 'hardware unknown'}. Run it with\n\n"
+        f"```\n{command}\n```",
+    ]
+    if chosen:
+        parts.insert(
+            -1, "\n".join(["| arm | measure | labels | learning rate |", "|---|---|---|---|", *chosen])
+        )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_report(study: Study, results: Sequence[Result], out: Path, command: str) -> Path:
+    """Write ``report.md`` with ``report.png`` and ``report.json`` into ``out``; return the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    plot(study, results, out / "report.png")
+    numbers = {
+        f"{arm.name}/{stage}/{labels or 'all'}": scores(results, arm.name, stage, labels)
+        for arm in study.arms
+        for stage, labels in columns(study)
+    }
+    (out / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    path = out / "report.md"
+    path.write_text(page(study, results, command) + "\n![the measures](report.png)\n")
+    return path

@@ -1,0 +1,190 @@
+"""Running a study: every run an ordinary command in a process of its own, finished ones never repeated."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from map_core.errors import UserError
+from map_core.study.plan import PlannedRun, Study, next_runs, planned_runs
+from map_core.study.results import Result, append_result, read_results
+
+POLL_SECONDS = 0.2
+ACCURACY = "test_accuracy"
+KEPT_FACTS = ("commit", "device", "versions", "peak_memory_bytes", "evaluated_on", "samples_per_second")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study runs.
+
+    Attributes:
+        module: Run with ``python -m``, such as ``map_vision``.
+        out: Directory of all its runs.
+        results: File of the results.
+    """
+
+    module: str
+    out: Path
+    results: Path
+
+    def directory(self, run: str) -> Path:
+        """Where the run called ``run`` leaves its files."""
+        return self.out / run
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that is going on."""
+
+    run: PlannedRun
+    process: "subprocess.Popen[bytes]"
+    began: float
+
+
+def run_study(
+    study: Study, place: Place, *, jobs: int = 1, budget_minutes: float | None = None, progress: bool = True
+) -> list[Result]:
+    """Run everything that is not done yet and return all results.
+
+    Args:
+        study: What to run.
+        place: Where.
+        jobs: Runs at once, one thread each where there are several.
+        budget_minutes: Start nothing that would not end within it, going by the runs of the same stage so far.
+        progress: Show a bar.
+
+    Raises:
+        UserError: a run failed; its log says why.
+    """
+    began, started = time.monotonic(), list[Started]()
+    results = read_results(place.results, study.name)
+    place.out.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(
+        total=len(list(planned_runs(study, results))), initial=len(results), unit="run", disable=not progress
+    )
+    try:
+        while True:
+            going = {item.run.key for item in started}
+            for run in next_runs(study, results):
+                if len(started) >= jobs:
+                    break
+                if run.key not in going and fits(run, results, began, budget_minutes):
+                    bar.set_postfix_str(run.key)
+                    started.append(start(run, place, threads=1 if jobs > 1 else None))
+                    going.add(run.key)
+            if not started:
+                return results
+            time.sleep(POLL_SECONDS)
+            for item in [item for item in started if item.process.poll() is not None]:
+                started.remove(item)
+                results.append(finish(study, item, place))
+                append_result(place.results, results[-1])
+                bar.total = len(list(planned_runs(study, results)))
+                bar.update()
+    finally:
+        bar.close()
+        for item in started:  # a failure or Ctrl-C: each leaves a checkpoint and ends
+            item.process.terminate()
+        for item in started:
+            item.process.wait()
+
+
+def fits(run: PlannedRun, results: Sequence[Result], began: float, budget_minutes: float | None) -> bool:
+    """Whether a run would end within the budget; the first of a stage is always tried."""
+    if budget_minutes is None:
+        return True
+    left = 60 * budget_minutes - (time.monotonic() - began)
+    alike = [result.seconds for result in results if result.stage == run.stage]
+    return left > (max(alike) if alike else 0)
+
+
+def command_line(run: PlannedRun, place: Place) -> list[str]:
+    """The command that a person would type for ``run``."""
+    directory = place.directory(run.key)
+    line = [sys.executable, "-m", place.module, run.command]
+    settings = dict(run.settings)
+    if "recipe" in settings:
+        line += ["--config", str(settings.pop("recipe"))]
+    if run.after is not None:
+        line += ["--init", str(place.directory(run.after))]
+    if run.command == "features":
+        return [*line, "--out", str(directory.with_suffix(".npz"))]
+    line += ["--out", str(directory)]
+    if any(directory.glob("checkpoints/step_*")):
+        line += ["--resume", "auto"]
+    return [*line, *(f"--{key}={as_text(value)}" for key, value in settings.items())]
+
+
+def as_text(value: Any) -> str:
+    """A setting as it is typed."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def start(run: PlannedRun, place: Place, *, threads: int | None) -> Started:
+    """Start a run; what it prints goes into a log beside its directory."""
+    log = place.directory(run.key).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command_line(run, place),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+    return Started(run, process, time.monotonic())
+
+
+def finish(study: Study, item: Started, place: Place) -> Result:
+    """Read what a finished run measured.
+
+    Raises:
+        UserError: it failed or was interrupted.
+    """
+    run, directory = item.run, place.directory(item.run.key)
+    log = directory.with_suffix(".log")
+    if item.process.returncode:
+        said = log.read_text(errors="replace").strip().splitlines()
+        raise UserError(
+            f"run {run.key} of the study ended with status {item.process.returncode}: "
+            f"{said[-1] if said else 'it printed nothing'}; see {log}, then start the study again: it goes on"
+        )
+    summary = read_summary(run, directory)
+    if summary.get("interrupted"):
+        raise UserError(f"run {run.key} was interrupted; start the study again: it goes on")
+    numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    return Result(
+        study=study.name,
+        key=run.key,
+        arm=run.arm,
+        seed=run.seed,
+        labels=run.labels,
+        stage=run.stage,
+        lr=run.lr,
+        settings=run.settings,
+        score=float(numbers.get(ACCURACY, numbers.get("knn_accuracy", numbers.get("loss", 0.0)))),
+        measures=numbers,
+        seconds=float(summary.get("seconds", time.monotonic() - item.began)),
+        samples=round(summary.get("samples_per_second", 0) * summary.get("seconds", 0)),
+        facts={key: summary[key] for key in KEPT_FACTS if key in summary},
+    )
+
+
+def read_summary(run: PlannedRun, directory: Path) -> dict[str, Any]:
+    """The summary of a training run, or the score beside its features."""
+    file = directory.with_suffix(".json") if run.command == "features" else directory / "summary.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"run {run.key} left no readable {file.name} ({error})") from error

@@ -1,0 +1,59 @@
+"""Means over seeds, and paired differences with their 95 % intervals."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom, then 15, 20, 30; beyond that the normal's
+T95 = {
+    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228,
+    15: 2.131, 20: 2.086, 30: 2.042,
+}  # fmt: skip
+NORMAL95 = 1.960
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        mean: Of the values.
+        sd: Their sample standard deviation; nan of a single one.
+        half_width: Half of the mean's 95 % interval (Student's t); nan of a single value.
+        count: How many values.
+    """
+
+    mean: float
+    sd: float
+    half_width: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.count < 2 else f"{self.mean:.2f} ± {self.sd:.2f}"
+
+
+def t_quantile(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t; between tabulated degrees the wider one."""
+    if degrees > max(T95):
+        return NORMAL95
+    return T95[max(known for known in T95 if known <= degrees)]
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, standard deviation and 95 % interval."""
+    count, mean = len(values), statistics.fmean(values)
+    if count < 2:
+        return Estimate(mean, math.nan, math.nan, count)
+    sd = statistics.stdev(values)
+    return Estimate(mean, sd, t_quantile(count - 1) * sd / math.sqrt(count), count)
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """What paired differences show: ``+1.20 [0.30, 2.10]``, or that the arms are not told apart."""
+    found = estimate(differences)
+    if found.count < 2:
+        return f"{found.mean:+.2f} (one seed: no interval)"
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    interval = f"{found.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{interval}, not told apart" if low <= 0 <= high else interval

@@ -1,0 +1,75 @@
+"""Files of settings: plain values alone, and an end to the work that a file can ask for."""
+
+import time
+
+import pytest
+
+from map_core import UserError
+from map_core.commands.plain_yaml import read_yaml
+
+
+def read(tmp_path, text):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    return read_yaml(file)
+
+
+def test_scalars_keep_their_text(tmp_path):
+    text = "a: 012\nb: [1e3, no, 2020-01-01, 'x y']\nc: {d: null, e: ~, f: 'null', g:}\n"
+    assert read(tmp_path, text) == {
+        "a": "012",
+        "b": ["1e3", "no", "2020-01-01", "x y"],
+        "c": {"d": None, "e": None, "f": "null", "g": None},
+    }
+    assert read(tmp_path, "# nothing\n") is None
+
+
+def test_aliases_and_merges(tmp_path):
+    assert read(tmp_path, "a: &x {n: 1, m: 2}\nb: {<<: *x, n: 3}\nc: *x\n") == {
+        "a": {"n": "1", "m": "2"},
+        "b": {"n": "3", "m": "2"},
+        "c": {"n": "1", "m": "2"},
+    }
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BOMB, "more than 100,000 values or 50 levels"),
+        ("a: &a [*a]", "more than 100,000 values or 50 levels"),
+        ("[" * 20_000, "more than 50 levels"),
+        ("{a: " * 20_000, "more than 50 levels"),
+        ("[" * 60 + "]" * 60, "more than 100,000 values or 50 levels"),
+        ("- " * 20_000, "more than 50 levels"),
+        ("a: " + "x" * (1 << 20), "too large for settings"),
+        ("a: !!python/name:os.system", "is no plain value"),
+        ("a: !other 3", "is no plain value"),
+        ("a: 1\na: 2", "the key in line 2 names a again"),
+        ("[a]: 1", "the key in line 1 is no name"),
+        ("a: 1\n---\nb: 2", "is not plain YAML"),
+        ("a: [1,", "is not plain YAML"),
+        ("<<: 3", "<< in line 1 names no mapping"),
+    ],
+)
+def test_attacks_end_in_one_sentence(tmp_path, text, reason):
+    began = time.process_time()
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, text)
+    assert time.process_time() - began < 20
+    assert reason in str(refused.value)
+    assert str(tmp_path / "a.yaml") in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not plain YAML"):
+        read_yaml(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_yaml(tmp_path)

@@ -1,0 +1,37 @@
+"""Ranges of settings."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from map_core import UserError
+from map_core.ranges import LARGEST_SEED, check, require
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed", "refused"),
+    [
+        ("at_least_one", (1, 7), (0, -1, math.nan, math.inf)),
+        ("positive", (1e-9, 5), (0, -1.0, math.nan, math.inf)),
+        ("not_negative", (0, 0.5), (-1e-9, math.nan, math.inf)),
+        ("shares", (0, 0.5, 1.0), (-0.1, 1.1, math.nan)),
+        ("shares_below_one", (0, 0.99), (-0.1, 1.0, math.nan)),
+        ("inside_zero_and_one", (0.01, 0.99), (0, 1, math.nan)),
+        ("seeds", (0, LARGEST_SEED), (-1, LARGEST_SEED + 1)),
+    ],
+)
+def test_bounds(rule, allowed, refused):
+    for value in (*allowed, None, allowed, [*allowed, None]):
+        check("data", SimpleNamespace(field=value), **{rule: ("field",)})
+    for value in refused:
+        for one in (value, (allowed[0], value)):
+            with pytest.raises(UserError, match=r"^data.field must .*; got .*; change --data.field$"):
+                check("data", SimpleNamespace(field=one), **{rule: ["field"]})
+
+
+def test_a_rule_of_its_own_and_a_setting_outside_of_sections():
+    config = SimpleNamespace(top=3)
+    require("", config, "top", lambda value: value < 4, "must be below 4")
+    with pytest.raises(UserError, match=r"^top must be below 2; got 3; change --top$"):
+        require("", config, "top", lambda value: value < 2, "must be below 2")
