@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from map_vision.models import MODEL_NAMES
+from map_vision.registry import MODEL_NAMES
 from safetensors.torch import load_file
 
 import map_core.commands.program

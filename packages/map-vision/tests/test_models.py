@@ -5,8 +5,8 @@ import copy
 import pytest
 import timm
 import torch
-from map_core.weights import save_weights
-from map_vision.models import MODEL_NAMES
+from map_core.tasks.weights import save_weights
+from map_vision.registry import MODEL_NAMES
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
-from map_core.weights import read_description, read_weights, save_weights, weights_file
+from map_core.tasks.weights import read_description, read_weights, save_weights, weights_file
 from safetensors.torch import load_file
 
 from map_core import UserError
