@@ -5,14 +5,14 @@ import copy
 import pytest
 import timm
 import torch
-from map_core.tasks.weights import save_weights
-from map_vision.registry import MODEL_NAMES
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 
 from map_core import UserError
+from map_core.tasks.weights import save_weights
 from map_core.training.optimizer import default_parameter_groups
+from map_vision.registry import MODEL_NAMES
 
 # facts.md 3.2: counted from the shapes; they fit the paper's 12M, 37M, 128M, 443M
 PARAMETERS = {

@@ -7,7 +7,11 @@ import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import model_of_run, model_of_weights, standard_commands, train_task
+<<<<<<< HEAD
 from map_core.study.command import study_commands
+=======
+from map_core.commands.study import study_commands
+>>>>>>> h/tpoints
 from map_points.data import write_part_shapes
 from map_points.domain import DOMAIN
 from map_points.fewshot import FewShotConfig, run_folds
@@ -43,10 +47,12 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     print(f"two-part shapes -> {out} (--data.root {out})")
 
 
-FROM_RUN = (partial(model_of_run, DOMAIN), partial(model_of_weights, DOMAIN))
-POINTS_ONLY = [
-    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, *FROM_RUN),
-    Command("segment", "train a part segmenter", SegmentConfig, segment, *FROM_RUN),
+FROM_RUN = {"defaults": partial(model_of_run, DOMAIN), "settled": partial(model_of_weights, DOMAIN)}
+COMMANDS = [
+    *standard_commands(DOMAIN),
+    *study_commands(DOMAIN),
+    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, **FROM_RUN),
+    Command("segment", "train a part segmenter", SegmentConfig, segment, **FROM_RUN),
     Command(
         "write-part-shapes", "make two-part shapes in ShapeNetPart's layout", PartShapesConfig, part_shapes
     ),
@@ -55,5 +61,4 @@ POINTS_ONLY = [
 
 def main() -> int:
     """Run the command line of this process."""
-    commands = [*standard_commands(DOMAIN), *study_commands(DOMAIN), *POINTS_ONLY]
-    return map_core.commands.program.main(DOMAIN.program, commands, DOMAIN.recipes)
+    return map_core.commands.program.main(DOMAIN.program, COMMANDS, DOMAIN.recipes)

@@ -22,7 +22,7 @@ ESSENTIAL = (  # of any program's settings, those that most users set
 class Command:
     """One command of a program.
 
-    ``config``, ``run`` and ``defaults`` may be given as ``"module:attribute"``, imported when the command is used, so
+    ``config``, ``run``, ``defaults`` and ``settled`` may be given as ``"module:attribute"``, imported when the command is used, so
     that a program lists its commands without importing what they need.
 
     Attributes:
@@ -39,6 +39,8 @@ class Command:
             are tied to; only the command line goes before them.
         essential: The settings that ``--help`` shows, besides those outside of any section; ``--help-all`` shows
             every one.
+        settled: Likewise, settings that go before those of recipes, such as what the weights that ``--init`` names
+            are tied to; only the command line goes before them.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Command:
     defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     essential: Sequence[str] = ESSENTIAL
+    settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
 
     @property
     def config_class(self) -> type:
@@ -64,7 +67,11 @@ class Command:
         return {} if self.defaults is None else imported(self.defaults)(given)
 
     def settled_values(self, given: dict[str, str]) -> dict[str, Any]:
+<<<<<<< HEAD
         """Settings that go before a recipe's, by dotted name."""
+=======
+        """Settings that recipes do not change, by dotted name."""
+>>>>>>> h/tpoints
         return {} if self.settled is None else imported(self.settled)(given)
 
 

@@ -141,7 +141,7 @@ def standard_commands(domain: Domain) -> list[Command]:
         defaults: Any = None,
         settled: Any = None,
     ) -> Command:
-        return Command(name, help, config, partial(run, domain), defaults, settled)
+        return Command(name, help, config, partial(run, domain), defaults, settled=settled)
 
     return [
         command("pretrain", f"pretrain an encoder on {files}", kinds.pretrain, pretrain),
