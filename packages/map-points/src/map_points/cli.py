@@ -2,16 +2,13 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import model_of_run, model_of_weights, standard_commands, train_task
-<<<<<<< HEAD
 from map_core.study.command import study_commands
-=======
-from map_core.commands.study import study_commands
->>>>>>> h/tpoints
 from map_points.data import write_part_shapes
 from map_points.domain import DOMAIN
 from map_points.fewshot import FewShotConfig, run_folds
@@ -47,7 +44,7 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     print(f"two-part shapes -> {out} (--data.root {out})")
 
 
-FROM_RUN = {"defaults": partial(model_of_run, DOMAIN), "settled": partial(model_of_weights, DOMAIN)}
+FROM_RUN: dict[str, Any] = {"defaults": partial(model_of_run, DOMAIN), "settled": partial(model_of_weights, DOMAIN)}
 COMMANDS = [
     *standard_commands(DOMAIN),
     *study_commands(DOMAIN),

@@ -35,8 +35,6 @@ class Command:
         defaults: From the settings named on the command line or in recipes (dotted name to text) to other
             defaults, by dotted name, such as those that a run named by ``--init`` was made with; recipes and the
             command line go before them.
-        settled: Likewise, settings that go before a recipe's, such as those that the weights named by ``--init``
-            are tied to; only the command line goes before them.
         essential: The settings that ``--help`` shows, besides those outside of any section; ``--help-all`` shows
             every one.
         settled: Likewise, settings that go before those of recipes, such as what the weights that ``--init`` names
@@ -48,7 +46,6 @@ class Command:
     config: type | Callable[[], type] | str
     run: Callable[[Any], None] | str
     defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
-    settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     essential: Sequence[str] = ESSENTIAL
     settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
 
@@ -67,11 +64,7 @@ class Command:
         return {} if self.defaults is None else imported(self.defaults)(given)
 
     def settled_values(self, given: dict[str, str]) -> dict[str, Any]:
-<<<<<<< HEAD
-        """Settings that go before a recipe's, by dotted name."""
-=======
         """Settings that recipes do not change, by dotted name."""
->>>>>>> h/tpoints
         return {} if self.settled is None else imported(self.settled)(given)
 
 
