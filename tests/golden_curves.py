@@ -80,6 +80,7 @@ def command_curve(recipe: str, folder: Path) -> Curve:
 
 def dense_curve(steps: int = 3) -> Curve:
     """A few steps of a small UperNet on random images and labels."""
+    from mmengine.registry import MODELS, DefaultScope
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -88,7 +89,8 @@ def dense_curve(steps: int = 3) -> Curve:
 
     torch.manual_seed(0)
     config = catalogue.read_config(catalogue.config_path("upernet_hybridnet-mini_cpu_camvid"))
-    model = catalogue.build_model(config).train()
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(config.model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     losses, norms = [], []
     for step in range(steps):

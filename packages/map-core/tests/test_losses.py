@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from map_core import denormalize_prediction, masked_mse, normalize_targets
+from map_core.losses import MaskedMSE
 
 
 def test_targets_have_zero_mean_and_unit_unbiased_variance():
@@ -65,3 +66,17 @@ def test_a_perfect_prediction_costs_nothing_and_normalising_forgets_contrast():
     prediction = normalize_targets(target)
     assert masked_mse(prediction, target) == 0
     assert masked_mse(prediction, 10 * target + 4) < 1e-6
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_object_is_the_function_with_its_settings(normalize):
+    prediction, target = torch.randn(2, 3, 16), 2 + 3 * torch.randn(2, 3, 16)
+    loss = MaskedMSE(normalize=normalize)
+    assert loss(prediction, target) == masked_mse(prediction, target, normalize=normalize)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_perfect_prediction_in_the_targets_values_is_the_target(normalize):
+    target = 2 + 3 * torch.randn(2, 3, 16)
+    perfect = normalize_targets(target) if normalize else target
+    torch.testing.assert_close(MaskedMSE(normalize=normalize).to_values(perfect, target), target)

@@ -69,7 +69,9 @@ def unit_coordinates(
     """Coordinates within about [-1, 1]: centres of a grid's cells; those of points as they are."""
     if grid is None:
         return position
-    return (position + 0.5) * (2.0 / position.new_tensor(grid)) - 1.0
+    # axis by axis, as a copy of the grid's size to the device would wait for it
+    axes = [(axis + 0.5) * (2.0 / size) - 1.0 for axis, size in zip(position.unbind(-1), grid, strict=True)]
+    return torch.stack(axes, dim=-1)
 
 
 class LearnedPosition(nn.Module):

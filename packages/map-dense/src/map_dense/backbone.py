@@ -80,7 +80,7 @@ class HybridBackbone(nn.Module):
         *,
         img_size: int | Sequence[int] | None = None,
         patch_size: int | None = None,
-        out_indices: Sequence[int] | None = None,
+        out_indices: Sequence[int] | int | None = None,
         frozen_stages: int = -1,
         activation_checkpointing: bool = False,
         window_size: int | None = None,
@@ -136,7 +136,7 @@ class HybridBackbone(nn.Module):
             module.eval()
         return self
 
-    def _checked_indices(self, out_indices: Sequence[int] | None) -> list[int]:
+    def _checked_indices(self, out_indices: Sequence[int] | int | None) -> list[int]:
         depth = self.depth
         if out_indices is None:
             return list(default_out_indices(depth))

@@ -1,7 +1,9 @@
 """The configs that come with this package: where they lie, what their headers say, how large their models are."""
 
+import argparse
 import ast
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,22 @@ def read_config(path: Path) -> Any:
             f"{path.name} needs OpenMMLab ({error}): pip install 'map-dense[mmseg]' or 'map-dense[mmdet]'"
         ) from error
     return Config.fromfile(str(path))
+
+
+def read_options(options: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` options as OpenMMLab's ``--cfg-options`` does.
+
+    Raises:
+        UserError: an option without ``=``.
+    """
+    from mmengine.config import DictAction
+
+    for option in options:
+        if "=" not in option:
+            raise UserError(f"option {option!r} has no '='; give KEY=VALUE, such as data_root=PATH")
+    reader = argparse.ArgumentParser()
+    reader.add_argument("options", nargs="*", action=DictAction)
+    return reader.parse_args(["--", *options]).options if options else {}
 
 
 def build_model(config: Any) -> nn.Module:

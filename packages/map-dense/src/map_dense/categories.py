@@ -31,5 +31,6 @@ def check_categories(names: Sequence[str], classes: Sequence[str], source: str) 
         theirs = classes[place] if place < len(classes) else "nothing more"
         raise UserError(
             f"{source} lists its categories in another order than the config's classes: number {place + 1} is "
-            f"{learned[place]!r} in the file and {theirs!r} in the config; set metainfo.classes to ({', '.join(learned)})"
+            f"{learned[place]!r} in the file and {theirs!r} in the config; set metainfo.classes to "
+            f"({', '.join(learned)})"
         )

@@ -8,7 +8,7 @@ the loaders that are registered here instead: tensors, plain values, and what mm
 
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mmengine.runner import CheckpointLoader
 from map_core.errors import UserError
 
 NUMBER = re.compile(r"[<>|=]?([biuf])([1248])")
-BUFFER_FIELDS = {"max_length", "_log_history", "_count_history"}
+STATISTICS = ("min", "max", "current", "mean")
 REMOTE = (
     *("http://", "https://", "pavi://", "modelzoo://", "torchvision://", "open-mmlab://", "openmmlab://"),
     *("mmcls://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://"),
@@ -55,6 +55,27 @@ class FlatArray:
         self.value = values.reshape(shape, order="F" if fortran else "C")
 
 
+class LogBuffer:
+    """mmengine's log buffer as a pickle describes it; ``value`` is mmengine's, with mmengine's statistics."""
+
+    value: HistoryBuffer
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        histories = [state[name].value for name in ("_log_history", "_count_history")]
+        self.value = HistoryBuffer(*histories, max_length=int(state["max_length"]))
+
+
+def statistic(kind: type, name: str) -> str:
+    """What stands for ``getattr``, by which log buffers name their statistics: nothing is looked up.
+
+    Raises:
+        UnpicklingError: another use of it.
+    """
+    if kind is not LogBuffer or name not in STATISTICS:
+        raise pickle.UnpicklingError(f"a look-up of {name!r}")
+    return name
+
+
 def empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> FlatArray:
     """What stands for ``numpy._reconstruct``, which makes an empty array that the pickle then fills."""
     if kind is not FlatArray:
@@ -65,6 +86,11 @@ def empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> FlatArray:
 def scalar(number: NumberType, content: bytes) -> Any:
     """What stands for ``numpy.scalar``."""
     return np.frombuffer(_content(content), dtype=_dtype(number), count=1)[0]
+
+
+def no_bytes() -> bytes:
+    """What stands for ``bytes``, which old pickles call for an empty array; with a number it would take memory."""
+    return b""
 
 
 def _content(content: Any) -> bytes:
@@ -80,10 +106,12 @@ def _dtype(number: Any) -> np.dtype:
 
 
 # name in the file -> what is called for it
-HARMLESS: list[tuple[Callable[..., Any], str]] = [
-    (HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (LogBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
     (NumberType, "numpy.dtype"),
     (FlatArray, "numpy.ndarray"),
+    *((no_bytes, f"{module}.bytes") for module in ("builtins", "__builtin__")),
+    *((statistic, f"{module}.getattr") for module in ("builtins", "__builtin__")),
     *((empty_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
@@ -135,43 +163,22 @@ def _without_code(checkpoint: Any) -> Any:
 
 
 def _culprit(message: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)|instance of class ([\w.]+)", message)
+    found = re.search(r"GLOBAL ([\w.]+)|WeightsUnpickler error:\s+([^\n]+)", message)
     return next(filter(None, found.groups())) if found else message.splitlines()[0]
 
 
 def _restore(checkpoint: Any) -> None:
-    """Put numpy's arrays where :class:`FlatArray` stands for them, in place, each container once."""
+    """Put the values of :class:`FlatArray` and :class:`LogBuffer` in their places, each container once."""
     seen, left = set(), [checkpoint]
     while left:
         holder = left.pop()
-        if id(holder) in seen:
+        if id(holder) in seen or not isinstance(holder, dict | list | tuple):
             continue
         seen.add(id(holder))
-        if isinstance(holder, HistoryBuffer) and set(vars(holder)) - BUFFER_FIELDS:
-            raise pickle.UnpicklingError("a log buffer with other fields than mmengine's")
-        for put, value in _parts(holder):
-            if isinstance(value, FlatArray):
-                put(value.value)
-            elif isinstance(value, NumberType):
-                raise pickle.UnpicklingError("a data type of numpy")
-            else:
+        for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            if not isinstance(value, FlatArray | LogBuffer | NumberType):
                 left.append(value)
-
-
-def _parts(holder: Any) -> Iterator[tuple[Callable[[Any], None], Any]]:
-    """The values of a container, each with what replaces it."""
-    if isinstance(holder, HistoryBuffer):
-        holder = vars(holder)
-    items: Any = ()
-    if isinstance(holder, dict):
-        items = list(holder.items())
-    elif isinstance(holder, list):
-        items = list(enumerate(holder))
-    elif isinstance(holder, tuple):
-        yield from ((_refuse, value) for value in holder)
-    for key, value in items:
-        yield (lambda new, key=key: holder.__setitem__(key, new)), value
-
-
-def _refuse(value: Any) -> None:
-    raise pickle.UnpicklingError("an array of numpy within a tuple")
+            elif isinstance(value, NumberType) or isinstance(holder, tuple):
+                raise pickle.UnpicklingError("numpy's objects where mmengine writes none")
+            else:
+                holder[key] = value.value

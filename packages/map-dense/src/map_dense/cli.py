@@ -1,10 +1,11 @@
-"""The command line: ``map-dense list``, ``map-dense config-path NAME``, ``map-dense layer-decay CONFIG``."""
+"""The command line: ``map-dense list``, ``config-path NAME``, ``write-config CONFIG FILE``, ``layer-decay CONFIG``."""
 
 import argparse
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from map_core.commands.output import while_somebody_reads
 from map_core.commands.program import EXIT_USER_ERROR
@@ -15,7 +16,12 @@ from map_dense.layer_decay import layer_decay_groups, render_groups
 EPILOG = """train and test with OpenMMLab's own launcher:
   mim train onedl-mmsegmentation $(map-dense config-path NAME) --gpus 1 --cfg-options data_root=PATH
   mim test  onedl-mmsegmentation $(map-dense config-path NAME) --checkpoint FILE --gpus 1 --cfg-options data_root=PATH
-(onedl-mmdetection for the configs of Cascade Mask R-CNN)"""
+(onedl-mmdetection for the configs of Cascade Mask R-CNN); the toolboxes' other tools read a config that is written out:
+  map-dense write-config NAME FILE.py data_root=PATH
+  mim run onedl-mmsegmentation browse_dataset FILE.py --not-show --output-dir PICTURES
+  mim run onedl-mmsegmentation confusion_matrix FILE.py PREDICTIONS PICTURES
+  mim run onedl-mmsegmentation benchmark FILE.py CHECKPOINT
+  mim run onedl-mmsegmentation get_flops FILE.py --shape 512 512"""
 
 
 def list_configs() -> None:
@@ -34,6 +40,33 @@ def list_configs() -> None:
 def print_config_path(name: str) -> None:
     """Print where a packaged config lies."""
     print(catalogue.config_path(name))
+
+
+def write_config(name_or_path: str, file: str, options: Sequence[str]) -> None:
+    """Write a config with its bases in one file, ``data_root`` filled in wherever data are read.
+
+    Args:
+        name_or_path: A packaged config, or a file.
+        file: What to write, ``*.py``.
+        options: ``key=value`` as ``--cfg-options`` takes them.
+
+    Raises:
+        UserError: another kind of file, an option without ``=``, no ``data_root``.
+    """
+    if not file.endswith(".py"):
+        raise UserError(
+            f"{file} must end in .py, as OpenMMLab's tools read configs; got {Path(file).suffix!r}"
+        )
+    config = catalogue.read_config(catalogue.find_config(name_or_path))
+    config.merge_from_dict(catalogue.read_options(options))
+    from map_dense.data_root import with_data_root_everywhere
+
+    with_data_root_everywhere(config)
+    try:
+        config.dump(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}); choose another place") from error
+    print(file)
 
 
 def print_layer_decay(name_or_path: str) -> None:
@@ -58,6 +91,14 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="configs, with model size and status")
     path = commands.add_parser("config-path", help="where a packaged config lies")
     path.add_argument("name", metavar="NAME", help="as `map-dense list` shows it")
+    write = commands.add_parser(
+        "write-config", help="write a config in one file, with data_root in every data set"
+    )
+    write.add_argument("config", metavar="CONFIG", help="a packaged config's name, or a file")
+    write.add_argument("file", metavar="FILE", help="what to write, *.py")
+    write.add_argument(
+        "options", metavar="KEY=VALUE", nargs="*", help="as mim's --cfg-options: data_root=PATH, ..."
+    )
     decay = commands.add_parser("layer-decay", help="parameter groups of a config: depth, rate, weight decay")
     decay.add_argument("config", metavar="CONFIG", help="a packaged config's name, or a file")
     return top
@@ -77,6 +118,8 @@ def run_command(argv: Sequence[str] | None) -> int:
             list_configs()
         elif arguments.command == "config-path":
             print_config_path(arguments.name)
+        elif arguments.command == "write-config":
+            write_config(arguments.config, arguments.file, arguments.options)
         else:
             print_layer_decay(arguments.config)
     except UserError as error:

@@ -1,6 +1,7 @@
 """Label maps of segmentation as mmseg reads them, refused by name where they would train on something else."""
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,10 @@ class LoadLabelMap(LoadAnnotations):
         self._check_mode(path)
         super()._load_seg_map(results)
         labels = results["gt_seg_map"]
-        size = tuple(results.get("ori_shape", labels.shape))
+        size = tuple(results.get("ori_shape", labels.shape)[:2])
         if labels.shape != size:
             raise UserError(
-                f"label map {path} has {labels.shape[0]}x{labels.shape[1]} pixels, its image {size[0]}x{size[1]}; "
+                f"label map {path} has {_times(labels.shape)} pixels, its image {_times(size)}; "
                 "give one label to each pixel of the image"
             )
         foreign = np.setdiff1d(labels, [*range(self.num_classes), self.ignore_index])
@@ -62,3 +63,7 @@ class LoadLabelMap(LoadAnnotations):
                 f"label map {path} has pixels of kind {mode}, not one label of 8 bits each; convert colours to labels "
                 "(0, 1, 2, ...) and save them as an image of one channel"
             )
+
+
+def _times(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,10 +1,10 @@
 """Registers with mmseg what its configs name: backbones, pyramid, loops, layer decay.
 
 A config says ``custom_imports = dict(imports=["map_dense.mmseg"])`` and may then use ``type="HybridNet"``, ``"MambaR"``
-or ``"MapViT"`` (backbone), ``type="UperNetPyramid"`` (neck), ``type="LoadLabelMap"`` (transform), ``type="CamVid"`` (data
-set), ``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the runner
-of :mod:`map_dense.cpu_processes`. ``type="EncoderDecoder"`` is then :class:`map_dense.segmentor.WholePatchEncoderDecoder`,
-and checkpoints are read as :mod:`map_dense.checkpoints` says.
+or ``"MapViT"`` (backbone), ``type="UperNetPyramid"`` (neck), ``type="LoadLabelMap"`` (transform), ``type="CamVid"``
+(data set), ``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the
+runner of :mod:`map_dense.cpu_processes`. ``type="EncoderDecoder"`` is then that of :mod:`map_dense.segmentor`, and
+checkpoints are read as :mod:`map_dense.checkpoints` says.
 """
 
 from map_dense.installation import check_installation

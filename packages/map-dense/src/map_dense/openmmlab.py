@@ -71,8 +71,8 @@ class PretrainedBackbone(HybridBackbone):
             )
         if "://" in str(init_cfg.get("checkpoint") or ""):
             raise UserError(
-                f"init_cfg.checkpoint ({init_cfg['checkpoint']}) is not on this machine; download it and give the path of "
-                "a run of map-vision or its model.safetensors"
+                f"init_cfg.checkpoint ({init_cfg['checkpoint']}) is not on this machine; download it and give the path "
+                "of a run of map-vision or its model.safetensors"
             )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
-from map_core.commands.standard import model_of_run, standard_commands, train_task
-from map_core.commands.study import study_commands
+from map_core.commands.standard import model_of_run, model_of_weights, standard_commands, train_task
+from map_core.study.command import study_commands
 from map_points.data import write_part_shapes
 from map_points.domain import DOMAIN
 from map_points.fewshot import FewShotConfig, run_folds
@@ -43,10 +43,10 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     print(f"two-part shapes -> {out} (--data.root {out})")
 
 
-MODEL_OF_RUN = partial(model_of_run, DOMAIN)
+FROM_RUN = (partial(model_of_run, DOMAIN), partial(model_of_weights, DOMAIN))
 POINTS_ONLY = [
-    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, MODEL_OF_RUN),
-    Command("segment", "train a part segmenter", SegmentConfig, segment, MODEL_OF_RUN),
+    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, *FROM_RUN),
+    Command("segment", "train a part segmenter", SegmentConfig, segment, *FROM_RUN),
     Command(
         "write-part-shapes", "make two-part shapes in ShapeNetPart's layout", PartShapesConfig, part_shapes
     ),

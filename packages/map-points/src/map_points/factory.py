@@ -62,6 +62,19 @@ def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
     )
 
 
+# the rest may differ between pretraining and what follows it: more patches, more dropout
+TIED = (
+    "name",
+    "embed_dim",
+    "patch_hidden_dim",
+    "layout",
+    "num_heads",
+    "mlp_ratio",
+    "neighbors",
+    "scan",
+    "patch_size",
+    "order",
+)
 MODELS = Models(
     config=PointModelConfig,
     names=MODEL_NAMES,
@@ -70,4 +83,5 @@ MODELS = Models(
     probed=lambda config: config,
     create_probed=create_probed,
     load_init=load_init,
+    tied=TIED,
 )

@@ -64,7 +64,7 @@ def test_every_field_has_a_range(settings: dict[str, Any], message: str, labelle
             check()
 
 
-@pytest.mark.parametrize("name", [field for field in DataConfig.__dataclass_fields__])
+@pytest.mark.parametrize("name", list(DataConfig.__dataclass_fields__))
 def test_defaults_and_the_ends_of_ranges_are_allowed(name: str) -> None:
     ends: dict[str, list[Any]] = {
         "horizontal_flip": [0.0, 1.0],

@@ -75,6 +75,34 @@ def test_what_cannot_be_opened(source: str, message: str, tmp_path: Path) -> Non
         load(source, tmp_path)
 
 
+@pytest.mark.parametrize("settings", [{"train_split": "nosuch"}, {"eval_split": "nosuch"}])
+@pytest.mark.parametrize("source", ["torch/cifar10", "torch/qmnist"])
+def test_split_that_timm_would_take_for_the_test_split(source: str, settings: dict, tmp_path: Path) -> None:
+    purpose: Purpose = "evaluate" if "eval_split" in settings else "pretrain"
+    with pytest.raises(
+        UserError, match=f"split 'nosuch' does not exist: {source} has 'train' and 'test' only"
+    ):
+        load(source, tmp_path, purpose, **settings)
+
+
+def test_evaluation_split_for_which_timm_would_take_the_root(labelled: Path) -> None:
+    (labelled / "val").rename(labelled / "held")
+    with pytest.raises(UserError, match=r"split 'validation' is no folder in .*: known names: held, train"):
+        load("torch/image_folder", labelled, "evaluate")
+    assert len(load("torch/image_folder", labelled, "evaluate", eval_split="held").evaluation or ()) == 5
+
+
+def test_torchvision_folders_read_no_other_formats_and_turn_images(labelled: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (12, 8)).save(labelled / "train" / "cat" / "000.png", exif=exif)
+    (labelled / "train" / "cat" / "001.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    samples = load("torch/image_folder", labelled).train
+    assert samples.image(0).size == (8, 12)
+    with pytest.raises(UserError, match=r"cannot read image .*001.png \(its content is none of"):
+        samples.image(1)
+
+
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def create(*_: Any, **__: Any) -> None:
         raise ImportError("No module named 'datasets'")

@@ -35,6 +35,8 @@ class Command:
         defaults: From the settings named on the command line or in recipes (dotted name to text) to other
             defaults, by dotted name, such as those that a run named by ``--init`` was made with; recipes and the
             command line go before them.
+        settled: Likewise, settings that go before a recipe's, such as those that the weights named by ``--init``
+            are tied to; only the command line goes before them.
         essential: The settings that ``--help`` shows, besides those outside of any section; ``--help-all`` shows
             every one.
     """
@@ -44,6 +46,7 @@ class Command:
     config: type | Callable[[], type] | str
     run: Callable[[Any], None] | str
     defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
+    settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     essential: Sequence[str] = ESSENTIAL
 
     @property
@@ -59,6 +62,10 @@ class Command:
     def other_defaults(self, given: dict[str, str]) -> dict[str, Any]:
         """Defaults that depend on what is given, by dotted name."""
         return {} if self.defaults is None else imported(self.defaults)(given)
+
+    def settled_values(self, given: dict[str, str]) -> dict[str, Any]:
+        """Settings that go before a recipe's, by dotted name."""
+        return {} if self.settled is None else imported(self.settled)(given)
 
 
 def imported(target: Any) -> Any:

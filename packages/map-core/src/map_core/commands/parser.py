@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from map_core.commands.values import MismatchError, convert, convert_arguments, 
 from map_core.errors import UserError
 
 Config = TypeVar("Config")
+log = logging.getLogger(__name__)
 
 
 def load_recipe(package: str, name: str, config_class: type[Config], overrides: Sequence[str] = ()) -> Config:
@@ -77,10 +79,14 @@ def parse(
     for layer in layers:
         hint = wrong_command_hint(layer.source, command, commands)
         tree = merge(tree, convert_layer(layer, known, hint))
+    # what the weights that are started from are tied to goes before recipes, the command line before both
+    given = named_texts(layers) | {name: values[0] for name, values in asked.settings}
+    settled = convert_defaults(command.settled_values(given), known)
+    tell_what_gives_way(flatten(tree), flatten(settled))
+    tree = merge(tree, settled)
     for name, values in asked.settings:
         tree = merge(tree, convert_option(known[name], values, known))
 
-    given = named_texts(layers) | {name: values[0] for name, values in asked.settings}
     filled = fill(config_class, merge(convert_defaults(command.other_defaults(given), known), tree))
     if asked.request is not None:
         show_and_exit(asked.request, program, command, known, filled)
@@ -165,6 +171,13 @@ def convert_defaults(values: Mapping[str, Any], known: Mapping[str, Setting]) ->
             place = f"{name} of what --init names"
             raise UserError(misfit(place, value, error, known[name].kind)) from error
     return tree
+
+
+def tell_what_gives_way(said: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
+    """Warn of the recipes' settings that others go before."""
+    for name, value in settled.items():
+        if said.get(name, value) != value:
+            log.warning("%s of the recipe (%s) gives way to that of --init (%s)", name, said[name], value)
 
 
 def named_texts(layers: Sequence[Layer]) -> dict[str, str]:

@@ -131,21 +131,28 @@ def standard_commands(domain: Domain) -> list[Command]:
     kinds, files = configs(domain), f"{domain.sample}s"
     data = partial(data_of_run, domain)
     model = partial(model_of_run, domain)
+    weights = partial(model_of_weights, domain)
 
     def command(
-        name: str, help: str, config: type, run: Callable[[Domain, Any], None], defaults: Any = None
+        name: str,
+        help: str,
+        config: type,
+        run: Callable[[Domain, Any], None],
+        defaults: Any = None,
+        settled: Any = None,
     ) -> Command:
-        return Command(name, help, config, partial(run, domain), defaults)
+        return Command(name, help, config, partial(run, domain), defaults, settled)
 
     return [
         command("pretrain", f"pretrain an encoder on {files}", kinds.pretrain, pretrain),
-        command("finetune", "train a classifier", kinds.finetune, finetune, model),
+        command("finetune", "train a classifier", kinds.finetune, finetune, model, weights),
         command(
             "linear-probe",
             "train a linear classifier on frozen features",
             kinds.finetune,
             linear_probe,
             model,
+            weights,
         ),
         command("evaluate", "measure a trained model", kinds.evaluate, evaluate, data),
         command("predict", f"classes of {files}, as CSV", kinds.predict, predict, data),
@@ -177,6 +184,13 @@ def model_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
     return as_defaults("model", domain.models.config, vars(model)) | as_defaults(
         "data", domain.data, prepared
     )
+
+
+def model_of_weights(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
+    """What the weights that ``--init`` names are tied to: a recipe's model of another kind gives way to theirs."""
+    model = domain.models.described(given["init"]) if "init" in given else None
+    tied = {} if model is None else {key: getattr(model, key) for key in domain.models.tied}
+    return as_defaults("model", domain.models.config, tied)
 
 
 def pretrain(domain: Domain, config: Any) -> None:

@@ -50,6 +50,8 @@ class Models(Generic[Config]):
         probed: The configuration of the classifier that a linear probe amounts to.
         create_probed: Of that configuration and a number of classes: a classifier with a linear head.
         load_init: Of a model and a run or weights file: loads the weights.
+        tied: Settings without which weights mean nothing: where a command starts from some (``--init``), these are
+            the run's, whatever a recipe says.
     """
 
     config: type  # of Config; checkers cannot ask whether a class fits a protocol with attributes
@@ -59,6 +61,7 @@ class Models(Generic[Config]):
     probed: Callable[[Config], Config]
     create_probed: Callable[[Config, int], nn.Module]
     load_init: LoadInit
+    tied: tuple[str, ...] = ()
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
         """The JSON description that makes a weights file readable without its recipe."""

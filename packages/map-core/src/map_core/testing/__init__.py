@@ -2,11 +2,14 @@
 
 from map_core.testing.dependencies import Dependencies, decoder_dependencies
 from map_core.testing.toys import GridBackbone, LinearPosition, toy_encoder, toy_objective, toy_tokens
+from map_core.testing.waiting import ACCELERATOR, NoWaiting
 
 __all__ = [
+    "ACCELERATOR",
     "Dependencies",
     "GridBackbone",
     "LinearPosition",
+    "NoWaiting",
     "decoder_dependencies",
     "toy_encoder",
     "toy_objective",

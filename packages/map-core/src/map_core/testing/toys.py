@@ -55,11 +55,12 @@ class GridBackbone(nn.Module):
         self.embed_dim = encoder.embed_dim
         self.embed = nn.Linear(channels, encoder.embed_dim)
         self.encoder = encoder
-        self.num_global, self.order = num_global, order
+        self.num_global = num_global
+        self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
 
     def tokenize(self, inputs: Float[Tensor, "b rows cols c"], *, targets: bool = False) -> Tokens:
         batch, rows, cols, _ = inputs.shape
-        order = torch.tensor(range(rows * cols) if self.order is None else self.order, device=inputs.device)
+        order: Any = torch.arange(rows * cols, device=inputs.device) if self.order is None else self.order
         target = inputs.flatten(1, 2)[:, order]
         position = torch.stack([order // cols, order % cols], dim=-1).float().unsqueeze(0)
         n = self.num_global

@@ -39,7 +39,8 @@ class FiniteGuard:
         """
         loss, norm = scalars["loss"], scalars["grad_norm"]
         broken = torch.maximum(self._broken, 1 - (loss.isfinite() & norm.isfinite()).float())
-        seen = torch.stack([*loss.new_tensor([step + 1, lr]), loss, norm.to(loss)])
+        # filled on the device: a copy of Python's numbers would wait for it
+        seen = torch.stack([torch.full_like(loss, step + 1), torch.full_like(loss, lr), loss, norm.to(loss)])
         self._first = torch.where(self._broken > 0, self._first, seen)
         self._broken = broken
         if self.waits:

@@ -118,7 +118,8 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale gray samples of 9 to 16 bits, or floating-point ones between 0 and 1, to 0..255."""
-    values = np.asarray(image).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaN is refused below
+        values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         white = 1.0
         low, high = float(values.min()), float(values.max())

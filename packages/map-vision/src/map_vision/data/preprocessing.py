@@ -1,7 +1,7 @@
 """What a stored image goes through before a model sees it, in a form that is stored with the model's weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -38,10 +38,6 @@ class Preprocessing:
     crop_pct: float = 0.875
     crop_pct_small: float = 1.0
 
-    def __post_init__(self) -> None:
-        for problem in self._problems():
-            raise UserError(f"preprocessing: {problem}")
-
     @property
     def mode(self) -> Literal["RGB", "L"]:
         """Pillow's name for the channels."""
@@ -52,7 +48,7 @@ class Preprocessing:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+    def from_dict(cls, values: Any) -> "Preprocessing":
         """Read what :meth:`to_dict` wrote.
 
         Raises:
@@ -66,30 +62,33 @@ class Preprocessing:
             raise UserError(
                 f"preprocessing must have the keys {', '.join(sorted(names))}; absent or unknown: {odd}"
             )
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**plain)
+        for problem in _problems(values):
+            raise UserError(f"preprocessing: {problem}")
+        return cls(
+            channels=values["channels"],
+            mean=tuple(map(float, values["mean"])),
+            std=tuple(map(float, values["std"])),
+            interpolation=values["interpolation"],
+            crop_pct=float(values["crop_pct"]),
+            crop_pct_small=float(values["crop_pct_small"]),
+        )
 
-    def _problems(self) -> list[str]:
-        found = []
-        if self.channels not in (1, 3):
-            found.append(f"channels must be 1 (gray) or 3 (RGB); got {self.channels!r}")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if not (isinstance(value, tuple) and len(value) == self.channels and all(map(_is_number, value))):
-                found.append(f"{name} must be {self.channels!r} finite numbers; got {value!r}")
-            elif name == "std" and min(value) <= 0:
-                found.append(f"std must be positive in every channel; got {value!r}")
-        if self.interpolation not in INTERPOLATIONS:
-            found.append(
-                f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {self.interpolation!r}"
-            )
-        for name in ("crop_pct", "crop_pct_small"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0 < value <= 1):
-                found.append(f"{name} must lie in (0, 1]; got {value!r}")
-        return found
+
+def _problems(values: Mapping[str, Any]) -> Iterator[str]:
+    channels, interpolation = values["channels"], values["interpolation"]
+    if channels not in (1, 3):
+        yield f"channels must be 1 (gray) or 3 (RGB); got {channels!r}"
+    for name in ("mean", "std"):
+        value = values[name]
+        if not (isinstance(value, list | tuple) and len(value) == channels and all(map(_is_number, value))):
+            yield f"{name} must be {channels!r} finite numbers; got {value!r}"
+        elif name == "std" and min(value) <= 0:
+            yield f"std must be positive in every channel; got {value!r}"
+    if interpolation not in INTERPOLATIONS:
+        yield f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {interpolation!r}"
+    for name in ("crop_pct", "crop_pct_small"):
+        if not (_is_number(values[name]) and 0 < values[name] <= 1):
+            yield f"{name} must lie in (0, 1]; got {values[name]!r}"
 
 
 def resolve_preprocessing(

@@ -1,5 +1,6 @@
 """Data sets by the names that timm's ``create_dataset`` reads: torch/cifar10, hfds/<owner>/<name>, ..."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from .decoding import decode, unreadable
 from .sources import ImageSource
 
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+TRAIN_NAMES, EVAL_NAMES = ("train", "training"), ("val", "valid", "validation", "eval", "evaluation")
+TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,10 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
         raise UserError(
             f"unknown data source '{name}': {near_matches(name, known)} (names of timm begin with {prefixes})"
         )
+    folder = None if root is None else str(Path(root).expanduser())
+    if prefix == "torch":
+        _check_split(rest.lower(), folder, split)
     try:
-        folder = None if root is None else str(Path(root).expanduser())
         dataset = create_dataset(name, root=folder, split=split, is_training=False, input_img_mode=mode)
     except ImportError as error:
         raise UserError(
@@ -100,6 +105,18 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
             "--data.cache memory to read it once into memory, or convert it to a folder"
         )
     return _read_stream(dataset, title, mode)
+
+
+def _check_split(name: str, root: str | None, split: str) -> None:
+    """Refuse splits for which timm would open another one without a word: the test split, or the whole root."""
+    if name in TWO_SPLITS and split not in (*TRAIN_NAMES, *EVAL_NAMES, "test"):
+        raise UserError(f"split '{split}' does not exist: torch/{name} has 'train' and 'test' only")
+    if name in ("image_folder", "folder") and root is not None and os.path.isdir(root):
+        same = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if split in names), ())
+        if split not in TRAIN_NAMES and not any(os.path.isdir(os.path.join(root, n)) for n in (split, *same)):
+            raise UserError(
+                f"split '{split}' is no folder in {root}: {near_matches(split, os.listdir(root))}"
+            )
 
 
 def _load(path: str, *, mode: str) -> Image.Image:

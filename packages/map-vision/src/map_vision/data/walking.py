@@ -38,7 +38,7 @@ def list_folder(folder: Path) -> Listing:
     images: list[str] = []
     ignored: Counter[str] = Counter()
     repeated: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    seen = {_identity(parent) for parent in folder.resolve().parents}  # a link up there would bring in all
     folders, links = [""], list[str]()
     while folders or links:
         relative = folders.pop() if folders else links.pop(0)  # links last: what they lead to may be in here

@@ -1,8 +1,8 @@
 """UperNet (arXiv 1807.10221) on a plain backbone, as Vim's segmentation code builds it on mmseg's heads.
 
 Four maps of the backbone become a pyramid of strides 4, 8, 16, 32; the auxiliary head reads the third. A config that
-builds on this sets the backbone, its width in the neck and heads, and the number of classes. `EncoderDecoder` is the one
-that `map_dense.mmseg` registers: images that patches do not tile are padded, and the padding is cut off the logits.
+builds on this sets the backbone, its width in the neck and heads, and the number of classes. `EncoderDecoder` is that
+of `map_dense.mmseg`: images that patches do not tile are padded, and the padding is cut off the logits.
 """
 
 norm = dict(type="SyncBN", requires_grad=True)

@@ -1,0 +1,261 @@
+"""Checkpoints: nothing in them runs, and what mmengine writes itself comes back bit for bit."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from torch import nn
+
+import map_dense.checkpoints
+from map_core.errors import UserError
+from map_dense.checkpoints import load_from_local
+
+
+class Runs:
+    """What an attacker saves: unpickling it would call a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+class NumpyPickle:
+    """Pickled as numpy's data type with a state of the attacker's choice."""
+
+    def __init__(self, name: str, state: tuple[Any, ...]) -> None:
+        self.parts = (np.dtype, (name, False, True), state)
+
+    def __reduce__(self) -> Any:
+        return self.parts
+
+
+class Regression(BaseModel):
+    """The smallest model that a runner trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, inputs: list[torch.Tensor], mode: str = "tensor") -> Any:
+        return {"loss": self.layer(torch.stack(inputs)).square().mean()}
+
+
+def runner(folder: Path, iterations: int, **settings: Any) -> Runner:
+    samples = [{"inputs": torch.full((2,), float(i))} for i in range(8)]
+    return Runner(
+        Regression(),
+        str(folder),
+        train_dataloader=dict(
+            batch_size=2, dataset=samples, sampler=dict(type=DefaultSampler, shuffle=False), num_workers=0
+        ),
+        train_cfg=dict(type="IterBasedTrainLoop", max_iters=iterations),
+        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=0.1)),
+        param_scheduler=dict(type="PolyLR", by_epoch=False, begin=0, end=8),
+        default_hooks=dict(
+            checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=2),
+            logger=dict(type="LoggerHook", interval=1),
+        ),
+        randomness=dict(seed=0),
+        experiment_name=f"{folder.name}_{iterations}",
+        cfg=Config(dict(a=1)),
+        **settings,
+    )
+
+
+def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    undisturbed = runner(tmp_path / "whole", 8)
+    undisturbed.train()
+    runner(tmp_path / "half", 4).train()
+    resumed = runner(tmp_path / "resumed", 8, load_from=str(tmp_path / "half" / "iter_4.pth"), resume=True)
+    resumed.train()
+    assert resumed.iter == 8
+    for one, other in zip(undisturbed.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    whole, again = (r.message_hub.get_scalar("train/loss") for r in (undisturbed, resumed))
+    assert type(again) is HistoryBuffer
+    for one, other in zip(whole.data, again.data, strict=True):
+        assert type(other) is np.ndarray
+        np.testing.assert_array_equal(one[-4:], other[-4:])
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(0.25),
+        np.float32(-1.5),
+        np.int64(-7),
+        np.bool_(True),
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.array([], dtype=np.float32),
+        np.array(3.0),
+        np.arange(3, dtype=">i4"),
+        {"nested": [np.arange(2), {"deep": np.float32(1.0)}]},
+        ("classes", 1, None, True, 2.5),
+        {1, 2},
+    ],
+    ids=repr,
+)
+def test_plain_values_come_back_as_they_were(tmp_path: Path, value: Any) -> None:
+    torch.save({"state_dict": {"w": torch.ones(1)}, "value": value}, tmp_path / "file.pth")
+    read = load_from_local(str(tmp_path / "file.pth"))["value"]
+    assert type(read) is type(value)
+    np.testing.assert_equal(read, value)
+    if isinstance(value, np.ndarray):
+        assert read.dtype == value.dtype
+        assert read.flags.writeable
+
+
+def test_a_log_buffer_without_values_comes_back(tmp_path: Path) -> None:
+    torch.save({"hub": HistoryBuffer()}, tmp_path / "file.pth")
+    buffer = load_from_local(str(tmp_path / "file.pth"))["hub"]
+    buffer.update(2.0)
+    assert buffer.mean() == 2.0
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("resume", [False, True], ids=["load_from", "resume"])
+def test_a_file_that_would_run_a_command_is_refused_by_name(
+    tmp_path: Path, resume: bool, legacy: bool
+) -> None:
+    marker, file = tmp_path / "marker", tmp_path / "evil.pth"
+    hidden = Runs(os.system, f"touch {marker}")
+    torch.save(
+        {"state_dict": {}, "meta": {"x": hidden}, "message_hub": {}},
+        file,
+        _use_new_zipfile_serialization=not legacy,
+    )
+    with pytest.raises(
+        UserError, match=rf"{file} was not loaded: .* holds posix\.system, which could run code"
+    ):
+        runner(tmp_path / "work", 1, load_from=str(file), resume=resume).train()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (eval, ("1",)),
+        (getattr, (HistoryBuffer, "__init__")),
+        (np.load, ("file",)),
+        (Config.fromstring, ("a=1", ".py")),
+    ],
+    ids=["eval", "getattr", "numpy.load", "Config"],
+)
+def test_no_other_function_is_called(tmp_path: Path, function: Any, arguments: tuple[Any, ...]) -> None:
+    torch.save({"x": Runs(function, *arguments)}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth (was not loaded|cannot be read)"):
+        load_from_local(str(tmp_path / "evil.pth"))
+
+
+PLAIN_STATE = (3, "<", None, None, None, -1, -1, 0)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        NumpyPickle("O8", (3, "|", None, None, None, -1, -1, 63)),
+        NumpyPickle("i8", (3, "<", None, None, None, -1, -1, 63)),
+        NumpyPickle("i8", (3, "<", None, None, None, 1 << 40, -1, 0)),
+        NumpyPickle("V8", (3, "|", (np.dtype("i4"), (2,)), None, None, 8, 1, 0)),
+        NumpyPickle("i8", (3, "<", None, ("a",), {"a": (np.dtype("i8"), 0)}, 8, 1, 16)),
+        NumpyPickle("M8[s]", PLAIN_STATE),
+    ],
+    ids=["objects", "object flag", "size", "subarray", "fields", "times"],
+)
+def test_numpys_data_types_are_not_rebuilt_by_the_file(tmp_path: Path, number: NumpyPickle) -> None:
+    torch.save({"x": number}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth was not loaded: besides weights it holds "):
+        load_from_local(str(tmp_path / "evil.pth"))
+
+
+def test_an_array_of_objects_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": np.array([{}, []], dtype=object)}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth was not loaded: .*data type 'O8'"):
+        load_from_local(str(tmp_path / "evil.pth"))
+
+
+def test_a_log_buffers_statistics_are_mmengines(tmp_path: Path) -> None:
+    """A file that names another method for the mean does not change the mean of every buffer in the process."""
+    torch.save({"hub": HistoryBuffer([1.0, 2.0], [1, 1])}, tmp_path / "file.pth")
+    changed = HistoryBuffer([1.0, 2.0], [1, 1])
+    changed._statistics_methods = {"mean": HistoryBuffer.max}
+    torch.save({"hub": changed}, tmp_path / "evil.pth")
+    for name in ("evil.pth", "file.pth"):
+        assert load_from_local(str(tmp_path / name))["hub"].statistics("mean") == 1.5
+
+
+def test_an_array_larger_than_its_bytes_is_refused(tmp_path: Path) -> None:
+    class Large:
+        def __reduce__(self) -> Any:
+            make, arguments, state = np.arange(2).__reduce__()[:3]
+            return make, arguments, (state[0], (1 << 40,), *state[2:])
+
+    torch.save({"x": Large()}, tmp_path / "evil.pth")
+    with pytest.raises(
+        UserError, match=r"evil\.pth cannot be read as a checkpoint \(cannot reshape array of size 2"
+    ):
+        load_from_local(str(tmp_path / "evil.pth"))
+
+
+def test_python_in_the_checkpoints_meta_is_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    runner(tmp_path / "half", 2).train()
+    file = tmp_path / "half" / "iter_2.pth"
+    checkpoint = load_from_local(str(file))
+    checkpoint["meta"]["config"] = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
+    torch.save(checkpoint, file)
+    runner(tmp_path / "resumed", 4, load_from=str(file), resume=True).train()
+    assert not marker.exists()
+
+
+def test_every_way_of_mmengine_leads_here(tmp_path: Path) -> None:
+    loaders = set(CheckpointLoader._schemes.values())
+    assert loaders == {map_dense.checkpoints.load_from_local, map_dense.checkpoints.load_from_elsewhere}
+    torch.save(Runs(os.system, f"touch {tmp_path / 'marker'}"), tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"holds posix\.system"):
+        load_checkpoint(Regression(), str(tmp_path / "evil.pth"))
+
+
+@pytest.mark.parametrize(
+    "address", ["https://host/a.pth", "s3://bucket/a.pth", "openmmlab://name", "torchvision://x"]
+)
+def test_nothing_is_downloaded(address: str) -> None:
+    with pytest.raises(UserError, match=f"checkpoint {address} is not on this machine; download it"):
+        CheckpointLoader.load_checkpoint(address)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<!DOCTYPE html>",
+        b"version https://git-lfs",
+        pickle.dumps(1)[:3],
+        b"PK\x03\x04cut",
+        b"\x80\x02}q\x00",
+    ],
+    ids=["empty", "page", "pointer", "pickle", "zip", "cut off"],
+)
+def test_a_broken_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.pth (cannot be read as a checkpoint|was not loaded)"):
+        load_from_local(str(tmp_path / "broken.pth"))
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint at .*nowhere\.pth; give a file that mim train wrote"):
+        load_from_local(str(tmp_path / "nowhere.pth"))
