@@ -44,7 +44,10 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     print(f"two-part shapes -> {out} (--data.root {out})")
 
 
-FROM_RUN: dict[str, Any] = {"defaults": partial(model_of_run, DOMAIN), "settled": partial(model_of_weights, DOMAIN)}
+FROM_RUN: dict[str, Any] = {
+    "defaults": partial(model_of_run, DOMAIN),
+    "settled": partial(model_of_weights, DOMAIN),
+}
 COMMANDS = [
     *standard_commands(DOMAIN),
     *study_commands(DOMAIN),
