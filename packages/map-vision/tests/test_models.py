@@ -10,14 +10,9 @@ from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 
-<<<<<<< HEAD
-from map_core import UserError
-from map_core.tasks.weights import save_weights
-=======
 from map_core import Backbone, Draw, Masking, UserError
 from map_core.tasks.weights import save_weights
 from map_core.tokens import undo_scan
->>>>>>> h/tvision
 from map_core.training.optimizer import default_parameter_groups
 from map_vision.registry import MODEL_NAMES
 
