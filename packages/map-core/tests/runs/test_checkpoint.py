@@ -81,7 +81,9 @@ class Malice:
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
     target = tmp_path / "executed"
     (tmp_path / "optimizer.pt").write_bytes(pickle.dumps({"state": Malice(target)}, protocol=2))
-    with pytest.raises(UserError, match=r"optimizer.pt was refused: .* nothing in it was run; use a checkpoint"):
+    with pytest.raises(
+        UserError, match=r"optimizer.pt was refused: .* nothing in it was run; use a checkpoint"
+    ):
         read_pickle(tmp_path / "optimizer.pt")
     assert not target.exists()
 
@@ -102,8 +104,14 @@ def test_tensors_and_plain_values_come_back(tmp_path):
     [
         (lambda path: path.with_name("manifest.json").unlink(), "manifest.json is missing"),
         (lambda path: path.unlink(), "a.safetensors is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-10]), r"a.safetensors has \d+ bytes where \d+ were"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"), "contents of a.safetensors have changed"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-10]),
+            r"a.safetensors has \d+ bytes where \d+ were",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"),
+            "contents of a.safetensors have changed",
+        ),
         (lambda path: path.with_name("manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda path: path.with_name("manifest.json").write_text("[]"), "manifest.json cannot be read"),
     ],

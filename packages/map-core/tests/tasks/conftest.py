@@ -1,13 +1,12 @@
-"""One pretraining and one finetuning run of the toy domain, for every test of this folder."""
+"""One run of each kind on the toy domain, for every test of this folder."""
 
 import dataclasses
 
 import pytest
-import torch
 from toy_domain import DOMAIN
 
 from map_core.commands.standard import configs
-from map_core.tasks.classification import FinetuneTask
+from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.pretraining import PretrainTask
 from map_core.training import TrainingConfig, train
 
@@ -29,22 +28,25 @@ def make_config():
     return configuration
 
 
+def trained(task, out):
+    """A run's directory and the task that made it."""
+    train(task, task.config.training, out, run_config=task.config)
+    return out, task
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
-    """A run's directory and the task that made it."""
-    torch.manual_seed(0)
-    out = tmp_path_factory.mktemp("pretrained") / "run"
     config = configuration("pretrain", training=short_training(ema_decay=0.5))
-    task = PretrainTask(DOMAIN, config)
-    train(task, config.training, out, run_config=config)
-    return out, task
+    return trained(PretrainTask(DOMAIN, config), tmp_path_factory.mktemp("pretrained") / "run")
 
 
 @pytest.fixture(scope="session")
 def finetuned(tmp_path_factory, pretrained):
-    """A run's directory and the task that made it."""
-    out = tmp_path_factory.mktemp("finetuned") / "run"
     config = configuration("finetune", init=str(pretrained[0]))
-    task = FinetuneTask(DOMAIN, config)
-    train(task, config.training, out, run_config=config)
-    return out, task
+    return trained(FinetuneTask(DOMAIN, config), tmp_path_factory.mktemp("finetuned") / "run")
+
+
+@pytest.fixture(scope="session")
+def probed(tmp_path_factory, pretrained):
+    config = configuration("finetune", init=str(pretrained[0]))
+    return trained(LinearProbeTask(DOMAIN, config), tmp_path_factory.mktemp("probed") / "run")

@@ -1,6 +1,7 @@
 """Finetuning and probing: the loss, what is measured, and models that come back as they were."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -11,24 +12,11 @@ from toy_domain import CLASSES, DOMAIN, ToySamples, open_data
 from map_core import Draw, UserError
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask, LinearProbeTask
 from map_core.tasks.weights import read_description
-from map_core.training import train
 
 
 def batch(samples, count=6):
     inputs, labels = zip(*(samples[i] for i in range(count)), strict=True)
     return torch.stack(inputs), torch.stack(labels)
-
-
-@pytest.fixture(scope="module")
-def probed(tmp_path_factory, pretrained):
-    """A run's directory and the task that made it."""
-    from conftest import configuration  # the one of this folder
-
-    out = tmp_path_factory.mktemp("probed") / "run"
-    config = configuration("finetune", init=str(pretrained[0]))
-    task = LinearProbeTask(DOMAIN, config)
-    train(task, config.training, out, run_config=config)
-    return out, task
 
 
 # ---- the loss
@@ -84,8 +72,6 @@ def test_without_an_evaluation_split_nothing_is_measured(make_config):
 
 
 def test_a_summary_says_what_was_evaluated(finetuned):
-    import json
-
     summary = json.loads((finetuned[0] / "summary.json").read_text())
     assert summary["evaluated_on"] == "evaluation split"
     assert "protocol" not in summary
@@ -93,7 +79,9 @@ def test_a_summary_says_what_was_evaluated(finetuned):
 
 def test_training_data_is_needed(make_config):
     data = dataclasses.replace(open_data(make_config("finetune").data, None, "finetune"), train=None)
-    with pytest.raises(UserError, match=r"no training split, which this needs, in toys for finetune: pass --data"):
+    with pytest.raises(
+        UserError, match=r"no training split, which this needs, in toys for finetune: pass --data"
+    ):
         FinetuneTask(DOMAIN, make_config("finetune"), data)
 
 
@@ -124,7 +112,9 @@ def test_a_head_of_other_classes_starts_anew_and_that_is_said(finetuned, make_co
     assert not torch.equal(task.model.head.weight, trained.model.head.weight[: len(classes)])
     assert torch.equal(task.model.embed.weight, trained.model.embed.weight)
     said = capsys.readouterr().out
-    assert f"the head of {out} tells 3 classes low, middle, high, ... apart, the data has {len(classes)}" in said
+    assert (
+        f"the head of {out} tells 3 classes low, middle, high, ... apart, the data has {len(classes)}" in said
+    )
     assert said.endswith("it starts anew\n")
 
 

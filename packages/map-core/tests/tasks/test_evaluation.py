@@ -34,7 +34,10 @@ def slow_metrics(logits, labels):
     by_class = {}
     for y, right in zip(labels.tolist(), first, strict=True):
         by_class.setdefault(y, []).append(right)
-    loss = [-math.log(math.exp(row[y]) / sum(map(math.exp, row))) for row, y in zip(logits.tolist(), labels, strict=True)]
+    loss = [
+        -math.log(math.exp(row[y]) / sum(map(math.exp, row)))
+        for row, y in zip(logits.tolist(), labels, strict=True)
+    ]
     return {
         "test_accuracy": 100 * sum(first) / len(first),
         "test_accuracy_top5": 100 * sum(among) / len(among),
@@ -139,7 +142,9 @@ def test_an_unknown_device_is_refused():
         choose_device("gpu")
 
 
-@pytest.mark.parametrize(("name", "there", "device"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")])
+@pytest.mark.parametrize(
+    ("name", "there", "device"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+)
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, name, there, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert choose_device(name) == torch.device(device)
@@ -147,5 +152,7 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, name, there, device):
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="device 'cuda' asked for, but torch sees no GPU; use --evaluation.dev"):
+    with pytest.raises(
+        UserError, match="device 'cuda' asked for, but torch sees no GPU; use --evaluation.dev"
+    ):
         choose_device("cuda")

@@ -16,7 +16,10 @@ def test_a_row_holds_the_most_probable_classes_first(tmp_path, capsys, top, colu
     write_predictions(out, "toy", ["a, b", "c"], ["x", "y", "z"], probabilities, top=top)
     with out.open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["toy", *(f"{what}_{i + 1}" for i in range(columns) for what in ("class", "probability"))]
+    assert header == [
+        "toy",
+        *(f"{what}_{i + 1}" for i in range(columns) for what in ("class", "probability")),
+    ]
     first = ["y", "0.500000", "z", "0.300000", "x", "0.200000"]
     second = ["x", "0.400000", "z", "0.400000", "y", "0.200000"]
     assert rows == [["a, b", *first[: 2 * columns]], ["c", *second[: 2 * columns]]]

@@ -86,7 +86,10 @@ def test_a_mixer_changes_what_the_objective_gets_and_is_given_the_draw(make_conf
 def test_a_run_exports_the_backbones_state_and_apart_from_it_the_rest(pretrained, weights):
     out, task = pretrained
     suffix = "" if weights == "raw" else "_ema"
-    backbone, rest = load_file(out / f"model{suffix}.safetensors"), load_file(out / f"pretraining{suffix}.safetensors")
+    backbone, rest = (
+        load_file(out / f"model{suffix}.safetensors"),
+        load_file(out / f"pretraining{suffix}.safetensors"),
+    )
     assert backbone.keys() == ToyNet().state_dict().keys()
     assert {key.split(".")[0] for key in rest} == {"decoder", "head"}
     if weights == "raw":
@@ -130,7 +133,9 @@ def test_pretraining_goes_on_from_another_runs_backbone(pretrained, make_config)
 
 def test_training_data_is_needed(make_config):
     data = dataclasses.replace(open_data(make_config("pretrain").data, None, "pretrain"), train=None)
-    with pytest.raises(UserError, match=r"no training split, which this needs, in toys for pretrain: pass --data"):
+    with pytest.raises(
+        UserError, match=r"no training split, which this needs, in toys for pretrain: pass --data"
+    ):
         PretrainTask(DOMAIN, make_config("pretrain"), data)
 
 
@@ -148,7 +153,9 @@ def test_what_was_skipped_is_said_and_summarised(make_config, tmp_path, capsys):
 
 
 def test_a_classifier_has_no_decoder(finetuned):
-    with pytest.raises(UserError, match=r"has no pretraining.safetensors with .* reconstruction needs the decoder"):
+    with pytest.raises(
+        UserError, match=r"has no pretraining.safetensors with .* reconstruction needs the decoder"
+    ):
         load_objective(DOMAIN, finetuned[0])
 
 

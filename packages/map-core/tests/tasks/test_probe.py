@@ -1,8 +1,8 @@
 """A linear probe: frozen, normalised without affine weights, and a plain classifier in the end."""
 
 import torch
-from toy_domain import ToyNet, ToySamples
 from torch import nn
+from toy_domain import ToyNet, ToySamples
 
 from map_core.tasks.probe import LinearProbe
 

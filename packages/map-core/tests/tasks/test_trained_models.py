@@ -60,7 +60,9 @@ def test_a_description_gives_the_configuration_back(tmp_path):
 
 def test_a_pretrained_encoder_is_no_classifier(tmp_path):
     export(tmp_path, 0, holds="encoder")
-    with pytest.raises(UserError, match=r"describes no classifier \(its .json says: encoder\); give a run that"):
+    with pytest.raises(
+        UserError, match=r"describes no classifier \(its .json says: encoder\); give a run that"
+    ):
         MODELS.classifier(tmp_path)
 
 
@@ -88,5 +90,7 @@ def test_weights_without_a_description_are_refused(tmp_path, rebuild, message):
 
 @pytest.mark.parametrize("rebuild", [MODELS.classifier, MODELS.encoder], ids=["classifier", "encoder"])
 def test_no_weights_at_all_are_told_as_such(tmp_path, rebuild):
-    with pytest.raises(UserError, match=r"no weights at .*model.safetensors; give a finished run's directory"):
+    with pytest.raises(
+        UserError, match=r"no weights at .*model.safetensors; give a finished run's directory"
+    ):
         rebuild(tmp_path)

@@ -94,7 +94,9 @@ def test_a_file_cut_off_is_named(tmp_path, name):
 
 def test_numbers_are_no_weights(tmp_path):
     torch.save({"step": 3}, tmp_path / "model.pth")
-    with pytest.raises(UserError, match=r"model.pth holds no state dict of tensors; expected parameter names"):
+    with pytest.raises(
+        UserError, match=r"model.pth holds no state dict of tensors; expected parameter names"
+    ):
         read_weights(tmp_path / "model.pth")
 
 
@@ -109,7 +111,9 @@ class Malice:
 def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path):
     target = tmp_path / "executed"
     (tmp_path / "model.pth").write_bytes(pickle.dumps({"a": Malice(target)}, protocol=2))
-    with pytest.raises(UserError, match=r"model.pth holds more than tensors and was refused: loading it could"):
+    with pytest.raises(
+        UserError, match=r"model.pth holds more than tensors and was refused: loading it could"
+    ):
         read_weights(tmp_path / "model.pth")
     assert not target.exists()
 
@@ -122,7 +126,9 @@ def test_settings_come_back_with_tuples_where_json_has_lists():
 
 
 def test_settings_of_another_version_are_named():
-    with pytest.raises(UserError, match="run describes settings that this version does not know: deep, tall; read"):
+    with pytest.raises(
+        UserError, match="run describes settings that this version does not know: deep, tall; read"
+    ):
         read_settings(Settings, {"width": 5, "tall": 1, "deep": 2}, "run")
 
 
@@ -163,7 +169,10 @@ def test_a_head_that_does_not_fit_or_is_not_wanted_starts_anew(tmp_path, classes
         (lambda state: state.pop("norm.bias"), "missing: norm.bias"),
         (lambda state: state.update(extra=torch.ones(1)), "not used: extra"),
         (lambda state: state.update({"norm.bias": torch.ones(7)}), r"shapes: norm.bias \(7,\) for \(3,\)"),
-        (lambda state: state.update({str(i): torch.ones(1) for i in range(9)}), "not used: 0, .*5 and 3 more"),
+        (
+            lambda state: state.update({str(i): torch.ones(1) for i in range(9)}),
+            "not used: 0, .*5 and 3 more",
+        ),
     ],
     ids=["missing", "unknown", "another shape", "many"],
 )
@@ -172,7 +181,9 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path, change, mess
     before = {key: value.clone() for key, value in model.state_dict().items()}
     change(state)
     save_weights(tmp_path / "model.safetensors", state, {})
-    with pytest.raises(UserError, match=rf"does not fit this model: {message}; choose the model that was pretr"):
+    with pytest.raises(
+        UserError, match=rf"does not fit this model: {message}; choose the model that was pretr"
+    ):
         load_init(model, tmp_path)
     assert same(model.state_dict(), before)
 

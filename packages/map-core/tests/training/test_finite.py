@@ -14,7 +14,9 @@ from map_core import UserError
 from map_core.training import loop, train
 from map_core.training.finite import FiniteGuard
 
-FIRST_BROKEN = r"the loss is not finite at step 8 \(loss nan.*learning rate 0.00\d+\).*lower --training.base_lr"
+FIRST_BROKEN = (
+    r"the loss is not finite at step 8 \(loss nan.*learning rate 0.00\d+\).*lower --training.base_lr"
+)
 
 
 @pytest.fixture
@@ -79,7 +81,9 @@ def test_the_message_tells_the_numbers_of_the_first_broken_step():
     descend(guard, optimizer, parameter, 0)
     descend(guard, optimizer, parameter, 1, loss=float("inf"), gradient=3.0)
     descend(guard, optimizer, parameter, 2, loss=float("nan"))
-    with pytest.raises(UserError, match=r"at step 2 \(loss inf, gradient norm 6.0, learning rate 0.1\); the last"):
+    with pytest.raises(
+        UserError, match=r"at step 2 \(loss inf, gradient norm 6.0, learning rate 0.1\); the last"
+    ):
         guard.raise_if_broken()
 
 

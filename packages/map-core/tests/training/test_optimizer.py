@@ -59,7 +59,9 @@ def test_any_optimizer_of_timm_goes_downhill(name, kind):
     assert (parameter < 1).all()
 
 
-@pytest.mark.parametrize(("name", "fused"), [("adamw", True), ("adam", True), ("AdamW", True), ("sgd", False)])
+@pytest.mark.parametrize(
+    ("name", "fused"), [("adamw", True), ("adam", True), ("AdamW", True), ("sgd", False)]
+)
 def test_adam_is_fused_so_that_a_broken_step_can_be_passed_over(name, fused):
     optimizer = build_optimizer(one_group(), TrainingConfig(optimizer=name))
     assert bool(optimizer.defaults.get("fused")) is fused

@@ -107,7 +107,9 @@ def test_shards_in_order_are_every_third_sample(shard):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_users_error_ends_a_pass_in_order(workers):
     with pytest.raises(UserError, match=r"^picture 7 cannot be read; remove it$"):
-        list(batches_in_order(ToyData(8, broken=7), batch_size=3, workers=workers, device=torch.device("cpu")))
+        list(
+            batches_in_order(ToyData(8, broken=7), batch_size=3, workers=workers, device=torch.device("cpu"))
+        )
 
 
 def test_too_little_data_is_refused():
