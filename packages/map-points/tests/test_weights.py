@@ -10,7 +10,6 @@ from map_core.tasks.weights import read_weights, save_weights
 from map_points.factory import create_backbone, create_classifier, create_probed
 from map_points.weights import load_init
 
-
 CLASS_TOKEN = {"encoder.registers.token", "encoder.registers.position"}
 
 
