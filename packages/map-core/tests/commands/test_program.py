@@ -1,5 +1,6 @@
 """Command lines: what is resolved, and the one sentence that each mistake gives."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,11 +102,12 @@ def test_a_commands_own_defaults_yield_to_recipe_and_overrides(recipes, toy):
         return {"training.epochs": 50, "training.lr": "0.5", "data.size": [8, 8], "data.kind": "points"}
 
     command = Command("pretrain", "Pretrain a model", toy.PretrainConfig, ran.append, defaults)
-    line = "pretrain --config pretrain_digits --out=x --data.kind images --init y"
+    line = "pretrain --config pretrain_digits --out=x --data.kind images --init ~/y"
     assert main("map-toy", [command], recipes, line.split()) == 0
     assert (ran[0].training.epochs, ran[0].training.lr) == (3, 1e-4)
     assert (ran[0].data.size, ran[0].data.kind) == ((8, 8), "images")
-    named = {"training.lr": "1e-4", "training.epochs": "3", "out": "x", "data.kind": "images", "init": "y"}
+    named = {"training.lr": "1e-4", "training.epochs": "3", "out": "x", "data.kind": "images"}
+    named["init"] = os.path.expanduser("~/y")
     assert seen == [named]
     assert main("map-toy", [command], recipes, ["pretrain"]) == 2  # nothing given: an error, no traceback
     assert seen[1] == {}

@@ -27,7 +27,7 @@ from map_core.commands.settings import (
     settings,
     to_plain,
 )
-from map_core.commands.values import MismatchError, convert, convert_arguments, shown
+from map_core.commands.values import MismatchError, convert, convert_arguments, shown, to_text
 from map_core.errors import UserError
 
 Config = TypeVar("Config")
@@ -80,7 +80,8 @@ def parse(
         hint = wrong_command_hint(layer.source, command, commands)
         tree = merge(tree, convert_layer(layer, known, hint))
     # what the weights that are started from are tied to goes before recipes, the command line before both
-    given = named_texts(layers) | {name: values[0] for name, values in asked.settings}
+    named = named_texts(layers) | {name: values[0] for name, values in asked.settings}
+    given = {name: to_text(value) for name, value in named.items()}
     settled = convert_defaults(command.settled_values(given), known)
     tell_what_gives_way(flatten(tree), flatten(settled))
     tree = merge(tree, settled)
