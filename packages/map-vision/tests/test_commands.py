@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 import yaml
-from map_vision.models import MODEL_NAMES
 from safetensors.torch import load_file
 
 import map_core.commands.program
 from map_vision.cli import COMMANDS, RECIPES
+from map_vision.registry import MODEL_NAMES
 
 MODEL = [
     "--model.name=hybridnet_tiny_patch16_224",

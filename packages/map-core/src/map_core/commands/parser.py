@@ -1,4 +1,7 @@
-"""From a command's arguments to its configuration: defaults, then recipes in order, then the command line."""
+"""From a command's arguments to its configuration: defaults, then recipes in order, then the command line.
+
+Between recipes and command line stand the settings that the weights named by ``--init`` are tied to.
+"""
 
 import contextlib
 import dataclasses
@@ -79,11 +82,10 @@ def parse(
     for layer in layers:
         hint = wrong_command_hint(layer.source, command, commands)
         tree = merge(tree, convert_layer(layer, known, hint))
-    # what the weights that are started from are tied to goes before recipes, the command line before both
     named = named_texts(layers) | {name: values[0] for name, values in asked.settings}
     given = {name: to_text(value) for name, value in named.items()}
     settled = convert_defaults(command.settled_values(given), known)
-    tell_what_gives_way(flatten(tree), flatten(settled))
+    tell_what_gives_way(tree, settled)
     tree = merge(tree, settled)
     for name, values in asked.settings:
         tree = merge(tree, convert_option(known[name], values, known))
@@ -174,11 +176,13 @@ def convert_defaults(values: Mapping[str, Any], known: Mapping[str, Setting]) ->
     return tree
 
 
-def tell_what_gives_way(said: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
-    """Warn of the recipes' settings that others go before."""
-    for name, value in settled.items():
-        if said.get(name, value) != value:
-            log.warning("%s of the recipe (%s) gives way to that of --init (%s)", name, said[name], value)
+def tell_what_gives_way(recipes: dict[str, Any], settled: dict[str, Any]) -> None:
+    """Warn of settings of recipes that those of ``--init`` replace."""
+    said = flatten(recipes)
+    for name, value in flatten(settled).items():
+        if name in said and said[name] != value:
+            told = "as its model's name says" if value is None else shown(value)
+            log.warning("%s is %s, as in what --init names, not %s as in the recipe", name, told, said[name])
 
 
 def named_texts(layers: Sequence[Layer]) -> dict[str, str]:
