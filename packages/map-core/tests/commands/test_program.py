@@ -114,10 +114,10 @@ def test_a_commands_own_defaults_yield_to_recipe_and_overrides(recipes, toy):
 
 
 def test_defaults_from_the_run_that_init_names(tmp_path, toy):
-    (tmp_path / "config.yaml").write_text("data: {root: 012, size: [3, 3], gone: 1}\ntraining:\n")
+    (tmp_path / "config.yaml").write_text("data: {root: '012', size: [3, 3], gone: 1}\ntraining:\n")
     given = {"init": str(tmp_path / "model.safetensors")}
     values = section_of_run(given, "data")
-    assert as_defaults("data", toy.DataSection, values) == {"data.root": "012", "data.size": ("3", "3")}
+    assert as_defaults("data", toy.DataSection, values) == {"data.root": "012", "data.size": (3, 3)}
     assert section_of_run(given, "training") == section_of_run({}, "data") == {}
 
 
