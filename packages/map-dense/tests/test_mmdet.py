@@ -235,7 +235,7 @@ def run_tool(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> 
     """Run a tool of mmdet as `mim run` does, in this process."""
     import mmdet
 
-    (script,) = (Path(mmdet.__file__).parent / ".mim" / "tools").rglob(f"{name}.py")
+    script = Path(mmdet.__file__).parent / ".mim" / "tools" / f"{name}.py"
     monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
     runpy.run_path(str(script), run_name="__main__")
 
@@ -266,7 +266,7 @@ def test_data_are_browsed_under_data_root(
     assert main(["write-config", str(detector), str(tmp_path / "whole.py"), f"data_root={photos}"]) == 0
     pictures = tmp_path / "pictures"
     run_tool(
-        "browse_dataset",
+        "analysis_tools/browse_dataset",
         tmp_path / "whole.py",
         "--not-show",
         "--output-dir",
