@@ -1,74 +1,36 @@
 """The objective over clouds: what it predicts, what may flow into a prediction, and what a run leaves."""
 
-import json
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from map_core.weights import read_weights
-from map_points.finetuning import FinetuneConfig, FinetuneTask
-from map_points.reconstruction import reconstruct
 
-from map_core import mask_noise
+from map_core import Draw
 from map_core.commands.parser import load_recipe
+from map_core.commands.standard import configs
 from map_core.errors import UserError
-from map_core.training import TrainingConfig, train
-from map_points.cli import RECIPES
-from map_points.data import CloudSamples, PointData, PointDataConfig
-from map_points.data.clouds import ArrayClouds
-from map_points.evaluation import VOTES, EvaluationConfig, class_totals, classification_metrics, voted_logits
-from map_points.factory import PointModelConfig, create_backbone, create_classifier
+from map_core.tasks.pretraining import load_objective
+from map_core.tasks.weights import read_description, read_weights
+from map_core.testing import decoder_dependencies
+from map_points.domain import DOMAIN
+from map_points.factory import create_backbone, create_classifier
 from map_points.losses import masked_chamfer
-from map_points.pretraining import (
-    PointObjectiveConfig,
-    PretrainConfig,
-    PretrainTask,
-    build_objective,
-    load_pretraining,
-)
-from map_points.weights import load_init
-
-MODEL = PointModelConfig(
-    embed_dim=16, patch_hidden_dim=8, num_heads=2, num_patches=16, patch_size=4, layout="MMT", neighbors=3
-)
-OBJECTIVE = {"decoder_dim": 16, "decoder_heads": 2, "decoder_depth": 1}
-SHORT = {
-    "batch_size": 4,
-    "epochs": 1,
-    "warmup_epochs": 0.5,
-    "lr": 1e-3,
-    "workers": 0,
-    "device": "cpu",
-    "progress": False,
-    "tensorboard": False,
-}
+from map_points.pretraining import build_objective
 
 
-def make_data(points=64):
-    generator = np.random.default_rng(0)
-    config = PointDataConfig(num_points=points)
+@pytest.fixture
+def make(tiny_model, tiny_objective):
+    """Builds a tiny objective with changes to its settings."""
 
-    def split(count):
-        clouds = generator.normal(size=(count, points, 3)).astype(np.float32)
-        clouds[count // 2 :, :, 2] *= 0.1  # flat or not: two classes
-        return ArrayClouds(np.arange(count) // (count // 2), ("round", "flat"), "z", clouds, "made up")
+    def build(**changes):
+        torch.manual_seed(0)
+        return build_objective(create_backbone(tiny_model), replace(tiny_objective, **changes)).eval()
 
-    return PointData(
-        CloudSamples(split(8), config, training=True),
-        CloudSamples(split(4), config, training=False),
-        ("round", "flat"),
-        "made up",
-    )
+    return build
 
 
-def objective(**changes):
-    torch.manual_seed(0)
-    return build_objective(create_backbone(MODEL), PointObjectiveConfig(**OBJECTIVE, **changes)).eval()
-
-
-def test_each_hidden_patch_is_predicted_once():
-    found = objective()(torch.randn(3, 64, 3))
+def test_each_hidden_patch_is_predicted_once(make):
+    found = make()(torch.randn(3, 64, 3), Draw.of_batch(3))
     assert found.mask.hidden.sum(1).tolist() == [8, 8, 8]
     assert found.prediction.shape == (3, 8, 12)
     assert found.tokens.target.shape == (3, 16, 4, 3)
@@ -78,95 +40,95 @@ def test_each_hidden_patch_is_predicted_once():
     torch.testing.assert_close(found.loss, masked_chamfer(found.prediction, target))
 
 
-def gradients_by_region(model, inputs):
-    """For each hidden token i and token j: whether j's features or mask token reach the prediction of i."""
-    captured = {}
-    original = model.decoder.sequence
-
-    def sequence(*arguments):
-        out = original(*arguments)
-        out.retain_grad()
-        captured["sequence"] = out
-        return out
-
-    model.decoder.sequence = sequence
-    found = model(inputs, noise=mask_noise(0, 0, slice(None), (1, model.tokenizer.num_patches)))
-    reach = []
-    for i in range(found.mask.drop.shape[1]):
-        model.zero_grad()
-        captured["sequence"].grad = None
-        found.prediction[0, i].sum().backward(retain_graph=True)
-        reach.append(captured["sequence"].grad[0].abs().sum(-1) > 0)
-    return found, torch.stack(reach)
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_the_loss_is_of_the_kind_asked_for(make, kind):
+    found = make(chamfer=kind)(torch.randn(2, 64, 3), Draw.of_batch(2))
+    target = torch.stack([t[d] for t, d in zip(found.tokens.target, found.mask.drop, strict=True)])
+    torch.testing.assert_close(found.loss, masked_chamfer(found.prediction, target, kind=kind))
 
 
-@pytest.mark.parametrize("name", ["own", "pretrain_shapes"])
-def test_predictions_see_their_region_and_the_ones_before_it(name):
-    if name == "own":
-        model, points = objective(), torch.randn(1, 64, 3)
-    else:
-        config = load_recipe(RECIPES, name, PretrainConfig)
-        torch.manual_seed(0)
-        model = build_objective(create_backbone(config.model), config.objective).eval()
-        points = torch.randn(1, 256, 3)
-    found, reach = gradients_by_region(model, points)
-    region = found.tokens.region[0]
-    for i, row in zip(found.mask.drop[0].tolist(), reach, strict=True):
-        assert torch.equal(row, region <= region[i])
+SETTINGS = [
+    {},
+    {"regions": "after_mask"},
+    {"region_order": "hilbert"},
+    {"region_order": "random", "num_regions": 5},
+]
 
 
-def test_hidden_points_reach_no_prediction():
-    model, points = objective(), torch.randn(1, 64, 3)
-    captured = []
-    model.tokenizer.patch_embed.register_forward_hook(
+@pytest.mark.parametrize(
+    "changes", SETTINGS, ids=lambda changes: "-".join(map(str, changes.values())) or "scan"
+)
+def test_predictions_see_their_region_and_the_ones_before_it(make, changes):
+    seen = decoder_dependencies(make(**changes), torch.randn(1, 64, 3), Draw.of_batch(1))
+    expected = seen.region.unsqueeze(1) <= seen.hidden_region.unsqueeze(2)
+    assert torch.equal(seen.depends, expected)
+    assert len(seen.region.unique()) == changes.get("num_regions", 8)
+
+
+def test_a_recipe_sees_its_region_and_the_ones_before_it():
+    config = load_recipe(DOMAIN.recipes, "pretrain_shapes", configs(DOMAIN).pretrain)
+    objective = build_objective(create_backbone(config.model), config.objective).eval()
+    seen = decoder_dependencies(objective, torch.randn(1, 256, 3), Draw.of_batch(1))
+    assert torch.equal(seen.depends, seen.region.unsqueeze(1) <= seen.hidden_region.unsqueeze(2))
+
+
+def test_hidden_points_reach_no_prediction(make):
+    objective, captured = make(), []
+    objective.backbone.patch_embed.register_forward_hook(
         lambda module, arguments, output: captured.append(output) or output.retain_grad()
     )
-    found = model(points, noise=mask_noise(0, 0, slice(None), (1, 16)))
+    found = objective(torch.randn(1, 64, 3), Draw.of_batch(1))
     found.prediction.square().sum().backward()
     gradient = captured[0].grad[0].abs().sum(-1)
     assert (gradient[found.mask.hidden[0]] == 0).all()
     assert (gradient[~found.mask.hidden[0]] > 0).all()
 
 
-def test_after_mask_changes_who_sees_whom():
-    torch.manual_seed(1)
-    points, noise = torch.randn(1, 64, 3), torch.rand(1, 16)
-    scan, after = (objective(regions=kind)(points, noise=noise) for kind in ("scan", "after_mask"))
+def test_after_mask_puts_all_that_is_visible_before_all_that_is_hidden(make):
+    points, draw = torch.randn(1, 64, 3), Draw.of_batch(1, seed=1)
+    scan, after = (decoder_dependencies(make(regions=kind), points, draw) for kind in ("scan", "after_mask"))
     assert torch.equal(scan.mask.hidden, after.mask.hidden)
-    assert not torch.allclose(scan.prediction, after.prediction)
+    hidden = after.mask.hidden
+    assert after.depends[
+        :, :, ~hidden[0]
+    ].all()  # half of the regions are visible: every prediction sees them
+    assert after.region[hidden].min() > after.region[~hidden].max()
+    assert not scan.depends[:, :, ~hidden[0]].all()
 
 
-def test_settings_that_do_not_fit_are_refused():
-    for changes, told in (
-        ({"regions": "after_mask", "region_order": "hilbert"}, "has no effect with"),
-        ({"num_regions": 0}, "num_regions must be at least 1"),
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"regions": "after_mask", "region_order": "hilbert"}, "region_order has no effect with"),
+        ({"num_regions": 0}, "objective.num_regions must be at least 1; got 0"),
         ({"num_regions": 17}, r"num_regions \(17\) must lie between 1 and the number of patches \(16\)"),
         ({"mask_ratio": 0.9}, r"model.neighbors \(3\) exceeds the 2 visible of 16 patches at ratio 0.9"),
-    ):
-        with pytest.raises(UserError, match=told):
-            objective(**changes)
+        (
+            {"mask_ratio_std": 0.25, "mask_ratio_bounds": (0.3, 0.9)},
+            r"model.neighbors \(3\) exceeds the 2 visible of 16 patches at ratio 0.9",
+        ),
+        ({"mask_ratio": 0.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 0.0"),
+        ({"decoder_depth": 0}, "objective.decoder_depth must be at least 1; got 0"),
+        ({"decoder_heads": 3}, r"objective.decoder_dim \(16\) must be a multiple of objective.decoder_heads"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_settings_that_do_not_fit_are_refused(make, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(**changes)
+
+
+def test_a_class_token_is_refused(tiny_model, tiny_objective):
     with pytest.raises(UserError, match="pretraining has no class token"):
-        build_objective(create_classifier(MODEL, 2), PointObjectiveConfig(**OBJECTIVE))
-
-
-@pytest.fixture
-def pretrained(tmp_path):
-    config = PretrainConfig(
-        model=MODEL, objective=PointObjectiveConfig(**OBJECTIVE), training=TrainingConfig(**SHORT)
-    )
-    task = PretrainTask(config, make_data())
-    summary = train(task, config.training, tmp_path / "pre", run_config=config)
-    assert np.isfinite(summary["loss"])
-    return tmp_path / "pre", task
+        build_objective(create_classifier(tiny_model, 2), tiny_objective)
 
 
 def test_a_pretraining_run_can_be_read_back(pretrained):
     run, task = pretrained
-    points = torch.randn(2, 64, 3)
-    noise = torch.rand(2, 16)
-    read = load_pretraining(run).eval()
-    expected = task.model.eval()(points, noise=noise)
-    torch.testing.assert_close(read(points, noise=noise).prediction, expected.prediction)
+    points, draw = torch.randn(2, 64, 3), Draw.of_batch(2, seed=3)
+    read = load_objective(DOMAIN, run).objective.eval()
+    expected = task.model.eval()(points, draw)
+    torch.testing.assert_close(read(points, draw).prediction, expected.prediction)
     assert {path.name for path in run.iterdir()} >= {
         "config.yaml",
         "metrics.jsonl",
@@ -175,77 +137,26 @@ def test_a_pretraining_run_can_be_read_back(pretrained):
         "reconstructions.png",
         "summary.json",
     }
-    views = reconstruct(read, points)
-    assert views.visible.shape == (2, 8 * 4, 3)
-    assert views.predicted.shape == (2, 8 * 4, 3)
-    cloud = {tuple(p) for p in points[0].tolist()}
-    assert all(any(np.allclose(p, q, atol=1e-6) for q in cloud) for p in views.visible[0].tolist())
 
 
-def test_a_classifier_starts_from_the_pretrained_encoder(pretrained):
-    run, _ = pretrained
-    torch.manual_seed(1)
-    model = create_classifier(MODEL, 2)
-    fresh = load_init(model, run).fresh
-    assert {name.split(".")[0] + "." + name.split(".")[1] for name in fresh if "encoder" in name} == {
-        "encoder.registers"
+def test_the_exported_model_is_the_objectives_backbone(pretrained):
+    run, task = pretrained
+    exported, state = read_weights(run), task.model.backbone.state_dict()
+    assert exported.keys() == state.keys()
+    assert all(torch.equal(exported[name], value) for name, value in state.items())
+    assert {name.split(".")[0] for name in exported} == {"patch_embed", "encoder"}
+    assert {name.split(".")[0] for name in read_weights(run / "pretraining.safetensors")} == {
+        "decoder",
+        "head",
     }
-    assert all(name.startswith(("encoder.registers.", "head.")) for name in fresh)
-    for name, value in read_weights(run).items():
-        assert torch.equal(model.state_dict()[name], value)
 
 
-def test_weights_of_another_model_are_refused(pretrained):
+def test_a_run_describes_its_model(pretrained, tiny_model):
     run, _ = pretrained
-    with pytest.raises(UserError, match=r"does not fit this model: missing: encoder.blocks.3"):
-        load_init(create_classifier(PointModelConfig(**{**vars(MODEL), "layout": "MMTM"}), 2), run)
-    with pytest.raises(UserError, match=r"shapes: .*for"):
-        load_init(create_classifier(PointModelConfig(**{**vars(MODEL), "embed_dim": 32}), 2), run)
-    with pytest.raises(UserError, match="no weights at"):
-        read_weights(run / "nothing")
-    (run / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match="cannot be read as weights"):
-        read_weights(run)
-
-
-def test_finetuning_writes_a_classifier_that_names_its_protocol(pretrained, tmp_path):
-    run, _ = pretrained
-    config = FinetuneConfig(model=MODEL, training=TrainingConfig(**SHORT), init=str(run))
-    task = FinetuneTask(config, make_data())
-    summary = train(task, config.training, tmp_path / "fine", run_config=config)
-    assert summary["protocol"].startswith("last epoch")
-    assert 0 <= summary["test_accuracy"] <= 100
-    described = json.loads(Path(tmp_path / "fine" / "model.json").read_text())
-    assert described["classes"] == ["round", "flat"]
-    other = create_classifier(MODEL, 5)
-    assert all(name.startswith("head.") for name in load_init(other, tmp_path / "fine").fresh)
-
-
-def test_metrics_by_hand():
-    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-    labels = torch.tensor([0, 0, 0, 1])
-    found = classification_metrics(class_totals(logits, labels))
-    assert found["test_accuracy"] == pytest.approx(75)
-    assert found["test_accuracy_class_mean"] == pytest.approx((100 * 2 / 3 + 100) / 2)
-    expected = torch.nn.functional.cross_entropy(logits, labels)
-    assert found["test_loss"] == pytest.approx(float(expected), rel=1e-6)
-    halves = sum(class_totals(logits[i::2], labels[i::2]) for i in range(2))
-    assert classification_metrics(halves) == pytest.approx(found)
-
-
-def test_votes_are_keyed_averaged_and_differ():
-    torch.manual_seed(0)
-    model, data = create_classifier(MODEL, 2).eval(), make_data().evaluation
-    device = torch.device("cpu")
-    seen = []
-    model.register_forward_hook(lambda module, arguments, output: seen.append(output))
-    config = EvaluationConfig(protocol="vote_10", progress=False)
-    logits, labels = voted_logits(model, data, config, device)
-    assert len(seen) == VOTES
-    torch.testing.assert_close(logits, torch.stack(seen).mean(0))
-    assert not torch.allclose(seen[0], seen[1])
-    assert torch.equal(labels, torch.tensor([0, 0, 1, 1]))
-    again, _ = voted_logits(model, data, config, device)
-    assert torch.equal(logits, again)
-    plain, _ = voted_logits(model, data, EvaluationConfig(progress=False), device)
-    torch.testing.assert_close(plain, model(torch.stack([data[i][0] for i in range(4)])))
+    assert read_description(run) == {
+        "name": "hybridnet3d",
+        "arguments": tiny_model.arguments(),
+        "task": "pretrain",
+        "holds": "encoder",
+        "weights": "raw",
+    }

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import map_core.commands.program
 from map_core.commands.command import Command
@@ -43,10 +44,15 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     print(f"two-part shapes -> {out} (--data.root {out})")
 
 
-FROM_RUN = (partial(model_of_run, DOMAIN), partial(model_of_weights, DOMAIN))
-POINTS_ONLY = [
-    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, *FROM_RUN),
-    Command("segment", "train a part segmenter", SegmentConfig, segment, *FROM_RUN),
+FROM_RUN: dict[str, Any] = {
+    "defaults": partial(model_of_run, DOMAIN),
+    "settled": partial(model_of_weights, DOMAIN),
+}
+COMMANDS = [
+    *standard_commands(DOMAIN),
+    *study_commands(DOMAIN),
+    Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot, **FROM_RUN),
+    Command("segment", "train a part segmenter", SegmentConfig, segment, **FROM_RUN),
     Command(
         "write-part-shapes", "make two-part shapes in ShapeNetPart's layout", PartShapesConfig, part_shapes
     ),
@@ -55,5 +61,4 @@ POINTS_ONLY = [
 
 def main() -> int:
     """Run the command line of this process."""
-    commands = [*standard_commands(DOMAIN), *study_commands(DOMAIN), *POINTS_ONLY]
-    return map_core.commands.program.main(DOMAIN.program, commands, DOMAIN.recipes)
+    return map_core.commands.program.main(DOMAIN.program, COMMANDS, DOMAIN.recipes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from map_core.commands.plain_yaml import read_yaml
+from map_core.commands.plain_yaml import read_texts
 
 ESSENTIAL = (  # of any program's settings, those that most users set
     "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.mask_ratio",
@@ -22,8 +22,8 @@ ESSENTIAL = (  # of any program's settings, those that most users set
 class Command:
     """One command of a program.
 
-    ``config``, ``run`` and ``defaults`` may be given as ``"module:attribute"``, imported when the command is used, so
-    that a program lists its commands without importing what they need.
+    ``config``, ``run``, ``defaults`` and ``settled`` may be given as ``"module:attribute"``, imported when the
+    command is used, so that a program lists its commands without importing what they need.
 
     Attributes:
         name: As typed, such as ``pretrain``.
@@ -35,10 +35,10 @@ class Command:
         defaults: From the settings named on the command line or in recipes (dotted name to text) to other
             defaults, by dotted name, such as those that a run named by ``--init`` was made with; recipes and the
             command line go before them.
-        settled: Likewise, settings that go before a recipe's, such as those that the weights named by ``--init``
-            are tied to; only the command line goes before them.
         essential: The settings that ``--help`` shows, besides those outside of any section; ``--help-all`` shows
             every one.
+        settled: Likewise, settings that go before those of recipes, such as what the weights that ``--init`` names
+            are tied to; only the command line goes before them.
     """
 
     name: str
@@ -46,8 +46,8 @@ class Command:
     config: type | Callable[[], type] | str
     run: Callable[[Any], None] | str
     defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
-    settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     essential: Sequence[str] = ESSENTIAL
+    settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
 
     @property
     def config_class(self) -> type:
@@ -64,7 +64,7 @@ class Command:
         return {} if self.defaults is None else imported(self.defaults)(given)
 
     def settled_values(self, given: dict[str, str]) -> dict[str, Any]:
-        """Settings that go before a recipe's, by dotted name."""
+        """Settings that recipes do not change, by dotted name."""
         return {} if self.settled is None else imported(self.settled)(given)
 
 
@@ -85,7 +85,7 @@ def section_of_run(given: Mapping[str, str], section: str) -> dict[str, Any]:
         return {}
     path = Path(os.path.expanduser(given["init"]))
     config = (path if path.is_dir() else path.parent) / "config.yaml"
-    values = read_yaml(config) if config.is_file() else {}
+    values = read_texts(config) if config.is_file() else {}
     found = values.get(section) if isinstance(values, dict) else None
     return dict(found) if isinstance(found, dict) else {}
 

@@ -1,4 +1,7 @@
-"""From a command's arguments to its configuration: defaults, then recipes in order, then the command line."""
+"""From a command's arguments to its configuration: defaults, then recipes in order, then the command line.
+
+Between recipes and command line stand the settings that the weights named by ``--init`` are tied to.
+"""
 
 import contextlib
 import dataclasses
@@ -14,7 +17,7 @@ from map_core.commands.arguments import HELP, sort_arguments
 from map_core.commands.command import Command
 from map_core.commands.help import help_text
 from map_core.commands.messages import misfit, no_mapping, unknown_key, wrong_command_hint
-from map_core.commands.plain_yaml import read_text, read_yaml
+from map_core.commands.plain_yaml import read_document, read_texts
 from map_core.commands.recipes import Layer, recipe_layers
 from map_core.commands.settings import (
     REQUIRED,
@@ -57,7 +60,7 @@ def load_recipe(package: str, name: str, config_class: type[Config], overrides: 
 def parse(
     program: str, command: Command, commands: Sequence[Command], recipes: str, arguments: Sequence[str]
 ) -> Any:
-    """Turn a command's arguments into a valid instance of its configuration.
+    """Turn a command's arguments into an instance of its configuration, whose ranges are not checked yet.
 
     Args:
         program: As the usage line shows it.
@@ -67,7 +70,7 @@ def parse(
         arguments: What follows the command's name.
 
     Raises:
-        UserError: an unknown recipe, option or key, a value of the wrong type or out of its range.
+        UserError: an unknown recipe, option or key, a missing setting, or a value of the wrong type.
         SystemExit: the arguments asked for help or for the resolved configuration, which is printed.
     """
     config_class = command.config_class
@@ -79,10 +82,9 @@ def parse(
     for layer in layers:
         hint = wrong_command_hint(layer.source, command, commands)
         tree = merge(tree, convert_layer(layer, known, hint))
-    # what the weights that are started from are tied to goes before recipes, the command line before both
     given = named_texts(layers) | {name: values[0] for name, values in asked.settings}
     settled = convert_defaults(command.settled_values(given), known)
-    tell_what_gives_way(flatten(tree), flatten(settled))
+    tell_what_gives_way(tree, settled)
     tree = merge(tree, settled)
     for name, values in asked.settings:
         tree = merge(tree, convert_option(known[name], values, known))
@@ -92,9 +94,7 @@ def parse(
         show_and_exit(asked.request, program, command, known, filled)
     if missing := [f"--{name}" for name, value in flatten(filled).items() if value is REQUIRED]:
         raise UserError(f"missing {', '.join(missing)}; add {missing[0]} VALUE")
-    config = instantiate(config_class, filled)
-    validate(config)
-    return config
+    return instantiate(config_class, filled)
 
 
 def convert_layer(
@@ -156,9 +156,9 @@ def read_section(place: str, text: str) -> Layer:
     """
     file = Path(os.path.expanduser(text))
     if file.is_file():
-        return Layer(text, read_yaml(file))
+        return Layer(text, read_texts(file))
     with contextlib.suppress(yaml.YAMLError):
-        if isinstance(values := read_text(text), dict):
+        if isinstance(values := read_document(text), dict):
             return Layer(place, values)
     raise UserError(f"{place} must be a YAML file or a mapping such as {{key: value}}; got {shown(text)}")
 
@@ -175,11 +175,13 @@ def convert_defaults(values: Mapping[str, Any], known: Mapping[str, Setting]) ->
     return tree
 
 
-def tell_what_gives_way(said: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
-    """Warn of the recipes' settings that others go before."""
-    for name, value in settled.items():
-        if said.get(name, value) != value:
-            log.warning("%s of the recipe (%s) gives way to that of --init (%s)", name, said[name], value)
+def tell_what_gives_way(recipes: dict[str, Any], settled: dict[str, Any]) -> None:
+    """Warn of settings of recipes that those of ``--init`` replace."""
+    said = flatten(recipes)
+    for name, value in flatten(settled).items():
+        if name in said and said[name] != value:
+            told = "as its model's name says" if value is None else shown(value)
+            log.warning("%s is %s, as in what --init names, not %s as in the recipe", name, told, said[name])
 
 
 def named_texts(layers: Sequence[Layer]) -> dict[str, str]:
@@ -199,17 +201,3 @@ def show_and_exit(
     else:
         print(help_text(program, command, known, flatten(filled), everything=request not in HELP))
     raise SystemExit(0)
-
-
-def validate(config: Any) -> None:
-    """Call ``validate()`` of a configuration's sections and of itself, where they have it.
-
-    Raises:
-        UserError: a value that no run can have.
-    """
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if dataclasses.is_dataclass(value):
-            validate(value)
-    if callable(check := getattr(config, "validate", None)):
-        check()

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from map_core.commands.recipes import read_yaml
+from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError, near_matches
 from map_core.study.results import Result
 

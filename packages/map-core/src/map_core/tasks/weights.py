@@ -123,7 +123,7 @@ def load_init(
     """Start a model from a pretraining run or weights file (design decision 9).
 
     Args:
-        model: Has a classifier ``head`` or none; a head of another number of classes is started anew.
+        model: Has a classifier ``head`` or none; where the file's has other parameters or shapes, it starts anew.
         path: A run directory or weights file.
         may_be_missing: Prefixes of the parameters that may be missing in the file.
         convert: Renames the keys of foreign files.
@@ -135,8 +135,7 @@ def load_init(
     """
     file = weights_file(path)
     state, own = convert(read_weights(file)), model.state_dict()
-    head = [key for key in state if key.startswith("head.")]
-    if not keep_head or any(key in own and state[key].shape != own[key].shape for key in head):
+    if not keep_head or (_head(own) and _head(own) != _head(state)):
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
     faults = {
         "missing": [key for key in own if key not in state and not key.startswith(may_be_missing)],
@@ -156,6 +155,11 @@ def load_init(
     fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
     log.info("%s: loaded; new: %s", file, _some(list(fresh)) if fresh else "nothing")
     return LoadReport(file, fresh)
+
+
+def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Names and shapes of the parameters of a classifier's head."""
+    return {key: value.shape for key, value in state.items() if key.startswith("head.")}
 
 
 def _some(keys: list[str], most: int = 6) -> str:

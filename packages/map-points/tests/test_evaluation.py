@@ -1,0 +1,121 @@
+"""Protocols of evaluation, their arithmetic, and the measures of classifiers."""
+
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_core.tasks.evaluation import class_totals, classification_metrics
+from map_points import evaluation
+from map_points.data import collate_clouds
+from map_points.evaluation import VOTES, EvaluationConfig, voted_logits
+from map_points.factory import create_classifier
+
+
+@pytest.fixture
+def model(tiny_model):
+    return create_classifier(tiny_model, 2).eval()
+
+
+def logits_of(model, samples, title="evaluate", **settings):
+    config = EvaluationConfig(progress=False, device="cpu", **settings)
+    return voted_logits(model, samples, config, collate=collate_clouds, title=title)
+
+
+def test_metrics_by_hand():
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    labels = torch.tensor([0, 0, 0, 1])
+    found = classification_metrics(class_totals(logits, labels))
+    assert set(found) == {"test_accuracy", "test_accuracy_class_mean", "test_loss"}
+    assert found["test_accuracy"] == pytest.approx(75)
+    assert found["test_accuracy_class_mean"] == pytest.approx((100 * 2 / 3 + 100) / 2)
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert found["test_loss"] == pytest.approx(float(expected), rel=1e-6)
+    halves = sum(class_totals(logits[i::2], labels[i::2]) for i in range(2))
+    assert classification_metrics(halves) == pytest.approx(found)
+
+
+def test_more_than_five_classes_are_also_measured_among_five():
+    logits = torch.arange(8.0).flip(0).expand(8, 8)  # class 0 first, class 7 last, for every cloud
+    found = classification_metrics(class_totals(logits, torch.arange(8)))
+    assert found["test_accuracy"] == pytest.approx(100 / 8)
+    assert found["test_accuracy_top5"] == pytest.approx(100 * 5 / 8)
+
+
+def test_votes_are_keyed_averaged_and_differ(model, two_classes):
+    seen = []
+    model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    logits, labels = logits_of(model, two_classes.evaluation, protocol="vote_10")
+    assert len(seen) == VOTES
+    torch.testing.assert_close(logits, torch.stack(seen).mean(0))
+    assert not torch.allclose(seen[0], seen[1])
+    assert torch.equal(labels, torch.tensor([0, 0, 1, 1]))
+    assert torch.equal(logits, logits_of(model, two_classes.evaluation, protocol="vote_10")[0])
+    other_seed, _ = logits_of(model, two_classes.evaluation, protocol="vote_10", seed=1)
+    assert not torch.allclose(logits, other_seed)
+
+
+def test_without_votes_every_cloud_is_seen_once_as_it_is(model, two_classes):
+    plain, labels = logits_of(model, two_classes.evaluation)
+    torch.testing.assert_close(plain, model(torch.stack([two_classes.evaluation[i][0] for i in range(4)])))
+    assert torch.equal(labels, torch.tensor([0, 0, 1, 1]))
+
+
+def test_the_best_round_is_the_one_with_most_clouds_right(model, two_classes, monkeypatch):
+    monkeypatch.setattr(evaluation, "ROUNDS", 4)
+    monkeypatch.setattr(evaluation, "VOTES", 1)
+    seen = []
+    model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    logits, labels = logits_of(model, two_classes.evaluation, protocol="best_of_299")
+    right = [int((votes.argmax(1) == labels).sum()) for votes in seen]
+    assert len(seen) == 4
+    assert torch.equal(logits, seen[right.index(max(right))])
+
+
+def test_the_best_round_is_refused_where_there_are_no_labels(model, two_classes):
+    with pytest.raises(
+        UserError, match="'best_of_299' chooses a round by labels, which clouds to predict lack"
+    ):
+        logits_of(model, two_classes.evaluation, title="predict", protocol="best_of_299")
+
+
+@pytest.mark.parametrize("protocol", ["no_vote", "vote_10"])
+def test_bf16_is_the_arithmetic_of_the_forward_pass(model, two_classes, protocol):
+    exact, _ = logits_of(model, two_classes.evaluation, protocol=protocol)
+    rounded, _ = logits_of(model, two_classes.evaluation, protocol=protocol, precision="bf16")
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.05)
+
+
+def test_bf16_logits_are_those_of_autocast(model, two_classes):
+    rounded, _ = logits_of(model, two_classes.evaluation, precision="bf16")
+    clouds = torch.stack([two_classes.evaluation[i][0] for i in range(4)])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(clouds).float()
+    assert torch.equal(rounded, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "evaluation.batch_size must be at least 1; got 0"),
+        ({"workers": -1}, "evaluation.workers must be 0 or more; got -1"),
+        ({"precision": "fp16"}, "evaluation.precision must be fp32 or bf16; got 'fp16'"),
+        (
+            {"protocol": "vote_11"},
+            "evaluation.protocol must be one of no_vote, vote_10, best_of_299; got 'vote_11'",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+@pytest.mark.usefixtures("unchecked")
+def test_settings_that_no_evaluation_can_have_are_refused(changes, message):
+    config = EvaluationConfig()
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with pytest.raises(UserError, match=message):
+        config.validate()
+
+
+def test_no_vote_is_the_default():
+    assert EvaluationConfig().describe().startswith("no_vote: ")

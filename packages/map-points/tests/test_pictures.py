@@ -1,0 +1,68 @@
+"""What a picture of a reconstruction shows."""
+
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_core.objective import Objective
+from map_core.tasks.pretraining import hide_and_reconstruct
+from map_core.tokens import gather_tokens
+from map_points.domain import draw
+from map_points.factory import create_backbone
+from map_points.pictures import draw_reconstructions, reconstruct
+from map_points.pretraining import build_objective
+
+
+@pytest.fixture
+def objective(tiny_model, tiny_objective):
+    return build_objective(create_backbone(tiny_model), tiny_objective)
+
+
+def test_visible_patches_are_points_of_the_cloud(objective):
+    points = torch.randn(2, 64, 3)
+    views = reconstruct(objective, points)
+    assert views.cloud is points
+    assert views.visible.shape == (2, 8 * 4, 3)
+    for cloud, visible in zip(points, views.visible, strict=True):
+        assert ((visible[:, None] - cloud[None]).norm(dim=-1).amin(dim=1) < 1e-5).all()
+
+
+def test_predictions_lie_at_the_centres_of_the_hidden_patches(objective):
+    points = torch.randn(2, 64, 3)
+    views, found = reconstruct(objective, points, seed=5), hide_and_reconstruct(objective, points, seed=5)
+    center = gather_tokens(found.tokens.position, found.mask.drop)
+    expected = found.prediction.reshape(2, 8, 4, 3) + center.reshape(2, 8, 1, 3)
+    torch.testing.assert_close(views.predicted, expected.reshape(2, 32, 3))
+
+
+def test_the_share_to_hide_can_be_chosen(objective):
+    views = reconstruct(objective, torch.randn(2, 64, 3), ratio=0.25)
+    assert views.predicted.shape == (2, 4 * 4, 3)
+    assert views.visible.shape == (2, 12 * 4, 3)
+
+
+def test_the_seed_chooses_what_is_hidden(objective):
+    points = torch.randn(2, 64, 3)
+    first, again, other = (reconstruct(objective, points, seed=seed).visible for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_drawing_leaves_the_objective_as_it_was(objective, training, tmp_path):
+    objective.train(training)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    masking = objective.masking
+    draw_reconstructions(objective, torch.randn(1, 64, 3), tmp_path / "r.png", ratio=0.25)
+    assert objective.training == training
+    assert objective.masking == masking
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+
+
+def test_an_objective_that_reconstructs_nothing_is_refused(two_classes, tmp_path):
+    class Nothing(Objective):
+        def forward(self, inputs, draw):
+            raise AssertionError
+
+    with pytest.raises(UserError, match="Nothing reconstructs nothing to draw"):
+        draw(Nothing(), torch.randn(1, 64, 3), tmp_path / "r.png", data=two_classes)

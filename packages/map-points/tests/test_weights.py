@@ -1,0 +1,84 @@
+"""Which weights a point model may start from, and what of it starts anew."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_core.tasks.weights import read_weights, save_weights
+from map_points.factory import create_backbone, create_classifier, create_probed
+from map_points.weights import load_init
+
+CLASS_TOKEN = {"encoder.registers.token", "encoder.registers.position"}
+
+
+def head_of(model):
+    """Names of what a classifier's head learns and measures."""
+    names = (f"head.{name}" for name in model.head.state_dict())
+    return {name for name in names if not name.endswith("num_batches_tracked")}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a model's weights and gives their file."""
+
+    def save(model):
+        save_weights(tmp_path / "model.safetensors", model.state_dict(), {})
+        return tmp_path / "model.safetensors"
+
+    return save
+
+
+def test_a_classifier_starts_from_the_pretrained_encoder(saved, tiny_model):
+    file = saved(create_backbone(tiny_model))
+    model = create_classifier(tiny_model, 2)
+    fresh = load_init(model, file).fresh
+    assert set(fresh) == head_of(model) | CLASS_TOKEN
+    for name, value in read_weights(file).items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_a_head_of_another_number_of_classes_starts_anew(saved, tiny_model):
+    file, model = saved(create_classifier(tiny_model, 2)), create_classifier(tiny_model, 5)
+    assert set(load_init(model, file).fresh) == head_of(model)
+
+
+def test_a_head_of_another_kind_starts_anew(saved, tiny_model):
+    file, model = saved(create_probed(tiny_model, 2)), create_classifier(tiny_model, 2)
+    assert set(load_init(model, file).fresh) == head_of(model) | CLASS_TOKEN
+
+
+@pytest.mark.parametrize("keep_head", [True, False])
+def test_a_head_of_the_same_shape_is_kept_where_asked_for(saved, tiny_model, keep_head):
+    source, model = create_classifier(tiny_model, 2), create_classifier(tiny_model, 2)
+    load_init(model, saved(source), keep_head=keep_head)
+    assert torch.equal(model.head[0].weight, source.head[0].weight) == keep_head
+    assert torch.equal(model.encoder.blocks[0].norm1.weight, source.encoder.blocks[0].norm1.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout": "MMTM"}, r"does not fit this model: missing: encoder.blocks.3"),
+        ({"layout": "MM"}, r"does not fit this model: not used: encoder.blocks.2"),
+        ({"embed_dim": 32}, r"shapes: .*\(16,\) for \(32,\)"),
+    ],
+    ids=["missing", "not used", "shapes"],
+)
+def test_weights_of_another_model_are_refused(saved, tiny_model, changes, message):
+    file = saved(create_backbone(tiny_model))
+    with pytest.raises(UserError, match=message):
+        load_init(create_classifier(replace(tiny_model, **changes), 2), file)
+
+
+def test_a_path_without_weights_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no weights at"):
+        read_weights(tmp_path / "nothing")
+
+
+def test_a_file_that_is_cut_off_is_refused(saved, tiny_model):
+    file = saved(create_backbone(tiny_model))
+    file.write_bytes(b"cut off")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        load_init(create_backbone(tiny_model), file)
