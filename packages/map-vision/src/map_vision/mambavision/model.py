@@ -189,7 +189,10 @@ class MambaVision(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups in the order of layer decay: stem, then one a block; what leads to a stage goes with its first."""
         if coarse:
-            return {"stem": r"^patch_embed|^mask_token", "blocks": [(r"^levels\.(\d+)", None), (r"^norm", (99999,))]}
+            return {
+                "stem": r"^patch_embed|^mask_token",
+                "blocks": [(r"^levels\.(\d+)", None), (r"^norm", (99999,))],
+            }
         to_next = [(rf"^levels\.{i}\.downsample", (i + 1, 0)) for i in range(NUM_STAGES - 1)]
         return {
             "stem": r"^patch_embed|^mask_token",
@@ -217,7 +220,9 @@ class MambaVision(nn.Module):
         cells = tokens.embedding
         if mask is not None:
             if self.mask_token is None:
-                raise UserError("hidden cells are painted with a learned one: create the model with mask_token=True")
+                raise UserError(
+                    "hidden cells are painted with a learned one: create the model with mask_token=True"
+                )
             cells = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(cells.dtype), cells)
         features = self.forward_features(unpatchify(cells, tokens.grid, self.patch_size))
         every = torch.arange(tokens.length, device=cells.device).unsqueeze(0)
