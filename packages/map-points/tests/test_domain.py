@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from map_core import Draw
 from map_core.commands.standard import configs
 from map_core.errors import UserError
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask, LinearProbeTask
@@ -67,7 +68,7 @@ def test_a_probe_leaves_the_encoder_and_its_statistics_as_they_were(
     task = LinearProbeTask(DOMAIN, config, two_classes)
     batch = next(iter(torch.utils.data.DataLoader(two_classes.train, batch_size=8)))
     task.model.train()
-    task.loss(task.model, batch, None).loss.backward()
+    task.loss(task.model, batch, Draw.of_batch(8)).loss.backward()
     assert {name for name, p in task.model.named_parameters() if p.grad is not None} == {
         "head.weight",
         "head.bias",
@@ -118,7 +119,7 @@ def test_smoothing_is_of_the_loss(tiny_model, short_training, two_classes):
     log_probability = model(batch[0]).log_softmax(1)
     right = log_probability[torch.arange(4), batch[1]]
     expected = -(0.8 * right + 0.2 * log_probability.mean(1)).mean()
-    torch.testing.assert_close(task.loss(model, batch, None).loss, expected)
+    torch.testing.assert_close(task.loss(model, batch, Draw.of_batch(4)).loss, expected)
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5])

@@ -158,5 +158,5 @@ def test_a_run_describes_its_model(pretrained, tiny_model):
         "arguments": tiny_model.arguments(),
         "task": "pretrain",
         "holds": "encoder",
-        "weights": "last",
+        "weights": "raw",
     }

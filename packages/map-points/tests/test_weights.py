@@ -10,6 +10,14 @@ from map_core.tasks.weights import read_weights, save_weights
 from map_points.factory import create_backbone, create_classifier, create_probed
 from map_points.weights import load_init
 
+CLASS_TOKEN = {"encoder.registers.token", "encoder.registers.position"}
+
+
+def head_of(model):
+    """Names of what a classifier's head learns and measures."""
+    names = (f"head.{name}" for name in model.head.state_dict())
+    return {name for name in names if not name.endswith("num_batches_tracked")}
+
 
 @pytest.fixture
 def saved(tmp_path):
@@ -26,24 +34,19 @@ def test_a_classifier_starts_from_the_pretrained_encoder(saved, tiny_model):
     file = saved(create_backbone(tiny_model))
     model = create_classifier(tiny_model, 2)
     fresh = load_init(model, file).fresh
-    head = {f"head.{name}" for name in model.head.state_dict()}
-    assert set(fresh) == head | {"encoder.registers.token", "encoder.registers.position"}
+    assert set(fresh) == head_of(model) | CLASS_TOKEN
     for name, value in read_weights(file).items():
         assert torch.equal(model.state_dict()[name], value)
 
 
 def test_a_head_of_another_number_of_classes_starts_anew(saved, tiny_model):
     file, model = saved(create_classifier(tiny_model, 2)), create_classifier(tiny_model, 5)
-    assert set(load_init(model, file).fresh) == {f"head.{name}" for name in model.head.state_dict()}
+    assert set(load_init(model, file).fresh) == head_of(model)
 
 
 def test_a_head_of_another_kind_starts_anew(saved, tiny_model):
     file, model = saved(create_probed(tiny_model, 2)), create_classifier(tiny_model, 2)
-    head = {f"head.{name}" for name in model.head.state_dict()}
-    assert set(load_init(model, file).fresh) == head | {
-        "encoder.registers.token",
-        "encoder.registers.position",
-    }
+    assert set(load_init(model, file).fresh) == head_of(model) | CLASS_TOKEN
 
 
 @pytest.mark.parametrize("keep_head", [True, False])

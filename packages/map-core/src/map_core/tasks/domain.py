@@ -59,6 +59,24 @@ class OpenedData:
 
 
 @runtime_checkable
+class OpenData(Protocol):
+    """Opens the data of a run for a purpose; ``trained`` is what :attr:`OpenedData.preprocessing` was in training."""
+
+    def __call__(
+        self, config: Any, model: Any, purpose: Purpose, trained: Mapping[str, Any] = ...
+    ) -> OpenedData: ...
+
+
+@runtime_checkable
+class OpenFiles(Protocol):
+    """Opens files and folders as samples without labels."""
+
+    def __call__(
+        self, paths: str | list[str], config: Any, model: Any, trained: Mapping[str, Any] = ...
+    ) -> Samples: ...
+
+
+@runtime_checkable
 class Draw(Protocol):
     """Writes a picture of what an objective reconstructs of inputs."""
 
@@ -106,8 +124,7 @@ class Domain:
         sample: What one sample is called, such as "image"; ``--images`` names files to run.
         models: See :class:`~map_core.tasks.trained_models.Models`.
         data, objective, classification, evaluation: Sections of its recipes.
-        open_data: Of the data section, the model section and a purpose.
-        open_files: Samples without labels of files and folders, of (paths, data section, model section).
+        open_data, open_files: Of the data section and the model section.
         data_defaults: From a run's data section, its description and the options given on the command line, to
             the data settings that commands start from.
         rows: Of a picture of reconstructions.
@@ -127,8 +144,8 @@ class Domain:
     data: type
     objective: type
     classification: type
-    open_data: Callable[[Any, Any, Purpose], OpenedData]
-    open_files: Callable[[str | list[str], Any, Any], Samples]
+    open_data: OpenData
+    open_files: OpenFiles
     build_objective: Callable[[nn.Module, Any], Objective]
     draw: Draw
     data_defaults: DataDefaults = unchanged
