@@ -31,7 +31,9 @@ def study_of(tmp_path: Path, **changes: Any) -> Study:
 
 def done(study: Study, run: PlannedRun, score: float = 50.0) -> Result:
     settings = run.settings
-    return Result(study.name, run.key, run.arm, run.seed, run.labels, run.stage, run.lr, settings, float(score))
+    return Result(
+        study.name, run.key, run.arm, run.seed, run.labels, run.stage, run.lr, settings, float(score)
+    )
 
 
 def run_all(study: Study, score_of: Any = lambda run: 50.0) -> list[Result]:
