@@ -101,7 +101,9 @@ class HybridBackbone(nn.Module):
         )
         model = create_backbone(self.config)
         if not isinstance(model, HybridNet):
-            raise UserError(f"{name} is a pyramid of its own, which this backbone is not made for; use hybridnet_*")
+            raise UserError(
+                f"{name} is a pyramid of its own, which this backbone is not made for; use hybridnet_*"
+            )
         self.model = model
         self.embed_dim = self.model.embed_dim
         self.patch_size = self.model.patch_size[0]
