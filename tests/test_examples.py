@@ -22,9 +22,9 @@ def test_the_visible_loop_leaves_an_encoder_that_timm_finetunes(tmp_path: Path) 
     printed = run_example("pretrain_minimal.py", "--steps", "40", "--out", weights).stdout
     losses = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("step")]
     assert losses[-1] < losses[0]
-    tuned = run_example("finetune_timm.py", "--steps", "20", "--init", weights).stdout
+    tuned = run_example("finetune_timm.py", "--steps", "60", "--init", weights).stdout
     accuracy = float(tuned.split(":")[-1].removesuffix(" %\n"))
-    assert accuracy > 20  # ten classes
+    assert accuracy > 40  # ten classes
 
 
 @pytest.mark.parametrize(

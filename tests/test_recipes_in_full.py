@@ -27,7 +27,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", IN_FULL)
 def test_what_a_recipe_resolves_to(name: str) -> None:
-    """The file holds the values of each recipe of version 0.1; what they do not name is at its default."""
+    """The file holds each recipe in full, as of version 0.1 or as it was changed on purpose; the rest is default."""
     domain = IMAGES if name in recipe_names(IMAGES.recipes) else POINTS
     config_class = CONFIGS[name.partition("_")[0]](domain)
     expected = merge(fill(config_class, {}), IN_FULL[name] | {"out": f"runs/{name}"})

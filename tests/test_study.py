@@ -24,10 +24,11 @@ TINY = {
 STUDY = {
     "name": "tiny",
     "arms": {
-        "pretrained": {"pretrain": {"recipe": "pretrain_digits", "data.subset": 64, **TINY}},
+        "pretrained": {"pretrain": {"objective.attention": "map"}},
         "equal compute": {"compute_of": "pretrained"},
         "scratch": {},
     },
+    "pretrain": {"recipe": "pretrain_digits", "data.subset": 64, **TINY},
     "finetune": {"recipe": "finetune_digits", **TINY},
     "labels": {64: {}},
     "seeds": [0],

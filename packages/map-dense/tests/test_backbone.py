@@ -160,20 +160,16 @@ def test_out_indices_beyond_the_depth_tell_the_depth(indices: list[int]) -> None
 
 
 @pytest.mark.parametrize("indices", [7, "7", [1.5]])
+@pytest.mark.usefixtures("unchecked")
 def test_out_indices_that_are_no_list_of_layers_are_refused(indices: Any) -> None:
-    with (
-        jaxtyping_off(),
-        pytest.raises(UserError, match=r"out_indices must be a list of layers, such as \[15\]"),
-    ):
+    with pytest.raises(UserError, match=r"out_indices must be a list of layers, such as \[15\]"):
         small(out_indices=indices)
 
 
 @pytest.mark.parametrize("size", [[64], [64, 64, 3], [], "64", [64, 0], 0, 64.0])
+@pytest.mark.usefixtures("unchecked")
 def test_an_img_size_that_is_neither_a_number_nor_two_is_refused(size: Any) -> None:
-    with (
-        jaxtyping_off(),
-        pytest.raises(UserError, match=r"img_size must be a number of pixels or \[height, width\]"),
-    ):
+    with pytest.raises(UserError, match=r"img_size must be a number of pixels or \[height, width\]"):
         small(img_size=size)
 
 

@@ -1,5 +1,6 @@
 """Detection in mmdet: the configs build, a detector trains, is saved, and predicts the same when loaded."""
 
+import itertools
 import json
 import re
 import runpy
@@ -11,13 +12,14 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
 import map_dense
 from map_core import UserError
 from map_dense.cli import main
+from map_dense.data_root import with_data_root
 from map_dense.layer_decay import layer_decay_groups
 
 CONFIGS = Path(map_dense.__file__).parent / "configs"
@@ -235,7 +237,7 @@ def run_tool(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> 
     """Run a tool of mmdet as `mim run` does, in this process."""
     import mmdet
 
-    (script,) = (Path(mmdet.__file__).parent / ".mim" / "tools").rglob(f"{name}.py")
+    script = Path(mmdet.__file__).parent / ".mim" / "tools" / f"{name}.py"
     monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
     runpy.run_path(str(script), run_name="__main__")
 
@@ -266,7 +268,7 @@ def test_data_are_browsed_under_data_root(
     assert main(["write-config", str(detector), str(tmp_path / "whole.py"), f"data_root={photos}"]) == 0
     pictures = tmp_path / "pictures"
     run_tool(
-        "browse_dataset",
+        "analysis_tools/browse_dataset",
         tmp_path / "whole.py",
         "--not-show",
         "--output-dir",
@@ -274,6 +276,13 @@ def test_data_are_browsed_under_data_root(
         monkeypatch=monkeypatch,
     )
     assert sorted(path.name for path in pictures.rglob("*.jpg")) == ["0.jpg", "1.jpg"]
+
+
+def test_a_repeated_data_set_ends(photos: Path, tmp_path: Path) -> None:
+    config = small(tmp_path, photos)
+    dataset = DATASETS.build(with_data_root(config.train_dataloader, config)["dataset"])
+    read = [sample["data_samples"].img_id for sample in itertools.islice(dataset, 100)]
+    assert read == [0, 1] * 12
 
 
 def test_swapped_categories_are_refused_when_the_loop_starts(photos: Path, tmp_path: Path) -> None:

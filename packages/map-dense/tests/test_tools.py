@@ -79,14 +79,14 @@ def test_augmented_testing_averages_the_views_of_the_config(
 
 def test_tools_see_the_data(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(
-        "misc/browse_dataset",
+        "analysis_tools/browse_dataset",
         config,
         "--not-show",
         "--output-dir",
         tmp_path / "pictures",
         monkeypatch=monkeypatch,
     )
-    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 2
+    assert len(list((tmp_path / "pictures").rglob("*.jpg"))) == 2
 
     run(
         "analysis_tools/benchmark",

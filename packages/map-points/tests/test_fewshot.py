@@ -2,40 +2,34 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from map_core.errors import UserError
-from map_core.training import TrainingConfig
+from map_core.tasks.weights import read_weights
 from map_points.data import PointDataConfig
-from map_points.factory import PointModelConfig
+from map_points.factory import MODELS
 from map_points.fewshot import FewShotConfig, FoldsConfig, open_folds, run_folds
 
-MODEL = PointModelConfig(
-    embed_dim=16, patch_hidden_dim=8, num_heads=2, num_patches=16, patch_size=4, layout="M", neighbors=3
-)
 
+@pytest.fixture
+def few_shot(tiny_model, short_training):
+    """Makes the configuration of a small few-shot run."""
 
-def few_shot(root, source, out, **changes):
-    training = TrainingConfig(
-        epochs=1,
-        batch_size=4,
-        lr=1e-3,
-        warmup_epochs=0.0,
-        workers=0,
-        device="cpu",
-        progress=False,
-        tensorboard=False,
-    )
-    return FewShotConfig(
-        data=PointDataConfig(source, str(root), num_points=32),
-        fewshot=FoldsConfig(way=2, shot=3, folds=2, queries=4),
-        model=MODEL,
-        training=training,
-        out=str(out),
-        **changes,
-    )
+    def make(root, source, out, **changes):
+        return FewShotConfig(
+            data=PointDataConfig(source, str(root), num_points=32),
+            fewshot=FoldsConfig(way=2, shot=3, folds=2, queries=4),
+            model=replace(tiny_model, layout="M"),
+            training=replace(short_training, warmup_epochs=0.0),
+            out=str(out),
+            **changes,
+        )
+
+    return make
 
 
 @pytest.fixture
@@ -62,14 +56,15 @@ def labelled(tmp_path):
     return tmp_path / "d.npz"
 
 
-def test_published_folds_are_summarised_as_such(published, tmp_path):
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_published_folds_are_summarised_as_such(few_shot, published, tmp_path):
     config = few_shot(published, "fewshot_pkl", tmp_path / "run")
     run_folds(config)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    accuracies = [
-        json.loads((tmp_path / "run" / f"fold_{i}" / "summary.json").read_text())["test_accuracy"]
-        for i in range(2)
-    ]
+    summary = summary_of(tmp_path / "run")
+    accuracies = [summary_of(tmp_path / "run" / f"fold_{i}")["test_accuracy"] for i in range(2)]
     assert summary["folds"] == "published"
     assert summary["test_accuracy_of_folds"] == accuracies
     assert summary["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
@@ -83,25 +78,66 @@ def test_published_folds_are_summarised_as_such(published, tmp_path):
     assert run_folds(config)["test_accuracy_of_folds"] == accuracies
 
 
-def test_other_sources_give_generated_folds(labelled, tmp_path):
-    summary = run_folds(few_shot(labelled, "modelnet40_npz", tmp_path / "run"))
-    assert summary["folds"] == "generated"
-    folds = list(
-        open_folds(PointDataConfig("modelnet40_npz", str(labelled), num_points=32), FoldsConfig(2, 3, 2, 4))
-    )
+def test_the_summary_measures_the_classifier_of_each_fold(few_shot, published, tmp_path):
+    config = few_shot(published, "fewshot_pkl", tmp_path / "run")
+    accuracies = run_folds(config)["test_accuracy_of_folds"]
+    for i, fold in enumerate(open_folds(config.data, config.fewshot)):
+        model, classes = MODELS.classifier(tmp_path / "run" / f"fold_{i}")
+        samples = [fold.evaluation[j] for j in range(len(fold.evaluation))]
+        predicted = model(torch.stack([points for points, _ in samples])).argmax(1)
+        right = predicted == torch.tensor([label for _, label in samples])
+        assert classes == fold.classes
+        assert accuracies[i] == pytest.approx(100 * float(right.float().mean()))
+
+
+def test_other_sources_give_generated_folds(few_shot, labelled, tmp_path):
+    config = few_shot(labelled, "modelnet40_npz", tmp_path / "run")
+    assert run_folds(config)["folds"] == "generated"
+    folds = list(open_folds(config.data, config.fewshot))
     assert [len(fold.train) for fold in folds] == [6, 6]
     assert [len(fold.evaluation) for fold in folds] == [8, 8]
-    assert folds[0].description.startswith("generated fold 0: 6 training clouds, 8 queries")
+    assert folds[0].description.startswith("generated fold 0: 6 training clouds, 8 ")
+    assert folds[0].evaluated_on == "queries of the generated fold 0"
 
 
-def test_settings_that_do_not_fit_are_refused(labelled, tmp_path):
-    for changes, told in (
-        ({"way": 1}, r"fewshot.way must be at least 2; got 1"),
-        ({"shot": 0}, r"fewshot.shot must be at least 1; got 0"),
-    ):
-        with pytest.raises(UserError, match=told):
-            next(open_folds(PointDataConfig("modelnet40_npz", str(labelled)), FoldsConfig(**changes)))
+def test_every_fold_starts_from_the_same_encoder(few_shot, published, pretrained, tiny_model, tmp_path):
+    config = few_shot(published, "fewshot_pkl", tmp_path / "run", init=str(pretrained[0]))
+    config.model, config.training = tiny_model, replace(config.training, lr=1e-12, weight_decay=0.0)
+    run_folds(config)
+    encoder = read_weights(pretrained[0])
+    for i in range(2):
+        fold = read_weights(tmp_path / "run" / f"fold_{i}")
+        for name in (
+            "encoder.norm.weight",
+            "encoder.blocks.0.mixer.in_proj.weight",
+            "patch_embed.join.weight",
+        ):
+            torch.testing.assert_close(fold[name], encoder[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"way": 1}, "fewshot.way must be at least 2; got 1"),
+        ({"shot": 0}, "fewshot.shot must be at least 1; got 0"),
+        ({"folds": 0}, "fewshot.folds must be at least 1; got 0"),
+        ({"queries": 0}, "fewshot.queries must be at least 1; got 0"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_folds_that_cannot_be_are_refused(labelled, changes, message):
+    with pytest.raises(UserError, match=message):
+        next(open_folds(PointDataConfig("modelnet40_npz", str(labelled)), FoldsConfig(**changes)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"subset": 5}, {"holdout": 0.5}], ids=lambda changes: next(iter(changes))
+)
+def test_parts_of_a_split_do_not_apply_to_folds(labelled, changes):
     with pytest.raises(UserError, match=r"data.holdout and data.subset do not apply"):
-        next(open_folds(PointDataConfig("modelnet40_npz", str(labelled), subset=5), FoldsConfig()))
+        next(open_folds(PointDataConfig("modelnet40_npz", str(labelled), **changes), FoldsConfig()))
+
+
+def test_folds_are_resumed_automatically_or_not_at_all(few_shot, labelled, tmp_path):
     with pytest.raises(UserError, match="resume must be auto for few-shot folds; got 'x'"):
         run_folds(few_shot(labelled, "modelnet40_npz", tmp_path / "run", resume="x"))

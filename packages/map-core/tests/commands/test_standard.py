@@ -84,6 +84,16 @@ def test_the_command_line_goes_before_the_run_that_init_names(runs, tmp_path, ca
     assert "does not fit this model: shapes: " in capsys.readouterr().err
 
 
+def test_a_recipe_does_not_go_before_what_the_weights_are_tied_to(runs, tmp_path):
+    """The width of the run that ``--init`` names stays; the number of samples is the recipe's."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {embed_dim: 8}\ndata: {count: 16}\n")
+    out = tmp_path / "run"
+    assert run("finetune", "--config", recipe, *QUICK, "--init", runs.pretrain, "--out", out) == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["model"]["embed_dim"], config["data"]["count"]) == (12, 16)
+
+
 def test_pretrained_weights_are_what_finetuning_learns_classes_from(runs):
     summary = json.loads((runs.finetune / "summary.json").read_text())
     assert summary["test_accuracy"] > 60  # of three classes
@@ -249,8 +259,9 @@ def test_every_command_is_there_once_in_the_order_of_the_help():
 
 
 def test_defaults_of_a_run_are_its_settings_by_dotted_key(runs):
+    """Of config.yaml as texts, which are read as a command line's are; of the weights' description as values."""
     given = {"init": str(runs.pretrain)}
-    assert data_of_run(DOMAIN, given) == {"data.count": 24, "data.root": "toys", "data.flip": True}
+    assert data_of_run(DOMAIN, given) == {"data.count": "24", "data.root": "toys", "data.flip": True}
     assert model_of_run(DOMAIN, given) == {"model.name": "toy", "model.embed_dim": 12, "data.flip": True}
     assert ToyDataConfig().flip is False
     assert ToyModelConfig().embed_dim is None

@@ -153,6 +153,6 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, name, there, device):
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        UserError, match="device 'cuda' asked for, but torch sees no GPU; use --evaluation.dev"
+        UserError, match=r"device 'cuda' asked for, but torch sees no GPU; use --evaluation.dev"
     ):
         choose_device("cuda")

@@ -44,6 +44,20 @@ def test_an_encoder_comes_back_in_evaluation_mode(tmp_path, num_classes, descrip
     assert not rebuilt.training
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "description", "classes"),
+    [
+        (0, {"holds": "encoder"}, ()),
+        (2, {"holds": "classifier", "classes": ["cat", "dog"]}, ("cat", "dog")),
+    ],
+)
+def test_a_loaded_model_knows_what_its_outputs_are_called(tmp_path, num_classes, description, classes):
+    model = export(tmp_path, num_classes, **description)
+    loaded = MODELS.load(tmp_path)
+    assert same(loaded, model)
+    assert loaded.classes == classes
+
+
 def test_a_model_is_described_by_its_name_and_what_was_changed():
     assert MODELS.describe(WIDE, holds="encoder") == {
         "name": "toy", "arguments": {"embed_dim": 12}, "holds": "encoder",

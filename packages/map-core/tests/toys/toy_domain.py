@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from map_core.losses import MaskedMSE
 from map_core.tasks.classification import ClassificationConfig
 from map_core.tasks.domain import Domain, OpenedData
 from map_core.tasks.pretraining import ObjectiveConfig, assemble_objective, hide_and_reconstruct
-from map_core.tasks.trained_models import Models
+from map_core.tasks.trained_models import ModelConfig, Models
 from map_core.tasks.weights import load_init
 from map_core.testing import GridBackbone, LinearPosition, toy_encoder
 
 ROWS, COLS, CHANNELS = 4, 3, 4
 CLASSES = ("low", "middle", "high")
+EMPTY = MappingProxyType({})
 
 
 @dataclass
@@ -36,7 +38,7 @@ class ToyDataConfig:
 
 
 @dataclass
-class ToyModelConfig:
+class ToyModelConfig(ModelConfig):
     """A network.
 
     Args:
@@ -46,9 +48,6 @@ class ToyModelConfig:
 
     name: str = "toy"
     embed_dim: int | None = None
-
-    def arguments(self):
-        return {} if self.embed_dim is None else {"embed_dim": self.embed_dim}
 
 
 @dataclass
@@ -102,8 +101,13 @@ class ToySamples:
         return [f"sample {self.first + index}" for index in range(self.count)]
 
 
-def open_data(data, model, purpose):
-    sign = -1 if data.flip else 1
+def sign_of(data, trained):
+    """Inputs are prepared as they were in training, whatever the data section says."""
+    return -1 if trained.get("flip", data.flip) else 1
+
+
+def open_data(data, model, purpose, trained=EMPTY):
+    sign = sign_of(data, trained)
     return OpenedData(
         description=f"{data.root} for {purpose}",
         classes=() if purpose == "pretrain" else CLASSES,
@@ -114,9 +118,9 @@ def open_data(data, model, purpose):
     )
 
 
-def open_files(files, data, model):
+def open_files(files, data, model, trained=EMPTY):
     numbers = [int(name) for name in ([files] if isinstance(files, str) else files)]
-    return ToySamples(len(numbers), first=numbers[0], sign=-1 if data.flip else 1)
+    return ToySamples(len(numbers), first=numbers[0], sign=sign_of(data, trained))
 
 
 def build_objective(backbone, config):
@@ -162,6 +166,7 @@ DOMAIN = Domain(
         probed=lambda config: config,
         create_probed=create_classifier,
         load_init=load_toy,
+        tied=("embed_dim",),
     ),
     data=ToyDataConfig,
     objective=ToyObjectiveConfig,

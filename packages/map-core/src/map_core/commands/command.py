@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from map_core.commands.plain_yaml import read_texts
+from map_core.commands.plain_yaml import read_yaml
 
 ESSENTIAL = (  # of any program's settings, those that most users set
     "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.mask_ratio",
@@ -85,7 +85,7 @@ def section_of_run(given: Mapping[str, str], section: str) -> dict[str, Any]:
         return {}
     path = Path(os.path.expanduser(given["init"]))
     config = (path if path.is_dir() else path.parent) / "config.yaml"
-    values = read_texts(config) if config.is_file() else {}
+    values = read_yaml(config) if config.is_file() else {}
     found = values.get(section) if isinstance(values, dict) else None
     return dict(found) if isinstance(found, dict) else {}
 

@@ -30,7 +30,7 @@ from map_core.commands.settings import (
     settings,
     to_plain,
 )
-from map_core.commands.values import MismatchError, convert, convert_arguments, shown
+from map_core.commands.values import MismatchError, convert, convert_arguments, shown, to_text
 from map_core.errors import UserError
 
 Config = TypeVar("Config")
@@ -82,7 +82,8 @@ def parse(
     for layer in layers:
         hint = wrong_command_hint(layer.source, command, commands)
         tree = merge(tree, convert_layer(layer, known, hint))
-    given = named_texts(layers) | {name: values[0] for name, values in asked.settings}
+    named = named_texts(layers) | {name: values[0] for name, values in asked.settings}
+    given = {name: to_text(value) for name, value in named.items()}
     settled = convert_defaults(command.settled_values(given), known)
     tell_what_gives_way(tree, settled)
     tree = merge(tree, settled)

@@ -119,6 +119,7 @@ def to_sequence(value: Any, kind: Any) -> Any:
 
 
 def to_text(value: Any) -> str:
+    """A text; one that begins as a path in a home folder does, ``~/``, is that path."""
     if not isinstance(value, str):
         raise ValueError
     return os.path.expanduser(value) if value.startswith("~") and os.sep in value else value

@@ -54,7 +54,7 @@ class Models(Generic[Config]):
             the run's, whatever a recipe says.
     """
 
-    config: type  # of Config; checkers cannot ask whether a class fits a protocol with attributes
+    config: type[Config]
     names: tuple[str, ...]
     create_classifier: Callable[[Config, int], nn.Module]
     create_backbone: Callable[[Config], nn.Module]

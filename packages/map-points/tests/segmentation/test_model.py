@@ -1,0 +1,92 @@
+"""The part segmenter: interpolation against a loop, and what reaches the scores."""
+
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_points.data.shapenetpart import PARTS_OF_SYNSET
+from map_points.factory import create_backbone, create_classifier
+from map_points.segmentation.model import PartSegmenter, feature_layers, interpolate_features
+
+
+@pytest.fixture
+def segmenter(tiny_model):
+    """Builds a tiny segmenter of two categories and five parts, with changes to its settings."""
+
+    def build(**changes):
+        torch.manual_seed(0)
+        return PartSegmenter(create_backbone(tiny_model), 2, 5, **{"hidden_dim": 16, **changes})
+
+    return build
+
+
+def test_interpolation_equals_a_loop():
+    features, center, points = torch.randn(2, 6, 5), torch.randn(2, 6, 3), torch.randn(2, 9, 3)
+    found = interpolate_features(features, center, points)
+    for b in range(2):
+        for i in range(9):
+            distance = ((center[b] - points[b, i]) ** 2).sum(-1)
+            near = distance.argsort()[:3]
+            weight = 1 / (distance[near] + 1e-8)
+            expected = (weight[:, None] * features[b, near]).sum(0) / weight.sum()
+            torch.testing.assert_close(found[b, i], expected)
+
+
+def test_a_point_at_a_centre_takes_its_features():
+    features, center = torch.randn(1, 6, 5), torch.randn(1, 6, 3)
+    torch.testing.assert_close(interpolate_features(features, center, center), features, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(12, (4, 8, 12)), (16, (6, 11, 16)), (4, (2, 3, 4)), (1, (1,))]
+)
+def test_features_are_taken_a_third_two_thirds_and_all_the_way_up(depth, layers):
+    assert feature_layers(depth) == layers
+
+
+def test_every_named_layer_the_category_and_the_point_reach_the_scores(segmenter):
+    model = segmenter(layers=(1, 3)).eval()
+    kept = []
+    for block in model.backbone.encoder.blocks:
+        block.register_forward_hook(lambda module, arguments, out: kept.append(out) or out.retain_grad())
+    points, category = torch.randn(2, 64, 3), torch.tensor([0, 1])
+    scores = model(points, category)
+    assert scores.shape == (2, 64, 5)
+    scores.square().sum().backward()
+    assert all((layer.grad != 0).any() for layer in kept)
+    assert not torch.allclose(model(points, 1 - category), scores)
+    order = torch.cat(
+        [torch.zeros(1).long(), 1 + torch.randperm(63)]
+    )  # point 0 stays: it is the first centre
+    torch.testing.assert_close(model(points[:, order], category), scores[:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_the_backbone_has_not_are_refused(segmenter):
+    with pytest.raises(UserError, match=r"layers \(0, 3\) must lie in 1..3"):
+        segmenter(layers=(0, 3))
+
+
+def test_a_class_token_is_refused(tiny_model):
+    with pytest.raises(UserError, match="segmentation has no class token"):
+        PartSegmenter(create_classifier(tiny_model, 2), 2, 5)
+
+
+def test_fewer_patches_than_are_interpolated_are_refused(tiny_model):
+    backbone = create_backbone(tiny_model)
+    backbone.num_patches = 2
+    with pytest.raises(UserError, match=r"model.num_patches \(2\) must be at least 3"):
+        PartSegmenter(backbone, 2, 5)
+
+
+def test_the_head_for_shapenetpart_has_50_parts():
+    assert len(PARTS_OF_SYNSET) == 16
+    assert sum(PARTS_OF_SYNSET.values()) == 50
+
+
+def test_layer_decay_and_weight_decay_know_the_backbone(segmenter, tiny_model):
+    model = segmenter()
+    names = dict(model.named_parameters())
+    assert {
+        f"backbone.{name}" for name in create_backbone(tiny_model).no_weight_decay()
+    } == model.no_weight_decay()
+    assert model.no_weight_decay() <= set(names)
