@@ -91,7 +91,7 @@ def draw(
     """Write a picture: original, masked, reconstruction."""
     if not isinstance(objective, MaskedAutoregression):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
-    mean, std = data.preprocessing["mean"], data.preprocessing["std"]
+    mean, std = tuple(data.preprocessing["mean"]), tuple(data.preprocessing["std"])
     draw_reconstructions(objective, inputs, path, mean=mean, std=std, ratio=ratio, seed=seed)
 
 
