@@ -244,6 +244,8 @@ def test_drop_path_grows_over_all_blocks():
         ({"embed_dim": 60}, r"embed_dim \(60\) must be a multiple of 8: three stages double the width"),
         ({"depths": (1, 2, 3)}, r"depths must be 4 numbers of blocks, each at least 1; got \(1, 2, 3\)"),
         ({"depths": (1, 0, 1, 1)}, r"depths must be 4 numbers of blocks, each at least 1"),
+        ({"window_size": (4, 0)}, r"window_size must be at least 1 in both stages; got \(4, 0\)"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio of a pyramid must be positive; got 0.0"),
         ({"num_heads": (5, 4)}, r"embed_dim \(32\) must be a multiple of num_heads \(5\)"),
         ({"global_pool": "max"}, r"global_pool must be 'avg' or '' for MambaVision; got 'max'"),
     ],
