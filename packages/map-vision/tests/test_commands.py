@@ -2,14 +2,15 @@
 
 import csv
 import json
+import sys
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
 
-import map_core.commands.program
-from map_vision.cli import COMMANDS, RECIPES
+import map_vision.cli
 from map_vision.registry import MODEL_NAMES
 
 MODEL = [
@@ -38,9 +39,8 @@ OF_EVERY_RUN = {"task", "seconds", "samples_per_second", "peak_memory_bytes", "v
 
 def command(*arguments):
     """Run ``map-vision`` in this process and return its exit status."""
-    return map_core.commands.program.main(
-        "map-vision", COMMANDS, RECIPES, [str(argument) for argument in arguments]
-    )
+    with patch.object(sys, "argv", ["map-vision", *map(str, arguments)]):
+        return map_vision.cli.main()
 
 
 def summary(directory):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from toy_domain import CHANNELS, DOMAIN, ToyNet, ToySamples, open_data
 
 from map_core import Draw, Masking, UserError
+from map_core.tasks.domain import Skipped
 from map_core.tasks.pretraining import (
     ObjectiveConfig,
     PretrainTask,
@@ -141,11 +142,11 @@ def test_training_data_is_needed(make_config):
 
 def test_what_was_skipped_is_said_and_summarised(make_config, tmp_path, capsys):
     data = open_data(make_config("pretrain").data, None, "pretrain")
-    data = dataclasses.replace(data, skipped=lambda: "2 toys were unreadable")
+    data = dataclasses.replace(data, skipped=lambda: Skipped(2, "2 toys were unreadable"))
     summary = {}
     task = PretrainTask(DOMAIN, make_config("pretrain"), data)
     task.finish(task.model, tmp_path, summary)
-    assert summary == {"skipped": "2 toys were unreadable"}
+    assert summary == {"skipped_toys": 2}
     assert capsys.readouterr().out == "2 toys were unreadable\n"
 
 

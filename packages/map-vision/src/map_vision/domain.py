@@ -11,7 +11,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.objective import MaskedAutoregression, Objective
-from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped
 from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
 from map_vision.factory import MODELS, ModelConfig, input_size
@@ -43,7 +43,7 @@ def open_data(
         evaluation=data.evaluation,
         evaluated_on=data.evaluated_on or "nothing",
         preprocessing=data.preprocessing.to_dict(),
-        skipped=lambda: str(data.skipped()) if data.skipped().count else "",
+        skipped=lambda: Skipped(data.skipped().count, str(data.skipped())),
     )
 
 

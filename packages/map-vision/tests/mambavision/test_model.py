@@ -9,6 +9,7 @@ from timm.optim import param_groups_layer_decay
 from map_core import UserError
 from map_core.training.optimizer import default_parameter_groups
 from map_vision.mambavision.windows import cut_windows, join_windows
+from map_vision.registry import ARCHITECTURES, MODEL_NAMES, PYRAMIDS
 
 # counted with the published code
 PARAMETERS = {
@@ -36,6 +37,11 @@ def test_parameters_are_the_published_ones(name, keys):
     model = meta(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     assert len(model.state_dict()) == keys
+
+
+def test_every_registered_pyramid_is_counted_and_listed():
+    assert set(PYRAMIDS) == set(PARAMETERS) <= set(timm.list_models())
+    assert set(MODEL_NAMES) == set(PYRAMIDS) | set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

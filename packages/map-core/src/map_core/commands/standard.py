@@ -242,8 +242,8 @@ def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
         logits, labels = domain.logits(
             model, data.evaluation, config.evaluation, collate=domain.collate, title="evaluate"
         )
-    if data.skipped():
-        print(data.skipped())
+    if data.skipped().count:
+        print(data.skipped().note)
     protocol = domain.protocol(config.evaluation)
     return {
         **({"protocol": protocol} if protocol else {}),

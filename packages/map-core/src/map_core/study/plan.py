@@ -250,7 +250,7 @@ def _trials(
         return PlannedRun(key, arm.name, seed, labels, "trial", command, settings, start, lr)
 
     rates = list(study.learning_rates)
-    for _ in range(study.extensions + 1):
+    for _ in range(study.extensions):
         runs = [trial(lr) for lr in rates]
         if not all(run.key in scores for run in runs) or len(rates) < 2:
             break
@@ -261,7 +261,7 @@ def _trials(
             rates.append(rates[-1] ** 2 / rates[-2])
         else:
             break
-    for lr in rates[: len(study.learning_rates) + study.extensions]:
+    for lr in rates:
         yield trial(lr)
 
 

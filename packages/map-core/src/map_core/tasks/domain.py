@@ -28,9 +28,17 @@ class Samples(Protocol):
     def names(self) -> Sequence[str]: ...
 
 
-def nothing_skipped() -> str:
-    """The note on unreadable samples where there are none."""
-    return ""
+@dataclass(frozen=True)
+class Skipped:
+    """The unreadable samples met so far.
+
+    Attributes:
+        count: How many.
+        note: A line that names some of them; empty for none.
+    """
+
+    count: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class OpenedData:
         evaluation: Samples to evaluate on, or None.
         evaluated_on: What ``evaluation`` is, for summaries.
         preprocessing: What a model's description keeps so that inputs can be prepared as in training.
-        skipped: Says which unreadable samples were met so far; empty for none.
+        skipped: Counts the unreadable samples met so far.
     """
 
     description: str
@@ -55,7 +63,7 @@ class OpenedData:
     evaluation: Samples | None
     evaluated_on: str = "evaluation split"
     preprocessing: dict[str, Any] = field(default_factory=dict)
-    skipped: Callable[[], str] = nothing_skipped
+    skipped: Callable[[], Skipped] = Skipped
 
 
 @runtime_checkable
