@@ -1,7 +1,7 @@
 """The model is what the paper's text and published shapes say, written down a second time, slowly.
 
-``define`` reads a state dict with plain PyTorch calls: the scan step by step, windows cut by indices. It, and the
-model, are equal to the published code too: ``parity.py`` compares with what that computes.
+``define`` reads a state dict with plain PyTorch calls: the scan step by step, windows cut by indices. It and the
+model are equal to the published code too: ``parity.py`` compares with what that computes.
 """
 
 import pytest

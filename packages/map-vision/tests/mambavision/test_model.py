@@ -9,6 +9,7 @@ from timm.optim import param_groups_layer_decay
 from map_core import UserError
 from map_core.training.optimizer import default_parameter_groups
 from map_vision.mambavision.windows import cut_windows, join_windows
+from map_vision.registry import ARCHITECTURES, MODEL_NAMES, PYRAMIDS
 
 # counted with the published code
 PARAMETERS = {
@@ -36,6 +37,11 @@ def test_parameters_are_the_published_ones(name, keys):
     model = meta(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     assert len(model.state_dict()) == keys
+
+
+def test_every_registered_pyramid_is_counted_and_listed():
+    assert set(PYRAMIDS) == set(PARAMETERS) <= set(timm.list_models())
+    assert set(MODEL_NAMES) == set(PYRAMIDS) | set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +250,8 @@ def test_drop_path_grows_over_all_blocks():
         ({"embed_dim": 60}, r"embed_dim \(60\) must be a multiple of 8: three stages double the width"),
         ({"depths": (1, 2, 3)}, r"depths must be 4 numbers of blocks, each at least 1; got \(1, 2, 3\)"),
         ({"depths": (1, 0, 1, 1)}, r"depths must be 4 numbers of blocks, each at least 1"),
+        ({"window_size": (4, 0)}, r"window_size must be at least 1 in both stages; got \(4, 0\)"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio of a pyramid must be positive; got 0.0"),
         ({"num_heads": (5, 4)}, r"embed_dim \(32\) must be a multiple of num_heads \(5\)"),
         ({"global_pool": "max"}, r"global_pool must be 'avg' or '' for MambaVision; got 'max'"),
     ],

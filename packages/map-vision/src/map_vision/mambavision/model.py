@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from map_core import Features, TokenMask, Tokens, UserError
 from map_core.initialization import init_weights, undecayed_parameters
-from map_vision.mambavision.stages import Stem, conv_stage, token_stage
+from map_vision.mambavision.stages import Stage, Stem, conv_stage, token_stage
 from map_vision.patches import patchify, unpatchify
 from map_vision.tokenizer import grid_position
 from map_vision.weights import convert_state
@@ -40,7 +40,7 @@ class MambaVision(nn.Module):
         stem_dim: Channels inside the stem.
         depths: Blocks of the four stages; of d blocks in stages three and four the last d // 2 attend.
         num_heads: Attention heads of stages three and four; one number for both.
-        window_size: Rows and columns of a window in stages three and four.
+        window_size: Rows and columns of a window in stages three and four; one number for both.
         mlp_ratio: MLP width over the stage's.
         layer_scale: Initial scale of what blocks of stages three and four add; None for no scales.
         drop_rate: Dropout before the head.
@@ -48,7 +48,8 @@ class MambaVision(nn.Module):
         mask_token: Learn the cell that hides others: the form that is pretrained.
 
     Raises:
-        UserError: a width that stages and heads do not divide, depths that are not four, an unknown pooling.
+        UserError: a width that stages and heads do not divide, depths that are not four, windows or an MLP without
+            size, an unknown pooling.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class MambaVision(nn.Module):
         stem_dim: int = 32,
         depths: Sequence[int] = (1, 3, 8, 4),
         num_heads: int | tuple[int, int] = (8, 16),
-        window_size: tuple[int, int] = (14, 7),
+        window_size: int | tuple[int, int] = (14, 7),
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         drop_rate: float = 0.0,
@@ -70,10 +71,8 @@ class MambaVision(nn.Module):
         mask_token: bool = False,
     ) -> None:
         super().__init__()
-        if embed_dim % 2 ** (NUM_STAGES - 1):
-            raise UserError(f"embed_dim ({embed_dim}) must be a multiple of 8: three stages double the width")
-        if len(depths) != NUM_STAGES or min(depths) < 1:
-            raise UserError(f"depths must be {NUM_STAGES} numbers of blocks, each at least 1; got {depths}")
+        windows = to_2tuple(window_size)
+        _check_sizes(embed_dim, depths, windows, mlp_ratio)
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_features = self.head_hidden_size = embed_dim
         self.num_prefix_tokens = 0
@@ -86,7 +85,7 @@ class MambaVision(nn.Module):
         rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         of_stage = [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(NUM_STAGES)]
         form: Any = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
-        heads, windows = to_2tuple(num_heads), to_2tuple(window_size)
+        heads = to_2tuple(num_heads)
         self.levels = nn.ModuleList(
             [
                 conv_stage(widths[0], of_stage[0]),
@@ -109,6 +108,11 @@ class MambaVision(nn.Module):
             for i, width in enumerate(widths)
         ]
         self.apply(init_weights)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, typed; checkpoints call them levels."""
+        return [stage for stage in self.levels if isinstance(stage, Stage)]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -175,7 +179,7 @@ class MambaVision(nn.Module):
         if global_pool is not None:
             self.global_pool = _checked_pool(global_pool)
         self.num_classes = num_classes
-        self.head = self._make_head(num_classes).to(self.patch_embed.conv_down[0].weight.device)
+        self.head = self._make_head(num_classes).to(next(self.patch_embed.parameters()).device)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -201,7 +205,7 @@ class MambaVision(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block of stages three and four in the backward pass instead of storing its activations."""
-        for stage in self.levels:
+        for stage in self.stages:
             stage.activation_checkpointing = enable
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
@@ -231,7 +235,7 @@ class MambaVision(nn.Module):
     def _stages(self, x: Float[Tensor, "b c h w"]) -> Iterator[Tensor]:
         """Yield the map behind each stage in turn, before it is halved."""
         x = self.patch_embed(x)
-        for stage in self.levels:
+        for stage in self.stages:
             x = stage(x)
             yield x
             x = x if stage.downsample is None else stage.downsample(x)
@@ -244,3 +248,18 @@ def _checked_pool(global_pool: str) -> str:
     if global_pool not in ("avg", ""):
         raise UserError(f"global_pool must be 'avg' or '' for MambaVision; got {global_pool!r}")
     return global_pool
+
+
+def _check_sizes(
+    embed_dim: int, depths: Sequence[int], window_size: tuple[int, int], mlp_ratio: float
+) -> None:
+    if embed_dim < 8 or embed_dim % 8:
+        raise UserError(f"embed_dim ({embed_dim}) must be a multiple of 8: three stages double the width")
+    if len(depths) != NUM_STAGES or min(depths) < 1:
+        raise UserError(
+            f"depths must be {NUM_STAGES} numbers of blocks, each at least 1; got {tuple(depths)}"
+        )
+    if min(window_size) < 1:
+        raise UserError(f"window_size must be at least 1 in both stages; got {window_size}")
+    if mlp_ratio <= 0:
+        raise UserError(f"mlp_ratio of a pyramid must be positive; got {mlp_ratio}")
