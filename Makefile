@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 SOURCES := packages tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format fuzz bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,8 +34,8 @@ $(VENV)/test.stamp: $(VENV)/mmcv.stamp packages/map-points/pyproject.toml packag
 
 setup: $(VENV)/test.stamp ## install all four packages and the development tools into .venv
 
-demo: $(VENV)/demo.stamp ## pretrain, finetune and evaluate on real digits (about 5 minutes on 2 cores)
-	$(BIN)/python examples/demo.py --out runs/demo
+demo: $(VENV)/demo.stamp ## with few labels, does pretraining pay? three seeds on real digits (about 5 minutes on 2 cores)
+	$(BIN)/map-vision study --study digits_labels --jobs 2 --out runs/demo
 
 test: $(VENV)/test.stamp ## run the test suite
 	$(BIN)/python -m pytest
@@ -50,6 +50,9 @@ lint: $(VENV)/test.stamp ## check format, style, types, import contracts and spe
 format: $(VENV)/test.stamp ## rewrite the sources in the project's format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+fuzz: $(VENV)/test.stamp ## mutate small valid files of every format for ten minutes and read them
+	$(BIN)/python packages/map-points/tests/data/test_fuzz.py --seconds 600
 
 bench: $(VENV)/test.stamp ## time a pretraining step and the selective scans on this machine
 	$(BIN)/python benchmarks/pretrain_step.py

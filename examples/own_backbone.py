@@ -21,8 +21,8 @@ from map_core import (
     Tokens,
     make_position,
 )
+from map_vision import tokenize_images
 from map_vision.patches import PatchEmbed
-from map_vision.tokenizer import tokenize_images
 
 
 class ConvBackbone(nn.Module):

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from map_core import Draw
-from map_points import create_point_model
+from map_points import PointObjectiveConfig, build_objective, create_point_model
 from map_points.pictures import draw_reconstructions
-from map_points.pretraining import PointObjectiveConfig, build_objective
 
 
 def solids(batch: int, points: int = 512) -> torch.Tensor:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from map_core import Draw
-from map_vision.pretraining import ImageObjectiveConfig, build_objective
+from map_vision import ImageObjectiveConfig, build_objective
 
 SMALL = dict(img_size=8, patch_size=2, in_chans=1, embed_dim=96, layout="MMMT", num_heads=4)
 BATCH = 64

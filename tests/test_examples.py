@@ -1,10 +1,12 @@
 """Every example runs as a user would run it, at reduced size."""
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,17 +17,35 @@ def run_example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
 
 
-def test_demo_leaves_pictures_and_a_summary(tmp_path: Path) -> None:
-    result = run_example("demo.py", "--out", str(tmp_path), "--steps", "2")
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert {"test_accuracy_pretrained", "test_accuracy_scratch", "seconds"} <= summary.keys()
-    for picture in ("pretrain/reconstructions.png", "pretrain/curves.png", "comparison.png"):
-        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    table = [
-        line for line in result.stdout.splitlines() if line.strip().startswith(("pretrained", "from scratch"))
-    ]
-    assert len(table) == 2
+def test_the_visible_loop_leaves_an_encoder_that_timm_finetunes(tmp_path: Path) -> None:
+    weights = str(tmp_path / "digits.safetensors")
+    printed = run_example("pretrain_minimal.py", "--steps", "40", "--out", weights).stdout
+    losses = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("step")]
+    assert losses[-1] < losses[0]
+    tuned = run_example("finetune_timm.py", "--steps", "60", "--init", weights).stdout
+    accuracy = float(tuned.split(":")[-1].removesuffix(" %\n"))
+    assert accuracy > 40  # ten classes
 
 
-def test_an_encoder_of_your_own_is_pretrained_by_the_objective() -> None:
-    assert "loss fell" in run_example("own_encoder.py", "--steps", "12").stdout
+@pytest.mark.parametrize(
+    ("name", "steps"), [("own_backbone.py", "12"), ("own_tokenizer.py", "24"), ("point_cloud.py", "24")]
+)
+def test_the_loss_falls(name: str, steps: str, tmp_path: Path) -> None:
+    picture = ["--out", str(tmp_path / "clouds.png")] if name == "point_cloud.py" else []
+    assert "loss fell" in run_example(name, "--steps", steps, *picture).stdout
+    assert all((tmp_path / "clouds.png").stat().st_size > 10_000 for _ in picture)
+
+
+def test_the_code_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a page run one after the other, as a reader would paste them; ``no-run`` needs a finished run."""
+    monkeypatch.chdir(tmp_path)
+    for page in ("README.md", "docs/your_own_code.md"):
+        blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+        assert blocks
+        program = tmp_path / "page.py"
+        program.write_text("\n".join(blocks))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(
+            [sys.executable, str(program)], capture_output=True, text=True, env=environment
+        )
+        assert result.returncode == 0, f"{page}: {result.stderr}"

@@ -20,6 +20,10 @@ specification.loader.exec_module(golden_curves)
 def test_losses_and_gradient_norms_are_as_recorded(name: str, tmp_path: Path) -> None:
     recorded = json.loads(golden_curves.FILE.read_text())[name]
     curve = golden_curves.curve(name, tmp_path)
-    # matrix products round otherwise on other processors; twenty steps let that grow to some 1e-5
-    assert curve.loss == pytest.approx(recorded["loss"], rel=3e-4)
-    assert curve.grad_norm == pytest.approx(recorded["grad_norm"], rel=3e-3)
+    for step, (loss, norm) in enumerate(zip(curve.loss, curve.grad_norm, strict=True)):
+        # Matrix products round otherwise on other processors, and training lets that grow: clouds that differed in
+        # their last bit came to 4e-3 in the loss and 4e-2 in the norm at step 20, and 1e-6 and 2e-4 in the first
+        # three.
+        loose = 1.0 if step < 3 else 50.0
+        assert loss == pytest.approx(recorded["loss"][step], rel=3e-4 * loose)
+        assert norm == pytest.approx(recorded["grad_norm"][step], rel=2e-3 * loose)

@@ -1,6 +1,6 @@
 """Draw docs/images/idea.png: what masked autoregressive pretraining does, in one picture.
 
-    python docs/figures/idea.py
+python docs/figures/idea.py
 """
 
 from pathlib import Path
@@ -29,7 +29,9 @@ def show_patches(axis: Axes, pixels: np.ndarray, hidden: np.ndarray, upto: int) 
         if hidden[place] and row >= upto:
             axis.add_patch(_square(left, top, facecolor="0.8", edgecolor="white"))
         elif hidden[place]:
-            axis.add_patch(_square(left, top, facecolor="none", edgecolor=ROWS[row], linewidth=2.5, inset=0.12))
+            axis.add_patch(
+                _square(left, top, facecolor="none", edgecolor=ROWS[row], linewidth=2.5, inset=0.12)
+            )
     axis.set_axis_off()
 
 

@@ -2,16 +2,27 @@
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 
-# the public classes of the method, each with an example: see docs/architecture.md
-WITH_EXAMPLES = ["map_core.objective", "map_core.randomness"]
+import map_core
+
+SOURCES = Path(map_core.__file__).parent
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(SOURCES.parent).with_suffix("").parts)
+    for path in SOURCES.rglob("*.py")
+    if ">>> " in path.read_text()
+)
+
+
+def test_the_public_parts_of_the_method_have_examples():
+    method = ("objective", "masking", "regions", "encoder", "orders", "positions", "randomness")
+    assert {f"map_core.{name}" for name in method} <= set(WITH_EXAMPLES)
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_examples_of_a_module_run_and_print_what_they_say(name):
-    module = importlib.import_module(name)
-    result = doctest.testmod(module)
-    assert result.attempted > 0, f"{name} has no example"
+def test_examples_of_a_module_print_what_they_say(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0, f"the examples of {name} stand where they are not found"
     assert result.failed == 0, "see the captured output"

@@ -99,7 +99,9 @@ def test_global_tokens_are_read_by_every_prediction(vectors, kind):
     assert_dependencies(measured, kind)
 
 
-@pytest.mark.parametrize("regions", [GridRegions("column"), GridRegions("block", (2, 2))], ids=["column", "block"])
+@pytest.mark.parametrize(
+    "regions", [GridRegions("column"), GridRegions("block", (2, 2))], ids=["column", "block"]
+)
 @pytest.mark.parametrize(
     "masking",
     [

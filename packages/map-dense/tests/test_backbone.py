@@ -159,6 +159,20 @@ def test_out_indices_beyond_the_depth_tell_the_depth(indices: list[int]) -> None
         small(out_indices=indices)
 
 
+@pytest.mark.parametrize("indices", [7, "7", [1.5]])
+@pytest.mark.usefixtures("unchecked")
+def test_out_indices_that_are_no_list_of_layers_are_refused(indices: Any) -> None:
+    with pytest.raises(UserError, match=r"out_indices must be a list of layers, such as \[15\]"):
+        small(out_indices=indices)
+
+
+@pytest.mark.parametrize("size", [[64], [64, 64, 3], [], "64", [64, 0], 0, 64.0])
+@pytest.mark.usefixtures("unchecked")
+def test_an_img_size_that_is_neither_a_number_nor_two_is_refused(size: Any) -> None:
+    with pytest.raises(UserError, match=r"img_size must be a number of pixels or \[height, width\]"):
+        small(img_size=size)
+
+
 def test_too_few_layers_have_no_default() -> None:
     with pytest.raises(UserError, match=r"no default for 3 layer\(s\), fewer than 4; set out_indices"):
         small(layout="MMT")

@@ -1,7 +1,9 @@
 """Detection in mmdet: the configs build, a detector trains, is saved, and predicts the same when loaded."""
 
+import itertools
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
 import map_dense
 from map_core import UserError
+from map_dense.cli import main
+from map_dense.data_root import with_data_root
 from map_dense.layer_decay import layer_decay_groups
 
 CONFIGS = Path(map_dense.__file__).parent / "configs"
@@ -102,6 +106,25 @@ def test_heads_normalise_over_channels() -> None:
     x = torch.randn(2, 4, 3, 3)
     expected = torch.nn.functional.layer_norm(x.movedim(1, -1), (4,), eps=1e-5).movedim(-1, 1)
     assert torch.allclose(norm(x), expected, atol=1e-6)
+
+
+def test_stages_and_masks_weigh_as_in_vitdet() -> None:
+    """One box loss a stage, each of weight 1, and mask losses that together have the weight of one."""
+    model = build_on_meta(read_config("cascade-mask-rcnn_hybridnet-tiny_lsj-100e_coco"))
+    roi = model.roi_head
+    boxes = zip(roi.stage_loss_weights, roi.bbox_head, strict=True)
+    assert [stage * head.loss_bbox.loss_weight for stage, head in boxes] == [1.0] * 3
+    masks = zip(roi.stage_loss_weights, roi.mask_head, strict=True)
+    assert sum(stage * head.loss_mask.loss_weight for stage, head in masks) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "departure",
+    ["one mask head", "weigh 1, 0.5, 0.25", "at most a quarter", "relative positions", "RoPE", "window_size"],
+)
+def test_the_base_config_says_where_it_departs_from_vitdet(departure: str) -> None:
+    header = (CONFIGS / "_base_" / "cascade-mask-rcnn.py").read_text().split('"""')[1]
+    assert departure in " ".join(header.split())
 
 
 def test_the_long_schedule_is_a_hundred_epochs_in_batches_of_64() -> None:
@@ -198,6 +221,80 @@ def test_a_detector_trains_and_its_checkpoint_predicts_the_same(photos: Path, tm
     assert len(trained) > 0
     for found in ("bboxes", "scores", "labels", "masks"):
         assert torch.equal(getattr(trained, found), getattr(loaded, found))
+
+
+@pytest.fixture
+def detector(photos: Path, tmp_path: Path) -> Path:
+    """The small detector's config in one file, and beside it a checkpoint of its first weights."""
+    config = small(tmp_path / "work", photos)
+    config.dump(tmp_path / "detector.py")
+    torch.manual_seed(0)
+    torch.save({"state_dict": MODELS.build(config.model).state_dict(), "meta": {}}, tmp_path / "detector.pth")
+    return tmp_path / "detector.py"
+
+
+def run_tool(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a tool of mmdet as `mim run` does, in this process."""
+    import mmdet
+
+    script = Path(mmdet.__file__).parent / ".mim" / "tools" / f"{name}.py"
+    monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # which the tool would leave set for the tests that follow
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def test_augmented_testing_says_that_mmdet_merges_no_masks(
+    detector: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (detector, detector.with_suffix(".pth"), "--tta")
+    with pytest.raises(
+        UserError, match=r"--tta: mmdet merges augmented boxes but no masks; score boxes alone by"
+    ):
+        run_tool("test", *arguments, monkeypatch=monkeypatch)
+
+
+def test_augmented_testing_scores_boxes_alone(
+    detector: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cure = ("--cfg-options", "model.roi_head.mask_head=None", "test_evaluator.metric=bbox")
+    run_tool("test", detector, detector.with_suffix(".pth"), "--tta", *cure, monkeypatch=monkeypatch)
+    output = "".join(capfd.readouterr())
+    assert "bbox_mAP_copypaste" in output
+    assert "segm" not in output.split("bbox_mAP_copypaste")[-1]
+
+
+def test_data_are_browsed_under_data_root(
+    detector: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["write-config", str(detector), str(tmp_path / "whole.py"), f"data_root={photos}"]) == 0
+    pictures = tmp_path / "pictures"
+    run_tool(
+        "analysis_tools/browse_dataset",
+        tmp_path / "whole.py",
+        "--not-show",
+        "--output-dir",
+        pictures,
+        monkeypatch=monkeypatch,
+    )
+    assert sorted(path.name for path in pictures.rglob("*.jpg")) == ["0.jpg", "1.jpg"]
+
+
+def test_a_repeated_data_set_ends(photos: Path, tmp_path: Path) -> None:
+    config = small(tmp_path, photos)
+    dataset = DATASETS.build(with_data_root(config.train_dataloader, config)["dataset"])
+    read = [sample["data_samples"].img_id for sample in itertools.islice(dataset, 100)]
+    assert read == [0, 1] * 12
+
+
+def test_swapped_categories_are_refused_when_the_loop_starts(photos: Path, tmp_path: Path) -> None:
+    file = photos / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"].reverse()
+    file.write_text(json.dumps(content))
+    config = small(tmp_path / "work", photos)
+    Runner.from_cfg(config).build_train_loop(config.train_cfg)  # its file is in order
+    with pytest.raises(UserError, match=r"instances_val\.json lists its categories in another order"):
+        Runner.from_cfg(config).test()
 
 
 def test_a_missing_data_root_is_told_before_training(tmp_path: Path) -> None:

@@ -107,6 +107,10 @@ def test_a_backbone_of_another_family_is_refused() -> None:
     ("init_cfg", "message"),
     [
         (dict(type="Normal"), r"must be dict\(type='Pretrained', checkpoint=PATH\); got type 'Normal'"),
+        (
+            dict(checkpoint="https://host/run.pth"),
+            r"init_cfg\.checkpoint \(https://host/run\.pth\) is not on this machine",
+        ),
         (dict(checkpoints="run"), r"init_cfg\.checkpoints is unknown; did you mean checkpoint"),
     ],
 )

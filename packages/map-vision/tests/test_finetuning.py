@@ -1,4 +1,4 @@
-"""Finetuning, probing and evaluation: keyed mixing, the loss, frozen backbones, accuracy, neighbours."""
+"""Classifiers of images: keyed mixing, timm's loss, probes of an encoder, and what an evaluation computes."""
 
 from dataclasses import replace
 
@@ -6,32 +6,34 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from map_core.inference import choose_device, knn_accuracy
-from map_vision.classifier import LinearProbe
-from map_vision.evaluation import (
-    EvaluationConfig,
-    classification_metrics,
-    classification_totals,
-    extract_features,
-    predict_probabilities,
-)
-from sklearn.neighbors import KNeighborsClassifier
 from timm.loss import LabelSmoothingCrossEntropy
 
-from map_core import UserError
+from map_core import Draw, UserError
 from map_core.commands.parser import load_recipe
-from map_core.training import Step
-from map_vision.data import DataConfig, load_image_data
-from map_vision.factory import create_model
-from map_vision.finetuning import FinetuneConfig, FinetuneTask, LinearProbeTask
+from map_core.commands.standard import configs
+from map_core.tasks.classification import FinetuneTask, LinearProbeTask
+from map_core.tasks.evaluation import (
+    EvaluationConfig,
+    autocast,
+    class_totals,
+    classification_metrics,
+    collect,
+    extract_features,
+)
+from map_core.tasks.pretraining import PretrainTask
+from map_core.tasks.weights import read_description
+from map_vision.domain import DOMAIN
+from map_vision.factory import MODELS, create_model
+from map_vision.finetuning import ClassificationConfig
 from map_vision.mixing import BatchMixer, MixingConfig
-from map_vision.pretraining import PretrainConfig, PretrainTask
+from map_vision.pretraining import ImageObjectiveConfig
 
 CPU = torch.device("cpu")
+QUICK = EvaluationConfig(batch_size=4, workers=0, device="cpu", progress=False)
 
 
 def step(index=0, start=0, seed=0):
-    return Step(index=index, total=10, epoch=0, seed=seed, global_batch=16, samples=slice(start, start + 8))
+    return Draw(seed, index, slice(start, start + 8), 16)
 
 
 @pytest.fixture
@@ -78,68 +80,82 @@ class TestMixing:
         ):
             mixer(batch[0][:7], batch[1][:7], step())
 
-    def test_off_by_default(self):
-        assert not BatchMixer(MixingConfig(), num_classes=5).enabled
+    @pytest.mark.parametrize("changes", [{}, {"mixup": 0.8}, {"cutmix": 1.0}])
+    def test_sections_mix_where_they_say_so(self, changes):
+        assert (ClassificationConfig(**changes).mixer(5) is not None) == bool(changes)
+        assert (ImageObjectiveConfig(**changes).mixer() is not None) == bool(changes)
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    return load_recipe("map_vision.recipes", "finetune_digits", FinetuneConfig)
+    return load_recipe(DOMAIN.recipes, "finetune_digits", configs(DOMAIN).finetune)
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load_image_data(DataConfig(source="digits"), img_size=(8, 8), in_chans=1, purpose="finetune")
+def digits(recipe):
+    return DOMAIN.open_data(recipe.data, recipe.model, "finetune")
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A pretraining run's directory, as far as ``--init`` reads it."""
     directory = tmp_path_factory.mktemp("pretrained")
-    config = load_recipe("map_vision.recipes", "pretrain_digits", PretrainConfig)
-    task = PretrainTask(config)
+    task = PretrainTask(DOMAIN, load_recipe(DOMAIN.recipes, "pretrain_digits", configs(DOMAIN).pretrain))
     task.export(task.model, directory, "raw")
     return directory
 
 
 def some(data, count=8):
-    samples = [data.train_unaugmented()[i] for i in range(count)]
+    samples = [data.plain_train[i] for i in range(count)]
     return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
 
 class TestLoss:
     def test_smoothing_is_timms(self, recipe, digits):
-        task = FinetuneTask(recipe, digits)
+        task = FinetuneTask(DOMAIN, recipe, digits)
         task.model.eval()
         images, labels = some(digits)
         expected = LabelSmoothingCrossEntropy(0.1)(task.model(images), labels)
-        torch.testing.assert_close(task.loss(task.model, (images, labels), step())["loss"], expected)
+        torch.testing.assert_close(task.loss(task.model, (images, labels), step()).loss, expected)
 
     def test_mixed_labels_are_smoothed_once(self, recipe, digits):
         objective = replace(recipe.objective, mixup=0.8, smoothing=0.2)
-        task = FinetuneTask(replace(recipe, objective=objective), digits)
+        task = FinetuneTask(DOMAIN, replace(recipe, objective=objective), digits)
         task.model.eval()
         images, labels = some(digits)
         mixed, soft = BatchMixer(objective, num_classes=10, smoothing=0.2)(images, labels, step())
         expected = -(soft * task.model(mixed).log_softmax(1)).sum(1).mean()
-        torch.testing.assert_close(task.loss(task.model, (images, labels), step())["loss"], expected)
+        torch.testing.assert_close(task.loss(task.model, (images, labels), step()).loss, expected)
         assert soft.min() > 0
         torch.testing.assert_close(soft.sum(1), torch.ones(8))
 
+    @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+    def test_smoothing_has_a_range(self, recipe, digits, smoothing):
+        objective = replace(recipe.objective, smoothing=smoothing)
+        with pytest.raises(UserError, match=rf"objective.smoothing must lie in \[0, 1\); got {smoothing}"):
+            FinetuneTask(DOMAIN, replace(recipe, objective=objective), digits)
+
 
 def test_finetuning_starts_from_the_pretrained_encoder(recipe, digits, pretrained):
-    model = FinetuneTask(replace(recipe, init=str(pretrained)), digits).model
-    scratch = FinetuneTask(recipe, digits).model
-    start = FinetuneTask(replace(recipe, init=str(pretrained)), digits).model.state_dict()
-    assert all(torch.equal(start[key], value) for key, value in model.state_dict().items())
-    differing = {key for key, value in scratch.state_dict().items() if not torch.equal(start[key], value)}
-    assert "encoder.blocks.0.mixer.in_proj.weight" in differing
+    started = FinetuneTask(DOMAIN, replace(recipe, init=str(pretrained)), digits).model.state_dict()
+    again = FinetuneTask(DOMAIN, replace(recipe, init=str(pretrained)), digits).model.state_dict()
+    scratch = FinetuneTask(DOMAIN, recipe, digits).model.state_dict()
+    encoder = MODELS.encoder(pretrained).state_dict()
+    assert all(torch.equal(again[key], value) for key, value in started.items())
+    for key, value in started.items():
+        assert torch.equal(value, encoder.get(key, scratch[key])), key
+    new = set(started) - set(encoder)
+    assert {key.split(".")[0] for key in new} == {"encoder", "head"}
+    assert {key for key in new if key.startswith("encoder")} == {
+        "encoder.registers.token",
+        "encoder.registers.position",
+    }
 
 
 class TestLinearProbe:
     @pytest.fixture
     def task(self, recipe, digits, pretrained):
-        return LinearProbeTask(replace(recipe, init=str(pretrained)), digits)
+        return LinearProbeTask(DOMAIN, replace(recipe, init=str(pretrained)), digits)
 
     def train(self, task, digits, steps=3):
         task.model.train()
@@ -147,16 +163,18 @@ class TestLinearProbe:
         optimizer = torch.optim.SGD(groups, lr=0.1)
         for index in range(steps):
             optimizer.zero_grad()
-            task.loss(task.model, some(digits, 32), step(index))["loss"].backward()
+            task.loss(task.model, some(digits, 32), step(index)).loss.backward()
             optimizer.step()
 
-    def test_backbone_never_changes(self, task, digits):
+    def test_backbone_never_changes(self, task, digits, pretrained):
         before = {key: value.clone() for key, value in task.model.state_dict().items()}
         self.train(task, digits)
         after = task.model.state_dict()
         changed = {key for key, value in before.items() if not torch.equal(after[key], value)}
         running = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
         assert changed == {"head.weight", "head.bias", *running}
+        encoder = MODELS.encoder(pretrained).state_dict()
+        assert all(torch.equal(after[f"backbone.{key}"], value) for key, value in encoder.items())
 
     def test_backbone_stays_in_evaluation_mode(self, task):
         task.model.train()
@@ -173,18 +191,19 @@ class TestLinearProbe:
         rebuilt.load_state_dict(classifier.state_dict())
         torch.testing.assert_close(rebuilt(images), classifier(images))
 
+    def test_exported_classifier_has_equal_outputs(self, task, digits, tmp_path):
+        self.train(task, digits)
+        task.export(task.model.eval(), tmp_path, "raw")
+        classifier, classes = MODELS.classifier(tmp_path)
+        images, _ = some(digits)
+        torch.testing.assert_close(classifier(images), task.model(images), rtol=1e-4, atol=1e-5)
+        assert classes == digits.classes
+        arguments = read_description(tmp_path)["arguments"]
+        assert (arguments["num_registers"], arguments["global_pool"]) == (0, "avg")
+
     def test_it_needs_a_pretrained_encoder(self, recipe, digits):
         with pytest.raises(UserError, match=r"a linear probe reads a pretrained encoder: give --init RUN"):
-            LinearProbeTask(recipe, digits)
-
-    def test_features_are_normalised_before_the_head(self, make_tiny):
-        backbone = make_tiny(num_registers=0, global_pool="avg", num_classes=0)
-        probe = LinearProbe(backbone, num_classes=3).train()
-        seen = []
-        probe.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        probe(torch.randn(16, 3, 32, 32))
-        torch.testing.assert_close(seen[0].mean(0), torch.zeros(32), rtol=0, atol=1e-5)
-        torch.testing.assert_close(seen[0].var(0, unbiased=False), torch.ones(32), rtol=0, atol=0.05)
+            LinearProbeTask(DOMAIN, recipe, digits)
 
 
 class TestEvaluation:
@@ -193,79 +212,57 @@ class TestEvaluation:
         torch.manual_seed(0)
         return create_model(recipe.model, num_classes=10).eval()
 
-    def totals(self, model, digits, shard=(0, 1), batch_size=100):
-        samples = digits.evaluation.select(digits.evaluation.indices[:101])
-        return classification_totals(
-            model, samples, batch_size=batch_size, workers=0, device=CPU, shard=shard
-        )
+    @pytest.fixture
+    def samples(self, digits):
+        return digits.evaluation.select(digits.evaluation.indices[:41])
 
-    def test_shards_sum_to_the_whole(self, model, digits):
-        whole = self.totals(model, digits)
-        for shards in (2, 3):
-            parts = [self.totals(model, digits, shard=(i, shards), batch_size=17) for i in range(shards)]
-            torch.testing.assert_close(sum(parts), whole, rtol=1e-6, atol=1e-6)
-        assert whole[3] == 101
+    def totals(self, model, samples, shard=(0, 1), **changes):
+        config = replace(QUICK, batch_size=16, **changes)
+        return class_totals(*collect(model, samples, config, CPU, shard=shard))
 
-    def test_totals_are_the_definition(self, model, digits):
+    @pytest.mark.parametrize("shards", [2, 3])
+    def test_shards_sum_to_the_whole(self, model, samples, shards):
+        whole = self.totals(model, samples)
+        parts = [self.totals(model, samples, shard=(i, shards)) for i in range(shards)]
+        torch.testing.assert_close(sum(parts), whole, rtol=1e-6, atol=1e-6)
+        assert whole[0].sum() == 41
+
+    def test_metrics_are_the_definition(self, model, samples):
         right = right_of_five = 0
         loss = 0.0
         with torch.no_grad():
-            every = model(torch.stack([digits.evaluation[i][0] for i in range(101)]))
-        for logits, label in zip(every, digits.evaluation.labels.tolist()[:101], strict=True):
+            every = model(torch.stack([samples[i][0] for i in range(41)]))
+        for logits, label in zip(every, samples.labels.tolist(), strict=True):
             ranked = logits.argsort(descending=True).tolist()
             right += ranked[0] == label
             right_of_five += label in ranked[:5]
             loss -= float(logits.log_softmax(0)[label])
-        totals = self.totals(model, digits)
-        assert totals[:2].tolist() == [right, right_of_five]
-        assert float(totals[2]) == pytest.approx(loss, rel=1e-4)
-        metrics = classification_metrics(totals)
-        assert metrics["test_accuracy"] == pytest.approx(100 * right / 101)
-        assert metrics["test_accuracy_top5"] == pytest.approx(100 * right_of_five / 101)
-        assert metrics["test_loss"] == pytest.approx(loss / 101, rel=1e-4)
+        metrics = classification_metrics(self.totals(model, samples))
+        assert metrics["test_accuracy"] == pytest.approx(100 * right / 41)
+        assert metrics["test_accuracy_top5"] == pytest.approx(100 * right_of_five / 41)
+        assert metrics["test_loss"] == pytest.approx(loss / 41, rel=1e-4)
 
-    def test_fewer_than_five_classes(self, digits, make_tiny):
-        model = make_tiny(img_size=8, patch_size=2, in_chans=1, num_classes=10)
-        model.reset_classifier(3)
-        samples = digits.evaluation.select(digits.evaluation.indices[digits.evaluation.labels < 3])
-        totals = classification_totals(model, samples, batch_size=64, workers=0, device=CPU)
-        assert totals[1] == totals[3] == len(samples)
-
-    def test_features_and_probabilities_are_in_order(self, model, digits):
-        samples = digits.evaluation.select(digits.evaluation.indices[:10])
-        config = EvaluationConfig(batch_size=4, workers=0, device="cpu", progress=False)
-        features, labels = extract_features(model, samples, config)
-        probabilities = predict_probabilities(model, samples, config)
+    def test_bf16_is_the_arithmetic_of_autocast(self, model, samples):
+        logits, labels = collect(model, samples, replace(QUICK, precision="bf16"), CPU)
+        images = torch.stack([samples[i][0] for i in range(41)])
+        with torch.no_grad(), autocast(CPU, "bf16"):
+            expected = torch.cat([model(part).float() for part in images.split(4)])
+        assert logits.dtype == torch.float32
         assert labels.tolist() == samples.labels.tolist()
-        images = torch.stack([samples[i][0] for i in range(10)])
+        assert torch.equal(logits, expected)
+        exact, _ = collect(model, samples, QUICK, CPU)
+        assert not torch.equal(logits, exact)
+        torch.testing.assert_close(logits, exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+
+    def test_features_are_what_the_head_reads_in_order(self, model, samples):
+        features, labels = extract_features(model, samples, QUICK)
+        images = torch.stack([samples[i][0] for i in range(41)])
+        assert labels.tolist() == samples.labels.tolist()
         with torch.no_grad():
             torch.testing.assert_close(model.head(torch.from_numpy(features)), model(images))
-            torch.testing.assert_close(torch.from_numpy(probabilities), model(images).softmax(1))
 
-    def test_devices(self):
-        assert choose_device("cpu").type == "cpu"
-        with pytest.raises(UserError, match=r"device must be auto, cpu or cuda; got 'tpu'"):
-            choose_device("tpu")
-
-
-class TestNeighbours:
-    @pytest.fixture
-    def points(self):
-        generator = np.random.default_rng(0)
-        labels = generator.integers(0, 4, 90)
-        return (generator.normal(size=(90, 6)) + np.eye(6)[labels] * 1.5).astype(np.float32), labels
-
-    @pytest.mark.parametrize("neighbors", [1, 5, 20])
-    def test_score_is_scikit_learns(self, points, neighbors):
-        features, labels = points
-        reference = KNeighborsClassifier(
-            neighbors, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
-        ).fit(features[:60], labels[:60])
-        score = knn_accuracy(features[:60], labels[:60], features[60:], labels[60:], neighbors=neighbors)
-        assert score == pytest.approx(100 * reference.score(features[60:], labels[60:]))
-        assert 30 < score < 100
-
-    def test_more_neighbours_than_samples(self, points):
-        features, labels = points
-        few = knn_accuracy(features[:5], labels[:5], features[60:], labels[60:], neighbors=20)
-        assert few == knn_accuracy(features[:5], labels[:5], features[60:], labels[60:], neighbors=5)
+    def test_a_classifier_is_run_plainly(self, model, samples):
+        logits, labels = DOMAIN.logits(model, samples, QUICK, collate=DOMAIN.collate, title="evaluate")
+        with torch.no_grad():
+            torch.testing.assert_close(logits, model(torch.stack([samples[i][0] for i in range(41)])))
+        assert labels.tolist() == samples.labels.tolist()

@@ -1,18 +1,20 @@
 """The registered models: what they hold, and that they behave as timm's users expect."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
-from map_core.weights import save_weights
-from map_vision.models import MODEL_NAMES
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 
-from map_core import UserError
+from map_core import Backbone, Draw, Masking, UserError
+from map_core.tasks.weights import save_weights
+from map_core.tokens import undo_scan
 from map_core.training.optimizer import default_parameter_groups
+from map_vision.registry import ARCHITECTURES
 
 # facts.md 3.2: counted from the shapes; they fit the paper's 12M, 37M, 128M, 443M
 PARAMETERS = {
@@ -47,7 +49,7 @@ def test_parameter_count_is_the_papers(name):
 
 
 def test_every_registered_model_is_counted_and_listed():
-    assert set(MODEL_NAMES) == set(PARAMETERS) <= set(timm.list_models())
+    assert set(ARCHITECTURES) == set(PARAMETERS) <= set(timm.list_models())
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,41 @@ def test_family_classifies(make_tiny, name):
     assert model.num_classes == 7
 
 
+class TestContract:
+    """A model is what :class:`map_core.Backbone` asks for: it makes tokens of images and encodes them."""
+
+    FAMILIES = ("hybridnet_tiny_patch16_224", "mambar_tiny_patch16_224", "map_vit_tiny_patch16_224")
+
+    @pytest.fixture(params=FAMILIES)
+    def backbone(self, request, make_tiny):
+        return make_tiny(request.param, num_registers=0, global_pool="avg", num_classes=0, order="block")
+
+    def test_every_family_is_a_backbone(self, backbone):
+        assert isinstance(backbone, Backbone)
+        assert backbone.embed_dim == 32
+
+    def test_encoding_all_tokens_is_forward_features(self, backbone):
+        x = images(2, 3, 32, 24)
+        tokens = backbone.tokenize(x)
+        features = backbone.encode(tokens)
+        assert features.index.tolist() == [list(range(12))]
+        torch.testing.assert_close(undo_scan(features.embedding, tokens), backbone.forward_features(x))
+
+    def test_hidden_tokens_are_not_read(self, backbone):
+        x = images(2, 3, 32, 32)
+        tokens = backbone.tokenize(x)
+        mask = Masking(0.25)(tokens, Draw.of_batch(2))
+        features = backbone.encode(tokens, mask)
+        assert torch.equal(features.index, mask.keep)
+        other = tokens.embedding.masked_fill(mask.hidden.unsqueeze(-1), 7.0)
+        assert torch.equal(
+            backbone.encode(replace(tokens, embedding=other), mask).embedding, features.embedding
+        )
+        visible = tokens.embedding.masked_fill(~mask.hidden.unsqueeze(-1), 7.0)
+        changed = backbone.encode(replace(tokens, embedding=visible), mask)
+        assert not torch.allclose(changed.embedding, features.embedding)
+
+
 def silence_blocks(model):
     """Make every Transformer block the identity."""
     for block in model.encoder.blocks:
@@ -118,7 +155,7 @@ def silence_blocks(model):
             torch.nn.init.zeros_(layer.bias)
 
 
-@pytest.mark.parametrize("order", ["row", "column"])
+@pytest.mark.parametrize("order", ["row", "column", "snake", "block", "hilbert"])
 def test_features_are_registers_then_patches_in_raster_order(make_tiny, order):
     model = make_tiny(layout="Tx2", order=order)
     silence_blocks(model)
@@ -331,7 +368,7 @@ class TestLayerDecay:
 
 class TestImageSizes:
     @pytest.mark.parametrize("size", [(32, 32), (64, 64), (16, 48), (40, 24)])
-    @pytest.mark.parametrize("position", ["learned", "sincos"])
+    @pytest.mark.parametrize("position", ["learned", "sincos", "fourier", "mlp"])
     def test_model_takes_other_sizes_at_run_time(self, make_tiny, size, position):
         model = make_tiny(position=position)
         x = images(2, 3, *size)

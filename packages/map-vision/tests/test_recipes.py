@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from map_core.commands.parser import load_recipe, parse
+from map_core.commands.plain_yaml import read_yaml
 from map_core.commands.program import main
-from map_core.commands.recipes import find_recipe, read_yaml, recipe_names
+from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.training import train
 from map_core.training.optimizer import build_optimizer
 from map_vision.cli import COMMANDS, RECIPES

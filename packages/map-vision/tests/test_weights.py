@@ -6,10 +6,10 @@ import pickle
 import pytest
 import timm
 import torch
-from map_core.weights import read_description, read_weights, save_weights, weights_file
 from safetensors.torch import load_file
 
 from map_core import UserError
+from map_core.tasks.weights import read_description, read_weights, save_weights, weights_file
 from map_vision.weights import load_init
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))

@@ -35,7 +35,10 @@ class Backbone(Protocol):
 
 
 def expand_layout(layout: str) -> str:
-    """Expand a layout with counts to one letter a layer: ``(MMT)x2`` -> ``MMTMMT``, ``Mx2,Tx1`` -> ``MMT``.
+    """Expand a layout with counts to one letter a layer.
+
+    >>> expand_layout("(MMT)x2"), expand_layout("Mx2,Tx1")
+    ('MMTMMT', 'MMT')
 
     Raises:
         UserError: the layout does not parse.
@@ -125,6 +128,20 @@ class _Visible:
 
 class HybridEncoder(nn.Module):
     """A stack of blocks, one letter of the layout each, over the visible tokens in scan order.
+
+    >>> from map_core.blocks import MambaBlock, TransformerBlock, make_norm
+    >>> from map_core.masking import sample_mask
+    >>> from map_core.positions import make_position
+    >>> from map_core.testing import toy_tokens
+    >>> makers = {
+    ...     "M": lambda width, drop_path: MambaBlock(width, drop_path=drop_path),
+    ...     "T": lambda width, drop_path: TransformerBlock(width, num_heads=2, drop_path=drop_path),
+    ... }
+    >>> position, norm = make_position("sincos", 16), make_norm("rms", 16)
+    >>> encoder = HybridEncoder(16, "MMMT", block_makers=makers, position=position, norm=norm)
+    >>> tokens = toy_tokens(grid=(4, 4), embed_dim=16)
+    >>> encoder.encode(tokens, sample_mask(tokens, 0.5)).embedding.shape
+    torch.Size([1, 8, 16])
 
     Args:
         embed_dim: Width.

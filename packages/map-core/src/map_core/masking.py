@@ -35,6 +35,11 @@ class TokenMask:
 class Masking:
     """How many tokens are hidden, and which.
 
+    >>> from map_core.testing import toy_tokens
+    >>> mask = Masking(0.25)(toy_tokens(16, batch=2), Draw.of_batch(2, seed=0))
+    >>> mask.keep.shape, mask.drop.shape
+    (torch.Size([2, 12]), torch.Size([2, 4]))
+
     Attributes:
         ratio: Share of the tokens to hide, inside (0, 1).
         ratio_std: Draw the ratio of each step from a normal around ``ratio`` with this deviation, truncated to

@@ -33,6 +33,10 @@ def scan_order(
     one cell keep their order. ``random`` is one fixed permutation for each number of tokens, so that it needs
     no generator at evaluation.
 
+    >>> from map_core.testing import toy_tokens
+    >>> scan_order(toy_tokens(grid=(2, 3)).position, "snake", grid=(2, 3))
+    tensor([[0, 1, 2, 5, 4, 3]])
+
     Args:
         position: Raw coordinates.
         order: Name of the order.

@@ -25,6 +25,10 @@ def make_position(
 ) -> nn.Module:
     """Return a position embedding: a learned table, fixed sin-cos, Fourier features or an MLP of coordinates.
 
+    >>> centres = torch.rand(2, 64, 3)  # of a batch of clouds, which have no grid
+    >>> make_position("fourier", 32, coordinates=3)(centres, None).shape
+    torch.Size([2, 64, 32])
+
     Args:
         kind: ``learned`` (needs a grid), ``sincos``, ``fourier`` or ``mlp``.
         embed_dim: Width.

@@ -30,6 +30,12 @@ class GridRegions:
 
     Blocks are counted row by row; those at the right and lower edge may be smaller.
 
+    >>> from map_core.testing import toy_tokens
+    >>> GridRegions("block", block_size=(2, 2))(toy_tokens(grid=(3, 4))).index.reshape(3, 4)
+    tensor([[0, 0, 1, 1],
+            [0, 0, 1, 1],
+            [2, 2, 3, 3]])
+
     Attributes:
         kind: ``row``, ``column`` or ``block``.
         block_size: Rows and columns of a block.
@@ -60,6 +66,10 @@ class GridRegions:
 @dataclass(frozen=True)
 class ConsecutiveRegions:
     """Cut the sequence into ``num_regions`` groups of consecutive tokens: ``region(i) = i * n // l``.
+
+    >>> from map_core.testing import toy_tokens
+    >>> ConsecutiveRegions(3)(toy_tokens(8)).index
+    tensor([[0, 0, 0, 1, 1, 1, 2, 2]])
 
     Attributes:
         num_regions: How many, n.

@@ -36,6 +36,10 @@ class TrainingSection:
         epochs: Passes over the data.
         lr: Learning rate;
             null chooses one.
+        clip, progress: What else there is.
+
+    Raises:
+        Nothing.
     """
 
     epochs: int = 100

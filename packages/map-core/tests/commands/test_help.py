@@ -15,6 +15,11 @@ def test_every_setting_is_explained_with_its_default(shown):
     assert "--training.lr (a number or null; default: null) Learning rate; null chooses one." in text
     assert "--data.kind (one of images, points; default: images) What is in it." in text
     assert "--data.size (2 whole numbers as a list [a, b]; default: [224, 224])" in text
+    assert (
+        "default: 3.0) What else there is. --training.progress (true or false; default: true) What else"
+        in text
+    )
+    assert "Nothing" not in text
     assert "data: Where the data is. --data.root" in text
 
 

@@ -5,13 +5,13 @@ import time
 import pytest
 
 from map_core import UserError
-from map_core.commands.plain_yaml import read_yaml
+from map_core.commands.plain_yaml import read_texts, read_yaml
 
 
-def read(tmp_path, text):
+def read(tmp_path, text, reader=read_texts):
     file = tmp_path / "a.yaml"
     file.write_text(text)
-    return read_yaml(file)
+    return reader(file)
 
 
 def test_scalars_keep_their_text(tmp_path):
@@ -22,6 +22,14 @@ def test_scalars_keep_their_text(tmp_path):
         "c": {"d": None, "e": None, "f": "null", "g": None},
     }
     assert read(tmp_path, "# nothing\n") is None
+
+
+def test_scalars_become_what_yaml_makes_of_them(tmp_path):
+    text = "a: 12\nb: [1.5, no, 'x y', null]\n50: &x {n: 1}\nc: {<<: *x, m: '2'}\n"
+    expected = {"a": 12, "b": [1.5, False, "x y", None], 50: {"n": 1}, "c": {"n": 1, "m": "2"}}
+    assert read(tmp_path, text, read_yaml) == expected
+    with pytest.raises(UserError, match=r"line 2: Exceeds the limit"):
+        read(tmp_path, "a: 1\nb: " + "9" * 5000, read_yaml)
 
 
 def test_aliases_and_merges(tmp_path):
@@ -37,6 +45,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
+@pytest.mark.parametrize("reader", [read_texts, read_yaml])
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -56,10 +65,10 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("<<: 3", "<< in line 1 names no mapping"),
     ],
 )
-def test_attacks_end_in_one_sentence(tmp_path, text, reason):
+def test_attacks_end_in_one_sentence(tmp_path, text, reason, reader):
     began = time.process_time()
     with pytest.raises(UserError) as refused:
-        read(tmp_path, text)
+        read(tmp_path, text, reader)
     assert time.process_time() - began < 20
     assert reason in str(refused.value)
     assert str(tmp_path / "a.yaml") in str(refused.value)
@@ -70,6 +79,6 @@ def test_attacks_end_in_one_sentence(tmp_path, text, reason):
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is not plain YAML"):
-        read_yaml(tmp_path / "a.yaml")
+        read_texts(tmp_path / "a.yaml")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        read_yaml(tmp_path)
+        read_texts(tmp_path)

@@ -1,5 +1,6 @@
 """Command lines: what is resolved, and the one sentence that each mistake gives."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,21 +102,22 @@ def test_a_commands_own_defaults_yield_to_recipe_and_overrides(recipes, toy):
         return {"training.epochs": 50, "training.lr": "0.5", "data.size": [8, 8], "data.kind": "points"}
 
     command = Command("pretrain", "Pretrain a model", toy.PretrainConfig, ran.append, defaults)
-    line = "pretrain --config pretrain_digits --out=x --data.kind images --init y"
+    line = "pretrain --config pretrain_digits --out=x --data.kind images --init ~/y"
     assert main("map-toy", [command], recipes, line.split()) == 0
     assert (ran[0].training.epochs, ran[0].training.lr) == (3, 1e-4)
     assert (ran[0].data.size, ran[0].data.kind) == ((8, 8), "images")
-    named = {"training.lr": "1e-4", "training.epochs": "3", "out": "x", "data.kind": "images", "init": "y"}
+    named = {"training.lr": "1e-4", "training.epochs": "3", "out": "x", "data.kind": "images"}
+    named["init"] = os.path.expanduser("~/y")
     assert seen == [named]
     assert main("map-toy", [command], recipes, ["pretrain"]) == 2  # nothing given: an error, no traceback
     assert seen[1] == {}
 
 
 def test_defaults_from_the_run_that_init_names(tmp_path, toy):
-    (tmp_path / "config.yaml").write_text("data: {root: 012, size: [3, 3], gone: 1}\ntraining:\n")
+    (tmp_path / "config.yaml").write_text("data: {root: '012', size: [3, 3], gone: 1}\ntraining:\n")
     given = {"init": str(tmp_path / "model.safetensors")}
     values = section_of_run(given, "data")
-    assert as_defaults("data", toy.DataSection, values) == {"data.root": "012", "data.size": ("3", "3")}
+    assert as_defaults("data", toy.DataSection, values) == {"data.root": "012", "data.size": (3, 3)}
     assert section_of_run(given, "training") == section_of_run({}, "data") == {}
 
 

@@ -3,16 +3,23 @@
 import errno
 import os
 import pickle
+import re
 import resource
 import signal
 
 import pytest
 import torch
-from map_core.training.checkpoint import Checkpoints, find_fault, write_json, write_manifest, write_tensors
-from toy_task import ToyTask, toy_config
 
 from map_core import UserError
-from map_core.training import train
+from map_core.runs.checkpoint import (
+    Checkpoints,
+    find_fault,
+    read_pickle,
+    read_tensors,
+    write_json,
+    write_pickle,
+    write_tensors,
+)
 
 
 @pytest.fixture
@@ -44,38 +51,23 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_remains(checkpoints, mo
     assert find_fault(checkpoints.paths()[0]) is None
 
 
-def test_a_write_that_the_system_refuses_inside_the_libraries(checkpoints):
+@pytest.fixture
+def no_file_over_50_kb():
     """A file-size limit fails inside safetensors and torch.save, as a full disk does."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for writer in (
-        write_tensors({"w": torch.ones(100_000)}),
-        lambda path: torch.save(torch.ones(100_000), path),
-    ):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-        try:
-            with pytest.raises(
-                UserError, match=r"cannot save checkpoint .*step_00000001, is unharmed; make room"
-            ):
-                checkpoints.write(2, {"a": writer})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert [path.name for path in checkpoints.directory.iterdir()] == ["step_00000001"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_run_on_a_full_disk_keeps_its_checkpoint_and_resumes(tmp_path, monkeypatch):
-    config = toy_config(checkpoint_steps=3)
-    train(ToyTask(), toy_config(checkpoint_steps=3, max_steps=6), tmp_path / "run")
-    with monkeypatch.context() as patch:
-
-        def full(descriptor):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match="continue with --resume auto"):
-            train(ToyTask(), config, tmp_path / "run", resume="auto")
-    assert not train(ToyTask(), config, tmp_path / "run", resume="auto")["interrupted"]
+@pytest.mark.usefixtures("no_file_over_50_kb")
+@pytest.mark.parametrize("kind", [write_tensors, write_pickle])
+def test_a_write_that_the_system_refuses_inside_the_libraries(checkpoints, kind):
+    with pytest.raises(UserError, match=r"cannot save checkpoint .*step_00000001, is unharmed; make room"):
+        checkpoints.write(2, {"a": kind({"w": torch.ones(100_000)})})
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["step_00000001"]
 
 
 class Malice:
@@ -86,17 +78,58 @@ class Malice:
         return os.mkdir, (str(self.target),)
 
 
-def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
-    config = toy_config(max_steps=4)
-    train(ToyTask(), config, tmp_path / "run")
-    checkpoint = tmp_path / "run/checkpoints/step_00000004"
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
     target = tmp_path / "executed"
-    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps({"state": Malice(target)}, protocol=2))
-    with pytest.raises(UserError, match="found no usable checkpoint"):
-        train(ToyTask(), config, tmp_path / "run", resume="auto")
-    (checkpoint / "manifest.json").unlink()
-    write_manifest(checkpoint)
-    for resume in ("auto", str(checkpoint)):
-        with pytest.raises(UserError, match=r"optimizer.pt was refused: .* nothing in it was run"):
-            train(ToyTask(), config, tmp_path / "run", resume=resume)
+    (tmp_path / "optimizer.pt").write_bytes(pickle.dumps({"state": Malice(target)}, protocol=2))
+    with pytest.raises(
+        UserError, match=r"optimizer.pt was refused: .* nothing in it was run; use a checkpoint"
+    ):
+        read_pickle(tmp_path / "optimizer.pt")
     assert not target.exists()
+
+
+def test_tensors_and_plain_values_come_back(tmp_path):
+    state = {"step": torch.arange(3), "groups": [{"lr": 0.1, "names": ["a", "b"]}]}
+    write_pickle(state)(tmp_path / "state.pt")
+    tied = torch.randn(2, 3)
+    write_tensors({"a": tied, "b": tied, "c": tied.T})(tmp_path / "state.safetensors")
+    assert str(read_pickle(tmp_path / "state.pt")) == str(state)
+    tensors = read_tensors(tmp_path / "state.safetensors")
+    assert tensors.keys() == {"a", "b", "c"}
+    assert all(torch.equal(tensors[name], tied.T if name == "c" else tied) for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda path: path.with_name("manifest.json").unlink(), "manifest.json is missing"),
+        (lambda path: path.unlink(), "a.safetensors is missing"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-10]),
+            r"a.safetensors has \d+ bytes where \d+ were",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"),
+            "contents of a.safetensors have changed",
+        ),
+        (lambda path: path.with_name("manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda path: path.with_name("manifest.json").write_text("[]"), "manifest.json cannot be read"),
+    ],
+    ids=["no manifest", "no file", "cut off", "changed", "half a manifest", "another manifest"],
+)
+def test_damage_is_told(checkpoints, capsys, damage, fault):
+    (path,) = checkpoints.paths()
+    assert find_fault(path) is None
+    damage(path / "a.safetensors")
+    assert re.search(fault, find_fault(path))
+    assert checkpoints.newest_usable() is None
+    assert re.search(f"skipping checkpoint {path}: .*{fault}", capsys.readouterr().err)
+
+
+def test_checkpoints_beyond_a_step_are_set_aside_not_removed(checkpoints):
+    for step in (5, 7):
+        checkpoints.write(step, {"state.json": write_json({"step": step})})
+    checkpoints.set_aside_after(5)
+    assert [path.name for path in checkpoints.paths()] == ["step_00000005"]
+    aside = checkpoints.directory / "superseded_step_00000007"
+    assert find_fault(aside) is None

@@ -2,70 +2,109 @@
 
 import pytest
 import torch
-from map_core.trained_models import TrainedModels
-from map_core.weights import load_init, read_description, save_weights
-from torch import nn
+from toy_domain import DOMAIN, ToyModelConfig, ToyNet
 
 from map_core import UserError
+from map_core.tasks.weights import save_weights
+
+MODELS = DOMAIN.models
+WIDE = ToyModelConfig(embed_dim=12)
 
 
-class Toy(nn.Module):
-    def __init__(self, width, num_classes):
-        super().__init__()
-        self.body = nn.Linear(2, width)
-        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+def export(directory, num_classes, **description):
+    """A model of another width than the default, and its run."""
+    model = ToyNet(12, num_classes)
+    save_weights(directory / "model.safetensors", model.state_dict(), MODELS.describe(WIDE, **description))
+    return model
 
 
-TOYS = TrainedModels(
-    described=lambda path: read_description(path).get("width"),
-    create_classifier=Toy,
-    create_backbone=lambda width: Toy(width, 0),
-    load_init=lambda model, path: load_init(model, path, may_be_missing=("head.",)),
+def same(one, other):
+    state, others = one.state_dict(), other.state_dict()
+    return state.keys() == others.keys() and all(torch.equal(state[key], others[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"], ids=["directory", "file"])
+def test_a_classifier_comes_back_in_evaluation_mode_with_its_classes(tmp_path, name):
+    model = export(tmp_path, 2, holds="classifier", classes=["cat", "dog"])
+    rebuilt, classes = MODELS.classifier(tmp_path / name)
+    assert classes == ("cat", "dog")
+    assert same(rebuilt, model)
+    assert not rebuilt.training
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "description"),
+    [(0, {"holds": "encoder"}), (2, {"holds": "classifier", "classes": ["cat", "dog"]})],
+    ids=["of a pretraining run", "of a classifier, whose head reads them"],
 )
+def test_an_encoder_comes_back_in_evaluation_mode(tmp_path, num_classes, description):
+    model = export(tmp_path, num_classes, **description)
+    rebuilt = MODELS.encoder(tmp_path)
+    assert same(rebuilt, model)
+    assert not rebuilt.training
 
 
-def export(directory, model, **description):
-    save_weights(directory / "model.safetensors", model.state_dict(), {"width": 3, **description})
-    return directory
+@pytest.mark.parametrize(
+    ("num_classes", "description", "classes"),
+    [
+        (0, {"holds": "encoder"}, ()),
+        (2, {"holds": "classifier", "classes": ["cat", "dog"]}, ("cat", "dog")),
+    ],
+)
+def test_a_loaded_model_knows_what_its_outputs_are_called(tmp_path, num_classes, description, classes):
+    model = export(tmp_path, num_classes, **description)
+    loaded = MODELS.load(tmp_path)
+    assert same(loaded, model)
+    assert loaded.classes == classes
 
 
-def test_classifier_and_encoder_come_back_in_evaluation_mode(tmp_path):
-    torch.manual_seed(0)
-    model = Toy(3, 2)
-    run = export(tmp_path, model, holds="classifier", classes=["cat", "dog"])
-    for path in (run, str(run / "model.safetensors")):
-        rebuilt, classes = TOYS.classifier(path)
-        assert classes == ("cat", "dog")
-        for found in (
-            rebuilt,
-            TOYS.encoder(path),
-        ):  # features of a classifier are those that its own head reads
-            assert not found.training
-            assert all(torch.equal(a, b) for a, b in zip(found.parameters(), model.parameters(), strict=True))
+def test_a_model_is_described_by_its_name_and_what_was_changed():
+    assert MODELS.describe(WIDE, holds="encoder") == {
+        "name": "toy", "arguments": {"embed_dim": 12}, "holds": "encoder",
+    }  # fmt: skip
+    assert MODELS.describe(ToyModelConfig()) == {"name": "toy", "arguments": {}}
+
+
+def test_a_description_gives_the_configuration_back(tmp_path):
+    export(tmp_path, 0, holds="encoder")
+    assert MODELS.described(tmp_path) == WIDE
+    (tmp_path / "model.json").unlink()
+    assert MODELS.described(tmp_path) is None
 
 
 def test_a_pretrained_encoder_is_no_classifier(tmp_path):
-    model = Toy(3, 0)
-    run = export(tmp_path, model, holds="encoder")
-    assert torch.equal(TOYS.encoder(run).body.weight, model.body.weight)
+    export(tmp_path, 0, holds="encoder")
     with pytest.raises(
         UserError, match=r"describes no classifier \(its .json says: encoder\); give a run that"
     ):
-        TOYS.classifier(run)
+        MODELS.classifier(tmp_path)
 
 
-def test_what_is_missing_is_named(tmp_path):
-    run = export(tmp_path, Toy(3, 0), holds="classifier", classes=["cat", "dog"])
+@pytest.mark.parametrize("rebuild", [MODELS.classifier, MODELS.encoder], ids=["classifier", "encoder"])
+def test_parameters_that_are_missing_are_named(tmp_path, rebuild):
+    export(tmp_path, 0, holds="classifier", classes=["cat", "dog"])
     with pytest.raises(UserError, match=r"lacks head.weight, head.bias: it holds no whole model"):
-        TOYS.classifier(run)
-    (run / "model.json").unlink()
-    with pytest.raises(UserError, match=r"describes no classifier \(its .json says: nothing\)"):
-        TOYS.classifier(run)
-    with pytest.raises(UserError, match=r"has no .json that describes its model: give a run's directory"):
-        TOYS.encoder(run)
-    (run / "model.safetensors").unlink()
-    for rebuild in (TOYS.classifier, TOYS.encoder):
-        with pytest.raises(
-            UserError, match=r"no weights at .*model.safetensors; give a finished run's directory"
-        ):
-            rebuild(run)
+        rebuild(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rebuild", "message"),
+    [
+        (MODELS.classifier, r"describes no classifier \(its .json says: nothing\)"),
+        (MODELS.encoder, "has no .json that describes its model: give a run's directory or its weights file"),
+    ],
+    ids=["classifier", "encoder"],
+)
+def test_weights_without_a_description_are_refused(tmp_path, rebuild, message):
+    export(tmp_path, 2)
+    (tmp_path / "model.json").unlink()
+    with pytest.raises(UserError, match=message):
+        rebuild(tmp_path)
+
+
+@pytest.mark.parametrize("rebuild", [MODELS.classifier, MODELS.encoder], ids=["classifier", "encoder"])
+def test_no_weights_at_all_are_told_as_such(tmp_path, rebuild):
+    with pytest.raises(
+        UserError, match=r"no weights at .*model.safetensors; give a finished run's directory"
+    ):
+        rebuild(tmp_path)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from map_core import UserError
+from map_core import Terms, UserError
 from map_core.training import Task, TrainingConfig, train
 
 
@@ -47,17 +47,17 @@ class ToyTask(Task):
         self.slow, self.nan_at, self.signal_at = slow, nan_at, signal_at
         self.exported, self.seen = [], []
 
-    def loss(self, model, batch, step):
+    def loss(self, model, batch, draw):
         images, classes = batch
         time.sleep(self.slow)
-        self.seen.append((step, images))
-        if step.index == self.signal_at and int(os.environ.get("RANK", "1")) == 1:
+        self.seen.append((draw, images))
+        if draw.step == self.signal_at and int(os.environ.get("RANK", "1")) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         logits = model(images)
         loss = functional.cross_entropy(logits, classes)
-        if step.index == self.nan_at:
+        if draw.step == self.nan_at:
             loss = loss * float("nan")
-        return {"loss": loss, "accuracy": (logits.argmax(-1) == classes).float().mean()}
+        return Terms(loss, scalars={"accuracy": (logits.argmax(-1) == classes).float().mean()})
 
     def evaluate(self, model, accelerator):
         assert not model.training

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-from map_core.training.checkpoint import Checkpoints, read_pickle, read_tensors, write_pickle, write_tensors
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from map_core.runs.checkpoint import Checkpoints, read_pickle, read_tensors, write_pickle, write_tensors
 from map_core.training.optimizer import default_parameter_groups
 from map_core.training.state_dicts import gather_model, gather_optimizer, scatter_model, scatter_optimizer
 

@@ -2,20 +2,16 @@
 
 import copy
 import json
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from map_core.training.metrics import read_metrics
 from PIL import Image
 from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core import UserError
 from map_core.training import train
-from map_core.training.interruption import SAME_KEYPRESS_SECONDS, Interruption
 from map_core.training.sampling import RunPlan
 from map_core.training.schedule import Schedule
 
@@ -31,13 +27,12 @@ def test_a_run_is_adamw_on_the_clipped_mean_gradient_with_a_moving_average(tmp_p
     average = {name: value.clone() for name, value in model.state_dict().items()}
     norms = []
     for step in range(6):
-        halves = [image for where, image in task.seen if where.index == step]
-        keys = [where for where, _ in task.seen if where.index == step]
-        assert [key.samples for key in keys] == [slice(0, 8), slice(8, 16)]
+        halves = [image for draw, image in task.seen if draw.step == step]
+        draws = [draw for draw, _ in task.seen if draw.step == step]
+        assert [draw.samples for draw in draws] == [slice(0, 8), slice(8, 16)]
         optimizer.param_groups[0]["lr"] = Schedule.of(config, 4)(step)
         optimizer.zero_grad()
-        twin = ToyTask(dropout=0)
-        classes = [labels_of(twin, config, key) for key in keys]
+        classes = [labels_of(config, draw) for draw in draws]
         losses = [
             torch.nn.functional.cross_entropy(model(x), y) for x, y in zip(halves, classes, strict=True)
         ]
@@ -54,10 +49,11 @@ def test_a_run_is_adamw_on_the_clipped_mean_gradient_with_a_moving_average(tmp_p
     assert task.exported == ["raw", "ema"]
 
 
-def labels_of(task, config, step):
+def labels_of(config, draw):
     plan = RunPlan.of(config, 70, 1, 0)
-    first = step.index % plan.steps_per_epoch * plan.batch_size
-    keys = plan.epoch_keys(step.epoch)[first + step.samples.start : first + step.samples.stop]
+    epoch, step = divmod(draw.step, plan.steps_per_epoch)
+    first = step * plan.batch_size
+    keys = plan.epoch_keys(epoch)[first + draw.samples.start : first + draw.samples.stop]
     return torch.tensor([key.sample % 3 for key in keys])
 
 
@@ -68,20 +64,6 @@ def test_max_steps_stops_early_on_the_schedule_of_the_whole_run(tmp_path):
     long = [line for line in metrics_without_times(tmp_path / "long") if line["kind"] == "train"]
     assert len(short) == 7
     assert short == long[:7]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(tmp_path, workers):
-    config = toy_config(checkpoint_steps=3, workers=workers)
-    with pytest.raises(
-        UserError, match=r"not finite at step 8 \(loss nan.*learning rate 0.00\d+\).*lower --training.base_lr"
-    ):
-        train(ToyTask(nan_at=7), config, tmp_path / "run")
-    assert not (tmp_path / "run/raw.pt").exists()
-    assert not (tmp_path / "run/summary.json").exists()
-    train(ToyTask(), config, tmp_path / "run", resume="auto")
-    weights = torch.load(tmp_path / "run/raw.pt", weights_only=True)
-    assert all(value.isfinite().all() for value in weights.values())
 
 
 def test_a_run_directory_explains_itself(tmp_path):
@@ -112,9 +94,9 @@ def test_bf16_keeps_float32_weights_and_a_separate_moving_average(tmp_path):
     dtypes = set()
 
     class SpyTask(ToyTask):
-        def loss(self, model, batch, step):
+        def loss(self, model, batch, draw):
             dtypes.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
-            return super().loss(model, batch, step)
+            return super().loss(model, batch, draw)
 
     task = SpyTask(dropout=0)
     train(task, toy_config(precision="bf16", ema_decay=0.5), tmp_path / "run")
@@ -123,7 +105,9 @@ def test_bf16_keeps_float32_weights_and_a_separate_moving_average(tmp_path):
     assert {value.dtype for value in raw.values()} == {torch.float32}
     last = [line for line in metrics_without_times(tmp_path / "run") if line["kind"] == "evaluation"][-1]
     assert last["test_output"] != last["ema_test_output"]
-    train(ToyTask(), toy_config(max_steps=1), tmp_path / "fp32")  # another precision in the same process
+    dtypes.clear()
+    train(SpyTask(), toy_config(max_steps=1), tmp_path / "fp32")  # another precision in the same process
+    assert dtypes == {None}
 
 
 def test_weights_that_are_not_float32_are_refused(tmp_path):
@@ -141,26 +125,3 @@ def test_fsdp_on_a_cpu_is_refused_rather_than_turned_into_ddp(tmp_path, monkeypa
         UserError, match=r"FSDP was asked for, but Accelerate does not shard on cpu .* without FSDP"
     ):
         train(ToyTask(), toy_config(), tmp_path / "run")
-
-
-def test_a_second_ctrl_c_stops_at_once_but_an_echo_of_the_first_does_not():
-    before = signal.getsignal(signal.SIGINT)  # a shell in the background has it ignored
-    with Interruption() as interruption:
-        assert not interruption.requested
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert interruption.requested
-        time.sleep(SAME_KEYPRESS_SECONDS + 0.05)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_only_the_last_line_of_the_metrics_may_be_cut_short(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
-    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl is broken in line 2 .* repair or remove that line"):
-        read_metrics(tmp_path)

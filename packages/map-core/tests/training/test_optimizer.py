@@ -1,4 +1,4 @@
-"""Learning rates by step and by layer."""
+"""Parameter groups, optimizers, and settings that no run can have."""
 
 import pytest
 import timm
@@ -8,23 +8,6 @@ from torch import nn
 from map_core import UserError
 from map_core.training import TrainingConfig
 from map_core.training.optimizer import build_optimizer, default_parameter_groups, set_learning_rate
-from map_core.training.schedule import Schedule
-
-
-def test_the_schedule_rises_linearly_and_falls_as_a_cosine():
-    config = TrainingConfig(epochs=10, warmup_epochs=2.0, lr=1.0, warmup_lr=0.1, min_lr=0.2)
-    rate = Schedule.of(config, steps_per_epoch=5)
-    assert [rate(0), rate(5), rate(10)] == pytest.approx([0.1, 0.55, 1.0])
-    assert [rate(20), rate(30), rate(50)] == pytest.approx([0.2 + 0.8 * 0.8535533906, 0.6, 0.2])
-    assert all(rate(step) >= rate(step + 1) for step in range(10, 50))
-
-
-def test_base_lr_scales_with_the_global_batch_and_absolute_rates_stay_below_it():
-    config = TrainingConfig(batch_size=64, base_lr=1e-3, min_lr=1.0, warmup_lr=1.0)
-    assert config.peak_lr == pytest.approx(2.5e-4)
-    rate = Schedule.of(config, steps_per_epoch=1)
-    assert max(rate(step) for step in range(101)) <= config.peak_lr
-    assert TrainingConfig(batch_size=64, lr=0.5).peak_lr == 0.5
 
 
 def test_layer_decay_slows_early_layers_and_spares_vectors_from_decay():
@@ -53,15 +36,40 @@ def test_layer_decay_of_a_model_without_layers():
         default_parameter_groups(nn.Linear(2, 2), 0.05, 0.5)
 
 
-def test_any_optimizer_of_timm_and_an_unknown_one():
-    parameters = [{"params": [nn.Parameter(torch.ones(2))]}]
-    adamw = build_optimizer(parameters, TrainingConfig(betas=(0.8, 0.7), eps=1e-3))
+def one_group():
+    return [{"params": [nn.Parameter(torch.ones(2))]}]
+
+
+def test_betas_and_eps_reach_an_optimizer_that_has_them():
+    adamw = build_optimizer(one_group(), TrainingConfig(betas=(0.8, 0.7), eps=1e-3))
     assert type(adamw) is torch.optim.AdamW
     assert (adamw.defaults["betas"], adamw.defaults["eps"]) == ((0.8, 0.7), 1e-3)
-    build_optimizer(parameters, TrainingConfig(optimizer="sgd"))
-    build_optimizer(parameters, TrainingConfig(optimizer="lamb"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("lamb", "Lamb"), ("adamw", "AdamW")])
+def test_any_optimizer_of_timm_goes_downhill(name, kind):
+    groups = one_group()
+    optimizer = build_optimizer(groups, TrainingConfig(optimizer=name, lr=0.1))
+    assert type(optimizer).__name__ == kind
+    (parameter,) = groups[0]["params"]
+    for _ in range(3):
+        optimizer.zero_grad()
+        parameter.square().sum().backward()
+        optimizer.step()
+    assert (parameter < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"), [("adamw", True), ("adam", True), ("AdamW", True), ("sgd", False)]
+)
+def test_adam_is_fused_so_that_a_broken_step_can_be_passed_over(name, fused):
+    optimizer = build_optimizer(one_group(), TrainingConfig(optimizer=name))
+    assert bool(optimizer.defaults.get("fused")) is fused
+
+
+def test_an_unknown_optimizer_names_its_near_matches():
     with pytest.raises(UserError, match=r"training.optimizer 'adamww' is unknown; did you mean .*adamw"):
-        build_optimizer(parameters, TrainingConfig(optimizer="adamww"))
+        build_optimizer(one_group(), TrainingConfig(optimizer="adamww"))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """A run that is killed, stopped or damaged goes on as if nothing had happened."""
 
+import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,13 +16,14 @@ from safetensors.torch import load_file
 from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core import UserError
+from map_core.runs.checkpoint import write_manifest
 from map_core.training import train
 
 SETTINGS = {"checkpoint_steps": 3, "accumulation_steps": 2, "ema_decay": 0.9}
 
 
 def start(out, training, task, resume=""):
-    script = Path(__file__).with_name("toy_task.py")
+    script = Path(__file__).parents[1] / "toys/toy_task.py"
     command = [sys.executable, str(script), str(out), resume, json.dumps(training), json.dumps(task)]
     return subprocess.Popen(
         command,
@@ -75,7 +78,7 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tmp_pa
 
     task = ToyTask()
     train(task, toy_config(**SETTINGS, workers=2), out, resume="auto")
-    assert min(step.index for step, _ in task.seen) >= 9, "a step saved before the kill was repeated"
+    assert min(draw.step for draw, _ in task.seen) >= 9, "a step saved before the kill was repeated"
     assert [line["step"] for line in metrics_without_times(out)][: len(before)] == before
     assert_same_run(out, whole_run)
 
@@ -188,3 +191,41 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(half_run, 
     assert_same_run(half_run, whole_run)
     with pytest.raises(UserError, match="is no usable checkpoint"):
         train(ToyTask(), toy_config(), half_run, resume=str(newest.with_name("superseded_" + newest.name)))
+
+
+def test_a_run_on_a_full_disk_keeps_its_checkpoint_and_resumes(tmp_path, monkeypatch):
+    config = toy_config(checkpoint_steps=3)
+    train(ToyTask(), toy_config(checkpoint_steps=3, max_steps=6), tmp_path / "run")
+    with monkeypatch.context() as patch:
+
+        def full(descriptor):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="continue with --resume auto"):
+            train(ToyTask(), config, tmp_path / "run", resume="auto")
+    assert not train(ToyTask(), config, tmp_path / "run", resume="auto")["interrupted"]
+
+
+class Malice:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
+    config = toy_config(max_steps=4)
+    train(ToyTask(), config, tmp_path / "run")
+    checkpoint = tmp_path / "run/checkpoints/step_00000004"
+    target = tmp_path / "executed"
+    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps({"state": Malice(target)}, protocol=2))
+    with pytest.raises(UserError, match="found no usable checkpoint"):
+        train(ToyTask(), config, tmp_path / "run", resume="auto")
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+    for resume in ("auto", str(checkpoint)):
+        with pytest.raises(UserError, match=r"optimizer.pt was refused: .* nothing in it was run"):
+            train(ToyTask(), config, tmp_path / "run", resume=resume)
+    assert not target.exists()

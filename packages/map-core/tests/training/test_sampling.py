@@ -14,7 +14,7 @@ from map_core.training.sampling import KeyedDataset, RunPlan, RunSampler, Sample
 
 
 def keys_by_step(config, processes, samples=70, start=0, stop=16):
-    """For every optimizer step, the keys in the order in which ``Step.samples`` numbers them."""
+    """For every optimizer step, the keys in the order in which ``Draw.samples`` numbers them."""
     steps = {}
     for process in range(processes):
         plan = RunPlan.of(config, samples, processes, process)
@@ -23,7 +23,7 @@ def keys_by_step(config, processes, samples=70, start=0, stop=16):
         assert len(batches) == len(sampler)
         for number, keys in enumerate(batches):
             index, micro = start + number // plan.accumulation_steps, number % plan.accumulation_steps
-            place = plan.step(index, micro).samples
+            place = plan.draw(index, micro).samples
             steps.setdefault(index, [None] * plan.batch_size)[place] = keys
     return steps
 
@@ -44,7 +44,7 @@ def test_an_epoch_visits_samples_once_in_an_order_of_its_own():
     plan = RunPlan.of(toy_config(), 70, 1, 0)
     orders = [[key.sample for key in plan.epoch_keys(epoch)] for epoch in range(3)]
     assert all(len(set(order)) == len(order) == 64 for order in orders)
-    assert orders[0] != orders[1] != orders[2]
+    assert len({tuple(order) for order in orders}) == 3
     assert [k.sample for k in RunPlan.of(toy_config(seed=1), 70, 1, 0).epoch_keys(0)] != orders[0]
 
 
@@ -92,18 +92,40 @@ def test_batches_in_order_are_those_of_their_keys(workers):
     inputs, labels = (torch.cat(parts) for parts in zip(*whole, strict=True))
     assert torch.equal(inputs, torch.stack([sample[0] for sample in expected]))
     assert labels.tolist() == [index % 3 for index in range(8)]
-    shards = [
-        torch.cat([x for x, _ in batches_in_order(ToyData(8), shard=(i, 3), **settings)]) for i in range(3)
-    ]
-    assert all(torch.equal(shard, inputs[i::3]) for i, shard in enumerate(shards))
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_shards_in_order_are_every_third_sample(shard):
+    settings = {"batch_size": 3, "workers": 0, "device": torch.device("cpu"), "seed": 5, "draw": 2}
+    whole, part = (
+        torch.cat([inputs for inputs, _ in batches_in_order(ToyData(8), shard=which, **settings)])
+        for which in ((0, 1), (shard, 3))
+    )
+    assert torch.equal(part, whole[shard::3])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_users_error_ends_a_pass_in_order(workers):
     with pytest.raises(UserError, match=r"^picture 7 cannot be read; remove it$"):
-        list(batches_in_order(ToyData(8, broken=7), **settings))
+        list(
+            batches_in_order(ToyData(8, broken=7), batch_size=3, workers=workers, device=torch.device("cpu"))
+        )
 
 
-def test_too_little_data_and_uneven_batches():
+def test_too_little_data_is_refused():
     with pytest.raises(
         UserError, match=r"holds 10 samples, fewer than one batch .*16.*lower --training.batch_size"
     ):
         RunPlan.of(toy_config(), 10, 1, 0)
+
+
+def test_a_batch_that_does_not_split_evenly_is_refused():
     with pytest.raises(UserError, match=r"batch_size \(16\) must be a multiple .* \(3 \* 2 = 6\); set .* 18"):
         RunPlan.of(toy_config(accumulation_steps=2), 70, 3, 0)
+
+
+def test_draws_of_a_step_share_its_keys_and_split_its_samples():
+    plans = [RunPlan.of(toy_config(accumulation_steps=2, seed=4), 70, 2, process) for process in range(2)]
+    draws = [plan.draw(9, micro) for micro in range(2) for plan in plans]
+    assert {(draw.seed, draw.step, draw.global_batch) for draw in draws} == {(4, 9, 16)}
+    assert [range(16)[draw.samples] for draw in draws] == [range(4 * i, 4 * i + 4) for i in range(4)]

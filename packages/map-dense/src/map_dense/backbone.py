@@ -13,6 +13,7 @@ from map_core.encoder import expand_layout
 from map_core.errors import UserError, near_matches
 from map_dense.windows import WindowedTransformerBlock
 from map_vision.factory import ModelConfig, create_backbone
+from map_vision.model import HybridNet
 from map_vision.registry import ARCHITECTURES
 
 NUM_FEATURES = 4
@@ -98,7 +99,12 @@ class HybridBackbone(nn.Module):
             drop_path_rate=drop_path_rate,
             **model_changes,
         )
-        self.model = create_backbone(self.config)
+        model = create_backbone(self.config)
+        if not isinstance(model, HybridNet):
+            raise UserError(
+                f"{name} is a pyramid of its own, which this backbone is not made for; use hybridnet_*"
+            )
+        self.model = model
         self.embed_dim = self.model.embed_dim
         self.patch_size = self.model.patch_size[0]
         self.depth = len(self.model.encoder.blocks)

@@ -19,7 +19,8 @@ import map_dense.checkpoints  # noqa: E402
 import map_dense.cpu_processes  # noqa: E402
 import map_dense.data_root  # noqa: E402
 import map_dense.openmmlab  # noqa: E402
-import map_dense.optim  # noqa: E402, F401
+import map_dense.optim  # noqa: E402
+import map_dense.repeated  # noqa: E402, F401
 from map_dense.coco import CheckedCocoDataset  # noqa: E402
 from map_dense.pyramid import SimpleFeaturePyramid  # noqa: E402
 

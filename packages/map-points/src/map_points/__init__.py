@@ -1,6 +1,60 @@
-"""Masked autoregressive pretraining for point clouds."""
+"""Masked autoregressive pretraining for point clouds.
+
+Public names, imported at their first use: importing the package costs no more than the models.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from map_points.model import HybridNet3D, create_point_model
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from map_core.tasks.pretraining import TrainedObjective
+    from map_points.data import PointDataConfig
+    from map_points.factory import PointModelConfig
+    from map_points.pretraining import PointObjectiveConfig, build_objective
+    from map_points.tokenizer import tokenize_clouds
+
 __version__ = "0.1.0"
-__all__ = ["HybridNet3D", "create_point_model"]
+__all__ = [
+    "HybridNet3D",
+    "PointDataConfig",
+    "PointModelConfig",
+    "PointObjectiveConfig",
+    "build_objective",
+    "create_point_model",
+    "load",
+    "load_objective",
+    "tokenize_clouds",
+]
+_PLACES = {
+    "PointDataConfig": "map_points.data",
+    "PointModelConfig": "map_points.factory",
+    "PointObjectiveConfig": "map_points.pretraining",
+    "build_objective": "map_points.pretraining",
+    "tokenize_clouds": "map_points.tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def load(run: str | Path) -> "nn.Module":
+    """The model of a run, in evaluation mode; see :meth:`map_core.tasks.trained_models.Models.load`."""
+    from map_points.factory import MODELS
+
+    return MODELS.load(run)
+
+
+def load_objective(run: str | Path) -> "TrainedObjective":
+    """Encoder, decoder and head of a pretraining run; see :func:`map_core.tasks.pretraining.load_objective`."""
+    import map_core.tasks.pretraining
+    from map_points.domain import DOMAIN
+
+    return map_core.tasks.pretraining.load_objective(DOMAIN, run)

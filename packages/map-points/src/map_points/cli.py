@@ -6,7 +6,7 @@ import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import standard_commands, starting_from_run, train_task
-from map_core.commands.study import study_commands
+from map_core.study.command import study_commands
 from map_points.data import write_part_shapes
 from map_points.domain import DOMAIN
 from map_points.fewshot import FewShotConfig, run_folds

@@ -1,6 +1,8 @@
 """What map-points hands to the tasks and commands of map-core."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +28,12 @@ from map_points.pictures import draw_reconstructions
 from map_points.pretraining import PointObjectiveConfig, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
 
+NOTHING: Mapping[str, Any] = {}
 
-def open_data(config: PointDataConfig, model: PointModelConfig, purpose: Purpose) -> OpenedData:
+
+def open_data(
+    config: PointDataConfig, model: PointModelConfig, purpose: Purpose, trained: Mapping[str, Any] = NOTHING
+) -> OpenedData:
     """Open the clouds of a run.
 
     Raises:
@@ -59,7 +65,12 @@ def opened(
     )
 
 
-def open_files(paths: str | list[str], config: PointDataConfig, model: PointModelConfig) -> Samples:
+def open_files(
+    paths: str | list[str],
+    config: PointDataConfig,
+    model: PointModelConfig,
+    trained: Mapping[str, Any] = NOTHING,
+) -> Samples:
     """Open cloud files and folders as samples without labels."""
     return CloudSamples(read_cloud_files(paths), config, training=False)
 

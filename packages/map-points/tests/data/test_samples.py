@@ -239,3 +239,11 @@ def test_rotation_comes_before_scaling_and_shifting():
     torch.manual_seed(5)
     expected = scale_translate(rotate(plain[1][0], "z"), (2 / 3, 3 / 2), 0.2)
     assert torch.equal(both, expected)
+
+
+def test_clouds_are_writable_whatever_they_were_read_from():
+    points = np.random.default_rng(0).normal(size=(1, 64, 3))
+    points.flags.writeable = False
+    clouds = ArrayClouds(np.zeros(1, dtype=np.int64), ("a",), "z", points, "made up")
+    clouds.points(0)[:] = 0
+    assert (points != 0).all()

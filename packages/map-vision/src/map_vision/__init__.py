@@ -1,7 +1,61 @@
-"""Masked autoregressive pretraining for images; importing it registers the models with timm."""
+"""Masked autoregressive pretraining for images; importing it registers the models with timm.
+
+Public names, imported at their first use: importing the package costs no more than the models.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import map_vision.registry as registry  # registers
 from map_vision.model import HybridNet
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from map_core.tasks.pretraining import TrainedObjective
+    from map_vision.data import DataConfig
+    from map_vision.factory import ModelConfig
+    from map_vision.pretraining import ImageObjectiveConfig, build_objective
+    from map_vision.tokenizer import tokenize_images
+
 __version__ = "0.1.0"
-__all__ = ["HybridNet", "registry"]
+__all__ = [
+    "DataConfig",
+    "HybridNet",
+    "ImageObjectiveConfig",
+    "ModelConfig",
+    "build_objective",
+    "load",
+    "load_objective",
+    "registry",
+    "tokenize_images",
+]
+_PLACES = {
+    "DataConfig": "map_vision.data",
+    "ImageObjectiveConfig": "map_vision.pretraining",
+    "ModelConfig": "map_vision.factory",
+    "build_objective": "map_vision.pretraining",
+    "tokenize_images": "map_vision.tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def load(run: str | Path) -> "nn.Module":
+    """The model of a run, in evaluation mode; see :meth:`map_core.tasks.trained_models.Models.load`."""
+    from map_vision.factory import MODELS
+
+    return MODELS.load(run)
+
+
+def load_objective(run: str | Path) -> "TrainedObjective":
+    """Encoder, decoder and head of a pretraining run; see :func:`map_core.tasks.pretraining.load_objective`."""
+    import map_core.tasks.pretraining
+    from map_vision.domain import DOMAIN
+
+    return map_core.tasks.pretraining.load_objective(DOMAIN, run)

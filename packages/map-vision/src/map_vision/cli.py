@@ -2,7 +2,7 @@
 
 import map_core.commands.program
 from map_core.commands.standard import standard_commands
-from map_core.commands.study import study_commands
+from map_core.study.command import study_commands
 from map_vision.domain import DOMAIN
 
 

@@ -1,6 +1,7 @@
 """What map-vision hands to the tasks and commands of map-core."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +11,58 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.objective import MaskedAutoregression, Objective
-from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped
 from map_vision.data import DataConfig, load_image_data, load_images
+from map_vision.data.preprocessing import Preprocessing
 from map_vision.factory import MODELS, ModelConfig, input_size
 from map_vision.finetuning import ClassificationConfig
 from map_vision.pictures import draw_reconstructions
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
 from map_vision.registry import MODEL_NAMES
 
+NOTHING: Mapping[str, Any] = {}
 
-def open_data(config: DataConfig, model: ModelConfig, purpose: Purpose) -> OpenedData:
+
+def open_data(
+    config: DataConfig, model: ModelConfig, purpose: Purpose, trained: Mapping[str, Any] = NOTHING
+) -> OpenedData:
     """Open the images of a run; see :func:`map_vision.data.load_image_data`."""
-    in_chans, *img_size = input_size(model)
-    data = load_image_data(config, img_size=(img_size[0], img_size[1]), in_chans=in_chans, purpose=purpose)
+    in_chans, height, width = input_size(model)
+    data = load_image_data(
+        config,
+        img_size=(height, width),
+        in_chans=in_chans,
+        purpose=purpose,
+        trained=preprocessing_of(trained),
+    )
     return OpenedData(
         description=data.description,
         classes=data.classes,
         train=data.training,
         plain_train=None if data.training is None else data.train_unaugmented(),
         evaluation=data.evaluation,
-        preprocessing={"mean": data.mean, "std": data.std},
-        skipped=lambda: str(data.skipped()) if data.skipped().count else "",
+        evaluated_on=data.evaluated_on or "nothing",
+        preprocessing=data.preprocessing.to_dict(),
+        skipped=lambda: Skipped(data.skipped().count, str(data.skipped())),
     )
 
 
-def open_files(paths: str | list[str], config: DataConfig, model: ModelConfig) -> Samples:
+def open_files(
+    paths: str | list[str], config: DataConfig, model: ModelConfig, trained: Mapping[str, Any] = NOTHING
+) -> Samples:
     """Open image files and folders as samples without labels."""
-    in_chans, *img_size = input_size(model)
-    return load_images(paths, config, img_size=(img_size[0], img_size[1]), in_chans=in_chans)
+    in_chans, height, width = input_size(model)
+    prepared = preprocessing_of(trained)
+    return load_images(paths, config, img_size=(height, width), in_chans=in_chans, trained=prepared)
+
+
+def preprocessing_of(description: Mapping[str, Any]) -> Preprocessing | None:
+    """How the images of a described model were prepared; up to version 0.1 only mean and deviation were kept."""
+    names = [entry.name for entry in fields(Preprocessing)]
+    known = {name: description[name] for name in names if name in description}
+    if known.keys() == {"mean", "std"}:
+        return Preprocessing(len(known["mean"]), tuple(known["mean"]), tuple(known["std"]))
+    return Preprocessing.from_dict(known) if known else None
 
 
 def data_defaults(
@@ -47,6 +72,10 @@ def data_defaults(
     pixels = {key: description[key] for key in ("mean", "std") if key in description}
     if "data.root" in given and values.get("source") == "digits":
         values = values | {"source": "auto"}  # the digits have no folder
+    if "data.holdout" in given and "data.eval_split" not in given:
+        values = {
+            key: value for key, value in values.items() if key != "eval_split"
+        }  # what is asked for wins
     return values | pixels
 
 
@@ -62,7 +91,7 @@ def draw(
     """Write a picture: original, masked, reconstruction."""
     if not isinstance(objective, MaskedAutoregression):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
-    mean, std = data.preprocessing["mean"], data.preprocessing["std"]
+    mean, std = tuple(data.preprocessing["mean"]), tuple(data.preprocessing["std"])
     draw_reconstructions(objective, inputs, path, mean=mean, std=std, ratio=ratio, seed=seed)
 
 

@@ -1,17 +1,20 @@
 """From the ``model`` section of a configuration to a model."""
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, fields
+from typing import Any
 
 import timm
 from timm.layers import to_2tuple
+from torch import nn
 
 import map_core.tasks.trained_models
 from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
 from map_core.tasks.trained_models import Models
-from map_vision.model import GlobalPool, HybridNet
-from map_vision.registry import MODEL_NAMES, default_cfgs
+from map_vision.model import GlobalPool
+from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class
 from map_vision.weights import load_init
 
 
@@ -25,9 +28,13 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
         patch_size: Height and width of a patch in pixels.
         in_chans: Image channels: 3, or 1 for grayscale.
         layout: Layers with counts, such as '(MMMT)x8', 'Mx24,Tx8', 'Mx32' or 'Tx32'.
-        embed_dim: Width.
-        num_heads: Attention heads of Transformer blocks.
+        embed_dim: Width; of a pyramid, that of its last stage.
+        num_heads: Attention heads of Transformer blocks; a pyramid takes one number for each of its last two stages.
         mlp_ratio: MLP width of Transformer blocks over embed_dim; 0 for attention only.
+        stem_dim: Channels inside the stem of a pyramid.
+        depths: Blocks of each stage of a pyramid.
+        window_size: Rows and columns of a window, in each of the last two stages of a pyramid.
+        layer_scale: Initial scale of what the blocks of a pyramid's last two stages add.
         num_registers: Global tokens of the classifier.
         neck_reduction: Factor by which the neck reduces each register.
         global_pool: What the classifier reads, 'register' or 'avg'.
@@ -45,8 +52,12 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
     in_chans: int | None = None
     layout: str | None = None
     embed_dim: int | None = None
-    num_heads: int | None = None
+    num_heads: int | tuple[int, int] | None = None
     mlp_ratio: float | None = None
+    stem_dim: int | None = None
+    depths: tuple[int, int, int, int] | None = None
+    window_size: tuple[int, int] | None = None
+    layer_scale: float | None = None
     num_registers: int | None = None
     neck_reduction: int | None = None
     global_pool: GlobalPool | None = None
@@ -77,24 +88,50 @@ def known_name(config: ModelConfig) -> str:
     return config.name
 
 
-def create_model(config: ModelConfig, num_classes: int) -> HybridNet:
+def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """Create the model through ``timm.create_model``.
 
     Raises:
-        UserError: an unknown name (with near matches), or arguments that do not fit together.
+        UserError: an unknown name (with near matches), settings that the model does not have, or arguments that do
+            not fit together.
     """
-    return timm.create_model(known_name(config), num_classes=num_classes, **config.arguments())
+    return timm.create_model(known_name(config), num_classes=num_classes, **_arguments(config))
 
 
 def without_registers(config: ModelConfig) -> ModelConfig:
     """The form that is pretrained and probed: no registers, mean-pooled patches."""
-    arguments = {**config.arguments(), "num_registers": 0, "global_pool": "avg"}
+    registers = {} if config.name in PYRAMIDS else {"num_registers": 0}
+    arguments = {**config.arguments(), **registers, "global_pool": "avg"}
     return ModelConfig(config.name, **arguments)
 
 
-def create_backbone(config: ModelConfig) -> HybridNet:
+def create_backbone(config: ModelConfig) -> nn.Module:
     """Create the form that is pretrained and probed: no registers, no head, mean-pooled patches."""
-    return create_model(without_registers(config), num_classes=0)
+    known_name(config)
+    # a pyramid drops no tokens: it learns what hides them
+    hiding = {"mask_token": True} if config.name in PYRAMIDS else {}
+    return timm.create_model(config.name, num_classes=0, **_arguments(without_registers(config)), **hiding)
+
+
+def _arguments(config: ModelConfig) -> dict[str, Any]:
+    """The model's keyword arguments that are given.
+
+    Raises:
+        UserError: it does not have one of them.
+    """
+    arguments = config.arguments()
+    has = inspect.signature(model_class(config.name)).parameters
+    for name, value in arguments.items():
+        if name not in has:
+            known = [field.name for field in fields(config) if field.name in has]
+            raise UserError(
+                f"model.{name} ({value}) is no setting of {config.name}; it has {', '.join(known)}: leave it out"
+            )
+    if config.name not in PYRAMIDS and isinstance(config.num_heads, tuple):
+        raise UserError(f"model.num_heads of {config.name} is one number; got {config.num_heads}")
+    if config.name in PYRAMIDS and config.global_pool == "register":
+        raise UserError(f"model.global_pool of {config.name} is 'avg' or '': it has no registers to pool")
+    return arguments
 
 
 MODELS = Models(

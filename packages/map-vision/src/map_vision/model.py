@@ -118,6 +118,7 @@ class HybridNet(nn.Module):
         self.num_prefix_tokens = num_registers
         self.patch_size: tuple[int, int] = to_2tuple(patch_size)
         self.img_size: tuple[int, int] = to_2tuple(img_size)
+        self.in_chans = in_chans
         self.order: ScanOrder = order
         self.block_size = block_size
         grid = patch_grid(self.img_size, self.patch_size)

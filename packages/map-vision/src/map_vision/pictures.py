@@ -12,7 +12,7 @@ from map_core import MaskedAutoregression
 from map_core.losses import MaskedMSE
 from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens, undo_scan
-from map_vision.model import HybridNet
+from map_vision.backbone import ImageBackbone
 from map_vision.patches import unpatchify
 
 
@@ -40,7 +40,7 @@ def reconstruct(
 ) -> Pictures:
     """Hide tokens of images and reconstruct them; predictions take their target's mean and deviation."""
     backbone = objective.backbone
-    assert isinstance(backbone, HybridNet)
+    assert isinstance(backbone, ImageBackbone)
     result = hide_and_reconstruct(objective, images, ratio=ratio, seed=seed)
     tokens, target = result.tokens, result.tokens.target
     assert target is not None

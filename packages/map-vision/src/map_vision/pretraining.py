@@ -11,8 +11,8 @@ from map_core.losses import MaskedMSE
 from map_core.regions import GridRegionKind
 from map_core.tasks.classification import Mixer
 from map_core.tasks.pretraining import ObjectiveConfig, assemble_objective
+from map_vision.backbone import ImageBackbone
 from map_vision.mixing import MixingConfig
-from map_vision.model import HybridNet
 from map_vision.patches import patch_grid
 
 
@@ -49,12 +49,12 @@ def build_objective(backbone: nn.Module, config: ImageObjectiveConfig) -> Masked
         UserError: a model with registers, or settings that no objective can have.
     """
     config.validate()
-    assert isinstance(backbone, HybridNet)
-    if backbone.encoder.registers is not None:
+    assert isinstance(backbone, ImageBackbone)
+    if backbone.num_prefix_tokens:
         raise UserError(
             "pretraining has no registers: create the model with num_registers=0, global_pool='avg'"
         )
-    (height, width), channels = backbone.patch_size, backbone.patch_embed.in_chans
+    (height, width), channels = backbone.patch_size, backbone.in_chans
     grid = patch_grid(backbone.img_size, backbone.patch_size)
     return assemble_objective(
         backbone,

@@ -7,6 +7,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from map_vision.mambavision import MambaVision
 from map_vision.model import HybridNet
 from map_vision.weights import convert_state
 
@@ -60,26 +61,54 @@ VIT_FORM: dict[str, Any] = {
     "final_norm": "layer",
     "norm_eps": 1e-6,
 }
+# Stem, width of the last stage, blocks, and heads of the two stages that have any, as MambaVision publishes them.
+PYRAMID_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"stem_dim": 32, "embed_dim": 640, "depths": (1, 3, 8, 4), "num_heads": (8, 16)},
+    "tiny2": {"stem_dim": 32, "embed_dim": 640, "depths": (1, 3, 11, 4), "num_heads": (8, 16)},
+    "small": {"stem_dim": 64, "embed_dim": 768, "depths": (3, 3, 7, 5), "num_heads": (8, 16)},
+    "base": {
+        "stem_dim": 64,
+        "embed_dim": 1024,
+        "depths": (3, 3, 10, 5),
+        "num_heads": (8, 16),
+        "layer_scale": 1e-5,
+    },
+    "large": {
+        "stem_dim": 64,
+        "embed_dim": 1568,
+        "depths": (3, 3, 10, 5),
+        "num_heads": (16, 32),
+        "layer_scale": 1e-5,
+    },
+    "large2": {
+        "stem_dim": 64,
+        "embed_dim": 1568,
+        "depths": (3, 3, 12, 5),
+        "num_heads": (16, 32),
+        "layer_scale": 1e-5,
+    },
+}
+PYRAMID_CROPS = {"tiny2": 0.98, "small": 0.93}  # of evaluation; the others see whole images
 
 
-def _default_cfg(img_size: int) -> dict[str, Any]:
+def _default_cfg(img_size: int, *, first_conv: str, crop_pct: float) -> dict[str, Any]:
     return {
         "url": "",
         "num_classes": 1000,
         "input_size": (3, img_size, img_size),
         "pool_size": None,
-        "crop_pct": 0.875 if img_size == 224 else 1.0,
+        "crop_pct": crop_pct,
         "interpolation": "bicubic",
         "fixed_input_size": False,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
+        "first_conv": first_conv,
         "classifier": "head",
     }
 
 
 def _architectures() -> dict[str, tuple[int, dict[str, Any]]]:
-    """Name -> image size and model arguments, for every registered model."""
+    """Name -> image size and model arguments, for every registered HybridNet."""
     table: dict[str, tuple[int, dict[str, Any]]] = {}
     for size, arguments in HYBRID_SIZES.items():
         for img_size in (224, 384):
@@ -90,28 +119,53 @@ def _architectures() -> dict[str, tuple[int, dict[str, Any]]]:
 
 
 ARCHITECTURES = _architectures()
-MODEL_NAMES = tuple(ARCHITECTURES)
+PYRAMIDS = {f"map_mambavision_{size}": arguments for size, arguments in PYRAMID_SIZES.items()}
+MODEL_NAMES = (*ARCHITECTURES, *PYRAMIDS)
 default_cfgs = generate_default_cfgs(
-    {name: _default_cfg(img_size) for name, (img_size, _) in ARCHITECTURES.items()}
+    {
+        name: _default_cfg(
+            img_size, first_conv="patch_embed.proj", crop_pct=0.875 if img_size == 224 else 1.0
+        )
+        for name, (img_size, _) in ARCHITECTURES.items()
+    }
+    | {
+        f"map_mambavision_{size}": _default_cfg(
+            224, first_conv="patch_embed.conv_down.0", crop_pct=PYRAMID_CROPS.get(size, 1.0)
+        )
+        for size in PYRAMID_SIZES
+    }
 )
 
 
+def model_class(name: str) -> type[nn.Module]:
+    """The class of a registered model."""
+    return MambaVision if name in PYRAMIDS else HybridNet
+
+
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
-    img_size, arguments = ARCHITECTURES[name]
+    if name in PYRAMIDS:
+        defaults = PYRAMIDS[name]
+        summary = f"{name}: stages of {defaults['depths']} blocks, the last {defaults['embed_dim']} wide."
+        feature_cfg: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
+    else:
+        img_size, arguments = ARCHITECTURES[name]
+        defaults = {"img_size": img_size, **arguments}
+        summary = f"{name}: {arguments['layout']} of width {arguments['embed_dim']} at {img_size} px."
+        feature_cfg = {"out_indices": 3, "feature_cls": "getter"}
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # a wrapper with features_only
         return build_model_with_cfg(
-            HybridNet,
+            model_class(name),
             name,
             pretrained,
             pretrained_filter_fn=convert_state,
-            feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-            **{"img_size": img_size, **arguments, **kwargs},
+            feature_cfg=feature_cfg,
+            **{**defaults, **kwargs},
         )
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = __name__
-    create.__doc__ = f"{name}: {arguments['layout']} of width {arguments['embed_dim']} at {img_size} px."
+    create.__doc__ = summary
     return create
 
 

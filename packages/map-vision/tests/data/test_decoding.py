@@ -258,6 +258,14 @@ def test_a_pipe_a_socket_and_a_device_are_no_images(tmp_path: Path) -> None:
         assert read_image_paths(tmp_path).ignored == (("special file", 3),)
 
 
+def test_a_tiff_that_lacks_strips_is_refused(tmp_path: Path) -> None:
+    """Pillow leaves black what no strip covers."""
+    path, whole = tmp_path / "x.tif", tiff(RAMP)
+    path.write_bytes(whole.replace(struct.pack("<HHII", 257, 4, 1, 2), struct.pack("<HHII", 257, 4, 1, 2000)))
+    with pytest.raises(UnreadableImageError, match=rf"{path} \(it holds 8 of its 4 x 2000 pixels\)"):
+        decode(path, "L", name=str(path))
+
+
 def test_a_decompression_bomb_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     path = tmp_path / "bomb.png"

@@ -72,3 +72,37 @@ def test_cache_that_does_not_fit(labelled: Path, monkeypatch: pytest.MonkeyPatch
         UserError, match=r"needs about .* GB for 20 images, .* GB are free: pass --data.cache none"
     ):
         load_image_data(config, img_size=(8, 8), in_chans=3, purpose="finetune")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, None),
+        ({"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 1\n"}, 300),
+        (
+            {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 1\ninactive_file 200\n"},
+            500,
+        ),
+        ({"memory.max": "1000\n", "memory.current": "1200\n", "memory.stat": ""}, 0),
+        (
+            {
+                "memory/memory.limit_in_bytes": "1000",
+                "memory/memory.usage_in_bytes": "900",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 300\n",
+            },
+            400,
+        ),
+    ],
+)
+def test_a_control_group_limits_memory(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert memory._control_group_leaves(tmp_path) == expected
+
+
+def test_cached_pages_count_as_free(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemFree:  100 kB\nMemAvailable:    700 kB\n")
+    assert memory._available(tmp_path / "meminfo") == 700 * 1024
+    assert 0 < memory.free_memory() <= 2**63

@@ -1,4 +1,5 @@
 import random
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_vision.data import DataConfig
+from map_vision.data import DataConfig, transforms
 from map_vision.data.config import Augmentation
 from map_vision.data.preprocessing import Preprocessing, resolve_preprocessing
-from map_vision.data.transforms import PadCrop, Shift, evaluation_transform, training_transform
+from map_vision.data.transforms import PadCrop, ResizeToFill, Shift, evaluation_transform, training_transform
 
 AUGMENTATIONS: list[dict] = [
     {"augmentation": "crop_flip"},
@@ -81,6 +82,30 @@ def test_small_images_are_not_blurred_and_large_ones_cropped() -> None:
     whole = evaluation_transform(replace(plain, crop_pct=1.0), img_size=(32, 32))(ramp) * 255
     assert centre[0, 0, 0] == pytest.approx(4, abs=1.5)  # 64 * (1 - 0.875) / 2
     assert whole[0, 0, 0] == pytest.approx(0.5, abs=1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_very_long_image_takes_little_memory(turned: bool) -> None:
+    """1 x 60,000 pixels would be enlarged to 224 x 13,440,000; its middle is what counts."""
+    column = np.zeros((60_000, 1), dtype=np.uint8)
+    column[29_990:30_010] = 200
+    image = Image.fromarray(column.T if turned else column)
+    fill = ResizeToFill((224, 224), crop_pct=0.875, crop_pct_small=1.0, interpolation="bicubic")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert np.unique(np.asarray(fill(image))).tolist() == [200]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+@pytest.mark.parametrize("size", [(40, 1200), (1200, 40), (9, 700), (33, 33)])
+def test_cutting_long_images_first_changes_nothing(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    smooth = Image.fromarray((128 + 100 * np.sin(rows / 20) * np.cos(columns / 20)).astype(np.uint8))
+    fill = ResizeToFill((32, 24), crop_pct=0.875, crop_pct_small=1.0, interpolation="bilinear")
+    whole = np.asarray(fill(smooth)).astype(int)
+    monkeypatch.setattr(transforms, "LONGEST", 0)
+    np.testing.assert_allclose(np.asarray(fill(smooth)), whole, atol=6)  # the crop may differ by half a pixel
 
 
 @pytest.mark.parametrize(("step", "most"), [(PadCrop(), 4), (Shift(), 1)])

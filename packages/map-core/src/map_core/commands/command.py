@@ -22,8 +22,8 @@ ESSENTIAL = (  # of any program's settings, those that most users set
 class Command:
     """One command of a program.
 
-    ``config``, ``run``, ``defaults`` and ``settled`` may be given as ``"module:attribute"``, imported when the command
-    is used, so that a program lists its commands without importing what they need.
+    ``config``, ``run``, ``defaults`` and ``settled`` may be given as ``"module:attribute"``, imported when the
+    command is used, so that a program lists its commands without importing what they need.
 
     Attributes:
         name: As typed, such as ``pretrain``.

@@ -17,7 +17,7 @@ from map_core.commands.arguments import HELP, sort_arguments
 from map_core.commands.command import Command
 from map_core.commands.help import help_text
 from map_core.commands.messages import misfit, no_mapping, unknown_key, wrong_command_hint
-from map_core.commands.plain_yaml import read_text, read_yaml
+from map_core.commands.plain_yaml import read_document, read_texts
 from map_core.commands.recipes import Layer, recipe_layers
 from map_core.commands.settings import (
     REQUIRED,
@@ -30,7 +30,7 @@ from map_core.commands.settings import (
     settings,
     to_plain,
 )
-from map_core.commands.values import MismatchError, convert, convert_arguments, shown
+from map_core.commands.values import MismatchError, convert, convert_arguments, shown, to_text
 from map_core.errors import UserError
 
 Config = TypeVar("Config")
@@ -60,7 +60,7 @@ def load_recipe(package: str, name: str, config_class: type[Config], overrides: 
 def parse(
     program: str, command: Command, commands: Sequence[Command], recipes: str, arguments: Sequence[str]
 ) -> Any:
-    """Turn a command's arguments into a valid instance of its configuration.
+    """Turn a command's arguments into an instance of its configuration, whose ranges are not checked yet.
 
     Args:
         program: As the usage line shows it.
@@ -70,7 +70,7 @@ def parse(
         arguments: What follows the command's name.
 
     Raises:
-        UserError: an unknown recipe, option or key, a value of the wrong type or out of its range.
+        UserError: an unknown recipe, option or key, a missing setting, or a value of the wrong type.
         SystemExit: the arguments asked for help or for the resolved configuration, which is printed.
     """
     config_class = command.config_class
@@ -82,7 +82,8 @@ def parse(
     for layer in layers:
         hint = wrong_command_hint(layer.source, command, commands)
         tree = merge(tree, convert_layer(layer, known, hint))
-    given = named_texts(layers) | {name: values[0] for name, values in asked.settings}
+    named = named_texts(layers) | {name: values[0] for name, values in asked.settings}
+    given = {name: to_text(value) for name, value in named.items()}
     settled = convert_defaults(command.settled_values(given), known)
     tell_what_gives_way(tree, settled)
     tree = merge(tree, settled)
@@ -94,9 +95,7 @@ def parse(
         show_and_exit(asked.request, program, command, known, filled)
     if missing := [f"--{name}" for name, value in flatten(filled).items() if value is REQUIRED]:
         raise UserError(f"missing {', '.join(missing)}; add {missing[0]} VALUE")
-    config = instantiate(config_class, filled)
-    validate(config)
-    return config
+    return instantiate(config_class, filled)
 
 
 def convert_layer(
@@ -158,9 +157,9 @@ def read_section(place: str, text: str) -> Layer:
     """
     file = Path(os.path.expanduser(text))
     if file.is_file():
-        return Layer(text, read_yaml(file))
+        return Layer(text, read_texts(file))
     with contextlib.suppress(yaml.YAMLError):
-        if isinstance(values := read_text(text), dict):
+        if isinstance(values := read_document(text), dict):
             return Layer(place, values)
     raise UserError(f"{place} must be a YAML file or a mapping such as {{key: value}}; got {shown(text)}")
 
@@ -208,17 +207,3 @@ def show_and_exit(
     else:
         print(help_text(program, command, known, flatten(filled), everything=request not in HELP))
     raise SystemExit(0)
-
-
-def validate(config: Any) -> None:
-    """Call ``validate()`` of a configuration's sections and of itself, where they have it.
-
-    Raises:
-        UserError: a value that no run can have.
-    """
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if dataclasses.is_dataclass(value):
-            validate(value)
-    if callable(check := getattr(config, "validate", None)):
-        check()

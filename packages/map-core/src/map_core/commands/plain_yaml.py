@@ -1,6 +1,7 @@
-"""YAML of plain values, read with bounded work; numbers and words stay the text that the file holds.
+"""YAML of plain values, read with bounded work.
 
-What a text means is for the type of its setting to say: a folder called 2012, no or 1e3 is a folder.
+Settings are read as texts: what one means is for the type of its setting to say, since a folder called 2012, no or
+1e3 is a folder.
 """
 
 from pathlib import Path
@@ -18,10 +19,15 @@ MERGE = STANDARD + "merge"
 
 
 class PlainReader:
-    """Turns the nodes of a document into None, texts, lists and mappings."""
+    """Turns the nodes of a document into None, lists, mappings, and texts or what YAML makes of them.
 
-    def __init__(self) -> None:
+    Args:
+        typed: Make numbers, truth values and dates of scalars that look like it.
+    """
+
+    def __init__(self, *, typed: bool) -> None:
         self.values = 0
+        self.constructor = yaml.SafeLoader("") if typed else None
 
     def read(self, node: yaml.Node | None, depth: int = 0) -> Any:
         """Return a node's value.
@@ -37,15 +43,24 @@ class PlainReader:
         if not node.tag.startswith(STANDARD) or "/" in node.tag:
             raise yaml.YAMLError(f"{node.tag} in line {node.start_mark.line + 1} is no plain value")
         if isinstance(node, yaml.ScalarNode):
-            return None if node.tag == STANDARD + "null" else node.value
+            return self.read_scalar(node)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(entry, depth + 1) for entry in node.value]
         return self.read_mapping(node, depth)
 
-    def read_mapping(self, node: yaml.Node, depth: int) -> dict[str, Any]:
+    def read_scalar(self, node: yaml.ScalarNode) -> Any:
+        """Return what is no list and no mapping."""
+        if self.constructor is None:
+            return None if node.tag == STANDARD + "null" else node.value
+        try:
+            return self.constructor.construct_object(node)
+        except ValueError as error:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {error}") from error
+
+    def read_mapping(self, node: yaml.Node, depth: int) -> dict[Any, Any]:
         """Return a mapping; ``<<`` takes over what the mapping itself does not name."""
-        values: dict[str, Any] = {}
-        inherited: dict[str, Any] = {}
+        values: dict[Any, Any] = {}
+        inherited: dict[Any, Any] = {}
         for key, value in node.value:
             if key.tag == MERGE:
                 merged = self.read(value, depth + 1)
@@ -54,7 +69,7 @@ class PlainReader:
                         raise yaml.YAMLError(f"<< in line {key.start_mark.line + 1} names no mapping")
                     inherited = mapping | inherited
                 continue
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            name = self.read_scalar(key) if isinstance(key, yaml.ScalarNode) else None
             if name is None or name in values:
                 what = "is no name" if name is None else f"names {name} again"
                 raise yaml.YAMLError(f"the key in line {key.start_mark.line + 1} {what}")
@@ -62,30 +77,48 @@ class PlainReader:
         return inherited | values
 
 
-def read_text(text: str) -> Any:
+def read_document(text: str, *, typed: bool = False) -> Any:
     """Read a document.
+
+    Args:
+        text: The document.
+        typed: As for :class:`PlainReader`.
 
     Raises:
         yaml.YAMLError: it is no YAML, or asks for more than plain values, or for too many.
     """
     try:
-        return PlainReader().read(yaml.compose(text, Loader=yaml.SafeLoader))
+        return PlainReader(typed=typed).read(yaml.compose(text, Loader=yaml.SafeLoader))
     except RecursionError as error:
         raise yaml.YAMLError(f"more than {DEEPEST} levels") from error
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a file.
+def read_texts(path: Path) -> Any:
+    """Read a file whose scalars stay texts; null is None.
 
     Raises:
         UserError: it cannot be read, is no YAML, or asks for more than plain values.
     """
+    return read_file(path, typed=False)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file whose scalars become numbers, truth values and the like, as in any YAML.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, or asks for more than plain values.
+    """
+    return read_file(path, typed=True)
+
+
+def read_file(path: Path, *, typed: bool) -> Any:
+    """Read a file; see :func:`read_texts` and :func:`read_yaml`."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise UserError(f"{path} is larger than {LARGEST_FILE:,} bytes, too large for settings")
-        return read_text(content.decode())
+        return read_document(content.decode(), typed=typed)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; choose another file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

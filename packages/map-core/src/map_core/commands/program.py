@@ -1,11 +1,13 @@
 """A domain's command line as a program: find the command, run it, say what the user did wrong."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from map_core.commands.command import Command
 from map_core.commands.output import while_somebody_reads
@@ -45,7 +47,9 @@ def run_command(program: str, commands: Sequence[Command], recipes: str, argumen
         return 0
     try:
         command = find_command(arguments[0], commands)
-        command.execute(parse(f"{program} {command.name}", command, commands, recipes, arguments[1:]))
+        config = parse(f"{program} {command.name}", command, commands, recipes, arguments[1:])
+        validate(config)
+        command.execute(config)
     except UserError as error:
         if os.environ.get("MAP_DEBUG"):
             raise
@@ -57,6 +61,20 @@ def run_command(program: str, commands: Sequence[Command], recipes: str, argumen
     finally:
         leave_process_group()
     return 0
+
+
+def validate(config: Any) -> None:
+    """Call ``validate()`` of a configuration's sections and of itself, where they have it.
+
+    Raises:
+        UserError: a value that no run can have.
+    """
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            validate(value)
+    if callable(check := getattr(config, "validate", None)):
+        check()
 
 
 def leave_process_group() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from map_core.commands.plain_yaml import read_yaml
+from map_core.commands.plain_yaml import read_texts
 from map_core.errors import UserError, near_matches
 
 BASE = "base"  # the key that names the recipe to build on
@@ -72,7 +72,7 @@ def recipe_layers(package: str, name: str) -> list[Layer]:
             )
         chain.append(following)
         with find_recipe(package, following) as path:
-            values = read_yaml(path)
+            values = read_texts(path)
         base = values.pop(BASE, None) if isinstance(values, dict) else None
         layers.insert(0, Layer(following, values))
         following = None if base is None else find_base(package, base, following, path)

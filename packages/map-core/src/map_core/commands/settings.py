@@ -51,8 +51,8 @@ def field_docs(config_class: type) -> dict[str, str]:
         section = re.split(r"\n\s*\n", args, maxsplit=1)[0]
         entries = re.split(rf"(?m)^ {{{indent}}}(?=\w)", section)[1:] if indent else []
         for entry in entries:
-            name, _, text = entry.partition(":")
-            explained[name.strip()] = " ".join(text.split())
+            names, _, text = entry.partition(":")
+            explained |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return explained
 
 

@@ -228,15 +228,17 @@ def evaluate(domain: Domain, config: Any) -> None:
 def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
     """Accuracies of a classifier, for its summary."""
     model, classes = domain.models.classifier(config.init)
-    data = domain.open_data(config.data, domain.models.described(config.init), "evaluate")
+    data = domain.open_data(
+        config.data, domain.models.described(config.init), "evaluate", read_description(config.init)
+    )
     assert data.evaluation is not None
     refuse_other_classes(data.classes, classes, data=data.description, init=config.init)
     with Stopwatch(choose_device(config.evaluation.device)) as watch:
         logits, labels = domain.logits(
             model, data.evaluation, config.evaluation, collate=domain.collate, title="evaluate"
         )
-    if data.skipped():
-        print(data.skipped())
+    if data.skipped().count:
+        print(data.skipped().note)
     protocol = domain.protocol(config.evaluation)
     return {
         **({"protocol": protocol} if protocol else {}),
@@ -253,7 +255,8 @@ def predict(domain: Domain, config: Any) -> None:
     config.evaluation.validate()
     model, classes = domain.models.classifier(config.init)
     files = getattr(config, f"{domain.sample}s")
-    samples = domain.open_files(files, config.data, domain.models.described(config.init))
+    described = domain.models.described(config.init)
+    samples = domain.open_files(files, config.data, described, read_description(config.init))
     logits, _ = domain.logits(model, samples, config.evaluation, collate=domain.collate, title="predict")
     probabilities = logits.softmax(dim=1).numpy()
     write_predictions(Path(config.out), domain.sample, samples.names, classes, probabilities, top=config.top)
@@ -267,11 +270,11 @@ def features(domain: Domain, config: Any) -> None:
     files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
     extract = partial(extract_features, model, config=config.evaluation, collate=domain.collate)
     if files is not None:
-        samples = domain.open_files(files, config.data, described)
+        samples = domain.open_files(files, config.data, described, read_description(config.init))
         values, _ = extract(samples=samples)
         save_arrays(out, {"features": values, "names": np.array(samples.names)})
         return
-    data = domain.open_data(config.data, described, "features")
+    data = domain.open_data(config.data, described, "features", read_description(config.init))
     measured = {}
     for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
         if samples_or_none is not None:
@@ -286,11 +289,11 @@ def reconstruct(domain: Domain, config: Any) -> None:
     trained = load_objective(domain, config.init)
     files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
     if files is not None:
-        samples = domain.open_files(files, config.data, trained.model)
+        samples = domain.open_files(files, config.data, trained.model, read_description(config.init))
         data = OpenedData(f"{files}", (), None, None, samples)
     else:
         purpose: Any = "pretrain" if config.split == "train" else "evaluate"
-        data = domain.open_data(config.data, trained.model, purpose)
+        data = domain.open_data(config.data, trained.model, purpose, read_description(config.init))
         samples_or_none = data.plain_train if config.split == "train" else data.evaluation
         assert samples_or_none is not None
         samples = samples_or_none

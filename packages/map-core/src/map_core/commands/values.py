@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from map_core.commands.plain_yaml import read_text
+from map_core.commands.plain_yaml import read_document
 
 NULL = ("null", "~")
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -49,7 +49,7 @@ def convert_arguments(arguments: Sequence[str], kind: Any) -> Any:
     text = arguments[0]
     if text.startswith("[") and text.endswith("]"):
         with contextlib.suppress(yaml.YAMLError):
-            return convert(read_text(text), kind)
+            return convert(read_document(text), kind)
     with contextlib.suppress(MismatchError):
         return convert(text, kind)
     return convert([text], kind)
@@ -61,7 +61,7 @@ def convert(value: Any, kind: Any) -> Any:
     A text setting keeps its text, whatever YAML would make of it: only a file's null is None there.
 
     Args:
-        value: A text, None, a list or a mapping as :func:`~map_core.commands.plain_yaml.read_yaml` gives
+        value: A text, None, a list or a mapping as :func:`~map_core.commands.plain_yaml.read_texts` gives
             them, or numbers and truth values as JSON does.
         kind: A plain type, ``Literal``, list, tuple, or a union of them.
 
@@ -119,6 +119,7 @@ def to_sequence(value: Any, kind: Any) -> Any:
 
 
 def to_text(value: Any) -> str:
+    """A text; one that begins as a path in a home folder does, ``~/``, is that path."""
     if not isinstance(value, str):
         raise ValueError
     return os.path.expanduser(value) if value.startswith("~") and os.sep in value else value

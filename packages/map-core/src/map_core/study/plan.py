@@ -19,14 +19,13 @@ A study's file (YAML) names a question, arms, seeds and measures::
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from map_core.commands.recipes import read_yaml
+from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError, near_matches
 from map_core.study.results import Result
 
-Measure = Literal["finetune", "linear_probe", "knn"]
-MEASURES: tuple[Measure, ...] = ("finetune", "linear_probe", "knn")
+MEASURES = ("finetune", "linear_probe", "knn")
 KEYS = {
     "name", "question", "arms", "pretrain", "finetune", "linear_probe", "labels", "learning_rates", "holdout",
     "seeds", "measures", "extensions",
@@ -69,7 +68,7 @@ class Study:
     learning_rates: tuple[float, ...]
     holdout: float
     seeds: tuple[int, ...]
-    measures: tuple[Measure, ...]
+    measures: tuple[str, ...]
     extensions: int
 
 
@@ -251,7 +250,7 @@ def _trials(
         return PlannedRun(key, arm.name, seed, labels, "trial", command, settings, start, lr)
 
     rates = list(study.learning_rates)
-    for _ in range(study.extensions + 1):
+    for _ in range(study.extensions):
         runs = [trial(lr) for lr in rates]
         if not all(run.key in scores for run in runs) or len(rates) < 2:
             break
@@ -262,7 +261,7 @@ def _trials(
             rates.append(rates[-1] ** 2 / rates[-2])
         else:
             break
-    for lr in rates[: len(study.learning_rates) + study.extensions]:
+    for lr in rates:
         yield trial(lr)
 
 

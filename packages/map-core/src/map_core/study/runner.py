@@ -163,7 +163,7 @@ def finish(study: Study, item: Started, place: Place) -> Result:
     summary = read_summary(run, directory)
     if summary.get("interrupted"):
         raise UserError(f"run {run.key} was interrupted; start the study again: it goes on")
-    numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float)}
     return Result(
         study=study.name,
         key=run.key,
@@ -173,7 +173,7 @@ def finish(study: Study, item: Started, place: Place) -> Result:
         stage=run.stage,
         lr=run.lr,
         settings=run.settings,
-        score=float(numbers.get(ACCURACY, numbers.get("knn_accuracy", numbers.get("loss", 0.0)))),
+        score=numbers.get(ACCURACY, numbers.get("knn_accuracy", numbers.get("loss", 0.0))),
         measures=numbers,
         seconds=float(summary.get("seconds", time.monotonic() - item.began)),
         samples=round(summary.get("samples_per_second", 0) * summary.get("seconds", 0)),

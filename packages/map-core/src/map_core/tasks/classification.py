@@ -123,7 +123,7 @@ class ClassificationTask(Task):
         protocol = self.domain.protocol(self.domain.evaluation())
         if protocol:
             summary["protocol"] = f"last epoch: {protocol}"
-        report_skipped(self.data, summary)
+        report_skipped(self.domain, self.data, summary)
 
 
 class FinetuneTask(ClassificationTask):
@@ -175,12 +175,12 @@ def required_training_samples(data: OpenedData) -> Samples:
     return data.train
 
 
-def report_skipped(data: OpenedData, summary: dict[str, Any]) -> None:
+def report_skipped(domain: Domain, data: OpenedData, summary: dict[str, Any]) -> None:
     """Say which unreadable samples were left out, if any were."""
-    note = data.skipped()
-    if note:
-        summary["skipped"] = note
-        print(note)
+    skipped = data.skipped()
+    if skipped.count:
+        summary[f"skipped_{domain.sample}s"] = skipped.count
+        print(skipped.note)
 
 
 def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedData) -> None:

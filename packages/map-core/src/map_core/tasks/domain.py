@@ -28,9 +28,17 @@ class Samples(Protocol):
     def names(self) -> Sequence[str]: ...
 
 
-def nothing_skipped() -> str:
-    """The note on unreadable samples where there are none."""
-    return ""
+@dataclass(frozen=True)
+class Skipped:
+    """The unreadable samples met so far.
+
+    Attributes:
+        count: How many.
+        note: A line that names some of them; empty for none.
+    """
+
+    count: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class OpenedData:
         evaluation: Samples to evaluate on, or None.
         evaluated_on: What ``evaluation`` is, for summaries.
         preprocessing: What a model's description keeps so that inputs can be prepared as in training.
-        skipped: Says which unreadable samples were met so far; empty for none.
+        skipped: Counts the unreadable samples met so far.
     """
 
     description: str
@@ -55,7 +63,25 @@ class OpenedData:
     evaluation: Samples | None
     evaluated_on: str = "evaluation split"
     preprocessing: dict[str, Any] = field(default_factory=dict)
-    skipped: Callable[[], str] = nothing_skipped
+    skipped: Callable[[], Skipped] = Skipped
+
+
+@runtime_checkable
+class OpenData(Protocol):
+    """Opens the data of a run for a purpose; ``trained`` is what :attr:`OpenedData.preprocessing` was in training."""
+
+    def __call__(
+        self, config: Any, model: Any, purpose: Purpose, trained: Mapping[str, Any] = ...
+    ) -> OpenedData: ...
+
+
+@runtime_checkable
+class OpenFiles(Protocol):
+    """Opens files and folders as samples without labels."""
+
+    def __call__(
+        self, paths: str | list[str], config: Any, model: Any, trained: Mapping[str, Any] = ...
+    ) -> Samples: ...
 
 
 @runtime_checkable
@@ -106,8 +132,7 @@ class Domain:
         sample: What one sample is called, such as "image"; ``--images`` names files to run.
         models: See :class:`~map_core.tasks.trained_models.Models`.
         data, objective, classification, evaluation: Sections of its recipes.
-        open_data: Of the data section, the model section and a purpose.
-        open_files: Samples without labels of files and folders, of (paths, data section, model section).
+        open_data, open_files: Of the data section and the model section.
         data_defaults: From a run's data section, its description and the options given on the command line, to
             the data settings that commands start from.
         rows: Of a picture of reconstructions.
@@ -127,8 +152,8 @@ class Domain:
     data: type
     objective: type
     classification: type
-    open_data: Callable[[Any, Any, Purpose], OpenedData]
-    open_files: Callable[[str | list[str], Any, Any], Samples]
+    open_data: OpenData
+    open_files: OpenFiles
     build_objective: Callable[[nn.Module, Any], Objective]
     draw: Draw
     data_defaults: DataDefaults = unchanged

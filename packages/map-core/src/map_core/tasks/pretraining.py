@@ -184,7 +184,7 @@ class PretrainTask(Task):
         self.domain.draw(
             model, inputs_to_draw(self.data.plain_train), directory / "reconstructions.png", data=self.data
         )
-        report_skipped(self.data, summary)
+        report_skipped(self.domain, self.data, summary)
 
 
 def rest_of_state(objective: nn.Module) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class Models(Generic[Config]):
             the run's, whatever a recipe says.
     """
 
-    config: type  # of Config; checkers cannot ask whether a class fits a protocol with attributes
+    config: type[Config]
     names: tuple[str, ...]
     create_classifier: Callable[[Config, int], nn.Module]
     create_backbone: Callable[[Config], nn.Module]
@@ -111,6 +111,21 @@ class Models(Generic[Config]):
         if read_description(path).get("classes"):
             return self.classifier(path)[0]
         return load_whole(self.create_backbone(config), path, self.load_init)
+
+    def load(self, path: str | Path) -> nn.Module:
+        """The model of a run, in evaluation mode, with the sizes that it was trained with.
+
+        A classifier where the run trained one (its ``classes`` name the outputs), else the pretrained encoder.
+
+        Args:
+            path: A run's directory or weights file.
+
+        Raises:
+            UserError: nothing there, or nothing that describes its model.
+        """
+        model = self.encoder(path)
+        model.classes = tuple(read_description(path).get("classes") or ())  # type: ignore[assignment]
+        return model
 
 
 def load_whole(model: nn.Module, path: str | Path, load_init: LoadInit) -> nn.Module:

@@ -29,7 +29,9 @@ class NoWaiting(TorchFunctionMode):
         self._patches = ExitStack()
         for name, there in (("autocast", nullcontext), ("is_autocast_enabled", _never)):
             # autocast does not know of the meta device, where there is nothing for it to do
-            self._patches.enter_context(patch.object(torch, name, _unless_on_meta(getattr(torch, name), there)))
+            self._patches.enter_context(
+                patch.object(torch, name, _unless_on_meta(getattr(torch, name), there))
+            )
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

@@ -26,7 +26,7 @@ def check_cloud(points: np.ndarray, name: str) -> np.ndarray:
     if points.dtype.kind not in "fiu":
         raise UserError(f"{name} holds {points.dtype}; a cloud is (points, 3 or more columns) of numbers")
     with np.errstate(invalid="ignore"):  # NaN of every kind is told below
-        xyz = np.asarray(points[:, :3], dtype=np.float64)
+        xyz = np.array(points[:, :3], dtype=np.float64)  # a copy: what was read may not be writable
     broken = ~np.isfinite(xyz).all(axis=1)
     if broken.any():
         raise UserError(

@@ -60,6 +60,7 @@ def decode(file: Any, mode: str, *, name: str) -> Image.Image:
         if isinstance(file, str | os.PathLike):
             _check_file(file)
         with Image.open(file, formats=readable_formats()) as image:
+            _check_strips(image)
             image.load()
             _check_samples(image)
             pixels = _eight_bits(image) if _is_deep(image) else image
@@ -98,6 +99,14 @@ def _check_file(path: str | os.PathLike[str]) -> None:
         raise RefusedImageError("it is no regular file, but a FIFO, socket or device")
     if not status.st_size:
         raise RefusedImageError("the file is empty")
+
+
+def _check_strips(image: Image.Image) -> None:
+    """Refuse a TIFF with fewer strips or tiles than its size asks for: what they do not cover would be black."""
+    boxes = [tile[1] for tile in getattr(image, "tile", ()) if tile[1] is not None]
+    covered = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+    if image.format == "TIFF" and boxes and covered < image.width * image.height:
+        raise RefusedImageError(f"it holds {covered} of its {image.width} x {image.height} pixels")
 
 
 def _check_samples(image: Image.Image) -> None:

@@ -1,7 +1,9 @@
 """Images decoded once and kept in memory, each at its own size, for data sets of small images."""
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -90,8 +92,41 @@ def _check_memory(source: ImageSource, indices: np.ndarray, mode: str) -> None:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that are available, as far as the system says."""
+    """Return the bytes of memory that a process may still take, as far as the system says.
+
+    What the system caches of files counts as free; a control group's limit (as containers have) counts, too.
+    """
+    limits = [limit for limit in (_available(), _control_group_leaves()) if limit is not None]
+    return min(limits, default=2**63)
+
+
+def _available(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    except OSError:
+        pass  # no Linux
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return 2**63
+        return None
+
+
+def _control_group_leaves(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Limit minus use, of version 2 or 1; pages of files that are not in use can be taken back."""
+    for limit, used, statistics, inactive in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            most, taken = int((root / limit).read_text()), int((root / used).read_text())
+            cached = re.search(rf"^{inactive} (\d+)", (root / statistics).read_text(), re.MULTILINE)
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+        return max(0, most - taken + (int(cached[1]) if cached else 0))
+    return None

@@ -3,6 +3,7 @@
 Every random choice is drawn from the global generators, so seeding them by (seed, epoch, image) decides it.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -25,6 +26,7 @@ INTERPOLATION_MODES = {
     "nearest": tv.InterpolationMode.NEAREST,
     "lanczos": tv.InterpolationMode.LANCZOS,
 }
+LONGEST = 64  # times the area that is kept; longer images are cut before they are enlarged
 Step = Callable[[Image.Image], Image.Image]
 
 
@@ -47,10 +49,21 @@ class ResizeToFill:
         larger = image.height > height and image.width > width
         crop_pct = self.crop_pct if larger else self.crop_pct_small
         scale = max(height / crop_pct / image.height, width / crop_pct / image.width)
+        if image.height * image.width * scale**2 > LONGEST * height * width:
+            image = _middle(image, math.ceil(height / scale), math.ceil(width / scale))
         resized = (max(height, round(image.height * scale)), max(width, round(image.width * scale)))
         if resized != (image.height, image.width):
             image = tvf.resize(image, list(resized), self.interpolation)
         return image if resized == self.img_size else tvf.center_crop(image, list(self.img_size))
+
+
+def _middle(image: Image.Image, rows: int, columns: int, margin: int = 8) -> Image.Image:
+    """Cut a very long image to what its centre crop will need, with a margin for interpolation.
+
+    A file of some bytes may hold 1 x 60,000 pixels, which would be enlarged to gigabytes.
+    """
+    top, left = max(0, (image.height - rows) // 2 - margin), max(0, (image.width - columns) // 2 - margin)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 class PadCrop:

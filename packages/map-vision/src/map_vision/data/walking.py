@@ -48,8 +48,9 @@ def list_folder(folder: Path) -> Listing:
             repeated.append(relative)
             continue
         seen.add(identity)
+        prefix = relative and relative + os.sep
         for entry in scan(path):
-            inside = os.path.join(relative, entry.name)
+            inside = prefix + entry.name
             kind = kind_of(entry)
             if kind == "folder":
                 (links if entry.is_symlink() else folders).append(inside)
@@ -96,10 +97,10 @@ def kind_of(entry: os.DirEntry[str]) -> Kind:
         UserError: for a link that leads nowhere, or that may not be followed, unless it is named as an image.
     """
     try:
-        if entry.is_dir():
-            return "folder"
         if entry.is_file():
             return "file"
+        if entry.is_dir():
+            return "folder"
         if not entry.is_symlink():
             return "special file"
         os.stat(entry.path)  # raises for a link that leads nowhere

@@ -51,7 +51,7 @@ train_dataloader = dict(
     batch_size=2,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(type="RepeatDataset", times=4, dataset=dict(type="CocoDataset", pipeline=train_pipeline)),
+    dataset=dict(type="Repeated", times=4, dataset=dict(type="CocoDataset", pipeline=train_pipeline)),
 )
 val_dataloader = dict(
     batch_size=1,

@@ -8,6 +8,9 @@ over all 4096 patches (`model.backbone.window_size` limits it) and fp16, as in V
 says to follow. Not bf16: mmdet makes the anchors of proposals in the dtype of the scores, and bf16 would round
 coordinates above 512 to 4 pixels. Mixed precision needs a GPU and was not run here; on a CPU add
 `optim_wrapper.type=OptimWrapper`. A config that builds on this sets the backbone and `neck.in_channels`.
+
+The three stages weigh 1 each, as in ViTDet and Vim (mmdet's habit is 1, 0.5, 0.25), and the loss of each of the three
+mask heads a third, so that masks weigh as with their one head. `cascade-mask-rcnn.py` lists what else departs.
 """
 
 _base_ = ["mmdet-runtime.py", "cascade-mask-rcnn.py"]
@@ -37,7 +40,13 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 
-model = dict(data_preprocessor=dict(pad_size_divisor=1024))
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=1024),
+    roi_head=dict(
+        stage_loss_weights=[1, 1, 1],
+        mask_head=dict(loss_mask=dict(loss_weight=1 / 3)),
+    ),
+)
 train_dataloader = dict(
     batch_size=8,
     num_workers=8,

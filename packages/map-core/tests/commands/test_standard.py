@@ -1,0 +1,272 @@
+"""The commands of every domain, from the command line to their files, on a domain in miniature."""
+
+import csv
+import importlib.metadata
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_domain import CLASSES, DOMAIN, ToyDataConfig, ToyModelConfig, ToySamples
+
+from map_core import UserError
+from map_core.commands.program import main
+from map_core.commands.standard import (
+    at_least_one,
+    configs,
+    data_of_run,
+    model_of_run,
+    refuse_other_classes,
+    standard_commands,
+)
+from map_core.tasks.pretraining import hide_and_reconstruct, load_objective
+
+QUICK = [
+    f"--training.{setting}"
+    for setting in (
+        "epochs=2", "batch_size=8", "warmup_epochs=0", "lr=0.01", "workers=0", "device=cpu",
+        "tensorboard=false", "progress=false",
+    )
+]  # fmt: skip
+RUNNING = [f"--evaluation.{setting}" for setting in ("workers=0", "device=cpu", "progress=false")]
+
+
+def run(*arguments):
+    """Run a command of the toy domain; return its status."""
+    return main("map-toy", standard_commands(DOMAIN), DOMAIN.recipes, [str(part) for part in arguments])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A pretraining, a finetuning and a probing run, of a width that is not the default."""
+    root = tmp_path_factory.mktemp("runs")
+    pretrained = root / "pretrain"
+    assert run("pretrain", *QUICK, "--model.embed_dim=12", "--data.flip=true", "--out", pretrained) == 0
+    for command in ("finetune", "linear-probe"):
+        assert run(command, *QUICK, "--init", pretrained, "--out", root / command) == 0
+    return SimpleNamespace(pretrain=pretrained, finetune=root / "finetune", probe=root / "linear-probe")
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+# ---- training
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("pretrain", "pretrain"), ("finetune", "finetune"), ("probe", "linear-probe")]
+)
+def test_a_training_command_leaves_a_finished_run(runs, name, task):
+    out = getattr(runs, name)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["task"], summary["interrupted"]) == (task, False)
+    assert json.loads((out / "model.json").read_text())["task"] == task
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["training"]["epochs"] == 2
+
+
+@pytest.mark.parametrize("name", ["finetune", "probe"])
+def test_model_and_preparation_of_inputs_are_those_of_the_run_that_init_names(runs, name):
+    """Not the defaults: they were given to the pretraining run only."""
+    config = yaml.safe_load((getattr(runs, name) / "config.yaml").read_text())
+    assert config["model"] == {"name": "toy", "embed_dim": 12}
+    assert config["data"]["flip"] is True
+
+
+def test_the_command_line_goes_before_the_run_that_init_names(runs, tmp_path, capsys):
+    assert (
+        run("finetune", *QUICK, "--init", runs.pretrain, "--model.embed_dim=8", "--out", tmp_path / "x") == 2
+    )
+    assert "does not fit this model: shapes: " in capsys.readouterr().err
+
+
+def test_a_recipe_does_not_go_before_what_the_weights_are_tied_to(runs, tmp_path):
+    """The width of the run that ``--init`` names stays; the number of samples is the recipe's."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {embed_dim: 8}\ndata: {count: 16}\n")
+    out = tmp_path / "run"
+    assert run("finetune", "--config", recipe, *QUICK, "--init", runs.pretrain, "--out", out) == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["model"]["embed_dim"], config["data"]["count"]) == (12, 16)
+
+
+def test_pretrained_weights_are_what_finetuning_learns_classes_from(runs):
+    summary = json.loads((runs.finetune / "summary.json").read_text())
+    assert summary["test_accuracy"] > 60  # of three classes
+
+
+# ---- evaluate
+
+
+@pytest.mark.parametrize("name", ["finetune", "probe"])
+def test_evaluating_a_run_repeats_its_last_evaluation(runs, tmp_path, capsys, name):
+    out = tmp_path / "evaluated"
+    init = getattr(runs, name)
+    assert run("evaluate", "--init", init, *RUNNING, "--out", out) == 0
+    summary, trained = (json.loads((path / "summary.json").read_text()) for path in (out, init))
+    printed = capsys.readouterr().out
+    for metric in ("test_accuracy", "test_accuracy_class_mean", "test_loss"):
+        assert summary[metric] == pytest.approx(trained[metric], rel=1e-4)
+        assert f"{metric:26} {summary[metric]:.4g}\n" in printed
+    assert (summary["task"], summary["init"], summary["toys"]) == ("evaluate", str(init), 10)
+    assert summary["evaluated_on"] == "evaluation split"
+
+
+def test_an_evaluation_never_replaces_a_training_run(runs, capsys):
+    before = (runs.finetune / "summary.json").read_text()
+    assert run("evaluate", "--init", runs.finetune, "--out", runs.finetune) == 2
+    assert (
+        f"{runs.finetune} is a training run, whose summary.json would be replaced" in capsys.readouterr().err
+    )
+    assert (runs.finetune / "summary.json").read_text() == before
+
+
+def test_what_is_no_classifier_cannot_be_evaluated_as_one(runs, tmp_path, capsys):
+    assert run("evaluate", "--init", runs.pretrain, *RUNNING, "--out", tmp_path / "x") == 2
+    assert "describes no classifier (its .json says: encoder)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "features"])
+def test_settings_are_checked_before_a_model_is_loaded(command, tmp_path, capsys):
+    files = ["--toys", "3"] if command == "predict" else []
+    assert run(command, "--init", tmp_path / "none", *files, "--evaluation.batch_size=0") == 2
+    assert "evaluation.batch_size must be at least 1; got 0" in capsys.readouterr().err
+
+
+def test_other_classes_are_refused():
+    with pytest.raises(
+        UserError,
+        match=r"the classes of data are not those of run: 2 classes a, c, ... against 2 a, b, ...; eva",
+    ):
+        refuse_other_classes(["a", "c"], ("a", "b"), data="data", init="run")
+    refuse_other_classes(["a", "b"], ("a", "b"), data="data", init="run")
+
+
+# ---- predict
+
+
+@pytest.mark.parametrize("top", [1, 2, 5])
+def test_predictions_are_the_classifiers(runs, tmp_path, top):
+    out = tmp_path / "predictions.csv"
+    files = "--toys=['30','31','32','33']"
+    assert run("predict", "--init", runs.finetune, files, *RUNNING, "--top", top, "--out", out) == 0
+    header, *rows = table(out)
+    assert header[:3] == ["toy", "class_1", "probability_1"]
+    assert len(header) == 1 + 2 * min(top, 3)
+    samples = ToySamples(4, first=30, sign=-1)  # flipped, as the model's inputs were
+    model, _ = DOMAIN.models.classifier(runs.finetune)
+    with torch.no_grad():
+        expected = model(torch.stack([samples[i][0] for i in range(4)])).softmax(1)
+    for row, name, probabilities in zip(rows, samples.names, expected, strict=True):
+        best = probabilities.argsort(descending=True)[: min(top, 3)].tolist()
+        assert row[0] == name
+        assert row[1::2] == [CLASSES[i] for i in best]
+        assert [float(cell) for cell in row[2::2]] == pytest.approx(probabilities[best].tolist(), abs=2e-6)
+
+
+# ---- features
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_features_of_a_runs_splits_are_pooled_and_scored(runs, tmp_path, name):
+    out, init = tmp_path / "features.npz", getattr(runs, name)
+    assert run("features", "--init", init, *RUNNING, "--neighbors=3", "--out", out) == 0
+    written, model = np.load(out), DOMAIN.models.encoder(init)
+    for split, samples in (("train", ToySamples(24, sign=-1)), ("test", ToySamples(10, first=1000, sign=-1))):
+        inputs = torch.stack([samples[i][0] for i in range(len(samples))])
+        with torch.no_grad():
+            expected = model.forward_features(inputs).mean(1).numpy()
+        np.testing.assert_allclose(written[f"{split}_features"], expected, rtol=1e-4, atol=1e-5)
+        assert written[f"{split}_names"].tolist() == samples.names
+    assert json.loads(out.with_suffix(".json").read_text())["neighbors"] == 3
+
+
+def test_features_of_files_have_neither_labels_nor_a_score(runs, tmp_path):
+    out = tmp_path / "features.npz"
+    assert run("features", "--init", runs.pretrain, "--toys=['5','6']", *RUNNING, "--out", out) == 0
+    written = np.load(out)
+    assert set(written) == {"features", "names"}
+    assert written["features"].shape == (2, 12)
+    assert written["names"].tolist() == ["sample 5", "sample 6"]
+    assert not out.with_suffix(".json").exists()
+
+
+# ---- reconstruct
+
+
+@pytest.mark.parametrize(
+    ("options", "samples", "ratio", "seed"),
+    [
+        ([], ToySamples(24, sign=-1), None, 0),
+        (["--split=test", "--seed=3"], ToySamples(10, first=1000, sign=-1), None, 3),
+        (["--toys=['40','41','42','43']", "--mask_ratio=0.25"], ToySamples(4, first=40, sign=-1), 0.25, 0),
+    ],
+    ids=["training split", "evaluation split", "files"],
+)
+def test_the_picture_shows_what_the_trained_objective_makes_of_the_samples(
+    runs, tmp_path, capsys, options, samples, ratio, seed
+):
+    out = tmp_path / "new/picture.png"
+    assert run("reconstruct", "--init", runs.pretrain, *options, "--out", out) == 0
+    step = len(samples) // 4  # four rows, spread over the samples
+    inputs = torch.stack([samples[i][0] for i in range(0, len(samples), step)][:4])
+    objective = load_objective(DOMAIN, runs.pretrain).objective
+    expected = hide_and_reconstruct(objective, inputs, ratio=ratio, seed=seed).prediction
+    assert np.array_equal(np.load(out), expected.numpy())
+    assert capsys.readouterr().out == f"4 toys -> {out}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("reconstruct", "count"), ("features", "neighbors"), ("predict", "top")]
+)
+def test_counts_below_one_are_refused(command, option, tmp_path, capsys):
+    files = ["--toys", "3"] if command == "predict" else []
+    assert run(command, "--init", tmp_path / "none", *files, f"--{option}=0") == 2
+    assert capsys.readouterr().err == f"map-toy: error: {option} must be at least 1; got 0\n"
+
+
+def test_one_is_enough():
+    at_least_one("count", 1)
+
+
+# ---- info, and how commands are put together
+
+
+def test_info_tells_versions_devices_and_models(capsys):
+    assert run("info") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "versions"
+    assert f"  {'torch':14} {importlib.metadata.version('torch')}" in lines
+    assert lines[-2:] == ["models", "  toy"]
+
+
+def test_files_are_given_by_the_name_of_the_domains_samples():
+    kinds = configs(DOMAIN)
+    for kind in (kinds.predict, kinds.features, kinds.reconstruct):
+        assert "toys" in kind.__dataclass_fields__
+    assert kinds.reconstruct.__dataclass_fields__["count"].default == DOMAIN.rows
+    assert configs(DOMAIN) is kinds, "made twice, its classes would differ"
+
+
+def test_every_command_is_there_once_in_the_order_of_the_help():
+    assert [command.name for command in standard_commands(DOMAIN)] == [
+        "pretrain", "finetune", "linear-probe", "evaluate", "predict", "features", "reconstruct", "info",
+    ]  # fmt: skip
+
+
+def test_defaults_of_a_run_are_its_settings_by_dotted_key(runs):
+    """Of config.yaml as texts, which are read as a command line's are; of the weights' description as values."""
+    given = {"init": str(runs.pretrain)}
+    assert data_of_run(DOMAIN, given) == {"data.count": "24", "data.root": "toys", "data.flip": True}
+    assert model_of_run(DOMAIN, given) == {"model.name": "toy", "model.embed_dim": 12, "data.flip": True}
+    assert ToyDataConfig().flip is False
+    assert ToyModelConfig().embed_dim is None
+
+
+def test_without_a_run_there_are_no_defaults_of_one():
+    assert data_of_run(DOMAIN, {}) == {}
+    assert model_of_run(DOMAIN, {}) == {}

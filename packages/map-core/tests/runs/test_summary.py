@@ -1,0 +1,63 @@
+"""Configurations and summaries as YAML and JSON can say them."""
+
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import yaml
+
+from map_core.runs.summary import to_plain, versions, write_config, write_summary
+
+
+class Color(Enum):
+    RED = "red"
+
+
+@dataclass
+class Section:
+    root: Path | None = None
+    size: tuple[int, int] = (2, 3)
+
+
+@dataclass
+class Config:
+    data: Section = field(default_factory=Section)
+    color: Color = Color.RED
+    ratio: float = 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Config(), {"data": {"root": None, "size": [2, 3]}, "color": "red", "ratio": 0.5}),
+        ({1: Path("a/b"), "x": [Color.RED, (1,)]}, {"1": "a/b", "x": ["red", [1]]}),
+        (True, True),
+    ],
+)
+def test_values_become_plain(value, plain):
+    assert to_plain(value) == plain
+
+
+def test_a_configuration_is_yaml_in_the_order_of_its_fields(tmp_path):
+    write_config(tmp_path, Config(Section(Path("data"))))
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written == {"data": {"root": "data", "size": [2, 3]}, "color": "red", "ratio": 0.5}
+    assert list(written) == ["data", "color", "ratio"]
+
+
+def test_a_summary_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
+    for step in (1, 2):
+        write_summary(tmp_path, {"step": step, "out": tmp_path})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"step": 2, "out": str(tmp_path)}
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_versions_are_those_of_what_is_imported():
+    import timm
+    import torch
+
+    found = versions()
+    assert found["timm"] == timm.__version__
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]

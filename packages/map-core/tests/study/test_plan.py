@@ -1,0 +1,144 @@
+"""What a study runs follows from its file and the results so far."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from map_core.errors import UserError
+from map_core.study.plan import PlannedRun, Study, next_runs, planned_runs, read_study
+from map_core.study.results import Result
+
+FILE: dict[str, Any] = {
+    "name": "small",
+    "arms": {
+        "map": {"pretrain": {"recipe": "pretrain_digits", "objective.attention": "map"}},
+        "scratch": {},
+    },
+    "finetune": {"recipe": "finetune_digits", "training.epochs": 4},
+    "labels": {50: {"training.batch_size": 50}, "all": {}},
+    "seeds": [0, 1],
+    "measures": ["finetune", "knn"],
+}
+
+
+def study_of(tmp_path: Path, **changes: Any) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**FILE, **changes}))
+    return read_study(path)
+
+
+def done(study: Study, run: PlannedRun, score: float = 50.0) -> Result:
+    settings = run.settings
+    return Result(
+        study.name, run.key, run.arm, run.seed, run.labels, run.stage, run.lr, settings, float(score)
+    )
+
+
+def run_all(study: Study, score_of: Any = lambda run: 50.0) -> list[Result]:
+    """Do every run as soon as it can start."""
+    results: list[Result] = []
+    while ready := next_runs(study, results):
+        results += [done(study, run, score_of(run)) for run in ready]
+    return results
+
+
+def test_a_run_starts_only_when_what_it_builds_on_is_done(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    first = {run.key for run in next_runs(study, [])}
+    pretraining = {f"map/seed{seed}/pretrain" for seed in (0, 1)}
+    scratch = {f"scratch/seed{seed}/finetune{labels}" for seed in (0, 1) for labels in ("", "_50")}
+    assert first == pretraining | scratch
+    run = next(run for run in planned_runs(study, []) if run.key == "map/seed0/pretrain")
+    now = {run.key for run in next_runs(study, [done(study, run)])}
+    assert {"map/seed0/finetune", "map/seed0/finetune_50", "map/seed0/knn"} <= now
+    assert "map/seed1/finetune" not in now
+    assert "map/seed0/pretrain" not in now
+
+
+def test_everything_is_run_once(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    keys = [result.key for result in run_all(study)]
+    assert len(keys) == len(set(keys)) == 2 * (1 + 1 + 2) + 2 * 2
+
+
+def test_arms_differ_in_their_start_alone(tmp_path: Path) -> None:
+    runs = [run for run in planned_runs(study_of(tmp_path), []) if run.stage == "finetune"]
+    by_arm = {arm: [run.settings for run in runs if run.arm == arm] for arm in ("map", "scratch")}
+    assert by_arm["map"] == by_arm["scratch"]
+    assert {run.after for run in runs if run.arm == "scratch"} == {None}
+    assert {run.after for run in runs if run.arm == "map"} == {"map/seed0/pretrain", "map/seed1/pretrain"}
+
+
+def test_labels_choose_a_subset_by_seed(tmp_path: Path) -> None:
+    runs = [run for run in planned_runs(study_of(tmp_path), []) if run.key == "scratch/seed1/finetune_50"]
+    assert runs[0].settings == {
+        "recipe": "finetune_digits",
+        "training.epochs": 4,
+        "training.batch_size": 50,
+        "training.seed": 1,
+        "data.subset": 50,
+        "data.subset_seed": 1,
+    }
+
+
+def test_every_arm_gets_the_same_number_of_trials_and_its_best_rate(tmp_path: Path) -> None:
+    study = study_of(tmp_path, learning_rates=[0.001, 0.002, 0.004], measures=["finetune"])
+
+    def best_in_the_middle(run: PlannedRun) -> float:
+        return 90.0 if run.lr == 0.002 else 50.0
+
+    results = run_all(study, best_in_the_middle)
+    for arm in ("map", "scratch"):
+        trials = [result for result in results if result.arm == arm and result.stage == "trial"]
+        assert sorted((str(r.labels), r.lr) for r in trials) == sorted(
+            (labels, lr) for labels in ("50", "None") for lr in (0.001, 0.002, 0.004)
+        )
+        assert {result.seed for result in trials} == {0}
+        assert all(result.settings["data.holdout"] == 0.1 for result in trials)
+        final = [result for result in results if result.arm == arm and result.stage == "finetune"]
+        assert {result.lr for result in final} == {0.002}
+        assert not any("data.holdout" in result.settings for result in final)
+
+
+@pytest.mark.parametrize(("best", "expected"), [(0.004, [0.008, 0.016]), (0.001, [0.0005, 0.00025])])
+def test_a_best_rate_at_an_edge_extends_the_grid(tmp_path: Path, best: float, expected: list[float]) -> None:
+    grid = [0.001, 0.002, 0.004]
+    study = study_of(tmp_path, learning_rates=grid, measures=["finetune"], labels={"all": {}})
+    sign = 1 if best == max(grid) else -1
+    results = run_all(study, lambda run: 50 + sign * 1000 * (run.lr or 0))
+    tried = sorted({r.lr for r in results if r.stage == "trial" and r.arm == "map"})  # type: ignore[type-var]
+    assert tried == pytest.approx(sorted([*grid, *expected]))
+    chosen = [result.lr for result in results if result.stage == "finetune" and result.arm == "map"]
+    assert chosen == pytest.approx([expected[-1]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0, 0]}, "the seeds of .* repeat"),
+        ({"measures": ["accuracy"]}, "measure 'accuracy' of .* is unknown"),
+        ({"measures": ["linear_probe"]}, "without a recipe: add linear_probe.recipe"),
+        ({"learning_rates": [0.002, 0.001]}, "must ascend"),
+        ({"arm": {}}, "unknown key 'arm' in study .*did you mean arms"),
+        ({"arms": {}}, "lacks arms"),
+        ({"labels": [50]}, "must map numbers, or 'all', to settings"),
+        ({"labels": {0: {}}}, "must be positive numbers or 'all'; got 0"),
+        (
+            {"arms": {"a": {"finetune": {"data.subset": 5}}}},
+            "arm a of .* sets data.subset: all arms share data",
+        ),
+        ({"arms": {"a": {"pretrain": {}}}}, "arm a of .* is pretrained without a recipe"),
+        (
+            {"arms": {"a": {"pretraining": {}}}},
+            "arm a of .* has an unknown key 'pretraining'; did you mean pretrain",
+        ),
+        ({"arms": {"a": {"compute_of": "b"}}}, "compute_of 'b': it must name another arm"),
+    ],
+)
+def test_a_file_that_compares_nothing_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        study_of(tmp_path, **changes)

@@ -1,0 +1,114 @@
+"""Results are lines that are there whole or not at all; statistics and tables say what they show."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import scipy.stats
+import yaml
+
+from map_core.errors import UserError
+from map_core.study.plan import read_study
+from map_core.study.report import comparisons, page, table, write_report
+from map_core.study.results import Result, append_result, merge_results, read_results
+from map_core.study.statistics import T95, estimate, t_quantile, verdict
+
+RESULT = Result("s", "map/seed0/finetune", "map", 0, None, "finetune", 0.001, {"recipe": "r"}, 81.5)
+
+
+def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
+    file = tmp_path / "below" / "results.jsonl"
+    other = replace(RESULT, key="map/seed1/finetune", seed=1)
+    append_result(file, RESULT)
+    append_result(file, other)
+    assert read_results(file, "s") == [RESULT, other]
+
+
+def test_merged_files_hold_each_run_once(tmp_path: Path) -> None:
+    one, two, out = tmp_path / "1", tmp_path / "2", tmp_path / "out"
+    append_result(one, RESULT)
+    append_result(two, replace(RESULT, score=90.0))
+    append_result(two, replace(RESULT, key="other"))
+    merge_results([one, two], out)
+    assert {(r.key, r.score) for r in read_results(out)} == {("map/seed0/finetune", 90.0), ("other", 81.5)}
+
+
+def test_results_of_another_study_are_refused(tmp_path: Path) -> None:
+    append_result(tmp_path / "r", RESULT)
+    with pytest.raises(UserError, match=r"results of the study 's' \(line 1\), not of 'mine'"):
+        read_results(tmp_path / "r", "mine")
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    append_result(tmp_path / "r", RESULT)
+    (tmp_path / "r").write_text((tmp_path / "r").read_text() + '{"study": "s"}\n')
+    with pytest.raises(UserError, match="broken in line 2"):
+        read_results(tmp_path / "r")
+
+
+@pytest.mark.parametrize("degrees", sorted(T95))
+def test_quantiles_are_students(degrees: int) -> None:
+    assert t_quantile(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), abs=6e-4)
+
+
+@pytest.mark.parametrize("degrees", [12, 17, 25])
+def test_quantiles_between_tabulated_ones_err_on_the_wide_side(degrees: int) -> None:
+    assert t_quantile(degrees) >= scipy.stats.t.ppf(0.975, degrees)
+
+
+def test_an_estimate_is_mean_sample_deviation_and_interval() -> None:
+    found = estimate([1.0, 2.0, 4.0])
+    low, high = scipy.stats.t.interval(0.95, 2, loc=found.mean, scale=scipy.stats.sem([1.0, 2.0, 4.0]))
+    assert found.mean == pytest.approx(7 / 3)
+    assert found.sd == pytest.approx(math.sqrt(7 / 3))
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx(
+        (low, high), abs=2e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("differences", "told"),
+    [([1.0, 1.1, 0.9], True), ([1.0, -1.0, 0.5], False), ([2.0, 2.0, 2.1], True), ([-0.2, 0.1], False)],
+)
+def test_arms_are_told_apart_only_where_the_interval_excludes_zero(
+    differences: list[float], told: bool
+) -> None:
+    assert ("not told apart" not in verdict(differences)) == told
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert "no interval" in verdict([3.0])
+
+
+def test_the_report_holds_every_number_of_the_results(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    arms = {"map": {"pretrain": {"recipe": "pretrain_digits"}}, "scratch": {}}
+    values = {
+        "name": "s",
+        "arms": arms,
+        "finetune": {"recipe": "finetune_digits"},
+        "seeds": [0, 1],
+        "measures": ["finetune"],
+    }
+    file.write_text(yaml.safe_dump(values))
+    study = read_study(file)
+    scores = {("map", 0): 80.0, ("map", 1): 82.0, ("scratch", 0): 70.0, ("scratch", 1): 72.5}
+    results = [
+        replace(
+            RESULT,
+            key=f"{arm}{seed}",
+            arm=arm,
+            seed=seed,
+            score=score,
+            facts={"device": "cpu", "commit": "abc"},
+        )
+        for (arm, seed), score in scores.items()
+    ]
+    assert "| map | 81.00 ± 1.41 |" in table(study, results)
+    assert "| scratch | 71.25 ± 1.77 |" in table(study, results)
+    assert "+9.75 [" in comparisons(study, results)
+    assert "map-vision study --study s" in page(study, results, "map-vision study --study s")
+    path = write_report(study, results, tmp_path / "report", "command")
+    assert json.loads((path.parent / "report.json").read_text())["map/finetune/all"] == {"0": 80.0, "1": 82.0}

@@ -1,0 +1,78 @@
+"""Features as files, and the kNN score against a loop."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from map_core.tasks.features import SplitFeatures, knn_accuracy, save_arrays, write_features
+
+
+def slow_knn(bank, bank_labels, queries, labels, neighbors, temperature=0.07):
+    """One query after the other."""
+    correct = 0
+    for query, label in zip(queries, labels, strict=True):
+        similarity = [query @ row / np.linalg.norm(query) / np.linalg.norm(row) for row in bank]
+        votes = {}
+        for i in sorted(range(len(bank)), key=lambda i, s=similarity: -s[i])[:neighbors]:
+            votes[bank_labels[i]] = votes.get(bank_labels[i], 0) + math.exp(similarity[i] / temperature)
+        correct += max(votes, key=votes.get) == label
+    return 100 * correct / len(queries)
+
+
+def clusters(count, seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(4, size=count)
+    centers = np.random.default_rng(0).normal(size=(4, 5))
+    return (centers[labels] + generator.normal(size=(count, 5))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("neighbors", [1, 5, 20, 1000])
+def test_the_score_is_that_of_a_loop(neighbors):
+    """Also with more neighbours than there are samples."""
+    bank, queries = clusters(60, 1), clusters(50, 2)
+    score = knn_accuracy(*bank, *queries, neighbors=neighbors)
+    assert score == pytest.approx(slow_knn(*bank, *queries, neighbors=neighbors))
+    assert 40 < score < 100, "the example tells nothing"
+
+
+def test_arrays_are_written_under_just_the_name_that_was_given(tmp_path, capsys):
+    out = tmp_path / "new/features"
+    save_arrays(out, {"a": np.arange(6).reshape(2, 3)})
+    assert [path.name for path in out.parent.iterdir()] == ["features"]
+    assert np.load(out)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert capsys.readouterr().out == f"a (2, 3) -> {out}\n"
+
+
+def test_two_splits_with_classes_are_written_and_scored(tmp_path, capsys):
+    train, test = clusters(60, 1), clusters(50, 2)
+    splits = {
+        "train": SplitFeatures(*train, [f"train {i}" for i in range(60)]),
+        "test": SplitFeatures(*test, [f"test {i}" for i in range(50)]),
+    }
+    out = tmp_path / "features.npz"
+    write_features(out, splits, ["a", "b", "c", "d"], neighbors=5, evaluated_on="held-out part")
+    written = np.load(out)
+    for name, split in splits.items():
+        assert np.array_equal(written[f"{name}_features"], split.features)
+        assert np.array_equal(written[f"{name}_labels"], split.labels)
+        assert written[f"{name}_names"].tolist() == list(split.names)
+    assert written["classes"].tolist() == ["a", "b", "c", "d"]
+    score = slow_knn(*train, *test, neighbors=5)
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report == {"task": "features", "knn_accuracy": pytest.approx(score), "neighbors": 5}
+    assert f"kNN accuracy (5 neighbours): {score:.2f} % (held-out part)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"), [(["train"], ["a", "b"]), (["train", "test"], ["a"]), (["train", "test"], [])]
+)
+def test_without_two_splits_or_two_classes_there_is_no_score(tmp_path, names, classes):
+    split = SplitFeatures(*clusters(10, 1), ["x"] * 10)
+    out = tmp_path / "features.npz"
+    write_features(out, dict.fromkeys(names, split), classes, neighbors=5)
+    assert set(np.load(out)) == {"classes"} | {
+        f"{name}_{what}" for name in names for what in ("features", "labels", "names")
+    }
+    assert not out.with_suffix(".json").exists()

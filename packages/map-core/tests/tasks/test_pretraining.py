@@ -1,0 +1,202 @@
+"""Pretraining as a task: what is exported is the backbone, and the whole objective comes back."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_domain import CHANNELS, DOMAIN, ToyNet, ToySamples, open_data
+
+from map_core import Draw, Masking, UserError
+from map_core.tasks.domain import Skipped
+from map_core.tasks.pretraining import (
+    ObjectiveConfig,
+    PretrainTask,
+    hide_and_reconstruct,
+    inputs_to_draw,
+    load_objective,
+)
+from map_core.tasks.weights import read_description
+from map_core.testing import toy_objective
+
+
+def batch(count=4):
+    return torch.stack([ToySamples(count)[i][0] for i in range(count)])
+
+
+# ---- configuration
+
+
+def test_defaults_are_the_papers():
+    config = ObjectiveConfig()
+    config.validate()
+    assert config.masking == Masking(0.5, strategy="random", scope="all")
+    assert (config.attention, config.decoder_depth, config.decoder_dim) == ("map", 4, 192)
+
+
+def test_every_setting_reaches_the_masking():
+    config = ObjectiveConfig(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
+    config.validate()
+    assert config.masking == Masking(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_ratio": 0.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 0.0"),
+        ({"mask_ratio": 1.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 1.0"),
+        ({"mask_ratio": math.nan}, r"objective.mask_ratio must lie inside \(0, 1\); got nan"),
+        ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.7, 0.3)}, r"0 < low < high < 1; got 0.7, 0.3"),
+        ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.0, 0.3)}, r"mask_ratio_bounds .* got 0.0, 0.3"),
+        ({"mask_ratio_std": 0.0}, r"objective.mask_ratio_std must be positive; got 0.0"),
+        ({"decoder_dim": 190}, r"decoder_dim \(190\) must be a multiple of objective.decoder_heads \(16\)"),
+        ({"decoder_depth": 0}, r"objective.decoder_depth must be at least 1; got 0"),
+        ({"decoder_heads": 0}, r"objective.decoder_heads must be at least 1; got 0"),
+        ({"decoder_dim": 0}, r"objective.decoder_dim must be at least 1; got 0"),
+    ],
+)
+def test_wrong_settings_name_the_field_the_value_and_the_rule(settings, message):
+    with pytest.raises(UserError, match=message):
+        ObjectiveConfig(**settings).validate()
+
+
+# ---- the task
+
+
+def test_the_loss_is_the_objectives_under_the_draw_of_the_step(make_config):
+    task, draw = PretrainTask(DOMAIN, make_config("pretrain")), Draw.of_batch(4, seed=3)
+    terms = task.loss(task.model, (batch(), torch.zeros(4)), draw)
+    assert terms.loss == task.model(batch(), draw).loss
+
+
+def test_a_mixer_changes_what_the_objective_gets_and_is_given_the_draw(make_config):
+    task, draw = PretrainTask(DOMAIN, make_config("pretrain")), Draw.of_batch(4, seed=3)
+
+    def mixer(inputs, labels, draw):
+        return inputs[torch.randperm(4, generator=draw.generator("pairs"))] + inputs, labels
+
+    task.mixer = mixer
+    mixed, _ = mixer(batch(), None, draw)
+    assert task.loss(task.model, (batch(), torch.zeros(4)), draw).loss == task.model(mixed, draw).loss
+    assert task.model(mixed, draw).loss != task.model(batch(), draw).loss
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_a_run_exports_the_backbones_state_and_apart_from_it_the_rest(pretrained, weights):
+    out, task = pretrained
+    suffix = "" if weights == "raw" else "_ema"
+    backbone, rest = (
+        load_file(out / f"model{suffix}.safetensors"),
+        load_file(out / f"pretraining{suffix}.safetensors"),
+    )
+    assert backbone.keys() == ToyNet().state_dict().keys()
+    assert {key.split(".")[0] for key in rest} == {"decoder", "head"}
+    if weights == "raw":
+        state = task.model.state_dict()
+        assert state.keys() == {f"backbone.{key}" for key in backbone} | rest.keys()
+        assert all(torch.equal(state[f"backbone.{key}"], value) for key, value in backbone.items())
+        assert all(torch.equal(state[key], value) for key, value in rest.items())
+    description = read_description(out / f"model{suffix}.safetensors")
+    assert description == {
+        "name": "toy", "arguments": {}, "task": "pretrain", "holds": "encoder", "weights": weights, "flip": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["", "model_ema.safetensors"])
+def test_the_whole_objective_comes_back(pretrained, file):
+    out, task = pretrained
+    trained = load_objective(DOMAIN, out / file)
+    result = hide_and_reconstruct(trained.objective, batch(), seed=1)
+    expected = hide_and_reconstruct(task.model, batch(), seed=1)
+    assert torch.equal(result.mask.drop, expected.mask.drop)
+    assert torch.equal(result.prediction, expected.prediction) is (file == "")
+    assert trained.settings == task.config.objective
+    assert trained.model == task.config.model
+
+
+def test_the_picture_of_a_run_is_that_of_its_trained_objective(pretrained):
+    out, task = pretrained
+    shown = inputs_to_draw(task.data.plain_train)
+    expected = hide_and_reconstruct(load_objective(DOMAIN, out).objective, shown).prediction
+    assert np.array_equal(np.load(out / "reconstructions.png"), expected.numpy())
+
+
+def test_pretraining_goes_on_from_another_runs_backbone(pretrained, make_config):
+    out, trained = pretrained
+    task = PretrainTask(DOMAIN, make_config("pretrain", init=str(out)))
+    fresh = PretrainTask(DOMAIN, make_config("pretrain"))
+    for key, value in task.model.state_dict().items():
+        source = trained if key.startswith("backbone.") else fresh
+        assert torch.equal(value, source.model.state_dict()[key]), key
+
+
+def test_training_data_is_needed(make_config):
+    data = dataclasses.replace(open_data(make_config("pretrain").data, None, "pretrain"), train=None)
+    with pytest.raises(
+        UserError, match=r"no training split, which this needs, in toys for pretrain: pass --data"
+    ):
+        PretrainTask(DOMAIN, make_config("pretrain"), data)
+
+
+def test_what_was_skipped_is_said_and_summarised(make_config, tmp_path, capsys):
+    data = open_data(make_config("pretrain").data, None, "pretrain")
+    data = dataclasses.replace(data, skipped=lambda: Skipped(2, "2 toys were unreadable"))
+    summary = {}
+    task = PretrainTask(DOMAIN, make_config("pretrain"), data)
+    task.finish(task.model, tmp_path, summary)
+    assert summary == {"skipped_toys": 2}
+    assert capsys.readouterr().out == "2 toys were unreadable\n"
+
+
+# ---- loading, refused
+
+
+def test_a_classifier_has_no_decoder(finetuned):
+    with pytest.raises(
+        UserError, match=r"has no pretraining.safetensors with .* reconstruction needs the decoder"
+    ):
+        load_objective(DOMAIN, finetuned[0])
+
+
+def test_a_decoder_that_does_not_fit_names_its_keys(pretrained, tmp_path):
+    for path in pretrained[0].glob("*.safetensors"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        text = path.with_suffix(".json").read_text().replace('"decoder_dim": 8', '"decoder_dim": 4')
+        (tmp_path / path.name).with_suffix(".json").write_text(text)
+    with pytest.raises(
+        UserError, match=r"pretraining.safetensors does not fit the objective that it describes: decoder\."
+    ):
+        load_objective(DOMAIN, tmp_path)
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reconstructing_leaves_the_objective_as_it_was(training):
+    objective = toy_objective(masking=Masking(0.5, 0.1, scope="region")).train(training)
+    masking = objective.masking
+    result = hide_and_reconstruct(objective, torch.randn(2, 4, 3, CHANNELS), ratio=0.25, seed=1)
+    assert result.mask.drop.shape == (2, 3)
+    assert not result.prediction.requires_grad
+    assert objective.masking is masking
+    assert objective.training is training
+
+
+def test_an_error_leaves_the_objective_as_it_was_too():
+    objective = toy_objective()
+    masking = objective.masking
+    with pytest.raises(UserError, match="mask ratio must lie inside"):
+        hide_and_reconstruct(objective, torch.randn(2, 4, 3, CHANNELS), ratio=2.0)
+    assert objective.masking is masking
+    assert objective.training
+
+
+@pytest.mark.parametrize(
+    ("samples", "count", "chosen"), [(24, 6, [0, 4, 8, 12, 16, 20]), (5, 6, [0, 1, 2, 3, 4]), (7, 2, [0, 3])]
+)
+def test_pictures_show_samples_spread_over_the_data(samples, count, chosen):
+    data = ToySamples(samples)
+    assert torch.equal(inputs_to_draw(data, count), torch.stack([data[i][0] for i in chosen]))

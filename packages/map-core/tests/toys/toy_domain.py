@@ -1,0 +1,181 @@
+"""A domain in miniature: grids of vectors whose level tells three classes apart, and a small hybrid network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import nn
+
+from map_core import GridRegions
+from map_core.losses import MaskedMSE
+from map_core.tasks.classification import ClassificationConfig
+from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.pretraining import ObjectiveConfig, assemble_objective, hide_and_reconstruct
+from map_core.tasks.trained_models import ModelConfig, Models
+from map_core.tasks.weights import load_init
+from map_core.testing import GridBackbone, LinearPosition, toy_encoder
+
+ROWS, COLS, CHANNELS = 4, 3, 4
+CLASSES = ("low", "middle", "high")
+EMPTY = MappingProxyType({})
+
+
+@dataclass
+class ToyDataConfig:
+    """Grids of vectors.
+
+    Args:
+        count: Training samples.
+        root: Where they are.
+        flip: Turn the sign of every value.
+    """
+
+    count: int = 24
+    root: str = "toys"
+    flip: bool = False
+
+
+@dataclass
+class ToyModelConfig(ModelConfig):
+    """A network.
+
+    Args:
+        name: Registered name.
+        embed_dim: Width.
+    """
+
+    name: str = "toy"
+    embed_dim: int | None = None
+
+
+@dataclass
+class ToyObjectiveConfig(ObjectiveConfig):
+    decoder_depth: int = 1
+    decoder_dim: int = 8
+    decoder_heads: int = 2
+
+
+class ToyNet(GridBackbone):
+    """A backbone with the methods of a timm model."""
+
+    def __init__(self, embed_dim=8, num_classes=0):
+        super().__init__(CHANNELS, toy_encoder(embed_dim, "MT"))
+        self.head_hidden_size = embed_dim
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+
+    def set_grad_checkpointing(self, enable=True):
+        self.encoder.activation_checkpointing = enable
+
+    def forward_features(self, inputs):
+        return self.encode(self.tokenize(inputs)).embedding
+
+    def forward_head(self, x, pre_logits=False):
+        x = x.mean(1)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, inputs):
+        return self.forward_head(self.forward_features(inputs))
+
+
+class ToySamples:
+    """Sample i is of class i modulo 3, whose level is in every value; ``noisy`` ones differ at every reading."""
+
+    def __init__(self, count, first=0, *, noisy=False, sign=1):
+        self.count, self.first, self.noisy, self.sign = count, first, noisy, sign
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        number = self.first + index
+        generator = torch.Generator().manual_seed(number)
+        values = torch.randn(ROWS, COLS, CHANNELS, generator=generator) + 2.0 * (number % 3)
+        if self.noisy:
+            values = values + 0.1 * torch.randn(values.shape)
+        return self.sign * values, torch.tensor(number % 3)
+
+    @property
+    def names(self):
+        return [f"sample {self.first + index}" for index in range(self.count)]
+
+
+def sign_of(data, trained):
+    """Inputs are prepared as they were in training, whatever the data section says."""
+    return -1 if trained.get("flip", data.flip) else 1
+
+
+def open_data(data, model, purpose, trained=EMPTY):
+    sign = sign_of(data, trained)
+    return OpenedData(
+        description=f"{data.root} for {purpose}",
+        classes=() if purpose == "pretrain" else CLASSES,
+        train=ToySamples(data.count, noisy=True, sign=sign),
+        plain_train=ToySamples(data.count, sign=sign),
+        evaluation=ToySamples(10, first=1000, sign=sign),
+        preprocessing={"flip": data.flip},
+    )
+
+
+def open_files(files, data, model, trained=EMPTY):
+    numbers = [int(name) for name in ([files] if isinstance(files, str) else files)]
+    return ToySamples(len(numbers), first=numbers[0], sign=sign_of(data, trained))
+
+
+def build_objective(backbone, config):
+    return assemble_objective(
+        backbone,
+        config,
+        position=LinearPosition(config.decoder_dim),
+        target_dim=CHANNELS,
+        loss=MaskedMSE(),
+        regions=GridRegions("row"),
+    )
+
+
+def draw(objective, inputs, path, *, data, ratio=None, seed=0):
+    """The picture is an array of the predictions."""
+    result = hide_and_reconstruct(objective, inputs, ratio=ratio, seed=seed)
+    with Path(path).open("wb") as file:
+        np.save(file, result.prediction.numpy())
+
+
+def create_classifier(config, num_classes):
+    return ToyNet(**config.arguments(), num_classes=num_classes)
+
+
+def load_toy(model, path, *, keep_head=True):
+    return load_init(model, path, may_be_missing=("head.",), keep_head=keep_head)
+
+
+def data_defaults(values, description, given):
+    """How a model's inputs were prepared goes before what its run says."""
+    return {**values, **({"flip": description["flip"]} if "flip" in description else {})}
+
+
+DOMAIN = Domain(
+    program="map-toy",
+    recipes="map_core",
+    sample="toy",
+    models=Models(
+        config=ToyModelConfig,
+        names=("toy",),
+        create_classifier=create_classifier,
+        create_backbone=lambda config: create_classifier(config, 0),
+        probed=lambda config: config,
+        create_probed=create_classifier,
+        load_init=load_toy,
+        tied=("embed_dim",),
+    ),
+    data=ToyDataConfig,
+    objective=ToyObjectiveConfig,
+    classification=ClassificationConfig,
+    open_data=open_data,
+    open_files=open_files,
+    build_objective=build_objective,
+    draw=draw,
+    data_defaults=data_defaults,
+    rows=4,
+    info=lambda: ["models", "  toy"],
+)

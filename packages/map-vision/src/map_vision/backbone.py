@@ -1,0 +1,22 @@
+"""What the objectives ask of an image model."""
+
+from typing import Protocol, runtime_checkable
+
+from map_core.encoder import Backbone
+
+
+@runtime_checkable
+class ImageBackbone(Backbone, Protocol):
+    """A backbone whose tokens are patches of images.
+
+    Attributes:
+        img_size: Height and width in pixels that positions are made for.
+        patch_size: Height and width of what a token stands for.
+        in_chans: Image channels.
+        num_prefix_tokens: Registers or class tokens, which pretraining does without.
+    """
+
+    img_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    in_chans: int
+    num_prefix_tokens: int

@@ -1,0 +1,69 @@
+"""Compare the model with what the published code computed from random weights.
+
+    python packages/map-vision/tests/mambavision/parity.py FOLDER
+
+FOLDER holds ``mambavision_tiny.pth``, a checkpoint of conftest's pyramid under the published names, and
+``mambavision_tiny_io.npz``: images ``a`` (64x64) and ``b`` (96x80), stages, mixer, logits and gradients. The files are
+not part of this project, whose tests compare the model with ``test_definition.py`` instead.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+
+import map_vision  # noqa: F401  (registers the models)
+from map_core.tasks.weights import read_weights
+
+PYRAMID = {
+    "embed_dim": 64,
+    "stem_dim": 4,
+    "depths": (1, 1, 2, 2),
+    "num_heads": (2, 4),
+    "window_size": (4, 2),
+    "mlp_ratio": 3.0,
+    "num_classes": 10,
+}
+TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 1e-4  # of each array's maximum
+
+
+def computed(weights: Path, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """What this project's model makes of the images in ``arrays``, under the names of the others."""
+    model = timm.create_model("map_mambavision_tiny", **PYRAMID).eval()
+    model.load_state_dict(read_weights(weights))
+    mixed: list[Tensor] = []
+    model.levels[2].blocks[0].mixer.register_forward_hook(lambda _, x, y: mixed.extend((x[0], y)))
+    found: dict[str, Tensor] = {}
+    for case in "ab":
+        images = torch.from_numpy(arrays[f"images_{case}"])
+        features, stages = model.forward_intermediates(images)
+        found[f"stem_{case}"] = model.patch_embed(images)
+        found |= {f"stage{i}_{case}": stage for i, stage in enumerate(stages)}
+        found |= {f"mixer_in_{case}": mixed[-2], f"mixer_out_{case}": mixed[-1]}
+        found[f"pooled_{case}"] = model.forward_head(features, pre_logits=True)
+        found[f"logits_{case}"] = model.forward_head(features)
+    found["loss_a"] = found["logits_a"].square().mean()
+    found["loss_a"].backward()
+    return found | {f"grad:{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def main(folder: Path) -> int:
+    """Print how far each array is off, and return 1 if one is too far."""
+    arrays = dict(np.load(folder / "mambavision_tiny_io.npz"))
+    found = computed(folder / "mambavision_tiny.pth", arrays)
+    far = 0
+    for name, expected in arrays.items():
+        if name.startswith("images_"):
+            continue
+        limit = GRADIENT_TOLERANCE if name.startswith("grad:") else TOLERANCE
+        off = np.abs(found[name].detach().numpy() - expected).max() / np.abs(expected).max()
+        far += off > limit
+        print(f"{name:48} {off:.1e}  {'equal' if off <= limit else 'DIFFERS'}")
+    return int(far > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,99 @@
+"""A study as a user starts it: killed in the middle and started again it gives the same results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TINY = {
+    "model.embed_dim": 16,
+    "model.layout": "MT",
+    "training.epochs": 2,
+    "training.warmup_epochs": 0,
+    "training.batch_size": 32,
+    "training.tensorboard": False,
+    "training.device": "cpu",
+}
+STUDY = {
+    "name": "tiny",
+    "arms": {
+        "pretrained": {"pretrain": {"objective.attention": "map"}},
+        "equal compute": {"compute_of": "pretrained"},
+        "scratch": {},
+    },
+    "pretrain": {"recipe": "pretrain_digits", "data.subset": 64, **TINY},
+    "finetune": {"recipe": "finetune_digits", **TINY},
+    "labels": {64: {}},
+    "seeds": [0],
+    "measures": ["finetune", "knn"],
+}
+
+
+def command(file: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "map_vision", "study", "--study", str(file), "--out", str(out), *more]
+
+
+def scores(out: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len({line["key"] for line in lines}) == len(lines)
+    return {line["key"]: line["score"] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("study") / "tiny.yaml"
+    file.write_text(yaml.safe_dump(STUDY))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    subprocess.run(command(study_file, out, "--jobs", "2"), check=True, env=ENVIRONMENT, capture_output=True)
+    return out
+
+
+def test_every_run_is_measured_once_and_reported(whole: Path) -> None:
+    expected = {"pretrained/seed0/pretrain", "pretrained/seed0/knn"}
+    expected |= {f"{arm}/seed0/finetune_64" for arm in ("pretrained", "equal compute", "scratch")}
+    assert scores(whole).keys() == expected
+    page = (whole / "report.md").read_text()
+    accuracy = scores(whole)["scratch/seed0/finetune_64"]
+    assert f"{accuracy:.2f}" in page
+
+
+def test_equal_compute_means_more_epochs(whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
+    epochs = {
+        line["arm"]: line["settings"]["training.epochs"] for line in lines if line["stage"] == "finetune"
+    }
+    assert epochs["pretrained"] == epochs["scratch"] == 2
+    assert epochs["equal compute"] > 2
+
+
+def test_a_killed_study_goes_on_to_the_same_results(study_file: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(study_file, out),
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "results.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(scores(out)) < len(scores(whole))
+    subprocess.run(command(study_file, out), check=True, env=ENVIRONMENT, capture_output=True)
+    assert scores(out) == pytest.approx(scores(whole))
