@@ -239,6 +239,7 @@ def run_tool(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> 
 
     script = Path(mmdet.__file__).parent / ".mim" / "tools" / f"{name}.py"
     monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # which the tool would leave set for the tests that follow
     runpy.run_path(str(script), run_name="__main__")
 
 

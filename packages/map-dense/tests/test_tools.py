@@ -51,6 +51,7 @@ def config(tmp_path: Path) -> Path:
 def run(tool: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a tool as `mim run` does, in this process."""
     monkeypatch.setattr("sys.argv", [tool, *map(str, arguments)])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # which the tool would leave set for the tests that follow
     runpy.run_path(str(TOOLS / f"{tool}.py"), run_name="__main__")
 
 

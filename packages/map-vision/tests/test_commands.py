@@ -7,10 +7,16 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import map_vision.cli
+from map_core.tasks.pretraining import inputs_to_draw, load_objective
+from map_vision.data import DataConfig
+from map_vision.domain import DOMAIN
+from map_vision.factory import MODELS
 from map_vision.registry import MODEL_NAMES
 
 MODEL = [
@@ -47,6 +53,30 @@ def summary(directory):
     return json.loads((directory / "summary.json").read_text())
 
 
+def metrics(directory, kind="train"):
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def weights_equal(one, other, name="model.safetensors"):
+    first, second = load_file(one / name), load_file(other / name)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def pixels(file):
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def drawn(run, root, out, *, split="train", count=6, **choice):
+    """Pixels of the picture that the objective of a run makes of images of the folder ``root``."""
+    trained = load_objective(DOMAIN, run)
+    data = DOMAIN.open_data(DataConfig(root=str(root)), trained.model, "features")
+    samples = data.plain_train if split == "train" else data.evaluation
+    DOMAIN.draw(trained.objective, inputs_to_draw(samples, count), out, data=data, **choice)
+    return pixels(out)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, image_folder):
     """Pretrain, finetune from it, and probe it, on the image folder."""
@@ -60,18 +90,33 @@ def runs(tmp_path_factory, image_folder):
 
 
 class TestRuns:
-    def test_pretraining_run_explains_itself(self, runs):
+    def test_pretraining_run_explains_itself(self, runs, image_folder, tmp_path):
         run = runs / "pretrain"
-        found = summary(run)
-        assert set(found) >= OF_EVERY_RUN | {"loss"}
-        assert found["task"] == "pretrain"
-        assert 0 < found["loss"] < 10
+        told = summary(run)
+        assert set(told) >= OF_EVERY_RUN | {"loss"}
+        assert told["task"] == "pretrain"
+        assert told["loss"] == metrics(run)[-1]["loss"]
         config = yaml.safe_load((run / "config.yaml").read_text())
         assert config["model"]["layout"] == "MT"
         assert config["objective"]["decoder_dim"] == 16
-        assert not any(key.startswith(("decoder", "head")) for key in load_file(run / "model.safetensors"))
-        for name in ("metrics.jsonl", "curves.png", "reconstructions.png", "pretraining.safetensors"):
-            assert (run / name).stat().st_size > 0
+        picture = drawn(run, image_folder, tmp_path / "expected.png")
+        assert np.array_equal(pixels(run / "reconstructions.png"), picture)
+        assert pixels(run / "curves.png").std() > 0
+
+    def test_its_configuration_repeats_a_run(self, runs, tmp_path):
+        again = tmp_path / "again"
+        config = runs / "pretrain" / "config.yaml"
+        assert command("pretrain", "--config", config, "--out", again) == 0
+        assert weights_equal(again, runs / "pretrain")
+        assert weights_equal(again, runs / "pretrain", "pretraining.safetensors")
+        losses = [[line["loss"] for line in metrics(run)] for run in (again, runs / "pretrain")]
+        assert losses[0] == losses[1]
+
+    def test_exported_encoder_is_a_backbone(self, runs):
+        state = load_file(runs / "pretrain" / "model.safetensors")
+        objective = load_objective(DOMAIN, runs / "pretrain").objective
+        assert set(state) == set(objective.backbone.state_dict())
+        assert all(torch.equal(state[key], value) for key, value in objective.backbone.state_dict().items())
 
     def test_averaged_weights_are_evaluated_on_the_runs_data(self, runs, image_folder, tmp_path):
         run, data = tmp_path / "run", ["--data.root", image_folder]
@@ -84,24 +129,48 @@ class TestRuns:
 
     @pytest.mark.parametrize("name", ["finetune", "linear-probe"])
     def test_classifier_run_explains_itself(self, runs, name):
-        found = summary(runs / name)
-        assert set(found) >= OF_EVERY_RUN | {"test_accuracy", "test_loss"}
-        assert found["task"] == name
+        told = summary(runs / name)
+        assert set(told) >= OF_EVERY_RUN | {"test_accuracy", "test_accuracy_class_mean", "test_loss"}
+        assert told["task"] == name
+        (*_, last) = metrics(runs / name, "evaluation")
+        assert {key: told[key] for key in last if key.startswith("test_")} == {
+            key: value for key, value in last.items() if key.startswith("test_")
+        }
         described = json.loads((runs / name / "model.json").read_text())
         assert described["classes"] == ["bright", "dark", "gray"]
 
+    @pytest.mark.parametrize("file", ["", "model.safetensors"])
     @pytest.mark.parametrize("name", ["finetune", "linear-probe"])
-    def test_evaluation_repeats_the_end_of_training(self, runs, name, tmp_path, capsys):
-        at_end = summary(runs / name)
-        for init in (runs / name, runs / name / "model.safetensors"):
-            out = tmp_path / init.name
-            assert command("evaluate", "--init", init, *QUICK, "--out", out) == 0
-            found = summary(out)
-            assert found["test_accuracy"] == at_end["test_accuracy"]
-            assert found["test_loss"] == pytest.approx(at_end["test_loss"], rel=1e-4)
-            assert set(found) >= OF_EVERY_RUN | {"images"}
-            assert found["images"] == 12
-        assert f"test_accuracy        {at_end['test_accuracy']:.4g}" in capsys.readouterr().out
+    def test_evaluation_repeats_the_end_of_training(self, runs, name, file, tmp_path, capsys):
+        at_end, out = summary(runs / name), tmp_path / "evaluate"
+        assert command("evaluate", "--init", runs / name / file, *QUICK, "--out", out) == 0
+        told = summary(out)
+        assert told["test_accuracy"] == at_end["test_accuracy"]
+        assert told["test_loss"] == pytest.approx(at_end["test_loss"], rel=1e-4)
+        assert set(told) >= OF_EVERY_RUN | {"images"}
+        assert told["images"] == 12
+        printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+        assert printed == {key: f"{told[key]:.4g}" for key in told if key.startswith("test_")}
+
+    def test_evaluation_in_bf16_is_near_that_in_fp32(self, runs, tmp_path):
+        losses = {}
+        for precision in ("fp32", "bf16"):
+            out, option = tmp_path / precision, f"--evaluation.precision={precision}"
+            assert command("evaluate", "--init", runs / "finetune", *QUICK, option, "--out", out) == 0
+            losses[precision] = summary(out)["test_loss"]
+        assert losses["bf16"] != losses["fp32"]
+        assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2)
+
+    def test_bf16_reaches_predictions_and_features(self, runs, image_folder, tmp_path):
+        bf16, images = "--evaluation.precision=bf16", ["--images", image_folder / "val"]
+        for number, option in enumerate(([], [bf16])):
+            init = ["--init", runs / "finetune", *images, *QUICK, *option]
+            assert command("predict", *init, "--out", tmp_path / f"{number}.csv") == 0
+            assert command("features", *init, "--out", tmp_path / f"{number}.npz") == 0
+        exact, rounded = (np.load(tmp_path / f"{number}.npz")["features"] for number in (0, 1))
+        assert not np.array_equal(exact, rounded)
+        np.testing.assert_allclose(rounded, exact, atol=0.05 * np.abs(exact).max())
+        assert (tmp_path / "0.csv").read_text() != (tmp_path / "1.csv").read_text()
 
     def test_prediction_agrees_with_evaluation(self, runs, image_folder, tmp_path):
         out = tmp_path / "predictions.csv"
@@ -129,15 +198,15 @@ class TestRuns:
     def test_features_and_neighbours(self, runs, name, tmp_path, capsys):
         out = tmp_path / "features.npz"
         assert command("features", "--init", runs / name, *QUICK, "--neighbors=3", "--out", out) == 0
-        found = np.load(out)
+        arrays = np.load(out)
         width = 2 * 16 if name == "finetune" else 16
-        assert found["train_features"].shape == (18, width)
-        assert found["test_features"].shape == (12, width)
-        assert found["train_labels"].tolist() == [0] * 6 + [1] * 6 + [2] * 6
-        assert found["classes"].tolist() == ["bright", "dark", "gray"]
+        assert arrays["train_features"].shape == (18, width)
+        assert arrays["test_features"].shape == (12, width)
+        assert arrays["train_labels"].tolist() == [0] * 6 + [1] * 6 + [2] * 6
+        assert arrays["classes"].tolist() == ["bright", "dark", "gray"]
         assert all(
-            f"/{found['classes'][i]}/" in path
-            for i, path in zip(found["test_labels"], found["test_names"], strict=True)
+            f"/{arrays['classes'][i]}/" in path
+            for i, path in zip(arrays["test_labels"], arrays["test_names"], strict=True)
         )
         score = json.loads(out.with_suffix(".json").read_text())["knn_accuracy"]
         assert f"kNN accuracy (3 neighbours): {score:.2f} %" in capsys.readouterr().out
@@ -147,26 +216,94 @@ class TestRuns:
         out = tmp_path / "some"
         images = image_folder / "val"
         assert command("features", "--init", runs / "pretrain", "--images", images, *QUICK, "--out", out) == 0
-        found = np.load(out)
-        assert found["features"].shape == (12, 16)
-        assert len(found["names"]) == 12
+        arrays = np.load(out)
+        assert arrays["features"].shape == (12, 16)
+        assert len(arrays["names"]) == 12
 
-    def test_reconstructions(self, runs, image_folder, tmp_path, capsys):
-        out = tmp_path / "own.png"
-        assert command("reconstruct", "--init", runs / "pretrain", "--count=2", "--out", out) == 0
-        assert out.read_bytes().startswith(b"\x89PNG")
-        image = image_folder / "val" / "dark" / "0.png"
-        chosen = ["--images", image, "--mask_ratio=0.75", "--out", tmp_path / "chosen.png"]
+    @pytest.mark.parametrize("choice", [{}, {"ratio": 0.75}, {"seed": 3}])
+    def test_reconstructions_are_the_objectives(self, runs, image_folder, tmp_path, capsys, choice):
+        out, run = tmp_path / "own.png", runs / "pretrain"
+        names = {"ratio": "mask_ratio", "seed": "seed"}
+        options = [f"--{names[key]}={value}" for key, value in choice.items()]
+        assert command("reconstruct", "--init", run, "--count=2", *options, "--out", out) == 0
+        assert capsys.readouterr().out == f"2 images -> {out}\n"
+        expected = drawn(run, image_folder, tmp_path / "expected.png", count=2, **choice)
+        assert np.array_equal(pixels(out), expected)
+
+    @pytest.mark.parametrize(("split", "folder", "count"), [("train", "train", 18), ("test", "val", 12)])
+    def test_reconstructions_of_a_split_are_those_of_its_files(
+        self, runs, image_folder, tmp_path, split, folder, count
+    ):
+        init = ["--init", runs / "pretrain", f"--count={count}"]
+        assert command("reconstruct", *init, "--split", split, "--out", tmp_path / "split.png") == 0
+        files = ["--images", image_folder / folder, "--out", tmp_path / "files.png"]
+        assert command("reconstruct", *init, *files) == 0
+        assert np.array_equal(pixels(tmp_path / "split.png"), pixels(tmp_path / "files.png"))
+
+    def test_reconstruction_of_one_image(self, runs, image_folder, tmp_path, capsys):
+        out, image = tmp_path / "chosen.png", image_folder / "val" / "dark" / "0.png"
+        chosen = ["--images", image, "--mask_ratio=0.75", "--out", out]
         assert command("reconstruct", "--init", runs / "pretrain", *chosen) == 0
-        assert (tmp_path / "chosen.png").read_bytes().startswith(b"\x89PNG")
-        assert capsys.readouterr().out == f"2 images -> {out}\n1 images -> {tmp_path / 'chosen.png'}\n"
+        assert capsys.readouterr().out == f"1 images -> {out}\n"
+        trained = load_objective(DOMAIN, runs / "pretrain")
+        data = DOMAIN.open_data(DataConfig(root=str(image_folder)), trained.model, "features")
+        samples = data.evaluation
+        inputs = samples[samples.names.index(str(image))][0].unsqueeze(0)
+        DOMAIN.draw(trained.objective, inputs, tmp_path / "expected.png", data=data, ratio=0.75)
+        assert np.array_equal(pixels(out), pixels(tmp_path / "expected.png"))
 
     def test_pretraining_run_on_a_flat_folder_reconstructs_its_images(self, runs, image_folder, tmp_path):
         folder, batch = image_folder / "train" / "dark", ["--training.batch_size=4"]
         run, out = tmp_path / "run", tmp_path / "own.png"
         assert command("pretrain", "--data.root", folder, *MODEL, *SHORT, *batch, *DECODER, "--out", run) == 0
-        assert command("reconstruct", "--init", run, "--out", out) == 0
-        assert out.read_bytes().startswith(b"\x89PNG")
+        assert command("reconstruct", "--init", run, "--count=6", "--out", out) == 0
+        assert np.array_equal(pixels(out), pixels(run / "reconstructions.png"))
+
+    def test_blocks_in_scan_order_and_as_regions(self, image_folder, tmp_path):
+        """Scanned and predicted block by block: from the command line to the files and back."""
+        pretrained, finetuned, data = (
+            tmp_path / "pretrain",
+            tmp_path / "finetune",
+            ["--data.root", image_folder],
+        )
+        blocks = ["--model.order=block", "--model.block_size=[2, 2]"]
+        regions = ["--objective.region=block", "--objective.block_size=[2, 2]"]
+        arguments = [*data, *MODEL, *blocks, *regions, *SHORT, *DECODER]
+        assert command("pretrain", *arguments, "--out", pretrained) == 0
+        model = json.loads((pretrained / "model.json").read_text())["arguments"]
+        assert (model["order"], model["block_size"]) == ("block", [2, 2])
+        objective = json.loads((pretrained / "pretraining.json").read_text())["objective"]
+        assert (objective["region"], objective["block_size"]) == ("block", [2, 2])
+
+        trained = load_objective(DOMAIN, pretrained)
+        tokens = trained.objective.backbone.tokenize(torch.zeros(1, 3, 16, 16))
+        assert tokens.position[0, :8].int().tolist() == [
+            *([0, 0], [0, 1], [1, 0], [1, 1]),
+            *([0, 2], [0, 3], [1, 2], [1, 3]),
+        ]
+        assert trained.objective.regions(tokens).index[0].tolist() == [i // 4 for i in range(16)]
+
+        assert command("finetune", *data, *SHORT, "--init", pretrained, "--out", finetuned) == 0
+        classifier, _ = MODELS.classifier(finetuned)
+        assert (classifier.order, classifier.block_size) == ("block", (2, 2))
+        assert command("evaluate", "--init", finetuned, *QUICK, "--out", tmp_path / "evaluate") == 0
+        at_end = summary(finetuned)["test_loss"]
+        assert summary(tmp_path / "evaluate")["test_loss"] == pytest.approx(at_end, rel=1e-4)
+
+    def test_unreadable_images_that_are_skipped_are_counted(self, image_folder, tmp_path, capsys):
+        folder = tmp_path / "data"
+        for split, kind in (("train", "dark"), ("train", "gray"), ("val", "dark"), ("val", "gray")):
+            (folder / split / kind).mkdir(parents=True)
+            for file in (image_folder / split / kind).iterdir():
+                (folder / split / kind / file.name).symlink_to(file)
+        broken = folder / "train" / "dark" / "broken.png"
+        broken.write_bytes(b"no image")
+        data = ["--data.root", folder, "--data.on_error=skip"]
+        for name in ("pretrain", "finetune"):
+            arguments = [*data, *MODEL, *SHORT, "--training.batch_size=13"]  # every image in every step
+            assert command(name, *arguments, "--out", tmp_path / name) == 0
+            assert summary(tmp_path / name)["skipped_images"] == 1
+            assert f"skipped 1 unreadable images: {broken}\n" in capsys.readouterr().out
 
     def test_normalisation_goes_with_the_weights(self, image_folder, tmp_path):
         """A run's mean and deviation are used wherever its weights go, not the defaults of the images."""
@@ -182,11 +319,14 @@ class TestRuns:
             summary(run)["test_loss"], rel=1e-4
         )
 
-    def test_interrupted_run_goes_on(self, image_folder, tmp_path, capsys):
-        arguments = ["finetune", "--data.root", image_folder, *MODEL, *SHORT, "--out", tmp_path / "run"]
-        assert command(*arguments, "--training.max_steps=1") == 0
-        assert command(*arguments, "--training.max_steps=2", "--resume", "auto") == 0
+    def test_run_that_goes_on_is_the_whole_run(self, image_folder, tmp_path, capsys):
+        arguments = ["finetune", "--data.root", image_folder, *MODEL, *SHORT]
+        run, whole = ["--out", tmp_path / "run"], ["--out", tmp_path / "whole"]
+        assert command(*arguments, *run, "--training.max_steps=1") == 0
+        assert command(*arguments, *run, "--training.max_steps=2", "--resume", "auto") == 0
         assert "going on after step 1" in capsys.readouterr().err
+        assert command(*arguments, *whole, "--training.max_steps=2") == 0
+        assert weights_equal(tmp_path / "run", tmp_path / "whole")
 
 
 def test_digits_recipes(tmp_path, capsys):
@@ -202,7 +342,8 @@ def test_digits_recipes(tmp_path, capsys):
     out = tmp_path / "features.npz"
     assert command("features", *init, *QUICK, "--out", out) == 0
     assert np.load(out)["train_features"].shape == (1438, 96)
-    assert command("reconstruct", *init, "--count=2", "--out", tmp_path / "a.png") == 0
+    assert command("reconstruct", *init, "--count=6", "--out", tmp_path / "a.png") == 0
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(pretrained / "reconstructions.png"))
 
 
 def test_info_lists_what_there_is(capsys):
@@ -371,6 +512,17 @@ class TestMistakes:
         assert command("finetune", *recipe, "--out", run) == 0
         told = says("evaluate", "--init", run, "--data.root", image_folder)
         assert "3 classes bright, dark, gray, ... against 10 0, 1, 2, 3, ..." in told
+
+    @pytest.mark.parametrize("name", ["evaluate", "predict", "features"])
+    def test_precision_that_does_not_exist(self, says, runs, image_folder, name):
+        images = ["--images", image_folder] if name == "predict" else []
+        told = says(name, "--init", runs / "finetune", "--evaluation.precision=fp16", *images)
+        assert "evaluation.precision must be fp32 or bf16; got 'fp16'" in told
+
+    def test_split_that_does_not_exist(self, says, runs):
+        told = says("reconstruct", "--init", runs / "pretrain", "--split=val")
+        assert "--split" in told
+        assert "'val'" in told
 
     def test_counts_below_one(self, says, runs, image_folder):
         images = ["--images", image_folder]
