@@ -18,7 +18,10 @@ from map_vision.registry import ARCHITECTURES
 
 NUM_FEATURES = 4
 CLASSIFIER_ONLY = {"num_registers", "neck_reduction", "global_pool", "drop_rate"}
-CHANGES = tuple(field.name for field in fields(ModelConfig) if field.name not in CLASSIFIER_ONLY | {"name"})
+OF_PYRAMIDS = {"stem_dim", "depths", "window_size", "layer_scale"}
+CHANGES = tuple(
+    field.name for field in fields(ModelConfig) if field.name not in CLASSIFIER_ONLY | OF_PYRAMIDS | {"name"}
+)
 
 
 def default_out_indices(num_layers: int) -> tuple[int, ...]:
@@ -101,9 +104,7 @@ class HybridBackbone(nn.Module):
         )
         model = create_backbone(self.config)
         if not isinstance(model, HybridNet):
-            raise UserError(
-                f"{name} is a pyramid of its own, which this backbone is not made for; use hybridnet_*"
-            )
+            raise UserError(f"{name} is a pyramid, which has a backbone for itself: type='MambaVision'")
         self.model = model
         self.embed_dim = self.model.embed_dim
         self.patch_size = self.model.patch_size[0]

@@ -14,7 +14,8 @@ from mmengine.registry import MODELS
 from map_core.errors import UserError, near_matches
 from map_core.ops import jit_flop_handles
 from map_dense.backbone import HybridBackbone
-from map_dense.weights import load_backbone
+from map_dense.mambavision import MambaVisionBackbone
+from map_dense.weights import BackboneReport, load_backbone
 
 # mmengine has no public way to make its own tool, get_flops, count the scan.
 complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(jit_flop_handles())
@@ -47,7 +48,7 @@ class PretrainedBackbone(HybridBackbone):
         super().__init__(name, **options)
         self.init_cfg = init_cfg
         if init_cfg:
-            self._check(init_cfg)
+            check_init_cfg(init_cfg, PRETRAINED_OPTIONS)
 
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names, and log every key that was not used."""
@@ -57,23 +58,32 @@ class PretrainedBackbone(HybridBackbone):
                 self.init_cfg["checkpoint"],
                 resample_patches=self.init_cfg.get("resample_patches", False),
             )
-            print_log(str(report), logger="current", level=logging.WARNING if report.unused else logging.INFO)
+            log_report(report)
 
-    @staticmethod
-    def _check(init_cfg: Mapping[str, Any]) -> None:
-        for option in init_cfg:
-            if option not in PRETRAINED_OPTIONS:
-                raise UserError(f"init_cfg.{option} is unknown; {near_matches(option, PRETRAINED_OPTIONS)}")
-        if init_cfg.get("type", "Pretrained") != "Pretrained":
-            raise UserError(
-                f"init_cfg of a backbone must be dict(type='Pretrained', checkpoint=PATH); got type "
-                f"{init_cfg['type']!r}"
-            )
-        if "://" in str(init_cfg.get("checkpoint") or ""):
-            raise UserError(
-                f"init_cfg.checkpoint ({init_cfg['checkpoint']}) is not on this machine; download it and give the path "
-                "of a run of map-vision or its model.safetensors"
-            )
+
+def log_report(report: BackboneReport) -> None:
+    """Log what a backbone took of a file, and every key that was not used."""
+    print_log(str(report), logger="current", level=logging.WARNING if report.unused else logging.INFO)
+
+
+def check_init_cfg(init_cfg: Mapping[str, Any], options: tuple[str, ...]) -> None:
+    """Refuse an ``init_cfg`` that is not ``dict(type="Pretrained", checkpoint=PATH)``, with further ``options``.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for option in init_cfg:
+        if option not in options:
+            raise UserError(f"init_cfg.{option} is unknown; {near_matches(option, options)}")
+    if init_cfg.get("type", "Pretrained") != "Pretrained":
+        raise UserError(
+            f"init_cfg of a backbone must be dict(type='Pretrained', checkpoint=PATH); got type {init_cfg['type']!r}"
+        )
+    if "://" in str(init_cfg.get("checkpoint") or ""):
+        raise UserError(
+            f"init_cfg.checkpoint ({init_cfg['checkpoint']}) is not on this machine; download it and give the path "
+            "of a run of map-vision or its model.safetensors"
+        )
 
 
 @MODELS.register_module()
@@ -95,3 +105,35 @@ class MapViT(PretrainedBackbone):
     """Transformer blocks only: ``map_vit_{tiny,small,base,large}_patch16_224``."""
 
     family = "map_vit"
+
+
+@MODELS.register_module()
+class MambaVision(MambaVisionBackbone):
+    """A pyramid of convolutions, Mamba mixers and attention: ``map_mambavision_{tiny,tiny2,small,base,large,large2}``.
+
+    Args:
+        name: The model.
+        init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` with a run or weights file of map-vision or a published
+            checkpoint; None starts from scratch.
+        **options: See :class:`map_dense.mambavision.MambaVisionBackbone`.
+
+    Raises:
+        UserError: as there, or an ``init_cfg`` of another form.
+    """
+
+    def __init__(
+        self,
+        name: str = "map_mambavision_tiny",
+        *,
+        init_cfg: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, **options)
+        self.init_cfg = init_cfg
+        if init_cfg:
+            check_init_cfg(init_cfg, PRETRAINED_OPTIONS[:2])
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names, and log every key that was not used."""
+        if self.init_cfg and self.init_cfg.get("checkpoint"):
+            log_report(self.load(self.init_cfg["checkpoint"]))

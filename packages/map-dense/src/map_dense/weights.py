@@ -73,12 +73,25 @@ def load_backbone(
     )
     if PATCHES in state:
         state[PATCHES] = _fitting_patches(state[PATCHES], own[PATCHES], file, resample=resample_patches)
+    refuse_misfits(state, own, file, resampled=(POSITIONS,))
+    backbone.model.load_state_dict({key: state[key] for key in own})
+    return BackboneReport(file, len(own), tuple(key for key in state if key not in own), resampled)
+
+
+def refuse_misfits(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path, *, resampled: tuple[str, ...] = ()
+) -> None:
+    """Refuse a file that lacks a backbone's tensors or has them in other shapes; ``resampled`` may have others.
+
+    Raises:
+        UserError: naming them.
+    """
     faults = {
         "missing": [key for key in own if key not in state],
         "shapes": [
             f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
             for key, value in own.items()
-            if key in state and state[key].shape != value.shape and key != POSITIONS
+            if key in state and state[key].shape != value.shape and key not in resampled
         ],
     }
     if any(faults.values()):
@@ -87,8 +100,6 @@ def load_backbone(
             f"{file} does not fit the backbone: {told}; set model.backbone as the run's model was "
             "(name, layout, mlp_ratio, in_chans, ...)"
         )
-    backbone.model.load_state_dict({key: state[key] for key in own})
-    return BackboneReport(file, len(own), tuple(key for key in state if key not in own), resampled)
 
 
 def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -1,0 +1,124 @@
+"""MambaVision as a backbone for dense prediction, without any OpenMMLab import."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from map_core.errors import UserError, near_matches
+from map_core.tasks.weights import read_weights, weights_file
+from map_dense.weights import BackboneReport, refuse_misfits
+from map_vision.factory import ModelConfig, create_model
+from map_vision.mambavision import MambaVision
+from map_vision.weights import convert_state
+
+NUM_STAGES = 4
+CHANGES = tuple(
+    field.name
+    for field in fields(ModelConfig)
+    if field.name in ("in_chans", "embed_dim", "num_heads", "mlp_ratio", "stem_dim", "depths", "layer_scale")
+)
+
+
+class MambaVisionBackbone(nn.Module):
+    """A MambaVision without head that gives the normalised maps of chosen stages, at strides 4, 8, 16 and 32.
+
+    Any height and width is read. Each map is taken before it is halved for the next stage, and normalised over its
+    channels at every place by a LayerNorm that classification does not have.
+
+    Args:
+        name: A model of map-vision: ``map_mambavision_*``.
+        out_indices: Stages (from 0) whose maps are given. Stages behind the last are left out.
+        frozen_stages: -1 trains everything, 0 freezes the stem, n > 0 also the first n stages.
+        activation_checkpointing: Recompute each block of stages three and four in the backward pass.
+        window_size: Rows and columns of a window in stages three and four; as the name says when None. Larger images
+            ask for larger windows: (64, 32) is the published choice for crops of 512.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+        **model_changes: What differs from the named model: ``embed_dim``, ``depths``, ``num_heads``, ``mlp_ratio``,
+            ``stem_dim``, ``layer_scale`` or ``in_chans``.
+
+    Raises:
+        UserError: a name or change that no MambaVision has, ``out_indices`` or ``frozen_stages`` beyond its stages.
+    """
+
+    def __init__(
+        self,
+        name: str = "map_mambavision_tiny",
+        *,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        activation_checkpointing: bool = False,
+        window_size: Sequence[int] | None = None,
+        drop_path_rate: float = 0.2,
+        **model_changes: Any,
+    ) -> None:
+        super().__init__()
+        for change in set(model_changes) - set(CHANGES):
+            raise UserError(f"backbone option {change!r} is unknown; {near_matches(change, CHANGES)}")
+        changes: dict[str, Any] = {  # configs have lists
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in {**model_changes, "window_size": window_size}.items()
+        }
+        self.config = ModelConfig(name, drop_path_rate=drop_path_rate, **changes)
+        model = create_model(self.config, num_classes=0)
+        if not isinstance(model, MambaVision):
+            raise UserError(
+                f"{name} is no MambaVision; choose one of map_mambavision_*, or another type of backbone"
+            )
+        self.model = model
+        self.out_indices = _checked_stages(out_indices)
+        self.out_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
+        model.prune_intermediate_layers(self.out_indices, prune_norm=True)
+        model.set_grad_checkpointing(activation_checkpointing)
+        for i, channels in zip(self.out_indices, self.out_channels, strict=True):
+            self.add_module(f"outnorm{i}", LayerNorm2d(channels, eps=1e-5))
+        if not -1 <= frozen_stages <= len(model.levels):
+            raise UserError(
+                f"frozen_stages ({frozen_stages}) must lie in -1..{len(model.levels)}, the stages of the backbone; "
+                "-1 freezes nothing, 0 the stem, n also the first n stages"
+            )
+        self.frozen_stages = frozen_stages
+        for module in self._frozen_modules():
+            module.eval().requires_grad_(False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ rows cols"]]:
+        """Give the map of each of ``out_indices``; its sides are the image's over the stride, rounded up."""
+        maps = self.model.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
+        return [self.get_submodule(f"outnorm{i}")(one) for i, one in zip(self.out_indices, maps, strict=True)]
+
+    def train(self, mode: bool = True) -> "MambaVisionBackbone":
+        """Switch the mode of what is not frozen: frozen stages keep their batch statistics."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def load(self, path: str | Path) -> BackboneReport:
+        """Start from a run of map-vision, its weights file, or a published checkpoint.
+
+        Head, final norm and stages behind the last of ``out_indices`` are not used; the norms of the maps start anew.
+
+        Raises:
+            UserError: a parameter is missing or has another shape.
+        """
+        file, own = weights_file(path), self.model.state_dict()
+        state = convert_state(read_weights(path), self.model)
+        refuse_misfits(state, own, file)
+        self.model.load_state_dict({key: state[key] for key in own})
+        return BackboneReport(file, len(own), tuple(key for key in state if key not in own), ())
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        return [self.model.patch_embed, *self.model.stages[: self.frozen_stages]]
+
+
+def _checked_stages(out_indices: Sequence[int]) -> list[int]:
+    indices = list(out_indices)
+    if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= NUM_STAGES:
+        raise UserError(f"out_indices {indices} must be ascending stages in 0..{NUM_STAGES - 1}")
+    return indices

@@ -1,0 +1,151 @@
+"""MambaVision as a backbone: its stages' maps, normalised, at any size, from the weights of a classifier."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from map_core.errors import UserError
+from map_core.tasks.weights import save_weights
+from map_dense import catalogue
+from map_dense.backbone import HybridBackbone
+from map_dense.mambavision import MambaVisionBackbone
+from map_vision.factory import ModelConfig, create_backbone, create_model
+
+SMALL: dict[str, Any] = {
+    "embed_dim": 64,
+    "stem_dim": 4,
+    "depths": (1, 1, 2, 2),
+    "num_heads": (2, 4),
+    "window_size": (4, 2),
+}
+
+
+def small(**changes: Any) -> MambaVisionBackbone:
+    torch.manual_seed(0)
+    return MambaVisionBackbone(**{**SMALL, **changes})
+
+
+@pytest.fixture
+def classifier() -> torch.nn.Module:
+    torch.manual_seed(1)
+    return create_model(ModelConfig("map_mambavision_tiny", **SMALL), num_classes=5).eval()
+
+
+def normalised(x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "model."])
+def test_maps_are_the_normalised_stages_of_the_loaded_model(
+    classifier: torch.nn.Module, wrapper: str, tmp_path: Path
+) -> None:
+    state = {f"{wrapper}{key}": value for key, value in classifier.state_dict().items()}
+    save_weights(tmp_path / "model.safetensors", state, {})
+    backbone, images = small().eval(), torch.randn(2, 3, 96, 80)
+    report = backbone.load(tmp_path)
+    assert set(report.unused) == {
+        key for key in classifier.state_dict() if key.startswith(("norm.", "head."))
+    }
+    _, stages = classifier.forward_intermediates(images)
+    assert [tuple(one.shape) for one in stages] == [
+        (2, 8, 24, 20),
+        (2, 16, 12, 10),
+        (2, 32, 6, 5),
+        (2, 64, 3, 3),
+    ]
+    for one, stage in zip(backbone(images), stages, strict=True):
+        torch.testing.assert_close(one, normalised(stage))
+
+
+def test_a_pretraining_runs_weights_load_without_the_painted_cell(tmp_path: Path) -> None:
+    pretrained = create_backbone(ModelConfig("map_mambavision_tiny", **SMALL))
+    save_weights(tmp_path / "model.safetensors", pretrained.state_dict(), {})
+    backbone = small()
+    backbone.load(tmp_path)
+    for key, value in backbone.model.state_dict().items():
+        assert torch.equal(value, pretrained.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("size", [(512, 512), (33, 70), (7, 5)])
+def test_sides_are_those_of_the_image_over_the_stride(size: tuple[int, int]) -> None:
+    maps = small().eval()(torch.randn(1, 3, *size))
+    strides = (4, 8, 16, 32)
+    assert [tuple(one.shape[2:]) for one in maps] == [tuple(-(-side // s) for side in size) for s in strides]
+    assert all(one.isfinite().all() for one in maps)
+
+
+def test_chosen_stages_leave_those_behind_them_out() -> None:
+    backbone, whole, images = small(out_indices=[0, 2]).eval(), small().eval(), torch.randn(1, 3, 64, 64)
+    assert backbone.out_channels == [8, 32]
+    assert not any("levels.3" in key or "levels.2.downsample" in key for key in backbone.state_dict())
+    backbone.load_state_dict({key: whole.state_dict()[key] for key in backbone.state_dict()})
+    maps = whole(images)
+    for one, other in zip(backbone(images), (maps[0], maps[2]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("frozen", [-1, 0, 2, 4])
+def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) -> None:
+    backbone = small(frozen_stages=frozen, drop_path_rate=0.0).train()
+    before = {key: value.clone() for key, value in backbone.state_dict().items() if "running_mean" in key}
+    sum(one.square().sum() + one.sum() for one in backbone(torch.randn(2, 3, 64, 64))).backward()
+    prefixes = () if frozen < 0 else ("model.patch_embed.", *(f"model.levels.{i}." for i in range(frozen)))
+    for name, parameter in backbone.named_parameters():
+        assert (parameter.grad is None) == name.startswith(prefixes or ("none",)), name
+    for key, value in before.items():
+        assert torch.equal(backbone.state_dict()[key], value) == key.startswith(prefixes or ("none",)), key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"name": "hybridnet_tiny_patch16_224"},
+            r"model\.\w+ \(.*\) is no setting of hybridnet_tiny_patch16_224",
+        ),
+        ({"layout": "Mx4"}, r"backbone option 'layout' is unknown; .*in_chans"),
+        ({"out_indices": [2, 1]}, r"out_indices \[2, 1\] must be ascending stages in 0..3"),
+        ({"out_indices": [4]}, r"out_indices \[4\] must be ascending stages in 0..3"),
+        ({"frozen_stages": 5}, r"frozen_stages \(5\) must lie in -1..4, the stages of the backbone"),
+    ],
+)
+def test_what_no_backbone_can_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small(**changes)
+
+
+def test_weights_of_another_size_are_refused(classifier: torch.nn.Module, tmp_path: Path) -> None:
+    save_weights(tmp_path / "model.safetensors", classifier.state_dict(), {})
+    with pytest.raises(
+        UserError, match=r"does not fit the backbone: missing: levels\.0\.blocks\.1\..* and \d+ more"
+    ):
+        small(depths=(2, 1, 2, 2)).load(tmp_path)
+
+
+def test_the_backbone_of_plain_models_names_the_pyramids_one() -> None:
+    with pytest.raises(UserError, match=r"map_mambavision_tiny is a pyramid, .* type='MambaVision'"):
+        HybridBackbone("map_mambavision_tiny")
+
+
+@pytest.mark.parametrize("toolbox", ["mmseg", "mmdet"])
+def test_both_toolboxes_build_and_initialise_it(
+    toolbox: str, classifier: torch.nn.Module, tmp_path: Path
+) -> None:
+    save_weights(tmp_path / "model.safetensors", classifier.state_dict(), {})
+    with DefaultScope.overwrite_default_scope(toolbox):
+        Config.fromfile(
+            catalogue.config_path("upernet_hybridnet-mini_cpu_camvid")
+        )  # its custom_imports register
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
+        init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path))
+        backbone = MODELS.build(dict(type="MambaVision", init_cfg=init_cfg, **lists))
+    backbone.init_weights()
+    first = "patch_embed.conv_down.0.weight"
+    assert torch.equal(backbone.model.state_dict()[first], classifier.state_dict()[first])
+    with pytest.raises(UserError, match=r"init_cfg\.resample_patches is unknown"):
+        MODELS.build(dict(type="MambaVision", init_cfg=dict(checkpoint="run", resample_patches=True)))
