@@ -80,7 +80,7 @@ def test_an_error_of_the_data_set_is_passed_on():
 
 
 def test_processes_that_hang_end_with_an_iteration_that_is_left():
-    iterator = batches(hang, patience=600)
+    iterator = batches(hang, patience=600.0)
     assert next(iterator).tolist() == [0, 1]
     iterator.close()
     assert multiprocessing.active_children() == []

@@ -11,10 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from map_core.randomness import derive_seed
+from map_core.runs.account import STATE, read_state
 from map_core.runs.checkpoint import Checkpoints, write_json
+from map_core.runs.lock import RunLock
 from map_core.runs.plots import plot_curves
 from map_core.runs.recorder import Recorder
-from map_core.runs.run_directory import STATE, full_disk_told, open_run, read_state, rewind
+from map_core.runs.run_directory import disk_faults_told, open_run, rewind
 from map_core.runs.summary import describe_run, write_config, write_summary
 from map_core.training.config import TrainingConfig
 from map_core.training.finite import FiniteGuard
@@ -55,11 +57,11 @@ def train(
     plan = RunPlan.of(config, len(task.train_data), accelerator.num_processes, accelerator.process_index)
     settings = run_settings(task.name, plan, config, run_config)
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
-    with Interruption() as interruption, full_disk_told(out):
-        checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume))
+    with Interruption() as interruption, RunLock(out) as lock, disk_faults_told(out, lock):
+        checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume, lock))
         saved: dict[str, Any] = {"step": 0, "recorder": {}}
         if checkpoint:
-            saved = read_state(checkpoint, settings)
+            saved = read_state(checkpoint, settings, total_steps=plan.total_steps)
         state = TrainingState(task, config, accelerator)
         if checkpoint:
             state.load(checkpoint)
@@ -77,7 +79,9 @@ def train(
             progress=config.progress,
             tensorboard=config.tensorboard,
         )
-        run = Run(task, config, plan, out, settings, checkpoints, accelerator, state, recorder, interruption)
+        run = Run(
+            task, config, plan, out, lock, settings, checkpoints, accelerator, state, recorder, interruption
+        )
         try:
             return run.from_step(saved["step"])
         finally:
@@ -92,6 +96,7 @@ class Run:
     config: TrainingConfig
     plan: RunPlan
     out: Path
+    lock: RunLock
     settings: dict[str, Any]
     checkpoints: Checkpoints
     accelerator: Accelerator
@@ -157,6 +162,7 @@ class Run:
             guard.raise_if_broken()
             stopped_by = self.stopped_by()
             if writes_line:
+                self.lock.check()
                 recorder.write_line(done, lr)
             if self.evaluates(done) and not stopped_by:
                 self.evaluate(done)
@@ -212,7 +218,12 @@ class Run:
         files = self.state.writers()
         account = {"step": done, "settings": self.settings, "recorder": self.recorder.state()}
         files[STATE] = write_json(account)
-        on_main_process(self.accelerator, lambda: self.checkpoints.write(done, files))
+
+        def write() -> None:
+            self.lock.check()
+            self.checkpoints.write(done, files)
+
+        on_main_process(self.accelerator, write)
 
     def interrupted(self, done: int, stopped_by: Signals) -> dict[str, Any]:
         """Tell how to go on."""
@@ -227,6 +238,7 @@ class Run:
         models = self.state.whole_weights()
 
         def write() -> dict[str, Any]:
+            self.lock.check()
             for weights, model in models.items():
                 model.eval()
                 self.task.export(model, self.out, weights)
