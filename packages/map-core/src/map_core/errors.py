@@ -11,6 +11,20 @@ class UserError(ValueError):
     """
 
 
+class RunStopped(Exception):
+    """A signal stopped a run early, after its checkpoint was saved.
+
+    Commands exit with ``status``, as a shell numbers an end by signal, so that ``&&`` does not go on.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.status = 128 + number
+
+
 def near_matches(name: str, known: Iterable[str]) -> str:
     """Return ``'did you mean a, b?'`` for the known names most like ``name``, or the list of all of them."""
     known = sorted(known)

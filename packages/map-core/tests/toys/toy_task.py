@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from map_core import Terms, UserError
 from map_core.training import Task, TrainingConfig, train
+from map_core.training.loading import batches_in_order
 
 
 class ToyData:
@@ -34,17 +35,48 @@ class ToyData:
         return torch.randn(8) + noise + 0.05 * index, torch.tensor(index % 3)
 
 
+class SlowData:
+    """Makes a file when it is first read, and takes 20 seconds for all."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        self.marker.touch()
+        time.sleep(0.1)
+        return torch.zeros(1), torch.tensor(0)
+
+
+def linger(marker):
+    """Read slow data in two processes, as an evaluation does."""
+    for _ in batches_in_order(SlowData(marker), batch_size=2, workers=2, device=torch.device("cpu")):
+        pass
+
+
 class ToyTask(Task):
     name = "toy"
 
-    def __init__(self, dropout=0.1, samples=70, width=16, slow=0.0, broken=None, nan_at=None, signal_at=None):
+    def __init__(
+        self,
+        dropout=0.1,
+        samples=70,
+        width=16,
+        slow=0.0,
+        broken=None,
+        nan_at=None,
+        signal_at=None,
+        evaluating=None,
+    ):
         torch.manual_seed(0)
         self.model = nn.Sequential(
             nn.Linear(8, width), nn.GELU(), nn.Dropout(dropout), nn.BatchNorm1d(width), nn.Linear(width, 3)
         )
         self.model[3] = nn.BatchNorm1d(width) if dropout else nn.LayerNorm(width)
         self.train_data = ToyData(samples, broken)
-        self.slow, self.nan_at, self.signal_at = slow, nan_at, signal_at
+        self.slow, self.nan_at, self.signal_at, self.evaluating = slow, nan_at, signal_at, evaluating
         self.exported, self.seen = [], []
 
     def loss(self, model, batch, draw):
@@ -61,6 +93,8 @@ class ToyTask(Task):
 
     def evaluate(self, model, accelerator):
         assert not model.training
+        if self.evaluating is not None:
+            linger(Path(self.evaluating))
         return {"test_output": model(torch.linspace(-1, 1, 8)[None].to(accelerator.device)).sum().item()}
 
     def export(self, model, directory, weights):

@@ -5,13 +5,11 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from processes import start_training, wait_for
 from safetensors.torch import load_file
 from toy_task import ToyTask, metrics_without_times, toy_config
 
@@ -20,27 +18,6 @@ from map_core.runs.checkpoint import write_manifest
 from map_core.training import train
 
 SETTINGS = {"checkpoint_steps": 3, "accumulation_steps": 2, "ema_decay": 0.9}
-
-
-def start(out, training, task, resume=""):
-    script = Path(__file__).parents[1] / "toys/toy_task.py"
-    command = [sys.executable, str(script), str(out), resume, json.dumps(training), json.dumps(task)]
-    return subprocess.Popen(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, process, seconds=60):
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    raise TimeoutError
 
 
 def weights_of(out, step=16):
@@ -68,7 +45,7 @@ def whole_run(tmp_path_factory):
 
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, whole_run):
     out = tmp_path / "run"
-    process = start(out, SETTINGS | {"workers": 2}, {"slow": 0.05})
+    process = start_training(out, SETTINGS | {"workers": 2}, {"slow": 0.05})
     wait_for((out / "checkpoints/step_00000009/manifest.json").exists, process)
     time.sleep(0.12)
     process.send_signal(signal.SIGKILL)
@@ -83,9 +60,9 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tmp_pa
     assert_same_run(out, whole_run)
 
 
-def test_sigterm_saves_exits_with_0_and_resumes_bit_for_bit(tmp_path, whole_run):
+def test_sigterm_saves_and_resumes_bit_for_bit(tmp_path, whole_run):
     out = tmp_path / "run"
-    process = start(out, SETTINGS, {"slow": 0.05})
+    process = start_training(out, SETTINGS, {"slow": 0.05})
     wait_for((out / "checkpoints/step_00000006/manifest.json").exists, process)
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=30)

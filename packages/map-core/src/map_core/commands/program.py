@@ -13,7 +13,7 @@ from map_core.commands.command import Command
 from map_core.commands.output import while_somebody_reads
 from map_core.commands.parser import parse
 from map_core.commands.recipes import recipe_names
-from map_core.errors import UserError, near_matches
+from map_core.errors import RunStopped, UserError, near_matches
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -21,7 +21,9 @@ PACKAGES = ("map-core", "torch", "timm")  # whose versions --version prints besi
 
 
 def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, or 2 with one sentence on stderr if the user erred.
+    """Run one command and return the exit status.
+
+    It is 0, 2 with one sentence on stderr if the user erred, or 130 or 143 where a signal stopped a run early.
 
     Other errors, and the user's too where MAP_DEBUG is set in the environment, keep their traceback. Where whoever
     reads the output stops reading, as in ``info | head -1``, the command ends there without a word.
@@ -55,6 +57,8 @@ def run_command(program: str, commands: Sequence[Command], recipes: str, argumen
             raise
         print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except RunStopped as stop:
+        return stop.status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

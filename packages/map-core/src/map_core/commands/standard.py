@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from signal import Signals
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from map_core.commands.command import Command, as_defaults, section_of_run
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
-from map_core.errors import UserError
+from map_core.errors import RunStopped, UserError
 from map_core.runs.summary import write_summary
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain, OpenedData
@@ -204,8 +205,14 @@ def linear_probe(domain: Domain, config: Any) -> None:
 
 
 def train_task(task: Any, config: Any) -> None:
-    """Train a task as its configuration says."""
-    train(task, config.training, Path(config.out), resume=config.resume, run_config=config)
+    """Train a task as its configuration says.
+
+    Raises:
+        RunStopped: a signal stopped it early.
+    """
+    summary = train(task, config.training, Path(config.out), resume=config.resume, run_config=config)
+    if summary["interrupted"]:
+        raise RunStopped(Signals[summary["stopped_by"]])
 
 
 def evaluate(domain: Domain, config: Any) -> None:

@@ -6,7 +6,6 @@ sizes and SHA-256 sums, and renamed. A reader trusts a directory only if it agre
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,12 +14,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.runs.files import is_full, save_json, save_tensors, sync
 
 MANIFEST = "manifest.json"
+WRITING, REMOVING, SUPERSEDED = ".writing_", ".removing_", "superseded_"  # before names
 Writer = Callable[[Path], None]
 
 
@@ -46,27 +47,34 @@ class Checkpoints:
             UserError: the disk refused; nothing half-written is left and older checkpoints are as before.
         """
         final = self.directory / f"step_{step:08d}"
-        temporary = self.directory / f".writing_{final.name}"
+        temporary = self.directory / f"{WRITING}{final.name}"
         try:
+            self.directory.mkdir(exist_ok=True)  # in a run directory that is there: see RunLock.check
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            temporary.mkdir()
             for name, write in files.items():
                 write(temporary / name)
             write_manifest(temporary)
-            shutil.rmtree(final, ignore_errors=True)
+            remove(final)
             temporary.rename(final)
             sync(self.directory)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             kept = self.paths()
             raise UserError(
-                f"cannot save checkpoint {final}: {error}; {free_space(self.directory)}; "
+                f"cannot save checkpoint {final}: {error}; "
                 + (f"the one before, {kept[-1].name}, is unharmed" if kept else "there is none before it")
-                + "; make room, then continue with --resume auto"
+                + f"; {cure(error, self.directory)}, then continue with --resume auto"
             ) from error
         for old in self.paths()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         return final
+
+    def clear_leftovers(self) -> None:
+        """Remove what a kill left half-written or half-removed."""
+        for pattern in (f"{WRITING}*", f"{REMOVING}*"):
+            for path in self.directory.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
 
     def newest_usable(self) -> Path | None:
         """Return the newest checkpoint that agrees with its manifest, warning of every newer one."""
@@ -78,12 +86,31 @@ class Checkpoints:
         return None
 
     def set_aside_after(self, step: int) -> None:
-        """Rename checkpoints beyond ``step``, which a run resumed there would take for its own."""
+        """Rename checkpoints beyond ``step``, which a run resumed there would take for its own.
+
+        Those that an earlier start set aside are removed.
+        """
+        for path in self.directory.glob(f"{SUPERSEDED}*"):
+            remove(path)
         for path in self.paths():
             if path.name > f"step_{step:08d}":
-                aside = path.with_name(f"superseded_{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
+                path.rename(path.with_name(SUPERSEDED + path.name))
+
+
+def remove(directory: Path) -> None:
+    """Remove a checkpoint, if it is there, such that a kill leaves none that is half there."""
+    aside = directory.with_name(REMOVING + directory.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    if directory.exists():
+        directory.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def cure(error: Exception, directory: Path) -> str:
+    """What the user can do about a write that failed."""
+    if is_full(error):
+        return f"{free_space(directory)}: make room"
+    return "see to that disk"
 
 
 def write_manifest(directory: Path) -> None:
@@ -110,34 +137,47 @@ def find_fault(directory: Path) -> str | None:
                 return f"the contents of {name} have changed since it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
 
 
 def write_tensors(tensors: dict[str, Tensor]) -> Writer:
-    """Return a writer of ``tensors`` as safetensors; tied ones are written once for each name."""
-    separate = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return lambda path: save_file(separate, path)
+    """Return a writer of ``tensors`` as safetensors, as they are now; tied ones are written once for each name."""
+    separate = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return lambda path: save_tensors(path, separate)
 
 
 def write_pickle(state: dict[str, Any]) -> Writer:
     """Return a writer of tensors and plain values in torch's format."""
-    return lambda path: torch.save(state, path)
-
-
-def write_json(value: dict[str, Any]) -> Writer:
-    """Return a writer of ``value`` as JSON."""
 
     def write(path: Path) -> None:
-        path.write_text(json.dumps(value, indent=2))
+        try:
+            with path.open("wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # the reason, which torch's message leaves out
+                raise error.__context__ from error
+            raise
 
     return write
 
 
+def write_json(value: dict[str, Any]) -> Writer:
+    """Return a writer of ``value`` as JSON."""
+    return lambda path: save_json(path, value)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file."""
-    return load_file(path)
+    """Read a safetensors file.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); use another checkpoint") from error
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -153,15 +193,6 @@ def read_pickle(path: Path) -> dict[str, Any]:
             f"{path} was refused: it does not hold just tensors and plain values, and nothing in it was run; "
             "use a checkpoint that you trust"
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Wait until the file or directory at ``path`` is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.runs.files import save_text
 
 FILE = "metrics.jsonl"
 MeanOverProcesses = Callable[[dict[str, Tensor]], dict[str, float]]
@@ -56,17 +57,29 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
         UserError: any other line is broken.
     """
     path = directory / FILE
-    written = path.read_text().splitlines() if path.exists() else []
+    written = path.read_text(errors="replace").splitlines() if path.exists() else []
     lines = []
-    for number, line in enumerate(written, start=1):
+    for number, text in enumerate(written, start=1):
         try:
-            lines.append(json.loads(line))
-        except ValueError as error:
+            lines.append(parse_line(text))
+        except (ValueError, RecursionError) as error:
             if number < len(written):
                 raise UserError(
                     f"{path} is broken in line {number} ({error}); repair or remove that line"
                 ) from error
     return lines
+
+
+def parse_line(text: str) -> dict[str, Any]:
+    """Read one line of metrics.
+
+    Raises:
+        ValueError: it is none.
+    """
+    line = json.loads(text)
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "kind" not in line:
+        raise ValueError("no line of metrics")
+    return line
 
 
 def truncate_metrics(directory: Path, step: int, *, evaluated: bool) -> None:
@@ -79,9 +92,7 @@ def truncate_metrics(directory: Path, step: int, *, evaluated: bool) -> None:
         return line["step"] < step or (line["step"] == step and (line["kind"] == "train" or evaluated))
 
     kept = [json.dumps(line) + "\n" for line in read_metrics(directory) if stays(line)]
-    temporary = directory / f".{FILE}"
-    temporary.write_text("".join(kept))
-    temporary.replace(directory / FILE)
+    save_text(directory / FILE, "".join(kept))
 
 
 class MetricsLog:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from map_core.runs.files import replacing
 from map_core.runs.metrics import read_metrics
 
 NOT_PLOTTED = {"kind", "step", "epoch", "seconds", "samples_per_second"}
@@ -37,7 +38,8 @@ def plot_curves(directory: Path) -> Path | None:
         draw(axis, name, panels[name])
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    figure.savefig(directory / "curves.png", dpi=120)
+    with replacing(directory / "curves.png") as partial:
+        figure.savefig(partial, dpi=120, format="png")
     return directory / "curves.png"
 
 

@@ -1,93 +1,147 @@
 """Opening a run directory: a new one must be empty, a resumed one must hold a checkpoint of the same run."""
 
 import contextlib
-import errno
-import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from map_core.errors import UserError
+from map_core.runs import lock, metrics
 from map_core.runs.checkpoint import Checkpoints, find_fault
+from map_core.runs.files import UNFINISHED, is_full
+from map_core.runs.lock import RunLock
 from map_core.runs.metrics import truncate_metrics
 
-STATE = "state.json"
+# all that a run leaves that failed before its first checkpoint
+LEFT_BY_A_START = {lock.FILE, metrics.FILE, "config.yaml", "tensorboard", "checkpoints", "curves.png"}
+TEMPORARY = (f"{UNFINISHED}*", ".tmp*", "*.partial")
 
 
-def open_run(out: Path, checkpoints: Checkpoints, resume: str | None) -> Path | None:
-    """Make ``out`` if need be and return the checkpoint to go on from, if any.
+def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: RunLock) -> Path | None:
+    """Lock ``out``, made if need be, clear it of what a kill left, and return the checkpoint to go on from, if any.
+
+    A run that failed before its first checkpoint starts anew, with ``resume`` and without.
 
     Raises:
-        UserError: ``out`` is in use, or ``resume`` finds nothing usable.
+        UserError: ``out`` is in use or cannot be written, or ``resume`` finds nothing usable.
     """
-    if resume is None:
-        if out.is_file() or (out.is_dir() and any(out.iterdir())):
-            raise UserError(
-                f"{out} exists and is not empty; continue that run with --resume auto or choose another --out"
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        return None
-    if resume == "auto":
-        path = checkpoints.newest_usable()
-        if path is None:
-            raise UserError(
-                f"--resume auto found no usable checkpoint in {checkpoints.directory}; "
-                "drop --resume (and choose an empty --out) to start anew"
-            )
-        return path
-    path = Path(resume)
+    checkpoint = named_checkpoint(out, checkpoints, resume) if resume not in (None, "auto") else None
+    elsewhere = checkpoint is not None and checkpoint.resolve().parent != checkpoints.directory.resolve()
+    anew = nothing_to_lose(out)
+    if not anew and elsewhere:
+        raise UserError(
+            f"{out} is not empty and --resume {resume} belongs to another run; choose another --out"
+        )
+    if not anew and resume is None:
+        raise UserError(
+            f"{out} exists and is not empty; continue that run with --resume auto or choose another --out"
+        )
+    run_lock.acquire()
+    refuse_links(out)
+    clear(out, checkpoints)
+    if anew:
+        (out / metrics.FILE).unlink(missing_ok=True)
+        if resume == "auto":
+            print(f"nothing to resume in {out}: starting anew", file=sys.stderr)
+        return checkpoint
+    return checkpoint or newest_checkpoint(checkpoints)
+
+
+def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) -> Path:
+    """The checkpoint that ``--resume PATH`` names.
+
+    Raises:
+        UserError: it is none.
+    """
+    path = Path(str(resume))
     fault = find_fault(path) if path.is_dir() else "there is no such directory"
     if fault is not None:
         raise UserError(
             f"--resume {path} is no usable checkpoint: {fault}; give a directory like "
             f"{checkpoints.directory}/step_00000100, or --resume auto"
         )
-    elsewhere = path.resolve().parent != checkpoints.directory.resolve()
-    if elsewhere and out.is_dir() and any(out.iterdir()):
-        raise UserError(
-            f"{out} is not empty and --resume {path} belongs to another run; choose another --out"
-        )
-    out.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def read_state(checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint's step and account.
+def newest_checkpoint(checkpoints: Checkpoints) -> Path:
+    """The checkpoint that ``--resume auto`` goes on from.
 
     Raises:
-        UserError: it was written with other settings.
+        UserError: none of them is usable.
     """
-    state = json.loads((checkpoint / STATE).read_text())
-    saved = state["settings"]
-    changes = [
-        f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}"
-        for name in sorted(saved.keys() | settings.keys())
-        if saved.get(name) != settings.get(name)
-    ]
-    if changes:
+    path = checkpoints.newest_usable()
+    if path is None:
         raise UserError(
-            f"cannot resume from {checkpoint} with other settings: {'; '.join(changes)}; "
-            "set them back, or start anew with another --out"
+            f"--resume auto found no usable checkpoint in {checkpoints.directory}; "
+            "drop --resume (and choose an empty --out) to start anew"
         )
-    return state
+    return path
+
+
+def nothing_to_lose(out: Path) -> bool:
+    """Whether ``out`` is absent, empty, or holds just what a run left that wrote no checkpoint."""
+    if not out.is_dir():
+        return not out.exists()
+    names = {path.name for path in out.iterdir() if not any(path.match(pattern) for pattern in TEMPORARY)}
+    return names <= LEFT_BY_A_START and not any((out / "checkpoints").glob("step_*"))
+
+
+def refuse_links(out: Path) -> None:
+    """Keep a run from writing through symbolic links, which a directory from elsewhere may hold.
+
+    Raises:
+        UserError: there is one.
+    """
+    for path in (*out.iterdir(), *(out / "checkpoints").glob("*")):
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link, through which no run writes; put what it points to "
+                f"({os.readlink(path)}) in its place, or remove it"
+            )
+
+
+def clear(out: Path, checkpoints: Checkpoints) -> None:
+    """Remove the files that a kill left unfinished."""
+    checkpoints.clear_leftovers()
+    for pattern in TEMPORARY:
+        for path in out.glob(pattern):
+            if path.is_file():
+                path.unlink()
 
 
 def rewind(out: Path, checkpoints: Checkpoints, state: dict[str, Any]) -> None:
     """Take ``out`` back to the step of ``state``."""
     step = state["step"]
-    truncate_metrics(out, step, evaluated=state["recorder"]["evaluation"] is not None)
+    truncate_metrics(out, step, evaluated=state["recorder"].get("evaluation") is not None)
     checkpoints.set_aside_after(step)
 
 
 @contextlib.contextmanager
-def full_disk_told(out: Path) -> Iterator[None]:
-    """Turn a full disk into a :class:`UserError`."""
+def disk_faults_told(out: Path, run_lock: RunLock) -> Iterator[None]:
+    """Turn a disk that is full, vanished or refuses the files of ``out`` into a :class:`UserError`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"the disk is full ({error}) while writing the run in {out}; its checkpoints are unharmed; "
-            "make room, then continue with --resume auto"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        run_lock.check()
+        if is_full(error):
+            raise UserError(
+                f"the disk is full ({error}) while writing the run in {out}; its checkpoints are unharmed; "
+                "make room, then continue with --resume auto"
+            ) from error
+        if isinstance(error, SafetensorError) or within(error.filename, out):
+            raise UserError(
+                f"cannot write the run in {out}: {error}; its checkpoints are unharmed; see to that disk, then "
+                "continue with --resume auto"
+            ) from error
+        raise
+
+
+def within(filename: Any, directory: Path) -> bool:
+    """Whether an error's file lies in ``directory``."""
+    return isinstance(filename, (str, os.PathLike)) and Path(filename).absolute().is_relative_to(
+        directory.absolute()
+    )

@@ -2,8 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
-import os
 import platform
 import resource
 import subprocess
@@ -14,6 +12,8 @@ from typing import Any
 
 import torch
 import yaml
+
+from map_core.runs.files import save_json, save_text
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "map-core", "map-vision", "map-points", "map-dense")
 
@@ -33,14 +33,12 @@ def to_plain(value: Any) -> Any:
 
 def write_config(directory: Path, config: Any) -> None:
     """Write config.yaml, the resolved configuration."""
-    (directory / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+    save_text(directory / "config.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
-    """Write summary.json under another name and rename it."""
-    temporary = directory / ".summary.json"
-    temporary.write_text(json.dumps(to_plain(summary), indent=2) + "\n")
-    os.replace(temporary, directory / "summary.json")
+    """Write summary.json."""
+    save_json(directory / "summary.json", to_plain(summary))
 
 
 def versions() -> dict[str, str]:

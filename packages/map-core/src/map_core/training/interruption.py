@@ -1,38 +1,107 @@
-"""SIGTERM and Ctrl-C end a run at the end of a step, with a checkpoint."""
+"""SIGTERM and Ctrl-C end a run at the end of a step, with a checkpoint; a second Ctrl-C ends it at once."""
 
+import contextlib
+import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+
+from map_core.training.workers import STOPPING_SIGNALS
 
 SAME_KEYPRESS_SECONDS = 1.0  # a launcher forwards the Ctrl-C that the terminal sent to us as well
+GRACE_SECONDS = 5.0  # for the main thread to follow the second Ctrl-C
+NO_MORE = 0  # written in place of a signal's number
+
+
+class BrokenOff(BaseException):  # like KeyboardInterrupt: nothing that a task should handle
+    """A signal arrived in the midst of what need not be finished."""
 
 
 class Interruption:
-    """Remembers, while it is entered, that the user or the scheduler asked the run to stop."""
+    """Remembers, while it is entered, that the user or the scheduler asked the run to stop.
+
+    Attributes:
+        signal: The first signal that did, None so far.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.signal: signal.Signals | None = None
         self._first_keypress: float | None = None
-        self._previous: dict[int, Any] = {}
+        self._breaks_off = False
+        self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+            self._exits.enter_context(impatience_ends_the_process())
+            for number in STOPPING_SIGNALS:
+                self._exits.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._exits.close()
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal arrived."""
+        return self.signal is not None
+
+    @contextlib.contextmanager
+    def breaks_off(self, allowed: bool = True) -> Iterator[None]:
+        """Raise :class:`BrokenOff` inside the block when a signal arrives, where that is ``allowed``."""
+        self._breaks_off = allowed
+        try:
+            if allowed and self.requested:
+                raise BrokenOff
+            yield
+        finally:
+            self._breaks_off = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        if number != signal.SIGINT:
-            return
+        self.signal = self.signal or signal.Signals(number)
         now = time.monotonic()
-        if self._first_keypress is None:
-            self._first_keypress = now
-        elif now - self._first_keypress > SAME_KEYPRESS_SECONDS:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._first_keypress is None:
+                self._first_keypress = now
+            elif now - self._first_keypress > SAME_KEYPRESS_SECONDS:
+                raise KeyboardInterrupt
+        if self._breaks_off:
+            self._breaks_off = False
+            raise BrokenOff
+
+
+@contextlib.contextmanager
+def impatience_ends_the_process(grace: float = GRACE_SECONDS) -> Iterator[None]:
+    """End the process some seconds after a second Ctrl-C, even where it hangs in what no exception reaches.
+
+    Python runs signal handlers between two instructions of the main thread; one that waits for a dead process or
+    a dead disk runs none. The interpreter writes the signals' numbers to a pipe all the same, which a thread reads.
+    """
+    left = threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        first: float | None = None
+        while (number := os.read(reader, 1)[0]) != NO_MORE:
+            if number != signal.SIGINT:
+                continue
+            now = time.monotonic()
+            first = first or now
+            if now - first > SAME_KEYPRESS_SECONDS and not left.wait(grace):
+                os.write(2, b"the process hangs and is ended; its checkpoints are unharmed\n")
+                os._exit(128 + signal.SIGINT)
+
+    thread = threading.Thread(target=watch, name="impatience", daemon=True)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(previous)
+        os.write(writer, bytes([NO_MORE]))
+        thread.join()
+        os.close(reader)
+        os.close(writer)

@@ -1,6 +1,5 @@
 """Data loaders: one for the whole run, whose processes live as long as the run, and one for a pass in order."""
 
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from map_core.errors import UserError
 from map_core.training.sampling import Collate, Failure, KeyedDataset, RunPlan, RunSampler, SampleKey
 from map_core.training.task import MapStyleDataset, Task
+from map_core.training.workers import LOOK_SECONDS, PATIENCE_SECONDS, Reading, begin_loading, watched
 
 
 def training_batches(
@@ -21,18 +21,17 @@ def training_batches(
     """Yield this process's micro-batches from step ``start`` up to step ``stop``, on ``device``.
 
     Raises:
-        UserError: what the data set raises, in whichever process.
+        UserError: what the data set raises, in whichever process; a process that died or hangs.
     """
-    loader: DataLoader[Any] = DataLoader(
-        KeyedDataset(task.train_data, plan.seed),
+    batches = loaded(
+        task.train_data,
+        plan.seed,
+        workers=workers,
+        device=device,
+        collate=task.collate or default_collate,
         batch_sampler=RunSampler(plan, start, stop),
-        num_workers=workers,
-        collate_fn=Collate(task.collate or default_collate),
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_parent,
-        generator=torch.Generator(),
     )
-    for batch in loader:
+    for batch in batches:
         yield delivered(batch, device)
 
 
@@ -62,19 +61,56 @@ def batches_in_order(
         progress: Title of a progress bar, None for none.
 
     Raises:
-        UserError: what the data set raises, in whichever process.
+        UserError: what the data set raises, in whichever process; a process that died or hangs.
     """
+    keys = [SampleKey(draw, index, 0) for index in range(shard[0], len(samples), shard[1])]
+    batches = loaded(
+        samples,
+        seed,
+        workers=workers,
+        device=device,
+        collate=collate,
+        batch_size=batch_size,
+        sampler=keys,
+    )
+    count = -(-len(keys) // batch_size)
+    for batch in tqdm(batches, total=count, desc=progress, disable=progress is None, leave=False):
+        yield tuple(delivered(batch, device))
+
+
+def loaded(
+    samples: MapStyleDataset,
+    seed: int,
+    *,
+    workers: int,
+    device: torch.device,
+    collate: Callable[[list[Any]], Any],
+    patience: float = PATIENCE_SECONDS,
+    **order: Any,
+) -> Iterator[Any]:
+    """Yield the batches of a loader whose processes are watched.
+
+    Args:
+        samples: By index.
+        seed: Of their randomness.
+        workers: Loading processes; 0 loads in this one, which nobody watches.
+        device: Where the batches will go.
+        collate: Makes a batch of samples.
+        patience: Seconds that a batch may be awaited.
+        order: Which samples, as torch's loader takes it.
+    """
+    reading, look = Reading(workers), min(LOOK_SECONDS, patience)
     loader: DataLoader[Any] = DataLoader(
-        KeyedDataset(samples, seed),
-        batch_size,
-        sampler=[SampleKey(draw, index, 0) for index in range(shard[0], len(samples), shard[1])],
+        KeyedDataset(samples, seed, reading),
         num_workers=workers,
         collate_fn=Collate(collate),
         pin_memory=device.type == "cuda",
+        timeout=look if workers else 0,
+        worker_init_fn=begin_loading,
         generator=torch.Generator(),
+        **order,
     )
-    for batch in tqdm(loader, desc=progress, disable=progress is None, leave=False):
-        yield tuple(delivered(batch, device))
+    return watched(loader, reading, getattr(samples, "names", None), patience=patience, look=look)
 
 
 def delivered(batch: Any, device: torch.device) -> Any:
@@ -86,9 +122,3 @@ def delivered(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Failure):
         raise UserError(batch.message)
     return send_to_device(batch, device, non_blocking=True)
-
-
-def leave_signals_to_the_parent(worker: int) -> None:
-    """Let Ctrl-C and SIGTERM, which reach the whole process group, stop the run at the end of a step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -4,23 +4,31 @@ import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from map_core.randomness import derive_seed
+from map_core.runs.account import STATE, read_state
 from map_core.runs.checkpoint import Checkpoints, write_json
+from map_core.runs.lock import RunLock
 from map_core.runs.plots import plot_curves
 from map_core.runs.recorder import Recorder
-from map_core.runs.run_directory import STATE, full_disk_told, open_run, read_state, rewind
+from map_core.runs.run_directory import disk_faults_told, open_run, rewind
 from map_core.runs.summary import describe_run, write_config, write_summary
 from map_core.training.config import TrainingConfig
 from map_core.training.finite import FiniteGuard
-from map_core.training.interruption import Interruption
+from map_core.training.interruption import BrokenOff, Interruption
 from map_core.training.loading import training_batches
 from map_core.training.optimizer import clip_gradients, set_learning_rate
-from map_core.training.processes import any_process, build_accelerator, mean_over_processes, on_main_process
+from map_core.training.processes import (
+    build_accelerator,
+    mean_over_processes,
+    on_main_process,
+    signal_of_any_process,
+)
 from map_core.training.sampling import RunPlan, seed_everything
 from map_core.training.schedule import Schedule
 from map_core.training.settings import run_settings
@@ -49,11 +57,11 @@ def train(
     plan = RunPlan.of(config, len(task.train_data), accelerator.num_processes, accelerator.process_index)
     settings = run_settings(task.name, plan, config, run_config)
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
-    with Interruption() as interruption, full_disk_told(out):
-        checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume))
+    with Interruption() as interruption, RunLock(out) as lock, disk_faults_told(out, lock):
+        checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume, lock))
         saved: dict[str, Any] = {"step": 0, "recorder": {}}
         if checkpoint:
-            saved = read_state(checkpoint, settings)
+            saved = read_state(checkpoint, settings, total_steps=plan.total_steps)
         state = TrainingState(task, config, accelerator)
         if checkpoint:
             state.load(checkpoint)
@@ -71,7 +79,9 @@ def train(
             progress=config.progress,
             tensorboard=config.tensorboard,
         )
-        run = Run(task, config, plan, out, settings, checkpoints, accelerator, state, recorder, interruption)
+        run = Run(
+            task, config, plan, out, lock, settings, checkpoints, accelerator, state, recorder, interruption
+        )
         try:
             return run.from_step(saved["step"])
         finally:
@@ -86,6 +96,7 @@ class Run:
     config: TrainingConfig
     plan: RunPlan
     out: Path
+    lock: RunLock
     settings: dict[str, Any]
     checkpoints: Checkpoints
     accelerator: Accelerator
@@ -110,6 +121,8 @@ class Run:
         recorder.say(self.plan.describe(self.task.name, config, accelerator.device, start))
         if start and recorder.evaluation is None and self.evaluates(start):
             self.evaluate(start)  # the run was stopped before it could
+            if stopped_by := self.stopped_by():
+                return self.interrupted(start, stopped_by)
         batches = training_batches(
             self.task, plan, start=start, stop=self.stop, workers=config.workers, device=accelerator.device
         )
@@ -147,16 +160,22 @@ class Run:
             if not (guard.waits or writes_line or self.evaluates(done) or self.saves(done)):
                 continue
             guard.raise_if_broken()
-            stopping = any_process(accelerator, self.interruption.requested)
+            stopped_by = self.stopped_by()
             if writes_line:
+                self.lock.check()
                 recorder.write_line(done, lr)
-            if self.evaluates(done) and not stopping:
+            if self.evaluates(done) and not stopped_by:
                 self.evaluate(done)
-            if stopping or self.saves(done):
+                stopped_by = self.stopped_by()
+            if stopped_by or self.saves(done):
                 self.save(done)
-            if stopping:
-                return self.interrupted(done)
+            if stopped_by:
+                return self.interrupted(done, stopped_by)
         return self.finish()
+
+    def stopped_by(self) -> Signals | None:
+        """The signal that asks the run to stop, if any process received one."""
+        return signal_of_any_process(self.accelerator, self.interruption.signal)
 
     def evaluates(self, done: int) -> bool:
         """Say whether an evaluation follows ``done`` steps."""
@@ -168,9 +187,21 @@ class Run:
         by_epochs = done % (self.config.checkpoint_epochs * self.plan.steps_per_epoch) == 0
         return done == self.stop or by_steps or by_epochs
 
-    @torch.no_grad()
     def evaluate(self, done: int) -> None:
-        """Evaluate all sets of weights after ``done`` steps."""
+        """Evaluate all sets of weights after ``done`` steps, unless a signal breaks it off: then once resumed.
+
+        Several processes finish it, as each of them waits for the others in it.
+        """
+        try:
+            with self.interruption.breaks_off(self.accelerator.num_processes == 1):
+                metrics = self.measure(done)
+        except BrokenOff:
+            return
+        self.recorder.write_evaluation(done, metrics)
+
+    @torch.no_grad()
+    def measure(self, done: int) -> dict[str, float]:
+        """Return the metrics of all sets of weights."""
         metrics: dict[str, float] = {}
         for weights, model in self.state.weights().items():
             prefix = "ema_" if weights == "ema" else ""
@@ -180,39 +211,45 @@ class Run:
                 found = self.task.evaluate(model, self.accelerator)
             metrics |= {prefix + name: float(value) for name, value in found.items()}
         self.state.model.train()
-        self.recorder.write_evaluation(done, metrics)
+        return metrics
 
     def save(self, done: int) -> None:
         """Write the checkpoint of ``done`` steps."""
         files = self.state.writers()
         account = {"step": done, "settings": self.settings, "recorder": self.recorder.state()}
         files[STATE] = write_json(account)
-        on_main_process(self.accelerator, lambda: self.checkpoints.write(done, files))
 
-    def interrupted(self, done: int) -> dict[str, Any]:
+        def write() -> None:
+            self.lock.check()
+            self.checkpoints.write(done, files)
+
+        on_main_process(self.accelerator, write)
+
+    def interrupted(self, done: int, stopped_by: Signals) -> dict[str, Any]:
         """Tell how to go on."""
         self.recorder.say(
-            f"stopped after step {done} of {self.stop}; the checkpoint is in {self.checkpoints.directory}; "
-            "continue with the same command and --resume auto"
+            f"stopped by {stopped_by.name} after step {done} of {self.stop}; the checkpoint is in "
+            f"{self.checkpoints.directory}; continue with the same command and --resume auto"
         )
-        return on_main_process(self.accelerator, lambda: self.summarize(interrupted=True))
+        return on_main_process(self.accelerator, lambda: self.summarize(stopped_by))
 
     def finish(self) -> dict[str, Any]:
         """Export the weights and draw the pictures."""
         models = self.state.whole_weights()
 
         def write() -> dict[str, Any]:
+            self.lock.check()
             for weights, model in models.items():
                 model.eval()
                 self.task.export(model, self.out, weights)
-            summary = self.summarize(interrupted=False)
+            summary = self.summarize(None)
             self.task.finish(models["raw"], self.out, summary)
             write_summary(self.out, summary)
             return summary
 
         return on_main_process(self.accelerator, write)
 
-    def summarize(self, *, interrupted: bool) -> dict[str, Any]:
+    def summarize(self, stopped_by: Signals | None) -> dict[str, Any]:
         """Write curves.png and summary.json."""
         plot_curves(self.out)
         summary = {
@@ -220,7 +257,8 @@ class Run:
             **self.recorder.summary(),
             **describe_run(self.accelerator.device),
             "processes": self.plan.processes,
-            "interrupted": interrupted,
+            "interrupted": stopped_by is not None,
+            "stopped_by": stopped_by and stopped_by.name,
         }
         write_summary(self.out, summary)
         return summary

@@ -1,6 +1,7 @@
 """Accelerate, set up as the configuration says, and agreement between processes."""
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.training.config import TrainingConfig
+from map_core.training.workers import STOPPING_SIGNALS
 
 Result = TypeVar("Result")
 
@@ -81,8 +83,10 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> 
     return dict(zip(values, stacked.tolist(), strict=True))
 
 
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Say whether ``flag`` is set on any process; all of them call this."""
+def signal_of_any_process(accelerator: Accelerator, received: signal.Signals | None) -> signal.Signals | None:
+    """Return the signal that any process received, the sterner one of two; all of them call this."""
     if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)).item())
+        return received
+    flags = [float(received == number) for number in STOPPING_SIGNALS]
+    counts = accelerator.reduce(torch.tensor(flags, device=accelerator.device)).tolist()
+    return next((number for number, count in zip(STOPPING_SIGNALS, counts, strict=True) if count), None)

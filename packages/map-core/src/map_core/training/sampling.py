@@ -13,6 +13,7 @@ from map_core.errors import UserError
 from map_core.randomness import Draw, derive_seed, keyed_generator
 from map_core.training.config import REFERENCE_BATCH, TrainingConfig
 from map_core.training.task import MapStyleDataset
+from map_core.training.workers import Reading
 
 
 class SampleKey(NamedTuple):
@@ -127,14 +128,15 @@ class Failure:
 class KeyedDataset(Dataset[Any]):
     """A data set read by :class:`SampleKey`, whose randomness is a function of the seed and the key."""
 
-    def __init__(self, data: MapStyleDataset, seed: int) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: MapStyleDataset, seed: int, reading: Reading | None = None) -> None:
+        self.data, self.seed, self.reading = data, seed, reading or Reading(0)
 
     def __getitem__(self, key: SampleKey) -> Any:
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
         seed_everything(derive_seed(self.seed, "sample", *key), cuda=False)
         try:
-            return self.data[key.sample]
+            with self.reading.of(key.sample):
+                return self.data[key.sample]
         except UserError as error:
             return Failure(str(error))
         finally:

@@ -101,8 +101,16 @@ class TrainingState:
 
     def _read_optimizer(self, checkpoint: Path) -> dict[str, Any]:
         saved, name = read_pickle(checkpoint / OPTIMIZER), self.task.current_name
-        groups = [{**group, "params": [name(n) for n in group["params"]]} for group in saved["param_groups"]]
-        return {"state": {name(n): value for n, value in saved["state"].items()}, "param_groups": groups}
+        try:
+            groups = [
+                {**group, "params": [name(n) for n in group["params"]]} for group in saved["param_groups"]
+            ]
+            return {"state": {name(n): value for n, value in saved["state"].items()}, "param_groups": groups}
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{checkpoint / OPTIMIZER} holds no state of an optimizer ({type(error).__name__}: {error}); "
+                "use another checkpoint"
+            ) from error
 
 
 def refuse_low_precision(model: nn.Module) -> None:

@@ -1,0 +1,87 @@
+"""The account in a checkpoint: its step, its settings and what the recorder keeps, read with nothing taken on trust."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from map_core.errors import UserError
+
+STATE = "state.json"
+
+
+def read_state(checkpoint: Path, settings: dict[str, Any], *, total_steps: int) -> dict[str, Any]:
+    """Read a checkpoint's step and account.
+
+    Args:
+        checkpoint: Its directory.
+        settings: Those of the run that is to go on.
+        total_steps: Of that run.
+
+    Raises:
+        UserError: it was written with other settings, lies beyond the run's end, or is no account.
+    """
+    path = checkpoint / STATE
+    try:
+        state = json.loads(path.read_text())
+        fault = find_fault_of_state(state)
+    except (OSError, ValueError, RecursionError) as error:
+        fault = str(error) or type(error).__name__
+    if fault is not None:
+        raise UserError(f"{path} is no account of a run ({fault}); use another checkpoint")
+    saved = state["settings"]
+    changes = [
+        f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}"
+        for name in sorted(saved.keys() | settings.keys())
+        if saved.get(name) != settings.get(name)
+    ]
+    if changes:
+        raise UserError(
+            f"cannot resume from {checkpoint} with other settings: {'; '.join(changes)}; "
+            "set them back, or start anew with another --out"
+        )
+    if state["step"] > total_steps:
+        raise UserError(
+            f"{path} is of step {state['step']}, but the run has {total_steps} steps; use another checkpoint"
+        )
+    return state
+
+
+def find_fault_of_state(state: Any) -> str | None:
+    """Say what in an account is missing or of another type, or return None."""
+    if not isinstance(state, dict):
+        return "no mapping"
+    step, recorder = state.get("step"), state.get("recorder")
+    if not is_count(step):
+        return f"step is {step!r}"
+    if not isinstance(state.get("settings"), dict):
+        return "settings are no mapping"
+    if not isinstance(recorder, dict):
+        return "recorder is no mapping"
+    window = recorder.get("window")
+    if not isinstance(window, dict) or window.keys() != {"sums", "counts"}:
+        return "recorder.window is not of sums and counts"
+    sums, counts = window["sums"], window["counts"]
+    if not are_numbers(sums) or not are_numbers(counts) or sums.keys() != counts.keys():
+        return "recorder.window does not hold numbers"
+    if not all(is_count(count) for count in counts.values()):
+        return "recorder.window.counts are no counts"
+    if not are_numbers(recorder.get("last")):
+        return "recorder.last does not hold numbers"
+    if recorder.get("evaluation") is not None and not are_numbers(recorder["evaluation"]):
+        return "recorder.evaluation does not hold numbers"
+    return None if is_number(recorder.get("seconds")) else "recorder.seconds is no number"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number from 0 on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether a value of JSON maps names to numbers."""
+    return isinstance(values, dict) and all(is_number(value) for value in values.values())

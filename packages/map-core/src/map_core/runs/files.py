@@ -1,0 +1,104 @@
+"""Writing files that are either complete or not there, and saying what keeps a file from being written."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from map_core.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNFINISHED = ".unfinished_"  # before the names of files that are being written
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write under, in the folder of ``path``, which it takes once the block is through."""
+    partial = path.with_name(UNFINISHED + path.name)
+    partial.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody laid
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a whole text file in the place of another, if there is one."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write a whole JSON file in the place of another, if there is one."""
+    save_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, readable by whoever may read the other files of this process.
+
+    Tied tensors are written once for each name.
+
+    Raises:
+        OSError: as of any other file.
+    """
+    path.touch()  # safetensors hides what it writes from other users; this file has the usual rights
+    mode = path.stat().st_mode
+    separate = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(separate, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(mode & 0o777)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file or directory at ``path`` is on disk; some file systems refuse that of directories."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def require_folder(path: Path) -> None:
+    """Check, before the work, that results can be written into a folder, which need not exist yet.
+
+    Raises:
+        UserError: they cannot.
+    """
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"cannot write to {path}: {existing} is a file; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {path}: no permission to write in {existing}; choose another --out")
+
+
+def require_file(path: Path) -> None:
+    """Check, before the work, that a result can be written to a file, whose folder need not exist yet.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot write to {path}: it is a folder; give --out a file's name")
+    require_folder(path.parent)

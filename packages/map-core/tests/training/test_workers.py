@@ -1,0 +1,124 @@
+"""A loading process that dies or hangs is named, with what it reads; none outlives its parent."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+from processes import start, wait_for
+
+from map_core import UserError
+from map_core.training.loading import loaded
+from map_core.training.sampling import SampleKey
+
+
+class Faulty:
+    """Ten samples; at the sixth something happens to whoever reads it."""
+
+    names = tuple(f"picture_{index}.png" for index in range(10))
+
+    def __init__(self, happens):
+        self.happens = happens
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index == 5:
+            self.happens()
+        return torch.tensor(index)
+
+
+def batches(happens, **changes):
+    settings = {"workers": 2, "device": torch.device("cpu"), "collate": torch.stack, "patience": 1.5}
+    keys = [SampleKey(0, index, 0) for index in range(10)]
+    return loaded(Faulty(happens), 0, **(settings | changes), batch_size=2, sampler=keys)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(3600)
+
+
+@pytest.mark.parametrize(
+    ("happens", "message"),
+    [
+        (
+            kill,
+            r"loading process 0 was killed by SIGKILL while it read sample 5 \(picture_5.png\); if memory",
+        ),
+        (
+            lambda: os._exit(3),
+            r"process 0 exited with status 3 while it read sample 5 .*; look at that sample",
+        ),
+        (
+            hang,
+            r"no batch came within 1.5 seconds; still being read: sample 5 \(picture_5.png\); look whether",
+        ),
+    ],
+    ids=["killed", "exits", "hangs"],
+)
+def test_a_process_that_does_not_go_on_is_named_with_its_sample(happens, message):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        list(batches(happens))
+    assert time.monotonic() - began < 30
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_of_the_data_set_is_passed_on():
+    def fail():
+        raise RuntimeError("DataLoader is no excuse")
+
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process 0"):
+        list(batches(fail))
+
+
+def test_processes_that_hang_end_with_an_iteration_that_is_left():
+    iterator = batches(hang, patience=600.0)
+    assert next(iterator).tolist() == [0, 1]
+    iterator.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_processes_obey_nobody_but_their_parent():
+    """Ctrl-C and SIGTERM reach the whole group; the parent decides."""
+
+    def signal_itself():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+    assert torch.cat(list(batches(signal_itself))).tolist() == list(range(10))
+
+
+def test_what_pytorch_would_do_about_a_dead_child_is_as_before():
+    before = signal.getsignal(signal.SIGCHLD)
+    list(batches(lambda: None))
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+def test_processes_that_hang_die_with_a_parent_that_is_killed(tmp_path):
+    process = start("orphans.py", tmp_path / "children")
+    wait_for((tmp_path / "children").exists, process)
+    children = [int(number) for number in (tmp_path / "children").read_text().split()]
+    assert len(children) == 2
+    process.kill()
+    process.communicate(timeout=30)
+    for _ in range(100):
+        if not any(lives(child) for child in children):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"left behind: {[child for child in children if lives(child)]}")
+
+
+def lives(number):
+    try:
+        with open(f"/proc/{number}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
