@@ -259,9 +259,8 @@ def test_every_command_is_there_once_in_the_order_of_the_help():
 
 
 def test_defaults_of_a_run_are_its_settings_by_dotted_key(runs):
-    """Of config.yaml as texts, which are read as a command line's are; of the weights' description as values."""
     given = {"init": str(runs.pretrain)}
-    assert data_of_run(DOMAIN, given) == {"data.count": "24", "data.root": "toys", "data.flip": True}
+    assert data_of_run(DOMAIN, given) == {"data.count": 24, "data.root": "toys", "data.flip": True}
     assert model_of_run(DOMAIN, given) == {"model.name": "toy", "model.embed_dim": 12, "data.flip": True}
     assert ToyDataConfig().flip is False
     assert ToyModelConfig().embed_dim is None
