@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from map_core import Draw
 from map_core.blocks import MambaMixer
 from map_core.ops import Linear
 from map_core.ops.scan.interface import REGISTRY
@@ -43,7 +44,8 @@ def build(task: str, name: str, images: Tensor) -> tuple[nn.Module, Callable[[nn
     """The module of a task, and the loss (or output) of one pass."""
     if task == "pretrain":
         objective = build_objective(create_backbone(ModelConfig(name)), ImageObjectiveConfig())
-        return objective, lambda model: model(images).loss
+        steps = itertools.count()
+        return objective, lambda model: model(images, Draw.of_batch(len(images), step=next(steps))).loss
     classifier = timm.create_model(name, num_classes=1000)
     if task == "inference":
         return classifier.eval(), lambda model: model(images)

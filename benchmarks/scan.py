@@ -219,7 +219,11 @@ def measure(
             y = contender.call()
             return (y, *torch.autograd.grad(y, contender.leaves, cotangent))
 
-        passes = {"forward": forward, "recorded": contender.call, "both": both}
+        passes: dict[str, Callable[[], object]] = {
+            "forward": forward,
+            "recorded": contender.call,
+            "both": both,
+        }
         taken = {kind: seconds(f, options.device, options.budget) for kind, f in passes.items()}
         rows.append((name, taken))
         times = " | ".join(f"{t * 1e3:.2f} | {rows[0][1][kind] / t:.3g}x" for kind, t in taken.items())

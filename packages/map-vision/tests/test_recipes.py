@@ -1,5 +1,6 @@
 """The packaged recipes: that their headers can be held to account, and that they train, shrunken."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -13,12 +14,15 @@ from map_core.commands.parser import load_recipe, parse
 from map_core.commands.plain_yaml import read_yaml
 from map_core.commands.program import main
 from map_core.commands.recipes import find_recipe, recipe_names
+from map_core.commands.standard import configs, standard_commands
+from map_core.randomness import Draw
+from map_core.tasks.classification import FinetuneTask, LinearProbeTask
+from map_core.tasks.pretraining import PretrainTask
 from map_core.training import train
 from map_core.training.optimizer import build_optimizer
-from map_vision.cli import COMMANDS, RECIPES
+from map_vision.domain import DOMAIN
 from map_vision.factory import create_backbone, create_model
-from map_vision.finetuning import FinetuneConfig, FinetuneTask, LinearProbeTask
-from map_vision.pretraining import PretrainConfig, PretrainTask, build_objective
+from map_vision.pretraining import build_objective
 
 NAMES = (
     "finetune_base_in1k",
@@ -45,7 +49,9 @@ NAMES = (
 )
 IN1K = tuple(name for name in NAMES if "_in1k" in name)
 COMMAND_NAMES = {"pretrain": "pretrain", "finetune": "finetune", "linear": "linear-probe"}
-CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linear": FinetuneConfig}
+COMMANDS, RECIPES = standard_commands(DOMAIN), DOMAIN.recipes
+FINETUNE = configs(DOMAIN).finetune
+CONFIGS = {"pretrain": configs(DOMAIN).pretrain, "finetune": FINETUNE, "linear": FINETUNE}
 TASKS = {"pretrain": PretrainTask, "finetune": FinetuneTask, "linear": LinearProbeTask}
 
 # the paper's 12M, 37M, 128M, 443M (facts.md 3.2)
@@ -130,7 +136,7 @@ def pretrained(tmp_path_factory, image_folder):
     """A run of pretrain_base_in1k, shrunken."""
     out = tmp_path_factory.mktemp("recipes") / "pretrained"
     config = resolved("pretrain_base_in1k", shrunken("pretrain_base_in1k", image_folder))
-    train(PretrainTask(config), config.training, out, run_config=config)
+    train(PretrainTask(DOMAIN, config), config.training, out, run_config=config)
     return out
 
 
@@ -245,7 +251,7 @@ def test_pretraining_recipes_differ_in_what_their_names_say_alone(name, attentio
 
 def test_the_authors_recipe_draws_ratios_between_their_bounds():
     objective = resolved("pretrain_base_in1k_authors").objective
-    ratios = [objective.ratio(0, step) for step in range(200)]
+    ratios = [objective.masking.step_ratio(Draw.of_batch(1, step=step)) for step in range(200)]
     assert min(ratios) > 0.3
     assert max(ratios) < 0.7
     assert torch.tensor(ratios).std().item() == pytest.approx(0.111, abs=0.02)  # facts.md 2.1
@@ -274,15 +280,19 @@ def test_a_shrunken_recipe_takes_two_steps(name, tmp_path, image_folder, request
     if kind(name) == "linear":
         overrides.append(f"--init={request.getfixturevalue('pretrained')}")
     config = resolved(name, overrides)
-    task = TASKS[kind(name)](config)
-    assert task.train_data.transform is not task.data.evaluation_transform
-    before = {key: value.clone() for key, value in task.model.named_parameters() if value.requires_grad}
+    task = TASKS[kind(name)](DOMAIN, config)
+    assert task.train_data.transform is not task.data.plain_train.transform
+    frozen = {key: value.clone() for key, value in task.model.named_parameters() if not value.requires_grad}
     summary = train(task, config.training, tmp_path / "run", run_config=config)
-    assert 0 < summary["loss"] < 20
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len([line for line in lines if '"loss"' in line]) == 2
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert summary["loss"] == steps[-1]["loss"]
     after = dict(task.model.named_parameters())
-    assert any(not torch.equal(value, after[key]) for key, value in before.items())
+    assert all(torch.equal(after[key], value) for key, value in frozen.items())
+    assert bool(frozen) == (kind(name) == "linear")
+    without_gradient = {key for key in after.keys() - frozen.keys() if not torch.any(after[key].grad != 0)}
+    assert not without_gradient, "nothing is learned by what the loss does not reach"
 
 
 def test_from_pretraining_to_384_by_command_line(tmp_path, image_folder, pretrained):
@@ -314,7 +324,7 @@ def test_lars_adapts_the_step_of_the_probes_weight_and_not_of_its_bias(image_fol
     assert rate == pytest.approx(6.4)
     overrides = [*shrunken("linear_base_in1k", image_folder), f"--init={pretrained}", f"--training.lr={rate}"]
     config = resolved("linear_base_in1k", overrides)
-    task = LinearProbeTask(config)
+    task = LinearProbeTask(DOMAIN, config)
     optimizer = build_optimizer(task.parameter_groups(config.training), config.training)
     head = task.model.head
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
