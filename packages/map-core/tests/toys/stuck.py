@@ -1,8 +1,8 @@
 """Waits, inside :class:`Interruption`, for a lock that nobody opens, where no signal handler of Python's can run."""
 
 import ctypes
-from pathlib import Path
 import sys
+from pathlib import Path
 
 from map_core.training.interruption import Interruption
 
