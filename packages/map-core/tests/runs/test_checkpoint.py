@@ -21,6 +21,8 @@ from map_core.runs.checkpoint import (
     write_tensors,
 )
 
+FILES = {"state.json": write_json({"step": 1})}
+
 
 @pytest.fixture
 def checkpoints(tmp_path):
@@ -44,7 +46,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_remains(checkpoints, mo
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        UserError, match=r"cannot save .*step_00000002: .*No space left.*step_00000001, is unharmed"
+        UserError,
+        match=r"cannot save .*step_00000002: .*No space left.*step_00000001, is unharmed; .* are free there: make room",
     ):
         checkpoints.write(2, {"a.safetensors": write_tensors({"w": torch.ones(1000)})})
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step_00000001"]
@@ -65,7 +68,10 @@ def no_file_over_50_kb():
 @pytest.mark.usefixtures("no_file_over_50_kb")
 @pytest.mark.parametrize("kind", [write_tensors, write_pickle])
 def test_a_write_that_the_system_refuses_inside_the_libraries(checkpoints, kind):
-    with pytest.raises(UserError, match=r"cannot save checkpoint .*step_00000001, is unharmed; make room"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot save checkpoint .*File too large.*step_00000001, is unharmed; see to that disk",
+    ):
         checkpoints.write(2, {"a": kind({"w": torch.ones(100_000)})})
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step_00000001"]
 
@@ -126,6 +132,30 @@ def test_damage_is_told(checkpoints, capsys, damage, fault):
     assert re.search(f"skipping checkpoint {path}: .*{fault}", capsys.readouterr().err)
 
 
+def test_no_checkpoint_is_ever_half_removed(checkpoints, monkeypatch):
+    """A removal that stops in the midst, as by a kill, leaves what no reader takes for a checkpoint."""
+    removed = []
+
+    def stop(path, **options):
+        removed.append(path)
+
+    monkeypatch.setattr("shutil.rmtree", stop)
+    for step in (2, 3):
+        checkpoints.write(step, FILES)
+    assert [path.name for path in checkpoints.paths()] == ["step_00000002", "step_00000003"]
+    assert (checkpoints.directory / ".removing_step_00000001/state.json").exists()
+    monkeypatch.undo()
+    checkpoints.clear_leftovers()
+    assert not list(checkpoints.directory.glob(".*"))
+
+
+def test_a_run_directory_that_vanished_is_not_made_again(tmp_path):
+    gone = Checkpoints(tmp_path / "mounted/run/checkpoints", keep=2)
+    with pytest.raises(UserError, match=r"cannot save checkpoint .*No such file or directory"):
+        gone.write(1, FILES)
+    assert not (tmp_path / "mounted").exists()
+
+
 def test_checkpoints_beyond_a_step_are_set_aside_not_removed(checkpoints):
     for step in (5, 7):
         checkpoints.write(step, {"state.json": write_json({"step": step})})
@@ -133,3 +163,5 @@ def test_checkpoints_beyond_a_step_are_set_aside_not_removed(checkpoints):
     assert [path.name for path in checkpoints.paths()] == ["step_00000005"]
     aside = checkpoints.directory / "superseded_step_00000007"
     assert find_fault(aside) is None
+    checkpoints.set_aside_after(5)
+    assert not aside.exists(), "what an earlier start set aside stays for ever"

@@ -14,13 +14,22 @@ def alone(values):
     return {name: value.item() for name, value in values.items()}
 
 
+def line_of(step):
+    """A line of metrics."""
+    return json.dumps({"kind": "train", "step": step, "epoch": 0.5, "loss": 1.0})
+
+
 def test_the_last_line_may_be_cut_short(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    (tmp_path / "metrics.jsonl").write_text(f"{line_of(1)}\n{line_of(2)}\n{line_of(3)[:5]}")
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_no_other_line_may(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+@pytest.mark.parametrize(
+    "broken",
+    ['{"ste', "[]", "3", '{"kind": "train"}', '{"step": "1", "kind": "train"}', "[" * 20_000, "\x00"],
+)
+def test_no_other_line_may(tmp_path, broken):
+    (tmp_path / "metrics.jsonl").write_text(f"{line_of(1)}\n{broken}\n{line_of(3)}\n")
     with pytest.raises(UserError, match=r"metrics.jsonl is broken in line 2 .* repair or remove that line"):
         read_metrics(tmp_path)
 

@@ -3,13 +3,16 @@
 import logging
 import os
 import pickle
+import random
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
 from map_core import UserError
+from map_core.tasks.typed import fits
 from map_core.tasks.weights import (
     load_init,
     read_description,
@@ -34,6 +37,13 @@ class Settings:
     size: tuple[int, int] = (1, 1)
 
 
+@dataclass
+class Required:
+    name: str
+    root: str
+    depth: int = 1
+
+
 def write(directory, model, **description):
     save_weights(directory / "model.safetensors", model.state_dict(), description)
     return directory
@@ -55,11 +65,79 @@ def test_weights_and_description_come_back(tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("key", [None, "model", "state_dict"])
-def test_torch_files_of_tensors_are_read_too(tmp_path, key):
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda state: state, None),
+        (lambda state: {"model": state, "epoch": 3}, "weights taken from model"),
+        (lambda state: {"state_dict": state}, "weights taken from state_dict"),
+        (lambda state: {"base_model": state}, "weights taken from base_model"),
+        (lambda state: {"student": {}, "teacher": state}, "weights taken from teacher"),
+        (lambda state: {"state_dict": {"model": state}}, "weights taken from state_dict.model"),
+        *(
+            (
+                lambda state, prefix=prefix: {prefix + key: value for key, value in state.items()},
+                f"all names begin with {prefix}, which was taken off",
+            )
+            for prefix in ("module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.backbone.")
+        ),
+    ],
+)
+def test_torch_files_of_tensors_are_read_whatever_others_put_around_them(tmp_path, caplog, wrap, message):
     state = Toy().state_dict()
-    torch.save(state if key is None else {key: state}, tmp_path / "model.pth")
+    torch.save(wrap(state), tmp_path / "model.pth")
     assert same(read_weights(tmp_path / "model.pth"), state)
+    assert caplog.messages == ([] if message is None else [f"{tmp_path / 'model.pth'}: {message}"])
+
+
+def test_a_prefix_of_some_names_only_stays(tmp_path):
+    state = {"backbone.weight": torch.ones(1), "head.weight": torch.ones(1)}
+    torch.save(state, tmp_path / "model.pth")
+    assert same(read_weights(tmp_path / "model.pth"), state)
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML"),
+        ("Größe 3\n".encode() * 3000, "text"),
+        (b'{"name": "x"}', "text"),
+    ],
+    ids=["empty", "lfs", "html", "xml", "text", "json"],
+)
+def test_what_is_no_weights_file_is_recognised(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is no weights file \(looks like {what}"):
+        read_weights(tmp_path / name)
+
+
+def read_or_refuse(path):
+    """What is said of a file that is refused, None of one that is read."""
+    try:
+        read_weights(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_mutants_of_a_file_are_read_or_refused_by_name(tmp_path, name):
+    """Cut off anywhere, with bytes changed anywhere: nothing but a sentence, and nothing hangs."""
+    path, state = tmp_path / name, {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
+    torch.save(state, path) if name.endswith("pth") else save_weights(path, state, {})
+    whole, chance = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        mutant = bytearray(whole[: chance.choice([len(whole), chance.randrange(len(whole))])])
+        for _ in range(chance.randrange(4)):
+            if mutant:
+                mutant[chance.randrange(len(mutant))] = chance.randrange(256)
+        path.write_bytes(mutant)
+        message = read_or_refuse(path)
+        assert message is None or str(path) in message
 
 
 def test_a_file_without_a_description_has_an_empty_one(tmp_path):
@@ -70,6 +148,26 @@ def test_a_description_cut_off_is_named(tmp_path):
     write(tmp_path, Toy(), holds="encoder")
     (tmp_path / "model.json").write_text('{"holds": ')
     with pytest.raises(UserError, match=r"model.json is no JSON .* copy it or export the run again"):
+        read_description(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "describes no model: it must be a mapping"),
+        ("3", "describes no model: it must be a mapping"),
+        ('{"name": 3}', "name must be a str; got 3"),
+        ('{"name": "x", "arguments": []}', r"arguments must be a dict; got \[\]"),
+        ('{"classes": "cat"}', "classes must be a list; got 'cat'"),
+        ('{"holds": "classifier"}', "describes a classifier but lacks its classes"),
+        ("[" * 20_000, "is no JSON"),
+        ("", "is no JSON"),
+    ],
+    ids=["list", "number", "name", "arguments", "classes", "no classes", "brackets", "empty"],
+)
+def test_a_description_of_another_shape_is_named(tmp_path, text, message):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(UserError, match=rf"model.json:? {message}"):
         read_description(tmp_path)
 
 
@@ -130,6 +228,48 @@ def test_settings_of_another_version_are_named():
         UserError, match="run describes settings that this version does not know: deep, tall; read"
     ):
         read_settings(Settings, {"width": 5, "tall": 1, "deep": 2}, "run")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": "5"}, "width as '5', which must be int"),
+        ({"width": True}, "width as True, which must be int"),
+        ({"width": 5.0}, "width as 5.0, which must be int"),
+        ({"size": [1]}, r"size as \(1,\), which must be tuple\[int, int\]"),
+        ({"size": [1, "2"]}, r"size as \(1, '2'\), which must be tuple\[int, int\]"),
+        ({"size": 3}, r"size as 3, which must be tuple\[int, int\]"),
+    ],
+)
+def test_settings_of_another_type_are_named(values, message):
+    with pytest.raises(UserError, match=f"run describes {message}; export the run again"):
+        read_settings(Settings, values, "run")
+
+
+def test_settings_that_are_missing_are_named():
+    with pytest.raises(UserError, match="run describes no name, root; export the run again"):
+        read_settings(Required, {"depth": 2}, "run")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        (1, float, True),
+        (None, int | None, True),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        (1, Literal[True], False),
+        ((1, 2, 3), tuple[int, ...], True),
+        ((1, "2"), tuple[int, ...], False),
+        ((0.5, 1), tuple[float, float] | None, True),
+        ("x", int | str, True),
+        ([], int | str, False),
+        ({}, dict[str, int], True),
+        (object(), Any, True),
+    ],
+)
+def test_types(value, kind, expected):
+    assert fits(value, kind) is expected
 
 
 # ---- starting a model

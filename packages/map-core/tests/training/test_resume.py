@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import signal
 import time
 
@@ -104,11 +105,42 @@ def half_run(tmp_path):
     return out
 
 
-def test_resume_auto_without_a_run(tmp_path):
-    with pytest.raises(
-        UserError, match=r"--resume auto found no usable checkpoint in .*run/checkpoints; drop --resume"
-    ):
-        train(ToyTask(), toy_config(), tmp_path / "run", resume="auto")
+def test_resume_auto_is_the_command_of_a_first_start_too(tmp_path, whole_run, capfd):
+    train(ToyTask(), toy_config(**SETTINGS), tmp_path / "run", resume="auto")
+    assert f"nothing to resume in {tmp_path / 'run'}: starting anew" in capfd.readouterr().err
+    assert_same_run(tmp_path / "run", whole_run)
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_that_failed_before_its_first_checkpoint_starts_anew(tmp_path, whole_run, resume):
+    with pytest.raises(UserError, match="not finite at step 3"):
+        train(ToyTask(nan_at=2), toy_config(**SETTINGS | {"log_steps": 1}), tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_text()
+    train(ToyTask(), toy_config(**SETTINGS), tmp_path / "run", resume=resume)
+    assert_same_run(tmp_path / "run", whole_run)
+
+
+@pytest.mark.parametrize("resume", ["", "auto"])
+def test_a_second_run_in_the_directory_of_a_living_one_is_refused(tmp_path, whole_run, resume):
+    out = tmp_path / "run"
+    process = start_training(out, SETTINGS, {"slow": 0.05})
+    wait_for((out / "checkpoints/step_00000003/manifest.json").exists, process)
+    message = "is not empty" if not resume else rf"in use by process {process.pid} on .*, started"
+    with pytest.raises(UserError, match=message):
+        train(ToyTask(), toy_config(**SETTINGS), out, resume=resume or None)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert_same_run(out, whole_run)
+
+
+def test_a_directory_that_vanishes_stops_the_run_and_is_not_made_again(tmp_path):
+    out = tmp_path / "run"
+    process = start_training(out, SETTINGS | {"epochs": 400}, {"slow": 0.02})
+    wait_for((out / "checkpoints/step_00000003/manifest.json").exists, process)
+    out.rename(tmp_path / "elsewhere")
+    _, stderr = process.communicate(timeout=60)
+    assert re.search(r"UserError: .*run vanished while the run wrote it", stderr), stderr
+    assert not out.exists()
 
 
 def test_a_used_directory_is_not_overwritten(half_run):

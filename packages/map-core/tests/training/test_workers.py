@@ -50,11 +50,11 @@ def hang():
     [
         (
             kill,
-            r"loading process 0 was killed by SIGKILL while it read sample 5 \(picture_5.png\); if memory",
+            r"loading process \d+ was killed by SIGKILL while it read sample 5 \(picture_5.png\); if memory",
         ),
         (
             lambda: os._exit(3),
-            r"process 0 exited with status 3 while it read sample 5 .*; look at that sample",
+            r"process \d+ exited with status 3 while it read sample 5 .*; look at that sample",
         ),
         (
             hang,

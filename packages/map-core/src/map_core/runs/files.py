@@ -80,25 +80,34 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def require_folder(path: Path) -> None:
+def require_folder(out: Path) -> None:
     """Check, before the work, that results can be written into a folder, which need not exist yet.
 
     Raises:
         UserError: they cannot.
     """
-    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not existing.is_dir():
-        raise UserError(f"cannot write to {path}: {existing} is a file; choose another --out")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {path}: no permission to write in {existing}; choose another --out")
+    require_place(out, out)
 
 
-def require_file(path: Path) -> None:
+def require_file(out: Path) -> None:
     """Check, before the work, that a result can be written to a file, whose folder need not exist yet.
 
     Raises:
         UserError: it cannot.
     """
-    if path.is_dir():
-        raise UserError(f"cannot write to {path}: it is a folder; give --out a file's name")
-    require_folder(path.parent)
+    if out.is_dir():
+        raise UserError(f"cannot write to {out}: it is a folder; give --out a file's name")
+    require_place(out.parent, out)
+
+
+def require_place(folder: Path, out: Path) -> None:
+    """Check that ``folder`` can be written or made, for ``out``.
+
+    Raises:
+        UserError: it cannot.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise UserError(f"cannot write to {out}: {existing} is a file; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {out}: no permission to write in {existing}; choose another --out")

@@ -77,7 +77,11 @@ def parse_line(text: str) -> dict[str, Any]:
         ValueError: it is none.
     """
     line = json.loads(text)
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "kind" not in line:
+    if (
+        not isinstance(line, dict)
+        or not isinstance(line.get("step"), int)
+        or not isinstance(line.get("kind"), str)
+    ):
         raise ValueError("no line of metrics")
     return line
 

@@ -4,20 +4,26 @@ import json
 import logging
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from map_core.errors import UserError
+from map_core.runs.files import replacing, save_json, save_tensors
+from map_core.tasks.foreign_weights import looks_like, unwrapped, without_prefix
+from map_core.tasks.typed import fits, name_of
 
 Settings = TypeVar("Settings")
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
+DESCRIBED = {
+    "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
+    "objective": dict, "head": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,9 @@ class LoadReport:
 
 def save_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write a state dict as safetensors, and beside it ``<name>.json`` that says what it is."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.rename(path)
-    path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
+    with replacing(path) as partial:
+        save_tensors(partial, state)
+    save_json(path.with_suffix(".json"), description)
 
 
 def weights_file(path: str | Path) -> Path:
@@ -59,56 +63,87 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     file = weights_file(path)
     try:
+        what = looks_like(file)
+        if what is not None:
+            raise UserError(f"{file} is no weights file (looks like {what})")
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{file} holds more than tensors and was refused: loading it could run code; "
             "convert it to safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a broken file raises whatever the reader stumbles on
         raise UserError(
             f"{file} cannot be read as weights ({error}); it may be cut off: copy or export it again"
         ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    state = unwrapped(state, file)
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise UserError(f"{file} holds no state dict of tensors; expected parameter names with tensors")
-    return state
+    return without_prefix(state, file)
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
     """The JSON description beside a weights file or in a run directory; empty when there is none.
 
     Raises:
-        UserError: the description is no JSON.
+        UserError: the description is no JSON, or lacks or misspells what a description says.
     """
     path = Path(path)
     file = (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
+    if not file.is_file():
+        return {}
     try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
+        description = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is no JSON ({error}); it may be cut off: copy it or export the run again"
         ) from error
+    if not isinstance(description, dict):
+        raise UserError(f"{file} describes no model: it must be a mapping; copy it or export the run again")
+    for key, kind in DESCRIBED.items():
+        if key in description and not isinstance(description[key], kind):
+            raise UserError(
+                f"{file}: {key} must be a {kind.__name__}; got {description[key]!r}; export the run again"
+            )
+    if description.get("holds") == "classifier" and not description.get("classes"):
+        raise UserError(f"{file} describes a classifier but lacks its classes; export the run again")
+    return description
 
 
 def read_settings(kind: type[Settings], values: Mapping[str, Any], source: str | Path) -> Settings:
     """Make a configuration dataclass of a description's values.
 
     Raises:
-        UserError: values that this version does not know.
+        UserError: values that this version does not know, that are of another type, or that are missing.
     """
-    unknown = set(values) - {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    kinds, known = get_type_hints(kind), {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(values) - known.keys()
     if unknown:
         raise UserError(
             f"{source} describes settings that this version does not know: {', '.join(sorted(unknown))}; "
             "read it with the version that wrote it"
         )
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    for key, value in plain.items():
+        if not fits(value, kinds[key]):
+            raise UserError(
+                f"{source} describes {key} as {value!r}, which must be {name_of(kinds[key])}; export the run again"
+            )
+    lacking = [
+        name
+        for name, entry in known.items()
+        if name not in plain and entry.default is MISSING and entry.default_factory is MISSING
+    ]
+    if lacking:
+        raise UserError(f"{source} describes no {', '.join(lacking)}; export the run again")
+    return kind(**plain)
 
 
 def load_init(

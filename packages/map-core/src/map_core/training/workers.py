@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -33,21 +34,26 @@ class Reading:
 
     def __init__(self, workers: int) -> None:
         self._samples = RawArray("q", [NOTHING] * max(workers, 1))
+        self._processes = RawArray("q", [NOTHING] * max(workers, 1))
 
     @contextlib.contextmanager
     def of(self, sample: int) -> Iterator[None]:
         """Note that this process reads ``sample`` while the block runs."""
         worker = get_worker_info()
         slot = 0 if worker is None else worker.id
-        self._samples[slot] = sample
+        self._processes[slot], self._samples[slot] = os.getpid(), sample
         try:
             yield
         finally:
             self._samples[slot] = NOTHING
 
-    def samples(self) -> list[int | None]:
-        """The sample that each process is at, None where it is between two."""
-        return [None if sample == NOTHING else sample for sample in self._samples]
+    def samples(self) -> dict[int, int]:
+        """The samples that are being read, by the number of the process."""
+        return {
+            process: sample
+            for process, sample in zip(self._processes, self._samples, strict=True)
+            if sample != NOTHING
+        }
 
 
 def watched(
@@ -83,9 +89,9 @@ def watched(
                 except RuntimeError as error:
                     if not str(error).startswith("DataLoader "):
                         raise  # raised by the data set
-                    for number, process in enumerate(processes):
+                    for process in processes:
                         if not process.is_alive():
-                            raise UserError(death(number, process, reading, names)) from None
+                            raise UserError(death(process, reading, names)) from None
                     if time.monotonic() - since > patience - look:
                         raise UserError(hang(patience, reading, names)) from None
             yield batch
@@ -122,23 +128,23 @@ def begin_loading(worker: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def death(number: int, process: BaseProcess, reading: Reading, names: Sequence[str] | None) -> str:
+def death(process: BaseProcess, reading: Reading, names: Sequence[str] | None) -> str:
     """Say how a loading process ended, and at which sample."""
     code = process.exitcode or 0
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-    sample = reading.samples()[number]
+    sample = reading.samples().get(process.pid or NOTHING)
     where = "between two samples" if sample is None else f"while it read {sample_name(sample, names)}"
     cures = {
         -signal.SIGKILL: "if memory ran out, lower --training.workers or the batch size",
         -signal.SIGBUS: "if shared memory ran out, enlarge /dev/shm or lower --training.workers",
     }
     cure = cures.get(code, "look at that sample, or load with workers 0 to see the error itself")
-    return f"loading process {number} {how} {where}; {cure}"
+    return f"loading process {process.pid} {how} {where}; {cure}"
 
 
 def hang(patience: float, reading: Reading, names: Sequence[str] | None) -> str:
     """Say which samples do not come."""
-    at = [sample_name(sample, names) for sample in reading.samples() if sample is not None]
+    at = [sample_name(sample, names) for sample in reading.samples().values()]
     what = f"still being read: {', '.join(at[:4])}" if at else "no sample is being read"
     return (
         f"no batch came within {patience:g} seconds; {what}; look whether that file and its file system can be "

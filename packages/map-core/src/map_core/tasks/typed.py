@@ -1,0 +1,37 @@
+"""Whether a value that was read from a file is of the type that its setting has."""
+
+import types
+import typing
+from typing import Any, Literal, Union
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether ``value`` is of the type that an annotation names; annotations unknown here fit everything."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if kind is None or kind is type(None):
+        return value is None
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in arguments)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if origin is tuple:
+        return isinstance(value, tuple) and fit_each(value, arguments)
+    if origin in (list, dict, set):
+        return isinstance(value, origin)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def fit_each(values: tuple[Any, ...], kinds: tuple[Any, ...]) -> bool:
+    """Whether the values of a tuple are of the types of ``tuple[kinds]``."""
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        return all(fits(value, kinds[0]) for value in values)
+    return len(values) == len(kinds) and all(map(fits, values, kinds))
+
+
+def name_of(kind: Any) -> str:
+    """An annotation as people write it."""
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)

@@ -1,0 +1,96 @@
+"""The account of a checkpoint is checked before anything is made of it."""
+
+import copy
+import json
+
+import pytest
+
+from map_core import UserError
+from map_core.runs.account import read_state
+
+SETTINGS = {"task": "toy"}
+STATE = {
+    "step": 8,
+    "settings": SETTINGS,
+    "recorder": {
+        "window": {"sums": {"loss": 1.5}, "counts": {"loss": 2}},
+        "last": {"loss": 0.7, "lr": 0.1},
+        "evaluation": None,
+        "seconds": 3.5,
+    },
+}
+
+
+def read(tmp_path, text):
+    (tmp_path / "state.json").write_text(text)
+    return read_state(tmp_path, SETTINGS, total_steps=16)
+
+
+@pytest.mark.parametrize("evaluation", [None, {}, {"accuracy": float("nan")}])
+def test_an_account_comes_back(tmp_path, evaluation):
+    state = copy.deepcopy(STATE)
+    state["recorder"]["evaluation"] = evaluation
+    assert repr(read(tmp_path, json.dumps(state))) == repr(state)
+
+
+@pytest.mark.parametrize("step", [17, 10**30])
+def test_a_step_beyond_the_run_is_refused(tmp_path, step):
+    with pytest.raises(UserError, match=rf"is of step {step}, but the run has 16 steps; use another"):
+        read(tmp_path, json.dumps(STATE | {"step": step}))
+
+
+def mutants():
+    """Every value of an account, replaced by one of each other type or left out."""
+    strange = ("x", [], [1], {"a": "b"}, -1, True, "absent")
+
+    def places(value, path=()):
+        for key, inner in value.items():
+            yield (*path, key)
+            if isinstance(inner, dict):
+                yield from places(inner, (*path, key))
+
+    for path in places({key: value for key, value in STATE.items() if key != "settings"}):
+        for value in strange:
+            state = copy.deepcopy(STATE)
+            inner = state
+            for key in path[:-1]:
+                inner = inner[key]
+            if value == "absent":
+                del inner[path[-1]]
+            else:
+                inner[path[-1]] = value
+            yield pytest.param(path, state, id=f"{'.'.join(path)}={value}")
+
+
+NUMBERS = {"loss", "lr", "seconds"}
+
+
+@pytest.mark.parametrize(("path", "state"), list(mutants()))
+def test_a_value_of_another_type_is_refused_or_harmless(tmp_path, path, state):
+    harmless = (
+        (path[-1] in NUMBERS and "counts" not in path and is_number(state, path))
+        or (path[:2] == ("recorder", "last") and len(path) == 3 and path[-1] not in state["recorder"]["last"])
+        or (path == ("recorder", "evaluation") and path[-1] not in state["recorder"])
+    )  # fmt: skip
+    if harmless:
+        assert read(tmp_path, json.dumps(state)) == state
+        return
+    with pytest.raises(UserError, match=r"state.json is no account of a run \(.+\); use another checkpoint"):
+        read(tmp_path, json.dumps(state))
+
+
+def is_number(state, path):
+    for key in path:
+        state = state.get(key) if isinstance(state, dict) else None
+    return isinstance(state, int | float) and not isinstance(state, bool)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{", "<html>", "[" * 20_000, '{"step": ' + "9" * 5000 + "}", "\ud800"],
+    ids=["empty", "list", "number", "cut off", "html", "brackets", "digits", "surrogate"],
+)
+def test_what_is_no_account_is_refused(tmp_path, text):
+    (tmp_path / "state.json").write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(UserError, match=r"state.json is no account of a run"):
+        read_state(tmp_path, SETTINGS, total_steps=16)

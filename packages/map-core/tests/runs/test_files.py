@@ -1,0 +1,101 @@
+"""Files are complete or not there, have the usual rights, and say why they could not be written."""
+
+import errno
+import os
+import resource
+import signal
+import stat
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from map_core import UserError
+from map_core.runs.files import replacing, require_file, require_folder, save_json, save_tensors, sync
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002], ids=oct)
+def test_tensors_have_the_rights_of_other_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "a.safetensors") as partial:
+            save_tensors(partial, {"w": torch.ones(3)})
+        save_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    for name in ("a.safetensors", "a.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["w"], torch.ones(3))
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.safetensors"]
+
+
+def half_written(path):
+    with replacing(path) as partial:
+        partial.write_text("ha")
+        raise ValueError("half")
+
+
+def test_a_file_that_could_not_be_finished_leaves_the_one_before(tmp_path):
+    save_json(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError, match="half"):
+        half_written(tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text() == "1\n"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("name", ["a.json", ".unfinished_a.json"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / name).symlink_to(tmp_path / "target")
+    save_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "target").read_text() == "precious"
+    assert (tmp_path / "a.json").read_text() == "1\n"
+
+
+def test_tensors_that_cannot_be_written_are_an_error_with_its_number(tmp_path):
+    """As the system's other errors, which safetensors gives none."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_tensors(tmp_path / "a", {"w": torch.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_may_refuse_to_sync_a_directory_but_no_file(tmp_path, monkeypatch, number):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync(tmp_path)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        sync(tmp_path / "file")
+
+
+def test_a_disk_that_fails_to_sync_a_directory_is_told(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        sync(tmp_path)
+
+
+@pytest.mark.parametrize("check", [require_folder, require_file])
+def test_a_place_below_a_file_is_refused_before_the_work(tmp_path, check):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*out: .*/file is a file; choose another --out"):
+        check(tmp_path / "file/below/out")
+    check(tmp_path / "absent/out")
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_result_needs_the_name_of_a_file(tmp_path):
+    with pytest.raises(UserError, match="it is a folder; give --out a file's name"):
+        require_file(tmp_path)

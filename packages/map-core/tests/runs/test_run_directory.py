@@ -1,0 +1,124 @@
+"""Which directories a run is opened in, and what it clears away there."""
+
+import os
+
+import pytest
+from safetensors import SafetensorError
+
+from map_core import UserError
+from map_core.runs.checkpoint import Checkpoints, write_json
+from map_core.runs.lock import RunLock
+from map_core.runs.run_directory import disk_faults_told, open_run
+
+FILES = {"state.json": write_json({"step": 1})}
+
+
+def opened(out, resume=None):
+    with RunLock(out) as lock:
+        return open_run(out, Checkpoints(out / "checkpoints", keep=2), resume, lock)
+
+
+def failed_start(out):
+    """What a run leaves that was killed while it wrote its first checkpoint."""
+    (out / "checkpoints/.writing_step_00000004").mkdir(parents=True)
+    (out / "tensorboard").mkdir()
+    (out / ".unfinished_config.yaml").touch()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (out / name).write_text("x\n")
+
+
+@pytest.mark.parametrize("make", [lambda out: None, lambda out: out.mkdir(), failed_start])
+def test_resume_auto_before_the_first_checkpoint_starts_anew_and_says_so(tmp_path, capsys, make):
+    make(tmp_path / "run")
+    assert opened(tmp_path / "run", "auto") is None
+    assert f"nothing to resume in {tmp_path / 'run'}: starting anew" in capsys.readouterr().err
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_a_start_that_failed_before_its_first_checkpoint_can_be_repeated(tmp_path):
+    failed_start(tmp_path / "run")
+    assert opened(tmp_path / "run") is None
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.yaml", "tensorboard"]
+    assert os.listdir(tmp_path / "run/checkpoints") == []
+
+
+@pytest.mark.parametrize("name", ["photo.png", "model.safetensors", "checkpoints/step_00000001/state.json"])
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_whatever_else_is_there_is_left_alone(tmp_path, name, resume):
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    message = "exists and is not empty" if resume is None else "found no usable checkpoint"
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path / "run", resume)
+    assert file.read_text() == "precious"
+    assert os.listdir(tmp_path / "run") == [name.partition("/")[0]]
+
+
+def test_leftovers_of_a_kill_are_cleared_and_the_rest_stays(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    checkpoint = Checkpoints(out / "checkpoints", keep=2).write(1, FILES)
+    for name in (".writing_step_00000002", ".removing_step_00000000"):
+        (checkpoint.parent / name).mkdir()
+    for name in (".tmpAb12", "model.safetensors.partial", ".unfinished_summary.json", "notes.txt"):
+        (out / name).touch()
+    assert opened(out, "auto") == checkpoint
+    assert sorted(os.listdir(out)) == ["checkpoints", "notes.txt"]
+    assert os.listdir(checkpoint.parent) == [checkpoint.name]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "metrics.jsonl", "checkpoints/step_00000009", "tensorboard"]
+)
+def test_a_link_in_a_run_directory_is_refused(tmp_path, name):
+    out = tmp_path / "run"
+    out.mkdir()
+    Checkpoints(out / "checkpoints", keep=2).write(1, FILES)
+    (out / name).symlink_to(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"{name} is a symbolic link, .*{tmp_path}.* in its place, or remove"
+    ):
+        opened(out, "auto")
+
+
+def test_a_run_directory_may_itself_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    assert opened(tmp_path / "run") is None
+
+
+def fail(out, error):
+    """Meet an error of the system in the midst of a run."""
+    with RunLock(out) as lock:
+        lock.acquire()
+        with disk_faults_told(out, lock):
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            lambda out: OSError(28, "No space left on device"),
+            r"the disk is full .*; make room, then continue",
+        ),
+        (
+            lambda out: OSError(30, "Read-only file system", str(out / "a")),
+            r"cannot write the run in .*Read-only file system.*; see to that disk, then continue",
+        ),
+        (
+            lambda out: SafetensorError("Error while serializing"),
+            r"cannot write the run in .*Error while serializing; its checkpoints are unharmed",
+        ),
+    ],
+    ids=["full", "read-only", "safetensors"],
+)
+def test_faults_of_the_disk_are_one_sentence(tmp_path, error, message):
+    with pytest.raises(UserError, match=message):
+        fail(tmp_path / "run", error(tmp_path / "run"))
+
+
+def test_faults_of_other_files_are_not_blamed_on_the_run(tmp_path):
+    with pytest.raises(OSError, match="elsewhere"):
+        fail(tmp_path / "run", OSError(5, "Input/output error", str(tmp_path / "elsewhere")))
