@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from map_points.sampling import farthest_point_sample
+from map_points.patches.sampling import farthest_point_sample
 
 from map_core.errors import UserError
 from map_core.training.sampling import Collate, Failure

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from map_points.part_metrics import part_totals, parts_of_categories
+from map_points.segmentation.metrics import part_totals, parts_of_categories
 
 from map_core.errors import UserError
 from map_points.data import PointDataConfig, load_part_data, read_clouds, write_part_shapes
