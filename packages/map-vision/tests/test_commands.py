@@ -453,9 +453,12 @@ class TestMistakes:
         told = says("finetune", *data, *MODEL, "--model.embed_dim=32", *SHORT, "--init", runs / "pretrain")
         assert "shapes: patch_embed.proj.weight (16, 3, 4, 4) for (32, 3, 4, 4)" in told
 
-    def test_nothing_to_resume(self, says, image_folder):
-        told = says("pretrain", "--data.root", image_folder, *MODEL, *SHORT, "--resume", "auto")
-        assert "--resume auto found no usable checkpoint in " in told
+    def test_nothing_to_resume_is_a_first_start(self, image_folder, tmp_path, capsys):
+        out = tmp_path / "out"
+        arguments = ["--data.root", image_folder, *MODEL, *SHORT, "--resume", "auto", "--out", out]
+        assert command("pretrain", *arguments) == 0
+        assert f"nothing to resume in {out}: starting anew" in capsys.readouterr().err
+        assert (out / "model.safetensors").is_file()
 
     def test_run_directory_in_use(self, runs, image_folder, capsys):
         before = summary(runs / "pretrain")
