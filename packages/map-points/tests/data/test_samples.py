@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from map_points.patches.sampling import farthest_point_sample
 
 from map_core.errors import UserError
 from map_core.training.sampling import Collate, Failure
@@ -11,6 +10,7 @@ from map_points.data import CloudSamples, PointDataConfig, collate_clouds, load_
 from map_points.data.clouds import ArrayClouds
 from map_points.data.shapes import CLASSES, make_shape
 from map_points.data.transforms import farthest, rotate, scale_translate, take_points, to_unit_sphere
+from map_points.patches.sampling import farthest_point_sample
 
 
 def samples(n=64, training=False, **changes):

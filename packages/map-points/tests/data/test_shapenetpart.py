@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from map_points.segmentation.metrics import part_totals, parts_of_categories
 
 from map_core.errors import UserError
 from map_points.data import PointDataConfig, load_part_data, read_clouds, write_part_shapes
 from map_points.data.part_shapes import CATEGORIES
 from map_points.data.parts import draw_points
 from map_points.data.shapenetpart import IGNORED, read_shapenetpart
+from map_points.segmentation.metrics import part_totals, parts_of_categories
 
 AIRPLANE, BAG, OWN = "02691156", "02773838", "90000000"
 
