@@ -18,7 +18,8 @@ from torch import nn
 from map_core import UserError
 from map_core.tasks.weights import save_weights
 from map_dense import catalogue
-from map_vision.factory import ModelConfig, create_backbone, describe_model
+from map_vision.factory import MODELS as MODELS_OF_VISION
+from map_vision.factory import ModelConfig, create_backbone
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "layout": "(MMMT)x1", "num_heads": 4, "img_size": 64}
 CLASSES = 11
@@ -199,7 +200,9 @@ def test_a_segmenter_starts_from_pretraining_learns_and_its_checkpoint_scores_th
     model = ModelConfig("hybridnet_tiny_patch16_224", **SMALL, patch_size=16)
     encoder = create_backbone(model)
     (tmp_path / "run").mkdir()
-    save_weights(tmp_path / "run" / "model.safetensors", encoder.state_dict(), describe_model(model))
+    save_weights(
+        tmp_path / "run" / "model.safetensors", encoder.state_dict(), MODELS_OF_VISION.describe(model)
+    )
     options = small_camvid(
         scenes, tmp_path / "work", **{"model.backbone.init_cfg.checkpoint": str(tmp_path / "run")}
     )

@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 import timm
 import torch
-from map_vision.commands import pretrain
 
+from map_core.commands.standard import configs, pretrain
 from map_core.errors import UserError
 from map_core.tasks.weights import save_weights
 from map_core.training import TrainingConfig
 from map_dense.backbone import HybridBackbone
 from map_dense.weights import load_backbone
 from map_vision.data import DataConfig
-from map_vision.factory import ModelConfig, create_backbone, create_model, describe_model
-from map_vision.pretraining import ImageObjectiveConfig, PretrainConfig
+from map_vision.domain import DOMAIN
+from map_vision.factory import MODELS, ModelConfig, create_backbone, create_model
+from map_vision.pretraining import ImageObjectiveConfig
 
 NAME = "hybridnet_tiny_patch16_224"
 SMALL: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "layout": "MMMT", "num_heads": 4}
@@ -31,7 +32,7 @@ def written(folder: Path, *, classes: int = 0, described: bool = True, **changes
     torch.manual_seed(0)
     model = create_model(config, classes) if classes else create_backbone(config)
     folder.mkdir(exist_ok=True)
-    save_weights(folder / "model.safetensors", model.state_dict(), describe_model(config))
+    save_weights(folder / "model.safetensors", model.state_dict(), MODELS.describe(config))
     if not described:
         (folder / "model.json").unlink()
     return folder
@@ -40,7 +41,8 @@ def written(folder: Path, *, classes: int = 0, described: bool = True, **changes
 def test_a_pretraining_run_starts_the_backbone_and_its_features(tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(
-        PretrainConfig(
+        DOMAIN,
+        configs(DOMAIN).pretrain(
             data=DataConfig(source="digits"),
             model=ModelConfig(NAME, **{**SMALL, "img_size": 8, "patch_size": 2}),
             objective=ImageObjectiveConfig(decoder_depth=1, decoder_dim=16, decoder_heads=2),
@@ -48,7 +50,7 @@ def test_a_pretraining_run_starts_the_backbone_and_its_features(tmp_path: Path) 
                 batch_size=8, max_steps=1, workers=0, progress=False, tensorboard=False, device="cpu"
             ),
             out=str(run),
-        )
+        ),
     )
     dense = backbone(img_size=8, patch_size=2)
     report = load_backbone(dense, run)
