@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -97,3 +98,18 @@ def test_a_killed_study_goes_on_to_the_same_results(study_file: Path, whole: Pat
     assert 0 < len(scores(out)) < len(scores(whole))
     subprocess.run(command(study_file, out), check=True, env=ENVIRONMENT, capture_output=True)
     assert scores(out) == pytest.approx(scores(whole))
+
+
+def test_a_terminated_study_takes_its_runs_with_it(study_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(study_file, out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (children := psutil.Process(process.pid).children()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not any(child.is_running() for child in children)

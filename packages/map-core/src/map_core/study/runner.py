@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,8 @@ def run_study(
     Raises:
         UserError: a run failed; its log says why.
     """
+    # a scheduler's SIGTERM ends the study as an error would: through the end of this function, its runs with it
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     began, started = time.monotonic(), list[Started]()
     results = read_results(place.results, study.name)
     place.out.mkdir(parents=True, exist_ok=True)
@@ -95,6 +98,7 @@ def run_study(
             item.process.terminate()
         for item in started:
             item.process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def fits(run: PlannedRun, results: Sequence[Result], began: float, budget_minutes: float | None) -> bool:
