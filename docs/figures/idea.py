@@ -69,16 +69,16 @@ def main() -> None:
     regions = GridRegions("row")(tokens)
     allowed = region_attention_mask(regions.index, "map")[0].numpy()
 
-    figure = Figure(figsize=(11.5, 2.9), layout="constrained")
+    figure = Figure(figsize=(12.5, 3.0), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 6, width_ratios=[1, 1.25, 0.8, 0.8, 0.8, 0.8])
+    axes = figure.subplots(1, 6, width_ratios=[1, 1, 0.8, 0.8, 0.8, 0.8])
     show_patches(axes[0], pixels, hidden, upto=0)
     axes[0].set_title("1  hide half of the patches;\nthe encoder reads the rest", fontsize=9)
     show_mask(axes[1], allowed)
     axes[1].set_title("2  the decoder: a row sees itself\nand the rows before it", fontsize=9)
     for step in range(1, 5):
         show_patches(axes[1 + step], pixels, hidden, upto=step)
-        axes[1 + step].set_title(f"row {step}" if step > 1 else "3  predicted:\nrow 1", fontsize=9)
+        axes[1 + step].set_title(f"row {step}" if step > 1 else "3  predicted (drawn with\nthe true pixels): row 1", fontsize=9)
     figure.savefig(OUT, dpi=130)
     print(OUT)
 
