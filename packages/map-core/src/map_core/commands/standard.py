@@ -307,7 +307,7 @@ def reconstruct(domain: Domain, config: Any) -> None:
     inputs = inputs_to_draw(samples, config.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
-    domain.draw(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
+    domain.draw_picture(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
     print(f"{len(inputs)} {domain.sample}s -> {out}")
 
 

@@ -181,7 +181,7 @@ class PretrainTask(Task):
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         assert isinstance(model, Objective)
         assert self.data.plain_train is not None
-        self.domain.draw(
+        self.domain.draw_picture(
             model, inputs_to_draw(self.data.plain_train), directory / "reconstructions.png", data=self.data
         )
         report_skipped(self.domain, self.data, summary)
