@@ -104,7 +104,7 @@ def run_study(
 
 
 def needed_first(run: PlannedRun, study: Study, results: Sequence[Result], place: Place) -> PlannedRun:
-    """``run``, or what it starts from where those weights are not here: results travel between machines without them."""
+    """``run``, or what it starts from where those weights are not here: results travel without them."""
     if run.after is None or (place.directory(run.after) / MODEL_FILE).is_file():
         return run
     return next(other for other in planned_runs(study, results) if other.key == run.after)
