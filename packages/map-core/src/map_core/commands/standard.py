@@ -24,6 +24,7 @@ from map_core.tasks.evaluation import (
     extract_features,
 )
 from map_core.tasks.features import SplitFeatures, save_arrays, write_features
+from map_core.tasks.monitors import MonitorConfig
 from map_core.tasks.predictions import write_predictions
 from map_core.tasks.pretraining import PretrainTask, inputs_to_draw, load_objective
 from map_core.tasks.weights import read_description
@@ -67,6 +68,7 @@ def configs(domain: Domain) -> Configs:
             data=Option(domain.data, f"{title}; labels are not used."),
             model=replace(model, help="The encoder."),
             objective=Option(domain.objective, "What is hidden and how it is reconstructed."),
+            monitor=Option(MonitorConfig, "What is measured of the encoder between epochs."),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),
             resume=RESUME,

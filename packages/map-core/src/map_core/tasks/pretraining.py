@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from map_core.decoder import RegionDecoder
@@ -18,6 +19,7 @@ from map_core.randomness import Draw
 from map_core.regions import AttentionMaskKind, RegionRule
 from map_core.tasks.classification import Mixer, report_skipped, required_training_samples
 from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.monitors import Monitor, open_monitor
 from map_core.tasks.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
 from map_core.training import Task
 from map_core.training.task import MapStyleDataset, exported_file
@@ -133,7 +135,7 @@ class PretrainTask(Task):
 
     Args:
         domain: Of the samples.
-        config: The run's configuration: sections data, model, objective, training, and ``init``.
+        config: The run's configuration: sections data, model, objective, monitor, training, and ``init``.
         data: Opened data, from ``config.data`` when None.
     """
 
@@ -152,12 +154,18 @@ class PretrainTask(Task):
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
         self.train_data = required_training_samples(self.data)
         self.mixer: Mixer | None = config.objective.mixer()
+        self.monitor: Monitor | None = open_monitor(domain, config)
+        self.keep_best = config.monitor.keep_best
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = batch[0]
         if self.mixer is not None:
             inputs, _ = self.mixer(inputs, torch.zeros_like(batch[1]), draw)
         return model(inputs, draw)
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        assert isinstance(model, Objective)
+        return {} if self.monitor is None else self.monitor.measure(model, accelerator.device)
 
     def current_name(self, name: str) -> str:
         # up to version 0.1 the objective held tokenizer and encoder apart
