@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-SOURCES := packages tests benchmarks examples
+SOURCES := packages tests benchmarks examples docs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format fuzz bench clean
