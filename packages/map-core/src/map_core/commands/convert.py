@@ -16,12 +16,13 @@ def convert_command(domain: Domain) -> Command:
     """The command, for a domain that knows families of checkpoints."""
     config = config_class(
         "ConvertConfig",
-        f"A checkpoint of another project as {domain.program} reads it: weights, JSON, and the decoder if there is one.",
+        f"A checkpoint of another project as {domain.program} reads it: weights, JSON, and what decoder there is.",
         file=Option(str, f"The checkpoint: {', '.join(family.name for family in domain.models.families)}."),
         out=Option(str, "Directory for model.safetensors and model.json."),
         model=Option(
             changes_of(domain), "What the checkpoint does not show, or another size to resample to."
         ),
+        decoder_heads=Option(int | None, "Attention heads of the decoder, if there is one.", None),
         classes=Option(
             str | None, "Text file with the classes' names, one a line, in the outputs' order.", None
         ),
@@ -50,9 +51,16 @@ def convert(domain: Domain, config: Any) -> None:
         UserError: an unreadable list of classes; see :func:`~map_core.tasks.conversion.convert_checkpoint`.
     """
     changed = {key: value for key, value in asdict(config.model).items() if value is not None}
-    out = Path(config.out)
-    report = convert_checkpoint(domain, config.file, out, model=changed, classes=read_classes(config.classes))
-    print(f"{report}\n-> {out}")
+    heads = {} if config.decoder_heads is None else {"decoder_heads": config.decoder_heads}
+    report = convert_checkpoint(
+        domain,
+        config.file,
+        Path(config.out),
+        model=changed,
+        objective=heads,
+        classes=read_classes(config.classes),
+    )
+    print(f"{report}\n-> {config.out}")
 
 
 def read_classes(path: str | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Other projects' checkpoints written as runs of ours: weights, what describes them, and the decoder if there is one."""
+"""Other projects' checkpoints written as runs of ours: weights, their description, and what decoder there is."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from map_core.errors import UserError
+from map_core.objective import Objective
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.pretraining import load_rest, rest_of_state
@@ -28,6 +29,7 @@ def convert_checkpoint(
     out: Path,
     *,
     model: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
     classes: tuple[str, ...] = (),
 ) -> LoadReport:
     """Write a checkpoint of a known family as the directory of a run.
@@ -39,6 +41,7 @@ def convert_checkpoint(
         path: The checkpoint.
         out: Directory for ``model.safetensors``, ``model.json`` and, where there is a decoder, ``pretraining.*``.
         model: Settings of the model section that the checkpoint does not show, or another size to resample to.
+        objective: Likewise of the objective section, for its decoder.
         classes: Names of a classifier's outputs; the family's when empty.
 
     Raises:
@@ -57,14 +60,15 @@ def convert_checkpoint(
     if classes:
         described["classes"] = list(classes)
     if converted.rest:
-        write_decoder(domain, built, converted, out)
+        settings = read_settings(domain.objective, {**converted.objective, **(objective or {})}, file)
+        write_decoder(domain.build_objective(built, settings), settings, converted, out)
         report = replace(report, left=converted.left, mapped=(*report.mapped, *converted.rest))
     save_weights(out / MODEL_FILE, built.state_dict(), described)
     return report
 
 
 def read_family(domain: Domain, file: Path) -> tuple[Converted, Family]:
-    """Read and convert a checkpoint.
+    """Read and convert another project's checkpoint.
 
     Raises:
         UserError: of no known family.
@@ -99,10 +103,8 @@ def fitting_classes(classes: tuple[str, ...], converted: Converted, file: Path) 
     return classes
 
 
-def write_decoder(domain: Domain, backbone: nn.Module, converted: Converted, out: Path) -> None:
+def write_decoder(objective: Objective, settings: Any, converted: Converted, out: Path) -> None:
     """Write decoder and head as a pretraining run would."""
-    settings = read_settings(domain.objective, converted.objective, out)
-    objective = domain.build_objective(backbone, settings)
     load_rest(objective, converted.rest, out)
     description = {"objective": asdict(settings), "holds": "decoder and head", "weights": "raw"}
     save_weights(out / DECODER_FILE, rest_of_state(objective), description)

@@ -24,7 +24,8 @@ class Converted:
         model: The ``model`` section that fits them: ``name``, and what differs from it.
         holds: What that is: ``encoder`` (as pretrained, probed) or ``classifier``.
         switches: Settings of ``model`` that say what the weights compute and that no shape shows; a model that
-            starts from the file must have been made with them.
+            starts from the file must have been made with them. It says so in its ``switches``, where a name that
+            is absent plays no part in it.
         classes: What the outputs of a classifier are called, in their order.
         prepared: How inputs are prepared, as :attr:`~map_core.tasks.domain.OpenedData.preprocessing`.
         rest: Decoder and head of the objective, by our names; empty where the file has none.

@@ -224,7 +224,7 @@ def load_init(
             f"{file} does not fit this model: {told}; choose the model that was pretrained "
             f"({_cure(family, converted)})"
         )
-    _refuse_other_switches(model, converted, file, family)
+    refuse_other_switches(model, converted, file, family)
     fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
     report = LoadReport(
         file,
@@ -253,7 +253,7 @@ def read_as_ours(
         UserError: the file is neither.
     """
     state = read_weights(file)
-    family = family_of(state, families)
+    family = None if "name" in read_description(file) else family_of(state, families)  # ours say what they are
     if family is not None:
         return family.convert(state), family
     beginnings = {key.split(".")[0] for key in own}
@@ -262,14 +262,21 @@ def read_as_ours(
     return Converted(state, {}), None
 
 
-def _refuse_other_switches(model: nn.Module, converted: Converted, file: Path, family: Family | None) -> None:
-    has: Mapping[str, Any] = getattr(model, "switches", {})  # type: ignore[assignment]
+def refuse_other_switches(
+    model: nn.Module, converted: Converted, source: str | Path, family: Family | None
+) -> None:
+    """Refuse a model that would compute something else with the weights than the one that they were made for.
+
+    Raises:
+        UserError: naming the setting that differs.
+    """
+    whose = "another model" if family is None else family.name
+    has: Mapping[str, Any] = getattr(model, "switches", {name: "unknown" for name in converted.switches})
     for name, value in converted.switches.items():
-        if has.get(name) != value:
-            assert family is not None
+        if name in has and has[name] != value:
             raise UserError(
-                f"{file} is of {family.name}, whose model has {name} {value!r}, this one {has.get(name)!r}: the same "
-                f"weights would compute something else; set --model.{name} {value}"
+                f"{source} is of {whose}, whose {name} is {value!r}, and not {has[name]!r}: the same weights would "
+                f"compute something else; make the model with {name}={value!r} (--model.{name})"
             )
 
 
