@@ -40,13 +40,13 @@ def seen(module, found, name, *, arguments=False):
 
 
 def classify(state, images, **changes):
-    """Arrays of a classifier, as ``published`` names them; those of the sequence without registers."""
+    """Arrays of a classifier, as ``published`` names them; ``sequence`` without registers."""
     converted = family_of(state, FAMILIES).convert(state)
     model = create_model(config_of(converted, changes), len(converted.classes)).eval()
     found = {}
     if hasattr(model.encoder.blocks[0], "mixer"):
         seen(model.encoder.blocks[0].mixer, found, "layer0_mixer")
-    seen(model.encoder.norm, found, "residual_last", arguments=True)
+    seen(model.encoder.blocks[-1], found, "residual_last", arguments=True)
     seen(model.encoder.norm, found, "sequence")
     seen(model.head, found, "features", arguments=True)
     logits = functional_call(model, converted.state, (images,))

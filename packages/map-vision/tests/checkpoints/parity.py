@@ -78,7 +78,7 @@ def distances(expected, found, num_patches):
         wanted = expected[name]
         if wanted.ndim == 3 and wanted.shape[1] != value.shape[1]:
             wanted = without_registers(wanted, num_patches)
-        yield name, float((value - wanted).abs().max() / wanted.abs().max())
+        yield name, float((value - wanted).detach().abs().max() / wanted.abs().max())
 
 
 def compare(folder, name):

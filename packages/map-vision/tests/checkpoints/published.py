@@ -104,22 +104,22 @@ def classified(sequence, features, state, first, last):
 
 
 def mamba_layers(state, x):
-    """Vim's and Mamba-R's layers; also the output of the first mixer."""
+    """Vim's and Mamba-R's layers; also the output of the first mixer, and what the last layer reads."""
     first = None
     for i in range(count(state, "layers.")):
         mixed = mix(state, f"layers.{i}.mixer", rms_norm(state, f"layers.{i}.norm", x), both_ways(x.shape[1]))
         first = mixed if first is None else first
-        x = x + mixed
-    return x, first
+        last, x = x, x + mixed
+    return x, first, last
 
 
 def vim(state, images):
     x = patches_of(state, images)
     middle = x.shape[1] // 2
     token = state["cls_token"].expand(len(x), -1, -1)
-    x, first = mamba_layers(state, torch.cat([x[:, :middle], token, x[:, middle:]], dim=1) + state["pos_embed"])
+    x, first, last = mamba_layers(state, torch.cat([x[:, :middle], token, x[:, middle:]], dim=1) + state["pos_embed"])
     sequence = rms_norm(state, "norm_f", x)
-    return classified(sequence, sequence[:, middle], state, first, x)
+    return classified(sequence, sequence[:, middle], state, first, last)
 
 
 def mambar(state, images):
@@ -128,11 +128,11 @@ def mambar(state, images):
     n, pieces, gap = registers.shape[1], [], x.shape[1] // (registers.shape[1] + 1)
     for i in range(n):
         pieces += [x[:, i * gap : (i + 1) * gap], registers[:, i : i + 1]]
-    x, first = mamba_layers(state, torch.cat([*pieces, x[:, n * gap :]], dim=1))
+    x, first, last = mamba_layers(state, torch.cat([*pieces, x[:, n * gap :]], dim=1))
     sequence = rms_norm(state, "norm_f", x)
     read = sequence[:, [(i + 1) * gap + i for i in range(n)]]
     features = rms_norm(state, "norm_neck", linear(state, "neck", read).flatten(1))
-    return classified(sequence, features, state, first, x)
+    return classified(sequence, features, state, first, last)
 
 
 def arm(state, images):
@@ -147,7 +147,7 @@ def arm(state, images):
     orders = both_ways(count_ + 1) | {"_c": columns, "_c_b": columns.flip(0)}
     found = {}
     for i in range(count(state, "layers.")):
-        mixed = mix(state, f"layers.{i}.mixer", layer_norm(state, f"layers.{i}.norm1", x), orders)
+        last, mixed = x, mix(state, f"layers.{i}.mixer", layer_norm(state, f"layers.{i}.norm1", x), orders)
         x = x + mixed
         inner = layer_norm(state, f"layers.{i}.norm2", x)
         gated = F.silu(linear(state, f"layers.{i}.mlp.w1", inner)) * linear(state, f"layers.{i}.mlp.w2", inner)
@@ -155,7 +155,7 @@ def arm(state, images):
         found = found or {"layer0_mixer": mixed, "layer0": x}
     sequence = layer_norm(state, "norm_f", x)
     features = (sequence[:, :middle].mean(1) + sequence[:, middle + 1 :].mean(1)) / 2
-    return classified(sequence, features, state, found["layer0_mixer"], x) | found
+    return classified(sequence, features, state, found["layer0_mixer"], last) | found
 
 
 def vit(state, images, heads):
