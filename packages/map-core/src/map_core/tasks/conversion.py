@@ -59,6 +59,7 @@ def convert_checkpoint(
     )
     if classes:
         described["classes"] = list(classes)
+    out.mkdir(parents=True, exist_ok=True)
     if converted.rest:
         settings = read_settings(domain.objective, {**converted.objective, **(objective or {})}, file)
         write_decoder(domain.build_objective(built, settings), settings, converted, out)

@@ -258,7 +258,7 @@ def load_decoder(domain: Domain, objective: Objective, path: str | None) -> None
     if path is None:
         raise UserError("init_decoder needs a run or file to start from: give --init")
     file = decoder_beside(path)
-    if file.is_file():
+    if file.is_file() and file != weights_file(path):
         return load_rest(objective, read_weights(file), file)
     state = read_weights(path)
     family = family_of(state, domain.models.families)

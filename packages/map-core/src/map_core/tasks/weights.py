@@ -193,12 +193,13 @@ def load_init(
         keep_head: Take over the file's head where its shapes fit; else it starts anew.
 
     Raises:
-        UserError: a file of no known family; any other missing, unused or misshaped key, all of them named; another
-            switch than the file's.
+        UserError: a file of no known family; another switch than the file's; any other missing, unused or misshaped
+            key, all of them named.
     """
     file = weights_file(path)
     own = model.state_dict()
     converted, family = read_as_ours(file, own, families)
+    refuse_other_switches(model, converted, file, family)
     state = convert(converted.state)
     dropped: list[str] = []
     if not keep_head or (_head(own) and _head(own) != _head(state)) or (family and not _head(own)):
@@ -224,7 +225,6 @@ def load_init(
             f"{file} does not fit this model: {told}; choose the model that was pretrained "
             f"({_cure(family, converted)})"
         )
-    refuse_other_switches(model, converted, file, family)
     fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
     report = LoadReport(
         file,

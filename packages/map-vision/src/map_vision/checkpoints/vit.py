@@ -35,7 +35,8 @@ DECODER = (
     "decoder_pred.weight",
     "decoder_pred.bias",
 )
-HEAD_WIDTH = 64
+HEAD_WIDTH = 64  # of published models but ViT-H
+HUGE, HUGE_HEADS = 1280, 16
 MAE_DECODER_HEADS = 16
 
 
@@ -63,7 +64,7 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
     width = state["cls_token"].shape[2]
     arguments: dict[str, Any] = {
         "layout": f"Tx{depth(state, 'blocks.')}",
-        "num_heads": heads or max(width // HEAD_WIDTH, 1),
+        "num_heads": heads or (HUGE_HEADS if width == HUGE else max(width // HEAD_WIDTH, 1)),
         "mlp_ratio": len(state["blocks.0.mlp.fc1.bias"]) / width,
     }
     model = named("map_vit_", **sizes(state, len(trunk["encoder.position.table"])), **arguments)
