@@ -272,7 +272,7 @@ class HybridEncoder(nn.Module):
             assert branch is not None
             added = self._run(block, branch, position)
             return x + added, branch + added
-        branch = self._run(block.branch, x, position)  # type: ignore[arg-type, operator, union-attr]
+        branch = self._run(block.branch, x, position)  # type: ignore[arg-type]
         return x + branch, branch
 
     def _run(self, block: Callable[..., Tensor], x: Tensor, position: Tensor) -> Tensor:

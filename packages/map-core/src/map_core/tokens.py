@@ -106,8 +106,12 @@ def with_global_tokens(tokens: Tokens, front: Float[Tensor, "n d"]) -> Tokens:
         first = torch.arange(n, device=origin.device).expand(origin.shape[0], n)
         origin = torch.cat([first, origin + n], dim=1)
     return Tokens(
-        embedding=torch.cat([front.to(tokens.embedding.dtype).expand(batch, -1, -1), tokens.embedding], dim=1),
-        position=torch.cat([position.new_full((position.shape[0], n, position.shape[2]), -1), position], dim=1),
+        embedding=torch.cat(
+            [front.to(tokens.embedding.dtype).expand(batch, -1, -1), tokens.embedding], dim=1
+        ),
+        position=torch.cat(
+            [position.new_full((position.shape[0], n, position.shape[2]), -1), position], dim=1
+        ),
         target=target,
         grid=tokens.grid,
         origin=origin,

@@ -125,7 +125,9 @@ class HybridNet(nn.Module):
         if global_pool == "register" and num_registers == 0:
             raise UserError("global_pool='register' needs num_registers > 0; got 0: use global_pool='avg'")
         if pool_norm and global_pool != "avg":
-            raise UserError(f"pool_norm needs global_pool='avg', whose mean it normalises; got {global_pool!r}")
+            raise UserError(
+                f"pool_norm needs global_pool='avg', whose mean it normalises; got {global_pool!r}"
+            )
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.embed_dim = embed_dim
         self.num_prefix_tokens = num_registers
@@ -136,7 +138,10 @@ class HybridNet(nn.Module):
         self.order: ScanOrder = order
         self.block_size = block_size
         self.patch_embed = PatchEmbed(
-            self.patch_size, in_chans, embed_dim, stride=None if patch_stride is None else to_2tuple(patch_stride)
+            self.patch_size,
+            in_chans,
+            embed_dim,
+            stride=None if patch_stride is None else to_2tuple(patch_stride),
         )
         # with what the same weights would compute something else
         overlap = None if self.patch_embed.stride == self.patch_size else self.patch_embed.stride

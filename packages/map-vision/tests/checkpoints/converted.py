@@ -34,9 +34,7 @@ def config_of(converted, changes):
 
 def seen(module, found, name, *, arguments=False):
     """Keep what a module reads (or gives), of each of its calls."""
-    module.register_forward_hook(
-        lambda _, x, y: found.setdefault(name, []).append(x[0] if arguments else y)
-    )
+    module.register_forward_hook(lambda _, x, y: found.setdefault(name, []).append(x[0] if arguments else y))
 
 
 def classify(state, images, **changes):
@@ -65,7 +63,9 @@ def pretrain(state, images, hidden, *, decoder_heads, **changes):
     converted = family_of(state, FAMILIES).convert(state)
     backbone = create_backbone(config_of(converted, changes))
     settings = {**converted.objective, "decoder_heads": decoder_heads}
-    objective = build_objective(backbone, read_settings(ImageObjectiveConfig, settings, "the checkpoint")).eval()
+    objective = build_objective(
+        backbone, read_settings(ImageObjectiveConfig, settings, "the checkpoint")
+    ).eval()
     objective.masking = FixedMask(hidden)
     found = {}
     seen(backbone.encoder.norm, found, "encoder")

@@ -47,7 +47,10 @@ def mae(state, arrays):
     ours["latent"] = ours["encoder"].take_along_dim(index, 1)
     hidden = arrays["prediction"][mask].reshape(ours["prediction"].shape)
     arrays |= {"hidden": hidden}
-    theirs["hidden"], ours["hidden"] = theirs["prediction"][mask].reshape(hidden.shape), ours.pop("prediction")
+    theirs["hidden"], ours["hidden"] = (
+        theirs["prediction"][mask].reshape(hidden.shape),
+        ours.pop("prediction"),
+    )
     return theirs, ours
 
 
@@ -57,7 +60,10 @@ def official(state, arrays):
     ours = pretrain(state, images, mask, decoder_heads=4, num_heads=3)
     hidden = arrays["prediction"][mask].reshape(ours["prediction"].shape)
     arrays |= {"hidden": hidden}
-    theirs["hidden"], ours["hidden"] = theirs["prediction"][mask].reshape(hidden.shape), ours.pop("prediction")
+    theirs["hidden"], ours["hidden"] = (
+        theirs["prediction"][mask].reshape(hidden.shape),
+        ours.pop("prediction"),
+    )
     return theirs, ours
 
 

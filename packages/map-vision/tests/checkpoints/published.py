@@ -35,7 +35,12 @@ def patches_of(state, images):
 def pixels_of(images, size):
     """The pixels of every patch, normalised by the patch's mean and deviation."""
     b, c, h, w = images.shape
-    cut = images.reshape(b, c, h // size, size, w // size, size).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    cut = (
+        images.reshape(b, c, h // size, size, w // size, size)
+        .permute(0, 2, 4, 3, 5, 1)
+        .flatten(3)
+        .flatten(1, 2)
+    )
     return (cut - cut.mean(-1, keepdim=True)) / (cut.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
@@ -117,7 +122,9 @@ def vim(state, images):
     x = patches_of(state, images)
     middle = x.shape[1] // 2
     token = state["cls_token"].expand(len(x), -1, -1)
-    x, first, last = mamba_layers(state, torch.cat([x[:, :middle], token, x[:, middle:]], dim=1) + state["pos_embed"])
+    x, first, last = mamba_layers(
+        state, torch.cat([x[:, :middle], token, x[:, middle:]], dim=1) + state["pos_embed"]
+    )
     sequence = rms_norm(state, "norm_f", x)
     return classified(sequence, sequence[:, middle], state, first, last)
 
@@ -150,7 +157,9 @@ def arm(state, images):
         last, mixed = x, mix(state, f"layers.{i}.mixer", layer_norm(state, f"layers.{i}.norm1", x), orders)
         x = x + mixed
         inner = layer_norm(state, f"layers.{i}.norm2", x)
-        gated = F.silu(linear(state, f"layers.{i}.mlp.w1", inner)) * linear(state, f"layers.{i}.mlp.w2", inner)
+        gated = F.silu(linear(state, f"layers.{i}.mlp.w1", inner)) * linear(
+            state, f"layers.{i}.mlp.w2", inner
+        )
         x = x + linear(state, f"layers.{i}.mlp.w3", gated)
         found = found or {"layer0_mixer": mixed, "layer0": x}
     sequence = layer_norm(state, "norm_f", x)

@@ -104,7 +104,9 @@ def authors(width=24):
     for i in range(2):
         shapes |= block(f"blocks.{i}", WIDTH, 2 * WIDTH)
         name = f"decoder_blocks.{i}"
-        shapes |= norm(f"{name}.norm2_1", width) | norm(f"{name}.norm2_2", width) | norm(f"{name}.norm2", width)
+        shapes |= (
+            norm(f"{name}.norm2_1", width) | norm(f"{name}.norm2_2", width) | norm(f"{name}.norm2", width)
+        )
         shapes |= dense(f"{name}.attn2.q", width, width) | dense(f"{name}.attn2.kv", 2 * width, width)
         shapes |= dense(f"{name}.attn2.proj", width, width)
         shapes |= dense(f"{name}.mlp.fc1", 4 * width, width) | dense(f"{name}.mlp.fc2", width, 4 * width)

@@ -1,7 +1,7 @@
 """Files are recognised by their keys, described as what they are, and refused where they are something else."""
 
-import pytest
 import published
+import pytest
 import states
 import timm
 import torch
@@ -84,16 +84,24 @@ def test_a_vit_of_timms_is_named_by_its_sizes(theirs, name):
 @pytest.mark.parametrize(
     ("state", "nearest", "against"),
     [
-        (states.vit() | {"dist_token": torch.ones(1)}, "ViT", "1 of its .* keys are none of that: dist_token"),
+        (
+            states.vit() | {"dist_token": torch.ones(1)},
+            "ViT",
+            "1 of its .* keys are none of that: dist_token",
+        ),
         ({k: v for k, v in states.vim().items() if "_b" not in k}, "Vim", "it lacks layers.#.mixer.A_b_log"),
         (states.mambar() | {"layers.0.gamma": torch.ones(1)}, "Mamba-R", "none of that: layers.0.gamma"),
         ({"conv1.weight": torch.ones(1), "bn1.weight": torch.ones(1)}, "ViT", "conv1.weight, bn1.weight"),
     ],
     ids=["distilled", "one way", "another layer scale", "a ResNet"],
 )
-def test_an_unknown_file_names_the_nearest_family_and_what_speaks_against_it(tmp_path, state, nearest, against):
+def test_an_unknown_file_names_the_nearest_family_and_what_speaks_against_it(
+    tmp_path, state, nearest, against
+):
     file = save(state, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match=rf"odd.pth is a checkpoint of no family .* nearest: {nearest}.*{against}"):
+    with pytest.raises(
+        UserError, match=rf"odd.pth is a checkpoint of no family .* nearest: {nearest}.*{against}"
+    ):
         load_init(create_backbone(ModelConfig("map_vim_tiny_patch16_224")), file)
     with pytest.raises(UserError, match=rf"nearest: {nearest}.*{against}"):
         convert_checkpoint(DOMAIN, file, tmp_path / "out")
@@ -122,7 +130,8 @@ def test_a_head_that_is_not_wanted_is_left(tmp_path):
 def test_a_file_for_another_model_says_which_it_fits(tmp_path):
     model = create_model(ModelConfig("map_vim_tiny_patch16_224", **OURS, layout="Mx4"), 10)
     with pytest.raises(
-        UserError, match=r"missing: encoder.blocks.3.norm.weight.*\(Vim: --model.name map_vim_\w+ .*layout Mx3"
+        UserError,
+        match=r"missing: encoder.blocks.3.norm.weight.*\(Vim: --model.name map_vim_\w+ .*layout Mx3",
     ):
         load_init(model, save(states.vim(), tmp_path / "vim.pth"))
 
@@ -130,7 +139,11 @@ def test_a_file_for_another_model_says_which_it_fits(tmp_path):
 @pytest.mark.parametrize(
     ("state", "config", "message"),
     [
-        (states.authors(), {"layout": "MMTMMT", "num_heads": 4}, "MAP's authors, whose wiring is 'branch', and not 'resi"),
+        (
+            states.authors(),
+            {"layout": "MMTMMT", "num_heads": 4},
+            "MAP's authors, whose wiring is 'branch', and not 'resi",
+        ),
         (
             states.vit(last="fc_norm"),
             {"name": "map_vit_tiny_patch16_224", "layout": "Tx2", "num_heads": 4, "global_pool": "avg"},
@@ -163,7 +176,10 @@ def test_overlapping_patches_of_vim_are_read_as_such():
     model.load_state_dict(converted.state)
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        patches = torch.nn.functional.unfold(images, 16, stride=8).mT @ state["patch_embed.proj.weight"].flatten(1).mT
+        patches = (
+            torch.nn.functional.unfold(images, 16, stride=8).mT
+            @ state["patch_embed.proj.weight"].flatten(1).mT
+        )
         torch.testing.assert_close(
             model.patch_embed(images), patches + state["patch_embed.proj.bias"], rtol=1e-4, atol=1e-4
         )
@@ -257,19 +273,28 @@ def test_a_converted_pretraining_file_reconstructs_and_goes_on(tmp_path, state, 
     changes = ["--model.num_heads", "4", "--decoder_heads", str(heads)]
     assert convert(file, tmp_path / "run", *changes) == 0
     objective = map_vision.load_objective(tmp_path / "run").objective
-    assert torch.equal(
-        objective.decoder.mask_token, state["mask_token"].reshape(-1)
-    )
+    assert torch.equal(objective.decoder.mask_token, state["mask_token"].reshape(-1))
     assert objective.decoder.blocks[0].attn.num_heads == heads
     for init, out in ((tmp_path / "run", "from_run"), (file, "from_file")):
         description = read_description(tmp_path / "run")
         settings = read_description(tmp_path / "run" / "pretraining.safetensors")["objective"]
         arguments = [f"--model.{key}={_text(value)}" for key, value in description["arguments"].items()]
-        arguments += [f"--objective.{key}={_text(value)}" for key, value in settings.items() if value is not None]
+        arguments += [
+            f"--objective.{key}={_text(value)}" for key, value in settings.items() if value is not None
+        ]
         arguments += [f"--model.name={description['name']}", f"--init={init}", "--init_decoder=true"]
         arguments += [f"--data.root={image_folder}", "--training.max_steps=1", "--training.batch_size=4"]
-        arguments += ["--training.lr=1e-30", "--training.workers=0", "--training.device=cpu", f"--out={tmp_path / out}"]
-        arguments += ["--training.tensorboard=false", "--training.progress=false", "--training.warmup_epochs=0"]
+        arguments += [
+            "--training.lr=1e-30",
+            "--training.workers=0",
+            "--training.device=cpu",
+            f"--out={tmp_path / out}",
+        ]
+        arguments += [
+            "--training.tensorboard=false",
+            "--training.progress=false",
+            "--training.warmup_epochs=0",
+        ]
         assert main("map-vision", commands(), DOMAIN.recipes, ["pretrain", *arguments]) == 0
         gone_on = map_vision.load_objective(tmp_path / out).objective.state_dict()
         for key, value in objective.state_dict().items():
@@ -277,14 +302,23 @@ def test_a_converted_pretraining_file_reconstructs_and_goes_on(tmp_path, state, 
 
 
 def _text(value):
-    return str(list(value) if isinstance(value, tuple) else value).replace("True", "true").replace("False", "false")
+    return (
+        str(list(value) if isinstance(value, tuple) else value)
+        .replace("True", "true")
+        .replace("False", "false")
+    )
 
 
 def test_a_converted_encoder_starts_a_classifier_of_its_own_shape(tmp_path, image_folder):
     """What --init names says which model it is: no recipe has to."""
     heads = ("--model.num_heads", "4", "--decoder_heads", "3")
     assert convert(save(states.mae(), tmp_path / "mae.pth"), tmp_path / "run", *heads) == 0
-    arguments = ["finetune", f"--init={tmp_path / 'run'}", f"--data.root={image_folder}", f"--out={tmp_path / 'ft'}"]
+    arguments = [
+        "finetune",
+        f"--init={tmp_path / 'run'}",
+        f"--data.root={image_folder}",
+        f"--out={tmp_path / 'ft'}",
+    ]
     arguments += ["--training.max_steps=1", "--training.batch_size=4", "--training.workers=0"]
     arguments += ["--training.device=cpu", "--training.tensorboard=false", "--training.progress=false"]
     assert main("map-vision", commands(), DOMAIN.recipes, arguments) == 0

@@ -64,6 +64,8 @@ def test_a_pretraining_file_reconstructs_and_learns_as_published(name, decoder_h
     theirs = getattr(published, name)(state, IMAGES, hidden, 4, decoder_heads)
     ours = pretrain(state, IMAGES, hidden, decoder_heads=decoder_heads, num_heads=4)
     assert_equal(ours["encoder"], theirs["latent" if name == "mae" else "encoder"], "encoder")
-    assert_equal(ours["prediction"], theirs["prediction"][hidden].reshape(ours["prediction"].shape), "prediction")
+    assert_equal(
+        ours["prediction"], theirs["prediction"][hidden].reshape(ours["prediction"].shape), "prediction"
+    )
     assert_equal(ours["loss"], theirs["loss"], "loss")
     assert_equal_gradients(state, ours, theirs)

@@ -60,9 +60,7 @@ class FourWayMixer(nn.Module):
         self.column_forward, self.column_backward = direction(reverse=False), direction(reverse=True)
         self.out_proj = Linear(embed_dim, embed_dim, bias=False)
 
-    def forward(
-        self, x: Float[Tensor, "b l d"], by_column: Int[Tensor, "#b l"]
-    ) -> Float[Tensor, "b l d"]:
+    def forward(self, x: Float[Tensor, "b l d"], by_column: Int[Tensor, "#b l"]) -> Float[Tensor, "b l d"]:
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, d) -> 2 x (b, l, e)
         rows = bidirectional_selective_scan(self.row_forward(x), self.row_backward(x), z)
         x, z = gather_tokens(x, by_column).contiguous(), gather_tokens(z, by_column).contiguous()
@@ -97,8 +95,6 @@ class FourWayBlock(nn.Module):
         self.mlp = SwiGlu(embed_dim, 4 * embed_dim * 2 // 3)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(
-        self, x: Float[Tensor, "b l d"], position: Float[Tensor, "#b m 2"]
-    ) -> Float[Tensor, "b l d"]:
+    def forward(self, x: Float[Tensor, "b l d"], position: Float[Tensor, "#b m 2"]) -> Float[Tensor, "b l d"]:
         x = x + self.drop_path(self.mixer(self.norm1(x), column_order(position, x.shape[1])))
         return x + self.drop_path(self.mlp(self.norm2(x)))

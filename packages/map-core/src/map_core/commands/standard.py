@@ -69,7 +69,9 @@ def configs(domain: Domain) -> Configs:
             objective=Option(domain.objective, "What is hidden and how it is reconstructed."),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),
-            init_decoder=Option(bool, "Start decoder and head from there as well, to go on pretraining.", False),
+            init_decoder=Option(
+                bool, "Start decoder and head from there as well, to go on pretraining.", False
+            ),
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/pretrain"),
         ),

@@ -61,7 +61,7 @@ def convert_checkpoint(
         described["classes"] = list(classes)
     out.mkdir(parents=True, exist_ok=True)
     if converted.rest:
-        settings = read_settings(domain.objective, {**converted.objective, **(objective or {})}, file)
+        settings: Any = read_settings(domain.objective, {**converted.objective, **(objective or {})}, file)
         write_decoder(domain.build_objective(built, settings), settings, converted, out)
         report = replace(report, left=converted.left, mapped=(*report.mapped, *converted.rest))
     save_weights(out / MODEL_FILE, built.state_dict(), described)

@@ -253,7 +253,9 @@ def read_as_ours(
         UserError: the file is neither.
     """
     state = read_weights(file)
-    family = None if "name" in read_description(file) else family_of(state, families)  # ours say what they are
+    family = (
+        None if "name" in read_description(file) else family_of(state, families)
+    )  # ours say what they are
     if family is not None:
         return family.convert(state), family
     beginnings = {key.split(".")[0] for key in own}
@@ -271,7 +273,7 @@ def refuse_other_switches(
         UserError: naming the setting that differs.
     """
     whose = "another model" if family is None else family.name
-    has: Mapping[str, Any] = getattr(model, "switches", {name: "unknown" for name in converted.switches})
+    has: Mapping[str, Any] = getattr(model, "switches", dict.fromkeys(converted.switches, "unknown"))
     for name, value in converted.switches.items():
         if name in has and has[name] != value:
             raise UserError(

@@ -12,7 +12,9 @@ from map_vision.checkpoints.description import IMAGENET, PATCHES, class_names, d
 
 FOUR_WAYS = {"": "row_forward", "_b": "row_backward", "_c": "column_forward", "_c_b": "column_backward"}
 PLAIN = tuple(
-    f"{part}.{kind}" for part in ("norm1", "norm2", "mlp.w1", "mlp.w2", "mlp.w3") for kind in ("weight", "bias")
+    f"{part}.{kind}"
+    for part in ("norm1", "norm2", "mlp.w1", "mlp.w2", "mlp.w3")
+    for kind in ("weight", "bias")
 )
 KEYS = (
     "cls_token",

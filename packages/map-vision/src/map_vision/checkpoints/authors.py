@@ -45,7 +45,10 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
     encoder = {**interleaved(state), "encoder.position.table": positions}
     model = named("hybridnet_", **sizes(state, len(positions)), **arguments(state)) | {"wiring": "branch"}
     common: dict[str, Any] = {"switches": {"wiring": "branch", "patch_stride": None}, "prepared": IMAGENET}
-    heads = "no file says how many attention heads there are: 12 are taken, 16 at width 1024 (--model.num_heads changes it)"
+    heads = (
+        "no file says how many attention heads there are: 12 are taken, 16 at width 1024 (--model.num_heads "
+        "changes it)"
+    )
     if not pretraining and "head.weight" in state:
         classes = class_names(len(state["head.bias"]))
         encoder |= mamba.registers(state) | mamba.copied(state, r"head\.")
@@ -80,7 +83,9 @@ def mambas_a_block(state: Mapping[str, Tensor]) -> int:
     """Mamba layers before each Transformer block."""
     layers, blocks = depth(state, "layers."), depth(state, "blocks.")
     if layers % blocks:
-        raise UserError(f"{layers} Mamba layers are no multiple of {blocks} Transformer blocks: no layout of MAP's")
+        raise UserError(
+            f"{layers} Mamba layers are no multiple of {blocks} Transformer blocks: no layout of MAP's"
+        )
     return layers // blocks
 
 

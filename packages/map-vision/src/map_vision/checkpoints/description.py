@@ -27,14 +27,18 @@ def named(prefix: str, **arguments: Any) -> dict[str, Any]:
         prefix: Of the names that are considered, such as ``map_vit_``.
         **arguments: Of the model, image size included.
     """
-    from map_vision.registry import ARCHITECTURES  # which imports the models, and these what reads checkpoints
+    from map_vision.registry import (
+        ARCHITECTURES,
+    )  # which imports the models, and these what reads checkpoints
 
     def changed(name: str) -> dict[str, Any]:
         img_size, theirs = ARCHITECTURES[name]
         has = {**UNCHANGED, **theirs, "img_size": (img_size, img_size)}
         return {key: value for key, value in arguments.items() if has.get(key) != value}
 
-    name = min((name for name in ARCHITECTURES if name.startswith(prefix)), key=lambda name: len(changed(name)))
+    name = min(
+        (name for name in ARCHITECTURES if name.startswith(prefix)), key=lambda name: len(changed(name))
+    )
     return {"name": name, **changed(name)}
 
 

@@ -60,7 +60,9 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
         elif key.startswith("fc_norm."):
             trunk[key.replace("fc_norm", "pool_norm")] = value
     if ("norm.weight" in state) == ("fc_norm.weight" in state):
-        raise UserError("a ViT has one last norm, before the pooling (norm) or behind it (fc_norm); export it again")
+        raise UserError(
+            "a ViT has one last norm, before the pooling (norm) or behind it (fc_norm); export it again"
+        )
     width = state["cls_token"].shape[2]
     arguments: dict[str, Any] = {
         "layout": f"Tx{depth(state, 'blocks.')}",
@@ -161,7 +163,10 @@ def below(prefix: str, keys: tuple[str, ...]) -> tuple[str, ...]:
 
 
 VIT = Family(
-    "ViT (timm, DeiT, DINO, MAE's encoder)", TRUNK, (*NORM, *HEAD, "fc_norm.weight", "fc_norm.bias"), convert_vit
+    "ViT (timm, DeiT, DINO, MAE's encoder)",
+    TRUNK,
+    (*NORM, *HEAD, "fc_norm.weight", "fc_norm.bias"),
+    convert_vit,
 )
 MAE = Family("MAE with decoder", (*TRUNK, *NORM, *DECODER), (), convert_mae)
 DINO = Family("DINO's training", below("backbone.", (*TRUNK, *NORM)), ("head.*",), convert_dino)
