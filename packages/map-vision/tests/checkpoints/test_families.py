@@ -16,6 +16,7 @@ from map_vision.checkpoints import FAMILIES
 from map_vision.cli import commands
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, create_model
+from map_vision.pictures import reconstruct
 from map_vision.weights import load_init
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -125,6 +126,17 @@ def test_a_head_that_is_not_wanted_is_left(tmp_path):
     model = create_model(ModelConfig("map_vim_tiny_patch16_224", **OURS, layout="Mx3"), 10)
     report = load_init(model, save(states.vim(), tmp_path / "vim.pth"), keep_head=False)
     assert report.left == report.fresh == ("head.weight", "head.bias")
+
+
+def test_pretraining_starts_from_a_classifier_without_its_registers(tmp_path):
+    model = create_backbone(ModelConfig("mambar_tiny_patch16_224", **OURS, layout="Mx3"))
+    report = load_init(model, save(states.mambar(), tmp_path / "mambar.pth"))
+    assert set(report.left) == {
+        "encoder.registers.token", "encoder.registers.position", "neck.reduce.weight", "neck.norm.weight",
+        "head.weight", "head.bias",
+    }  # fmt: skip
+    assert report.fresh == ()
+    assert torch.equal(model.encoder.norm.weight, states.mambar()["norm_f.weight"])
 
 
 def test_a_file_for_another_model_says_which_it_fits(tmp_path):
@@ -275,6 +287,13 @@ def test_a_converted_pretraining_file_reconstructs_and_goes_on(tmp_path, state, 
     objective = map_vision.load_objective(tmp_path / "run").objective
     assert torch.equal(objective.decoder.mask_token, state["mask_token"].reshape(-1))
     assert objective.decoder.blocks[0].attn.num_heads == heads
+    pictures = reconstruct(objective, IMAGES)
+    assert torch.equal(pictures.original, IMAGES)
+    shown = pictures.masked != 0
+    share = {"MAE with decoder": 0.25, "MAP's authors": 0.5}[read_description(tmp_path / "run")["family"]]
+    assert shown.float().mean().item() == pytest.approx(share, abs=0.2)
+    assert torch.equal(pictures.reconstruction[shown], IMAGES[shown])
+    assert (pictures.reconstruction[~shown] != 0).all()
     for init, out in ((tmp_path / "run", "from_run"), (file, "from_file")):
         description = read_description(tmp_path / "run")
         settings = read_description(tmp_path / "run" / "pretraining.safetensors")["objective"]

@@ -186,7 +186,8 @@ def load_init(
         model: Has a classifier ``head`` or none; where the file's has other parameters or shapes, it starts anew.
             Its ``switches``, if it has any, name the settings that say what weights compute and no shape shows.
         path: A run directory or weights file.
-        may_be_missing: Prefixes of the parameters that may be missing in the file.
+        may_be_missing: Prefixes of the parameters that may be missing in the file; in one of another project's they
+            may also be there without need.
         families: Of other projects' checkpoints, which are recognised by their keys and converted.
         convert: Adapts a state in our names to the model.
         resampled: Of (key, the file's tensor, the model's): whether the model resamples it when it loads.
@@ -201,10 +202,11 @@ def load_init(
     converted, family = read_as_ours(file, own, families)
     refuse_other_switches(model, converted, file, family)
     state = convert(converted.state)
-    dropped: list[str] = []
-    if not keep_head or (_head(own) and _head(own) != _head(state)) or (family and not _head(own)):
-        dropped = [key for key in state if key.startswith("head.")]
-        state = {key: value for key, value in state.items() if key not in dropped}
+    # what a converted file has of a classifier's parts and the model has not is left, and said
+    dropped = [key for key in state if family and key not in own and key.startswith(may_be_missing)]
+    if not keep_head or (_head(own) and _head(own) != _head(state)):
+        dropped = [*dropped, *_head(state)]
+    state = {key: value for key, value in state.items() if key not in dropped}
     other_size = {
         key: resampled(key, state[key], value)
         for key, value in own.items()
