@@ -266,6 +266,27 @@ def test_a_converted_classifier_is_a_run(tmp_path, capsys):
     assert torch.equal(overlaid(IMAGES), model(IMAGES))
 
 
+def test_a_pyramid_is_converted_with_the_windows_that_it_is_run_in(tmp_path):
+    sizes = {"embed_dim": 64, "stem_dim": 4, "depths": (1, 1, 2, 2), "mlp_ratio": 3.0, "layer_scale": 1e-5}
+    shapeless = {"num_heads": (2, 4), "window_size": (4, 2)}
+    source = timm.create_model("map_mambavision_base", **sizes, **shapeless, num_classes=5).eval()
+    file = save(source.state_dict(), tmp_path / "pyramid.pth.tar", "state_dict")
+    changes = ["--model.num_heads", "2", "4", "--model.window_size", "4", "2"]
+    assert convert(file, tmp_path / "run", *changes) == 0
+    images = torch.randn(1, 3, 96, 80)
+    assert torch.equal(map_vision.load(tmp_path / "run")(images), source(images))
+    assert read_description(tmp_path / "run")["family"] == "MambaVision"
+
+
+def test_positions_are_resampled_where_another_size_is_asked_for(tmp_path, capsys):
+    file = save(states.vim(), tmp_path / "vim.pth")
+    assert convert(file, tmp_path / "run", "--model.img_size", "48") == 0
+    assert "1 resampled (encoder.position.table)" in capsys.readouterr().out
+    model = map_vision.load(tmp_path / "run")
+    assert model.img_size == (48, 48)
+    assert model.encoder.position.table.shape == (6, 6, 32)
+
+
 def test_classes_are_named_by_a_file(tmp_path, capsys):
     file, names = save(states.vim(), tmp_path / "vim.pth"), tmp_path / "names.txt"
     names.write_text("".join(f"class {i}\n" for i in range(10)))
