@@ -50,9 +50,10 @@ def build_objective(backbone: nn.Module, config: ImageObjectiveConfig) -> Masked
     """
     config.validate()
     assert isinstance(backbone, ImageBackbone)
-    if backbone.num_prefix_tokens:
+    if backbone.num_prefix_tokens > backbone.num_global:
         raise UserError(
-            "pretraining has no registers: create the model with num_registers=0, global_pool='avg'"
+            "pretraining has no registers among the patches: create the model with num_registers=0, "
+            "global_pool='avg'"
         )
     (height, width), channels = backbone.patch_size, backbone.in_chans
     grid = patch_grid(backbone.img_size, backbone.patch_size)
@@ -63,4 +64,5 @@ def build_objective(backbone: nn.Module, config: ImageObjectiveConfig) -> Masked
         target_dim=height * width * channels,
         loss=MaskedMSE(config.normalize_targets),
         regions=GridRegions(config.region, config.block_size),
+        num_global=backbone.num_global,
     )

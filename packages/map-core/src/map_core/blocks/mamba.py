@@ -155,4 +155,10 @@ class MambaBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b l d"], position: Float[Tensor, "#b n p"] | None = None
     ) -> Float[Tensor, "b l d"]:
-        return x + self.drop_path(self.mixer(self.norm(x)))
+        return x + self.branch(x, position)
+
+    def branch(
+        self, x: Float[Tensor, "b l d"], position: Float[Tensor, "#b n p"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """What the block adds to x."""
+        return self.drop_path(self.mixer(self.norm(x)))

@@ -75,7 +75,7 @@ def parse(
     """
     config_class = command.config_class
     known = settings(config_class)
-    asked = sort_arguments(arguments, known)
+    asked = sort_arguments(with_names(arguments, command.positional), known)
     layers = [layer for name in asked.recipes for layer in recipe_layers(recipes, name)]
 
     tree: dict[str, Any] = {}
@@ -96,6 +96,13 @@ def parse(
     if missing := [f"--{name}" for name, value in flatten(filled).items() if value is REQUIRED]:
         raise UserError(f"missing {', '.join(missing)}; add {missing[0]} VALUE")
     return instantiate(config_class, filled)
+
+
+def with_names(arguments: Sequence[str], positional: str | None) -> Sequence[str]:
+    """Put the name before a first argument that is given without."""
+    if positional is None or not arguments or arguments[0].startswith("-"):
+        return arguments
+    return [f"--{positional}", *arguments]
 
 
 def convert_layer(

@@ -71,6 +71,9 @@ def configs(domain: Domain) -> Configs:
             monitor=Option(MonitorConfig, "What is measured of the encoder between epochs."),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),
+            init_decoder=Option(
+                bool, "Start decoder and head from there as well, to go on pretraining.", False
+            ),
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/pretrain"),
         ),

@@ -19,8 +19,16 @@ from map_core.randomness import Draw
 from map_core.regions import AttentionMaskKind, RegionRule
 from map_core.tasks.classification import Mixer, report_skipped, required_training_samples
 from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.families import family_of
 from map_core.tasks.monitors import Monitor, open_monitor
-from map_core.tasks.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
+from map_core.tasks.weights import (
+    MODEL_FILE,
+    read_description,
+    read_settings,
+    read_weights,
+    save_weights,
+    weights_file,
+)
 from map_core.training import Task
 from map_core.training.task import MapStyleDataset, exported_file
 
@@ -44,6 +52,7 @@ class ObjectiveConfig:
         decoder_dim: Width of the decoder.
         decoder_heads: Attention heads of the decoder.
         decoder_mlp_ratio: MLP width over decoder_dim.
+        decoder_norm_eps: Added to the variance in the decoder's norms.
     """
 
     mask_ratio: float = 0.5
@@ -56,6 +65,7 @@ class ObjectiveConfig:
     decoder_dim: int = 192
     decoder_heads: int = 16
     decoder_mlp_ratio: float = 4.0
+    decoder_norm_eps: float = 1e-5
 
     def validate(self) -> None:
         """Check what can be checked before any data is read.
@@ -99,6 +109,7 @@ def assemble_objective(
     target_dim: int,
     loss: Loss,
     regions: RegionRule,
+    num_global: int = 0,
 ) -> MaskedAutoregression:
     """Put a domain's backbone under the objective that ``config`` describes; it stays shared.
 
@@ -109,6 +120,7 @@ def assemble_objective(
         target_dim: Values of a token's target.
         loss: Of (prediction, target).
         regions: Which tokens are predicted together.
+        num_global: Global tokens of the backbone whose positions in the decoder are learned.
     """
     assert isinstance(backbone, Backbone)
     decoder = RegionDecoder(
@@ -118,6 +130,8 @@ def assemble_objective(
         depth=config.decoder_depth,
         num_heads=config.decoder_heads,
         mlp_ratio=config.decoder_mlp_ratio,
+        norm_eps=config.decoder_norm_eps,
+        num_global=num_global,
     )
     return MaskedAutoregression(
         backbone,
@@ -151,6 +165,8 @@ class PretrainTask(Task):
         self.model = domain.build_objective(backbone, config.objective)
         if config.init is not None:
             domain.models.load_init(backbone, config.init)
+        if config.init_decoder:
+            load_decoder(domain, self.model, config.init)
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
         self.train_data = required_training_samples(self.data)
         self.mixer: Mixer | None = config.objective.mixer()
@@ -219,9 +235,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     Raises:
         UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
     """
-    path = Path(path)
-    model_file = path / MODEL_FILE if path.is_dir() else path
-    decoder_file = model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+    decoder_file = decoder_beside(path)
     description, model = read_description(decoder_file), domain.models.described(path)
     if model is None or "objective" not in description:
         raise UserError(
@@ -234,6 +248,32 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     domain.models.load_init(backbone, path)
     load_rest(objective, read_weights(decoder_file), decoder_file)
     return TrainedObjective(objective, model, settings)
+
+
+def decoder_beside(path: str | Path) -> Path:
+    """Where a pretraining run keeps decoder and head: beside its encoder."""
+    path = Path(path)
+    model_file = path / MODEL_FILE if path.is_dir() else path
+    return model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+
+
+def load_decoder(domain: Domain, objective: Objective, path: str | None) -> None:
+    """Start decoder and head from a pretraining run, or from another project's checkpoint that has them.
+
+    Raises:
+        UserError: no run or file, one without decoder, or a decoder of other sizes.
+    """
+    if path is None:
+        raise UserError("init_decoder needs a run or file to start from: give --init")
+    file = decoder_beside(path)
+    if file.is_file() and file != weights_file(path):
+        return load_rest(objective, read_weights(file), file)
+    state = read_weights(path)
+    family = family_of(state, domain.models.families)
+    rest = {} if family is None else family.convert(state).rest
+    if not rest:
+        raise UserError(f"{path} has no decoder to start from; leave --init_decoder out")
+    return load_rest(objective, rest, weights_file(path))
 
 
 def load_rest(objective: Objective, state: Mapping[str, Tensor], source: Path) -> None:
