@@ -66,7 +66,9 @@ def configs(domain: Domain) -> Configs:
             "Masked autoregressive pretraining.",
             data=Option(domain.data, f"{title}; labels are not used."),
             model=replace(model, help="The encoder."),
-            objective=Option(domain.objective, "What is hidden and how it is reconstructed."),
+            objective=Option(
+                domain.objective, "What is hidden and how it is reconstructed.", forms=domain.objectives
+            ),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),
             resume=RESUME,

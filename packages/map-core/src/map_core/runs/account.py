@@ -1,21 +1,31 @@
 """The account in a checkpoint: its step, its settings and what the recorder keeps, read with nothing taken on trust."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from map_core.errors import UserError
 
 STATE = "state.json"
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
-def read_state(checkpoint: Path, settings: dict[str, Any], *, total_steps: int) -> dict[str, Any]:
+def read_state(
+    checkpoint: Path,
+    settings: dict[str, Any],
+    *,
+    total_steps: int,
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
+) -> dict[str, Any]:
     """Read a checkpoint's step and account.
 
     Args:
         checkpoint: Its directory.
         settings: Those of the run that is to go on.
         total_steps: Of that run.
+        defaults: Of settings that a version before may not have had: a run of it did what they say.
 
     Raises:
         UserError: it was written with other settings, lies beyond the run's end, or is no account.
@@ -28,7 +38,7 @@ def read_state(checkpoint: Path, settings: dict[str, Any], *, total_steps: int) 
         fault = str(error) or type(error).__name__
     if fault is not None:
         raise UserError(f"{path} is no account of a run ({fault}); use another checkpoint")
-    saved = state["settings"]
+    saved = {**defaults, **state["settings"]}
     changes = [
         f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}"
         for name in sorted(saved.keys() | settings.keys())

@@ -31,7 +31,7 @@ from map_core.training.processes import (
 )
 from map_core.training.sampling import RunPlan, seed_everything
 from map_core.training.schedule import Schedule
-from map_core.training.settings import run_settings
+from map_core.training.settings import default_settings, run_settings
 from map_core.training.state import TrainingState
 from map_core.training.task import Task
 
@@ -61,7 +61,8 @@ def train(
         checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume, lock))
         saved: dict[str, Any] = {"step": 0, "recorder": {}}
         if checkpoint:
-            saved = read_state(checkpoint, settings, total_steps=plan.total_steps)
+            defaults = default_settings(run_config)
+            saved = read_state(checkpoint, settings, total_steps=plan.total_steps, defaults=defaults)
         state = TrainingState(task, config, accelerator)
         if checkpoint:
             state.load(checkpoint)
