@@ -1,6 +1,6 @@
 """What travels through the objective: tokens, what the encoder made of them, and how to index both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -84,6 +84,20 @@ def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     values = values.expand(batch, *values.shape[1:])
     index = index.reshape(*index.shape, *(1 for _ in tail)).expand(batch, index.shape[1], *tail)
     return torch.gather(values, 1, index)
+
+
+def reorder_tokens(tokens: Tokens, index: Int[Tensor, "#b l"]) -> Tokens:
+    """Lay tokens out anew; ``index`` says which of them stands at each place, global ones in front as before."""
+    origin = tokens.origin
+    if origin is None:
+        origin = torch.arange(tokens.length, device=tokens.embedding.device).unsqueeze(0)
+    return replace(
+        tokens,
+        embedding=gather_tokens(tokens.embedding, index),
+        position=gather_tokens(tokens.position, index),
+        target=None if tokens.target is None else gather_tokens(tokens.target, index),
+        origin=gather_tokens(origin, index),
+    )
 
 
 def undo_scan(values: Tensor, tokens: Tokens) -> Tensor:

@@ -4,6 +4,15 @@ from map_core.blocks.attention import Attention, Mlp
 from map_core.blocks.mamba import MambaBlock, MambaMixer
 from map_core.blocks.norm import make_norm
 from map_core.blocks.residual import residual_stream
-from map_core.blocks.transformer import TransformerBlock
+from map_core.blocks.transformer import CrossBlock, TransformerBlock
 
-__all__ = ["Attention", "MambaBlock", "MambaMixer", "Mlp", "TransformerBlock", "make_norm", "residual_stream"]
+__all__ = [
+    "Attention",
+    "CrossBlock",
+    "MambaBlock",
+    "MambaMixer",
+    "Mlp",
+    "TransformerBlock",
+    "make_norm",
+    "residual_stream",
+]

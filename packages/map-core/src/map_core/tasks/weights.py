@@ -20,6 +20,7 @@ from map_core.tasks.typed import fits, name_of
 Settings = TypeVar("Settings")
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
+FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # what each direction of a Mamba mixer owns
 DESCRIBED = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
     "objective": dict, "head": dict,
@@ -169,7 +170,8 @@ def load_init(
         UserError: any other missing, unused or misshaped key, all of them named.
     """
     file = weights_file(path)
-    state, own = convert(read_weights(file)), model.state_dict()
+    own = model.state_dict()
+    state = both_directions(convert(read_weights(file)), own, file)
     if not keep_head or (_head(own) and _head(own) != _head(state)):
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
     faults = {
@@ -190,6 +192,27 @@ def load_init(
     fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
     log.info("%s: loaded; new: %s", file, _some(list(fresh)) if fresh else "nothing")
     return LoadReport(file, fresh)
+
+
+def both_directions(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: Path
+) -> dict[str, Tensor]:
+    """Start a model that scans both ways from one that scans forward: each direction gets the one's weights.
+
+    That is how ARM's finetuning starts (arXiv 2406.07537).
+    """
+    copied = {
+        key: state[forward].clone()
+        for key in own
+        if key not in state and (forward := key.replace(BACKWARD, FORWARD)) != key and forward in state
+    }
+    if copied:
+        log.warning(
+            "%s scans one way and the model both: its %d layers begin backwards with the weights of the way forward",
+            source,
+            len({key.partition(BACKWARD)[0] for key in copied}),
+        )
+    return {**state, **copied}
 
 
 def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
