@@ -92,7 +92,7 @@ class DenoisingMlp(nn.Module):
 
     def forward(
         self, x_t: Float[Tensor, "n c"], step: Int[Tensor, " n"], condition: Float[Tensor, "n z"]
-    ) -> Float[Tensor, "n 2*c"]:
+    ) -> Float[Tensor, "n both"]:
         y = self.time_embed(step) + self.cond_embed(condition)
         x = self.input_proj(x_t)
         for block in self.res_blocks:
@@ -128,13 +128,21 @@ class DiffusionHead(nn.Module):
         condition_dim: Width of the condition.
         depth, width: Of the network.
         sampling_steps: Steps from noise to values.
+        limit: What no sampled value exceeds; those of normalised patches do not.
     """
 
     def __init__(
-        self, values: int, condition_dim: int, *, depth: int = 3, width: int = 1024, sampling_steps: int = 100
+        self,
+        values: int,
+        condition_dim: int,
+        *,
+        depth: int = 3,
+        width: int = 1024,
+        sampling_steps: int = 100,
+        limit: float = 5.0,
     ) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.limit = values, limit
         self.net = DenoisingMlp(values, condition_dim, depth=depth, width=width)
         self.process, self.sampler = Process.cosine(), Process.shortened(sampling_steps)
 
@@ -160,5 +168,5 @@ class DiffusionHead(nn.Module):
             t = torch.full(shape[:1], place, device=device)
             noise = torch.randn(shape, generator=generator).to(device)
             output = self.net(x, self.sampler.step[t], condition).float()
-            x = self.sampler.step_back(output, x, t, noise)
+            x = self.sampler.step_back(output, x, t, noise, self.limit)
         return x

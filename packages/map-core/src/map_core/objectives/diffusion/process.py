@@ -84,7 +84,7 @@ class Process(nn.Module):
 
     def loss(
         self,
-        output: Float[Tensor, "n 2*c"],
+        output: Float[Tensor, "n both"],
         x_0: Float[Tensor, "n c"],
         x_t: Float[Tensor, "n c"],
         t: Int[Tensor, " n"],
@@ -117,14 +117,24 @@ class Process(nn.Module):
 
     def step_back(
         self,
-        output: Float[Tensor, "n 2*c"],
+        output: Float[Tensor, "n both"],
         x_t: Float[Tensor, "n c"],
         t: Int[Tensor, " n"],
         noise: Float[Tensor, "n c"],
+        limit: float = math.inf,
     ) -> Float[Tensor, "n c"]:
-        """Data one step less noised; the last step adds no noise."""
+        """Data one step less noised; the last step adds no noise.
+
+        Args:
+            output: Of the network.
+            x_t, t: Noised data and their steps.
+            noise: New noise.
+            limit: What no value of the data exceeds. Where next to nothing of the data is left, the estimate of them
+                multiplies the network's error by thousands.
+        """
         predicted, share = output.chunk(2, dim=-1)
-        mean = self._mean_back(self._start(predicted, x_t, t), x_t, t)
+        start = self._start(predicted, x_t, t).clamp(-limit, limit)
+        mean = self._mean_back(start, x_t, t)
         spread = (0.5 * self._log_variance(share, t)).exp() * (t > 0).unsqueeze(-1)
         return mean + spread * noise
 
