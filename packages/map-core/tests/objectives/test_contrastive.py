@@ -190,21 +190,21 @@ def test_two_processes_compare_with_the_keys_of_both_and_learn_as_one(version):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("version", VERSIONS)
-def test_learning_finds_the_other_view_of_samples_that_it_has_not_seen(version):
-    objective = build(version, queue=48)
+@pytest.mark.parametrize(("version", "momentum"), [("v2", 0.999), ("v3", 0.9)])
+def test_learning_finds_the_other_view_of_samples_that_it_has_not_seen(version, momentum):
+    objective = build(version, queue=48, momentum=momentum)
     objective.begin(total_steps=120)
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 3e-3)
-    accuracies = []
+    losses = []
     for step in range(120):
-        samples = torch.randn(BATCH, 1, 3, 4, CHANNELS)
-        terms = objective(samples + torch.randn(BATCH, 2, 3, 4, CHANNELS), draw(step))
+        samples = torch.randn(16, 1, 3, 4, CHANNELS) + 0.5 * torch.randn(16, 2, 3, 4, CHANNELS)
+        loss = objective(samples, Draw(0, step, slice(0, 16), 16)).loss
         optimizer.zero_grad()
-        terms.loss.backward()
+        loss.backward()
         optimizer.step()
-        accuracies.append(terms.scalars["accuracy"].item())
-    # v2's queue is random vectors, easily told from samples, for its first 8 steps
-    assert sum(accuracies[-20:]) / 20 > sum(accuracies[8:28]) / 20 + 0.15
+        losses.append(loss.item())
+    # v2's queue is random vectors, easily told from samples, for its first three steps
+    assert sum(losses[-10:]) < 0.93 * sum(losses[10:20])
 
 
 # ---- bad input
