@@ -109,7 +109,7 @@ def test_a_setting_of_another_method_is_refused_by_name(method, setting, having)
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_learns_is_described_and_comes_back(name, tmp_path):
-    task = pretrain(name, tmp_path)
+    task = pretrain(name, tmp_path, "--training.epochs=1")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines if line["kind"] == "train")
     trained = load_objective(DOMAIN, tmp_path)
@@ -141,14 +141,21 @@ def test_a_resumed_run_is_the_run(name, tmp_path):
 # ---- to the pixel
 
 
+BLOCKS = ("region=block", "block_size=[2,2]")
+
+
 @pytest.mark.parametrize("name", ["autoregression", "causal"])
 @pytest.mark.parametrize(
-    "layout",
-    [(), ("--objective.region=column",), ("--objective.region=block", "--objective.block_size=[2,2]", "--model.order=block", "--model.block_size=[2,2]")],
+    "settings",
+    [
+        (),
+        ("--objective.region=column",),
+        (*(f"--objective.{one}" for one in BLOCKS), "--model.order=block", "--model.block_size=[2,2]"),
+    ],
     ids=["rows", "columns", "blocks"],
-)  # fmt: skip
-def test_no_pixel_of_a_later_region_reaches_a_prediction(name, layout, digits):
-    objective = build(name, *layout).eval()
+)
+def test_no_pixel_of_a_later_region_reaches_a_prediction(name, settings, digits):
+    objective = build(name, *settings).eval()
     images = digits.requires_grad_()
     result = objective(images, DRAW)
     region = objective.regions(result.tokens, result.mask).index[0]
