@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.objective import MaskedAutoregression, Objective
+from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.classification import ClassificationConfig
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
 from map_points.data import (
@@ -25,7 +25,7 @@ from map_points.factory import MODELS, PointModelConfig
 from map_points.model import MODEL_NAMES, create_point_model
 from map_points.patches.accelerators import describe_backends
 from map_points.pictures import draw_reconstructions
-from map_points.pretraining import PointObjectiveConfig, build_objective
+from map_points.pretraining import OBJECTIVES, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
 
 NOTHING: Mapping[str, Any] = {}
@@ -85,7 +85,7 @@ def draw_picture(
     seed: int = 0,
 ) -> None:
     """Write a picture: cloud, visible patches, reconstruction."""
-    if not isinstance(objective, MaskedAutoregression):
+    if not isinstance(objective, ReconstructingObjective):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
     samples = data.plain_train or data.evaluation
     assert isinstance(samples, CloudSamples)
@@ -108,7 +108,7 @@ DOMAIN = Domain(
     sample="cloud",
     models=MODELS,
     data=PointDataConfig,
-    objective=PointObjectiveConfig,
+    objectives=OBJECTIVES,
     classification=ClassificationConfig,
     open_data=open_data,
     open_files=open_files,

@@ -67,7 +67,9 @@ def configs(domain: Domain) -> Configs:
             "Masked autoregressive pretraining.",
             data=Option(domain.data, f"{title}; labels are not used."),
             model=replace(model, help="The encoder."),
-            objective=Option(domain.objective, "What is hidden and how it is reconstructed."),
+            objective=Option(
+                domain.objective, "What is hidden and how it is reconstructed.", forms=domain.objectives
+            ),
             monitor=Option(MonitorConfig, "What is measured of the encoder between epochs."),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),

@@ -131,7 +131,8 @@ class Domain:
         recipes: Package that holds its recipes.
         sample: What one sample is called, such as "image"; ``--images`` names files to run.
         models: See :class:`~map_core.tasks.trained_models.Models`.
-        data, objective, classification, evaluation: Sections of its recipes.
+        data, classification, evaluation: Sections of its recipes.
+        objectives: The section of each objective, by its ``method``; the first is the default.
         open_data, open_files: Of the data section and the model section.
         data_defaults: From a run's data section, its description and the options given on the command line, to
             the data settings that commands start from.
@@ -150,7 +151,7 @@ class Domain:
     sample: str
     models: Models[Any]
     data: type
-    objective: type
+    objectives: Mapping[str, type]
     classification: type
     open_data: OpenData
     open_files: OpenFiles
@@ -164,6 +165,11 @@ class Domain:
     logits: Callable[..., Logits] = plain_logits
     protocol: Callable[[Any], str | None] = lambda config: None
     info: Callable[[], list[str]] = list
+
+    @property
+    def objective(self) -> type:
+        """The section of the default objective."""
+        return next(iter(self.objectives.values()))
 
     @property
     def module(self) -> str:
