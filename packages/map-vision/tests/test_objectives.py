@@ -15,7 +15,7 @@ from map_core.tasks.pretraining import PretrainTask, hide_and_reconstruct, load_
 from map_core.tasks.weights import read_description
 from map_core.training import train
 from map_vision.domain import DOMAIN
-from map_vision.factory import create_backbone
+from map_vision.factory import ModelConfig, create_backbone
 from map_vision.mambavision import MambaVision
 from map_vision.pictures import reconstruct
 from map_vision.pretraining import OBJECTIVES, ImageObjectiveConfig, ImageSimMIMConfig, build_objective
@@ -269,6 +269,12 @@ def test_pictures_of_diffusion_are_drawn_not_regressed(digits):
 
 
 # ---- one direction to two
+
+
+def test_layers_that_scan_four_ways_encode_nothing_causally():
+    model = create_backbone(ModelConfig("map_arm_base_patch16_224", embed_dim=32, layout="Fx1", img_size=32))
+    with pytest.raises(UserError, match="scans one way, but the layers F of this model's layout scan four"):
+        build_objective(model, ImageObjectiveConfig(encoder="causal", decoder_dim=16, decoder_heads=2))
 
 
 def test_a_one_directional_run_starts_a_bidirectional_model_and_says_so(tmp_path, caplog):

@@ -71,13 +71,16 @@ class CrossBlock(nn.Module):
         embed_dim: Width of queries and context; a multiple of ``num_heads``.
         num_heads: Attention heads.
         mlp_ratio: Hidden width of the MLP over ``embed_dim``.
+        norm_eps: Of its norms.
     """
 
-    def __init__(self, embed_dim: int, *, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, embed_dim: int, *, num_heads: int, mlp_ratio: float = 4.0, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        self.norm1, self.norm_context = make_norm("layer", embed_dim), make_norm("layer", embed_dim)
+        self.norm1, self.norm_context = (make_norm("layer", embed_dim, norm_eps) for _ in range(2))
         self.attn = Attention(embed_dim, num_heads)
-        self.norm2 = make_norm("layer", embed_dim)
+        self.norm2 = make_norm("layer", embed_dim, norm_eps)
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
 
     def forward(

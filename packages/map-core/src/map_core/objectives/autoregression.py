@@ -33,6 +33,7 @@ class NextRegionDecoder(nn.Module):
         encoder_dim: Width of the encoder's features.
         position: Position embedding of the decoder's width: module of (raw coordinates, grid).
         embed_dim, depth, num_heads, mlp_ratio: Shape of the Transformer.
+        norm_eps: Of its norms.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class NextRegionDecoder(nn.Module):
         depth: int = 4,
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.embed = Linear(encoder_dim, embed_dim)
@@ -52,9 +54,10 @@ class NextRegionDecoder(nn.Module):
             nn.init.normal_(token, std=0.02)
         self.position = position
         self.blocks = nn.ModuleList(
-            CrossBlock(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)
+            CrossBlock(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+            for _ in range(depth)
         )
-        self.norm = make_norm("layer", embed_dim)
+        self.norm = make_norm("layer", embed_dim, norm_eps)
 
     def forward(self, features: Features, tokens: Tokens, regions: Regions) -> Float[Tensor, "b m e"]:
         """Return the decoded features of all tokens but the global ones."""
