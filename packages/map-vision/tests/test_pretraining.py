@@ -132,7 +132,8 @@ def test_loss_is_the_mean_over_hidden_patches(build, digits, order, normalized):
 
 def test_pretraining_has_no_registers(make_tiny):
     with pytest.raises(
-        UserError, match=r"pretraining has no registers: create the model with num_registers=0"
+        UserError,
+        match=r"pretraining has no registers among the patches: create the model with num_registers=0",
     ):
         build_objective(make_tiny(), ImageObjectiveConfig())
 

@@ -23,6 +23,7 @@ from map_core.training.optimizer import build_optimizer
 from map_vision.domain import DOMAIN
 from map_vision.factory import create_backbone, create_model
 from map_vision.pretraining import build_objective
+from map_vision.weights import adapted
 
 NAMES = (
     "finetune_base_in1k",
@@ -34,10 +35,12 @@ NAMES = (
     "finetune_mambavision_base_in1k",
     "finetune_small_in1k",
     "finetune_tiny_in1k",
+    "finetune_vit_base_in1k",
     "linear_base_in1k",
     "pretrain_base_in1k",
     "pretrain_base_in1k_ar",
     "pretrain_base_in1k_authors",
+    "pretrain_base_in1k_authors_wiring",
     "pretrain_base_in1k_autoregression",
     "pretrain_base_in1k_causal",
     "pretrain_base_in1k_diffusion",
@@ -58,6 +61,7 @@ NAMES = (
     "pretrain_small_in1k",
     "pretrain_tiny_in1k",
     "pretrain_vit_base_in1k",
+    "pretrain_vit_base_in1k_mae",
 )
 IN1K = tuple(name for name in NAMES if "_in1k" in name)
 COMMAND_NAMES = {"pretrain": "pretrain", "finetune": "finetune", "linear": "linear-probe"}
@@ -218,7 +222,9 @@ def test_the_header_says_what_was_run_and_what_to_expect(name):
     assert "never run at full size" in rows["status"]
 
 
-@pytest.mark.parametrize("name", ["pretrain_mambar_base_in1k", "pretrain_vit_base_in1k"])
+@pytest.mark.parametrize(
+    "name", ["pretrain_mambar_base_in1k", "pretrain_vit_base_in1k", "pretrain_vit_base_in1k_mae"]
+)
 def test_the_finetuning_command_in_the_header_fits_the_encoder(name):
     command, *arguments = arguments_in(header(name)["then"])
     assert command == "finetune"
@@ -229,7 +235,7 @@ def test_the_finetuning_command_in_the_header_fits_the_encoder(name):
             create_backbone(resolved(name).model),
             create_model(config.model, num_classes=1000),
         )
-    missing = set(encoder.state_dict()) - set(classifier.state_dict())
+    missing = set(adapted(encoder.state_dict(), classifier)) - set(classifier.state_dict())
     assert not missing
     depth = len(classifier.encoder.blocks)
     assert config.training.layer_decay**depth == pytest.approx(0.65**12, rel=0.02)

@@ -19,6 +19,9 @@ class RegionDecoder(nn.Module):
         encoder_dim: Width of the encoder's features.
         position: Position embedding of the decoder's width: module of (raw coordinates, grid).
         embed_dim, depth, num_heads, mlp_ratio: Shape of the Transformer.
+        norm_eps: Of its norms.
+        num_global: Global tokens at the front of every sequence that learn their positions here; 0 where there are
+            none, or where ``position`` knows them.
     """
 
     def __init__(
@@ -30,6 +33,8 @@ class RegionDecoder(nn.Module):
         depth: int = 4,
         num_heads: int = 16,
         mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-5,
+        num_global: int = 0,
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
@@ -37,10 +42,12 @@ class RegionDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.position = position
+        self.global_position = nn.Parameter(torch.zeros(num_global, embed_dim)) if num_global else None
         self.blocks = nn.ModuleList(
-            TransformerBlock(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)
+            TransformerBlock(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+            for _ in range(depth)
         )
-        self.norm = make_norm("layer", embed_dim)
+        self.norm = make_norm("layer", embed_dim, norm_eps)
 
     def forward(
         self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]
@@ -55,7 +62,14 @@ class RegionDecoder(nn.Module):
         index = features.index.unsqueeze(-1).expand_as(visible)
         x = visible.new_zeros(tokens.batch_size, tokens.length, self.embed_dim).scatter(1, index, visible)
         x = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        return x + self.position(tokens.position, tokens.grid).to(x.dtype)
+        return x + self._embedded_position(tokens).to(x.dtype)
+
+    def _embedded_position(self, tokens: Tokens) -> Float[Tensor, "#b l e"]:
+        if self.global_position is None:
+            return self.position(tokens.position, tokens.grid)
+        others = self.position(tokens.position[:, tokens.num_global :], tokens.grid)
+        front = self.global_position.to(others.dtype).expand(others.shape[0], -1, -1)
+        return torch.cat([front, others], dim=1)
 
     def decode(
         self, x: Float[Tensor, "b l e"], attention_mask: Bool[Tensor, "#b l l"], wanted: Int[Tensor, "b h"]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from map_core.blocks import MambaMixer, residual_stream
-from map_core.errors import UserError
+from map_core.errors import UserError, near_matches
 from map_core.masking import TokenMask
 from map_core.regions import region_attention_mask
-from map_core.tokens import Features, Regions, Tokens, gather_tokens
+from map_core.tokens import Features, Regions, Tokens, gather_tokens, spread_places
 
+Wiring = Literal["residual", "branch"]
 BlockMaker = Callable[[int, float], nn.Module]  # (embed_dim, drop_path) -> block
 
 
@@ -108,8 +109,7 @@ class Registers(nn.Module):
 
     def places(self, length: int) -> list[int]:
         """Sequence indices of the registers among ``length`` other tokens."""
-        gap = length // (self.num_registers + 1) if self.spread else 0
-        return [(i + 1) * gap + i for i in range(self.num_registers)]
+        return spread_places(self.num_registers, length) if self.spread else list(range(self.num_registers))
 
     def insert(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
         """Put the registers, with their positions, among the tokens."""
@@ -164,6 +164,7 @@ class _Visible:
     position: Float[Tensor, "#b m p"]
     index: Tensor
     repeated: Float[Tensor, "b n d"] | None
+    inserted: bool  # whether registers stand among the tokens
     may_read: Bool[Tensor, "#b n n"] | None = None
 
 
@@ -193,11 +194,13 @@ class HybridEncoder(nn.Module):
         position: Position embedding: module of (raw coordinates (b or 1, l, p), grid) giving (b or 1, l, d).
         norm: The final norm.
         drop_path_rate: Stochastic depth, growing linearly from 0 at the first layer to this rate at the last.
-        registers: Global tokens of the classification form; None in pretraining.
+        registers: Global tokens of the classification form, put among tokens that carry none (``num_global``);
+            where these do, the registers' positions are theirs. None in pretraining without global tokens.
         repeat_position: Add the position embedding before every block, not once.
+        wiring: What a Transformer block reads: see :meth:`_add_block`.
 
     Raises:
-        UserError: a layout that does not parse or uses a letter without a maker.
+        UserError: a layout that does not parse, uses a letter without a maker or does not suit the wiring.
     """
 
     def __init__(
@@ -211,9 +214,11 @@ class HybridEncoder(nn.Module):
         drop_path_rate: float = 0.0,
         registers: Registers | None = None,
         repeat_position: bool = False,
+        wiring: Wiring = "residual",
     ) -> None:
         super().__init__()
         letters = expand_layout(layout)
+        _check_wiring(wiring, letters)
         unknown = set(letters) - set(block_makers)
         if unknown:
             raise UserError(
@@ -225,6 +230,7 @@ class HybridEncoder(nn.Module):
         self.position = position
         self.registers = registers
         self.repeat_position = repeat_position
+        self.wiring = wiring
         rates = [drop_path_rate * i / max(len(letters) - 1, 1) for i in range(len(letters))]
         self.blocks = nn.ModuleList(
             block_makers[kind](embed_dim, rate) for kind, rate in zip(letters, rates, strict=True)
@@ -253,7 +259,7 @@ class HybridEncoder(nn.Module):
         x = visible.x
         for layer in self._stack(replace(visible, may_read=may_read)):
             x = layer
-        return self.normalize(self._layer_features(x, visible.index)).patches
+        return self.normalize(self._layer_features(x, visible)).patches
 
     def forward(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         return self.encode(tokens, mask)
@@ -264,13 +270,13 @@ class HybridEncoder(nn.Module):
         x = visible.x
         for layer in self._stack(visible):
             x = layer
-        return self._layer_features(x, visible.index)
+        return self._layer_features(x, visible)
 
     def layers(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
         """Yield the features behind every layer in turn."""
         visible = self._visible(tokens, mask)
         for layer in self._stack(visible):
-            yield self._layer_features(layer, visible.index)
+            yield self._layer_features(layer, visible)
 
     def normalize(self, features: LayerFeatures) -> LayerFeatures:
         """Apply the final norm to patches and registers."""
@@ -280,7 +286,7 @@ class HybridEncoder(nn.Module):
     def _visible(self, tokens: Tokens, mask: TokenMask | None) -> "_Visible":
         x = residual_stream(tokens.embedding)
         position = tokens.position
-        embedded = self.position(position, tokens.grid).to(x.dtype)
+        embedded = self._embedded_position(tokens).to(x.dtype)
         x = x + embedded
         if mask is None:
             index = torch.arange(tokens.length, device=x.device).unsqueeze(0)
@@ -291,25 +297,66 @@ class HybridEncoder(nn.Module):
         if self.repeat_position:
             repeated = embedded if mask is None else gather_tokens(embedded, index)
             repeated = repeated.expand_as(x)
-        if self.registers is not None:
+        inserted = self.registers is not None and tokens.num_global == 0
+        if self.registers is not None and inserted:
             x = self.registers.insert(x)
             repeated = None if repeated is None else self.registers.insert_position(repeated)
-        return _Visible(x, position, index, repeated)
+        return _Visible(x, position, index, repeated, inserted)
+
+    def _embedded_position(self, tokens: Tokens) -> Float[Tensor, "#b l d"]:
+        """Positions of the tokens; global ones have those of the registers, where there are any."""
+        n = tokens.num_global
+        if n == 0 or self.registers is None:
+            return self.position(tokens.position, tokens.grid)
+        others = self.position(tokens.position[:, n:], tokens.grid)
+        front = self.registers.position.to(others.dtype).expand(others.shape[0], -1, -1)
+        return torch.cat([front, others], dim=1)
 
     def _stack(self, visible: "_Visible") -> Iterator[Tensor]:
-        x = visible.x
+        x, branch = visible.x, None
         for i, block in enumerate(self.blocks):
             if visible.repeated is not None and i > 0:
                 x = x + visible.repeated
             mask = () if visible.may_read is None else (visible.may_read,)
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, visible.position, *mask, use_reentrant=False)
+            if self.wiring == "branch":
+                x, branch = self._add_block(i, x, branch, visible.position, *mask)
             else:
-                x = block(x, visible.position, *mask)
+                x = self._run(block, x, visible.position, *mask)
             yield x
 
-    def _layer_features(self, x: Tensor, index: Tensor) -> LayerFeatures:
+    def _add_block(
+        self, i: int, x: Tensor, branch: Tensor | None, position: Tensor, *mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run block i wired as the authors' code does; return the stream and what its last addition was.
+
+        Mamba blocks read the stream and add to it, as ever. A Transformer block reads not the stream but the last
+        addition h, and adds Block(h) = h + attention + MLP to the stream, which makes the addition h + Block(h).
+        """
+        block = self.blocks[i]
+        if self.layout[i] == "T":
+            assert branch is not None
+            added = self._run(block, branch, position, *mask)
+            return x + added, branch + added
+        branch = self._run(block.branch, x, position)  # type: ignore[arg-type]
+        return x + branch, branch
+
+    def _run(self, block: Callable[..., Tensor], x: Tensor, position: Tensor, *mask: Tensor) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, x, position, *mask, use_reentrant=False)
+        return block(x, position, *mask)
+
+    def _layer_features(self, x: Tensor, visible: "_Visible") -> LayerFeatures:
         registers = None
-        if self.registers is not None:
+        if self.registers is not None and visible.inserted:
             registers, x = self.registers.split(x)
-        return LayerFeatures(Features(x, index), registers)
+        return LayerFeatures(Features(x, visible.index), registers)
+
+
+def _check_wiring(wiring: str, letters: str) -> None:
+    if wiring not in get_args(Wiring):
+        raise UserError(f"wiring {wiring!r} is unknown; {near_matches(wiring, get_args(Wiring))}")
+    if wiring == "branch" and (letters[0] == "T" or set(letters) - set("MT")):
+        raise UserError(
+            "wiring 'branch' needs a layout of M and T that begins with M, whose output the first T reads; "
+            f"got {letters!r}"
+        )

@@ -86,6 +86,39 @@ def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     return torch.gather(values, 1, index)
 
 
+def spread_places(count: int, length: int) -> list[int]:
+    """Sequence indices of ``count`` registers spread evenly among ``length`` other tokens (Mamba-R's places).
+
+    >>> spread_places(1, 16), spread_places(3, 16)
+    ([8], [4, 9, 14])
+    """
+    gap = length // (count + 1)
+    return [(i + 1) * gap + i for i in range(count)]
+
+
+def with_global_tokens(tokens: Tokens, front: Float[Tensor, "n d"]) -> Tokens:
+    """Put global tokens, such as a class token, in front of tokens that have none."""
+    n, batch = front.shape[0], tokens.batch_size
+    position, target, origin = tokens.position, tokens.target, tokens.origin
+    if target is not None:
+        target = torch.cat([target.new_zeros(batch, n, *target.shape[2:]), target], dim=1)
+    if origin is not None:
+        first = torch.arange(n, device=origin.device).expand(origin.shape[0], n)
+        origin = torch.cat([first, origin + n], dim=1)
+    return Tokens(
+        embedding=torch.cat(
+            [front.to(tokens.embedding.dtype).expand(batch, -1, -1), tokens.embedding], dim=1
+        ),
+        position=torch.cat(
+            [position.new_full((position.shape[0], n, position.shape[2]), -1), position], dim=1
+        ),
+        target=target,
+        grid=tokens.grid,
+        origin=origin,
+        num_global=n,
+    )
+
+
 def reorder_tokens(tokens: Tokens, index: Int[Tensor, "#b l"]) -> Tokens:
     """Lay tokens out anew; ``index`` says which of them stands at each place, global ones in front as before."""
     origin = tokens.origin

@@ -159,7 +159,7 @@ def build_objective(backbone, config):
     return config.build(backbone)
 
 
-def draw(objective, inputs, path, *, data, ratio=None, seed=0):
+def draw_picture(objective, inputs, path, *, data, ratio=None, seed=0):
     """The picture is an array of the predictions."""
     result = hide_and_reconstruct(objective, inputs, ratio=ratio, seed=seed)
     with Path(path).open("wb") as file:
@@ -199,7 +199,7 @@ DOMAIN = Domain(
     open_data=open_data,
     open_files=open_files,
     build_objective=build_objective,
-    draw=draw,
+    draw_picture=draw_picture,
     data_defaults=data_defaults,
     rows=4,
     info=lambda: ["models", "  toy"],

@@ -75,7 +75,7 @@ def open_files(
     return CloudSamples(read_cloud_files(paths), config, training=False)
 
 
-def draw(
+def draw_picture(
     objective: Objective,
     inputs: Tensor,
     path: Path,
@@ -113,7 +113,7 @@ DOMAIN = Domain(
     open_data=open_data,
     open_files=open_files,
     build_objective=build_objective,
-    draw=draw,
+    draw_picture=draw_picture,
     rows=6,
     evaluation=EvaluationConfig,
     collate=collate_clouds,

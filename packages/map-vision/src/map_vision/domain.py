@@ -79,7 +79,7 @@ def data_defaults(
     return values | pixels
 
 
-def draw(
+def draw_picture(
     objective: Objective,
     inputs: Tensor,
     path: Path,
@@ -116,7 +116,7 @@ DOMAIN = Domain(
     open_data=open_data,
     open_files=open_files,
     build_objective=build_objective,
-    draw=draw,
+    draw_picture=draw_picture,
     data_defaults=data_defaults,
     info=describe_models,
 )

@@ -42,25 +42,58 @@ def unpatchify(
 
 
 class PatchEmbed(nn.Module):
-    """Linear projection of patches, as a convolution with kernel and stride of the patch size.
+    """Linear projection of patches, as a convolution with a kernel of the patch size.
 
     Args:
         patch_size: Height and width of a patch in pixels.
         in_chans: Image channels.
         embed_dim: Width.
+        stride: Distance of patches, which overlap where it is smaller than ``patch_size``; that when None.
+
+    Raises:
+        UserError: a stride beyond the patch, which would leave pixels out.
     """
 
-    def __init__(self, patch_size: tuple[int, int], in_chans: int, embed_dim: int) -> None:
+    def __init__(
+        self,
+        patch_size: tuple[int, int],
+        in_chans: int,
+        embed_dim: int,
+        *,
+        stride: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.patch_size, self.in_chans = patch_size, in_chans
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_size, self.in_chans, self.stride = patch_size, in_chans, stride or patch_size
+        if not all(0 < step <= size for step, size in zip(self.stride, patch_size, strict=True)):
+            raise UserError(
+                f"patch_stride {self.stride[0]}x{self.stride[1]} must lie between 1 and the patch size "
+                f"{patch_size[0]}x{patch_size[1]}"
+            )
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=self.stride)
         fan_in = in_chans * patch_size[0] * patch_size[1]
         nn.init.trunc_normal_(self.proj.weight, std=fan_in**-0.5)
         nn.init.zeros_(torch.as_tensor(self.proj.bias))
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in a batch of images."""
-        return patch_grid((images.shape[-2], images.shape[-1]), self.patch_size)
+        return self.grid_of((images.shape[-2], images.shape[-1]))
+
+    def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches in an image of ``img_size`` (height, width) pixels.
+
+        Raises:
+            UserError: patches do not tile the image, or overlapping ones do not end at its border.
+        """
+        if self.stride == self.patch_size:
+            return patch_grid(img_size, self.patch_size)
+        beyond = [side - size for side, size in zip(img_size, self.patch_size, strict=True)]
+        if any(rest < 0 or rest % step for rest, step in zip(beyond, self.stride, strict=True)):
+            raise UserError(
+                f"image size {img_size[0]}x{img_size[1]} does not fit patches of "
+                f"{self.patch_size[0]}x{self.patch_size[1]} every {self.stride[0]}x{self.stride[1]} pixels: the last "
+                "one must end at the border; resize the images"
+            )
+        return beyond[0] // self.stride[0] + 1, beyond[1] // self.stride[1] + 1
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
         if images.shape[1] != self.in_chans:

@@ -53,7 +53,7 @@ def reconstruct(
     index = result.index.unsqueeze(-1).expand_as(prediction)
 
     def picture(patches: Tensor) -> Tensor:
-        return unpatchify(undo_scan(patches, tokens), grid, backbone.patch_size)
+        return unpatchify(undo_scan(patches, tokens)[:, tokens.num_global :], grid, backbone.patch_size)
 
     return Pictures(
         original=images,

@@ -85,6 +85,9 @@ class ImageRegions(Settings):
         grid = patch_grid(backbone.img_size, backbone.patch_size)
         return make_position(self.decoder_position, embed_dim, grid=grid)
 
+    def global_tokens(self, backbone: ImageBackbone) -> int:
+        return backbone.num_global
+
 
 @dataclass
 class ImageObjectiveConfig(ImageTargets, ImageRegions, MaskedAutoregressionConfig):
@@ -146,9 +149,10 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     """
     config.validate()
     assert isinstance(backbone, ImageBackbone)
-    if backbone.num_prefix_tokens:
+    if backbone.num_prefix_tokens > backbone.num_global:
         raise UserError(
-            "pretraining has no registers: create the model with num_registers=0, global_pool='avg'"
+            "pretraining has no registers among the patches: create the model with num_registers=0, "
+            "global_pool='avg'"
         )
     patch_grid(backbone.img_size, backbone.patch_size)
     objective: Objective = config.build(backbone)

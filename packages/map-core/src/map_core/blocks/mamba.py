@@ -164,4 +164,10 @@ class MambaBlock(nn.Module):
         attention_mask: Bool[Tensor, "#b l l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """Mix all tokens; a mask of who may read whom is for other layers: a scan keeps to its direction."""
-        return x + self.drop_path(self.mixer(self.norm(x)))
+        return x + self.branch(x, position)
+
+    def branch(
+        self, x: Float[Tensor, "b l d"], position: Float[Tensor, "#b n p"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """What the block adds to x."""
+        return self.drop_path(self.mixer(self.norm(x)))

@@ -39,6 +39,7 @@ class Command:
             every one.
         settled: Likewise, settings that go before those of recipes, such as what the weights that ``--init`` names
             are tied to; only the command line goes before them.
+        positional: The setting whose value may come first, without its name, such as a file.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Command:
     defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     essential: Sequence[str] = ESSENTIAL
     settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
+    positional: str | None = None
 
     @property
     def config_class(self) -> type:

@@ -74,7 +74,8 @@ def parse(
         UserError: an unknown recipe, option or key, a missing setting, or a value of the wrong type.
         SystemExit: the arguments asked for help or for the resolved configuration, which is printed.
     """
-    asked = sort_arguments(arguments, settings_of_all_forms(command.config_class))
+    known_names = settings_of_all_forms(command.config_class)
+    asked = sort_arguments(with_names(arguments, command.positional), known_names)
     layers = [layer for name in asked.recipes for layer in recipe_layers(recipes, name)]
     above = command_line(asked, forms_of(command.config_class))
     config_class, layers = choose_forms(command.config_class, layers, above)
@@ -98,6 +99,13 @@ def parse(
     if missing := [f"--{name}" for name, value in flatten(filled).items() if value is REQUIRED]:
         raise UserError(f"missing {', '.join(missing)}; add {missing[0]} VALUE")
     return instantiate(config_class, filled)
+
+
+def with_names(arguments: Sequence[str], positional: str | None) -> Sequence[str]:
+    """Put the name before a first argument that is given without."""
+    if positional is None or not arguments or arguments[0].startswith("-"):
+        return arguments
+    return [f"--{positional}", *arguments]
 
 
 def convert_layer(

@@ -65,7 +65,8 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
         """The decoder of these settings."""
         position: nn.Module = self.make_position(backbone, self.decoder_dim)
         if self.decoder == "transformer":
-            return RegionDecoder(backbone.embed_dim, position, **self.transformer)
+            num_global = self.global_tokens(backbone)
+            return RegionDecoder(backbone.embed_dim, position, num_global=num_global, **self.transformer)
         return MambaRegionDecoder(
             backbone.embed_dim,
             position,

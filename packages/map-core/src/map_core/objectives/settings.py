@@ -91,6 +91,10 @@ class ObjectiveSettings(Settings):
         """A decoder's positions."""
         raise NotImplementedError
 
+    def global_tokens(self, backbone: Any) -> int:
+        """Global tokens of the backbone whose positions a decoder learns."""
+        return 0
+
     def make_coarser(self, backbone: Any, scales: tuple[int, ...]) -> MoreTargets:
         """Targets of coarser scales."""
         raise NotImplementedError
@@ -142,12 +146,14 @@ class DecoderSettings(Settings):
         decoder_dim: Width of the decoder.
         decoder_heads: Attention heads of the decoder.
         decoder_mlp_ratio: MLP width over decoder_dim.
+        decoder_norm_eps: Added to the variance in the decoder's norms.
     """
 
     decoder_depth: int = 4
     decoder_dim: int = 192
     decoder_heads: int = 16
     decoder_mlp_ratio: float = 4.0
+    decoder_norm_eps: float = 1e-5
 
     def validate(self) -> None:
         super().validate()
@@ -167,6 +173,7 @@ class DecoderSettings(Settings):
             "depth": self.decoder_depth,
             "num_heads": self.decoder_heads,
             "mlp_ratio": self.decoder_mlp_ratio,
+            "norm_eps": self.decoder_norm_eps,
         }
 
 

@@ -85,7 +85,7 @@ class OpenFiles(Protocol):
 
 
 @runtime_checkable
-class Draw(Protocol):
+class DrawPicture(Protocol):
     """Writes a picture of what an objective reconstructs of inputs."""
 
     def __call__(
@@ -139,7 +139,7 @@ class Domain:
         rows: Of a picture of reconstructions.
         evaluators: Measures of a run that is no classifier, by what its description says that it holds.
         build_objective: Puts a backbone under the objective that a section describes; both stay shared.
-        draw: The picture of a pretraining run.
+        draw_picture: Of a pretraining run.
         collate: Makes a batch of samples.
         logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
         protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
@@ -156,7 +156,7 @@ class Domain:
     open_data: OpenData
     open_files: OpenFiles
     build_objective: Callable[[nn.Module, Any], Objective]
-    draw: Draw
+    draw_picture: DrawPicture
     data_defaults: DataDefaults = unchanged
     rows: int = 8
     evaluators: Mapping[str, Callable[[Any], dict[str, Any]]] = field(default_factory=dict)

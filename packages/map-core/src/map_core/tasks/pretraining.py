@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
@@ -14,7 +15,16 @@ from map_core.objectives.settings import Mix
 from map_core.randomness import Draw
 from map_core.tasks.classification import report_skipped, required_training_samples
 from map_core.tasks.domain import Domain, OpenedData
-from map_core.tasks.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
+from map_core.tasks.families import family_of
+from map_core.tasks.monitors import Monitor, open_monitor
+from map_core.tasks.weights import (
+    MODEL_FILE,
+    read_description,
+    read_settings,
+    read_weights,
+    save_weights,
+    weights_file,
+)
 from map_core.training import Task
 from map_core.training.task import MapStyleDataset, exported_file
 
@@ -27,7 +37,7 @@ class PretrainTask(Task):
 
     Args:
         domain: Of the samples.
-        config: The run's configuration: sections data, model, objective, training, and ``init``.
+        config: The run's configuration: sections data, model, objective, monitor, training, and ``init``.
         data: Opened data, from ``config.data`` when None.
     """
 
@@ -43,18 +53,26 @@ class PretrainTask(Task):
         self.model = domain.build_objective(backbone, config.objective)
         if config.init is not None:
             domain.models.load_init(backbone, config.init)
+        if config.init_decoder:
+            load_decoder(domain, self.model, config.init)
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
         required_training_samples(self.data)
         self.train_data = config.objective.training_samples(self.data, batch_size=config.training.batch_size)
         self.mixer: Mix | None = config.objective.mixer()
         steps_per_epoch = len(self.train_data) // config.training.batch_size
         self.model.begin(config.training.epochs * steps_per_epoch)
+        self.monitor: Monitor | None = open_monitor(domain, config)
+        self.keep_best = config.monitor.keep_best
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = batch[0]
         if self.mixer is not None:
             inputs, _ = self.mixer(inputs, torch.zeros_like(batch[1]), draw)
         return model(inputs, draw)
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        assert isinstance(model, Objective)
+        return {} if self.monitor is None else self.monitor.measure(model, accelerator.device)
 
     def current_name(self, name: str) -> str:
         # up to version 0.1 the objective held tokenizer and encoder apart
@@ -79,7 +97,7 @@ class PretrainTask(Task):
         assert self.data.plain_train is not None
         if isinstance(model, ReconstructingObjective):
             shown = inputs_to_draw(self.data.plain_train)
-            self.domain.draw(model, shown, directory / "reconstructions.png", data=self.data)
+            self.domain.draw_picture(model, shown, directory / "reconstructions.png", data=self.data)
         report_skipped(self.domain, self.data, summary)
 
 
@@ -107,9 +125,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     Raises:
         UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
     """
-    path = Path(path)
-    model_file = path / MODEL_FILE if path.is_dir() else path
-    decoder_file = model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+    decoder_file = decoder_beside(path)
     description, model = read_description(decoder_file), domain.models.described(path)
     if model is None or "objective" not in description:
         raise UserError(
@@ -122,6 +138,32 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     domain.models.load_init(backbone, path)
     load_rest(objective, read_weights(decoder_file), decoder_file)
     return TrainedObjective(objective, model, settings)
+
+
+def decoder_beside(path: str | Path) -> Path:
+    """Where a pretraining run keeps decoder and head: beside its encoder."""
+    path = Path(path)
+    model_file = path / MODEL_FILE if path.is_dir() else path
+    return model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+
+
+def load_decoder(domain: Domain, objective: Objective, path: str | None) -> None:
+    """Start decoder and head from a pretraining run, or from another project's checkpoint that has them.
+
+    Raises:
+        UserError: no run or file, one without decoder, or a decoder of other sizes.
+    """
+    if path is None:
+        raise UserError("init_decoder needs a run or file to start from: give --init")
+    file = decoder_beside(path)
+    if file.is_file() and file != weights_file(path):
+        return load_rest(objective, read_weights(file), file)
+    state = read_weights(path)
+    family = family_of(state, domain.models.families)
+    rest = {} if family is None else family.convert(state).rest
+    if not rest:
+        raise UserError(f"{path} has no decoder to start from; leave --init_decoder out")
+    return load_rest(objective, rest, weights_file(path))
 
 
 def read_objective_settings(domain: Domain, values: Mapping[str, Any], source: Path) -> Any:

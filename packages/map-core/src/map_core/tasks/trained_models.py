@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from torch import nn
 
 from map_core.errors import UserError
+from map_core.tasks.families import Family
 from map_core.tasks.weights import LoadReport, read_description, read_settings, weights_file
 
 
@@ -52,6 +53,8 @@ class Models(Generic[Config]):
         load_init: Of a model and a run or weights file: loads the weights.
         tied: Settings without which weights mean nothing: where a command starts from some (``--init``), these are
             the run's, whatever a recipe says.
+        families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
+            that has all of a file's keys is the file's.
     """
 
     config: type[Config]
@@ -62,6 +65,7 @@ class Models(Generic[Config]):
     create_probed: Callable[[Config, int], nn.Module]
     load_init: LoadInit
     tied: tuple[str, ...] = ()
+    families: tuple[Family, ...] = ()
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
         """The JSON description that makes a weights file readable without its recipe."""
