@@ -115,6 +115,27 @@ def test_pretrained_weights_are_what_finetuning_learns_classes_from(runs):
     assert summary["test_accuracy"] > 60  # of three classes
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [("--data.flip=true", "data.flip was False and is True"), ("--data.count=32", "training samples was 24 and is 32")],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_resuming_on_other_data_is_refused_by_naming_the_difference(tmp_path, capsys, command, change, told):
+    out = tmp_path / "run"
+    assert run(command, *QUICK, "--out", out) == 0
+    assert run(command, *QUICK, "--out", out, "--resume=auto", change) == 2
+    assert told in capsys.readouterr().err
+    assert run(command, *QUICK, "--out", out, "--resume=auto", "--data.root=moved") == 0
+
+
+def test_resuming_on_other_classes_is_refused_by_naming_them(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert run("finetune", *QUICK, "--out", out) == 0
+    monkeypatch.setattr("toy_domain.CLASSES", ("low", "middle", "other"))
+    assert run("finetune", *QUICK, "--out", out, "--resume=auto") == 2
+    assert f"data.classes was {list(CLASSES)} and is ['low', 'middle', 'other']" in capsys.readouterr().err
+
+
 # ---- evaluate
 
 

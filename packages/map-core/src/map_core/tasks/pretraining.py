@@ -17,7 +17,7 @@ from map_core.ops import Linear
 from map_core.randomness import Draw
 from map_core.regions import AttentionMaskKind, RegionRule
 from map_core.tasks.classification import Mixer, report_skipped, required_training_samples
-from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.domain import Domain, OpenedData, data_settings
 from map_core.tasks.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
 from map_core.training import Task
 from map_core.training.task import MapStyleDataset, exported_file
@@ -152,6 +152,9 @@ class PretrainTask(Task):
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
         self.train_data = required_training_samples(self.data)
         self.mixer: Mixer | None = config.objective.mixer()
+
+    def data_settings(self) -> dict[str, Any]:
+        return data_settings(self.config.data, self.data.preprocessing)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = batch[0]

@@ -57,7 +57,7 @@ def train(
     config.validate()
     accelerator = build_accelerator(config)
     plan = RunPlan.of(config, len(task.train_data), accelerator.num_processes, accelerator.process_index)
-    settings = run_settings(task.name, plan, config, run_config)
+    settings = run_settings(task.name, plan, config, run_config, task.data_settings())
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     with Interruption() as interruption, RunLock(out) as lock, disk_faults_told(out, lock):
         checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume, lock))
