@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
+from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.trained_models import load_whole
 from map_core.tasks.weights import read_description, read_settings, save_weights
@@ -118,6 +119,9 @@ class SegmentTask(Task):
         if config.init is not None:
             load_init(model.backbone, config.init)
         self.model = model
+
+    def data_settings(self) -> dict[str, Any]:
+        return data_settings(self.config.data, {}, classes=self.data.classes, parts=self.data.parts)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         points, category, parts = batch
