@@ -51,6 +51,7 @@ class ObjectiveConfig:
         decoder_heads: Attention heads of the decoder.
         decoder_mlp_ratio: MLP width over decoder_dim.
         decoder_norm_eps: Added to the variance in the decoder's norms.
+        decoder_repeat_position: Add positions before every block of the decoder, as Point-MAE does, not once.
     """
 
     mask_ratio: float = 0.5
@@ -64,6 +65,7 @@ class ObjectiveConfig:
     decoder_heads: int = 16
     decoder_mlp_ratio: float = 4.0
     decoder_norm_eps: float = 1e-5
+    decoder_repeat_position: bool = False
 
     def validate(self) -> None:
         """Check what can be checked before any data is read.
@@ -130,6 +132,7 @@ def assemble_objective(
         mlp_ratio=config.decoder_mlp_ratio,
         norm_eps=config.decoder_norm_eps,
         num_global=num_global,
+        repeat_position=config.decoder_repeat_position,
     )
     return MaskedAutoregression(
         backbone,
