@@ -38,8 +38,11 @@ NAMES = (
     "finetune_shapes",
     "pretrain_modelnet40_cpu",
     "pretrain_shapenet55",
+    "pretrain_shapenet55_autoregression",
+    "pretrain_shapenet55_contrastive",
     "pretrain_shapenet55_mamba3d",
     "pretrain_shapenet55_point_mae",
+    "pretrain_shapenet55_simmim",
     "pretrain_shapes",
     "segment_shapenetpart",
     "segment_shapenetpart_point_mae",
@@ -68,7 +71,13 @@ SMALL = (
     "--model.patch_size=8",
     "--data.num_points=64",
 )
-SMALL_OBJECTIVE = ("--objective.decoder_depth=1", "--objective.decoder_dim=16", "--objective.decoder_heads=2")
+SMALL_DECODER = ("--objective.decoder_depth=1", "--objective.decoder_dim=16", "--objective.decoder_heads=2")
+SMALL_OBJECTIVES = {
+    "masked_autoregression": SMALL_DECODER,
+    "autoregression": SMALL_DECODER,
+    "simmim": (),
+    "contrastive": ("--objective.hidden_dim=16", "--objective.out_dim=8"),
+}
 
 
 def kind(name):
@@ -121,7 +130,8 @@ def test_the_recipes_are_these():
 
 @pytest.mark.parametrize("name", of_kind("pretrain"))
 def test_a_pretraining_recipe_takes_two_steps_and_is_read_back(name, tmp_path):
-    config = shrunken(name, tmp_path / "run", *SMALL_OBJECTIVE)
+    small = SMALL_OBJECTIVES[recipe(name).objective.method]
+    config = shrunken(name, tmp_path / "run", *small)
     task = PretrainTask(DOMAIN, config, made_up(config))
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     train(task, config.training, tmp_path / "run", run_config=config)

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock, make_norm, residual_stream
-from map_core.masking import TokenMask
+from map_core.masking import TokenMask, predicted_tokens
 from map_core.ops import Linear
 from map_core.tokens import Features, Tokens
 
@@ -54,9 +54,10 @@ class RegionDecoder(nn.Module):
     def forward(
         self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]
     ) -> Float[Tensor, "b h e"]:
-        """Return the decoded features of the hidden tokens, in sequence order."""
+        """Return the decoded features of the hidden tokens (of all if none is hidden), in sequence order."""
+        wanted = predicted_tokens(tokens, mask)
         again = self._embedded_position(tokens) if self.repeat_position else None
-        return self.decode(self.sequence(features, tokens, mask), attention_mask, mask.drop, again=again)
+        return self.decode(self.sequence(features, tokens, mask), attention_mask, wanted, again=again)
 
     def sequence(self, features: Features, tokens: Tokens, mask: TokenMask) -> Float[Tensor, "b l e"]:
         """Lay out the input: encoded features where tokens are visible, the mask token where hidden."""

@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from map_core.blocks import residual_stream
+from map_core.blocks import FourWayBlock, MambaMixer, residual_stream
 from map_core.errors import UserError, near_matches
 from map_core.masking import TokenMask
-from map_core.tokens import Features, Tokens, gather_tokens, spread_places
+from map_core.regions import region_attention_mask
+from map_core.tokens import Features, Regions, Tokens, gather_tokens, spread_places
 
 Wiring = Literal["residual", "branch"]
 BlockMaker = Callable[[int, float], nn.Module]  # (embed_dim, drop_path) -> block
@@ -33,6 +34,42 @@ class Backbone(Protocol):
     def tokenize(self, inputs: Any, *, targets: bool = False) -> Tokens: ...
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features: ...
+
+
+@runtime_checkable
+class CausalBackbone(Backbone, Protocol):
+    """A backbone that can keep the features of a token from reading later regions.
+
+    ``encode_causally`` is ``encode`` of tokens that are laid out region by region, see
+    :func:`~map_core.regions.region_by_region`.
+    """
+
+    def encode_causally(
+        self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None
+    ) -> Features: ...
+
+
+def require_causal(backbone: nn.Module) -> None:
+    """Check that a backbone can encode causally.
+
+    Raises:
+        UserError: it has no way to, or its Mamba layers read backwards.
+    """
+    if not isinstance(backbone, CausalBackbone):
+        raise UserError(
+            f"a causal encoder needs a backbone with encode_causally(tokens, regions, mask), which "
+            f"{type(backbone).__name__} has not; choose another model, or an objective whose encoder reads all it sees"
+        )
+    if any(isinstance(module, FourWayBlock) for module in backbone.modules()):
+        raise UserError(
+            "a causal encoder scans one way, but the layers F of this model's layout scan four: choose a layout of M "
+            "and T"
+        )
+    if any(isinstance(module, MambaMixer) and module.reads_backwards for module in backbone.modules()):
+        raise UserError(
+            "a causal encoder scans one way, but the Mamba layers of this model scan both: set "
+            "--model.bidirectional false (images) or --model.scan forward (clouds)"
+        )
 
 
 def expand_layout(layout: str) -> str:
@@ -118,13 +155,22 @@ class LayerFeatures:
 
 @dataclass(frozen=True)
 class _Visible:
-    """What enters the stack: the sequence, raw coordinates and index of its tokens, and what is added again."""
+    """What enters the stack.
+
+    Attributes:
+        x: The sequence.
+        position: Raw coordinates of its tokens.
+        index: Where they stand among all tokens.
+        repeated: What is added again before every block.
+        may_read: Who may read whom; everyone where None.
+    """
 
     x: Float[Tensor, "b n d"]
     position: Float[Tensor, "#b m p"]
     index: Tensor
     repeated: Float[Tensor, "b n d"] | None
     inserted: bool  # whether registers stand among the tokens
+    may_read: Bool[Tensor, "#b n n"] | None = None
 
 
 class HybridEncoder(nn.Module):
@@ -148,7 +194,8 @@ class HybridEncoder(nn.Module):
         embed_dim: Width.
         layout: See :func:`expand_layout`; each letter names a maker.
         block_makers: Maker of each letter's block, called with width and drop-path rate. Blocks map
-            (x, position) to x's shape; position holds raw coordinates of the tokens that are no registers.
+            (x, position) to x's shape; position holds raw coordinates of the tokens that are no registers. To
+            encode causally they are called with a third argument, a mask of who may read whom.
         position: Position embedding: module of (raw coordinates (b or 1, l, p), grid) giving (b or 1, l, d).
         norm: The final norm.
         drop_path_rate: Stochastic depth, growing linearly from 0 at the first layer to this rate at the last.
@@ -198,6 +245,26 @@ class HybridEncoder(nn.Module):
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         """Encode the visible tokens (all of them without a mask) and apply the final norm."""
         return self.normalize(self.last_layer(tokens, mask)).patches
+
+    def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
+        """Encode the visible tokens so that none reads a later region than its own.
+
+        Args:
+            tokens: Laid out region by region, so that a scan reads none either.
+            regions: The region of each.
+            mask: Which are hidden.
+
+        Raises:
+            UserError: an encoder with registers, which would read all regions.
+        """
+        if self.registers is not None:
+            raise UserError("an encoder with registers cannot encode causally: create the model without any")
+        visible = self._visible(tokens, mask)
+        may_read = region_attention_mask(gather_tokens(regions.index, visible.index), "map")
+        x = visible.x
+        for layer in self._stack(replace(visible, may_read=may_read)):
+            x = layer
+        return self.normalize(self._layer_features(x, visible)).patches
 
     def forward(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         return self.encode(tokens, mask)
@@ -255,13 +322,16 @@ class HybridEncoder(nn.Module):
         for i, block in enumerate(self.blocks):
             if visible.repeated is not None and i > 0:
                 x = x + visible.repeated
+            mask = () if visible.may_read is None else (visible.may_read,)
             if self.wiring == "branch":
-                x, branch = self._add_block(i, x, branch, visible.position)
+                x, branch = self._add_block(i, x, branch, visible.position, *mask)
             else:
-                x = self._run(block, x, visible.position)
+                x = self._run(block, x, visible.position, *mask)
             yield x
 
-    def _add_block(self, i: int, x: Tensor, branch: Tensor | None, position: Tensor) -> tuple[Tensor, Tensor]:
+    def _add_block(
+        self, i: int, x: Tensor, branch: Tensor | None, position: Tensor, *mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Run block i wired as the authors' code does; return the stream and what its last addition was.
 
         Mamba blocks read the stream and add to it, as ever. A Transformer block reads not the stream but the last
@@ -270,15 +340,15 @@ class HybridEncoder(nn.Module):
         block = self.blocks[i]
         if self.layout[i] == "T":
             assert branch is not None
-            added = self._run(block, branch, position)
+            added = self._run(block, branch, position, *mask)
             return x + added, branch + added
         branch = self._run(block.branch, x, position)  # type: ignore[arg-type]
         return x + branch, branch
 
-    def _run(self, block: Callable[..., Tensor], x: Tensor, position: Tensor) -> Tensor:
+    def _run(self, block: Callable[..., Tensor], x: Tensor, position: Tensor, *mask: Tensor) -> Tensor:
         if self.activation_checkpointing and self.training:
-            return checkpoint(block, x, position, use_reentrant=False)
-        return block(x, position)
+            return checkpoint(block, x, position, *mask, use_reentrant=False)
+        return block(x, position, *mask)
 
     def _layer_features(self, x: Tensor, visible: "_Visible") -> LayerFeatures:
         registers = None

@@ -1,6 +1,6 @@
 """What travels through the objective: tokens, what the encoder made of them, and how to index both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -116,6 +116,20 @@ def with_global_tokens(tokens: Tokens, front: Float[Tensor, "n d"]) -> Tokens:
         grid=tokens.grid,
         origin=origin,
         num_global=n,
+    )
+
+
+def reorder_tokens(tokens: Tokens, index: Int[Tensor, "#b l"]) -> Tokens:
+    """Lay tokens out anew; ``index`` says which of them stands at each place, global ones in front as before."""
+    origin = tokens.origin
+    if origin is None:
+        origin = torch.arange(tokens.length, device=tokens.embedding.device).unsqueeze(0)
+    return replace(
+        tokens,
+        embedding=gather_tokens(tokens.embedding, index),
+        position=gather_tokens(tokens.position, index),
+        target=None if tokens.target is None else gather_tokens(tokens.target, index),
+        origin=gather_tokens(origin, index),
     )
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from toy_domain import CHANNELS, DOMAIN, ToyNet, ToySamples, open_data
 
 from map_core import Draw, Masking, UserError
+from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
 from map_core.tasks.domain import Skipped
 from map_core.tasks.pretraining import (
-    ObjectiveConfig,
     PretrainTask,
     hide_and_reconstruct,
     inputs_to_draw,
@@ -30,14 +30,14 @@ def batch(count=4):
 
 
 def test_defaults_are_the_papers():
-    config = ObjectiveConfig()
+    config = MaskedAutoregressionConfig()
     config.validate()
     assert config.masking == Masking(0.5, strategy="random", scope="all")
     assert (config.attention, config.decoder_depth, config.decoder_dim) == ("map", 4, 192)
 
 
 def test_every_setting_reaches_the_masking():
-    config = ObjectiveConfig(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
+    config = MaskedAutoregressionConfig(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
     config.validate()
     assert config.masking == Masking(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
 
@@ -45,9 +45,15 @@ def test_every_setting_reaches_the_masking():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_ratio": 0.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 0.0"),
-        ({"mask_ratio": 1.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 1.0"),
-        ({"mask_ratio": math.nan}, r"objective.mask_ratio must lie inside \(0, 1\); got nan"),
+        ({"mask_ratio": -0.1}, r"objective.mask_ratio must lie in \[0, 1\); got -0.1"),
+        ({"mask_ratio": 1.0}, r"objective.mask_ratio must lie in \[0, 1\); got 1.0"),
+        ({"mask_ratio": math.nan}, r"objective.mask_ratio must lie in \[0, 1\); got nan"),
+        ({"target_scales": ()}, r"objective.target_scales must begin with 1 and grow, such as .*; got \[\]"),
+        (
+            {"target_scales": (1, 3, 3)},
+            r"objective.target_scales must begin with 1 and grow, .*; got \[1, 3, 3\]",
+        ),
+        ({"method": "simmim"}, r"objective.method of these settings is masked_autoregression; got simmim"),
         ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.7, 0.3)}, r"0 < low < high < 1; got 0.7, 0.3"),
         ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.0, 0.3)}, r"mask_ratio_bounds .* got 0.0, 0.3"),
         ({"mask_ratio_std": 0.0}, r"objective.mask_ratio_std must be positive; got 0.0"),
@@ -59,7 +65,7 @@ def test_every_setting_reaches_the_masking():
 )
 def test_wrong_settings_name_the_field_the_value_and_the_rule(settings, message):
     with pytest.raises(UserError, match=message):
-        ObjectiveConfig(**settings).validate()
+        MaskedAutoregressionConfig(**settings).validate()
 
 
 # ---- the task
@@ -188,7 +194,7 @@ def test_reconstructing_leaves_the_objective_as_it_was(training):
 def test_an_error_leaves_the_objective_as_it_was_too():
     objective = toy_objective()
     masking = objective.masking
-    with pytest.raises(UserError, match="mask ratio must lie inside"):
+    with pytest.raises(UserError, match="mask ratio must lie in"):
         hide_and_reconstruct(objective, torch.randn(2, 4, 3, CHANNELS), ratio=2.0)
     assert objective.masking is masking
     assert objective.training

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from map_core import Features, HybridEncoder, Registers, TokenMask, Tokens
+from map_core import Features, HybridEncoder, Regions, Registers, TokenMask, Tokens
 from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 from map_core.errors import UserError, near_matches
 from map_core.initialization import init_weights, undecayed_parameters
@@ -228,6 +228,10 @@ class HybridNet3D(nn.Module):
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         """Features of the visible patches after the final norm."""
         return self.encoder.encode(tokens, mask)
+
+    def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
+        """The same of tokens that are laid out region by region, where none reads a later region."""
+        return self.encoder.encode_causally(tokens, regions, mask)
 
     @property
     def switches(self) -> dict[str, Any]:

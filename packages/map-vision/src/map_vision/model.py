@@ -13,6 +13,7 @@ from map_core import (
     Features,
     HybridEncoder,
     LayerFeatures,
+    Regions,
     Registers,
     TokenMask,
     Tokens,
@@ -304,6 +305,10 @@ class HybridNet(nn.Module):
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         """Features of the visible patches after the final norm."""
         return self.encoder.encode(tokens, mask)
+
+    def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
+        """The same of tokens that are laid out region by region, where none reads a later region."""
+        return self.encoder.encode_causally(tokens, regions, mask)
 
     def _make_head(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()

@@ -5,10 +5,11 @@ from map_core.blocks.four_way import FourWayBlock
 from map_core.blocks.mamba import MambaBlock, MambaMixer
 from map_core.blocks.norm import make_norm
 from map_core.blocks.residual import residual_stream
-from map_core.blocks.transformer import TransformerBlock
+from map_core.blocks.transformer import CrossBlock, TransformerBlock
 
 __all__ = [
     "Attention",
+    "CrossBlock",
     "FourWayBlock",
     "MambaBlock",
     "MambaMixer",

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -109,6 +109,11 @@ class MambaMixer(nn.Module):
         self.scan_backward = direction(reverse=True) if bidirectional else None
         self.out_proj = Linear(inner_dim, embed_dim, bias=False)
 
+    @property
+    def reads_backwards(self) -> bool:
+        """Whether what is made of a token depends on later ones."""
+        return self.scan_backward is not None and self.scan_backward.reverse
+
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, d) -> 2 x (b, l, e)
         if self.scan_backward is None:
@@ -153,8 +158,12 @@ class MambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "b l d"], position: Float[Tensor, "#b n p"] | None = None
+        self,
+        x: Float[Tensor, "b l d"],
+        position: Float[Tensor, "#b n p"] | None = None,
+        attention_mask: Bool[Tensor, "#b l l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
+        """Mix all tokens; a mask of who may read whom is for other layers: a scan keeps to its direction."""
         return x + self.branch(x, position)
 
     def branch(

@@ -24,6 +24,7 @@ from map_core.tasks.evaluation import (
     extract_features,
 )
 from map_core.tasks.features import SplitFeatures, save_arrays, write_features
+from map_core.tasks.monitors import MonitorConfig
 from map_core.tasks.predictions import write_predictions
 from map_core.tasks.pretraining import PretrainTask, inputs_to_draw, load_objective
 from map_core.tasks.weights import read_description
@@ -66,7 +67,10 @@ def configs(domain: Domain) -> Configs:
             "Masked autoregressive pretraining.",
             data=Option(domain.data, f"{title}; labels are not used."),
             model=replace(model, help="The encoder."),
-            objective=Option(domain.objective, "What is hidden and how it is reconstructed."),
+            objective=Option(
+                domain.objective, "What is hidden and how it is reconstructed.", forms=domain.objectives
+            ),
+            monitor=Option(MonitorConfig, "What is measured of the encoder between epochs."),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),
             init_decoder=Option(
@@ -310,7 +314,7 @@ def reconstruct(domain: Domain, config: Any) -> None:
     inputs = inputs_to_draw(samples, config.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
-    domain.draw(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
+    domain.draw_picture(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
     print(f"{len(inputs)} {domain.sample}s -> {out}")
 
 

@@ -21,6 +21,7 @@ from map_core.tasks.typed import fits, name_of
 Settings = TypeVar("Settings")
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
+FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # what each direction of a Mamba mixer owns
 DESCRIBED = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
     "objective": dict, "head": dict,
@@ -201,7 +202,7 @@ def load_init(
     own = model.state_dict()
     converted, family = read_as_ours(file, own, families)
     refuse_other_switches(model, converted, file, family)
-    state = convert(converted.state)
+    state = both_directions(convert(converted.state), own, file)
     # what a converted file has of a classifier's parts and the model has not is left, and said
     dropped = [key for key in state if family and key not in own and key.startswith(may_be_missing)]
     if not keep_head or (_head(own) and _head(own) != _head(state)):
@@ -289,6 +290,27 @@ def _cure(family: Family | None, converted: Converted) -> str:
     if family is None:
         return "--model.name and its sizes"
     return f"{family.name}: " + " ".join(f"--model.{key} {value}" for key, value in converted.model.items())
+
+
+def both_directions(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: Path
+) -> dict[str, Tensor]:
+    """Start a model that scans both ways from one that scans forward: each direction gets the one's weights.
+
+    That is how ARM's finetuning starts (arXiv 2406.07537).
+    """
+    copied = {
+        key: state[forward].clone()
+        for key in own
+        if key not in state and (forward := key.replace(BACKWARD, FORWARD)) != key and forward in state
+    }
+    if copied:
+        log.warning(
+            "%s scans one way and the model both: its %d layers begin backwards with the weights of the way forward",
+            source,
+            len({key.partition(BACKWARD)[0] for key in copied}),
+        )
+    return {**state, **copied}
 
 
 def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -199,6 +199,18 @@ class Run:
         except BrokenOff:
             return
         self.recorder.write_evaluation(done, metrics)
+        if self.task.keep_best is not None and self.recorder.improved(self.task.keep_best):
+            self.export_best()
+
+    def export_best(self) -> None:
+        """Export the weights as the best so far."""
+        model = self.state.whole_weights()["raw"]
+
+        def write() -> None:
+            self.lock.check()
+            self.task.export(model, self.out, "best")
+
+        on_main_process(self.accelerator, write)
 
     @torch.no_grad()
     def measure(self, done: int) -> dict[str, float]:

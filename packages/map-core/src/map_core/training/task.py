@@ -29,7 +29,7 @@ def exported_file(directory: Path, name: str, weights: str) -> Path:
     Args:
         directory: Of the run.
         name: Such as ``model``.
-        weights: 'raw' or 'ema'.
+        weights: 'raw', 'ema' or 'best'.
     """
     return directory / f"{name}{'' if weights == 'raw' else f'_{weights}'}.safetensors"
 
@@ -47,6 +47,7 @@ class Task(abc.ABC):
     model: nn.Module
     train_data: MapStyleDataset
     collate: Callable[[list[Any]], Any] | None = None
+    keep_best: str | None = None  # the measure by which the best weights so far are exported, as 'best'
 
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
@@ -60,7 +61,7 @@ class Task(abc.ABC):
         return {}
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:  # noqa: B027 (optional)
-        """Write the trained weights of ``model`` (``weights`` is 'raw' or 'ema'); main process only."""
+        """Write the trained weights of ``model`` (``weights`` is 'raw', 'ema' or 'best'); main process only."""
 
     def current_name(self, name: str) -> str:
         """Today's name of a parameter that a checkpoint of an earlier version calls ``name``."""
