@@ -6,6 +6,7 @@ from torch.func import functional_call
 from map_core import Draw, TokenMask
 from map_core.tasks.families import family_of
 from map_core.tasks.weights import read_settings
+from map_core.tokens import gather_tokens
 from map_points.checkpoints import FAMILIES
 from map_points.factory import PointModelConfig, create_backbone, create_classifier
 from map_points.pretraining import PointObjectiveConfig, build_objective
@@ -58,17 +59,9 @@ def classify(state, points, **changes):
     found["normed"] = functional_call(Features(model), prefixed(converted.state), (points,))
     if model.second_order is not None:
         found["sequence_in"] = functional_call(Sequence(model), prefixed(converted.state), (points,))
-        for key in ("neighborhood", "tokens"):  # back into the order of sampling
-            found[key] = found[key].take_along_dim(
-                undone(tokens.origin[:, : found[key].shape[1]], found[key]), 1
-            )
+        back = tokens.origin[:, : tokens.length // 2].argsort(1)  # into the order of sampling
+        found |= {key: gather_tokens(found[key], back) for key in ("neighborhood", "tokens")}
     return found | {"logits": logits, "loss": logits.square().mean()}
-
-
-def undone(origin, values):
-    """The inverse of an order, shaped to gather ``values``."""
-    back = origin.argsort(1)
-    return back.reshape(*back.shape, *(1 for _ in values.shape[2:]))
 
 
 def prefixed(state):
@@ -93,7 +86,7 @@ class Sequence(Features):
         return self.model.tokenize(points).embedding
 
 
-def pretrain(state, points, hidden, *, decoder_heads, **changes):
+def pretrain(state, points, hidden, *, decoder_heads=1, **changes):
     """Arrays of an objective whose file has a decoder: features, predictions of hidden patches, loss."""
     converted, found = convert(state), {}
     backbone = create_backbone(config_of(converted, changes))
@@ -104,25 +97,16 @@ def pretrain(state, points, hidden, *, decoder_heads, **changes):
     objective.masking = FixedMask(hidden)
     seen(backbone.encoder.norm, found, "visible_features")
     seen(objective.decoder, found, "decoded")
-    whole = {f"backbone.{key}": value for key, value in converted.state.items()} | converted.rest
+    fitting = {key: value for key, value in converted.state.items() if key in backbone.state_dict()}
+    whole = {f"backbone.{key}": value for key, value in fitting.items()} | converted.rest
     result = functional_call(objective, whole, (points, Draw.of_batch(len(points), seed=0)))
     prediction = result.prediction.unflatten(-1, (-1, 3))
-    found |= {"neighborhood": result.tokens.target, "center": result.tokens.position}
+    back = result.tokens.origin.argsort(1)  # into the order of sampling
+    found |= {
+        "neighborhood": gather_tokens(result.tokens.target, back),
+        "center": gather_tokens(result.tokens.position, back),
+    }
     return found | {"prediction": prediction, "loss": result.loss}
-
-
-def encode(state, points, hidden, **changes):
-    """Visible features of an encoder whose decoder is left."""
-    converted = convert(state)
-    backbone = create_backbone(config_of(converted, changes)).eval()
-    fitting = {key: value for key, value in converted.state.items() if key in backbone.state_dict()}
-
-    class Encoded(Features):
-        def forward(self, points):
-            tokens = self.model.tokenize(points)
-            return self.model.encode(tokens, FixedMask(hidden)(tokens, None)).embedding
-
-    return {"visible_features": functional_call(Encoded(backbone), prefixed(fitting), (points,))}
 
 
 def segment(state, points, category, **changes):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import published_points as published
 import torch
-from converted_points import classify, encode, gradients, learnable, pretrain, segment
+from converted_points import classify, gradients, learnable, pretrain, segment
 
 from map_core.tasks.weights import read_weights
 
@@ -64,8 +64,7 @@ def pointmamba_pretrain(state, arrays):
     second = {
         key.replace("_2", "_1"): value for key, value in state.items() if "OrderScale" in key and "_2" in key
     }
-    ours = encode(state | second, points, mask, order="hilbert_cells_swapped", **OURS)
-    return theirs, ours
+    return theirs, pretrain(state | second, points, mask, order="hilbert_cells_swapped", num_patches=16)
 
 
 CASES = {

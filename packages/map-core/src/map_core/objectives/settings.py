@@ -147,7 +147,6 @@ class DecoderSettings(Settings):
         decoder_heads: Attention heads of the decoder.
         decoder_mlp_ratio: MLP width over decoder_dim.
         decoder_norm_eps: Added to the variance in the decoder's norms.
-        decoder_repeat_position: Add positions before every block of a Transformer decoder, as Point-MAE, not once.
     """
 
     decoder_depth: int = 4
@@ -155,7 +154,6 @@ class DecoderSettings(Settings):
     decoder_heads: int = 16
     decoder_mlp_ratio: float = 4.0
     decoder_norm_eps: float = 1e-5
-    decoder_repeat_position: bool = False
 
     def validate(self) -> None:
         super().validate()
@@ -176,7 +174,6 @@ class DecoderSettings(Settings):
             "num_heads": self.decoder_heads,
             "mlp_ratio": self.decoder_mlp_ratio,
             "norm_eps": self.decoder_norm_eps,
-            "repeat_position": self.decoder_repeat_position,
         }
 
 

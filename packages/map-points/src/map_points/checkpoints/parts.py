@@ -1,9 +1,10 @@
 """What published point models share: names of the patch embedding, positions, class token and head, and their sizes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from map_points.data.scanobjectnn import CLASSES as SCANOBJECTNN
@@ -47,6 +48,7 @@ MODELNET40 = (
     "monitor", "night_stand", "person", "piano", "plant", "radio", "range_hood", "sink", "sofa", "stairs", "stool",
     "table", "tent", "toilet", "tv_stand", "vase", "wardrobe", "xbox",
 )  # fmt: skip
+MASK_RATIO = 0.6  # of Point-MAE and PointMamba
 CLASSES = {40: MODELNET40, 15: SCANOBJECTNN}
 
 
@@ -70,6 +72,30 @@ def trunk(state: Mapping[str, Tensor], more: tuple[tuple[str, str], ...]) -> dic
         ours = renamed(key, (*more, *RENAMED))
         found[ours] = value.squeeze(0) if ours.startswith("encoder.registers.") else as_linear(value)
     return found
+
+
+def decoder(state: Mapping[str, Tensor], names: Callable[[str], str], width: int) -> dict[str, Tensor]:
+    """A pretraining file's decoder and head by our names, its blocks' by ``names``; our projection is the identity."""
+    like = state["mask_token"].detach()
+    found = {
+        "decoder.mask_token": state["mask_token"].reshape(-1),
+        "decoder.embed.weight": torch.eye(width, dtype=like.dtype),
+        "decoder.embed.bias": like.new_zeros(width),
+    }
+    for key, value in state.items():
+        if key.startswith("MAE_decoder."):
+            found["decoder." + names(key.removeprefix("MAE_decoder."))] = value
+        elif key.startswith("decoder_pos_embed."):
+            found["decoder.position.mlp." + key.removeprefix("decoder_pos_embed.")] = value
+        elif key.startswith("increase_dim.0."):
+            found["head." + key.removeprefix("increase_dim.0.")] = as_linear(value)
+    return found
+
+
+def patch_size_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The points of a patch that a pretraining file's head predicts, unless they are the models' own 32."""
+    size = state["increase_dim.0.bias"].shape[0] // 3
+    return {} if size == 32 else {"patch_size": size}
 
 
 def depth(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from map_core.tasks.families import Converted, Family
@@ -12,11 +11,13 @@ from map_points.checkpoints.parts import (
     DENSE,
     HEAD,
     HEAD_WIDTH,
+    MASK_RATIO,
     PATCHES,
-    as_linear,
     class_names,
+    decoder,
     depth,
     described,
+    patch_size_of,
     said,
     sizes,
     switches,
@@ -41,7 +42,6 @@ DECODER = (
     *(f"MAE_decoder.norm.{part}" for part in DENSE),
     *(f"increase_dim.0.{part}" for part in DENSE),
 )
-MASK_RATIO = 0.6
 
 
 def transformer(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -80,10 +80,10 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
     """Encoder, and the decoder that goes on with it."""
     inside = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
     ours, arguments = transformer(inside)
-    arguments["patch_size"] = state["increase_dim.0.bias"].shape[0] // 3
-    if arguments["patch_size"] == 32:  # the model's own
-        del arguments["patch_size"]
+    arguments |= patch_size_of(state)
     width, blocks = arguments["embed_dim"], depth(state, "MAE_decoder.blocks.")
+    like = state["mask_token"].detach()
+    biases = {f"decoder.blocks.{i}.attn.qkv.bias": like.new_zeros(3 * width) for i in range(blocks)}
     objective = {
         "attention": "mae",
         "mask_ratio": MASK_RATIO,
@@ -98,7 +98,7 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
         ours,
         described("point_mae", **arguments),
         switches=switches("point_mae"),
-        rest=decoder(state, width),
+        rest=decoder(state, str, width) | biases,
         objective=objective,
         notes=(
             *said("point_mae", arguments),
@@ -107,28 +107,6 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
             "identity and zero",
         ),
     )
-
-
-def decoder(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Decoder and head by our names; what ours has besides does nothing at first."""
-    like = state["mask_token"]
-    found = {
-        "decoder.mask_token": like.reshape(-1),
-        "decoder.embed.weight": torch.eye(width, dtype=like.dtype),
-        "decoder.embed.bias": like.new_zeros(width).detach(),
-    }
-    ours = {
-        "decoder_pos_embed.": "decoder.position.mlp.",
-        "MAE_decoder.": "decoder.",
-        "increase_dim.0.": "head.",
-    }
-    for key, value in state.items():
-        for prefix, name in ours.items():
-            if key.startswith(prefix):
-                found[name + key.removeprefix(prefix)] = as_linear(value)
-    for i in range(depth(state, "MAE_decoder.blocks.")):
-        found[f"decoder.blocks.{i}.attn.qkv.bias"] = like.new_zeros(3 * width).detach()
-    return found
 
 
 POINT_MAE = Family("Point-MAE", (*TRUNK, *CLASS_TOKEN, *HEAD), (), convert_point_mae)

@@ -10,10 +10,14 @@ from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer
 from map_points.checkpoints.parts import (
     DENSE,
     HEAD,
+    MASK_RATIO,
     PATCHES,
     class_names,
+    decoder,
     depth,
     described,
+    patch_size_of,
+    renamed,
     said,
     sizes,
     switches,
@@ -80,20 +84,37 @@ def pooled(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
-    """The encoder; its decoder scans, as none of ours does, and is left."""
+    """Encoder, and the decoder that goes on with it: it scans all patches, one way."""
     inside = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
     ours, arguments = scans(inside)
+    arguments |= patch_size_of(state)
     return Converted(
         ours,
         described("point_mamba", **arguments),
         switches=switches("point_mamba", "order"),
-        left=tuple(key for key in state if not key.startswith(INSIDE)),
+        rest=decoder(state, renamed_scans, arguments["embed_dim"]),
+        objective={
+            "attention": "ar",
+            "mask_ratio": MASK_RATIO,
+            "num_regions": 1,
+            "decoder": "mamba",
+            "decoder_norm": "layer",
+            "decoder_dim": arguments["embed_dim"],
+            "decoder_heads": 1,  # of no use here
+            "decoder_depth": depth(state, "MAE_decoder.blocks.layers."),
+        },
         notes=(
             *said("point_mamba", arguments),
-            "pretraining goes on along one curve, where the original draws one of two in each step, and with a "
-            "Transformer as decoder",
+            "pretraining goes on along one curve, where the original draws one of two in each step; the decoder's "
+            "projection, which PointMamba has not, starts as identity",
         ),
     )
+
+
+def renamed_scans(key: str) -> str:
+    """A key of the decoder's, below ``MAE_decoder.``, as ours."""
+    ours = renamed(key, DIRECTIONS)
+    return ours.replace("blocks.norm_f.", "norm.").replace("blocks.layers.", "blocks.")
 
 
 POINT_MAMBA = Family("PointMamba", (*TRUNK, *HEAD), (), convert_point_mamba)
