@@ -61,6 +61,27 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("fewshot", "--out"), ("segment", "--out"), ("write-part-shapes", "--out"),
+        ("study", "--out"), ("study", "--results"), ("study-report", "--out"), ("study-report", "--report"),
+    ],
+)  # fmt: skip
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(command, option, tmp_path, capsys):
+    """The data and the study do not exist, which would be the first thing to be noticed otherwise."""
+    (tmp_path / "file").touch()
+    place = tmp_path / "file/place"
+    others = {
+        "fewshot": ["--data.source=fewshot_pkl", f"--data.root={tmp_path}/none"],
+        "segment": ["--data.source=shapenetpart", f"--data.root={tmp_path}/none"],
+        "write-part-shapes": [],
+    }
+    assert run(command, *others.get(command, ["--study", tmp_path / "none.yaml"]), option, place) == 2
+    said = f"map-points: error: cannot write to {place}: {tmp_path}/file is a file; choose another {option}\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A pretraining run on the embedded shapes, and a finetuning and a probing run from it, by the commands."""

@@ -1,14 +1,17 @@
 """Few-shot runs: what a fold trains on, and that published and generated folds are never mixed."""
 
 import json
+import os
 import pickle
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from map_core.errors import UserError
+from map_core.errors import RunStopped, UserError
+from map_core.tasks.classification import FinetuneTask
 from map_core.tasks.weights import read_weights
 from map_points.data import PointDataConfig
 from map_points.factory import MODELS
@@ -141,3 +144,28 @@ def test_parts_of_a_split_do_not_apply_to_folds(labelled, changes):
 def test_folds_are_resumed_automatically_or_not_at_all(few_shot, labelled, tmp_path):
     with pytest.raises(UserError, match="resume must be auto for few-shot folds; got 'x'"):
         run_folds(few_shot(labelled, "modelnet40_npz", tmp_path / "run", resume="x"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["loss", "export"])
+def test_a_signal_ends_the_folds_and_resuming_completes_them(
+    few_shot, labelled, tmp_path, monkeypatch, moment, number
+):
+    """While a fold is exported it is finished; the next one does not begin."""
+    plain = getattr(FinetuneTask, moment)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), number)
+        return plain(*arguments)
+
+    config = few_shot(labelled, "modelnet40_npz", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTask, moment, signalled)
+        with pytest.raises(RunStopped) as stop:
+            run_folds(config)
+    assert stop.value.status == 128 + number
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["fold_0"]
+    assert summary_of(tmp_path / "run/fold_0")["interrupted"] == (moment == "loss")
+    resumed = run_folds(replace(config, resume="auto"))
+    whole = run_folds(replace(config, out=str(tmp_path / "whole")))
+    assert resumed["test_accuracy_of_folds"] == whole["test_accuracy_of_folds"]

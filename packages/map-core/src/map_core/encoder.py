@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from map_core.blocks import FourWayBlock, MambaMixer, residual_stream
+from map_core.blocks import residual_stream
+from map_core.blocks.mamba import ScanDirection
 from map_core.errors import UserError, near_matches
 from map_core.masking import TokenMask
 from map_core.regions import region_attention_mask
@@ -60,15 +61,10 @@ def require_causal(backbone: nn.Module) -> None:
             f"a causal encoder needs a backbone with encode_causally(tokens, regions, mask), which "
             f"{type(backbone).__name__} has not; choose another model, or an objective whose encoder reads all it sees"
         )
-    if any(isinstance(module, FourWayBlock) for module in backbone.modules()):
-        raise UserError(
-            "a causal encoder scans one way, but the layers F of this model's layout scan four: choose a layout of M "
-            "and T"
-        )
-    if any(isinstance(module, MambaMixer) and module.reads_backwards for module in backbone.modules()):
+    if any(isinstance(module, ScanDirection) and module.reverse for module in backbone.modules()):
         raise UserError(
             "a causal encoder scans one way, but the Mamba layers of this model scan both: set "
-            "--model.bidirectional false (images) or --model.scan forward (clouds)"
+            "--model.bidirectional false (images) or --model.scan forward (clouds), and choose a layout of M and T"
         )
 
 

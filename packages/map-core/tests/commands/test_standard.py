@@ -3,6 +3,8 @@
 import csv
 import importlib.metadata
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +23,7 @@ from map_core.commands.standard import (
     refuse_other_classes,
     standard_commands,
 )
-from map_core.tasks.pretraining import hide_and_reconstruct, load_objective
+from map_core.tasks.pretraining import PretrainTask, hide_and_reconstruct, load_objective
 
 QUICK = [
     f"--training.{setting}"
@@ -94,9 +96,44 @@ def test_a_recipe_does_not_go_before_what_the_weights_are_tied_to(runs, tmp_path
     assert (config["model"]["embed_dim"], config["data"]["count"]) == (12, 16)
 
 
+def test_a_signal_during_the_export_is_in_the_status_of_a_finished_run(tmp_path, monkeypatch):
+    """So that ``&&`` does not go on, although nothing is lost."""
+    plain = PretrainTask.finish
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*arguments)
+
+    monkeypatch.setattr(PretrainTask, "finish", signalled)
+    assert run("pretrain", *QUICK, "--out", tmp_path / "run") == 143
+    assert json.loads((tmp_path / "run/summary.json").read_text())["interrupted"] is False
+    assert (tmp_path / "run/reconstructions.png").exists()
+
+
 def test_pretrained_weights_are_what_finetuning_learns_classes_from(runs):
     summary = json.loads((runs.finetune / "summary.json").read_text())
     assert summary["test_accuracy"] > 60  # of three classes
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [("--data.flip=true", "data.flip was False and is True"), ("--data.count=32", "training samples was 24 and is 32")],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_resuming_on_other_data_is_refused_by_naming_the_difference(tmp_path, capsys, command, change, told):
+    out = tmp_path / "run"
+    assert run(command, *QUICK, "--out", out) == 0
+    assert run(command, *QUICK, "--out", out, "--resume=auto", change) == 2
+    assert told in capsys.readouterr().err
+    assert run(command, *QUICK, "--out", out, "--resume=auto", "--data.root=moved") == 0
+
+
+def test_resuming_on_other_classes_is_refused_by_naming_them(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert run("finetune", *QUICK, "--out", out) == 0
+    monkeypatch.setattr("toy_domain.CLASSES", ("low", "middle", "other"))
+    assert run("finetune", *QUICK, "--out", out, "--resume=auto") == 2
+    assert f"data.classes was {list(CLASSES)} and is ['low', 'middle', 'other']" in capsys.readouterr().err
 
 
 # ---- evaluate
@@ -135,6 +172,50 @@ def test_settings_are_checked_before_a_model_is_loaded(command, tmp_path, capsys
     files = ["--toys", "3"] if command == "predict" else []
     assert run(command, "--init", tmp_path / "none", *files, "--evaluation.batch_size=0") == 2
     assert "evaluation.batch_size must be at least 1; got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "is_file"),
+    [
+        ("pretrain", False), ("finetune", False), ("linear-probe", False), ("evaluate", False),
+        ("predict", True), ("features", True), ("reconstruct", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["below a file", "of the other kind"])
+def test_a_place_that_cannot_be_written_is_refused_before_data_and_model_are_opened(
+    command, is_file, place, tmp_path, capsys
+):
+    """The run that ``--init`` names does not exist, which would be the first thing to be noticed otherwise."""
+    (tmp_path / "file").touch()
+    if place == "below a file":
+        out, message = (
+            tmp_path / "file/out",
+            f"cannot write to {tmp_path}/file/out: {tmp_path}/file is a file",
+        )
+    elif is_file:
+        out, message = tmp_path, f"cannot write to {tmp_path}: it is a folder; give --out a file's name"
+    else:
+        out, message = tmp_path / "file", f"cannot write to {tmp_path}/file: {tmp_path}/file is a file"
+    files = ["--toys", "3"] if command == "predict" else []
+    assert run(command, "--init", tmp_path / "none", *files, "--out", out) == 2
+    assert capsys.readouterr().err.startswith(f"map-toy: error: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "linear-probe"])
+def test_a_run_that_is_there_is_refused_before_data_and_model_are_opened(command, runs, tmp_path, capsys):
+    assert run(command, "--init", tmp_path / "none", "--out", runs.pretrain) == 2
+    assert f"{runs.pretrain} exists and is not empty; continue that run with" in capsys.readouterr().err
+
+
+def test_a_picture_of_no_known_format_is_refused_before_the_model_is_loaded(tmp_path, capsys):
+    assert run("reconstruct", "--init", tmp_path / "none", "--out", tmp_path / "a.xyz") == 2
+    assert "a.xyz: .xyz is no format of pictures" in capsys.readouterr().err
+
+
+def test_features_and_their_score_are_two_files(tmp_path, capsys):
+    assert run("features", "--init", tmp_path / "none", "--out", tmp_path / "a.json") == 2
+    assert "a.json is where the score of the features goes" in capsys.readouterr().err
 
 
 def test_other_classes_are_refused():

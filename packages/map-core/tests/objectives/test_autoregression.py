@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from map_core import ConsecutiveRegions, Draw, GridRegions, UserError, normalize_targets
+from map_core.blocks import FourWayBlock, MambaBlock
 from map_core.objectives.autoregression import Autoregression, AutoregressionConfig, NextRegionDecoder
 from map_core.testing import GridBackbone, LinearPosition, toy_encoder
 from map_core.tokens import undo_scan
@@ -127,12 +128,14 @@ def test_learning_overfits_a_batch(one_way, vectors):
     assert losses[-1] < 0.45 * losses[0]
 
 
-def test_a_model_that_scans_both_ways_is_refused():
+@pytest.mark.parametrize("block", [MambaBlock, FourWayBlock])
+def test_a_model_that_scans_backwards_is_refused(block):
+    makers = {"M": lambda width, drop_path: block(width)}
     with pytest.raises(
         UserError,
         match=r"a causal encoder scans one way, but the Mamba layers of this model scan both: set --model.bi",
     ):
-        build(GridBackbone(CHANNELS, toy_encoder(16)))
+        build(GridBackbone(CHANNELS, toy_encoder(16, "M", block_makers=makers)))
 
 
 def test_a_backbone_that_cannot_encode_causally_is_refused():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 
@@ -103,3 +104,38 @@ def test_what_is_no_account_is_refused(tmp_path, text):
     (tmp_path / "state.json").write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(UserError, match=r"state.json is no account of a run"):
         read_state(tmp_path, SETTINGS, total_steps=16)
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "told"),
+    [
+        ({"data.mean": [0.5]}, {"data.mean": [0.4]}, "data.mean was [0.5] and is [0.4];"),
+        ({"data.classes": ["a", "b"]}, {"data.classes": ["a", "c"]}, "data.classes was ['a', 'b'] and is ['a', 'c'];"),
+        ({"data.classes": list("abcde")}, {"data.classes": list("abXde")}, "data.classes[2] was 'c' and is 'X';"),
+        ({"data.classes": list("abcde")}, {"data.classes": list("abcd")}, "data.classes[4] was 'e' and is absent;"),
+        ({"data.gone": 1}, {}, "data.gone was 1 and is None;"),
+        ({}, {"model.new": 1}, "model.new was None and is 1;"),
+        ({"lr": 1, "seed": 2}, {"lr": 2, "seed": 3}, "lr was 1 and is 2; seed was 2 and is 3;"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused_by_naming_what_differs(tmp_path, saved, now, told):
+    (tmp_path / "state.json").write_text(json.dumps(STATE | {"settings": saved}))
+    with pytest.raises(
+        UserError, match=re.escape(f"with other settings: {told} set them back, or start anew with")
+    ):
+        read_state(tmp_path, now, total_steps=16)
+
+
+def test_more_epochs_are_another_run_from_the_weights_of_this_one(tmp_path):
+    checkpoint = tmp_path / "run/checkpoints/step_8"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps(STATE | {"settings": {"training.epochs": 2}}))
+    cure = f"start another run from the weights of the finished one: --init {tmp_path}/run"
+    with pytest.raises(UserError, match=f"training.epochs was 2 and is 4; .*to train longer, {cure}$"):
+        read_state(checkpoint, {"training.epochs": 4}, total_steps=16)
+
+
+def test_a_checkpoint_that_says_nothing_of_data_goes_on_with_any(tmp_path):
+    """Those of version 0.1."""
+    (tmp_path / "state.json").write_text(json.dumps(STATE))
+    assert read_state(tmp_path, SETTINGS | {"data.classes": ["a"]}, total_steps=16)["step"] == 8

@@ -5,13 +5,22 @@ import os
 import resource
 import signal
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from map_core import UserError
-from map_core.runs.files import replacing, require_file, require_folder, save_json, save_tensors, sync
+from map_core.runs.files import (
+    expanded,
+    replacing,
+    require_file,
+    require_folder,
+    save_json,
+    save_tensors,
+    sync,
+)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002], ids=oct)
@@ -94,6 +103,49 @@ def test_a_place_below_a_file_is_refused_before_the_work(tmp_path, check):
         check(tmp_path / "file/below/out")
     check(tmp_path / "absent/out")
     assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("check", [require_folder, require_file])
+def test_a_place_without_permission_is_refused_before_the_work(tmp_path, monkeypatch, check):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path or mode == os.F_OK)
+    message = (
+        f"cannot write to {tmp_path}/a/b: no permission to read and write in {tmp_path}; choose another --x"
+    )
+    with pytest.raises(UserError, match=message):
+        check(tmp_path / "a/b", option="--x")
+
+
+@pytest.mark.parametrize("check", [require_folder, require_file])
+@pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("a\0b", "null")])
+def test_what_is_no_name_is_refused_before_the_work(tmp_path, check, name, reason):
+    with pytest.raises(UserError, match=f"cannot write to .*: .*{reason}.*; choose another --out"):
+        check(tmp_path / name)
+
+
+@pytest.mark.parametrize(("target", "what"), [("file", "a file"), ("nowhere", "a link to nothing")])
+def test_a_folder_must_not_be_something_else(tmp_path, target, what):
+    (tmp_path / "file").touch()
+    (tmp_path / "out").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=f"cannot write to .*out: .*/out is {what}; choose another --out"):
+        require_folder(tmp_path / "out")
+
+
+def test_a_pipe_is_written_to_as_it_is(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    require_file(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    save_json(pipe, 1)
+    assert os.read(reader, 10) == b"1\n"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_home_folders_are_meant_at_the_beginning_only(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [str(expanded(path)) for path in ("~", "~/a", Path("~/a"), "a/~/b", "~a~")] == [
+        "/home/me", "/home/me/a", "/home/me/a", "a/~/b", "~a~",
+    ]  # fmt: skip
 
 
 def test_a_result_needs_the_name_of_a_file(tmp_path):

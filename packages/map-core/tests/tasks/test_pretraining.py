@@ -1,16 +1,18 @@
 """Pretraining as a task: what is exported is the backbone, and the whole objective comes back."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_domain import CHANNELS, DOMAIN, ToyNet, ToySamples, open_data
+from toy_domain import CHANNELS, DOMAIN, ToyNet, ToySamples, ToySimMIMConfig, open_data
 
 from map_core import Draw, Masking, UserError
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
+from map_core.objectives.simmim import SimMIM
 from map_core.tasks.domain import Skipped
 from map_core.tasks.pretraining import (
     PretrainTask,
@@ -20,6 +22,7 @@ from map_core.tasks.pretraining import (
 )
 from map_core.tasks.weights import read_description
 from map_core.testing import toy_objective
+from map_core.training import train
 
 
 def batch(count=4):
@@ -154,6 +157,49 @@ def test_what_was_skipped_is_said_and_summarised(make_config, tmp_path, capsys):
     task.finish(task.model, tmp_path, summary)
     assert summary == {"skipped_toys": 2}
     assert capsys.readouterr().out == "2 toys were unreadable\n"
+
+
+# ---- methods
+
+
+def test_a_run_of_another_method_comes_back_as_that(make_config, tmp_path):
+    config = make_config("pretrain", objective=ToySimMIMConfig(mask_ratio=0.25))
+    task = PretrainTask(DOMAIN, config)
+    train(task, config.training, tmp_path, run_config=config)
+    trained = load_objective(DOMAIN, tmp_path)
+    assert isinstance(trained.objective, SimMIM)
+    assert trained.settings == config.objective
+    result = hide_and_reconstruct(trained.objective, batch())
+    assert torch.equal(result.prediction, hide_and_reconstruct(task.model, batch()).prediction)
+    assert (tmp_path / "reconstructions.png").is_file()
+
+
+def test_a_run_of_a_method_that_the_domain_does_not_have_is_refused(pretrained, tmp_path):
+    for path in pretrained[0].glob("*.safetensors"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        text = path.with_suffix(".json").read_text().replace("masked_autoregression", "contrastive")
+        (tmp_path / path.name).with_suffix(".json").write_text(text)
+    with pytest.raises(
+        UserError, match=r"describes objective.method 'contrastive', which map-toy does not have"
+    ):
+        load_objective(DOMAIN, tmp_path)
+
+
+def test_a_description_without_a_method_is_of_the_first(pretrained, tmp_path):
+    """Up to version 0.1 there was one."""
+    for path in pretrained[0].glob("*.safetensors"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        described = json.loads(path.with_suffix(".json").read_text())
+        described.get("objective", {}).pop("method", None)
+        (tmp_path / path.name).with_suffix(".json").write_text(json.dumps(described))
+    assert load_objective(DOMAIN, tmp_path).settings.method == "masked_autoregression"
+
+
+def test_the_objective_is_told_how_long_training_is(make_config, monkeypatch):
+    told = []
+    monkeypatch.setattr(SimMIM, "begin", lambda self, total_steps: told.append(total_steps), raising=False)
+    PretrainTask(DOMAIN, make_config("pretrain", objective=ToySimMIMConfig()))
+    assert told == [6]  # two epochs of 24 samples in batches of 8
 
 
 # ---- loading, refused

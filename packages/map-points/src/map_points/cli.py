@@ -7,6 +7,7 @@ from map_core.commands.command import Command
 from map_core.commands.convert import convert_command
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import standard_commands, starting_from_run, train_task
+from map_core.runs.files import require_folder
 from map_core.study.command import study_commands
 from map_points.data import write_part_shapes
 from map_points.domain import DOMAIN
@@ -27,7 +28,7 @@ PartShapesConfig = config_class(
 
 def segment(config: SegmentConfig) -> None:
     """Train a part segmenter."""
-    train_task(SegmentTask(config), config)
+    train_task(SegmentTask, config)
 
 
 def fewshot(config: FewShotConfig) -> None:
@@ -39,6 +40,7 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     """Write two-part shapes as txt files with their lists."""
     settings = vars(config).copy()
     out = Path(settings.pop("out"))
+    require_folder(out)
     write_part_shapes(out, **settings)
     print(f"two-part shapes -> {out} (--data.root {out})")
 

@@ -4,12 +4,14 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from accelerate import PartialState
 
 from map_core.commands.standard import configs
-from map_core.errors import UserError
+from map_core.errors import RunStopped, UserError
+from map_core.runs.files import require_folder
 from map_core.runs.summary import write_config, write_summary
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask
 from map_core.tasks.domain import OpenedData
@@ -117,10 +119,12 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
 
     Raises:
         UserError: a directory in use, or what any fold raises.
+        RunStopped: a signal stopped a fold, whose checkpoint was saved.
     """
     if config.resume not in (None, "auto"):
         raise UserError(f"resume must be auto for few-shot folds; got {config.resume!r}")
     out = Path(config.out)
+    require_folder(out)
     accuracies, seconds = [], 0.0
     for fold, data in enumerate(open_folds(config.data, config.fewshot)):
         directory = out / f"fold_{fold}"
@@ -137,8 +141,8 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
         found = train(
             FinetuneTask(DOMAIN, run, data), run.training, directory, resume=run.resume, run_config=run
         )
-        if found["interrupted"]:
-            return found
+        if found["stopped_by"]:
+            raise RunStopped(Signals[found["stopped_by"]])
         accuracies.append(float(found["test_accuracy"]))
         seconds += float(found["seconds"])
     last = {key: found[key] for key in ("versions", "commit", "device", "processes")}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from map_core.objective import ReconstructingObjective
+from map_core.runs.pictures import save_picture
 from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
 from map_points.data.config import Axis
@@ -68,7 +69,7 @@ def draw_reconstructions(
     Args:
         objective: A pretrained objective.
         points: Clouds as the model sees them.
-        path: PNG to write.
+        path: Picture to write, PNG unless its ending says otherwise.
         up_axis: Axis drawn upright.
         ratio: Share to hide; the objective's own when None.
         seed: Chooses the hidden patches.
@@ -94,4 +95,4 @@ def draw_reconstructions(
                 getattr(cell, f"set_{axis}lim")(limit - half, limit + half)
             cell.set_box_aspect((1, 1, 1), zoom=1.5)
             cell.set_axis_off()
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path, dpi=100)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from map_core.losses import PatchLoss
 from map_core.objective import ReconstructingObjective
+from map_core.runs.pictures import save_picture
 from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens, undo_scan
 from map_vision.backbone import ImageBackbone
@@ -77,7 +78,7 @@ def draw_reconstructions(
     Args:
         objective: A pretrained objective.
         images: Normalised images.
-        path: PNG to write.
+        path: Picture to write, PNG unless its ending says otherwise.
         mean, std: Of the images' normalisation, a value a channel.
         ratio: Share to hide; the objective's own when None.
         seed: Chooses the hidden patches.
@@ -98,4 +99,4 @@ def draw_reconstructions(
             pixels = (image * scale + shift).clamp(0, 1).permute(1, 2, 0)
             axes[row, column].imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row, column].axis("off")
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dpi=110)

@@ -109,11 +109,6 @@ class MambaMixer(nn.Module):
         self.scan_backward = direction(reverse=True) if bidirectional else None
         self.out_proj = Linear(inner_dim, embed_dim, bias=False)
 
-    @property
-    def reads_backwards(self) -> bool:
-        """Whether what is made of a token depends on later ones."""
-        return self.scan_backward is not None and self.scan_backward.reverse
-
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, d) -> 2 x (b, l, e)
         if self.scan_backward is None:

@@ -11,9 +11,9 @@ from typing import Any
 from map_core.commands.plain_yaml import read_yaml
 
 ESSENTIAL = (  # of any program's settings, those that most users set
-    "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.mask_ratio",
-    "training.epochs", "training.batch_size", "training.base_lr", "training.lr", "training.precision",
-    "training.accumulation_steps", "training.workers", "training.device", "training.seed",
+    "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.method",
+    "objective.mask_ratio", "training.epochs", "training.batch_size", "training.base_lr", "training.lr",
+    "training.precision", "training.accumulation_steps", "training.workers", "training.device", "training.seed",
     "evaluation.batch_size", "evaluation.device",
 )  # fmt: skip
 

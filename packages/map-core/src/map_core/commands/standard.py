@@ -13,6 +13,9 @@ from map_core.commands.command import Command, as_defaults, section_of_run
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
 from map_core.errors import RunStopped, UserError
+from map_core.runs.files import require_file, require_folder
+from map_core.runs.pictures import require_picture
+from map_core.runs.run_directory import require_run_directory
 from map_core.runs.summary import write_summary
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain, OpenedData
@@ -23,12 +26,12 @@ from map_core.tasks.evaluation import (
     classification_metrics,
     extract_features,
 )
-from map_core.tasks.features import SplitFeatures, save_arrays, write_features
+from map_core.tasks.features import SplitFeatures, save_arrays, score_file, write_features
 from map_core.tasks.monitors import MonitorConfig
 from map_core.tasks.predictions import write_predictions
 from map_core.tasks.pretraining import PretrainTask, inputs_to_draw, load_objective
 from map_core.tasks.weights import read_description
-from map_core.training import TrainingConfig, train
+from map_core.training import Task, TrainingConfig, train
 
 TRAINING = Option(TrainingConfig, "Epochs, batch, learning rate and the like.")
 RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None)
@@ -128,7 +131,7 @@ def configs(domain: Domain) -> Configs:
             count=Option(int, "Rows of the picture.", domain.rows),
             mask_ratio=Option(float | None, "Share to hide; as in the run when not given.", None),
             seed=Option(int, "Chooses what is hidden.", 0),
-            out=Option(str, "PNG to write.", "reconstructions.png"),
+            out=Option(str, "Picture to write: PNG, or what its ending says.", "reconstructions.png"),
         ),
         info=config_class("InfoConfig", "What is installed and what it can do."),
     )
@@ -198,33 +201,40 @@ def model_of_weights(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
 
 def pretrain(domain: Domain, config: Any) -> None:
     """Pretrain an encoder."""
-    train_task(PretrainTask(domain, config), config)
+    train_task(partial(PretrainTask, domain), config)
 
 
 def finetune(domain: Domain, config: Any) -> None:
     """Train a classifier."""
-    train_task(FinetuneTask(domain, config), config)
+    train_task(partial(FinetuneTask, domain), config)
 
 
 def linear_probe(domain: Domain, config: Any) -> None:
     """Train a linear classifier on frozen features."""
-    train_task(LinearProbeTask(domain, config), config)
+    train_task(partial(LinearProbeTask, domain), config)
 
 
-def train_task(task: Any, config: Any) -> None:
-    """Train a task as its configuration says.
+def train_task(make: Callable[[Any], Task], config: Any) -> None:
+    """Train as a configuration says.
+
+    Args:
+        make: Opens the data and builds the model of a configuration, once its results are known to have a place.
+        config: Has the sections of ``make``, and ``training``, ``resume`` and ``out``.
 
     Raises:
-        RunStopped: a signal stopped it early.
+        RunStopped: a signal asked it to stop.
     """
-    summary = train(task, config.training, Path(config.out), resume=config.resume, run_config=config)
-    if summary["interrupted"]:
+    out = Path(config.out)
+    require_run_directory(out, config.resume)
+    summary = train(make(config), config.training, out, resume=config.resume, run_config=config)
+    if summary["stopped_by"]:
         raise RunStopped(Signals[summary["stopped_by"]])
 
 
 def evaluate(domain: Domain, config: Any) -> None:
     """Evaluate a run, print its measures and write summary.json."""
     out = Path(config.out)
+    require_folder(out)
     config.evaluation.validate()
     refuse_training_run(out)
     holds = read_description(config.init).get("holds", "")
@@ -267,6 +277,7 @@ def predict(domain: Domain, config: Any) -> None:
     """Write a CSV with the most probable classes of each file."""
     at_least_one("top", config.top)
     config.evaluation.validate()
+    require_file(Path(config.out))
     model, classes = domain.models.classifier(config.init)
     files = getattr(config, f"{domain.sample}s")
     described = domain.models.described(config.init)
@@ -280,8 +291,15 @@ def features(domain: Domain, config: Any) -> None:
     """Write features of files, or of the run's training and evaluation splits with a kNN score."""
     at_least_one("neighbors", config.neighbors)
     config.evaluation.validate()
-    model, described = domain.models.encoder(config.init), domain.models.described(config.init)
     files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
+    require_file(out)
+    if files is None:
+        require_file(score_file(out))
+        if score_file(out) == out:
+            raise UserError(
+                f"{out} is where the score of the features goes; give --out another name, such as x.npz"
+            )
+    model, described = domain.models.encoder(config.init), domain.models.described(config.init)
     extract = partial(extract_features, model, config=config.evaluation, collate=domain.collate)
     if files is not None:
         samples = domain.open_files(files, config.data, described, read_description(config.init))
@@ -300,8 +318,9 @@ def features(domain: Domain, config: Any) -> None:
 def reconstruct(domain: Domain, config: Any) -> None:
     """Write a picture of what a pretrained model reconstructs."""
     at_least_one("count", config.count)
-    trained = load_objective(domain, config.init)
     files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
+    require_picture(out)
+    trained = load_objective(domain, config.init)
     if files is not None:
         samples = domain.open_files(files, config.data, trained.model, read_description(config.init))
         data = OpenedData(f"{files}", (), None, None, samples)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +11,8 @@ from map_core.errors import UserError
 
 STATE = "state.json"
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
+DATA = "data."  # settings of this name are compared where the checkpoint has them: those of 0.1 say nothing of data
+SHORT = 4  # entries of a list that a message shows whole
 
 
 def read_state(
@@ -38,22 +41,44 @@ def read_state(
         fault = str(error) or type(error).__name__
     if fault is not None:
         raise UserError(f"{path} is no account of a run ({fault}); use another checkpoint")
-    saved = {**defaults, **state["settings"]}
-    changes = [
-        f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}"
-        for name in sorted(saved.keys() | settings.keys())
-        if saved.get(name) != settings.get(name)
-    ]
-    if changes:
-        raise UserError(
-            f"cannot resume from {checkpoint} with other settings: {'; '.join(changes)}; "
-            "set them back, or start anew with another --out"
-        )
+    refuse_another_run({**defaults, **state["settings"]}, settings, checkpoint)
     if state["step"] > total_steps:
         raise UserError(
             f"{path} is of step {state['step']}, but the run has {total_steps} steps; use another checkpoint"
         )
     return state
+
+
+def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoint: Path) -> None:
+    """Compare the settings of a checkpoint with those of the run that is to go on from it.
+
+    Raises:
+        UserError: they differ; each difference is named.
+    """
+    names = {name for name in settings if name in saved or not name.startswith(DATA)} | saved.keys()
+    changed = sorted(name for name in names if saved.get(name) != settings.get(name))
+    if not changed:
+        return
+    longer = ""
+    if "training.epochs" in changed:  # the learning rate of every step so far depends on the last one
+        finished = checkpoint.parent.parent
+        longer = (
+            f"; to train longer, start another run from the weights of the finished one: --init {finished}"
+        )
+    raise UserError(
+        f"cannot resume from {checkpoint} with other settings: "
+        f"{'; '.join(change(name, saved.get(name), settings.get(name)) for name in changed)}; "
+        f"set them back, or start anew with another --out{longer}"
+    )
+
+
+def change(name: str, was: Any, now: Any) -> str:
+    """Say how a setting changed: of a long list, the first entry that did."""
+    if isinstance(was, list) and isinstance(now, list) and max(len(was), len(now)) > SHORT:
+        place = next(i for i, (one, other) in enumerate(zip_longest(was, now)) if one != other)
+        before, after = (repr(entries[place]) if place < len(entries) else "absent" for entries in (was, now))
+        return f"{name}[{place}] was {before} and is {after}"
+    return f"{name} was {was!r} and is {now!r}"
 
 
 def find_fault_of_state(state: Any) -> str | None:
@@ -79,6 +104,8 @@ def find_fault_of_state(state: Any) -> str | None:
         return "recorder.last does not hold numbers"
     if recorder.get("evaluation") is not None and not are_numbers(recorder["evaluation"]):
         return "recorder.evaluation does not hold numbers"
+    if recorder.get("best") is not None and not is_number(recorder["best"]):
+        return "recorder.best is no number"
     return None if is_number(recorder.get("seconds")) else "recorder.seconds is no number"
 
 

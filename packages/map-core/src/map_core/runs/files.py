@@ -21,7 +21,13 @@ UNFINISHED = ".unfinished_"  # before the names of files that are being written
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write under, in the folder of ``path``, which it takes once the block is through."""
+    """Give a name to write under, in the folder of ``path``, which it takes once the block is through.
+
+    What is no file, such as ``/dev/stdout``, is written to as it is.
+    """
+    if is_device(path):
+        yield path
+        return
     partial = path.with_name(UNFINISHED + path.name)
     partial.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody laid
     try:
@@ -80,34 +86,77 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def require_folder(out: Path) -> None:
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path whose first part may be ``~`` or ``~user``, a home folder; nothing else in it has a meaning."""
+    return Path(os.path.expanduser(path))
+
+
+def require_folder(out: Path, *, option: str = "--out") -> None:
     """Check, before the work, that results can be written into a folder, which need not exist yet.
+
+    Args:
+        out: The folder.
+        option: That names it, for messages.
 
     Raises:
         UserError: they cannot.
     """
-    require_place(out, out)
+    require_name(out, option)
+    require_place(out, out, option)
 
 
-def require_file(out: Path) -> None:
+def require_file(out: Path, *, option: str = "--out") -> None:
     """Check, before the work, that a result can be written to a file, whose folder need not exist yet.
+
+    Args:
+        out: The file.
+        option: That names it, for messages.
 
     Raises:
         UserError: it cannot.
     """
+    require_name(out, option)
     if out.is_dir():
-        raise UserError(f"cannot write to {out}: it is a folder; give --out a file's name")
-    require_place(out.parent, out)
+        raise UserError(f"cannot write to {out}: it is a folder; give {option} a file's name")
+    if not is_device(out):
+        require_place(out.parent, out, option)
+    elif not os.access(out, os.W_OK):
+        raise UserError(f"cannot write to {out}: no permission; choose another {option}")
 
 
-def require_place(folder: Path, out: Path) -> None:
+def require_name(out: Path, option: str) -> None:
+    """Check that the system takes ``out`` as a name.
+
+    Raises:
+        UserError: it is too long, or leads through a folder that may not be entered.
+    """
+    try:
+        os.lstat(out)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write to {out}: {reason}; choose another {option}") from error
+
+
+def require_place(folder: Path, out: Path, option: str) -> None:
     """Check that ``folder`` can be written or made, for ``out``.
 
     Raises:
         UserError: it cannot.
     """
-    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    existing = next(
+        place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place)
+    )
     if not existing.is_dir():
-        raise UserError(f"cannot write to {out}: {existing} is a file; choose another --out")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {out}: no permission to write in {existing}; choose another --out")
+        what = "a link to nothing" if not existing.exists() else "a file"
+        raise UserError(f"cannot write to {out}: {existing} is {what}; choose another {option}")
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        raise UserError(
+            f"cannot write to {out}: no permission to read and write in {existing}; choose another {option}"
+        )
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path is there and is neither file nor folder, such as ``/dev/stdout`` or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()

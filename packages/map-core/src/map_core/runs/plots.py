@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from map_core.runs.files import replacing
 from map_core.runs.metrics import read_metrics
+from map_core.runs.pictures import save_picture
 
 NOT_PLOTTED = {"kind", "step", "epoch", "seconds", "samples_per_second"}
 FIRST = ("loss", "lr", "grad_norm")
@@ -38,8 +38,7 @@ def plot_curves(directory: Path) -> Path | None:
         draw(axis, name, panels[name])
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    with replacing(directory / "curves.png") as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    save_picture(figure, directory / "curves.png", dpi=120)
     return directory / "curves.png"
 
 

@@ -12,13 +12,29 @@ from safetensors import SafetensorError
 from map_core.errors import UserError
 from map_core.runs import lock, metrics
 from map_core.runs.checkpoint import Checkpoints, find_fault
-from map_core.runs.files import UNFINISHED, is_full
+from map_core.runs.files import UNFINISHED, is_full, require_folder
 from map_core.runs.lock import RunLock
 from map_core.runs.metrics import truncate_metrics
 
 # all that a run leaves that failed before its first checkpoint
 LEFT_BY_A_START = {lock.FILE, metrics.FILE, "config.yaml", "tensorboard", "checkpoints", "curves.png"}
 TEMPORARY = (f"{UNFINISHED}*", ".tmp*", "*.partial")
+
+
+def require_run_directory(out: Path, resume: str | None) -> None:
+    """Check, before data and model are opened, that a run can be written in ``out``.
+
+    Raises:
+        UserError: it cannot, or there is a run already that ``resume`` does not continue.
+    """
+    require_folder(out)
+    if resume is None and not nothing_to_lose(out):
+        raise UserError(in_use(out))
+
+
+def in_use(out: Path) -> str:
+    """Say that a new run has no place in ``out``."""
+    return f"{out} exists and is not empty; continue that run with --resume auto or choose another --out"
 
 
 def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: RunLock) -> Path | None:
@@ -37,9 +53,7 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
             f"{out} is not empty and --resume {resume} belongs to another run; choose another --out"
         )
     if not anew and resume is None:
-        raise UserError(
-            f"{out} exists and is not empty; continue that run with --resume auto or choose another --out"
-        )
+        raise UserError(in_use(out))
     run_lock.acquire()
     refuse_links(out)
     clear(out, checkpoints)

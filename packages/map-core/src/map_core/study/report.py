@@ -7,6 +7,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from map_core.runs.files import save_text
+from map_core.runs.pictures import save_picture
 from map_core.study.plan import Study
 from map_core.study.results import Result
 from map_core.study.statistics import estimate, verdict
@@ -87,7 +89,7 @@ def plot(study: Study, results: Sequence[Result], path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, dpi=120)
 
 
 def page(study: Study, results: Sequence[Result], command: str) -> str:
@@ -127,7 +129,7 @@ def write_report(study: Study, results: Sequence[Result], out: Path, command: st
         for arm in study.arms
         for stage, labels in columns(study)
     }
-    (out / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    save_text(out / "report.json", json.dumps(numbers, indent=1) + "\n")
     path = out / "report.md"
-    path.write_text(page(study, results, command) + "\n![the measures](report.png)\n")
+    save_text(path, page(study, results, command) + "\n![the measures](report.png)\n")
     return path

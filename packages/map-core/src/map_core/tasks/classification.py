@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
-from map_core.tasks.domain import Domain, OpenedData, Samples
+from map_core.tasks.domain import Domain, OpenedData, Samples, data_settings
 from map_core.tasks.evaluation import (
     EvaluationConfig,
     class_totals,
@@ -82,6 +82,9 @@ class ClassificationTask(Task):
     @abc.abstractmethod
     def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
         """The model section of the plain classifier that ``model`` amounts to, and that classifier."""
+
+    def data_settings(self) -> dict[str, Any]:
+        return data_settings(self.config.data, self.data.preprocessing, classes=self.data.classes)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs, labels = batch

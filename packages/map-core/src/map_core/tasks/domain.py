@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from map_core.objective import Objective
+from map_core.runs.summary import to_plain
 from map_core.tasks.evaluation import Collate, EvaluationConfig, choose_device, collect
 from map_core.tasks.trained_models import Models
 
@@ -64,6 +65,21 @@ class OpenedData:
     evaluated_on: str = "evaluation split"
     preprocessing: dict[str, Any] = field(default_factory=dict)
     skipped: Callable[[], Skipped] = Skipped
+
+
+WHERE_AND_HOW = ("root", "cache", "on_error")  # data that move or are read otherwise are the same data
+
+
+def data_settings(config: Any, preprocessing: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What makes data what they are, by name, so that a run is resumed on the same.
+
+    Args:
+        config: The data section. What it leaves to ``preprocessing`` counts as it was resolved.
+        preprocessing: As in :class:`OpenedData`.
+        more: What else, such as the classes.
+    """
+    said = {key: value for key, value in to_plain(config).items() if key not in WHERE_AND_HOW}
+    return {**said, **to_plain(dict(preprocessing)), **to_plain(more)}
 
 
 @runtime_checkable

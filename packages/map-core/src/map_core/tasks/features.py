@@ -10,13 +10,21 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 
+from map_core.runs.files import replacing, save_text
+
 
 def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as NPZ, under just the name that was given."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:  # np.savez would append .npz to a path without it
+    # a file, as np.savez would append .npz to a path without it
+    with replacing(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     print(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
+
+
+def score_file(out: Path) -> Path:
+    """Where the score of features goes: beside them, as JSON."""
+    return out.with_suffix(".json")
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def write_features(
     told = f" ({evaluated_on})" if evaluated_on else ""
     print(f"kNN accuracy ({neighbors} neighbours): {score:.2f} %{told}")
     report = {"task": "features", "knn_accuracy": score, "neighbors": neighbors}
-    out.with_suffix(".json").write_text(json.dumps(report) + "\n")
+    save_text(score_file(out), json.dumps(report) + "\n")
 
 
 def knn_accuracy(

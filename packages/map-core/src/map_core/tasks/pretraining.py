@@ -14,7 +14,7 @@ from map_core.objective import Objective, ReconstructingObjective, Reconstructio
 from map_core.objectives.settings import Mix
 from map_core.randomness import Draw
 from map_core.tasks.classification import report_skipped, required_training_samples
-from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.domain import Domain, OpenedData, data_settings
 from map_core.tasks.families import family_of
 from map_core.tasks.monitors import Monitor, open_monitor
 from map_core.tasks.weights import (
@@ -63,6 +63,9 @@ class PretrainTask(Task):
         self.model.begin(config.training.epochs * steps_per_epoch)
         self.monitor: Monitor | None = open_monitor(domain, config)
         self.keep_best = config.monitor.keep_best
+
+    def data_settings(self) -> dict[str, Any]:
+        return data_settings(self.config.data, self.data.preprocessing)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = batch[0]

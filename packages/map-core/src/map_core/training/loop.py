@@ -41,6 +41,8 @@ def train(
 ) -> dict[str, Any]:
     """Train ``task.model`` and return the summary that is also written to ``out/summary.json``.
 
+    Its ``stopped_by`` names the signal that arrived, if any; ``interrupted`` says whether it ended the run early.
+
     Args:
         task: what is trained, on what data, with what loss.
         config: how it is trained.
@@ -55,7 +57,7 @@ def train(
     config.validate()
     accelerator = build_accelerator(config)
     plan = RunPlan.of(config, len(task.train_data), accelerator.num_processes, accelerator.process_index)
-    settings = run_settings(task.name, plan, config, run_config)
+    settings = run_settings(task.name, plan, config, run_config, task.data_settings())
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     with Interruption() as interruption, RunLock(out) as lock, disk_faults_told(out, lock):
         checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume, lock))
@@ -247,7 +249,7 @@ class Run:
         return on_main_process(self.accelerator, lambda: self.summarize(stopped_by))
 
     def finish(self) -> dict[str, Any]:
-        """Export the weights and draw the pictures."""
+        """Export the weights and draw the pictures; a signal meanwhile ends what would follow, not this."""
         models = self.state.whole_weights()
 
         def write() -> dict[str, Any]:
@@ -260,7 +262,9 @@ class Run:
             write_summary(self.out, summary)
             return summary
 
-        return on_main_process(self.accelerator, write)
+        summary = on_main_process(self.accelerator, write)
+        stopped_by = self.stopped_by()
+        return summary | {"stopped_by": stopped_by and stopped_by.name}
 
     def summarize(self, stopped_by: Signals | None) -> dict[str, Any]:
         """Write curves.png and summary.json."""

@@ -1,9 +1,11 @@
 """What makes a run the run that it is: the settings that a resumed run must share with the one before."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
+from map_core.runs.account import DATA
 from map_core.runs.summary import to_plain
 from map_core.training.config import TrainingConfig
 from map_core.training.sampling import RunPlan
@@ -15,12 +17,23 @@ FREE_TO_CHANGE = {  # what a resumed run may set otherwise without becoming anot
 COMPARED_SECTIONS = ("model", "objective")
 
 
-def run_settings(name: str, plan: RunPlan, config: TrainingConfig, run_config: Any) -> dict[str, Any]:
-    """Return, by dotted name, everything that makes this run the run that it is."""
+def run_settings(
+    name: str, plan: RunPlan, config: TrainingConfig, run_config: Any, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return, by dotted name, everything that makes this run the run that it is.
+
+    Args:
+        name: Of the task.
+        plan: Of the run.
+        config: How it is trained.
+        run_config: The whole configuration; its model and objective count.
+        data: What makes the data what they are, see :meth:`~map_core.training.task.Task.data_settings`.
+    """
     settings = {
         f"training.{key}": value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE
     }
     settings |= {"task": name, "training samples": plan.samples}
+    settings |= {f"{DATA}{key}": value for key, value in data.items()}
     plain = to_plain(run_config)
     for section in COMPARED_SECTIONS:
         values = plain.get(section) if isinstance(plain, dict) else None

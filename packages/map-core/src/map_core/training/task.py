@@ -63,6 +63,10 @@ class Task(abc.ABC):
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:  # noqa: B027 (optional)
         """Write the trained weights of ``model`` (``weights`` is 'raw', 'ema' or 'best'); main process only."""
 
+    def data_settings(self) -> dict[str, Any]:
+        """Return, by name, what makes the data what they are (classes, augmentation, ...): a resumed run shares it."""
+        return {}
+
     def current_name(self, name: str) -> str:
         """Today's name of a parameter that a checkpoint of an earlier version calls ``name``."""
         return name

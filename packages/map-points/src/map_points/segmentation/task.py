@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
+from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.families import family_of
 from map_core.tasks.trained_models import load_whole
@@ -150,6 +151,9 @@ class SegmentTask(Task):
         if config.init is not None:
             start_from(model, config.init)
         self.model = model
+
+    def data_settings(self) -> dict[str, Any]:
+        return data_settings(self.config.data, {}, classes=self.data.classes, parts=self.data.parts)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         points, category, parts = batch

@@ -1,0 +1,46 @@
+"""Pictures as files: under just the name that was given, whole or not there."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from map_core.errors import UserError
+from map_core.runs.files import replacing, require_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # imports for half a second, so only where something is drawn
+
+FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "svg", "pdf")
+
+
+def picture_format(path: Path) -> str:
+    """The format that a picture's name asks for; PNG where it has no ending.
+
+    Raises:
+        UserError: an ending that names no format.
+    """
+    ending = path.suffix.removeprefix(".").lower() or "png"
+    if ending not in FORMATS:
+        known = ", ".join(f".{name}" for name in FORMATS)
+        raise UserError(f"{path}: {path.suffix} is no format of pictures; use one of {known}")
+    return ending
+
+
+def require_picture(out: Path) -> None:
+    """Check, before the work, that a picture can be written to a file.
+
+    Raises:
+        UserError: it cannot, or its name asks for an unknown format.
+    """
+    picture_format(out)
+    require_file(out)
+
+
+def save_picture(figure: "Figure", path: Path, *, dpi: int) -> None:
+    """Write a figure in the format that the name asks for.
+
+    Raises:
+        UserError: the name asks for an unknown format.
+    """
+    name = picture_format(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=dpi, format=name)
