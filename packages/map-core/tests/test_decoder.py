@@ -137,3 +137,17 @@ def test_global_tokens_learn_positions_of_their_own():
     decoder.decode(x, region_attention_mask(region, "map"), mask.drop).square().sum().backward()
     assert (decoder.global_position.grad.abs().sum(1) > 0).all()
     assert "global_position" in undecayed_parameters(decoder)
+
+
+def test_positions_are_added_before_every_block_where_asked_for():
+    decoder = RegionDecoder(
+        ENCODER_DIM, LinearPosition(WIDTH), embed_dim=WIDTH, depth=3, num_heads=2, repeat_position=True
+    )
+    tokens, mask = masked_tokens()
+    features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
+    x, position = decoder.sequence(features, tokens, mask), decoder.position(tokens.position)
+    for i, block in enumerate(decoder.blocks):
+        x = block(x if i == 0 else x + position)
+    expected = torch.stack([decoder.norm(x)[b, mask.hidden[b]] for b in range(3)])
+    everyone = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
+    torch.testing.assert_close(decoder(features, tokens, mask, everyone), expected)

@@ -29,6 +29,9 @@ NAMES = (
     "finetune_modelnet40_8k",
     "finetune_modelnet40_cpu",
     "finetune_modelnet40_mamba3d",
+    "finetune_modelnet40_mamba3d_authors",
+    "finetune_modelnet40_point_mae",
+    "finetune_modelnet40_point_mamba",
     "finetune_scanobjectnn_objbg",
     "finetune_scanobjectnn_objonly",
     "finetune_scanobjectnn_pbt50rs",
@@ -38,9 +41,11 @@ NAMES = (
     "pretrain_shapenet55_autoregression",
     "pretrain_shapenet55_contrastive",
     "pretrain_shapenet55_mamba3d",
+    "pretrain_shapenet55_point_mae",
     "pretrain_shapenet55_simmim",
     "pretrain_shapes",
     "segment_shapenetpart",
+    "segment_shapenetpart_point_mae",
     "segment_shapes",
 )
 CONFIGS = {

@@ -22,6 +22,7 @@ class RegionDecoder(nn.Module):
         norm_eps: Of its norms.
         num_global: Global tokens at the front of every sequence that learn their positions here; 0 where there are
             none, or where ``position`` knows them.
+        repeat_position: Add the positions before every block, not once.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class RegionDecoder(nn.Module):
         mlp_ratio: float = 4.0,
         norm_eps: float = 1e-5,
         num_global: int = 0,
+        repeat_position: bool = False,
     ) -> None:
         super().__init__()
-        self.embed_dim = embed_dim
+        self.embed_dim, self.repeat_position = embed_dim, repeat_position
         self.embed = Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -54,7 +56,8 @@ class RegionDecoder(nn.Module):
     ) -> Float[Tensor, "b h e"]:
         """Return the decoded features of the hidden tokens (of all if none is hidden), in sequence order."""
         wanted = predicted_tokens(tokens, mask)
-        return self.decode(self.sequence(features, tokens, mask), attention_mask, wanted)
+        again = self._embedded_position(tokens) if self.repeat_position else None
+        return self.decode(self.sequence(features, tokens, mask), attention_mask, wanted, again=again)
 
     def sequence(self, features: Features, tokens: Tokens, mask: TokenMask) -> Float[Tensor, "b l e"]:
         """Lay out the input: encoded features where tokens are visible, the mask token where hidden."""
@@ -72,9 +75,22 @@ class RegionDecoder(nn.Module):
         return torch.cat([front, others], dim=1)
 
     def decode(
-        self, x: Float[Tensor, "b l e"], attention_mask: Bool[Tensor, "#b l l"], wanted: Int[Tensor, "b h"]
+        self,
+        x: Float[Tensor, "b l e"],
+        attention_mask: Bool[Tensor, "#b l l"],
+        wanted: Int[Tensor, "b h"],
+        *,
+        again: Float[Tensor, "#b l e"] | None = None,
     ) -> Float[Tensor, "b h e"]:
-        """Run the blocks and the norm. The last block computes only the wanted tokens: nothing reads the others."""
+        """Run the blocks and the norm. The last block computes only the wanted tokens: nothing reads the others.
+
+        Args:
+            x: The sequence.
+            attention_mask: Which tokens each may attend to.
+            wanted: Indices of the tokens to return.
+            again: Added before every block but the first.
+        """
         for block in self.blocks[:-1]:
             x = block(x, None, attention_mask)
+            x = x if again is None else x + again.to(x.dtype)
         return self.norm(self.blocks[-1](x, None, attention_mask, query=wanted))

@@ -17,6 +17,8 @@ from map_core.ops import Linear
 from map_core.tracing import kept_whole
 
 PositionKind = Literal["learned", "sincos", "fourier", "mlp"]
+MlpActivation = Literal["gelu", "silu"]
+MLP_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
 MAX_PERIOD = 10000.0  # of the sin-cos positions, as in "Attention is all you need"
 log = logging.getLogger(__name__)
 
@@ -179,11 +181,27 @@ class MlpPosition(nn.Module):
         embed_dim: Width of the result.
         coordinates: Coordinates of a token, p.
         hidden_dim: Width of the hidden layer.
+        activation: Between the layers: ``gelu`` or ``silu``.
+
+    Raises:
+        UserError: an unknown activation.
     """
 
-    def __init__(self, embed_dim: int, hidden_dim: int = 128, *, coordinates: int = 3) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_dim: int = 128,
+        *,
+        coordinates: int = 3,
+        activation: MlpActivation = "gelu",
+    ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Linear(coordinates, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
+        if activation not in MLP_ACTIVATIONS:
+            known = get_args(MlpActivation)
+            raise UserError(f"activation {activation!r} is unknown; {near_matches(activation, known)}")
+        self.mlp = nn.Sequential(
+            Linear(coordinates, hidden_dim), MLP_ACTIVATIONS[activation](), Linear(hidden_dim, embed_dim)
+        )
 
     def forward(
         self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None

@@ -17,6 +17,7 @@ from map_points.patches.neighbors import nearest_neighbors
 from map_points.patches.sampling import squared_distance
 
 ScanKind = Literal["both", "forward", "channel_flip"]
+SpreadKind = Literal["variance", "deviation"]
 
 
 class LocalNormPool(nn.Module):
@@ -32,12 +33,18 @@ class LocalNormPool(nn.Module):
     Args:
         embed_dim: Width.
         neighbors: Patches pooled, by distance of centres.
-        eps: Added to the variance.
+        eps: Added to the variance, or to the deviation.
+        spread: ``variance`` divides by the root of the biased variance plus eps; ``deviation``, as the original, by
+            the unbiased deviation plus eps.
     """
 
-    def __init__(self, embed_dim: int, *, neighbors: int = 4, eps: float = 1e-5) -> None:
+    def __init__(
+        self, embed_dim: int, *, neighbors: int = 4, eps: float = 1e-5, spread: SpreadKind = "variance"
+    ) -> None:
         super().__init__()
-        self.neighbors, self.eps = neighbors, eps
+        if spread not in ("variance", "deviation"):
+            raise UserError(f"local_spread must be 'variance' or 'deviation'; got {spread!r}")
+        self.neighbors, self.eps, self.spread = neighbors, eps, spread
         self.scale = nn.Parameter(torch.ones(2 * embed_dim))
         self.shift = nn.Parameter(torch.zeros(2 * embed_dim))
         self.norm = make_norm("layer", 2 * embed_dim)
@@ -55,14 +62,23 @@ class LocalNormPool(nn.Module):
         relative = (near - x.unsqueeze(2)).float()
         if may_read is None:
             variance = relative.var(dim=(1, 2, 3), correction=0, keepdim=True)
+            count: Tensor | int = relative.shape[1:].numel()
         else:
             variance = _variance_of_readable(relative, may_read)
+            count = may_read.sum(-1)[..., None, None] * relative.shape[2:].numel()
         scale, scale_own = self.scale.chunk(2)
         shift, shift_own = self.shift.chunk(2)
-        relative = torch.addcmul(shift, relative, scale * (variance + self.eps).rsqrt())
+        relative = torch.addcmul(shift, relative, scale * self._inverse_spread(variance, count))
         pooled = (relative * relative.softmax(dim=2)).sum(dim=2).to(x.dtype)
         own = x * scale_own + shift_own  # the same for all neighbours: pooling leaves it as it is
         return F.silu(self.project(self.norm(torch.cat([pooled, own], dim=-1))))
+
+    def _inverse_spread(self, variance: Tensor, count: Tensor | int) -> Tensor:
+        """One over the spread of ``count`` numbers of this biased variance."""
+        if self.spread == "variance":
+            return (variance + self.eps).rsqrt()
+        unbiased = variance * (count / (count - 1))
+        return 1 / (unbiased.clamp(min=1e-12).sqrt() + self.eps)  # the root's slope is infinite at 0
 
     def _nearest(
         self, position: Float[Tensor, "b m 3"], may_read: Bool[Tensor, "#b m m"] | None
@@ -132,14 +148,24 @@ class Mamba3DBlock(nn.Module):
         neighbors: See :class:`LocalNormPool`.
         scan: See :func:`make_mixer`.
         drop_path: Stochastic depth rate of both branches.
+        spread: See :class:`LocalNormPool`.
+        local_class_token: The first step adds the norm of tokens in front to them, as in the original.
     """
 
     def __init__(
-        self, embed_dim: int, *, neighbors: int = 4, scan: ScanKind = "both", drop_path: float = 0.0
+        self,
+        embed_dim: int,
+        *,
+        neighbors: int = 4,
+        scan: ScanKind = "both",
+        drop_path: float = 0.0,
+        spread: SpreadKind = "variance",
+        local_class_token: bool = False,
     ) -> None:
         super().__init__()
+        self.local_class_token = local_class_token
         self.norm1 = make_norm("layer", embed_dim)
-        self.local = LocalNormPool(embed_dim, neighbors=neighbors)
+        self.local = LocalNormPool(embed_dim, neighbors=neighbors, spread=spread)
         self.norm2 = make_norm("layer", embed_dim)
         self.mixer = make_mixer(scan, embed_dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -152,7 +178,12 @@ class Mamba3DBlock(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Mix all tokens; ``may_read`` limits the first step, while the scan keeps to its direction."""
         prefix = x.shape[1] - position.shape[1]
-        patches = x[:, prefix:]
-        patches = patches + self.drop_path(self.local(self.norm1(patches), position, may_read))
-        x = torch.cat([x[:, :prefix], patches], dim=1)
+        if self.local_class_token and prefix:
+            normal = self.norm1(x)
+            step = self.local(normal[:, prefix:], position, may_read)
+            x = x + self.drop_path(torch.cat([normal[:, :prefix], step], dim=1))
+        else:
+            patches = x[:, prefix:]
+            patches = patches + self.drop_path(self.local(self.norm1(patches), position, may_read))
+            x = torch.cat([x[:, :prefix], patches], dim=1)
         return x + self.drop_path(self.mixer(self.norm2(x)))

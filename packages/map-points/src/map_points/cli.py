@@ -4,6 +4,7 @@ from pathlib import Path
 
 import map_core.commands.program
 from map_core.commands.command import Command
+from map_core.commands.convert import convert_command
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import standard_commands, starting_from_run, train_task
 from map_core.runs.files import require_folder
@@ -48,6 +49,7 @@ FEWSHOT = Command("fewshot", "train a classifier on few-shot folds", FewShotConf
 SEGMENT = Command("segment", "train a part segmenter", SegmentConfig, segment)
 COMMANDS = [
     *standard_commands(DOMAIN),
+    convert_command(DOMAIN),
     *study_commands(DOMAIN),
     *(starting_from_run(DOMAIN, command) for command in (FEWSHOT, SEGMENT)),
     Command(

@@ -27,6 +27,7 @@ from map_points.patches.accelerators import describe_backends
 from map_points.pictures import draw_reconstructions
 from map_points.pretraining import OBJECTIVES, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
+from map_points.segmentation.task import PART_SEGMENTER, described_segmenter
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -119,6 +120,7 @@ DOMAIN = Domain(
     collate=collate_clouds,
     logits=voted_logits,
     protocol=EvaluationConfig.describe,
-    evaluators={"part segmenter": evaluate_segmenter},
+    evaluators={PART_SEGMENTER: evaluate_segmenter},
+    builders={PART_SEGMENTER: described_segmenter},
     info=describe_models,
 )

@@ -32,7 +32,7 @@ def convert_command(domain: Domain) -> Command:
         "read another project's checkpoint",
         config,
         partial(convert, domain),
-        essential=("model.num_heads", "model.img_size"),
+        essential=("model.num_heads", "model.img_size", "model.num_patches"),
         positional="file",
     )
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from map_core.blocks import MambaMixer, make_norm
+from map_core.blocks.norm import NormKind
 from map_core.decoder import RegionDecoder
 from map_core.errors import UserError
 from map_core.masking import TokenMask, predicted_tokens
@@ -65,11 +66,12 @@ class RegionMambaBlock(nn.Module):
     Args:
         embed_dim: Width.
         attention: See :class:`RegionMixer`.
+        norm: See :func:`~map_core.blocks.make_norm`.
     """
 
-    def __init__(self, embed_dim: int, attention: AttentionMaskKind) -> None:
+    def __init__(self, embed_dim: int, attention: AttentionMaskKind, norm: NormKind = "rms") -> None:
         super().__init__()
-        self.norm = make_norm("rms", embed_dim)
+        self.norm = make_norm(norm, embed_dim)
         self.mixer = RegionMixer(embed_dim, attention)
 
     def forward(self, x: Float[Tensor, "b l d"], num_regions: int) -> Float[Tensor, "b l d"]:
@@ -85,6 +87,7 @@ class MambaRegionDecoder(RegionDecoder):
         embed_dim, depth: Shape of the decoder.
         regions: The objective's rule.
         attention: The objective's kind.
+        norm: Of the blocks.
     """
 
     def __init__(
@@ -96,10 +99,11 @@ class MambaRegionDecoder(RegionDecoder):
         depth: int,
         regions: RegionRule,
         attention: AttentionMaskKind,
+        norm: NormKind = "rms",
     ) -> None:
         super().__init__(encoder_dim, position, embed_dim=embed_dim, depth=0, num_heads=1)
         self.regions, self.attention = regions, attention
-        self.blocks = nn.ModuleList(RegionMambaBlock(embed_dim, attention) for _ in range(depth))
+        self.blocks = nn.ModuleList(RegionMambaBlock(embed_dim, attention, norm) for _ in range(depth))
 
     def forward(
         self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from map_core.blocks.norm import NormKind
 from map_core.decoder import RegionDecoder
 from map_core.errors import UserError
 from map_core.objective import EncoderKind, MaskedAutoregression
@@ -25,6 +26,8 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
         encoder: Whether features of visible tokens may have read later regions; causal needs Mamba layers that scan
             one way.
         decoder: What the decoder is made of.
+        decoder_norm: What a Mamba decoder's blocks normalise by; PointMamba's: layer.
+        decoder_repeat_position: Add positions before every block of a Transformer decoder, as Point-MAE, not once.
         target_scales: Predict targets of several scales at once: 1 is the token's own; others are coarser
             neighbourhoods (images: odd numbers of patches, pooled; clouds: patches of so many times the points).
     """
@@ -33,10 +36,17 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
     attention: AttentionMaskKind = "map"
     encoder: EncoderKind = "bidirectional"
     decoder: Literal["transformer", "mamba"] = "transformer"
+    decoder_norm: NormKind = "rms"
+    decoder_repeat_position: bool = False
     target_scales: tuple[int, ...] = (1,)
 
     def validate(self) -> None:
         super().validate()
+        if self.decoder == "mamba" and self.decoder_repeat_position:
+            raise UserError(
+                "objective.decoder_repeat_position is of a Transformer decoder; a Mamba decoder adds positions once: "
+                "leave it out"
+            )
         scales = self.target_scales
         if not scales or scales[0] != 1 or min(scales) < 1 or list(scales) != sorted(set(scales)):
             raise UserError(
@@ -66,7 +76,13 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
         position: nn.Module = self.make_position(backbone, self.decoder_dim)
         if self.decoder == "transformer":
             num_global = self.global_tokens(backbone)
-            return RegionDecoder(backbone.embed_dim, position, num_global=num_global, **self.transformer)
+            return RegionDecoder(
+                backbone.embed_dim,
+                position,
+                num_global=num_global,
+                repeat_position=self.decoder_repeat_position,
+                **self.transformer,
+            )
         return MambaRegionDecoder(
             backbone.embed_dim,
             position,
@@ -74,4 +90,5 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
             depth=self.decoder_depth,
             regions=self.make_regions(backbone),
             attention=self.attention,
+            norm=self.decoder_norm,
         )

@@ -55,7 +55,13 @@ def convert_checkpoint(
     report = domain.models.load_init(built, file)
     origin = {"family": family.name, "source": file.name}
     described = domain.models.describe(
-        config, task="convert", holds=converted.holds, weights="raw", **origin, **converted.prepared
+        config,
+        task="convert",
+        holds=converted.holds,
+        weights="raw",
+        **origin,
+        **converted.prepared,
+        **converted.more,
     )
     if classes:
         described["classes"] = list(classes)
@@ -84,18 +90,20 @@ def read_family(domain: Domain, file: Path) -> tuple[Converted, Family]:
 
 def built_model(domain: Domain, config: Any, converted: Converted, num_classes: int) -> nn.Module:
     """The model that a checkpoint fits."""
+    if converted.holds in domain.builders:
+        return domain.builders[converted.holds](config, converted.more)
     if converted.holds == "classifier":
         return domain.models.create_classifier(config, num_classes)
     return domain.models.create_backbone(config)
 
 
 def fitting_classes(classes: tuple[str, ...], converted: Converted, file: Path) -> tuple[str, ...]:
-    """Names for a classifier's outputs; none for an encoder.
+    """Names for a classifier's outputs, or for categories; none for an encoder.
 
     Raises:
         UserError: not as many as there are outputs.
     """
-    if converted.holds != "classifier":
+    if not converted.classes:
         return ()
     if len(classes) != len(converted.classes):
         raise UserError(

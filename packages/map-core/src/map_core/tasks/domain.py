@@ -154,6 +154,8 @@ class Domain:
             the data settings that commands start from.
         rows: Of a picture of reconstructions.
         evaluators: Measures of a run that is no classifier, by what its description says that it holds.
+        builders: Models of further kinds, of the model section and the rest of the description, by what that says
+            that they hold.
         build_objective: Puts a backbone under the objective that a section describes; both stay shared.
         draw_picture: Of a pretraining run.
         collate: Makes a batch of samples.
@@ -176,6 +178,7 @@ class Domain:
     data_defaults: DataDefaults = unchanged
     rows: int = 8
     evaluators: Mapping[str, Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
+    builders: Mapping[str, Callable[[Any, Mapping[str, Any]], nn.Module]] = field(default_factory=dict)
     evaluation: type[EvaluationConfig] = EvaluationConfig
     collate: Collate = default_collate
     logits: Callable[..., Logits] = plain_logits

@@ -22,11 +22,12 @@ class Converted:
     Attributes:
         state: The model's parameters, by our names.
         model: The ``model`` section that fits them: ``name``, and what differs from it.
-        holds: What that is: ``encoder`` (as pretrained, probed) or ``classifier``.
+        holds: What that is: ``encoder`` (as pretrained, probed), ``classifier``, or what else the domain builds.
         switches: Settings of ``model`` that say what the weights compute and that no shape shows; a model that
             starts from the file must have been made with them. It says so in its ``switches``, where a name that
             is absent plays no part in it.
         classes: What the outputs of a classifier are called, in their order.
+        more: Further entries of the description, which a domain's builder of what else it holds reads.
         prepared: How inputs are prepared, as :attr:`~map_core.tasks.domain.OpenedData.preprocessing`.
         rest: Decoder and head of the objective, by our names; empty where the file has none.
         objective: The ``objective`` section that fits ``rest``.
@@ -39,6 +40,7 @@ class Converted:
     holds: str = "encoder"
     switches: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    more: dict[str, Any] = field(default_factory=dict)
     prepared: dict[str, Any] = field(default_factory=dict)
     rest: dict[str, Tensor] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)

@@ -28,9 +28,16 @@ class Patches:
 
 @kept_whole
 def group_points(
-    points: Float[Tensor, "b n 3"], *, num_patches: int, patch_size: int, backend: str = "auto"
+    points: Float[Tensor, "b n 3"],
+    *,
+    num_patches: int,
+    patch_size: int,
+    skip_origin: bool = False,
+    backend: str = "auto",
 ) -> Patches:
     """Cut clouds into overlapping patches of ``patch_size`` points; the first centre is point 0.
+
+    With ``skip_origin`` no other is within sqrt(1e-3) of the origin.
 
     Raises:
         UserError: clouds too small for the number of patches or their size.
@@ -41,7 +48,8 @@ def group_points(
             f"a cloud of {n} points cannot give {num_patches} patches of {patch_size} points; raise "
             "data.num_points, or lower model.num_patches and model.patch_size"
         )
-    center = gather_tokens(points, sample_centers(points, num_patches, backend=backend))
+    centers = sample_centers(points, num_patches, skip_origin=skip_origin, backend=backend)
+    center = gather_tokens(points, centers)
     index = find_neighbors(center, points, patch_size, backend=backend)
     members = gather_tokens(points, index.flatten(1)).unflatten(1, (num_patches, patch_size))
     return Patches(points=members - center.unsqueeze(2), center=center, index=index)
