@@ -73,7 +73,7 @@ def drawn(run, root, out, *, split="train", count=6, **choice):
     trained = load_objective(DOMAIN, run)
     data = DOMAIN.open_data(DataConfig(root=str(root)), trained.model, "features")
     samples = data.plain_train if split == "train" else data.evaluation
-    DOMAIN.draw(trained.objective, inputs_to_draw(samples, count), out, data=data, **choice)
+    DOMAIN.draw_picture(trained.objective, inputs_to_draw(samples, count), out, data=data, **choice)
     return pixels(out)
 
 
@@ -249,7 +249,7 @@ class TestRuns:
         data = DOMAIN.open_data(DataConfig(root=str(image_folder)), trained.model, "features")
         samples = data.evaluation
         inputs = samples[samples.names.index(str(image))][0].unsqueeze(0)
-        DOMAIN.draw(trained.objective, inputs, tmp_path / "expected.png", data=data, ratio=0.75)
+        DOMAIN.draw_picture(trained.objective, inputs, tmp_path / "expected.png", data=data, ratio=0.75)
         assert np.array_equal(pixels(out), pixels(tmp_path / "expected.png"))
 
     def test_pretraining_run_on_a_flat_folder_reconstructs_its_images(self, runs, image_folder, tmp_path):
@@ -435,7 +435,7 @@ class TestMistakes:
         assert "layout '(MMT' does not parse at '(MMT'; write letters with counts, for example" in told
 
     def test_layout_of_unknown_layers(self, says):
-        assert "layout 'MX' uses X; known layers: M, T" in says(
+        assert "layout 'MX' uses X; known layers: F, M, T" in says(
             "pretrain", *MODEL, "--model.layout=MX", *SHORT
         )
 

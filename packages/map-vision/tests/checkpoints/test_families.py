@@ -372,5 +372,8 @@ def test_a_decoder_must_be_there_to_go_on_with(tmp_path, image_folder, capsys):
     arguments = [f"--init={file}", "--init_decoder=true", "--model.name=map_vit_tiny_patch16_224"]
     arguments += ["--model.embed_dim=32", "--model.layout=Tx2", "--model.num_heads=4", "--model.img_size=32"]
     arguments += ["--model.patch_size=8", "--model.keep_registers=true", f"--data.root={image_folder}"]
-    assert main("map-vision", commands(), DOMAIN.recipes, ["pretrain", *arguments, f"--out={tmp_path}"]) == 2
+    assert (
+        main("map-vision", commands(), DOMAIN.recipes, ["pretrain", *arguments, f"--out={tmp_path / 'run'}"])
+        == 2
+    )
     assert "vit.pth has no decoder to start from; leave --init_decoder out" in capsys.readouterr().err

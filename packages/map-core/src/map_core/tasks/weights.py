@@ -297,8 +297,10 @@ def both_directions(
 ) -> dict[str, Tensor]:
     """Start a model that scans both ways from one that scans forward: each direction gets the one's weights.
 
-    That is how ARM's finetuning starts (arXiv 2406.07537).
+    That is how ARM's finetuning starts (arXiv 2406.07537). A file that has some of the way back has lost the rest.
     """
+    if any(BACKWARD in key for key in state):
+        return dict(state)
     copied = {
         key: state[forward].clone()
         for key in own
