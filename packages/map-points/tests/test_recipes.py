@@ -42,6 +42,7 @@ NAMES = (
     "pretrain_shapenet55_contrastive",
     "pretrain_shapenet55_mamba3d",
     "pretrain_shapenet55_point_mae",
+    "pretrain_shapenet55_point_mamba",
     "pretrain_shapenet55_simmim",
     "pretrain_shapes",
     "segment_shapenetpart",
