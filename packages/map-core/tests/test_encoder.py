@@ -340,7 +340,7 @@ def test_registers_in_the_tokens_are_the_registers_put_in_front(masked):
     plain = tokens_of()
     registers = Registers(2, WIDTH, spread=False)
     encoder = toy_encoder(WIDTH, "MT", registers=registers).eval()
-    tokens = with_global_tokens(plain, registers.token)
+    tokens = with_global_tokens(plain, registers.token, registers.num_registers)
     mask, whole = None, None
     if masked:
         mask = sample_mask(plain, 0.5)
@@ -357,7 +357,7 @@ def test_global_tokens_are_counted_first_in_the_order_before_the_scan():
     plain = replace(
         tokens_of(batch=2, length=4), origin=torch.tensor([[2, 0, 1, 3]]), target=torch.ones(2, 4, 5)
     )
-    tokens = with_global_tokens(plain, torch.full((2, WIDTH), 7.0))
+    tokens = with_global_tokens(plain, torch.full((2, WIDTH), 7.0), 2)
     assert tokens.origin.tolist() == [[0, 1, 4, 2, 3, 5]]
     assert (tokens.num_global, tokens.num_maskable) == (2, 4)
     assert torch.equal(tokens.embedding[:, 2:], plain.embedding)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +16,7 @@ from map_core.errors import UserError, near_matches
 from map_core.masking import TokenMask
 from map_core.regions import region_attention_mask
 from map_core.tokens import Features, Regions, Tokens, gather_tokens, spread_places
+from map_core.tracing import kept_whole
 
 Wiring = Literal["residual", "branch"]
 BlockMaker = Callable[[int, float], nn.Module]  # (embed_dim, drop_path) -> block
@@ -91,6 +92,36 @@ def expand_layout(layout: str) -> str:
     return letters
 
 
+def register_places(length: int, num_registers: int, spread: bool) -> list[int]:
+    """Sequence indices of registers among ``length`` other tokens, see :class:`Registers`."""
+    return spread_places(num_registers, length) if spread else list(range(num_registers))
+
+
+@kept_whole
+def register_order(x: Float[Tensor, "b m d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
+    """Indices that bring registers, then the tokens of ``x``, into sequence order."""
+    length = int(x.shape[1])  # a tracer's size is a tensor
+    places = set(register_places(length, num_registers, spread))
+    registers, others = iter(range(num_registers)), iter(range(num_registers, num_registers + length))
+    order = [next(registers) if i in places else next(others) for i in range(num_registers + length)]
+    return torch.tensor(order, device=x.device)
+
+
+@kept_whole
+def registers_first(x: Float[Tensor, "b n d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
+    """Indices that undo :func:`register_order` for a sequence with its registers."""
+    length = int(x.shape[1])
+    places = register_places(length - num_registers, num_registers, spread)
+    others = sorted(set(range(length)) - set(places))
+    return torch.tensor(places + others, device=x.device)
+
+
+@kept_whole
+def every_index(x: Float[Tensor, "b l d"]) -> Int[Tensor, "1 l"]:
+    """The sequence index of every token."""
+    return torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+
+
 class Registers(nn.Module):
     """Learned global tokens in a sequence: spread evenly through it, or all in front (a class token).
 
@@ -110,7 +141,7 @@ class Registers(nn.Module):
 
     def places(self, length: int) -> list[int]:
         """Sequence indices of the registers among ``length`` other tokens."""
-        return spread_places(self.num_registers, length) if self.spread else list(range(self.num_registers))
+        return register_places(length, self.num_registers, self.spread)
 
     def insert(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
         """Put the registers, with their positions, among the tokens."""
@@ -122,23 +153,12 @@ class Registers(nn.Module):
 
     def split(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor]:
         """Undo :meth:`insert`: registers (b, n, d) and the other tokens in their order."""
-        order = self._order(int(x.shape[1]) - self.num_registers)
-        back = sorted(range(len(order)), key=order.__getitem__)
-        x = x.index_select(1, torch.tensor(back, device=x.device))
+        x = x.index_select(1, registers_first(x, self.num_registers, self.spread))
         return x[:, : self.num_registers], x[:, self.num_registers :]
 
     def _place(self, own: Float[Tensor, "n d"], x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n+m d"]:
-        order = torch.tensor(self._order(int(x.shape[1])), device=x.device)  # a tracer's size is a tensor
+        order = register_order(x, self.num_registers, self.spread)
         return torch.cat([own.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1).index_select(1, order)
-
-    def _order(self, length: int) -> list[int]:
-        """Indices into (registers, tokens) in sequence order."""
-        places = set(self.places(length))
-        registers, others = (
-            iter(range(self.num_registers)),
-            iter(range(self.num_registers, self.num_registers + length)),
-        )
-        return [next(registers) if i in places else next(others) for i in range(self.num_registers + length)]
 
 
 @dataclass(frozen=True)
@@ -290,7 +310,7 @@ class HybridEncoder(nn.Module):
         embedded = self._embedded_position(tokens).to(x.dtype)
         x = x + embedded
         if mask is None:
-            index = torch.arange(tokens.length, device=x.device).unsqueeze(0)
+            index = every_index(x)
         else:
             index = mask.keep
             x, position = gather_tokens(x, index), gather_tokens(position, index)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from map_core.errors import UserError, near_matches
 from map_core.randomness import keyed_generator
+from map_core.tracing import kept_whole
 
 ScanOrder = Literal["given", "row", "column", "snake", "block", "z_order", "hilbert", "random"]
 BITS = 10  # cells of an axis of a cloud's bounding cube: 2 ** BITS
 
 
+@kept_whole
 def scan_order(
     position: Float[Tensor, "#b l p"],
     order: ScanOrder,

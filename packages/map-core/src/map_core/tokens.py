@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+
+from map_core.tracing import kept_whole
 
 GLOBAL_REGION = -1  # of class tokens and registers: seen by every query
 
@@ -75,10 +76,9 @@ class Features:
     index: Int[Tensor, "#b m"]
 
 
+@kept_whole
 def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     """Pick tokens along axis 1: ``values`` (b or 1, l, ...) at ``index`` (b or 1, k) -> (b, k, ...)."""
-    if has_torch_function((values, index)):  # torch.fx keeps the call whole
-        return handle_torch_function(gather_tokens, (values, index), values, index)
     batch = max(values.shape[0], index.shape[0])
     tail = values.shape[2:]
     values = values.expand(batch, *values.shape[1:])
@@ -96,9 +96,9 @@ def spread_places(count: int, length: int) -> list[int]:
     return [(i + 1) * gap + i for i in range(count)]
 
 
-def with_global_tokens(tokens: Tokens, front: Float[Tensor, "n d"]) -> Tokens:
-    """Put global tokens, such as a class token, in front of tokens that have none."""
-    n, batch = front.shape[0], tokens.batch_size
+def with_global_tokens(tokens: Tokens, front: Float[Tensor, "{n} d"], n: int) -> Tokens:
+    """Put ``n`` global tokens, such as a class token, in front of tokens that have none."""
+    batch = tokens.batch_size
     position, target, origin = tokens.position, tokens.target, tokens.origin
     if target is not None:
         target = torch.cat([target.new_zeros(batch, n, *target.shape[2:]), target], dim=1)

@@ -300,7 +300,7 @@ class HybridNet(nn.Module):
         )
         if self.encoder.registers is None or not self.num_global:
             return tokens
-        return with_global_tokens(tokens, self.encoder.registers.token)
+        return with_global_tokens(tokens, self.encoder.registers.token, self.num_global)
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         """Features of the visible patches after the final norm."""

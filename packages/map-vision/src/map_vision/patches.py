@@ -5,21 +5,59 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.errors import UserError
+from map_core.tracing import kept_whole
 
 
-def patch_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+def patch_grid(
+    img_size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Rows and columns of patches in an image of ``img_size`` (height, width) pixels.
 
+    Args:
+        img_size: Of the image.
+        patch_size: Of a patch.
+        stride: From one patch to the next, where they overlap; patches side by side when None.
+
     Raises:
-        UserError: the patches do not tile the image.
+        UserError: patches do not tile the image, or overlapping ones do not end at its border.
     """
     (height, width), (ph, pw) = img_size, patch_size
-    if height < ph or width < pw or height % ph or width % pw:
+    down, across = stride or patch_size
+    beyond = height - ph, width - pw
+    if min(beyond) >= 0 and not beyond[0] % down and not beyond[1] % across:
+        return beyond[0] // down + 1, beyond[1] // across + 1
+    if stride is None or stride == patch_size:
         raise UserError(
             f"image size {height}x{width} does not fit patch size {ph}x{pw}: height and width must be "
             "multiples of the patch's; resize the images or choose another patch size"
         )
-    return height // ph, width // pw
+    raise UserError(
+        f"image size {height}x{width} does not fit patches of {ph}x{pw} every {down}x{across} pixels: the last "
+        "one must end at the border; resize the images"
+    )
+
+
+@kept_whole
+def image_grid(
+    images: Float[Tensor, "b c h w"], patch_size: tuple[int, int], stride: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Rows and columns of patches in a batch of images, see :func:`patch_grid`."""
+    return patch_grid((images.shape[-2], images.shape[-1]), patch_size, stride)
+
+
+@kept_whole
+def require_channels(images: Float[Tensor, "b c h w"], in_chans: int) -> Float[Tensor, "b c h w"]:
+    """Return the images as they are.
+
+    Raises:
+        UserError: they do not have ``in_chans`` channels.
+    """
+    if images.shape[1] != in_chans:
+        raise UserError(
+            f"images have {images.shape[1]} channels, the model takes in_chans={in_chans}; "
+            "convert the images or create the model with that in_chans"
+        )
+    return images
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch_size: tuple[int, int]) -> Float[Tensor, "b l t"]:
@@ -76,30 +114,13 @@ class PatchEmbed(nn.Module):
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in a batch of images."""
-        return self.grid_of((images.shape[-2], images.shape[-1]))
+        return image_grid(images, self.patch_size, self.stride)
 
     def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches in an image of ``img_size`` (height, width) pixels.
-
-        Raises:
-            UserError: patches do not tile the image, or overlapping ones do not end at its border.
-        """
-        if self.stride == self.patch_size:
-            return patch_grid(img_size, self.patch_size)
-        beyond = [side - size for side, size in zip(img_size, self.patch_size, strict=True)]
-        if any(rest < 0 or rest % step for rest, step in zip(beyond, self.stride, strict=True)):
-            raise UserError(
-                f"image size {img_size[0]}x{img_size[1]} does not fit patches of "
-                f"{self.patch_size[0]}x{self.patch_size[1]} every {self.stride[0]}x{self.stride[1]} pixels: the last "
-                "one must end at the border; resize the images"
-            )
-        return beyond[0] // self.stride[0] + 1, beyond[1] // self.stride[1] + 1
+        """Rows and columns of patches in an image of ``img_size``, see :func:`patch_grid`."""
+        return patch_grid(img_size, self.patch_size, self.stride)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
-        if images.shape[1] != self.in_chans:
-            raise UserError(
-                f"images have {images.shape[1]} channels, the model takes in_chans={self.in_chans}; "
-                "convert the images or create the model with that in_chans"
-            )
-        self.grid(images)
+        images = require_channels(images, self.in_chans)
+        self.grid(images)  # refuses what the patches do not tile
         return self.proj(images).flatten(2).transpose(1, 2)  # (b, d, rows, cols) -> (b, l, d)

@@ -7,6 +7,7 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.orders import ScanOrder, scan_order
 from map_core.tokens import Tokens, gather_tokens
+from map_core.tracing import kept_whole
 from map_vision.patches import PatchEmbed, patchify
 
 
@@ -50,6 +51,7 @@ def tokenize_images(
     )
 
 
+@kept_whole
 def grid_position(grid: tuple[int, int], device: torch.device | None = None) -> Float[Tensor, "1 l 2"]:
     """Row and column of every patch, in raster order."""
     place = torch.arange(grid[0] * grid[1], device=device)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.tokens import gather_tokens
+from map_core.tracing import kept_whole
 from map_points.patches.accelerators import find_neighbors, sample_centers
 
 
@@ -25,6 +26,7 @@ class Patches:
     index: Int[Tensor, "b l k"]
 
 
+@kept_whole
 def group_points(
     points: Float[Tensor, "b n 3"],
     *,
