@@ -29,6 +29,14 @@ def batch(count=4):
     return torch.stack([ToySamples(count)[i][0] for i in range(count)])
 
 
+def copy_weights(run, folder, changed):
+    """Copy the weights of a run with the descriptions beside them, whose text ``changed`` changes."""
+    for path in run.glob("*.safetensors"):
+        (folder / path.name).write_bytes(path.read_bytes())
+        description = path.with_suffix(".json")
+        (folder / description.name).write_text(changed(description.read_text()))
+
+
 # ---- configuration
 
 
@@ -175,10 +183,7 @@ def test_a_run_of_another_method_comes_back_as_that(make_config, tmp_path):
 
 
 def test_a_run_of_a_method_that_the_domain_does_not_have_is_refused(pretrained, tmp_path):
-    for path in pretrained[0].glob("*.safetensors"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        text = path.with_suffix(".json").read_text().replace("masked_autoregression", "contrastive")
-        (tmp_path / path.name).with_suffix(".json").write_text(text)
+    copy_weights(pretrained[0], tmp_path, lambda text: text.replace("masked_autoregression", "contrastive"))
     with pytest.raises(
         UserError, match=r"describes objective.method 'contrastive', which map-toy does not have"
     ):
@@ -187,11 +192,13 @@ def test_a_run_of_a_method_that_the_domain_does_not_have_is_refused(pretrained, 
 
 def test_a_description_without_a_method_is_of_the_first(pretrained, tmp_path):
     """Up to version 0.1 there was one."""
-    for path in pretrained[0].glob("*.safetensors"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        described = json.loads(path.with_suffix(".json").read_text())
+
+    def without_method(text):
+        described = json.loads(text)
         described.get("objective", {}).pop("method", None)
-        (tmp_path / path.name).with_suffix(".json").write_text(json.dumps(described))
+        return json.dumps(described)
+
+    copy_weights(pretrained[0], tmp_path, without_method)
     assert load_objective(DOMAIN, tmp_path).settings.method == "masked_autoregression"
 
 
@@ -213,10 +220,7 @@ def test_a_classifier_has_no_decoder(finetuned):
 
 
 def test_a_decoder_that_does_not_fit_names_its_keys(pretrained, tmp_path):
-    for path in pretrained[0].glob("*.safetensors"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        text = path.with_suffix(".json").read_text().replace('"decoder_dim": 8', '"decoder_dim": 4')
-        (tmp_path / path.name).with_suffix(".json").write_text(text)
+    copy_weights(pretrained[0], tmp_path, lambda text: text.replace('"decoder_dim": 8', '"decoder_dim": 4'))
     with pytest.raises(
         UserError, match=r"pretraining.safetensors does not fit the objective that it describes: decoder\."
     ):

@@ -10,14 +10,15 @@ compare the models with ``published.py`` instead; so does this program, which sh
 import sys
 from pathlib import Path
 
-import numpy as np
 import published
 import torch
-from converted import classify, gradients, pretrain, without_registers
+from converted import classify, pretrain, without_registers
 
 from map_core.tasks.weights import read_weights
+from map_core.testing.parity import print_deviations, read_arrays
+from map_core.testing.published import gradients, learnable
 
-TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 1e-4  # of each array's maximum
+NUM_PATCHES = 16
 AUTHORS_GRADIENTS = {
     "grad_patch_proj": "patch_embed.proj.weight",
     "grad_A_log_0": "layers.0.mixer.A_log",
@@ -76,31 +77,20 @@ CASES = {
 }
 
 
-def distances(expected, found, num_patches):
-    """How far each array that both have is off, relative to its maximum."""
-    for name, value in found.items():
-        if name not in expected:
-            continue
-        wanted = expected[name]
-        if wanted.ndim == 3 and wanted.shape[1] != value.shape[1]:
-            wanted = without_registers(wanted, num_patches)
-        yield name, float((value - wanted).detach().abs().max() / wanted.abs().max())
-
-
 def compare(folder, name):
     """Print how far each array is off and return the number of those that are too far."""
-    state = {key: value.requires_grad_() for key, value in read_weights(folder / f"{name}_tiny.pth").items()}
-    arrays = {key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}_tiny_io.npz").items()}
-    far = 0
+    state, far = learnable(read_weights(folder / f"{name}_tiny.pth")), 0
+    arrays = read_arrays(folder / f"{name}_tiny_io.npz")
     readings = CASES[name](state, arrays)
+    expected = {key: value for key, value in arrays.items() if value.ndim != 3}
     for what, found in zip(("definition", "model"), readings, strict=True):
+        for key in (key for key in found if key in arrays and arrays[key].ndim == 3):
+            same = arrays[key].shape[1] == found[key].shape[1]
+            expected[key] = arrays[key] if same else without_registers(arrays[key], NUM_PATCHES)
         grads = gradients(state, found["loss"])
         found |= {f"grad:{key}": grad for key, grad in grads.items()}
         found |= {key: grads[theirs] for key, theirs in AUTHORS_GRADIENTS.items() if theirs in grads}
-        for key, off in distances(arrays, found, 16):
-            limit = GRADIENT_TOLERANCE if key.startswith("grad") else TOLERANCE
-            far += off > limit
-            print(f"{name:13} {what:11} {key:40} {off:.1e}  {'equal' if off <= limit else 'DIFFERS'}")
+        far += print_deviations(found, expected, f"{name:13} {what:11} ")
     return far
 
 

@@ -67,7 +67,7 @@ def configs(domain: Domain) -> Configs:
     return Configs(
         pretrain=config_class(
             "PretrainConfig",
-            "Masked autoregressive pretraining.",
+            "Pretraining of an encoder without labels.",
             data=Option(domain.data, f"{title}; labels are not used."),
             model=replace(model, help="The encoder."),
             objective=Option(
