@@ -37,6 +37,14 @@ def classifier(name):
     return compute
 
 
+def of_hidden_patches(arrays, theirs, ours, mask):
+    """Keep predictions of hidden patches only, which are all that our models make."""
+    hidden = ours.pop("prediction")
+    ours["hidden"] = hidden
+    for found in (arrays, theirs):
+        found["hidden"] = found["prediction"][mask].reshape(hidden.shape)
+
+
 def mae(state, arrays):
     mask = arrays["mask"].bool()
     images, ids = arrays["images"], arrays["ids_restore"].argsort(1)[:, : int((~mask[0]).sum())]
@@ -46,12 +54,7 @@ def mae(state, arrays):
     index = torch.cat([torch.zeros_like(shuffled[:, :1]), shuffled], 1)[..., None]
     theirs["latent"] = theirs["latent"].take_along_dim(index, 1)
     ours["latent"] = ours["encoder"].take_along_dim(index, 1)
-    hidden = arrays["prediction"][mask].reshape(ours["prediction"].shape)
-    arrays |= {"hidden": hidden}
-    theirs["hidden"], ours["hidden"] = (
-        theirs["prediction"][mask].reshape(hidden.shape),
-        ours.pop("prediction"),
-    )
+    of_hidden_patches(arrays, theirs, ours, mask)
     return theirs, ours
 
 
@@ -59,12 +62,7 @@ def official(state, arrays):
     mask, images = arrays["mask"].bool(), arrays["images"]
     theirs = published.authors(state, images, mask, 3, 4)
     ours = pretrain(state, images, mask, decoder_heads=4, num_heads=3)
-    hidden = arrays["prediction"][mask].reshape(ours["prediction"].shape)
-    arrays |= {"hidden": hidden}
-    theirs["hidden"], ours["hidden"] = (
-        theirs["prediction"][mask].reshape(hidden.shape),
-        ours.pop("prediction"),
-    )
+    of_hidden_patches(arrays, theirs, ours, mask)
     return theirs, ours
 
 

@@ -61,7 +61,7 @@ class PretrainTask(Task):
         self.mixer: Mix | None = config.objective.mixer()
         steps_per_epoch = len(self.train_data) // config.training.batch_size
         self.model.begin(config.training.epochs * steps_per_epoch)
-        self.monitor: Monitor | None = open_monitor(domain, config)
+        self.monitor: Monitor | None = open_monitor(domain, config, self.model)
         self.keep_best = config.monitor.keep_best
 
     def data_settings(self) -> dict[str, Any]:
