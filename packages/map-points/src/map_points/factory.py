@@ -1,11 +1,13 @@
 """From the ``model`` section of a configuration to a model."""
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import map_core.tasks.trained_models
 from map_core.tasks.trained_models import Models
 from map_points.blocks import ScanKind
-from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model
+from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model, named_settings
 from map_points.tokenizer import PointOrder
 from map_points.weights import load_init
 
@@ -62,6 +64,12 @@ def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
     )
 
 
+def resolved(config: PointModelConfig) -> dict[str, Any]:
+    """Every setting of a model."""
+    known = inspect.signature(HybridNet3D).parameters.items()
+    return {name: entry.default for name, entry in known} | named_settings(config.name) | config.arguments()
+
+
 # the rest may differ between pretraining and what follows it: more patches, more dropout
 TIED = (
     "name",
@@ -75,6 +83,7 @@ TIED = (
     "patch_size",
     "order",
 )
+UNSEEN = ("num_heads", "neighbors", "scan", "patch_size", "order")
 MODELS = Models(
     config=PointModelConfig,
     names=MODEL_NAMES,
@@ -84,4 +93,6 @@ MODELS = Models(
     create_probed=create_probed,
     load_init=load_init,
     tied=TIED,
+    unseen=UNSEEN,
+    resolved=resolved,
 )

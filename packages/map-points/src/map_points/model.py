@@ -162,12 +162,21 @@ class HybridNet3D(nn.Module):
         self.encoder.activation_checkpointing = enable
 
 
-def create_point_model(name: str, num_classes: int = 40, **changes: Any) -> HybridNet3D:
-    """Create ``mamba3d`` or ``hybridnet3d``, with changes to its arguments.
+def named_settings(name: str) -> dict[str, Any]:
+    """What a model's name says of it.
 
     Raises:
         UserError: an unknown name.
     """
     if name not in LAYOUTS:
         raise UserError(f"model {name!r} is unknown; {near_matches(name, MODEL_NAMES)}")
-    return HybridNet3D(num_classes, **{"layout": LAYOUTS[name], **changes})
+    return {"layout": LAYOUTS[name]}
+
+
+def create_point_model(name: str, num_classes: int = 40, **changes: Any) -> HybridNet3D:
+    """Create ``mamba3d`` or ``hybridnet3d``, with changes to its arguments.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    return HybridNet3D(num_classes, **{**named_settings(name), **changes})

@@ -14,10 +14,11 @@ from map_core.errors import UserError
 from map_core.masking import Masking, MaskScope, MaskStrategy
 from map_core.objective import Loss, MaskedAutoregression, Objective, Reconstruction, Terms
 from map_core.ops import Linear
+from map_core.paths import expanded
 from map_core.randomness import Draw
 from map_core.regions import AttentionMaskKind, RegionRule
 from map_core.tasks.classification import Mixer, report_skipped, required_training_samples
-from map_core.tasks.domain import Domain, OpenedData, data_settings
+from map_core.tasks.domain import Domain, OpenedData, data_settings, input_of, refuse_other_samples
 from map_core.tasks.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
 from map_core.training import Task
 from map_core.training.task import MapStyleDataset, exported_file
@@ -142,12 +143,15 @@ class PretrainTask(Task):
 
     def __init__(self, domain: Domain, config: Any, data: OpenedData | None = None) -> None:
         self.domain, self.config = domain, config
+        if data is not None:
+            refuse_other_samples(required_training_samples(data), labelled=False)
         self.collate = domain.collate
         torch.manual_seed(config.training.seed)
         backbone = domain.models.create_backbone(config.model)
         backbone.set_grad_checkpointing(config.training.activation_checkpointing)  # type: ignore[operator]
         self.model = domain.build_objective(backbone, config.objective)
         if config.init is not None:
+            domain.models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             domain.models.load_init(backbone, config.init)
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
         self.train_data = required_training_samples(self.data)
@@ -157,9 +161,11 @@ class PretrainTask(Task):
         return data_settings(self.config.data, self.data.preprocessing)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
-        inputs = batch[0]
+        inputs = input_of(batch)
         if self.mixer is not None:
-            inputs, _ = self.mixer(inputs, torch.zeros_like(batch[1]), draw)
+            inputs, _ = self.mixer(
+                inputs, torch.zeros(len(inputs), dtype=torch.long, device=inputs.device), draw
+            )
         return model(inputs, draw)
 
     def current_name(self, name: str) -> str:
@@ -183,10 +189,8 @@ class PretrainTask(Task):
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         assert isinstance(model, Objective)
-        assert self.data.plain_train is not None
-        self.domain.draw(
-            model, inputs_to_draw(self.data.plain_train), directory / "reconstructions.png", data=self.data
-        )
+        samples = self.train_data if self.data.plain_train is None else self.data.plain_train
+        self.domain.draw(model, inputs_to_draw(samples), directory / "reconstructions.png", data=self.data)
         report_skipped(self.domain, self.data, summary)
 
 
@@ -214,7 +218,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     Raises:
         UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
     """
-    path = Path(path)
+    path = expanded(path)
     model_file = path / MODEL_FILE if path.is_dir() else path
     decoder_file = model_file.with_name(model_file.name.replace("model", "pretraining", 1))
     description, model = read_description(decoder_file), domain.models.described(path)
@@ -276,4 +280,4 @@ def hide_and_reconstruct(
 def inputs_to_draw(samples: MapStyleDataset, count: int = PICTURES) -> Tensor:
     """Stack the inputs of ``count`` samples spread evenly over the data set, so that every class has its chance."""
     chosen = range(0, len(samples), max(len(samples) // count, 1))[:count]
-    return torch.stack([samples[i][0] for i in chosen])
+    return torch.stack([input_of(samples[i]) for i in chosen])

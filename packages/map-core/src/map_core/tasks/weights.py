@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 from map_core.runs.files import replacing, save_json, save_tensors
 from map_core.tasks.foreign_weights import looks_like, unwrapped, without_prefix
 from map_core.tasks.typed import fits, name_of
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
 DESCRIBED = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
-    "objective": dict, "head": dict,
+    "objective": dict, "head": dict, "parts": list,
 }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def weights_file(path: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(path)
+    path = expanded(path)
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         hint = " (the run has not finished: resume it)" if (path / "checkpoints").is_dir() else ""
@@ -95,7 +96,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the description is no JSON, or lacks or misspells what a description says.
     """
-    path = Path(path)
+    path = expanded(path)
     file = (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
     if not file.is_file():
         return {}
@@ -112,6 +113,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"{file}: {key} must be a {kind.__name__}; got {description[key]!r}; export the run again"
             )
+    if not all(isinstance(name, str) for name in description.get("classes", ())):
+        raise UserError(f"{file}: classes must be a list of names; export the run again")
     if description.get("holds") == "classifier" and not description.get("classes"):
         raise UserError(f"{file} describes a classifier but lacks its classes; export the run again")
     return description
