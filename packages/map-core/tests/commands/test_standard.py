@@ -1,6 +1,8 @@
 """The commands of every domain, from the command line to their files, on a domain in miniature."""
 
 import csv
+import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -23,6 +25,7 @@ from map_core.commands.standard import (
     refuse_other_classes,
     standard_commands,
 )
+from map_core.runs.checkpoint import find_fault
 from map_core.tasks.pretraining import PretrainTask, hide_and_reconstruct, load_objective
 
 QUICK = [
@@ -94,6 +97,70 @@ def test_a_recipe_does_not_go_before_what_the_weights_are_tied_to(runs, tmp_path
     assert run("finetune", "--config", recipe, *QUICK, "--init", runs.pretrain, "--out", out) == 0
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["model"]["embed_dim"], config["data"]["count"]) == (12, 16)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "told"),
+    [(1, 1, "set --training.batch_size to 2 or more"), (4, 4, "set --training.batch_size to 8 or more")],
+)
+def test_a_probe_needs_two_samples_in_a_micro_batch(runs, tmp_path, capsys, batch, accumulation, told):
+    """Batch normalisation has no deviation of one."""
+    split = [f"--training.batch_size={batch}", f"--training.accumulation_steps={accumulation}"]
+    line = ["linear-probe", *QUICK, "--init", runs.pretrain, "--out", tmp_path / "run"]
+    assert run(*line, *split) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(
+        "map-toy: error: a micro-batch of 1 sample(s) is too small for batch normalisation: "
+    )
+    assert (
+        f"training.batch_size {batch} is split over 1 process(es) times accumulation_steps {accumulation}"
+        in message
+    )
+    assert told in message
+    assert run(*line) == 0, "what failed at its first step starts anew in its place"
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "file"),
+    [
+        ("map_core.tasks.weights", "save_tensors", "model.safetensors"),
+        ("map_core.tasks.weights", "save_json", "model.json"),
+        ("map_core.runs.summary", "save_json", "summary.json"),
+        ("map_core.runs.pictures", "replacing", "curves.png"),
+        ("toy_domain", "draw", "reconstructions.png"),
+    ],
+)
+def test_a_disk_that_is_full_during_the_export_loses_nothing(
+    tmp_path, capsys, monkeypatch, module, name, file
+):
+    """One sentence, the checkpoints as they were, and resuming writes what an undisturbed run leaves."""
+    line, out = ["pretrain", *QUICK], tmp_path / "run"
+
+    def full(*arguments, **more):
+        raise FULL
+
+    with monkeypatch.context() as patch:
+        if module == "toy_domain":
+            broken = dataclasses.replace(DOMAIN, draw=full)
+            assert main("map-toy", standard_commands(broken), DOMAIN.recipes, [*line, "--out", str(out)]) == 2
+        else:
+            patch.setattr(f"{module}.{name}", full)
+            assert run(*line, "--out", out) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == (
+        f"map-toy: error: the disk is full ({FULL}) while writing the run in {out}; its checkpoints are unharmed; "
+        "make room, then continue with --resume auto"
+    )
+    assert not (out / file).exists()
+    assert find_fault(out / "checkpoints/step_00000006") is None
+    assert run(*line, "--out", out, "--resume=auto") == 0
+    assert run(*line, "--out", tmp_path / "whole") == 0
+    for weights in ("model.safetensors", "pretraining.safetensors"):
+        assert (out / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
 
 
 def test_a_signal_during_the_export_is_in_the_status_of_a_finished_run(tmp_path, monkeypatch):

@@ -1,12 +1,11 @@
 """The command line: ``map-points COMMAND --config RECIPE --section.key value ...``."""
 
-from pathlib import Path
-
 import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.convert import convert_command
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import standard_commands, starting_from_run, train_task
+from map_core.paths import expanded
 from map_core.runs.files import require_folder
 from map_core.study.command import study_commands
 from map_points.data import write_part_shapes
@@ -39,7 +38,7 @@ def fewshot(config: FewShotConfig) -> None:
 def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     """Write two-part shapes as txt files with their lists."""
     settings = vars(config).copy()
-    out = Path(settings.pop("out"))
+    out = expanded(settings.pop("out"))
     require_folder(out)
     write_part_shapes(out, **settings)
     print(f"two-part shapes -> {out} (--data.root {out})")

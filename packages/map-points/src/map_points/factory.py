@@ -1,6 +1,8 @@
 """From the ``model`` section of a configuration to a model."""
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import map_core.tasks.trained_models
 from map_core.positions import MlpActivation
@@ -8,7 +10,7 @@ from map_core.tasks.trained_models import Models
 from map_points.blocks import ScanKind, SpreadKind
 from map_points.checkpoints import FAMILIES
 from map_points.conventions import CONVENTIONS, PoolKind
-from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model
+from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model, named_settings
 from map_points.tokenizer import PointOrder
 from map_points.weights import load_init
 
@@ -84,6 +86,12 @@ def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
     return create_point_model(config.name, num_classes, linear_head=True, **config.arguments() | PRETRAINED)
 
 
+def resolved(config: PointModelConfig) -> dict[str, Any]:
+    """Every setting of a model."""
+    known = inspect.signature(HybridNet3D).parameters.items()
+    return {name: entry.default for name, entry in known} | named_settings(config.name) | config.arguments()
+
+
 # the rest may differ between pretraining and what follows it: more patches, more dropout
 TIED = (
     "name",
@@ -99,6 +107,7 @@ TIED = (
     "second_order",
     *CONVENTIONS,
 )
+UNSEEN = ("num_heads", "neighbors", "scan", "patch_size", "order")
 MODELS = Models(
     config=PointModelConfig,
     names=MODEL_NAMES,
@@ -109,4 +118,6 @@ MODELS = Models(
     load_init=load_init,
     tied=TIED,
     families=FAMILIES,
+    unseen=UNSEEN,
+    resolved=resolved,
 )

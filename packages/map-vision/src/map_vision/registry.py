@@ -161,15 +161,23 @@ def model_class(name: str) -> type[nn.Module]:
     return MambaVision if name in PYRAMIDS else HybridNet
 
 
-def _entrypoint(name: str) -> Callable[..., nn.Module]:
+def named_settings(name: str) -> dict[str, Any]:
+    """What a registered model's name says of it."""
     if name in PYRAMIDS:
-        defaults = PYRAMIDS[name]
+        return PYRAMIDS[name]
+    img_size, arguments = ARCHITECTURES[name]
+    return {"img_size": img_size, **arguments}
+
+
+def _entrypoint(name: str) -> Callable[..., nn.Module]:
+    defaults = named_settings(name)
+    if name in PYRAMIDS:
         summary = f"{name}: stages of {defaults['depths']} blocks, the last {defaults['embed_dim']} wide."
         feature_cfg: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
     else:
-        img_size, arguments = ARCHITECTURES[name]
-        defaults = {"img_size": img_size, **arguments}
-        summary = f"{name}: {arguments['layout']} of width {arguments['embed_dim']} at {img_size} px."
+        summary = (
+            f"{name}: {defaults['layout']} of width {defaults['embed_dim']} at {defaults['img_size']} px."
+        )
         feature_cfg = {"out_indices": 3, "feature_cls": "getter"}
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # a wrapper with features_only

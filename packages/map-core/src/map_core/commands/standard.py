@@ -12,13 +12,14 @@ import numpy as np
 from map_core.commands.command import Command, as_defaults, section_of_run
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
-from map_core.errors import RunStopped, UserError
+from map_core.errors import RunStopped, UserError, visible
+from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
 from map_core.runs.pictures import require_picture
 from map_core.runs.run_directory import require_run_directory
 from map_core.runs.summary import write_summary
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
-from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.domain import Domain, OpenedData, Samples
 from map_core.tasks.evaluation import (
     Stopwatch,
     choose_device,
@@ -37,6 +38,11 @@ TRAINING = Option(TrainingConfig, "Epochs, batch, learning rate and the like.")
 RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None)
 START = Option(
     str | None, "A pretraining run or weights file to start from; from scratch when not given.", None
+)
+MAY_DIFFER = Option(
+    list[str] | None,
+    "Settings of the model in which it is meant to differ from that of init although the weights fit, such as order.",
+    None,
 )
 
 
@@ -79,6 +85,7 @@ def configs(domain: Domain) -> Configs:
             init_decoder=Option(
                 bool, "Start decoder and head from there as well, to go on pretraining.", False
             ),
+            init_may_differ=MAY_DIFFER,
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/pretrain"),
         ),
@@ -90,6 +97,7 @@ def configs(domain: Domain) -> Configs:
             objective=Option(domain.classification, "Loss, label smoothing and the like."),
             training=TRAINING,
             init=START,
+            init_may_differ=MAY_DIFFER,
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/finetune"),
         ),
@@ -224,7 +232,7 @@ def train_task(make: Callable[[Any], Task], config: Any) -> None:
     Raises:
         RunStopped: a signal asked it to stop.
     """
-    out = Path(config.out)
+    out = expanded(config.out)
     require_run_directory(out, config.resume)
     summary = train(make(config), config.training, out, resume=config.resume, run_config=config)
     if summary["stopped_by"]:
@@ -233,7 +241,7 @@ def train_task(make: Callable[[Any], Task], config: Any) -> None:
 
 def evaluate(domain: Domain, config: Any) -> None:
     """Evaluate a run, print its measures and write summary.json."""
-    out = Path(config.out)
+    out = expanded(config.out)
     require_folder(out)
     config.evaluation.validate()
     refuse_training_run(out)
@@ -244,7 +252,7 @@ def evaluate(domain: Domain, config: Any) -> None:
         print(summary["protocol"])
     for name, value in summary.items():
         if name.startswith("test_"):
-            print(f"{name:26} {value:.4g}")
+            print(f"{visible(name):26} {value:.4g}")
     out.mkdir(parents=True, exist_ok=True)
     write_summary(out, {"task": "evaluate", "init": config.init, **summary})
 
@@ -262,7 +270,7 @@ def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
             model, data.evaluation, config.evaluation, collate=domain.collate, title="evaluate"
         )
     if data.skipped().count:
-        print(data.skipped().note)
+        print(visible(data.skipped().note))
     protocol = domain.protocol(config.evaluation)
     return {
         **({"protocol": protocol} if protocol else {}),
@@ -277,21 +285,23 @@ def predict(domain: Domain, config: Any) -> None:
     """Write a CSV with the most probable classes of each file."""
     at_least_one("top", config.top)
     config.evaluation.validate()
-    require_file(Path(config.out))
+    require_file(expanded(config.out))
     model, classes = domain.models.classifier(config.init)
     files = getattr(config, f"{domain.sample}s")
     described = domain.models.described(config.init)
     samples = domain.open_files(files, config.data, described, read_description(config.init))
     logits, _ = domain.logits(model, samples, config.evaluation, collate=domain.collate, title="predict")
     probabilities = logits.softmax(dim=1).numpy()
-    write_predictions(Path(config.out), domain.sample, samples.names, classes, probabilities, top=config.top)
+    write_predictions(
+        expanded(config.out), domain.sample, samples.names, classes, probabilities, top=config.top
+    )
 
 
 def features(domain: Domain, config: Any) -> None:
     """Write features of files, or of the run's training and evaluation splits with a kNN score."""
     at_least_one("neighbors", config.neighbors)
     config.evaluation.validate()
-    files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
+    files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
     require_file(out)
     if files is None:
         require_file(score_file(out))
@@ -309,7 +319,7 @@ def features(domain: Domain, config: Any) -> None:
     data = domain.open_data(config.data, described, "features", read_description(config.init))
     measured = {}
     for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
-        if samples_or_none is not None:
+        if isinstance(samples_or_none, Samples):
             values, labels = extract(samples=samples_or_none, title=f"features of {split}")
             measured[split] = SplitFeatures(values, labels, samples_or_none.names)
     write_features(out, measured, data.classes, neighbors=config.neighbors, evaluated_on=data.evaluated_on)
@@ -318,7 +328,7 @@ def features(domain: Domain, config: Any) -> None:
 def reconstruct(domain: Domain, config: Any) -> None:
     """Write a picture of what a pretrained model reconstructs."""
     at_least_one("count", config.count)
-    files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
+    files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
     require_picture(out)
     trained = load_objective(domain, config.init)
     if files is not None:
@@ -327,9 +337,9 @@ def reconstruct(domain: Domain, config: Any) -> None:
     else:
         purpose: Any = "pretrain" if config.split == "train" else "evaluate"
         data = domain.open_data(config.data, trained.model, purpose, read_description(config.init))
-        samples_or_none = data.plain_train if config.split == "train" else data.evaluation
-        assert samples_or_none is not None
-        samples = samples_or_none
+        split = data.plain_train if config.split == "train" else data.evaluation
+        assert isinstance(split, Samples)
+        samples = split
     inputs = inputs_to_draw(samples, config.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.randomness import Draw
-from map_core.tasks.domain import Domain, Samples
+from map_core.tasks.domain import Domain
 from map_core.tasks.evaluation import EvaluationConfig, autocast, collect, pooled_features
 from map_core.tasks.features import knn_accuracy
 from map_core.training.loading import batches_in_order
@@ -168,7 +168,7 @@ def open_monitor(domain: Domain, config: Any, objective: Objective) -> Monitor |
     return monitor
 
 
-def spread(samples: Samples, count: int) -> MapStyleDataset:
+def spread(samples: MapStyleDataset, count: int) -> MapStyleDataset:
     """``count`` samples spread evenly over ``samples``, or all of fewer."""
     total = len(samples)
     if total <= count:

@@ -78,6 +78,7 @@ class SegmentConfig:
         objective: The segmentation head and its loss.
         training: Epochs, batch, learning rate and the like.
         init: A pretraining run, a part segmenter or a weights file to start from; from scratch when not given.
+        init_may_differ: Settings of the model in which it is meant to differ from that of init, such as order.
         resume: 'auto' continues the newest checkpoint in out; a path continues that one.
         out: Run directory.
     """
@@ -87,6 +88,7 @@ class SegmentConfig:
     objective: SegmentationConfig = field(default_factory=SegmentationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     init: str | None = None
+    init_may_differ: list[str] | None = None
     resume: str | None = None
     out: str = "runs/segment"
 
@@ -149,6 +151,7 @@ class SegmentTask(Task):
         model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)
         model.backbone.set_grad_checkpointing(config.training.activation_checkpointing)
         if config.init is not None:
+            MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             start_from(model, config.init)
         self.model = model
 
@@ -244,7 +247,21 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
     config, description = MODELS.described(path), read_description(path)
     if config is None or "parts" not in description:
         raise UserError(f"{path} describes no part segmenter: give a run of map-points segment")
+    if not are_parts(description["parts"]) or len(description["parts"]) != len(
+        description.get("classes", ())
+    ):
+        raise UserError(
+            f"the .json of {path} does not list the parts of each of its classes; export the run again"
+        )
     parts = tuple(tuple(own) for own in description["parts"])
     model = described_segmenter(config, description)
     load_whole(model, path, load_init)
     return TrainedSegmenter(model, tuple(description["classes"]), parts)
+
+
+def are_parts(value: Any) -> bool:
+    """Whether a value of JSON lists the parts of categories: numbers from 0 on, some for each."""
+    return all(
+        isinstance(own, list) and own and all(type(part) is int and part >= 0 for part in own)
+        for own in value
+    )
