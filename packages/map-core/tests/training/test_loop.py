@@ -135,6 +135,6 @@ class Streamed(torch.utils.data.IterableDataset):
 def test_a_stream_of_samples_is_refused_before_a_run_is_begun(tmp_path):
     task = ToyTask()
     task.train_data = Streamed()
-    with pytest.raises(UserError, match="training data must be map-style, .*; Streamed is not"):
+    with pytest.raises(UserError, match=r"training data must be map-style, .*; Streamed is not"):
         train(task, toy_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()

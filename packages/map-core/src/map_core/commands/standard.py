@@ -1,6 +1,6 @@
 """The commands that every domain has, written once over what the domain hands over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from map_core.commands.options import Option, config_class
 from map_core.errors import RunStopped, UserError, visible
 from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
+from map_core.runs.notes import tell
 from map_core.runs.pictures import require_picture
 from map_core.runs.run_directory import require_run_directory
 from map_core.runs.summary import write_summary
@@ -38,6 +39,7 @@ RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a pa
 START = Option(
     str | None, "A pretraining run or weights file to start from; from scratch when not given.", None
 )
+RESULTS = ("summary.json", "model.safetensors", "curves.png", "reconstructions.png")
 MAY_DIFFER = Option(
     list[str] | None,
     "Settings of the model in which it is meant to differ from that of init although the weights fit, such as order.",
@@ -230,6 +232,15 @@ def train_task(make: Callable[[Any], Task], config: Any) -> None:
     summary = train(make(config), config.training, out, resume=config.resume, run_config=config)
     if summary["stopped_by"]:
         raise RunStopped(Signals[summary["stopped_by"]])
+    tell(closing_line(out, summary))
+
+
+def closing_line(out: Path, summary: Mapping[str, Any]) -> str:
+    """Say what a finished run measured, of what, and where everything is."""
+    measures = [f"{name} {value:.4g}" for name, value in summary.items() if name.startswith("test_")]
+    told = f"{', '.join(measures)} on {summary.get('evaluated_on')}; " if measures else ""
+    files = [name for name in RESULTS if (out / name).exists()]
+    return f"{told}results in {out}: {', '.join(files)}"
 
 
 def evaluate(domain: Domain, config: Any) -> None:
@@ -243,11 +254,13 @@ def evaluate(domain: Domain, config: Any) -> None:
     summary = measure(config)
     if "protocol" in summary:
         print(summary["protocol"])
+    print(f"evaluated on {visible(summary['evaluated_on'])}")
     for name, value in summary.items():
         if name.startswith("test_"):
             print(f"{visible(name):26} {value:.4g}")
     out.mkdir(parents=True, exist_ok=True)
     write_summary(out, {"task": "evaluate", "init": config.init, **summary})
+    tell(f"-> {out / 'summary.json'}")
 
 
 def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
@@ -263,7 +276,7 @@ def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
             model, data.evaluation, config.evaluation, collate=domain.collate, title="evaluate"
         )
     if data.skipped().count:
-        print(visible(data.skipped().note))
+        tell(data.skipped().note)
     protocol = domain.protocol(config.evaluation)
     return {
         **({"protocol": protocol} if protocol else {}),
@@ -337,7 +350,7 @@ def reconstruct(domain: Domain, config: Any) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
     domain.draw(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
-    print(f"{len(inputs)} {domain.sample}s -> {out}")
+    tell(f"{len(inputs)} {domain.sample}s -> {out}")
 
 
 def info(domain: Domain, config: Any) -> None:

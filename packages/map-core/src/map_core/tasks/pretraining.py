@@ -157,6 +157,9 @@ class PretrainTask(Task):
         self.train_data = required_training_samples(self.data)
         self.mixer: Mixer | None = config.objective.mixer()
 
+    def data_description(self) -> str:
+        return self.data.description
+
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, self.data.preprocessing)
 

@@ -123,6 +123,9 @@ class SegmentTask(Task):
             load_init(model.backbone, config.init)
         self.model = model
 
+    def data_description(self) -> str:
+        return self.data.description
+
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, {}, classes=self.data.classes, parts=self.data.parts)
 
