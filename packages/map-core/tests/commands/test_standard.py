@@ -16,6 +16,7 @@ import yaml
 from toy_domain import CLASSES, DOMAIN, ToyDataConfig, ToyModelConfig, ToySamples
 
 from map_core import UserError
+from map_core.commands.listing import standard_commands
 from map_core.commands.program import main
 from map_core.commands.standard import (
     at_least_one,
@@ -23,7 +24,6 @@ from map_core.commands.standard import (
     data_of_run,
     model_of_run,
     refuse_other_classes,
-    standard_commands,
 )
 from map_core.runs.checkpoint import find_fault
 from map_core.runs.notes import note, tell
@@ -41,7 +41,9 @@ RUNNING = [f"--evaluation.{setting}" for setting in ("workers=0", "device=cpu", 
 
 def run(*arguments):
     """Run a command of the toy domain; return its status."""
-    return main("map-toy", standard_commands(DOMAIN), DOMAIN.recipes, [str(part) for part in arguments])
+    return main(
+        "map-toy", standard_commands(DOMAIN, sample="toy"), DOMAIN.recipes, [str(part) for part in arguments]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,15 @@ def test_a_disk_that_is_full_during_the_export_loses_nothing(
     with monkeypatch.context() as patch:
         if module == "toy_domain":
             broken = dataclasses.replace(DOMAIN, draw=full)
-            assert main("map-toy", standard_commands(broken), DOMAIN.recipes, [*line, "--out", str(out)]) == 2
+            assert (
+                main(
+                    "map-toy",
+                    standard_commands(broken, sample="toy"),
+                    DOMAIN.recipes,
+                    [*line, "--out", str(out)],
+                )
+                == 2
+            )
         else:
             patch.setattr(f"{module}.{name}", full)
             assert run(*line, "--out", out) == 2
@@ -426,7 +436,7 @@ def test_files_are_given_by_the_name_of_the_domains_samples():
 
 
 def test_every_command_is_there_once_in_the_order_of_the_help():
-    assert [command.name for command in standard_commands(DOMAIN)] == [
+    assert [command.name for command in standard_commands(DOMAIN, sample="toy")] == [
         "pretrain", "finetune", "linear-probe", "evaluate", "predict", "features", "reconstruct", "info",
     ]  # fmt: skip
 

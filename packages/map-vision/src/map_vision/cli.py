@@ -1,12 +1,12 @@
 """The command line: ``map-vision COMMAND --config RECIPE --section.key value ...``."""
 
 import map_core.commands.program
-from map_core.commands.standard import standard_commands
-from map_core.study.command import study_commands
-from map_vision.domain import DOMAIN
+from map_core.commands.listing import standard_commands, study_commands
+
+DOMAIN = "map_vision.domain:DOMAIN"
+COMMANDS = [*standard_commands(DOMAIN, sample="image"), *study_commands(DOMAIN)]
 
 
 def main() -> int:
     """Run the command line of this process."""
-    commands = [*standard_commands(DOMAIN), *study_commands(DOMAIN)]
-    return map_core.commands.program.main(DOMAIN.program, commands, DOMAIN.recipes)
+    return map_core.commands.program.main("map-vision", COMMANDS, "map_vision.recipes")

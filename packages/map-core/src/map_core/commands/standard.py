@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from map_core.commands.command import Command, as_defaults, section_of_run
+from map_core.commands.command import as_defaults, section_of_run
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
 from map_core.errors import RunStopped, UserError, visible
@@ -140,41 +140,9 @@ def configs(domain: Domain) -> Configs:
     )
 
 
-def standard_commands(domain: Domain) -> list[Command]:
-    """The commands of a domain, in the order in which its ``--help`` lists them."""
-    kinds, files = configs(domain), f"{domain.sample}s"
-    data = partial(data_of_run, domain)
-
-    def command(
-        name: str, help: str, config: type, run: Callable[[Domain, Any], None], defaults: Any = None
-    ) -> Command:
-        return Command(name, help, config, partial(run, domain), defaults)
-
-    finetuning = command("finetune", "train a classifier", kinds.finetune, finetune)
-    probing = command(
-        "linear-probe", "train a linear classifier on frozen features", kinds.finetune, linear_probe
-    )
-    return [
-        command("pretrain", f"pretrain an encoder on {files}", kinds.pretrain, pretrain),
-        starting_from_run(domain, finetuning),
-        starting_from_run(domain, probing),
-        command("evaluate", "measure a trained model", kinds.evaluate, evaluate, data),
-        command("predict", f"classes of {files}, as CSV", kinds.predict, predict, data),
-        command("features", "features as npz, and a kNN score", kinds.features, features, data),
-        command(
-            "reconstruct",
-            "picture of what a pretrained model reconstructs",
-            kinds.reconstruct,
-            reconstruct,
-            data,
-        ),
-        command("info", "versions, devices, implementations, models", kinds.info, info),
-    ]
-
-
-def starting_from_run(domain: Domain, command: Command) -> Command:
-    """A command that trains from ``--init``: what the weights there are tied to goes before recipes, the rest after."""
-    return replace(command, defaults=partial(model_of_run, domain), settled=partial(model_of_weights, domain))
+def config_of(domain: Domain, command: str) -> type:
+    """The configuration of a command."""
+    return getattr(configs(domain), command)
 
 
 def data_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
