@@ -206,7 +206,8 @@ class TestRuns:
         assert told["images"] == 12
         first, *measures, last = capsys.readouterr().out.splitlines()
         assert (first, last) == ("evaluated on val", f"-> {out}/summary.json")
-        assert dict(line.split() for line in measures) == {key: f"{told[key]:.4g}" for key in told if key.startswith("test_")}
+        expected = {key: f"{value:.4g}" for key, value in told.items() if key.startswith("test_")}
+        assert dict(line.split() for line in measures) == expected
 
     def test_evaluation_in_bf16_is_near_that_in_fp32(self, runs, tmp_path):
         losses = {}

@@ -89,7 +89,10 @@ def small_model(name, img_size=24):
     """Overrides that keep what kinds of layers a recipe's model has, and nothing of its size."""
     if "mambavision" in name:
         pyramid = ("embed_dim=64", "stem_dim=4", "depths=[1,1,2,2]", "num_heads=[2,2]", "window_size=[2,2]")
-        return ("--model.img_size=64", *(f"--model.{setting}" for setting in pyramid))  # a cell has 32x32 pixels
+        return (
+            "--model.img_size=64",
+            *(f"--model.{setting}" for setting in pyramid),
+        )  # a cell has 32x32 pixels
     layout = "Mx2" if "mambar" in name else "Tx2" if "vit" in name else "Mx1,Tx1"
     return (
         f"--model.img_size={img_size}",
