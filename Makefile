@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-SOURCES := packages tests benchmarks examples
+SOURCES := packages tests benchmarks examples docs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format fuzz bench clean
@@ -37,8 +37,8 @@ setup: $(VENV)/test.stamp ## install all four packages and the development tools
 demo: $(VENV)/demo.stamp ## with few labels, does pretraining pay? three seeds on real digits (about 5 minutes on 2 cores)
 	$(BIN)/map-vision study --study digits_labels --jobs 2 --out runs/demo
 
-test: $(VENV)/test.stamp ## run the test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/test.stamp ## run the test suite, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/test.stamp ## check format, style, types, import contracts and spelling
 	$(BIN)/ruff format --check $(SOURCES)

@@ -21,7 +21,7 @@ OUT = Path(__file__).parents[1] / "images" / "idea.png"
 
 
 def show_patches(axis: Axes, pixels: np.ndarray, hidden: np.ndarray, upto: int) -> None:
-    """Draw the image; hidden patches of rows from ``upto`` on are grey, those before are shown in their row's colour."""
+    """Draw the image; hidden patches are grey in rows from ``upto`` on, in their row's colour before."""
     axis.imshow(pixels, cmap="gray_r", vmin=0, vmax=16)
     for place in range(16):
         row, col = divmod(place, 4)
@@ -78,7 +78,9 @@ def main() -> None:
     axes[1].set_title("2  the decoder: a row sees itself\nand the rows before it", fontsize=9)
     for step in range(1, 5):
         show_patches(axes[1 + step], pixels, hidden, upto=step)
-        axes[1 + step].set_title(f"row {step}" if step > 1 else "3  predicted (drawn with\nthe true pixels): row 1", fontsize=9)
+        axes[1 + step].set_title(
+            f"row {step}" if step > 1 else "3  predicted (drawn with\nthe true pixels): row 1", fontsize=9
+        )
     figure.savefig(OUT, dpi=130)
     print(OUT)
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from map_core import Features, RegionDecoder, sample_mask
+from map_core import Features, RegionDecoder, make_position, region_attention_mask, sample_mask
 from map_core.initialization import undecayed_parameters
 from map_core.testing import LinearPosition, toy_tokens
 from map_core.tokens import gather_tokens
@@ -116,3 +117,37 @@ def test_the_shape_of_the_authors_code():
     assert {block.attn.num_heads for block in decoder.blocks} == {16}
     assert decoder.embed.weight.shape == (192, 768)
     assert decoder.blocks[0].mlp.fc1.weight.shape == (4 * 192, 192)
+
+
+def test_global_tokens_learn_positions_of_their_own():
+    """The others keep theirs, global tokens are read by all, and gradients reach their positions."""
+    tokens = toy_tokens(grid=(3, 2), batch=2, num_global=2)
+    position = make_position("learned", 8, grid=(3, 2))
+    decoder = RegionDecoder(16, position, embed_dim=8, depth=1, num_heads=2, num_global=2)
+    nn.init.normal_(decoder.global_position)
+    mask = sample_mask(tokens, 0.5)
+    features = Features(torch.randn(2, 5, 16), mask.keep)
+    x = decoder.sequence(features, tokens, mask)
+    front = decoder.embed(features.embedding[:, :2]) + decoder.global_position
+    assert torch.equal(x[:, :2], front)
+    places = position(tokens.position[:, 2:], (3, 2)).expand(2, -1, -1)
+    hidden = mask.hidden[:, 2:]
+    assert torch.equal(x[:, 2:][hidden], (decoder.mask_token + places)[hidden])
+    region = torch.tensor([[-1, -1, 0, 0, 1, 1, 2, 2]])
+    decoder.decode(x, region_attention_mask(region, "map"), mask.drop).square().sum().backward()
+    assert (decoder.global_position.grad.abs().sum(1) > 0).all()
+    assert "global_position" in undecayed_parameters(decoder)
+
+
+def test_positions_are_added_before_every_block_where_asked_for():
+    decoder = RegionDecoder(
+        ENCODER_DIM, LinearPosition(WIDTH), embed_dim=WIDTH, depth=3, num_heads=2, repeat_position=True
+    )
+    tokens, mask = masked_tokens()
+    features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
+    x, position = decoder.sequence(features, tokens, mask), decoder.position(tokens.position)
+    for i, block in enumerate(decoder.blocks):
+        x = block(x if i == 0 else x + position)
+    expected = torch.stack([decoder.norm(x)[b, mask.hidden[b]] for b in range(3)])
+    everyone = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
+    torch.testing.assert_close(decoder(features, tokens, mask, everyone), expected)

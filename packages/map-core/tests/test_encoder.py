@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from map_core import Features, Registers, UserError, expand_layout, sample_mask
+from map_core import Features, Registers, TokenMask, UserError, expand_layout, sample_mask
 from map_core.encoder import Backbone
 from map_core.testing import GridBackbone, LinearPosition, toy_encoder, toy_tokens
-from map_core.tokens import gather_tokens
+from map_core.tokens import gather_tokens, with_global_tokens
 
 WIDTH = 16
 
@@ -329,3 +329,73 @@ def test_registers_add_their_positions_before_every_block_too():
     for block in encoder.blocks:
         x = block(x + added, None)
     torch.testing.assert_close(encoder.encode(tokens).embedding, encoder.norm(x)[:, 2:])
+
+
+# ---- global tokens and wiring
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_registers_in_the_tokens_are_the_registers_put_in_front(masked):
+    """A class token that the tokens carry is encoded as one that the encoder puts in front of them."""
+    plain = tokens_of()
+    registers = Registers(2, WIDTH, spread=False)
+    encoder = toy_encoder(WIDTH, "MT", registers=registers).eval()
+    tokens = with_global_tokens(plain, registers.token, registers.num_registers)
+    mask, whole = None, None
+    if masked:
+        mask = sample_mask(plain, 0.5)
+        front = mask.hidden.new_zeros(3, 2)
+        kept = torch.cat([torch.arange(2).expand(3, 2), mask.keep + 2], dim=1)
+        whole = TokenMask(torch.cat([front, mask.hidden], dim=1), kept, mask.drop + 2)
+    inserted = encoder.normalize(encoder.last_layer(plain, mask))
+    carried = encoder.encode(tokens, whole)
+    assert torch.equal(carried.embedding, torch.cat([inserted.registers, inserted.patches.embedding], dim=1))
+    assert carried.index.shape[1] == carried.embedding.shape[1]
+
+
+def test_global_tokens_are_counted_first_in_the_order_before_the_scan():
+    plain = replace(
+        tokens_of(batch=2, length=4), origin=torch.tensor([[2, 0, 1, 3]]), target=torch.ones(2, 4, 5)
+    )
+    tokens = with_global_tokens(plain, torch.full((2, WIDTH), 7.0), 2)
+    assert tokens.origin.tolist() == [[0, 1, 4, 2, 3, 5]]
+    assert (tokens.num_global, tokens.num_maskable) == (2, 4)
+    assert torch.equal(tokens.embedding[:, 2:], plain.embedding)
+    assert (tokens.embedding[:, :2] == 7).all()
+    assert (tokens.position[:, :2] == -1).all()
+    assert (tokens.target[:, :2] == 0).all()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_wired_by_branches_a_transformer_block_reads_what_was_added_last(checkpointing):
+    encoder = toy_encoder(WIDTH, "MMTTM", wiring="branch").train()
+    encoder.activation_checkpointing = checkpointing
+    tokens = tokens_of()
+    x = tokens.embedding + encoder.position(tokens.position, None)
+    stream, hidden = 0, x
+    for letter, block in zip("MMTTM", encoder.blocks, strict=True):
+        if letter == "M":
+            stream = stream + hidden
+            hidden = block.mixer(block.norm(stream))
+        else:
+            hidden = block(hidden) + hidden
+    torch.testing.assert_close(encoder(tokens).embedding, encoder.norm(stream + hidden), rtol=1e-5, atol=1e-5)
+
+
+def test_without_transformer_blocks_both_wirings_are_one():
+    encoder, tokens = toy_encoder(WIDTH, "MM").eval(), tokens_of()
+    expected = encoder(tokens).embedding
+    encoder.wiring = "branch"
+    assert torch.equal(encoder(tokens).embedding, expected)
+
+
+@pytest.mark.parametrize(
+    ("wiring", "layout", "message"),
+    [
+        ("branch", "TM", "wiring 'branch' needs a layout of M and T that begins with M, .*; got 'TM'"),
+        ("branch", "MF", "needs a layout of M and T .*; got 'MF'"),
+    ],
+)
+def test_a_layout_that_does_not_suit_the_wiring_is_refused(wiring, layout, message):
+    with pytest.raises(UserError, match=message):
+        toy_encoder(WIDTH, layout, wiring=wiring)

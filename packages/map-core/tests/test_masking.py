@@ -64,9 +64,9 @@ def test_a_share_that_rounds_to_nothing_or_everything_is_refused(length, ratio):
         sample_mask(toy_tokens(length, batch=3), ratio)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 1.5, 50.0, math.nan])
+@pytest.mark.parametrize("ratio", [1.0, -0.5, 1.5, 50.0, math.nan])
 def test_a_ratio_outside_0_and_1_is_refused(ratio):
-    with pytest.raises(UserError, match=rf"mask ratio must lie inside \(0, 1\); got {ratio}"):
+    with pytest.raises(UserError, match=rf"mask ratio must lie in \[0, 1\); got {ratio}"):
         sample_mask(toy_tokens(LENGTH), ratio)
 
 

@@ -313,9 +313,9 @@ def test_equal_draws_hide_the_same_and_others_do_not(vectors, other):
     assert not torch.equal(others.mask.drop, first.mask.drop)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0])
-def test_a_ratio_that_hides_nothing_or_all_is_refused_not_replaced(vectors, ratio):
-    with pytest.raises(UserError, match=rf"mask ratio must lie inside \(0, 1\); got {ratio}"):
+@pytest.mark.parametrize("ratio", [-0.5, 1.0])
+def test_a_ratio_that_hides_all_or_less_than_nothing_is_refused_not_replaced(vectors, ratio):
+    with pytest.raises(UserError, match=rf"mask ratio must lie in \[0, 1\); got {ratio}"):
         toy_objective(masking=Masking(ratio))(vectors, DRAW)
 
 

@@ -166,3 +166,13 @@ def test_a_table_needs_a_grid():
 def test_an_unknown_kind_names_its_near_matches():
     with pytest.raises(UserError, match=r"position embedding 'sincoss' is unknown; did you mean sincos\?"):
         make_position("sincoss", 16)
+
+
+def test_the_mlp_has_the_activation_asked_for():
+    position, coordinates = MlpPosition(8, activation="silu"), torch.randn(1, 5, 3)
+    first, _, last = position.mlp
+    hidden = first(coordinates)
+    torch.testing.assert_close(position(coordinates), last(hidden * hidden.sigmoid()))
+    plain = MlpPosition(8)
+    plain.load_state_dict(position.state_dict())
+    assert not torch.allclose(plain(coordinates), position(coordinates), rtol=1e-3)

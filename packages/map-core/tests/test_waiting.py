@@ -10,7 +10,18 @@ import torch
 from torch import nn
 
 from map_core import ConsecutiveRegions, Draw, GridRegions, Masking, RegionsAfterMask, make_position
-from map_core.testing import ACCELERATOR, GridBackbone, NoWaiting, toy_encoder, toy_objective
+from map_core.blocks import MambaBlock
+from map_core.objectives.autoregression import Autoregression, NextRegionDecoder
+from map_core.objectives.contrastive import Contrastive
+from map_core.objectives.simmim import SimMIM
+from map_core.testing import (
+    ACCELERATOR,
+    GridBackbone,
+    LinearPosition,
+    NoWaiting,
+    toy_encoder,
+    toy_objective,
+)
 from map_core.training.finite import FiniteGuard
 
 ROWS, COLS, CHANNELS = 4, 4, 4
@@ -69,6 +80,46 @@ def test_positions_read_nothing_from_the_device(kind):
 def test_layers_read_nothing_from_the_device():
     encoder = toy_encoder(layout="MTMT", drop_path_rate=0.5, repeat_position=True)
     step(toy_objective(backbone=GridBackbone(CHANNELS, encoder)), Draw.of_batch(2))
+
+
+def one_way():
+    """A backbone that scans forward, for causal objectives."""
+    blocks = {"M": lambda width, drop_path: MambaBlock(width, bidirectional=False)}
+    return GridBackbone(CHANNELS, toy_encoder(layout="MM", block_makers=blocks))
+
+
+def linear(width=16):
+    return nn.Linear(width, CHANNELS)
+
+
+OBJECTIVES = {
+    "causal encoder": lambda: toy_objective(backbone=one_way(), encoder="causal"),
+    "ratio 0": lambda: toy_objective(masking=Masking(0.0)),
+    "autoregression": lambda: Autoregression(
+        one_way(), NextRegionDecoder(16, LinearPosition(8), embed_dim=8, depth=1, num_heads=2), linear(8)
+    ),
+    "simmim": lambda: SimMIM(GridBackbone(CHANNELS, toy_encoder()), linear(), masking=Masking(unit=2)),
+    "moco v2": lambda: Paired("v2"),
+    "moco v3": lambda: Paired("v3"),
+}
+
+
+class Paired(Contrastive):
+    """Makes views of its inputs, so that it takes what the others take."""
+
+    def __init__(self, version):
+        super().__init__(GridBackbone(CHANNELS, toy_encoder()), version, hidden_dim=8, out_dim=8, queue=4)
+
+    def forward(self, inputs, draw):
+        return super().forward(torch.stack([inputs, inputs], 1), draw)
+
+    def parameters(self, recurse=True):
+        return (parameter for parameter in super().parameters(recurse) if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("build", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+def test_other_objectives_read_nothing_from_the_device(build):
+    step(build(), Draw.of_batch(2))
 
 
 @pytest.mark.usefixtures("unchecked")  # a stand-in for Accelerate

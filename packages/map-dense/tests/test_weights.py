@@ -1,5 +1,6 @@
 """Weights of map-vision in a dense backbone: what is used, reported and refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from map_dense.weights import load_backbone
 from map_vision.data import DataConfig
 from map_vision.domain import DOMAIN
 from map_vision.factory import MODELS, ModelConfig, create_backbone, create_model
+from map_vision.model import HybridNet
 from map_vision.pretraining import ImageObjectiveConfig
 
 NAME = "hybridnet_tiny_patch16_224"
@@ -138,6 +140,7 @@ def test_another_architecture_is_refused_with_both_values(
     [
         ({"num_heads": 2}, "trained with num_heads 4, the backbone has 2; set model.backbone.num_heads=4"),
         ({"order": "column"}, "trained with order row, the backbone has column"),
+        ({"wiring": "branch"}, "trained with wiring residual, the backbone has branch"),
     ],
 )
 def test_what_no_shape_tells_is_read_from_the_runs_description(
@@ -171,3 +174,45 @@ def test_timms_own_vit_starts_the_transformer_only_family(tmp_path: Path) -> Non
         "encoder.norm.weight",
         "encoder.norm.bias",
     }
+
+
+SUFFIXES = {"scan_forward": "", "scan_backward": "_b"}
+
+
+def authors_name(key: str) -> str:
+    """The name that MAP's authors give a parameter of layout MMMT."""
+    direct = {"encoder.position.table": "pos_embed", "encoder.norm.weight": "norm_f.weight"}
+    if found := re.match(r"encoder\.blocks\.(\d)\.mixer\.(scan_\w+)\.(\w+)(.*)", key):
+        suffix = SUFFIXES[found[2]]
+        name = f"A{suffix}_log" if found[3] == "A_log" else f"{found[3]}{suffix}{found[4]}"
+        return f"layers.{found[1]}.mixer.{name}"
+    if key.startswith("encoder.blocks.3."):
+        return key.replace("encoder.blocks.3.", "blocks.0.")
+    return direct.get(key, key.replace("encoder.blocks.", "layers."))
+
+
+def authors_file(folder: Path) -> tuple[Path, HybridNet]:
+    """A checkpoint of MAP's authors, and the model that it is of."""
+    model = create_backbone(ModelConfig(NAME, **SMALL, wiring="branch"))
+    assert isinstance(model, HybridNet)
+    state = {authors_name(key): value for key, value in model.state_dict().items()}
+    state["pos_embed"] = state["pos_embed"].flatten(0, 1)[None]
+    torch.save({"model": state}, folder / "authors.pth")
+    return folder / "authors.pth", model.eval()
+
+
+def test_the_authors_checkpoint_starts_a_backbone_of_its_wiring(tmp_path: Path) -> None:
+    file, model = authors_file(tmp_path)
+    dense = backbone(wiring="branch", out_indices=[3])
+    report = load_backbone(dense, file)
+    assert report.unused == ("encoder.norm.weight",)
+    images = torch.randn(1, 3, 64, 64)
+    (features,) = dense(images)
+    (expected,) = model.forward_intermediates(images, [3], intermediates_only=True)
+    assert torch.equal(features, expected)
+
+
+def test_the_authors_checkpoint_is_refused_by_a_backbone_of_our_wiring(tmp_path: Path) -> None:
+    file, _ = authors_file(tmp_path)
+    with pytest.raises(UserError, match=r"of MAP's authors, whose wiring is 'branch', and not 'residual'"):
+        load_backbone(backbone(), file)

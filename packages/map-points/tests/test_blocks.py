@@ -68,6 +68,24 @@ def test_local_norm_pool_of_one_neighbour_is_a_layer_of_its_own_features():
     torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_the_deviation_is_unbiased_and_its_eps_outside_the_root():
+    pool = LocalNormPool(6, neighbors=3, spread="deviation")
+    torch.nn.init.normal_(pool.scale)
+    x, position = torch.randn(1, 9, 6) * 1e-4, torch.randn(1, 9, 3)  # so small that eps matters
+    index = nearest_neighbors(position, position, 3)[0]
+    relative = x[0, index] - x[0, :, None]
+    joined = torch.cat([relative / (relative.std() + 1e-5), x[0, :, None].expand(-1, 3, -1)], -1) * pool.scale
+    expected = torch.nn.functional.silu(pool.project(pool.norm((joined * joined.softmax(1)).sum(1))))
+    torch.testing.assert_close(pool(x, position)[0], expected)
+
+
+def test_the_deviation_of_nothing_gives_no_broken_gradient():
+    pool = LocalNormPool(6, neighbors=1, spread="deviation")
+    x = torch.randn(1, 5, 6, requires_grad=True)
+    pool(x, torch.randn(1, 5, 3)).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
 def test_more_neighbours_than_visible_patches_are_refused():
     with pytest.raises(UserError, match="cannot find 4 nearest neighbours among 3 points"):
         LocalNormPool(6)(torch.randn(1, 3, 6), torch.randn(1, 3, 3))
@@ -79,6 +97,16 @@ def test_the_class_token_takes_no_part_in_the_local_norm():
     block.norm2 = torch.nn.Identity()
     x, position = torch.randn(1, 7, 8), torch.randn(1, 6, 3)
     torch.testing.assert_close(block(x, position)[:, :1], 2 * x[:, :1])
+    torch.testing.assert_close(block(x, position)[:, 1:], block(x[:, 1:], position))
+
+
+def test_the_class_token_takes_part_in_the_local_step_where_asked_for():
+    block = Mamba3DBlock(8, local_class_token=True, drop_path=0.5).train()
+    block.mixer = torch.nn.Identity()
+    block.norm2 = torch.nn.Identity()
+    block.drop_path = torch.nn.Identity()
+    x, position = torch.randn(1, 7, 8), torch.randn(1, 6, 3)
+    torch.testing.assert_close(block(x, position)[:, :1], 2 * (x[:, :1] + block.norm1(x[:, :1])))
     torch.testing.assert_close(block(x, position)[:, 1:], block(x[:, 1:], position))
 
 

@@ -6,7 +6,9 @@ import torch
 from map_core import sample_mask
 from map_core.encoder import Backbone
 from map_core.errors import UserError
+from map_core.tokens import undo_scan
 from map_points import create_point_model
+from map_points.model import MODEL_NAMES
 
 TINY = {"embed_dim": 16, "num_heads": 2, "num_patches": 16, "patch_size": 4, "layout": "MMT"}
 
@@ -18,6 +20,15 @@ def count(module):
 def tiny(**changes):
     torch.manual_seed(0)
     return create_point_model("hybridnet3d", **{"num_classes": 5, **TINY, **changes}).eval()
+
+
+PUBLISHED = {"mamba3d_authors": 16_934_184, "point_mae": 22_099_752, "point_mamba": 12_297_768}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_the_parameters_of_the_originals(name):
+    with torch.device("meta"):
+        assert count(create_point_model(name, 40)) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize(("name", "total"), [("mamba3d", 16_934_184), ("hybridnet3d", 19_298_088)])
@@ -71,9 +82,11 @@ def test_hidden_patches_do_not_reach_the_encoder():
     assert (tokens.embedding.grad[~mask.hidden] != 0).any(-1).all()
 
 
-def test_a_cloud_does_not_depend_on_its_company():
-    model = tiny()
-    clouds = torch.randn(3, 64, 3)
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_a_cloud_does_not_depend_on_its_company(name):
+    layout = {"point_mae": "TT", "point_mamba": "SS", "hybridnet3d": "MMT"}.get(name, "MM")
+    model = create_point_model(name, 5, **TINY | {"layout": layout}).eval()
+    clouds = torch.randn(3, 64, 3) * torch.tensor([0.2, 0.5, 1.5])[:, None, None]
     torch.testing.assert_close(model(clouds)[1:2], model(clouds[1:2]), rtol=1e-4, atol=1e-5)
 
 
@@ -121,6 +134,51 @@ def test_the_head_reads_maximum_and_mean_beside_the_class_token(class_token):
     torch.testing.assert_close(found, expected)
     assert found.shape[1] == model.head_hidden_size
     torch.testing.assert_close(model(clouds), model.head(expected))
+
+
+@pytest.mark.parametrize(("pool", "width"), [("max", 16), ("mean", 16), ("mean_and_max", 32)])
+def test_patches_are_pooled_as_asked_for(pool, width):
+    model, clouds = tiny(class_token=False, pool=pool), torch.randn(2, 64, 3)
+    tokens = model.forward_features(clouds)
+    parts = {"max": tokens.max(dim=1).values, "mean": tokens.sum(dim=1) / 16}
+    expected = torch.cat([parts[part] for part in pool.split("_and_")], dim=1)
+    found = model.forward_head(tokens, pre_logits=True)
+    torch.testing.assert_close(found, expected)
+    assert found.shape[1] == width == model.head_hidden_size
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("pool", "sum", "pool 'sum' is unknown"),
+        ("local_spread", "range", "local_spread must be 'variance' or 'deviation'; got 'range'"),
+        ("position_activation", "selu", "activation 'selu' is unknown; did you mean"),
+    ],
+)
+def test_an_unknown_convention_is_refused(setting, value, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**{setting: value})
+
+
+def test_patches_read_twice_are_told_apart_by_their_scale():
+    model = tiny(layout="SS", second_order="hilbert", order_scale=True, class_token=False)
+    torch.nn.init.normal_(model.order_scale[1].scale)
+    torch.nn.init.normal_(model.order_scale[1].shift)
+    clouds = torch.randn(2, 64, 3)
+    tokens, once = model.tokenize(clouds), tiny(layout="SS", order="hilbert").tokenize(clouds)
+    assert tokens.length == 32
+    assert torch.equal(tokens.position[:, 16:], once.position)
+    second = model.order_scale[1]
+    torch.testing.assert_close(tokens.embedding[:, 16:], once.embedding * second.scale + second.shift)
+    in_order_of_sampling = undo_scan(tokens.position, tokens)
+    assert torch.equal(in_order_of_sampling[:, :16], in_order_of_sampling[:, 16:])
+
+
+def test_a_model_that_reads_its_patches_twice_is_not_pretrained():
+    model = tiny(layout="SS", second_order="hilbert", class_token=False)
+    with pytest.raises(UserError, match="in two orders sees in one what is hidden in the other"):
+        model.tokenize(torch.randn(1, 64, 3), targets=True)
 
 
 @pytest.mark.parametrize(("class_token", "width"), [(False, 16), (True, 32)])

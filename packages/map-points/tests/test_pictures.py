@@ -7,7 +7,7 @@ from map_core.errors import UserError
 from map_core.objective import Objective
 from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
-from map_points.domain import draw
+from map_points.domain import draw_picture
 from map_points.factory import create_backbone
 from map_points.pictures import draw_reconstructions, reconstruct
 from map_points.pretraining import build_objective
@@ -65,4 +65,4 @@ def test_an_objective_that_reconstructs_nothing_is_refused(two_classes, tmp_path
             raise AssertionError
 
     with pytest.raises(UserError, match="Nothing reconstructs nothing to draw"):
-        draw(Nothing(), torch.randn(1, 64, 3), tmp_path / "r.png", data=two_classes)
+        draw_picture(Nothing(), torch.randn(1, 64, 3), tmp_path / "r.png", data=two_classes)

@@ -109,9 +109,13 @@ def test_after_mask_puts_all_that_is_visible_before_all_that_is_hidden(make):
             {"mask_ratio_std": 0.25, "mask_ratio_bounds": (0.3, 0.9)},
             r"model.neighbors \(3\) exceeds the 2 visible of 16 patches at ratio 0.9",
         ),
-        ({"mask_ratio": 0.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 0.0"),
+        ({"mask_ratio": -0.5}, r"objective.mask_ratio must lie in \[0, 1\); got -0.5"),
         ({"decoder_depth": 0}, "objective.decoder_depth must be at least 1; got 0"),
         ({"decoder_heads": 3}, r"objective.decoder_dim \(16\) must be a multiple of objective.decoder_heads"),
+        (
+            {"decoder": "mamba", "decoder_repeat_position": True},
+            "objective.decoder_repeat_position is of a Transformer decoder",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )

@@ -34,6 +34,13 @@ PARAMETERS = {
     "map_vit_small_patch16_224": 22_050_664,
     "map_vit_base_patch16_224": 86_567_656,
     "map_vit_large_patch16_224": 304_326_632,
+    "map_vit_huge_patch14_224": 632_045_800,
+    "map_vim_tiny_patch16_224": 7_148_008,
+    "map_vim_small_patch16_224": 25_796_584,
+    "map_vim_base_patch16_224": 97_598_440,
+    "map_arm_base_patch16_224": 85_031_656,
+    "map_arm_large_patch16_224": 297_035_720,
+    "map_arm_huge_patch16_224": 662_682_088,
 }
 
 
@@ -46,6 +53,15 @@ def test_parameter_count_is_the_papers(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("map_vim_tiny_patch16_224", 7_250_344), ("map_vim_small_patch16_224", 26_001_256)]
+)
+def test_overlapping_patches_have_vims_parameters(name, count):
+    with torch.device("meta"):
+        model = timm.create_model(name, patch_stride=8)
+    assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_every_registered_model_is_counted_and_listed():
@@ -104,7 +120,13 @@ def test_keys_of_the_state_dict_stay(make_tiny):
 
 
 @pytest.mark.parametrize(
-    "name", ["hybridnet_tiny_patch16_224", "mambar_tiny_patch16_224", "map_vit_tiny_patch16_224"]
+    "name",
+    [
+        "hybridnet_tiny_patch16_224",
+        "mambar_tiny_patch16_224",
+        "map_vit_tiny_patch16_224",
+        "map_vim_tiny_patch16_224",
+    ],
 )
 def test_family_classifies(make_tiny, name):
     model = make_tiny(name, num_classes=7, in_chans=1)

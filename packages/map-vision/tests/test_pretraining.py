@@ -134,7 +134,8 @@ def test_loss_is_the_mean_over_hidden_patches(build, digits, order, normalized):
 
 def test_pretraining_has_no_registers(make_tiny):
     with pytest.raises(
-        UserError, match=r"pretraining has no registers: create the model with num_registers=0"
+        UserError,
+        match=r"pretraining has no registers among the patches: create the model with num_registers=0",
     ):
         build_objective(make_tiny(), ImageObjectiveConfig())
 
@@ -142,8 +143,8 @@ def test_pretraining_has_no_registers(make_tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask_ratio": 1.5}, r"objective.mask_ratio must lie inside \(0, 1\); got 1.5"),
-        ({"mask_ratio": 0.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 0.0"),
+        ({"mask_ratio": 1.5}, r"objective.mask_ratio must lie in \[0, 1\); got 1.5"),
+        ({"mask_ratio": -0.5}, r"objective.mask_ratio must lie in \[0, 1\); got -0.5"),
         (
             {"decoder_heads": 7},
             r"objective.decoder_dim \(64\) must be a multiple of objective.decoder_heads \(7\)",

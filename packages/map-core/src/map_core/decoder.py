@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock, make_norm, residual_stream
-from map_core.masking import TokenMask
+from map_core.masking import TokenMask, predicted_tokens
 from map_core.ops import Linear
 from map_core.tokens import Features, Tokens
 
@@ -19,6 +19,10 @@ class RegionDecoder(nn.Module):
         encoder_dim: Width of the encoder's features.
         position: Position embedding of the decoder's width: module of (raw coordinates, grid).
         embed_dim, depth, num_heads, mlp_ratio: Shape of the Transformer.
+        norm_eps: Of its norms.
+        num_global: Global tokens at the front of every sequence that learn their positions here; 0 where there are
+            none, or where ``position`` knows them.
+        repeat_position: Add the positions before every block, not once.
     """
 
     def __init__(
@@ -30,23 +34,30 @@ class RegionDecoder(nn.Module):
         depth: int = 4,
         num_heads: int = 16,
         mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-5,
+        num_global: int = 0,
+        repeat_position: bool = False,
     ) -> None:
         super().__init__()
-        self.embed_dim = embed_dim
+        self.embed_dim, self.repeat_position = embed_dim, repeat_position
         self.embed = Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.position = position
+        self.global_position = nn.Parameter(torch.zeros(num_global, embed_dim)) if num_global else None
         self.blocks = nn.ModuleList(
-            TransformerBlock(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)
+            TransformerBlock(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+            for _ in range(depth)
         )
-        self.norm = make_norm("layer", embed_dim)
+        self.norm = make_norm("layer", embed_dim, norm_eps)
 
     def forward(
         self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]
     ) -> Float[Tensor, "b h e"]:
-        """Return the decoded features of the hidden tokens, in sequence order."""
-        return self.decode(self.sequence(features, tokens, mask), attention_mask, mask.drop)
+        """Return the decoded features of the hidden tokens (of all if none is hidden), in sequence order."""
+        wanted = predicted_tokens(tokens, mask)
+        again = self._embedded_position(tokens) if self.repeat_position else None
+        return self.decode(self.sequence(features, tokens, mask), attention_mask, wanted, again=again)
 
     def sequence(self, features: Features, tokens: Tokens, mask: TokenMask) -> Float[Tensor, "b l e"]:
         """Lay out the input: encoded features where tokens are visible, the mask token where hidden."""
@@ -54,12 +65,32 @@ class RegionDecoder(nn.Module):
         index = features.index.unsqueeze(-1).expand_as(visible)
         x = visible.new_zeros(tokens.batch_size, tokens.length, self.embed_dim).scatter(1, index, visible)
         x = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        return x + self.position(tokens.position, tokens.grid).to(x.dtype)
+        return x + self._embedded_position(tokens).to(x.dtype)
+
+    def _embedded_position(self, tokens: Tokens) -> Float[Tensor, "#b l e"]:
+        if self.global_position is None:
+            return self.position(tokens.position, tokens.grid)
+        others = self.position(tokens.position[:, tokens.num_global :], tokens.grid)
+        front = self.global_position.to(others.dtype).expand(others.shape[0], -1, -1)
+        return torch.cat([front, others], dim=1)
 
     def decode(
-        self, x: Float[Tensor, "b l e"], attention_mask: Bool[Tensor, "#b l l"], wanted: Int[Tensor, "b h"]
+        self,
+        x: Float[Tensor, "b l e"],
+        attention_mask: Bool[Tensor, "#b l l"],
+        wanted: Int[Tensor, "b h"],
+        *,
+        again: Float[Tensor, "#b l e"] | None = None,
     ) -> Float[Tensor, "b h e"]:
-        """Run the blocks and the norm. The last block computes only the wanted tokens: nothing reads the others."""
+        """Run the blocks and the norm. The last block computes only the wanted tokens: nothing reads the others.
+
+        Args:
+            x: The sequence.
+            attention_mask: Which tokens each may attend to.
+            wanted: Indices of the tokens to return.
+            again: Added before every block but the first.
+        """
         for block in self.blocks[:-1]:
             x = block(x, None, attention_mask)
+            x = x if again is None else x + again.to(x.dtype)
         return self.norm(self.blocks[-1](x, None, attention_mask, query=wanted))

@@ -2,19 +2,23 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from map_core.blocks import residual_stream
-from map_core.errors import UserError
+from map_core.blocks.mamba import ScanDirection
+from map_core.errors import UserError, near_matches
 from map_core.masking import TokenMask
-from map_core.tokens import Features, Tokens, gather_tokens
+from map_core.regions import region_attention_mask
+from map_core.tokens import Features, Regions, Tokens, gather_tokens, spread_places
+from map_core.tracing import kept_whole
 
+Wiring = Literal["residual", "branch"]
 BlockMaker = Callable[[int, float], nn.Module]  # (embed_dim, drop_path) -> block
 
 
@@ -32,6 +36,37 @@ class Backbone(Protocol):
     def tokenize(self, inputs: Any, *, targets: bool = False) -> Tokens: ...
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features: ...
+
+
+@runtime_checkable
+class CausalBackbone(Backbone, Protocol):
+    """A backbone that can keep the features of a token from reading later regions.
+
+    ``encode_causally`` is ``encode`` of tokens that are laid out region by region, see
+    :func:`~map_core.regions.region_by_region`.
+    """
+
+    def encode_causally(
+        self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None
+    ) -> Features: ...
+
+
+def require_causal(backbone: nn.Module) -> None:
+    """Check that a backbone can encode causally.
+
+    Raises:
+        UserError: it has no way to, or its Mamba layers read backwards.
+    """
+    if not isinstance(backbone, CausalBackbone):
+        raise UserError(
+            f"a causal encoder needs a backbone with encode_causally(tokens, regions, mask), which "
+            f"{type(backbone).__name__} has not; choose another model, or an objective whose encoder reads all it sees"
+        )
+    if any(isinstance(module, ScanDirection) and module.reverse for module in backbone.modules()):
+        raise UserError(
+            "a causal encoder scans one way, but the Mamba layers of this model scan both: set "
+            "--model.bidirectional false (images) or --model.scan forward (clouds), and choose a layout of M and T"
+        )
 
 
 def expand_layout(layout: str) -> str:
@@ -57,6 +92,36 @@ def expand_layout(layout: str) -> str:
     return letters
 
 
+def register_places(length: int, num_registers: int, spread: bool) -> list[int]:
+    """Sequence indices of registers among ``length`` other tokens, see :class:`Registers`."""
+    return spread_places(num_registers, length) if spread else list(range(num_registers))
+
+
+@kept_whole
+def register_order(x: Float[Tensor, "b m d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
+    """Indices that bring registers, then the tokens of ``x``, into sequence order."""
+    length = int(x.shape[1])  # a tracer's size is a tensor
+    places = set(register_places(length, num_registers, spread))
+    registers, others = iter(range(num_registers)), iter(range(num_registers, num_registers + length))
+    order = [next(registers) if i in places else next(others) for i in range(num_registers + length)]
+    return torch.tensor(order, device=x.device)
+
+
+@kept_whole
+def registers_first(x: Float[Tensor, "b n d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
+    """Indices that undo :func:`register_order` for a sequence with its registers."""
+    length = int(x.shape[1])
+    places = register_places(length - num_registers, num_registers, spread)
+    others = sorted(set(range(length)) - set(places))
+    return torch.tensor(places + others, device=x.device)
+
+
+@kept_whole
+def every_index(x: Float[Tensor, "b l d"]) -> Int[Tensor, "1 l"]:
+    """The sequence index of every token."""
+    return torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+
+
 class Registers(nn.Module):
     """Learned global tokens in a sequence: spread evenly through it, or all in front (a class token).
 
@@ -76,8 +141,7 @@ class Registers(nn.Module):
 
     def places(self, length: int) -> list[int]:
         """Sequence indices of the registers among ``length`` other tokens."""
-        gap = length // (self.num_registers + 1) if self.spread else 0
-        return [(i + 1) * gap + i for i in range(self.num_registers)]
+        return register_places(length, self.num_registers, self.spread)
 
     def insert(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
         """Put the registers, with their positions, among the tokens."""
@@ -89,23 +153,12 @@ class Registers(nn.Module):
 
     def split(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor]:
         """Undo :meth:`insert`: registers (b, n, d) and the other tokens in their order."""
-        order = self._order(int(x.shape[1]) - self.num_registers)
-        back = sorted(range(len(order)), key=order.__getitem__)
-        x = x.index_select(1, torch.tensor(back, device=x.device))
+        x = x.index_select(1, registers_first(x, self.num_registers, self.spread))
         return x[:, : self.num_registers], x[:, self.num_registers :]
 
     def _place(self, own: Float[Tensor, "n d"], x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n+m d"]:
-        order = torch.tensor(self._order(int(x.shape[1])), device=x.device)  # a tracer's size is a tensor
+        order = register_order(x, self.num_registers, self.spread)
         return torch.cat([own.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1).index_select(1, order)
-
-    def _order(self, length: int) -> list[int]:
-        """Indices into (registers, tokens) in sequence order."""
-        places = set(self.places(length))
-        registers, others = (
-            iter(range(self.num_registers)),
-            iter(range(self.num_registers, self.num_registers + length)),
-        )
-        return [next(registers) if i in places else next(others) for i in range(self.num_registers + length)]
 
 
 @dataclass(frozen=True)
@@ -118,12 +171,22 @@ class LayerFeatures:
 
 @dataclass(frozen=True)
 class _Visible:
-    """What enters the stack: the sequence, raw coordinates and index of its tokens, and what is added again."""
+    """What enters the stack.
+
+    Attributes:
+        x: The sequence.
+        position: Raw coordinates of its tokens.
+        index: Where they stand among all tokens.
+        repeated: What is added again before every block.
+        may_read: Who may read whom; everyone where None.
+    """
 
     x: Float[Tensor, "b n d"]
     position: Float[Tensor, "#b m p"]
     index: Tensor
     repeated: Float[Tensor, "b n d"] | None
+    inserted: bool  # whether registers stand among the tokens
+    may_read: Bool[Tensor, "#b n n"] | None = None
 
 
 class HybridEncoder(nn.Module):
@@ -147,15 +210,18 @@ class HybridEncoder(nn.Module):
         embed_dim: Width.
         layout: See :func:`expand_layout`; each letter names a maker.
         block_makers: Maker of each letter's block, called with width and drop-path rate. Blocks map
-            (x, position) to x's shape; position holds raw coordinates of the tokens that are no registers.
+            (x, position) to x's shape; position holds raw coordinates of the tokens that are no registers. To
+            encode causally they are called with a third argument, a mask of who may read whom.
         position: Position embedding: module of (raw coordinates (b or 1, l, p), grid) giving (b or 1, l, d).
         norm: The final norm.
         drop_path_rate: Stochastic depth, growing linearly from 0 at the first layer to this rate at the last.
-        registers: Global tokens of the classification form; None in pretraining.
+        registers: Global tokens of the classification form, put among tokens that carry none (``num_global``);
+            where these do, the registers' positions are theirs. None in pretraining without global tokens.
         repeat_position: Add the position embedding before every block, not once.
+        wiring: What a Transformer block reads: see :meth:`_add_block`.
 
     Raises:
-        UserError: a layout that does not parse or uses a letter without a maker.
+        UserError: a layout that does not parse, uses a letter without a maker or does not suit the wiring.
     """
 
     def __init__(
@@ -169,9 +235,11 @@ class HybridEncoder(nn.Module):
         drop_path_rate: float = 0.0,
         registers: Registers | None = None,
         repeat_position: bool = False,
+        wiring: Wiring = "residual",
     ) -> None:
         super().__init__()
         letters = expand_layout(layout)
+        _check_wiring(wiring, letters)
         unknown = set(letters) - set(block_makers)
         if unknown:
             raise UserError(
@@ -183,6 +251,7 @@ class HybridEncoder(nn.Module):
         self.position = position
         self.registers = registers
         self.repeat_position = repeat_position
+        self.wiring = wiring
         rates = [drop_path_rate * i / max(len(letters) - 1, 1) for i in range(len(letters))]
         self.blocks = nn.ModuleList(
             block_makers[kind](embed_dim, rate) for kind, rate in zip(letters, rates, strict=True)
@@ -193,6 +262,26 @@ class HybridEncoder(nn.Module):
         """Encode the visible tokens (all of them without a mask) and apply the final norm."""
         return self.normalize(self.last_layer(tokens, mask)).patches
 
+    def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
+        """Encode the visible tokens so that none reads a later region than its own.
+
+        Args:
+            tokens: Laid out region by region, so that a scan reads none either.
+            regions: The region of each.
+            mask: Which are hidden.
+
+        Raises:
+            UserError: an encoder with registers, which would read all regions.
+        """
+        if self.registers is not None:
+            raise UserError("an encoder with registers cannot encode causally: create the model without any")
+        visible = self._visible(tokens, mask)
+        may_read = region_attention_mask(gather_tokens(regions.index, visible.index), "map")
+        x = visible.x
+        for layer in self._stack(replace(visible, may_read=may_read)):
+            x = layer
+        return self.normalize(self._layer_features(x, visible)).patches
+
     def forward(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         return self.encode(tokens, mask)
 
@@ -202,13 +291,13 @@ class HybridEncoder(nn.Module):
         x = visible.x
         for layer in self._stack(visible):
             x = layer
-        return self._layer_features(x, visible.index)
+        return self._layer_features(x, visible)
 
     def layers(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
         """Yield the features behind every layer in turn."""
         visible = self._visible(tokens, mask)
         for layer in self._stack(visible):
-            yield self._layer_features(layer, visible.index)
+            yield self._layer_features(layer, visible)
 
     def normalize(self, features: LayerFeatures) -> LayerFeatures:
         """Apply the final norm to patches and registers."""
@@ -218,10 +307,10 @@ class HybridEncoder(nn.Module):
     def _visible(self, tokens: Tokens, mask: TokenMask | None) -> "_Visible":
         x = residual_stream(tokens.embedding)
         position = tokens.position
-        embedded = self.position(position, tokens.grid).to(x.dtype)
+        embedded = self._embedded_position(tokens).to(x.dtype)
         x = x + embedded
         if mask is None:
-            index = torch.arange(tokens.length, device=x.device).unsqueeze(0)
+            index = every_index(x)
         else:
             index = mask.keep
             x, position = gather_tokens(x, index), gather_tokens(position, index)
@@ -229,24 +318,66 @@ class HybridEncoder(nn.Module):
         if self.repeat_position:
             repeated = embedded if mask is None else gather_tokens(embedded, index)
             repeated = repeated.expand_as(x)
-        if self.registers is not None:
+        inserted = self.registers is not None and tokens.num_global == 0
+        if self.registers is not None and inserted:
             x = self.registers.insert(x)
             repeated = None if repeated is None else self.registers.insert_position(repeated)
-        return _Visible(x, position, index, repeated)
+        return _Visible(x, position, index, repeated, inserted)
+
+    def _embedded_position(self, tokens: Tokens) -> Float[Tensor, "#b l d"]:
+        """Positions of the tokens; global ones have those of the registers, where there are any."""
+        n = tokens.num_global
+        if n == 0 or self.registers is None:
+            return self.position(tokens.position, tokens.grid)
+        others = self.position(tokens.position[:, n:], tokens.grid)
+        front = self.registers.position.to(others.dtype).expand(others.shape[0], -1, -1)
+        return torch.cat([front, others], dim=1)
 
     def _stack(self, visible: "_Visible") -> Iterator[Tensor]:
-        x = visible.x
+        x, branch = visible.x, None
         for i, block in enumerate(self.blocks):
             if visible.repeated is not None and i > 0:
                 x = x + visible.repeated
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, visible.position, use_reentrant=False)
+            mask = () if visible.may_read is None else (visible.may_read,)
+            if self.wiring == "branch":
+                x, branch = self._add_block(i, x, branch, visible.position, *mask)
             else:
-                x = block(x, visible.position)
+                x = self._run(block, x, visible.position, *mask)
             yield x
 
-    def _layer_features(self, x: Tensor, index: Tensor) -> LayerFeatures:
+    def _add_block(
+        self, i: int, x: Tensor, branch: Tensor | None, position: Tensor, *mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run block i wired as the authors' code does; return the stream and what its last addition was.
+
+        Mamba blocks read the stream and add to it, as ever. A Transformer block reads not the stream but the last
+        addition h, and adds Block(h) = h + attention + MLP to the stream, which makes the addition h + Block(h).
+        """
+        block = self.blocks[i]
+        if self.layout[i] == "T":
+            assert branch is not None
+            added = self._run(block, branch, position, *mask)
+            return x + added, branch + added
+        branch = self._run(block.branch, x, position)  # type: ignore[arg-type]
+        return x + branch, branch
+
+    def _run(self, block: Callable[..., Tensor], x: Tensor, position: Tensor, *mask: Tensor) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, x, position, *mask, use_reentrant=False)
+        return block(x, position, *mask)
+
+    def _layer_features(self, x: Tensor, visible: "_Visible") -> LayerFeatures:
         registers = None
-        if self.registers is not None:
+        if self.registers is not None and visible.inserted:
             registers, x = self.registers.split(x)
-        return LayerFeatures(Features(x, index), registers)
+        return LayerFeatures(Features(x, visible.index), registers)
+
+
+def _check_wiring(wiring: str, letters: str) -> None:
+    if wiring not in get_args(Wiring):
+        raise UserError(f"wiring {wiring!r} is unknown; {near_matches(wiring, get_args(Wiring))}")
+    if wiring == "branch" and (letters[0] == "T" or set(letters) - set("MT")):
+        raise UserError(
+            "wiring 'branch' needs a layout of M and T that begins with M, whose output the first T reads; "
+            f"got {letters!r}"
+        )

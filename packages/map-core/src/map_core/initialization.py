@@ -27,7 +27,7 @@ def undecayed_parameters(module: nn.Module) -> set[str]:
 
     Vectors (biases, norms, D) are not decayed either; timm's parameter groups see to those.
     """
-    tables = ("position.table", "registers.", "mask_token", "A_log")
+    tables = ("position.table", "global_position", "registers.", "mask_token", "A_log")
     return {name for name, _ in module.named_parameters() if any(table in name for table in tables)}
 
 

@@ -1,5 +1,6 @@
 """Targets and losses of the reconstruction."""
 
+import abc
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -51,8 +52,8 @@ def masked_mse(
 
 
 @dataclass(frozen=True)
-class MaskedMSE:
-    """:func:`masked_mse` with its settings, as a loss of (prediction, target).
+class PatchLoss(abc.ABC):
+    """A loss of (prediction, target) over values of tokens, with or without their own normalisation.
 
     Attributes:
         normalize: Compare with per-patch-normalised targets.
@@ -60,13 +61,39 @@ class MaskedMSE:
 
     normalize: bool = True
 
+    @abc.abstractmethod
     def __call__(
         self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]
-    ) -> Float[Tensor, ""]:
-        return masked_mse(prediction, target, normalize=self.normalize)
+    ) -> Float[Tensor, ""]: ...
 
     def to_values(
         self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]
     ) -> Float[Tensor, "b h t"]:
         """The prediction in the target's own values, with the target's statistics where they were taken out."""
         return denormalize_prediction(prediction, target) if self.normalize else prediction
+
+
+@dataclass(frozen=True)
+class MaskedMSE(PatchLoss):
+    """:func:`masked_mse` with its settings."""
+
+    def __call__(
+        self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]
+    ) -> Float[Tensor, ""]:
+        return masked_mse(prediction, target, normalize=self.normalize)
+
+
+@dataclass(frozen=True)
+class MaskedL1(PatchLoss):
+    """Mean absolute error over hidden tokens, in float32.
+
+    Source: SimMIM (arXiv 2111.09886), whose targets are not normalised.
+    """
+
+    normalize: bool = False
+
+    def __call__(
+        self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]
+    ) -> Float[Tensor, ""]:
+        target = target.float()
+        return F.l1_loss(prediction.float(), normalize_targets(target) if self.normalize else target)

@@ -41,13 +41,14 @@ class Masking:
     (torch.Size([2, 12]), torch.Size([2, 4]))
 
     Attributes:
-        ratio: Share of the tokens to hide, inside (0, 1).
+        ratio: Share of the tokens to hide, in [0, 1); 0 hides none.
         ratio_std: Draw the ratio of each step from a normal around ``ratio`` with this deviation, truncated to
             ``ratio_bounds``, one for all samples and processes (the authors' code: .25 within [.3, .7]);
             None fixes it.
         ratio_bounds: Lowest and highest drawn ratio.
         strategy: See :func:`sample_mask`.
         scope: ``all`` chooses among all tokens; ``region`` within each region (paper eq. 2).
+        unit: Hide squares of so many rows and columns of a grid, at random (SimMIM).
     """
 
     ratio: float = 0.5
@@ -55,6 +56,7 @@ class Masking:
     ratio_bounds: tuple[float, float] = (0.3, 0.7)
     strategy: MaskStrategy = "random"
     scope: MaskScope = "all"
+    unit: int = 1
 
     @property
     def highest_ratio(self) -> float:
@@ -76,7 +78,8 @@ class Masking:
         if self.strategy == "random":
             noise = draw.uniform("mask", tokens.length, tokens.embedding.device)
         within = regions if self.scope == "region" else None
-        return sample_mask(tokens, self.step_ratio(draw), self.strategy, noise=noise, within=within)
+        ratio = self.step_ratio(draw)
+        return sample_mask(tokens, ratio, self.strategy, noise=noise, within=within, unit=self.unit)
 
 
 def truncated_normal(uniform: float, mean: float, std: float, bounds: tuple[float, float]) -> float:
@@ -94,25 +97,30 @@ def sample_mask(
     *,
     noise: Float[Tensor, "b l"] | None = None,
     within: Regions | None = None,
+    unit: int = 1,
 ) -> TokenMask:
     """Hide ``round(ratio * l)`` of each sample's l tokens (global tokens do not count and stay visible).
 
     Args:
         tokens: The tokens in scan order.
-        ratio: Hidden share, inside (0, 1); at least one token is hidden and one kept.
+        ratio: Hidden share, in [0, 1); unless it is 0, at least one token is hidden, and one is kept.
         strategy: ``random``; ``sequential`` hides the last tokens in scan order; ``diagonal`` those with the
             largest row + column, ties to the later one in scan order (our reading of the paper's Figure 5).
         noise: Uniform noise that decides the random strategy, see :meth:`Draw.uniform`; drawn from torch's
             global generator when None.
         within: Choose within each of these regions (paper eq. 2), the total split over them so that their
             counts differ by at most one; among all tokens when None.
+        unit: Hide squares of so many rows and columns of the grid together.
 
     Raises:
-        UserError: the ratio is outside (0, 1) or leaves nothing hidden or visible; an unknown strategy;
-            ``diagonal`` on tokens that are no grid; a region smaller than its share.
+        UserError: the ratio is outside [0, 1), hides all tokens or rounds to none; an unknown strategy;
+            ``diagonal`` or units on tokens that are no grid; units that do not tile it; a region smaller than its
+            share.
     """
-    count = hidden_count(ratio, tokens.num_maskable)
+    count = hidden_count(ratio, tokens.num_maskable // unit**2) * unit**2
     score = _hiding_score(tokens, strategy, noise)
+    if unit > 1:
+        score = _of_units(score, tokens, unit)
     if within is not None:
         hidden = _hidden_within_regions(tokens, score, count, within, shuffle=strategy == "random")
     else:
@@ -125,9 +133,11 @@ def sample_mask(
 
 
 def hidden_count(ratio: float, length: int) -> int:
-    """Return ``round(ratio * length)``, checked to leave both hidden and visible tokens."""
-    if not 0 < ratio < 1:
-        raise UserError(f"mask ratio must lie inside (0, 1); got {ratio}")
+    """Return ``round(ratio * length)``, checked to leave both hidden and visible tokens unless the ratio is 0."""
+    if not 0 <= ratio < 1:
+        raise UserError(f"mask ratio must lie in [0, 1); got {ratio}")
+    if ratio == 0:
+        return 0
     count = round(ratio * length)
     if not 0 < count < length:
         raise UserError(
@@ -135,6 +145,24 @@ def hidden_count(ratio: float, length: int) -> int:
             "least one; change the ratio or use more tokens (smaller patches)"
         )
     return count
+
+
+def predicted_tokens(tokens: Tokens, mask: TokenMask) -> Int[Tensor, "b h"]:
+    """Sequence indices of what is predicted: the hidden tokens; where none is hidden, all but the global ones."""
+    return mask.drop if mask.drop.shape[1] else mask.keep[:, tokens.num_global :]
+
+
+def _of_units(score: Float[Tensor, "b l"], tokens: Tokens, unit: int) -> Float[Tensor, "b l"]:
+    """Give all tokens of a square of the grid the score of one of them."""
+    if tokens.grid is None or any(side % unit for side in tokens.grid):
+        sides = (
+            "tokens without a grid" if tokens.grid is None else f"a grid of {tokens.grid[0]}x{tokens.grid[1]}"
+        )
+        raise UserError(f"mask unit {unit} does not tile {sides}: choose one that divides both sides, or 1")
+    front = score[:, : tokens.num_global]
+    row, col = tokens.position[:, tokens.num_global :].long().unbind(-1)
+    square = (row // unit * (tokens.grid[1] // unit) + col // unit).expand(score.shape[0], -1)
+    return torch.cat([front, torch.gather(score[:, tokens.num_global :], 1, square)], dim=1)
 
 
 def _front(tokens: Tokens) -> tuple[int, int]:

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from map_core.errors import UserError, near_matches
 from map_core.randomness import keyed_generator
+from map_core.tracing import kept_whole
 
 ScanOrder = Literal["given", "row", "column", "snake", "block", "z_order", "hilbert", "random"]
 BITS = 10  # cells of an axis of a cloud's bounding cube: 2 ** BITS
 
 
+@kept_whole
 def scan_order(
     position: Float[Tensor, "#b l p"],
     order: ScanOrder,
@@ -91,14 +93,20 @@ def quantize(position: Float[Tensor, "b l p"]) -> Int[Tensor, "b l p"]:
 
 def z_code(cell: Int[Tensor, "*s p"]) -> Int[Tensor, "*s"]:
     """Interleave the bits of a cell, the first axis highest (Morton 1966)."""
-    return _interleave(list(cell.unbind(-1)))
+    return _interleave(list(cell.unbind(-1)), BITS)
 
 
-def hilbert_code(cell: Int[Tensor, "*s p"]) -> Int[Tensor, "*s"]:
-    """Distance of a cell along the Hilbert curve (Skilling 2004, "Programming the Hilbert curve")."""
+def hilbert_code(cell: Int[Tensor, "*s p"], bits: int | None = None) -> Int[Tensor, "*s"]:
+    """Distance of a cell along the Hilbert curve (Skilling 2004, "Programming the Hilbert curve").
+
+    Args:
+        cell: Whole numbers from 0.
+        bits: Of a curve through 2 ** bits cells an axis; BITS when None.
+    """
+    bits = BITS if bits is None else bits
     axes = list(cell.unbind(-1))
     # undo the excess work of the curve's rotations, from the highest bit down
-    for bit in range(BITS - 1, 0, -1):
+    for bit in range(bits - 1, 0, -1):
         low = (1 << bit) - 1
         for i in range(len(axes)):
             upper = (axes[i] >> bit) & 1 == 1
@@ -109,14 +117,14 @@ def hilbert_code(cell: Int[Tensor, "*s p"]) -> Int[Tensor, "*s"]:
     for i in range(1, len(axes)):
         axes[i] = axes[i] ^ axes[i - 1]
     flips = torch.zeros_like(axes[0])
-    for bit in range(BITS - 1, 0, -1):
+    for bit in range(bits - 1, 0, -1):
         flips = flips ^ torch.where((axes[-1] >> bit) & 1 == 1, (1 << bit) - 1, 0)
-    return _interleave([axis ^ flips for axis in axes])
+    return _interleave([axis ^ flips for axis in axes], bits)
 
 
-def _interleave(axes: list[Tensor]) -> Tensor:
+def _interleave(axes: list[Tensor], bits: int) -> Tensor:
     code = torch.zeros_like(axes[0])
-    for bit in range(BITS - 1, -1, -1):
+    for bit in range(bits - 1, -1, -1):
         for axis in axes:
             code = (code << 1) | ((axis >> bit) & 1)
     return code

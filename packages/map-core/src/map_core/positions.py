@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.ops import Linear
+from map_core.tracing import kept_whole
 
 PositionKind = Literal["learned", "sincos", "fourier", "mlp"]
+MlpActivation = Literal["gelu", "silu"]
+MLP_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
 MAX_PERIOD = 10000.0  # of the sin-cos positions, as in "Attention is all you need"
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ def make_position(
     raise UserError(f"position embedding {kind!r} is unknown; {near_matches(kind, get_args(PositionKind))}")
 
 
+@kept_whole
 def resize_table(table: Float[Tensor, "rows cols d"], grid: tuple[int, int]) -> Tensor:
     """Resample a table of positions to another grid (bicubic, antialiased, in float32)."""
     if tuple(table.shape[:2]) == grid:
@@ -67,6 +71,7 @@ def look_up(
     return F.embedding(row * table.shape[1] + col, table.flatten(0, 1))
 
 
+@kept_whole
 def unit_coordinates(
     position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None
 ) -> Float[Tensor, "#b l p"]:
@@ -108,6 +113,22 @@ class LearnedPosition(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+@kept_whole
+def sincos(position: Float[Tensor, "#b l p"], bands: int) -> Float[Tensor, "#b l d"]:
+    """Sines and cosines of coordinates at geometrically falling frequencies, ``bands`` of them."""
+    exponent = torch.arange(bands, device=position.device, dtype=torch.float32) / bands
+    angle = position.float().unsqueeze(-1) * (1.0 / MAX_PERIOD**exponent)  # (b, l, p) -> (b, l, p, bands)
+    return torch.cat([angle.sin(), angle.cos()], dim=2).flatten(2)
+
+
+@kept_whole
+def octave_sincos(position: Float[Tensor, "#b l p"], octaves: int) -> Float[Tensor, "#b l d"]:
+    """Sines and cosines of coordinates at octaves, the lowest with half a period over [-1, 1]."""
+    frequency = math.pi / 2 * 2.0 ** torch.arange(octaves, device=position.device)
+    angle = (position.float().unsqueeze(-1) * frequency).flatten(2)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
 class SinCosPosition(nn.Module):
     """Fixed sines and cosines of every coordinate: on a grid those of timm's ``build_sincos2d_pos_embed``.
 
@@ -128,9 +149,7 @@ class SinCosPosition(nn.Module):
     def forward(
         self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None
     ) -> Float[Tensor, "#b l d"]:
-        exponent = torch.arange(self.bands, device=position.device, dtype=torch.float32) / self.bands
-        angle = position.float().unsqueeze(-1) * (1.0 / MAX_PERIOD**exponent)  # (b, l, p) -> (b, l, p, bands)
-        return torch.cat([angle.sin(), angle.cos()], dim=2).flatten(2)
+        return sincos(position, self.bands)
 
 
 class FourierPosition(nn.Module):
@@ -152,9 +171,7 @@ class FourierPosition(nn.Module):
     def forward(
         self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None
     ) -> Float[Tensor, "#b l d"]:
-        frequency = math.pi / 2 * 2.0 ** torch.arange(self.octaves, device=position.device)
-        angle = (unit_coordinates(position, grid).float().unsqueeze(-1) * frequency).flatten(2)
-        return self.project(torch.cat([angle.sin(), angle.cos()], dim=-1))
+        return self.project(octave_sincos(unit_coordinates(position, grid), self.octaves))
 
 
 class MlpPosition(nn.Module):
@@ -164,11 +181,27 @@ class MlpPosition(nn.Module):
         embed_dim: Width of the result.
         coordinates: Coordinates of a token, p.
         hidden_dim: Width of the hidden layer.
+        activation: Between the layers: ``gelu`` or ``silu``.
+
+    Raises:
+        UserError: an unknown activation.
     """
 
-    def __init__(self, embed_dim: int, hidden_dim: int = 128, *, coordinates: int = 3) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_dim: int = 128,
+        *,
+        coordinates: int = 3,
+        activation: MlpActivation = "gelu",
+    ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Linear(coordinates, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
+        if activation not in MLP_ACTIVATIONS:
+            known = get_args(MlpActivation)
+            raise UserError(f"activation {activation!r} is unknown; {near_matches(activation, known)}")
+        self.mlp = nn.Sequential(
+            Linear(coordinates, hidden_dim), MLP_ACTIVATIONS[activation](), Linear(hidden_dim, embed_dim)
+        )
 
     def forward(
         self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None

@@ -1,6 +1,6 @@
 """Regions are what is predicted together; rules say which token lies in which, attention masks who sees whom."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from map_core.errors import UserError, near_matches
 from map_core.masking import TokenMask
 from map_core.orders import ScanOrder, scan_order
-from map_core.tokens import GLOBAL_REGION, Regions, Tokens, gather_tokens
+from map_core.tokens import GLOBAL_REGION, Regions, Tokens, gather_tokens, reorder_tokens
 
 AttentionMaskKind = Literal["map", "mae", "local_mae", "ar"]
 ATTENTION_MASK_KINDS: tuple[str, ...] = get_args(AttentionMaskKind)
@@ -134,6 +134,27 @@ def _with_globals(tokens: Tokens, index: Int[Tensor, "#b m"], count: int, *, sma
         front = index.new_full((index.shape[0], tokens.num_global), GLOBAL_REGION)
         index = torch.cat([front, index], dim=1)
     return Regions(index, count, smallest)
+
+
+@dataclass(frozen=True)
+class RegionByRegion:
+    """Tokens laid out region by region, global ones in front, each region in scan order.
+
+    Attributes:
+        tokens: The tokens; their ``origin`` leads back.
+        regions: The region of each, ascending.
+    """
+
+    tokens: Tokens
+    regions: Regions
+
+
+def region_by_region(tokens: Tokens, regions: Regions) -> RegionByRegion:
+    """Lay tokens out in the order in which they are predicted: what scans them then reads no later region."""
+    index = torch.argsort(regions.index, dim=1, stable=True)
+    return RegionByRegion(
+        reorder_tokens(tokens, index), replace(regions, index=gather_tokens(regions.index, index))
+    )
 
 
 def region_attention_mask(region: Int[Tensor, "*b l"], kind: AttentionMaskKind) -> Bool[Tensor, "*b l l"]:

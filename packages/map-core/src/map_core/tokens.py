@@ -1,11 +1,12 @@
 """What travels through the objective: tokens, what the encoder made of them, and how to index both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+
+from map_core.tracing import kept_whole
 
 GLOBAL_REGION = -1  # of class tokens and registers: seen by every query
 
@@ -75,15 +76,61 @@ class Features:
     index: Int[Tensor, "#b m"]
 
 
+@kept_whole
 def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     """Pick tokens along axis 1: ``values`` (b or 1, l, ...) at ``index`` (b or 1, k) -> (b, k, ...)."""
-    if has_torch_function((values, index)):  # torch.fx keeps the call whole
-        return handle_torch_function(gather_tokens, (values, index), values, index)
     batch = max(values.shape[0], index.shape[0])
     tail = values.shape[2:]
     values = values.expand(batch, *values.shape[1:])
     index = index.reshape(*index.shape, *(1 for _ in tail)).expand(batch, index.shape[1], *tail)
     return torch.gather(values, 1, index)
+
+
+def spread_places(count: int, length: int) -> list[int]:
+    """Sequence indices of ``count`` registers spread evenly among ``length`` other tokens (Mamba-R's places).
+
+    >>> spread_places(1, 16), spread_places(3, 16)
+    ([8], [4, 9, 14])
+    """
+    gap = length // (count + 1)
+    return [(i + 1) * gap + i for i in range(count)]
+
+
+def with_global_tokens(tokens: Tokens, front: Float[Tensor, "{n} d"], n: int) -> Tokens:
+    """Put ``n`` global tokens, such as a class token, in front of tokens that have none."""
+    batch = tokens.batch_size
+    position, target, origin = tokens.position, tokens.target, tokens.origin
+    if target is not None:
+        target = torch.cat([target.new_zeros(batch, n, *target.shape[2:]), target], dim=1)
+    if origin is not None:
+        first = torch.arange(n, device=origin.device).expand(origin.shape[0], n)
+        origin = torch.cat([first, origin + n], dim=1)
+    return Tokens(
+        embedding=torch.cat(
+            [front.to(tokens.embedding.dtype).expand(batch, -1, -1), tokens.embedding], dim=1
+        ),
+        position=torch.cat(
+            [position.new_full((position.shape[0], n, position.shape[2]), -1), position], dim=1
+        ),
+        target=target,
+        grid=tokens.grid,
+        origin=origin,
+        num_global=n,
+    )
+
+
+def reorder_tokens(tokens: Tokens, index: Int[Tensor, "#b l"]) -> Tokens:
+    """Lay tokens out anew; ``index`` says which of them stands at each place, global ones in front as before."""
+    origin = tokens.origin
+    if origin is None:
+        origin = torch.arange(tokens.length, device=tokens.embedding.device).unsqueeze(0)
+    return replace(
+        tokens,
+        embedding=gather_tokens(tokens.embedding, index),
+        position=gather_tokens(tokens.position, index),
+        target=None if tokens.target is None else gather_tokens(tokens.target, index),
+        origin=gather_tokens(origin, index),
+    )
 
 
 def undo_scan(values: Tensor, tokens: Tokens) -> Tensor:

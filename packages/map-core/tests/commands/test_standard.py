@@ -168,7 +168,7 @@ def test_a_disk_that_is_full_during_the_export_loses_nothing(
 
     with monkeypatch.context() as patch:
         if module == "toy_domain":
-            broken = dataclasses.replace(DOMAIN, draw=full)
+            broken = dataclasses.replace(DOMAIN, draw_picture=full)
             assert (
                 main(
                     "map-toy",

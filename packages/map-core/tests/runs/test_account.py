@@ -34,6 +34,15 @@ def test_an_account_comes_back(tmp_path, evaluation):
     assert repr(read(tmp_path, json.dumps(state))) == repr(state)
 
 
+def test_a_setting_of_later_versions_counts_as_its_default(tmp_path):
+    (tmp_path / "state.json").write_text(json.dumps(STATE))
+    now = SETTINGS | {"objective.method": "old"}
+    defaults = {"objective.method": "old", "task": "default"}
+    assert read_state(tmp_path, now, total_steps=16, defaults=defaults)["settings"] == SETTINGS
+    with pytest.raises(UserError, match=r"objective.method was 'old' and is 'new'"):
+        read_state(tmp_path, now | {"objective.method": "new"}, total_steps=16, defaults=defaults)
+
+
 @pytest.mark.parametrize("step", [17, 10**30])
 def test_a_step_beyond_the_run_is_refused(tmp_path, step):
     with pytest.raises(UserError, match=rf"is of step {step}, but the run has 16 steps; use another"):

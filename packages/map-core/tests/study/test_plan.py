@@ -9,6 +9,8 @@ import yaml
 from map_core.errors import UserError
 from map_core.study.plan import PlannedRun, Study, next_runs, planned_runs, read_study
 from map_core.study.results import Result
+from map_core.study.runner import Place, needed_first
+from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
     "name": "small",
@@ -114,6 +116,32 @@ def test_a_best_rate_at_an_edge_extends_the_grid(tmp_path: Path, best: float, ex
     assert chosen == pytest.approx([expected[-1]] * 2)
 
 
+def test_a_grid_of_rates_can_be_one_stage_s_alone(tmp_path: Path) -> None:
+    recipes = {"finetune": {"recipe": "finetune_digits"}, "linear_probe": {"recipe": "linear_digits"}}
+    grid, measures = {"linear_probe": [0.01, 0.1]}, ["finetune", "linear_probe"]
+    results = run_all(study_of(tmp_path, **recipes, learning_rates=grid, measures=measures, extensions=0))
+    assert {result.lr for result in results if result.stage == "finetune"} == {None}
+    assert {result.key for result in results if result.stage == "trial"} == {
+        f"map/trials/linear_probe{labels}_lr{lr:g}" for labels in ("", "_50") for lr in (0.01, 0.1)
+    }
+
+
+def test_all_arms_come_to_a_seed_before_the_next_begins(tmp_path: Path) -> None:
+    seeds = [run.seed for run in planned_runs(study_of(tmp_path), [])]
+    assert seeds == sorted(seeds)
+
+
+def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) -> None:
+    study, place = study_of(tmp_path), Place("map_vision", tmp_path / "runs", tmp_path / "results.jsonl")
+    pretraining = next(run for run in planned_runs(study, []) if run.key == "map/seed0/pretrain")
+    results = [done(study, pretraining)]
+    knn = next(run for run in next_runs(study, results) if run.key == "map/seed0/knn")
+    assert needed_first(knn, study, results, place) == pretraining
+    place.directory(pretraining.key).mkdir(parents=True)
+    (place.directory(pretraining.key) / MODEL_FILE).touch()
+    assert needed_first(knn, study, results, place) == knn
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -121,6 +149,7 @@ def test_a_best_rate_at_an_edge_extends_the_grid(tmp_path: Path, best: float, ex
         ({"measures": ["accuracy"]}, "measure 'accuracy' of .* is unknown"),
         ({"measures": ["linear_probe"]}, "without a recipe: add linear_probe.recipe"),
         ({"learning_rates": [0.002, 0.001]}, "must ascend"),
+        ({"learning_rates": {"finetuning": [0.001]}}, "names 'finetuning'; did you mean finetune"),
         ({"arm": {}}, "unknown key 'arm' in study .*did you mean arms"),
         ({"arms": {}}, "lacks arms"),
         ({"labels": [50]}, "must map numbers, or 'all', to settings"),

@@ -1,19 +1,21 @@
 """Pretraining as a task: what is exported is the backbone, and the whole objective comes back."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_domain import CHANNELS, CLASSES, DOMAIN, ToyNet, ToySamples, open_data
+from toy_domain import CHANNELS, CLASSES, DOMAIN, ToyNet, ToySamples, ToySimMIMConfig, open_data
 
 from map_core import Draw, Masking, UserError
+from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
+from map_core.objectives.simmim import SimMIM
 from map_core.tasks.classification import FinetuneTask
 from map_core.tasks.domain import OpenedData, Skipped
 from map_core.tasks.pretraining import (
-    ObjectiveConfig,
     PretrainTask,
     hide_and_reconstruct,
     inputs_to_draw,
@@ -32,14 +34,14 @@ def batch(count=4):
 
 
 def test_defaults_are_the_papers():
-    config = ObjectiveConfig()
+    config = MaskedAutoregressionConfig()
     config.validate()
     assert config.masking == Masking(0.5, strategy="random", scope="all")
     assert (config.attention, config.decoder_depth, config.decoder_dim) == ("map", 4, 192)
 
 
 def test_every_setting_reaches_the_masking():
-    config = ObjectiveConfig(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
+    config = MaskedAutoregressionConfig(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
     config.validate()
     assert config.masking == Masking(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
 
@@ -47,9 +49,15 @@ def test_every_setting_reaches_the_masking():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_ratio": 0.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 0.0"),
-        ({"mask_ratio": 1.0}, r"objective.mask_ratio must lie inside \(0, 1\); got 1.0"),
-        ({"mask_ratio": math.nan}, r"objective.mask_ratio must lie inside \(0, 1\); got nan"),
+        ({"mask_ratio": -0.1}, r"objective.mask_ratio must lie in \[0, 1\); got -0.1"),
+        ({"mask_ratio": 1.0}, r"objective.mask_ratio must lie in \[0, 1\); got 1.0"),
+        ({"mask_ratio": math.nan}, r"objective.mask_ratio must lie in \[0, 1\); got nan"),
+        ({"target_scales": ()}, r"objective.target_scales must begin with 1 and grow, such as .*; got \[\]"),
+        (
+            {"target_scales": (1, 3, 3)},
+            r"objective.target_scales must begin with 1 and grow, .*; got \[1, 3, 3\]",
+        ),
+        ({"method": "simmim"}, r"objective.method of these settings is masked_autoregression; got simmim"),
         ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.7, 0.3)}, r"0 < low < high < 1; got 0.7, 0.3"),
         ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.0, 0.3)}, r"mask_ratio_bounds .* got 0.0, 0.3"),
         ({"mask_ratio_std": 0.0}, r"objective.mask_ratio_std must be positive; got 0.0"),
@@ -61,7 +69,7 @@ def test_every_setting_reaches_the_masking():
 )
 def test_wrong_settings_name_the_field_the_value_and_the_rule(settings, message):
     with pytest.raises(UserError, match=message):
-        ObjectiveConfig(**settings).validate()
+        MaskedAutoregressionConfig(**settings).validate()
 
 
 # ---- the task
@@ -152,6 +160,49 @@ def test_what_was_skipped_is_said_and_summarised(make_config, tmp_path, capsys):
     assert capsys.readouterr().out == "2 toys were unreadable\n"
 
 
+# ---- methods
+
+
+def test_a_run_of_another_method_comes_back_as_that(make_config, tmp_path):
+    config = make_config("pretrain", objective=ToySimMIMConfig(mask_ratio=0.25))
+    task = PretrainTask(DOMAIN, config)
+    train(task, config.training, tmp_path, run_config=config)
+    trained = load_objective(DOMAIN, tmp_path)
+    assert isinstance(trained.objective, SimMIM)
+    assert trained.settings == config.objective
+    result = hide_and_reconstruct(trained.objective, batch())
+    assert torch.equal(result.prediction, hide_and_reconstruct(task.model, batch()).prediction)
+    assert (tmp_path / "reconstructions.png").is_file()
+
+
+def test_a_run_of_a_method_that_the_domain_does_not_have_is_refused(pretrained, tmp_path):
+    for path in pretrained[0].glob("*.safetensors"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        text = path.with_suffix(".json").read_text().replace("masked_autoregression", "contrastive")
+        (tmp_path / path.name).with_suffix(".json").write_text(text)
+    with pytest.raises(
+        UserError, match=r"describes objective.method 'contrastive', which map-toy does not have"
+    ):
+        load_objective(DOMAIN, tmp_path)
+
+
+def test_a_description_without_a_method_is_of_the_first(pretrained, tmp_path):
+    """Up to version 0.1 there was one."""
+    for path in pretrained[0].glob("*.safetensors"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        described = json.loads(path.with_suffix(".json").read_text())
+        described.get("objective", {}).pop("method", None)
+        (tmp_path / path.name).with_suffix(".json").write_text(json.dumps(described))
+    assert load_objective(DOMAIN, tmp_path).settings.method == "masked_autoregression"
+
+
+def test_the_objective_is_told_how_long_training_is(make_config, monkeypatch):
+    told = []
+    monkeypatch.setattr(SimMIM, "begin", lambda self, total_steps: told.append(total_steps), raising=False)
+    PretrainTask(DOMAIN, make_config("pretrain", objective=ToySimMIMConfig()))
+    assert told == [6]  # two epochs of 24 samples in batches of 8
+
+
 # ---- loading, refused
 
 
@@ -190,7 +241,7 @@ def test_reconstructing_leaves_the_objective_as_it_was(training):
 def test_an_error_leaves_the_objective_as_it_was_too():
     objective = toy_objective()
     masking = objective.masking
-    with pytest.raises(UserError, match="mask ratio must lie inside"):
+    with pytest.raises(UserError, match="mask ratio must lie in"):
         hide_and_reconstruct(objective, torch.randn(2, 4, 3, CHANNELS), ratio=2.0)
     assert objective.masking is masking
     assert objective.training

@@ -10,9 +10,12 @@ from torch import nn
 
 from map_core import GridRegions
 from map_core.losses import MaskedMSE
+from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
+from map_core.objectives.settings import Settings
+from map_core.objectives.simmim import SimMIMConfig
 from map_core.tasks.classification import ClassificationConfig
 from map_core.tasks.domain import Domain, OpenedData
-from map_core.tasks.pretraining import ObjectiveConfig, assemble_objective, hide_and_reconstruct
+from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tasks.trained_models import ModelConfig, Models
 from map_core.tasks.weights import load_init
 from map_core.testing import GridBackbone, LinearPosition, toy_encoder
@@ -51,10 +54,38 @@ class ToyModelConfig(ModelConfig):
 
 
 @dataclass
-class ToyObjectiveConfig(ObjectiveConfig):
+class ToyTargets(Settings):
+    """What is predicted.
+
+    Args:
+        normalize: Take mean and deviation out of the targets.
+    """
+
+    normalize: bool = True
+
+    def target_dim(self, backbone):
+        return CHANNELS
+
+    def make_loss(self):
+        return MaskedMSE(self.normalize)
+
+    def make_regions(self, backbone):
+        return GridRegions("row")
+
+    def make_position(self, backbone, embed_dim):
+        return LinearPosition(embed_dim)
+
+
+@dataclass
+class ToyObjectiveConfig(ToyTargets, MaskedAutoregressionConfig):
     decoder_depth: int = 1
     decoder_dim: int = 8
     decoder_heads: int = 2
+
+
+@dataclass
+class ToySimMIMConfig(ToyTargets, SimMIMConfig):
+    pass
 
 
 class ToyNet(GridBackbone):
@@ -124,17 +155,11 @@ def open_files(files, data, model, trained=EMPTY):
 
 
 def build_objective(backbone, config):
-    return assemble_objective(
-        backbone,
-        config,
-        position=LinearPosition(config.decoder_dim),
-        target_dim=CHANNELS,
-        loss=MaskedMSE(),
-        regions=GridRegions("row"),
-    )
+    config.validate()
+    return config.build(backbone)
 
 
-def draw(objective, inputs, path, *, data, ratio=None, seed=0):
+def draw_picture(objective, inputs, path, *, data, ratio=None, seed=0):
     """The picture is an array of the predictions."""
     result = hide_and_reconstruct(objective, inputs, ratio=ratio, seed=seed)
     with Path(path).open("wb") as file:
@@ -169,12 +194,12 @@ DOMAIN = Domain(
         tied=("embed_dim",),
     ),
     data=ToyDataConfig,
-    objective=ToyObjectiveConfig,
+    objectives={"masked_autoregression": ToyObjectiveConfig, "simmim": ToySimMIMConfig},
     classification=ClassificationConfig,
     open_data=open_data,
     open_files=open_files,
     build_objective=build_objective,
-    draw=draw,
+    draw_picture=draw_picture,
     data_defaults=data_defaults,
     rows=4,
     info=lambda: ["models", "  toy"],

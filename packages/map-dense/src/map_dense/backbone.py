@@ -17,7 +17,15 @@ from map_vision.model import HybridNet
 from map_vision.registry import ARCHITECTURES
 
 NUM_FEATURES = 4
-CLASSIFIER_ONLY = {"num_registers", "neck_reduction", "global_pool", "drop_rate"}
+CLASSIFIER_ONLY = {
+    "num_registers",
+    "neck_reduction",
+    "global_pool",
+    "drop_rate",
+    "pool_norm",
+    "patch_stride",
+    "keep_registers",
+}
 OF_PYRAMIDS = {"stem_dim", "depths", "window_size", "layer_scale"}
 CHANGES = tuple(
     field.name for field in fields(ModelConfig) if field.name not in CLASSIFIER_ONLY | OF_PYRAMIDS | {"name"}
@@ -71,7 +79,7 @@ class HybridBackbone(nn.Module):
             ``out_indices``, which attend globally; None for global attention everywhere. Mamba always scans all.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
         **model_changes: What differs from the named model: ``embed_dim``, ``layout``, ``num_heads``, ``mlp_ratio``,
-            ``order``, ``position``, ``bidirectional`` or ``in_chans``.
+            ``order``, ``position``, ``bidirectional``, ``wiring`` or ``in_chans``.
 
     Raises:
         UserError: an unknown name or change, an ``img_size`` that is neither a number nor two, ``out_indices`` that

@@ -20,6 +20,7 @@ POSITIONS = "encoder.position.table"
 SHAPELESS = {
     "num_heads": 12,
     "order": "row",
+    "wiring": "residual",
 }  # change the features but no parameter's shape; with their defaults
 SHOWN = 6
 
@@ -59,7 +60,8 @@ def load_backbone(
             without ``resample_patches``; a parameter that is missing or has another shape.
     """
     file = weights_file(path)
-    state, own = convert_state(read_weights(path)), backbone.model.state_dict()
+    own = backbone.model.state_dict()
+    state = convert_state(read_weights(path), backbone.model)
     if not set(state) & set(own):
         raise UserError(
             f"{file} has none of the backbone's {len(own)} keys (it begins with {', '.join(list(state)[:3])}; the "

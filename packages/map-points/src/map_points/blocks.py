@@ -1,10 +1,11 @@
 """The Mamba3D block: local norm and pooling over neighbours, then a selective scan."""
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -13,8 +14,10 @@ from map_core.errors import UserError
 from map_core.ops import Linear, selective_scan
 from map_core.tokens import gather_tokens
 from map_points.patches.neighbors import nearest_neighbors
+from map_points.patches.sampling import squared_distance
 
 ScanKind = Literal["both", "forward", "channel_flip"]
+SpreadKind = Literal["variance", "deviation"]
 
 
 class LocalNormPool(nn.Module):
@@ -30,28 +33,75 @@ class LocalNormPool(nn.Module):
     Args:
         embed_dim: Width.
         neighbors: Patches pooled, by distance of centres.
-        eps: Added to the variance.
+        eps: Added to the variance, or to the deviation.
+        spread: ``variance`` divides by the root of the biased variance plus eps; ``deviation``, as the original, by
+            the unbiased deviation plus eps.
     """
 
-    def __init__(self, embed_dim: int, *, neighbors: int = 4, eps: float = 1e-5) -> None:
+    def __init__(
+        self, embed_dim: int, *, neighbors: int = 4, eps: float = 1e-5, spread: SpreadKind = "variance"
+    ) -> None:
         super().__init__()
-        self.neighbors, self.eps = neighbors, eps
+        if spread not in ("variance", "deviation"):
+            raise UserError(f"local_spread must be 'variance' or 'deviation'; got {spread!r}")
+        self.neighbors, self.eps, self.spread = neighbors, eps, spread
         self.scale = nn.Parameter(torch.ones(2 * embed_dim))
         self.shift = nn.Parameter(torch.zeros(2 * embed_dim))
         self.norm = make_norm("layer", 2 * embed_dim)
         self.project = Linear(2 * embed_dim, embed_dim)  # the 1x1 convolution
 
-    def forward(self, x: Float[Tensor, "b m d"], position: Float[Tensor, "b m 3"]) -> Float[Tensor, "b m d"]:
-        index = nearest_neighbors(position, position, self.neighbors)  # (b, m, k)
+    def forward(
+        self,
+        x: Float[Tensor, "b m d"],
+        position: Float[Tensor, "b m 3"],
+        may_read: Bool[Tensor, "#b m m"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """Describe all patches; where ``may_read`` says who may read whom, by what they may read alone."""
+        index = self._nearest(position, may_read)  # (b, m, k)
         near = gather_tokens(x, index.flatten(1)).unflatten(1, index.shape[1:])  # (b, m, k, d)
         relative = (near - x.unsqueeze(2)).float()
-        variance = relative.var(dim=(1, 2, 3), correction=0, keepdim=True)
+        if may_read is None:
+            variance = relative.var(dim=(1, 2, 3), correction=0, keepdim=True)
+            count: Tensor | int = relative.shape[1:].numel()
+        else:
+            variance = _variance_of_readable(relative, may_read)
+            count = may_read.sum(-1)[..., None, None] * relative.shape[2:].numel()
         scale, scale_own = self.scale.chunk(2)
         shift, shift_own = self.shift.chunk(2)
-        relative = torch.addcmul(shift, relative, scale * (variance + self.eps).rsqrt())
+        relative = torch.addcmul(shift, relative, scale * self._inverse_spread(variance, count))
         pooled = (relative * relative.softmax(dim=2)).sum(dim=2).to(x.dtype)
         own = x * scale_own + shift_own  # the same for all neighbours: pooling leaves it as it is
         return F.silu(self.project(self.norm(torch.cat([pooled, own], dim=-1))))
+
+    def _inverse_spread(self, variance: Tensor, count: Tensor | int) -> Tensor:
+        """One over the spread of ``count`` numbers of this biased variance."""
+        if self.spread == "variance":
+            return (variance + self.eps).rsqrt()
+        unbiased = variance * (count / (count - 1))
+        return 1 / (unbiased.clamp(min=1e-12).sqrt() + self.eps)  # the root's slope is infinite at 0
+
+    def _nearest(
+        self, position: Float[Tensor, "b m 3"], may_read: Bool[Tensor, "#b m m"] | None
+    ) -> Int[Tensor, "b m k"]:
+        """The nearest patches; a patch stands in for neighbours that it may not read."""
+        if may_read is None:
+            return nearest_neighbors(position, position, self.neighbors)
+        points = position.detach().float()
+        distance = squared_distance(points.unsqueeze(2), points.unsqueeze(1))
+        near = distance.masked_fill(~may_read, math.inf).topk(self.neighbors, largest=False)
+        own = torch.arange(points.shape[1], device=points.device).unsqueeze(-1)
+        return torch.where(near.values.isinf(), own, near.indices)
+
+
+def _variance_of_readable(
+    relative: Float[Tensor, "b m k d"], may_read: Bool[Tensor, "#b m m"]
+) -> Float[Tensor, "b m 1 1"]:
+    """For each patch, the variance over all patches that it may read."""
+    share = may_read.float() / may_read.sum(-1, keepdim=True)
+    mean, square = (
+        share @ moment.unsqueeze(-1) for moment in (relative.mean((2, 3)), relative.square().mean((2, 3)))
+    )
+    return (square - mean.square()).clamp(min=0).unsqueeze(-1)
 
 
 class ChannelFlipMixer(MambaMixer):
@@ -98,21 +148,42 @@ class Mamba3DBlock(nn.Module):
         neighbors: See :class:`LocalNormPool`.
         scan: See :func:`make_mixer`.
         drop_path: Stochastic depth rate of both branches.
+        spread: See :class:`LocalNormPool`.
+        local_class_token: The first step adds the norm of tokens in front to them, as in the original.
     """
 
     def __init__(
-        self, embed_dim: int, *, neighbors: int = 4, scan: ScanKind = "both", drop_path: float = 0.0
+        self,
+        embed_dim: int,
+        *,
+        neighbors: int = 4,
+        scan: ScanKind = "both",
+        drop_path: float = 0.0,
+        spread: SpreadKind = "variance",
+        local_class_token: bool = False,
     ) -> None:
         super().__init__()
+        self.local_class_token = local_class_token
         self.norm1 = make_norm("layer", embed_dim)
-        self.local = LocalNormPool(embed_dim, neighbors=neighbors)
+        self.local = LocalNormPool(embed_dim, neighbors=neighbors, spread=spread)
         self.norm2 = make_norm("layer", embed_dim)
         self.mixer = make_mixer(scan, embed_dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "b n d"], position: Float[Tensor, "b m 3"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        position: Float[Tensor, "b m 3"],
+        may_read: Bool[Tensor, "#b m m"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Mix all tokens; ``may_read`` limits the first step, while the scan keeps to its direction."""
         prefix = x.shape[1] - position.shape[1]
-        patches = x[:, prefix:]
-        patches = patches + self.drop_path(self.local(self.norm1(patches), position))
-        x = torch.cat([x[:, :prefix], patches], dim=1)
+        if self.local_class_token and prefix:
+            normal = self.norm1(x)
+            step = self.local(normal[:, prefix:], position, may_read)
+            x = x + self.drop_path(torch.cat([normal[:, :prefix], step], dim=1))
+        else:
+            patches = x[:, prefix:]
+            patches = patches + self.drop_path(self.local(self.norm1(patches), position, may_read))
+            x = torch.cat([x[:, :prefix], patches], dim=1)
         return x + self.drop_path(self.mixer(self.norm2(x)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.objective import MaskedAutoregression, Objective
+from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.classification import ClassificationConfig
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
 from map_points.data import (
@@ -25,8 +25,9 @@ from map_points.factory import MODELS, PointModelConfig
 from map_points.model import MODEL_NAMES, create_point_model
 from map_points.patches.accelerators import describe_backends
 from map_points.pictures import draw_reconstructions
-from map_points.pretraining import PointObjectiveConfig, build_objective
+from map_points.pretraining import OBJECTIVES, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
+from map_points.segmentation.task import PART_SEGMENTER, described_segmenter
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -75,7 +76,7 @@ def open_files(
     return CloudSamples(read_cloud_files(paths), config, training=False)
 
 
-def draw(
+def draw_picture(
     objective: Objective,
     inputs: Tensor,
     path: Path,
@@ -85,7 +86,7 @@ def draw(
     seed: int = 0,
 ) -> None:
     """Write a picture: cloud, visible patches, reconstruction."""
-    if not isinstance(objective, MaskedAutoregression):
+    if not isinstance(objective, ReconstructingObjective):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
     samples = data.plain_train or data.evaluation
     up_axis = samples.up_axis if isinstance(samples, CloudSamples) else "z"
@@ -108,17 +109,18 @@ DOMAIN = Domain(
     sample="cloud",
     models=MODELS,
     data=PointDataConfig,
-    objective=PointObjectiveConfig,
+    objectives=OBJECTIVES,
     classification=ClassificationConfig,
     open_data=open_data,
     open_files=open_files,
     build_objective=build_objective,
-    draw=draw,
+    draw_picture=draw_picture,
     rows=6,
     evaluation=EvaluationConfig,
     collate=collate_clouds,
     logits=voted_logits,
     protocol=EvaluationConfig.describe,
-    evaluators={"part segmenter": evaluate_segmenter},
+    evaluators={PART_SEGMENTER: evaluate_segmenter},
+    builders={PART_SEGMENTER: described_segmenter},
     info=describe_models,
 )

@@ -1,12 +1,15 @@
 """From the ``model`` section of a configuration to a model."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import map_core.tasks.trained_models
+from map_core.positions import MlpActivation
 from map_core.tasks.trained_models import Models
-from map_points.blocks import ScanKind
+from map_points.blocks import ScanKind, SpreadKind
+from map_points.checkpoints import FAMILIES
+from map_points.conventions import CONVENTIONS, Conventions, PoolKind
 from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model, named_settings
 from map_points.tokenizer import PointOrder
 from map_points.weights import load_init
@@ -17,10 +20,10 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
     """A point model, and what to change in it; what is not given stays as the name says.
 
     Args:
-        name: mamba3d or hybridnet3d.
+        name: mamba3d, hybridnet3d, or as published: mamba3d_authors, point_mae, point_mamba.
         embed_dim: Width.
         patch_hidden_dim: Width inside the patch embedding (256).
-        layout: Layers with counts, such as '(MMMT)x4' or 'Mx12'.
+        layout: Layers with counts, such as '(MMMT)x4' or 'Mx12'; S is a scan and nothing else.
         num_heads: Attention heads of Transformer blocks.
         mlp_ratio: MLP width of Transformer blocks over embed_dim; 0 for attention only.
         neighbors: Patches that the local norm pools.
@@ -28,6 +31,15 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
         num_patches: Patches of a cloud.
         patch_size: Points of a patch.
         order: Scan order of the patches.
+        second_order: Read all patches a second time in this order, as PointMamba; pretraining and probes read once.
+        position_activation: Of the MLP that embeds coordinates: gelu, or silu as the original Mamba3D.
+        repeat_position: Add positions before every block, not once.
+        pool: What the classifier reads of the patches: max_plus_mean, max (Point-MAE), mean or mean_and_max.
+        local_spread: What the local norm divides by: variance, or deviation as the original Mamba3D.
+        local_class_token: The class token takes part in the local step, as in the original Mamba3D.
+        skip_origin: No centres of patches within sqrt(1e-3) of the origin, as pointnet2_ops has it.
+        order_scale: Scale and shift tokens for each order, as PointMamba.
+        head_dim: Width of the hidden layers in the classifier's head.
         drop_rate: Dropout in the classifier's head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
     """
@@ -43,31 +55,42 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
     num_patches: int | None = None
     patch_size: int | None = None
     order: PointOrder | None = None
+    second_order: PointOrder | None = None
+    position_activation: MlpActivation | None = None
+    repeat_position: bool | None = None
+    pool: PoolKind | None = None
+    local_spread: SpreadKind | None = None
+    local_class_token: bool | None = None
+    skip_origin: bool | None = None
+    order_scale: bool | None = None
+    head_dim: int | None = None
     drop_rate: float | None = None
     drop_path_rate: float | None = None
 
 
+PRETRAINED = {"class_token": False, "second_order": None}
+
+
 def create_classifier(config: PointModelConfig, num_classes: int) -> HybridNet3D:
-    """Create the classification form, with a class token and a head."""
+    """Create the classification form, with a head, and a class token where the named model has one."""
     return create_point_model(config.name, num_classes, **config.arguments())
 
 
 def create_backbone(config: PointModelConfig) -> HybridNet3D:
-    """Create the form that is pretrained: no class token, no head."""
-    return create_point_model(config.name, 0, class_token=False, **config.arguments())
+    """Create the form that is pretrained: no class token, no head, patches read once."""
+    return create_point_model(config.name, 0, **config.arguments() | PRETRAINED)
 
 
 def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
     """Create what a linear probe amounts to: the pretrained form with a linear head."""
-    return create_point_model(
-        config.name, num_classes, class_token=False, linear_head=True, **config.arguments()
-    )
+    return create_point_model(config.name, num_classes, linear_head=True, **config.arguments() | PRETRAINED)
 
 
 def resolved(config: PointModelConfig) -> dict[str, Any]:
     """Every setting of a model."""
     known = inspect.signature(HybridNet3D).parameters.items()
-    return {name: entry.default for name, entry in known} | named_settings(config.name) | config.arguments()
+    settings = {name: entry.default for name, entry in known} | asdict(Conventions())
+    return settings | named_settings(config.name) | config.arguments()
 
 
 # the rest may differ between pretraining and what follows it: more patches, more dropout
@@ -82,8 +105,10 @@ TIED = (
     "scan",
     "patch_size",
     "order",
+    "second_order",
+    *CONVENTIONS,
 )
-UNSEEN = ("num_heads", "neighbors", "scan", "patch_size", "order")
+UNSEEN = ("num_heads", "neighbors", "scan", "patch_size", "order", "second_order", *CONVENTIONS)
 MODELS = Models(
     config=PointModelConfig,
     names=MODEL_NAMES,
@@ -95,4 +120,5 @@ MODELS = Models(
     tied=TIED,
     unseen=UNSEEN,
     resolved=resolved,
+    families=FAMILIES,
 )

@@ -1,23 +1,48 @@
-"""Point models: ``mamba3d`` and ``hybridnet3d``, as encoders for pretraining and as classifiers."""
+"""Point models, as encoders for pretraining and as classifiers: of this project, and as others published them."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from map_core import Features, HybridEncoder, Registers, TokenMask, Tokens
-from map_core.blocks import TransformerBlock, make_norm
+from map_core import Features, HybridEncoder, Regions, Registers, TokenMask, Tokens
+from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 from map_core.errors import UserError, near_matches
 from map_core.initialization import init_weights, undecayed_parameters
 from map_core.positions import MlpPosition
 from map_points.blocks import Mamba3DBlock, ScanKind
+from map_points.conventions import CONVENTIONS, Conventions, pool_patches
 from map_points.patches import PatchEmbedding
-from map_points.tokenizer import PointOrder, tokenize_clouds
+from map_points.tokenizer import PointOrder, one_after_the_other, scan_again, tokenize_clouds
 
-# after every third Mamba block an attention-only T: one of two readings that fit the paper's 19.3M
-LAYOUTS = {"mamba3d": "Mx12", "hybridnet3d": "(MMMT)x4"}
-MODEL_NAMES = tuple(LAYOUTS)
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "mamba3d": {"layout": "Mx12"},
+    # after every third Mamba block an attention-only T: one of two readings that fit the paper's 19.3M
+    "hybridnet3d": {"layout": "(MMMT)x4"},
+    "mamba3d_authors": {
+        "layout": "Mx12",
+        "num_patches": 128,
+        "scan": "channel_flip",
+        "position_activation": "silu",
+        "local_spread": "deviation",
+        "local_class_token": True,
+        "skip_origin": True,
+    },
+    "point_mae": {"layout": "Tx12", "mlp_ratio": 4.0, "pool": "max", "skip_origin": True},
+    "point_mamba": {
+        "layout": "Sx12",
+        "order": "hilbert_cells",
+        "second_order": "hilbert_cells_swapped",
+        "class_token": False,
+        "repeat_position": False,
+        "pool": "mean",
+        "skip_origin": True,
+        "order_scale": True,
+    },
+}
+MODEL_NAMES = tuple(ARCHITECTURES)
 
 
 class ClassificationHead(nn.Sequential):
@@ -44,26 +69,45 @@ class ClassificationHead(nn.Sequential):
         super().__init__(*hidden(in_features), *hidden(hidden_dim), nn.Linear(hidden_dim, num_classes))
 
 
-class HybridNet3D(nn.Module):
-    """A point model whose encoder stacks Mamba3D and Transformer blocks by a layout.
+class OrderScale(nn.Module):
+    """``scale * x + shift``: tells tokens that are read in one order from those read in another.
 
-    Pooled features are the class token beside the sum of the patches' maximum and mean; without a class
-    token that sum alone.
+    Args:
+        embed_dim: Width.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(embed_dim))
+        self.shift = nn.Parameter(torch.zeros(embed_dim))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        return torch.addcmul(self.shift, x, self.scale)
+
+
+class HybridNet3D(nn.Module):
+    """A point model whose encoder stacks Mamba3D, Transformer and plain Mamba blocks by a layout.
+
+    Pooled features are the class token beside the pooled patches, in this project the sum of their maximum and
+    mean; without a class token those alone.
 
     Args:
         num_classes: Classes; 0 for features.
         embed_dim: Width.
         patch_hidden_dim: Width inside the patch embedding, where most of a small model's work is.
-        layout: Layers, see :func:`map_core.expand_layout`.
+        layout: Layers, see :func:`map_core.expand_layout`: M Mamba3D's, T Transformer, S a scan and nothing else.
         num_heads, mlp_ratio: Of the Transformer blocks; ratio 0 is attention only.
         neighbors: Of the local norm.
         scan: See :func:`~map_points.blocks.make_mixer`.
         num_patches, patch_size: How clouds are cut.
         order: Scan order of the patches.
+        second_order: Read all patches a second time behind the first, in this order; for classification only.
         class_token: Have one; pretraining has none.
         linear_head: Classify by one linear layer, as a probe does, instead of :class:`ClassificationHead`.
+        head_dim: Width of the head's hidden layers.
         drop_rate: Dropout in the head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
+        conventions: What else projects settle differently.
     """
 
     def __init__(
@@ -80,39 +124,58 @@ class HybridNet3D(nn.Module):
         num_patches: int = 64,
         patch_size: int = 32,
         order: PointOrder = "fps",
+        second_order: PointOrder | None = None,
         class_token: bool = True,
         linear_head: bool = False,
+        head_dim: int = 256,
         drop_rate: float = 0.5,
         drop_path_rate: float = 0.0,
+        conventions: Conventions | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.embed_dim, self.order = num_classes, embed_dim, order
+        self.conventions = its = conventions or Conventions()
+        self.num_classes, self.embed_dim, self.scan = num_classes, embed_dim, scan
+        self.order, self.second_order = order, second_order
         self.num_patches, self.patch_size = num_patches, patch_size
         self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim)
+        orders = 1 if second_order is None else 2
+        self.order_scale = nn.ModuleList(
+            OrderScale(embed_dim) for _ in range(orders if its.order_scale else 0)
+        )
         self.encoder = HybridEncoder(
             embed_dim,
             layout,
             block_makers={
                 "M": lambda dim, drop_path: Mamba3DBlock(
-                    dim, neighbors=neighbors, scan=scan, drop_path=drop_path
+                    dim,
+                    neighbors=neighbors,
+                    scan=scan,
+                    drop_path=drop_path,
+                    spread=its.local_spread,
+                    local_class_token=its.local_class_token,
+                ),
+                "S": lambda dim, drop_path: MambaBlock(
+                    dim, norm="layer", drop_path=drop_path, bidirectional=False
                 ),
                 "T": lambda dim, drop_path: TransformerBlock(
                     dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=False, drop_path=drop_path
                 ),
             },
-            position=MlpPosition(embed_dim),
+            position=MlpPosition(embed_dim, activation=its.position_activation),
             norm=make_norm("layer", embed_dim),
             drop_path_rate=drop_path_rate,
             registers=Registers(1, embed_dim, spread=False) if class_token else None,
-            repeat_position=True,
+            repeat_position=its.repeat_position,
         )
         self.num_prefix_tokens = 1 if class_token else 0
-        self.head_hidden_size = embed_dim * (2 if class_token else 1)
+        self.head_hidden_size = embed_dim * (self.num_prefix_tokens + its.pooled_parts)
         self.head: nn.Module = nn.Identity()
         if num_classes > 0 and linear_head:
             self.head = nn.Linear(self.head_hidden_size, num_classes)
         elif num_classes > 0:
-            self.head = ClassificationHead(self.head_hidden_size, num_classes, dropout=drop_rate)
+            self.head = ClassificationHead(
+                self.head_hidden_size, num_classes, hidden_dim=head_dim, dropout=drop_rate
+            )
         self.apply(init_weights)
 
     def forward(self, points: Float[Tensor, "b n 3"]) -> Float[Tensor, "b c"]:
@@ -127,25 +190,67 @@ class HybridNet3D(nn.Module):
     def forward_head(self, x: Float[Tensor, "b l d"], pre_logits: bool = False) -> Float[Tensor, "b f"]:
         """Pool the output of :meth:`forward_features` and classify it."""
         patches = x[:, self.num_prefix_tokens :]
-        pooled = patches.amax(dim=1) + patches.mean(dim=1)
+        pooled = pool_patches(patches, self.conventions.pool)
         if self.num_prefix_tokens:
             pooled = torch.cat([x[:, 0], pooled], dim=-1)
         return pooled if pre_logits else self.head(pooled)
 
     def tokenize(self, inputs: Float[Tensor, "b n 3"], *, targets: bool = False) -> Tokens:
-        """Tokens of clouds in scan order, with the points of their patches as targets if asked for."""
-        return tokenize_clouds(
+        """Tokens of clouds in scan order, with the points of their patches as targets if asked for.
+
+        Raises:
+            UserError: targets of a model that reads its patches twice.
+        """
+        if targets and self.second_order is not None:
+            raise UserError(
+                "a model that reads its patches in two orders sees in one what is hidden in the other: pretrain "
+                "with second_order=None"
+            )
+        tokens = tokenize_clouds(
             inputs,
             self.patch_embed,
             num_patches=self.num_patches,
             patch_size=self.patch_size,
             order=self.order,
+            skip_origin=self.conventions.skip_origin,
             targets=targets,
         )
+        if self.second_order is None:
+            return self._scaled(tokens, 0)
+        again = scan_again(tokens, self.second_order)
+        return one_after_the_other(self._scaled(tokens, 0), self._scaled(again, 1))
+
+    def _scaled(self, tokens: Tokens, order: int) -> Tokens:
+        if not self.order_scale:
+            return tokens
+        return replace(tokens, embedding=self.order_scale[order](tokens.embedding))
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         """Features of the visible patches after the final norm."""
         return self.encoder.encode(tokens, mask)
+
+    def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
+        """The same of tokens that are laid out region by region, where none reads a later region."""
+        return self.encoder.encode_causally(tokens, regions, mask)
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """Settings that say what the weights compute and no shape shows, without those that play no part here."""
+        its, kinds = self.conventions, set(self.encoder.layout)
+        found: dict[str, Any] = {
+            "position_activation": its.position_activation,
+            "repeat_position": its.repeat_position,
+            "skip_origin": its.skip_origin,
+        }
+        if kinds != {"T"}:
+            found["order"] = self.order
+        if "M" in kinds:
+            found |= {"scan": self.scan, "local_spread": its.local_spread}
+            if self.num_prefix_tokens:
+                found["local_class_token"] = its.local_class_token
+        if isinstance(self.head, ClassificationHead):
+            found |= {"pool": its.pool, "second_order": self.second_order}
+        return found
 
     def no_weight_decay(self) -> set[str]:
         return undecayed_parameters(self)
@@ -153,7 +258,7 @@ class HybridNet3D(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups in the order of layer decay: embeddings, then one a layer, Mamba and Transformer alike."""
         return {
-            "stem": r"^patch_embed|^encoder\.(?:position|registers)",
+            "stem": r"^patch_embed|^order_scale|^encoder\.(?:position|registers)",
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
         }
 
@@ -168,15 +273,20 @@ def named_settings(name: str) -> dict[str, Any]:
     Raises:
         UserError: an unknown name.
     """
-    if name not in LAYOUTS:
+    if name not in ARCHITECTURES:
         raise UserError(f"model {name!r} is unknown; {near_matches(name, MODEL_NAMES)}")
-    return {"layout": LAYOUTS[name]}
+    return ARCHITECTURES[name]
 
 
 def create_point_model(name: str, num_classes: int = 40, **changes: Any) -> HybridNet3D:
-    """Create ``mamba3d`` or ``hybridnet3d``, with changes to its arguments.
+    """Create one of ``MODEL_NAMES``, with changes to its arguments and its :class:`Conventions`.
+
+    ``mamba3d`` and ``hybridnet3d`` are this project's; ``mamba3d_authors``, ``point_mae`` and ``point_mamba``
+    compute what was published under these names.
 
     Raises:
         UserError: an unknown name.
     """
-    return HybridNet3D(num_classes, **{**named_settings(name), **changes})
+    settings = {**named_settings(name), **changes}
+    conventions = Conventions(**{key: settings.pop(key) for key in CONVENTIONS if key in settings})
+    return HybridNet3D(num_classes, conventions=conventions, **settings)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from map_core import MaskedAutoregression
+from map_core.objective import ReconstructingObjective
 from map_core.runs.pictures import save_picture
 from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
@@ -33,7 +33,7 @@ class CloudViews:
 
 
 def reconstruct(
-    objective: MaskedAutoregression,
+    objective: ReconstructingObjective,
     points: Float[Tensor, "b n 3"],
     *,
     ratio: float | None = None,
@@ -51,12 +51,12 @@ def reconstruct(
     return CloudViews(
         cloud=points,
         visible=placed(gather_tokens(tokens.target, mask.keep), mask.keep),
-        predicted=placed(predicted, mask.drop),
+        predicted=placed(predicted, result.index),
     )
 
 
 def draw_reconstructions(
-    objective: MaskedAutoregression,
+    objective: ReconstructingObjective,
     points: Float[Tensor, "b n 3"],
     path: Path,
     *,

@@ -1,61 +1,167 @@
-"""The objective over patches of clouds."""
+"""The objectives over patches of clouds: what recipes may set, and what only clouds can say to an objective."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from map_core import ConsecutiveRegions, MaskedAutoregression, RegionRule, RegionsAfterMask
+from map_core import ConsecutiveRegions, RegionRule, RegionsAfterMask
+from map_core.data.views import TwoViews
 from map_core.errors import UserError
 from map_core.masking import hidden_count
+from map_core.objective import Loss, MoreTargets, Objective
+from map_core.objectives.autoregression import AutoregressionConfig
+from map_core.objectives.contrastive import ContrastiveConfig
+from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
+from map_core.objectives.settings import MaskingSettings, ObjectiveSettings, Settings
+from map_core.objectives.simmim import SimMIMConfig
 from map_core.positions import MlpPosition
-from map_core.tasks.pretraining import ObjectiveConfig, assemble_objective
+from map_core.tasks.domain import OpenedData
 from map_points.blocks import Mamba3DBlock
+from map_points.data import CloudSamples
 from map_points.losses import ChamferKind, masked_chamfer
 from map_points.model import HybridNet3D
+from map_points.targets import WiderPatches
 from map_points.tokenizer import PointOrder, order_of_centers
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
-class PointObjectiveConfig(ObjectiveConfig):
-    """The objective over patches of points.
+class PointTargets(Settings):
+    """What is predicted of a patch.
 
     Args:
-        num_regions: Groups of patches that are predicted one after the other.
-        regions: "scan" cuts all patches in scan order before hiding; "after_mask" is the authors' variant,
-            which ranks visible patches before hidden ones and cuts that ranking.
-        region_order: Cut regions along this order instead of the scan order (to show what the mismatch
-            costs); as scanned when not given.
         chamfer: l2 (squared distances) or l1.
     """
 
-    decoder_dim: int = 384
-    decoder_heads: int = 6
-    num_regions: int = 8
-    regions: Literal["scan", "after_mask"] = "scan"
-    region_order: PointOrder | None = None
     chamfer: ChamferKind = "l2"
+
+    def target_dim(self, backbone: HybridNet3D) -> int:
+        return 3 * backbone.patch_size
+
+    def make_loss(self) -> Loss:
+        return partial(masked_chamfer, kind=self.chamfer)
+
+    def make_coarser(self, backbone: HybridNet3D, scales: tuple[int, ...]) -> MoreTargets:
+        return WiderPatches(backbone.patch_size, scales)
+
+
+@dataclass
+class PointRegions(Settings):
+    """What is predicted together.
+
+    Args:
+        num_regions: Groups of patches that are predicted one after the other.
+        region_order: Cut regions along this order instead of the scan order (to show what the mismatch
+            costs); as scanned when not given.
+    """
+
+    num_regions: int = 8
+    region_order: PointOrder | None = None
 
     def validate(self) -> None:
         super().validate()
         if self.num_regions < 1:
             raise UserError(f"objective.num_regions must be at least 1; got {self.num_regions}")
+
+    def region_rule(self, order: PointOrder) -> RegionRule:
+        """Which patches are predicted together, of a model that scans in ``order``."""
+        along = None if self.region_order in (None, order) else order_of_centers(self.region_order)
+        return ConsecutiveRegions(self.num_regions, along)
+
+    def make_regions(self, backbone: HybridNet3D) -> RegionRule:
+        if self.num_regions > backbone.num_patches:
+            raise UserError(
+                f"objective.num_regions ({self.num_regions}) must lie between 1 and the number of patches "
+                f"({backbone.num_patches})"
+            )
+        return self.region_rule(backbone.order)
+
+    def make_position(self, backbone: HybridNet3D, embed_dim: int) -> nn.Module:
+        return MlpPosition(embed_dim)
+
+
+@dataclass
+class PointObjectiveConfig(PointTargets, PointRegions, MaskedAutoregressionConfig):
+    """Masked autoregression over patches of points.
+
+    Args:
+        regions: "scan" cuts all patches in scan order before hiding; "after_mask" is the authors' variant,
+            which ranks visible patches before hidden ones and cuts that ranking.
+    """
+
+    decoder_dim: int = 384
+    decoder_heads: int = 6
+    regions: Literal["scan", "after_mask"] = "scan"
+
+    def validate(self) -> None:
+        super().validate()
         if self.regions == "after_mask" and self.region_order is not None:
             raise UserError(
                 "objective.region_order has no effect with objective.regions 'after_mask': drop one"
             )
+        if self.regions == "after_mask" and self.encoder == "causal":
+            raise UserError(
+                "objective.regions 'after_mask' exist only once patches are hidden, too late for objective.encoder "
+                "'causal': use regions 'scan'"
+            )
 
     def region_rule(self, order: PointOrder) -> RegionRule:
-        """Which patches are predicted together, of a model that scans in ``order``."""
         if self.regions == "after_mask":
             return RegionsAfterMask(self.num_regions)
-        along = None if self.region_order in (None, order) else order_of_centers(self.region_order)
-        return ConsecutiveRegions(self.num_regions, along)
+        return super().region_rule(order)
 
 
-def build_objective(backbone: nn.Module, config: PointObjectiveConfig) -> MaskedAutoregression:
-    """Put a model under the objective; it stays shared.
+@dataclass
+class PointAutoregressionConfig(PointTargets, PointRegions, AutoregressionConfig):
+    """Autoregression over patches of points."""
+
+    decoder_dim: int = 384
+    decoder_heads: int = 6
+
+
+@dataclass
+class PointSimMIMConfig(PointTargets, SimMIMConfig):
+    """SimMIM over patches of points: Chamfer distance in place of L1."""
+
+    chamfer: ChamferKind = "l1"
+
+    def validate(self) -> None:
+        super().validate()
+        if self.mask_unit != 1:
+            raise UserError(
+                f"objective.mask_unit of clouds is 1, as patches tile no grid; got {self.mask_unit}"
+            )
+
+
+@dataclass
+class PointContrastiveConfig(ContrastiveConfig):
+    """Contrastive learning of clouds, whose two views data.augmentation makes."""
+
+    hidden_dim: int | None = 1024
+
+    def make_views(self, data: OpenedData) -> TwoViews:
+        samples = data.train
+        if isinstance(samples, CloudSamples) and samples.config.augmentation == "none":
+            raise UserError(
+                "the two views of a cloud would be the same but for the points drawn: choose a data.augmentation, such "
+                "as rotate_scale_translate"
+            )
+        return TwoViews(samples)
+
+
+OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
+    form.method: form
+    for form in (PointObjectiveConfig, PointAutoregressionConfig, PointSimMIMConfig, PointContrastiveConfig)
+}
+
+
+def build_objective(backbone: nn.Module, config: Any) -> Any:
+    """Put a model under the objective that a section describes; it stays shared.
 
     Raises:
         UserError: a model with a class token, more regions than patches, or fewer visible patches than the local
@@ -65,23 +171,24 @@ def build_objective(backbone: nn.Module, config: PointObjectiveConfig) -> Masked
     assert isinstance(backbone, HybridNet3D)
     if backbone.encoder.registers is not None:
         raise UserError("pretraining has no class token: create the model with class_token=False")
-    if config.num_regions > backbone.num_patches:
-        raise UserError(
-            f"objective.num_regions ({config.num_regions}) must lie between 1 and the number of patches "
-            f"({backbone.num_patches})"
+    objective: Objective = config.build(backbone)
+    if isinstance(config, MaskingSettings) and not isinstance(config, SimMIMConfig):
+        _check_visible(backbone, config)
+    if (
+        config.is_causal
+        and isinstance(config, PointRegions)
+        and config.region_order not in (None, backbone.order)
+    ):
+        log.warning(
+            "objective.region_order %r is not the order of the scan (model.order %r): what is predicted in one order "
+            "is scanned in another, a mismatch that costs accuracy by the paper's Table 2; leave it out",
+            config.region_order,
+            backbone.order,
         )
-    _check_visible(backbone, config)
-    return assemble_objective(
-        backbone,
-        config,
-        position=MlpPosition(config.decoder_dim),
-        target_dim=3 * backbone.patch_size,
-        loss=partial(masked_chamfer, kind=config.chamfer),
-        regions=config.region_rule(backbone.order),
-    )
+    return objective
 
 
-def _check_visible(model: HybridNet3D, config: PointObjectiveConfig) -> None:
+def _check_visible(model: HybridNet3D, config: MaskingSettings) -> None:
     highest = config.masking.highest_ratio
     visible = model.num_patches - hidden_count(highest, model.num_patches)
     for block in model.encoder.blocks:

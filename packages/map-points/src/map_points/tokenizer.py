@@ -1,33 +1,69 @@
 """Clouds to tokens: patches in scan order, with their centres and points."""
 
+from dataclasses import replace
 from typing import Literal
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError, near_matches
-from map_core.orders import ScanOrder, scan_order
+from map_core.orders import ScanOrder, hilbert_code, scan_order
 from map_core.tokens import Tokens, gather_tokens
 from map_points.patches import PatchEmbedding, group_points
 
-PointOrder = Literal["fps", "z_order", "hilbert", "random"]
+PointOrder = Literal["fps", "z_order", "hilbert", "random", "hilbert_cells", "hilbert_cells_swapped"]
 SCAN_ORDERS: dict[str, ScanOrder] = {
     "fps": "given",  # the order of farthest-point sampling
     "z_order": "z_order",
     "hilbert": "hilbert",
     "random": "random",
 }
+CELL_ORDERS = {"hilbert_cells": (0, 1, 2), "hilbert_cells_swapped": (1, 0, 2)}  # axes, the first the slowest
+CELL = 0.02
+CELL_BITS = 7  # cells of an axis: enough for a cloud 2.56 wide, and with one more for any of the unit sphere, enlarged
 
 
 def order_of_centers(order: PointOrder) -> ScanOrder:
     """The scan order that a point order names.
 
     Raises:
-        UserError: an unknown order.
+        UserError: an unknown order, or one that is PointMamba's alone.
     """
     if order not in SCAN_ORDERS:
         raise UserError(f"order {order!r} is unknown; {near_matches(order, SCAN_ORDERS)}")
     return SCAN_ORDERS[order]
+
+
+def order_patches(center: Float[Tensor, "b l 3"], order: PointOrder) -> Int[Tensor, "b l"]:
+    """Indices that bring centres from the order of sampling into scan order.
+
+    ``hilbert_cells`` follows a Hilbert curve through cells of fixed size, as PointMamba; ``hilbert_cells_swapped``
+    does with x and y exchanged. See :func:`cell_code`.
+
+    Raises:
+        UserError: an unknown order.
+    """
+    if order not in CELL_ORDERS:
+        return scan_order(center, order_of_centers(order))
+    code = cell_code(center.detach()[..., CELL_ORDERS[order]])
+    return torch.argsort(code, dim=1, stable=True)
+
+
+def cell_code(center: Float[Tensor, "b l 3"]) -> Int[Tensor, "b l"]:
+    """Distance of centres along a Hilbert curve through cells of side 0.02.
+
+    The curve has 128 cells an axis, or 256 in a cloud that needs them (beyond 5.12 they run together). PointMamba
+    takes as many as the largest cloud of a batch needs, which are these in batches of clouds that fill the unit
+    sphere; here no cloud's order depends on its company.
+
+    Source: PointMamba (arXiv 2402.10739, section 4.2).
+    """
+    cell = torch.div(center.float(), CELL, rounding_mode="floor").long()
+    cell = (cell - cell.amin(dim=1, keepdim=True)).clamp(max=2 ** (CELL_BITS + 1) - 1)
+    wide = cell.amax(dim=(1, 2), keepdim=False).unsqueeze(1) >= 2**CELL_BITS
+    fine = hilbert_code(cell.clamp(max=2**CELL_BITS - 1), CELL_BITS)
+    return torch.where(wide, hilbert_code(cell, CELL_BITS + 1), fine)
 
 
 def tokenize_clouds(
@@ -37,6 +73,7 @@ def tokenize_clouds(
     num_patches: int = 64,
     patch_size: int = 32,
     order: PointOrder = "fps",
+    skip_origin: bool = False,
     targets: bool = False,
 ) -> Tokens:
     """Cut clouds into patches, embed them and lay them out in scan order.
@@ -46,14 +83,37 @@ def tokenize_clouds(
         patch_embed: Embeds the patches.
         num_patches, patch_size: How many patches of how many points.
         order: Order of the sequence.
+        skip_origin: See :func:`~map_points.patches.group_points`.
         targets: Attach the points of each patch, relative to its centre, as target.
     """
-    patches = group_points(points, num_patches=num_patches, patch_size=patch_size)
-    origin = scan_order(patches.center, order_of_centers(order))
+    patches = group_points(points, num_patches=num_patches, patch_size=patch_size, skip_origin=skip_origin)
+    origin = order_patches(patches.center, order)
     scanned = gather_tokens(patches.points, origin)
     return Tokens(
         embedding=patch_embed(scanned),
         position=gather_tokens(patches.center, origin),
         target=scanned if targets else None,
         origin=origin,
+    )
+
+
+def scan_again(tokens: Tokens, order: PointOrder) -> Tokens:
+    """The same patches in another order, without targets."""
+    assert tokens.origin is not None
+    back = tokens.origin.argsort(dim=1)
+    center = gather_tokens(tokens.position, back)
+    origin = order_patches(center, order)
+    place = gather_tokens(back, origin)  # in the first sequence
+    return Tokens(gather_tokens(tokens.embedding, place), gather_tokens(center, origin), origin=origin)
+
+
+def one_after_the_other(first: Tokens, second: Tokens) -> Tokens:
+    """One sequence of two; places before the scans are counted through."""
+    assert first.origin is not None
+    assert second.origin is not None
+    return replace(
+        first,
+        embedding=torch.cat([first.embedding, second.embedding], dim=1),
+        position=torch.cat([first.position, second.position], dim=1),
+        origin=torch.cat([first.origin, first.length + second.origin], dim=1),
     )

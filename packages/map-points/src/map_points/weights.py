@@ -1,22 +1,49 @@
 """What may differ between a weights file and a point model that starts from it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 import map_core.tasks.weights
+from map_core.errors import UserError
 from map_core.tasks.weights import LoadReport
+from map_points.checkpoints import FAMILIES
 
 # what a pretraining run does not have and a classifier starts anew
-NEW_IN_CLASSIFIER = ("encoder.registers.", "head.")
+NEW_IN_CLASSIFIER = ("encoder.registers.", "order_scale.1.", "head.")
+OF_SEGMENTERS = "backbone."
 
 
 def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
-    """Start a point model from a pretraining run or a classifier.
+    """Start a point model from a pretraining run, a classifier, or a checkpoint of another project.
 
-    Exactly the class token with its position and the head may be missing. Without ``keep_head`` the head starts
-    anew. See :func:`map_core.tasks.weights.load_init`.
+    Exactly the class token with its position, the scale of a second order and the head may be missing. Without
+    ``keep_head`` the head starts anew. See :func:`map_core.tasks.weights.load_init`.
+
+    Raises:
+        UserError: a part segmenter's file for a model that is none.
     """
     return map_core.tasks.weights.load_init(
-        model, path, may_be_missing=NEW_IN_CLASSIFIER, keep_head=keep_head
+        model,
+        path,
+        may_be_missing=NEW_IN_CLASSIFIER,
+        families=FAMILIES,
+        convert=lambda state: refuse_segmenters(state, model, path),
+        keep_head=keep_head,
     )
+
+
+def refuse_segmenters(state: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """The state as it is.
+
+    Raises:
+        UserError: it is a part segmenter's and the model is none.
+    """
+    theirs = any(key.startswith(OF_SEGMENTERS) for key in state)
+    if theirs and not any(key.startswith(OF_SEGMENTERS) for key in model.state_dict()):
+        raise UserError(
+            f"{path} holds a part segmenter: map-points segment starts from it, and evaluate measures it; start "
+            "this model from a pretraining run or a classifier"
+        )
+    return dict(state)

@@ -30,3 +30,18 @@ def test_farthest_point_sampling_equals_the_slow_reference(make_clouds, slow_dis
 def test_a_count_that_the_cloud_cannot_give_is_refused(count):
     with pytest.raises(UserError, match=f"cannot pick {count} farthest points of a cloud of 20"):
         farthest_point_sample(torch.randn(1, 20, 3), count)
+
+
+def test_no_centre_is_near_the_origin_where_that_is_asked_for(slow_distance):
+    points = torch.randn(1, 50, 3)
+    points[:, [4, 9]] *= 0.03 / points[:, [4, 9]].norm(dim=-1, keepdim=True)  # inside sqrt(1e-3)
+    points[:, 5] *= 0.033 / points[:, 5].norm(dim=-1, keepdim=True)  # outside
+    allowed = [i for i in range(50) if i not in (4, 9)]
+    found = farthest_point_sample(points, 48, skip_origin=True)[0].tolist()
+    assert found == [allowed[i] for i in slow_fps(points[0, allowed].numpy(), 48, 0, slow_distance)]
+    assert sorted(farthest_point_sample(points, 50)[0].tolist()) == list(range(50))
+
+
+def test_a_cloud_at_the_origin_is_its_first_point_where_that_is_skipped():
+    points = torch.randn(1, 20, 3) * 1e-3
+    assert farthest_point_sample(points, 3, skip_origin=True).tolist() == [[0, 0, 0]]

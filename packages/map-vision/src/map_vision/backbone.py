@@ -13,10 +13,12 @@ class ImageBackbone(Backbone, Protocol):
         img_size: Height and width in pixels that positions are made for.
         patch_size: Height and width of what a token stands for.
         in_chans: Image channels.
-        num_prefix_tokens: Registers or class tokens, which pretraining does without.
+        num_prefix_tokens: Registers or class tokens.
+        num_global: Those of them that its tokens carry in front, so that an objective can do with them.
     """
 
     img_size: tuple[int, int]
     patch_size: tuple[int, int]
     in_chans: int
     num_prefix_tokens: int
+    num_global: int

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.objective import MaskedAutoregression, Objective
+from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped
 from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
 from map_vision.factory import MODELS, ModelConfig, input_size
 from map_vision.finetuning import ClassificationConfig
 from map_vision.pictures import draw_reconstructions
-from map_vision.pretraining import ImageObjectiveConfig, build_objective
+from map_vision.pretraining import OBJECTIVES, build_objective
 from map_vision.registry import MODEL_NAMES
 
 NOTHING: Mapping[str, Any] = {}
@@ -87,7 +87,7 @@ def data_defaults(
     return values | pixels
 
 
-def draw(
+def draw_picture(
     objective: Objective,
     inputs: Tensor,
     path: Path,
@@ -97,7 +97,7 @@ def draw(
     seed: int = 0,
 ) -> None:
     """Write a picture: original, masked, reconstruction."""
-    if not isinstance(objective, MaskedAutoregression):
+    if not isinstance(objective, ReconstructingObjective):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
     channels = inputs.shape[1]  # images of a user's data set are shown as they are
     mean = tuple(data.preprocessing.get("mean", (0.0,) * channels))
@@ -121,12 +121,12 @@ DOMAIN = Domain(
     sample="image",
     models=MODELS,
     data=DataConfig,
-    objective=ImageObjectiveConfig,
+    objectives=OBJECTIVES,
     classification=ClassificationConfig,
     open_data=open_data,
     open_files=open_files,
     build_objective=build_objective,
-    draw=draw,
+    draw_picture=draw_picture,
     data_defaults=data_defaults,
     info=describe_models,
 )

@@ -9,10 +9,12 @@ from timm.layers import to_2tuple
 from torch import nn
 
 import map_core.tasks.trained_models
+from map_core.encoder import Wiring
 from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
 from map_core.tasks.trained_models import Models
+from map_vision.checkpoints import FAMILIES
 from map_vision.model import GlobalPool
 from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class, named_settings
 from map_vision.weights import load_init
@@ -27,7 +29,7 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
         img_size: Height and width in pixels.
         patch_size: Height and width of a patch in pixels.
         in_chans: Image channels: 3, or 1 for grayscale.
-        layout: Layers with counts, such as '(MMMT)x8', 'Mx24,Tx8', 'Mx32' or 'Tx32'.
+        layout: Layers with counts, such as '(MMMT)x8', 'Mx24,Tx8', 'Mx32' or 'Tx32'; F scans four ways, as ARM.
         embed_dim: Width; of a pyramid, that of its last stage.
         num_heads: Attention heads of Transformer blocks; a pyramid takes one number for each of its last two stages.
         mlp_ratio: MLP width of Transformer blocks over embed_dim; 0 for attention only.
@@ -42,6 +44,10 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
         block_size: Rows and columns of patches of a block, for order block.
         position: Positions: learned, sincos, fourier or mlp.
         bidirectional: Scan both ways in Mamba blocks.
+        wiring: What a Transformer block reads and adds to: residual, or branch as in the code of MAP's authors.
+        pool_norm: Normalise the mean patch, as finetuned MAE does, instead of every patch.
+        patch_stride: Distance of patches in pixels where they overlap; for classification only.
+        keep_registers: Pretrain and probe with the registers too, which must stand in front: a class token.
         drop_rate: Dropout before the classifier's head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
     """
@@ -65,6 +71,10 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
     block_size: tuple[int, int] | None = None
     position: PositionKind | None = None
     bidirectional: bool | None = None
+    wiring: Wiring | None = None
+    pool_norm: bool | None = None
+    patch_stride: int | tuple[int, int] | None = None
+    keep_registers: bool | None = None
     drop_rate: float | None = None
     drop_path_rate: float | None = None
 
@@ -99,14 +109,17 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def without_registers(config: ModelConfig) -> ModelConfig:
-    """The form that is pretrained and probed: no registers, mean-pooled patches."""
-    registers = {} if config.name in PYRAMIDS else {"num_registers": 0}
-    arguments = {**config.arguments(), **registers, "global_pool": "avg"}
-    return ModelConfig(config.name, **arguments)
+    """The form that is pretrained and probed: mean-pooled patches, and no registers unless they are to be kept."""
+    changes: dict[str, Any] = {"global_pool": "avg"}
+    if config.keep_registers:
+        changes["global_pool"] = config.global_pool or "avg"
+    elif config.name not in PYRAMIDS:
+        changes["num_registers"] = 0
+    return ModelConfig(config.name, **{**config.arguments(), **changes})
 
 
 def create_backbone(config: ModelConfig) -> nn.Module:
-    """Create the form that is pretrained and probed: no registers, no head, mean-pooled patches."""
+    """Create the form that is pretrained and probed, see :func:`without_registers`, without head."""
     known_name(config)
     # a pyramid drops no tokens: it learns what hides them
     hiding = {"mask_token": True} if config.name in PYRAMIDS else {}
@@ -120,6 +133,8 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
         UserError: it does not have one of them.
     """
     arguments = config.arguments()
+    if arguments.pop("keep_registers", None) and config.name in PYRAMIDS:  # else it says which form is made
+        raise UserError(f"model.keep_registers of {config.name}: it has no registers to keep; leave it out")
     has = inspect.signature(model_class(config.name)).parameters
     for name, value in arguments.items():
         if name not in has:
@@ -142,7 +157,7 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
     return settings | ({} if settings.get("order") == "block" else {"block_size": None})
 
 
-UNSEEN = ("num_heads", "order", "block_size", "position", "bidirectional", "window_size")
+UNSEEN = ("num_heads", "wiring", "order", "block_size", "position", "bidirectional", "window_size")
 MODELS = Models(
     config=ModelConfig,
     names=MODEL_NAMES,
@@ -153,5 +168,6 @@ MODELS = Models(
     load_init=load_init,
     unseen=UNSEEN,
     resolved=resolved,
+    families=FAMILIES,
 )
 described_model = MODELS.described

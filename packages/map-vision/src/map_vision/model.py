@@ -13,19 +13,21 @@ from map_core import (
     Features,
     HybridEncoder,
     LayerFeatures,
+    Regions,
     Registers,
     TokenMask,
     Tokens,
     UserError,
     make_position,
 )
-from map_core.blocks import MambaBlock, TransformerBlock, make_norm
+from map_core.blocks import FourWayBlock, MambaBlock, TransformerBlock, make_norm
 from map_core.blocks.norm import NormKind
+from map_core.encoder import Wiring
 from map_core.initialization import init_weights, undecayed_parameters
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
-from map_core.tokens import undo_scan
-from map_vision.patches import PatchEmbed, patch_grid
+from map_core.tokens import undo_scan, with_global_tokens
+from map_vision.patches import PatchEmbed
 from map_vision.tokenizer import tokenize_images
 from map_vision.weights import convert_state
 
@@ -66,9 +68,11 @@ class HybridNet(nn.Module):
         num_classes: Classes; 0 for features.
         global_pool: What the head reads: ``register``, ``avg`` (the mean patch) or ``''`` (all tokens).
         embed_dim: Width.
-        layout: Layers, see :func:`map_core.expand_layout`.
+        layout: Layers, see :func:`map_core.expand_layout`: M (Mamba), T (Transformer), F (four scans and a SwiGLU, as
+            ARM finetunes).
         num_heads, mlp_ratio: Of the Transformer blocks; ratio 0 leaves their MLP out.
         num_registers, spread_registers: Global tokens; spread through the sequence or all in front.
+            Those in front are global tokens of pretraining as well, unless there are none.
         neck_reduction: See :class:`RegisterNeck`.
         final_norm: Norm of the encoder's output: ``rms`` or ``layer``.
         norm_eps: Of the Transformer blocks' and the final norm.
@@ -76,12 +80,17 @@ class HybridNet(nn.Module):
         order: Scan order of the patches, see :func:`map_core.scan_order`.
         block_size: Rows and columns of patches of a block, for order ``block``.
         position: Kind of positions, see :func:`map_core.make_position`.
+        wiring: ``residual``, or ``branch`` as in the code of MAP's authors, see
+            :class:`~map_core.encoder.HybridEncoder`; there Transformer blocks have no stochastic depth.
+        pool_norm: Normalise the mean patch (MAE's finetuned form), not the encoder's output; for ``avg``.
+        patch_stride: Distance of patches; smaller than ``patch_size`` where they overlap, and then for
+            classification only. ``patch_size`` when None.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
 
     Raises:
         UserError: an image size that does not fit the patch, a layout that does not parse, a pooling of
-            registers without any.
+            registers without any, ``pool_norm`` without mean.
     """
 
     def __init__(
@@ -105,6 +114,9 @@ class HybridNet(nn.Module):
         order: ScanOrder = "row",
         block_size: tuple[int, int] = (4, 4),
         position: PositionKind = "learned",
+        wiring: Wiring = "residual",
+        pool_norm: bool = False,
+        patch_stride: int | tuple[int, int] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -113,38 +125,57 @@ class HybridNet(nn.Module):
             raise UserError(f"global_pool must be 'register', 'avg' or ''; got {global_pool!r}")
         if global_pool == "register" and num_registers == 0:
             raise UserError("global_pool='register' needs num_registers > 0; got 0: use global_pool='avg'")
+        if pool_norm and global_pool != "avg":
+            raise UserError(
+                f"pool_norm needs global_pool='avg', whose mean it normalises; got {global_pool!r}"
+            )
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.embed_dim = embed_dim
         self.num_prefix_tokens = num_registers
+        self.num_global = 0 if spread_registers else num_registers
         self.patch_size: tuple[int, int] = to_2tuple(patch_size)
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.in_chans = in_chans
         self.order: ScanOrder = order
         self.block_size = block_size
-        grid = patch_grid(self.img_size, self.patch_size)
-
-        self.patch_embed = PatchEmbed(self.patch_size, in_chans, embed_dim)
+        self.patch_embed = PatchEmbed(
+            self.patch_size,
+            in_chans,
+            embed_dim,
+            stride=None if patch_stride is None else to_2tuple(patch_stride),
+        )
+        # with what the same weights would compute something else
+        overlap = None if self.patch_embed.stride == self.patch_size else self.patch_embed.stride
+        self.switches = {"wiring": wiring, "pool_norm": pool_norm, "patch_stride": overlap}
+        grid = self.patch_embed.grid_of(self.img_size)
         self.encoder = HybridEncoder(
             embed_dim,
             layout,
             block_makers={
                 "M": lambda dim, drop_path: MambaBlock(dim, drop_path=drop_path, bidirectional=bidirectional),
                 "T": lambda dim, drop_path: TransformerBlock(
-                    dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps, drop_path=drop_path
+                    dim,
+                    num_heads=num_heads,
+                    mlp_ratio=mlp_ratio,
+                    norm_eps=norm_eps,
+                    drop_path=drop_path if wiring == "residual" else 0.0,
                 ),
+                "F": lambda dim, drop_path: FourWayBlock(dim, drop_path=drop_path),
             },
             position=make_position(position, embed_dim, grid=grid),
-            norm=make_norm(final_norm, embed_dim, norm_eps),
+            norm=nn.Identity() if pool_norm else make_norm(final_norm, embed_dim, norm_eps),
             drop_path_rate=drop_path_rate,
             registers=Registers(num_registers, embed_dim, spread=spread_registers) if num_registers else None,
+            wiring=wiring,
         )
+        self.pool_norm = make_norm(final_norm, embed_dim, norm_eps) if pool_norm else None
         self.neck = (
             RegisterNeck(embed_dim, num_registers, neck_reduction) if global_pool == "register" else None
         )
         self.head_hidden_size = self.neck.out_features if self.neck else embed_dim
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._make_head(num_classes)
-        stride = max(self.patch_size)
+        stride = max(self.patch_embed.stride)
         self.feature_info = [
             {"module": f"encoder.blocks.{i}", "num_chs": embed_dim, "reduction": stride}
             for i in range(len(self.encoder.blocks))
@@ -165,6 +196,7 @@ class HybridNet(nn.Module):
             x = self.neck(x[:, : self.num_prefix_tokens])
         elif self.global_pool == "avg":
             x = x[:, self.num_prefix_tokens :].mean(dim=1)
+            x = x if self.pool_norm is None else self.pool_norm(x)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
@@ -221,6 +253,7 @@ class HybridNet(nn.Module):
         del self.encoder.blocks[last + 1 :]
         if prune_norm:
             self.encoder.norm = nn.Identity()
+            self.switches.pop("pool_norm", None)
         if prune_head:
             self.reset_classifier(0)
         return take
@@ -261,14 +294,21 @@ class HybridNet(nn.Module):
         self.encoder.activation_checkpointing = enable
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
-        """Tokens of images in scan order, with their pixels as targets if asked for."""
-        return tokenize_images(
+        """Tokens of images in scan order, with their pixels as targets if asked for; registers in front are global."""
+        tokens = tokenize_images(
             inputs, self.patch_embed, order=self.order, block_size=self.block_size, targets=targets
         )
+        if self.encoder.registers is None or not self.num_global:
+            return tokens
+        return with_global_tokens(tokens, self.encoder.registers.token, self.num_global)
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         """Features of the visible patches after the final norm."""
         return self.encoder.encode(tokens, mask)
+
+    def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
+        """The same of tokens that are laid out region by region, where none reads a later region."""
+        return self.encoder.encode_causally(tokens, regions, mask)
 
     def _make_head(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()

@@ -5,21 +5,59 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.errors import UserError
+from map_core.tracing import kept_whole
 
 
-def patch_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+def patch_grid(
+    img_size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Rows and columns of patches in an image of ``img_size`` (height, width) pixels.
 
+    Args:
+        img_size: Of the image.
+        patch_size: Of a patch.
+        stride: From one patch to the next, where they overlap; patches side by side when None.
+
     Raises:
-        UserError: the patches do not tile the image.
+        UserError: patches do not tile the image, or overlapping ones do not end at its border.
     """
     (height, width), (ph, pw) = img_size, patch_size
-    if height < ph or width < pw or height % ph or width % pw:
+    down, across = stride or patch_size
+    beyond = height - ph, width - pw
+    if min(beyond) >= 0 and not beyond[0] % down and not beyond[1] % across:
+        return beyond[0] // down + 1, beyond[1] // across + 1
+    if stride is None or stride == patch_size:
         raise UserError(
             f"image size {height}x{width} does not fit patch size {ph}x{pw}: height and width must be "
             "multiples of the patch's; resize the images or choose another patch size"
         )
-    return height // ph, width // pw
+    raise UserError(
+        f"image size {height}x{width} does not fit patches of {ph}x{pw} every {down}x{across} pixels: the last "
+        "one must end at the border; resize the images"
+    )
+
+
+@kept_whole
+def image_grid(
+    images: Float[Tensor, "b c h w"], patch_size: tuple[int, int], stride: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Rows and columns of patches in a batch of images, see :func:`patch_grid`."""
+    return patch_grid((images.shape[-2], images.shape[-1]), patch_size, stride)
+
+
+@kept_whole
+def require_channels(images: Float[Tensor, "b c h w"], in_chans: int) -> Float[Tensor, "b c h w"]:
+    """Return the images as they are.
+
+    Raises:
+        UserError: they do not have ``in_chans`` channels.
+    """
+    if images.shape[1] != in_chans:
+        raise UserError(
+            f"images have {images.shape[1]} channels, the model takes in_chans={in_chans}; "
+            "convert the images or create the model with that in_chans"
+        )
+    return images
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch_size: tuple[int, int]) -> Float[Tensor, "b l t"]:
@@ -42,31 +80,47 @@ def unpatchify(
 
 
 class PatchEmbed(nn.Module):
-    """Linear projection of patches, as a convolution with kernel and stride of the patch size.
+    """Linear projection of patches, as a convolution with a kernel of the patch size.
 
     Args:
         patch_size: Height and width of a patch in pixels.
         in_chans: Image channels.
         embed_dim: Width.
+        stride: Distance of patches, which overlap where it is smaller than ``patch_size``; that when None.
+
+    Raises:
+        UserError: a stride beyond the patch, which would leave pixels out.
     """
 
-    def __init__(self, patch_size: tuple[int, int], in_chans: int, embed_dim: int) -> None:
+    def __init__(
+        self,
+        patch_size: tuple[int, int],
+        in_chans: int,
+        embed_dim: int,
+        *,
+        stride: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.patch_size, self.in_chans = patch_size, in_chans
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_size, self.in_chans, self.stride = patch_size, in_chans, stride or patch_size
+        if not all(0 < step <= size for step, size in zip(self.stride, patch_size, strict=True)):
+            raise UserError(
+                f"patch_stride {self.stride[0]}x{self.stride[1]} must lie between 1 and the patch size "
+                f"{patch_size[0]}x{patch_size[1]}"
+            )
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=self.stride)
         fan_in = in_chans * patch_size[0] * patch_size[1]
         nn.init.trunc_normal_(self.proj.weight, std=fan_in**-0.5)
         nn.init.zeros_(torch.as_tensor(self.proj.bias))
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in a batch of images."""
-        return patch_grid((images.shape[-2], images.shape[-1]), self.patch_size)
+        return image_grid(images, self.patch_size, self.stride)
+
+    def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches in an image of ``img_size``, see :func:`patch_grid`."""
+        return patch_grid(img_size, self.patch_size, self.stride)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
-        if images.shape[1] != self.in_chans:
-            raise UserError(
-                f"images have {images.shape[1]} channels, the model takes in_chans={self.in_chans}; "
-                "convert the images or create the model with that in_chans"
-            )
-        self.grid(images)
+        images = require_channels(images, self.in_chans)
+        self.grid(images)  # refuses what the patches do not tile
         return self.proj(images).flatten(2).transpose(1, 2)  # (b, d, rows, cols) -> (b, l, d)

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from map_core import MaskedAutoregression
-from map_core.losses import MaskedMSE
+from map_core.losses import PatchLoss
+from map_core.objective import ReconstructingObjective
 from map_core.runs.pictures import save_picture
 from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens, undo_scan
@@ -24,7 +24,8 @@ class Pictures:
     Attributes:
         original: The images.
         masked: Hidden patches are zero (the mean colour).
-        reconstruction: Hidden patches hold the prediction, visible ones their pixels.
+        reconstruction: Predicted patches (the hidden ones, unless the objective predicts all) hold the prediction,
+            others their pixels.
     """
 
     original: Float[Tensor, "b c h w"]
@@ -33,7 +34,7 @@ class Pictures:
 
 
 def reconstruct(
-    objective: MaskedAutoregression,
+    objective: ReconstructingObjective,
     images: Float[Tensor, "b c h w"],
     *,
     ratio: float | None = None,
@@ -48,12 +49,12 @@ def reconstruct(
     assert tokens.grid is not None
     grid = tokens.grid
     prediction = result.prediction.to(target.dtype)
-    if isinstance(objective.loss, MaskedMSE):
-        prediction = objective.loss.to_values(prediction, gather_tokens(target, result.mask.drop))
-    index = result.mask.drop.unsqueeze(-1).expand_as(prediction)
+    if isinstance(objective.loss, PatchLoss):
+        prediction = objective.loss.to_values(prediction, gather_tokens(target, result.index))
+    index = result.index.unsqueeze(-1).expand_as(prediction)
 
     def picture(patches: Tensor) -> Tensor:
-        return unpatchify(undo_scan(patches, tokens), grid, backbone.patch_size)
+        return unpatchify(undo_scan(patches, tokens)[:, tokens.num_global :], grid, backbone.patch_size)
 
     return Pictures(
         original=images,
@@ -63,7 +64,7 @@ def reconstruct(
 
 
 def draw_reconstructions(
-    objective: MaskedAutoregression,
+    objective: ReconstructingObjective,
     images: Float[Tensor, "b c h w"],
     path: Path,
     *,

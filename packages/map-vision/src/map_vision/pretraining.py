@@ -1,36 +1,76 @@
-"""The objective over image patches."""
+"""The objectives over image patches: what recipes may set, and what only images can say to an objective."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from map_core import GridRegions, MaskedAutoregression, make_position
+from map_core import GridRegions, make_position
+from map_core.data.views import TwoViews
 from map_core.errors import UserError
-from map_core.losses import MaskedMSE
+from map_core.losses import MaskedL1, MaskedMSE, PatchLoss
+from map_core.objective import MoreTargets, Objective
+from map_core.objectives.autoregression import AutoregressionConfig
+from map_core.objectives.contrastive import ContrastiveConfig
+from map_core.objectives.diffusion import MaskedDiffusionConfig
+from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
+from map_core.objectives.settings import ObjectiveSettings, Settings
+from map_core.objectives.simmim import SimMIMConfig
+from map_core.orders import scan_order
 from map_core.regions import GridRegionKind
 from map_core.tasks.classification import Mixer
-from map_core.tasks.pretraining import ObjectiveConfig, assemble_objective
+from map_core.tasks.domain import OpenedData
+from map_core.tokens import Tokens
 from map_vision.backbone import ImageBackbone
 from map_vision.mixing import MixingConfig
 from map_vision.patches import patch_grid
+from map_vision.targets import Neighbourhoods
+from map_vision.tokenizer import grid_position
+from map_vision.views import Colors, view_colors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
-class ImageObjectiveConfig(MixingConfig, ObjectiveConfig):
-    """The objective over image patches.
+class ImageTargets(MixingConfig, Settings):
+    """What is predicted of a patch.
+
+    Args:
+        normalize_targets: Reconstruct patches normalised by their own mean and deviation.
+    """
+
+    normalize_targets: bool = True
+
+    def target_dim(self, backbone: ImageBackbone) -> int:
+        height, width = backbone.patch_size
+        return height * width * backbone.in_chans
+
+    def make_loss(self) -> PatchLoss:
+        return MaskedMSE(self.normalize_targets)
+
+    def make_coarser(self, backbone: ImageBackbone, scales: tuple[int, ...]) -> MoreTargets:
+        return Neighbourhoods(backbone.patch_size, scales)
+
+    def mixer(self) -> Mixer | None:
+        return self.make_mixer(num_classes=0)
+
+
+@dataclass
+class ImageRegions(Settings):
+    """What is predicted together.
 
     Args:
         region: What is predicted at once: a row, a column or a block of patches.
         block_size: Rows and columns of patches of a block.
         decoder_position: Positions of the decoder.
-        normalize_targets: Reconstruct patches normalised by their own mean and deviation.
     """
 
     region: GridRegionKind = "row"
     block_size: tuple[int, int] = (4, 4)
     decoder_position: Literal["learned", "sincos", "fourier", "mlp"] = "learned"
-    normalize_targets: bool = True
 
     def validate(self) -> None:
         super().validate()
@@ -38,29 +78,103 @@ class ImageObjectiveConfig(MixingConfig, ObjectiveConfig):
             rows, cols = self.block_size
             raise UserError(f"objective.block_size must be at least 1x1; got {rows}x{cols}")
 
-    def mixer(self) -> Mixer | None:
-        return self.make_mixer(num_classes=0)
+    def make_regions(self, backbone: ImageBackbone) -> GridRegions:
+        return GridRegions(self.region, self.block_size)
+
+    def make_position(self, backbone: ImageBackbone, embed_dim: int) -> nn.Module:
+        grid = patch_grid(backbone.img_size, backbone.patch_size)
+        return make_position(self.decoder_position, embed_dim, grid=grid)
+
+    def global_tokens(self, backbone: ImageBackbone) -> int:
+        return backbone.num_global
 
 
-def build_objective(backbone: nn.Module, config: ImageObjectiveConfig) -> MaskedAutoregression:
-    """Put a model under the objective; it stays shared.
+@dataclass
+class ImageObjectiveConfig(ImageTargets, ImageRegions, MaskedAutoregressionConfig):
+    """Masked autoregression over image patches."""
+
+
+@dataclass
+class ImageAutoregressionConfig(ImageTargets, ImageRegions, AutoregressionConfig):
+    """Autoregression over image patches: regions that are blocks are ARM's clusters."""
+
+
+@dataclass
+class ImageDiffusionConfig(ImageTargets, ImageRegions, MaskedDiffusionConfig):
+    """Masked autoregression with a diffusion head over image patches."""
+
+
+@dataclass
+class ImageSimMIMConfig(ImageTargets, SimMIMConfig):
+    """SimMIM over image patches: L1 on pixels."""
+
+    normalize_targets: bool = False
+
+    def make_loss(self) -> PatchLoss:
+        return MaskedL1(self.normalize_targets)
+
+
+@dataclass
+class ImageContrastiveConfig(ContrastiveConfig):
+    """Contrastive learning of images; data.augmentation makes the two views, colours come on top.
+
+    Args:
+        colors: Jitter, grey, blur and solarisation of the views, as MoCo v2 or v3 has them, or none.
+    """
+
+    colors: Colors = "moco_v3"
+
+    def make_views(self, data: OpenedData) -> TwoViews:
+        changes = view_colors(self.colors, data.preprocessing["mean"], data.preprocessing["std"])
+        return TwoViews(data.train) if changes is None else TwoViews(data.train, changes)
+
+
+OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
+    form.method: form
+    for form in (
+        ImageObjectiveConfig,
+        ImageAutoregressionConfig,
+        ImageSimMIMConfig,
+        ImageDiffusionConfig,
+        ImageContrastiveConfig,
+    )
+}
+
+
+def build_objective(backbone: nn.Module, config: Any) -> Any:
+    """Put a model under the objective that a section describes; it stays shared.
 
     Raises:
         UserError: a model with registers, or settings that no objective can have.
     """
     config.validate()
     assert isinstance(backbone, ImageBackbone)
-    if backbone.num_prefix_tokens:
+    if backbone.num_prefix_tokens > backbone.num_global:
         raise UserError(
-            "pretraining has no registers: create the model with num_registers=0, global_pool='avg'"
+            "pretraining has no registers among the patches: create the model with num_registers=0, "
+            "global_pool='avg'"
         )
-    (height, width), channels = backbone.patch_size, backbone.in_chans
-    grid = patch_grid(backbone.img_size, backbone.patch_size)
-    return assemble_objective(
-        backbone,
-        config,
-        position=make_position(config.decoder_position, config.decoder_dim, grid=grid),
-        target_dim=height * width * channels,
-        loss=MaskedMSE(config.normalize_targets),
-        regions=GridRegions(config.region, config.block_size),
-    )
+    patch_grid(backbone.img_size, backbone.patch_size)
+    objective: Objective = config.build(backbone)
+    if config.is_causal and isinstance(config, ImageRegions) and not predicted_as_scanned(backbone, config):
+        log.warning(
+            "objective.region %r does not follow the scan (model.order %r): what is predicted in one order is scanned "
+            "in another, a mismatch that costs accuracy by the paper's Table 2; choose a model.order that runs through "
+            "one region after the other",
+            config.region,
+            getattr(backbone, "order", None),
+        )
+    return objective
+
+
+def predicted_as_scanned(backbone: ImageBackbone, config: ImageRegions) -> bool:
+    """Whether the model's scan goes through one region after the other, in their order; true where it has no order."""
+    order: Any = getattr(backbone, "order", None)
+    if order is None:
+        return True
+    grid, cpu = patch_grid(backbone.img_size, backbone.patch_size), torch.device("cpu")
+    position = grid_position(grid, cpu)
+    block_size = getattr(backbone, "block_size", (1, 1))
+    scanned: Tensor = scan_order(position, order, grid=grid, block_size=block_size)
+    tokens = Tokens(torch.zeros(1, scanned.shape[1], 1, device=cpu), position[:, scanned[0]], grid=grid)
+    return bool((config.make_regions(backbone)(tokens).index.diff() >= 0).all())

@@ -51,7 +51,20 @@ VIT_SIZES: dict[str, dict[str, Any]] = {
     "small": {"embed_dim": 384, "layout": "Tx12", "num_heads": 6},
     "base": {"embed_dim": 768, "layout": "Tx12", "num_heads": 12},
     "large": {"embed_dim": 1024, "layout": "Tx24", "num_heads": 16},
+    "huge": {"embed_dim": 1280, "layout": "Tx32", "num_heads": 16, "patch_size": 14},
 }
+VIM_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 192},
+    "small": {"embed_dim": 384},
+    "base": {"embed_dim": 768},
+}
+VIM_FORM: dict[str, Any] = {"layout": "Mx24", "num_registers": 1, "neck_reduction": 1}
+ARM_SIZES: dict[str, dict[str, Any]] = {
+    "base": {"embed_dim": 768, "layout": "Fx12"},
+    "large": {"embed_dim": 1024, "layout": "Fx24"},
+    "huge": {"embed_dim": 1536, "layout": "Fx24"},
+}
+ARM_FORM: dict[str, Any] = {"num_registers": 1, "final_norm": "layer", "global_pool": "avg"}
 VIT_FORM: dict[str, Any] = {
     "mlp_ratio": 4.0,
     "num_registers": 1,
@@ -113,7 +126,13 @@ def _architectures() -> dict[str, tuple[int, dict[str, Any]]]:
         for img_size in (224, 384):
             table[f"hybridnet_{size}_patch16_{img_size}"] = (img_size, arguments)
         table[f"mambar_{size}_patch16_224"] = (224, {**arguments, "layout": MAMBA_LAYOUTS[size]})
-        table[f"map_vit_{size}_patch16_224"] = (224, {**VIT_SIZES[size], **VIT_FORM})
+    for size, arguments in VIM_SIZES.items():
+        table[f"map_vim_{size}_patch16_224"] = (224, {**arguments, **VIM_FORM})
+    for size, arguments in ARM_SIZES.items():
+        table[f"map_arm_{size}_patch16_224"] = (224, {**arguments, **ARM_FORM})
+    for size, arguments in VIT_SIZES.items():
+        patch = arguments.get("patch_size", 16)
+        table[f"map_vit_{size}_patch{patch}_224"] = (224, {**arguments, **VIT_FORM})
     return table
 
 

@@ -4,8 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from map_core.errors import UserError
 from map_core.orders import ScanOrder, scan_order
 from map_core.tokens import Tokens, gather_tokens
+from map_core.tracing import kept_whole
 from map_vision.patches import PatchEmbed, patchify
 
 
@@ -25,7 +27,15 @@ def tokenize_images(
         order: Order of the sequence.
         block_size: Rows and columns of patches of a block, for order ``block``.
         targets: Attach the pixels of each patch as target.
+
+    Raises:
+        UserError: targets of patches that overlap: visible ones would show what the hidden ones hold.
     """
+    if targets and patch_embed.stride != patch_embed.patch_size:
+        raise UserError(
+            f"patches of {patch_embed.patch_size} pixels every {patch_embed.stride} overlap, so visible ones show what "
+            "hidden ones hold: pretrain with patch_stride equal to patch_size"
+        )
     grid = patch_embed.grid(images)
     embedding, position = patch_embed(images), grid_position(grid, images.device)
     target = patchify(images, patch_embed.patch_size) if targets else None
@@ -41,6 +51,7 @@ def tokenize_images(
     )
 
 
+@kept_whole
 def grid_position(grid: tuple[int, int], device: torch.device | None = None) -> Float[Tensor, "1 l 2"]:
     """Row and column of every patch, in raster order."""
     place = torch.arange(grid[0] * grid[1], device=device)

@@ -6,27 +6,30 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import map_core.tasks.weights
-from map_core.errors import UserError
-from map_core.tasks.weights import LoadReport
+from map_core.tasks.families import family_of
+from map_core.tasks.weights import LoadReport, refuse_other_switches
+from map_vision.checkpoints import FAMILIES
 
 # what a pretraining run does not have and a classifier starts anew
-NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "head.")
+NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "pool_norm.", "head.")
 MASK_TOKEN = "mask_token"  # of pyramids, in pretraining alone
+LAST_NORM = "encoder.norm."
 WRAPPERS = ("module.", "model.")  # prefixes under which other programs save a whole model
 
 
 def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
-    """Start an image model from a pretraining run, a classifier, or timm's ViT weights.
+    """Start an image model from a pretraining run, a classifier, or a checkpoint of another project.
 
-    Exactly these may be missing: registers and their positions, neck and its norm, classifier head, and what a
-    pyramid paints hidden cells with. Positions of another grid are resampled. Without ``keep_head`` the head starts
-    anew. See :func:`map_core.tasks.weights.load_init`.
+    Exactly these may be missing: registers and their positions, neck and its norm, the norm behind the pooling, the
+    classifier's head, and what a pyramid paints hidden cells with. Positions of another grid are resampled. Without
+    ``keep_head`` the head starts anew. See :func:`map_core.tasks.weights.load_init`.
     """
     return map_core.tasks.weights.load_init(
         model,
         path,
         may_be_missing=(*NEW_IN_CLASSIFIER, MASK_TOKEN),
-        convert=lambda state: convert_state(state, model),
+        families=FAMILIES,
+        convert=lambda state: adapted(state, model),
         resampled=_resamples,
         keep_head=keep_head,
     )
@@ -37,33 +40,27 @@ def _resamples(key: str, source: Tensor, own: Tensor) -> bool:
 
 
 def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
-    """Rename the keys of timm's VisionTransformer to ours; other states keep theirs, without a wrapper's prefix.
+    """Rename the keys of a known family's checkpoint to ours; other states keep theirs, without a wrapper's prefix.
 
-    What hid cells in pretraining is left out where ``model`` hides none.
+    Raises:
+        UserError: the weights would compute something else in ``model`` than in the one that they were made for.
     """
     state = _unwrapped(state)
-    if model is not None and getattr(model, MASK_TOKEN, None) is None:
-        state.pop(MASK_TOKEN, None)
-    if "cls_token" not in state or "pos_embed" not in state:
-        return state
-    position = state["pos_embed"][0]
-    patches = position[1:]
-    side = round(len(patches) ** 0.5)  # timm's ViT tables are square
-    if side * side != len(patches):
-        raise UserError(
-            f"pos_embed has {len(patches)} patch positions, which is no square grid; resample it first"
-        )
-    converted = {
-        "encoder.registers.token": state["cls_token"][0],
-        "encoder.registers.position": position[:1],
-        "encoder.position.table": patches.reshape(side, side, -1),
-    }
-    for key, value in state.items():
-        if key.startswith(("blocks.", "norm.")):
-            converted[f"encoder.{key}"] = value
-        elif key not in ("cls_token", "pos_embed"):
-            converted[key] = value
-    return converted
+    family = family_of(state, FAMILIES)
+    if family is not None:
+        converted = family.convert(state)
+        state = converted.state
+        if model is not None:
+            refuse_other_switches(model, converted, "the state dict", family)
+    return state if model is None else adapted(state, model)
+
+
+def adapted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Leave out what ``model`` does without: what hid cells in pretraining, or a norm that comes behind the pooling."""
+    without: tuple[str, ...] = () if getattr(model, MASK_TOKEN, None) is not None else (MASK_TOKEN,)
+    if getattr(model, "pool_norm", None) is not None:
+        without += (LAST_NORM,)
+    return {key: value for key, value in state.items() if not key.startswith(without)}
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

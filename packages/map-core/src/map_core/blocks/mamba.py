@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -153,6 +153,16 @@ class MambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(
+        self,
+        x: Float[Tensor, "b l d"],
+        position: Float[Tensor, "#b n p"] | None = None,
+        attention_mask: Bool[Tensor, "#b l l"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Mix all tokens; a mask of who may read whom is for other layers: a scan keeps to its direction."""
+        return x + self.branch(x, position)
+
+    def branch(
         self, x: Float[Tensor, "b l d"], position: Float[Tensor, "#b n p"] | None = None
     ) -> Float[Tensor, "b l d"]:
-        return x + self.drop_path(self.mixer(self.norm(x)))
+        """What the block adds to x."""
+        return self.drop_path(self.mixer(self.norm(x)))

@@ -2,16 +2,16 @@
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from map_core.tracing import kept_whole
 
 
+@kept_whole
 def residual_stream(x: Tensor) -> Tensor:
     """Return x in float32 under autocast, so that the small updates of many layers are not rounded away.
 
     Without autocast x stays what it is: a model cast to bf16 as a whole computes in bf16.
     """
-    if has_torch_function_unary(x):  # torch.fx keeps the call whole
-        return handle_torch_function(residual_stream, (x,), x)
     if torch.is_autocast_enabled(x.device.type):
         return x.to(torch.promote_types(x.dtype, torch.float32))
     return x

@@ -62,3 +62,32 @@ class TransformerBlock(nn.Module):
         if self.mlp is not None and self.norm2 is not None:
             x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
+
+
+class CrossBlock(nn.Module):
+    """Queries read a context: ``x + attention(norm(x), norm(context))``, then ``x + mlp(norm(x))``.
+
+    Args:
+        embed_dim: Width of queries and context; a multiple of ``num_heads``.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLP over ``embed_dim``.
+        norm_eps: Of its norms.
+    """
+
+    def __init__(
+        self, embed_dim: int, *, num_heads: int, mlp_ratio: float = 4.0, norm_eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm_context = (make_norm("layer", embed_dim, norm_eps) for _ in range(2))
+        self.attn = Attention(embed_dim, num_heads)
+        self.norm2 = make_norm("layer", embed_dim, norm_eps)
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b q d"],
+        context: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "#b q l"],
+    ) -> Float[Tensor, "b q d"]:
+        x = x + self.attn(self.norm1(x), self.norm_context(context), attention_mask)
+        return x + self.mlp(self.norm2(x))

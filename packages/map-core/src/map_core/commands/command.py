@@ -13,9 +13,9 @@ from map_core.paths import expanded
 MISSING = object()  # in place of a section that is not there
 
 ESSENTIAL = (  # of any program's settings, those that most users set
-    "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.mask_ratio",
-    "training.epochs", "training.batch_size", "training.base_lr", "training.lr", "training.precision",
-    "training.accumulation_steps", "training.workers", "training.device", "training.seed",
+    "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.method",
+    "objective.mask_ratio", "training.epochs", "training.batch_size", "training.base_lr", "training.lr",
+    "training.precision", "training.accumulation_steps", "training.workers", "training.device", "training.seed",
     "evaluation.batch_size", "evaluation.device",
 )  # fmt: skip
 
@@ -41,6 +41,7 @@ class Command:
             every one.
         settled: Likewise, settings that go before those of recipes, such as what the weights that ``--init`` names
             are tied to; only the command line goes before them.
+        positional: The setting whose value may come first, without its name, such as a file.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Command:
     defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     essential: Sequence[str] = ESSENTIAL
     settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
+    positional: str | None = None
 
     @property
     def config_class(self) -> type:

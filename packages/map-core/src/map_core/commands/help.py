@@ -36,8 +36,9 @@ def help_text(
         for setting in plain
         if everything or "." not in setting.name or setting.name in command.essential
     ]
+    first = f" {command.positional.upper()}" if command.positional else ""
     lines = [
-        f"usage: {program} [--config RECIPE ...] [--section.key value ...]",
+        f"usage: {program}{first} [--config RECIPE ...] [--section.key value ...]",
         "",
         f"{command.help[:1].upper()}{command.help[1:]}.",
         "",

@@ -42,6 +42,19 @@ def standard_commands(domain: SomeDomain, *, sample: str) -> list[Command]:
     ]
 
 
+def convert_command(domain: SomeDomain) -> Command:
+    """The command that reads other projects' checkpoints, for a domain that knows families of them."""
+    module = "map_core.commands.convert"
+    return Command(
+        "convert",
+        "read another project's checkpoint",
+        of_domain("convert_config", domain, module=module),
+        of_domain("convert", domain, module=module),
+        essential=("model.num_heads", "model.img_size", "model.num_patches"),
+        positional="file",
+    )
+
+
 def study_commands(domain: SomeDomain) -> list[Command]:
     """The two commands of studies, for a domain."""
     module = "map_core.study.command"

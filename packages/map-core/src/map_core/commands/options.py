@@ -1,9 +1,10 @@
 """A command's configuration as a table of options: type, help and default in one line each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from typing import Any
 
-from map_core.commands.settings import REQUIRED
+from map_core.commands.settings import FORMS, REQUIRED
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,14 @@ class Option:
         kind: Its type.
         help: One sentence.
         default: Its value where none is given; REQUIRED where it must be (sections have their own defaults).
+        forms: Of a section that comes in several forms, each by the value of its setting ``method``; ``kind`` is the
+            default's.
     """
 
     kind: Any
     help: str
     default: Any = REQUIRED
+    forms: Mapping[str, type] | None = None
 
 
 def config_class(name: str, summary: str, **options: Option) -> type:
@@ -32,7 +36,8 @@ def config_class(name: str, summary: str, **options: Option) -> type:
     fields: list[Any] = []
     for key, option in options.items():
         if isinstance(option.kind, type) and is_dataclass(option.kind):
-            fields.append((key, option.kind, field(default_factory=option.kind)))
+            forms = {} if option.forms is None else {FORMS: option.forms}
+            fields.append((key, option.kind, field(default_factory=option.kind, metadata=forms)))
         elif option.default is REQUIRED:
             fields.append((key, option.kind))
         else:

@@ -6,14 +6,15 @@ Between recipes and command line stand the settings that the weights named by ``
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from map_core.commands.arguments import HELP, sort_arguments
+from map_core.commands.arguments import HELP, Arguments, sort_arguments
 from map_core.commands.command import Command
+from map_core.commands.forms import choose_forms, forms_of, settings_of_all_forms
 from map_core.commands.help import help_text
 from map_core.commands.messages import misfit, no_mapping, unknown_key, wrong_command_hint
 from map_core.commands.plain_yaml import read_document, read_texts
@@ -73,10 +74,12 @@ def parse(
         UserError: an unknown recipe, option or key, a missing setting, or a value of the wrong type.
         SystemExit: the arguments asked for help or for the resolved configuration, which is printed.
     """
-    config_class = command.config_class
-    known = settings(config_class)
-    asked = sort_arguments(arguments, known)
+    known_names = settings_of_all_forms(command.config_class)
+    asked = sort_arguments(with_names(arguments, command.positional), known_names)
     layers = [layer for name in asked.recipes for layer in recipe_layers(recipes, name)]
+    above = command_line(asked, forms_of(command.config_class))
+    config_class, layers = choose_forms(command.config_class, layers, above)
+    known = settings(config_class)
 
     tree: dict[str, Any] = {}
     for layer in layers:
@@ -96,6 +99,13 @@ def parse(
     if missing := [f"--{name}" for name, value in flatten(filled).items() if value is REQUIRED]:
         raise UserError(f"missing {', '.join(missing)}; add {missing[0]} VALUE")
     return instantiate(config_class, filled)
+
+
+def with_names(arguments: Sequence[str], positional: str | None) -> Sequence[str]:
+    """Put the name before a first argument that is given without."""
+    if positional is None or not arguments or arguments[0].startswith("-"):
+        return arguments
+    return [f"--{positional}", *arguments]
 
 
 def convert_layer(
@@ -147,6 +157,17 @@ def convert_option(setting: Setting, values: list[str], known: Mapping[str, Sett
     except MismatchError as error:
         value = values if len(values) > 1 else values[0]
         raise UserError(misfit(place, value, error, setting.kind)) from error
+
+
+def command_line(asked: Arguments, sections: Collection[str]) -> Layer:
+    """What the command line says of some sections, not converted yet; messages show its settings with dashes."""
+    tree: dict[str, Any] = {}
+    for name, values in asked.settings:
+        if name in sections:
+            tree = merge(tree, {name: read_section(f"--{name}", values[0]).values})
+        elif name.partition(".")[0] in sections:
+            tree = merge(tree, nest(name, values[0]))
+    return Layer("", tree)
 
 
 def read_section(place: str, text: str) -> Layer:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 REQUIRED = object()  # in place of the value of a setting that must be given
+FORMS = "forms"  # in the metadata of a section that comes in several forms: each by name, the default first
+FORM = "method"  # the setting of such a section that names its form
 
 
 @dataclass(frozen=True)

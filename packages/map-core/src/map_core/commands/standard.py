@@ -29,6 +29,7 @@ from map_core.tasks.evaluation import (
     extract_features,
 )
 from map_core.tasks.features import SplitFeatures, save_arrays, score_file, write_features
+from map_core.tasks.monitors import MonitorConfig
 from map_core.tasks.predictions import write_predictions
 from map_core.tasks.pretraining import PretrainTask, inputs_to_draw, load_objective
 from map_core.tasks.weights import read_description
@@ -77,10 +78,16 @@ def configs(domain: Domain) -> Configs:
             "Masked autoregressive pretraining.",
             data=Option(domain.data, f"{title}; labels are not used."),
             model=replace(model, help="The encoder."),
-            objective=Option(domain.objective, "What is hidden and how it is reconstructed."),
+            objective=Option(
+                domain.objective, "What is hidden and how it is reconstructed.", forms=domain.objectives
+            ),
+            monitor=Option(MonitorConfig, "What is measured of the encoder between epochs."),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),
             init_may_differ=MAY_DIFFER,
+            init_decoder=Option(
+                bool, "Start decoder and head from there as well, to go on pretraining.", False
+            ),
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/pretrain"),
         ),
@@ -317,7 +324,7 @@ def reconstruct(domain: Domain, config: Any) -> None:
     inputs = inputs_to_draw(samples, config.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
-    domain.draw(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
+    domain.draw_picture(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
     tell(f"{len(inputs)} {domain.sample}s -> {out}")
 
 

@@ -1,24 +1,34 @@
 """The account in a checkpoint: its step, its settings and what the recorder keeps, read with nothing taken on trust."""
 
 import json
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from map_core.errors import UserError
 
 STATE = "state.json"
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 DATA = "data."  # settings of this name are compared where the checkpoint has them: those of 0.1 say nothing of data
 SHORT = 4  # entries of a list that a message shows whole
 
 
-def read_state(checkpoint: Path, settings: dict[str, Any], *, total_steps: int) -> dict[str, Any]:
+def read_state(
+    checkpoint: Path,
+    settings: dict[str, Any],
+    *,
+    total_steps: int,
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
+) -> dict[str, Any]:
     """Read a checkpoint's step and account.
 
     Args:
         checkpoint: Its directory.
         settings: Those of the run that is to go on.
         total_steps: Of that run.
+        defaults: Of settings that a version before may not have had: a run of it did what they say.
 
     Raises:
         UserError: it was written with other settings, lies beyond the run's end, or is no account.
@@ -31,7 +41,7 @@ def read_state(checkpoint: Path, settings: dict[str, Any], *, total_steps: int) 
         fault = str(error) or type(error).__name__
     if fault is not None:
         raise UserError(f"{path} is no account of a run ({fault}); use another checkpoint")
-    refuse_another_run(state["settings"], settings, checkpoint)
+    refuse_another_run({**defaults, **state["settings"]}, settings, checkpoint)
     if state["step"] > total_steps:
         raise UserError(
             f"{path} is of step {state['step']}, but the run has {total_steps} steps; use another checkpoint"
@@ -51,8 +61,10 @@ def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoi
         return
     longer = ""
     if "training.epochs" in changed:  # the learning rate of every step so far depends on the last one
-        run = checkpoint.parent.parent
-        longer = f"; to train longer, start another run from the weights of the finished one: --init {run}"
+        finished = checkpoint.parent.parent
+        longer = (
+            f"; to train longer, start another run from the weights of the finished one: --init {finished}"
+        )
     raise UserError(
         f"cannot resume from {checkpoint} with other settings: "
         f"{'; '.join(change(name, saved.get(name), settings.get(name)) for name in changed)}; "
@@ -92,6 +104,8 @@ def find_fault_of_state(state: Any) -> str | None:
         return "recorder.last does not hold numbers"
     if recorder.get("evaluation") is not None and not are_numbers(recorder["evaluation"]):
         return "recorder.evaluation does not hold numbers"
+    if recorder.get("best") is not None and not is_number(recorder["best"]):
+        return "recorder.best is no number"
     return None if is_number(recorder.get("seconds")) else "recorder.seconds is no number"
 
 

@@ -45,6 +45,7 @@ class Recorder:
         self._window = Window(**state.get("window", {}))
         self.last: dict[str, float] = state.get("last", {})
         self.evaluation: dict[str, float] | None = state.get("evaluation")
+        self._best: float | None = state.get("best")
         self._seconds_before: float = state.get("seconds", 0.0)
         self._began = self._mark = time.perf_counter()
         self._window_steps, self._window_seconds = 0, 0.0
@@ -84,6 +85,14 @@ class Recorder:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             self.progress.say(f"epoch {epoch:g}: {shown}")
 
+    def improved(self, name: str) -> bool:
+        """Whether the last evaluation's ``name`` is the best so far: the lowest of a loss, else the highest."""
+        value = (self.evaluation or {})[name]
+        sign = -1 if name.endswith("loss") else 1
+        better = self._best is None or sign * value > sign * self._best
+        self._best = value if better else self._best
+        return better
+
     def say(self, message: str) -> None:
         """Print a message, once for all processes."""
         if self._log is not None:
@@ -115,6 +124,7 @@ class Recorder:
             "last": self.last,
             "evaluation": self.evaluation,
             "seconds": self.seconds,
+            "best": self._best,
         }
 
     def close(self) -> None:

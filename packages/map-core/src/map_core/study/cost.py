@@ -85,7 +85,7 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path) -> Study:
     by_name = {arm.name: arm for arm in study.arms}
 
     def cost(arm: Arm, stage: str, labels: int | None) -> Cost:
-        plain = replace(study, arms=(replace(arm, compute_of=None),), learning_rates=())
+        plain = replace(study, arms=(replace(arm, compute_of=None),), learning_rates={})
         runs = [run for run in planned_runs(plain, []) if run.stage == stage and run.seed == seed]
         return count_cost(domain, next(run for run in runs if run.labels == labels), scratch)
 
@@ -97,7 +97,7 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path) -> Study:
         epochs = {}
         for labels in study.labels:
             mine, theirs = cost(arm, "finetune", labels), cost(other, "finetune", labels)
-            plan = replace(study, arms=(replace(arm, compute_of=None),), learning_rates=())
+            plan = replace(study, arms=(replace(arm, compute_of=None),), learning_rates={})
             run = next(r for r in planned_runs(plan, []) if r.stage == "finetune" and r.labels == labels)
             _, config = make_task(domain, run, scratch)
             epochs[labels] = max(1, round(config.training.epochs * (before + theirs.flops) / mine.flops))
@@ -109,16 +109,15 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path) -> Study:
 def describe_plan(study: Study, domain: Domain, scratch: Path) -> str:
     """Every kind of run with its number, samples, operations and estimated hours, timed here."""
     kinds: dict[tuple[str, str, int | None], list[PlannedRun]] = {}
-    for run in planned_runs(replace(study, learning_rates=()), []):
+    for run in planned_runs(replace(study, learning_rates={}), []):
         kinds.setdefault((run.arm, run.stage, run.labels), []).append(run)
-    trials = len(study.learning_rates)
     lines = ["arm                  stage         labels  runs    samples      GFLOP    hours"]
     total = 0.0
     for number, ((arm, stage, labels), runs) in enumerate(kinds.items()):
         if stage == "knn":
             continue
         cost = count_cost(domain, runs[0], scratch / str(number), timed=stage != "linear_probe")
-        count = len(runs) + (trials if stage != "pretrain" else 0)
+        count = len(runs) + len(study.learning_rates.get(stage, ()))
         hours = count * cost.seconds / 3600
         total += hours
         lines.append(

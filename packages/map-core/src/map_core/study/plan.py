@@ -11,7 +11,8 @@ A study's file (YAML) names a question, arms, seeds and measures::
     labels:                          # data.subset of finetuning and probing, with what else differs; all: every label
       50: {training.epochs: 100, training.batch_size: 50}
       all: {}
-    learning_rates: [0.001, 0.002]   # tried on a held-out part, the same number for every arm
+    learning_rates:                  # tried on a held-out part, the same number for every arm; one list for both stages
+      finetune: [0.001, 0.002, 0.004]
     seeds: [0, 1, 2]
     measures: [finetune, linear_probe, knn]
 """
@@ -30,7 +31,8 @@ KEYS = {
     "name", "question", "arms", "pretrain", "finetune", "linear_probe", "labels", "learning_rates", "holdout",
     "seeds", "measures", "extensions",
 }  # fmt: skip
-STAGES = ("pretrain", "finetune", "linear_probe")
+TRAINED = ("finetune", "linear_probe")  # measures that train, at a learning rate
+STAGES = ("pretrain", *TRAINED)
 KEYS_OF_ARM = (*STAGES, "compute_of")
 SHARED_SECTIONS = ("data.", "evaluation.")  # what arms may not change: they would be compared on other data
 Settings = dict[str, Any]
@@ -57,7 +59,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """A study's file, checked."""
+    """A study's file, checked.
+
+    Attributes:
+        labels: Numbers of labels (None: all), with the settings that go with each.
+        learning_rates: Tried by each arm, by stage; none for a stage that runs at its recipe's rate.
+        holdout: Share of the training split on which rates are compared.
+        extensions: How often a best rate at the edge of the grid adds one.
+    """
 
     name: str
     question: str
@@ -65,7 +74,7 @@ class Study:
     finetune: Settings
     linear_probe: Settings
     labels: Mapping[int | None, Settings]
-    learning_rates: tuple[float, ...]
+    learning_rates: Mapping[str, tuple[float, ...]]
     holdout: float
     seeds: tuple[int, ...]
     measures: tuple[str, ...]
@@ -121,7 +130,7 @@ def read_study(path: Path) -> Study:
         finetune=dict(values.get("finetune") or {}),
         linear_probe=dict(values.get("linear_probe") or {}),
         labels=_read_labels(path, values.get("labels") or {"all": {}}),
-        learning_rates=tuple(float(lr) for lr in values.get("learning_rates") or ()),
+        learning_rates=_read_rates(path, values.get("learning_rates") or ()),
         holdout=float(values.get("holdout", 0.1)),
         seeds=tuple(values["seeds"]),
         measures=tuple(values["measures"]),
@@ -161,6 +170,17 @@ def _read_labels(path: Path, values: Any) -> dict[int | None, Settings]:
     return {None if count == "all" else count: dict(settings or {}) for count, settings in values.items()}
 
 
+def _read_rates(path: Path, values: Any) -> dict[str, tuple[float, ...]]:
+    """Learning rates by stage; a list is for every stage that trains."""
+    by_stage = values if isinstance(values, dict) else dict.fromkeys(TRAINED, values)
+    for stage, rates in by_stage.items():
+        if stage not in TRAINED:
+            raise UserError(f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED)}")
+        if list(rates) != sorted(set(rates)):
+            raise UserError(f"learning_rates of {path} must ascend without repeating: {list(rates)}")
+    return {stage: tuple(float(lr) for lr in rates) for stage, rates in by_stage.items()}
+
+
 def _check(path: Path, study: Study) -> None:
     if len(set(study.seeds)) != len(study.seeds):
         raise UserError(f"the seeds of {path} repeat: {list(study.seeds)}; each must be there once")
@@ -176,10 +196,6 @@ def _check(path: Path, study: Study) -> None:
                 f"arm {arm.name} of {path} has compute_of {arm.compute_of!r}: it must name another arm, and start "
                 "from scratch itself"
             )
-    if list(study.learning_rates) != sorted(set(study.learning_rates)):
-        raise UserError(
-            f"learning_rates of {path} must ascend without repeating: {list(study.learning_rates)}"
-        )
 
 
 def next_runs(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
@@ -189,20 +205,28 @@ def next_runs(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
 
 
 def planned_runs(study: Study, results: Sequence[Result]) -> Iterator[PlannedRun]:
-    """All runs that are known to be needed, given the results; a chosen learning rate makes more of them known."""
-    for arm in study.arms:
-        for seed in study.seeds:
-            start = f"{arm.name}/seed{seed}/pretrain" if arm.pretrain is not None else None
-            if start is not None:
-                settings = {**(arm.pretrain or {}), "training.seed": seed}
-                yield PlannedRun(start, arm.name, seed, None, "pretrain", "pretrain", settings)
-                if "knn" in study.measures:
-                    key = f"{arm.name}/seed{seed}/knn"
-                    yield PlannedRun(key, arm.name, seed, None, "knn", "features", {}, start)
-                if "linear_probe" in study.measures:
-                    yield from _measured(study, arm, seed, "linear_probe", "linear-probe", start, results)
-            if "finetune" in study.measures:
-                yield from _measured(study, arm, seed, "finetune", "finetune", start, results)
+    """All runs that are known to be needed, given the results; a chosen learning rate makes more of them known.
+
+    Seed by seed, so that a study that is stopped has compared all arms at the seeds that it came to.
+    """
+    for seed in study.seeds:
+        for arm in study.arms:
+            yield from _runs_of(study, arm, seed, results)
+
+
+def _runs_of(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> Iterator[PlannedRun]:
+    """Pretraining of an arm at a seed, and what is measured of it."""
+    start = None
+    if arm.pretrain is not None:
+        start = f"{arm.name}/seed{seed}/pretrain"
+        settings = {**arm.pretrain, "training.seed": seed}
+        yield PlannedRun(start, arm.name, seed, None, "pretrain", "pretrain", settings)
+        if "knn" in study.measures:
+            yield PlannedRun(f"{arm.name}/seed{seed}/knn", arm.name, seed, None, "knn", "features", {}, start)
+        if "linear_probe" in study.measures:
+            yield from _measured(study, arm, seed, "linear_probe", "linear-probe", start, results)
+    if "finetune" in study.measures:
+        yield from _measured(study, arm, seed, "finetune", "finetune", start, results)
 
 
 def _measured(
@@ -213,7 +237,7 @@ def _measured(
         settings = _stage_settings(study, arm, stage, labels, seed)
         folder = f"{arm.name}/seed{seed}/{stage}" + ("" if labels is None else f"_{labels}")
         lr = None
-        if study.learning_rates:
+        if study.learning_rates.get(stage):
             trials = list(_trials(study, arm, stage, command, labels, results))
             if seed == study.seeds[0]:
                 yield from trials
@@ -249,7 +273,7 @@ def _trials(
         key = f"{arm.name}/trials/{name}_lr{lr:g}"
         return PlannedRun(key, arm.name, seed, labels, "trial", command, settings, start, lr)
 
-    rates = list(study.learning_rates)
+    rates = list(study.learning_rates[stage])
     for _ in range(study.extensions):
         runs = [trial(lr) for lr in rates]
         if not all(run.key in scores for run in runs) or len(rates) < 2:

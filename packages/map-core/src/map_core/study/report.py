@@ -101,7 +101,7 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
     ]
     devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
     commits = sorted({str(r.facts.get("commit"))[:12] for r in results if r.facts.get("commit")})
-    seconds = sum(r.seconds for r in results)
+    seconds, begun = sum(r.seconds for r in results), sorted({r.seed for r in results})
     parts = [
         f"# {study.name}",
         study.question,
@@ -109,7 +109,8 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
         "Mean ± standard deviation over seeds. Paired differences by seed:",
         comparisons(study, results),
         f"{len(results)} runs ({sum(r.stage == 'trial' for r in results)} trials of learning rates on a held-out "
-        f"part), {seconds / 3600:.2f} hours of training, seeds {', '.join(map(str, study.seeds))}; "
+        f"part), {seconds / 3600:.2f} hours of training, seeds {', '.join(map(str, begun))} of "
+        f"{', '.join(map(str, study.seeds))}; "
         f"commit {', '.join(commits) or 'unknown'}; {', '.join(devices) or 'hardware unknown'}. Run it with\n\n"
         f"```\n{command}\n```",
     ]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from map_core.errors import UserError
 from map_core.study.plan import PlannedRun, Study, next_runs, planned_runs
 from map_core.study.results import Result, append_result, read_results
+from map_core.tasks.weights import MODEL_FILE
 
 POLL_SECONDS = 0.2
 ACCURACY = "test_accuracy"
@@ -76,9 +77,10 @@ def run_study(
     try:
         while True:
             going = {item.run.key for item in started}
-            for run in next_runs(study, results):
+            for planned in next_runs(study, results):
                 if len(started) >= jobs:
                     break
+                run = needed_first(planned, study, results, place)
                 if run.key not in going and fits(run, results, began, budget_minutes):
                     bar.set_postfix_str(run.key)
                     started.append(start(run, place, threads=1 if jobs > 1 else None))
@@ -88,10 +90,10 @@ def run_study(
             time.sleep(POLL_SECONDS)
             for item in [item for item in started if item.process.poll() is not None]:
                 started.remove(item)
-                results.append(finish(study, item, place))
-                append_result(place.results, results[-1])
+                append_result(place.results, finish(study, item, place))
+                results = read_results(place.results, study.name)
                 bar.total = len(list(planned_runs(study, results)))
-                bar.update()
+                bar.update(len(results) - bar.n)
     finally:
         bar.close()
         for item in started:  # a failure or Ctrl-C: each leaves a checkpoint and ends
@@ -99,6 +101,13 @@ def run_study(
         for item in started:
             item.process.wait()
         signal.signal(signal.SIGTERM, before)
+
+
+def needed_first(run: PlannedRun, study: Study, results: Sequence[Result], place: Place) -> PlannedRun:
+    """``run``, or what it starts from where those weights are not here: results travel without them."""
+    if run.after is None or (place.directory(run.after) / MODEL_FILE).is_file():
+        return run
+    return next(other for other in planned_runs(study, results) if other.key == run.after)
 
 
 def fits(run: PlannedRun, results: Sequence[Result], began: float, budget_minutes: float | None) -> bool:

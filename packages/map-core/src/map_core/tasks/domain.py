@@ -139,7 +139,7 @@ class OpenFiles(Protocol):
 
 
 @runtime_checkable
-class Draw(Protocol):
+class DrawPicture(Protocol):
     """Writes a picture of what an objective reconstructs of inputs."""
 
     def __call__(
@@ -185,14 +185,17 @@ class Domain:
         recipes: Package that holds its recipes.
         sample: What one sample is called, such as "image"; ``--images`` names files to run.
         models: See :class:`~map_core.tasks.trained_models.Models`.
-        data, objective, classification, evaluation: Sections of its recipes.
+        data, classification, evaluation: Sections of its recipes.
+        objectives: The section of each objective, by its ``method``; the first is the default.
         open_data, open_files: Of the data section and the model section.
         data_defaults: From a run's data section, its description and the options given on the command line, to
             the data settings that commands start from.
         rows: Of a picture of reconstructions.
         evaluators: Measures of a run that is no classifier, by what its description says that it holds.
+        builders: Models of further kinds, of the model section and the rest of the description, by what that says
+            that they hold.
         build_objective: Puts a backbone under the objective that a section describes; both stay shared.
-        draw: The picture of a pretraining run.
+        draw_picture: Of a pretraining run.
         collate: Makes a batch of samples.
         logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
         protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
@@ -204,20 +207,26 @@ class Domain:
     sample: str
     models: Models[Any]
     data: type
-    objective: type
+    objectives: Mapping[str, type]
     classification: type
     open_data: OpenData
     open_files: OpenFiles
     build_objective: Callable[[nn.Module, Any], Objective]
-    draw: Draw
+    draw_picture: DrawPicture
     data_defaults: DataDefaults = unchanged
     rows: int = 8
     evaluators: Mapping[str, Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
+    builders: Mapping[str, Callable[[Any, Mapping[str, Any]], nn.Module]] = field(default_factory=dict)
     evaluation: type[EvaluationConfig] = EvaluationConfig
     collate: Collate = default_collate
     logits: Callable[..., Logits] = plain_logits
     protocol: Callable[[Any], str | None] = lambda config: None
     info: Callable[[], list[str]] = list
+
+    @property
+    def objective(self) -> type:
+        """The section of the default objective."""
+        return next(iter(self.objectives.values()))
 
     @property
     def module(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-WRAPPERS = ("model", "state_dict", "base_model", "teacher")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "base_model", "teacher")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 BEGINNING = 4096  # bytes that are looked at
 

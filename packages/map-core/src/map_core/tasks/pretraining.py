@@ -1,25 +1,31 @@
 """Pretraining as a task of the training engine, whatever the domain and the objective."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from map_core.decoder import RegionDecoder
-from map_core.encoder import Backbone
-from map_core.errors import UserError
-from map_core.masking import Masking, MaskScope, MaskStrategy
-from map_core.objective import Loss, MaskedAutoregression, Objective, Reconstruction, Terms
-from map_core.ops import Linear
+from map_core.errors import UserError, near_matches
+from map_core.objective import Objective, ReconstructingObjective, Reconstruction, Terms
+from map_core.objectives.settings import Mix
 from map_core.paths import expanded
 from map_core.randomness import Draw
-from map_core.regions import AttentionMaskKind, RegionRule
-from map_core.tasks.classification import Mixer, report_skipped, required_training_samples
+from map_core.tasks.classification import report_skipped, required_training_samples
 from map_core.tasks.domain import Domain, OpenedData, data_settings, input_of, refuse_other_samples
-from map_core.tasks.weights import MODEL_FILE, read_description, read_settings, read_weights, save_weights
+from map_core.tasks.families import family_of
+from map_core.tasks.monitors import Monitor, open_monitor
+from map_core.tasks.weights import (
+    MODEL_FILE,
+    read_description,
+    read_settings,
+    read_weights,
+    save_weights,
+    weights_file,
+)
 from map_core.training import Task
 from map_core.training.task import MapStyleDataset, exported_file
 
@@ -27,114 +33,12 @@ PICTURES = 6  # rows of a run's reconstructions.png
 BACKBONE = "backbone."
 
 
-@dataclass
-class ObjectiveConfig:
-    """What is hidden, and how it is reconstructed.
-
-    Args:
-        mask_ratio: Share of tokens hidden from the encoder, inside (0, 1).
-        mask_ratio_std: Draw the ratio of each step from a normal around mask_ratio with this deviation,
-            truncated to mask_ratio_bounds (the authors' code: .25); fixed when not given.
-        mask_ratio_bounds: Lowest and highest drawn ratio.
-        mask_strategy: Which tokens are hidden.
-        mask_scope: Choose among all tokens, or within each region.
-        attention: Decoder mask: map, mae, local_mae or ar.
-        decoder_depth: Transformer blocks of the decoder.
-        decoder_dim: Width of the decoder.
-        decoder_heads: Attention heads of the decoder.
-        decoder_mlp_ratio: MLP width over decoder_dim.
-    """
-
-    mask_ratio: float = 0.5
-    mask_ratio_std: float | None = None
-    mask_ratio_bounds: tuple[float, float] = (0.3, 0.7)
-    mask_strategy: MaskStrategy = "random"
-    mask_scope: MaskScope = "all"
-    attention: AttentionMaskKind = "map"
-    decoder_depth: int = 4
-    decoder_dim: int = 192
-    decoder_heads: int = 16
-    decoder_mlp_ratio: float = 4.0
-
-    def validate(self) -> None:
-        """Check what can be checked before any data is read.
-
-        Raises:
-            UserError: naming the field, its value and the rule.
-        """
-        if not 0 < self.mask_ratio < 1:
-            raise UserError(f"objective.mask_ratio must lie inside (0, 1); got {self.mask_ratio}")
-        low, high = self.mask_ratio_bounds
-        if self.mask_ratio_std is not None and not 0 < low < high < 1:
-            raise UserError(f"objective.mask_ratio_bounds must satisfy 0 < low < high < 1; got {low}, {high}")
-        if self.mask_ratio_std is not None and self.mask_ratio_std <= 0:
-            raise UserError(f"objective.mask_ratio_std must be positive; got {self.mask_ratio_std}")
-        for name in ("decoder_depth", "decoder_dim", "decoder_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"objective.{name} must be at least 1; got {getattr(self, name)}")
-        if self.decoder_dim % self.decoder_heads:
-            raise UserError(
-                f"objective.decoder_dim ({self.decoder_dim}) must be a multiple of objective.decoder_heads "
-                f"({self.decoder_heads})"
-            )
-
-    @property
-    def masking(self) -> Masking:
-        """How many tokens are hidden, and which."""
-        return Masking(
-            self.mask_ratio, self.mask_ratio_std, self.mask_ratio_bounds, self.mask_strategy, self.mask_scope
-        )
-
-    def mixer(self) -> Mixer | None:
-        """What mixes the inputs of a batch with one another; None where nothing does."""
-        return None
-
-
-def assemble_objective(
-    backbone: nn.Module,
-    config: ObjectiveConfig,
-    *,
-    position: nn.Module,
-    target_dim: int,
-    loss: Loss,
-    regions: RegionRule,
-) -> MaskedAutoregression:
-    """Put a domain's backbone under the objective that ``config`` describes; it stays shared.
-
-    Args:
-        backbone: A :class:`~map_core.encoder.Backbone`.
-        config: Masking, attention and the decoder's sizes.
-        position: The decoder's positions, of width ``config.decoder_dim``.
-        target_dim: Values of a token's target.
-        loss: Of (prediction, target).
-        regions: Which tokens are predicted together.
-    """
-    assert isinstance(backbone, Backbone)
-    decoder = RegionDecoder(
-        backbone.embed_dim,
-        position,
-        embed_dim=config.decoder_dim,
-        depth=config.decoder_depth,
-        num_heads=config.decoder_heads,
-        mlp_ratio=config.decoder_mlp_ratio,
-    )
-    return MaskedAutoregression(
-        backbone,
-        decoder,
-        Linear(config.decoder_dim, target_dim),
-        loss=loss,
-        masking=config.masking,
-        regions=regions,
-        attention=config.attention,
-    )
-
-
 class PretrainTask(Task):
     """Train an objective, and export its backbone.
 
     Args:
         domain: Of the samples.
-        config: The run's configuration: sections data, model, objective, training, and ``init``.
+        config: The run's configuration: sections data, model, objective, monitor, training, and ``init``.
         data: Opened data, from ``config.data`` when None.
     """
 
@@ -153,9 +57,16 @@ class PretrainTask(Task):
         if config.init is not None:
             domain.models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             domain.models.load_init(backbone, config.init)
+        if config.init_decoder:
+            load_decoder(domain, self.model, config.init)
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
-        self.train_data = required_training_samples(self.data)
-        self.mixer: Mixer | None = config.objective.mixer()
+        required_training_samples(self.data)
+        self.train_data = config.objective.training_samples(self.data, batch_size=config.training.batch_size)
+        self.mixer: Mix | None = config.objective.mixer()
+        steps_per_epoch = len(self.train_data) // config.training.batch_size
+        self.model.begin(config.training.epochs * steps_per_epoch)
+        self.monitor: Monitor | None = open_monitor(domain, config)
+        self.keep_best = config.monitor.keep_best
 
     def data_description(self) -> str:
         return self.data.description
@@ -170,6 +81,10 @@ class PretrainTask(Task):
                 inputs, torch.zeros(len(inputs), dtype=torch.long, device=inputs.device), draw
             )
         return model(inputs, draw)
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        assert isinstance(model, Objective)
+        return {} if self.monitor is None else self.monitor.measure(model, accelerator.device)
 
     def current_name(self, name: str) -> str:
         # up to version 0.1 the objective held tokenizer and encoder apart
@@ -191,9 +106,10 @@ class PretrainTask(Task):
         save_weights(exported_file(directory, "pretraining", weights), rest_of_state(model), settings)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
-        assert isinstance(model, Objective)
-        samples = self.train_data if self.data.plain_train is None else self.data.plain_train
-        self.domain.draw(model, inputs_to_draw(samples), directory / "reconstructions.png", data=self.data)
+        if isinstance(model, ReconstructingObjective):
+            plain = self.data.plain_train
+            shown = inputs_to_draw(required_training_samples(self.data) if plain is None else plain)
+            self.domain.draw_picture(model, shown, directory / "reconstructions.png", data=self.data)
         report_skipped(self.domain, self.data, summary)
 
 
@@ -221,21 +137,60 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     Raises:
         UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
     """
-    path = expanded(path)
-    model_file = path / MODEL_FILE if path.is_dir() else path
-    decoder_file = model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+    decoder_file = decoder_beside(path)
     description, model = read_description(decoder_file), domain.models.described(path)
     if model is None or "objective" not in description:
         raise UserError(
             f"{path} has no {decoder_file.name} with its description beside it: reconstruction needs the decoder, "
             "which only the directory of a pretraining run holds"
         )
-    settings: Any = read_settings(domain.objective, description["objective"], decoder_file)
+    settings = read_objective_settings(domain, description["objective"], decoder_file)
     backbone = domain.models.create_backbone(model)
     objective = domain.build_objective(backbone, settings)
     domain.models.load_init(backbone, path)
     load_rest(objective, read_weights(decoder_file), decoder_file)
     return TrainedObjective(objective, model, settings)
+
+
+def decoder_beside(path: str | Path) -> Path:
+    """Where a pretraining run keeps decoder and head: beside its encoder."""
+    path = expanded(path)
+    model_file = path / MODEL_FILE if path.is_dir() else path
+    return model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+
+
+def load_decoder(domain: Domain, objective: Objective, path: str | None) -> None:
+    """Start decoder and head from a pretraining run, or from another project's checkpoint that has them.
+
+    Raises:
+        UserError: no run or file, one without decoder, or a decoder of other sizes.
+    """
+    if path is None:
+        raise UserError("init_decoder needs a run or file to start from: give --init")
+    file = decoder_beside(path)
+    if file.is_file() and file != weights_file(path):
+        return load_rest(objective, read_weights(file), file)
+    state = read_weights(path)
+    family = family_of(state, domain.models.families)
+    rest = {} if family is None else family.convert(state).rest
+    if not rest:
+        raise UserError(f"{path} has no decoder to start from; leave --init_decoder out")
+    return load_rest(objective, rest, weights_file(path))
+
+
+def read_objective_settings(domain: Domain, values: Mapping[str, Any], source: Path) -> Any:
+    """Make the section of an objective of a description's values; up to version 0.1 there was one method.
+
+    Raises:
+        UserError: values that no objective of the domain has.
+    """
+    method = values.get("method", next(iter(domain.objectives)))
+    if method not in domain.objectives:
+        raise UserError(
+            f"{source} describes objective.method {method!r}, which {domain.program} does not have; "
+            f"{near_matches(str(method), domain.objectives)}"
+        )
+    return read_settings(domain.objectives[method], values, source)
 
 
 def load_rest(objective: Objective, state: Mapping[str, Tensor], source: Path) -> None:
@@ -257,9 +212,8 @@ def load_rest(objective: Objective, state: Mapping[str, Tensor], source: Path) -
     objective.load_state_dict(dict(state), strict=False)
 
 
-@torch.no_grad()
 def hide_and_reconstruct(
-    objective: MaskedAutoregression, inputs: Any, *, ratio: float | None = None, seed: int = 0
+    objective: ReconstructingObjective, inputs: Any, *, ratio: float | None = None, seed: int = 0
 ) -> Reconstruction:
     """Run a batch through the objective in evaluation mode, as pictures show it.
 
@@ -268,13 +222,18 @@ def hide_and_reconstruct(
         inputs: A batch that its backbone tokenizes.
         ratio: Share to hide; the objective's own when None.
         seed: Chooses the hidden tokens.
+
+    Raises:
+        UserError: a ratio, where the objective draws no mask.
     """
     was_training, masking = objective.training, objective.masking
+    if ratio is not None and masking is None:
+        raise UserError(f"{type(objective).__name__} hides no share of tokens: leave --mask_ratio out")
     objective.eval()
-    if ratio is not None:
-        objective.masking = Masking(ratio, strategy=masking.strategy, scope=masking.scope)
+    if ratio is not None and masking is not None:
+        objective.masking = replace(masking, ratio=ratio, ratio_std=None)
     try:
-        return objective(inputs, Draw.of_batch(len(inputs), seed=seed))
+        return objective.reconstruct(inputs, Draw.of_batch(len(inputs), seed=seed))
     finally:
         objective.train(was_training)
         objective.masking = masking

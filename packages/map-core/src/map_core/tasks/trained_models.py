@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from torch import nn
 
 from map_core.errors import UserError, near_matches
+from map_core.tasks.families import Family
 from map_core.tasks.weights import LoadReport, read_description, read_settings, weights_file
 
 
@@ -54,6 +55,8 @@ class Models(Generic[Config]):
             the run's, whatever a recipe says.
         unseen: Settings that the shapes of the weights do not show, although the weights mean nothing without them.
         resolved: Of a configuration: every setting of its model, those of its name where it gives none.
+        families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
+            that has all of a file's keys is the file's.
     """
 
     config: type[Config]
@@ -66,6 +69,7 @@ class Models(Generic[Config]):
     tied: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
+    families: tuple[Family, ...] = ()
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
         """The JSON description that makes a weights file readable without its recipe."""

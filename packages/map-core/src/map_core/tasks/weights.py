@@ -3,7 +3,7 @@
 import json
 import logging
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.paths import expanded
 from map_core.runs.files import replacing, save_json, save_tensors
+from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.foreign_weights import looks_like, unwrapped, without_prefix
 from map_core.tasks.typed import fits, name_of
 
 Settings = TypeVar("Settings")
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
+FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # what each direction of a Mamba mixer owns
 DESCRIBED = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
     "objective": dict, "head": dict, "parts": list,
@@ -29,10 +31,33 @@ DESCRIBED = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading left as it was: parameters that the file does not have."""
+    """What loading did.
+
+    Attributes:
+        source: The file.
+        fresh: Parameters that it does not have, which stay as they were.
+        family: Whose file it is; None for one of ours.
+        mapped: Parameters that were taken over, resampled ones included.
+        resampled: Those that had another size.
+        left: Keys of the file that the model has no use for.
+        notes: What differs from the family's own code, a sentence each.
+    """
 
     source: Path
     fresh: tuple[str, ...]
+    family: str | None = None
+    mapped: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.family is None:
+            return f"{self.source}: loaded; new: {_some(list(self.fresh)) if self.fresh else 'nothing'}"
+        parts = [f"{self.source}: {self.family}, {len(self.mapped)} parameters mapped"]
+        for what, keys in (("resampled", self.resampled), ("left", self.left), ("new", self.fresh)):
+            parts.append(f"{len(keys)} {what} ({_some(list(keys))})" if keys else f"none {what}")
+        return "; ".join([*parts, *self.notes])
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -154,45 +179,143 @@ def load_init(
     path: str | Path,
     *,
     may_be_missing: tuple[str, ...] = (),
+    families: Sequence[Family] = (),
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
     resampled: Callable[[str, Tensor, Tensor], bool] = lambda key, source, own: False,
     keep_head: bool = True,
 ) -> LoadReport:
-    """Start a model from a pretraining run or weights file (design decision 9).
+    """Start a model from a pretraining run, a weights file, or a checkpoint of another project.
 
     Args:
         model: Has a classifier ``head`` or none; where the file's has other parameters or shapes, it starts anew.
+            Its ``switches``, if it has any, name the settings that say what weights compute and no shape shows.
         path: A run directory or weights file.
-        may_be_missing: Prefixes of the parameters that may be missing in the file.
-        convert: Renames the keys of foreign files.
+        may_be_missing: Prefixes of the parameters that may be missing in the file; in one of another project's they
+            may also be there without need.
+        families: Of other projects' checkpoints, which are recognised by their keys and converted.
+        convert: Adapts a state in our names to the model.
         resampled: Of (key, the file's tensor, the model's): whether the model resamples it when it loads.
         keep_head: Take over the file's head where its shapes fit; else it starts anew.
 
     Raises:
-        UserError: any other missing, unused or misshaped key, all of them named.
+        UserError: a file of no known family; another switch than the file's; any other missing, unused or misshaped
+            key, all of them named.
     """
     file = weights_file(path)
-    state, own = convert(read_weights(file)), model.state_dict()
+    own = model.state_dict()
+    converted, family = read_as_ours(file, own, families)
+    refuse_other_switches(model, converted, file, family)
+    state = both_directions(convert(converted.state), own, file)
+    # what a converted file has of a classifier's parts and the model has not is left, and said
+    dropped = [key for key in state if family and key not in own and key.startswith(may_be_missing)]
     if not keep_head or (_head(own) and _head(own) != _head(state)):
-        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+        dropped = [*dropped, *_head(state)]
+    state = {key: value for key, value in state.items() if key not in dropped}
+    other_size = {
+        key: resampled(key, state[key], value)
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    }
     faults = {
         "missing": [key for key in own if key not in state and not key.startswith(may_be_missing)],
         "not used": [key for key in state if key not in own],
         "shapes": [
-            f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
-            for key, value in own.items()
-            if key in state and state[key].shape != value.shape and not resampled(key, state[key], value)
+            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+            for key, fits in other_size.items()
+            if not fits
         ],
     }
     if any(faults.values()):
         told = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
         raise UserError(
             f"{file} does not fit this model: {told}; choose the model that was pretrained "
-            "(--model.name and its sizes)"
+            f"({_cure(family, converted)})"
         )
     fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
-    log.info("%s: loaded; new: %s", file, _some(list(fresh)) if fresh else "nothing")
-    return LoadReport(file, fresh)
+    report = LoadReport(
+        file,
+        fresh,
+        None if family is None else family.name,
+        mapped=tuple(state),
+        resampled=tuple(other_size),
+        left=(*converted.left, *converted.rest, *dropped),
+        notes=converted.notes,
+    )
+    log.log(logging.INFO if family is None else logging.WARNING, "%s", report)
+    return report
+
+
+def read_as_ours(
+    file: Path, own: Mapping[str, Any], families: Sequence[Family]
+) -> tuple[Converted, Family | None]:
+    """Read a weights file, converted if it is of one of the families.
+
+    Args:
+        file: Weights.
+        own: A model's parameters by name: a file most of whose names begin as these do is one of ours.
+        families: Of other projects' checkpoints.
+
+    Raises:
+        UserError: the file is neither.
+    """
+    state = read_weights(file)
+    family = (
+        None if "name" in read_description(file) else family_of(state, families)
+    )  # ours say what they are
+    if family is not None:
+        return family.convert(state), family
+    beginnings = {key.split(".")[0] for key in own}
+    if families and 2 * sum(key.split(".")[0] in beginnings for key in state) <= len(state):
+        refuse_unknown(state, families, file)
+    return Converted(state, {}), None
+
+
+def refuse_other_switches(
+    model: nn.Module, converted: Converted, source: str | Path, family: Family | None
+) -> None:
+    """Refuse a model that would compute something else with the weights than the one that they were made for.
+
+    Raises:
+        UserError: naming the setting that differs.
+    """
+    whose = "another model" if family is None else family.name
+    has: Mapping[str, Any] = getattr(model, "switches", dict.fromkeys(converted.switches, "unknown"))
+    for name, value in converted.switches.items():
+        if name in has and has[name] != value:
+            raise UserError(
+                f"{source} is of {whose}, whose {name} is {value!r}, and not {has[name]!r}: the same weights would "
+                f"compute something else; make the model with {name}={value!r} (--model.{name})"
+            )
+
+
+def _cure(family: Family | None, converted: Converted) -> str:
+    """The settings that would make the model that a file fits."""
+    if family is None:
+        return "--model.name and its sizes"
+    return f"{family.name}: " + " ".join(f"--model.{key} {value}" for key, value in converted.model.items())
+
+
+def both_directions(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: Path
+) -> dict[str, Tensor]:
+    """Start a model that scans both ways from one that scans forward: each direction gets the one's weights.
+
+    That is how ARM's finetuning starts (arXiv 2406.07537). A file that has some of the way back has lost the rest.
+    """
+    if any(BACKWARD in key for key in state):
+        return dict(state)
+    copied = {
+        key: state[forward].clone()
+        for key in own
+        if key not in state and (forward := key.replace(BACKWARD, FORWARD)) != key and forward in state
+    }
+    if copied:
+        log.warning(
+            "%s scans one way and the model both: its %d layers begin backwards with the weights of the way forward",
+            source,
+            len({key.partition(BACKWARD)[0] for key in copied}),
+        )
+    return {**state, **copied}
 
 
 def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -21,7 +21,7 @@ class Dependencies:
         depends: Entry (i, j) of a sample is True where the prediction of its i-th hidden token has a gradient
             other than exactly zero from the decoder's input at sequence index j.
         region: Region of every token, as the region rule gave it.
-        hidden_region: Region of every hidden token.
+        hidden_region: Region of every predicted token, the hidden ones unless none is hidden.
         mask: Which tokens were hidden.
     """
 
@@ -55,4 +55,4 @@ def decoder_dependencies(objective: MaskedAutoregression, inputs: Any, draw: Dra
     depends = (torch.stack(gradients, dim=1) != 0).any(-1)  # (b, h, l, e) -> (b, h, l)
     tokens, mask = result.tokens, result.mask
     region = objective.regions(tokens, mask).index.expand(tokens.batch_size, -1)
-    return Dependencies(depends, region, gather_tokens(region, mask.drop), mask)
+    return Dependencies(depends, region, gather_tokens(region, result.index), mask)

@@ -12,7 +12,7 @@ from map_core.decoder import RegionDecoder
 from map_core.encoder import HybridEncoder
 from map_core.masking import TokenMask
 from map_core.objective import MaskedAutoregression
-from map_core.tokens import Features, Tokens
+from map_core.tokens import Features, Regions, Tokens
 
 
 def toy_tokens(
@@ -78,6 +78,9 @@ class GridBackbone(nn.Module):
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         return self.encoder.encode(tokens, mask)
+
+    def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
+        return self.encoder.encode_causally(tokens, regions, mask)
 
 
 class LinearPosition(nn.Module):

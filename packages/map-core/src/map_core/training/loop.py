@@ -33,7 +33,7 @@ from map_core.training.processes import (
 )
 from map_core.training.sampling import RunPlan, seed_everything, single_samples_told
 from map_core.training.schedule import Schedule
-from map_core.training.settings import run_settings
+from map_core.training.settings import default_settings, run_settings
 from map_core.training.state import TrainingState
 from map_core.training.task import Task, refuse_other_data_sets
 
@@ -77,7 +77,8 @@ def train(
         checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume, lock))
         saved: dict[str, Any] = {"step": 0, "recorder": {}}
         if checkpoint:
-            saved = read_state(checkpoint, settings, total_steps=plan.total_steps)
+            defaults = default_settings(run_config)
+            saved = read_state(checkpoint, settings, total_steps=plan.total_steps, defaults=defaults)
         state = TrainingState(task, config, accelerator)
         if checkpoint:
             state.load(checkpoint)
@@ -216,6 +217,18 @@ class Run:
         except BrokenOff:
             return
         self.recorder.write_evaluation(done, metrics)
+        if self.task.keep_best is not None and self.recorder.improved(self.task.keep_best):
+            self.export_best()
+
+    def export_best(self) -> None:
+        """Export the weights as the best so far."""
+        model = self.state.whole_weights()["raw"]
+
+        def write() -> None:
+            self.lock.check()
+            self.task.export(model, self.out, "best")
+
+        on_main_process(self.accelerator, write)
 
     @torch.no_grad()
     def measure(self, done: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
 from map_core.runs.account import DATA
@@ -40,3 +40,20 @@ def run_settings(
         if isinstance(values, dict):
             settings |= {f"{section}.{key}": value for key, value in values.items()}
     return json.loads(json.dumps(to_plain(settings)))
+
+
+def default_settings(run_config: Any) -> dict[str, Any]:
+    """Return, by dotted name, the defaults of the sections that are compared.
+
+    They stand for what a run of an earlier version, which had fewer settings, did.
+    """
+    defaults: dict[str, Any] = {}
+    for section in COMPARED_SECTIONS:
+        values = getattr(run_config, section, None)
+        if is_dataclass(values):
+            defaults |= {
+                f"{section}.{entry.name}": entry.default
+                for entry in fields(values)
+                if entry.default is not MISSING
+            }
+    return json.loads(json.dumps(to_plain(defaults)))

@@ -39,7 +39,7 @@ def exported_file(directory: Path, name: str, weights: str) -> Path:
     Args:
         directory: Of the run.
         name: Such as ``model``.
-        weights: 'raw' or 'ema'.
+        weights: 'raw', 'ema' or 'best'.
     """
     return directory / f"{name}{'' if weights == 'raw' else f'_{weights}'}.safetensors"
 
@@ -57,6 +57,7 @@ class Task(abc.ABC):
     model: nn.Module
     train_data: MapStyleDataset
     collate: Callable[[list[Any]], Any] | None = None
+    keep_best: str | None = None  # the measure by which the best weights so far are exported, as 'best'
 
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
@@ -70,7 +71,7 @@ class Task(abc.ABC):
         return {}
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:  # noqa: B027 (optional)
-        """Write the trained weights of ``model`` (``weights`` is 'raw' or 'ema'); main process only."""
+        """Write the trained weights of ``model`` (``weights`` is 'raw', 'ema' or 'best'); main process only."""
 
     def data_description(self) -> str:
         """Return one line that says which data were opened, and what is evaluated on."""

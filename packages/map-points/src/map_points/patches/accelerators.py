@@ -1,6 +1,6 @@
 """Farthest-point sampling and nearest neighbours as ops with a choice of implementations.
 
-``pointnet2_ops`` starts at point 0 and passes over points within sqrt(1e-3) of the origin, and ``knn_cuda``
+``pointnet2_ops`` starts at point 0 and always passes over points within sqrt(1e-3) of the origin, and ``knn_cuda``
 breaks ties as it likes: both are faster, neither is exactly the definition in ``sampling`` and ``neighbors``.
 Either is imported at the first call that could use it.
 """
@@ -30,8 +30,10 @@ def _knn() -> Any:
     return importlib.import_module("knn_cuda").KNN
 
 
-def pointnet2_sample(points: Float[Tensor, "b n 3"], count: int) -> Int[Tensor, "b {count}"]:
-    """Sample with ``pointnet2_ops``."""
+def pointnet2_sample(
+    points: Float[Tensor, "b n 3"], count: int, *, skip_origin: bool = True
+) -> Int[Tensor, "b {count}"]:
+    """Sample with ``pointnet2_ops``, which passes over the origin whether asked to or not."""
     if not 0 < count <= points.shape[1]:
         return farthest_point_sample(points, count)  # which says what is wrong
     return _pointnet2()(points.float().contiguous(), count).long()
@@ -72,7 +74,7 @@ NEIGHBORS = Registry(
 
 
 def sample_centers(
-    points: Float[Tensor, "b n 3"], count: int, *, backend: str = "auto"
+    points: Float[Tensor, "b n 3"], count: int, *, skip_origin: bool = False, backend: str = "auto"
 ) -> Int[Tensor, "b {count}"]:
     """Farthest-point sampling from point 0, by ``pointnet2_ops`` where it can serve.
 
@@ -80,7 +82,7 @@ def sample_centers(
         UserError: ``backend`` is unknown or cannot serve this call, or a cloud has too few points.
     """
     name = SAMPLING.choose(backend, points.device.type, points.dtype, count)
-    return SAMPLING[name].run(points, count)
+    return SAMPLING[name].run(points, count, skip_origin=skip_origin)
 
 
 def find_neighbors(

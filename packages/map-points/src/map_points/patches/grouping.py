@@ -7,6 +7,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.tokens import gather_tokens
+from map_core.tracing import kept_whole
 from map_points.patches.accelerators import find_neighbors, sample_centers
 
 
@@ -25,10 +26,18 @@ class Patches:
     index: Int[Tensor, "b l k"]
 
 
+@kept_whole
 def group_points(
-    points: Float[Tensor, "b n 3"], *, num_patches: int, patch_size: int, backend: str = "auto"
+    points: Float[Tensor, "b n 3"],
+    *,
+    num_patches: int,
+    patch_size: int,
+    skip_origin: bool = False,
+    backend: str = "auto",
 ) -> Patches:
     """Cut clouds into overlapping patches of ``patch_size`` points; the first centre is point 0.
+
+    With ``skip_origin`` no other is within sqrt(1e-3) of the origin.
 
     Raises:
         UserError: clouds too small for the number of patches or their size.
@@ -39,7 +48,8 @@ def group_points(
             f"a cloud of {n} points cannot give {num_patches} patches of {patch_size} points; raise "
             "data.num_points, or lower model.num_patches and model.patch_size"
         )
-    center = gather_tokens(points, sample_centers(points, num_patches, backend=backend))
+    centers = sample_centers(points, num_patches, skip_origin=skip_origin, backend=backend)
+    center = gather_tokens(points, centers)
     index = find_neighbors(center, points, patch_size, backend=backend)
     members = gather_tokens(points, index.flatten(1)).unflatten(1, (num_patches, patch_size))
     return Patches(points=members - center.unsqueeze(2), center=center, index=index)

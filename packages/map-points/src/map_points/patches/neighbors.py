@@ -5,12 +5,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.tracing import kept_whole
 from map_points.patches.sampling import squared_distance
 
 INDEX_BITS = 31
 CACHED = 2**17  # distances at once on a CPU, so that they stay in its cache
 
 
+@kept_whole
 def nearest_neighbors(
     queries: Float[Tensor, "b m 3"], points: Float[Tensor, "b n 3"], k: int
 ) -> Int[Tensor, "b m {k}"]:

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from map_core.errors import UserError
 
+NEAR_ORIGIN = 1e-3  # squared distance
+
 
 def squared_distance(a: Float[Tensor, "*#s 3"], b: Float[Tensor, "*#s 3"]) -> Float[Tensor, "*s"]:
     """Sum of squared differences, added in the order x, y, z so that every path rounds alike."""
@@ -14,7 +16,11 @@ def squared_distance(a: Float[Tensor, "*#s 3"], b: Float[Tensor, "*#s 3"]) -> Fl
 
 
 def farthest_point_sample(
-    points: Float[Tensor, "b n 3"], count: int, *, start: Int[Tensor, " b"] | None = None
+    points: Float[Tensor, "b n 3"],
+    count: int,
+    *,
+    start: Int[Tensor, " b"] | None = None,
+    skip_origin: bool = False,
 ) -> Int[Tensor, "b {count}"]:
     """Pick ``count`` points, each the farthest from those picked before; ties go to the lower index.
 
@@ -22,6 +28,8 @@ def farthest_point_sample(
         points: Clouds of one size.
         count: Points to pick.
         start: Index of the first point of each cloud; 0 when None.
+        skip_origin: Pick no point within sqrt(1e-3) of the origin but the first, as ``pointnet2_ops``; with no
+            others left, the first again and again.
 
     Raises:
         UserError: a cloud has fewer than ``count`` points.
@@ -37,6 +45,9 @@ def farthest_point_sample(
     coordinates = points.permute(2, 0, 1).contiguous()  # (b, n, 3) -> (3, b, n)
     current = points.new_zeros(batch, dtype=torch.long) if start is None else start.to(points.device).long()
     nearest = points.new_full((batch, n), torch.inf)
+    if skip_origin:
+        # below every distance; a cloud of nothing else leaves point 0, the first of equals
+        nearest = nearest.masked_fill(coordinates.square().sum(dim=0) <= NEAR_ORIGIN, -1.0)
     picked = [current]
     for _ in range(count - 1):
         x, y, z = coordinates - coordinates.gather(2, current.expand(3, -1).unsqueeze(-1))

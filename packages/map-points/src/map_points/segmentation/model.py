@@ -52,12 +52,14 @@ class PointMLP(nn.Sequential):
     Args:
         widths: Of the input and of each layer.
         dropout: Behind the first layer.
+        slope: Of the activation below 0.
     """
 
-    def __init__(self, widths: Sequence[int], dropout: float = 0.0) -> None:
+    def __init__(self, widths: Sequence[int], dropout: float = 0.0, slope: float = 0.0) -> None:
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(itertools.pairwise(widths)):
-            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+            activation = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
+            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), activation]
             if i == 0 and dropout > 0:
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers)
@@ -79,7 +81,10 @@ class PartSegmenter(nn.Module):
         num_parts: Parts of all categories together.
         layers: Layers whose features are used, counted from 1; :func:`feature_layers` when None.
         hidden_dim: Width of a point's features; the layers before the scores have a half and a quarter of it.
+        propagate_dim: Width of the layer before those features; the larger of hidden_dim and the joined layers'
+            when None.
         category_dim: Width of the category's embedding.
+        category_slope: Of its activation below 0; Point-MAE's is .2.
         drop_rate: Dropout before the scores.
 
     Raises:
@@ -94,7 +99,9 @@ class PartSegmenter(nn.Module):
         *,
         layers: tuple[int, ...] | None = None,
         hidden_dim: int = 1024,
+        propagate_dim: int | None = None,
         category_dim: int = 64,
+        category_slope: float = 0.0,
         drop_rate: float = 0.5,
     ) -> None:
         super().__init__()
@@ -109,8 +116,9 @@ class PartSegmenter(nn.Module):
         self.backbone, self.layers = backbone, layers
         self.num_categories, self.num_parts = num_categories, num_parts
         width = len(layers) * backbone.embed_dim
-        self.category = PointMLP([num_categories, category_dim])
-        self.propagate = PointMLP([width + 3, max(width, hidden_dim), hidden_dim])
+        self.category_slope = category_slope
+        self.category = PointMLP([num_categories, category_dim], slope=category_slope)
+        self.propagate = PointMLP([width + 3, propagate_dim or max(width, hidden_dim), hidden_dim])
         joined = hidden_dim + 2 * width + category_dim
         self.head = nn.Sequential(
             PointMLP([joined, hidden_dim // 2, hidden_dim // 4], drop_rate),
@@ -131,6 +139,11 @@ class PartSegmenter(nn.Module):
         near = interpolate_features(patches, tokens.position, points)
         own = self.propagate(torch.cat([near, points.to(near.dtype)], dim=-1))
         return self.head(torch.cat([own, cloud.unsqueeze(1).expand(-1, own.shape[1], -1)], dim=-1))
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """Settings that say what the weights compute and no shape shows."""
+        return {**self.backbone.switches, "category_slope": self.category_slope}
 
     def no_weight_decay(self) -> set[str]:
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}

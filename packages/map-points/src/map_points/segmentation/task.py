@@ -1,6 +1,6 @@
 """Part segmentation, as a task of the training engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from map_core.objective import Terms
 from map_core.randomness import Draw
 from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
+from map_core.tasks.families import family_of
 from map_core.tasks.trained_models import load_whole
-from map_core.tasks.weights import read_description, read_settings, save_weights
+from map_core.tasks.weights import read_description, read_settings, read_weights, save_weights
 from map_core.training import Task, TrainingConfig
 from map_core.training.loading import batches_in_order
 from map_core.training.processes import sum_over_processes
@@ -28,6 +29,7 @@ from map_points.segmentation.metrics import part_metrics, part_totals, parts_of_
 from map_points.segmentation.model import PartSegmenter
 from map_points.weights import load_init
 
+PART_SEGMENTER = "part segmenter"
 PROTOCOL = "weights as given, random points of each object (seed 0), among the parts of its category, no vote"
 
 
@@ -39,12 +41,17 @@ class SegmentationConfig:
         layers: Layers whose features are used, counted from 1; a third, two thirds and all the way up when not
             given.
         hidden_dim: Width of a point's features.
+        propagate_dim: Width of the layer before them; the larger of hidden_dim and the joined layers' when not given
+            (Point-MAE: four times the model's width).
+        category_slope: Slope below 0 of the category's activation (Point-MAE: .2).
         drop_rate: Dropout before the scores.
         smoothing: Label smoothing.
     """
 
     layers: tuple[int, ...] | None = None
     hidden_dim: int = 1024
+    propagate_dim: int | None = None
+    category_slope: float = 0.0
     drop_rate: float = 0.5
     smoothing: float = 0.0
 
@@ -53,6 +60,8 @@ class SegmentationConfig:
             raise UserError(f"objective.smoothing must lie in [0, 1); got {self.smoothing}")
         if self.hidden_dim < 4:
             raise UserError(f"objective.hidden_dim must be at least 4; got {self.hidden_dim}")
+        if self.propagate_dim is not None and self.propagate_dim < 1:
+            raise UserError(f"objective.propagate_dim must be at least 1; got {self.propagate_dim}")
         if not 0 <= self.drop_rate < 1:
             raise UserError(f"objective.drop_rate must lie in [0, 1); got {self.drop_rate}")
 
@@ -68,7 +77,7 @@ class SegmentConfig:
         model: The backbone.
         objective: The segmentation head and its loss.
         training: Epochs, batch, learning rate and the like.
-        init: A pretraining run or weights file to start from; from scratch when not given.
+        init: A pretraining run, a part segmenter or a weights file to start from; from scratch when not given.
         init_may_differ: Settings of the model in which it is meant to differ from that of init, such as order.
         resume: 'auto' continues the newest checkpoint in out; a path continues that one.
         out: Run directory.
@@ -95,8 +104,31 @@ def build_segmenter(
         num_parts,
         layers=config.layers,
         hidden_dim=config.hidden_dim,
+        propagate_dim=config.propagate_dim,
+        category_slope=config.category_slope,
         drop_rate=config.drop_rate,
     )
+
+
+def described_segmenter(model: PointModelConfig, description: Mapping[str, Any]) -> PartSegmenter:
+    """The part segmenter that a description is of."""
+    settings = read_settings(SegmentationConfig, description.get("head", {}), "the description")
+    parts = description["parts"]
+    return build_segmenter(model, settings, len(parts), 1 + max(max(own) for own in parts))
+
+
+def start_from(model: PartSegmenter, path: str) -> None:
+    """Start from a part segmenter, or the backbone alone from a pretraining run or another encoder.
+
+    Raises:
+        UserError: weights that do not fit.
+    """
+    holds = read_description(path).get("holds")
+    if holds is None:
+        state = read_weights(path)
+        family = family_of(state, MODELS.families)
+        holds = None if family is None else family.convert(state).holds
+    load_init(model if holds == PART_SEGMENTER else model.backbone, path)
 
 
 class SegmentTask(Task):
@@ -120,7 +152,7 @@ class SegmentTask(Task):
         model.backbone.set_grad_checkpointing(config.training.activation_checkpointing)
         if config.init is not None:
             MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
-            load_init(model.backbone, config.init)
+            start_from(model, config.init)
         self.model = model
 
     def data_description(self) -> str:
@@ -152,7 +184,7 @@ class SegmentTask(Task):
         description = MODELS.describe(
             self.config.model,
             task=self.name,
-            holds="part segmenter",
+            holds=PART_SEGMENTER,
             weights=weights,
             classes=list(self.data.classes),
             parts=[list(own) for own in self.data.parts],
@@ -225,8 +257,7 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
             f"the .json of {path} does not list the parts of each of its classes; export the run again"
         )
     parts = tuple(tuple(own) for own in description["parts"])
-    settings = read_settings(SegmentationConfig, description.get("head", {}), path)
-    model = build_segmenter(config, settings, len(parts), 1 + max(max(own) for own in parts))
+    model = described_segmenter(config, description)
     load_whole(model, path, load_init)
     return TrainedSegmenter(model, tuple(description["classes"]), parts)
 

@@ -75,7 +75,7 @@ class MambaVision(nn.Module):
         _check_sizes(embed_dim, depths, windows, mlp_ratio)
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_features = self.head_hidden_size = embed_dim
-        self.num_prefix_tokens = 0
+        self.num_prefix_tokens = self.num_global = 0
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.patch_size, self.in_chans = (CELL, CELL), in_chans
         self.global_pool = _checked_pool(global_pool)

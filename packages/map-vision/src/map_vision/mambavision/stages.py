@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from map_core.blocks import Attention, residual_stream
-from map_core.errors import UserError
 from map_vision.mambavision.blocks import ConvBlock, Mixer, TokenBlock
 from map_vision.mambavision.windows import cut_windows, join_windows
+from map_vision.patches import require_channels
 
 
 def halving_conv(in_chans: int, out_chans: int) -> nn.Conv2d:
@@ -39,12 +39,7 @@ class Stem(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows cols"]:
-        if images.shape[1] != self.in_chans:
-            raise UserError(
-                f"images have {images.shape[1]} channels, the model takes in_chans={self.in_chans}; "
-                "convert the images or create the model with that in_chans"
-            )
-        return self.conv_down(images)
+        return self.conv_down(require_channels(images, self.in_chans))
 
 
 class Downsample(nn.Module):

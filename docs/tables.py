@@ -1,0 +1,80 @@
+"""Write what studies measured into the pages that speak of it, from docs/lab/studies/*.jsonl; nobody types a number.
+
+    python docs/tables.py            rewrite the pages
+    python docs/tables.py --check    say which ones differ from the results, and fail
+
+A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; a study's own page,
+docs/lab/studies/NAME.md, is its report.
+"""
+
+import argparse
+import re
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from map_core.study.plan import Study, read_study
+from map_core.study.report import comparisons, page, table
+from map_core.study.results import Result, read_results
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ROOT / "docs" / "lab" / "studies"
+PROGRAMS = {"map_vision.studies": "map-vision", "map_points.studies": "map-points"}
+BLOCK = re.compile(r"(<!-- study (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def find_study(name: str) -> tuple[Study, str]:
+    """A packaged study and the command that runs it.
+
+    Raises:
+        FileNotFoundError: no package has it.
+    """
+    for package, program in PROGRAMS.items():
+        path = Path(str(files(package))) / f"{name}.yaml"
+        if path.is_file():
+            return read_study(path), f"{program} study --study {name}"
+    raise FileNotFoundError(f"no package has a study {name}")
+
+
+def measured(name: str) -> tuple[Study, list[Result], str]:
+    """A study, its committed results, and its command."""
+    study, command = find_study(name)
+    return study, read_results(STUDIES / f"{name}.jsonl", study.name), command
+
+
+def block(name: str) -> str:
+    """The table of a study, the differences, and where the rest stands."""
+    study, results, _ = measured(name)
+    told = comparisons(study, results)
+    return f"\n{table(study, results)}\n\n{told}\n\n"
+
+
+def pages() -> dict[Path, str]:
+    """What every page that speaks of studies should hold."""
+    found = {}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = path.read_text()
+        if BLOCK.search(text):
+            found[path] = BLOCK.sub(lambda match: match[1] + block(match["name"]) + match[3], text)
+    for path in sorted(STUDIES.glob("*.jsonl")):
+        found[path.with_suffix(".md")] = page(*measured(path.stem))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    differing = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    if parser.parse_args().check:
+        for path in differing:
+            print(f"{path.relative_to(ROOT)} differs from the results: run python docs/tables.py")
+        return int(bool(differing))
+    for path in differing:
+        path.write_text(pages()[path])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The objectives beside the paper's: one file each, with the settings that a recipe gives it."""

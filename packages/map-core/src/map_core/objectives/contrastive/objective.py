@@ -1,0 +1,238 @@
+"""Two views of a sample are to be told from all other samples."""
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from map_core.errors import UserError
+from map_core.initialization import init_weights
+from map_core.objective import Objective, Terms, require_backbone
+from map_core.objectives.contrastive.keys import Queue, of_all_processes, this_process
+from map_core.objectives.contrastive.projection import direction, normalized_mlp, plain_projector
+from map_core.objectives.settings import Method, ObjectiveSettings, at_least_one
+from map_core.randomness import Draw
+
+Version = Literal["v2", "v3"]
+
+
+class Contrastive(Objective):
+    """Find the other view of a sample among the views of others; keys come from a slowly moving copy of the model.
+
+    ``v2`` (MoCo v2, arXiv 2003.04297): the first view asks, the keys are its second view and a queue of earlier ones.
+    ``v3`` (MoCo v3, arXiv 2104.02057): each view asks for the other among those of the batch, of all processes,
+    through a predictor that the copy does not have. Accumulated micro-batches are not compared with each other.
+
+    >>> from map_core.testing import GridBackbone, toy_encoder
+    >>> objective = Contrastive(GridBackbone(4, toy_encoder(16)), "v3", hidden_dim=8, out_dim=8)
+    >>> views = torch.randn(3, 2, 4, 4, 4)      # three samples, two views each
+    >>> objective(views, Draw.of_batch(3)).loss.shape
+    torch.Size([])
+
+    Args:
+        backbone: What is pretrained, and exported; its features are averaged over tokens.
+        version: ``v2`` or ``v3``.
+        hidden_dim, out_dim: Of the projector (and of v3's predictor).
+        temperature: Of the comparison.
+        momentum: Share of the copy that stays at a step; v3 lets it rise to 1 by half a cosine over the run.
+        queue: Keys that v2 remembers.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        version: Version = "v3",
+        *,
+        hidden_dim: int,
+        out_dim: int,
+        temperature: float = 0.2,
+        momentum: float = 0.99,
+        queue: int = 65_536,
+    ) -> None:
+        super().__init__()
+        require_backbone(backbone)
+        self.backbone, self.version, self.temperature, self.momentum = (
+            backbone,
+            version,
+            temperature,
+            momentum,
+        )
+        width = int(self.backbone.embed_dim)
+        self.queue = Queue(queue, out_dim) if version == "v2" else None
+        self.predictor: nn.Module = nn.Identity()
+        if version == "v2":
+            self.projector = plain_projector(width, hidden_dim, out_dim)
+        else:
+            self.projector = normalized_mlp((width, hidden_dim, hidden_dim, out_dim))
+            self.predictor = normalized_mlp((out_dim, hidden_dim, out_dim))
+        self.projector.apply(init_weights)
+        self.predictor.apply(init_weights)
+        self.slow = nn.ModuleDict(
+            {"backbone": copy.deepcopy(backbone), "projector": copy.deepcopy(self.projector)}
+        ).requires_grad_(False)
+        self.total_steps: int | None = None
+        self.followed: int | None = None  # the last step at which the copy has moved
+
+    def begin(self, total_steps: int) -> None:
+        """The copy starts where the model does, which may have been loaded since it was made."""
+        self.total_steps = total_steps
+        for slow, model in self._pairs():
+            slow.load_state_dict(model.state_dict())
+
+    def forward(self, inputs: Float[Tensor, "b 2 *sample"], draw: Draw) -> Terms:
+        """Compare the two views of each sample.
+
+        Raises:
+            UserError: no pairs, or a batch of one.
+        """
+        first, second = self._views(inputs)
+        if self.training and draw.step != self.followed:  # once a step, however many micro-batches it has
+            self.followed = draw.step
+            self.follow(draw.step)
+        if self.version == "v2":
+            return self._against_queue(self.query(first), self.key(second))
+        terms = [
+            self._against_batch(self.query(asking), self.key(asked))
+            for asking, asked in ((first, second), (second, first))
+        ]
+        accuracy = torch.stack([one.scalars["accuracy"] for one in terms]).mean()
+        return Terms(terms[0].loss + terms[1].loss, scalars={"accuracy": accuracy})
+
+    def query(self, view: Any) -> Float[Tensor, "b d"]:
+        """What asks, with gradient."""
+        return direction(self.predictor(self.projector(pooled(self.backbone, view))))
+
+    @torch.no_grad()
+    def key(self, view: Any) -> Float[Tensor, "b d"]:
+        """What is asked for."""
+        return direction(self.slow["projector"](pooled(self.slow["backbone"], view)))
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the copy towards the model."""
+        stays = self.step_momentum(step)
+        for slow, model in self._pairs():
+            for mean, value in zip(slow.parameters(), model.parameters(), strict=True):
+                mean.lerp_(value, 1 - stays)
+
+    def step_momentum(self, step: int) -> float:
+        """The momentum of a step."""
+        if self.version == "v2" or self.total_steps is None:
+            return self.momentum
+        return 1 - (1 - self.momentum) * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+
+    def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.slow["backbone"], self.backbone), (self.slow["projector"], self.projector)]
+
+    def _views(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if inputs.ndim < 3 or inputs.shape[1] != 2:
+            raise UserError(
+                f"a contrastive objective takes two views of each sample, (b, 2, ...); got {tuple(inputs.shape)}"
+            )
+        if len(inputs) < 2:
+            raise UserError(
+                "a contrastive objective compares the samples of a batch, but a process got one: raise "
+                "training.batch_size, which is split over processes and accumulation steps"
+            )
+        first, second = inputs.unbind(1)
+        return first, second
+
+    def _against_queue(self, queries: Tensor, keys: Tensor) -> Terms:
+        assert self.queue is not None
+        # a copy, as the queue changes before the gradient is taken
+        others = self.queue.keys.clone()
+        logits = torch.cat([(queries * keys).sum(-1, keepdim=True), queries @ others.mT], dim=1)
+        right = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+        gathered = of_all_processes(keys)
+        if self.training:
+            self.queue.put(gathered)
+        return compared(logits / self.temperature, right)
+
+    def _against_batch(self, queries: Tensor, keys: Tensor) -> Terms:
+        logits = queries @ of_all_processes(keys).mT / self.temperature
+        right = torch.arange(len(queries), device=queries.device) + this_process() * len(queries)
+        terms = compared(logits, right)
+        return Terms(2 * self.temperature * terms.loss, scalars=terms.scalars)
+
+
+def pooled(backbone: nn.Module, inputs: Any) -> Float[Tensor, "b d"]:
+    """The mean feature of all tokens."""
+    encoder: Any = backbone
+    return encoder.encode(encoder.tokenize(inputs)).embedding.mean(dim=1)
+
+
+def compared(logits: Float[Tensor, "b k"], right: Tensor) -> Terms:
+    """How well the right key of each query is told from the others."""
+    accuracy = (logits.detach().argmax(dim=1) == right).float().mean()
+    return Terms(F.cross_entropy(logits, right), scalars={"accuracy": accuracy})
+
+
+@dataclass
+class ContrastiveConfig(ObjectiveSettings):
+    """What is compared, and with what.
+
+    Args:
+        version: MoCo's v2 (a queue of keys) or v3 (keys of the batch, and a predictor).
+        temperature: Of the comparison.
+        momentum: Share of the key encoder that stays at a step; v2's is .999 throughout, v3's rises from .99 to 1.
+        queue: Keys that v2 remembers.
+        hidden_dim: Width of the projection's hidden layers; the encoder's for v2 and 4096 for v3 when not given.
+        out_dim: Width of what is compared; 128 for v2 and 256 for v3 when not given.
+    """
+
+    method: Method = field(default="contrastive", kw_only=True)
+    version: Version = "v3"
+    temperature: float = 0.2
+    momentum: float | None = None
+    queue: int = 65_536
+    hidden_dim: int | None = None
+    out_dim: int | None = None
+
+    def validate(self) -> None:
+        super().validate()
+        if self.temperature <= 0:
+            raise UserError(f"objective.temperature must be positive; got {self.temperature}")
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
+            raise UserError(f"objective.momentum must lie in [0, 1]; got {self.momentum}")
+        for name in ("queue", "hidden_dim", "out_dim"):
+            if getattr(self, name) is not None:
+                at_least_one(name, getattr(self, name))
+
+    def build(self, backbone: Any) -> Contrastive:
+        of_version: dict[str, Any] = (
+            {"hidden_dim": backbone.embed_dim, "out_dim": 128, "momentum": 0.999}
+            if self.version == "v2"
+            else {"hidden_dim": 4096, "out_dim": 256, "momentum": 0.99}
+        )
+        asked = {name: getattr(self, name) for name in of_version}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return Contrastive(
+            backbone, self.version, temperature=self.temperature, queue=self.queue, **(of_version | given)
+        )
+
+    def training_samples(self, data: Any, *, batch_size: int) -> Any:
+        samples = len(data.train)
+        if batch_size < 2:
+            raise UserError(
+                f"a contrastive objective compares the samples of a batch; training.batch_size is {batch_size}: "
+                "raise it"
+            )
+        if self.version == "v2" and self.queue > samples:
+            raise UserError(
+                f"objective.queue ({self.queue}) is larger than the epoch of {samples} samples, so that a sample would "
+                "be told from itself: lower it"
+            )
+        if self.version == "v2" and self.queue < batch_size:
+            raise UserError(
+                f"objective.queue ({self.queue}) is smaller than training.batch_size ({batch_size}): raise it"
+            )
+        return self.make_views(data)
+
+    def make_views(self, data: Any) -> Any:
+        """Training samples whose inputs are two views each."""
+        raise NotImplementedError

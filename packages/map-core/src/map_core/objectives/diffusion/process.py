@@ -1,0 +1,176 @@
+"""Gaussian diffusion with a learned range of variances: noising, the loss of a step, and a step back.
+
+Sources: DDPM (arXiv 2006.11239) and Improved DDPM (arXiv 2102.09672), with the cosine schedule of the latter. The
+notation is theirs: ``x_0`` is data, ``x_t`` noised, alpha-bar the share of the signal's power that is left.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+def cosine_betas(steps: int, *, offset: float = 0.008, highest: float = 0.999) -> Float[Tensor, " t"]:
+    """Variances of the noise of each step, in float64 (Improved DDPM, equation 17)."""
+    place = torch.arange(steps + 1, dtype=torch.float64) / steps
+    level = torch.cos((place + offset) / (1 + offset) * math.pi / 2).square()
+    return (1 - level[1:] / level[:-1]).clamp(max=highest)
+
+
+def respaced(steps: int, count: int) -> list[int]:
+    """``count`` of ``steps`` steps, evenly spread from the first to the last."""
+    stride = (steps - 1) / (count - 1) if count > 1 else 1.0
+    return [round(i * stride) for i in range(count)]
+
+
+class Process(nn.Module):
+    """The diffusion of some steps; all of its numbers are buffers that no file holds.
+
+    Attributes:
+        step: Which step of the whole process each is.
+
+    Args:
+        betas: Variance of the noise of each step, float64.
+        steps: Which step of the whole process each is, as the network knows it; all of them when None.
+    """
+
+    step: Tensor
+
+    def __init__(self, betas: Float[Tensor, " t"], steps: Sequence[int] | None = None) -> None:
+        super().__init__()
+        bar = torch.cumprod(1 - betas, dim=0)
+        before = F.pad(bar[:-1], (1, 0), value=1.0)
+        variance = betas * (1 - before) / (1 - bar)
+        # the first step's is 0, whose logarithm is none: the second's stands in
+        floor = variance[1] if len(betas) > 1 else betas[0]
+        numbers = {
+            "signal": bar.sqrt(),
+            "noise": (1 - bar).sqrt(),
+            "to_start": bar.rsqrt(),
+            "to_start_noise": (1 / bar - 1).sqrt(),
+            "mean_of_start": betas * before.sqrt() / (1 - bar),
+            "mean_of_now": (1 - before) * (1 - betas).sqrt() / (1 - bar),
+            "log_variance": torch.cat([floor[None], variance[1:]]).log(),
+            "log_beta": betas.log(),
+        }
+        for name, value in numbers.items():
+            self.register_buffer(name, value.float(), persistent=False)
+        step = torch.arange(len(betas)) if steps is None else torch.tensor(list(steps))
+        self.register_buffer("step", step, persistent=False)
+
+    @classmethod
+    def cosine(cls, steps: int = 1000) -> "Process":
+        """The whole process with the cosine schedule."""
+        return cls(cosine_betas(steps))
+
+    @classmethod
+    def shortened(cls, count: int, steps: int = 1000) -> "Process":
+        """``count`` of its steps that reach the same levels of noise, to sample faster."""
+        chosen = respaced(steps, count)
+        bar = torch.cumprod(1 - cosine_betas(steps), dim=0)[chosen]
+        return cls(1 - bar / F.pad(bar[:-1], (1, 0), value=1.0), chosen)
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def add_noise(
+        self, x_0: Float[Tensor, "n c"], t: Int[Tensor, " n"], noise: Float[Tensor, "n c"]
+    ) -> Float[Tensor, "n c"]:
+        """Data at step t."""
+        return self._at("signal", t) * x_0 + self._at("noise", t) * noise
+
+    def loss(
+        self,
+        output: Float[Tensor, "n both"],
+        x_0: Float[Tensor, "n c"],
+        x_t: Float[Tensor, "n c"],
+        t: Int[Tensor, " n"],
+        noise: Float[Tensor, "n c"],
+    ) -> Float[Tensor, " n"]:
+        """The error of the predicted noise, plus the variational bound of the step, which trains the variance alone."""
+        predicted, share = output.chunk(2, dim=-1)
+        return (noise - predicted).square().mean(-1) + self.bound(predicted.detach(), share, x_0, x_t, t)
+
+    def bound(
+        self,
+        predicted: Float[Tensor, "n c"],
+        share: Float[Tensor, "n c"],
+        x_0: Float[Tensor, "n c"],
+        x_t: Float[Tensor, "n c"],
+        t: Int[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
+        """Bits a value: from the true step back to the model's; at the first step, of the data itself."""
+        true_mean, true_log = self._mean_back(x_0, x_t, t), self._at("log_variance", t)
+        mean, log_variance = (
+            self._mean_back(self._start(predicted, x_t, t), x_t, t),
+            self._log_variance(share, t),
+        )
+        divergence = 0.5 * (
+            log_variance - true_log - 1 + (true_log - log_variance).exp()
+            + (true_mean - mean).square() * (-log_variance).exp()
+        )  # fmt: skip
+        data = -log_likelihood(x_0, mean, 0.5 * log_variance)
+        return torch.where(t == 0, data.mean(-1), divergence.mean(-1)) / math.log(2)
+
+    def step_back(
+        self,
+        output: Float[Tensor, "n both"],
+        x_t: Float[Tensor, "n c"],
+        t: Int[Tensor, " n"],
+        noise: Float[Tensor, "n c"],
+        limit: float = math.inf,
+    ) -> Float[Tensor, "n c"]:
+        """Data one step less noised; the last step adds no noise.
+
+        Args:
+            output: Of the network.
+            x_t, t: Noised data and their steps.
+            noise: New noise.
+            limit: What no value of the data exceeds. Where next to nothing of the data is left, the estimate of them
+                multiplies the network's error by thousands.
+        """
+        predicted, share = output.chunk(2, dim=-1)
+        start = self._start(predicted, x_t, t).clamp(-limit, limit)
+        mean = self._mean_back(start, x_t, t)
+        spread = (0.5 * self._log_variance(share, t)).exp() * (t > 0).unsqueeze(-1)
+        return mean + spread * noise
+
+    def _at(self, name: str, t: Tensor) -> Tensor:
+        return getattr(self, name)[t].unsqueeze(-1)
+
+    def _start(self, noise: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return self._at("to_start", t) * x_t - self._at("to_start_noise", t) * noise
+
+    def _mean_back(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return self._at("mean_of_start", t) * x_0 + self._at("mean_of_now", t) * x_t
+
+    def _log_variance(self, share: Tensor, t: Tensor) -> Tensor:
+        """Between the posterior's variance (share -1) and the forward step's (1), on a logarithmic scale."""
+        part = (share + 1) / 2
+        return part * self._at("log_beta", t) + (1 - part) * self._at("log_variance", t)
+
+
+def log_likelihood(
+    x: Float[Tensor, "n c"],
+    mean: Float[Tensor, "n c"],
+    log_scale: Float[Tensor, "n c"],
+    *,
+    half_bin: float = 1 / 255,
+) -> Float[Tensor, "n c"]:
+    """Logarithm of the probability of the bin around each value, under a Gaussian; the outer bins are open.
+
+    Source: DDPM, equation 13: 256 levels of pixels that were scaled to [-1, 1].
+    """
+    inverse = (-log_scale).exp()
+    above, below = (normal_cdf(inverse * (x - mean + side)) for side in (half_bin, -half_bin))
+    open_above = (1 - below).clamp(min=1e-12).log()
+    inside = torch.where(x > 0.999, open_above, (above - below).clamp(min=1e-12).log())
+    return torch.where(x < -0.999, above.clamp(min=1e-12).log(), inside)
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """The standard normal's distribution function, by the tanh approximation that GELU made known."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

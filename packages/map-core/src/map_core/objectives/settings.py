@@ -1,0 +1,183 @@
+"""What the ``objective`` sections of recipes share: the method's name, and what a domain adds to any method.
+
+Each method has a section of its own, made of parts; a setting that a method does not have is refused by name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from map_core.errors import UserError
+from map_core.masking import Masking, MaskScope, MaskStrategy
+from map_core.objective import Loss, MoreTargets, Objective
+from map_core.randomness import Draw
+from map_core.regions import RegionRule
+
+Method = Literal["masked_autoregression", "autoregression", "simmim", "masked_diffusion", "contrastive"]
+Mix = Callable[[Tensor, Tensor, Draw], tuple[Tensor, Tensor]]
+
+
+class Settings:
+    """A part of a section."""
+
+    def validate(self) -> None:
+        """Check what can be checked before any data is read.
+
+        Raises:
+            UserError: naming the field, its value and the rule.
+        """
+
+
+@dataclass
+class ObjectiveSettings(Settings):
+    """The section of an objective; a domain adds its settings, and makes of them what only it can make.
+
+    Args:
+        method: What is learned from unlabelled inputs; each method has its own settings.
+    """
+
+    method: Method = field(default="masked_autoregression", kw_only=True)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.method != type(self).method:
+            raise UserError(
+                f"objective.method of these settings is {type(self).method}; got {self.method}: use those of that "
+                "method"
+            )
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether regions are predicted one after the other, so that their order matters."""
+        return False
+
+    def build(self, backbone: nn.Module) -> Objective:
+        """Put a backbone under the objective; it stays shared.
+
+        Raises:
+            UserError: the two do not fit.
+        """
+        raise NotImplementedError
+
+    def mixer(self) -> Mix | None:
+        """What mixes the inputs of a batch with one another; None where nothing does."""
+        return None
+
+    def training_samples(self, data: Any, *, batch_size: int) -> Any:
+        """The training samples of opened data, as the objective reads them.
+
+        Raises:
+            UserError: the objective cannot learn from them.
+        """
+        return data.train
+
+    # ---- what a domain makes of its settings, for the methods that ask for it
+
+    def target_dim(self, backbone: Any) -> int:
+        """Values of a token's target."""
+        raise NotImplementedError
+
+    def make_loss(self) -> Loss:
+        """The loss of (prediction, target)."""
+        raise NotImplementedError
+
+    def make_regions(self, backbone: Any) -> RegionRule:
+        """The rule that says which tokens are predicted together."""
+        raise NotImplementedError
+
+    def make_position(self, backbone: Any, embed_dim: int) -> nn.Module:
+        """A decoder's positions."""
+        raise NotImplementedError
+
+    def global_tokens(self, backbone: Any) -> int:
+        """Global tokens of the backbone whose positions a decoder learns."""
+        return 0
+
+    def make_coarser(self, backbone: Any, scales: tuple[int, ...]) -> MoreTargets:
+        """Targets of coarser scales."""
+        raise NotImplementedError
+
+
+@dataclass
+class MaskingSettings(Settings):
+    """Which tokens are hidden.
+
+    Args:
+        mask_ratio: Share of tokens hidden from the encoder, in [0, 1); at 0 all tokens are seen and predicted.
+        mask_ratio_std: Draw the ratio of each step from a normal around mask_ratio with this deviation,
+            truncated to mask_ratio_bounds (the authors' code: .25); fixed when not given.
+        mask_ratio_bounds: Lowest and highest drawn ratio.
+        mask_strategy: Which tokens are hidden.
+        mask_scope: Choose among all tokens, or within each region.
+    """
+
+    mask_ratio: float = 0.5
+    mask_ratio_std: float | None = None
+    mask_ratio_bounds: tuple[float, float] = (0.3, 0.7)
+    mask_strategy: MaskStrategy = "random"
+    mask_scope: MaskScope = "all"
+
+    def validate(self) -> None:
+        super().validate()
+        if not 0 <= self.mask_ratio < 1:
+            raise UserError(f"objective.mask_ratio must lie in [0, 1); got {self.mask_ratio}")
+        low, high = self.mask_ratio_bounds
+        if self.mask_ratio_std is not None and not 0 < low < high < 1:
+            raise UserError(f"objective.mask_ratio_bounds must satisfy 0 < low < high < 1; got {low}, {high}")
+        if self.mask_ratio_std is not None and self.mask_ratio_std <= 0:
+            raise UserError(f"objective.mask_ratio_std must be positive; got {self.mask_ratio_std}")
+
+    @property
+    def masking(self) -> Masking:
+        """How many tokens are hidden, and which."""
+        return Masking(
+            self.mask_ratio, self.mask_ratio_std, self.mask_ratio_bounds, self.mask_strategy, self.mask_scope
+        )
+
+
+@dataclass
+class DecoderSettings(Settings):
+    """The size of a decoder.
+
+    Args:
+        decoder_depth: Blocks of the decoder.
+        decoder_dim: Width of the decoder.
+        decoder_heads: Attention heads of the decoder.
+        decoder_mlp_ratio: MLP width over decoder_dim.
+        decoder_norm_eps: Added to the variance in the decoder's norms.
+    """
+
+    decoder_depth: int = 4
+    decoder_dim: int = 192
+    decoder_heads: int = 16
+    decoder_mlp_ratio: float = 4.0
+    decoder_norm_eps: float = 1e-5
+
+    def validate(self) -> None:
+        super().validate()
+        for name in ("decoder_depth", "decoder_dim", "decoder_heads"):
+            at_least_one(name, getattr(self, name))
+        if self.decoder_dim % self.decoder_heads:
+            raise UserError(
+                f"objective.decoder_dim ({self.decoder_dim}) must be a multiple of objective.decoder_heads "
+                f"({self.decoder_heads})"
+            )
+
+    @property
+    def transformer(self) -> dict[str, Any]:
+        """The arguments of a Transformer decoder."""
+        return {
+            "embed_dim": self.decoder_dim,
+            "depth": self.decoder_depth,
+            "num_heads": self.decoder_heads,
+            "mlp_ratio": self.decoder_mlp_ratio,
+            "norm_eps": self.decoder_norm_eps,
+        }
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Raise a :class:`UserError` for a count below one."""
+    if value < 1:
+        raise UserError(f"objective.{name} must be at least 1; got {value}")

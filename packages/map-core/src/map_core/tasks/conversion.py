@@ -1,0 +1,119 @@
+"""Other projects' checkpoints written as runs of ours: weights, their description, and what decoder there is."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from map_core.errors import UserError
+from map_core.objective import Objective
+from map_core.tasks.domain import Domain
+from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
+from map_core.tasks.pretraining import load_rest, rest_of_state
+from map_core.tasks.weights import (
+    MODEL_FILE,
+    LoadReport,
+    read_settings,
+    read_weights,
+    save_weights,
+    weights_file,
+)
+
+DECODER_FILE = "pretraining.safetensors"
+
+
+def convert_checkpoint(
+    domain: Domain,
+    path: str | Path,
+    out: Path,
+    *,
+    model: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+    classes: tuple[str, ...] = (),
+) -> LoadReport:
+    """Write a checkpoint of a known family as the directory of a run.
+
+    The model is made and loaded first, so that what is written fits what describes it.
+
+    Args:
+        domain: Whose families are tried.
+        path: The checkpoint.
+        out: Directory for ``model.safetensors``, ``model.json`` and, where there is a decoder, ``pretraining.*``.
+        model: Settings of the model section that the checkpoint does not show, or another size to resample to.
+        objective: Likewise of the objective section, for its decoder.
+        classes: Names of a classifier's outputs; the family's when empty.
+
+    Raises:
+        UserError: a file of no known family, settings that do not fit it, or another number of classes.
+    """
+    file = weights_file(path)
+    converted, family = read_family(domain, file)
+    config = read_settings(domain.models.config, {**converted.model, **(model or {})}, file)
+    classes = fitting_classes(classes or converted.classes, converted, file)
+    built = built_model(domain, config, converted, len(classes))
+    report = domain.models.load_init(built, file)
+    origin = {"family": family.name, "source": file.name}
+    described = domain.models.describe(
+        config,
+        task="convert",
+        holds=converted.holds,
+        weights="raw",
+        **origin,
+        **converted.prepared,
+        **converted.more,
+    )
+    if classes:
+        described["classes"] = list(classes)
+    out.mkdir(parents=True, exist_ok=True)
+    if converted.rest:
+        settings: Any = read_settings(domain.objective, {**converted.objective, **(objective or {})}, file)
+        write_decoder(domain.build_objective(built, settings), settings, converted, out)
+        report = replace(report, left=converted.left, mapped=(*report.mapped, *converted.rest))
+    save_weights(out / MODEL_FILE, built.state_dict(), described)
+    return report
+
+
+def read_family(domain: Domain, file: Path) -> tuple[Converted, Family]:
+    """Read and convert another project's checkpoint.
+
+    Raises:
+        UserError: of no known family.
+    """
+    state = read_weights(file)
+    family = family_of(state, domain.models.families)
+    if family is None:
+        refuse_unknown(state, domain.models.families, file)
+    assert family is not None
+    return family.convert(state), family
+
+
+def built_model(domain: Domain, config: Any, converted: Converted, num_classes: int) -> nn.Module:
+    """The model that a checkpoint fits."""
+    if converted.holds in domain.builders:
+        return domain.builders[converted.holds](config, converted.more)
+    if converted.holds == "classifier":
+        return domain.models.create_classifier(config, num_classes)
+    return domain.models.create_backbone(config)
+
+
+def fitting_classes(classes: tuple[str, ...], converted: Converted, file: Path) -> tuple[str, ...]:
+    """Names for a classifier's outputs, or for categories; none for an encoder.
+
+    Raises:
+        UserError: not as many as there are outputs.
+    """
+    if not converted.classes:
+        return ()
+    if len(classes) != len(converted.classes):
+        raise UserError(
+            f"{file} tells {len(converted.classes)} classes apart, {len(classes)} names were given; give one a line"
+        )
+    return classes
+
+
+def write_decoder(objective: Objective, settings: Any, converted: Converted, out: Path) -> None:
+    """Write decoder and head as a pretraining run would."""
+    load_rest(objective, converted.rest, out)
+    description = {"objective": asdict(settings), "holds": "decoder and head", "weights": "raw"}
+    save_weights(out / DECODER_FILE, rest_of_state(objective), description)

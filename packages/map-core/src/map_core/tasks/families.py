@@ -1,0 +1,121 @@
+"""Checkpoint families: files that others published, recognised by their keys and turned into our names."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from map_core.errors import UserError
+
+State = Mapping[str, Tensor]
+SHOWN = 3  # keys in a message
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint in this project's names, and what model it belongs to.
+
+    Attributes:
+        state: The model's parameters, by our names.
+        model: The ``model`` section that fits them: ``name``, and what differs from it.
+        holds: What that is: ``encoder`` (as pretrained, probed), ``classifier``, or what else the domain builds.
+        switches: Settings of ``model`` that say what the weights compute and that no shape shows; a model that
+            starts from the file must have been made with them. It says so in its ``switches``, where a name that
+            is absent plays no part in it.
+        classes: What the outputs of a classifier are called, in their order.
+        more: Further entries of the description, which a domain's builder of what else it holds reads.
+        prepared: How inputs are prepared, as :attr:`~map_core.tasks.domain.OpenedData.preprocessing`.
+        rest: Decoder and head of the objective, by our names; empty where the file has none.
+        objective: The ``objective`` section that fits ``rest``.
+        left: Keys of the file that nothing here needs.
+        notes: What differs all the same, a sentence each.
+    """
+
+    state: dict[str, Tensor]
+    model: dict[str, Any]
+    holds: str = "encoder"
+    switches: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    more: dict[str, Any] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict)
+    rest: dict[str, Tensor] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """Files of one origin.
+
+    Keys are written as patterns in which ``#`` is a number and ``*`` anything.
+
+    >>> vit = Family("vit", ("cls_token", "blocks.#.attn.qkv.weight"), ("head.*",), convert=lambda state: None)
+    >>> vit.unknown(["cls_token", "blocks.11.attn.qkv.weight", "head.bias", "blocks.0.gamma"])
+    ['blocks.0.gamma']
+
+    Attributes:
+        name: As messages call it.
+        required: Keys that every file of the family has.
+        optional: Further keys that it may have.
+        convert: Of a state without wrappers and prefixes.
+
+    Raises:
+        UserError: ``convert`` meets a variant that cannot be converted, and says why.
+    """
+
+    name: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    convert: Callable[[State], Converted]
+
+    def unknown(self, keys: Sequence[str]) -> list[str]:
+        """The keys that no file of the family has."""
+        known = _matcher((*self.required, *self.optional))
+        return [key for key in keys if not known.fullmatch(key)]
+
+    def lacking(self, keys: Sequence[str]) -> list[str]:
+        """The required patterns that no key matches."""
+        return [pattern for pattern in self.required if not any(map(_matcher((pattern,)).fullmatch, keys))]
+
+    def has(self, keys: Sequence[str]) -> bool:
+        """Whether a file with these keys is of the family."""
+        return not self.lacking(keys) and not self.unknown(keys)
+
+
+@cache
+def _matcher(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    escaped = (re.escape(pattern).replace(r"\#", r"\d+").replace(r"\*", ".*") for pattern in patterns)
+    return re.compile("|".join(escaped))
+
+
+def family_of(state: State, families: Sequence[Family]) -> Family | None:
+    """The family that a file is of; None for none of them, or a file of ours."""
+    keys = list(state)
+    return next((family for family in families if family.has(keys)), None)
+
+
+def refuse_unknown(state: State, families: Sequence[Family], source: Path) -> None:
+    """Say that a file is of no family, which comes nearest, and what speaks against it.
+
+    Raises:
+        UserError: always.
+    """
+    keys = list(state)
+    nearest = min(families, key=lambda family: (len(family.unknown(keys)), len(family.lacking(keys))))
+    odd, lacking = nearest.unknown(keys), nearest.lacking(keys)
+    against = f"{len(odd)} of its {len(keys)} keys are none of that: {_some(odd)}" if odd else ""
+    if lacking:
+        against += f"{', and ' if odd else ''}it lacks {_some(lacking)}"
+    raise UserError(
+        f"{source} is a checkpoint of no family that is known here; nearest: {nearest.name}, but {against}; known: "
+        f"{', '.join(family.name for family in families)}"
+    )
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")

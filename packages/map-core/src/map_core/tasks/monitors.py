@@ -1,0 +1,206 @@
+"""What an encoder is worth while it is pretrained: cheap measures on a few samples, between the steps."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from map_core.errors import UserError, near_matches
+from map_core.objective import Objective
+from map_core.randomness import Draw
+from map_core.tasks.domain import Domain
+from map_core.tasks.evaluation import EvaluationConfig, autocast, collect, pooled_features
+from map_core.tasks.features import knn_accuracy
+from map_core.training.loading import batches_in_order
+from map_core.training.task import MapStyleDataset
+
+MEASURES = ("heldout_loss", "knn_accuracy", "probe_accuracy", "rankme")
+RIDGE = 1e-2  # weight decay of the probe, per sample, on standardised features
+LARGEST_BATCH = 256
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class MonitorConfig:
+    """Measures of the encoder at every evaluation (``training.evaluate_epochs``).
+
+    The loss on held-out samples; accuracies of nearest neighbours and of a linear probe where labels exist; RankMe,
+    the features' effective rank, where none do. They need a few passes over so many samples, and change nothing
+    that is trained.
+
+    Args:
+        samples: Of the training split (without augmentation) and of the evaluation split; 0 measures nothing.
+        neighbors: That vote.
+        keep_best: Measure by which the best encoder so far is kept as ``model_best.safetensors``, such as
+            knn_accuracy.
+    """
+
+    samples: int = 0
+    neighbors: int = 20
+    keep_best: str | None = None
+
+    def validate(self) -> None:
+        """Raise a :class:`UserError` for the first field that no monitor can have."""
+        if self.samples < 0:
+            raise UserError(f"monitor.samples must be 0 or more; got {self.samples}")
+        if self.neighbors < 1:
+            raise UserError(f"monitor.neighbors must be at least 1; got {self.neighbors}")
+        if self.keep_best is not None and self.keep_best not in MEASURES:
+            raise UserError(f"monitor.keep_best {self.keep_best!r}: {near_matches(self.keep_best, MEASURES)}")
+        if self.keep_best is not None and not self.samples:
+            raise UserError(
+                f"monitor.keep_best {self.keep_best} needs measures: set monitor.samples, such as 2048"
+            )
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Measures an objective's backbone.
+
+    Attributes:
+        seen: Samples of the training split, not augmented.
+        held_out: Samples of the evaluation split; None where there is none.
+        num_classes: Of their labels; 0 without labels.
+        neighbors: That vote.
+        domain: Of the samples.
+        loading: Batch size, workers, precision.
+    """
+
+    seen: MapStyleDataset
+    held_out: MapStyleDataset | None
+    num_classes: int
+    neighbors: int
+    domain: Domain
+    loading: EvaluationConfig
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is measured."""
+        if self.held_out is None:
+            return ("rankme",)
+        return ("heldout_loss", "rankme") if self.num_classes < 2 else MEASURES[:3]
+
+    def measure(self, objective: Objective, device: torch.device) -> dict[str, float]:
+        """All measures; every process computes the same ones."""
+        features, labels = self._features(objective.backbone, self.seen, device)
+        measures: dict[str, float] = {}
+        if self.held_out is not None:
+            measures["heldout_loss"] = self._loss(objective, self.held_out, device)
+        if self.held_out is None or self.num_classes < 2:
+            return measures | {"rankme": rankme(features)}
+        queries, answers = self._features(objective.backbone, self.held_out, device)
+        arrays = [value.numpy() for value in (features, labels, queries, answers)]
+        measures["knn_accuracy"] = knn_accuracy(*arrays, neighbors=self.neighbors)
+        measures["probe_accuracy"] = probe_accuracy(features, labels, queries, answers, self.num_classes)
+        return measures
+
+    def _features(
+        self, backbone: nn.Module, samples: MapStyleDataset, device: torch.device
+    ) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
+        collate = self.domain.collate
+        return collect(pooled_features(backbone), samples, self.loading, device, collate=collate)
+
+    def _loss(self, objective: Objective, samples: MapStyleDataset, device: torch.device) -> float:
+        """Mean loss over ``samples``, with the same tokens hidden every time."""
+        total, count = 0.0, 0
+        for number, inputs in enumerate(self._inputs(samples, device)):
+            with autocast(device, self.loading.precision):
+                loss = objective(inputs, Draw.of_batch(len(inputs), step=number)).loss
+            total, count = total + float(loss) * len(inputs), count + len(inputs)
+        return total / count
+
+    def _inputs(self, samples: MapStyleDataset, device: torch.device) -> Iterator[Tensor]:
+        batch_size, workers = self.loading.batch_size, self.loading.workers
+        for batch in batches_in_order(
+            samples, batch_size=batch_size, workers=workers, device=device, collate=self.domain.collate
+        ):
+            yield batch[0]
+
+
+def open_monitor(domain: Domain, config: Any) -> Monitor | None:
+    """The monitor that a pretraining run's configuration asks for, or None.
+
+    Data that cannot be monitored stops no run, unless its best encoder is to be kept: that is said in a line.
+
+    Args:
+        domain: Of the samples.
+        config: Of the run: its sections data, model, monitor, training.
+
+    Raises:
+        UserError: settings that no monitor can have; a best encoder by what the data cannot tell.
+    """
+    asked: MonitorConfig = config.monitor
+    asked.validate()
+    if not asked.samples:
+        return None
+    try:
+        data = domain.open_data(config.data, config.model, "features")
+        if data.plain_train is None:
+            raise UserError(f"no training split in {data.description}")
+    except UserError as error:
+        if asked.keep_best is not None:
+            raise
+        log.warning("nothing is monitored: %s", error)
+        return None
+    held_out = None if data.evaluation is None else spread(data.evaluation, asked.samples)
+    training = config.training
+    loading = EvaluationConfig(
+        min(training.batch_size, LARGEST_BATCH),
+        training.workers,
+        precision=training.precision,
+        progress=False,
+    )
+    seen, classes = spread(data.plain_train, asked.samples), len(data.classes)
+    monitor = Monitor(seen, held_out, classes, asked.neighbors, domain, loading)
+    if asked.keep_best not in (None, *monitor.names):
+        raise UserError(
+            f"monitor.keep_best is {asked.keep_best}, but {data.description} gives {', '.join(monitor.names)} only"
+        )
+    return monitor
+
+
+def spread(samples: MapStyleDataset, count: int) -> MapStyleDataset:
+    """``count`` samples spread evenly over ``samples``, or all of fewer."""
+    total = len(samples)
+    if total <= count:
+        return samples
+    return Subset(samples, [i * total // count for i in range(count)])  # type: ignore[arg-type]
+
+
+def rankme(features: Float[Tensor, "n f"]) -> float:
+    """Effective rank of features: the exponential of their singular values' entropy, from 1 to f.
+
+    Source: RankMe (arXiv 2210.02885), equation 2.
+    """
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum() + torch.finfo(torch.float32).eps
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def probe_accuracy(
+    features: Float[Tensor, "n f"],
+    labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "m f"],
+    answers: Int[Tensor, " m"],
+    num_classes: int,
+) -> float:
+    """Accuracy in percent of a linear classifier of standardised features, fitted by ridge regression.
+
+    It has a solution in closed form, so there is no state that a checkpoint would have to keep.
+    """
+    mean, deviation = features.mean(0), features.std(0) + 1e-6
+    x = _with_ones((features - mean) / deviation)
+    targets = torch.nn.functional.one_hot(labels.long(), num_classes).double()
+    penalty = RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(x.T @ x + penalty, x.T @ targets)
+    found = (_with_ones((queries - mean) / deviation) @ weight).argmax(1)
+    return float(100 * (found == answers).double().mean())
+
+
+def _with_ones(x: Float[Tensor, "n f"]) -> Float[Tensor, "n f+1"]:
+    return torch.cat([x, torch.ones(len(x), 1)], dim=1).double()

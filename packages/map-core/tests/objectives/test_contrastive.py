@@ -1,0 +1,297 @@
+"""Contrastive learning: the loss by hand, what carries a gradient, the slow copy, the queue, and several processes."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from map_core import Draw, UserError
+from map_core.data.views import TwoViews
+from map_core.objectives.contrastive import Contrastive, ContrastiveConfig
+from map_core.testing import GridBackbone, toy_encoder
+
+BATCH, CHANNELS = 6, 4
+VERSIONS = ["v2", "v3"]
+PROCESSES = Path(__file__).parents[1] / "toys/contrastive_processes.py"
+
+
+@pytest.fixture
+def views():
+    """Two views of each of six samples: the sample and some noise."""
+    samples = torch.randn(BATCH, 1, 3, 4, CHANNELS)
+    return samples + 0.3 * torch.randn(BATCH, 2, 3, 4, CHANNELS)
+
+
+def build(version, **options):
+    settings = {"hidden_dim": 12, "out_dim": 8, "queue": 10, "momentum": 0.9} | options
+    return Contrastive(GridBackbone(CHANNELS, toy_encoder(16)), version, **settings)
+
+
+def draw(step=0):
+    return Draw(0, step, slice(0, BATCH), BATCH)
+
+
+def test_v3_is_the_cross_entropy_of_each_view_among_all_others(views):
+    objective = build("v3", temperature=0.5)
+    first, second = views.unbind(1)
+    expected = 0
+    for asking, asked in ((first, second), (second, first)):
+        q, k = objective.query(asking), objective.key(asked)
+        for i in range(BATCH):
+            scores = torch.stack([q[i] @ k[j] / 0.5 for j in range(BATCH)])
+            expected = expected - 2 * 0.5 * (scores[i] - scores.logsumexp(0)) / BATCH
+    objective.eval()  # the copy stays where it is; batch statistics are the batch's either way
+    for module in objective.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.train()
+    torch.testing.assert_close(objective(views, draw()).loss, expected)
+
+
+def test_v2_tells_the_other_view_from_the_queue(views):
+    objective = build("v2", temperature=0.5).eval()
+    first, second = views.unbind(1)
+    q, k = objective.query(first), objective.key(second)
+    terms = []
+    for i in range(BATCH):
+        scores = torch.cat([(q[i] @ k[i])[None], objective.queue.keys @ q[i]]) / 0.5
+        terms.append(scores.logsumexp(0) - scores[0])
+    torch.testing.assert_close(objective(views, draw()).loss, torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_keys_carry_no_gradient_and_the_copy_learns_nothing_by_it(views, version):
+    objective = build(version)
+    objective(views, draw()).loss.backward()
+    assert all(p.grad is None and not p.requires_grad for p in objective.slow.parameters())
+    learning = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    assert [name for name, p in learning.items() if p.grad is None or not p.grad.any()] == []
+
+
+def test_v2_reads_its_second_view_as_a_key_alone(views):
+    first, second = (view.clone().requires_grad_() for view in views.unbind(1))
+    build("v2")(torch.stack([first, second], 1), draw()).loss.backward()
+    assert first.grad.any()
+    assert not second.grad.any()
+
+
+# ---- the slow copy
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_copy_follows_once_a_step_however_many_micro_batches_it_has(views, version):
+    objective = build(version)
+    objective.begin(total_steps=100)
+    with torch.no_grad():
+        for parameter in objective.backbone.parameters():
+            parameter.add_(1.0)
+    before = [p.clone() for p in objective.slow["backbone"].parameters()]
+    for micro in range(3):
+        objective(views, Draw(0, 7, slice(micro, micro + BATCH), 3 * BATCH))
+    stays = objective.step_momentum(7)
+    for slow, old, new in zip(
+        objective.slow["backbone"].parameters(), before, objective.backbone.parameters(), strict=True
+    ):
+        torch.testing.assert_close(slow, stays * old + (1 - stays) * new)
+
+
+def test_v3s_momentum_rises_to_1_and_v2s_stays():
+    fast, slow = build("v3", momentum=0.99), build("v2", momentum=0.99)
+    for objective in (fast, slow):
+        objective.begin(total_steps=10)
+    rising = [fast.step_momentum(step) for step in range(11)]
+    assert rising[0] == pytest.approx(0.99)
+    assert rising[5] == pytest.approx(0.995)
+    assert rising[-1] == pytest.approx(1.0)
+    assert rising == sorted(rising)
+    assert {slow.step_momentum(step) for step in range(11)} == {0.99}
+
+
+def test_training_begins_with_a_copy_of_the_backbone_as_it_was_loaded():
+    objective = build("v3")
+    with torch.no_grad():
+        for parameter in objective.backbone.parameters():
+            parameter.add_(1.0)
+    objective.begin(total_steps=10)
+    state, slow = objective.backbone.state_dict(), objective.slow["backbone"].state_dict()
+    assert all(torch.equal(value, slow[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_evaluation_changes_nothing(views, version):
+    objective = build(version).eval()
+    before = copy.deepcopy(objective.state_dict())
+    objective(views, draw(3))
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+
+
+# ---- the queue
+
+
+def test_the_queue_keeps_the_last_keys_oldest_first_out(views):
+    objective, keys = build("v2"), []
+    for step in range(4):
+        objective(views, draw(step))
+        keys.append(objective.key(views[:, 1]))
+    last = torch.cat(keys)[-10:]
+    assert objective.queue.place == 4 * BATCH % 10
+    turned = objective.queue.keys.roll(-int(objective.queue.place), dims=0)
+    torch.testing.assert_close(turned, last)
+
+
+def test_a_resumed_objective_goes_on_as_if_it_had_not_stopped(views):
+    """Queue, its place and the slow copy are in the state."""
+    whole = build("v2")
+    optimizer = torch.optim.SGD([p for p in whole.parameters() if p.requires_grad], 0.1)
+    for step in range(5):
+        if step == 3:
+            resumed = build("v2")
+            resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+            second = torch.optim.SGD([p for p in resumed.parameters() if p.requires_grad], 0.1)
+        losses = []
+        for objective, of in ((whole, optimizer), *([(resumed, second)] if step >= 3 else [])):
+            loss = objective(views, draw(step)).loss
+            of.zero_grad()
+            loss.backward()
+            of.step()
+            losses.append(loss.item())
+        assert len(set(losses)) == 1
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+# ---- processes
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_two_processes_compare_with_the_keys_of_both_and_learn_as_one(version):
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(PROCESSES), version],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    off = json.loads(run.stdout.splitlines()[-1])
+    assert off["loss"] < 1e-5
+    assert off["gradient"] < 1e-4
+    assert off["queue"] < 1e-5
+
+
+# ---- learning
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("version", "momentum"), [("v2", 0.999), ("v3", 0.9)])
+def test_learning_finds_the_other_view_of_samples_that_it_has_not_seen(version, momentum):
+    objective = build(version, queue=48, momentum=momentum)
+    objective.begin(total_steps=120)
+    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 3e-3)
+    losses = []
+    for step in range(120):
+        samples = torch.randn(16, 1, 3, 4, CHANNELS) + 0.5 * torch.randn(16, 2, 3, 4, CHANNELS)
+        loss = objective(samples, Draw(0, step, slice(0, 16), 16)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    # v2's queue is random vectors, easily told from samples, for its first three steps
+    assert sum(losses[-10:]) < 0.93 * sum(losses[10:20])
+
+
+# ---- bad input
+
+
+def test_a_batch_of_one_is_refused(views):
+    with pytest.raises(
+        UserError, match=r"compares the samples of a batch, but a process got one: raise training.batc"
+    ):
+        build("v3")(views[:1], Draw.of_batch(1))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_inputs_that_are_no_pairs_are_refused(views):
+    with pytest.raises(UserError, match=r"takes two views of each sample, \(b, 2, ...\); got \(6, 3, 4, 4\)"):
+        build("v3")(views[:, 0], draw())
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch", "message"),
+    [
+        ({}, 1, r"training.batch_size is 1: raise it"),
+        (
+            {"version": "v2"},
+            8,
+            r"objective.queue \(65536\) is larger than the epoch of 24 samples, .*: lower it",
+        ),
+        (
+            {"version": "v2", "queue": 4},
+            8,
+            r"objective.queue \(4\) is smaller than training.batch_size \(8\)",
+        ),
+    ],
+)
+def test_data_that_cannot_be_compared_is_refused(settings, batch, message):
+    with pytest.raises(UserError, match=message):
+        ContrastiveConfig(**settings).training_samples(SimpleNamespace(train=range(24)), batch_size=batch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, r"objective.temperature must be positive; got 0.0"),
+        ({"momentum": 1.5}, r"objective.momentum must lie in \[0, 1\]; got 1.5"),
+        ({"queue": 0}, r"objective.queue must be at least 1; got 0"),
+        ({"out_dim": 0}, r"objective.out_dim must be at least 1; got 0"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        ContrastiveConfig(**settings).validate()
+
+
+@pytest.mark.parametrize(
+    ("version", "hidden", "out", "momentum"), [("v2", 16, 128, 0.999), ("v3", 4096, 256, 0.99)]
+)
+def test_what_is_not_given_is_the_versions(version, hidden, out, momentum):
+    objective = ContrastiveConfig(version=version, queue=32).build(GridBackbone(CHANNELS, toy_encoder(16)))
+    assert objective.projector[0].weight.shape == (hidden, 16)
+    assert objective.momentum == momentum
+    assert objective.key(torch.randn(2, 3, 4, CHANNELS)).shape == (2, out)
+
+
+# ---- views
+
+
+def test_views_are_read_twice_and_changed_each_in_its_way():
+    class Noisy:
+        names = ("a", "b")
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return index + torch.rand(3), torch.tensor(index)
+
+    samples = TwoViews(Noisy(), (lambda view: view, lambda view: view + 10))
+    views, label = samples[1]
+    assert views.shape == (2, 3)
+    assert label == 1
+    assert (views[0] >= 1).all()
+    assert (views[1] >= 11).all()
+    assert not torch.equal(views[0], views[1] - 10)
+    assert (len(samples), samples.names) == (2, ("a", "b"))
+
+
+def test_queries_and_keys_have_length_1(views):
+    objective = build("v3")
+    for vectors in (objective.query(views[:, 0]), objective.key(views[:, 0])):
+        torch.testing.assert_close(F.normalize(vectors, dim=-1), vectors)

@@ -1,0 +1,197 @@
+"""The options of the paper's objective: a causal encoder, ratio 0, a Mamba decoder, targets of several scales."""
+
+import pytest
+import torch
+from torch import nn
+
+from map_core import (
+    ConsecutiveRegions,
+    Draw,
+    GridRegions,
+    MaskedAutoregression,
+    Masking,
+    UserError,
+    masked_mse,
+)
+from map_core.objectives.mamba_decoder import MambaRegionDecoder
+from map_core.testing import LinearPosition, decoder_dependencies, toy_objective
+from map_core.tokens import gather_tokens, undo_scan
+
+ROWS, COLS, CHANNELS = 4, 3, 4
+LENGTH = ROWS * COLS
+DRAW = Draw.of_batch(2, seed=5)
+COLUMNS = torch.arange(LENGTH).reshape(ROWS, COLS).T.flatten().tolist()
+KINDS = ["map", "mae", "local_mae", "ar"]
+
+
+@pytest.fixture
+def vectors():
+    return torch.randn(2, ROWS, COLS, CHANNELS)
+
+
+# ---- a causal encoder
+
+
+def reaches_from_later_regions(objective, vectors):
+    """Whether a vector of a later region has a gradient to a prediction."""
+    vectors = vectors.clone().requires_grad_()
+    result = objective(vectors, DRAW)
+    region = undo_scan(objective.regions(result.tokens, result.mask).index.expand(2, -1), result.tokens)
+    of_prediction = gather_tokens(objective.regions(result.tokens, result.mask).index, result.index)
+    for h, one in enumerate(result.prediction.unbind(1)):
+        (gradient,) = torch.autograd.grad(one.square().sum(), vectors, retain_graph=True)
+        later = region > of_prediction[:, h : h + 1]
+        if gradient.flatten(1, 2)[later].any():
+            return True
+    return False
+
+
+@pytest.mark.parametrize("order", [None, COLUMNS], ids=["row order", "column order"])
+@pytest.mark.parametrize("rule", [GridRegions("row"), GridRegions("block", (2, 2))], ids=["rows", "blocks"])
+@pytest.mark.parametrize("masking", [Masking(), Masking(0.25, scope="region")], ids=["all", "region"])
+def test_with_a_causal_encoder_no_pixel_of_a_later_region_reaches_a_prediction(
+    one_way, vectors, order, rule, masking
+):
+    objective = toy_objective(backbone=one_way(order=order), encoder="causal", regions=rule, masking=masking)
+    assert not reaches_from_later_regions(objective, vectors)
+
+
+def test_with_a_bidirectional_encoder_pixels_of_later_regions_do(vectors):
+    assert reaches_from_later_regions(toy_objective(), vectors)
+
+
+def test_a_causal_encoder_needs_a_model_that_scans_one_way():
+    with pytest.raises(
+        UserError, match="a causal encoder scans one way, but the Mamba layers of this model scan both"
+    ):
+        toy_objective(encoder="causal")
+
+
+# ---- ratio 0
+
+
+@pytest.mark.parametrize("num_global", [0, 2])
+def test_at_ratio_0_all_tokens_are_seen_and_all_are_predicted(one_way, vectors, num_global):
+    objective = toy_objective(backbone=one_way(num_global=num_global), masking=Masking(0.0))
+    result = objective(vectors, DRAW)
+    assert not result.mask.hidden.any()
+    assert result.index[0].tolist() == list(range(num_global, LENGTH + num_global))
+    expected = masked_mse(result.prediction, vectors.flatten(1, 2))
+    torch.testing.assert_close(result.loss, expected)
+    result.loss.backward()
+    unreached = {name for name, p in objective.named_parameters() if p.grad is None}
+    assert unreached == set(), "parameters outside of the graph break training in several processes"
+
+
+def test_at_ratio_0_a_prediction_still_reads_no_later_region(vectors):
+    measured = decoder_dependencies(toy_objective(masking=Masking(0.0)), vectors, DRAW)
+    region = measured.region
+    assert torch.equal(measured.depends, region.unsqueeze(1) <= region.unsqueeze(2))
+
+
+# ---- a Mamba decoder
+
+
+def with_mamba_decoder(attention, *, regions=None, backbone=None):
+    plain = toy_objective(backbone=backbone)
+    regions = regions or GridRegions("row")
+    decoder = MambaRegionDecoder(
+        16, LinearPosition(12), embed_dim=12, depth=2, regions=regions, attention=attention
+    )
+    return MaskedAutoregression(
+        plain.backbone, decoder, nn.Linear(12, CHANNELS), regions=regions, attention=attention
+    )
+
+
+@pytest.mark.parametrize("attention", KINDS)
+@pytest.mark.parametrize("order", [None, COLUMNS], ids=["row order", "column order"])
+def test_the_scans_read_what_the_attention_mask_would_allow(one_way, vectors, attention, order):
+    objective = with_mamba_decoder(attention, backbone=one_way(order=order))
+    depends, result = input_dependencies(objective, vectors)
+    allowed = attention_of(objective, result)
+    assert torch.equal(depends, gather_tokens(allowed.expand(2, -1, -1), result.mask.drop))
+
+
+def input_dependencies(objective, vectors):
+    """Which entries of the decoder's sequence reach each prediction."""
+    seen, lay_out = [], objective.decoder.sequence
+
+    def remember(*arguments):
+        seen.append(lay_out(*arguments).detach().requires_grad_())
+        return seen[-1]
+
+    objective.decoder.sequence = remember
+    result = objective(vectors, DRAW)
+    gradients = [
+        torch.autograd.grad(one.square().sum(), seen[0], retain_graph=True)[0].any(-1)
+        for one in result.prediction.unbind(1)
+    ]
+    return torch.stack(gradients, 1), result
+
+
+def attention_of(objective, result):
+    """The mask that a Transformer decoder would have, where ``ar`` counts places in the order of regions."""
+    region = objective.regions(result.tokens, result.mask).index
+    query, key = region.unsqueeze(-1), region.unsqueeze(-2)
+    if objective.attention == "ar":
+        place = torch.argsort(torch.argsort(region, dim=1, stable=True), dim=1)
+        return place.unsqueeze(-2) <= place.unsqueeze(-1)
+    return {"map": key <= query, "local_mae": key == query, "mae": torch.ones_like(key == query)}[
+        objective.attention
+    ]
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_every_parameter_of_a_mamba_decoder_learns(vectors, attention):
+    objective = with_mamba_decoder(attention)
+    objective(vectors, DRAW).loss.backward()
+    assert [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_mamba_decoder_overfits_a_batch(vectors):
+    objective = with_mamba_decoder("map")
+    optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
+    losses = []
+    for _ in range(100):
+        loss = objective(vectors, DRAW).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_scans_within_regions_need_regions_of_one_size(vectors):
+    message = (
+        r"a Mamba decoder with attention map needs regions of one size, but 5 regions of 12 tokens have not"
+    )
+    with pytest.raises(UserError, match=message):
+        with_mamba_decoder("map", regions=ConsecutiveRegions(5))(vectors, DRAW)
+    assert with_mamba_decoder("ar", regions=ConsecutiveRegions(5))(vectors, DRAW).loss.isfinite()
+
+
+# ---- targets of several scales
+
+
+def test_each_scale_has_its_part_of_the_head_and_its_target(vectors):
+    def coarser(inputs, tokens):
+        return [torch.full_like(tokens.target, 7.0), tokens.target.roll(1, dims=1)]
+
+    plain = toy_objective()
+    objective = MaskedAutoregression(
+        plain.backbone, plain.decoder, nn.Linear(12, 3 * CHANNELS), coarser=coarser,
+        loss=lambda prediction, target: (prediction - target).square().mean(),
+    )  # fmt: skip
+    predicted = []
+    objective.head.register_forward_hook(lambda _, args, out: predicted.append(out))
+    result = objective(vectors, DRAW)
+    fine = gather_tokens(vectors.flatten(1, 2), result.index)
+    targets = [
+        fine,
+        torch.full_like(fine, 7.0),
+        gather_tokens(vectors.flatten(1, 2).roll(1, 1), result.index),
+    ]
+    expected = (predicted[0] - torch.cat(targets, -1)).square().mean()
+    torch.testing.assert_close(result.loss, expected)
+    assert torch.equal(result.prediction, predicted[0][..., :CHANNELS])

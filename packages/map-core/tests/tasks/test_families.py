@@ -1,0 +1,238 @@
+"""Checkpoints of others are recognised by their keys, converted and reported, or refused where they do not fit."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_domain import DOMAIN, ToyNet
+
+from map_core import UserError
+from map_core.commands.listing import convert_command
+from map_core.commands.program import main
+from map_core.tasks.families import Converted, Family, family_of
+from map_core.tasks.pretraining import load_objective, rest_of_state
+from map_core.tasks.weights import load_init, read_description, save_weights
+
+WIDTH = 12
+RENAMED = {"encoder.": "net.", "embed.": "lift."}
+
+
+def theirs(state):
+    """A state dict under the names of another project."""
+    renamed = {}
+    for key, value in state.items():
+        prefix = next((ours for ours in RENAMED if key.startswith(ours)), None)
+        renamed[key if prefix is None else RENAMED[prefix] + key.removeprefix(prefix)] = value
+    return renamed
+
+
+def convert_net(state):
+    back = {their: our for our, their in RENAMED.items()}
+    ours, rest = {}, {}
+    for key, value in state.items():
+        prefix = next((their for their in back if key.startswith(their)), None)
+        if key.startswith("rest."):
+            rest[key.removeprefix("rest.")] = value
+        elif prefix is not None:
+            ours[back[prefix] + key.removeprefix(prefix)] = value
+        elif key != "optimizer_steps":
+            ours[key] = value
+    classes = tuple(map(str, range(len(state["head.bias"])))) if "head.bias" in state else ()
+    return Converted(
+        ours,
+        {"name": "toy", "embed_dim": WIDTH},
+        holds="classifier" if classes else "encoder",
+        classes=classes,
+        prepared={"flip": True},
+        rest=rest,
+        left=tuple(key for key in state if key == "optimizer_steps"),
+        notes=("toys are not real",),
+    )
+
+
+NET = Family(
+    "Net", ("lift.weight", "net.blocks.#.norm.weight"), ("lift.bias", "net.*", "head.*", "rest.*", "optimizer_steps"),
+    convert_net,
+)  # fmt: skip
+TREE = Family("Tree", ("root.weight", "branch.#.leaf.#.bias"), (), lambda state: Converted({}, {}))
+FAMILIES = (TREE, NET)
+
+
+def load(model, path, *, keep_head=True):
+    return load_init(model, path, may_be_missing=("head.",), families=FAMILIES, keep_head=keep_head)
+
+
+TOYS = replace(DOMAIN, models=replace(DOMAIN.models, families=FAMILIES, load_init=load))
+
+
+def saved(state, path):
+    torch.save({"model": state}, path)
+    return path
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ---- recognition
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (["root.weight", "branch.0.leaf.12.bias"], "Tree"),
+        (["root.weight"], None),
+        (["root.weight", "branch.x.leaf.0.bias"], None),
+        (["root.weight", "branch.0.leaf.0.bias", "bark"], None),
+        (["xroot.weight", "branch.0.leaf.0.bias"], None),
+        (["lift.weight", "net.blocks.3.norm.weight", "net.blocks.3.anything"], "Net"),
+    ],
+)
+def test_a_file_is_of_the_family_whose_keys_it_has(keys, name):
+    family = family_of({key: torch.ones(1) for key in keys}, FAMILIES)
+    assert (family and family.name) == name
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            ["root.weight", "branch.0.leaf.0.bias", "bark.weight"],
+            r"nearest: Tree, but 1 of its 3 keys are none of that: bark.weight; known: Tree, Net",
+        ),
+        (["root.weight"], "nearest: Tree, but it lacks branch.#.leaf.#.bias; known"),
+        (
+            ["a", "b", "c", "d"],
+            "nearest: Tree, but 4 of its 4 keys are none of that: a, b, c and 1 more, and it lacks ",
+        ),
+    ],
+)
+def test_a_file_of_no_family_is_told_the_nearest_one(tmp_path, keys, message):
+    file = saved({key: torch.ones(1) for key in keys}, tmp_path / "odd.pth")
+    with pytest.raises(
+        UserError, match=rf"odd.pth is a checkpoint of no family that is known here; {message}"
+    ):
+        load(ToyNet(WIDTH), file)
+
+
+# ---- starting a model
+
+
+def test_a_converted_file_starts_a_model_and_the_report_says_how(tmp_path, caplog):
+    source, model = ToyNet(WIDTH, 3), ToyNet(WIDTH, 3)
+    state = theirs(source.state_dict()) | {"optimizer_steps": torch.ones(1)}
+    file = saved(state, tmp_path / "net.pth")
+    with caplog.at_level(logging.WARNING):
+        report = load(model, file)
+    assert same(model.state_dict(), source.state_dict())
+    assert (report.family, report.left, report.fresh) == ("Net", ("optimizer_steps",), ())
+    count = len(source.state_dict())
+    told = f"Net, {count} parameters mapped; none resampled; 1 left (optimizer_steps); none new; toys are not real"
+    assert f"net.pth: {told}" in caplog.text
+
+
+def test_a_model_without_a_head_leaves_that_of_the_file(tmp_path):
+    file = saved(theirs(ToyNet(WIDTH, 3).state_dict()), tmp_path / "net.pth")
+    assert load(ToyNet(WIDTH), file).left == ("head.weight", "head.bias")
+
+
+def test_another_size_is_told_with_the_model_that_fits(tmp_path):
+    file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"shapes: .*\(Net: --model.name toy --model.embed_dim 12\)"):
+        load(ToyNet(16), file)
+
+
+@pytest.mark.parametrize(
+    ("switches", "refused"),
+    [({"shape": "tree"}, False), ({"shape": "bush"}, True), ({}, False), (None, True)],
+    ids=["the same", "another", "plays no part", "knows none"],
+)
+def test_a_model_that_would_compute_something_else_is_refused(tmp_path, switches, refused):
+    family = replace(NET, convert=lambda state: replace(convert_net(state), switches={"shape": "tree"}))
+    file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
+    model = ToyNet(WIDTH)
+    if switches is not None:
+        model.switches = switches
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    if not refused:
+        load_init(model, file, families=(family,))
+        return
+    with pytest.raises(
+        UserError, match=r"of Net, whose shape is 'tree', and not .*; make the model with shape='tree'"
+    ):
+        load_init(model, file, families=(family,))
+    assert same(model.state_dict(), before)
+
+
+def test_a_file_that_says_what_it_is_is_never_converted(tmp_path):
+    source, model = ToyNet(WIDTH), ToyNet(WIDTH)
+    save_weights(
+        tmp_path / "model.safetensors", source.state_dict(), TOYS.models.describe(TOYS.models.config())
+    )
+    anything = Family("Anything", ("*",), (), lambda state: Converted({}, {}))
+    report = load_init(model, tmp_path, families=(anything,))
+    assert report.family is None
+    assert same(model.state_dict(), source.state_dict())
+
+
+# ---- the command
+
+
+def convert(*arguments):
+    return main("map-toy", [convert_command(TOYS)], "map_core", ["convert", *map(str, arguments)])
+
+
+def test_a_converted_classifier_is_a_run(tmp_path, capsys):
+    source = ToyNet(WIDTH, 3)
+    file = saved(theirs(source.state_dict()), tmp_path / "net.pth")
+    assert convert(file, "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    assert "net.pth: Net, " in printed
+    assert f"-> {tmp_path / 'run'}" in printed
+    model, classes = TOYS.models.classifier(tmp_path / "run")
+    assert same(model.state_dict(), source.state_dict())
+    assert classes == ("0", "1", "2")
+    assert read_description(tmp_path / "run") == {
+        "name": "toy", "arguments": {"embed_dim": WIDTH}, "task": "convert", "holds": "classifier", "weights": "raw",
+        "family": "Net", "source": "net.pth", "flip": True, "classes": ["0", "1", "2"],
+    }  # fmt: skip
+
+
+def test_a_converted_encoder_with_its_decoder_is_a_pretraining_run(tmp_path):
+    backbone = ToyNet(WIDTH)
+    objective = TOYS.build_objective(backbone, TOYS.objective())
+    rest = rest_of_state(objective)
+    file = saved(
+        theirs(backbone.state_dict()) | {f"rest.{key}": value for key, value in rest.items()},
+        tmp_path / "net.pth",
+    )
+    assert convert(file, "--out", tmp_path / "run") == 0
+    whole = load_objective(TOYS, tmp_path / "run").objective
+    assert same(whole.state_dict(), objective.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.pth", "--out", "run"], "no weights at nothing.pth"),
+        (["{file}"], "missing --out"),
+        (["{file}", "--out", "{out}", "--model.embed_dim", "16"], "does not fit this model: shapes:"),
+        (["{file}", "--out", "{out}", "--classes", "none.txt"], "classes none.txt cannot be read"),
+        (["--out", "{out}", "{file}"], "unexpected argument"),
+    ],
+)
+def test_what_cannot_be_converted_is_told(tmp_path, capsys, arguments, message):
+    file = saved(theirs(ToyNet(WIDTH, 3).state_dict()), tmp_path / "net.pth")
+    filled = [argument.format(file=file, out=tmp_path / "run") for argument in arguments]
+    assert convert(*filled) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_usage_shows_where_the_file_goes(capsys):
+    with pytest.raises(SystemExit):
+        convert("--help")
+    printed = capsys.readouterr().out
+    assert "usage: map-toy convert FILE [--config RECIPE ...]" in printed
+    assert "The checkpoint: Tree, Net." in printed

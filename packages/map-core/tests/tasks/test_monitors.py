@@ -1,0 +1,163 @@
+"""Monitors: the measures against slow definitions, and that they disturb nothing."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from toy_domain import CLASSES, DOMAIN, ToySamples, open_data
+
+from map_core import Draw
+from map_core.errors import UserError
+from map_core.runs.metrics import read_metrics
+from map_core.tasks.evaluation import EvaluationConfig, collect, pooled_features
+from map_core.tasks.features import knn_accuracy
+from map_core.tasks.monitors import MonitorConfig, open_monitor, probe_accuracy, rankme, spread
+from map_core.tasks.pretraining import PretrainTask, load_objective
+from map_core.training import train
+
+
+def opening(**changes):
+    """The toy domain, with other data for what is not pretraining."""
+
+    def opened(data, model, purpose, trained=None):
+        return dataclasses.replace(open_data(data, model, purpose), **changes)
+
+    return dataclasses.replace(DOMAIN, open_data=opened)
+
+
+def run(make_config, out, domain=DOMAIN, **settings):
+    config = make_config("pretrain", monitor=MonitorConfig(**settings))
+    task = PretrainTask(domain, config)
+    return train(task, config.training, out, run_config=config), task
+
+
+def evaluations(out):
+    return [line for line in read_metrics(out) if line["kind"] == "evaluation"]
+
+
+def test_measures_are_written_at_every_evaluation(make_config, tmp_path):
+    summary, _ = run(make_config, tmp_path / "run", samples=16)
+    lines = evaluations(tmp_path / "run")
+    assert [line["step"] for line in lines] == [3, 6]
+    assert summary["knn_accuracy"] == lines[-1]["knn_accuracy"]
+    encoder, device = DOMAIN.models.load(tmp_path / "run"), torch.device("cpu")
+    arrays = []
+    for samples in (spread(ToySamples(24), 16), ToySamples(10, first=1000)):
+        features, labels = collect(pooled_features(encoder), samples, EvaluationConfig(workers=0), device)
+        arrays += [features.numpy(), labels.numpy()]
+    assert lines[-1]["knn_accuracy"] == knn_accuracy(*arrays) > 40
+    assert "rankme" not in lines[-1]
+
+
+def test_the_held_out_loss_is_the_objective_s_over_the_evaluation_split(make_config, tmp_path):
+    summary, task = run(make_config, tmp_path / "run", samples=100)
+    samples = ToySamples(10, first=1000)
+    inputs = torch.stack([samples[i][0] for i in range(10)])
+    objective = load_objective(DOMAIN, tmp_path / "run").objective.eval()
+    losses = []
+    size = task.monitor.loading.batch_size
+    for number, start in enumerate(range(0, 10, size)):
+        part = inputs[start : start + size]
+        losses += [objective(part, Draw.of_batch(len(part), step=number)).loss.item()] * len(part)
+    assert summary["heldout_loss"] == pytest.approx(sum(losses) / 10, rel=1e-5)
+
+
+def test_nothing_that_is_trained_changes(make_config, tmp_path):
+    for name, samples in (("plain", 0), ("monitored", 16)):
+        run(make_config, tmp_path / name, samples=samples)
+    plain, monitored = (
+        [line["loss"] for line in read_metrics(tmp_path / name) if line["kind"] == "train"]
+        for name in ("plain", "monitored")
+    )
+    assert plain == monitored
+    assert not evaluations(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"evaluation": None}, {"rankme"}),
+        ({"classes": ()}, {"heldout_loss", "rankme"}),
+        ({}, {"heldout_loss", "knn_accuracy", "probe_accuracy"}),
+    ],
+)
+def test_what_is_measured_follows_from_labels_and_splits(make_config, tmp_path, changes, names):
+    summary, task = run(make_config, tmp_path / "run", opening(**changes), samples=16)
+    assert names == set(task.monitor.names)
+    assert names <= summary.keys()
+    assert all(math.isfinite(summary[name]) for name in names)
+    measured = {"heldout_loss", "knn_accuracy", "probe_accuracy", "rankme"} & summary.keys()
+    assert measured == names
+
+
+def test_the_best_encoder_is_kept_across_a_resume(make_config, tmp_path, monkeypatch):
+    values = iter([0.5, 0.9, 0.7, 0.8])
+    config = make_config("pretrain", monitor=MonitorConfig(samples=16, keep_best="probe_accuracy"))
+    config.training.epochs, config.training.keep_checkpoints = 4, 9
+
+    def measured(task):
+        return lambda model, accelerator: {"probe_accuracy": next(values)}
+
+    def start(**changes):
+        task = PretrainTask(DOMAIN, config)
+        task.evaluate = measured(task)
+        training = dataclasses.replace(config.training, **changes)
+        train(task, training, tmp_path / "run", resume="auto", run_config=config)
+
+    start(max_steps=6)
+    best = (tmp_path / "run" / "model_best.safetensors").read_bytes()
+    assert best == (tmp_path / "run" / "model.safetensors").read_bytes()
+    start()
+    assert (tmp_path / "run" / "model_best.safetensors").read_bytes() == best
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != best
+    assert json.loads((tmp_path / "run" / "model_best.json").read_text())["weights"] == "best"
+    assert load_objective(DOMAIN, tmp_path / "run" / "model_best.safetensors")
+
+
+def test_data_that_cannot_be_monitored_stops_no_run(make_config, tmp_path, caplog):
+    def refuse(data, model, purpose, trained=None):
+        if purpose == "features":
+            raise UserError("no such split")
+        return open_data(data, model, purpose)
+
+    summary, task = run(
+        make_config, tmp_path / "run", dataclasses.replace(DOMAIN, open_data=refuse), samples=4
+    )
+    assert task.monitor is None
+    assert "loss" in summary
+    assert "nothing is monitored: no such split" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": -1}, "monitor.samples must be 0 or more; got -1"),
+        ({"neighbors": 0}, "monitor.neighbors must be at least 1; got 0"),
+        ({"samples": 4, "keep_best": "knn"}, "monitor.keep_best 'knn'.*knn_accuracy"),
+        ({"keep_best": "rankme"}, "needs measures: set monitor.samples"),
+        ({"samples": 4, "keep_best": "rankme"}, "gives heldout_loss, knn_accuracy, probe_accuracy only"),
+    ],
+)
+def test_settings_that_no_monitor_can_have(make_config, settings, message):
+    with pytest.raises(UserError, match=message):
+        open_monitor(DOMAIN, make_config("pretrain", monitor=MonitorConfig(**settings)))
+
+
+def test_rankme_is_the_rank_of_features_with_equal_singular_values():
+    basis, _ = torch.linalg.qr(torch.randn(50, 12))
+    assert rankme(basis[:, :5] @ torch.eye(5, 12)) == pytest.approx(5, rel=1e-3)
+    assert rankme(basis) == pytest.approx(12, rel=1e-3)
+    assert rankme(basis * torch.tensor([10.0] + [1.0] * 11)) < 11
+
+
+def test_the_probe_is_ridge_regression_of_standardised_features():
+    features, queries = torch.randn(40, 5) * 3 + 1, torch.randn(30, 5)
+    labels, answers = torch.randint(0, len(CLASSES), (40,)), torch.randint(0, len(CLASSES), (30,))
+    scaled = [(x - features.mean(0)) / (features.std(0) + 1e-6) for x in (features, queries)]
+    x, q = (torch.cat([value, torch.ones(len(value), 1)], 1).double().numpy() for value in scaled)
+    ridge = Ridge(alpha=1e-2 * 40, fit_intercept=False).fit(x, torch.eye(3)[labels].numpy())
+    expected = 100 * (ridge.predict(q).argmax(1) == answers.numpy()).mean()
+    assert probe_accuracy(features, labels, queries, answers, 3) == pytest.approx(expected)

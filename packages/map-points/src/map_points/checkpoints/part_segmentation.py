@@ -1,0 +1,100 @@
+"""Point-MAE's part segmenter of ShapeNetPart."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.tasks.families import Converted, Family
+from map_points.checkpoints.parts import DENSE, NORM, as_linear, described, said, switches
+from map_points.checkpoints.point_mae import TRUNK, said_of_heads, transformer
+from map_points.data.shapenetpart import PARTS_OF_SYNSET
+
+SEGMENTER = (
+    "label_conv.0.weight",
+    *(f"label_conv.1.{part}" for part in NORM),
+    *(f"propagation_0.mlp_convs.{i}.{part}" for i in (0, 1) for part in DENSE),
+    *(f"propagation_0.mlp_bns.{i}.{part}" for i in (0, 1) for part in NORM),
+    *(f"convs{i}.{part}" for i in (1, 2, 3) for part in DENSE),
+    *(f"bns{i}.{part}" for i in (1, 2) for part in NORM),
+)
+OURS = {
+    "label_conv.": "category.",
+    "propagation_0.mlp_convs.0.": "propagate.0.",
+    "propagation_0.mlp_bns.0.": "propagate.1.",
+    "propagation_0.mlp_convs.1.": "propagate.3.",
+    "propagation_0.mlp_bns.1.": "propagate.4.",
+    "convs1.": "head.0.0.",
+    "bns1.": "head.0.1.",
+    "convs2.": "head.0.4.",
+    "bns2.": "head.0.5.",
+    "convs3.": "head.1.",
+}
+CATEGORIES = (
+    "Airplane", "Bag", "Cap", "Car", "Chair", "Earphone", "Guitar", "Knife", "Lamp", "Laptop", "Motorbike", "Mug",
+    "Pistol", "Rocket", "Skateboard", "Table",
+)  # fmt: skip
+LEAKY = 0.2
+PATCHES_OF_PARTS = 128
+
+
+def convert_parts(state: Mapping[str, Tensor]) -> Converted:
+    """Backbone and segmentation head.
+
+    Raises:
+        UserError: categories or parts of other data than ShapeNetPart, which no file tells apart.
+    """
+    num_categories, num_parts = state["label_conv.0.weight"].shape[1], state["convs3.bias"].shape[0]
+    if (num_categories, num_parts) != (len(CATEGORIES), sum(PARTS_OF_SYNSET.values())):
+        raise UserError(
+            f"a part segmenter of {num_categories} categories and {num_parts} parts does not say which parts belong "
+            "to which category; only ShapeNetPart's, of 16 and 50, is known"
+        )
+    theirs = tuple(OURS)
+    ours, arguments = transformer({key: value for key, value in state.items() if not key.startswith(theirs)})
+    found = {f"backbone.{key}": value for key, value in ours.items()} | segmentation_head(state)
+    arguments["num_patches"] = PATCHES_OF_PARTS
+    layers = int(arguments["layout"].removeprefix("Tx"))
+    head = {
+        "layers": [layers // 3, 2 * layers // 3, layers],
+        "hidden_dim": state["propagation_0.mlp_convs.1.bias"].shape[0],
+        "propagate_dim": state["propagation_0.mlp_convs.0.bias"].shape[0],
+        "category_slope": LEAKY,
+    }
+    return Converted(
+        found,
+        described("point_mae", **arguments),
+        holds="part segmenter",
+        switches={**switches("point_mae"), "category_slope": LEAKY},
+        classes=CATEGORIES,
+        more={"parts": parts_of_categories(), "head": head},
+        notes=(*said("point_mae", arguments), said_of_heads(arguments)),
+    )
+
+
+def parts_of_categories() -> list[list[int]]:
+    """ShapeNetPart's parts of each category, numbered through."""
+    counts, first, parts = PARTS_OF_SYNSET.values(), 0, []
+    for count in counts:
+        parts.append(list(range(first, first + count)))
+        first += count
+    return parts
+
+
+def segmentation_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What comes behind the backbone; the original puts the coordinates before the features, and has one bias less."""
+    found = {}
+    for key, value in state.items():
+        for prefix, name in OURS.items():
+            if key.startswith(prefix):
+                found[name + key.removeprefix(prefix)] = as_linear(value)
+    found["category.0.bias"] = torch.zeros_like(found["category.1.bias"]).detach()
+    coordinates, features = found["propagate.0.weight"].split(
+        [3, found["propagate.0.weight"].shape[1] - 3], dim=1
+    )
+    found["propagate.0.weight"] = torch.cat([features, coordinates], dim=1)
+    return found
+
+
+POINT_MAE_PARTS = Family("Point-MAE's part segmentation", (*TRUNK, *SEGMENTER), (), convert_parts)

@@ -1,0 +1,115 @@
+"""Point-MAE: classifiers, and pretraining with its decoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from map_core.tasks.families import Converted, Family
+from map_points.checkpoints.parts import (
+    CLASS_TOKEN,
+    DENSE,
+    HEAD,
+    HEAD_WIDTH,
+    MASK_RATIO,
+    PATCHES,
+    class_names,
+    decoder,
+    depth,
+    described,
+    patch_size_of,
+    said,
+    sizes,
+    switches,
+    trunk,
+)
+
+BLOCKS = ((r"blocks\.blocks\.", "encoder.blocks."),)
+BLOCK = (
+    *(f"{part}.{kind}" for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj") for kind in DENSE),
+    "attn.qkv.weight",
+)
+TRUNK = (
+    *PATCHES,
+    *(f"blocks.blocks.#.{part}" for part in BLOCK),
+    *(f"norm.{part}" for part in DENSE),
+)
+INSIDE = "MAE_encoder."
+DECODER = (
+    "mask_token",
+    *(f"decoder_pos_embed.{place}.{part}" for place in (0, 2) for part in DENSE),
+    *(f"MAE_decoder.blocks.#.{part}" for part in BLOCK),
+    *(f"MAE_decoder.norm.{part}" for part in DENSE),
+    *(f"increase_dim.0.{part}" for part in DENSE),
+)
+
+
+def transformer(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state in our names, and the model's arguments."""
+    ours = trunk(state, BLOCKS)
+    found = sizes(ours)
+    hidden = ours["encoder.blocks.0.mlp.fc1.bias"].shape[0]
+    arguments = {
+        **found,
+        "layout": f"Tx{depth(ours, 'encoder.blocks.')}",
+        "num_heads": max(found["embed_dim"] // HEAD_WIDTH, 1),
+        "mlp_ratio": hidden / found["embed_dim"],
+    }
+    return ours, arguments
+
+
+def said_of_heads(arguments: Mapping[str, Any]) -> str:
+    """That the number of attention heads is a guess."""
+    return f"nor how many attention heads there are: {arguments['num_heads']} are taken (--model.num_heads changes it)"
+
+
+def convert_point_mae(state: Mapping[str, Tensor]) -> Converted:
+    """A classifier: class token in front, which it reads beside the patches' maximum."""
+    ours, arguments = transformer(state)
+    return Converted(
+        ours,
+        described("point_mae", **arguments),
+        holds="classifier",
+        switches=switches("point_mae", "pool", "second_order"),
+        classes=class_names(ours),
+        notes=(*said("point_mae", arguments), said_of_heads(arguments)),
+    )
+
+
+def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
+    """Encoder, and the decoder that goes on with it."""
+    inside = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
+    ours, arguments = transformer(inside)
+    arguments |= patch_size_of(state)
+    width, blocks = arguments["embed_dim"], depth(state, "MAE_decoder.blocks.")
+    like = state["mask_token"].detach()
+    biases = {f"decoder.blocks.{i}.attn.qkv.bias": like.new_zeros(3 * width) for i in range(blocks)}
+    objective = {
+        "attention": "mae",
+        "mask_ratio": MASK_RATIO,
+        "num_regions": 1,
+        "decoder_dim": width,
+        "decoder_depth": blocks,
+        "decoder_heads": arguments["num_heads"],
+        "decoder_mlp_ratio": state["MAE_decoder.blocks.0.mlp.fc1.bias"].shape[0] / width,
+        "decoder_repeat_position": True,
+    }
+    return Converted(
+        ours,
+        described("point_mae", **arguments),
+        switches=switches("point_mae"),
+        rest=decoder(state, str, width) | biases,
+        objective=objective,
+        notes=(
+            *said("point_mae", arguments),
+            said_of_heads(arguments),
+            "the decoder's projection and its query, key and value biases, which Point-MAE has not, start as "
+            "identity and zero",
+        ),
+    )
+
+
+POINT_MAE = Family("Point-MAE", (*TRUNK, *CLASS_TOKEN, *HEAD), (), convert_point_mae)
+POINT_MAE_PRETRAINING = Family(
+    "Point-MAE's pretraining", (*(INSIDE + key for key in TRUNK), *DECODER), (), convert_pretraining
+)

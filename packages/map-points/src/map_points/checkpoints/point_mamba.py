@@ -1,0 +1,123 @@
+"""PointMamba: classifiers, and the encoder of its pretraining."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from map_core.tasks.families import Converted, Family
+from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer
+from map_points.checkpoints.parts import (
+    DENSE,
+    HEAD,
+    MASK_RATIO,
+    PATCHES,
+    class_names,
+    decoder,
+    depth,
+    described,
+    patch_size_of,
+    renamed,
+    said,
+    sizes,
+    switches,
+    trunk,
+)
+
+BLOCKS = (
+    (r"OrderScale_gamma_1$", "order_scale.0.scale"),
+    (r"OrderScale_beta_1$", "order_scale.0.shift"),
+    (r"OrderScale_gamma_2$", "order_scale.1.scale"),
+    (r"OrderScale_beta_2$", "order_scale.1.shift"),
+    (r"blocks\.norm_f\.", "encoder.norm."),
+    *DIRECTIONS,
+    (r"blocks\.layers\.", "encoder.blocks."),
+)
+LAYERS = (
+    *(f"layers.#.{part}" for part in (*PROJECTIONS, *mixer())),
+    *(f"layers.#.norm.{part}" for part in DENSE),
+    *(f"norm_f.{part}" for part in DENSE),
+)
+TRUNK = (
+    *(f"OrderScale_{part}_{order}" for part in ("gamma", "beta") for order in (1, 2)),
+    *PATCHES,
+    *(f"blocks.{key}" for key in LAYERS),
+)
+INSIDE = "MAE_encoder."
+DECODER = (
+    "mask_token",
+    *(f"decoder_pos_embed.{place}.{part}" for place in (0, 2) for part in DENSE),
+    *(f"MAE_decoder.blocks.{key}" for key in LAYERS),
+    *(f"increase_dim.0.{part}" for part in DENSE),
+)
+
+
+def scans(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state in our names, and the model's arguments."""
+    ours = trunk(state, BLOCKS)
+    return ours, {**sizes(ours), "layout": f"Sx{depth(ours, 'encoder.blocks.')}"}
+
+
+def convert_point_mamba(state: Mapping[str, Tensor]) -> Converted:
+    """A classifier that reads its patches along a Hilbert curve, and again with x and y exchanged."""
+    ours, arguments = scans(state)
+    width, read = arguments["embed_dim"], ours["head.0.weight"].shape[1]
+    if read == 2 * width:
+        arguments["pool"] = "mean_and_max"
+    return Converted(
+        ours,
+        described("point_mamba", **arguments),
+        holds="classifier",
+        switches=switches("point_mamba", "order", "second_order", "pool") | pooled(arguments),
+        classes=class_names(ours),
+        notes=(
+            *said("point_mamba", arguments),
+            "the original's curve is as fine as the largest cloud of a batch asks for; here 128 cells an axis, or 256 "
+            "where a cloud is wider than 2.56",
+        ),
+    )
+
+
+def pooled(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The pooling, where it is not the named model's."""
+    return {"pool": arguments["pool"]} if "pool" in arguments else {}
+
+
+def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
+    """Encoder, and the decoder that goes on with it: it scans all patches, one way."""
+    inside = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
+    ours, arguments = scans(inside)
+    arguments |= patch_size_of(state)
+    return Converted(
+        ours,
+        described("point_mamba", **arguments),
+        switches=switches("point_mamba", "order"),
+        rest=decoder(state, renamed_scans, arguments["embed_dim"]),
+        objective={
+            "attention": "ar",
+            "mask_ratio": MASK_RATIO,
+            "num_regions": 1,
+            "decoder": "mamba",
+            "decoder_norm": "layer",
+            "decoder_dim": arguments["embed_dim"],
+            "decoder_heads": 1,  # of no use here
+            "decoder_depth": depth(state, "MAE_decoder.blocks.layers."),
+        },
+        notes=(
+            *said("point_mamba", arguments),
+            "pretraining goes on along one curve, where the original draws one of two in each step; the decoder's "
+            "projection, which PointMamba has not, starts as identity",
+        ),
+    )
+
+
+def renamed_scans(key: str) -> str:
+    """A key of the decoder's, below ``MAE_decoder.``, as ours."""
+    ours = renamed(key, DIRECTIONS)
+    return ours.replace("blocks.norm_f.", "norm.").replace("blocks.layers.", "blocks.")
+
+
+POINT_MAMBA = Family("PointMamba", (*TRUNK, *HEAD), (), convert_point_mamba)
+POINT_MAMBA_PRETRAINING = Family(
+    "PointMamba's pretraining", (*(INSIDE + key for key in TRUNK), *DECODER), (), convert_pretraining
+)

@@ -1,0 +1,59 @@
+"""What projects settle differently about a point model, and no weight's shape shows."""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor, cat
+
+from map_core.errors import UserError, near_matches
+from map_core.positions import MlpActivation
+from map_points.blocks import SpreadKind
+
+PoolKind = Literal["max_plus_mean", "max", "mean", "mean_and_max"]
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """Choices beside a model's sizes; the defaults are this project's.
+
+    Attributes:
+        position_activation: Of the MLP that embeds the centres' coordinates.
+        repeat_position: Add positions before every block, not once.
+        pool: How patches are pooled, see :func:`pool_patches`; the class token, if there is one, goes before.
+        local_spread: What Mamba3D's local norm divides by, see :class:`~map_points.blocks.LocalNormPool`.
+        local_class_token: Add the norm of the class token to it in the local step, which else leaves it as it is.
+        skip_origin: Never sample a centre within sqrt(1e-3) of the origin, as ``pointnet2_ops``.
+        order_scale: Scale and shift the tokens, by learned numbers for each order in which they are read.
+    """
+
+    position_activation: MlpActivation = "gelu"
+    repeat_position: bool = True
+    pool: PoolKind = "max_plus_mean"
+    local_spread: SpreadKind = "variance"
+    local_class_token: bool = False
+    skip_origin: bool = False
+    order_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pool not in get_args(PoolKind):
+            raise UserError(f"pool {self.pool!r} is unknown; {near_matches(self.pool, get_args(PoolKind))}")
+
+    @property
+    def pooled_parts(self) -> int:
+        """How many vectors the pooled patches are."""
+        return 2 if self.pool == "mean_and_max" else 1
+
+
+CONVENTIONS = tuple(field.name for field in fields(Conventions))
+
+
+def pool_patches(patches: Float[Tensor, "b l d"], kind: PoolKind) -> Float[Tensor, "b f"]:
+    """Pool patches: the sum of maximum and mean, one of them, or mean beside maximum."""
+    if kind == "max":
+        return patches.amax(dim=1)
+    if kind == "mean":
+        return patches.mean(dim=1)
+    if kind == "mean_and_max":
+        return cat([patches.mean(dim=1), patches.amax(dim=1)], dim=-1)
+    return patches.amax(dim=1) + patches.mean(dim=1)

@@ -1,0 +1,47 @@
+"""Targets coarser than a patch: more of the points around its centre."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.tokens import Tokens, gather_tokens
+from map_points.patches.accelerators import find_neighbors
+
+
+@dataclass(frozen=True)
+class WiderPatches:
+    """Patches around the same centres with so many times the points, relative to the centre.
+
+    A prediction has as many points as a patch, whatever the scale: at a coarser one it describes more with them.
+
+    Attributes:
+        patch_size: Points of a patch.
+        scales: How many times as many each wider patch has.
+    """
+
+    patch_size: int
+    scales: tuple[int, ...]
+
+    def __call__(self, inputs: Float[Tensor, "b n 3"], tokens: Tokens) -> Sequence[Tensor]:
+        return [self.around(inputs, tokens.position, scale) for scale in self.scales]
+
+    def around(
+        self, points: Float[Tensor, "b n 3"], center: Float[Tensor, "b l 3"], scale: int
+    ) -> Float[Tensor, "b l k 3"]:
+        """The nearest points to each centre, relative to it.
+
+        Raises:
+            UserError: a cloud does not have so many.
+        """
+        count = scale * self.patch_size
+        if count > points.shape[1]:
+            raise UserError(
+                f"objective.target_scales asks for {scale} x {self.patch_size} points around a centre, but a cloud has "
+                f"{points.shape[1]}: use smaller scales or raise data.num_points"
+            )
+        index = find_neighbors(center, points, count)
+        members = gather_tokens(points, index.flatten(1)).unflatten(1, index.shape[1:])
+        return members - center.unsqueeze(2)

@@ -1,0 +1,110 @@
+"""Compare converted point checkpoints with what the published code computed from the same random weights.
+
+    python packages/map-points/tests/checkpoints/parity.py FOLDER
+
+FOLDER holds ``NAME_tiny.pth`` and ``NAME_tiny_io.npz`` of mamba3d, pointmae_cls, pointmae_pretrain, pointmae_partseg,
+pointmamba_cls and pointmamba_pretrain: clouds, features, logits or predictions, loss and gradients. The files are not
+part of this project, whose tests compare the models with ``published_points.py`` instead; so does this program, which
+shows that it is what was published.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import published_points as published
+import torch
+from converted_points import classify, gradients, learnable, pretrain, segment
+
+from map_core.tasks.weights import read_weights
+
+TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 1e-4  # of each array's maximum
+CUT = {"number": 16, "size": 8}
+OURS = {"num_patches": 16, "patch_size": 8}
+HEADS = {"num_heads": 4}
+
+
+def mamba3d(state, arrays):
+    points = arrays["points"]
+    together = {f"{key}_batch": value for key, value in published.mamba3d(state, points, **CUT).items()}
+    alone = [published.mamba3d(state, points[i : i + 1], **CUT) for i in range(len(points))]
+    keys = [key for key in alone[0] if key != "loss"]
+    theirs = together | {f"{key}_single": torch.cat([one[key] for one in alone]) for key in keys}
+    theirs["loss"] = theirs["loss_single"] = theirs["logits_single"].square().mean()
+    ours = {f"{key}_single": value for key, value in classify(state, points, **OURS).items()}
+    return theirs, ours | {"loss": ours["loss_single"]}
+
+
+def pointmae_cls(state, arrays):
+    points = arrays["points"]
+    return published.point_mae(state, points, **CUT, heads=4), classify(state, points, **OURS, **HEADS)
+
+
+def pointmae_pretrain(state, arrays):
+    points, mask = arrays["points"], arrays["mask"]
+    theirs = published.point_mae_pretraining(state, points, mask, **CUT, heads=4)
+    return theirs, pretrain(state, points, mask, decoder_heads=4, **OURS, **HEADS)
+
+
+def pointmae_partseg(state, arrays):
+    points, category = arrays["points"], arrays["category"]
+    theirs = published.point_mae_parts(state, points, category, **CUT, heads=2)
+    return theirs, segment(state, points, category, **OURS, num_heads=2)
+
+
+def pointmamba_cls(state, arrays):
+    points = arrays["points"]
+    return published.point_mamba(state, points, **CUT), classify(state, points, **OURS)
+
+
+def pointmamba_pretrain(state, arrays):
+    points, mask = arrays["points"], arrays["mask"]
+    swapped = bool(arrays["order_is_trans"])
+    theirs = published.point_mamba_pretraining(state, points, mask, **CUT, swapped=swapped)
+    second = {
+        key.replace("_2", "_1"): value for key, value in state.items() if "OrderScale" in key and "_2" in key
+    }
+    return theirs, pretrain(state | second, points, mask, order="hilbert_cells_swapped", num_patches=16)
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        mamba3d,
+        pointmae_cls,
+        pointmae_pretrain,
+        pointmae_partseg,
+        pointmamba_cls,
+        pointmamba_pretrain,
+    )
+}
+
+
+def compare(folder, name):
+    """Print how far each array is off and return the number of those that are too far."""
+    state = learnable(read_weights(folder / f"{name}_tiny.pth"))
+    arrays = {key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}_tiny_io.npz").items()}
+    far = 0
+    for what, found in zip(("definition", "model"), CASES[name](state, arrays), strict=True):
+        if "loss" in found:
+            found |= {f"grad:{key}": grad for key, grad in gradients(state, found["loss"]).items()}
+        for key, value in found.items():
+            if key not in arrays:
+                continue
+            wanted = arrays[key]
+            if wanted.shape != value.shape:
+                print(f"{name:20} {what:11} {key:44} {tuple(value.shape)} for {tuple(wanted.shape)}")
+                far += 1
+                continue
+            if not wanted.is_floating_point():
+                off = float((wanted != value).any())
+            else:
+                off = float((value - wanted).detach().abs().max() / wanted.abs().max())
+            limit = GRADIENT_TOLERANCE if key.startswith("grad") else TOLERANCE
+            far += off > limit
+            print(f"{name:20} {what:11} {key:44} {off:.1e}  {'equal' if off <= limit else 'DIFFERS'}")
+    return far
+
+
+if __name__ == "__main__":
+    sys.exit(int(sum(compare(Path(sys.argv[1]), name) for name in CASES) > 0))

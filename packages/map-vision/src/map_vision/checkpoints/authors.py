@@ -1,0 +1,160 @@
+"""The checkpoints of MAP's authors: Mamba-R's layers with Transformer blocks between them, and their decoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.tasks.families import Converted, Family
+from map_vision.checkpoints import mamba
+from map_vision.checkpoints.description import IMAGENET, class_names, depth, named, sizes, table
+from map_vision.checkpoints.vit import BLOCK
+
+DECODER_BLOCK = tuple(
+    f"{part}.{kind}"
+    for part in ("norm2_1", "norm2_2", "norm2", "attn2.q", "attn2.kv", "attn2.proj", "mlp.fc1", "mlp.fc2")
+    for kind in ("weight", "bias")
+)
+DECODER = (
+    "mask_token",
+    "decoder_pos_embed_learned",
+    "decoder_embed.weight",
+    "decoder_embed.bias",
+    *(f"decoder_blocks.#.{part}" for part in DECODER_BLOCK),
+    "decoder_norm.weight",
+    "decoder_norm.bias",
+    "ar_pred.weight",
+    "ar_pred.bias",
+)
+CLASSIFIER = ("cls_token", "pos_embed_cls", "neck.weight", "norm_neck.weight", *mamba.HEAD)
+ENCODER = (*(key for key in mamba.TRUNK if key != "cls_token"), *(f"blocks.#.{part}" for part in BLOCK))
+DECODER_HEADS = 16
+
+
+def convert_authors(state: Mapping[str, Tensor]) -> Converted:
+    """A pretraining file is an encoder with its decoder; its registers, neck and head were never trained.
+
+    Raises:
+        UserError: Mamba layers that Transformer blocks do not divide evenly.
+    """
+    pretraining = "ar_pred.weight" in state
+    classifying = [key for key in CLASSIFIER if key in state]
+    positions = table(state["pos_embed"][0])
+    encoder = {**interleaved(state), "encoder.position.table": positions}
+    model = named("hybridnet_", **sizes(state, len(positions)), **arguments(state)) | {"wiring": "branch"}
+    common: dict[str, Any] = {"switches": {"wiring": "branch", "patch_stride": None}, "prepared": IMAGENET}
+    heads = (
+        "no file says how many attention heads there are: 12 are taken, 16 at width 1024 (--model.num_heads "
+        "changes it)"
+    )
+    if not pretraining and "head.weight" in state:
+        classes = class_names(len(state["head.bias"]))
+        encoder |= mamba.registers(state) | mamba.copied(state, r"head\.")
+        model |= mamba.register_arguments(state)
+        return Converted(encoder, model, holds="classifier", classes=classes, notes=(heads,), **common)
+    left = tuple(key for key in classifying if key in state)
+    if not pretraining:
+        return Converted(encoder, model, left=left, notes=(heads,), **common)
+    notes = (
+        heads,
+        "the decoder's norms of queries and of keys are folded into the projections behind them: the same function, "
+        "trained on with one norm",
+    )
+    return Converted(
+        encoder, model, rest=decoder(state), objective=objective(state), left=left, notes=notes, **common
+    )
+
+
+def interleaved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's layers in the order in which they run: a Transformer block behind every few Mamba layers."""
+    every = mambas_a_block(state)
+    found = mamba.copied(state, r"patch_embed\.") | {"encoder.norm.weight": state["norm_f.weight"]}
+    for i in range(depth(state, "layers.")):
+        found |= mamba.layer(state, i, i + i // every)
+    for i in range(depth(state, "blocks.")):
+        place = (i + 1) * (every + 1) - 1
+        found |= {f"encoder.blocks.{place}.{part}": state[f"blocks.{i}.{part}"] for part in BLOCK}
+    return found
+
+
+def mambas_a_block(state: Mapping[str, Tensor]) -> int:
+    """Mamba layers before each Transformer block."""
+    layers, blocks = depth(state, "layers."), depth(state, "blocks.")
+    if layers % blocks:
+        raise UserError(
+            f"{layers} Mamba layers are no multiple of {blocks} Transformer blocks: no layout of MAP's"
+        )
+    return layers // blocks
+
+
+def arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the layers show of the model's arguments."""
+    width = state["norm_f.weight"].shape[0]
+    group = "M" * mambas_a_block(state) + "T"
+    return {
+        "layout": f"({group})x{depth(state, 'blocks.')}",
+        "mlp_ratio": len(state["blocks.0.mlp.fc1.bias"]) / width,
+    }
+
+
+def decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Decoder and head."""
+    found = {
+        "decoder.mask_token": state["mask_token"].reshape(-1),
+        "decoder.position.table": table(state["decoder_pos_embed_learned"][0]),
+    }
+    for kind in ("weight", "bias"):
+        found[f"decoder.embed.{kind}"] = state[f"decoder_embed.{kind}"]
+        found[f"decoder.norm.{kind}"] = state[f"decoder_norm.{kind}"]
+        found[f"head.{kind}"] = state[f"ar_pred.{kind}"]
+    for i in range(depth(state, "decoder_blocks.")):
+        prefix = f"decoder_blocks.{i}."
+        block = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        found |= {f"decoder.blocks.{i}.{key}": value for key, value in decoder_block(block).items()}
+    return found
+
+
+def decoder_block(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A block with one norm before its attention, whose scales and shifts go into the projections that read it."""
+    queries = folded(block, "norm2_1", "attn2.q")
+    keys_and_values = folded(block, "norm2_2", "attn2.kv")
+    scale = block["norm2_1.weight"]
+    ours = {
+        "norm1.weight": torch.ones_like(scale),
+        "norm1.bias": torch.zeros_like(scale),
+        "attn.qkv.weight": torch.cat([queries[0], keys_and_values[0]]),
+        "attn.qkv.bias": torch.cat([queries[1], keys_and_values[1]]),
+    }
+    for part in ("norm2", "mlp.fc1", "mlp.fc2"):
+        ours |= {f"{part}.{kind}": block[f"{part}.{kind}"] for kind in ("weight", "bias")}
+    return ours | {f"attn.proj.{kind}": block[f"attn2.proj.{kind}"] for kind in ("weight", "bias")}
+
+
+def folded(block: Mapping[str, Tensor], norm: str, projection: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a projection that does the scaling and shifting of the norm before it too."""
+    scale, shift = (block[f"{norm}.{kind}"].double() for kind in ("weight", "bias"))
+    weight, bias = (block[f"{projection}.{kind}"] for kind in ("weight", "bias"))
+    whole = weight.double()
+    return (whole * scale).to(weight.dtype), (bias.double() + whole @ shift).to(bias.dtype)
+
+
+def objective(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The objective that the decoder belongs to, with the mask ratios of the authors' code."""
+    width = state["decoder_norm.weight"].shape[0]
+    return {
+        "attention": "map",
+        "region": "row",
+        "mask_ratio": 0.5,
+        "mask_ratio_std": 0.25,
+        "mask_ratio_bounds": (0.3, 0.7),
+        "decoder_dim": width,
+        "decoder_depth": depth(state, "decoder_blocks."),
+        "decoder_heads": DECODER_HEADS,
+        "decoder_mlp_ratio": len(state["decoder_blocks.0.mlp.fc1.bias"]) / width,
+        "decoder_position": "learned",
+    }
+
+
+AUTHORS = Family("MAP's authors", ENCODER, (*CLASSIFIER, *DECODER), convert_authors)

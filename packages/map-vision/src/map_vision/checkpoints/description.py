@@ -1,0 +1,75 @@
+"""What a converted checkpoint says of itself: the registered model it is, its classes, how its images are prepared."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
+from torch import Tensor
+
+from map_core.errors import UserError
+
+IMAGENET: dict[str, Any] = {
+    "channels": 3,
+    "mean": list(IMAGENET_DEFAULT_MEAN),
+    "std": list(IMAGENET_DEFAULT_STD),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_pct_small": 1.0,
+}
+PATCHES = "patch_embed.proj.weight"
+UNCHANGED = {"wiring": "residual", "patch_size": 16, "in_chans": 3, "mlp_ratio": 2.0, "num_heads": 12}
+
+
+def named(prefix: str, **arguments: Any) -> dict[str, Any]:
+    """The model section: the registered model that is most like these arguments, and what it has otherwise.
+
+    Args:
+        prefix: Of the names that are considered, such as ``map_vit_``.
+        **arguments: Of the model, image size included.
+    """
+    from map_vision.registry import (
+        ARCHITECTURES,
+    )  # which imports the models, and these what reads checkpoints
+
+    def changed(name: str) -> dict[str, Any]:
+        img_size, theirs = ARCHITECTURES[name]
+        has = {**UNCHANGED, **theirs, "img_size": (img_size, img_size)}
+        return {key: value for key, value in arguments.items() if has.get(key) != value}
+
+    name = min(
+        (name for name in ARCHITECTURES if name.startswith(prefix)), key=lambda name: len(changed(name))
+    )
+    return {"name": name, **changed(name)}
+
+
+def table(positions: Tensor) -> Tensor:
+    """Positions of patches, in raster order, as a table of rows and columns.
+
+    Raises:
+        UserError: they are no square grid.
+    """
+    side = round(len(positions) ** 0.5)
+    if side * side != len(positions):
+        raise UserError(
+            f"pos_embed has {len(positions)} patch positions, which is no square grid; resample it first"
+        )
+    return positions.reshape(side, side, -1)
+
+
+def sizes(state: Mapping[str, Tensor], grid: int) -> dict[str, Any]:
+    """Arguments that the patch embedding shows, and the image size behind ``grid`` rows of patches."""
+    width, channels, height, _ = state[PATCHES].shape
+    side = grid * height
+    return {"embed_dim": width, "in_chans": channels, "patch_size": height, "img_size": (side, side)}
+
+
+def depth(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of layers whose keys begin with ``prefix`` and a number."""
+    return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    """Names of ImageNet's classes in their usual order where there are 1000, else numbers."""
+    if count == 1000:
+        return tuple(ImageNetInfo("imagenet-1k").label_names())
+    return tuple(map(str, range(count)))

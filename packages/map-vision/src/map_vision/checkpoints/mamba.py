@@ -1,0 +1,142 @@
+"""Mamba encoders with bidirectional mixers under the names of Vim: Vim itself, and Mamba-R."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from map_core.tasks.families import Converted, Family
+from map_vision.checkpoints.description import IMAGENET, PATCHES, class_names, depth, named, sizes, table
+
+# one direction's parameters by our names, with the place of the suffix that tells directions apart
+DIRECTION = {
+    "A_log": "A{}_log",
+    "D": "D{}",
+    "conv1d.weight": "conv1d{}.weight",
+    "conv1d.bias": "conv1d{}.bias",
+    "x_proj.weight": "x_proj{}.weight",
+    "dt_proj.weight": "dt_proj{}.weight",
+    "dt_proj.bias": "dt_proj{}.bias",
+}
+BIDIRECTIONAL = {"": "scan_forward", "_b": "scan_backward"}
+PROJECTIONS = ("in_proj.weight", "out_proj.weight")
+LAYER = (
+    "layers.#.norm.weight",
+    *(f"layers.#.mixer.{name}" for name in PROJECTIONS),
+    *(f"layers.#.mixer.{name.format(suffix)}" for suffix in BIDIRECTIONAL for name in DIRECTION.values()),
+)
+TRUNK = ("cls_token", "pos_embed", PATCHES, "patch_embed.proj.bias", "norm_f.weight", *LAYER)
+HEAD = ("head.weight", "head.bias")
+STRIDE_8_GRID = 27  # of Vim's overlapping patches at 224 pixels
+
+
+def mixer(
+    state: Mapping[str, Tensor], theirs: str, ours: str, directions: Mapping[str, str] = BIDIRECTIONAL
+) -> dict[str, Tensor]:
+    """The parameters of a mixer, from names that begin with ``theirs`` to names that begin with ``ours``."""
+    found = {f"{ours}{name}": state[f"{theirs}{name}"] for name in PROJECTIONS}
+    for suffix, scan in directions.items():
+        for name, pattern in DIRECTION.items():
+            found[f"{ours}{scan}.{name}"] = state[theirs + pattern.format(suffix)]
+    return found
+
+
+def layer(state: Mapping[str, Tensor], index: int, place: int) -> dict[str, Tensor]:
+    """The parameters of Mamba layer ``index``, as block ``place`` of ours."""
+    ours = f"encoder.blocks.{place}."
+    norm = {f"{ours}norm.weight": state[f"layers.{index}.norm.weight"]}
+    return norm | mixer(state, f"layers.{index}.mixer.", f"{ours}mixer.")
+
+
+def copied(state: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
+    """The parameters whose names match and are ours as well."""
+    return {key: value for key, value in state.items() if re.match(pattern, key)}
+
+
+def trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Patches, layers, last norm and head: what Vim and Mamba-R share."""
+    found = copied(state, r"patch_embed\.|head\.") | {"encoder.norm.weight": state["norm_f.weight"]}
+    for i in range(depth(state, "layers.")):
+        found |= layer(state, i, i)
+    return found
+
+
+def registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mamba-R's registers, and its neck where it has one."""
+    found = {
+        "encoder.registers.token": state["cls_token"][0],
+        "encoder.registers.position": state["pos_embed_cls"][0],
+    }
+    if "neck.weight" in state:
+        found |= {"neck.reduce.weight": state["neck.weight"], "neck.norm.weight": state["norm_neck.weight"]}
+    return found
+
+
+def register_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How many registers there are, and what the neck makes of each."""
+    _, count, width = state["cls_token"].shape
+    return {
+        "num_registers": count,
+        "neck_reduction": width // len(state["neck.weight"]) if "neck.weight" in state else 1,
+    }
+
+
+def convert_mambar(state: Mapping[str, Tensor]) -> Converted:
+    """Registers spread through the sequence, read by a neck."""
+    positions = table(state["pos_embed"][0])
+    return Converted(
+        {**trunk(state), **registers(state), "encoder.position.table": positions},
+        named(
+            "mambar_",
+            layout=f"Mx{depth(state, 'layers.')}",
+            **sizes(state, len(positions)),
+            **register_arguments(state),
+        ),
+        holds="classifier",
+        switches={"patch_stride": None},
+        classes=class_names(len(state["head.bias"])),
+        prepared=IMAGENET,
+    )
+
+
+def convert_vim(state: Mapping[str, Tensor]) -> Converted:
+    """One class token in the middle of the sequence, where its position stands in the table too.
+
+    Raises:
+        UserError: patches that are no square grid.
+    """
+    in_sequence = state["pos_embed"][0]
+    middle = (len(in_sequence) - 1) // 2
+    positions = table(torch.cat([in_sequence[:middle], in_sequence[middle + 1 :]]))
+    arguments = sizes(state, len(positions))
+    stride: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+    if len(positions) == STRIDE_8_GRID and arguments["patch_size"] == 16:
+        stride = (8, 8)
+        arguments |= {"img_size": (224, 224), "patch_stride": 8}
+        notes = (
+            "27 rows of patches are taken for Vim's patches of 16 pixels every 8, at 224 pixels: side by side they "
+            "would be an image of 432",
+        )
+    return Converted(
+        {
+            **trunk(state),
+            "encoder.registers.token": state["cls_token"][0],
+            "encoder.registers.position": in_sequence[middle : middle + 1],
+            "encoder.position.table": positions,
+        },
+        named("map_vim_", layout=f"Mx{depth(state, 'layers.')}", **arguments),
+        holds="classifier",
+        switches={"patch_stride": stride},
+        classes=class_names(len(state["head.bias"])),
+        prepared=IMAGENET,
+        notes=notes,
+    )
+
+
+MAMBA_R = Family(
+    "Mamba-R", (*TRUNK, "pos_embed_cls", *HEAD), ("neck.weight", "norm_neck.weight"), convert_mambar
+)
+VIM = Family("Vim", (*TRUNK, *HEAD), (), convert_vim)

@@ -1,0 +1,70 @@
+"""MambaVision's published checkpoints, whose names are ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from map_core.tasks.families import Converted, Family
+from map_vision.checkpoints.description import IMAGENET, class_names, depth
+
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+STEM = (
+    "patch_embed.conv_down.0.weight",
+    "patch_embed.conv_down.3.weight",
+    *(f"patch_embed.conv_down.{place}.{part}" for place in (1, 4) for part in NORM),
+)
+BLOCKS = (
+    *(f"levels.#.blocks.#.conv{i}.{part}" for i in (1, 2) for part in ("weight", "bias")),
+    *(f"levels.#.blocks.#.norm{i}.{part}" for i in (1, 2) for part in NORM),
+    *(f"levels.#.blocks.#.mlp.fc{i}.{part}" for i in (1, 2) for part in ("weight", "bias")),
+    *(f"levels.#.blocks.#.mixer.{part}.weight" for part in ("in_proj", "out_proj", "x_proj", "qkv", "proj")),
+    *(f"levels.#.blocks.#.mixer.{part}.bias" for part in ("qkv", "proj")),
+    *(f"levels.#.blocks.#.mixer.{part}" for part in ("dt_proj.weight", "dt_proj.bias", "A_log", "D")),
+    *(f"levels.#.blocks.#.mixer.conv1d_{half}.weight" for half in "xz"),
+    "levels.#.downsample.reduction.0.weight",
+)
+SCALES = ("levels.#.blocks.#.gamma_1", "levels.#.blocks.#.gamma_2")
+HEAD = ("head.weight", "head.bias")
+
+
+def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
+    """The names stay; the sizes are read off, heads and windows taken from the registered model."""
+    dims, stem = state["norm.weight"].shape[0], state["patch_embed.conv_down.0.weight"].shape[0]
+    first = "levels.2.blocks.0."
+    arguments: dict[str, Any] = {
+        "embed_dim": dims,
+        "stem_dim": stem,
+        "depths": tuple(depth(state, f"levels.{i}.blocks.") for i in range(4)),
+        "mlp_ratio": state[f"{first}mlp.fc1.weight"].shape[0] / state[f"{first}mlp.fc1.weight"].shape[1],
+        "layer_scale": 1e-5 if f"{first}gamma_1" in state else None,
+    }
+    classes = class_names(len(state["head.bias"])) if "head.bias" in state else ()
+    return Converted(
+        dict(state),
+        nearest(arguments),
+        holds="classifier" if classes else "encoder",
+        classes=classes,
+        prepared=IMAGENET,
+        notes=("no file says the attention heads and windows: they are the named model's",),
+    )
+
+
+def nearest(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The registered pyramid that is most like these arguments, and what it has otherwise."""
+    from map_vision.registry import PYRAMIDS  # which imports the models, and these what reads checkpoints
+
+    def changed(name: str) -> dict[str, Any]:
+        has = {"mlp_ratio": 4.0, **PYRAMIDS[name]}
+        return {key: value for key, value in arguments.items() if has.get(key) != value}
+
+    name = min(PYRAMIDS, key=lambda name: len(changed(name)))
+    return {"name": name, **changed(name)}
+
+
+MAMBAVISION = Family(
+    "MambaVision",
+    (*STEM, *BLOCKS, *(f"norm.{part}" for part in NORM)),
+    (*SCALES, *HEAD),
+    convert_mambavision,
+)

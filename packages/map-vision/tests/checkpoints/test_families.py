@@ -1,0 +1,379 @@
+"""Files are recognised by their keys, described as what they are, and refused where they are something else."""
+
+import published
+import pytest
+import states
+import timm
+import torch
+
+import map_vision
+from map_core import UserError
+from map_core.commands.program import main
+from map_core.tasks.conversion import convert_checkpoint
+from map_core.tasks.families import family_of
+from map_core.tasks.weights import read_description
+from map_vision.checkpoints import FAMILIES
+from map_vision.cli import COMMANDS
+from map_vision.domain import DOMAIN
+from map_vision.factory import ModelConfig, create_backbone, create_model
+from map_vision.pictures import reconstruct
+from map_vision.weights import load_init
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+OURS = {"img_size": 32, "patch_size": 8, "embed_dim": 32}
+FILES = {
+    "ViT (timm, DeiT, DINO, MAE's encoder)": states.vit,
+    "MAE with decoder": states.mae,
+    "Mamba-R": states.mambar,
+    "Vim": states.vim,
+    "MAP's authors": states.authors,
+    "ARM, finetuned": states.arm,
+}
+
+
+def below(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def save(state, path, wrapper="model"):
+    torch.save({wrapper: state} if wrapper else state, path)
+    return path
+
+
+# ---- recognition
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_of_one_family_alone(name):
+    keys = list(FILES[name]())
+    assert [family.name for family in FAMILIES if family.has(keys)] == [name]
+
+
+def test_a_pyramid_of_ours_and_as_published_is_mambavision():
+    with torch.device("meta"):
+        model = timm.create_model("map_mambavision_base")
+    family = family_of(model.state_dict(), FAMILIES)
+    assert family.name == "MambaVision"
+    converted = family.convert(model.state_dict())
+    assert converted.model == {"name": "map_mambavision_base"}
+    assert len(converted.classes) == 1000
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny2", "small", "base", "large", "large2"])
+def test_a_pyramid_is_named_by_its_sizes(size):
+    with torch.device("meta"):
+        state = timm.create_model(f"map_mambavision_{size}").state_dict()
+    assert family_of(state, FAMILIES).convert(state).model == {"name": f"map_mambavision_{size}"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        ("vit_base_patch16_224", "map_vit_base_patch16_224"),
+        ("vit_huge_patch14_224", "map_vit_huge_patch14_224"),
+        ("deit_small_patch16_224", "map_vit_small_patch16_224"),
+    ],
+)
+def test_a_vit_of_timms_is_named_by_its_sizes(theirs, name):
+    with torch.device("meta"):
+        state = timm.create_model(theirs, num_classes=1000).state_dict()
+    converted = family_of(state, FAMILIES).convert(state)
+    assert converted.model == {"name": name}
+    assert (len(converted.classes), converted.classes[0]) == (1000, "n01440764")
+
+
+@pytest.mark.parametrize(
+    ("state", "nearest", "against"),
+    [
+        (
+            states.vit() | {"dist_token": torch.ones(1)},
+            "ViT",
+            "1 of its .* keys are none of that: dist_token",
+        ),
+        ({k: v for k, v in states.vim().items() if "_b" not in k}, "Vim", "it lacks layers.#.mixer.A_b_log"),
+        (states.mambar() | {"layers.0.gamma": torch.ones(1)}, "Mamba-R", "none of that: layers.0.gamma"),
+        ({"conv1.weight": torch.ones(1), "bn1.weight": torch.ones(1)}, "ViT", "conv1.weight, bn1.weight"),
+    ],
+    ids=["distilled", "one way", "another layer scale", "a ResNet"],
+)
+def test_an_unknown_file_names_the_nearest_family_and_what_speaks_against_it(
+    tmp_path, state, nearest, against
+):
+    file = save(state, tmp_path / "odd.pth")
+    with pytest.raises(
+        UserError, match=rf"odd.pth is a checkpoint of no family .* nearest: {nearest}.*{against}"
+    ):
+        load_init(create_backbone(ModelConfig("map_vim_tiny_patch16_224")), file)
+    with pytest.raises(UserError, match=rf"nearest: {nearest}.*{against}"):
+        convert_checkpoint(DOMAIN, file, tmp_path / "out")
+
+
+# ---- starting a model from a file
+
+
+def test_a_finetuned_model_starts_from_a_file_and_says_what_became_of_it(tmp_path, caplog):
+    model = create_model(ModelConfig("map_vim_tiny_patch16_224", **OURS | {"img_size": 48}, layout="Mx3"), 10)
+    report = load_init(model, save(states.vim(), tmp_path / "vim.pth"))
+    assert (report.family, report.resampled, report.left, report.fresh) == (
+        "Vim", ("encoder.position.table",), (), (),
+    )  # fmt: skip
+    assert "vim.pth: Vim, " in caplog.text
+    assert "1 resampled (encoder.position.table); none left; none new" in caplog.text
+    assert torch.equal(model.head.weight, states.vim()["head.weight"])
+
+
+def test_a_head_that_is_not_wanted_is_left(tmp_path):
+    model = create_model(ModelConfig("map_vim_tiny_patch16_224", **OURS, layout="Mx3"), 10)
+    report = load_init(model, save(states.vim(), tmp_path / "vim.pth"), keep_head=False)
+    assert report.left == report.fresh == ("head.weight", "head.bias")
+
+
+def test_pretraining_starts_from_a_classifier_without_its_registers(tmp_path):
+    model = create_backbone(ModelConfig("mambar_tiny_patch16_224", **OURS, layout="Mx3"))
+    report = load_init(model, save(states.mambar(), tmp_path / "mambar.pth"))
+    assert set(report.left) == {
+        "encoder.registers.token", "encoder.registers.position", "neck.reduce.weight", "neck.norm.weight",
+        "head.weight", "head.bias",
+    }  # fmt: skip
+    assert report.fresh == ()
+    assert torch.equal(model.encoder.norm.weight, states.mambar()["norm_f.weight"])
+
+
+def test_a_file_for_another_model_says_which_it_fits(tmp_path):
+    model = create_model(ModelConfig("map_vim_tiny_patch16_224", **OURS, layout="Mx4"), 10)
+    with pytest.raises(
+        UserError,
+        match=r"missing: encoder.blocks.3.norm.weight.*\(Vim: --model.name map_vim_\w+ .*layout Mx3",
+    ):
+        load_init(model, save(states.vim(), tmp_path / "vim.pth"))
+
+
+@pytest.mark.parametrize(
+    ("state", "config", "message"),
+    [
+        (
+            states.authors(),
+            {"layout": "MMTMMT", "num_heads": 4},
+            "MAP's authors, whose wiring is 'branch', and not 'resi",
+        ),
+        (
+            states.vit(last="fc_norm"),
+            {"name": "map_vit_tiny_patch16_224", "layout": "Tx2", "num_heads": 4, "global_pool": "avg"},
+            "whose pool_norm is True, and not False",
+        ),
+    ],
+    ids=["wiring", "norm behind the pooling"],
+)
+def test_a_model_that_would_compute_something_else_is_refused(tmp_path, state, config, message):
+    config = ModelConfig(**{"name": "hybridnet_tiny_patch16_224", **OURS, **config})
+    create = create_backbone if "ar_pred.weight" in state else lambda config: create_model(config, 10)
+    model = create(config)
+    if "fc_norm.weight" in state:  # shapes fit but for the norms' names
+        state = dict(state)
+    with pytest.raises(UserError, match=message):
+        load_init(model, save(state, tmp_path / "file.pth"))
+
+
+# ---- variants inside a family
+
+
+def test_overlapping_patches_of_vim_are_read_as_such():
+    state = states.vim()
+    state["patch_embed.proj.weight"] = torch.randn(32, 3, 16, 16)
+    state["pos_embed"] = torch.randn(1, 730, 32)
+    converted = family_of(state, FAMILIES).convert(state)
+    assert converted.switches == {"patch_stride": (8, 8)}
+    model = create_model(ModelConfig(**converted.model), 10).eval()
+    assert model.patch_embed.grid_of((224, 224)) == (27, 27)
+    model.load_state_dict(converted.state)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        patches = (
+            torch.nn.functional.unfold(images, 16, stride=8).mT
+            @ state["patch_embed.proj.weight"].flatten(1).mT
+        )
+        torch.testing.assert_close(
+            model.patch_embed(images), patches + state["patch_embed.proj.bias"], rtol=1e-4, atol=1e-4
+        )
+        assert model(images).shape == (1, 10)
+    with pytest.raises(UserError, match="overlap, so visible ones show what hidden ones hold"):
+        model.tokenize(images, targets=True)
+
+
+def test_an_odd_number_of_arms_patches_is_refused():
+    state = states.arm() | {"pos_embed": torch.randn(1, 10, 32)}
+    with pytest.raises(UserError, match="of 3 x 3 patches these are not equally many"):
+        family_of(state, FAMILIES).convert(state)
+
+
+def test_layers_that_make_no_layout_of_maps_are_refused():
+    state = {key: value for key, value in states.authors().items() if not key.startswith("layers.3.")}
+    with pytest.raises(UserError, match="3 Mamba layers are no multiple of 2 Transformer blocks"):
+        family_of(state, FAMILIES).convert(state)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "also", "family", "left"),
+    [
+        ("backbone.", {"head.mlp.0.weight": torch.ones(1)}, "DINO's training", ("head.mlp.0.weight",)),
+        (
+            "base_encoder.",
+            {"base_encoder.head.0.weight": torch.ones(1), "predictor.0.weight": torch.ones(1)},
+            "MoCo v3's training",
+            ("base_encoder.head.0.weight", "predictor.0.weight"),
+        ),
+    ],
+)
+def test_the_encoder_inside_a_training_checkpoint_is_read(prefix, also, family, left):
+    trunk = states.vit(with_head=False)
+    state = below(prefix, trunk) | also
+    found = family_of(state, FAMILIES)
+    assert found.name == family
+    converted = found.convert(state)
+    assert (converted.left, converted.holds) == (left, "encoder")
+    plain = family_of(trunk, FAMILIES).convert(trunk)
+    assert converted.state.keys() == plain.state.keys()
+    assert all(torch.equal(converted.state[key], plain.state[key]) for key in plain.state)
+
+
+# ---- the command
+
+
+def convert(file, out, *more):
+    arguments = ["convert", str(file), "--out", str(out), *more]
+    return main("map-vision", COMMANDS, DOMAIN.recipes, arguments)
+
+
+def test_a_converted_classifier_is_a_run(tmp_path, capsys):
+    state = states.mambar()
+    assert convert(save(state, tmp_path / "mambar.pth"), tmp_path / "run") == 0
+    assert f"Mamba-R, {len(state)} parameters mapped; none resampled" in capsys.readouterr().out
+    model = map_vision.load(tmp_path / "run")
+    assert model.classes == tuple("0123456789")
+    expected = published.mambar(state, IMAGES)["logits"]
+    torch.testing.assert_close(model(IMAGES), expected, rtol=1e-4, atol=1e-4)
+    description = read_description(tmp_path / "run")
+    assert description["holds"] == "classifier"
+    assert description["family"] == "Mamba-R"
+    assert description["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    overlaid = timm.create_model(
+        description["name"],
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "run" / "model.safetensors"), "num_classes": 10},
+        num_classes=10,
+        **description["arguments"] | {"img_size": 32},
+    ).eval()
+    assert torch.equal(overlaid(IMAGES), model(IMAGES))
+
+
+def test_a_pyramid_is_converted_with_the_windows_that_it_is_run_in(tmp_path):
+    sizes = {"embed_dim": 64, "stem_dim": 4, "depths": (1, 1, 2, 2), "mlp_ratio": 3.0, "layer_scale": 1e-5}
+    shapeless = {"num_heads": (2, 4), "window_size": (4, 2)}
+    source = timm.create_model("map_mambavision_base", **sizes, **shapeless, num_classes=5).eval()
+    file = save(source.state_dict(), tmp_path / "pyramid.pth.tar", "state_dict")
+    changes = ["--model.num_heads", "2", "4", "--model.window_size", "4", "2"]
+    assert convert(file, tmp_path / "run", *changes) == 0
+    images = torch.randn(1, 3, 96, 80)
+    assert torch.equal(map_vision.load(tmp_path / "run")(images), source(images))
+    assert read_description(tmp_path / "run")["family"] == "MambaVision"
+
+
+def test_positions_are_resampled_where_another_size_is_asked_for(tmp_path, capsys):
+    file = save(states.vim(), tmp_path / "vim.pth")
+    assert convert(file, tmp_path / "run", "--model.img_size", "48") == 0
+    assert "1 resampled (encoder.position.table)" in capsys.readouterr().out
+    model = map_vision.load(tmp_path / "run")
+    assert model.img_size == (48, 48)
+    assert model.encoder.position.table.shape == (6, 6, 32)
+
+
+def test_classes_are_named_by_a_file(tmp_path, capsys):
+    file, names = save(states.vim(), tmp_path / "vim.pth"), tmp_path / "names.txt"
+    names.write_text("".join(f"class {i}\n" for i in range(10)))
+    assert convert(file, tmp_path / "run", "--classes", str(names)) == 0
+    assert map_vision.load(tmp_path / "run").classes[9] == "class 9"
+    names.write_text("one\ntwo\n")
+    assert convert(file, tmp_path / "other", "--classes", str(names)) == 2
+    assert "tells 10 classes apart, 2 names were given" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "heads"), [(states.mae(), 3), (states.authors(), 4)], ids=["MAE", "MAP's authors"]
+)
+def test_a_converted_pretraining_file_reconstructs_and_goes_on(tmp_path, state, heads, image_folder):
+    file = save(state, tmp_path / "file.pth")
+    changes = ["--model.num_heads", "4", "--decoder_heads", str(heads)]
+    assert convert(file, tmp_path / "run", *changes) == 0
+    objective = map_vision.load_objective(tmp_path / "run").objective
+    assert torch.equal(objective.decoder.mask_token, state["mask_token"].reshape(-1))
+    assert objective.decoder.blocks[0].attn.num_heads == heads
+    pictures = reconstruct(objective, IMAGES)
+    assert torch.equal(pictures.original, IMAGES)
+    shown = pictures.masked != 0
+    share = {"MAE with decoder": 0.25, "MAP's authors": 0.5}[read_description(tmp_path / "run")["family"]]
+    assert shown.float().mean().item() == pytest.approx(share, abs=0.2)
+    assert torch.equal(pictures.reconstruction[shown], IMAGES[shown])
+    assert (pictures.reconstruction[~shown] != 0).all()
+    for init, out in ((tmp_path / "run", "from_run"), (file, "from_file")):
+        description = read_description(tmp_path / "run")
+        settings = read_description(tmp_path / "run" / "pretraining.safetensors")["objective"]
+        arguments = [f"--model.{key}={_text(value)}" for key, value in description["arguments"].items()]
+        arguments += [
+            f"--objective.{key}={_text(value)}" for key, value in settings.items() if value is not None
+        ]
+        arguments += [f"--model.name={description['name']}", f"--init={init}", "--init_decoder=true"]
+        arguments += [f"--data.root={image_folder}", "--training.max_steps=1", "--training.batch_size=4"]
+        arguments += [
+            "--training.lr=1e-30",
+            "--training.workers=0",
+            "--training.device=cpu",
+            f"--out={tmp_path / out}",
+        ]
+        arguments += [
+            "--training.tensorboard=false",
+            "--training.progress=false",
+            "--training.warmup_epochs=0",
+        ]
+        assert main("map-vision", COMMANDS, DOMAIN.recipes, ["pretrain", *arguments]) == 0
+        gone_on = map_vision.load_objective(tmp_path / out).objective.state_dict()
+        for key, value in objective.state_dict().items():
+            torch.testing.assert_close(gone_on[key], value, rtol=0, atol=1e-20)
+
+
+def _text(value):
+    return (
+        str(list(value) if isinstance(value, tuple) else value)
+        .replace("True", "true")
+        .replace("False", "false")
+    )
+
+
+def test_a_converted_encoder_starts_a_classifier_of_its_own_shape(tmp_path, image_folder):
+    """What --init names says which model it is: no recipe has to."""
+    heads = ("--model.num_heads", "4", "--decoder_heads", "3")
+    assert convert(save(states.mae(), tmp_path / "mae.pth"), tmp_path / "run", *heads) == 0
+    arguments = [
+        "finetune",
+        f"--init={tmp_path / 'run'}",
+        f"--data.root={image_folder}",
+        f"--out={tmp_path / 'ft'}",
+    ]
+    arguments += ["--training.max_steps=1", "--training.batch_size=4", "--training.workers=0"]
+    arguments += ["--training.device=cpu", "--training.tensorboard=false", "--training.progress=false"]
+    assert main("map-vision", COMMANDS, DOMAIN.recipes, arguments) == 0
+    model = map_vision.load(tmp_path / "ft")
+    assert model.classes == ("bright", "dark", "gray")
+    assert len(model.encoder.blocks) == 2
+
+
+def test_a_decoder_must_be_there_to_go_on_with(tmp_path, image_folder, capsys):
+    file = save(states.vit(with_head=False), tmp_path / "vit.pth")
+    arguments = [f"--init={file}", "--init_decoder=true", "--model.name=map_vit_tiny_patch16_224"]
+    arguments += ["--model.embed_dim=32", "--model.layout=Tx2", "--model.num_heads=4", "--model.img_size=32"]
+    arguments += ["--model.patch_size=8", "--model.keep_registers=true", f"--data.root={image_folder}"]
+    assert (
+        main("map-vision", COMMANDS, DOMAIN.recipes, ["pretrain", *arguments, f"--out={tmp_path / 'run'}"])
+        == 2
+    )
+    assert "vit.pth has no decoder to start from; leave --init_decoder out" in capsys.readouterr().err
