@@ -204,8 +204,10 @@ class TestRuns:
         assert told["test_loss"] == pytest.approx(at_end["test_loss"], rel=1e-4)
         assert set(told) >= OF_EVERY_RUN | {"images"}
         assert told["images"] == 12
-        printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
-        assert printed == {key: f"{told[key]:.4g}" for key in told if key.startswith("test_")}
+        first, *measures, last = capsys.readouterr().out.splitlines()
+        assert (first, last) == ("evaluated on val", f"-> {out}/summary.json")
+        expected = {key: f"{value:.4g}" for key, value in told.items() if key.startswith("test_")}
+        assert dict(line.split() for line in measures) == expected
 
     def test_evaluation_in_bf16_is_near_that_in_fp32(self, runs, tmp_path):
         losses = {}

@@ -16,6 +16,7 @@ import yaml
 from toy_domain import CLASSES, DOMAIN, ToyDataConfig, ToyModelConfig, ToySamples
 
 from map_core import UserError
+from map_core.commands.listing import standard_commands
 from map_core.commands.program import main
 from map_core.commands.standard import (
     at_least_one,
@@ -23,9 +24,9 @@ from map_core.commands.standard import (
     data_of_run,
     model_of_run,
     refuse_other_classes,
-    standard_commands,
 )
 from map_core.runs.checkpoint import find_fault
+from map_core.runs.notes import note, tell
 from map_core.tasks.pretraining import PretrainTask, hide_and_reconstruct, load_objective
 
 QUICK = [
@@ -40,7 +41,9 @@ RUNNING = [f"--evaluation.{setting}" for setting in ("workers=0", "device=cpu", 
 
 def run(*arguments):
     """Run a command of the toy domain; return its status."""
-    return main("map-toy", standard_commands(DOMAIN), DOMAIN.recipes, [str(part) for part in arguments])
+    return main(
+        "map-toy", standard_commands(DOMAIN, sample="toy"), DOMAIN.recipes, [str(part) for part in arguments]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,27 @@ def test_a_training_command_leaves_a_finished_run(runs, name, task):
     assert json.loads((out / "model.json").read_text())["task"] == task
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["training"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("pretrain", "results in {out}: summary.json, model.safetensors, curves.png, reconstructions.png"),
+        ("finetune", "on evaluation split; results in {out}: summary.json, model.safetensors, curves.png"),
+    ],
+)
+def test_a_training_command_says_its_data_and_where_its_results_are(tmp_path, capsys, command, told):
+    assert run(command, *QUICK, "--data.root=sea", "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr()
+    assert f"sea for {command}\n{command}: 24 samples" in printed.err
+    assert printed.out.endswith(f"{told.format(out=tmp_path / 'run')}\n")
+
+
+def test_other_processes_than_the_first_print_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    tell("a result")
+    note("a remark")
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", ["finetune", "probe"])
@@ -144,8 +168,16 @@ def test_a_disk_that_is_full_during_the_export_loses_nothing(
 
     with monkeypatch.context() as patch:
         if module == "toy_domain":
-            broken = dataclasses.replace(DOMAIN, draw=full)
-            assert main("map-toy", standard_commands(broken), DOMAIN.recipes, [*line, "--out", str(out)]) == 2
+            broken = dataclasses.replace(DOMAIN, draw_picture=full)
+            assert (
+                main(
+                    "map-toy",
+                    standard_commands(broken, sample="toy"),
+                    DOMAIN.recipes,
+                    [*line, "--out", str(out)],
+                )
+                == 2
+            )
         else:
             patch.setattr(f"{module}.{name}", full)
             assert run(*line, "--out", out) == 2
@@ -216,6 +248,8 @@ def test_evaluating_a_run_repeats_its_last_evaluation(runs, tmp_path, capsys, na
     for metric in ("test_accuracy", "test_accuracy_class_mean", "test_loss"):
         assert summary[metric] == pytest.approx(trained[metric], rel=1e-4)
         assert f"{metric:26} {summary[metric]:.4g}\n" in printed
+    assert printed.startswith("evaluated on evaluation split\n")
+    assert printed.endswith(f"-> {out}/summary.json\n")
     assert (summary["task"], summary["init"], summary["toys"]) == ("evaluate", str(init), 10)
     assert summary["evaluated_on"] == "evaluation split"
 
@@ -390,6 +424,7 @@ def test_info_tells_versions_devices_and_models(capsys):
     assert lines[0] == "versions"
     assert f"  {'torch':14} {importlib.metadata.version('torch')}" in lines
     assert lines[-2:] == ["models", "  toy"]
+    assert any("torch.utils.flop_counter.FlopCounterMode counts" in line for line in lines)
 
 
 def test_files_are_given_by_the_name_of_the_domains_samples():
@@ -401,7 +436,7 @@ def test_files_are_given_by_the_name_of_the_domains_samples():
 
 
 def test_every_command_is_there_once_in_the_order_of_the_help():
-    assert [command.name for command in standard_commands(DOMAIN)] == [
+    assert [command.name for command in standard_commands(DOMAIN, sample="toy")] == [
         "pretrain", "finetune", "linear-probe", "evaluate", "predict", "features", "reconstruct", "info",
     ]  # fmt: skip
 

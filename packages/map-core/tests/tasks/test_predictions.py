@@ -58,6 +58,6 @@ def test_names_are_written_so_that_nothing_runs_them(tmp_path, text, written):
 
 
 def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
-    name = b"caf\xe9.png"
+    name = b"\xe9t\xe9.png"
     write_predictions(tmp_path / "out.csv", "toy", [os.fsdecode(name)], ["x"], np.ones((1, 1)), top=1)
     assert (tmp_path / "out.csv").read_bytes().splitlines()[1] == name + b",x,1.000000"

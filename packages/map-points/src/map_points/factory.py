@@ -1,7 +1,7 @@
 """From the ``model`` section of a configuration to a model."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import map_core.tasks.trained_models
@@ -9,7 +9,7 @@ from map_core.positions import MlpActivation
 from map_core.tasks.trained_models import Models
 from map_points.blocks import ScanKind, SpreadKind
 from map_points.checkpoints import FAMILIES
-from map_points.conventions import CONVENTIONS, PoolKind
+from map_points.conventions import CONVENTIONS, Conventions, PoolKind
 from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model, named_settings
 from map_points.tokenizer import PointOrder
 from map_points.weights import load_init
@@ -89,7 +89,8 @@ def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
 def resolved(config: PointModelConfig) -> dict[str, Any]:
     """Every setting of a model."""
     known = inspect.signature(HybridNet3D).parameters.items()
-    return {name: entry.default for name, entry in known} | named_settings(config.name) | config.arguments()
+    settings = {name: entry.default for name, entry in known} | asdict(Conventions())
+    return settings | named_settings(config.name) | config.arguments()
 
 
 # the rest may differ between pretraining and what follows it: more patches, more dropout
@@ -107,7 +108,7 @@ TIED = (
     "second_order",
     *CONVENTIONS,
 )
-UNSEEN = ("num_heads", "neighbors", "scan", "patch_size", "order")
+UNSEEN = ("num_heads", "neighbors", "scan", "patch_size", "order", "second_order", *CONVENTIONS)
 MODELS = Models(
     config=PointModelConfig,
     names=MODEL_NAMES,
@@ -117,7 +118,7 @@ MODELS = Models(
     create_probed=create_probed,
     load_init=load_init,
     tied=TIED,
-    families=FAMILIES,
     unseen=UNSEEN,
     resolved=resolved,
+    families=FAMILIES,
 )

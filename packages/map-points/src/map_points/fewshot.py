@@ -7,12 +7,11 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from accelerate import PartialState
-
 from map_core.commands.standard import configs
 from map_core.errors import RunStopped, UserError
 from map_core.paths import expanded
 from map_core.runs.files import require_folder
+from map_core.runs.notes import is_main_process, tell
 from map_core.runs.summary import write_config, write_summary
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask
 from map_core.tasks.domain import OpenedData
@@ -131,7 +130,6 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
     accuracies, seconds = [], 0.0
     for fold, data in enumerate(open_folds(config.data, config.fewshot)):
         directory = out / f"fold_{fold}"
-        print(data.description)
         run = configs(DOMAIN).finetune(
             data=config.data,
             model=replace(config.model),
@@ -163,12 +161,12 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
         "seconds": seconds,
         **last,
     }
-    if PartialState().is_main_process:
+    if is_main_process():
         write_config(out, config)
         write_summary(out, summary)
-        print(
-            f"{summary['folds']} folds, {summary['way']}-way {summary['shot']}-shot: "
-            f"{summary['test_accuracy_mean']:.2f} +- {summary['test_accuracy_std']:.2f} % over "
-            f"{len(accuracies)} folds"
-        )
+    tell(
+        f"{summary['folds']} folds, {summary['way']}-way {summary['shot']}-shot: "
+        f"{summary['test_accuracy_mean']:.2f} +- {summary['test_accuracy_std']:.2f} % over "
+        f"{len(accuracies)} folds -> {out / 'summary.json'}"
+    )
     return summary

@@ -157,7 +157,7 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
     return settings | ({} if settings.get("order") == "block" else {"block_size": None})
 
 
-UNSEEN = ("num_heads", "order", "block_size", "position", "bidirectional", "window_size")
+UNSEEN = ("num_heads", "wiring", "order", "block_size", "position", "bidirectional", "window_size")
 MODELS = Models(
     config=ModelConfig,
     names=MODEL_NAMES,
@@ -166,8 +166,8 @@ MODELS = Models(
     probed=without_registers,
     create_probed=create_model,
     load_init=load_init,
-    families=FAMILIES,
     unseen=UNSEEN,
     resolved=resolved,
+    families=FAMILIES,
 )
 described_model = MODELS.described

@@ -34,7 +34,9 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
         recipes: The package that holds its recipes (``*.yaml``).
         argv: The arguments; those of the process if None.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # warnings of several processes are the same: the first one's are enough
+    level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     show_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     return while_somebody_reads(lambda: run_command(program, commands, recipes, arguments))

@@ -1,6 +1,6 @@
 """The commands that every domain has, written once over what the domain hands over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from map_core.commands.command import Command, as_defaults, section_of_run
+from map_core.commands.command import as_defaults, section_of_run
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
 from map_core.errors import RunStopped, UserError, visible
 from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
+from map_core.runs.notes import tell
 from map_core.runs.pictures import require_picture
 from map_core.runs.run_directory import require_run_directory
 from map_core.runs.summary import write_summary
@@ -39,6 +40,7 @@ RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a pa
 START = Option(
     str | None, "A pretraining run or weights file to start from; from scratch when not given.", None
 )
+RESULTS = ("summary.json", "model.safetensors", "curves.png", "reconstructions.png")
 MAY_DIFFER = Option(
     list[str] | None,
     "Settings of the model in which it is meant to differ from that of init although the weights fit, such as order.",
@@ -82,10 +84,10 @@ def configs(domain: Domain) -> Configs:
             monitor=Option(MonitorConfig, "What is measured of the encoder between epochs."),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),
+            init_may_differ=MAY_DIFFER,
             init_decoder=Option(
                 bool, "Start decoder and head from there as well, to go on pretraining.", False
             ),
-            init_may_differ=MAY_DIFFER,
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/pretrain"),
         ),
@@ -145,41 +147,9 @@ def configs(domain: Domain) -> Configs:
     )
 
 
-def standard_commands(domain: Domain) -> list[Command]:
-    """The commands of a domain, in the order in which its ``--help`` lists them."""
-    kinds, files = configs(domain), f"{domain.sample}s"
-    data = partial(data_of_run, domain)
-
-    def command(
-        name: str, help: str, config: type, run: Callable[[Domain, Any], None], defaults: Any = None
-    ) -> Command:
-        return Command(name, help, config, partial(run, domain), defaults)
-
-    finetuning = command("finetune", "train a classifier", kinds.finetune, finetune)
-    probing = command(
-        "linear-probe", "train a linear classifier on frozen features", kinds.finetune, linear_probe
-    )
-    return [
-        command("pretrain", f"pretrain an encoder on {files}", kinds.pretrain, pretrain),
-        starting_from_run(domain, finetuning),
-        starting_from_run(domain, probing),
-        command("evaluate", "measure a trained model", kinds.evaluate, evaluate, data),
-        command("predict", f"classes of {files}, as CSV", kinds.predict, predict, data),
-        command("features", "features as npz, and a kNN score", kinds.features, features, data),
-        command(
-            "reconstruct",
-            "picture of what a pretrained model reconstructs",
-            kinds.reconstruct,
-            reconstruct,
-            data,
-        ),
-        command("info", "versions, devices, implementations, models", kinds.info, info),
-    ]
-
-
-def starting_from_run(domain: Domain, command: Command) -> Command:
-    """A command that trains from ``--init``: what the weights there are tied to goes before recipes, the rest after."""
-    return replace(command, defaults=partial(model_of_run, domain), settled=partial(model_of_weights, domain))
+def config_of(domain: Domain, command: str) -> type:
+    """The configuration of a command."""
+    return getattr(configs(domain), command)
 
 
 def data_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
@@ -237,6 +207,15 @@ def train_task(make: Callable[[Any], Task], config: Any) -> None:
     summary = train(make(config), config.training, out, resume=config.resume, run_config=config)
     if summary["stopped_by"]:
         raise RunStopped(Signals[summary["stopped_by"]])
+    tell(closing_line(out, summary))
+
+
+def closing_line(out: Path, summary: Mapping[str, Any]) -> str:
+    """Say what a finished run measured, of what, and where everything is."""
+    measures = [f"{name} {value:.4g}" for name, value in summary.items() if name.startswith("test_")]
+    told = f"{', '.join(measures)} on {summary.get('evaluated_on')}; " if measures else ""
+    files = [name for name in RESULTS if (out / name).exists()]
+    return f"{told}results in {out}: {', '.join(files)}"
 
 
 def evaluate(domain: Domain, config: Any) -> None:
@@ -250,11 +229,13 @@ def evaluate(domain: Domain, config: Any) -> None:
     summary = measure(config)
     if "protocol" in summary:
         print(summary["protocol"])
+    print(f"evaluated on {visible(summary['evaluated_on'])}")
     for name, value in summary.items():
         if name.startswith("test_"):
             print(f"{visible(name):26} {value:.4g}")
     out.mkdir(parents=True, exist_ok=True)
     write_summary(out, {"task": "evaluate", "init": config.init, **summary})
+    tell(f"-> {out / 'summary.json'}")
 
 
 def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
@@ -270,7 +251,7 @@ def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
             model, data.evaluation, config.evaluation, collate=domain.collate, title="evaluate"
         )
     if data.skipped().count:
-        print(visible(data.skipped().note))
+        tell(data.skipped().note)
     protocol = domain.protocol(config.evaluation)
     return {
         **({"protocol": protocol} if protocol else {}),
@@ -344,7 +325,7 @@ def reconstruct(domain: Domain, config: Any) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
     domain.draw_picture(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
-    print(f"{len(inputs)} {domain.sample}s -> {out}")
+    tell(f"{len(inputs)} {domain.sample}s -> {out}")
 
 
 def info(domain: Domain, config: Any) -> None:

@@ -61,8 +61,10 @@ def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoi
         return
     longer = ""
     if "training.epochs" in changed:  # the learning rate of every step so far depends on the last one
-        run = checkpoint.parent.parent
-        longer = f"; to train longer, start another run from the weights of the finished one: --init {run}"
+        finished = checkpoint.parent.parent
+        longer = (
+            f"; to train longer, start another run from the weights of the finished one: --init {finished}"
+        )
     raise UserError(
         f"cannot resume from {checkpoint} with other settings: "
         f"{'; '.join(change(name, saved.get(name), settings.get(name)) for name in changed)}; "

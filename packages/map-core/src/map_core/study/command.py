@@ -1,11 +1,9 @@
 """The commands ``study`` and ``study-report``: arms compared at equal trials, equal data and stated compute."""
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
 from map_core.commands.recipes import find_recipe
 from map_core.paths import expanded
@@ -40,16 +38,6 @@ StudyReportConfig = config_class(
     results=RESULTS,
     report=Option(str | None, "Directory of report.md and report.png; out when not given.", None),
 )
-
-
-def study_commands(domain: Domain) -> list[Command]:
-    """The two commands, for a domain."""
-    return [
-        Command("study", "compare arms over seeds, resumable", StudyConfig, partial(study, domain)),
-        Command(
-            "study-report", "tables and plot of a study", StudyReportConfig, partial(study_report, domain)
-        ),
-    ]
 
 
 def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:

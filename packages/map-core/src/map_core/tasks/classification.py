@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from map_core.errors import UserError, visible
+from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
+from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain, OpenedData, data_settings, refuse_other_samples
 from map_core.tasks.evaluation import (
     EvaluationConfig,
@@ -84,6 +85,9 @@ class ClassificationTask(Task):
     @abc.abstractmethod
     def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
         """The model section of the plain classifier that ``model`` amounts to, and that classifier."""
+
+    def data_description(self) -> str:
+        return self.data.description
 
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, self.data.preprocessing, classes=self.data.classes)
@@ -194,14 +198,14 @@ def report_skipped(domain: Domain, data: OpenedData, summary: dict[str, Any]) ->
     skipped = data.skipped()
     if skipped.count:
         summary[f"skipped_{domain.sample}s"] = skipped.count
-        print(visible(skipped.note))
+        tell(skipped.note)
 
 
 def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedData) -> None:
     """Start a classifier from ``init``; a head that tells other classes apart starts anew, and that is said."""
     trained = tuple(read_description(init).get("classes") or ())
     if trained and trained != data.classes:
-        print(
+        tell(
             f"the head of {init} tells {len(trained)} classes {', '.join(trained[:4])}, ... apart, the data has "
             f"{len(data.classes)}, {', '.join(data.classes[:4])}, ...: it starts anew"
         )

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from map_core.errors import visible
 from map_core.runs.files import replacing
+from map_core.runs.notes import tell
 
 FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # plain and full-width: what a spreadsheet runs a cell for that begins with it
 
@@ -56,4 +57,4 @@ def write_predictions(
         for name, row, values in zip(names, best, probabilities, strict=True):
             best_of_row = (part for i in row for part in (cell(classes[i]), f"{values[i]:.6f}"))
             writer.writerow([cell(name), *best_of_row])
-    print(f"{len(names)} {kind}s -> {out}")
+    tell(f"{len(names)} {kind}s -> {out}")

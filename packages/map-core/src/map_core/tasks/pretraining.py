@@ -68,6 +68,9 @@ class PretrainTask(Task):
         self.monitor: Monitor | None = open_monitor(domain, config, self.model)
         self.keep_best = config.monitor.keep_best
 
+    def data_description(self) -> str:
+        return self.data.description
+
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, self.data.preprocessing)
 
@@ -104,9 +107,9 @@ class PretrainTask(Task):
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         if isinstance(model, ReconstructingObjective):
-            samples = self.train_data if self.data.plain_train is None else self.data.plain_train
-            picture = directory / "reconstructions.png"
-            self.domain.draw_picture(model, inputs_to_draw(samples), picture, data=self.data)
+            plain = self.data.plain_train
+            shown = inputs_to_draw(required_training_samples(self.data) if plain is None else plain)
+            self.domain.draw_picture(model, shown, directory / "reconstructions.png", data=self.data)
         report_skipped(self.domain, self.data, summary)
 
 
@@ -134,7 +137,6 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     Raises:
         UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
     """
-    path = expanded(path)
     decoder_file = decoder_beside(path)
     description, model = read_description(decoder_file), domain.models.described(path)
     if model is None or "objective" not in description:
@@ -152,7 +154,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
 
 def decoder_beside(path: str | Path) -> Path:
     """Where a pretraining run keeps decoder and head: beside its encoder."""
-    path = Path(path)
+    path = expanded(path)
     model_file = path / MODEL_FILE if path.is_dir() else path
     return model_file.with_name(model_file.name.replace("model", "pretraining", 1))
 

@@ -53,10 +53,10 @@ class Models(Generic[Config]):
         load_init: Of a model and a run or weights file: loads the weights.
         tied: Settings without which weights mean nothing: where a command starts from some (``--init``), these are
             the run's, whatever a recipe says.
-        families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
-            that has all of a file's keys is the file's.
         unseen: Settings that the shapes of the weights do not show, although the weights mean nothing without them.
         resolved: Of a configuration: every setting of its model, those of its name where it gives none.
+        families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
+            that has all of a file's keys is the file's.
     """
 
     config: type[Config]
@@ -67,9 +67,9 @@ class Models(Generic[Config]):
     create_probed: Callable[[Config, int], nn.Module]
     load_init: LoadInit
     tied: tuple[str, ...] = ()
-    families: tuple[Family, ...] = ()
     unseen: tuple[str, ...] = ()
     resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
+    families: tuple[Family, ...] = ()
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
         """The JSON description that makes a weights file readable without its recipe."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from map_core.errors import visible
 from map_core.paths import expanded
 from map_core.randomness import derive_seed
 from map_core.runs.account import STATE, read_state
@@ -134,6 +135,8 @@ class Run:
         """Train from optimizer step ``start`` to the last, then export; return the summary."""
         config, plan, state, recorder = self.config, self.plan, self.state, self.recorder
         accelerator, micro_steps = self.accelerator, self.plan.accumulation_steps
+        if described := self.task.data_description():
+            recorder.say(visible(described))
         recorder.say(self.plan.describe(self.task.name, config, accelerator.device, start))
         if start and recorder.evaluation is None and self.evaluates(start):
             self.evaluate(start)  # the run was stopped before it could

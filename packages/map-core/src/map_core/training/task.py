@@ -73,6 +73,10 @@ class Task(abc.ABC):
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:  # noqa: B027 (optional)
         """Write the trained weights of ``model`` (``weights`` is 'raw', 'ema' or 'best'); main process only."""
 
+    def data_description(self) -> str:
+        """Return one line that says which data were opened, and what is evaluated on."""
+        return ""
+
     def data_settings(self) -> dict[str, Any]:
         """Return, by name, what makes the data what they are (classes, augmentation, ...): a resumed run shares it."""
         return {}

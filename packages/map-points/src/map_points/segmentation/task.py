@@ -112,7 +112,7 @@ def build_segmenter(
 
 def described_segmenter(model: PointModelConfig, description: Mapping[str, Any]) -> PartSegmenter:
     """The part segmenter that a description is of."""
-    settings = read_settings(SegmentationConfig, description["head"], "the description")
+    settings = read_settings(SegmentationConfig, description.get("head", {}), "the description")
     parts = description["parts"]
     return build_segmenter(model, settings, len(parts), 1 + max(max(own) for own in parts))
 
@@ -154,6 +154,9 @@ class SegmentTask(Task):
             MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             start_from(model, config.init)
         self.model = model
+
+    def data_description(self) -> str:
+        return self.data.description
 
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, {}, classes=self.data.classes, parts=self.data.parts)
