@@ -46,6 +46,7 @@ def test_a_stopped_command_is_no_longer_there(launcher: Processes | ClusterJobs,
     job = launcher.start(WAIT, tmp_path / "log")
     until(tmp_path / "log", "began")
     job.stop()
+    job.wait()
     assert ended(job) != 0
 
 

@@ -11,8 +11,8 @@ from map_core.errors import UserError
 from map_core.study.definition import Study, read_study
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import scores
-from map_core.study.results import Result
-from map_core.study.runner import Place, needed_first
+from map_core.study.results import Result, append_result, read_results
+from map_core.study.runner import Place, needed_first, run_study
 from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
@@ -207,3 +207,15 @@ def test_a_held_out_loss_asks_the_pretraining_for_it(tmp_path: Path) -> None:
         for run in planned_runs(study, [])
     ]
     assert scores(results, "map", "heldout_loss", None) == {0: 0.5, 1: 1.5}
+
+
+def test_a_budget_that_is_too_small_for_any_run_is_an_error(tmp_path: Path) -> None:
+    study, place = study_of(tmp_path), Place("map_vision", tmp_path / "out", tmp_path / "results.jsonl")
+    for run in next_runs(study, []):  # each took two minutes at the first seed
+        if run.seed == 0:
+            append_result(place.results, replace(done(study, run), seconds=120.0))
+    for run in next_runs(study, read_results(place.results)):
+        if run.seed == 0 and run.stage == "knn":
+            append_result(place.results, replace(done(study, run), seconds=120.0))
+    with pytest.raises(UserError, match="budget_minutes 1 is too small for any run that is left"):
+        run_study(study, place, budget_minutes=1.0, progress=False)

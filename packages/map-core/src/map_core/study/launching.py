@@ -22,7 +22,10 @@ class Job(Protocol):
         """Its exit status; None while it goes on."""
 
     def stop(self) -> None:
-        """End it as a scheduler would, with time to save, and wait for the end."""
+        """Ask it to save and to end, as a scheduler would."""
+
+    def wait(self) -> None:
+        """Wait for its end."""
 
 
 @runtime_checkable
@@ -44,6 +47,8 @@ class Process:
 
     def stop(self) -> None:
         self.process.terminate()
+
+    def wait(self) -> None:
         self.process.wait()
 
 
@@ -120,6 +125,8 @@ class ClusterJob:
 
     def stop(self) -> None:
         self.job.cancel(check=False)
+
+    def wait(self) -> None:
         self.job.wait()
 
 

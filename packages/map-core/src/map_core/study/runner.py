@@ -77,13 +77,14 @@ def run_study(
         progress: Show a bar.
 
     Raises:
-        UserError: a run failed; its log says why.
+        UserError: a run failed, and its log says why; a budget that is too small for any run.
     """
     # a scheduler's SIGTERM ends the study as an error would: through the end of this function, its runs with it
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     launcher = launcher or Processes(threads=1 if jobs > 1 else None)
     began, started = time.monotonic(), list[Started]()
     results = read_results(place.results, study.name)
+    known = len(results)
     place.out.mkdir(parents=True, exist_ok=True)
     bar = tqdm(
         total=len(list(planned_runs(study, results))), initial=len(results), unit="run", disable=not progress
@@ -101,6 +102,10 @@ def run_study(
                     started.append(Started(run, job, time.monotonic()))
                     going.add(run.key)
             if not started:
+                if len(results) == known and next_runs(study, results) and budget_minutes is not None:
+                    raise UserError(
+                        f"--budget_minutes {budget_minutes:g} is too small for any run that is left"
+                    )
                 return results
             time.sleep(POLL_SECONDS)
             for item, status in [(item, item.job.status()) for item in started]:
@@ -116,6 +121,8 @@ def run_study(
         bar.close()
         for item in started:  # a failure or Ctrl-C: each leaves a checkpoint and ends
             item.job.stop()
+        for item in started:
+            item.job.wait()
         signal.signal(signal.SIGTERM, before)
 
 
