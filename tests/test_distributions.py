@@ -28,13 +28,13 @@ def build(kind: str, package: str, out: Path) -> Path:
 
 @pytest.mark.parametrize("package", ["map-vision", "map-points", "map-dense"])
 def test_a_wheel_holds_its_package(package: str, tmp_path: Path) -> None:
-    names = zipfile.ZipFile(build("wheel", package, tmp_path)).namelist()
-    assert tracked(package, "src") <= set(names)
+    with zipfile.ZipFile(build("wheel", package, tmp_path)) as archive:
+        assert tracked(package, "src") <= set(archive.namelist())
 
 
 def test_the_sources_of_the_kernels_can_be_compiled_elsewhere(tmp_path: Path) -> None:
-    archive = build("sdist", "map-core", tmp_path)
-    names = {name.partition("/")[2] for name in tarfile.open(archive).getnames()}
+    with tarfile.open(build("sdist", "map-core", tmp_path)) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"native/{file}" for file in tracked("map-core", "native")} <= names
     assert {f"src/{file}" for file in tracked("map-core", "src")} <= names
     assert "setup.py" in names

@@ -49,4 +49,7 @@ PARTS = ("ops", "simd", "items", "scan_kernel", "conv_kernel", "transpose_kernel
 HEADERS = [f"native/{part}.h" for part in PARTS]
 kernels = Extension("map_core.ops.native._kernels", SOURCES, depends=HEADERS, optional=True, language="c++")
 
-setup(ext_modules=[] if sys.platform == "win32" else [kernels], cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel})
+setup(
+    ext_modules=[] if sys.platform == "win32" else [kernels],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+)
