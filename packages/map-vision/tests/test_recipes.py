@@ -16,6 +16,7 @@ from map_core.commands.plain_yaml import read_yaml
 from map_core.commands.program import main
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.standard import configs
+from map_core.masking import hidden_count
 from map_core.randomness import Draw
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.pretraining import PretrainTask
@@ -40,6 +41,7 @@ NAMES = (
     "linear_base_in1k",
     "pretrain_base_in1k",
     "pretrain_base_in1k_ar",
+    "pretrain_base_in1k_ar_table6",
     "pretrain_base_in1k_authors",
     "pretrain_base_in1k_authors_wiring",
     "pretrain_base_in1k_autoregression",
@@ -47,6 +49,7 @@ NAMES = (
     "pretrain_base_in1k_diffusion",
     "pretrain_base_in1k_local_mae",
     "pretrain_base_in1k_mae",
+    "pretrain_base_in1k_mae_table8",
     "pretrain_base_in1k_mamba_decoder",
     "pretrain_base_in1k_moco_v2",
     "pretrain_base_in1k_moco_v3",
@@ -271,7 +274,9 @@ def test_the_model_has_the_parameters_of_the_header(name):
         ("pretrain_large_in1k", "map", 0.5),
         ("pretrain_base_in1k_mae", "mae", 0.5),
         ("pretrain_base_in1k_local_mae", "local_mae", 0.5),
-        ("pretrain_base_in1k_ar", "ar", 0.2),
+        ("pretrain_base_in1k_ar", "ar", 0.2041),
+        ("pretrain_base_in1k_ar_table6", "ar", 0.5),
+        ("pretrain_base_in1k_mae_table8", "mae", 0.75),
         ("pretrain_mambar_base_in1k", "map", 0.5),
         ("pretrain_vit_base_in1k", "map", 0.5),
     ],
@@ -283,6 +288,23 @@ def test_pretraining_recipes_differ_in_what_their_names_say_alone(name, attentio
     assert config.data == base.data
     assert config.training.epochs == 1600
     assert config.data.augmentation == "crop_flip"
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "decoder"),
+    [
+        ("pretrain_base_in1k", 98, (4, 192)),
+        ("pretrain_base_in1k_mae", 98, (4, 192)),
+        ("pretrain_base_in1k_local_mae", 98, (4, 192)),
+        ("pretrain_base_in1k_ar_table6", 98, (4, 192)),
+        ("pretrain_base_in1k_ar", 40, (4, 192)),
+        ("pretrain_base_in1k_mae_table8", 147, (8, 512)),
+    ],
+)
+def test_table_6_changes_the_mask_alone_and_table_8_hides_what_each_method_hides(name, hidden, decoder):
+    objective = resolved(name).objective
+    assert hidden_count(objective.mask_ratio, 196) == hidden
+    assert (objective.decoder_depth, objective.decoder_dim) == decoder
 
 
 def test_the_authors_recipe_draws_ratios_between_their_bounds():
