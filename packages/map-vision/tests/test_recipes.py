@@ -224,6 +224,12 @@ def pretrained(tmp_path_factory, image_folder):
     return out
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the pictures of runs empty: drawing them takes longer than the two steps."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
+
+
 def test_the_packaged_recipes_are_the_promised_ones():
     assert tuple(recipe_names(RECIPES)) == NAMES
 
@@ -435,7 +441,7 @@ def test_table_2_predicts_in_the_order_of_the_scan_or_in_another(row, predicted,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shrunken_recipe_takes_two_steps(name, tmp_path, image_folder, request):
+def test_a_shrunken_recipe_takes_two_steps(name, tmp_path, image_folder, undrawn, request):
     overrides = [*shrunken(name, image_folder), f"--out={tmp_path / 'run'}"]
     if kind(name) == "linear":
         overrides.append(f"--init={request.getfixturevalue('pretrained')}")
