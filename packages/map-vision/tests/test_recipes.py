@@ -94,6 +94,7 @@ NAMES = (
     "pretrain_vim_base_in1k_ar",
     "pretrain_vim_base_in1k_autoregression",
     "pretrain_vim_base_in1k_autoregression_column_scan",
+    "pretrain_vim_base_in1k_autoregression_column_scan_rows",
     "pretrain_vim_base_in1k_autoregression_columns",
     "pretrain_vim_base_in1k_mae",
     "pretrain_vim_base_in1k_moco_v2",
@@ -430,7 +431,12 @@ def test_table_5_changes_what_is_hidden_alone(row, changed):
 
 @pytest.mark.parametrize(
     ("row", "predicted", "scanned"),
-    [("", "row", "row"), ("_columns", "column", "row"), ("_column_scan", "column", "column")],
+    [
+        ("", "row", "row"),
+        ("_columns", "column", "row"),
+        ("_column_scan", "column", "column"),
+        ("_column_scan_rows", "row", "column"),
+    ],
 )
 def test_table_2_predicts_in_the_order_of_the_scan_or_in_another(row, predicted, scanned, caplog):
     config = resolved(f"pretrain_vim_base_in1k_autoregression{row}")
