@@ -13,7 +13,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from map_core.study.plan import Study, read_study
+from map_core.study.definition import Study, read_study
 from map_core.study.report import comparisons, page, table
 from map_core.study.results import Result, read_results
 
@@ -32,7 +32,7 @@ def find_study(name: str) -> tuple[Study, str]:
     for package, program in PROGRAMS.items():
         path = Path(str(files(package))) / f"{name}.yaml"
         if path.is_file():
-            return read_study(path), f"{program} study --study {name}"
+            return read_study(path, package), f"{program} study --study {name}"
     raise FileNotFoundError(f"no package has a study {name}")
 
 
