@@ -18,10 +18,12 @@ from report import Part
 
 import map_vision.cli
 from map_core.commands.recipes import find_recipe
-from map_core.study.plan import Study, planned_runs, read_study
+from map_core.study.definition import Study, read_study
+from map_core.study.plan import planned_runs
 from map_core.study.runner import Place, command_line
 
-STUDY, ARM = "cifar10_table6", "map"
+STUDIES, STUDY, ARM = "map_vision.studies", "cifar10_table6", "map"
+DRAWN = {"train": 200, "test": 50}  # images of each of ten classes
 EVERYWHERE = {"training.tensorboard": False, "training.progress": False}
 TINY = {
     "model.embed_dim": 16,
@@ -50,18 +52,19 @@ def draw(root: Path, splits: dict[str, int]) -> None:
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
 
 
-def one_arm(root: Path, quick: bool) -> Study:
+def one_arm(root: Path, drawn: bool, quick: bool) -> Study:
     """The study cut down to its first arm and seed, at its recipes' learning rates."""
-    with find_recipe("map_vision.studies", STUDY) as path:
-        study = read_study(path)
+    with find_recipe(STUDIES, STUDY) as path:
+        study = read_study(path, STUDIES)
     arm = next(arm for arm in study.arms if arm.name == ARM)
     assert arm.pretrain is not None
     own: dict[str, Any] = EVERYWHERE | {"data.root": str(root), "training.workers": 0 if quick else 4}
     own |= TINY if quick else {"training.precision": "bf16" if torch.cuda.is_available() else "fp32"}
+    images = {"data.subset": 10 * DRAWN["train"]} if drawn and not quick else {}
     labels = 16 if quick else next(iter(study.labels))
     return replace(
         study,
-        arms=(replace(arm, pretrain=arm.pretrain | own),),
+        arms=(replace(arm, pretrain=arm.pretrain | own | images),),
         finetune=study.finetune | own,
         labels={labels: {}},
         learning_rates={},
@@ -76,9 +79,9 @@ def main() -> int:
     shutil.rmtree(out, ignore_errors=True)
     root = Path(part.data).resolve() if part.data else out / "images"
     if not part.data:
-        draw(root, {"train": 2, "test": 1} if part.quick else {"train": 200, "test": 50})
+        draw(root, {"train": 2, "test": 1} if part.quick else DRAWN)
     place = Place("map_vision", out, out / "results.jsonl")
-    for run in planned_runs(one_arm(root, part.quick), []):
+    for run in planned_runs(one_arm(root, not part.data, part.quick), []):
         _, _, _, *options = command_line(run, place)
         sys.argv = ["map-vision", *options]
         start = time.monotonic()
