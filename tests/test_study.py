@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ TINY = {
     "training.tensorboard": False,
     "training.device": "cpu",
 }
-STUDY = {
+STUDY: dict[str, Any] = {
     "name": "tiny",
     "arms": {
         "pretrained": {"pretrain": {"objective.attention": "map"}},
@@ -79,8 +80,10 @@ def test_equal_compute_means_more_epochs(whole: Path) -> None:
     assert epochs["equal compute"] > 2
 
 
-def test_a_killed_study_goes_on_to_the_same_results(study_file: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path) -> None:
+    out, study_file = tmp_path / "out", tmp_path / "tiny.yaml"
+    one_arm = {name: arm for name, arm in STUDY["arms"].items() if name == "pretrained"}
+    study_file.write_text(yaml.safe_dump(STUDY | {"arms": one_arm}))
     process = subprocess.Popen(
         command(study_file, out),
         env=ENVIRONMENT,
@@ -95,9 +98,10 @@ def test_a_killed_study_goes_on_to_the_same_results(study_file: Path, whole: Pat
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert 0 < len(scores(out)) < len(scores(whole))
+    expected = {key: score for key, score in scores(whole).items() if key.startswith("pretrained/")}
+    assert 0 < len(scores(out)) < len(expected)
     subprocess.run(command(study_file, out), check=True, env=ENVIRONMENT, capture_output=True)
-    assert scores(out) == pytest.approx(scores(whole))
+    assert scores(out) == pytest.approx(expected)
 
 
 def test_a_terminated_study_takes_its_runs_with_it(study_file: Path, tmp_path: Path) -> None:

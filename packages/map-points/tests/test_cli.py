@@ -248,7 +248,7 @@ def test_features_of_the_runs_own_data(runs, tmp_path, capsys):
         assert arrays["classes"].tolist() == list(CLASSES)
     printed = capsys.readouterr().out
     score = json.loads(out.with_suffix(".json").read_text())["knn_accuracy"]
-    assert f"kNN accuracy (20 neighbours): {score:.2f} %" in printed
+    assert f"neighbours, every training sample): {score:.2f} %" in printed
 
 
 @pytest.fixture

@@ -169,3 +169,13 @@ def test_a_signal_ends_the_folds_and_resuming_completes_them(
     resumed = run_folds(replace(config, resume="auto"))
     whole = run_folds(replace(config, out=str(tmp_path / "whole")))
     assert resumed["test_accuracy_of_folds"] == whole["test_accuracy_of_folds"]
+
+
+def test_a_classifier_of_clouds_needs_two_of_them_in_a_micro_batch(few_shot, labelled, tmp_path):
+    """Its head normalises over the batch."""
+    config = few_shot(labelled, "modelnet40_npz", tmp_path / "run")
+    config.training = replace(config.training, batch_size=2, accumulation_steps=2)
+    with pytest.raises(
+        UserError, match=r"a micro-batch of 1 sample\(s\) is too small for batch normalisation: "
+    ):
+        run_folds(config)

@@ -10,6 +10,7 @@ from map_core.commands.standard import configs
 from map_core.regions import region_attention_mask
 from map_core.tasks.classification import FinetuneTask
 from map_core.tasks.pretraining import PretrainTask, load_objective
+from map_core.testing import learn_batch
 from map_core.training import train
 from map_points.blocks import LocalNormPool
 from map_points.data import PointDataConfig
@@ -127,14 +128,7 @@ def test_where_everyone_may_read_everyone_nothing_changes():
 @pytest.mark.parametrize("name", ["autoregression", "simmim", "scales", "mamba_decoder", "ratio0"])
 def test_learning_overfits_a_batch(build, clouds, name):
     objective = build(name).train()
-    optimizer = torch.optim.Adam(objective.parameters(), 3e-3)
-    losses = []
-    for _ in range(60):
-        loss = objective(clouds, Draw.of_batch(2)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = learn_batch(objective, clouds, Draw.of_batch(2), steps=60, lr=3e-3)
     assert losses[-1] < 0.8 * losses[0]
 
 

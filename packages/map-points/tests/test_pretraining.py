@@ -9,9 +9,11 @@ from map_core import Draw
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_core.errors import UserError
-from map_core.tasks.pretraining import load_objective
+from map_core.tasks.domain import OpenedData
+from map_core.tasks.pretraining import PretrainTask, load_objective
 from map_core.tasks.weights import read_description, read_weights
 from map_core.testing import decoder_dependencies
+from map_core.training import train
 from map_points.domain import DOMAIN
 from map_points.factory import create_backbone, create_classifier
 from map_points.losses import masked_chamfer
@@ -164,3 +166,15 @@ def test_a_run_describes_its_model(pretrained, tiny_model):
         "holds": "encoder",
         "weights": "raw",
     }
+
+
+def test_a_data_set_of_ones_own_is_trained_on_to_the_picture(
+    tiny_model, tiny_objective, short_training, tmp_path
+):
+    """Bare tensors, no names, no axis that points up."""
+    clouds = list(torch.randn(8, 64, 3, generator=torch.Generator().manual_seed(1)))
+    config = configs(DOMAIN).pretrain(model=tiny_model, objective=tiny_objective, training=short_training)
+    task = PretrainTask(DOMAIN, config, OpenedData("my own", (), clouds, None, None))
+    train(task, config.training, str(tmp_path / "run"), run_config=config)
+    assert (tmp_path / "run/reconstructions.png").stat().st_size > 0
+    assert load_objective(DOMAIN, tmp_path / "run").model.embed_dim == 16

@@ -1,5 +1,6 @@
 """Which weights a point model may start from, and what of it starts anew."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from map_core.errors import UserError
 from map_core.tasks.weights import read_weights, save_weights
-from map_points.factory import create_backbone, create_classifier, create_probed
+from map_points.factory import MODELS, PointModelConfig, create_backbone, create_classifier, create_probed
 from map_points.weights import load_init
 
 CLASS_TOKEN = {"encoder.registers.token", "encoder.registers.position"}
@@ -82,3 +83,29 @@ def test_a_file_that_is_cut_off_is_refused(saved, tiny_model):
     file.write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"is no weights file \(looks like text\)"):
         load_init(create_backbone(tiny_model), file)
+
+
+@pytest.mark.parametrize(
+    ("trained", "now", "told"),
+    [
+        ({}, {"order": "z_order"}, "order 'fps', this model has 'z_order'"),
+        ({"num_heads": 3}, {}, "num_heads 3, this model has 6"),
+        ({"scan": "forward"}, {}, "scan 'forward', this model has 'both'"),
+        ({"neighbors": 8}, {}, "neighbors 8, this model has 4"),
+        ({"patch_size": 16}, {}, "patch_size 16, this model has 32"),
+    ],
+)  # fmt: skip
+def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, told):
+    before, after = PointModelConfig(**trained), PointModelConfig(**now)
+    save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(before))
+    MODELS.refuse_other_settings(before, tmp_path)
+    with pytest.raises(
+        UserError, match=f"was trained with model.{re.escape(told)}: its weights fit, but would mean"
+    ):
+        MODELS.refuse_other_settings(after, tmp_path)
+    MODELS.refuse_other_settings(after, tmp_path, may_differ=[told.split()[0]])
+
+
+def test_weights_without_a_description_are_taken_as_they_are(tmp_path):
+    save_weights(tmp_path / "model.safetensors", {}, {})
+    MODELS.refuse_other_settings(PointModelConfig(), tmp_path)

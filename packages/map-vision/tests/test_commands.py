@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from unittest.mock import patch
 
@@ -112,6 +113,60 @@ class TestRuns:
         losses = [[line["loss"] for line in metrics(run)] for run in (again, runs / "pretrain")]
         assert losses[0] == losses[1]
 
+    def test_another_number_of_heads_must_be_meant(self, runs, image_folder, tmp_path, capsys):
+        line = ["finetune", "--data.root", image_folder, *MODEL, *SHORT, "--init", runs / "pretrain"]
+        line += ["--model.num_heads=4", "--out", tmp_path / "run"]
+        assert command(*line) == 2
+        told = f"{runs}/pretrain was trained with model.num_heads 2, this model has 4: its weights fit, but would "
+        assert told in capsys.readouterr().err
+        assert command(*line, "--init_may_differ", "order") == 2
+        assert "say that it is meant with --init_may_differ num_heads" in capsys.readouterr().err
+        assert command(*line, "--init_may_differ", "heads") == 2
+        assert "--init_may_differ heads: did you mean num_heads?" in capsys.readouterr().err
+        assert command(*line, "--init_may_differ", "num_heads") == 0
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("", "lacks the section data"),
+            ("[]", "lacks the section data"),
+            ("model: {}", "lacks the section data"),
+            ("data: 3", "has no settings in its section data"),
+            ("data: {mean: x}", "data.mean of what --init names must be a list of numbers or null"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["evaluate", "features"])
+    def test_broken_settings_of_a_run_are_one_sentence(self, runs, tmp_path, capsys, name, text, told):
+        run = shutil.copytree(runs / "finetune", tmp_path / "run")
+        (run / "config.yaml").write_text(text)
+        model = json.loads((run / "model.json").read_text())
+        del model["mean"], model["std"]
+        (run / "model.json").write_text(json.dumps(model))
+        assert command(name, "--init", run, *QUICK, "--out", tmp_path / "out") == 2
+        assert told in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"crop_pct": None}, "the .json beside the weights: preprocessing must have the keys"),
+            ({"channels": "x"}, "preprocessing: channels must be 1 (gray) or 3 (RGB); got 'x'; export the run again"),
+            ({"classes": [1, 2]}, "model.json: classes must be a list of names; export the run again"),
+            ({"name": None}, "describes no classifier"),
+            ({"name": "x"}, "model 'x' is unknown"),
+            ({"arguments": []}, "model.json: arguments must be a dict; got []; export the run again"),
+            ({"arguments": {"embed_dim": "x"}}, "describes embed_dim as 'x', which must be int | None"),
+        ],
+        ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+    )  # fmt: skip
+    def test_a_broken_description_of_a_run_is_one_sentence(self, runs, tmp_path, capsys, change, told):
+        """A None leaves its key out."""
+        run = shutil.copytree(runs / "finetune", tmp_path / "run")
+        model = json.loads((run / "model.json").read_text()) | change
+        kept = {key: value for key, value in model.items() if change.get(key, value) is not None}
+        (run / "model.json").write_text(json.dumps(kept))
+        assert command("evaluate", "--init", run, *QUICK, "--out", tmp_path / "out") == 2
+        assert told in capsys.readouterr().err
+
     def test_exported_encoder_is_a_backbone(self, runs):
         state = load_file(runs / "pretrain" / "model.safetensors")
         objective = load_objective(DOMAIN, runs / "pretrain").objective
@@ -149,8 +204,10 @@ class TestRuns:
         assert told["test_loss"] == pytest.approx(at_end["test_loss"], rel=1e-4)
         assert set(told) >= OF_EVERY_RUN | {"images"}
         assert told["images"] == 12
-        printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
-        assert printed == {key: f"{told[key]:.4g}" for key in told if key.startswith("test_")}
+        first, *measures, last = capsys.readouterr().out.splitlines()
+        assert (first, last) == ("evaluated on val", f"-> {out}/summary.json")
+        expected = {key: f"{value:.4g}" for key, value in told.items() if key.startswith("test_")}
+        assert dict(line.split() for line in measures) == expected
 
     def test_evaluation_in_bf16_is_near_that_in_fp32(self, runs, tmp_path):
         losses = {}

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from map_core import Draw, Masking, UserError
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
+from map_core.tasks.domain import OpenedData
 from map_core.tasks.pretraining import PretrainTask, load_objective
 from map_core.testing import decoder_dependencies
+from map_core.training import train
 from map_vision.domain import DOMAIN
 from map_vision.factory import create_backbone
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
@@ -317,3 +319,21 @@ def test_masking_is_the_configurations(recipe):
         mask_strategy="diagonal", mask_scope="region",
     )  # fmt: skip
     assert config.masking == Masking(0.25, 0.1, (0.2, 0.4), "diagonal", "region")
+
+
+def test_a_data_set_of_ones_own_is_trained_on_to_the_picture(recipe, tmp_path):
+    """Bare tensors, no names, nothing said of their preparation."""
+    images = list(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+    quick = {
+        "epochs": 1,
+        "batch_size": 8,
+        "warmup_epochs": 0.0,
+        "workers": 0,
+        "device": "cpu",
+        "tensorboard": False,
+    }
+    recipe = replace(recipe, training=replace(recipe.training, **quick))
+    task = PretrainTask(DOMAIN, recipe, OpenedData("my own", (), images, None, None))
+    train(task, recipe.training, str(tmp_path / "run"), run_config=recipe)
+    assert (tmp_path / "run/reconstructions.png").stat().st_size > 0
+    assert load_objective(DOMAIN, tmp_path / "run").model.patch_size == 2

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from map_core.commands.listing import standard_commands
 from map_core.commands.parser import load_recipe, parse
 from map_core.commands.plain_yaml import read_yaml
 from map_core.commands.program import main
 from map_core.commands.recipes import find_recipe, recipe_names
-from map_core.commands.standard import configs, standard_commands
+from map_core.commands.standard import configs
 from map_core.masking import hidden_count
 from map_core.randomness import Draw
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
@@ -68,7 +69,7 @@ NAMES = (
 )
 IN1K = tuple(name for name in NAMES if "_in1k" in name)
 COMMAND_NAMES = {"pretrain": "pretrain", "finetune": "finetune", "linear": "linear-probe"}
-COMMANDS, RECIPES = standard_commands(DOMAIN), DOMAIN.recipes
+COMMANDS, RECIPES = standard_commands(DOMAIN, sample="image"), DOMAIN.recipes
 FINETUNE = configs(DOMAIN).finetune
 CONFIGS = {"pretrain": configs(DOMAIN).pretrain, "finetune": FINETUNE, "linear": FINETUNE}
 TASKS = {"pretrain": PretrainTask, "finetune": FinetuneTask, "linear": LinearProbeTask}

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from map_core import UserError
 from map_core.tasks.weights import read_description, read_weights, save_weights, weights_file
+from map_vision.factory import MODELS, ModelConfig
 from map_vision.weights import load_init
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -198,3 +200,31 @@ def test_description_is_plain_json_and_weights_plain_tensors(make_tiny, tmp_path
     save_weights(tmp_path / "model.safetensors", make_tiny().state_dict(), {"mean": (0.5,)})
     assert json.loads((tmp_path / "model.json").read_text()) == {"mean": [0.5]}
     assert set(load_file(tmp_path / "model.safetensors")) == set(make_tiny().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("trained", "now", "told"),
+    [
+        ({}, {"order": "column"}, "order 'row', this model has 'column'"),
+        ({"order": "column"}, {}, "order 'column', this model has 'row'"),
+        ({"num_heads": 6}, {}, "num_heads 6, this model has 12"),
+        ({"name": "map_vit_tiny_patch16_224"}, {"name": "mambar_tiny_patch16_224"}, "num_heads 3, this model has 12"),
+        ({"bidirectional": False}, {}, "bidirectional False, this model has True"),
+        ({"order": "block", "block_size": (2, 2)}, {"order": "block"}, "block_size (2, 2), this model has (4, 4)"),
+        ({"position": "sincos"}, {}, "position 'sincos', this model has 'learned'"),
+    ],
+)  # fmt: skip
+def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, told):
+    before, after = ModelConfig(**trained), ModelConfig(**now)
+    save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(before))
+    MODELS.refuse_other_settings(before, tmp_path)
+    with pytest.raises(
+        UserError, match=f"was trained with model.{re.escape(told)}: its weights fit, but would mean"
+    ):
+        MODELS.refuse_other_settings(after, tmp_path)
+    MODELS.refuse_other_settings(after, tmp_path, may_differ=[told.split()[0]])
+
+
+def test_weights_without_a_description_are_taken_as_they_are(tmp_path):
+    save_weights(tmp_path / "model.safetensors", {}, {})
+    MODELS.refuse_other_settings(ModelConfig(), tmp_path)

@@ -1,6 +1,7 @@
 """Errors that a user can cause, told so that the user can cure them."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -32,3 +33,20 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {', '.join(close)}?"
     return f"known names: {', '.join(known)}"
+
+
+ACTED_ON = ("Cc", "Zl", "Zp")  # Unicode's categories of what a terminal acts on instead of showing it
+TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in another order
+
+
+def visible(text: str, *, keep: str = "\n") -> str:
+    """A text from a file or folder with nothing in it that a terminal acts on, such as escape sequences.
+
+    Args:
+        text: Any.
+        keep: Control characters that stay as they are; the others are shown as Python writes them.
+    """
+    return "".join(
+        repr(c)[1:-1] if c not in keep and (unicodedata.category(c) in ACTED_ON or c in TURNS) else c
+        for c in text
+    )

@@ -119,6 +119,10 @@ def test_defaults_from_the_run_that_init_names(tmp_path, toy):
     values = section_of_run(given, "data")
     assert as_defaults("data", toy.DataSection, values) == {"data.root": "012", "data.size": (3, 3)}
     assert section_of_run(given, "training") == section_of_run({}, "data") == {}
+    with pytest.raises(
+        UserError, match=r"config.yaml lacks the section model, so the settings of that run are not"
+    ):
+        section_of_run(given, "model")
 
 
 def test_what_a_command_needs_is_imported_when_it_runs(recipes, tmp_path):
@@ -274,3 +278,17 @@ def test_the_plumbing_imports_no_torch():
 
     path = str(Path(map_core.__file__).parent)
     assert subprocess.run([sys.executable, "-c", WITHOUT_TORCH, path], check=False).returncode == 0
+
+
+def test_a_message_shows_escape_sequences_and_any_name(recipes, toy, tmp_path):
+    """Of a file whose name would colour the terminal, and is not UTF-8."""
+    code = (
+        "import sys; from map_core import UserError; from map_core.commands.command import Command;"
+        "from map_core.commands.program import main; import dataclasses\n"
+        "def run(config): raise UserError('\\x1b[31mcaf\\udce9.png is red')\n"
+        "C = dataclasses.make_dataclass('C', [])\n"
+        f"main('map-toy', [Command('go', 'Go', C, run)], {recipes!r}, ['go'])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert done.stderr == b"map-toy: error: \\x1b[31mcaf\\udce9.png is red\n"

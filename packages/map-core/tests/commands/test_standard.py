@@ -1,6 +1,8 @@
 """The commands of every domain, from the command line to their files, on a domain in miniature."""
 
 import csv
+import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -14,6 +16,7 @@ import yaml
 from toy_domain import CLASSES, DOMAIN, ToyDataConfig, ToyModelConfig, ToySamples
 
 from map_core import UserError
+from map_core.commands.listing import standard_commands
 from map_core.commands.program import main
 from map_core.commands.standard import (
     at_least_one,
@@ -21,8 +24,9 @@ from map_core.commands.standard import (
     data_of_run,
     model_of_run,
     refuse_other_classes,
-    standard_commands,
 )
+from map_core.runs.checkpoint import find_fault
+from map_core.runs.notes import note, tell
 from map_core.tasks.pretraining import PretrainTask, hide_and_reconstruct, load_objective
 
 QUICK = [
@@ -37,7 +41,9 @@ RUNNING = [f"--evaluation.{setting}" for setting in ("workers=0", "device=cpu", 
 
 def run(*arguments):
     """Run a command of the toy domain; return its status."""
-    return main("map-toy", standard_commands(DOMAIN), DOMAIN.recipes, [str(part) for part in arguments])
+    return main(
+        "map-toy", standard_commands(DOMAIN, sample="toy"), DOMAIN.recipes, [str(part) for part in arguments]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +77,27 @@ def test_a_training_command_leaves_a_finished_run(runs, name, task):
     assert config["training"]["epochs"] == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("pretrain", "results in {out}: summary.json, model.safetensors, curves.png, reconstructions.png"),
+        ("finetune", "on evaluation split; results in {out}: summary.json, model.safetensors, curves.png"),
+    ],
+)
+def test_a_training_command_says_its_data_and_where_its_results_are(tmp_path, capsys, command, told):
+    assert run(command, *QUICK, "--data.root=sea", "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr()
+    assert f"sea for {command}\n{command}: 24 samples" in printed.err
+    assert printed.out.endswith(f"{told.format(out=tmp_path / 'run')}\n")
+
+
+def test_other_processes_than_the_first_print_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    tell("a result")
+    note("a remark")
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", ["finetune", "probe"])
 def test_model_and_preparation_of_inputs_are_those_of_the_run_that_init_names(runs, name):
     """Not the defaults: they were given to the pretraining run only."""
@@ -94,6 +121,78 @@ def test_a_recipe_does_not_go_before_what_the_weights_are_tied_to(runs, tmp_path
     assert run("finetune", "--config", recipe, *QUICK, "--init", runs.pretrain, "--out", out) == 0
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["model"]["embed_dim"], config["data"]["count"]) == (12, 16)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "told"),
+    [(1, 1, "set --training.batch_size to 2 or more"), (4, 4, "set --training.batch_size to 8 or more")],
+)
+def test_a_probe_needs_two_samples_in_a_micro_batch(runs, tmp_path, capsys, batch, accumulation, told):
+    """Batch normalisation has no deviation of one."""
+    split = [f"--training.batch_size={batch}", f"--training.accumulation_steps={accumulation}"]
+    line = ["linear-probe", *QUICK, "--init", runs.pretrain, "--out", tmp_path / "run"]
+    assert run(*line, *split) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(
+        "map-toy: error: a micro-batch of 1 sample(s) is too small for batch normalisation: "
+    )
+    assert (
+        f"training.batch_size {batch} is split over 1 process(es) times accumulation_steps {accumulation}"
+        in message
+    )
+    assert told in message
+    assert run(*line) == 0, "what failed at its first step starts anew in its place"
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "file"),
+    [
+        ("map_core.tasks.weights", "save_tensors", "model.safetensors"),
+        ("map_core.tasks.weights", "save_json", "model.json"),
+        ("map_core.runs.summary", "save_json", "summary.json"),
+        ("map_core.runs.pictures", "replacing", "curves.png"),
+        ("toy_domain", "draw", "reconstructions.png"),
+    ],
+)
+def test_a_disk_that_is_full_during_the_export_loses_nothing(
+    tmp_path, capsys, monkeypatch, module, name, file
+):
+    """One sentence, the checkpoints as they were, and resuming writes what an undisturbed run leaves."""
+    line, out = ["pretrain", *QUICK], tmp_path / "run"
+
+    def full(*arguments, **more):
+        raise FULL
+
+    with monkeypatch.context() as patch:
+        if module == "toy_domain":
+            broken = dataclasses.replace(DOMAIN, draw_picture=full)
+            assert (
+                main(
+                    "map-toy",
+                    standard_commands(broken, sample="toy"),
+                    DOMAIN.recipes,
+                    [*line, "--out", str(out)],
+                )
+                == 2
+            )
+        else:
+            patch.setattr(f"{module}.{name}", full)
+            assert run(*line, "--out", out) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == (
+        f"map-toy: error: the disk is full ({FULL}) while writing the run in {out}; its checkpoints are unharmed; "
+        "make room, then continue with --resume auto"
+    )
+    assert not (out / file).exists()
+    assert find_fault(out / "checkpoints/step_00000006") is None
+    assert run(*line, "--out", out, "--resume=auto") == 0
+    assert run(*line, "--out", tmp_path / "whole") == 0
+    for weights in ("model.safetensors", "pretraining.safetensors"):
+        assert (out / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
 
 
 def test_a_signal_during_the_export_is_in_the_status_of_a_finished_run(tmp_path, monkeypatch):
@@ -149,6 +248,8 @@ def test_evaluating_a_run_repeats_its_last_evaluation(runs, tmp_path, capsys, na
     for metric in ("test_accuracy", "test_accuracy_class_mean", "test_loss"):
         assert summary[metric] == pytest.approx(trained[metric], rel=1e-4)
         assert f"{metric:26} {summary[metric]:.4g}\n" in printed
+    assert printed.startswith("evaluated on evaluation split\n")
+    assert printed.endswith(f"-> {out}/summary.json\n")
     assert (summary["task"], summary["init"], summary["toys"]) == ("evaluate", str(init), 10)
     assert summary["evaluated_on"] == "evaluation split"
 
@@ -323,6 +424,7 @@ def test_info_tells_versions_devices_and_models(capsys):
     assert lines[0] == "versions"
     assert f"  {'torch':14} {importlib.metadata.version('torch')}" in lines
     assert lines[-2:] == ["models", "  toy"]
+    assert any("torch.utils.flop_counter.FlopCounterMode counts" in line for line in lines)
 
 
 def test_files_are_given_by_the_name_of_the_domains_samples():
@@ -334,7 +436,7 @@ def test_files_are_given_by_the_name_of_the_domains_samples():
 
 
 def test_every_command_is_there_once_in_the_order_of_the_help():
-    assert [command.name for command in standard_commands(DOMAIN)] == [
+    assert [command.name for command in standard_commands(DOMAIN, sample="toy")] == [
         "pretrain", "finetune", "linear-probe", "evaluate", "predict", "features", "reconstruct", "info",
     ]  # fmt: skip
 

@@ -10,21 +10,20 @@ files are not part of this project, whose tests compare the head with ``test_dif
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from map_core.objectives.diffusion import DiffusionHead
 from map_core.objectives.diffusion.process import cosine_betas
 from map_core.tasks.weights import read_weights
+from map_core.testing.parity import print_deviations, read_arrays
 
 GIVEN = ("target", "z", "noise", "t", "mask")
-TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 1e-4  # of each array's maximum
 
 
-def computed(weights: Path, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def computed(weights: Path, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """What this project's head makes of what is given, under the names of the rest."""
-    target, z, noise, t, mask = (torch.from_numpy(arrays[name]) for name in GIVEN)
+    target, z, noise, t, mask = (arrays[name] for name in GIVEN)
     head = DiffusionHead(target.shape[1], z.shape[1], depth=3, width=32)
     head.load_state_dict(read_weights(weights))
     process = head.process
@@ -58,17 +57,8 @@ def computed(weights: Path, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 def main(folder: Path) -> int:
     """Print how far each array is off, and return 1 if one is too far."""
-    arrays = dict(np.load(folder / "diffloss_tiny_io.npz"))
-    found = computed(folder / "diffloss_tiny.pth", arrays)
-    far = 0
-    for name, expected in arrays.items():
-        if name in GIVEN:
-            continue
-        limit = GRADIENT_TOLERANCE if name.startswith("grad:") else TOLERANCE
-        off = np.abs(found[name].detach().numpy() - expected).max() / np.abs(expected).max()
-        far += off > limit
-        print(f"{name:32} {off:.1e}  {'equal' if off <= limit else 'DIFFERS'}")
-    return int(far > 0)
+    arrays = read_arrays(folder / "diffloss_tiny_io.npz")
+    return int(print_deviations(computed(folder / "diffloss_tiny.pth", arrays), arrays) > 0)
 
 
 if __name__ == "__main__":

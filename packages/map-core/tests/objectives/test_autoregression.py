@@ -7,7 +7,7 @@ from torch import nn
 from map_core import ConsecutiveRegions, Draw, GridRegions, UserError, normalize_targets
 from map_core.blocks import FourWayBlock, MambaBlock
 from map_core.objectives.autoregression import Autoregression, AutoregressionConfig, NextRegionDecoder
-from map_core.testing import GridBackbone, LinearPosition, toy_encoder
+from map_core.testing import GridBackbone, LinearPosition, learn_batch, toy_encoder
 from map_core.tokens import undo_scan
 
 ROWS, COLS, CHANNELS = 4, 3, 4
@@ -116,14 +116,7 @@ def test_every_parameter_learns(one_way, vectors):
 @pytest.mark.usefixtures("unchecked")
 def test_learning_overfits_a_batch(one_way, vectors):
     objective = build(one_way())
-    optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
-    losses = []
-    for _ in range(150):
-        loss = objective(vectors, DRAW).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = learn_batch(objective, vectors, DRAW, steps=150, lr=1e-2)
     # of the first region nothing is known but the mean of two samples
     assert losses[-1] < 0.45 * losses[0]
 

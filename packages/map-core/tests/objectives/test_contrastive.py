@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from map_core import Draw, UserError
 from map_core.data.views import TwoViews
 from map_core.objectives.contrastive import Contrastive, ContrastiveConfig
-from map_core.testing import GridBackbone, toy_encoder
+from map_core.testing import GridBackbone, take_step, toy_encoder
 
 BATCH, CHANNELS = 6, 4
 VERSIONS = ["v2", "v3"]
@@ -154,14 +154,8 @@ def test_a_resumed_objective_goes_on_as_if_it_had_not_stopped(views):
             resumed = build("v2")
             resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
             second = torch.optim.SGD([p for p in resumed.parameters() if p.requires_grad], 0.1)
-        losses = []
-        for objective, of in ((whole, optimizer), *([(resumed, second)] if step >= 3 else [])):
-            loss = objective(views, draw(step)).loss
-            of.zero_grad()
-            loss.backward()
-            of.step()
-            losses.append(loss.item())
-        assert len(set(losses)) == 1
+        both = ((whole, optimizer), *([(resumed, second)] if step >= 3 else []))
+        assert len({take_step(objective, of, views, draw(step)) for objective, of in both}) == 1
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -198,11 +192,7 @@ def test_learning_finds_the_other_view_of_samples_that_it_has_not_seen(version, 
     losses = []
     for step in range(120):
         samples = torch.randn(16, 1, 3, 4, CHANNELS) + 0.5 * torch.randn(16, 2, 3, 4, CHANNELS)
-        loss = objective(samples, Draw(0, step, slice(0, 16), 16)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        losses.append(take_step(objective, optimizer, samples, Draw(0, step, slice(0, 16), 16)))
     # v2's queue is random vectors, easily told from samples, for its first three steps
     assert sum(losses[-10:]) < 0.93 * sum(losses[10:20])
 

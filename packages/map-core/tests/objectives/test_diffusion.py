@@ -14,7 +14,7 @@ from map_core import Draw, UserError, normalize_targets
 from map_core.losses import MaskedMSE
 from map_core.objectives.diffusion import DiffusionHead, MaskedDiffusion, MaskedDiffusionConfig, Process
 from map_core.objectives.diffusion.process import cosine_betas, respaced
-from map_core.testing import toy_objective
+from map_core.testing import learn_batch, toy_objective
 from map_core.tokens import gather_tokens
 
 STEPS = 20
@@ -212,15 +212,7 @@ def test_a_reconstruction_has_values(vectors):
 def test_learning_overfits_a_batch(vectors):
     torch.manual_seed(0)
     objective = build(repeats=16)
-    optimizer = torch.optim.Adam(objective.parameters(), 3e-3)
-
-    losses = []
-    for _ in range(200):
-        loss = objective(vectors, DRAW).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = learn_batch(objective, vectors, DRAW, steps=200, lr=3e-3)
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -14,7 +14,7 @@ from map_core import (
     masked_mse,
 )
 from map_core.objectives.mamba_decoder import MambaRegionDecoder
-from map_core.testing import LinearPosition, decoder_dependencies, toy_objective
+from map_core.testing import LinearPosition, decoder_dependencies, learn_batch, toy_objective
 from map_core.tokens import gather_tokens, undo_scan
 
 ROWS, COLS, CHANNELS = 4, 3, 4
@@ -151,14 +151,7 @@ def test_every_parameter_of_a_mamba_decoder_learns(vectors, attention):
 @pytest.mark.usefixtures("unchecked")
 def test_a_mamba_decoder_overfits_a_batch(vectors):
     objective = with_mamba_decoder("map")
-    optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
-    losses = []
-    for _ in range(100):
-        loss = objective(vectors, DRAW).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = learn_batch(objective, vectors, DRAW, steps=100, lr=1e-2)
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from map_core import Draw, Features, Masking, UserError
 from map_core.objectives.simmim import SimMIM, SimMIMConfig
-from map_core.testing import GridBackbone, toy_encoder, toy_tokens
+from map_core.testing import GridBackbone, learn_batch, toy_encoder, toy_tokens
 
 ROWS, COLS, CHANNELS, WIDTH = 4, 4, 4, 16
 DRAW = Draw.of_batch(2, seed=5)
@@ -103,14 +103,7 @@ def test_every_parameter_learns(vectors):
 @pytest.mark.usefixtures("unchecked")
 def test_learning_overfits_a_batch(vectors):
     objective = build(masking=Masking(0.5, strategy="sequential"))
-    optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
-    losses = []
-    for _ in range(150):
-        loss = objective(vectors, DRAW).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = learn_batch(objective, vectors, DRAW, steps=150, lr=1e-2)
     assert losses[-1] < 0.4 * losses[0]
 
 

@@ -93,7 +93,7 @@ def test_one_direction(length: int, reverse: bool, scan_arguments: Tool, compare
     compare(scan_arguments(length, batch=1, channels=5, state=3), reverse=reverse)
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 8, 63, 64, 65])
+@pytest.mark.parametrize("length", [1, 7, 8, 64, 65])
 def test_both_directions(length: int, scan_arguments: Tool, compare_both: Compare) -> None:
     compare_both(two_directions(scan_arguments, length, batch=1, channels=5, state=3))
 
@@ -131,8 +131,9 @@ def test_segments_without_options_and_in_bfloat16(scan_arguments: Tool, compare:
     compare({name: arguments[name] for name in ("u", "delta", "A", "B", "C")}, BFLOAT16_TOLERANCE)
 
 
-def test_a_vision_length(scan_arguments: Tool, compare_both: Compare) -> None:
-    compare_both(two_directions(scan_arguments, 196, batch=1, channels=3, state=3))
+def test_a_length_of_several_tiles(scan_arguments: Tool, compare_both: Compare) -> None:
+    length = 196 if DEVICE == "cuda" else 130  # the interpreter takes a fifth of a second a step
+    compare_both(two_directions(scan_arguments, length, batch=1, channels=3, state=3))
 
 
 @pytest.mark.parametrize(("channels", "state"), [(1, 16), (33, 16), (40, 1), (9, 40), (32, 3)])

@@ -111,8 +111,8 @@ def test_what_is_no_account_is_refused(tmp_path, text):
     [
         ({"data.mean": [0.5]}, {"data.mean": [0.4]}, "data.mean was [0.5] and is [0.4];"),
         ({"data.classes": ["a", "b"]}, {"data.classes": ["a", "c"]}, "data.classes was ['a', 'b'] and is ['a', 'c'];"),
-        ({"data.classes": list("abcde")}, {"data.classes": list("abXde")}, "data.classes[2] was 'c' and is 'X';"),
-        ({"data.classes": list("abcde")}, {"data.classes": list("abcd")}, "data.classes[4] was 'e' and is absent;"),
+        ({"data.c": list("abcde")}, {"data.c": list("abXde")}, "data.c[2] was 'c' and is 'X';"),
+        ({"data.c": list("abcde")}, {"data.c": list("abcd")}, "data.c[4] was 'e' and is absent;"),
         ({"data.gone": 1}, {}, "data.gone was 1 and is None;"),
         ({}, {"model.new": 1}, "model.new was None and is 1;"),
         ({"lr": 1, "seed": 2}, {"lr": 2, "seed": 3}, "lr was 1 and is 2; seed was 2 and is 3;"),

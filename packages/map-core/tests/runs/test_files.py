@@ -5,22 +5,13 @@ import os
 import resource
 import signal
 import stat
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from map_core import UserError
-from map_core.runs.files import (
-    expanded,
-    replacing,
-    require_file,
-    require_folder,
-    save_json,
-    save_tensors,
-    sync,
-)
+from map_core.runs.files import replacing, require_file, require_folder, save_json, save_tensors, sync
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002], ids=oct)
@@ -139,13 +130,6 @@ def test_a_pipe_is_written_to_as_it_is(tmp_path):
     assert os.read(reader, 10) == b"1\n"
     os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
-
-
-def test_home_folders_are_meant_at_the_beginning_only(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    assert [str(expanded(path)) for path in ("~", "~/a", Path("~/a"), "a/~/b", "~a~")] == [
-        "/home/me", "/home/me/a", "/home/me/a", "a/~/b", "~a~",
-    ]  # fmt: skip
 
 
 def test_a_result_needs_the_name_of_a_file(tmp_path):

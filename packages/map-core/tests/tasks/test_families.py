@@ -8,7 +8,7 @@ import torch
 from toy_domain import DOMAIN, ToyNet
 
 from map_core import UserError
-from map_core.commands.convert import convert_command
+from map_core.commands.listing import convert_command
 from map_core.commands.program import main
 from map_core.tasks.families import Converted, Family, family_of
 from map_core.tasks.pretraining import load_objective, rest_of_state

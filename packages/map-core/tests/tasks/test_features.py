@@ -62,7 +62,18 @@ def test_two_splits_with_classes_are_written_and_scored(tmp_path, capsys):
     score = slow_knn(*train, *test, neighbors=5)
     report = json.loads(out.with_suffix(".json").read_text())
     assert report == {"task": "features", "knn_accuracy": pytest.approx(score), "neighbors": 5}
-    assert f"kNN accuracy (5 neighbours): {score:.2f} % (held-out part)" in capsys.readouterr().out
+    assert (
+        f"kNN accuracy (5 neighbours): {score:.2f} % on held-out part -> {tmp_path}/features.json"
+        in capsys.readouterr().out
+    )
+
+
+def test_the_score_says_how_many_neighbours_there_were(tmp_path, capsys):
+    train, test = clusters(13, 1), clusters(50, 2)
+    splits = {"train": SplitFeatures(*train, ["x"] * 13), "test": SplitFeatures(*test, ["y"] * 50)}
+    write_features(tmp_path / "f.npz", splits, ["a", "b", "c", "d"], neighbors=20)
+    assert "kNN accuracy (13 neighbours, every training sample): " in capsys.readouterr().out
+    assert json.loads((tmp_path / "f.json").read_text())["neighbors"] == 13
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,17 @@ import math
 import pytest
 import torch
 from sklearn.linear_model import Ridge
-from toy_domain import CLASSES, DOMAIN, ToySamples, open_data
+from toy_domain import CLASSES, DOMAIN, ToyNet, ToySamples, open_data
 
 from map_core import Draw
 from map_core.errors import UserError
+from map_core.objective import Objective
 from map_core.runs.metrics import read_metrics
 from map_core.tasks.evaluation import EvaluationConfig, collect, pooled_features
 from map_core.tasks.features import knn_accuracy
 from map_core.tasks.monitors import MonitorConfig, open_monitor, probe_accuracy, rankme, spread
 from map_core.tasks.pretraining import PretrainTask, load_objective
+from map_core.testing import toy_objective
 from map_core.training import train
 
 
@@ -117,6 +119,18 @@ def test_the_best_encoder_is_kept_across_a_resume(make_config, tmp_path, monkeyp
     assert load_objective(DOMAIN, tmp_path / "run" / "model_best.safetensors")
 
 
+def test_an_objective_of_pairs_is_measured_by_its_features(make_config):
+    class Pairs(Objective):
+        def forward(self, inputs, draw):
+            raise AssertionError("single views have no loss")
+
+    pairs = Pairs()
+    pairs.backbone = toy_objective(backbone=ToyNet()).backbone
+    config = make_config("pretrain", monitor=MonitorConfig(samples=16))
+    measures = open_monitor(DOMAIN, config, pairs).measure(pairs, torch.device("cpu"))
+    assert measures.keys() == {"knn_accuracy", "probe_accuracy"}
+
+
 def test_data_that_cannot_be_monitored_stops_no_run(make_config, tmp_path, caplog):
     def refuse(data, model, purpose, trained=None):
         if purpose == "features":
@@ -143,7 +157,7 @@ def test_data_that_cannot_be_monitored_stops_no_run(make_config, tmp_path, caplo
 )
 def test_settings_that_no_monitor_can_have(make_config, settings, message):
     with pytest.raises(UserError, match=message):
-        open_monitor(DOMAIN, make_config("pretrain", monitor=MonitorConfig(**settings)))
+        open_monitor(DOMAIN, make_config("pretrain", monitor=MonitorConfig(**settings)), toy_objective())
 
 
 def test_rankme_is_the_rank_of_features_with_equal_singular_values():

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_domain import CHANNELS, DOMAIN, ToyNet, ToySamples, ToySimMIMConfig, open_data
+from toy_domain import CHANNELS, CLASSES, DOMAIN, ToyNet, ToySamples, ToySimMIMConfig, open_data
 
 from map_core import Draw, Masking, UserError
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
 from map_core.objectives.simmim import SimMIM
-from map_core.tasks.domain import Skipped
+from map_core.tasks.classification import FinetuneTask
+from map_core.tasks.domain import OpenedData, Skipped
 from map_core.tasks.pretraining import (
     PretrainTask,
     hide_and_reconstruct,
@@ -27,6 +28,14 @@ from map_core.training import train
 
 def batch(count=4):
     return torch.stack([ToySamples(count)[i][0] for i in range(count)])
+
+
+def copy_weights(run, folder, changed):
+    """Copy the weights of a run with the descriptions beside them, whose text ``changed`` changes."""
+    for path in run.glob("*.safetensors"):
+        (folder / path.name).write_bytes(path.read_bytes())
+        description = path.with_suffix(".json")
+        (folder / description.name).write_text(changed(description.read_text()))
 
 
 # ---- configuration
@@ -191,10 +200,7 @@ def test_a_run_of_another_method_comes_back_as_that(make_config, tmp_path):
 
 
 def test_a_run_of_a_method_that_the_domain_does_not_have_is_refused(pretrained, tmp_path):
-    for path in pretrained[0].glob("*.safetensors"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        text = path.with_suffix(".json").read_text().replace("masked_autoregression", "contrastive")
-        (tmp_path / path.name).with_suffix(".json").write_text(text)
+    copy_weights(pretrained[0], tmp_path, lambda text: text.replace("masked_autoregression", "contrastive"))
     with pytest.raises(
         UserError, match=r"describes objective.method 'contrastive', which map-toy does not have"
     ):
@@ -203,11 +209,13 @@ def test_a_run_of_a_method_that_the_domain_does_not_have_is_refused(pretrained, 
 
 def test_a_description_without_a_method_is_of_the_first(pretrained, tmp_path):
     """Up to version 0.1 there was one."""
-    for path in pretrained[0].glob("*.safetensors"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        described = json.loads(path.with_suffix(".json").read_text())
+
+    def without_method(text):
+        described = json.loads(text)
         described.get("objective", {}).pop("method", None)
-        (tmp_path / path.name).with_suffix(".json").write_text(json.dumps(described))
+        return json.dumps(described)
+
+    copy_weights(pretrained[0], tmp_path, without_method)
     assert load_objective(DOMAIN, tmp_path).settings.method == "masked_autoregression"
 
 
@@ -229,10 +237,7 @@ def test_a_classifier_has_no_decoder(finetuned):
 
 
 def test_a_decoder_that_does_not_fit_names_its_keys(pretrained, tmp_path):
-    for path in pretrained[0].glob("*.safetensors"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        text = path.with_suffix(".json").read_text().replace('"decoder_dim": 8', '"decoder_dim": 4')
-        (tmp_path / path.name).with_suffix(".json").write_text(text)
+    copy_weights(pretrained[0], tmp_path, lambda text: text.replace('"decoder_dim": 8', '"decoder_dim": 4'))
     with pytest.raises(
         UserError, match=r"pretraining.safetensors does not fit the objective that it describes: decoder\."
     ):
@@ -268,3 +273,72 @@ def test_an_error_leaves_the_objective_as_it_was_too():
 def test_pictures_show_samples_spread_over_the_data(samples, count, chosen):
     data = ToySamples(samples)
     assert torch.equal(inputs_to_draw(data, count), torch.stack([data[i][0] for i in chosen]))
+
+
+class BareInputs:
+    """A data set as others write it: tensors, no names, nothing else."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index][0]
+
+
+class Labelled(BareInputs):
+    def __getitem__(self, index):
+        inputs, label = self.samples[index]
+        return inputs, int(label)
+
+
+def own_data(train):
+    return OpenedData("my own", CLASSES, train, None, None)
+
+
+@pytest.mark.parametrize("kind", [BareInputs, Labelled, list])
+def test_any_map_style_data_set_is_trained_on_to_the_end(make_config, tmp_path, kind):
+    samples = ToySamples(24)
+    train_data = kind([samples[i] for i in range(24)])
+    task = PretrainTask(DOMAIN, make_config("pretrain"), own_data(train_data))
+    summary = train(task, task.config.training, str(tmp_path / "run"), run_config=task.config)
+    assert summary["loss"] > 0
+    assert (tmp_path / "run/reconstructions.png").exists()
+    plain = PretrainTask(DOMAIN, make_config("pretrain"), own_data(samples))
+    train(plain, plain.config.training, tmp_path / "plain", run_config=plain.config)
+    for name in ("model.safetensors", "reconstructions.png"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_any_labelled_data_set_is_finetuned_on_to_the_end(make_config, tmp_path):
+    task = FinetuneTask(DOMAIN, make_config("finetune"), own_data(Labelled(ToySamples(24))))
+    train(task, task.config.training, tmp_path / "run", run_config=task.config)
+    assert DOMAIN.models.classifier(tmp_path / "run")[1] == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("task", "train_data", "told"),
+    [
+        (
+            PretrainTask,
+            [{"image": 1}],
+            "a sample must be an input tensor, or a tuple .*; sample 0 of list is dict;",
+        ),
+        (
+            FinetuneTask,
+            BareInputs(ToySamples(8)),
+            r"a sample must be \(input tensor, whole number\); .* is Tensor;",
+        ),
+        (
+            FinetuneTask,
+            [(torch.zeros(3), 1.5)],
+            r"a sample must be .*; sample 0 of list is Tensor, float; change its",
+        ),
+    ],
+)
+def test_other_data_sets_are_refused_before_anything_is_trained(make_config, task, train_data, told):
+    config = make_config("pretrain" if task is PretrainTask else "finetune")
+    with pytest.raises(UserError, match=told):
+        task(DOMAIN, config, own_data(train_data))

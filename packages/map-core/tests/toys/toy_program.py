@@ -4,8 +4,8 @@ import sys
 
 from toy_domain import DOMAIN
 
+from map_core.commands.listing import standard_commands
 from map_core.commands.program import main
-from map_core.commands.standard import standard_commands
 
 if __name__ == "__main__":
-    sys.exit(main(DOMAIN.program, standard_commands(DOMAIN), DOMAIN.recipes))
+    sys.exit(main(DOMAIN.program, standard_commands(DOMAIN, sample="toy"), DOMAIN.recipes))

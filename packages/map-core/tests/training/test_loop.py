@@ -125,3 +125,16 @@ def test_fsdp_on_a_cpu_is_refused_rather_than_turned_into_ddp(tmp_path, monkeypa
         UserError, match=r"FSDP was asked for, but Accelerate does not shard on cpu .* without FSDP"
     ):
         train(ToyTask(), toy_config(), tmp_path / "run")
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(1)
+
+
+def test_a_stream_of_samples_is_refused_before_a_run_is_begun(tmp_path):
+    task = ToyTask()
+    task.train_data = Streamed()
+    with pytest.raises(UserError, match=r"training data must be map-style, .*; Streamed is not"):
+        train(task, toy_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

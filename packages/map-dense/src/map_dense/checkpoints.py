@@ -9,7 +9,6 @@ the loaders that are registered here instead: tensors, plain values, and what mm
 import pickle
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 
 NUMBER = re.compile(r"[<>|=]?([biuf])([1248])")
 STATISTICS = ("min", "max", "current", "mean")
@@ -124,7 +124,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     Raises:
         UserError: no such file, a broken one, or one that holds more than tensors, plain values and log buffers.
     """
-    file = Path(filename).expanduser()
+    file = expanded(filename)
     if not file.is_file():
         raise UserError(f"no checkpoint at {file}; give a file that mim train wrote, such as iter_500.pth")
     try:

@@ -15,6 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, V
 from mmengine.utils import is_abs
 
 from map_core import UserError
+from map_core.paths import expanded
 from map_dense.categories import check_categories
 
 
@@ -27,6 +28,7 @@ def config_data_root(config: Any) -> str:
     root = config.get("data_root")
     if not root:
         raise UserError("data_root is not set; add --cfg-options data_root=PATH")
+    root = expanded(root)
     if not isdir(root):
         raise UserError(f"data_root ({root}) is no directory; set it by --cfg-options data_root=PATH")
     return str(root)

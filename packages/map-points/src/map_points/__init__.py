@@ -1,13 +1,11 @@
 """Masked autoregressive pretraining for point clouds.
 
-Public names, imported at their first use: importing the package costs no more than the models.
+Public names, imported at their first use: a command line that only shows its help does not wait for torch.
 """
 
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from map_points.model import HybridNet3D, create_point_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,6 +13,7 @@ if TYPE_CHECKING:
     from map_core.tasks.pretraining import TrainedObjective
     from map_points.data import PointDataConfig
     from map_points.factory import PointModelConfig
+    from map_points.model import HybridNet3D, create_point_model
     from map_points.pretraining import PointObjectiveConfig, build_objective
     from map_points.tokenizer import tokenize_clouds
 
@@ -31,6 +30,8 @@ __all__ = [
     "tokenize_clouds",
 ]
 _PLACES = {
+    "HybridNet3D": "map_points.model",
+    "create_point_model": "map_points.model",
     "PointDataConfig": "map_points.data",
     "PointModelConfig": "map_points.factory",
     "PointObjectiveConfig": "map_points.pretraining",

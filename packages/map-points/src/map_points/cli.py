@@ -1,63 +1,31 @@
 """The command line: ``map-points COMMAND --config RECIPE --section.key value ...``."""
 
-from pathlib import Path
-
 import map_core.commands.program
 from map_core.commands.command import Command
-from map_core.commands.convert import convert_command
-from map_core.commands.options import Option, config_class
-from map_core.commands.standard import standard_commands, starting_from_run, train_task
-from map_core.runs.files import require_folder
-from map_core.study.command import study_commands
-from map_points.data import write_part_shapes
-from map_points.domain import DOMAIN
-from map_points.fewshot import FewShotConfig, run_folds
-from map_points.segmentation.task import SegmentConfig, SegmentTask
+from map_core.commands.listing import convert_command, standard_commands, starting_from_run, study_commands
 
-PartShapesConfig = config_class(
-    "PartShapesConfig",
-    "Shapes of two parts in ShapeNetPart's layout, to try segmentation on.",
-    train=Option(int, "Training shapes of each of the five categories.", 60),
-    val=Option(int, "Validation shapes of each (trained on as well, as the field does).", 6),
-    test=Option(int, "Test shapes of each.", 20),
-    points=Option(int, "Points of each shape.", 1500),
-    seed=Option(int, "Of everything random.", 0),
-    out=Option(str, "Folder to make.", "part_shapes"),
+DOMAIN, HERE = "map_points.domain:DOMAIN", "map_points.commands"
+FEWSHOT = Command(
+    "fewshot", "train a classifier on few-shot folds", "map_points.fewshot:FewShotConfig", f"{HERE}:fewshot"
 )
-
-
-def segment(config: SegmentConfig) -> None:
-    """Train a part segmenter."""
-    train_task(SegmentTask, config)
-
-
-def fewshot(config: FewShotConfig) -> None:
-    """Train a classifier on every few-shot fold and write the mean over them."""
-    run_folds(config)
-
-
-def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
-    """Write two-part shapes as txt files with their lists."""
-    settings = vars(config).copy()
-    out = Path(settings.pop("out"))
-    require_folder(out)
-    write_part_shapes(out, **settings)
-    print(f"two-part shapes -> {out} (--data.root {out})")
-
-
-FEWSHOT = Command("fewshot", "train a classifier on few-shot folds", FewShotConfig, fewshot)
-SEGMENT = Command("segment", "train a part segmenter", SegmentConfig, segment)
+SEGMENT = Command(
+    "segment", "train a part segmenter", "map_points.segmentation.task:SegmentConfig", f"{HERE}:segment"
+)
+PART_SHAPES = Command(
+    "write-part-shapes",
+    "make two-part shapes in ShapeNetPart's layout",
+    f"{HERE}:PartShapesConfig",
+    f"{HERE}:part_shapes",
+)
 COMMANDS = [
-    *standard_commands(DOMAIN),
+    *standard_commands(DOMAIN, sample="cloud"),
     convert_command(DOMAIN),
     *study_commands(DOMAIN),
     *(starting_from_run(DOMAIN, command) for command in (FEWSHOT, SEGMENT)),
-    Command(
-        "write-part-shapes", "make two-part shapes in ShapeNetPart's layout", PartShapesConfig, part_shapes
-    ),
+    PART_SHAPES,
 ]
 
 
 def main() -> int:
     """Run the command line of this process."""
-    return map_core.commands.program.main(DOMAIN.program, COMMANDS, DOMAIN.recipes)
+    return map_core.commands.program.main("map-points", COMMANDS, "map_points.recipes")

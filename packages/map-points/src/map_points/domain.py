@@ -89,8 +89,8 @@ def draw_picture(
     if not isinstance(objective, ReconstructingObjective):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
     samples = data.plain_train or data.evaluation
-    assert isinstance(samples, CloudSamples)
-    draw_reconstructions(objective, inputs, path, up_axis=samples.up_axis, ratio=ratio, seed=seed)
+    up_axis = samples.up_axis if isinstance(samples, CloudSamples) else "z"
+    draw_reconstructions(objective, inputs, path, up_axis=up_axis, ratio=ratio, seed=seed)
 
 
 def describe_models() -> list[str]:

@@ -1,14 +1,16 @@
 """From the ``model`` section of a configuration to a model."""
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import map_core.tasks.trained_models
 from map_core.positions import MlpActivation
 from map_core.tasks.trained_models import Models
 from map_points.blocks import ScanKind, SpreadKind
 from map_points.checkpoints import FAMILIES
-from map_points.conventions import CONVENTIONS, PoolKind
-from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model
+from map_points.conventions import CONVENTIONS, Conventions, PoolKind
+from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model, named_settings
 from map_points.tokenizer import PointOrder
 from map_points.weights import load_init
 
@@ -84,6 +86,13 @@ def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
     return create_point_model(config.name, num_classes, linear_head=True, **config.arguments() | PRETRAINED)
 
 
+def resolved(config: PointModelConfig) -> dict[str, Any]:
+    """Every setting of a model."""
+    known = inspect.signature(HybridNet3D).parameters.items()
+    settings = {name: entry.default for name, entry in known} | asdict(Conventions())
+    return settings | named_settings(config.name) | config.arguments()
+
+
 # the rest may differ between pretraining and what follows it: more patches, more dropout
 TIED = (
     "name",
@@ -99,6 +108,7 @@ TIED = (
     "second_order",
     *CONVENTIONS,
 )
+UNSEEN = ("num_heads", "neighbors", "scan", "patch_size", "order", "second_order", *CONVENTIONS)
 MODELS = Models(
     config=PointModelConfig,
     names=MODEL_NAMES,
@@ -108,5 +118,7 @@ MODELS = Models(
     create_probed=create_probed,
     load_init=load_init,
     tied=TIED,
+    unseen=UNSEEN,
+    resolved=resolved,
     families=FAMILIES,
 )

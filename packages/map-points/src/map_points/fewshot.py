@@ -7,11 +7,11 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from accelerate import PartialState
-
 from map_core.commands.standard import configs
 from map_core.errors import RunStopped, UserError
+from map_core.paths import expanded
 from map_core.runs.files import require_folder
+from map_core.runs.notes import is_main_process, tell
 from map_core.runs.summary import write_config, write_summary
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask
 from map_core.tasks.domain import OpenedData
@@ -58,6 +58,7 @@ class FewShotConfig:
         objective: Loss and label smoothing.
         training: Of each fold.
         init: A pretraining run or weights file to start every fold from; from scratch when not given.
+        init_may_differ: Settings of the model in which it is meant to differ from that of init, such as order.
         resume: 'auto' keeps finished folds and continues the one that was interrupted.
         out: Directory; every fold is a finetuning run in it.
     """
@@ -68,6 +69,7 @@ class FewShotConfig:
     objective: ClassificationConfig = field(default_factory=ClassificationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     init: str | None = None
+    init_may_differ: list[str] | None = None
     resume: str | None = None
     out: str = "runs/fewshot"
 
@@ -123,18 +125,18 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
     """
     if config.resume not in (None, "auto"):
         raise UserError(f"resume must be auto for few-shot folds; got {config.resume!r}")
-    out = Path(config.out)
+    out = expanded(config.out)
     require_folder(out)
     accuracies, seconds = [], 0.0
     for fold, data in enumerate(open_folds(config.data, config.fewshot)):
         directory = out / f"fold_{fold}"
-        print(data.description)
         run = configs(DOMAIN).finetune(
             data=config.data,
             model=replace(config.model),
             objective=config.objective,
             training=config.training,
             init=config.init,
+            init_may_differ=config.init_may_differ,
             resume="auto" if config.resume and (directory / "checkpoints").is_dir() else None,
             out=str(directory),
         )
@@ -159,12 +161,12 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
         "seconds": seconds,
         **last,
     }
-    if PartialState().is_main_process:
+    if is_main_process():
         write_config(out, config)
         write_summary(out, summary)
-        print(
-            f"{summary['folds']} folds, {summary['way']}-way {summary['shot']}-shot: "
-            f"{summary['test_accuracy_mean']:.2f} +- {summary['test_accuracy_std']:.2f} % over "
-            f"{len(accuracies)} folds"
-        )
+    tell(
+        f"{summary['folds']} folds, {summary['way']}-way {summary['shot']}-shot: "
+        f"{summary['test_accuracy_mean']:.2f} +- {summary['test_accuracy_std']:.2f} % over "
+        f"{len(accuracies)} folds -> {out / 'summary.json'}"
+    )
     return summary

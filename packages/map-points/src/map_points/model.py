@@ -267,6 +267,17 @@ class HybridNet3D(nn.Module):
         self.encoder.activation_checkpointing = enable
 
 
+def named_settings(name: str) -> dict[str, Any]:
+    """What a model's name says of it.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(f"model {name!r} is unknown; {near_matches(name, MODEL_NAMES)}")
+    return dict(ARCHITECTURES[name])
+
+
 def create_point_model(name: str, num_classes: int = 40, **changes: Any) -> HybridNet3D:
     """Create one of ``MODEL_NAMES``, with changes to its arguments and its :class:`Conventions`.
 
@@ -276,8 +287,6 @@ def create_point_model(name: str, num_classes: int = 40, **changes: Any) -> Hybr
     Raises:
         UserError: an unknown name.
     """
-    if name not in ARCHITECTURES:
-        raise UserError(f"model {name!r} is unknown; {near_matches(name, MODEL_NAMES)}")
-    settings = {**ARCHITECTURES[name], **changes}
+    settings = {**named_settings(name), **changes}
     conventions = Conventions(**{key: settings.pop(key) for key in CONVENTIONS if key in settings})
     return HybridNet3D(num_classes, conventions=conventions, **settings)

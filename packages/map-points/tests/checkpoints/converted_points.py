@@ -117,19 +117,3 @@ def segment(state, points, category, **changes):
     seen(model.propagate, found, "propagated")
     scores = functional_call(model, converted.state, (points, category))
     return found | {"log_prob": scores.log_softmax(-1)}
-
-
-def gradients(state, loss):
-    """Of the loss with respect to every parameter of a published checkpoint that it depends on."""
-    learnt = {key: value for key, value in state.items() if value.requires_grad}
-    grads = torch.autograd.grad(loss, list(learnt.values()), allow_unused=True)
-    return {name: grad for name, grad in zip(learnt, grads, strict=True) if grad is not None}
-
-
-def learnable(state):
-    """The state with gradients for what is learned and not measured."""
-    fixed = ("running_mean", "running_var", "num_batches_tracked")
-    return {
-        key: value.clone() if key.endswith(fixed) else value.clone().requires_grad_()
-        for key, value in state.items()
-    }

@@ -11,14 +11,14 @@ shows that it is what was published.
 import sys
 from pathlib import Path
 
-import numpy as np
 import published_points as published
 import torch
-from converted_points import classify, gradients, learnable, pretrain, segment
+from converted_points import classify, pretrain, segment
 
 from map_core.tasks.weights import read_weights
+from map_core.testing.parity import print_deviations, read_arrays
+from map_core.testing.published import gradients, learnable
 
-TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 1e-4  # of each array's maximum
 CUT = {"number": 16, "size": 8}
 OURS = {"num_patches": 16, "patch_size": 8}
 HEADS = {"num_heads": 4}
@@ -83,26 +83,11 @@ CASES = {
 def compare(folder, name):
     """Print how far each array is off and return the number of those that are too far."""
     state = learnable(read_weights(folder / f"{name}_tiny.pth"))
-    arrays = {key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}_tiny_io.npz").items()}
-    far = 0
+    arrays, far = read_arrays(folder / f"{name}_tiny_io.npz"), 0
     for what, found in zip(("definition", "model"), CASES[name](state, arrays), strict=True):
         if "loss" in found:
             found |= {f"grad:{key}": grad for key, grad in gradients(state, found["loss"]).items()}
-        for key, value in found.items():
-            if key not in arrays:
-                continue
-            wanted = arrays[key]
-            if wanted.shape != value.shape:
-                print(f"{name:20} {what:11} {key:44} {tuple(value.shape)} for {tuple(wanted.shape)}")
-                far += 1
-                continue
-            if not wanted.is_floating_point():
-                off = float((wanted != value).any())
-            else:
-                off = float((value - wanted).detach().abs().max() / wanted.abs().max())
-            limit = GRADIENT_TOLERANCE if key.startswith("grad") else TOLERANCE
-            far += off > limit
-            print(f"{name:20} {what:11} {key:44} {off:.1e}  {'equal' if off <= limit else 'DIFFERS'}")
+        far += print_deviations(found, arrays, f"{name:20} {what:11} ")
     return far
 
 

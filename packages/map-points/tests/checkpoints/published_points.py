@@ -9,30 +9,13 @@ import math
 import torch
 import torch.nn.functional as F
 
-STATES = 16
-
-
-def layer_norm(state, name, x):
-    deviation = x - x.mean(-1, keepdim=True)
-    normal = deviation / (deviation.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    return normal * state[f"{name}.weight"] + state[f"{name}.bias"]
+from map_core.testing.published import count, layer_norm, linear, scan
 
 
 def batch_norm(state, name, x):
     """Of channels in the last axis, as in evaluation."""
     normal = (x - state[f"{name}.running_mean"]) / (state[f"{name}.running_var"] + 1e-5).sqrt()
     return normal * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-
-def linear(state, name, x):
-    """A linear layer, or a convolution that sees one point."""
-    weight = state[f"{name}.weight"]
-    return F.linear(x, weight.reshape(weight.shape[:2]), state.get(f"{name}.bias"))
-
-
-def count(state, prefix):
-    """Layers whose keys begin with ``prefix`` and a number."""
-    return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
 
 
 def below(state, prefix):
@@ -189,24 +172,6 @@ def point_mae_parts(state, points, category, number, size, heads):
 
 
 # ---- Mamba
-
-
-def scan(state, name, suffix, x):
-    """One direction: a causal convolution and a selective scan, step by step."""
-    taps, length = state[f"{name}.conv1d{suffix}.weight"][:, 0], x.shape[1]
-    padded = F.pad(x, (0, 0, taps.shape[1] - 1, 0))
-    u = sum(padded[:, i : i + length] * taps[:, i] for i in range(taps.shape[1]))
-    u = F.silu(u + state[f"{name}.conv1d{suffix}.bias"])
-    projected = u @ state[f"{name}.x_proj{suffix}.weight"].mT
-    dt, B, C = projected.split([projected.shape[-1] - 2 * STATES, STATES, STATES], dim=-1)
-    step = F.softplus(linear(state, f"{name}.dt_proj{suffix}", dt))
-    A, D = -state[f"{name}.A{suffix}_log"].exp(), state[f"{name}.D{suffix}"]
-    memory, outputs = torch.zeros(*u.shape[::2], STATES, dtype=u.dtype), []
-    for t in range(length):
-        now = step[:, t, :, None]
-        memory = (now * A).exp() * memory + now * B[:, t, None] * u[:, t, :, None]
-        outputs.append((memory * C[:, t, None]).sum(-1) + D * u[:, t])
-    return torch.stack(outputs, dim=1)
 
 
 def mix_flipped(state, name, x):

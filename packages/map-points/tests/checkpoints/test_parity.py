@@ -7,33 +7,15 @@ import point_states as states
 import published_points as published
 import pytest
 import torch
-from converted_points import classify, gradients, learnable, pretrain, segment
+from converted_points import classify, pretrain, segment
 from point_states import CUT, OURS, POINTS
 
+from map_core.testing.parity import assert_same_arrays, assert_same_gradients
+from map_core.testing.published import learnable
 from map_points.tokenizer import order_patches
 
-TOLERANCE = {"rtol": 5e-5, "atol": 5e-5}  # of each array's maximum
 HIDDEN = torch.rand(2, 8, generator=torch.Generator().manual_seed(2)).argsort(1).argsort(1) < 5
 CATEGORY = torch.tensor([3, 11])
-
-
-def assert_equal(ours, theirs, keys):
-    for key in keys:
-        scale = theirs[key].abs().max()
-        assert scale > 0, f"{key} shows nothing"
-        torch.testing.assert_close(
-            ours[key] / scale, theirs[key] / scale, **TOLERANCE, msg=lambda text, key=key: f"{key}: {text}"
-        )
-
-
-def assert_equal_gradients(state, ours, theirs):
-    expected = gradients(state, theirs["loss"])
-    found = gradients(state, ours["loss"])
-    assert found.keys() == expected.keys()
-    for key, grad in found.items():
-        # the smallest gradients are differences of large terms
-        scale = max(expected[key].abs().max(), 1e-3 * max(value.abs().max() for value in expected.values()))
-        torch.testing.assert_close(grad / scale, expected[key] / scale, rtol=1e-4, atol=1e-4)
 
 
 PRETRAINING = ("neighborhood", "center", "visible_features", "decoded", "prediction", "loss")
@@ -44,8 +26,8 @@ def test_point_mae_computes_what_was_published():
     state = learnable(states.point_mae())
     theirs = published.point_mae(state, POINTS, **CUT, heads=4)
     ours = classify(state, POINTS, **OURS, num_heads=4)
-    assert_equal(ours, theirs, (*STAGES, "center"))
-    assert_equal_gradients(state, ours, theirs)
+    assert_same_arrays(ours, theirs, (*STAGES, "center"))
+    assert_same_gradients(state, ours["loss"], theirs["loss"])
 
 
 def test_mamba3d_computes_for_every_cloud_what_was_published_for_one_alone():
@@ -54,8 +36,8 @@ def test_mamba3d_computes_for_every_cloud_what_was_published_for_one_alone():
     theirs = {key: torch.cat([one[key] for one in alone]) for key in alone[0] if key != "loss"}
     theirs["loss"] = theirs["logits"].square().mean()
     ours = classify(state, POINTS, **OURS)
-    assert_equal(ours, theirs, (*STAGES, "center", "block0_mixer"))
-    assert_equal_gradients(state, ours, theirs)
+    assert_same_arrays(ours, theirs, (*STAGES, "center", "block0_mixer"))
+    assert_same_gradients(state, ours["loss"], theirs["loss"])
     together = published.mamba3d(state, POINTS, **CUT)  # where clouds depend on their company
     assert not torch.allclose(together["logits"], theirs["logits"], rtol=1e-3)
 
@@ -65,8 +47,8 @@ def test_point_mamba_computes_what_was_published(pooled):
     state = learnable(states.point_mamba(pooled))
     theirs = published.point_mamba(state, POINTS, **CUT)
     ours = classify(state, POINTS, **OURS)
-    assert_equal(ours, theirs, (*STAGES, "sequence_in"))
-    assert_equal_gradients(state, ours, theirs)
+    assert_same_arrays(ours, theirs, (*STAGES, "sequence_in"))
+    assert_same_gradients(state, ours["loss"], theirs["loss"])
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -82,23 +64,23 @@ def test_point_mae_reconstructs_and_learns_as_published():
     state = learnable(states.point_mae_pretraining())
     theirs = published.point_mae_pretraining(state, POINTS, HIDDEN, **CUT, heads=4)
     ours = pretrain(state, POINTS, HIDDEN, decoder_heads=4, num_patches=8, num_heads=4)
-    assert_equal(ours, theirs, PRETRAINING)
-    assert_equal_gradients(state, ours, theirs)
+    assert_same_arrays(ours, theirs, PRETRAINING)
+    assert_same_gradients(state, ours["loss"], theirs["loss"])
 
 
 def test_point_mamba_reconstructs_and_learns_as_published():
     state = learnable(states.point_mamba_pretraining())
     theirs = published.point_mamba_pretraining(state, POINTS, HIDDEN, **CUT)
     ours = pretrain(state, POINTS, HIDDEN, num_patches=8)
-    assert_equal(ours, theirs, PRETRAINING)
-    assert_equal_gradients(state, ours, theirs)
+    assert_same_arrays(ours, theirs, PRETRAINING)
+    assert_same_gradients(state, ours["loss"], theirs["loss"])
 
 
 def test_point_mae_finds_parts_as_published():
     state = learnable(states.point_mae_parts())
     theirs = published.point_mae_parts(state, POINTS, CATEGORY, **CUT, heads=4)
     ours = segment(state, POINTS, CATEGORY, **OURS, num_heads=4)
-    assert_equal(ours, theirs, ("label_feature", "propagated", "log_prob"))
+    assert_same_arrays(ours, theirs, ("label_feature", "propagated", "log_prob"))
     for found in (ours, theirs):
         found["loss"] = found["log_prob"].square().mean()
-    assert_equal_gradients(state, ours, theirs)
+    assert_same_gradients(state, ours["loss"], theirs["loss"])

@@ -1,6 +1,8 @@
 """Training of part segmenters: settings, the loss, and a run that can be read back."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -49,6 +51,27 @@ def test_a_run_can_be_read_back(segmented):
     assert run.parts == tuple((2 * i, 2 * i + 1) for i in range(5))
     assert run.model.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"parts": [[0, 1]]}, "does not list the parts of each of its classes; export the run again"),
+        ({"parts": [["x"]] * 5}, "does not list the parts of each of its classes"),
+        ({"parts": [[]] * 5}, "does not list the parts of each of its classes"),
+        ({"parts": [3] * 5}, "does not list the parts of each of its classes"),
+        ({"parts": {}}, "parts must be a list; got {}; export the run again"),
+        ({"classes": 3}, "classes must be a list; got 3; export the run again"),
+        ({"head": {"hidden_dim": "x"}}, "describes hidden_dim as 'x', which must be int; export the run again"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)  # fmt: skip
+def test_a_broken_description_is_one_sentence(segmented, tmp_path, change, told):
+    run = shutil.copytree(segmented[0], tmp_path / "run")
+    described = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(described | change))
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_segmenter(run)
 
 
 @pytest.mark.parametrize("batch_size", [3, 10])

@@ -1,21 +1,22 @@
 """Masked autoregressive pretraining for images; importing it registers the models with timm.
 
-Public names, imported at their first use: importing the package costs no more than the models.
+Public names, imported at their first use: a command line that only shows its help does not wait for torch.
 """
 
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import map_vision.registry as registry  # registers
-from map_vision.model import HybridNet
+from map_vision.registration import register_once_timm_is_there
 
 if TYPE_CHECKING:
     from torch import nn
 
+    import map_vision.registry as registry
     from map_core.tasks.pretraining import TrainedObjective
     from map_vision.data import DataConfig
     from map_vision.factory import ModelConfig
+    from map_vision.model import HybridNet
     from map_vision.pretraining import ImageObjectiveConfig, build_objective
     from map_vision.tokenizer import tokenize_images
 
@@ -33,6 +34,7 @@ __all__ = [
 ]
 _PLACES = {
     "DataConfig": "map_vision.data",
+    "HybridNet": "map_vision.model",
     "ImageObjectiveConfig": "map_vision.pretraining",
     "ModelConfig": "map_vision.factory",
     "build_objective": "map_vision.pretraining",
@@ -40,7 +42,12 @@ _PLACES = {
 }
 
 
+register_once_timm_is_there()
+
+
 def __getattr__(name: str) -> Any:
+    if name == "registry":
+        return importlib.import_module("map_vision.registry")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module(_PLACES[name]), name)

@@ -57,12 +57,20 @@ def open_files(
 
 
 def preprocessing_of(description: Mapping[str, Any]) -> Preprocessing | None:
-    """How the images of a described model were prepared; up to version 0.1 only mean and deviation were kept."""
-    names = [entry.name for entry in fields(Preprocessing)]
-    known = {name: description[name] for name in names if name in description}
-    if known.keys() == {"mean", "std"}:
-        return Preprocessing(len(known["mean"]), tuple(known["mean"]), tuple(known["std"]))
-    return Preprocessing.from_dict(known) if known else None
+    """How the images of a described model were prepared; up to version 0.1 only mean and deviation were kept.
+
+    Raises:
+        UserError: some of it is missing, or of another type.
+    """
+    entries = fields(Preprocessing)
+    known = {entry.name: description[entry.name] for entry in entries if entry.name in description}
+    if known.keys() == {"mean", "std"} and isinstance(known["mean"], list):
+        defaults = {entry.name: entry.default for entry in entries}
+        known = defaults | {"channels": len(known["mean"])} | known
+    try:
+        return Preprocessing.from_dict(known) if known else None
+    except UserError as error:
+        raise UserError(f"the .json beside the weights: {error}; export the run again") from error
 
 
 def data_defaults(
@@ -91,7 +99,9 @@ def draw_picture(
     """Write a picture: original, masked, reconstruction."""
     if not isinstance(objective, ReconstructingObjective):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
-    mean, std = tuple(data.preprocessing["mean"]), tuple(data.preprocessing["std"])
+    channels = inputs.shape[1]  # images of a user's data set are shown as they are
+    mean = tuple(data.preprocessing.get("mean", (0.0,) * channels))
+    std = tuple(data.preprocessing.get("std", (1.0,) * channels))
     draw_reconstructions(objective, inputs, path, mean=mean, std=std, ratio=ratio, seed=seed)
 
 

@@ -16,7 +16,7 @@ from map_core.positions import PositionKind
 from map_core.tasks.trained_models import Models
 from map_vision.checkpoints import FAMILIES
 from map_vision.model import GlobalPool
-from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class
+from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class, named_settings
 from map_vision.weights import load_init
 
 
@@ -149,6 +149,15 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
     return arguments
 
 
+def resolved(config: ModelConfig) -> dict[str, Any]:
+    """Every setting of a model; the size of blocks where it scans by blocks alone."""
+    known = inspect.signature(model_class(known_name(config))).parameters.items()
+    settings = {name: entry.default for name, entry in known}
+    settings |= named_settings(config.name) | config.arguments()
+    return settings | ({} if settings.get("order") == "block" else {"block_size": None})
+
+
+UNSEEN = ("num_heads", "wiring", "order", "block_size", "position", "bidirectional", "window_size")
 MODELS = Models(
     config=ModelConfig,
     names=MODEL_NAMES,
@@ -157,6 +166,8 @@ MODELS = Models(
     probed=without_registers,
     create_probed=create_model,
     load_init=load_init,
+    unseen=UNSEEN,
+    resolved=resolved,
     families=FAMILIES,
 )
 described_model = MODELS.described

@@ -1,4 +1,7 @@
-"""The models registered with timm; ``import map_vision`` makes ``timm.create_model`` know them."""
+"""The models registered with timm; ``import map_vision`` makes ``timm.create_model`` know them.
+
+Nothing but timm is imported before a model is made: this runs in the midst of whoever imports timm.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +9,6 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
-
-from map_vision.mambavision import MambaVision
-from map_vision.model import HybridNet
-from map_vision.weights import convert_state
 
 # Sizes that fit the paper's parameter counts: 12M, 37M, 128M, 443M.
 HYBRID_SIZES: dict[str, dict[str, Any]] = {
@@ -158,21 +157,34 @@ default_cfgs = generate_default_cfgs(
 
 def model_class(name: str) -> type[nn.Module]:
     """The class of a registered model."""
+    from map_vision.mambavision import MambaVision
+    from map_vision.model import HybridNet
+
     return MambaVision if name in PYRAMIDS else HybridNet
 
 
-def _entrypoint(name: str) -> Callable[..., nn.Module]:
+def named_settings(name: str) -> dict[str, Any]:
+    """What a registered model's name says of it."""
     if name in PYRAMIDS:
-        defaults = PYRAMIDS[name]
+        return PYRAMIDS[name]
+    img_size, arguments = ARCHITECTURES[name]
+    return {"img_size": img_size, **arguments}
+
+
+def _entrypoint(name: str) -> Callable[..., nn.Module]:
+    defaults = named_settings(name)
+    if name in PYRAMIDS:
         summary = f"{name}: stages of {defaults['depths']} blocks, the last {defaults['embed_dim']} wide."
         feature_cfg: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
     else:
-        img_size, arguments = ARCHITECTURES[name]
-        defaults = {"img_size": img_size, **arguments}
-        summary = f"{name}: {arguments['layout']} of width {arguments['embed_dim']} at {img_size} px."
+        summary = (
+            f"{name}: {defaults['layout']} of width {defaults['embed_dim']} at {defaults['img_size']} px."
+        )
         feature_cfg = {"out_indices": 3, "feature_cls": "getter"}
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # a wrapper with features_only
+        from map_vision.weights import convert_state
+
         return build_model_with_cfg(
             model_class(name),
             name,

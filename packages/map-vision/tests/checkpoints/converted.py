@@ -72,9 +72,3 @@ def pretrain(state, images, hidden, *, decoder_heads, **changes):
     whole = {f"backbone.{key}": value for key, value in converted.state.items()} | converted.rest
     result = functional_call(objective, whole, (images, Draw.of_batch(len(images), seed=0)))
     return {"encoder": found["encoder"][0], "prediction": result.prediction, "loss": result.loss}
-
-
-def gradients(state, loss):
-    """Of the loss with respect to every parameter of a published checkpoint that it depends on."""
-    grads = torch.autograd.grad(loss, list(state.values()), allow_unused=True)
-    return {name: grad for name, grad in zip(state, grads, strict=True) if grad is not None}

@@ -10,14 +10,15 @@ compare the models with ``published.py`` instead; so does this program, which sh
 import sys
 from pathlib import Path
 
-import numpy as np
 import published
 import torch
-from converted import classify, gradients, pretrain, without_registers
+from converted import classify, pretrain, without_registers
 
 from map_core.tasks.weights import read_weights
+from map_core.testing.parity import print_deviations, read_arrays
+from map_core.testing.published import gradients, learnable
 
-TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 1e-4  # of each array's maximum
+NUM_PATCHES = 16
 AUTHORS_GRADIENTS = {
     "grad_patch_proj": "patch_embed.proj.weight",
     "grad_A_log_0": "layers.0.mixer.A_log",
@@ -36,6 +37,14 @@ def classifier(name):
     return compute
 
 
+def of_hidden_patches(arrays, theirs, ours, mask):
+    """Keep predictions of hidden patches only, which are all that our models make."""
+    hidden = ours.pop("prediction")
+    ours["hidden"] = hidden
+    for found in (arrays, theirs):
+        found["hidden"] = found["prediction"][mask].reshape(hidden.shape)
+
+
 def mae(state, arrays):
     mask = arrays["mask"].bool()
     images, ids = arrays["images"], arrays["ids_restore"].argsort(1)[:, : int((~mask[0]).sum())]
@@ -45,12 +54,7 @@ def mae(state, arrays):
     index = torch.cat([torch.zeros_like(shuffled[:, :1]), shuffled], 1)[..., None]
     theirs["latent"] = theirs["latent"].take_along_dim(index, 1)
     ours["latent"] = ours["encoder"].take_along_dim(index, 1)
-    hidden = arrays["prediction"][mask].reshape(ours["prediction"].shape)
-    arrays |= {"hidden": hidden}
-    theirs["hidden"], ours["hidden"] = (
-        theirs["prediction"][mask].reshape(hidden.shape),
-        ours.pop("prediction"),
-    )
+    of_hidden_patches(arrays, theirs, ours, mask)
     return theirs, ours
 
 
@@ -58,12 +62,7 @@ def official(state, arrays):
     mask, images = arrays["mask"].bool(), arrays["images"]
     theirs = published.authors(state, images, mask, 3, 4)
     ours = pretrain(state, images, mask, decoder_heads=4, num_heads=3)
-    hidden = arrays["prediction"][mask].reshape(ours["prediction"].shape)
-    arrays |= {"hidden": hidden}
-    theirs["hidden"], ours["hidden"] = (
-        theirs["prediction"][mask].reshape(hidden.shape),
-        ours.pop("prediction"),
-    )
+    of_hidden_patches(arrays, theirs, ours, mask)
     return theirs, ours
 
 
@@ -76,31 +75,22 @@ CASES = {
 }
 
 
-def distances(expected, found, num_patches):
-    """How far each array that both have is off, relative to its maximum."""
-    for name, value in found.items():
-        if name not in expected:
-            continue
-        wanted = expected[name]
-        if wanted.ndim == 3 and wanted.shape[1] != value.shape[1]:
-            wanted = without_registers(wanted, num_patches)
-        yield name, float((value - wanted).detach().abs().max() / wanted.abs().max())
+def alike(expected, found):
+    """Published features, without the registers where the model gives none."""
+    with_registers = expected.ndim == 3 and expected.shape[1] != found.shape[1]
+    return without_registers(expected, NUM_PATCHES) if with_registers else expected
 
 
 def compare(folder, name):
     """Print how far each array is off and return the number of those that are too far."""
-    state = {key: value.requires_grad_() for key, value in read_weights(folder / f"{name}_tiny.pth").items()}
-    arrays = {key: torch.from_numpy(value) for key, value in np.load(folder / f"{name}_tiny_io.npz").items()}
-    far = 0
-    readings = CASES[name](state, arrays)
-    for what, found in zip(("definition", "model"), readings, strict=True):
+    state, far = learnable(read_weights(folder / f"{name}_tiny.pth")), 0
+    arrays = read_arrays(folder / f"{name}_tiny_io.npz")
+    for what, found in zip(("definition", "model"), CASES[name](state, arrays), strict=True):
         grads = gradients(state, found["loss"])
         found |= {f"grad:{key}": grad for key, grad in grads.items()}
         found |= {key: grads[theirs] for key, theirs in AUTHORS_GRADIENTS.items() if theirs in grads}
-        for key, off in distances(arrays, found, 16):
-            limit = GRADIENT_TOLERANCE if key.startswith("grad") else TOLERANCE
-            far += off > limit
-            print(f"{name:13} {what:11} {key:40} {off:.1e}  {'equal' if off <= limit else 'DIFFERS'}")
+        expected = {key: alike(value, found[key]) for key, value in arrays.items() if key in found}
+        far += print_deviations(found, expected, f"{name:13} {what:11} ")
     return far
 
 

@@ -9,21 +9,13 @@ import math
 import torch
 import torch.nn.functional as F
 
-PATCH, STATES = 8, 16
+from map_core.testing.published import count, layer_norm, linear, scan
+
+PATCH = 8
 
 
 def rms_norm(state, name, x):
     return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * state[f"{name}.weight"]
-
-
-def layer_norm(state, name, x, eps=1e-5):
-    deviation = x - x.mean(-1, keepdim=True)
-    normal = deviation / (deviation.square().mean(-1, keepdim=True) + eps).sqrt()
-    return normal * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-
-def linear(state, name, x):
-    return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
 
 
 def patches_of(state, images):
@@ -65,24 +57,6 @@ def transformer(state, name, x, heads, eps):
     return x + mlp(state, f"{name}.mlp", layer_norm(state, f"{name}.norm2", x, eps))
 
 
-def scan(state, name, suffix, x):
-    """One direction: a causal convolution and a selective scan, step by step."""
-    taps, length = state[f"{name}.conv1d{suffix}.weight"][:, 0], x.shape[1]
-    padded = F.pad(x, (0, 0, taps.shape[1] - 1, 0))
-    u = sum(padded[:, i : i + length] * taps[:, i] for i in range(taps.shape[1]))
-    u = F.silu(u + state[f"{name}.conv1d{suffix}.bias"])
-    projected = u @ state[f"{name}.x_proj{suffix}.weight"].mT
-    dt, B, C = projected.split([projected.shape[-1] - 2 * STATES, STATES, STATES], dim=-1)
-    step = F.softplus(linear(state, f"{name}.dt_proj{suffix}", dt))
-    A, D = -state[f"{name}.A{suffix}_log"].exp(), state[f"{name}.D{suffix}"]
-    memory, outputs = torch.zeros(*u.shape[::2], STATES, dtype=u.dtype), []
-    for t in range(length):
-        now = step[:, t, :, None]
-        memory = (now * A).exp() * memory + now * B[:, t, None] * u[:, t, :, None]
-        outputs.append((memory * C[:, t, None]).sum(-1) + D * u[:, t])
-    return torch.stack(outputs, dim=1)
-
-
 def mix(state, name, x, orders):
     """Scan in each order (a suffix and the indices of the sequence), undo it, average, project."""
     x, z = linear(state, f"{name}.in_proj", x).chunk(2, dim=-1)
@@ -94,10 +68,6 @@ def mix(state, name, x, orders):
 
 def both_ways(length):
     return {"": torch.arange(length), "_b": torch.arange(length).flip(0)}
-
-
-def count(state, prefix):
-    return 1 + max(int(key.split(".")[1]) for key in state if key.startswith(prefix))
 
 
 def classified(sequence, features, state, first, last):

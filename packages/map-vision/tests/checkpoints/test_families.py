@@ -13,7 +13,7 @@ from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import family_of
 from map_core.tasks.weights import read_description
 from map_vision.checkpoints import FAMILIES
-from map_vision.cli import commands
+from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, create_model
 from map_vision.pictures import reconstruct
@@ -241,7 +241,7 @@ def test_the_encoder_inside_a_training_checkpoint_is_read(prefix, also, family, 
 
 def convert(file, out, *more):
     arguments = ["convert", str(file), "--out", str(out), *more]
-    return main("map-vision", commands(), DOMAIN.recipes, arguments)
+    return main("map-vision", COMMANDS, DOMAIN.recipes, arguments)
 
 
 def test_a_converted_classifier_is_a_run(tmp_path, capsys):
@@ -335,7 +335,7 @@ def test_a_converted_pretraining_file_reconstructs_and_goes_on(tmp_path, state, 
             "--training.progress=false",
             "--training.warmup_epochs=0",
         ]
-        assert main("map-vision", commands(), DOMAIN.recipes, ["pretrain", *arguments]) == 0
+        assert main("map-vision", COMMANDS, DOMAIN.recipes, ["pretrain", *arguments]) == 0
         gone_on = map_vision.load_objective(tmp_path / out).objective.state_dict()
         for key, value in objective.state_dict().items():
             torch.testing.assert_close(gone_on[key], value, rtol=0, atol=1e-20)
@@ -361,7 +361,7 @@ def test_a_converted_encoder_starts_a_classifier_of_its_own_shape(tmp_path, imag
     ]
     arguments += ["--training.max_steps=1", "--training.batch_size=4", "--training.workers=0"]
     arguments += ["--training.device=cpu", "--training.tensorboard=false", "--training.progress=false"]
-    assert main("map-vision", commands(), DOMAIN.recipes, arguments) == 0
+    assert main("map-vision", COMMANDS, DOMAIN.recipes, arguments) == 0
     model = map_vision.load(tmp_path / "ft")
     assert model.classes == ("bright", "dark", "gray")
     assert len(model.encoder.blocks) == 2
@@ -373,7 +373,7 @@ def test_a_decoder_must_be_there_to_go_on_with(tmp_path, image_folder, capsys):
     arguments += ["--model.embed_dim=32", "--model.layout=Tx2", "--model.num_heads=4", "--model.img_size=32"]
     arguments += ["--model.patch_size=8", "--model.keep_registers=true", f"--data.root={image_folder}"]
     assert (
-        main("map-vision", commands(), DOMAIN.recipes, ["pretrain", *arguments, f"--out={tmp_path / 'run'}"])
+        main("map-vision", COMMANDS, DOMAIN.recipes, ["pretrain", *arguments, f"--out={tmp_path / 'run'}"])
         == 2
     )
     assert "vit.pth has no decoder to start from; leave --init_decoder out" in capsys.readouterr().err

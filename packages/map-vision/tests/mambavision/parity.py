@@ -10,13 +10,12 @@ not part of this project, whose tests compare the model with ``test_definition.p
 import sys
 from pathlib import Path
 
-import numpy as np
 import timm
-import torch
 from torch import Tensor
 
 import map_vision  # noqa: F401  (registers the models)
 from map_core.tasks.weights import read_weights
+from map_core.testing.parity import print_deviations, read_arrays
 
 PYRAMID = {
     "embed_dim": 64,
@@ -27,10 +26,9 @@ PYRAMID = {
     "mlp_ratio": 3.0,
     "num_classes": 10,
 }
-TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 1e-4  # of each array's maximum
 
 
-def computed(weights: Path, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def computed(weights: Path, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """What this project's model makes of the images in ``arrays``, under the names of the others."""
     model = timm.create_model("map_mambavision_tiny", **PYRAMID).eval()
     model.load_state_dict(read_weights(weights))
@@ -38,7 +36,7 @@ def computed(weights: Path, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
     model.levels[2].blocks[0].mixer.register_forward_hook(lambda _, x, y: mixed.extend((x[0], y)))
     found: dict[str, Tensor] = {}
     for case in "ab":
-        images = torch.from_numpy(arrays[f"images_{case}"])
+        images = arrays[f"images_{case}"]
         features, stages = model.forward_intermediates(images)
         found[f"stem_{case}"] = model.patch_embed(images)
         found |= {f"stage{i}_{case}": stage for i, stage in enumerate(stages)}
@@ -52,17 +50,8 @@ def computed(weights: Path, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 def main(folder: Path) -> int:
     """Print how far each array is off, and return 1 if one is too far."""
-    arrays = dict(np.load(folder / "mambavision_tiny_io.npz"))
-    found = computed(folder / "mambavision_tiny.pth", arrays)
-    far = 0
-    for name, expected in arrays.items():
-        if name.startswith("images_"):
-            continue
-        limit = GRADIENT_TOLERANCE if name.startswith("grad:") else TOLERANCE
-        off = np.abs(found[name].detach().numpy() - expected).max() / np.abs(expected).max()
-        far += off > limit
-        print(f"{name:48} {off:.1e}  {'equal' if off <= limit else 'DIFFERS'}")
-    return int(far > 0)
+    arrays = read_arrays(folder / "mambavision_tiny_io.npz")
+    return int(print_deviations(computed(folder / "mambavision_tiny.pth", arrays), arrays) > 0)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 import map_core.commands.program
 import map_vision
 from map_core import UserError
+from map_core.commands.listing import standard_commands
 from map_core.commands.parser import load_recipe, parse
 from map_core.commands.recipes import find_recipe
-from map_core.commands.standard import configs, standard_commands
+from map_core.commands.standard import configs
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, create_model
 from map_vision.pretraining import build_objective
 
-COMMANDS = standard_commands(DOMAIN)
+COMMANDS = standard_commands(DOMAIN, sample="image")
 RECIPES = (
     "pretrain_mambavision_base_in1k",
     "pretrain_mambavision_large_in1k",

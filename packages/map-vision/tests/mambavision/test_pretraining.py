@@ -6,6 +6,7 @@ from torch import nn
 
 from map_core import Draw, Features, UserError
 from map_core.masking import sample_mask
+from map_core.testing import learn_batch
 from map_vision.mambavision import MambaVision
 from map_vision.patches import patchify, unpatchify
 from map_vision.pictures import reconstruct
@@ -129,14 +130,7 @@ def test_pictures_show_the_visible_pixels_and_predictions_elsewhere(make_pyramid
 def test_a_few_images_are_learned_by_heart(make_pyramid):
     objective = build_objective(pretrained_form(make_pyramid), SMALL).train()
     x = nn.functional.interpolate(images(2, 3, 4, 6), size=(64, 96), mode="bilinear")
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2, weight_decay=0)
-    losses = []
-    for _ in range(50):
-        loss = objective(x, DRAW).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = learn_batch(objective, x, DRAW, steps=50, lr=1e-2)
     assert losses[0] > 0.9
     assert losses[-1] < 0.2
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import importlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from map_core.commands.plain_yaml import read_yaml
+from map_core.errors import UserError
+from map_core.paths import expanded
+
+MISSING = object()  # in place of a section that is not there
 
 ESSENTIAL = (  # of any program's settings, those that most users set
     "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.method",
@@ -81,15 +83,25 @@ def imported(target: Any) -> Any:
 def section_of_run(given: Mapping[str, str], section: str) -> dict[str, Any]:
     """The settings in a section of the run that ``--init`` names (or that its weights file lies in).
 
-    Empty without ``--init`` or where that run left no configuration.
+    Empty without ``--init``, where that run left no configuration, and where its section is empty.
+
+    Raises:
+        UserError: its configuration is no mapping of sections, or lacks this one.
     """
     if "init" not in given:
         return {}
-    path = Path(os.path.expanduser(given["init"]))
+    path = expanded(given["init"])
     config = (path if path.is_dir() else path.parent) / "config.yaml"
-    values = read_yaml(config) if config.is_file() else {}
-    found = values.get(section) if isinstance(values, dict) else None
-    return dict(found) if isinstance(found, dict) else {}
+    if not config.is_file():
+        return {}
+    values = read_yaml(config)
+    found = values.get(section, MISSING) if isinstance(values, dict) else MISSING
+    if found is not None and not isinstance(found, dict):
+        holds = "lacks the section" if found is MISSING else "has no settings in its section"
+        raise UserError(
+            f"{config} {holds} {section}, so the settings of that run are not known; copy the file from the run again"
+        )
+    return dict(found or {})
 
 
 def as_defaults(section: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

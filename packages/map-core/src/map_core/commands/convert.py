@@ -1,20 +1,22 @@
 """The command ``convert``: other projects' checkpoints as runs of ours."""
 
 from dataclasses import asdict, field, make_dataclass
-from functools import partial
-from pathlib import Path
+from functools import cache
 from typing import Any
 
-from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
 from map_core.errors import UserError
+from map_core.paths import expanded
+from map_core.runs.files import require_folder
+from map_core.runs.notes import tell
 from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.domain import Domain
 
 
-def convert_command(domain: Domain) -> Command:
-    """The command, for a domain that knows families of checkpoints."""
-    config = config_class(
+@cache
+def convert_config(domain: Domain) -> type:
+    """The configuration, for a domain that knows families of checkpoints."""
+    return config_class(
         "ConvertConfig",
         f"A checkpoint of another project as {domain.program} reads it: weights, JSON, and what decoder there is.",
         file=Option(str, f"The checkpoint: {', '.join(family.name for family in domain.models.families)}."),
@@ -26,14 +28,6 @@ def convert_command(domain: Domain) -> Command:
         classes=Option(
             str | None, "Text file with the classes' names, one a line, in the outputs' order.", None
         ),
-    )
-    return Command(
-        "convert",
-        "read another project's checkpoint",
-        config,
-        partial(convert, domain),
-        essential=("model.num_heads", "model.img_size", "model.num_patches"),
-        positional="file",
     )
 
 
@@ -50,17 +44,19 @@ def convert(domain: Domain, config: Any) -> None:
     Raises:
         UserError: an unreadable list of classes; see :func:`~map_core.tasks.conversion.convert_checkpoint`.
     """
+    out = expanded(config.out)
+    require_folder(out)
     changed = {key: value for key, value in asdict(config.model).items() if value is not None}
     heads = {} if config.decoder_heads is None else {"decoder_heads": config.decoder_heads}
     report = convert_checkpoint(
         domain,
         config.file,
-        Path(config.out),
+        out,
         model=changed,
         objective=heads,
         classes=read_classes(config.classes),
     )
-    print(f"{report}\n-> {config.out}")
+    tell(f"{report}\n-> {out}")
 
 
 def read_classes(path: str | None) -> tuple[str, ...]:
@@ -72,7 +68,7 @@ def read_classes(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = expanded(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"classes {path} cannot be read ({error}); give a text file with one name a line"

@@ -14,4 +14,9 @@ def describe_environment() -> str:
     lines += ["devices", f"  {device_name(torch.device('cpu'))}"]
     lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     lines += [*SCAN.describe("selective scan"), *CONV.describe("causal conv1d"), *LINEAR.describe("linear")]
+    lines += [
+        "floating-point operations",
+        "  torch.utils.flop_counter.FlopCounterMode counts those of any model here, the scan included;",
+        "  map_core.ops.jit_flops.jit_flop_handles() gives the formulas to fvcore",
+    ]
     return "\n".join(lines)

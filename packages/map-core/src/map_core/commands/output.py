@@ -1,5 +1,6 @@
 """Output that is read by somebody, or no longer: a command ends there without a word."""
 
+import io
 import os
 import select
 import sys
@@ -25,6 +26,13 @@ def while_somebody_reads(run: Callable[[], int]) -> int:
         # SIGPIPE recommends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_READER_GONE
+
+
+def show_any_text() -> None:
+    """Let stdout and stderr show what their encoding cannot, such as names that are not UTF-8, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def flush_output() -> None:

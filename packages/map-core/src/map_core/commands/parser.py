@@ -6,7 +6,6 @@ Between recipes and command line stand the settings that the weights named by ``
 import contextlib
 import dataclasses
 import logging
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +32,7 @@ from map_core.commands.settings import (
 )
 from map_core.commands.values import MismatchError, convert, convert_arguments, shown, to_text
 from map_core.errors import UserError
+from map_core.paths import expanded
 
 Config = TypeVar("Config")
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def read_section(place: str, text: str) -> Layer:
     Raises:
         UserError: it is neither a file nor a mapping.
     """
-    file = Path(os.path.expanduser(text))
+    file = expanded(text)
     if file.is_file():
         return Layer(text, read_texts(file))
     with contextlib.suppress(yaml.YAMLError):

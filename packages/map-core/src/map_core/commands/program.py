@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from map_core.commands.command import Command
-from map_core.commands.output import while_somebody_reads
+from map_core.commands.output import show_any_text, while_somebody_reads
 from map_core.commands.parser import parse
 from map_core.commands.recipes import recipe_names
-from map_core.errors import RunStopped, UserError, near_matches
+from map_core.errors import RunStopped, UserError, near_matches, visible
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -34,7 +34,10 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
         recipes: The package that holds its recipes (``*.yaml``).
         argv: The arguments; those of the process if None.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # warnings of several processes are the same: the first one's are enough
+    level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    show_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     return while_somebody_reads(lambda: run_command(program, commands, recipes, arguments))
 
@@ -55,7 +58,7 @@ def run_command(program: str, commands: Sequence[Command], recipes: str, argumen
     except UserError as error:
         if os.environ.get("MAP_DEBUG"):
             raise
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {visible(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except RunStopped as stop:
         return stop.status

@@ -10,6 +10,7 @@ from typing import Any
 
 from map_core.commands.plain_yaml import read_texts
 from map_core.errors import UserError, near_matches
+from map_core.paths import expanded
 
 BASE = "base"  # the key that names the recipe to build on
 
@@ -40,7 +41,7 @@ def find_recipe(package: str, name: str) -> Iterator[Path]:
     Raises:
         UserError: ``name`` is neither.
     """
-    file = Path(os.path.expanduser(name))
+    file = expanded(name)
     if name in recipe_names(package):
         with importlib.resources.as_file(importlib.resources.files(package) / f"{name}.yaml") as path:
             yield path
@@ -95,7 +96,7 @@ def find_base(package: str, base: Any, name: str, path: Path) -> str:
         raise UserError(f"{BASE} in {name} must be a recipe's name or a path; got {base!r}")
     if base in recipe_names(package):
         return base
-    file = path.parent / os.path.expanduser(base)
+    file = path.parent / expanded(base)
     if not file.is_file():
         raise UserError(
             f"{BASE} {base} in {name} is neither a packaged recipe nor a file in {path.parent}; "

@@ -1,6 +1,6 @@
 """The commands that every domain has, written once over what the domain hands over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -9,16 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from map_core.commands.command import Command, as_defaults, section_of_run
+from map_core.commands.command import as_defaults, section_of_run
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
-from map_core.errors import RunStopped, UserError
+from map_core.errors import RunStopped, UserError, visible
+from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
+from map_core.runs.notes import tell
 from map_core.runs.pictures import require_picture
 from map_core.runs.run_directory import require_run_directory
 from map_core.runs.summary import write_summary
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
-from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.domain import Domain, OpenedData, Samples
 from map_core.tasks.evaluation import (
     Stopwatch,
     choose_device,
@@ -37,6 +39,12 @@ TRAINING = Option(TrainingConfig, "Epochs, batch, learning rate and the like.")
 RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None)
 START = Option(
     str | None, "A pretraining run or weights file to start from; from scratch when not given.", None
+)
+RESULTS = ("summary.json", "model.safetensors", "curves.png", "reconstructions.png")
+MAY_DIFFER = Option(
+    list[str] | None,
+    "Settings of the model in which it is meant to differ from that of init although the weights fit, such as order.",
+    None,
 )
 
 
@@ -67,7 +75,7 @@ def configs(domain: Domain) -> Configs:
     return Configs(
         pretrain=config_class(
             "PretrainConfig",
-            "Masked autoregressive pretraining.",
+            "Pretraining of an encoder without labels.",
             data=Option(domain.data, f"{title}; labels are not used."),
             model=replace(model, help="The encoder."),
             objective=Option(
@@ -76,6 +84,7 @@ def configs(domain: Domain) -> Configs:
             monitor=Option(MonitorConfig, "What is measured of the encoder between epochs."),
             training=TRAINING,
             init=replace(START, help="Start the encoder from this run or weights file."),
+            init_may_differ=MAY_DIFFER,
             init_decoder=Option(
                 bool, "Start decoder and head from there as well, to go on pretraining.", False
             ),
@@ -90,6 +99,7 @@ def configs(domain: Domain) -> Configs:
             objective=Option(domain.classification, "Loss, label smoothing and the like."),
             training=TRAINING,
             init=START,
+            init_may_differ=MAY_DIFFER,
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/finetune"),
         ),
@@ -137,41 +147,9 @@ def configs(domain: Domain) -> Configs:
     )
 
 
-def standard_commands(domain: Domain) -> list[Command]:
-    """The commands of a domain, in the order in which its ``--help`` lists them."""
-    kinds, files = configs(domain), f"{domain.sample}s"
-    data = partial(data_of_run, domain)
-
-    def command(
-        name: str, help: str, config: type, run: Callable[[Domain, Any], None], defaults: Any = None
-    ) -> Command:
-        return Command(name, help, config, partial(run, domain), defaults)
-
-    finetuning = command("finetune", "train a classifier", kinds.finetune, finetune)
-    probing = command(
-        "linear-probe", "train a linear classifier on frozen features", kinds.finetune, linear_probe
-    )
-    return [
-        command("pretrain", f"pretrain an encoder on {files}", kinds.pretrain, pretrain),
-        starting_from_run(domain, finetuning),
-        starting_from_run(domain, probing),
-        command("evaluate", "measure a trained model", kinds.evaluate, evaluate, data),
-        command("predict", f"classes of {files}, as CSV", kinds.predict, predict, data),
-        command("features", "features as npz, and a kNN score", kinds.features, features, data),
-        command(
-            "reconstruct",
-            "picture of what a pretrained model reconstructs",
-            kinds.reconstruct,
-            reconstruct,
-            data,
-        ),
-        command("info", "versions, devices, implementations, models", kinds.info, info),
-    ]
-
-
-def starting_from_run(domain: Domain, command: Command) -> Command:
-    """A command that trains from ``--init``: what the weights there are tied to goes before recipes, the rest after."""
-    return replace(command, defaults=partial(model_of_run, domain), settled=partial(model_of_weights, domain))
+def config_of(domain: Domain, command: str) -> type:
+    """The configuration of a command."""
+    return getattr(configs(domain), command)
 
 
 def data_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
@@ -224,16 +202,25 @@ def train_task(make: Callable[[Any], Task], config: Any) -> None:
     Raises:
         RunStopped: a signal asked it to stop.
     """
-    out = Path(config.out)
+    out = expanded(config.out)
     require_run_directory(out, config.resume)
     summary = train(make(config), config.training, out, resume=config.resume, run_config=config)
     if summary["stopped_by"]:
         raise RunStopped(Signals[summary["stopped_by"]])
+    tell(closing_line(out, summary))
+
+
+def closing_line(out: Path, summary: Mapping[str, Any]) -> str:
+    """Say what a finished run measured, of what, and where everything is."""
+    measures = [f"{name} {value:.4g}" for name, value in summary.items() if name.startswith("test_")]
+    told = f"{', '.join(measures)} on {summary.get('evaluated_on')}; " if measures else ""
+    files = [name for name in RESULTS if (out / name).exists()]
+    return f"{told}results in {out}: {', '.join(files)}"
 
 
 def evaluate(domain: Domain, config: Any) -> None:
     """Evaluate a run, print its measures and write summary.json."""
-    out = Path(config.out)
+    out = expanded(config.out)
     require_folder(out)
     config.evaluation.validate()
     refuse_training_run(out)
@@ -242,11 +229,13 @@ def evaluate(domain: Domain, config: Any) -> None:
     summary = measure(config)
     if "protocol" in summary:
         print(summary["protocol"])
+    print(f"evaluated on {visible(summary['evaluated_on'])}")
     for name, value in summary.items():
         if name.startswith("test_"):
-            print(f"{name:26} {value:.4g}")
+            print(f"{visible(name):26} {value:.4g}")
     out.mkdir(parents=True, exist_ok=True)
     write_summary(out, {"task": "evaluate", "init": config.init, **summary})
+    tell(f"-> {out / 'summary.json'}")
 
 
 def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
@@ -262,7 +251,7 @@ def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
             model, data.evaluation, config.evaluation, collate=domain.collate, title="evaluate"
         )
     if data.skipped().count:
-        print(data.skipped().note)
+        tell(data.skipped().note)
     protocol = domain.protocol(config.evaluation)
     return {
         **({"protocol": protocol} if protocol else {}),
@@ -277,21 +266,23 @@ def predict(domain: Domain, config: Any) -> None:
     """Write a CSV with the most probable classes of each file."""
     at_least_one("top", config.top)
     config.evaluation.validate()
-    require_file(Path(config.out))
+    require_file(expanded(config.out))
     model, classes = domain.models.classifier(config.init)
     files = getattr(config, f"{domain.sample}s")
     described = domain.models.described(config.init)
     samples = domain.open_files(files, config.data, described, read_description(config.init))
     logits, _ = domain.logits(model, samples, config.evaluation, collate=domain.collate, title="predict")
     probabilities = logits.softmax(dim=1).numpy()
-    write_predictions(Path(config.out), domain.sample, samples.names, classes, probabilities, top=config.top)
+    write_predictions(
+        expanded(config.out), domain.sample, samples.names, classes, probabilities, top=config.top
+    )
 
 
 def features(domain: Domain, config: Any) -> None:
     """Write features of files, or of the run's training and evaluation splits with a kNN score."""
     at_least_one("neighbors", config.neighbors)
     config.evaluation.validate()
-    files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
+    files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
     require_file(out)
     if files is None:
         require_file(score_file(out))
@@ -309,7 +300,7 @@ def features(domain: Domain, config: Any) -> None:
     data = domain.open_data(config.data, described, "features", read_description(config.init))
     measured = {}
     for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
-        if samples_or_none is not None:
+        if isinstance(samples_or_none, Samples):
             values, labels = extract(samples=samples_or_none, title=f"features of {split}")
             measured[split] = SplitFeatures(values, labels, samples_or_none.names)
     write_features(out, measured, data.classes, neighbors=config.neighbors, evaluated_on=data.evaluated_on)
@@ -318,7 +309,7 @@ def features(domain: Domain, config: Any) -> None:
 def reconstruct(domain: Domain, config: Any) -> None:
     """Write a picture of what a pretrained model reconstructs."""
     at_least_one("count", config.count)
-    files, out = getattr(config, f"{domain.sample}s"), Path(config.out)
+    files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
     require_picture(out)
     trained = load_objective(domain, config.init)
     if files is not None:
@@ -327,14 +318,14 @@ def reconstruct(domain: Domain, config: Any) -> None:
     else:
         purpose: Any = "pretrain" if config.split == "train" else "evaluate"
         data = domain.open_data(config.data, trained.model, purpose, read_description(config.init))
-        samples_or_none = data.plain_train if config.split == "train" else data.evaluation
-        assert samples_or_none is not None
-        samples = samples_or_none
+        split = data.plain_train if config.split == "train" else data.evaluation
+        assert isinstance(split, Samples)
+        samples = split
     inputs = inputs_to_draw(samples, config.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
     domain.draw_picture(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
-    print(f"{len(inputs)} {domain.sample}s -> {out}")
+    tell(f"{len(inputs)} {domain.sample}s -> {out}")
 
 
 def info(domain: Domain, config: Any) -> None:

@@ -38,9 +38,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a whole text file in the place of another, if there is one."""
+    """Write a whole text file, UTF-8, in the place of another, if there is one."""
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -84,11 +84,6 @@ def sync(path: Path) -> None:
 def is_full(error: BaseException) -> bool:
     """Whether a write failed for want of room."""
     return isinstance(error, OSError) and error.errno in FULL
-
-
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path whose first part may be ``~`` or ``~user``, a home folder; nothing else in it has a meaning."""
-    return Path(os.path.expanduser(path))
 
 
 def require_folder(out: Path, *, option: str = "--out") -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 from map_core.runs import lock, metrics
 from map_core.runs.checkpoint import Checkpoints, find_fault
 from map_core.runs.files import UNFINISHED, is_full, require_folder
@@ -71,7 +72,7 @@ def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) ->
     Raises:
         UserError: it is none.
     """
-    path = Path(str(resume))
+    path = expanded(str(resume))
     fault = find_fault(path) if path.is_dir() else "there is no such directory"
     if fault is not None:
         raise UserError(

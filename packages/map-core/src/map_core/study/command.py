@@ -1,13 +1,12 @@
 """The commands ``study`` and ``study-report``: arms compared at equal trials, equal data and stated compute."""
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from map_core.commands.command import Command
 from map_core.commands.options import Option, config_class
 from map_core.commands.recipes import find_recipe
+from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
 from map_core.study.cost import describe_plan, resolve_compute
 from map_core.study.plan import Study, read_study
@@ -41,16 +40,6 @@ StudyReportConfig = config_class(
 )
 
 
-def study_commands(domain: Domain) -> list[Command]:
-    """The two commands, for a domain."""
-    return [
-        Command("study", "compare arms over seeds, resumable", StudyConfig, partial(study, domain)),
-        Command(
-            "study-report", "tables and plot of a study", StudyReportConfig, partial(study_report, domain)
-        ),
-    ]
-
-
 def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
     """The study that ``config`` names, arms of equal compute resolved, and where it runs.
 
@@ -58,17 +47,19 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
         UserError: it cannot write there, or what its file says makes no study.
     """
     if config.out:
-        require_folder(Path(config.out))
+        require_folder(expanded(config.out))
     if config.results:
-        require_file(Path(config.results), option="--results")
+        require_file(expanded(config.results), option="--results")
     with (
         find_recipe(f"{domain.module}.studies", config.study) as path,
         tempfile.TemporaryDirectory() as scratch,
     ):
         found = resolve_compute(read_study(path), domain, Path(scratch) / "none")
-    out = Path(config.out or f"runs/{found.name}")
+    out = expanded(config.out or f"runs/{found.name}")
     require_folder(out)
-    return found, Place(domain.module, out, Path(config.results) if config.results else out / "results.jsonl")
+    return found, Place(
+        domain.module, out, expanded(config.results) if config.results else out / "results.jsonl"
+    )
 
 
 def study(domain: Domain, config: Any) -> None:
@@ -86,10 +77,10 @@ def study(domain: Domain, config: Any) -> None:
 def study_report(domain: Domain, config: Any) -> None:
     """Write the report of what a study has measured so far."""
     if config.report:
-        require_folder(Path(config.report), option="--report")
+        require_folder(expanded(config.report), option="--report")
     found, place = open_study(domain, config)
     results = read_results(place.results, found.name)
-    page = write_report(found, results, Path(config.report or place.out), command_of(domain, config))
+    page = write_report(found, results, expanded(config.report or place.out), command_of(domain, config))
     print(f"{table(found, results)}\n\nreport -> {page}")
 
 

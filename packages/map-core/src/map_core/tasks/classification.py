@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
-from map_core.tasks.domain import Domain, OpenedData, Samples, data_settings
+from map_core.runs.notes import tell
+from map_core.tasks.domain import Domain, OpenedData, data_settings, refuse_other_samples
 from map_core.tasks.evaluation import (
     EvaluationConfig,
     class_totals,
@@ -24,7 +25,7 @@ from map_core.tasks.probe import LinearProbe
 from map_core.tasks.weights import read_description, save_weights
 from map_core.training import Task
 from map_core.training.processes import sum_over_processes
-from map_core.training.task import exported_file
+from map_core.training.task import MapStyleDataset, exported_file
 
 EVALUATION_BATCH = 64  # the smallest; more where a micro-batch of training is larger
 
@@ -67,6 +68,8 @@ class ClassificationTask(Task):
 
     def __init__(self, domain: Domain, config: Any, data: OpenedData | None = None) -> None:
         config.objective.validate()
+        if data is not None:
+            refuse_other_samples(required_training_samples(data), labelled=True)
         self.domain, self.config = domain, config
         self.collate = domain.collate
         torch.manual_seed(config.training.seed)
@@ -83,8 +86,18 @@ class ClassificationTask(Task):
     def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
         """The model section of the plain classifier that ``model`` amounts to, and that classifier."""
 
+    def data_description(self) -> str:
+        return self.data.description
+
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, self.data.preprocessing, classes=self.data.classes)
+
+    def refuse_other_settings(self) -> None:
+        """Raise a :class:`UserError` where the weights of ``init`` would mean something else in this model."""
+        config = self.config
+        if config.init is not None:
+            models = self.domain.models
+            models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs, labels = batch
@@ -135,6 +148,7 @@ class FinetuneTask(ClassificationTask):
     name = "finetune"
 
     def build_model(self) -> nn.Module:
+        self.refuse_other_settings()
         model = self.domain.models.create_classifier(self.config.model, len(self.data.classes))
         model.set_grad_checkpointing(self.config.training.activation_checkpointing)  # type: ignore[operator]
         if self.config.init is not None:
@@ -153,6 +167,7 @@ class LinearProbeTask(ClassificationTask):
     def build_model(self) -> nn.Module:
         if self.config.init is None:
             raise UserError("a linear probe reads a pretrained encoder: give --init RUN")
+        self.refuse_other_settings()
         backbone = self.domain.models.create_backbone(self.config.model)
         self.domain.models.load_init(backbone, self.config.init)
         return LinearProbe(backbone, num_classes=len(self.data.classes))
@@ -165,7 +180,7 @@ class LinearProbeTask(ClassificationTask):
         return config, classifier
 
 
-def required_training_samples(data: OpenedData) -> Samples:
+def required_training_samples(data: OpenedData) -> MapStyleDataset:
     """The training samples.
 
     Raises:
@@ -183,14 +198,14 @@ def report_skipped(domain: Domain, data: OpenedData, summary: dict[str, Any]) ->
     skipped = data.skipped()
     if skipped.count:
         summary[f"skipped_{domain.sample}s"] = skipped.count
-        print(skipped.note)
+        tell(skipped.note)
 
 
 def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedData) -> None:
     """Start a classifier from ``init``; a head that tells other classes apart starts anew, and that is said."""
     trained = tuple(read_description(init).get("classes") or ())
     if trained and trained != data.classes:
-        print(
+        tell(
             f"the head of {init} tells {len(trained)} classes {', '.join(trained[:4])}, ... apart, the data has "
             f"{len(data.classes)}, {', '.join(data.classes[:4])}, ...: it starts anew"
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -9,10 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from map_core.errors import UserError
 from map_core.objective import Objective
 from map_core.runs.summary import to_plain
 from map_core.tasks.evaluation import Collate, EvaluationConfig, choose_device, collect
 from map_core.tasks.trained_models import Models
+from map_core.training.task import MapStyleDataset, refuse_other_data_sets
 
 Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 
@@ -49,7 +52,8 @@ class OpenedData:
     Attributes:
         description: One line that says what was opened.
         classes: Class names in the order of the labels, () without labels.
-        train: Training samples, augmented; None where there is no training split.
+        train: Training samples, augmented; None where there is no training split. Names are for messages and
+            exports: a data set of a user's own need not have them.
         plain_train: The same without augmentation.
         evaluation: Samples to evaluate on, or None.
         evaluated_on: What ``evaluation`` is, for summaries.
@@ -59,12 +63,46 @@ class OpenedData:
 
     description: str
     classes: tuple[str, ...]
-    train: Samples | None
-    plain_train: Samples | None
-    evaluation: Samples | None
+    train: MapStyleDataset | None
+    plain_train: MapStyleDataset | None
+    evaluation: MapStyleDataset | None
     evaluated_on: str = "evaluation split"
     preprocessing: dict[str, Any] = field(default_factory=dict)
     skipped: Callable[[], Skipped] = Skipped
+
+
+def input_of(sample: Any) -> Any:
+    """The input of a sample or batch: its first part, or all of it where it is a tensor."""
+    return sample if isinstance(sample, Tensor) else sample[0]
+
+
+def refuse_other_samples(samples: Any, *, labelled: bool) -> None:
+    """Read one sample of a user's data set before anything is trained on it.
+
+    Args:
+        samples: The data set.
+        labelled: Whether a label must follow the input.
+
+    Raises:
+        UserError: its samples are not of the form that tasks read.
+    """
+    refuse_other_data_sets(samples)
+    sample = samples[0]
+    parts = sample if isinstance(sample, tuple | list) else (sample,)
+    if isinstance(parts[0], Tensor) and (not labelled or (len(parts) > 1 and is_label(parts[1]))):
+        return
+    form = "(input tensor, whole number)" if labelled else "an input tensor, or a tuple that begins with one"
+    got = ", ".join(type(part).__name__ for part in parts)
+    raise UserError(
+        f"a sample must be {form}; sample 0 of {type(samples).__name__} is {got}; change its __getitem__"
+    )
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value is a whole number, plain or as a tensor."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_floating_point()
+    return isinstance(value, Integral)
 
 
 WHERE_AND_HOW = ("root", "cache", "on_error")  # data that move or are read otherwise are the same data

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 
 from map_core.runs.files import replacing, save_text
+from map_core.runs.notes import tell
 
 
 def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -19,7 +20,7 @@ def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # a file, as np.savez would append .npz to a path without it
     with replacing(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    print(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
+    tell(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
 
 
 def score_file(out: Path) -> Path:
@@ -64,8 +65,11 @@ def write_features(
         return
     train, test = splits["train"], splits["test"]
     score = knn_accuracy(train.features, train.labels, test.features, test.labels, neighbors=neighbors)
-    told = f" ({evaluated_on})" if evaluated_on else ""
-    print(f"kNN accuracy ({neighbors} neighbours): {score:.2f} %{told}")
+    told = f" on {evaluated_on}" if evaluated_on else ""
+    used = min(neighbors, len(train.features))
+    every = ", every training sample" if used < neighbors else ""
+    tell(f"kNN accuracy ({used} neighbours{every}): {score:.2f} %{told} -> {score_file(out)}")
+    neighbors = used
     report = {"task": "features", "knn_accuracy": score, "neighbors": neighbors}
     save_text(score_file(out), json.dumps(report) + "\n")
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from map_core.errors import UserError, near_matches
-from map_core.objective import Objective
+from map_core.objective import Objective, ReconstructingObjective
 from map_core.randomness import Draw
-from map_core.tasks.domain import Domain, Samples
+from map_core.tasks.domain import Domain
 from map_core.tasks.evaluation import EvaluationConfig, autocast, collect, pooled_features
 from map_core.tasks.features import knn_accuracy
 from map_core.training.loading import batches_in_order
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 class MonitorConfig:
     """Measures of the encoder at every evaluation (``training.evaluate_epochs``).
 
-    The loss on held-out samples; accuracies of nearest neighbours and of a linear probe where labels exist; RankMe,
-    the features' effective rank, where none do. They need a few passes over so many samples, and change nothing
-    that is trained.
+    The loss on held-out samples, of objectives that predict from one view of each; accuracies of nearest neighbours
+    and of a linear probe where labels exist; RankMe, the features' effective rank, where none do. They need a few
+    passes over so many samples, and change nothing that is trained.
 
     Args:
         samples: Of the training split (without augmentation) and of the evaluation split; 0 measures nothing.
@@ -65,6 +65,7 @@ class Monitor:
     Attributes:
         seen: Samples of the training split, not augmented.
         held_out: Samples of the evaluation split; None where there is none.
+        loses: Whether the objective has a loss of single views, as contrastive learning has not.
         num_classes: Of their labels; 0 without labels.
         neighbors: That vote.
         domain: Of the samples.
@@ -73,6 +74,7 @@ class Monitor:
 
     seen: MapStyleDataset
     held_out: MapStyleDataset | None
+    loses: bool
     num_classes: int
     neighbors: int
     domain: Domain
@@ -81,15 +83,15 @@ class Monitor:
     @property
     def names(self) -> tuple[str, ...]:
         """What is measured."""
-        if self.held_out is None:
-            return ("rankme",)
-        return ("heldout_loss", "rankme") if self.num_classes < 2 else MEASURES[:3]
+        labelled = self.held_out is not None and self.num_classes > 1
+        loss = ("heldout_loss",) if self.held_out is not None and self.loses else ()
+        return (*loss, "knn_accuracy", "probe_accuracy") if labelled else (*loss, "rankme")
 
     def measure(self, objective: Objective, device: torch.device) -> dict[str, float]:
         """All measures; every process computes the same ones."""
         features, labels = self._features(objective.backbone, self.seen, device)
         measures: dict[str, float] = {}
-        if self.held_out is not None:
+        if self.held_out is not None and self.loses:
             measures["heldout_loss"] = self._loss(objective, self.held_out, device)
         if self.held_out is None or self.num_classes < 2:
             return measures | {"rankme": rankme(features)}
@@ -122,7 +124,7 @@ class Monitor:
             yield batch[0]
 
 
-def open_monitor(domain: Domain, config: Any) -> Monitor | None:
+def open_monitor(domain: Domain, config: Any, objective: Objective) -> Monitor | None:
     """The monitor that a pretraining run's configuration asks for, or None.
 
     Data that cannot be monitored stops no run, unless its best encoder is to be kept: that is said in a line.
@@ -130,6 +132,7 @@ def open_monitor(domain: Domain, config: Any) -> Monitor | None:
     Args:
         domain: Of the samples.
         config: Of the run: its sections data, model, monitor, training.
+        objective: What is trained.
 
     Raises:
         UserError: settings that no monitor can have; a best encoder by what the data cannot tell.
@@ -156,7 +159,8 @@ def open_monitor(domain: Domain, config: Any) -> Monitor | None:
         progress=False,
     )
     seen, classes = spread(data.plain_train, asked.samples), len(data.classes)
-    monitor = Monitor(seen, held_out, classes, asked.neighbors, domain, loading)
+    loses = isinstance(objective, ReconstructingObjective)
+    monitor = Monitor(seen, held_out, loses, classes, asked.neighbors, domain, loading)
     if asked.keep_best not in (None, *monitor.names):
         raise UserError(
             f"monitor.keep_best is {asked.keep_best}, but {data.description} gives {', '.join(monitor.names)} only"
@@ -164,7 +168,7 @@ def open_monitor(domain: Domain, config: Any) -> Monitor | None:
     return monitor
 
 
-def spread(samples: Samples, count: int) -> MapStyleDataset:
+def spread(samples: MapStyleDataset, count: int) -> MapStyleDataset:
     """``count`` samples spread evenly over ``samples``, or all of fewer."""
     total = len(samples)
     if total <= count:

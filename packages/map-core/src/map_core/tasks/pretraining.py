@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective, Reconstruction, Terms
 from map_core.objectives.settings import Mix
+from map_core.paths import expanded
 from map_core.randomness import Draw
 from map_core.tasks.classification import report_skipped, required_training_samples
-from map_core.tasks.domain import Domain, OpenedData, data_settings
+from map_core.tasks.domain import Domain, OpenedData, data_settings, input_of, refuse_other_samples
 from map_core.tasks.families import family_of
 from map_core.tasks.monitors import Monitor, open_monitor
 from map_core.tasks.weights import (
@@ -46,12 +47,15 @@ class PretrainTask(Task):
 
     def __init__(self, domain: Domain, config: Any, data: OpenedData | None = None) -> None:
         self.domain, self.config = domain, config
+        if data is not None:
+            refuse_other_samples(required_training_samples(data), labelled=False)
         self.collate = domain.collate
         torch.manual_seed(config.training.seed)
         backbone = domain.models.create_backbone(config.model)
         backbone.set_grad_checkpointing(config.training.activation_checkpointing)  # type: ignore[operator]
         self.model = domain.build_objective(backbone, config.objective)
         if config.init is not None:
+            domain.models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             domain.models.load_init(backbone, config.init)
         if config.init_decoder:
             load_decoder(domain, self.model, config.init)
@@ -61,16 +65,21 @@ class PretrainTask(Task):
         self.mixer: Mix | None = config.objective.mixer()
         steps_per_epoch = len(self.train_data) // config.training.batch_size
         self.model.begin(config.training.epochs * steps_per_epoch)
-        self.monitor: Monitor | None = open_monitor(domain, config)
+        self.monitor: Monitor | None = open_monitor(domain, config, self.model)
         self.keep_best = config.monitor.keep_best
+
+    def data_description(self) -> str:
+        return self.data.description
 
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, self.data.preprocessing)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
-        inputs = batch[0]
+        inputs = input_of(batch)
         if self.mixer is not None:
-            inputs, _ = self.mixer(inputs, torch.zeros_like(batch[1]), draw)
+            inputs, _ = self.mixer(
+                inputs, torch.zeros(len(inputs), dtype=torch.long, device=inputs.device), draw
+            )
         return model(inputs, draw)
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
@@ -97,9 +106,9 @@ class PretrainTask(Task):
         save_weights(exported_file(directory, "pretraining", weights), rest_of_state(model), settings)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
-        assert self.data.plain_train is not None
         if isinstance(model, ReconstructingObjective):
-            shown = inputs_to_draw(self.data.plain_train)
+            plain = self.data.plain_train
+            shown = inputs_to_draw(required_training_samples(self.data) if plain is None else plain)
             self.domain.draw_picture(model, shown, directory / "reconstructions.png", data=self.data)
         report_skipped(self.domain, self.data, summary)
 
@@ -145,7 +154,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
 
 def decoder_beside(path: str | Path) -> Path:
     """Where a pretraining run keeps decoder and head: beside its encoder."""
-    path = Path(path)
+    path = expanded(path)
     model_file = path / MODEL_FILE if path.is_dir() else path
     return model_file.with_name(model_file.name.replace("model", "pretraining", 1))
 
@@ -233,4 +242,4 @@ def hide_and_reconstruct(
 def inputs_to_draw(samples: MapStyleDataset, count: int = PICTURES) -> Tensor:
     """Stack the inputs of ``count`` samples spread evenly over the data set, so that every class has its chance."""
     chosen = range(0, len(samples), max(len(samples) // count, 1))[:count]
-    return torch.stack([samples[i][0] for i in chosen])
+    return torch.stack([input_of(samples[i]) for i in chosen])

@@ -1,13 +1,13 @@
 """How a domain makes its models, and the models that its runs trained, rebuilt from their descriptions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
-from map_core.errors import UserError
+from map_core.errors import UserError, near_matches
 from map_core.tasks.families import Family
 from map_core.tasks.weights import LoadReport, read_description, read_settings, weights_file
 
@@ -53,6 +53,8 @@ class Models(Generic[Config]):
         load_init: Of a model and a run or weights file: loads the weights.
         tied: Settings without which weights mean nothing: where a command starts from some (``--init``), these are
             the run's, whatever a recipe says.
+        unseen: Settings that the shapes of the weights do not show, although the weights mean nothing without them.
+        resolved: Of a configuration: every setting of its model, those of its name where it gives none.
         families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
             that has all of a file's keys is the file's.
     """
@@ -65,6 +67,8 @@ class Models(Generic[Config]):
     create_probed: Callable[[Config, int], nn.Module]
     load_init: LoadInit
     tied: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
     families: tuple[Family, ...] = ()
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
@@ -82,6 +86,34 @@ class Models(Generic[Config]):
             return None
         values = {"name": description["name"], **description.get("arguments", {})}
         return read_settings(self.config, values, path)
+
+    def refuse_other_settings(
+        self, config: Config, path: str | Path, *, may_differ: Sequence[str] | None = None
+    ) -> None:
+        """Compare a model with the description of the weights that it starts from, beyond what shapes show.
+
+        Args:
+            config: Of the model.
+            path: A run or weights file; one without description is taken as it is.
+            may_differ: Settings whose difference is meant.
+
+        Raises:
+            UserError: a setting differs, or ``may_differ`` names none that could.
+        """
+        for name in may_differ or ():
+            if name not in self.unseen:
+                raise UserError(f"--init_may_differ {name}: {near_matches(name, self.unseen)}")
+        trained = self.described(path)
+        if trained is None:
+            return
+        before, now = self.resolved(trained), self.resolved(config)
+        for name in self.unseen:
+            if before.get(name) != now.get(name) and name not in (may_differ or ()):
+                raise UserError(
+                    f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}: "
+                    f"its weights fit, but would mean something else; leave --model.{name} to the run, or say that "
+                    f"it is meant with --init_may_differ {name}"
+                )
 
     def classifier(self, path: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
         """A classifier, in evaluation mode, and its class names.

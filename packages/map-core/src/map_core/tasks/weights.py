@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 from map_core.runs.files import replacing, save_json, save_tensors
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.foreign_weights import looks_like, unwrapped, without_prefix
@@ -24,7 +25,7 @@ MODEL_FILE = "model.safetensors"
 FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # what each direction of a Mamba mixer owns
 DESCRIBED = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
-    "objective": dict, "head": dict,
+    "objective": dict, "head": dict, "parts": list,
 }  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def weights_file(path: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(path)
+    path = expanded(path)
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         hint = " (the run has not finished: resume it)" if (path / "checkpoints").is_dir() else ""
@@ -120,7 +121,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the description is no JSON, or lacks or misspells what a description says.
     """
-    path = Path(path)
+    path = expanded(path)
     file = (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
     if not file.is_file():
         return {}
@@ -137,6 +138,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"{file}: {key} must be a {kind.__name__}; got {description[key]!r}; export the run again"
             )
+    if not all(isinstance(name, str) for name in description.get("classes", ())):
+        raise UserError(f"{file}: classes must be a list of names; export the run again")
     if description.get("holds") == "classifier" and not description.get("classes"):
         raise UserError(f"{file} describes a classifier but lacks its classes; export the run again")
     return description

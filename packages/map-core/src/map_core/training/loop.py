@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from map_core.errors import visible
+from map_core.paths import expanded
 from map_core.randomness import derive_seed
 from map_core.runs.account import STATE, read_state
 from map_core.runs.checkpoint import Checkpoints, write_json
@@ -29,15 +31,20 @@ from map_core.training.processes import (
     on_main_process,
     signal_of_any_process,
 )
-from map_core.training.sampling import RunPlan, seed_everything
+from map_core.training.sampling import RunPlan, seed_everything, single_samples_told
 from map_core.training.schedule import Schedule
 from map_core.training.settings import default_settings, run_settings
 from map_core.training.state import TrainingState
-from map_core.training.task import Task
+from map_core.training.task import Task, refuse_other_data_sets
 
 
 def train(
-    task: Task, config: TrainingConfig, out: Path, *, resume: str | None = None, run_config: Any = None
+    task: Task,
+    config: TrainingConfig,
+    out: str | Path,
+    *,
+    resume: str | Path | None = None,
+    run_config: Any = None,
 ) -> dict[str, Any]:
     """Train ``task.model`` and return the summary that is also written to ``out/summary.json``.
 
@@ -55,11 +62,18 @@ def train(
         UserError: whatever the user can cure, from settings that contradict each other to a full disk.
     """
     config.validate()
+    refuse_other_data_sets(task.train_data)
+    out, resume = expanded(out), None if resume is None else str(resume)
     accelerator = build_accelerator(config)
     plan = RunPlan.of(config, len(task.train_data), accelerator.num_processes, accelerator.process_index)
     settings = run_settings(task.name, plan, config, run_config, task.data_settings())
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
-    with Interruption() as interruption, RunLock(out) as lock, disk_faults_told(out, lock):
+    with (
+        Interruption() as interruption,
+        RunLock(out) as lock,
+        disk_faults_told(out, lock),
+        single_samples_told(plan),
+    ):
         checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume, lock))
         saved: dict[str, Any] = {"step": 0, "recorder": {}}
         if checkpoint:
@@ -121,6 +135,8 @@ class Run:
         """Train from optimizer step ``start`` to the last, then export; return the summary."""
         config, plan, state, recorder = self.config, self.plan, self.state, self.recorder
         accelerator, micro_steps = self.accelerator, self.plan.accumulation_steps
+        if described := self.task.data_description():
+            recorder.say(visible(described))
         recorder.say(self.plan.describe(self.task.name, config, accelerator.device, start))
         if start and recorder.evaluation is None and self.evaluates(start):
             self.evaluate(start)  # the run was stopped before it could

@@ -1,5 +1,6 @@
 """Which samples a process sees at a step: a function of the seed and the step, so that resuming is free."""
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,6 +96,23 @@ class RunPlan:
         order = torch.randperm(self.samples, generator=keyed_generator(self.seed, "order", epoch)).tolist()
         used = self.steps_per_epoch * self.batch_size
         return [SampleKey(epoch, order[i // self.repeats], i % self.repeats) for i in range(used)]
+
+
+@contextlib.contextmanager
+def single_samples_told(plan: RunPlan) -> Iterator[None]:
+    """Turn batch normalisation's refusal of a single sample, in the first step, into a :class:`UserError`."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        parts = plan.processes * plan.accumulation_steps
+        raise UserError(
+            f"a micro-batch of {plan.batch_size // parts} sample(s) is too small for batch normalisation: "
+            f"training.batch_size {plan.batch_size} is split over {plan.processes} process(es) times "
+            f"accumulation_steps {plan.accumulation_steps}; set --training.batch_size to {2 * parts} or more, or lower "
+            "--training.accumulation_steps"
+        ) from error
 
 
 class RunSampler(Sampler[list[SampleKey]]):

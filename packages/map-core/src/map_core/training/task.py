@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from accelerate import Accelerator
 from torch import nn
 
+from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
 from map_core.training.config import TrainingConfig
@@ -21,6 +22,15 @@ class MapStyleDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+def refuse_other_data_sets(data: Any) -> None:
+    """Raise a :class:`UserError` for what has no length and no samples by index, such as an iterable data set."""
+    if not isinstance(data, MapStyleDataset):
+        raise UserError(
+            f"training data must be map-style, with __len__ and __getitem__; {type(data).__name__} is not: which "
+            "samples a step sees, and so an exact resume, are functions of their numbers"
+        )
 
 
 def exported_file(directory: Path, name: str, weights: str) -> Path:
@@ -62,6 +72,10 @@ class Task(abc.ABC):
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:  # noqa: B027 (optional)
         """Write the trained weights of ``model`` (``weights`` is 'raw', 'ema' or 'best'); main process only."""
+
+    def data_description(self) -> str:
+        """Return one line that says which data were opened, and what is evaluated on."""
+        return ""
 
     def data_settings(self) -> dict[str, Any]:
         """Return, by name, what makes the data what they are (classes, augmentation, ...): a resumed run shares it."""

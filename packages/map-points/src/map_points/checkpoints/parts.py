@@ -1,7 +1,7 @@
 """What published point models share: names of the patch embedding, positions, class token and head, and their sizes."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ MODELNET40 = (
     "table", "tent", "toilet", "tv_stand", "vase", "wardrobe", "xbox",
 )  # fmt: skip
 MASK_RATIO = 0.6  # of Point-MAE and PointMamba
+ENCODER = "MAE_encoder."  # before the encoder's keys in their pretraining files
 CLASSES = {40: MODELNET40, 15: SCANOBJECTNN}
 
 
@@ -72,6 +73,22 @@ def trunk(state: Mapping[str, Tensor], more: tuple[tuple[str, str], ...]) -> dic
         ours = renamed(key, (*more, *RENAMED))
         found[ours] = value.squeeze(0) if ours.startswith("encoder.registers.") else as_linear(value)
     return found
+
+
+def pretraining_keys(encoder: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+    """The keys of a pretraining file whose encoder has ``encoder`` and whose decoder's layers have ``layers``."""
+    return (
+        *(ENCODER + key for key in encoder),
+        "mask_token",
+        *(f"decoder_pos_embed.{place}.{part}" for place in (0, 2) for part in DENSE),
+        *(f"MAE_decoder.{key}" for key in layers),
+        *(f"increase_dim.0.{part}" for part in DENSE),
+    )
+
+
+def encoder_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder in a pretraining file, under a classifier's keys."""
+    return {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
 
 
 def decoder(state: Mapping[str, Tensor], names: Callable[[str], str], width: int) -> dict[str, Tensor]:

@@ -17,7 +17,9 @@ from map_points.checkpoints.parts import (
     decoder,
     depth,
     described,
+    encoder_of,
     patch_size_of,
+    pretraining_keys,
     said,
     sizes,
     switches,
@@ -34,14 +36,7 @@ TRUNK = (
     *(f"blocks.blocks.#.{part}" for part in BLOCK),
     *(f"norm.{part}" for part in DENSE),
 )
-INSIDE = "MAE_encoder."
-DECODER = (
-    "mask_token",
-    *(f"decoder_pos_embed.{place}.{part}" for place in (0, 2) for part in DENSE),
-    *(f"MAE_decoder.blocks.#.{part}" for part in BLOCK),
-    *(f"MAE_decoder.norm.{part}" for part in DENSE),
-    *(f"increase_dim.0.{part}" for part in DENSE),
-)
+DECODER = (*(f"blocks.#.{part}" for part in BLOCK), *(f"norm.{part}" for part in DENSE))
 
 
 def transformer(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,8 +73,7 @@ def convert_point_mae(state: Mapping[str, Tensor]) -> Converted:
 
 def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
     """Encoder, and the decoder that goes on with it."""
-    inside = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
-    ours, arguments = transformer(inside)
+    ours, arguments = transformer(encoder_of(state))
     arguments |= patch_size_of(state)
     width, blocks = arguments["embed_dim"], depth(state, "MAE_decoder.blocks.")
     like = state["mask_token"].detach()
@@ -111,5 +105,5 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
 
 POINT_MAE = Family("Point-MAE", (*TRUNK, *CLASS_TOKEN, *HEAD), (), convert_point_mae)
 POINT_MAE_PRETRAINING = Family(
-    "Point-MAE's pretraining", (*(INSIDE + key for key in TRUNK), *DECODER), (), convert_pretraining
+    "Point-MAE's pretraining", pretraining_keys(TRUNK, DECODER), (), convert_pretraining
 )

@@ -16,7 +16,9 @@ from map_points.checkpoints.parts import (
     decoder,
     depth,
     described,
+    encoder_of,
     patch_size_of,
+    pretraining_keys,
     renamed,
     said,
     sizes,
@@ -43,13 +45,7 @@ TRUNK = (
     *PATCHES,
     *(f"blocks.{key}" for key in LAYERS),
 )
-INSIDE = "MAE_encoder."
-DECODER = (
-    "mask_token",
-    *(f"decoder_pos_embed.{place}.{part}" for place in (0, 2) for part in DENSE),
-    *(f"MAE_decoder.blocks.{key}" for key in LAYERS),
-    *(f"increase_dim.0.{part}" for part in DENSE),
-)
+DECODER = tuple(f"blocks.{key}" for key in LAYERS)
 
 
 def scans(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -85,8 +81,7 @@ def pooled(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
     """Encoder, and the decoder that goes on with it: it scans all patches, one way."""
-    inside = {key.removeprefix(INSIDE): value for key, value in state.items() if key.startswith(INSIDE)}
-    ours, arguments = scans(inside)
+    ours, arguments = scans(encoder_of(state))
     arguments |= patch_size_of(state)
     return Converted(
         ours,
@@ -119,5 +114,5 @@ def renamed_scans(key: str) -> str:
 
 POINT_MAMBA = Family("PointMamba", (*TRUNK, *HEAD), (), convert_point_mamba)
 POINT_MAMBA_PRETRAINING = Family(
-    "PointMamba's pretraining", (*(INSIDE + key for key in TRUNK), *DECODER), (), convert_pretraining
+    "PointMamba's pretraining", pretraining_keys(TRUNK, DECODER), (), convert_pretraining
 )

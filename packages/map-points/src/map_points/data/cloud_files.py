@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 from map_points.data.clouds import FileClouds
-from map_points.data.config import Axis, expanded
+from map_points.data.config import Axis
 from map_points.data.files import existing, files_below, regular
 from map_points.data.npy import read_npy
 from map_points.data.ply import read_ply

@@ -1,12 +1,12 @@
 """What a user says about data: where the clouds are, how many points to take, and how to augment them."""
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 
 PointSourceName = Literal[
     "shapes",
@@ -151,8 +151,3 @@ WHOLE_NUMBERS = {
     "shapes_per_class": (1, LARGEST),
     "ignore_label": (-(2**31), 2**31 - 1),
 }
-
-
-def expanded(path: str) -> Path:
-    """The path with ``~`` at its beginning replaced by the home folder; nothing else in it has a meaning."""
-    return Path(os.path.expanduser(path))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 from map_core.randomness import derive_seed
 from map_points.data.clouds import ArrayClouds, Clouds
-from map_points.data.config import expanded
 from map_points.data.files import existing
 from map_points.data.modelnet40 import pickled_clouds
 from map_points.data.pickles import read_pickle

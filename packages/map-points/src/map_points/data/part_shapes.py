@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 from map_core.randomness import derive_seed
 from map_points.data.shapenetpart import CATEGORY_LIST
 from map_points.data.shapes import require_trimesh
@@ -32,6 +33,7 @@ def write_part_shapes(
     Raises:
         UserError: a folder that is not empty, a count below 1, or trimesh is not installed.
     """
+    root = expanded(root)
     trimesh = require_trimesh()
     counts = {"train": train, "val": val, "test": test}
     for name, count in {**counts, "points": points}.items():

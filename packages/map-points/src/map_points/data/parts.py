@@ -1,7 +1,6 @@
 """Data sets of clouds with labelled parts, as segmentation reads them."""
 
 import copy
-import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from map_core.errors import UserError
+from map_core.runs.notes import note
 from map_points.data.config import PointDataConfig
 from map_points.data.samples import Splits, hold_out_and_subset
 from map_points.data.shapenetpart import PartClouds, read_shapenetpart
@@ -99,9 +99,9 @@ def load_part_data(config: PointDataConfig) -> PartData:
     splits: Splits[PartClouds] = hold_out_and_subset(read("train"), lambda: read("test"), config)
     assert splits.evaluation is not None
     left_out = splits.train.left_out
-    note = f"; left out without clouds: {', '.join(left_out)}" if left_out else ""
+    without = f"; left out without clouds: {', '.join(left_out)}" if left_out else ""
     if left_out:
-        print(f"note: {root} has no clouds of {', '.join(left_out)}: left out", file=sys.stderr)
+        note(f"note: {root} has no clouds of {', '.join(left_out)}: left out")
     return PartData(
         train=PartSamples(splits.train, config, training=True),
         evaluation=PartSamples(splits.evaluation, config, training=False),
@@ -109,5 +109,5 @@ def load_part_data(config: PointDataConfig) -> PartData:
         parts=splits.train.parts,
         evaluated_on=splits.evaluated_on,
         description=f"{root}: {len(splits.train)} training clouds, {len(splits.evaluation)} for evaluation "
-        f"({splits.evaluated_on}){note}",
+        f"({splits.evaluated_on}){without}",
     )

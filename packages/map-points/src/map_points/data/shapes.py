@@ -49,8 +49,7 @@ def require_trimesh() -> Any:
         import trimesh
     except ImportError as error:
         raise UserError(
-            "the embedded shapes need trimesh: pip install 'map-points[demo]', or give --data.source and "
-            "--data.root"
+            "the embedded shapes need trimesh: pip install trimesh, or give --data.source and --data.root"
         ) from error
     return trimesh
 

@@ -78,6 +78,7 @@ class SegmentConfig:
         objective: The segmentation head and its loss.
         training: Epochs, batch, learning rate and the like.
         init: A pretraining run, a part segmenter or a weights file to start from; from scratch when not given.
+        init_may_differ: Settings of the model in which it is meant to differ from that of init, such as order.
         resume: 'auto' continues the newest checkpoint in out; a path continues that one.
         out: Run directory.
     """
@@ -87,6 +88,7 @@ class SegmentConfig:
     objective: SegmentationConfig = field(default_factory=SegmentationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     init: str | None = None
+    init_may_differ: list[str] | None = None
     resume: str | None = None
     out: str = "runs/segment"
 
@@ -110,7 +112,7 @@ def build_segmenter(
 
 def described_segmenter(model: PointModelConfig, description: Mapping[str, Any]) -> PartSegmenter:
     """The part segmenter that a description is of."""
-    settings = read_settings(SegmentationConfig, description["head"], "the description")
+    settings = read_settings(SegmentationConfig, description.get("head", {}), "the description")
     parts = description["parts"]
     return build_segmenter(model, settings, len(parts), 1 + max(max(own) for own in parts))
 
@@ -149,8 +151,12 @@ class SegmentTask(Task):
         model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)
         model.backbone.set_grad_checkpointing(config.training.activation_checkpointing)
         if config.init is not None:
+            MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             start_from(model, config.init)
         self.model = model
+
+    def data_description(self) -> str:
+        return self.data.description
 
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, {}, classes=self.data.classes, parts=self.data.parts)
@@ -244,7 +250,21 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
     config, description = MODELS.described(path), read_description(path)
     if config is None or "parts" not in description:
         raise UserError(f"{path} describes no part segmenter: give a run of map-points segment")
+    if not are_parts(description["parts"]) or len(description["parts"]) != len(
+        description.get("classes", ())
+    ):
+        raise UserError(
+            f"the .json of {path} does not list the parts of each of its classes; export the run again"
+        )
     parts = tuple(tuple(own) for own in description["parts"])
     model = described_segmenter(config, description)
     load_whole(model, path, load_init)
     return TrainedSegmenter(model, tuple(description["classes"]), parts)
+
+
+def are_parts(value: Any) -> bool:
+    """Whether a value of JSON lists the parts of categories: numbers from 0 on, some for each."""
+    return all(
+        isinstance(own, list) and own and all(type(part) is int and part >= 0 for part in own)
+        for own in value
+    )

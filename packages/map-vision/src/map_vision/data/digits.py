@@ -37,7 +37,7 @@ def load_digits() -> Digits:
         from sklearn.datasets import load_digits as read
     except ImportError as error:
         raise UserError(
-            "the digits need scikit-learn: pip install 'map-vision[demo]', or give a folder with --data.root"
+            "the digits need scikit-learn: pip install scikit-learn, or give a folder with --data.root"
         ) from error
     bunch = read()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from map_core.errors import UserError, near_matches
+from map_core.paths import expanded
 
 from .formats import readable_extensions
 from .sources import FileImages
@@ -38,7 +39,7 @@ def existing_root(root: str | None) -> Path:
     """
     if root is None:
         raise UserError("source 'folder' needs the folder of the images: pass --data.root FOLDER")
-    path = Path(root).expanduser()
+    path = expanded(root)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:  # a name that is too long, a parent that may not be entered

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 
 from .folders import read_unlabelled_folder
 from .sources import FileImages
@@ -41,7 +42,7 @@ def _read_one(name: str | Path) -> tuple[list[str], Counter[str]]:
     """Return the image files that one path or pattern stands for, and what it left out."""
     if not str(name).strip():
         raise UserError("images has an empty path: name image files, folders or patterns")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         source = read_unlabelled_folder(path)
         return [*map(str, source.paths)], Counter(dict(source.ignored))

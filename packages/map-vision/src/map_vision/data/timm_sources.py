@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
 from map_core.errors import UserError, near_matches
+from map_core.paths import expanded
 
 from .decoding import decode, unreadable
 from .sources import ImageSource
@@ -80,7 +80,7 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
         raise UserError(
             f"unknown data source '{name}': {near_matches(name, known)} (names of timm begin with {prefixes})"
         )
-    folder = None if root is None else str(Path(root).expanduser())
+    folder = None if root is None else str(expanded(root))
     if prefix == "torch":
         _check_split(rest.lower(), folder, split)
     try:

@@ -1,0 +1,84 @@
+"""The commands that every domain has, listed without importing what they need: ``--help`` does not wait for torch."""
+
+import importlib
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Union
+
+from map_core.commands.command import Command, imported
+
+if TYPE_CHECKING:
+    from map_core.tasks.domain import Domain
+
+SomeDomain = Union["Domain", str]  # or "module:attribute", imported when a command is used
+
+
+def standard_commands(domain: SomeDomain, *, sample: str) -> list[Command]:
+    """The commands of a domain, in the order in which its ``--help`` lists them.
+
+    Args:
+        domain: The domain, or where it is.
+        sample: What it calls one sample, such as "image".
+    """
+    files = f"{sample}s"
+    data = {"defaults": of_domain("data_of_run", domain)}
+
+    def command(name: str, help: str, **more: Any) -> Command:
+        function = name.replace("-", "_")
+        kind = "finetune" if name == "linear-probe" else function
+        return Command(name, help, of_domain("config_of", domain, kind), of_domain(function, domain), **more)
+
+    finetuning = command("finetune", "train a classifier")
+    probing = command("linear-probe", "train a linear classifier on frozen features")
+    return [
+        command("pretrain", f"pretrain an encoder on {files}"),
+        starting_from_run(domain, finetuning),
+        starting_from_run(domain, probing),
+        command("evaluate", "measure a trained model", **data),
+        command("predict", f"classes of {files}, as CSV", **data),
+        command("features", "features as npz, and a kNN score", **data),
+        command("reconstruct", "picture of what a pretrained model reconstructs", **data),
+        command("info", "versions, devices, implementations, models"),
+    ]
+
+
+def convert_command(domain: SomeDomain) -> Command:
+    """The command that reads other projects' checkpoints, for a domain that knows families of them."""
+    module = "map_core.commands.convert"
+    return Command(
+        "convert",
+        "read another project's checkpoint",
+        of_domain("convert_config", domain, module=module),
+        of_domain("convert", domain, module=module),
+        essential=("model.num_heads", "model.img_size", "model.num_patches"),
+        positional="file",
+    )
+
+
+def study_commands(domain: SomeDomain) -> list[Command]:
+    """The two commands of studies, for a domain."""
+    module = "map_core.study.command"
+    study, report = (of_domain(name, domain, module=module) for name in ("study", "study_report"))
+    return [
+        Command("study", "compare arms over seeds, resumable", f"{module}:StudyConfig", study),
+        Command("study-report", "tables and plot of a study", f"{module}:StudyReportConfig", report),
+    ]
+
+
+def starting_from_run(domain: SomeDomain, command: Command) -> Command:
+    """A command that trains from ``--init``: what the weights there are tied to goes before recipes, the rest after."""
+    return replace(
+        command, defaults=of_domain("model_of_run", domain), settled=of_domain("model_of_weights", domain)
+    )
+
+
+def of_domain(
+    name: str, domain: SomeDomain, *more: Any, module: str = "map_core.commands.standard"
+) -> "partial[Any]":
+    """A function of a module, given its domain, that is imported when it is called."""
+    return partial(call, module, name, domain, *more)
+
+
+def call(module: str, name: str, domain: SomeDomain, *arguments: Any) -> Any:
+    """Import a function and call it with the domain."""
+    return getattr(importlib.import_module(module), name)(imported(domain), *arguments)

@@ -1,0 +1,60 @@
+"""``import map_vision`` costs next to nothing, and timm knows the models whichever of the two is imported first."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+KNOWN = "assert timm.is_model('hybridnet_tiny_patch16_224') and timm.is_model('map_mambavision_tiny')"
+
+
+def python(code):
+    """Run code in a fresh interpreter; return what it printed."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import map_vision, timm",
+        "import timm, map_vision",
+        "import map_vision, map_core.blocks, timm",
+        "import map_vision; from map_vision.mambavision import MambaVision; import timm",
+        "import map_vision; from timm.models import create_model; import timm",
+    ],
+)
+def test_timm_knows_the_models_whatever_is_imported_first(imports):
+    python(f"{imports}; {KNOWN}; timm.create_model('hybridnet_tiny_patch16_224', num_classes=2)")
+
+
+@pytest.mark.parametrize("package", ["map_core", "map_vision", "map_points"])
+def test_a_package_waits_for_nothing(package):
+    assert (
+        python(f"import sys, {package}; print({{'torch', 'timm', 'accelerate'}} & sys.modules.keys())")
+        == "set()\n"
+    )
+
+
+@pytest.mark.parametrize("package", ["map_core", "map_vision", "map_points"])
+def test_public_names_are_there(package):
+    python(
+        f"import {package}; [getattr({package}, name) for name in {package}.__all__]; from {package} import *"
+    )
+
+
+@pytest.mark.parametrize("package", ["map_vision", "map_points"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonsense"]], ids=lambda value: value[0])
+def test_a_program_that_only_talks_imports_no_torch(package, arguments):
+    code = f"import sys; sys.argv[1:] = {arguments}; from {package}.cli import main; main()"
+    said = python(f"{code}; print({{'torch', 'timm', 'sklearn', 'h5py'}} & sys.modules.keys())")
+    assert said.splitlines()[-1] == "set()"
