@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 SOURCES := packages tests benchmarks examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs dist fuzz bench clean
+.PHONY: help setup demo test lint format docs dist fuzz soak bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -62,6 +62,11 @@ dist: $(BIN)/python ## build source distributions and wheels of all packages int
 
 fuzz: $(VENV)/test.stamp ## mutate small valid files of every format for ten minutes and read them
 	$(BIN)/python packages/map-points/tests/data/test_fuzz.py --seconds 600
+
+MINUTES ?= 60
+KILLS ?= 100
+soak: $(VENV)/test.stamp ## train for an hour without growing, and survive 100 kills bit for bit (MINUTES=60 KILLS=100)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py --minutes $(MINUTES) --kills $(KILLS)
 
 bench: $(VENV)/test.stamp ## time a pretraining step and the selective scans on this machine
 	$(BIN)/python benchmarks/pretrain_step.py

@@ -1,0 +1,119 @@
+"""Commands as processes that can be watched, stopped and killed, one for each rank.
+
+They are forked from a process that has imported everything, so that a kill costs a run and not the import of its
+libraries. From the command line on they do what a command does that a shell starts.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import torch
+
+import map_core.commands.standard  # noqa: F401  (imported once, before any child is forked)
+import map_points.cli
+import map_points.domain
+import map_vision.cli
+import map_vision.domain
+
+COMMANDS = {"map-vision": map_vision.cli.main, "map-points": map_points.cli.main}
+
+
+class Running:
+    """A command that runs, in one process or in several that talk over gloo.
+
+    Args:
+        command: The program's name and its arguments.
+        log: Where its output goes; appended to.
+        ranks: How many processes there are.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, ranks: int = 1) -> None:
+        environments: list[dict[str, str]] = [{}]
+        if ranks > 1:
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+            environments = [{**meeting, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(ranks)]
+        self.processes = [psutil.Process(fork(command, log, environment)) for environment in environments]
+        self.log = log
+        self.statuses: dict[int, int] = {}
+        self._children: set[psutil.Process] = set()
+
+    def poll(self) -> bool:
+        """Note who ended and say whether all did."""
+        for process in self.processes:
+            if process.pid in self.statuses:
+                continue
+            ended, status = os.waitpid(process.pid, os.WNOHANG)
+            if ended:
+                self.statuses[process.pid] = os.waitstatus_to_exitcode(status)
+        return len(self.statuses) == len(self.processes)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long for the end and say whether it came."""
+        end = time.monotonic() + seconds
+        while not (ended := self.poll()) and time.monotonic() < end:
+            time.sleep(0.005)
+        return ended
+
+    def alive(self) -> list[psutil.Process]:
+        """The ranks that have not ended."""
+        self.poll()
+        return [process for process in self.processes if process.pid not in self.statuses]
+
+    def send(self, number: signal.Signals, ranks: Sequence[psutil.Process] | None = None) -> None:
+        """Send a signal to ranks, to all that live if none are named, and not to their loading processes."""
+        for process in self.alive() if ranks is None else ranks:
+            self._children |= set(process.children(recursive=True))
+            os.kill(process.pid, number)
+
+    def left_behind(self, seconds: float) -> list[int]:
+        """Loading processes that outlive what started them by more than so many seconds."""
+        end = time.monotonic() + seconds
+        while (living := [child.pid for child in self._children if lives(child)]) and time.monotonic() < end:
+            time.sleep(0.02)
+        return living
+
+
+def fork(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+    """Run a command in a child that leads a session, as a terminal or a scheduler starts it; return its number."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.setsid()
+        torch.set_num_threads(1)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.environ.update(environment)
+        sys.argv = list(command)
+        status = COMMANDS[command[0]]()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is neither gone nor a zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
