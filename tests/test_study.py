@@ -78,6 +78,9 @@ def test_equal_compute_means_more_epochs(whole: Path) -> None:
     }
     assert epochs["pretrained"] == epochs["scratch"] == 2
     assert epochs["equal compute"] > 2
+    flops = {arm: sum(line["flops"] for line in lines if line["arm"] == arm) for arm in epochs}
+    # whole epochs, and scratch has the finetuning of the pretrained arm
+    assert flops["equal compute"] == pytest.approx(flops["pretrained"], abs=flops["scratch"] / 4)
 
 
 def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path) -> None:

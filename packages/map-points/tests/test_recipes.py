@@ -41,6 +41,7 @@ NAMES = (
     "pretrain_shapenet55_autoregression",
     "pretrain_shapenet55_contrastive",
     "pretrain_shapenet55_mamba3d",
+    "pretrain_shapenet55_mamba3d_point_mae",
     "pretrain_shapenet55_point_mae",
     "pretrain_shapenet55_point_mamba",
     "pretrain_shapenet55_simmim",

@@ -1,5 +1,6 @@
 """What a study runs follows from its file and the results so far."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 import yaml
 
 from map_core.errors import UserError
-from map_core.study.plan import PlannedRun, Study, next_runs, planned_runs, read_study
-from map_core.study.results import Result
-from map_core.study.runner import Place, needed_first
+from map_core.study.definition import Study, read_study
+from map_core.study.plan import PlannedRun, next_runs, planned_runs
+from map_core.study.report import scores
+from map_core.study.results import Result, append_result, read_results
+from map_core.study.runner import Place, needed_first, run_study
 from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
@@ -28,7 +31,7 @@ FILE: dict[str, Any] = {
 def study_of(tmp_path: Path, **changes: Any) -> Study:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({**FILE, **changes}))
-    return read_study(path)
+    return read_study(path, "map_core.study")
 
 
 def done(study: Study, run: PlannedRun, score: float = 50.0) -> Result:
@@ -171,3 +174,48 @@ def test_a_file_that_compares_nothing_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         study_of(tmp_path, **changes)
+
+
+def test_a_study_builds_on_another(tmp_path: Path) -> None:
+    study_of(tmp_path, finetune={"recipe": "finetune_digits", "training.epochs": 4})
+    other = tmp_path / "other.yaml"
+    arms = {"scratch": {}}
+    other.write_text(
+        yaml.safe_dump({"base": "study", "name": "other", "arms": arms, "finetune": {"training.lr": 0.1}})
+    )
+    study = read_study(other, "map_core.study")
+    assert (study.name, [arm.name for arm in study.arms], study.seeds) == ("other", ["scratch"], (0, 1))
+    assert study.finetune == {"recipe": "finetune_digits", "training.epochs": 4, "training.lr": 0.1}
+    other.write_text("base: other\n")
+    with pytest.raises(UserError, match="builds on itself: other -> other"):
+        read_study(other, "map_core.study")
+
+
+def test_an_arm_s_model_is_that_of_all_its_stages(tmp_path: Path) -> None:
+    arms = {"map": {"model": {"layout": "Mx2"}, "pretrain": {"recipe": "pretrain_digits"}}}
+    runs = list(planned_runs(study_of(tmp_path, arms=arms), []))
+    assert {run.settings.get("model.layout") for run in runs if run.command != "features"} == {"Mx2"}
+
+
+def test_a_held_out_loss_asks_the_pretraining_for_it(tmp_path: Path) -> None:
+    runs = list(planned_runs(study_of(tmp_path, measures=["heldout_loss"]), []))
+    assert {run.stage for run in runs} == {"pretrain"}
+    assert {run.settings["monitor.samples"] for run in runs} == {2048}
+    study = study_of(tmp_path, measures=["heldout_loss"])
+    results = [
+        replace(done(study, run), measures={"heldout_loss": 0.5 + run.seed})
+        for run in planned_runs(study, [])
+    ]
+    assert scores(results, "map", "heldout_loss", None) == {0: 0.5, 1: 1.5}
+
+
+def test_a_budget_that_is_too_small_for_any_run_is_an_error(tmp_path: Path) -> None:
+    study, place = study_of(tmp_path), Place("map_vision", tmp_path / "out", tmp_path / "results.jsonl")
+    for run in next_runs(study, []):  # each took two minutes at the first seed
+        if run.seed == 0:
+            append_result(place.results, replace(done(study, run), seconds=120.0))
+    for run in next_runs(study, read_results(place.results)):
+        if run.seed == 0 and run.stage == "knn":
+            append_result(place.results, replace(done(study, run), seconds=120.0))
+    with pytest.raises(UserError, match="budget_minutes 1 is too small for any run that is left"):
+        run_study(study, place, budget_minutes=1.0, progress=False)

@@ -10,7 +10,7 @@ import scipy.stats
 import yaml
 
 from map_core.errors import UserError
-from map_core.study.plan import read_study
+from map_core.study.definition import read_study
 from map_core.study.report import comparisons, page, table, write_report
 from map_core.study.results import Result, append_result, merge_results, read_results
 from map_core.study.statistics import T95, estimate, t_quantile, verdict
@@ -93,7 +93,7 @@ def test_the_report_holds_every_number_of_the_results(tmp_path: Path) -> None:
         "measures": ["finetune"],
     }
     file.write_text(yaml.safe_dump(values))
-    study = read_study(file)
+    study = read_study(file, "map_core.study")
     scores = {("map", 0): 80.0, ("map", 1): 82.0, ("scratch", 0): 70.0, ("scratch", 1): 72.5}
     results = [
         replace(

@@ -306,9 +306,9 @@ class HybridNet(nn.Module):
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
         }
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
-        self.encoder.activation_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
+        """Recompute every so manieth block in the backward pass instead of storing its activations; 1: all."""
+        self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
         """Tokens of images in scan order, with their pixels as targets if asked for; registers in front are global."""

@@ -8,8 +8,9 @@ from map_core.commands.options import Option, config_class
 from map_core.commands.recipes import find_recipe
 from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
-from map_core.study.cost import describe_plan, resolve_compute
-from map_core.study.plan import Study, read_study
+from map_core.study.cost import Operations, describe_plan, resolve_compute
+from map_core.study.definition import Study, read_study
+from map_core.study.launching import ClusterJobs
 from map_core.study.report import table, write_report
 from map_core.study.results import read_results
 from map_core.study.runner import Place, run_study
@@ -26,7 +27,11 @@ StudyConfig = config_class(
     study=STUDY,
     out=OUT,
     results=RESULTS,
-    jobs=Option(int, "Runs at once, one thread each where there are several.", 1),
+    jobs=Option(int, "Runs at once; on this machine one thread each where there are several.", 1),
+    cluster=Option(str | None, "Submit the runs with submitit: to slurm, or to local to try it out.", None),
+    cluster_settings=Option(
+        str | None, "YAML file of submitit's parameters, such as slurm_partition and timeout_min.", None
+    ),
     budget_minutes=Option(float | None, "Start nothing that would not end within it.", None),
     dry_run=Option(bool, "Print runs, samples, operations and hours, timed here, and start nothing.", False),
 )
@@ -54,7 +59,8 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
         find_recipe(f"{domain.module}.studies", config.study) as path,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        found = resolve_compute(read_study(path), domain, Path(scratch) / "none")
+        studies = f"{domain.module}.studies"
+        found = resolve_compute(read_study(path, studies), domain, Path(scratch) / "none")
     out = expanded(config.out or f"runs/{found.name}")
     require_folder(out)
     return found, Place(
@@ -69,7 +75,18 @@ def study(domain: Domain, config: Any) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             print(describe_plan(found, domain, Path(scratch)))
         return
-    results = run_study(found, place, jobs=config.jobs, budget_minutes=config.budget_minutes)
+    launcher = None
+    if config.cluster is not None:
+        settings = None if config.cluster_settings is None else expanded(config.cluster_settings)
+        launcher = ClusterJobs(config.cluster, place.out / "jobs", settings)
+    results = run_study(
+        found,
+        place,
+        jobs=config.jobs,
+        budget_minutes=config.budget_minutes,
+        launcher=launcher,
+        flops=Operations(domain),
+    )
     page = write_report(found, results, place.out, command_of(domain, config))
     print(f"{table(found, results)}\n\nreport -> {page}, results -> {place.results}")
 

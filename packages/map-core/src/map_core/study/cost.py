@@ -1,5 +1,6 @@
 """What the runs of a study cost: operations counted on one batch, seconds timed on this machine."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_core.randomness import Draw
-from map_core.study.plan import Arm, PlannedRun, Study, planned_runs
+from map_core.study.definition import Arm, Study
+from map_core.study.plan import PlannedRun, planned_runs
 from map_core.study.runner import as_text
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
@@ -21,6 +23,11 @@ from map_core.training import Task
 from map_core.training.loop import train
 
 TIMED_STEPS = 5
+UNCOUNTED = (
+    "training.seed",
+    "data.subset_seed",
+    "training.lr",
+)  # settings that change no number of operations
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,28 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
         speed = train(task, brief, out, run_config=config)["samples_per_second"]
         seconds = samples / speed
     return Cost(samples, counter.get_total_flops() / count * samples, seconds)
+
+
+class Operations:
+    """Counts the operations of runs, once for all that differ in their seed alone.
+
+    Args:
+        domain: Of the runs.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain, self.counted = domain, dict[str, float]()
+
+    def __call__(self, run: PlannedRun) -> float:
+        """Of training: 0 for a run that measures only."""
+        if run.command == "features":
+            return 0.0
+        alike = {key: value for key, value in run.settings.items() if key not in UNCOUNTED}
+        key = f"{run.command} {sorted(alike.items())}"
+        if key not in self.counted:
+            with tempfile.TemporaryDirectory() as scratch:
+                self.counted[key] = count_cost(self.domain, run, Path(scratch) / "none").flops
+        return self.counted[key]
 
 
 def resolve_compute(study: Study, domain: Domain, scratch: Path) -> Study:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from map_core.runs.files import save_text
 from map_core.runs.pictures import save_picture
-from map_core.study.plan import Study
+from map_core.study.definition import TRAINED, Study
 from map_core.study.results import Result
 from map_core.study.statistics import estimate, verdict
 
@@ -17,18 +17,27 @@ TITLES = {
     "finetune": "finetuned accuracy (%)",
     "linear_probe": "linear probe (%)",
     "knn": "nearest neighbours (%)",
+    "heldout_loss": "loss on held-out samples",
 }
 
 
 def scores(results: Sequence[Result], arm: str, stage: str, labels: int | None) -> dict[int, float]:
     """Score by seed."""
+    if stage == "heldout_loss":  # which the pretraining measured
+        return {
+            r.seed: r.measures[stage]
+            for r in results
+            if (r.arm, r.stage) == (arm, "pretrain") and stage in r.measures
+        }
     return {r.seed: r.score for r in results if (r.arm, r.stage, r.labels) == (arm, stage, labels)}
 
 
 def columns(study: Study) -> list[tuple[str, int | None]]:
     """Measures and numbers of labels, a column each."""
     return [
-        (stage, labels) for stage in study.measures for labels in (study.labels if stage != "knn" else [None])
+        (stage, labels)
+        for stage in study.measures
+        for labels in (study.labels if stage in TRAINED else [None])
     ]
 
 
@@ -66,13 +75,17 @@ def comparisons(study: Study, results: Sequence[Result]) -> str:
 
 def plot(study: Study, results: Sequence[Result], path: Path) -> None:
     """Draw every measure: over labels where there are several, else a bar an arm; a point a seed."""
-    stages = [s for s in study.measures if any(r.stage == s for r in results)]
+    stages = [
+        s
+        for s in study.measures
+        if any(scores(results, a.name, s, n) for a in study.arms for n in (*study.labels, None))
+    ]
     if not stages:
         return
     figure = Figure(figsize=(4.6 * len(stages), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        counts = list(study.labels) if stage != "knn" else [None]
+        counts = list(study.labels) if stage in TRAINED else [None]
         names = ["all" if count is None else str(count) for count in counts]
         for number, arm in enumerate(study.arms):
             offset = 0.06 * (number - (len(study.arms) - 1) / 2)
@@ -101,6 +114,8 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
     ]
     devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
     commits = sorted({str(r.facts.get("commit"))[:12] for r in results if r.facts.get("commit")})
+    flops = sum(r.flops for r in results) / 1e12
+    counted = f", {flops:.1f} TFLOP" if flops else ""
     seconds, begun = sum(r.seconds for r in results), sorted({r.seed for r in results})
     parts = [
         f"# {study.name}",
@@ -109,7 +124,7 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
         "Mean ± standard deviation over seeds. Paired differences by seed:",
         comparisons(study, results),
         f"{len(results)} runs ({sum(r.stage == 'trial' for r in results)} trials of learning rates on a held-out "
-        f"part), {seconds / 3600:.2f} hours of training, seeds {', '.join(map(str, begun))} of "
+        f"part), {seconds / 3600:.2f} hours of training{counted}, seeds {', '.join(map(str, begun))} of "
         f"{', '.join(map(str, study.seeds))}; "
         f"commit {', '.join(commits) or 'unknown'}; {', '.join(devices) or 'hardware unknown'}. Run it with\n\n"
         f"```\n{command}\n```",

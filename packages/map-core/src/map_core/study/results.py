@@ -22,6 +22,7 @@ class Result:
         score: The measure, in percent (accuracy); the loss where there is no accuracy.
         measures: Everything that was measured.
         seconds, samples: Of training.
+        flops: Multiplications and additions of training, forward and backward, those of scans included.
         facts: Commit, hardware, versions, peak memory.
     """
 
@@ -37,6 +38,7 @@ class Result:
     measures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     samples: int = 0
+    flops: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
 
 

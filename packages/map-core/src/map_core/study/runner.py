@@ -1,20 +1,20 @@
 """Running a study: every run an ordinary command in a process of its own, finished ones never repeated."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from map_core.errors import UserError
-from map_core.study.plan import PlannedRun, Study, next_runs, planned_runs
+from map_core.study.definition import Study
+from map_core.study.launching import Job, Launcher, Processes
+from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.results import Result, append_result, read_results
 from map_core.tasks.weights import MODEL_FILE
 
@@ -41,35 +41,50 @@ class Place:
         """Where the run called ``run`` leaves its files."""
         return self.out / run
 
+    def log(self, run: str) -> Path:
+        """What the run prints."""
+        return self.directory(run).with_suffix(".log")
+
 
 @dataclass(frozen=True)
 class Started:
     """A run that is going on."""
 
     run: PlannedRun
-    process: "subprocess.Popen[bytes]"
+    job: Job
     began: float
 
 
 def run_study(
-    study: Study, place: Place, *, jobs: int = 1, budget_minutes: float | None = None, progress: bool = True
+    study: Study,
+    place: Place,
+    *,
+    jobs: int = 1,
+    budget_minutes: float | None = None,
+    launcher: Launcher | None = None,
+    flops: Callable[[PlannedRun], float] = lambda run: 0.0,
+    progress: bool = True,
 ) -> list[Result]:
     """Run everything that is not done yet and return all results.
 
     Args:
         study: What to run.
         place: Where.
-        jobs: Runs at once, one thread each where there are several.
+        jobs: Runs at once.
         budget_minutes: Start nothing that would not end within it, going by the runs of the same stage so far.
+        launcher: Starts them; processes here, one thread each where there are several, when None.
+        flops: Counts the operations of a run.
         progress: Show a bar.
 
     Raises:
-        UserError: a run failed; its log says why.
+        UserError: a run failed, and its log says why; a budget that is too small for any run.
     """
     # a scheduler's SIGTERM ends the study as an error would: through the end of this function, its runs with it
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    launcher = launcher or Processes(threads=1 if jobs > 1 else None)
     began, started = time.monotonic(), list[Started]()
     results = read_results(place.results, study.name)
+    known = len(results)
     place.out.mkdir(parents=True, exist_ok=True)
     bar = tqdm(
         total=len(list(planned_runs(study, results))), initial=len(results), unit="run", disable=not progress
@@ -83,23 +98,31 @@ def run_study(
                 run = needed_first(planned, study, results, place)
                 if run.key not in going and fits(run, results, began, budget_minutes):
                     bar.set_postfix_str(run.key)
-                    started.append(start(run, place, threads=1 if jobs > 1 else None))
+                    job = launcher.start(command_line(run, place), place.log(run.key))
+                    started.append(Started(run, job, time.monotonic()))
                     going.add(run.key)
             if not started:
+                if len(results) == known and next_runs(study, results) and budget_minutes is not None:
+                    raise UserError(
+                        f"--budget_minutes {budget_minutes:g} is too small for any run that is left"
+                    )
                 return results
             time.sleep(POLL_SECONDS)
-            for item in [item for item in started if item.process.poll() is not None]:
+            for item, status in [(item, item.job.status()) for item in started]:
+                if status is None:
+                    continue
                 started.remove(item)
-                append_result(place.results, finish(study, item, place))
+                result = finish(study, item, status, place)
+                append_result(place.results, replace(result, flops=flops(item.run)))
                 results = read_results(place.results, study.name)
                 bar.total = len(list(planned_runs(study, results)))
                 bar.update(len(results) - bar.n)
     finally:
         bar.close()
         for item in started:  # a failure or Ctrl-C: each leaves a checkpoint and ends
-            item.process.terminate()
+            item.job.stop()
         for item in started:
-            item.process.wait()
+            item.job.wait()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -130,9 +153,7 @@ def command_line(run: PlannedRun, place: Place) -> list[str]:
         line += ["--init", str(place.directory(run.after))]
     if run.command == "features":
         return [*line, "--out", str(directory.with_suffix(".npz"))]
-    line += ["--out", str(directory)]
-    if any(directory.glob("checkpoints/step_*")):
-        line += ["--resume", "auto"]
+    line += ["--out", str(directory), "--resume", "auto"]
     return [*line, *(f"--{key}={as_text(value)}" for key, value in settings.items())]
 
 
@@ -141,36 +162,17 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def start(run: PlannedRun, place: Place, *, threads: int | None) -> Started:
-    """Start a run; what it prints goes into a log beside its directory."""
-    log = place.directory(run.key).with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ)
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            command_line(run, place),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-    return Started(run, process, time.monotonic())
-
-
-def finish(study: Study, item: Started, place: Place) -> Result:
+def finish(study: Study, item: Started, status: int, place: Place) -> Result:
     """Read what a finished run measured.
 
     Raises:
         UserError: it failed or was interrupted.
     """
-    run, directory = item.run, place.directory(item.run.key)
-    log = directory.with_suffix(".log")
-    if item.process.returncode:
-        said = log.read_text(errors="replace").strip().splitlines()
+    run, directory, log = item.run, place.directory(item.run.key), place.log(item.run.key)
+    if status:
+        said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         raise UserError(
-            f"run {run.key} of the study ended with status {item.process.returncode}: "
+            f"run {run.key} of the study ended with status {status}: "
             f"{said[-1] if said else 'it printed nothing'}; see {log}, then start the study again: it goes on"
         )
     summary = read_summary(run, directory)

@@ -26,6 +26,7 @@ from map_core.tasks.probe import LinearProbe
 from map_core.tasks.weights import read_description, save_weights
 from map_core.training import Task
 from map_core.training.processes import sum_over_processes
+from map_core.training.recomputation import recompute_activations
 from map_core.training.task import MapStyleDataset, exported_file
 
 EVALUATION_BATCH = 64  # the smallest; more where a micro-batch of training is larger
@@ -151,7 +152,7 @@ class FinetuneTask(ClassificationTask):
 
     def build_model(self) -> nn.Module:
         model = self.domain.models.create_classifier(self.config.model, len(self.data.classes))
-        model.set_grad_checkpointing(self.config.training.activation_checkpointing)  # type: ignore[operator]
+        recompute_activations(model, self.config.training)
         if self.config.init is not None:
             load_for_classes(self.domain, model, self.config.init, self.data)
         return model

@@ -23,6 +23,7 @@ from map_core.tasks.weights import read_description, read_settings, read_weights
 from map_core.training import Task, TrainingConfig
 from map_core.training.loading import batches_in_order
 from map_core.training.processes import sum_over_processes
+from map_core.training.recomputation import recompute_activations
 from map_core.training.task import exported_file
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
 from map_points.factory import MODELS, PointModelConfig, create_backbone
@@ -151,7 +152,7 @@ class SegmentTask(Task):
         self.train_data = self.data.train
         num_parts = 1 + max(max(own) for own in self.data.parts)
         model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)
-        model.backbone.set_grad_checkpointing(config.training.activation_checkpointing)
+        recompute_activations(model.backbone, config.training)
         if config.init is not None:
             MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             start_from(model, config.init)

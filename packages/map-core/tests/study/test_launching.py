@@ -1,0 +1,72 @@
+"""Runs of a study as jobs of a cluster, through submitit's own stand-in for one."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from map_core.errors import UserError
+from map_core.study.launching import ClusterJobs, Command, Job, Processes
+
+SAY = [sys.executable, "-c", "print('said', flush=True)"]
+FAIL = [sys.executable, "-c", "import sys; print('why'); sys.exit(3)"]
+WAIT = [sys.executable, "-c", "import time; print('began', flush=True); time.sleep(600)"]
+
+
+def ended(job: Job, seconds: float = 120) -> int:
+    deadline = time.monotonic() + seconds
+    while (status := job.status()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return status
+
+
+def until(log: Path, text: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not (log.exists() and text in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(params=["processes", "cluster"])
+def launcher(request: pytest.FixtureRequest, tmp_path: Path) -> Processes | ClusterJobs:
+    return Processes(1) if request.param == "processes" else ClusterJobs("local", tmp_path / "jobs")
+
+
+def test_commands_end_with_their_status_and_what_they_printed(
+    launcher: Processes | ClusterJobs, tmp_path: Path
+) -> None:
+    jobs = {line[2]: launcher.start(line, tmp_path / f"a/{len(line[2])}.log") for line in (SAY, FAIL)}
+    assert [ended(job) for job in jobs.values()] == [0, 3]
+    assert [(tmp_path / f"a/{len(line[2])}.log").read_text() for line in (SAY, FAIL)] == ["said\n", "why\n"]
+
+
+def test_a_stopped_command_is_no_longer_there(launcher: Processes | ClusterJobs, tmp_path: Path) -> None:
+    job = launcher.start(WAIT, tmp_path / "log")
+    until(tmp_path / "log", "began")
+    job.stop()
+    job.wait()
+    assert ended(job) != 0
+
+
+def test_a_job_whose_time_is_over_lets_its_run_save_and_asks_for_another(tmp_path: Path) -> None:
+    command = Command([sys.executable, "-c", "print('saved')"], tmp_path / "log")
+    assert command() == 0
+    again = command.checkpoint().function
+    assert again() == 0
+    assert (tmp_path / "log").read_text() == "saved\n" * 2
+
+
+def test_settings_that_no_cluster_has(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--cluster 'slrum'.*slurm"):
+        ClusterJobs("slrum", tmp_path)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("partition_of_slurm: gpu\n")
+    with pytest.raises(
+        UserError, match=r"submitit refuses cluster local .*settings.yaml.*partition_of_slurm"
+    ):
+        ClusterJobs("local", tmp_path, settings)
+    settings.write_text("- gpu\n")
+    with pytest.raises(UserError, match="must map submitit's parameters"):
+        ClusterJobs("local", tmp_path, settings)

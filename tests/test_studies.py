@@ -1,0 +1,58 @@
+"""Every packaged study says of each arm what its commands accept and its objective can be built of."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import map_points.domain
+import map_vision.domain
+from map_core.commands.parser import load_recipe
+from map_core.commands.recipes import find_recipe, recipe_names
+from map_core.commands.standard import configs
+from map_core.study.definition import read_study
+from map_core.study.plan import PlannedRun, planned_runs
+from map_core.study.runner import as_text
+from map_core.tasks.domain import Domain
+
+DOMAINS = (map_vision.domain.DOMAIN, map_points.domain.DOMAIN)
+SIZES = {  # parameters of classifiers that a study calls equal: the most over the least
+    "cifar10_encoders": 1.05,
+    "cifar10_table1": 1.05,
+}
+
+
+def studies() -> Iterator[tuple[Domain, str]]:
+    for domain in DOMAINS:
+        for name in recipe_names(f"{domain.module}.studies"):
+            yield domain, name
+
+
+def first_runs(domain: Domain, name: str) -> list[PlannedRun]:
+    """Each arm's runs at the first seed, as far as they are known before there are results."""
+    package = f"{domain.module}.studies"
+    with find_recipe(package, name) as path:
+        study = read_study(path, package)
+    assert study.name == name
+    return [run for run in planned_runs(study, []) if run.seed == study.seeds[0]]
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"), list(studies()), ids=lambda value: getattr(value, "module", value)
+)
+def test_every_arm_can_be_built(domain: Domain, name: str) -> None:
+    sizes = {}
+    for run in first_runs(domain, name):
+        if run.command == "features":
+            continue
+        kind = configs(domain).pretrain if run.command == "pretrain" else configs(domain).finetune
+        settings = {key: value for key, value in run.settings.items() if key != "recipe"}
+        options = [f"--{key}={as_text(value)}" for key, value in settings.items()]
+        config = load_recipe(domain.recipes, run.settings["recipe"], kind, options)
+        if run.command == "pretrain":
+            backbone = domain.models.create_backbone(config.model)
+            objective = domain.build_objective(backbone, config.objective)
+            assert objective.backbone is backbone
+        else:
+            classifier = domain.models.create_classifier(config.model, 10)
+            sizes[run.arm] = sum(p.numel() for p in classifier.parameters())
+    assert max(sizes.values()) <= SIZES.get(name, 10.0) * min(sizes.values())
