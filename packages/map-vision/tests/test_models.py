@@ -400,6 +400,21 @@ class TestImageSizes:
         made_for_it.load_state_dict(model.state_dict())  # resamples learned positions at load
         torch.testing.assert_close(made_for_it(x), model(x))
 
+    @pytest.mark.parametrize("position", ["learned", "sincos"])
+    def test_input_size_can_be_set_for_good(self, make_tiny, position):
+        model, x = make_tiny(position=position), images(2, 3, 16, 48)
+        expected = model(x)
+        model.set_input_size((16, 48))
+        assert model.img_size == (16, 48)
+        torch.testing.assert_close(model(x), expected)
+        made_for_it = make_tiny(position=position, img_size=(16, 48))
+        shapes = {name: value.shape for name, value in made_for_it.state_dict().items()}
+        assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        with pytest.raises(UserError, match="image size 20x20 does not fit patch size 8x8"):
+            model.set_input_size(20)
+        assert model.img_size == (16, 48)
+
     def test_patches_may_be_oblong(self, make_tiny):
         model = make_tiny(patch_size=(4, 16))
         assert model.forward_features(images(1, 3, 32, 32)).shape == (1, 4 + 8 * 2, 32)

@@ -99,6 +99,10 @@ class LearnedPosition(nn.Module):
     def forward(self, position: Float[Tensor, "#b l 2"], grid: tuple[int, int]) -> Float[Tensor, "#b l d"]:
         return look_up(resize_table(self.table, grid), position)
 
+    def resize(self, grid: tuple[int, int]) -> None:
+        """Make the table one of another grid, for good."""
+        self.table = nn.Parameter(resize_table(self.table.detach(), grid), self.table.requires_grad)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         key = prefix + "table"
         source, own = state_dict.get(key), tuple(self.table.shape)

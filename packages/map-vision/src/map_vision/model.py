@@ -25,7 +25,7 @@ from map_core.blocks.norm import NormKind
 from map_core.encoder import Wiring
 from map_core.initialization import init_weights, undecayed_parameters
 from map_core.orders import ScanOrder
-from map_core.positions import PositionKind
+from map_core.positions import LearnedPosition, PositionKind
 from map_core.tokens import undo_scan, with_global_tokens
 from map_vision.patches import PatchEmbed
 from map_vision.tokenizer import tokenize_images
@@ -204,6 +204,18 @@ class HybridNet(nn.Module):
             x = x if self.pool_norm is None else self.pool_norm(x)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Make this the model of images of another size: positions are resampled for good, not in every pass.
+
+        Raises:
+            UserError: a size that does not fit the patch.
+        """
+        size: tuple[int, int] = to_2tuple(img_size)
+        grid = self.patch_embed.grid_of(size)
+        self.img_size = size
+        if isinstance(self.encoder.position, LearnedPosition):
+            self.encoder.position.resize(grid)
 
     def forward_intermediates(
         self,
