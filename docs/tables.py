@@ -4,8 +4,8 @@
     python docs/tables.py --check    say which ones differ from the results, and fail
 
 A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``, and for the paper's
-tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``; a study's own page, docs/lab/studies/NAME.md,
-is its report.
+tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``; a study's own page is its report,
+docs/lab/studies/NAME.md.
 """
 
 import argparse
