@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from map_core import Features, Registers, TokenMask, UserError, expand_layout, sample_mask
+from map_core.blocks import MambaBlock
 from map_core.encoder import Backbone
 from map_core.testing import GridBackbone, LinearPosition, toy_encoder, toy_tokens
 from map_core.tokens import gather_tokens, with_global_tokens
@@ -246,6 +247,30 @@ def test_activation_checkpointing_changes_no_number(drop_path_rate):
     encoder.eval()
     encoder.activation_checkpointing = True
     assert torch.equal(encoder.encode(tokens).embedding, encoder.encode(tokens).embedding)
+
+
+@pytest.mark.parametrize("wiring", ["residual", "branch"])
+@pytest.mark.parametrize(("every", "again"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
+def test_every_so_manieth_block_is_computed_again(every, again, wiring):
+    encoder, tokens = toy_encoder(WIDTH, "MTMTM", wiring=wiring), tokens_of()
+    calls = []
+    for i, block in enumerate(encoder.blocks):
+        norm = block.norm if isinstance(block, MambaBlock) else block.norm1
+        norm.register_forward_pre_hook(lambda *_, i=i: calls.append(i))
+
+    def run(checkpointing):
+        encoder.activation_checkpointing, encoder.recompute_every = checkpointing, every
+        encoder.zero_grad()
+        output = encoder.encode(tokens).embedding
+        forward = list(calls)
+        output.square().sum().backward()
+        recomputed = sorted(calls[len(forward) :])
+        calls.clear()
+        return recomputed, [output, *(p.grad.clone() for p in encoder.parameters())]
+
+    (recomputed, with_it), (nothing, without) = run(True), run(False)
+    assert (recomputed, nothing) == (again, [])
+    assert all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
 
 
 # ---- devices, precision, protocol

@@ -221,9 +221,10 @@ class TestTask:
         assert not torch.equal(other[key], again[key])
 
     def test_activation_checkpointing_reaches_the_encoder_and_changes_no_gradient(self, recipe, task, batch):
-        recipe.training.activation_checkpointing = True
+        recipe.training.activation_checkpointing, recipe.training.recompute_every = True, 2
         recomputing = PretrainTask(DOMAIN, recipe)
-        assert recomputing.model.backbone.encoder.activation_checkpointing
+        encoder = recomputing.model.backbone.encoder
+        assert (encoder.activation_checkpointing, encoder.recompute_every) == (True, 2)
         for one in (task, recomputing):
             one.model.train()
             one.loss(one.model, batch, step()).loss.backward()

@@ -248,6 +248,7 @@ class HybridEncoder(nn.Module):
             )
         self.embed_dim, self.layout = embed_dim, letters
         self.activation_checkpointing = False
+        self.recompute_every = 1
         self.position = position
         self.registers = registers
         self.repeat_position = repeat_position
@@ -342,7 +343,7 @@ class HybridEncoder(nn.Module):
             if self.wiring == "branch":
                 x, branch = self._add_block(i, x, branch, visible.position, *mask)
             else:
-                x = self._run(block, x, visible.position, *mask)
+                x = self._run(i, block, x, visible.position, *mask)
             yield x
 
     def _add_block(
@@ -356,13 +357,16 @@ class HybridEncoder(nn.Module):
         block = self.blocks[i]
         if self.layout[i] == "T":
             assert branch is not None
-            added = self._run(block, branch, position, *mask)
+            added = self._run(i, block, branch, position, *mask)
             return x + added, branch + added
-        branch = self._run(block.branch, x, position)  # type: ignore[arg-type]
+        branch = self._run(i, block.branch, x, position)  # type: ignore[arg-type]
         return x + branch, branch
 
-    def _run(self, block: Callable[..., Tensor], x: Tensor, position: Tensor, *mask: Tensor) -> Tensor:
-        if self.activation_checkpointing and self.training:
+    def _run(
+        self, i: int, block: Callable[..., Tensor], x: Tensor, position: Tensor, *mask: Tensor
+    ) -> Tensor:
+        """Run block i, or what it adds; every so manieth is run again in the backward pass, where that is asked for."""
+        if self.activation_checkpointing and self.training and i % self.recompute_every == 0:
             return checkpoint(block, x, position, *mask, use_reentrant=False)
         return block(x, position, *mask)
 

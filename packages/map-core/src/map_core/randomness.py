@@ -48,14 +48,17 @@ class Draw:
         """The draw of one process that holds a whole batch of ``batch_size``."""
         return cls(seed, step, slice(0, batch_size), batch_size)
 
+    @torch.compiler.disable  # a number of the host's that differs each step would be a constant of the graph
     def generator(self, what: str) -> torch.Generator:
         """A generator for ``what`` (a name), the same on every process of the step."""
         return keyed_generator(self.seed, what, self.step)
 
+    @torch.compiler.disable
     def scalar(self, what: str) -> float:
         """One uniform number in [0, 1), the same for the whole global batch."""
         return float(torch.rand((), generator=self.generator(what), dtype=torch.float64))
 
+    @torch.compiler.disable
     def uniform(self, what: str, length: int, device: torch.device | None = None) -> Float[Tensor, "s l"]:
         """Uniform numbers in [0, 1), a row for each sample that this process holds."""
         noise = torch.rand((self.global_batch, length), generator=self.generator(what))[self.samples]

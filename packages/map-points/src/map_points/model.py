@@ -262,9 +262,9 @@ class HybridNet3D(nn.Module):
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
         }
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
-        self.encoder.activation_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
+        """Recompute every so manieth block in the backward pass instead of storing its activations; 1: all."""
+        self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
 
 
 def named_settings(name: str) -> dict[str, Any]:

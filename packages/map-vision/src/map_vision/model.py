@@ -41,10 +41,15 @@ class RegisterNeck(nn.Module):
         embed_dim: Width.
         num_registers: Registers, n.
         reduction: Width of a register over its width in the feature; 1 only concatenates.
+
+    Raises:
+        UserError: a reduction that leaves nothing of a register.
     """
 
     def __init__(self, embed_dim: int, num_registers: int, reduction: int) -> None:
         super().__init__()
+        if not 1 <= reduction <= embed_dim:
+            raise UserError(f"neck_reduction must lie in 1 to embed_dim ({embed_dim}); got {reduction}")
         self.out_features = num_registers * (embed_dim // reduction)
         self.reduce: nn.Module = nn.Identity()
         self.norm: nn.Module = nn.Identity()
@@ -289,9 +294,9 @@ class HybridNet(nn.Module):
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
         }
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
-        self.encoder.activation_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
+        """Recompute every so manieth block in the backward pass instead of storing its activations; 1: all."""
+        self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
         """Tokens of images in scan order, with their pixels as targets if asked for; registers in front are global."""

@@ -185,9 +185,10 @@ def test_features_only_wraps_the_stages(make_pyramid):
     assert not any("levels.3" in key or "levels.2.downsample" in key for key in kept)
 
 
-def test_gradients_and_statistics_with_activation_checkpointing_are_equal(make_pyramid):
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_and_statistics_with_activation_checkpointing_are_equal(make_pyramid, every):
     plain, recomputing = make_pyramid().train(), make_pyramid().train()
-    recomputing.set_grad_checkpointing()
+    recomputing.set_grad_checkpointing(every=every)
     for model in (plain, recomputing):
         model(images(2, 3, 64, 64)).square().sum().backward()
     for (name, a), b in zip(plain.named_parameters(), recomputing.parameters(), strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.objective import Terms
+from map_core.objectives.settings import Settings
 from map_core.randomness import Draw
 from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain, OpenedData, data_settings, refuse_other_samples
@@ -25,6 +26,7 @@ from map_core.tasks.probe import LinearProbe
 from map_core.tasks.weights import read_description, save_weights
 from map_core.training import Task
 from map_core.training.processes import sum_over_processes
+from map_core.training.recomputation import recompute_activations
 from map_core.training.task import MapStyleDataset, exported_file
 
 EVALUATION_BATCH = 64  # the smallest; more where a micro-batch of training is larger
@@ -38,7 +40,7 @@ class Mixer(Protocol):
 
 
 @dataclass
-class ClassificationConfig:
+class ClassificationConfig(Settings):
     """The classification loss.
 
     Args:
@@ -48,7 +50,7 @@ class ClassificationConfig:
     smoothing: float = 0.0
 
     def validate(self) -> None:
-        """Raise a :class:`UserError` for the first field that no loss can have."""
+        super().validate()
         if not 0 <= self.smoothing < 1:
             raise UserError(f"objective.smoothing must lie in [0, 1); got {self.smoothing}")
 
@@ -72,6 +74,7 @@ class ClassificationTask(Task):
             refuse_other_samples(required_training_samples(data), labelled=True)
         self.domain, self.config = domain, config
         self.collate = domain.collate
+        self.refuse_other_settings()
         torch.manual_seed(config.training.seed)
         self.data = data or domain.open_data(config.data, config.model, "finetune")
         self.train_data = required_training_samples(self.data)
@@ -148,9 +151,8 @@ class FinetuneTask(ClassificationTask):
     name = "finetune"
 
     def build_model(self) -> nn.Module:
-        self.refuse_other_settings()
         model = self.domain.models.create_classifier(self.config.model, len(self.data.classes))
-        model.set_grad_checkpointing(self.config.training.activation_checkpointing)  # type: ignore[operator]
+        recompute_activations(model, self.config.training)
         if self.config.init is not None:
             load_for_classes(self.domain, model, self.config.init, self.data)
         return model
@@ -167,7 +169,6 @@ class LinearProbeTask(ClassificationTask):
     def build_model(self) -> nn.Module:
         if self.config.init is None:
             raise UserError("a linear probe reads a pretrained encoder: give --init RUN")
-        self.refuse_other_settings()
         backbone = self.domain.models.create_backbone(self.config.model)
         self.domain.models.load_init(backbone, self.config.init)
         return LinearProbe(backbone, num_classes=len(self.data.classes))

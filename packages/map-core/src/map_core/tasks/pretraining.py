@@ -27,6 +27,7 @@ from map_core.tasks.weights import (
     weights_file,
 )
 from map_core.training import Task
+from map_core.training.recomputation import recompute_activations
 from map_core.training.task import MapStyleDataset, exported_file
 
 PICTURES = 6  # rows of a run's reconstructions.png
@@ -52,7 +53,7 @@ class PretrainTask(Task):
         self.collate = domain.collate
         torch.manual_seed(config.training.seed)
         backbone = domain.models.create_backbone(config.model)
-        backbone.set_grad_checkpointing(config.training.activation_checkpointing)  # type: ignore[operator]
+        recompute_activations(backbone, config.training)
         self.model = domain.build_objective(backbone, config.objective)
         if config.init is not None:
             domain.models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)

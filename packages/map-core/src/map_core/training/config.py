@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from map_core.errors import UserError
 from map_core.ranges import check, require
@@ -20,9 +20,12 @@ AT_LEAST_ONE = (
     "evaluate_epochs",
     "log_steps",
     "max_steps",
+    "recompute_every",
 )
 POSITIVE = ("base_lr", "lr", "eps", "clip_grad", "layer_decay")
 NOT_NEGATIVE = ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "workers")
+Compile = Literal["none", "model", "blocks"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -48,6 +51,11 @@ class TrainingConfig:
         precision: Arithmetic of the forward pass; weights and optimizer are float32 in both.
         activation_checkpointing: Recompute the encoder's activations in the backward pass instead of keeping
             them: less memory, about a third more time.
+        recompute_every: With activation_checkpointing: recompute every so manieth block only, 1 being all of them; the
+            others keep their activations.
+        compile: Compile the whole model, or each of its blocks, with torch.compile; none runs it as it is. The first
+            step then takes minutes; sizes that vary from step to step (objective.mask_ratio_std) compile again.
+        compile_mode: What torch.compile makes of it; reduce-overhead records CUDA graphs.
         ema_decay: Decay of an exponential moving average of the weights; null keeps none.
         repeated_augmentation: How often each sample is repeated, differently augmented, within an epoch's
             order; the epoch keeps its number of samples.
@@ -62,6 +70,7 @@ class TrainingConfig:
         max_steps: Stop after so many steps, for trying out; the schedule stays that of the whole run.
         progress: Show progress on stderr.
         tensorboard: Write TensorBoard events.
+        trackers: Send metrics to these trackers of Accelerate, too, such as wandb, mlflow or trackio.
     """
 
     epochs: int = 100
@@ -80,6 +89,9 @@ class TrainingConfig:
     clip_grad: float | None = 3.0
     precision: Literal["fp32", "bf16"] = "fp32"
     activation_checkpointing: bool = False
+    recompute_every: int = 1
+    compile: Compile = "none"
+    compile_mode: CompileMode = "default"
     ema_decay: float | None = None
     repeated_augmentation: int = 1
     seed: int = 0
@@ -93,6 +105,7 @@ class TrainingConfig:
     max_steps: int | None = None
     progress: bool = True
     tensorboard: bool = True
+    trackers: tuple[str, ...] = ()
 
     @property
     def peak_lr(self) -> float:
@@ -129,6 +142,23 @@ class TrainingConfig:
         rule = f"must be below epochs ({self.epochs})"
         require("training", self, "warmup_epochs", lambda value: value < self.epochs, rule)
         require("training", self, "layer_decay", lambda value: value <= 1, "must be at most 1")
-        for name, allowed in (("precision", PRECISIONS), ("device", DEVICES)):
+        choices = {
+            "precision": PRECISIONS,
+            "device": DEVICES,
+            "compile": get_args(Compile),
+            "compile_mode": get_args(CompileMode),
+        }
+        for name, allowed in choices.items():
             rule = f"must be one of {', '.join(allowed)}"
             require("training", self, name, allowed.__contains__, rule)
+        if self.recompute_every != 1 and not self.activation_checkpointing:
+            raise UserError(
+                f"training.recompute_every {self.recompute_every} chooses blocks of activation_checkpointing, which is "
+                "off; set --training.activation_checkpointing true"
+            )
+        if self.compile != "none" and self.compile_mode == "reduce-overhead" and self.accumulation_steps > 1:
+            raise UserError(
+                f"training.compile_mode reduce-overhead reuses the memory of gradients: they cannot be summed over "
+                f"accumulation_steps ({self.accumulation_steps}); set --training.accumulation_steps 1, or "
+                "--training.compile_mode default"
+            )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
@@ -31,8 +32,42 @@ def training_batches(
         collate=task.collate or default_collate,
         batch_sampler=RunSampler(plan, start, stop),
     )
-    for batch in batches:
+    if device.type == "cuda":
+        yield from copied_ahead(batches, device)
+    else:
+        for batch in batches:
+            yield delivered(batch, device)
+
+
+def copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """Yield a loader's batches on a GPU, the next one on its way there while a step computes."""
+    copies = torch.cuda.Stream(device)
+
+    def start(batch: Any) -> Any:
+        if isinstance(batch, Failure):
+            return batch  # its turn comes
+        with torch.cuda.stream(copies):
+            return delivered(batch, device)
+
+    for batch in one_ahead(batches, start):
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copies)
+        for tensor in tree_leaves(batch):
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(
+                    computing
+                )  # its memory is not given to a later copy before the step has read it
         yield delivered(batch, device)
+
+
+def one_ahead(batches: Iterator[Any], start: Callable[[Any], Any]) -> Iterator[Any]:
+    """Yield ``start`` of every batch, that of the next one called before."""
+    waiting: list[Any] = []
+    for batch in batches:
+        waiting.append(start(batch))
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 def batches_in_order(

@@ -11,8 +11,9 @@ from map_core.training.config import TrainingConfig
 from map_core.training.sampling import RunPlan
 
 FREE_TO_CHANGE = {  # what a resumed run may set otherwise without becoming another run
-    "accumulation_steps", "activation_checkpointing", "workers", "checkpoint_steps", "checkpoint_epochs",
-    "keep_checkpoints", "evaluate_epochs", "log_steps", "device", "max_steps", "progress", "tensorboard",
+    "accumulation_steps", "activation_checkpointing", "recompute_every", "compile", "compile_mode", "workers",
+    "checkpoint_steps", "checkpoint_epochs", "keep_checkpoints", "evaluate_epochs", "log_steps", "device",
+    "max_steps", "progress", "tensorboard", "trackers",
 }  # fmt: skip
 COMPARED_SECTIONS = ("model", "objective")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.runs.checkpoint import Writer, read_pickle, read_tensors, write_pickle, write_tensors
+from map_core.training.compilation import compile_model
 from map_core.training.config import TrainingConfig
 from map_core.training.optimizer import build_optimizer
 from map_core.training.processes import is_sharded
@@ -52,6 +53,7 @@ class TrainingState:
         self.raw: nn.Module = accelerator.unwrap_model(self.model)
         if self.ema is not None:
             self.ema.set(self.raw)
+        compile_model(self.raw, config, accelerator.device)
 
     def update_average(self) -> None:
         """Follow the weights with their moving average, if there is one."""

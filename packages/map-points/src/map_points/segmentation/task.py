@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
+from map_core.ranges import check
 from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.families import family_of
@@ -22,6 +23,7 @@ from map_core.tasks.weights import read_description, read_settings, read_weights
 from map_core.training import Task, TrainingConfig
 from map_core.training.loading import batches_in_order
 from map_core.training.processes import sum_over_processes
+from map_core.training.recomputation import recompute_activations
 from map_core.training.task import exported_file
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
 from map_points.factory import MODELS, PointModelConfig, create_backbone
@@ -56,14 +58,15 @@ class SegmentationConfig:
     smoothing: float = 0.0
 
     def validate(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"objective.smoothing must lie in [0, 1); got {self.smoothing}")
+        check(
+            "objective",
+            self,
+            at_least_one=("layers", "propagate_dim"),
+            not_negative=("category_slope",),
+            shares_below_one=("smoothing", "drop_rate"),
+        )
         if self.hidden_dim < 4:
             raise UserError(f"objective.hidden_dim must be at least 4; got {self.hidden_dim}")
-        if self.propagate_dim is not None and self.propagate_dim < 1:
-            raise UserError(f"objective.propagate_dim must be at least 1; got {self.propagate_dim}")
-        if not 0 <= self.drop_rate < 1:
-            raise UserError(f"objective.drop_rate must lie in [0, 1); got {self.drop_rate}")
 
 
 @dataclass
@@ -149,7 +152,7 @@ class SegmentTask(Task):
         self.train_data = self.data.train
         num_parts = 1 + max(max(own) for own in self.data.parts)
         model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)
-        model.backbone.set_grad_checkpointing(config.training.activation_checkpointing)
+        recompute_activations(model.backbone, config.training)
         if config.init is not None:
             MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             start_from(model, config.init)

@@ -203,10 +203,10 @@ class MambaVision(nn.Module):
             "blocks": [*to_next, (r"^levels\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block of stages three and four in the backward pass instead of storing its activations."""
+    def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
+        """Recompute every so manieth block of stages three and four in backward instead of storing its activations."""
         for stage in self.stages:
-            stage.activation_checkpointing = enable
+            stage.activation_checkpointing, stage.recompute_every = enable, every
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
         """Cells of images in raster order: the embedding of a cell is its pixels, and so is its target."""

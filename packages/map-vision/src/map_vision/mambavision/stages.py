@@ -69,6 +69,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.window_size, self.downsample = window_size, downsample
         self.activation_checkpointing = False
+        self.recompute_every = 1
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         x = residual_stream(x)
@@ -80,8 +81,9 @@ class Stage(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         # A second pass through a convolution block would count its batch twice in the running statistics.
         recompute = self.activation_checkpointing and self.training and self.window_size is not None
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        for i, block in enumerate(self.blocks):
+            again = recompute and i % self.recompute_every == 0
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x
 
 

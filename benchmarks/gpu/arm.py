@@ -1,0 +1,108 @@
+"""One arm of the study of the paper's Table 6, at its first seed: pretrained, then finetuned and evaluated.
+
+On CIFAR-10 where there is a folder of it (``--data``); else on gratings of ten directions, drawn here.
+"""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from report import Part
+
+import map_vision.cli
+from map_core.commands.recipes import find_recipe
+from map_core.study.definition import Study, read_study
+from map_core.study.plan import planned_runs
+from map_core.study.runner import Place, command_line
+
+STUDIES, STUDY, ARM = "map_vision.studies", "cifar10_table6", "map"
+DRAWN = {"train": 200, "test": 50}  # images of each of ten classes
+EVERYWHERE = {"training.tensorboard": False, "training.progress": False}
+TINY = {
+    "model.embed_dim": 16,
+    "model.layout": "MT",
+    "training.epochs": 2,
+    "training.batch_size": 16,
+    "data.subset": 16,
+}
+
+
+def draw(root: Path, splits: dict[str, int]) -> None:
+    """Write so many images of each class as a folder of images: noisy gratings, their direction the class."""
+    random = np.random.default_rng(0)
+    rows, cols = np.mgrid[:32, :32] / 32
+    for split, count in splits.items():
+        for name in range(10):
+            folder = root / split / f"direction_{name}"
+            folder.mkdir(parents=True)
+            angle = np.pi * name / 10
+            for index in range(count):
+                phase, pitch = random.uniform(0, 2 * np.pi), random.uniform(3, 6)
+                wave = np.sin(2 * np.pi * pitch * (cols * np.cos(angle) + rows * np.sin(angle)) + phase)
+                pixels = (
+                    128 + 50 * wave[..., None] * random.uniform(0.5, 1, 3) + random.normal(0, 25, (32, 32, 3))
+                )
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+
+
+def one_arm(root: Path, drawn: bool, quick: bool) -> Study:
+    """The study cut down to its first arm and seed, at its recipes' learning rates."""
+    with find_recipe(STUDIES, STUDY) as path:
+        study = read_study(path, STUDIES)
+    arm = next(arm for arm in study.arms if arm.name == ARM)
+    assert arm.pretrain is not None
+    own: dict[str, Any] = EVERYWHERE | {"data.root": str(root), "training.workers": 0 if quick else 4}
+    own |= TINY if quick else {"training.precision": "bf16" if torch.cuda.is_available() else "fp32"}
+    images = {"data.subset": 10 * DRAWN["train"]} if drawn and not quick else {}
+    labels = 16 if quick else next(iter(study.labels))
+    return replace(
+        study,
+        arms=(replace(arm, pretrain=arm.pretrain | own | images),),
+        finetune=study.finetune | own,
+        labels={labels: {}},
+        learning_rates={},
+        seeds=study.seeds[:1],
+        measures=("finetune",),
+    )
+
+
+def main() -> int:
+    part = Part(__doc__)
+    out = part.out.with_suffix(".run")
+    shutil.rmtree(out, ignore_errors=True)
+    root = Path(part.data).resolve() if part.data else out / "images"
+    if not part.data:
+        draw(root, {"train": 2, "test": 1} if part.quick else DRAWN)
+    place = Place("map_vision", out, out / "results.jsonl")
+    for run in planned_runs(one_arm(root, not part.data, part.quick), []):
+        _, _, _, *options = command_line(run, place)
+        sys.argv = ["map-vision", *options]
+        start = time.monotonic()
+        code = map_vision.cli.main()
+        if code:
+            part.fail(f"map-vision {run.command} ended with {code}")
+            break
+        summary = json.loads((place.directory(run.key) / "summary.json").read_text())
+        part.add(
+            run=run.key,
+            data=part.data or "drawn",
+            seconds=time.monotonic() - start,
+            loss=summary["loss"],
+            **{
+                "test accuracy %": summary.get("test_accuracy"),
+                "images/s": summary.get("samples_per_second"),
+            },
+        )
+    shutil.rmtree(out, ignore_errors=True)
+    return part.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Half a minute of pretraining as a user starts it, stopped by a signal and resumed for as long: the loss must fall.
+
+The images are drawn here (smooth shapes and gratings, kept as bytes in memory); loaders, mixed precision, optimizer,
+checkpoint and resumption are those of every run.
+"""
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from report import Part
+from torch import Tensor, nn
+
+from map_core.commands.standard import configs
+from map_core.objective import Terms
+from map_core.randomness import Draw
+from map_core.tasks.domain import OpenedData
+from map_core.tasks.pretraining import PretrainTask
+from map_core.training import TrainingConfig, train
+from map_vision.domain import DOMAIN
+from map_vision.factory import ModelConfig
+
+
+class DrawnImages:
+    """Images by number, mirrored at random, normalised."""
+
+    def __init__(self, count: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.rand(count, 3, 8, 8, generator=generator)
+        angle, pitch = (torch.rand(count, 1, 1, 1, generator=generator) for _ in range(2))
+        along = torch.arange(size) / size
+        waves = (
+            math.tau
+            * (3 + 12 * pitch)
+            * (along * torch.cos(math.pi * angle) + along[:, None] * torch.sin(math.pi * angle))
+        )
+        images = 0.7 * F.interpolate(coarse, (size, size), mode="bilinear") + 0.15 * (1 + torch.sin(waves))
+        self.images = (255 * images).byte()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self.images[index].float().div(127.5).sub(1)
+        return image.flip(-1) if torch.rand(()) < 0.5 else image
+
+
+def config_of(quick: bool, out: Path) -> Any:
+    """The run's configuration."""
+    training = TrainingConfig(
+        epochs=1000,
+        batch_size=128,
+        lr=1e-3,
+        warmup_epochs=2.0,
+        precision="bf16",
+        workers=max(1, min(12, (os.cpu_count() or 2) - 2)),
+        log_steps=5,
+        checkpoint_epochs=1000,
+        evaluate_epochs=1000,
+        progress=False,
+        tensorboard=False,
+    )
+    model = ModelConfig("hybridnet_tiny_patch16_224")
+    if quick:
+        training = replace(training, batch_size=8, precision="fp32", workers=0, log_steps=1, lr=1e-2)
+        model = replace(model, img_size=32, patch_size=8, embed_dim=32, layout="MT", num_heads=2)
+    return configs(DOMAIN).pretrain(model=model, training=training, out=str(out))
+
+
+class Stopped(PretrainTask):
+    """A run that is sent SIGTERM so many seconds or steps after its first step begins, whichever comes first."""
+
+    deadline = math.inf
+
+    def stop_after(self, seconds: float, steps: int) -> None:
+        self.seconds, self.steps = seconds, steps
+
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+        self.deadline = min(self.deadline, time.monotonic() + self.seconds)
+        self.steps -= 1
+        if time.monotonic() > self.deadline or self.steps == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().loss(model, batch, draw)
+
+
+def losses_of(out: Path) -> dict[int, float]:
+    """The loss of each line, by step."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def main() -> int:
+    part = Part(__doc__)
+    out = part.out.with_suffix(".run")
+    shutil.rmtree(out, ignore_errors=True)
+    config = config_of(part.quick, out)
+    images = DrawnImages(16, 32) if part.quick else DrawnImages(1024, 224)
+    data = OpenedData("drawn images", (), images, None, None)
+    last = 0
+    for resume in (None, "auto"):
+        task = Stopped(DOMAIN, config, data)
+        task.stop_after(30, 10 if part.quick else 10**9)
+        summary = train(task, config.training, out, resume=resume, run_config=config)
+        steps = {step: loss for step, loss in losses_of(out).items() if step > last}
+        first_step, (*_, last) = min(steps), steps
+        rate = summary.get("samples_per_second")
+        part.add(
+            run="resumed" if resume else "first",
+            steps=f"{first_step} to {last}",
+            **{"loss at first": steps[first_step], "loss at last": steps[last], "images/s": rate},
+        )
+        if not summary["interrupted"]:
+            part.fail("the run was not stopped by its signal")
+    whole = list(losses_of(out).items())
+    tenth = max(1, len(whole) // 10)
+    before, after = (sum(loss for _, loss in some) / tenth for some in (whole[:tenth], whole[-tenth:]))
+    part.add(run="both", steps=len(whole), **{"loss at first": before, "loss at last": after})
+    if not (math.isfinite(after) and after < before):
+        part.fail(f"the loss did not fall: {before} to {after}")
+    if [step for step, _ in whole] != sorted({step for step, _ in whole}):
+        part.fail("steps were repeated or left out of order")
+    shutil.rmtree(out, ignore_errors=True)
+    return part.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

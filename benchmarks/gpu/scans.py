@@ -1,0 +1,89 @@
+"""Every implementation of the selective scan side by side: right or wrong, and how fast.
+
+Both directions of a base block (1536 channels, 16 states), as training runs them.
+"""
+
+import sys
+from functools import partial
+
+import scan as timing
+import torch
+from report import Part
+from torch import Tensor
+
+from map_core.ops import scan_backends
+
+LENGTHS = {49: 128, 98: 128, 196: 128, 1024: 8, 4096: 1}  # and the batch of each
+REFERENCE_STEPS = 1024  # it takes a launch for every step
+DTYPE = torch.bfloat16
+PASSES = ("forward", "both")
+
+
+def error(backend: str, device: str) -> float:
+    """The largest error of the output or a gradient, each over its largest value, at a small size."""
+    values = timing.arguments(2, 130, 72, 16, device, DTYPE)
+    leaves = list(values.values())
+    found = []
+    for name in (backend, "reference"):
+        y = timing.scan(name, True, values)
+        cotangent = torch.ones_like(y)
+        found.append([y.detach(), *torch.autograd.grad(y, leaves, cotangent)])
+    pairs = zip(*found, strict=True)
+    return max(float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs)
+
+
+def measure(backend: str, values: dict[str, Tensor], device: str, budget: float) -> dict[str, float]:
+    """Milliseconds of each pass, and megabytes beside the inputs."""
+    leaves = list(values.values())
+    run = partial(timing.scan, backend, True, values)
+    cotangent = torch.ones_like(run())
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return run()
+
+    def both() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(run(), leaves, cotangent)
+
+    taken = {
+        name: timing.seconds(call, device, budget) for name, call in zip(PASSES, (forward, both), strict=True)
+    }
+    row = {f"{name} ms": seconds * 1e3 for name, seconds in taken.items()}
+    return row | {"MB": timing.peak_megabytes(both, device)}
+
+
+def main() -> int:
+    part = Part(__doc__)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    channels, lengths = (8, {7: 1}) if part.quick else (1536, LENGTHS)
+    budget = 0.001 if part.quick else 0.25
+    names = [status.name for status in scan_backends() if status.available]
+    right = []
+    for name in names:
+        try:
+            off = error(name, device)
+        except Exception as problem:
+            part.fail(f"{name}: {type(problem).__name__}: {problem}")
+            continue
+        part.add(implementation=name, length=130, batch=2, error=off)
+        if off <= timing.TOLERANCE[DTYPE]:
+            right.append(name)
+        else:
+            part.fail(f"{name} is off by {off:.1e} of the largest value")
+    for length, batch in lengths.items():
+        values = timing.arguments(batch, length, channels, 16, device, DTYPE)
+        for name in right:
+            if part.is_over or (name == "reference" and length > REFERENCE_STEPS):
+                continue
+            try:
+                part.add(
+                    implementation=name, length=length, batch=batch, **measure(name, values, device, budget)
+                )
+            except Exception as problem:  # out of memory, say: the others go on
+                part.add(implementation=name, length=length, batch=batch, failed=type(problem).__name__)
+                part.fail(f"{name} at {length}: {problem}")
+    return part.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Whole steps of HybridNet and ViT, tiny to base: images/s, peak memory, and model FLOPs utilisation (MFU).
+
+MFU is the operations that one step asks for (counted by ``torch.utils.flop_counter``, scan and convolution included; a
+multiplication and an addition are two), over its time, over what the maker says this card multiplies in bfloat16
+without sparsity; where that is not known here, over a product of large matrices measured on it.
+"""
+
+import gc
+import sys
+from typing import Any
+
+import torch
+from pretrain_step import build, make_step, median_seconds
+from report import Part
+from torch.utils.flop_counter import FlopCounterMode
+
+from map_core.runs.summary import peak_memory_bytes
+from map_core.tasks.evaluation import choose_device
+
+FAMILIES = ("hybridnet_{}_patch16_224", "map_vit_{}_patch16_224")
+SIZES = ("tiny", "small", "base")
+TASKS = ("pretrain", "finetune", "inference")
+BFLOAT16_TFLOPS = {
+    "H100 PCIe": 756,
+    "H100": 989,
+    "H200": 989,
+    "A100": 312,
+    "L40S": 362,
+    "A10": 125,
+    "RTX 4090": 165,
+}
+
+
+def tflops(device: torch.device, size: int) -> tuple[float, str]:
+    """What the card multiplies in a second at most, and who says so."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    for card, value in BFLOAT16_TFLOPS.items():
+        if card in name:
+            return value, "maker"
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    return 2 * size**3 / median_seconds(lambda: a @ a, 10, device) / 1e12, "measured"
+
+
+def settings(device: torch.device) -> list[tuple[str, str, bool]]:
+    """What is measured (task, model, compiled), the most wanted first."""
+    plain = [(task, family.format(size), False) for task in TASKS for size in SIZES for family in FAMILIES]
+    return [*plain, ("pretrain", FAMILIES[0].format("tiny"), True)]
+
+
+def measure(
+    task: str, name: str, compiled: bool, batch: int, device: torch.device, steps: int
+) -> dict[str, float]:
+    """Images a second, seconds a step, memory and operations of one setting."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    images = torch.randn(batch, 3, 224, 224, device=device)
+    model, run = build(task, name, images)
+    model.to(device)
+    step = make_step(task, model, run, "bf16" if device.type == "cuda" else "fp32", device)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    if compiled:
+        model.compile(dynamic=False)
+    seconds = median_seconds(step, steps, device)
+    return {
+        "images/s": batch / seconds,
+        "s a step": seconds,
+        "peak GB": peak_memory_bytes(device) / 1e9,
+        "GFLOP an image": counter.get_total_flops() / batch / 1e9,
+    }
+
+
+def main() -> int:
+    part = Part(__doc__)
+    device = choose_device("auto")
+    limit, source = tflops(device, 64 if part.quick else 8192)
+    part.add(model="bfloat16 TFLOP/s at most", task=source, **{"images/s": limit})
+    batch, steps = (1, 1) if part.quick else (128, 10)
+    chosen = [("pretrain", FAMILIES[0].format("tiny"), False)] if part.quick else settings(device)
+    for task, name, compiled in chosen:
+        row: dict[str, Any] = {"model": name, "task": f"{task}, compiled" if compiled else task}
+        if part.is_over:
+            part.add(**row, failed="not reached")
+            continue
+        try:
+            found = measure(task, name, compiled, batch, device, steps)
+            found["MFU %"] = found["GFLOP an image"] * found["images/s"] / limit / 10
+            part.add(**row, **found)
+        except Exception as problem:  # out of memory, say: the others go on
+            part.add(**row, failed=type(problem).__name__)
+            part.fail(f"{task} of {name}: {problem}")
+    return part.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Compiled training computes what plain training does, is resumed to the bit, and compiles a step once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy_task import toy_config
+
+from map_core import UserError
+from map_core.training import compilation
+from map_core.training.compilation import compile_model
+
+SCRIPT = Path(__file__).parents[1] / "toys/compiled.py"
+CPU = torch.device("cpu")
+
+
+def test_the_model_and_its_blocks_compiled_train_as_they_do_plain(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "eager", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"compile blocks needs a model with blocks, which Linear has not"):
+        compile_model(nn.Linear(2, 2), toy_config(compile="blocks"), CPU)
+
+
+def test_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs a C\+\+ compiler on a CPU, and none of g\+\+, clang\+\+ is there"
+    ):
+        compile_model(nn.Linear(2, 2), toy_config(compile="model"), CPU)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compile": "whole"}, r"training.compile must be one of none, model, blocks; got whole"),
+        (
+            {"compile_mode": "fast"},
+            r"training.compile_mode must be one of default, reduce-overhead, max-autotune",
+        ),
+        ({"recompute_every": 0}, r"training.recompute_every must be at least 1; got 0"),
+        (
+            {"recompute_every": 2},
+            r"recompute_every 2 chooses blocks of activation_checkpointing, which is off",
+        ),
+        (
+            {"compile": "model", "compile_mode": "reduce-overhead", "accumulation_steps": 2},
+            r"cannot be summed over accumulation_steps \(2\)",
+        ),
+    ],
+)
+def test_settings_that_no_run_can_have(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        toy_config(**changes).validate()
