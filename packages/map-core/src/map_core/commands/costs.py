@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from map_core.ops.multiply_adds import count_multiply_adds
 from map_core.tasks.domain import Domain
@@ -42,11 +42,11 @@ def describe_costs(domain: Domain, config: Any) -> str:
     return "\n".join([*lines, *CONVENTION])
 
 
-def costs_of(model: nn.Module, sample: Tensor, *, classify: bool) -> tuple[int, Counter[str]]:
+def costs_of(model: Any, sample: Tensor, *, classify: bool) -> tuple[int, Counter[str]]:
     """Tokens of a sample, registers and class tokens included, and its multiply-adds by kind.
 
     Args:
-        model: With parameters of any values, on the meta device as well.
+        model: A classifier or an encoder that tokenizes, on any device, the meta device as well.
         sample: A batch of one.
         classify: Run the classifier instead of the encoder.
     """
