@@ -3,9 +3,9 @@
     python docs/tables.py            rewrite the pages
     python docs/tables.py --check    say which ones differ from the results, and fail
 
-A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; for the paper's tables
-as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``, for its recipes by ``<!-- recipes PACKAGE -->``.
-A study's own page, docs/lab/studies/NAME.md, is its report.
+A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; for the paper's
+tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``, and for its recipes by
+``<!-- recipes PACKAGE -->``. A study's own page, docs/lab/studies/NAME.md, is its report.
 """
 
 import argparse
