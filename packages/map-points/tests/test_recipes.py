@@ -234,6 +234,22 @@ def test_the_recipes_of_mamba3d_scan_as_the_original(name):
     assert recipe(name).model.scan == "channel_flip"
 
 
+@pytest.mark.parametrize(
+    ("name", "augmentation"),
+    [
+        ("pretrain_shapenet55", "rotate_scale_translate"),
+        ("pretrain_shapenet55_mamba3d", "rotate_scale_translate"),
+        ("pretrain_shapenet55_contrastive", "rotate_scale_translate"),
+        ("pretrain_shapenet55_point_mae", "scale_translate"),
+        ("pretrain_shapenet55_point_mamba", "rotate"),
+    ],
+)
+def test_pretraining_augments_as_each_source_says(name, augmentation):
+    """The paper names rotation, scaling and translation; Point-MAE leaves out the first, PointMamba the others."""
+    recipe = load_recipe(DOMAIN.recipes, name, CONFIGS["pretrain"], some_root(name))
+    assert recipe.data.augmentation == augmentation
+
+
 def test_a_recipe_finetunes_with_the_patches_of_pretraining():
     pretrain, finetune = recipe("pretrain_shapenet55").model, recipe("finetune_modelnet40_64patches").model
     assert (

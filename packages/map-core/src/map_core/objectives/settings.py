@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from map_core.errors import UserError
-from map_core.masking import Masking, MaskScope, MaskStrategy
+from map_core.masking import Masking, MaskPlacement, MaskScope, MaskStrategy
 from map_core.objective import Loss, MoreTargets, Objective
 from map_core.randomness import Draw
 from map_core.ranges import check
@@ -113,6 +113,8 @@ class MaskingSettings(Settings):
         mask_ratio_bounds: Lowest and highest drawn ratio.
         mask_strategy: Which tokens are hidden.
         mask_scope: Choose among all tokens, or within each region.
+        mask_placement: Where sequential and diagonal begin: fixed hides the same tokens of every sample, random
+            draws a start of the scan, or a corner, for each.
     """
 
     mask_ratio: float = 0.5
@@ -120,6 +122,7 @@ class MaskingSettings(Settings):
     mask_ratio_bounds: tuple[float, float] = (0.3, 0.7)
     mask_strategy: MaskStrategy = "random"
     mask_scope: MaskScope = "all"
+    mask_placement: MaskPlacement = "fixed"
 
     def validate(self) -> None:
         super().validate()
@@ -130,12 +133,22 @@ class MaskingSettings(Settings):
             raise UserError(f"objective.mask_ratio_bounds must satisfy 0 < low < high < 1; got {low}, {high}")
         if self.mask_ratio_std is not None and not 0 < self.mask_ratio_std < math.inf:
             raise UserError(f"objective.mask_ratio_std must be positive; got {self.mask_ratio_std}")
+        if self.mask_placement == "random" and self.mask_strategy == "random":
+            raise UserError(
+                "objective.mask_placement 'random' has no effect with objective.mask_strategy 'random': choose "
+                "sequential or diagonal, or drop it"
+            )
 
     @property
     def masking(self) -> Masking:
         """How many tokens are hidden, and which."""
         return Masking(
-            self.mask_ratio, self.mask_ratio_std, self.mask_ratio_bounds, self.mask_strategy, self.mask_scope
+            self.mask_ratio,
+            self.mask_ratio_std,
+            self.mask_ratio_bounds,
+            self.mask_strategy,
+            self.mask_scope,
+            placement=self.mask_placement,
         )
 
 
