@@ -3,9 +3,9 @@
     python docs/tables.py            rewrite the pages
     python docs/tables.py --check    say which ones differ from the results, and fail
 
-A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``, and for the paper's
-tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``; a study's own page, docs/lab/studies/NAME.md,
-is its report.
+A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; for the paper's
+tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``, and for its recipes by
+``<!-- recipes PACKAGE -->``. A study's own page, docs/lab/studies/NAME.md, is its report.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
+from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.tables import markdown_table, read_tables
 from map_core.study.definition import Study, read_study
 from map_core.study.report import comparisons, page, table
@@ -23,7 +24,7 @@ from map_core.study.results import Result, read_results
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "lab" / "studies"
 PROGRAMS = {"map_vision.studies": "map-vision", "map_points.studies": "map-points"}
-BLOCK = re.compile(r"(<!-- (?P<kind>study|paper) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (?P<kind>study|paper|recipes) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def find_study(name: str) -> tuple[Study, str]:
@@ -58,9 +59,18 @@ def papers_tables(package: str) -> str:
     return "".join(f"\n{markdown_table(table, domain.program)}\n" for table in read_tables(domain)) + "\n"
 
 
+def recipes_table(package: str) -> str:
+    """A package's recipes, each with the first line of its header."""
+    rows = []
+    for name in recipe_names(f"{package}.recipes"):
+        with find_recipe(f"{package}.recipes", name) as path:
+            rows.append(f"| `{name}` | {path.read_text().splitlines()[0].removeprefix('# ')} |")
+    return "\n".join(["| recipe | |", "|---|---|", *rows]).replace("*", r"\*") + "\n"
+
+
 def asked_for(comment: re.Match[str]) -> str:
     """The first comment of a block, and what it asks for."""
-    make = {"study": block, "paper": papers_tables}[comment["kind"]]
+    make = {"study": block, "paper": papers_tables, "recipes": recipes_table}[comment["kind"]]
     return comment[1] + make(comment["name"])
 
 

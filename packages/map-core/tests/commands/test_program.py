@@ -90,6 +90,14 @@ def test_several_files(run, line, images):
     assert run(f"predict {line}")[1].images == images
 
 
+@pytest.mark.parametrize(
+    ("line", "progress"), [("--training.progress", True), ("--training.progress false", False)]
+)
+def test_what_is_true_or_false_is_true_where_its_option_stands_alone(run, line, progress):
+    config = run(f"pretrain --training.progress false {line} --out x")[1]
+    assert (config.training.progress, str(config.out)) == (progress, "x")
+
+
 def test_a_negative_number_is_a_value(run):
     assert run("pretrain --out x --training.clip -1.5")[1].training.clip == -1.5
 

@@ -427,6 +427,16 @@ def test_info_tells_versions_devices_and_models(capsys):
     assert any("torch.utils.flop_counter.FlopCounterMode counts" in line for line in lines)
 
 
+def test_info_counts_what_a_model_costs(capsys):
+    assert run("info", "--flops", "--model.embed_dim=12") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "toy, one toy of 4 x 3 x 4"
+    for form in ("classifier of 3", "encoder, all patches"):
+        (told,) = (line for line in lines if form in line)
+        assert told.split()[-1] == "12"  # tokens
+    assert any(line.split()[0] == "scans" for line in lines)
+
+
 def test_files_are_given_by_the_name_of_the_domains_samples():
     kinds = configs(DOMAIN)
     for kind in (kinds.predict, kinds.features, kinds.reconstruct):
