@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 SOURCES := packages tests benchmarks examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format fuzz bench clean
+.PHONY: help setup demo test lint format docs dist fuzz bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -50,6 +50,15 @@ lint: $(VENV)/test.stamp ## check format, style, types, import contracts and spe
 format: $(VENV)/test.stamp ## rewrite the sources in the project's format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+docs: $(VENV)/demo.stamp ## build the documentation site, every broken link an error: build/site/index.html
+	$(PIP) -e 'packages/map-points' -r requirements-docs.txt
+	$(BIN)/python docs/site.py
+
+dist: $(BIN)/python ## build source distributions and wheels of all packages into dist/
+	$(PIP) build
+	rm -rf dist
+	for package in core vision points dense; do $(BIN)/python -m build --outdir dist packages/map-$$package || exit 1; done
 
 fuzz: $(VENV)/test.stamp ## mutate small valid files of every format for ten minutes and read them
 	$(BIN)/python packages/map-points/tests/data/test_fuzz.py --seconds 600

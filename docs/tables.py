@@ -3,16 +3,19 @@
     python docs/tables.py            rewrite the pages
     python docs/tables.py --check    say which ones differ from the results, and fail
 
-A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; a study's own page,
-docs/lab/studies/NAME.md, is its report.
+A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``, and for the paper's
+tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``; a study's own page, docs/lab/studies/NAME.md,
+is its report.
 """
 
 import argparse
 import re
 import sys
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
+from map_core.commands.tables import markdown_table, read_tables
 from map_core.study.definition import Study, read_study
 from map_core.study.report import comparisons, page, table
 from map_core.study.results import Result, read_results
@@ -20,7 +23,7 @@ from map_core.study.results import Result, read_results
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "lab" / "studies"
 PROGRAMS = {"map_vision.studies": "map-vision", "map_points.studies": "map-points"}
-BLOCK = re.compile(r"(<!-- study (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (?P<kind>study|paper) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def find_study(name: str) -> tuple[Study, str]:
@@ -49,13 +52,25 @@ def block(name: str) -> str:
     return f"\n{table(study, results)}\n\n{told}\n\n"
 
 
+def papers_tables(package: str) -> str:
+    """The paper's tables as a package lists them."""
+    domain = import_module(f"{package}.domain").DOMAIN
+    return "".join(f"\n{markdown_table(table, domain.program)}\n" for table in read_tables(domain)) + "\n"
+
+
+def asked_for(comment: re.Match[str]) -> str:
+    """The first comment of a block, and what it asks for."""
+    make = {"study": block, "paper": papers_tables}[comment["kind"]]
+    return comment[1] + make(comment["name"])
+
+
 def pages() -> dict[Path, str]:
     """What every page that speaks of studies should hold."""
     found = {}
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         text = path.read_text()
         if BLOCK.search(text):
-            found[path] = BLOCK.sub(lambda match: match[1] + block(match["name"]) + match[3], text)
+            found[path] = BLOCK.sub(asked_for, text)
     for path in sorted(STUDIES.glob("*.jsonl")):
         found[path.with_suffix(".md")] = page(*measured(path.stem))
     return found

@@ -70,6 +70,29 @@ def test_constraints_pin_everything_that_is_pulled_in() -> None:
     assert pulled - OURS <= pinned, "add to constraints.txt"
 
 
+def test_the_readme_names_the_tested_versions() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    assert f"install torch {pinned['torch']} and torchvision {pinned['torchvision']} first" in readme
+    assert f"CUDA {pinned['cuda-toolkit'].partition('.')[0]};" in readme
+    for project in ROOT.glob("packages/*/pyproject.toml"):
+        (least,) = re.findall(r'requires-python = ">=([\d.]+)"', project.read_text())
+        assert f"Python {least} or newer" in readme
+
+
+def test_hints_name_no_package_of_ours_as_if_an_index_had_it() -> None:
+    hints = [
+        hint
+        for file in ROOT.glob("packages/*/src/**/*.py")
+        for hint in re.findall(r"pip\W*install[^)]*", file.read_text())
+    ]
+    assert len(hints) > 5
+    for hint in hints:
+        assert not re.search(r"(?<!packages/)\bmap-(core|vision|points|dense)\b", hint), hint
+
+
 @pytest.mark.parametrize("module", ["map_core", "map_vision"])
 def test_import_loads_no_optional_package(module: str) -> None:
     program = f"""

@@ -8,6 +8,7 @@ import platform
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
@@ -36,9 +37,19 @@ class BuildKernels(build_ext):
         )
 
 
+class PlatformWheel(bdist_wheel):
+    """One wheel a platform, for every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 SOURCES = ["native/library.cpp", "native/portable.cpp", *SPECIAL]
 PARTS = ("ops", "simd", "items", "scan_kernel", "conv_kernel", "transpose_kernel", "kernels")
 HEADERS = [f"native/{part}.h" for part in PARTS]
 kernels = Extension("map_core.ops.native._kernels", SOURCES, depends=HEADERS, optional=True, language="c++")
 
-setup(ext_modules=[] if sys.platform == "win32" else [kernels], cmdclass={"build_ext": BuildKernels})
+setup(
+    ext_modules=[] if sys.platform == "win32" else [kernels],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+)

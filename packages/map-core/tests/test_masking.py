@@ -72,7 +72,7 @@ def test_a_ratio_outside_0_and_1_is_refused(ratio):
 
 @pytest.mark.parametrize("shape", [(2, 31), (1, 30)])
 def test_noise_of_another_shape_is_refused(shape):
-    message = rf"noise has shape \({shape[0]}, {shape[1]}\), the tokens have \(2, 30\); draw it for these"
+    message = rf"noise has shape \({shape[0]}, {shape[1]}\), strategy 'random' .* needs \(2, 30\); draw it for these"
     with pytest.raises(UserError, match=message):
         sample_mask(toy_tokens(LENGTH, batch=2), 0.5, noise=torch.rand(shape))
 
@@ -126,6 +126,44 @@ def test_diagonal_needs_a_grid():
         sample_mask(toy_tokens(LENGTH), 0.5, "diagonal")
 
 
+# ---- sequential and diagonal from a drawn beginning
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [(0.0, [7, 8, 9]), (0.05, [7, 8, 9]), (0.1, [0, 8, 9]), (0.35, [0, 1, 2]), (0.9999999, [6, 7, 8])],
+)
+def test_sequential_from_a_start_ends_before_it_and_goes_round(start, expected):
+    """A scan of ten that begins at token 3 ends with 0, 1, 2."""
+    mask = sample_mask(toy_tokens(10), 0.3, "sequential", noise=torch.tensor([[start]]))
+    assert mask.drop.tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("corner", "expected"), [(0.0, [7, 10, 11]), (0.25, [4, 8, 9]), (0.5, [2, 3, 7]), (0.75, [0, 1, 4])]
+)
+def test_diagonal_from_each_corner_hides_the_opposite_one(corner, expected):
+    """On 3 x 4: from the top left, the top right, the bottom left, the bottom right."""
+    mask = sample_mask(toy_tokens(grid=(3, 4)), 0.25, "diagonal", noise=torch.tensor([[corner]]))
+    assert mask.drop.tolist() == [expected]
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "diagonal"])
+def test_only_a_drawn_beginning_trains_every_place(strategy):
+    tokens, draw = toy_tokens(batch=256, grid=(6, 5)), Draw.of_batch(256, seed=0)
+    fixed = Masking(0.5, strategy=strategy)(tokens, draw).hidden
+    assert torch.equal(fixed, fixed[:1].expand(256, 30))
+    drawn = Masking(0.5, strategy=strategy, placement="random")(tokens, draw).hidden
+    assert drawn.sum(1).tolist() == [15] * 256
+    assert drawn.float().mean(0) == pytest.approx([0.5] * 30, abs=5 * 0.5 / math.sqrt(256))
+    assert len(drawn.unique(dim=0)) == {"sequential": 30, "diagonal": 4}[strategy]
+
+
+def test_a_beginning_is_one_number_a_sample():
+    with pytest.raises(UserError, match=r"noise has shape \(2, 30\), strategy 'diagonal' .* needs \(2, 1\)"):
+        sample_mask(toy_tokens(batch=2, grid=(6, 5)), 0.5, "diagonal", noise=torch.rand(2, 30))
+
+
 # ---- within each region
 
 
@@ -134,7 +172,8 @@ def test_diagonal_needs_a_grid():
 def test_region_scope_splits_the_total_evenly_and_hides_the_largest_scores_of_each(strategy, ratio):
     region = torch.stack([torch.arange(30)[torch.randperm(30)] // 5 for _ in range(5)])
     tokens, noise = toy_tokens(batch=5, grid=(6, 5)), torch.rand(5, 30)
-    mask = sample_mask(tokens, ratio, strategy, noise=noise, within=regions_of(region))
+    drawn = noise if strategy == "random" else None
+    mask = sample_mask(tokens, ratio, strategy, noise=drawn, within=regions_of(region))
     assert_partition(mask)
     score = {
         "random": noise,
@@ -187,7 +226,8 @@ def test_global_tokens_stay_visible_and_do_not_count(strategy, scope):
     tokens = toy_tokens(batch=6, grid=(6, 5), num_global=3)
     noise = torch.cat([torch.full((6, 3), 2.0), torch.rand(6, 30)], dim=1)
     within = GridRegions("row")(tokens) if scope == "region" else None
-    mask = sample_mask(tokens, 0.5, strategy, noise=noise, within=within)
+    drawn = noise if strategy == "random" else torch.rand(6, 1)
+    mask = sample_mask(tokens, 0.5, strategy, noise=drawn, within=within)
     assert not mask.hidden[:, :3].any()
     assert mask.hidden.sum(1).tolist() == [15] * 6
     assert mask.keep.shape == (6, 18)
@@ -218,10 +258,11 @@ def test_random_hiding_is_uniform_over_subsets():
 
 
 @pytest.mark.parametrize("scope", ["all", "region"])
-def test_two_processes_hide_what_one_hides(scope):
+@pytest.mark.parametrize("masking", [{}, {"strategy": "sequential", "placement": "random"}], ids=str)
+def test_two_processes_hide_what_one_hides(masking, scope):
     tokens = toy_tokens(batch=16, grid=(6, 5))
     halves = [slice(0, 8), slice(8, 16)]
-    masking, regions = Masking(0.4, scope=scope), GridRegions("row")(tokens)
+    masking, regions = Masking(0.4, scope=scope, **masking), GridRegions("row")(tokens)
     whole = masking(tokens, Draw(7, 31, slice(0, 16), 16), regions).hidden
     part = replace(tokens, embedding=tokens.embedding[:8])
     parts = [masking(part, Draw(7, 31, half, 16), regions).hidden for half in halves]
@@ -248,7 +289,8 @@ def test_what_is_hidden_depends_on_seed_and_step_and_on_nothing_else(changes):
 )
 def test_settings_reach_the_mask(masking, ratio, strategy):
     tokens, draw = toy_tokens(LENGTH, batch=2), Draw.of_batch(2, seed=3)
-    expected = sample_mask(tokens, ratio, strategy, noise=draw.uniform("mask", LENGTH))
+    noise = draw.uniform("mask", LENGTH) if strategy == "random" else None
+    expected = sample_mask(tokens, ratio, strategy, noise=noise)
     assert torch.equal(masking(tokens, draw).hidden, expected.hidden)
 
 

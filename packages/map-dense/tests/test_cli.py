@@ -74,4 +74,6 @@ def test_a_missing_toolbox_is_told_by_its_extra(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mmengine.config", None)  # as if mmengine were not there
     assert main(["layer-decay", "upernet_hybridnet-mini_cpu_camvid"]) == 2
-    assert "pip install 'map-dense[mmseg]' or 'map-dense[mmdet]'" in capsys.readouterr().err
+    assert (
+        "pip install -c constraints.txt './packages/map-dense[mmseg]' (or mmdet)" in capsys.readouterr().err
+    )

@@ -49,6 +49,7 @@ def test_mmcv_without_its_operators_tells_how_to_build_them() -> None:
 
 def test_a_toolbox_that_is_not_installed_tells_the_extra() -> None:
     with pytest.raises(
-        UserError, match=r"mmnothing is not installed .*: pip install 'map-dense\[mmnothing\]'"
+        UserError,
+        match=r"mmnothing is not installed .*: in the repository, pip install .* './packages/map-dense\[mmnothing\]'",
     ):
         check_installation("mmnothing", ["onedl-mmnothing"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from map_core.errors import UserError
 from map_core.objective import Objective
@@ -9,7 +10,7 @@ from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
 from map_points.domain import draw_picture
 from map_points.factory import create_backbone
-from map_points.pictures import draw_reconstructions, reconstruct
+from map_points.pictures import CAPTION, draw_reconstructions, figure_of, reconstruct
 from map_points.pretraining import build_objective
 
 
@@ -46,6 +47,24 @@ def test_the_seed_chooses_what_is_hidden(objective):
     first, again, other = (reconstruct(objective, points, seed=seed).visible for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_picture_explains_its_colours_and_what_of_the_truth_it_uses(objective):
+    views = reconstruct(objective, torch.randn(2, 64, 3))
+    figure = figure_of(views)
+    (legend,) = figure.legends
+    named = {
+        text.get_text(): to_hex(handle.get_facecolor()[0])
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    }
+    visible, predicted = figure.axes[5].collections
+    assert named == {
+        name: to_hex(part.get_facecolor()[0])
+        for name, part in (("visible", visible), ("predicted", predicted))
+    }
+    assert named["visible"] != named["predicted"]
+    assert len(predicted.get_offsets()) == views.predicted.shape[1]
+    assert figure.get_supxlabel() == CAPTION
 
 
 @pytest.mark.parametrize("training", [False, True])

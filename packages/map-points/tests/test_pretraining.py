@@ -16,7 +16,7 @@ from map_core.testing import decoder_dependencies
 from map_core.training import train
 from map_points.domain import DOMAIN
 from map_points.factory import create_backbone, create_classifier
-from map_points.losses import masked_chamfer
+from map_points.losses import masked_distance
 from map_points.pretraining import build_objective
 
 
@@ -39,14 +39,14 @@ def test_each_hidden_patch_is_predicted_once(make):
     for drop, hidden in zip(found.mask.drop, found.mask.hidden, strict=True):
         assert drop.tolist() == hidden.nonzero().flatten().tolist()
     target = torch.stack([t[d] for t, d in zip(found.tokens.target, found.mask.drop, strict=True)])
-    torch.testing.assert_close(found.loss, masked_chamfer(found.prediction, target))
+    torch.testing.assert_close(found.loss, masked_distance(found.prediction, target))
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 def test_the_loss_is_of_the_kind_asked_for(make, kind):
     found = make(chamfer=kind)(torch.randn(2, 64, 3), Draw.of_batch(2))
     target = torch.stack([t[d] for t, d in zip(found.tokens.target, found.mask.drop, strict=True)])
-    torch.testing.assert_close(found.loss, masked_chamfer(found.prediction, target, kind=kind))
+    torch.testing.assert_close(found.loss, masked_distance(found.prediction, target, kind=kind))
 
 
 SETTINGS = [

@@ -41,6 +41,7 @@ NAMES = (
     "pretrain_shapenet55_autoregression",
     "pretrain_shapenet55_contrastive",
     "pretrain_shapenet55_mamba3d",
+    "pretrain_shapenet55_mamba3d_point_mae",
     "pretrain_shapenet55_point_mae",
     "pretrain_shapenet55_point_mamba",
     "pretrain_shapenet55_simmim",
@@ -231,6 +232,22 @@ def test_the_full_recipes_build_the_models_of_the_paper(name, parameters):
 @pytest.mark.parametrize("name", [name for name in NAMES if "mamba3d" in name])
 def test_the_recipes_of_mamba3d_scan_as_the_original(name):
     assert recipe(name).model.scan == "channel_flip"
+
+
+@pytest.mark.parametrize(
+    ("name", "augmentation"),
+    [
+        ("pretrain_shapenet55", "rotate_scale_translate"),
+        ("pretrain_shapenet55_mamba3d", "rotate_scale_translate"),
+        ("pretrain_shapenet55_contrastive", "rotate_scale_translate"),
+        ("pretrain_shapenet55_point_mae", "scale_translate"),
+        ("pretrain_shapenet55_point_mamba", "rotate"),
+    ],
+)
+def test_pretraining_augments_as_each_source_says(name, augmentation):
+    """The paper names rotation, scaling and translation; Point-MAE leaves out the first, PointMamba the others."""
+    recipe = load_recipe(DOMAIN.recipes, name, CONFIGS["pretrain"], some_root(name))
+    assert recipe.data.augmentation == augmentation
 
 
 def test_a_recipe_finetunes_with_the_patches_of_pretraining():

@@ -40,6 +40,19 @@ def test_a_classifier_starts_from_the_pretrained_encoder(saved, tiny_model):
         assert torch.equal(model.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("create", [create_backbone, lambda model: create_probed(model, 2)])
+def test_an_encoder_starts_from_a_classifier_without_class_token_and_head(saved, tiny_model, caplog, create):
+    classifier, model = create_classifier(tiny_model, 3), create(tiny_model)
+    file = saved(classifier)
+    report = load_init(model, file)
+    assert set(report.left) >= head_of(classifier) | CLASS_TOKEN
+    for name, value in classifier.state_dict().items():
+        if name.startswith("encoder.blocks."):
+            assert torch.equal(model.state_dict()[name], value)
+    assert f"{file}: loaded; new: " in caplog.text
+    assert "encoder.registers.token" in caplog.text.partition("; left: ")[2]
+
+
 def test_a_head_of_another_number_of_classes_starts_anew(saved, tiny_model):
     file, model = saved(create_classifier(tiny_model, 2)), create_classifier(tiny_model, 5)
     assert set(load_init(model, file).fresh) == head_of(model)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 
 import map_vision.cli
 from map_core.tasks.pretraining import inputs_to_draw, load_objective
@@ -112,6 +113,69 @@ class TestRuns:
         assert weights_equal(again, runs / "pretrain", "pretraining.safetensors")
         losses = [[line["loss"] for line in metrics(run)] for run in (again, runs / "pretrain")]
         assert losses[0] == losses[1]
+
+    @pytest.mark.parametrize("name", ["pretrain", "linear-probe"])
+    def test_encoders_start_from_a_finetuned_run_without_what_is_a_classifiers(
+        self, runs, image_folder, tmp_path, caplog, name
+    ):
+        line = [
+            name,
+            "--data.root",
+            image_folder,
+            *MODEL,
+            *SHORT,
+            "--training.max_steps=1",
+            "--training.lr=1e-30",
+        ]
+        line += DECODER if name == "pretrain" else []
+        assert command(*line, "--init", runs / "finetune", "--out", tmp_path / "run") == 0
+        (said,) = [message for message in caplog.messages if f"{runs}/finetune" in message]
+        assert "loaded; new: nothing; left: " in said
+        for part in ("encoder.registers.token", "head.weight"):
+            assert part in said
+        trained, started = (
+            load_file(run / "model.safetensors") for run in (runs / "finetune", tmp_path / "run")
+        )
+        encoder = [key for key in started if key.startswith(("encoder.", "patch_embed."))]
+        assert len(encoder) > 20
+        for key in encoder:
+            torch.testing.assert_close(started[key], trained[key], rtol=0, atol=1e-20)
+
+    @pytest.mark.parametrize("name", ["pretrain", "linear-probe"])
+    def test_encoders_start_from_a_vit_of_timms_without_class_token_and_head(
+        self, image_folder, tmp_path, caplog, name
+    ):
+        vit = VisionTransformer(16, 4, embed_dim=16, depth=2, num_heads=2, num_classes=5)
+        torch.save(vit.state_dict(), tmp_path / "vit.pth")
+        line = [
+            name,
+            "--data.root",
+            image_folder,
+            *MODEL,
+            *SHORT,
+            "--training.max_steps=1",
+            "--training.lr=1e-30",
+        ]
+        line += ["--model.name=map_vit_tiny_patch16_224", "--model.layout=Tx2"]
+        line += DECODER if name == "pretrain" else []
+        assert command(*line, "--init", tmp_path / "vit.pth", "--out", tmp_path / "run") == 0
+        (said,) = [message for message in caplog.messages if "vit.pth" in message]
+        for part in ("encoder.registers.token", "head.weight"):
+            assert part in said
+        started = load_file(tmp_path / "run" / "model.safetensors")
+        for i in range(2):
+            key = f"blocks.{i}.mlp.fc1.weight"
+            torch.testing.assert_close(started[f"encoder.{key}"], vit.state_dict()[key], rtol=0, atol=1e-20)
+
+    @pytest.mark.parametrize("name", ["pretrain", "finetune", "linear-probe"])
+    def test_other_channels_than_the_runs_are_refused_as_such(
+        self, runs, image_folder, tmp_path, capsys, name
+    ):
+        line = [name, "--data.root", image_folder, *MODEL, *SHORT, "--init", runs / "pretrain"]
+        assert command(*line, "--model.in_chans=1", "--out", tmp_path / "run") == 2
+        error = capsys.readouterr().err
+        assert f"{runs}/pretrain was trained with model.in_chans 3, this model has 1" in error
+        assert "leave --model.in_chans to the run" in error
 
     def test_another_number_of_heads_must_be_meant(self, runs, image_folder, tmp_path, capsys):
         line = ["finetune", "--data.root", image_folder, *MODEL, *SHORT, "--init", runs / "pretrain"]

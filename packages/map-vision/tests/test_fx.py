@@ -8,10 +8,13 @@ import textwrap
 import pytest
 
 CASES = {
-    "hybridnet": ("hybridnet_tiny_patch16_224", {"embed_dim": 24}),
-    "mambar": ("mambar_tiny_patch16_224", {"embed_dim": 24, "layout": "Mx2"}),
-    "vit": ("map_vit_tiny_patch16_224", {"embed_dim": 24, "layout": "Tx2"}),
-    "pretrained form": ("hybridnet_tiny_patch16_224", {"num_registers": 0, "global_pool": "avg"}),
+    "hybridnet": ("hybridnet_tiny_patch16_224", {"layout": "(MMMT)x2"}),
+    "mambar": ("mambar_tiny_patch16_224", {"layout": "Mx2"}),
+    "vit": ("map_vit_tiny_patch16_224", {"layout": "Tx2"}),
+    "pretrained form": (
+        "hybridnet_tiny_patch16_224",
+        {"num_registers": 0, "global_pool": "avg", "layout": "MT"},
+    ),
     "all tokens": ("hybridnet_tiny_patch16_224", {"global_pool": "", "layout": "MT"}),
     "hilbert, fourier": (
         "hybridnet_tiny_patch16_224",
@@ -40,7 +43,7 @@ SCRIPT = """
             return type(error).__name__ + ": " + str(error)
 
     def outcome(name, changes):
-        model = timm.create_model(name, img_size=64, num_classes=3, **changes).eval()
+        model = timm.create_model(name, img_size=64, num_classes=3, **{"embed_dim": 24, **changes}).eval()
         images, other = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 32, 96)
         part = "levels.3" if "mambavision" in name else "encoder.blocks.1"
         seen = []

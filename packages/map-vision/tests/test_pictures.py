@@ -12,7 +12,7 @@ from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_vision.domain import DOMAIN
 from map_vision.factory import create_backbone
-from map_vision.pictures import draw_reconstructions, reconstruct
+from map_vision.pictures import WITH_TRUTH, WITHOUT_TRUTH, draw_reconstructions, figure_of, reconstruct
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
 
 
@@ -56,6 +56,53 @@ def test_visible_patches_are_the_images_and_hidden_ones_predicted(build, digits,
             else:
                 assert torch.equal(pictures.reconstruction[window], patch)
                 assert torch.equal(pictures.masked[window], patch)
+
+
+@pytest.mark.parametrize("order", ["row", "column", "block"])
+def test_one_picture_reads_nothing_of_hidden_patches(build, digits, order):
+    """Other hidden pixels change the picture with true statistics, and not the one with those of visible patches."""
+    objective = build(order=order)
+    pictures = reconstruct(objective, digits, seed=3)
+    hidden = pictures.masked == 0
+    brighter = digits.where(~hidden, 3 * digits + 7)
+    others = reconstruct(objective, brighter, seed=3)
+    assert torch.equal(others.unaided, pictures.unaided)
+    assert (others.reconstruction != pictures.reconstruction)[hidden].all()
+
+
+def test_unaided_predictions_have_the_average_statistics_of_visible_patches(build, digits):
+    objective = build()
+    pictures = reconstruct(objective, digits, seed=3)
+    result = objective(digits, Draw.of_batch(2, seed=3))
+    for sample, target in enumerate(result.tokens.target):
+        visible = [target[token] for token in result.mask.keep[sample].tolist()]
+        mean = sum(patch.mean() for patch in visible) / len(visible)
+        deviation = sum(patch.std() for patch in visible) / len(visible)
+        for token, prediction in zip(
+            result.mask.drop[sample].tolist(), result.prediction[sample], strict=True
+        ):
+            row, col = result.tokens.position[0, token].int().tolist()
+            shown = pictures.unaided[sample, 0, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2].flatten()
+            torch.testing.assert_close(shown, prediction * deviation + mean)
+
+
+@pytest.mark.parametrize(
+    ("normalized", "titles", "caption"),
+    [
+        (
+            True,
+            ["original", "masked", "reconstruction,\ntrue statistics", "reconstruction,\nvisible statistics"],
+            WITH_TRUTH,
+        ),
+        (False, ["original", "masked", "reconstruction"], WITHOUT_TRUTH),
+    ],
+)
+def test_a_picture_says_what_of_the_truth_it_uses(build, digits, normalized, titles, caption):
+    pictures = reconstruct(build(normalize_targets=normalized), digits)
+    figure = figure_of(pictures, mean=(0.0,), std=(1.0,))
+    assert [axis.get_title() for axis in figure.axes[: len(titles)]] == titles
+    assert len(figure.axes) == 2 * len(titles)
+    assert figure.get_supxlabel().split() == caption.split()
 
 
 def test_channels_stay_apart(make_tiny):

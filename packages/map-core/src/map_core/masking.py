@@ -14,6 +14,7 @@ from map_core.tokens import Regions, Tokens
 
 MaskStrategy = Literal["random", "sequential", "diagonal"]
 MaskScope = Literal["all", "region"]
+MaskPlacement = Literal["fixed", "random"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Masking:
         strategy: See :func:`sample_mask`.
         scope: ``all`` chooses among all tokens; ``region`` within each region (paper eq. 2).
         unit: Hide squares of so many rows and columns of a grid, at random (SimMIM).
+        placement: Where ``sequential`` and ``diagonal`` begin: ``fixed`` hides the same tokens of every sample,
+            ``random`` draws a beginning for each.
     """
 
     ratio: float = 0.5
@@ -57,6 +60,7 @@ class Masking:
     strategy: MaskStrategy = "random"
     scope: MaskScope = "all"
     unit: int = 1
+    placement: MaskPlacement = "fixed"
 
     @property
     def highest_ratio(self) -> float:
@@ -77,6 +81,8 @@ class Masking:
         noise = None
         if self.strategy == "random":
             noise = draw.uniform("mask", tokens.length, tokens.embedding.device)
+        elif self.placement == "random":
+            noise = draw.uniform("mask placement", 1, tokens.embedding.device)
         within = regions if self.scope == "region" else None
         ratio = self.step_ratio(draw)
         return sample_mask(tokens, ratio, self.strategy, noise=noise, within=within, unit=self.unit)
@@ -95,7 +101,7 @@ def sample_mask(
     ratio: float,
     strategy: MaskStrategy = "random",
     *,
-    noise: Float[Tensor, "b l"] | None = None,
+    noise: Float[Tensor, "b _"] | None = None,
     within: Regions | None = None,
     unit: int = 1,
 ) -> TokenMask:
@@ -106,8 +112,10 @@ def sample_mask(
         ratio: Hidden share, in [0, 1); unless it is 0, at least one token is hidden, and one is kept.
         strategy: ``random``; ``sequential`` hides the last tokens in scan order; ``diagonal`` those with the
             largest row + column, ties to the later one in scan order (our reading of the paper's Figure 5).
-        noise: Uniform noise that decides the random strategy, see :meth:`Draw.uniform`; drawn from torch's
-            global generator when None.
+        noise: Uniform noise, see :meth:`Draw.uniform`. Of the random strategy it decides, a number for each token,
+            and is drawn from torch's global generator when None. One number for each sample lets ``sequential``
+            end anywhere in the scan, going on from its end to its start, and ``diagonal`` begin in any of the four
+            corners; None hides the same tokens of every sample, so that half of the places never train.
         within: Choose within each of these regions (paper eq. 2), the total split over them so that their
             counts differ by at most one; among all tokens when None.
         unit: Hide squares of so many rows and columns of the grid together.
@@ -173,27 +181,45 @@ def _front(tokens: Tokens) -> tuple[int, int]:
 def _hiding_score(tokens: Tokens, strategy: str, noise: Tensor | None) -> Float[Tensor, "b l"]:
     """Score every token; the largest scores are hidden."""
     shape, device = (tokens.batch_size, tokens.length), tokens.embedding.device
+    if strategy not in get_args(MaskStrategy):
+        known = get_args(MaskStrategy)
+        raise UserError(f"mask strategy {strategy!r} is unknown; {near_matches(strategy, known)}")
+    if noise is not None:
+        drawn = shape if strategy == "random" else (tokens.batch_size, 1)
+        if tuple(noise.shape) != drawn:
+            raise UserError(
+                f"noise has shape {tuple(noise.shape)}, strategy {strategy!r} of these tokens needs {drawn}; draw "
+                "it for these tokens"
+            )
+        noise = noise.to(device)
     if strategy == "random":
-        if noise is None:
-            return torch.rand(shape, device=device)
-        if tuple(noise.shape) != shape:
-            raise UserError(
-                f"noise has shape {tuple(noise.shape)}, the tokens have {shape}; draw it for these tokens"
-            )
-        return noise.to(device)
-    index = torch.arange(tokens.length, device=device, dtype=torch.float64)
+        return torch.rand(shape, device=device) if noise is None else noise
     if strategy == "sequential":
-        return index.expand(shape)
-    if strategy == "diagonal":
-        if tokens.grid is None:
-            raise UserError(
-                "mask strategy 'diagonal' needs tokens on a grid; these have none: use 'random' or "
-                "'sequential'"
-            )
-        return (tokens.position.double().sum(-1) + index / tokens.length).expand(shape)
-    raise UserError(
-        f"mask strategy {strategy!r} is unknown; {near_matches(strategy, get_args(MaskStrategy))}"
-    )
+        return _along_the_scan(tokens, noise).expand(shape)
+    return _along_the_diagonal(tokens, noise).expand(shape)
+
+
+def _along_the_scan(tokens: Tokens, start: Float[Tensor, "b 1"] | None) -> Float[Tensor, "#b l"]:
+    """Score tokens by their place in the scan, which begins at ``start``, a share of it, and goes round."""
+    place = torch.arange(tokens.length, device=tokens.embedding.device) - tokens.num_global
+    if start is not None:
+        place = place - (start * tokens.num_maskable).long()
+    return place.remainder(tokens.num_maskable).double().view(-1, tokens.length)
+
+
+def _along_the_diagonal(tokens: Tokens, corner: Float[Tensor, "b 1"] | None) -> Float[Tensor, "#b l"]:
+    """Score tokens by row + column, counted from a corner: the first quarter of [0, 1) is the top left one."""
+    if tokens.grid is None:
+        raise UserError(
+            "mask strategy 'diagonal' needs tokens on a grid; these have none: use 'random' or 'sequential'"
+        )
+    row, col = tokens.position.double().unbind(-1)
+    if corner is not None:
+        which = (corner * 4).long()
+        row = torch.where(which // 2 == 1, tokens.grid[0] - 1 - row, row)
+        col = torch.where(which % 2 == 1, tokens.grid[1] - 1 - col, col)
+    index = torch.arange(tokens.length, device=row.device, dtype=torch.float64)
+    return row + col + index / tokens.length  # of equal sums the later in scan order is hidden first
 
 
 def _descending_rank(score: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:

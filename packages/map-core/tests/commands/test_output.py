@@ -73,6 +73,25 @@ def test_other_broken_pipes_and_errors_keep_their_traceback():
     os.close(writing)
 
 
+@pytest.mark.parametrize("closing", ["2>&-", ">&- 2>&-"])
+def test_a_progress_bar_without_an_output_harms_no_command(tmp_path, closing):
+    """Nor does what is written to a stream that is not there reach a file that was opened later."""
+    program = TALKS.replace(
+        'print("a word")',
+        f"""
+        import os
+        from tqdm import tqdm
+        with open({str(tmp_path / "file")!r}, "w") as file:
+            for _ in tqdm(range(3)):
+                os.write(2, b"a library's warning")
+            file.write("whole")
+""",
+    )
+    closed = ["sh", "-c", f'"$0" -c "$1" talk {closing}', sys.executable, program]
+    assert subprocess.run(closed, env=QUIET, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert (tmp_path / "file").read_text() == "whole"
+
+
 def test_works_without_an_output():
     closed = ["sh", "-c", '"$0" -c "$1" pass >&-', sys.executable, RUNS]
     assert subprocess.run(closed, env=QUIET, check=False).returncode == 0

@@ -237,7 +237,7 @@ def test_data_that_cannot_be_compared_is_refused(settings, batch, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": 0.0}, r"objective.temperature must be positive; got 0.0"),
+        ({"temperature": 0.0}, r"objective.temperature must be a positive number; got 0.0"),
         ({"momentum": 1.5}, r"objective.momentum must lie in \[0, 1\]; got 1.5"),
         ({"queue": 0}, r"objective.queue must be at least 1; got 0"),
         ({"out_dim": 0}, r"objective.out_dim must be at least 1; got 0"),

@@ -69,6 +69,10 @@ def test_every_setting_reaches_the_masking():
         ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.7, 0.3)}, r"0 < low < high < 1; got 0.7, 0.3"),
         ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.0, 0.3)}, r"mask_ratio_bounds .* got 0.0, 0.3"),
         ({"mask_ratio_std": 0.0}, r"objective.mask_ratio_std must be positive; got 0.0"),
+        (
+            {"mask_placement": "random"},
+            r"objective.mask_placement 'random' has no effect with .*'random': choose",
+        ),
         ({"decoder_dim": 190}, r"decoder_dim \(190\) must be a multiple of objective.decoder_heads \(16\)"),
         ({"decoder_depth": 0}, r"objective.decoder_depth must be at least 1; got 0"),
         ({"decoder_heads": 0}, r"objective.decoder_heads must be at least 1; got 0"),
@@ -78,6 +82,18 @@ def test_every_setting_reaches_the_masking():
 def test_wrong_settings_name_the_field_the_value_and_the_rule(settings, message):
     with pytest.raises(UserError, match=message):
         MaskedAutoregressionConfig(**settings).validate()
+
+
+def test_every_setting_reaches_the_masking():
+    settings = MaskedAutoregressionConfig(
+        mask_ratio=0.4,
+        mask_ratio_std=0.2,
+        mask_ratio_bounds=(0.2, 0.6),
+        mask_strategy="diagonal",
+        mask_scope="region",
+        mask_placement="random",
+    )
+    assert settings.masking == Masking(0.4, 0.2, (0.2, 0.6), "diagonal", "region", placement="random")
 
 
 # ---- the task

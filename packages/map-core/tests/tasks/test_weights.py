@@ -303,6 +303,16 @@ def test_a_head_that_does_not_fit_or_is_not_wanted_starts_anew(tmp_path, classes
     assert report.fresh == ("head.weight", "head.bias")
 
 
+def test_what_the_model_has_no_place_for_is_left_and_said(tmp_path, caplog):
+    source, model = Toy(), Toy(num_classes=0)
+    report = load_init(model, write(tmp_path, source), may_be_missing=("head.",))
+    assert torch.equal(model.body.weight, source.body.weight)
+    assert report.left == ("head.bias", "head.weight")
+    assert caplog.messages == [
+        f"{tmp_path / 'model.safetensors'}: loaded; new: nothing; left: head.bias, head.weight"
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -40,6 +40,15 @@ def test_a_later_start_sees_what_an_earlier_one_would_have():
     }
 
 
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [(64, None), (70, "; each epoch leaves out 6 samples, drawn anew, that fill no batch")],
+)
+def test_samples_that_fill_no_batch_are_counted(samples, told):
+    text = RunPlan.of(toy_config(), samples, 1, 0).describe("pretrain", toy_config(), torch.device("cpu"), 0)
+    assert (told in text) if told else ("leaves out" not in text)
+
+
 def test_an_epoch_visits_samples_once_in_an_order_of_its_own():
     plan = RunPlan.of(toy_config(), 70, 1, 0)
     orders = [[key.sample for key in plan.epoch_keys(epoch)] for epoch in range(3)]

@@ -65,7 +65,8 @@ def read_config(path: Path) -> Any:
         from mmengine.config import Config
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{path.name} needs OpenMMLab ({error}): pip install 'map-dense[mmseg]' or 'map-dense[mmdet]'"
+            f"{path.name} needs OpenMMLab ({error}): in the repository, pip install -c "
+            "constraints.txt './packages/map-dense[mmseg]' (or mmdet)"
         ) from error
     return Config.fromfile(str(path))
 

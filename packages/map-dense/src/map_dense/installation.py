@@ -67,6 +67,7 @@ def check_installation(toolbox: str, distributions: Sequence[str]) -> None:
     check_distributions()
     if not any(map(installed_version, distributions)):
         raise UserError(
-            f"{toolbox} is not installed (one of {', '.join(distributions)}): pip install 'map-dense[{toolbox}]'"
+            f"{toolbox} is not installed (one of {', '.join(distributions)}): in the repository, "
+            f"pip install -c constraints.txt './packages/map-dense[{toolbox}]'"
         )
     check_operators()

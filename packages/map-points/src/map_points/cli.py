@@ -2,7 +2,13 @@
 
 import map_core.commands.program
 from map_core.commands.command import Command
-from map_core.commands.listing import convert_command, standard_commands, starting_from_run, study_commands
+from map_core.commands.listing import (
+    convert_command,
+    standard_commands,
+    starting_from_run,
+    study_commands,
+    tables_command,
+)
 
 DOMAIN, HERE = "map_points.domain:DOMAIN", "map_points.commands"
 FEWSHOT = Command(
@@ -21,6 +27,7 @@ COMMANDS = [
     *standard_commands(DOMAIN, sample="cloud"),
     convert_command(DOMAIN),
     *study_commands(DOMAIN),
+    tables_command(DOMAIN),
     *(starting_from_run(DOMAIN, command) for command in (FEWSHOT, SEGMENT)),
     PART_SHAPES,
 ]

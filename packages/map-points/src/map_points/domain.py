@@ -115,6 +115,8 @@ DOMAIN = Domain(
     open_files=open_files,
     build_objective=build_objective,
     draw_picture=draw_picture,
+    example=lambda config: torch.randn(1, 1024, 3, generator=torch.Generator().manual_seed(0)),
+    outputs=40,
     rows=6,
     evaluation=EvaluationConfig,
     collate=collate_clouds,

@@ -8,6 +8,7 @@ from torch import nn
 
 import map_core.tasks.evaluation
 from map_core.errors import UserError
+from map_core.ranges import check
 from map_core.tasks.domain import Logits, Samples
 from map_core.tasks.evaluation import Collate, choose_device, collect
 from map_points.data import CloudSamples
@@ -40,6 +41,7 @@ class EvaluationConfig(map_core.tasks.evaluation.EvaluationConfig):
 
     def validate(self) -> None:
         super().validate()
+        check("evaluation", self, seeds=("seed",))
         if self.protocol not in PROTOCOLS:
             raise UserError(
                 f"evaluation.protocol must be one of {', '.join(PROTOCOLS)}; got {self.protocol!r}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import map_core.tasks.trained_models
 from map_core.positions import MlpActivation
+from map_core.ranges import check
 from map_core.tasks.trained_models import Models
 from map_points.blocks import ScanKind, SpreadKind
 from map_points.checkpoints import FAMILIES
@@ -67,23 +68,54 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
     drop_rate: float | None = None
     drop_path_rate: float | None = None
 
+    def validate(self) -> None:
+        """Raise a :class:`UserError` for the first setting that no model can have."""
+        sizes = (
+            "embed_dim",
+            "patch_hidden_dim",
+            "num_heads",
+            "neighbors",
+            "num_patches",
+            "patch_size",
+            "head_dim",
+        )
+        check(
+            "model",
+            self,
+            at_least_one=sizes,
+            not_negative=("mlp_ratio",),
+            shares_below_one=("drop_rate", "drop_path_rate"),
+        )
+
 
 PRETRAINED = {"class_token": False, "second_order": None}
 
 
 def create_classifier(config: PointModelConfig, num_classes: int) -> HybridNet3D:
     """Create the classification form, with a head, and a class token where the named model has one."""
-    return create_point_model(config.name, num_classes, **config.arguments())
+    return create_point_model(config.name, num_classes, **valid_arguments(config))
 
 
 def create_backbone(config: PointModelConfig) -> HybridNet3D:
     """Create the form that is pretrained: no class token, no head, patches read once."""
-    return create_point_model(config.name, 0, **config.arguments() | PRETRAINED)
+    return create_point_model(config.name, 0, **valid_arguments(config) | PRETRAINED)
 
 
 def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
     """Create what a linear probe amounts to: the pretrained form with a linear head."""
-    return create_point_model(config.name, num_classes, linear_head=True, **config.arguments() | PRETRAINED)
+    return create_point_model(
+        config.name, num_classes, linear_head=True, **valid_arguments(config) | PRETRAINED
+    )
+
+
+def valid_arguments(config: PointModelConfig) -> dict[str, Any]:
+    """The model's keyword arguments that are given.
+
+    Raises:
+        UserError: one is out of its range.
+    """
+    config.validate()
+    return config.arguments()
 
 
 def resolved(config: PointModelConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from map_core.commands.standard import configs
 from map_core.errors import RunStopped, UserError
 from map_core.paths import expanded
+from map_core.ranges import check
 from map_core.runs.files import require_folder
 from map_core.runs.notes import is_main_process, tell
 from map_core.runs.summary import write_config, write_summary
@@ -44,6 +45,7 @@ class FoldsConfig:
         for name, least in (("way", 2), ("shot", 1), ("folds", 1), ("queries", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"fewshot.{name} must be at least {least}; got {getattr(self, name)}")
+        check("fewshot", self, seeds=("seed",))
 
 
 @dataclass

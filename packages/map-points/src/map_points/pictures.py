@@ -14,6 +14,8 @@ from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
 from map_points.data.config import Axis
 
+COLORS = {"visible": "tab:blue", "predicted": "tab:red"}
+CAPTION = "Predicted points stand around the true centres of the hidden patches; nothing else hidden is used."
 UP_LAST: dict[str, list[int]] = {"x": [1, 2, 0], "y": [2, 0, 1], "z": [0, 1, 2]}
 
 
@@ -76,23 +78,30 @@ def draw_reconstructions(
     """
     device = next(objective.parameters()).device
     views = reconstruct(objective, points.to(device), ratio=ratio, seed=seed)
+    save_picture(figure_of(views, up_axis=up_axis), path, dpi=100)
+
+
+def figure_of(views: CloudViews, *, up_axis: Axis = "z") -> Figure:
+    """A row a cloud: cloud, visible patches, reconstruction; legend and caption say what is predicted, and where."""
     turn = UP_LAST[up_axis]
     cloud, visible, predicted = (
         view.cpu().numpy()[..., turn] for view in (views.cloud, views.visible, views.predicted)
     )
-    figure = Figure(figsize=(7.5, 2.5 * len(points) + 0.3), layout="constrained")
-    axes = figure.subplots(len(points), 3, squeeze=False, subplot_kw={"projection": "3d"})
+    figure = Figure(figsize=(7.5, 2.5 * len(cloud) + 0.8), layout="constrained")
+    figure.supxlabel(CAPTION, fontsize="x-small")
+    axes = figure.subplots(len(cloud), 3, squeeze=False, subplot_kw={"projection": "3d"})
     for title, axis in zip(("cloud", "visible patches", "reconstruction"), axes[0], strict=True):
         axis.set_title(title)
     for row, cells in enumerate(axes):
         middle = (cloud[row].max(axis=0) + cloud[row].min(axis=0)) / 2
         half = float((cloud[row].max(axis=0) - cloud[row].min(axis=0)).max()) / 2
         for cell, parts in zip(cells, ([cloud], [visible], [visible, predicted]), strict=True):
-            for part, color in zip(parts, ("tab:blue", "tab:red"), strict=False):
+            for part, (name, color) in zip(parts, COLORS.items(), strict=False):
                 xyz: np.ndarray = part[row]
-                cell.scatter(xyz[:, 0], xyz[:, 1], xyz[:, 2], s=1.5, c=color, linewidths=0)
+                cell.scatter(xyz[:, 0], xyz[:, 1], xyz[:, 2], s=1.5, c=color, linewidths=0, label=name)
             for axis, limit in zip("xyz", middle, strict=True):
                 getattr(cell, f"set_{axis}lim")(limit - half, limit + half)
             cell.set_box_aspect((1, 1, 1), zoom=1.5)
             cell.set_axis_off()
-    save_picture(figure, path, dpi=100)
+    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper right", ncols=2, markerscale=4)
+    return figure

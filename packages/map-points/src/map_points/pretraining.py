@@ -22,7 +22,7 @@ from map_core.positions import MlpPosition
 from map_core.tasks.domain import OpenedData
 from map_points.blocks import Mamba3DBlock
 from map_points.data import CloudSamples
-from map_points.losses import ChamferKind, masked_chamfer
+from map_points.losses import ChamferKind, Matching, masked_distance
 from map_points.model import HybridNet3D
 from map_points.targets import WiderPatches
 from map_points.tokenizer import PointOrder, order_of_centers
@@ -36,15 +36,18 @@ class PointTargets(Settings):
 
     Args:
         chamfer: l2 (squared distances) or l1.
+        matching: Compare each point with the nearest one (Chamfer, as published), or by transport, so that
+            predicted points spread over the patch instead of bunching at its centre.
     """
 
     chamfer: ChamferKind = "l2"
+    matching: Matching = "nearest"
 
     def target_dim(self, backbone: HybridNet3D) -> int:
         return 3 * backbone.patch_size
 
     def make_loss(self) -> Loss:
-        return partial(masked_chamfer, kind=self.chamfer)
+        return partial(masked_distance, kind=self.chamfer, matching=self.matching)
 
     def make_coarser(self, backbone: HybridNet3D, scales: tuple[int, ...]) -> MoreTargets:
         return WiderPatches(backbone.patch_size, scales)

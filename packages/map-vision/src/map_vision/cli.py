@@ -1,10 +1,15 @@
 """The command line: ``map-vision COMMAND --config RECIPE --section.key value ...``."""
 
 import map_core.commands.program
-from map_core.commands.listing import convert_command, standard_commands, study_commands
+from map_core.commands.listing import convert_command, standard_commands, study_commands, tables_command
 
 DOMAIN = "map_vision.domain:DOMAIN"
-COMMANDS = [*standard_commands(DOMAIN, sample="image"), convert_command(DOMAIN), *study_commands(DOMAIN)]
+COMMANDS = [
+    *standard_commands(DOMAIN, sample="image"),
+    convert_command(DOMAIN),
+    *study_commands(DOMAIN),
+    tables_command(DOMAIN),
+]
 
 
 def main() -> int:

@@ -127,6 +127,8 @@ DOMAIN = Domain(
     open_files=open_files,
     build_objective=build_objective,
     draw_picture=draw_picture,
+    example=lambda config: torch.zeros(1, *input_size(config)),
+    outputs=1000,
     data_defaults=data_defaults,
     info=describe_models,
 )

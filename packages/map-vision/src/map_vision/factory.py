@@ -13,6 +13,7 @@ from map_core.encoder import Wiring
 from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
+from map_core.ranges import check
 from map_core.tasks.trained_models import Models
 from map_vision.checkpoints import FAMILIES
 from map_vision.model import GlobalPool
@@ -78,6 +79,23 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
     drop_rate: float | None = None
     drop_path_rate: float | None = None
 
+    def validate(self) -> None:
+        """Raise a :class:`UserError` for the first setting that no model can have."""
+        check(
+            "model",
+            self,
+            at_least_one=AT_LEAST_ONE,
+            not_negative=("mlp_ratio", "num_registers"),
+            positive=("layer_scale",),
+            shares_below_one=("drop_rate", "drop_path_rate"),
+        )
+
+
+AT_LEAST_ONE = (
+    "img_size", "patch_size", "patch_stride", "in_chans", "embed_dim", "num_heads", "stem_dim", "depths", "window_size",
+    "neck_reduction", "block_size",
+)  # fmt: skip
+
 
 def input_size(config: ModelConfig) -> tuple[int, int, int]:
     """Channels, height and width of the images that the model takes, read from its name without building it."""
@@ -130,8 +148,9 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
     """The model's keyword arguments that are given.
 
     Raises:
-        UserError: it does not have one of them.
+        UserError: it does not have one of them, or one is out of its range.
     """
+    config.validate()
     arguments = config.arguments()
     if arguments.pop("keep_registers", None) and config.name in PYRAMIDS:  # else it says which form is made
         raise UserError(f"model.keep_registers of {config.name}: it has no registers to keep; leave it out")
@@ -167,6 +186,7 @@ MODELS = Models(
     create_probed=create_model,
     load_init=load_init,
     unseen=UNSEEN,
+    inputs=("in_chans",),
     resolved=resolved,
     families=FAMILIES,
 )

@@ -7,11 +7,13 @@ from timm.data import Mixup
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.objectives.settings import Settings
 from map_core.randomness import Draw, derive_seed
+from map_core.ranges import check
 
 
 @dataclass
-class MixingConfig:
+class MixingConfig(Settings):
     """Mixup and CutMix of a batch; both 0 leaves batches alone.
 
     Args:
@@ -25,6 +27,10 @@ class MixingConfig:
     cutmix: float = 0.0
     mix_prob: float = 1.0
     mix_switch_prob: float = 0.5
+
+    def validate(self) -> None:
+        super().validate()
+        check("objective", self, not_negative=("mixup", "cutmix"), shares=("mix_prob", "mix_switch_prob"))
 
     def make_mixer(self, num_classes: int, smoothing: float = 0.0) -> "BatchMixer | None":
         """What mixes batches as these settings say, or None where they say nothing."""

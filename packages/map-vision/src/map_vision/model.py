@@ -41,10 +41,15 @@ class RegisterNeck(nn.Module):
         embed_dim: Width.
         num_registers: Registers, n.
         reduction: Width of a register over its width in the feature; 1 only concatenates.
+
+    Raises:
+        UserError: a reduction that leaves nothing of a register.
     """
 
     def __init__(self, embed_dim: int, num_registers: int, reduction: int) -> None:
         super().__init__()
+        if not 1 <= reduction <= embed_dim:
+            raise UserError(f"neck_reduction must lie in 1 to embed_dim ({embed_dim}); got {reduction}")
         self.out_features = num_registers * (embed_dim // reduction)
         self.reduce: nn.Module = nn.Identity()
         self.norm: nn.Module = nn.Identity()

@@ -1,5 +1,6 @@
-"""Pictures of what a pretrained model reconstructs: original, masked, reconstruction."""
+"""Pictures of what a pretrained model reconstructs, which say what of the truth they use."""
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,21 +17,30 @@ from map_core.tokens import gather_tokens, undo_scan
 from map_vision.backbone import ImageBackbone
 from map_vision.patches import unpatchify
 
+WITH_TRUTH = (
+    'Patches are predicted without their mean and deviation. "true statistics" lends each predicted patch those of the '
+    'original; "visible statistics" lends all of them the average of the visible patches\', and uses nothing hidden.'
+)
+WITHOUT_TRUTH = "Predicted patches are the model's output: nothing hidden is used."
+
 
 @dataclass(frozen=True)
 class Pictures:
-    """Three views of each image, in the normalised pixel space of the model's input.
+    """Views of each image, in the normalised pixel space of the model's input.
 
     Attributes:
         original: The images.
         masked: Hidden patches are zero (the mean colour).
         reconstruction: Predicted patches (the hidden ones, unless the objective predicts all) hold the prediction,
             others their pixels.
+        unaided: Where targets are normalised, the prediction with the average statistics of the visible patches
+            instead of its target's own; None where the prediction is pixels as it is.
     """
 
     original: Float[Tensor, "b c h w"]
     masked: Float[Tensor, "b c h w"]
     reconstruction: Float[Tensor, "b c h w"]
+    unaided: Float[Tensor, "b c h w"] | None = None
 
 
 def reconstruct(
@@ -40,7 +50,7 @@ def reconstruct(
     ratio: float | None = None,
     seed: int = 0,
 ) -> Pictures:
-    """Hide tokens of images and reconstruct them; predictions take their target's mean and deviation."""
+    """Hide tokens of images and reconstruct them; normalised predictions take their target's mean and deviation."""
     backbone = objective.backbone
     assert isinstance(backbone, ImageBackbone)
     result = hide_and_reconstruct(objective, images, ratio=ratio, seed=seed)
@@ -49,18 +59,31 @@ def reconstruct(
     assert tokens.grid is not None
     grid = tokens.grid
     prediction = result.prediction.to(target.dtype)
-    if isinstance(objective.loss, PatchLoss):
-        prediction = objective.loss.to_values(prediction, gather_tokens(target, result.index))
     index = result.index.unsqueeze(-1).expand_as(prediction)
 
     def picture(patches: Tensor) -> Tensor:
         return unpatchify(undo_scan(patches, tokens)[:, tokens.num_global :], grid, backbone.patch_size)
 
+    aided, unaided = prediction, None
+    if isinstance(objective.loss, PatchLoss) and objective.loss.normalize:
+        aided = objective.loss.to_values(prediction, gather_tokens(target, result.index))
+        # global tokens stand in front and have no pixels
+        visible = gather_tokens(target, result.mask.keep[:, tokens.num_global :])
+        unaided = picture(target.scatter(1, index, with_average_statistics(prediction, visible)))
     return Pictures(
         original=images,
         masked=picture(target.masked_fill(result.mask.hidden.unsqueeze(-1), 0.0)),
-        reconstruction=picture(target.scatter(1, index, prediction)),
+        reconstruction=picture(target.scatter(1, index, aided)),
+        unaided=unaided,
     )
+
+
+def with_average_statistics(
+    prediction: Float[Tensor, "b h t"], visible: Float[Tensor, "b v t"]
+) -> Float[Tensor, "b h t"]:
+    """Give normalised predictions the mean and deviation that visible patches of their image have on average."""
+    deviation = visible.std(-1).mean(1) if visible.shape[-1] > 1 else visible.new_ones(len(visible))
+    return prediction * deviation.reshape(-1, 1, 1) + visible.mean((1, 2)).reshape(-1, 1, 1)
 
 
 def draw_reconstructions(
@@ -73,7 +96,7 @@ def draw_reconstructions(
     ratio: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a picture with one row an image: original, masked, reconstruction.
+    """Write a picture with one row an image, see :func:`figure_of`.
 
     Args:
         objective: A pretrained objective.
@@ -85,18 +108,29 @@ def draw_reconstructions(
     """
     device = next(objective.parameters()).device
     pictures = reconstruct(objective, images.to(device), ratio=ratio, seed=seed)
-    columns = {
-        "original": pictures.original,
-        "masked": pictures.masked,
-        "reconstruction": pictures.reconstruction,
-    }
-    figure = Figure(figsize=(6, 2 * len(images) + 0.3), layout="constrained")
-    axes = figure.subplots(len(images), 3, squeeze=False)
+    save_picture(figure_of(pictures, mean=mean, std=std), path, dpi=110)
+
+
+def figure_of(pictures: Pictures, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Figure:
+    """A row an image: original, masked, reconstruction, and one without the hidden patches' own statistics.
+
+    The last column is there only if the model predicts normalised patches; the caption says what either one uses.
+    """
+    columns = {"original": pictures.original, "masked": pictures.masked}
+    if pictures.unaided is None:
+        columns["reconstruction"] = pictures.reconstruction
+    else:
+        columns["reconstruction,\ntrue statistics"] = pictures.reconstruction
+        columns["reconstruction,\nvisible statistics"] = pictures.unaided
+    rows, caption = len(pictures.original), WITHOUT_TRUTH if pictures.unaided is None else WITH_TRUTH
+    figure = Figure(figsize=(2 * len(columns), 2 * rows + 0.8), layout="constrained")
+    figure.supxlabel(textwrap.fill(caption, 34 * len(columns)), fontsize="x-small")
+    axes = figure.subplots(rows, len(columns), squeeze=False)
     scale, shift = torch.tensor(std).reshape(-1, 1, 1), torch.tensor(mean).reshape(-1, 1, 1)
     for column, (title, batch) in enumerate(columns.items()):
-        axes[0, column].set_title(title)
+        axes[0, column].set_title(title, fontsize="medium")
         for row, image in enumerate(batch.cpu()):
             pixels = (image * scale + shift).clamp(0, 1).permute(1, 2, 0)
             axes[row, column].imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row, column].axis("off")
-    save_picture(figure, path, dpi=110)
+    return figure

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class ImageTargets(MixingConfig, Settings):
+class ImageTargets(MixingConfig):
     """What is predicted of a patch.
 
     Args:

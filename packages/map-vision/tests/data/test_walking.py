@@ -120,6 +120,8 @@ def test_what_is_left_out_is_counted(labelled: Path, caplog: pytest.LogCaptureFi
         "1 images beside the class folders, 1 images beside train/, 1 of other kinds)"
     )
     assert data.description == expected
+    assert not caplog.records  # training says its data at the start
+    load(labelled, "features")
     assert [record.message for record in caplog.records] == [expected]
     assert "1 images beside train/" in load(labelled, "pretrain").description
     assert len(load(labelled, "pretrain").train) == 21  # the loose one of train needs no label

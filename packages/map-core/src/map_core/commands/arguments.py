@@ -30,6 +30,8 @@ class Arguments:
 def sort_arguments(arguments: Sequence[str], known: Mapping[str, Setting]) -> Arguments:
     """Sort a command's arguments: ``--key value``, ``--key=value``, and ``--key a b`` where several are allowed.
 
+    A setting that is true or false is true where its option stands alone.
+
     Raises:
         UserError: an unknown option, a value without option, or an option without value.
     """
@@ -54,6 +56,8 @@ def sort_arguments(arguments: Sequence[str], known: Mapping[str, Setting]) -> Ar
             if not values or not values[0]:
                 raise UserError("--config needs a recipe's name or a file")
             asked.recipes.append(values[0])
+        elif not values and known[name].kind is bool:
+            asked.settings.append((name, ["true"]))
         elif not values:
             raise UserError(f"{option} needs a value; write {option} VALUE (or {option}=VALUE)")
         else:

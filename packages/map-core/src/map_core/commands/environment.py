@@ -16,6 +16,7 @@ def describe_environment() -> str:
     lines += [*SCAN.describe("selective scan"), *CONV.describe("causal conv1d"), *LINEAR.describe("linear")]
     lines += [
         "floating-point operations",
+        "  info --flops --model.name NAME prints those of a model, scan and attention included;",
         "  torch.utils.flop_counter.FlopCounterMode counts those of any model here, the scan included;",
         "  map_core.ops.jit_flops.jit_flop_handles() gives the formulas to fvcore",
     ]

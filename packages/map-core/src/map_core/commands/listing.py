@@ -55,6 +55,17 @@ def convert_command(domain: SomeDomain) -> Command:
     )
 
 
+def tables_command(domain: SomeDomain) -> Command:
+    """The command that lists the cells of the paper's tables, for a domain that has some."""
+    module = "map_core.commands.tables"
+    return Command(
+        "tables",
+        "the paper's tables: its figures, and the commands that compute them",
+        f"{module}:TablesConfig",
+        of_domain("tables", domain, module=module),
+    )
+
+
 def study_commands(domain: SomeDomain) -> list[Command]:
     """The two commands of studies, for a domain."""
     module = "map_core.study.command"

@@ -28,6 +28,16 @@ def while_somebody_reads(run: Callable[[], int]) -> int:
         return EXIT_READER_GONE
 
 
+def open_missing_output() -> None:
+    """Give a process that was started without stdout or stderr (``2>&-``) one that goes nowhere.
+
+    Progress bars and libraries write there without asking, and the next file that is opened would get its number.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
 def show_any_text() -> None:
     """Let stdout and stderr show what their encoding cannot, such as names that are not UTF-8, instead of failing."""
     for stream in (sys.stdout, sys.stderr):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from map_core.commands.command import Command
-from map_core.commands.output import show_any_text, while_somebody_reads
+from map_core.commands.output import open_missing_output, show_any_text, while_somebody_reads
 from map_core.commands.parser import parse
 from map_core.commands.recipes import recipe_names
 from map_core.errors import RunStopped, UserError, near_matches, visible
@@ -34,6 +34,7 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
         recipes: The package that holds its recipes (``*.yaml``).
         argv: The arguments; those of the process if None.
     """
+    open_missing_output()
     # warnings of several processes are the same: the first one's are enough
     level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")

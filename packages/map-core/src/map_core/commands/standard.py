@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from map_core.commands.command import as_defaults, section_of_run
+from map_core.commands.costs import describe_costs
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
 from map_core.errors import RunStopped, UserError, visible
@@ -143,7 +144,12 @@ def configs(domain: Domain) -> Configs:
             seed=Option(int, "Chooses what is hidden.", 0),
             out=Option(str, "Picture to write: PNG, or what its ending says.", "reconstructions.png"),
         ),
-        info=config_class("InfoConfig", "What is installed and what it can do."),
+        info=config_class(
+            "InfoConfig",
+            "What is installed and what it can do; or what a model costs.",
+            model=replace(model, help="The model that flops counts."),
+            flops=Option(bool, "Print parameters, multiply-adds and tokens of the model instead.", False),
+        ),
     )
 
 
@@ -329,8 +335,12 @@ def reconstruct(domain: Domain, config: Any) -> None:
 
 
 def info(domain: Domain, config: Any) -> None:
-    """Print versions, devices, the implementations of each operation, and the models."""
-    print("\n".join([describe_environment(), *domain.info()]))
+    """Print versions, devices, the implementations of each operation, and the models; or what one model costs."""
+    print(
+        describe_costs(domain, config.model)
+        if config.flops
+        else "\n".join([describe_environment(), *domain.info()])
+    )
 
 
 def at_least_one(name: str, value: int) -> None:

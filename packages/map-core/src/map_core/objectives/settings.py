@@ -3,6 +3,7 @@
 Each method has a section of its own, made of parts; a setting that a method does not have is refused by name.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,9 +11,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from map_core.errors import UserError
-from map_core.masking import Masking, MaskScope, MaskStrategy
+from map_core.masking import Masking, MaskPlacement, MaskScope, MaskStrategy
 from map_core.objective import Loss, MoreTargets, Objective
 from map_core.randomness import Draw
+from map_core.ranges import check
 from map_core.regions import RegionRule
 
 Method = Literal["masked_autoregression", "autoregression", "simmim", "masked_diffusion", "contrastive"]
@@ -111,6 +113,8 @@ class MaskingSettings(Settings):
         mask_ratio_bounds: Lowest and highest drawn ratio.
         mask_strategy: Which tokens are hidden.
         mask_scope: Choose among all tokens, or within each region.
+        mask_placement: Where sequential and diagonal begin: fixed hides the same tokens of every sample, random
+            draws a start of the scan, or a corner, for each.
     """
 
     mask_ratio: float = 0.5
@@ -118,22 +122,33 @@ class MaskingSettings(Settings):
     mask_ratio_bounds: tuple[float, float] = (0.3, 0.7)
     mask_strategy: MaskStrategy = "random"
     mask_scope: MaskScope = "all"
+    mask_placement: MaskPlacement = "fixed"
 
     def validate(self) -> None:
         super().validate()
         if not 0 <= self.mask_ratio < 1:
             raise UserError(f"objective.mask_ratio must lie in [0, 1); got {self.mask_ratio}")
         low, high = self.mask_ratio_bounds
-        if self.mask_ratio_std is not None and not 0 < low < high < 1:
+        if not 0 < low < high < 1:
             raise UserError(f"objective.mask_ratio_bounds must satisfy 0 < low < high < 1; got {low}, {high}")
-        if self.mask_ratio_std is not None and self.mask_ratio_std <= 0:
+        if self.mask_ratio_std is not None and not 0 < self.mask_ratio_std < math.inf:
             raise UserError(f"objective.mask_ratio_std must be positive; got {self.mask_ratio_std}")
+        if self.mask_placement == "random" and self.mask_strategy == "random":
+            raise UserError(
+                "objective.mask_placement 'random' has no effect with objective.mask_strategy 'random': choose "
+                "sequential or diagonal, or drop it"
+            )
 
     @property
     def masking(self) -> Masking:
         """How many tokens are hidden, and which."""
         return Masking(
-            self.mask_ratio, self.mask_ratio_std, self.mask_ratio_bounds, self.mask_strategy, self.mask_scope
+            self.mask_ratio,
+            self.mask_ratio_std,
+            self.mask_ratio_bounds,
+            self.mask_strategy,
+            self.mask_scope,
+            placement=self.mask_placement,
         )
 
 
@@ -157,8 +172,13 @@ class DecoderSettings(Settings):
 
     def validate(self) -> None:
         super().validate()
-        for name in ("decoder_depth", "decoder_dim", "decoder_heads"):
-            at_least_one(name, getattr(self, name))
+        check(
+            "objective",
+            self,
+            at_least_one=("decoder_depth", "decoder_dim", "decoder_heads"),
+            positive=("decoder_norm_eps",),
+            not_negative=("decoder_mlp_ratio",),
+        )
         if self.decoder_dim % self.decoder_heads:
             raise UserError(
                 f"objective.decoder_dim ({self.decoder_dim}) must be a multiple of objective.decoder_heads "

@@ -1,7 +1,7 @@
 """The operations that deserve more than one implementation: a folder each, with definition, kernels and their choice.
 
-``registry`` chooses, ``operator`` makes PyTorch operators, ``native`` holds the library of CPU kernels, and
-``jit_flops`` tells other counters what the operators cost.
+``registry`` chooses, ``operator`` makes PyTorch operators, ``native`` holds the library of CPU kernels,
+``multiply_adds`` counts what a program takes, and ``jit_flops`` tells other counters what the operators cost.
 """
 
 from map_core.ops.conv import conv_backends, depthwise_causal_conv1d, depthwise_conv1d

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.runs.files import save_text
+from map_core.runs.trackers import Trackers
 
 FILE = "metrics.jsonl"
 MeanOverProcesses = Callable[[dict[str, Tensor]], dict[str, float]]
@@ -106,9 +107,13 @@ class MetricsLog:
         directory: the run directory.
         tensorboard: also write TensorBoard events.
         step: the step to go on from.
+        trackers: to send them to, too.
     """
 
-    def __init__(self, directory: Path, *, tensorboard: bool, step: int) -> None:
+    def __init__(
+        self, directory: Path, *, tensorboard: bool, step: int, trackers: Trackers | None = None
+    ) -> None:
+        self._trackers = trackers
         self._file = (directory / FILE).open("a", buffering=1)
         self._events: Any = None
         if tensorboard:
@@ -123,9 +128,13 @@ class MetricsLog:
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(f"{kind}/{name}", value, step)
+        if self._trackers is not None:
+            self._trackers.write(kind, step, {"epoch": epoch, **values})
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
         if self._events is not None:
             self._events.close()
+        if self._trackers is not None:
+            self._trackers.close()

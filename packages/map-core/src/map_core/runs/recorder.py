@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from map_core.runs.metrics import MeanOverProcesses, MetricsLog, Window
 from map_core.runs.progress import Progress
+from map_core.runs.trackers import Trackers
 
 
 class Recorder:
@@ -23,6 +25,7 @@ class Recorder:
         writes: whether this is the main process.
         progress: show it on stderr.
         tensorboard: write its events.
+        trackers: that get the metrics, too; of the main process.
     """
 
     def __init__(
@@ -38,9 +41,11 @@ class Recorder:
         writes: bool,
         progress: bool,
         tensorboard: bool,
+        trackers: Trackers | None = None,
     ) -> None:
         self._steps_per_epoch, self._batch_size, self._mean = steps_per_epoch, batch_size, mean
-        self._log = MetricsLog(out, tensorboard=tensorboard, step=start) if writes else None
+        log = partial(MetricsLog, out, tensorboard=tensorboard, step=start, trackers=trackers)
+        self._log = log() if writes else None
         self.progress = Progress(total_steps, start, shown=progress and writes)
         self._window = Window(**state.get("window", {}))
         self.last: dict[str, float] = state.get("last", {})

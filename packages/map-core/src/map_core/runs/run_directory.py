@@ -11,14 +11,22 @@ from safetensors import SafetensorError
 
 from map_core.errors import UserError
 from map_core.paths import expanded
-from map_core.runs import lock, metrics
+from map_core.runs import lock, metrics, trackers
 from map_core.runs.checkpoint import Checkpoints, find_fault
 from map_core.runs.files import UNFINISHED, is_full, require_folder
 from map_core.runs.lock import RunLock
 from map_core.runs.metrics import truncate_metrics
 
 # all that a run leaves that failed before its first checkpoint
-LEFT_BY_A_START = {lock.FILE, metrics.FILE, "config.yaml", "tensorboard", "checkpoints", "curves.png"}
+LEFT_BY_A_START = {
+    lock.FILE,
+    metrics.FILE,
+    "config.yaml",
+    "tensorboard",
+    "checkpoints",
+    "curves.png",
+    trackers.FOLDER,
+}
 TEMPORARY = (f"{UNFINISHED}*", ".tmp*", "*.partial")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.objective import Terms
+from map_core.objectives.settings import Settings
 from map_core.randomness import Draw
 from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain, OpenedData, data_settings, refuse_other_samples
@@ -39,7 +40,7 @@ class Mixer(Protocol):
 
 
 @dataclass
-class ClassificationConfig:
+class ClassificationConfig(Settings):
     """The classification loss.
 
     Args:
@@ -49,7 +50,7 @@ class ClassificationConfig:
     smoothing: float = 0.0
 
     def validate(self) -> None:
-        """Raise a :class:`UserError` for the first field that no loss can have."""
+        super().validate()
         if not 0 <= self.smoothing < 1:
             raise UserError(f"objective.smoothing must lie in [0, 1); got {self.smoothing}")
 
@@ -73,6 +74,7 @@ class ClassificationTask(Task):
             refuse_other_samples(required_training_samples(data), labelled=True)
         self.domain, self.config = domain, config
         self.collate = domain.collate
+        self.refuse_other_settings()
         torch.manual_seed(config.training.seed)
         self.data = data or domain.open_data(config.data, config.model, "finetune")
         self.train_data = required_training_samples(self.data)
@@ -149,7 +151,6 @@ class FinetuneTask(ClassificationTask):
     name = "finetune"
 
     def build_model(self) -> nn.Module:
-        self.refuse_other_settings()
         model = self.domain.models.create_classifier(self.config.model, len(self.data.classes))
         recompute_activations(model, self.config.training)
         if self.config.init is not None:
@@ -168,7 +169,6 @@ class LinearProbeTask(ClassificationTask):
     def build_model(self) -> nn.Module:
         if self.config.init is None:
             raise UserError("a linear probe reads a pretrained encoder: give --init RUN")
-        self.refuse_other_settings()
         backbone = self.domain.models.create_backbone(self.config.model)
         self.domain.models.load_init(backbone, self.config.init)
         return LinearProbe(backbone, num_classes=len(self.data.classes))

@@ -196,6 +196,8 @@ class Domain:
             that they hold.
         build_objective: Puts a backbone under the objective that a section describes; both stay shared.
         draw_picture: Of a pretraining run.
+        example: A batch of one sample as a model section wants it, to count operations on.
+        outputs: Classes of the classifiers whose sizes ``info`` prints.
         collate: Makes a batch of samples.
         logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
         protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
@@ -213,6 +215,8 @@ class Domain:
     open_files: OpenFiles
     build_objective: Callable[[nn.Module, Any], Objective]
     draw_picture: DrawPicture
+    example: Callable[[Any], Tensor]
+    outputs: int
     data_defaults: DataDefaults = unchanged
     rows: int = 8
     evaluators: Mapping[str, Callable[[Any], dict[str, Any]]] = field(default_factory=dict)

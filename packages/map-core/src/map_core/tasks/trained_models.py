@@ -54,6 +54,7 @@ class Models(Generic[Config]):
         tied: Settings without which weights mean nothing: where a command starts from some (``--init``), these are
             the run's, whatever a recipe says.
         unseen: Settings that the shapes of the weights do not show, although the weights mean nothing without them.
+        inputs: Settings of the inputs that the first layer is made for, such as channels.
         resolved: Of a configuration: every setting of its model, those of its name where it gives none.
         families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
             that has all of a file's keys is the file's.
@@ -68,6 +69,7 @@ class Models(Generic[Config]):
     load_init: LoadInit
     tied: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
     families: tuple[Family, ...] = ()
 
@@ -90,7 +92,7 @@ class Models(Generic[Config]):
     def refuse_other_settings(
         self, config: Config, path: str | Path, *, may_differ: Sequence[str] | None = None
     ) -> None:
-        """Compare a model with the description of the weights that it starts from, beyond what shapes show.
+        """Compare a model with the description of the weights that it starts from: its inputs, and what no shape shows.
 
         Args:
             config: Of the model.
@@ -107,6 +109,13 @@ class Models(Generic[Config]):
         if trained is None:
             return
         before, now = self.resolved(trained), self.resolved(config)
+        for name in self.inputs:
+            if before.get(name) != now.get(name):
+                raise UserError(
+                    f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}, "
+                    f"which its first layer does not fit; leave --model.{name} to the run, for which the data are "
+                    "prepared, or train without --init"
+                )
         for name in self.unseen:
             if before.get(name) != now.get(name) and name not in (may_differ or ()):
                 raise UserError(

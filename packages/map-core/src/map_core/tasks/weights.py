@@ -53,7 +53,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         if self.family is None:
-            return f"{self.source}: loaded; new: {_some(list(self.fresh)) if self.fresh else 'nothing'}"
+            left = f"; left: {_some(list(self.left))}" if self.left else ""
+            return f"{self.source}: loaded; new: {_some(list(self.fresh)) if self.fresh else 'nothing'}{left}"
         parts = [f"{self.source}: {self.family}, {len(self.mapped)} parameters mapped"]
         for what, keys in (("resampled", self.resampled), ("left", self.left), ("new", self.fresh)):
             parts.append(f"{len(keys)} {what} ({_some(list(keys))})" if keys else f"none {what}")
@@ -190,8 +191,9 @@ def load_init(
         model: Has a classifier ``head`` or none; where the file's has other parameters or shapes, it starts anew.
             Its ``switches``, if it has any, name the settings that say what weights compute and no shape shows.
         path: A run directory or weights file.
-        may_be_missing: Prefixes of the parameters that may be missing in the file; in one of another project's they
-            may also be there without need.
+        may_be_missing: Prefixes of the parameters that only some forms of a model have, such as a classifier's head:
+            they may be missing in the file, and where the model has none of them, the file's are left, and that is
+            said.
         families: Of other projects' checkpoints, which are recognised by their keys and converted.
         convert: Adapts a state in our names to the model.
         resampled: Of (key, the file's tensor, the model's): whether the model resamples it when it loads.
@@ -206,10 +208,11 @@ def load_init(
     converted, family = read_as_ours(file, own, families)
     refuse_other_switches(model, converted, file, family)
     state = both_directions(convert(converted.state), own, file)
-    # what a converted file has of a classifier's parts and the model has not is left, and said
-    dropped = [key for key in state if family and key not in own and key.startswith(may_be_missing)]
+    # what a file has of a classifier's parts and the model has not is left, and said
+    without_place = [key for key in state if key not in own and key.startswith(may_be_missing)]
+    dropped = without_place
     if not keep_head or (_head(own) and _head(own) != _head(state)):
-        dropped = [*dropped, *_head(state)]
+        dropped = [*dropped, *(key for key in _head(state) if key not in dropped)]
     state = {key: value for key, value in state.items() if key not in dropped}
     other_size = {
         key: resampled(key, state[key], value)
@@ -241,7 +244,8 @@ def load_init(
         left=(*converted.left, *converted.rest, *dropped),
         notes=converted.notes,
     )
-    log.log(logging.INFO if family is None else logging.WARNING, "%s", report)
+    unremarkable = family is None and not without_place
+    log.log(logging.INFO if unremarkable else logging.WARNING, "%s", report)
     return report
 
 

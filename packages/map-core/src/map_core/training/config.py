@@ -70,6 +70,7 @@ class TrainingConfig:
         max_steps: Stop after so many steps, for trying out; the schedule stays that of the whole run.
         progress: Show progress on stderr.
         tensorboard: Write TensorBoard events.
+        trackers: Send metrics to these trackers of Accelerate, too, such as wandb, mlflow or trackio.
     """
 
     epochs: int = 100
@@ -104,6 +105,7 @@ class TrainingConfig:
     max_steps: int | None = None
     progress: bool = True
     tensorboard: bool = True
+    trackers: tuple[str, ...] = ()
 
     @property
     def peak_lr(self) -> float:

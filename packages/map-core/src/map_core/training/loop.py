@@ -19,7 +19,8 @@ from map_core.runs.lock import RunLock
 from map_core.runs.plots import plot_curves
 from map_core.runs.recorder import Recorder
 from map_core.runs.run_directory import disk_faults_told, open_run, rewind
-from map_core.runs.summary import describe_run, write_config, write_summary
+from map_core.runs.summary import describe_run, to_plain, write_config, write_summary
+from map_core.runs.trackers import Trackers, check_trackers
 from map_core.training.config import TrainingConfig
 from map_core.training.finite import FiniteGuard
 from map_core.training.interruption import BrokenOff, Interruption
@@ -62,6 +63,7 @@ def train(
         UserError: whatever the user can cure, from settings that contradict each other to a full disk.
     """
     config.validate()
+    check_trackers(config.trackers)
     refuse_other_data_sets(task.train_data)
     out, resume = expanded(out), None if resume is None else str(resume)
     accelerator = build_accelerator(config)
@@ -95,6 +97,7 @@ def train(
             writes=accelerator.is_main_process,
             progress=config.progress,
             tensorboard=config.tensorboard,
+            trackers=open_trackers(config, out, run_config) if accelerator.is_main_process else None,
         )
         run = Run(
             task, config, plan, out, lock, settings, checkpoints, accelerator, state, recorder, interruption
@@ -103,6 +106,15 @@ def train(
             return run.from_step(saved["step"])
         finally:
             recorder.close()
+
+
+def open_trackers(config: TrainingConfig, out: Path, run_config: Any) -> Trackers | None:
+    """Those that the run's metrics go to, or None."""
+    return (
+        Trackers(config.trackers, out, to_plain(run_config or {"training": config}))
+        if config.trackers
+        else None
+    )
 
 
 @dataclass(frozen=True)

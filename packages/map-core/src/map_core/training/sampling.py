@@ -88,7 +88,17 @@ class RunPlan:
             f"{task}: {self.samples} samples, {config.epochs} epochs of {self.steps_per_epoch} steps, batch "
             f"{config.batch_size} on {self.processes} process(es) ({device}, {config.precision}), learning rate "
             f"{config.peak_lr:g}{scaled if config.lr is None else ''}"
+            + self._left_out()
             + (f"; going on after step {start}" if start else "")
+        )
+
+    def _left_out(self) -> str:
+        """Say how many samples an epoch cannot use."""
+        rest = self.samples % self.batch_size
+        return (
+            f"; each epoch leaves out {rest} samples, drawn anew, that fill no batch"
+            if rest and self.repeats == 1
+            else ""
         )
 
     def epoch_keys(self, epoch: int) -> list[SampleKey]:

@@ -13,7 +13,7 @@ from map_core.training.sampling import RunPlan
 FREE_TO_CHANGE = {  # what a resumed run may set otherwise without becoming another run
     "accumulation_steps", "activation_checkpointing", "recompute_every", "compile", "compile_mode", "workers",
     "checkpoint_steps", "checkpoint_epochs", "keep_checkpoints", "evaluate_epochs", "log_steps", "device",
-    "max_steps", "progress", "tensorboard",
+    "max_steps", "progress", "tensorboard", "trackers",
 }  # fmt: skip
 COMPARED_SECTIONS = ("model", "objective")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
+from map_core.ranges import check
 from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.families import family_of
@@ -57,14 +58,15 @@ class SegmentationConfig:
     smoothing: float = 0.0
 
     def validate(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"objective.smoothing must lie in [0, 1); got {self.smoothing}")
+        check(
+            "objective",
+            self,
+            at_least_one=("layers", "propagate_dim"),
+            not_negative=("category_slope",),
+            shares_below_one=("smoothing", "drop_rate"),
+        )
         if self.hidden_dim < 4:
             raise UserError(f"objective.hidden_dim must be at least 4; got {self.hidden_dim}")
-        if self.propagate_dim is not None and self.propagate_dim < 1:
-            raise UserError(f"objective.propagate_dim must be at least 1; got {self.propagate_dim}")
-        if not 0 <= self.drop_rate < 1:
-            raise UserError(f"objective.drop_rate must lie in [0, 1); got {self.drop_rate}")
 
 
 @dataclass

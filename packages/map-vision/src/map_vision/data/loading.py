@@ -115,7 +115,7 @@ def load_image_data(
     opened = evaluation if training is None else training
     assert opened is not None
     description = _describe(config, splits, training, evaluation)
-    if splits.ignored:
+    if splits.ignored and purpose in ("features", "evaluate"):  # training says its data anyway
         logger.warning("%s", description)
     return ImageData(
         training=training,

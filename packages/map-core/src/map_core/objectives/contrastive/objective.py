@@ -17,6 +17,7 @@ from map_core.objectives.contrastive.keys import Queue, of_all_processes, this_p
 from map_core.objectives.contrastive.projection import direction, normalized_mlp, plain_projector
 from map_core.objectives.settings import Method, ObjectiveSettings, at_least_one
 from map_core.randomness import Draw
+from map_core.ranges import check
 
 Version = Literal["v2", "v3"]
 
@@ -195,8 +196,7 @@ class ContrastiveConfig(ObjectiveSettings):
 
     def validate(self) -> None:
         super().validate()
-        if self.temperature <= 0:
-            raise UserError(f"objective.temperature must be positive; got {self.temperature}")
+        check("objective", self, positive=("temperature",))
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise UserError(f"objective.momentum must lie in [0, 1]; got {self.momentum}")
         for name in ("queue", "hidden_dim", "out_dim"):

@@ -1,0 +1,157 @@
+"""The paper's tables: every cell's commands run recipes that exist, each from the weights that the one before leaves."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from map_core.commands.command import Command
+from map_core.commands.parser import parse
+from map_core.commands.program import main
+from map_core.commands.recipes import recipe_names
+from map_core.commands.tables import Cell, Table, commands_of, read_tables
+from map_core.tasks.domain import Domain
+from map_points.cli import COMMANDS as POINT_COMMANDS
+from map_points.domain import DOMAIN as POINTS
+from map_vision.cli import COMMANDS as IMAGE_COMMANDS
+from map_vision.domain import DOMAIN as IMAGES
+
+COMMANDS = {"map-vision": IMAGE_COMMANDS, "map-points": POINT_COMMANDS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell and where it stands."""
+
+    domain: Domain
+    table: Table
+    cell: Cell
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of the commands of this package's program."""
+        lines = map(shlex.split, commands_of(self.cell, self.table, self.domain.program))
+        return [words for words in lines if words[0] == self.domain.program]
+
+
+def all_cases() -> Iterator[Any]:
+    for domain in (IMAGES, POINTS):
+        for table in read_tables(domain):
+            for cell in table.cells:
+                yield pytest.param(Case(domain, table, cell), id=f"{table.name}: {cell.row}")
+
+
+CASES = list(all_cases())
+CHAINS = [case for case in CASES if len(case.values[0].cell.runs) > 1]
+COUNTED = [case for case in CASES if case.values[0].cell.row.endswith("parameters")]
+
+
+def parsed(words: list[str], domain: Domain) -> Any:
+    """The configuration that a command resolves to, as ``--print_config`` shows it."""
+    program, name, *arguments = words
+    command: Command = next(entry for entry in COMMANDS[program] if entry.name == name)
+    return parse(f"{program} {name}", command, COMMANDS[program], domain.recipes, arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_commands_of_a_cell_resolve(case: Case) -> None:
+    assert bool(case.cell.runs) != bool(case.cell.command)
+    assert {run.partition(" ")[0] for run in case.cell.runs} <= set(recipe_names(case.domain.recipes))
+    for words in case.commands:
+        config = parsed(words, case.domain)
+        if hasattr(config, "training"):
+            config.training.validate()
+
+
+def test_one_directory_is_for_one_command() -> None:
+    places: dict[str, set[str]] = {}
+    for case in CASES:
+        for words in case.values[0].commands:
+            if "--out" in words:
+                places.setdefault(words[words.index("--out") + 1], set()).add(" ".join(words))
+    assert [command for command in places.values() if len(command) > 1] == []
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_each_run_of_a_cell_starts_from_the_one_before(
+    case: Case, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights as large as the recipes say, on no device: names and shapes fit, and so do unseen settings."""
+    monkeypatch.chdir(tmp_path)
+    models = case.domain.models
+    state: dict[str, torch.Size] = {}
+    holds: dict[str, Any]
+    for words in case.commands:
+        config = parsed(words, case.domain)
+        with torch.device("meta"):
+            if words[1] == "pretrain":
+                model = models.create_backbone(config.model)
+                holds = {"task": "pretrain", "holds": "encoder"}
+            else:
+                model = models.create_classifier(config.model, case.domain.outputs)
+                holds = {"task": "finetune", "holds": "classifier"}
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        if state:
+            models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
+            left = {
+                "mask_token",
+                "encoder.norm.weight",
+                "encoder.norm.bias",
+            }  # a norm may go behind the pooling
+            assert state.keys() - shapes.keys() <= left
+            differing = {name for name in state.keys() & shapes.keys() if state[name] != shapes[name]}
+            assert differing <= {"encoder.position.table"}, "positions are resampled to another grid"
+        state = shapes
+        out = tmp_path / config.out
+        out.mkdir(parents=True)
+        (out / "model.json").write_text(json.dumps(models.describe(config.model, **holds)))
+
+
+def test_one_table_is_printed_with_its_commands_and_all_without(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("map-vision", IMAGE_COMMANDS, IMAGES.recipes, ["tables", "--table", "7"]) == 0
+    title, heading, diffusion, pretrain, finetune, *_ = capsys.readouterr().out.splitlines()
+    assert title.startswith("Table 7: what is reconstructed")
+    assert heading.split() == ["paper", "here", "recipes"]
+    assert diffusion.split() == [
+        "diffusion", "loss", "83.3", "not", "run", "pretrain_base_in1k_diffusion,", "finetune_base_in1k",
+    ]  # fmt: skip
+    assert (
+        pretrain.split()
+        == (
+            "map-vision pretrain --config pretrain_base_in1k_diffusion --data.root IMAGENET "
+            "--out runs/pretrain_base_in1k_diffusion"
+        ).split()
+    )
+    assert (
+        finetune.split()
+        == (
+            "map-vision finetune --config finetune_base_in1k --data.root IMAGENET "
+            "--init runs/pretrain_base_in1k_diffusion "
+            "--out runs/finetune_base_in1k_of_pretrain_base_in1k_diffusion"
+        ).split()
+    )
+    assert main("map-vision", IMAGE_COMMANDS, IMAGES.recipes, ["tables"]) == 0
+    printed = capsys.readouterr().out
+    assert [f"Table {number}: " in printed for number in range(1, 10)] == [True] * 8 + [False]
+    assert "--out" not in printed
+
+
+def test_a_table_without_cells_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("map-points", POINT_COMMANDS, POINTS.recipes, ["tables", "--table", "6"]) == 2
+    assert capsys.readouterr().err == (
+        "map-points: error: --table 6 has no cells of map-points; known names: 11, supplement\n"
+    )
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_parameters_are_what_is_said(case: Case) -> None:
+    config = parsed(case.commands[0], case.domain)
+    with torch.device("meta"):
+        model = case.domain.models.create_classifier(config.model, case.domain.outputs)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert case.cell.here == f"{count / 1e6:.1f}M"
+    assert float(case.cell.paper[:-1]) == pytest.approx(count / 1e6, rel=0.04)  # the paper rounds
