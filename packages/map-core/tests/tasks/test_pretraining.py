@@ -48,12 +48,6 @@ def test_defaults_are_the_papers():
     assert (config.attention, config.decoder_depth, config.decoder_dim) == ("map", 4, 192)
 
 
-def test_every_setting_reaches_the_masking():
-    config = MaskedAutoregressionConfig(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
-    config.validate()
-    assert config.masking == Masking(0.4, 0.1, (0.2, 0.6), "diagonal", "region")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

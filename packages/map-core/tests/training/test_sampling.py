@@ -8,7 +8,7 @@ import torch
 from toy_task import ToyData, ToyTask, toy_config
 
 from map_core import UserError
-from map_core.training import train
+from map_core.training import TrainingConfig, train
 from map_core.training.loading import batches_in_order
 from map_core.training.sampling import KeyedDataset, RunPlan, RunSampler, SampleKey, seed_everything
 
@@ -138,3 +138,21 @@ def test_draws_of_a_step_share_its_keys_and_split_its_samples():
     draws = [plan.draw(9, micro) for micro in range(2) for plan in plans]
     assert {(draw.seed, draw.step, draw.global_batch) for draw in draws} == {(4, 9, 16)}
     assert [range(16)[draw.samples] for draw in draws] == [range(4 * i, 4 * i + 4) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "epochs", "batch", "every"),
+    [(12, 1000, 12, 50), (300, 40, 64, 2), (5000, 2, 64, 1), (1_000_000, 1, 64, 1)],
+)
+def test_a_budget_of_samples_fits_any_number_of_them(samples, epochs, batch, every):
+    config = TrainingConfig(sample_budget=12_000, batch_size=64).fitted(samples)
+    config.validate()
+    assert (config.epochs, config.batch_size, config.sample_budget) == (epochs, batch, None)
+    assert config.checkpoint_epochs == config.evaluate_epochs == every
+    assert config.warmup_epochs == epochs / 20
+    assert RunPlan.of(config, samples, 1, 0).total_steps > 0
+    assert config.fitted(samples) == config
+
+
+def test_a_batch_in_parts_stays_whole_under_a_budget():
+    assert TrainingConfig(sample_budget=100, batch_size=64, accumulation_steps=4).fitted(14).batch_size == 12

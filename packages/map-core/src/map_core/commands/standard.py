@@ -16,7 +16,7 @@ from map_core.commands.options import Option, config_class
 from map_core.errors import RunStopped, UserError, visible
 from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
-from map_core.runs.notes import tell
+from map_core.runs.notes import note, tell
 from map_core.runs.pictures import require_picture
 from map_core.runs.run_directory import require_run_directory
 from map_core.runs.summary import write_summary
@@ -210,10 +210,24 @@ def train_task(make: Callable[[Any], Task], config: Any) -> None:
     """
     out = expanded(config.out)
     require_run_directory(out, config.resume)
-    summary = train(make(config), config.training, out, resume=config.resume, run_config=config)
+    task = make(config)
+    config = fitted(config, len(task.train_data))
+    summary = train(task, config.training, out, resume=config.resume, run_config=config)
     if summary["stopped_by"]:
         raise RunStopped(Signals[summary["stopped_by"]])
     tell(closing_line(out, summary))
+
+
+def fitted(config: Any, samples: int) -> Any:
+    """A configuration whose budget of samples, if it has one, is turned into epochs, which is said."""
+    training = config.training.fitted(samples)
+    if training != config.training:
+        note(
+            f"training.sample_budget {config.training.sample_budget} of {samples} samples: {training.epochs} epochs in "
+            f"batches of {training.batch_size}, warmup {training.warmup_epochs:g} epochs, a checkpoint every "
+            f"{training.checkpoint_epochs}"
+        )
+    return replace(config, training=training)
 
 
 def closing_line(out: Path, summary: Mapping[str, Any]) -> str:

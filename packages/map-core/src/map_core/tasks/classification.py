@@ -1,7 +1,7 @@
 """Finetuning and linear probing of classifiers, as tasks of the training engine."""
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,6 +78,7 @@ class ClassificationTask(Task):
         torch.manual_seed(config.training.seed)
         self.data = data or domain.open_data(config.data, config.model, "finetune")
         self.train_data = required_training_samples(self.data)
+        self.config = config = replace(config, training=config.training.fitted(len(self.train_data)))
         self.mixer: Mixer | None = config.objective.mixer(len(self.data.classes))
         self.model = self.build_model()
 

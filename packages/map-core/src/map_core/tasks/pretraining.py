@@ -61,7 +61,8 @@ class PretrainTask(Task):
         if config.init_decoder:
             load_decoder(domain, self.model, config.init)
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
-        required_training_samples(self.data)
+        samples = len(required_training_samples(self.data))
+        self.config = config = replace(config, training=config.training.fitted(samples))
         self.train_data = config.objective.training_samples(self.data, batch_size=config.training.batch_size)
         self.mixer: Mix | None = config.objective.mixer()
         steps_per_epoch = len(self.train_data) // config.training.batch_size

@@ -1,7 +1,7 @@
 """How long, how fast and on what a model is trained: the ``training`` section of every recipe."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from map_core.errors import UserError
@@ -10,6 +10,7 @@ from map_core.ranges import check, require
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
 PRECISIONS = ("fp32", "bf16")
 AT_LEAST_ONE = (
+    "sample_budget",
     "epochs",
     "batch_size",
     "accumulation_steps",
@@ -24,6 +25,7 @@ AT_LEAST_ONE = (
 )
 POSITIVE = ("base_lr", "lr", "eps", "clip_grad", "layer_decay")
 NOT_NEGATIVE = ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "workers")
+PARTS_OF_A_BUDGET = 20
 Compile = Literal["none", "model", "blocks"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -34,6 +36,9 @@ class TrainingConfig:
     """Settings of the training loop.
 
     Args:
+        sample_budget: Train on about so many samples in all, whatever the size of the data: epochs follow from it, the
+            batch is at most all samples, the warmup is a twentieth of the epochs, and checkpoints and evaluations
+            come at most twenty times a run.
         epochs: Passes over the training data.
         batch_size: Samples per optimizer step, over all processes and accumulation steps together.
         accumulation_steps: Micro-batches that each process sums into one optimizer step.
@@ -73,6 +78,7 @@ class TrainingConfig:
         trackers: Send metrics to these trackers of Accelerate, too, such as wandb, mlflow or trackio.
     """
 
+    sample_budget: int | None = None
     epochs: int = 100
     batch_size: int = 256
     accumulation_steps: int = 1
@@ -111,6 +117,23 @@ class TrainingConfig:
     def peak_lr(self) -> float:
         """The learning rate at the end of the warmup."""
         return self.base_lr * self.batch_size / REFERENCE_BATCH if self.lr is None else self.lr
+
+    def fitted(self, samples: int) -> "TrainingConfig":
+        """The same for so many training samples: a ``sample_budget`` becomes epochs and what follows from them."""
+        if self.sample_budget is None:
+            return self
+        whole = samples // self.accumulation_steps * self.accumulation_steps
+        epochs = max(1, round(self.sample_budget / samples))
+        every = math.ceil(epochs / PARTS_OF_A_BUDGET)
+        return replace(
+            self,
+            sample_budget=None,
+            epochs=epochs,
+            batch_size=min(self.batch_size, whole) or self.batch_size,
+            warmup_epochs=epochs / PARTS_OF_A_BUDGET,
+            checkpoint_epochs=every,
+            evaluate_epochs=every,
+        )
 
     def micro_batch(self, processes: int) -> int:
         """Return how many samples one process holds in one micro-step.

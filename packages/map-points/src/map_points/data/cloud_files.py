@@ -1,4 +1,4 @@
-"""Clouds in single files, for inference: .npy, .ply and .txt."""
+"""Clouds in single files: .npy, .ply, and tables of text."""
 
 from pathlib import Path
 
@@ -13,14 +13,21 @@ from map_points.data.npy import read_npy
 from map_points.data.ply import read_ply
 from map_points.data.txt import read_txt
 
-READERS = {".npy": read_npy, ".ply": read_ply, ".txt": read_txt}
+READERS = {
+    ".npy": read_npy,
+    ".ply": read_ply,
+    ".txt": read_txt,
+    ".xyz": read_txt,
+    ".pts": read_txt,
+    ".csv": read_txt,
+}
 
 
 def read_cloud(path: Path) -> np.ndarray:
     """Read a cloud by its file's ending.
 
-    ``.npy`` holds an array (points, 3 or more columns), ``.txt`` such rows separated by commas, semicolons or
-    blanks, ``.ply`` a vertex element with x, y and z; columns after the third are left out.
+    ``.npy`` holds an array (points, 3 or more columns), ``.txt``, ``.xyz``, ``.pts`` and ``.csv`` such rows separated
+    by commas, semicolons or blanks, ``.ply`` a vertex element with x, y and z; columns after the third are left out.
     """
     return READERS[path.suffix.lower()](path)
 

@@ -10,6 +10,7 @@ from map_core.paths import expanded
 
 PointSourceName = Literal[
     "shapes",
+    "folder",
     "modelnet40_npz",
     "hdf5",
     "normal_resampled",
@@ -30,10 +31,11 @@ class PointDataConfig:
     """Clouds, how many of their points are used, and augmentation.
 
     Args:
-        source: "shapes", parametric shapes made on the spot; "modelnet40_npz", one npz file with train_x,
-            train_y, test_x, test_y and classes; "hdf5", the ply_data_*.h5 files with their lists;
-            "normal_resampled", a tree of txt files; "modelnet_dat", Point-BERT's pickles; "scanobjectnn" h5
-            files; "shapenet55", npy files with their lists; "shapenetpart", txt files with parts and their
+        source: "shapes", parametric shapes made on the spot; "folder", your own .npy, .ply, .txt, .xyz, .pts or .csv
+            files, in train, val and test with class subfolders or in any way without labels; "modelnet40_npz", one
+            npz file with train_x, train_y, test_x, test_y and classes; "hdf5", the ply_data_*.h5 files with
+            their lists; "normal_resampled", a tree of txt files; "modelnet_dat", Point-BERT's pickles; "scanobjectnn"
+            h5 files; "shapenet55", npy files with their lists; "shapenetpart", txt files with parts and their
             lists; "fewshot_pkl", the published few-shot folds of ModelNet40.
         root: Folder of the data (for "modelnet40_npz" the file), ~ being the home folder; none for "shapes".
         variant: Which of ScanObjectNN's three sets.

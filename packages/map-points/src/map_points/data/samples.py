@@ -15,6 +15,7 @@ from map_core.errors import UserError
 from map_points.data import modelnet40
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
+from map_points.data.folders import read_cloud_folder
 from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
 from map_points.data.shapenetpart import read_shapenetpart
@@ -153,6 +154,7 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
         "normal_resampled": modelnet40.read_normal_resampled,
         "modelnet_dat": modelnet40.read_dat,
         "shapenet55": read_shapenet55,
+        "folder": read_cloud_folder,
     }
     return readers[config.source](root, split)
 
@@ -183,6 +185,22 @@ def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
     return splits.evaluation, splits.evaluated_on
 
 
+def require_classes(splits: Splits[Clouds], config: PointDataConfig) -> None:
+    """Raise a :class:`UserError` if the clouds have no labels, or not those of the clouds to evaluate on."""
+    train, evaluation = splits.train, splits.evaluation
+    if not train.classes:
+        raise UserError(
+            f"{config.root} holds clouds but no class subfolders: labels need train/<class>/<cloud> (pretraining takes "
+            "the folder as it is)"
+        )
+    if evaluation is not None and train.classes != evaluation.classes:
+        odd = sorted({*train.classes} ^ {*evaluation.classes})
+        raise UserError(
+            f"the classes of the splits of {config.root} differ: {', '.join(odd)} is in one alone; every class needs a "
+            "folder in both"
+        )
+
+
 def load_point_data(config: PointDataConfig, *, purpose: Literal["pretrain", "finetune"]) -> PointData:
     """Open the training split, and for finetuning the test split with the same classes.
 
@@ -190,6 +208,8 @@ def load_point_data(config: PointDataConfig, *, purpose: Literal["pretrain", "fi
         UserError: what is wrong with the files, by name.
     """
     splits = choose_clouds(config, evaluate=purpose == "finetune")
+    if purpose == "finetune":
+        require_classes(splits, config)
     where = config.root or "embedded shapes"
     train = CloudSamples(splits.train, config, training=True)
     description = f"{where}: {len(train)} training clouds"

@@ -1,0 +1,67 @@
+"""Folders of a user's own clouds: labels from class folders, splits by name, any of the file formats."""
+
+import numpy as np
+import pytest
+
+from map_core.errors import UserError
+from map_points.data import PointDataConfig, load_point_data
+from map_points.data.folders import read_cloud_folder
+
+
+def write(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    points = np.random.default_rng(seed).normal(size=(40, 3))
+    if path.suffix == ".npy":
+        np.save(path, points)
+    else:
+        np.savetxt(path, points, delimiter="," if path.suffix == ".csv" else " ")
+    return points
+
+
+def settings(root, **changes):
+    return PointDataConfig("folder", str(root), num_points=32, **changes)
+
+
+@pytest.mark.parametrize("ending", ["npy", "txt", "xyz", "pts", "csv"])
+def test_classes_are_the_folders_and_points_the_files(tmp_path, ending):
+    chair, table = write(tmp_path / f"chair/a.{ending}", 1), write(tmp_path / f"table/deep/b.{ending}", 2)
+    write(tmp_path / "table/notes.md".replace(".md", ".log"))
+    clouds = read_cloud_folder(tmp_path, "train")
+    assert (clouds.classes, clouds.labels.tolist()) == (("chair", "table"), [0, 1])
+    np.testing.assert_allclose(clouds.points(0), chair, rtol=1e-12)
+    np.testing.assert_allclose(clouds.points(1), table, rtol=1e-12)
+
+
+def test_a_cloud_beside_the_class_folders_leaves_all_without_labels(tmp_path):
+    write(tmp_path / "chair/a.npy")
+    write(tmp_path / "b.npy")
+    clouds = read_cloud_folder(tmp_path, "train")
+    assert (clouds.classes, len(clouds)) == ((), 2)
+    data = load_point_data(settings(tmp_path), purpose="pretrain")
+    assert (len(data.train), data.evaluation) == (2, None)
+    with pytest.raises(UserError, match="holds clouds but no class subfolders: labels need"):
+        load_point_data(settings(tmp_path, holdout=0.5), purpose="finetune")
+
+
+@pytest.mark.parametrize("test", ["val", "validation", "test"])
+def test_splits_go_by_their_names(tmp_path, test):
+    for name in ("train/chair/a", "train/table/b", f"{test}/chair/c", f"{test}/table/d"):
+        write(tmp_path / f"{name}.npy")
+    data = load_point_data(settings(tmp_path), purpose="finetune")
+    assert [name.rsplit("/", 1)[1] for name in data.train.names] == ["a.npy", "b.npy"]
+    assert [name.rsplit("/", 1)[1] for name in data.evaluation.names] == ["c.npy", "d.npy"]
+
+
+def test_what_a_folder_lacks_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"holds no cloud files .*npy"):
+        read_cloud_folder(tmp_path, "train")
+    write(tmp_path / "chair/a.npy")
+    write(tmp_path / "table/b.npy")
+    with pytest.raises(UserError, match=r"none of the folders val, validation, test .*--data.holdout 0.1"):
+        load_point_data(settings(tmp_path), purpose="finetune")
+    with pytest.raises(UserError, match="is a file: give the folder"):
+        read_cloud_folder(tmp_path / "chair/a.npy", "train")
+    for name in ("train/chair/a", "train/table/b", "val/chair/c"):
+        write(tmp_path / f"{name}.npy")
+    with pytest.raises(UserError, match=r"the classes of the splits .* differ: table is in one alone"):
+        load_point_data(settings(tmp_path), purpose="finetune")
