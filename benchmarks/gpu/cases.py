@@ -12,7 +12,8 @@ from pathlib import Path
 
 from report import Part
 
-TESTS = Path(__file__).parents[2] / "packages/map-core/tests"
+ROOT = Path(__file__).parents[2]  # names of cases are relative to it
+TESTS = Path("packages/map-core/tests")
 FILES = [TESTS / "cuda_cases.py", TESTS / "ops/triton_conv_cases.py", TESTS / "ops/triton_cases.py"]
 # without the runtime shape checker, whose decorators Triton cannot compile
 PYTEST = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
@@ -22,8 +23,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # 
 
 def collect(files: list[Path]) -> list[str]:
     """The names of all cases of some files."""
-    command = [*PYTEST, "--collect-only", "-qq", *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS)
+    command = [*PYTEST, "--collect-only", "-q", *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     names = [line for line in done.stdout.splitlines() if "::" in line]
     if done.returncode or not names:
         raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
@@ -45,7 +46,7 @@ def main() -> int:
         with log.open("w") as written:
             processes.append(
                 subprocess.Popen(
-                    [*PYTEST, "-v", *share], stdout=written, stderr=written, env=environment, cwd=TESTS
+                    [*PYTEST, "-v", *share], stdout=written, stderr=written, env=environment, cwd=ROOT
                 )
             )
     while any(process.poll() is None for process in processes) and not part.is_over:
@@ -66,16 +67,12 @@ def main() -> int:
         if outcome not in ("PASSED", "SKIPPED"):
             part.add(cases=name, outcome=outcome)
             part.fail(name)
-    if not part.quick and (missed := [name for name in names if Path(name).name not in _short(outcomes)]):
+    if not part.quick and (missed := [name for name in names if name not in outcomes]):
         part.add(cases=f"{len(missed)} of {len(names)}", outcome="not reached")
         part.fail(f"{len(missed)} cases were not reached")
     if not outcomes or part.failures:
         print(said[-6000:])
     return part.end() or int(not outcomes)
-
-
-def _short(outcomes: dict[str, str]) -> set[str]:
-    return {Path(name).name for name in outcomes}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from report import Part
 from torch import Tensor
 
 from map_core.ops import scan_backends
+from map_core.ops.registry import Request
+from map_core.ops.scan.interface import REGISTRY
 
 LENGTHS = {49: 128, 98: 128, 196: 128, 1024: 8, 4096: 1}  # and the batch of each
 REFERENCE_STEPS = 1024  # it takes a launch for every step
@@ -57,7 +59,9 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     channels, lengths = (8, {7: 1}) if part.quick else (1536, LENGTHS)
     budget = 0.001 if part.quick else 0.25
-    names = [status.name for status in scan_backends() if status.available]
+    wanted = Request(device, DTYPE, 16, named=True)
+    available = [status.name for status in scan_backends() if status.available]
+    names = [name for name in available if REGISTRY[name].unfit(wanted) is None]
     right = []
     for name in names:
         try:

@@ -10,8 +10,11 @@ import copy
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from map_core import Draw
+from map_core.blocks.attend import flex
+from map_core.regions import region_attention_mask
 from map_core.testing import toy_objective
 
 CUDA = torch.cuda.is_available()
@@ -76,3 +79,23 @@ def test_a_step_waits_for_nothing(objective, vectors):
         objective(vectors, DRAW).loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not CUDA, reason="FlexAttention has no backward pass on a CPU")
+@pytest.mark.parametrize("kind", ["map", "local_mae", "ar"])
+def test_flex_attention_equals_the_dense_mask(kind):
+    region = torch.arange(1100, device=DEVICE).div(64, rounding_mode="floor").unsqueeze(0)
+    mask = region_attention_mask(region, kind)
+    found = []
+    for attention in (
+        flex,
+        lambda q, k, v, mask: scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1)),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        leaves = [
+            torch.randn(2, 2, 1100, 32, generator=generator).to(DEVICE).requires_grad_() for _ in range(3)
+        ]
+        y = attention(*leaves, mask)
+        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-3)

@@ -1,4 +1,4 @@
-"""Compile the Triton scan for a GPU that need not be there: what the interpreter accepts, the compiler may not.
+"""Compile the Triton kernels for a GPU that need not be there: what the interpreter accepts, the compiler may not.
 
     python compile_triton.py 80       compute capability, e.g. 80 (A100) or 90 (H100)
 
@@ -13,6 +13,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from map_core.ops.conv.triton import conv
 from map_core.ops.scan.triton import grid, loading, scan
 
 
@@ -53,6 +54,9 @@ def main(capability: int, chunk: int) -> None:
     grid.CHUNK = chunk
     stand_in = SimpleNamespace(**{name: CompileOnly(getattr(kernels, name)) for name in kernels.__all__})
     scan.kernels = lambda: stand_in  # type: ignore[assignment, return-value]
+    convolutions = conv.kernels()
+    both = {name: CompileOnly(getattr(convolutions, name)) for name in convolutions.__all__}
+    conv.kernels = lambda: SimpleNamespace(**both)  # type: ignore[assignment, return-value]
     sequence, weight = torch.zeros(2, 9, 96, dtype=torch.bfloat16), torch.zeros(96)
     projection = torch.zeros(2, 9, 16, dtype=torch.bfloat16)
     full = [sequence, sequence, torch.zeros(96, 16), projection, projection, weight, weight]
@@ -63,6 +67,10 @@ def main(capability: int, chunk: int) -> None:
         grid.segments_of = lambda length, programs, processors, cut=cut: cut  # type: ignore[misc]
         scan._forward(tensors, z, present, softplus, reverse)
         scan._backward(sequence, tensors, z, present, softplus, reverse)
+    for bias, silu, back in ((weight, True, False), (None, False, True)):
+        taps = torch.zeros(96, 4)
+        conv._forward(sequence, taps, bias, silu, back)
+        conv._backward(sequence, sequence, taps, bias, silu, back)
 
 
 if __name__ == "__main__":

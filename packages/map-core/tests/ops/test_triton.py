@@ -1,4 +1,4 @@
-"""The Triton scan: what it serves, and its kernels in Triton's interpreter, which needs a process of its own."""
+"""The Triton kernels: what they serve, and what they compute in Triton's interpreter, in a process of its own."""
 
 import importlib.util
 import os
@@ -13,6 +13,8 @@ import torch
 
 from map_core.errors import UserError
 from map_core.ops import scan_backends, selective_scan
+from map_core.ops.conv.interface import REGISTRY as CONV
+from map_core.ops.conv.triton import loading as conv_loading
 from map_core.ops.registry import Request
 from map_core.ops.scan.interface import REGISTRY
 from map_core.ops.scan.triton import grid as triton_grid
@@ -49,9 +51,9 @@ def test_equals_the_definition(where: str) -> None:
     """Without the runtime shape checker, whose decorators Triton cannot compile."""
     if where == "cuda" and not torch.cuda.is_available():
         pytest.skip("PyTorch sees no CUDA device")
-    cases = Path(__file__).with_name("triton_cases.py")
+    cases = [str(Path(__file__).with_name(name)) for name in ("triton_cases.py", "triton_conv_cases.py")]
     options = ("-q", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider")
-    run("-m", "pytest", *options, str(cases), TRITON_INTERPRET="1" if where == "interpreter" else "0")
+    run("-m", "pytest", *options, *cases, TRITON_INTERPRET="1" if where == "interpreter" else "0")
 
 
 @needs_triton
@@ -65,10 +67,11 @@ def test_kernels_are_not_loaded_before_they_are_asked_to_run() -> None:
     run(
         "-c",
         "import sys, torch\n"
-        "from map_core.ops import scan_backends, selective_scan\n"
+        "from map_core.ops import depthwise_causal_conv1d, selective_scan\n"
         "x = torch.ones(1, 2, 3)\n"
         "selective_scan(x, x, -torch.ones(3, 2), x[..., :2], x[..., :2])\n"
-        "assert 'map_core.ops.scan.triton.kernels' not in sys.modules\n",
+        "depthwise_causal_conv1d(x, torch.ones(3, 4))\n"
+        "assert not {f'map_core.ops.{op}.triton.kernels' for op in ('scan', 'conv')} & sys.modules.keys()\n",
     )
 
 
@@ -108,6 +111,34 @@ def test_serves_cuda_before_pytorch_if_triton_imports(
 def test_limits(request_: Request, reason: str | None) -> None:
     told = loading.triton_unfit(request_)
     assert told is None if reason is None else reason in (told or "")
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (Request("cpu", torch.float32, 4, named=True), "CUDA tensors only, these are on cpu"),
+        (Request("cuda", torch.float64, 4), "not torch.float64"),
+        (Request("cuda", torch.bfloat16, 17), "up to 16 taps, weight has 17"),
+        (Request("cuda", torch.bfloat16, 4), None),
+    ],
+)
+def test_limits_of_the_convolution(request_: Request, reason: str | None) -> None:
+    told = conv_loading.triton_unfit(request_)
+    assert told is None if reason is None else reason in (told or "")
+
+
+@pytest.mark.parametrize(("failure", "served_by"), [(None, "triton"), ("ImportError: no triton", "torch")])
+def test_the_convolution_serves_cuda_before_pytorch_if_triton_imports(
+    failure: str | None, served_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(conv_loading, "optional_import", lambda package, load: failure)
+    CONV.forget()
+    try:
+        assert CONV.choose("auto", "cuda", torch.bfloat16, 4) == served_by
+        assert CONV.choose("auto", "cuda", torch.float64, 4) == "torch"
+    finally:
+        CONV.forget()
 
 
 @pytest.mark.parametrize("state", [1, 3, 16, 40, 256])

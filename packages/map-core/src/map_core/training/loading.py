@@ -43,20 +43,21 @@ def copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
     """Yield a loader's batches on a GPU, the next one on its way there while a step computes."""
     copies = torch.cuda.Stream(device)
 
-    def start(batch: Any) -> Any:
+    def start(batch: Any) -> tuple[Any, Any]:
         if isinstance(batch, Failure):
-            return batch  # its turn comes
+            return batch, None  # its turn comes
         with torch.cuda.stream(copies):
-            return delivered(batch, device)
+            return delivered(batch, device), copies.record_event()
 
-    for batch in one_ahead(batches, start):
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(copies)
-        for tensor in tree_leaves(batch):
-            if isinstance(tensor, Tensor):
-                tensor.record_stream(
-                    computing
-                )  # its memory is not given to a later copy before the step has read it
+    for batch, copied in one_ahead(batches, start):
+        if copied is not None:
+            computing = torch.cuda.current_stream(device)
+            computing.wait_event(copied)
+            for tensor in tree_leaves(batch):
+                if isinstance(tensor, Tensor):
+                    tensor.record_stream(
+                        computing
+                    )  # no later copy gets its memory before the step has read it
         yield delivered(batch, device)
 
 

@@ -10,6 +10,8 @@ from map_core.ops.conv.causal_conv1d import causal_conv1d_conv, causal_conv1d_mi
 from map_core.ops.conv.native import native_conv
 from map_core.ops.conv.reference import reference_conv
 from map_core.ops.conv.shifted import shifted_conv
+from map_core.ops.conv.triton.conv import triton_conv
+from map_core.ops.conv.triton.loading import triton_missing, triton_unfit
 from map_core.ops.native.library import native_missing, native_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
 
@@ -20,6 +22,8 @@ REGISTRY = Registry(
             "causal_conv1d", causal_conv1d_conv, missing=causal_conv1d_missing, unfit=causal_conv1d_unfit
         ),
         Implementation("native", native_conv, missing=native_missing, unfit=native_unfit),
+        # Behind causal_conv1d, whose kernels have run on GPUs for years: these are tested in Triton's interpreter.
+        Implementation("triton", triton_conv, missing=triton_missing, unfit=triton_unfit),
         Implementation("torch", shifted_conv),
         Implementation("reference", reference_conv, automatic=False),
     ),
