@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from map_points.factory import PointModelConfig
     from map_points.model import HybridNet3D, create_point_model
     from map_points.pretraining import PointObjectiveConfig, build_objective
+    from map_points.python import features, finetune, predict, pretrain
     from map_points.tokenizer import tokenize_clouds
 
 __version__ = "0.1.0"
@@ -25,8 +26,12 @@ __all__ = [
     "PointObjectiveConfig",
     "build_objective",
     "create_point_model",
+    "features",
+    "finetune",
     "load",
     "load_objective",
+    "predict",
+    "pretrain",
     "tokenize_clouds",
 ]
 _PLACES = {
@@ -38,6 +43,7 @@ _PLACES = {
     "build_objective": "map_points.pretraining",
     "tokenize_clouds": "map_points.tokenizer",
 }
+_PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_points.python")
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from map_vision.factory import ModelConfig
     from map_vision.model import HybridNet
     from map_vision.pretraining import ImageObjectiveConfig, build_objective
+    from map_vision.python import features, finetune, predict, pretrain
     from map_vision.tokenizer import tokenize_images
 
 __version__ = "0.1.0"
@@ -27,8 +28,12 @@ __all__ = [
     "ImageObjectiveConfig",
     "ModelConfig",
     "build_objective",
+    "features",
+    "finetune",
     "load",
     "load_objective",
+    "predict",
+    "pretrain",
     "registry",
     "tokenize_images",
 ]
@@ -40,6 +45,7 @@ _PLACES = {
     "build_objective": "map_vision.pretraining",
     "tokenize_images": "map_vision.tokenizer",
 }
+_PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_vision.python")
 
 
 register_once_timm_is_there()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from map_core.commands.settings import Setting
 from map_core.commands.values import takes_several
@@ -18,12 +19,12 @@ class Arguments:
 
     Attributes:
         recipes: Names or files, in order.
-        settings: Dotted name and arguments of each setting, in order.
+        settings: Dotted name and arguments of each setting, in order: texts, or one value of any kind in Python.
         request: One of REQUESTS, or None.
     """
 
     recipes: list[str] = field(default_factory=list)
-    settings: list[tuple[str, list[str]]] = field(default_factory=list)
+    settings: list[tuple[str, list[Any]]] = field(default_factory=list)
     request: str | None = None
 
 

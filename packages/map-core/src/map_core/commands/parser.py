@@ -76,6 +76,13 @@ def parse(
     """
     known_names = settings_of_all_forms(command.config_class)
     asked = sort_arguments(with_names(arguments, command.positional), known_names)
+    return resolve(program, command, commands, recipes, asked)
+
+
+def resolve(
+    program: str, command: Command, commands: Sequence[Command], recipes: str, asked: Arguments
+) -> Any:
+    """Make a command's configuration of what is asked for, on a command line or in Python; see :func:`parse`."""
     layers = [layer for name in asked.recipes for layer in recipe_layers(recipes, name)]
     above = command_line(asked, forms_of(command.config_class))
     config_class, layers = choose_forms(command.config_class, layers, above)
@@ -86,7 +93,7 @@ def parse(
         hint = wrong_command_hint(layer.source, command, commands)
         tree = merge(tree, convert_layer(layer, known, hint))
     named = named_texts(layers) | {name: values[0] for name, values in asked.settings}
-    given = {name: to_text(value) for name, value in named.items()}
+    given = {name: to_text(value) for name, value in named.items() if isinstance(value, str)}
     settled = convert_defaults(command.settled_values(given), known)
     tell_what_gives_way(tree, settled)
     tree = merge(tree, settled)
@@ -141,7 +148,7 @@ def convert_layer(
     return converted
 
 
-def convert_option(setting: Setting, values: list[str], known: Mapping[str, Setting]) -> dict[str, Any]:
+def convert_option(setting: Setting, values: list[Any], known: Mapping[str, Setting]) -> dict[str, Any]:
     """Convert what the command line says of a setting; a whole section is a file or a mapping, ``{epochs: 3}``.
 
     Raises:

@@ -36,13 +36,15 @@ def takes_several(kind: Any) -> bool:
     return any(typing.get_origin(one) in (list, tuple) for one in alternatives(kind))
 
 
-def convert_arguments(arguments: Sequence[str], kind: Any) -> Any:
+def convert_arguments(arguments: Sequence[Any], kind: Any) -> Any:
     """Make a value of the arguments that follow an option: one, several, or a list as YAML writes it.
+
+    A call in Python gives one, which need not be a text.
 
     Raises:
         MismatchError: they are no value of ``kind``.
     """
-    if not takes_several(kind):
+    if not takes_several(kind) or not isinstance(arguments[0], str):
         return convert(arguments[0], kind)
     if len(arguments) > 1:
         return convert(list(arguments), kind)

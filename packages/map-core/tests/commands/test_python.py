@@ -1,0 +1,103 @@
+"""Commands as functions: the same runs, files and refusals as on the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from toy_domain import DOMAIN
+
+from map_core import UserError
+from map_core.commands.listing import standard_commands
+from map_core.commands.program import main
+from map_core.commands.python import Functions
+
+COMMANDS = standard_commands(DOMAIN, sample="toy")
+TOYS = Functions(COMMANDS, DOMAIN.recipes, files="toys")
+TRAINING = {
+    "warmup_epochs": 0, "workers": 0, "tensorboard": False, "progress": False,
+}  # fmt: skip
+QUICK = {"epochs": 2, "batch_size": 8, "lr": 0.01, "device": "cpu", "settings": {"training": TRAINING}}
+RUNNING = {"device": "cpu", "settings": {"evaluation.workers": 0, "evaluation.progress": False}}
+
+
+def on_the_command_line(name, *arguments):
+    quick = ("epochs=2", "batch_size=8", "lr=0.01", "device=cpu", *(f"{k}={v}" for k, v in TRAINING.items()))
+    line = [name, *(f"--training.{setting}".replace("False", "false") for setting in quick), *arguments]
+    assert main("map-toy", COMMANDS, DOMAIN.recipes, list(map(str, line))) == 0
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    more = {"model.embed_dim": np.int64(12), "data.flip": True}
+    pretrained = TOYS.pretrain("sea", model="toy", out=root / "pretrain", **QUICK, **more)
+    return {"pretrain": pretrained, "finetune": TOYS.finetune(init=pretrained.out, out=root / "f", **QUICK)}
+
+
+def test_a_function_leaves_what_its_command_leaves(runs, tmp_path):
+    on_the_command_line(
+        "pretrain", "--data.root=sea", "--model.embed_dim=12", "--data.flip=true", "--out", tmp_path
+    )
+    run = runs["pretrain"]
+    for name in ("model.safetensors", "pretraining.safetensors"):
+        assert run[name].read_bytes() == (tmp_path / name).read_bytes()
+    settings, of_command = (
+        yaml.safe_load((out / "config.yaml").read_text()) for out in (run.out, tmp_path)
+    )
+    assert settings | {"out": None} == of_command | {"out": None}
+
+
+def test_a_result_has_measures_files_and_a_picture(runs):
+    run = runs["pretrain"]
+    assert run.metrics == json.loads((run.out / "summary.json").read_text())
+    assert run.picture == run.out / "reconstructions.png"
+    assert run._repr_png_() == run.picture.read_bytes()
+    assert runs["finetune"].picture == runs["finetune"].out / "curves.png"
+    with pytest.raises(UserError, match=r"pretrain has no model\.safetensor; did you mean model\.safetensors"):
+        run["model.safetensor"]
+
+
+def test_predictions_and_features_are_those_of_the_command(runs, tmp_path):
+    toys, run = ["30", "31", "32"], runs["finetune"].out
+    table = TOYS.predict(run, toys, out=tmp_path / "p.csv", top=2, **RUNNING)
+    assert [line.split(",")[0] for line in table.out.read_text().splitlines()] == [
+        "toy",
+        *(f"sample {n}" for n in toys),
+    ]
+    assert TOYS.features(run, toys, out=tmp_path / "some.npz", **RUNNING).metrics == {}
+    found = TOYS.features(run, out=tmp_path / "all.npz", neighbors=1, **RUNNING)
+    with np.load(found.out) as arrays:
+        assert arrays["train_features"].shape == (24, 12)
+    assert found.metrics == json.loads((tmp_path / "all.json").read_text())
+    assert found.metrics["neighbors"] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ({"training.epoch": 3}, r"pretrain\(\) has no setting training\.epoch; did you mean .*training\.epochs"),
+        ({"settings": {"training": {"lrr": 3}}}, r"has no setting training\.lrr; did you mean .*training\.lr"),
+        ({"batchsize": 3}, r"has no setting batchsize; did you mean .*batch_size"),
+        ({"epochs": 3, "training.epochs": 4}, r"pretrain\(\) was given training\.epochs twice"),
+        ({"training": 3}, r"training of pretrain\(\) must be a mapping of settings; got 3"),
+        ({"epochs": 0}, r"training\.epochs must be at least 1; got 0"),
+        ({"data.flip": "maybe"}, r"--data\.flip must be true or false; got 'maybe'"),
+        ({"model": "toy", "config": "nothing"}, r"unknown recipe 'nothing'"),
+        ({"objective.method": "simmim", "objective.decoder_dim": 8}, r"--objective\.decoder_dim is no setting of"),
+    ],
+)  # fmt: skip
+def test_what_no_command_takes_is_refused(call, told, tmp_path, unchecked):
+    with pytest.raises(UserError, match=told):
+        TOYS.pretrain(**{"out": tmp_path / "run", **call})
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_go_before_recipes_and_none_is_null(tmp_path):
+    (tmp_path / "one.yaml").write_text("training: {clip_grad: 2.0, epochs: 5}\ndata: {count: 16}\n")
+    run = TOYS.pretrain(
+        config=tmp_path / "one.yaml", out=tmp_path / "run", **QUICK, **{"training.clip_grad": None}
+    )
+    said = yaml.safe_load((Path(run.out) / "config.yaml").read_text())
+    assert (said["training"]["clip_grad"], said["training"]["epochs"], said["data"]["count"]) == (None, 2, 16)
