@@ -24,6 +24,7 @@ from map_points.segmentation.task import SegmentConfig, SegmentTask, load_segmen
 
 NAMES = (
     "fewshot_modelnet40",
+    "finetune_clouds",
     "finetune_modelnet40",
     "finetune_modelnet40_64patches",
     "finetune_modelnet40_8k",
@@ -36,6 +37,7 @@ NAMES = (
     "finetune_scanobjectnn_objonly",
     "finetune_scanobjectnn_pbt50rs",
     "finetune_shapes",
+    "pretrain_clouds",
     "pretrain_modelnet40_cpu",
     "pretrain_shapenet55",
     "pretrain_shapenet55_autoregression",
