@@ -103,7 +103,7 @@ def test_a_file_that_is_cut_off_is_refused(saved, tiny_model):
     [
         ({}, {"order": "z_order"}, "order 'fps', this model has 'z_order'"),
         ({"num_heads": 3}, {}, "num_heads 3, this model has 6"),
-        ({"scan": "forward"}, {}, "scan 'forward', this model has 'both'"),
+        ({"scan": "channel_flip"}, {}, "scan 'channel_flip', this model has 'both'"),
         ({"neighbors": 8}, {}, "neighbors 8, this model has 4"),
         ({"patch_size": 16}, {}, "patch_size 16, this model has 32"),
     ],

@@ -209,7 +209,6 @@ def test_description_is_plain_json_and_weights_plain_tensors(make_tiny, tmp_path
         ({"order": "column"}, {}, "order 'column', this model has 'row'"),
         ({"num_heads": 6}, {}, "num_heads 6, this model has 12"),
         ({"name": "map_vit_tiny_patch16_224"}, {"name": "mambar_tiny_patch16_224"}, "num_heads 3, this model has 12"),
-        ({"bidirectional": False}, {}, "bidirectional False, this model has True"),
         ({"order": "block", "block_size": (2, 2)}, {"order": "block"}, "block_size (2, 2), this model has (4, 4)"),
         ({"position": "sincos"}, {}, "position 'sincos', this model has 'learned'"),
     ],

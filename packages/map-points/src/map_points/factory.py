@@ -151,6 +151,7 @@ MODELS = Models(
     load_init=load_init,
     tied=TIED,
     unseen=UNSEEN,
+    shown={"scan": "forward"},  # without a way back
     resolved=resolved,
     families=FAMILIES,
 )

@@ -176,7 +176,7 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
     return settings | ({} if settings.get("order") == "block" else {"block_size": None})
 
 
-UNSEEN = ("num_heads", "wiring", "order", "block_size", "position", "bidirectional", "window_size")
+UNSEEN = ("num_heads", "wiring", "order", "block_size", "position", "window_size")
 MODELS = Models(
     config=ModelConfig,
     names=MODEL_NAMES,

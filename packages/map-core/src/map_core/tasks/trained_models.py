@@ -1,7 +1,7 @@
 """How a domain makes its models, and the models that its runs trained, rebuilt from their descriptions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -54,6 +54,7 @@ class Models(Generic[Config]):
         tied: Settings without which weights mean nothing: where a command starts from some (``--init``), these are
             the run's, whatever a recipe says.
         unseen: Settings that the shapes of the weights do not show, although the weights mean nothing without them.
+        shown: Values of these that the names of the weights do show.
         inputs: Settings of the inputs that the first layer is made for, such as channels.
         resolved: Of a configuration: every setting of its model, those of its name where it gives none.
         families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
@@ -69,6 +70,7 @@ class Models(Generic[Config]):
     load_init: LoadInit
     tied: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    shown: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
     families: tuple[Family, ...] = ()
@@ -117,7 +119,9 @@ class Models(Generic[Config]):
                     "prepared, or train without --init"
                 )
         for name in self.unseen:
-            if before.get(name) != now.get(name) and name not in (may_differ or ()):
+            values = before.get(name), now.get(name)
+            seen = name in self.shown and self.shown[name] in values
+            if values[0] != values[1] and not seen and name not in (may_differ or ()):
                 raise UserError(
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}: "
                     f"its weights fit, but would mean something else; leave --model.{name} to the run, or say that "
