@@ -28,7 +28,13 @@ def test_the_visible_loop_leaves_an_encoder_that_timm_finetunes(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("own_backbone.py", "12"), ("own_tokenizer.py", "24"), ("point_cloud.py", "24")]
+    ("name", "steps"),
+    [
+        ("own_backbone.py", "12"),
+        ("own_tokenizer.py", "24"),
+        ("point_cloud.py", "24"),
+        ("image_and_cloud.py", "24"),
+    ],
 )
 def test_the_loss_falls(name: str, steps: str, tmp_path: Path) -> None:
     picture = ["--out", str(tmp_path / "clouds.png")] if name == "point_cloud.py" else []

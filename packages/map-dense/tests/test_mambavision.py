@@ -110,6 +110,7 @@ def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) 
         ),
         ({"layout": "Mx4"}, r"backbone option 'layout' is unknown; .*in_chans"),
         ({"out_indices": [2, 1]}, r"out_indices \[2, 1\] must be ascending stages in 0..3"),
+        ({"out_indices": 7}, r"out_indices must be a list of stages, such as \[0, 1, 2, 3\]; got 7"),
         ({"out_indices": [4]}, r"out_indices \[4\] must be ascending stages in 0..3"),
         ({"frozen_stages": 5}, r"frozen_stages \(5\) must lie in -1..4, the stages of the backbone"),
     ],

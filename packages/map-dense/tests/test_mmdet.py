@@ -300,3 +300,12 @@ def test_swapped_categories_are_refused_when_the_loop_starts(photos: Path, tmp_p
 def test_a_missing_data_root_is_told_before_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data_root \(.*/nothing\) is no directory; set it by --cfg-options"):
         Runner.from_cfg(small(tmp_path, tmp_path / "nothing")).train()
+
+
+@pytest.mark.parametrize(("key", "layers"), [("vim-tiny", 24), ("vit-tiny", 12)])
+def test_the_rows_beside_the_hybrid_build_with_vims_layer_decay(key: str, layers: int) -> None:
+    config = read_config(f"cascade-mask-rcnn_{key}_lsj-100e_coco")
+    model = build_on_meta(config)
+    assert (model.backbone.num_layers, model.backbone.out_indices) == (layers, [layers - 1])
+    groups = layer_decay_groups(model, weight_decay=0.1, **config.optim_wrapper.paramwise_cfg)
+    assert groups[0].lr_scale == pytest.approx(0.837 ** ((layers + 1) * 24 / layers))

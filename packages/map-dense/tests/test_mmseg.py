@@ -148,6 +148,7 @@ def test_the_full_configs_build(size: str, channels: int, parameters: int, prese
 def test_the_tiny_model_takes_an_optimizer_step_of_its_config() -> None:
     config = read("upernet_hybridnet-tiny_vim-code-60k_ade20k-512x512")
     config.model.neck.norm = "batch"
+    config.model.backbone.drop_path_rate = 0.0  # a block that both samples leave out would not move
     config.model.decode_head.norm_cfg = config.model.auxiliary_head.norm_cfg = dict(type="BN")
     config.model.data_preprocessor.size = (64, 64)
     model = MODELS.build(config.model)
@@ -273,3 +274,28 @@ def test_mim_trains_in_two_processes_and_the_checkpoint_paints_pictures(scenes: 
     assert f"mIoU: {metrics['mIoU']:.4f}" in printed
     (picture,) = (tmp_path / "painted").rglob("*.png")
     assert np.asarray(Image.open(picture)).shape == (72, 2 * 96, 3)  # the labels beside the prediction
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("upernet_vim-small_vim-code-60k_ade20k-512x512", [16] * 4),
+        ("upernet_vit-small_vim-code-60k_ade20k-512x512", [16] * 4),
+        ("upernet_mambavision-tiny_160k_ade20k-512x512", [4, 8, 16, 32]),
+    ],
+)
+def test_the_rows_beside_the_hybrid_take_an_optimizer_step(name: str, strides: list[int]) -> None:
+    config = read(name)
+    config.model.backbone.drop_path_rate = 0.0
+    if config.model.neck is not None:
+        config.model.neck.norm = "batch"
+    config.model.decode_head.norm_cfg = config.model.auxiliary_head.norm_cfg = dict(type="BN")
+    config.model.data_preprocessor.size = (64, 64)
+    model = MODELS.build(config.model)
+    maps = model.backbone(torch.zeros(2, 3, 64, 64))
+    assert [64 // one.shape[-1] for one in maps] == strides
+    optimizer = Runner.build_optim_wrapper(_Holder(model), config.optim_wrapper)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    data = dict(inputs=list(torch.randint(0, 256, (2, 3, 64, 64)).byte()), data_samples=_labels(2, 64))
+    assert model.train_step(data, optimizer)["loss"].isfinite()
+    assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, start[name])] == []

@@ -117,7 +117,9 @@ class MambaVisionBackbone(nn.Module):
         return [self.model.patch_embed, *self.model.stages[: self.frozen_stages]]
 
 
-def _checked_stages(out_indices: Sequence[int]) -> list[int]:
+def _checked_stages(out_indices: Sequence[int] | int) -> list[int]:
+    if isinstance(out_indices, int | str):
+        raise UserError(f"out_indices must be a list of stages, such as [0, 1, 2, 3]; got {out_indices!r}")
     indices = list(out_indices)
     if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= NUM_STAGES:
         raise UserError(f"out_indices {indices} must be ascending stages in 0..{NUM_STAGES - 1}")

@@ -108,6 +108,13 @@ class MapViT(PretrainedBackbone):
 
 
 @MODELS.register_module()
+class MapVim(PretrainedBackbone):
+    """Mamba blocks only, as Vim has them: ``map_vim_{tiny,small,base}_patch16_224``."""
+
+    family = "map_vim"
+
+
+@MODELS.register_module()
 class MambaVision(MambaVisionBackbone):
     """A pyramid of convolutions, Mamba mixers and attention: ``map_mambavision_{tiny,tiny2,small,base,large,large2}``.
 
