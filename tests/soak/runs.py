@@ -142,8 +142,7 @@ def find_difference(out: Path, whole: Path) -> str | None:
     """Say in what a run differs from the undisturbed one, beyond times, or return None."""
     if metrics(out) != metrics(whole):
         return "metrics.jsonl differs"
-    weights = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
-    for path in weights:
+    for path in sorted(path for path in files(whole) if path.suffix == ".safetensors"):
         if not (out / path).exists():
             return f"{path} is missing"
         one, other = load_file(out / path), load_file(whole / path)
