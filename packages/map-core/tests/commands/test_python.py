@@ -43,9 +43,7 @@ def test_a_function_leaves_what_its_command_leaves(runs, tmp_path):
     run = runs["pretrain"]
     for name in ("model.safetensors", "pretraining.safetensors"):
         assert run[name].read_bytes() == (tmp_path / name).read_bytes()
-    settings, of_command = (
-        yaml.safe_load((out / "config.yaml").read_text()) for out in (run.out, tmp_path)
-    )
+    settings, of_command = (yaml.safe_load((out / "config.yaml").read_text()) for out in (run.out, tmp_path))
     assert settings | {"out": None} == of_command | {"out": None}
 
 
@@ -55,7 +53,9 @@ def test_a_result_has_measures_files_and_a_picture(runs):
     assert run.picture == run.out / "reconstructions.png"
     assert run._repr_png_() == run.picture.read_bytes()
     assert runs["finetune"].picture == runs["finetune"].out / "curves.png"
-    with pytest.raises(UserError, match=r"pretrain has no model\.safetensor; did you mean model\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"pretrain has no model\.safetensor; did you mean model\.safetensors"
+    ):
         run["model.safetensor"]
 
 
