@@ -68,7 +68,7 @@ class Functions:
         files: What ``predict`` and ``features`` call the files that they read, such as "images".
     """
 
-    commands: Sequence[Command]
+    commands: Sequence[Command] = field(repr=False)
     recipes: str
     files: str
 
