@@ -49,7 +49,7 @@ class MambaVisionBackbone(nn.Module):
         self,
         name: str = "map_mambavision_tiny",
         *,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | int = (0, 1, 2, 3),
         frozen_stages: int = -1,
         activation_checkpointing: bool = False,
         window_size: Sequence[int] | None = None,
