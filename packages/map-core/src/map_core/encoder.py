@@ -365,7 +365,7 @@ class HybridEncoder(nn.Module):
     def _run(
         self, i: int, block: Callable[..., Tensor], x: Tensor, position: Tensor, *mask: Tensor
     ) -> Tensor:
-        """Run block i, or what it adds; every so manieth is run again in the backward pass, where that is asked for."""
+        """Run block i, or what it adds; every n-th is run again in the backward pass, where that is asked for."""
         if self.activation_checkpointing and self.training and i % self.recompute_every == 0:
             return checkpoint(block, x, position, *mask, use_reentrant=False)
         return block(x, position, *mask)

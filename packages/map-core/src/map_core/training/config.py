@@ -56,7 +56,7 @@ class TrainingConfig:
         precision: Arithmetic of the forward pass; weights and optimizer are float32 in both.
         activation_checkpointing: Recompute the encoder's activations in the backward pass instead of keeping
             them: less memory, about a third more time.
-        recompute_every: With activation_checkpointing: recompute every so manieth block only, 1 being all of them; the
+        recompute_every: With activation_checkpointing: recompute only every n-th block, 1 being all of them; the
             others keep their activations.
         compile: Compile the whole model, or each of its blocks, with torch.compile; none runs it as it is. The first
             step then takes minutes; sizes that vary from step to step (objective.mask_ratio_std) compile again.
