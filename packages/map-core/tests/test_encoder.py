@@ -251,7 +251,7 @@ def test_activation_checkpointing_changes_no_number(drop_path_rate):
 
 @pytest.mark.parametrize("wiring", ["residual", "branch"])
 @pytest.mark.parametrize(("every", "again"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
-def test_every_so_manieth_block_is_computed_again(every, again, wiring):
+def test_every_nth_block_is_computed_again(every, again, wiring):
     encoder, tokens = toy_encoder(WIDTH, "MTMTM", wiring=wiring), tokens_of()
     calls = []
     for i, block in enumerate(encoder.blocks):

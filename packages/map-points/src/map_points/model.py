@@ -263,7 +263,7 @@ class HybridNet3D(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
-        """Recompute every so manieth block in the backward pass instead of storing its activations; 1: all."""
+        """Recompute only every n-th block in the backward pass instead of storing its activations; 1: all."""
         self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
 
 

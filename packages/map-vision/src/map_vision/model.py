@@ -307,7 +307,7 @@ class HybridNet(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
-        """Recompute every so manieth block in the backward pass instead of storing its activations; 1: all."""
+        """Recompute only every n-th block in the backward pass instead of storing its activations; 1: all."""
         self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:

@@ -204,7 +204,7 @@ class MambaVision(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
-        """Recompute every so manieth block of stages three and four in backward instead of storing its activations."""
+        """Recompute only every n-th block of stages three and four in backward instead of storing its activations."""
         for stage in self.stages:
             stage.activation_checkpointing, stage.recompute_every = enable, every
 
