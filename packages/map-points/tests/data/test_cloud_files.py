@@ -56,7 +56,10 @@ def test_paths_that_are_no_clouds_are_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for paths, told in (
         (str(folder / "none.npy"), r"none.npy does not exist; give cloud files"),
-        (str(folder / "notes.md"), r"notes.md ends in '.md'; clouds are read from .npy, .ply, .txt files"),
+        (
+            str(folder / "notes.md"),
+            r"notes.md ends in '.md'; clouds are read from .npy, .ply, .txt, .xyz, .pts files",
+        ),
         (str(tmp_path / "empty"), "empty holds no cloud files"),
         ([], "no cloud files given"),
     ):

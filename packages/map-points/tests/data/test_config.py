@@ -13,7 +13,11 @@ from map_points.data import PointDataConfig, read_clouds
 @pytest.mark.parametrize(
     ("setting", "value", "told"),
     [
-        ("source", "modelnet", "data.source must be one of shapes, modelnet40_npz, .*; got 'modelnet'"),
+        (
+            "source",
+            "modelnet",
+            "data.source must be one of shapes, folder, modelnet40_npz, .*; got 'modelnet'",
+        ),
         ("variant", "pb", "data.variant must be one of obj_bg, obj_only, pb_t50_rs; got 'pb'"),
         ("augmentation", "flip", "data.augmentation must be one of none, rotate, .*; got 'flip'"),
         ("up_axis", "w", "data.up_axis must be one of x, y, z; got 'w'"),

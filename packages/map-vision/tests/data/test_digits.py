@@ -47,9 +47,9 @@ def test_eight_pixel_digits_are_not_resized() -> None:
     np.testing.assert_allclose(image[0] * STD + MEAN, pixels, atol=1e-6)
 
 
-def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'map-vision\[demo\]'"):
+    with pytest.raises(UserError, match="the digits need scikit-learn: pip install scikit-learn"):
         load_digits()
 
 

@@ -25,8 +25,8 @@ def attend(
     """Attend from every query to the keys where the mask is True; to all keys without one."""
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v)
-    if flex_fits(q.device.type, q.dtype, tuple(q.shape), tuple(mask.shape)):
-        return flex(q, k, v, mask)
+    if isinstance(q, Tensor) and flex_fits(q.device.type, q.dtype, tuple(q.shape), tuple(mask.shape)):
+        return flex(q, k, v, mask)  # torch.fx traces with what is no tensor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))  # (b, q, l) -> (b, 1, q, l)
 
 

@@ -89,7 +89,8 @@ class Command:
 
     def __call__(self) -> int:
         self.process = started(self.line, self.log, {})
-        signal.signal(signal.SIGTERM, lambda number, frame: self._terminate())
+        for number in (signal.SIGTERM, signal.SIGINT):  # of Slurm, and of submitit's local stand-in
+            signal.signal(number, lambda number, frame: self._terminate())
         return self.process.wait()
 
     def checkpoint(self) -> Any:

@@ -19,14 +19,13 @@ READERS = {
     ".txt": read_txt,
     ".xyz": read_txt,
     ".pts": read_txt,
-    ".csv": read_txt,
 }
 
 
 def read_cloud(path: Path) -> np.ndarray:
     """Read a cloud by its file's ending.
 
-    ``.npy`` holds an array (points, 3 or more columns), ``.txt``, ``.xyz``, ``.pts`` and ``.csv`` such rows separated
+    ``.npy`` holds an array (points, 3 or more columns), ``.txt``, ``.xyz`` and ``.pts`` such rows separated
     by commas, semicolons or blanks, ``.ply`` a vertex element with x, y and z; columns after the third are left out.
     """
     return READERS[path.suffix.lower()](path)

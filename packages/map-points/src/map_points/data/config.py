@@ -31,7 +31,7 @@ class PointDataConfig:
     """Clouds, how many of their points are used, and augmentation.
 
     Args:
-        source: "shapes", parametric shapes made on the spot; "folder", your own .npy, .ply, .txt, .xyz, .pts or .csv
+        source: "shapes", parametric shapes made on the spot; "folder", your own .npy, .ply, .txt, .xyz or .pts
             files, in train, val and test with class subfolders or in any way without labels; "modelnet40_npz", one
             npz file with train_x, train_y, test_x, test_y and classes; "hdf5", the ply_data_*.h5 files with
             their lists; "normal_resampled", a tree of txt files; "modelnet_dat", Point-BERT's pickles; "scanobjectnn"
