@@ -50,3 +50,14 @@ def visible(text: str, *, keep: str = "\n") -> str:
         repr(c)[1:-1] if c not in keep and (unicodedata.category(c) in ACTED_ON or c in TURNS) else c
         for c in text
     )
+
+
+def in_one_line(text: str, most: int = 600) -> str:
+    """A text from a file, not too long, with what would not be seen or would begin a line as Python writes it."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
+    return shown if len(text) <= most else f"{shown}..."
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, as one line that a message can quote."""
+    return in_one_line(str(error).partition("\n")[0] or type(error).__name__, most=300)
