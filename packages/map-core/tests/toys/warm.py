@@ -1,7 +1,7 @@
 """Programs in processes of their own that have imported PyTorch already: importing it takes longer than most tests.
 
 A server imports the heavy packages and nothing of this project, then forks a process for each program. The process
-leads a session of its own, as one started by a shell or a scheduler does; ``Program`` is to it what subprocess.Popen is.
+leads a session of its own, as one that a shell or a scheduler starts; ``Program`` is to it what subprocess.Popen is.
 """
 
 import atexit
@@ -27,7 +27,7 @@ class Program:
     """Python with these arguments: a script's path, or -m and a module, or -c and code, then the program's own."""
 
     def __init__(self, *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
-        self.output: dict[str, IO[str]] = {name: tempfile.TemporaryFile("w+") for name in ("out", "err")}
+        self.output: dict[str, IO[str]] = {name: tempfile.TemporaryFile("w+") for name in ("out", "err")}  # noqa: SIM115
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(server_of(os.getpid()))
         request = {
