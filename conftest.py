@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 @pytest.fixture(scope="session", autouse=True)
 def curves_drawn() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Leave curves.png of runs empty, as drawing it takes longer than a toy's training; ``with curves_drawn():`` draws."""
+    """Leave curves.png of runs empty, as drawing it takes longer than a toy trains; ``with curves_drawn():`` draws."""
     draw = Figure.savefig
 
     def save(figure: Figure, path: Path, **options: Any) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from map_points.python import features, finetune, predict, pretrain
     from map_points.tokenizer import tokenize_clouds
 
-__version__ = "0.1.0"
 __all__ = [
     "HybridNet3D",
     "PointDataConfig",
@@ -47,6 +46,10 @@ _PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_p
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("map-points")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module(_PLACES[name]), name)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from map_vision.python import features, finetune, predict, pretrain
     from map_vision.tokenizer import tokenize_images
 
-__version__ = "0.1.0"
 __all__ = [
     "DataConfig",
     "HybridNet",
@@ -54,6 +53,10 @@ register_once_timm_is_there()
 def __getattr__(name: str) -> Any:
     if name == "registry":
         return importlib.import_module("map_vision.registry")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("map-vision")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module(_PLACES[name]), name)
