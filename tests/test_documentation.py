@@ -1,4 +1,4 @@
-"""Every command in the documentation is one that the programs take: its options exist, its values fit, its recipe is there."""
+"""Every command in the documentation is one that the programs take: options exist, values fit, recipes are there."""
 
 import re
 import shlex

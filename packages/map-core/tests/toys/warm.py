@@ -148,6 +148,7 @@ def be_python(arguments: list[str], environment: dict[str, str], folder: str) ->
     status: Any = 0
     try:
         kind, *rest = arguments
+        sys.path[0] = folder if kind in ("-m", "-c") else str(Path(kind).parent)
         if kind == "-m":
             sys.argv = rest
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
@@ -156,7 +157,6 @@ def be_python(arguments: list[str], environment: dict[str, str], folder: str) ->
             exec(rest[0], {"__name__": "__main__"})
         else:
             sys.argv = arguments
-            sys.path[0] = str(Path(kind).parent)
             runpy.run_path(kind, run_name="__main__")
     except SystemExit as exit_:
         status = exit_.code
@@ -176,7 +176,7 @@ def end(status: int) -> None:
 
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    multiprocessing.util._exit_function()
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
