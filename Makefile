@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-SOURCES := packages tests benchmarks examples docs
+SOURCES := packages tests benchmarks examples docs conftest.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-core demo test lint format docs dist fuzz soak bench clean
