@@ -290,7 +290,6 @@ def test_the_rows_beside_the_hybrid_take_an_optimizer_step(name: str, strides: l
     if config.model.neck is not None:
         config.model.neck.norm = "batch"
     config.model.decode_head.norm_cfg = config.model.auxiliary_head.norm_cfg = dict(type="BN")
-    config.model.decode_head.channels = config.model.auxiliary_head.channels = 32
     config.model.data_preprocessor.size = (64, 64)
     model = MODELS.build(config.model)
     maps = model.backbone(torch.zeros(2, 3, 64, 64))
