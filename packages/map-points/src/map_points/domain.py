@@ -18,6 +18,7 @@ from map_points.data import (
     clouds_to_evaluate,
     collate_clouds,
     read_cloud_files,
+    require_classes,
 )
 from map_points.data.clouds import Clouds
 from map_points.evaluation import EvaluationConfig, voted_logits
@@ -45,6 +46,8 @@ def open_data(
         clouds, evaluated_on = clouds_to_evaluate(config)
         return opened(config, where, None, clouds, evaluated_on)
     splits = choose_clouds(config, evaluate=purpose != "pretrain")
+    if purpose == "finetune":
+        require_classes(splits, config)
     return opened(config, where, splits.train, splits.evaluation, splits.evaluated_on)
 
 

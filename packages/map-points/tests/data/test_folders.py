@@ -65,3 +65,31 @@ def test_what_a_folder_lacks_is_said(tmp_path):
         write(tmp_path / f"{name}.npy")
     with pytest.raises(UserError, match=r"the classes of the splits .* differ: table is in one alone"):
         load_point_data(settings(tmp_path), purpose="finetune")
+
+
+def write_labels(root, lines):
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return {"labels": str(root / "labels.csv")}
+
+
+def test_labels_from_a_csv_file(tmp_path):
+    points = [write(tmp_path / f"scans/{i}.npy", i) for i in range(4)]
+    rows = [f"scans/{i}.npy,{'ab'[i % 2]},{'train' if i < 2 else 'test'}" for i in (3, 2, 1, 0)]
+    labels = write_labels(tmp_path, ["path,label,split", *rows])
+    data = load_point_data(settings(tmp_path, **labels), purpose="finetune")
+    assert (data.classes, [data.train[i][1] for i in range(2)]) == (("a", "b"), [1, 0])
+    np.testing.assert_array_equal(data.train.clouds.points(0), points[1])
+    np.testing.assert_array_equal(data.evaluation.clouds.points(0), points[3])
+
+
+def test_labels_of_a_csv_file_are_needed_for_finetuning_alone(tmp_path):
+    for i in range(4):
+        write(tmp_path / f"{i}.npy", i)
+    labels = write_labels(tmp_path, ["path,label", "0.npy,a", "1.npy,b", "2.npy,"])
+    assert len(load_point_data(settings(tmp_path, **labels), purpose="pretrain").train) == 3
+    with pytest.raises(UserError, match="line 4, has no label"):
+        load_point_data(settings(tmp_path, holdout=0.5, **labels), purpose="finetune")
+    with pytest.raises(UserError, match=r"data.labels x.csv lists the files of data.source 'folder'"):
+        PointDataConfig("hdf5", str(tmp_path), labels="x.csv").validate()
+    with pytest.raises(UserError, match=r"data.labels is empty"):
+        settings(tmp_path, labels=" ").validate()

@@ -14,6 +14,7 @@ from map_points.data.samples import (
     collate_clouds,
     load_point_data,
     read_clouds,
+    require_classes,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "read_cloud_files",
     "read_clouds",
     "read_fold",
+    "require_classes",
     "sample_fold",
     "write_part_shapes",
 ]

@@ -38,6 +38,9 @@ class PointDataConfig:
             h5 files; "shapenet55", npy files with their lists; "shapenetpart", txt files with parts and their
             lists; "fewshot_pkl", the published few-shot folds of ModelNet40.
         root: Folder of the data (for "modelnet40_npz" the file), ~ being the home folder; none for "shapes".
+        labels: CSV file that names the clouds below root, their labels and, if any, their splits (train, val,
+            validation or test) in the columns path, label and split, for "folder"; then root needs no class
+            subfolders. Classes are the labels sorted, whole numbers by value. Pretraining needs no labels.
         variant: Which of ScanObjectNN's three sets.
         num_points: Points of a cloud that the model sees.
         augmentation: "rotate" about the up axis; "scale_translate" by one factor and one shift an axis;
@@ -61,6 +64,7 @@ class PointDataConfig:
 
     source: PointSourceName = "shapes"
     root: str | None = None
+    labels: str | None = None
     variant: ScanObjectNNVariant = "pb_t50_rs"
     num_points: int = 1024
     augmentation: PointAugmentation = "none"
@@ -89,6 +93,14 @@ class PointDataConfig:
             raise UserError(f"data.root is {self.root}, but the embedded shapes have no folder: leave it out")
         if self.source != "shapes" and self.root is None:
             raise UserError(f"data.source {self.source!r} is read from a path: give --data.root")
+
+        if self.labels is not None and self.source != "folder":
+            raise UserError(
+                f"data.labels {self.labels} lists the files of data.source 'folder', not of {self.source!r}: "
+                "leave it out"
+            )
+        if self.labels is not None and not self.labels.strip():
+            raise UserError("data.labels is empty: name a CSV file, or leave the setting out")
 
     def check_values(self) -> None:
         """Check every setting but where the data are.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from map_core.data.labels import LabelTable, read_labels
 from map_core.errors import UserError
 from map_points.data.cloud_files import READERS, read_cloud
 from map_points.data.clouds import FileClouds
@@ -21,9 +22,7 @@ def read_cloud_folder(root: Path, split: str) -> FileClouds:
     Raises:
         UserError: no such folder, or no clouds in it.
     """
-    existing(root, "the folder of the clouds")
-    if not root.is_dir():
-        raise UserError(f"--data.root {root} is a file: give the folder that holds the clouds")
+    _require_folder(root)
     folder = split_folder(root, split)
     paths = sorted(file for file in files_below(folder) if file.suffix.lower() in READERS)
     if not paths:
@@ -33,6 +32,34 @@ def read_cloud_folder(root: Path, split: str) -> FileClouds:
     labels = np.array([classes.index(parts[0]) if classes else 0 for parts in tops], dtype=np.int64)
     names = check_names(classes, str(folder)) if classes else ()
     return FileClouds(labels, names, "z", tuple(paths), read_cloud)
+
+
+def cloud_labels(root: Path, labels: str) -> LabelTable:
+    """The CSV file that lists the clouds below a folder.
+
+    Raises:
+        UserError: no such folder or file, or a row is wrong.
+    """
+    _require_folder(root)
+    return read_labels(labels, root, endings=sorted(READERS))
+
+
+def read_labelled_clouds(root: Path, split: str, labels: str) -> FileClouds:
+    """Read the clouds of one split of a CSV file: the training rows, or the first of val, validation and test.
+
+    Raises:
+        UserError: the folder, the file or a row is wrong, or no row is in that split.
+    """
+    table = cloud_labels(root, labels)
+    rows = table.train_rows() if split == "train" else table.evaluation_rows()
+    paths = tuple(table.paths[row] for row in rows.tolist())
+    return FileClouds(table.labels[rows], table.classes, "z", paths, read_cloud)
+
+
+def _require_folder(root: Path) -> None:
+    existing(root, "the folder of the clouds")
+    if not root.is_dir():
+        raise UserError(f"--data.root {root} is a file: give the folder that holds the clouds")
 
 
 def split_folder(root: Path, split: str) -> Path:

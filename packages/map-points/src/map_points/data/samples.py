@@ -15,7 +15,7 @@ from map_core.errors import UserError
 from map_points.data import modelnet40
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
-from map_points.data.folders import read_cloud_folder
+from map_points.data.folders import cloud_labels, read_cloud_folder, read_labelled_clouds
 from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
 from map_points.data.shapenetpart import read_shapenetpart
@@ -148,6 +148,8 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
         return read_scanobjectnn(root, split, config.variant)
     if config.source == "shapenetpart":
         return read_shapenetpart(root, split, ignore_label=config.ignore_label)
+    if config.labels is not None:
+        return read_labelled_clouds(root, split, config.labels)
     readers: dict[str, Callable[[Path, str], Clouds]] = {
         "modelnet40_npz": modelnet40.read_modelnet40_npz,
         "hdf5": modelnet40.read_hdf5,
@@ -188,6 +190,8 @@ def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
 def require_classes(splits: Splits[Clouds], config: PointDataConfig) -> None:
     """Raise a :class:`UserError` if the clouds have no labels, or not those of the clouds to evaluate on."""
     train, evaluation = splits.train, splits.evaluation
+    if config.labels is not None:
+        cloud_labels(config.root_path, config.labels).require_classes_to_train()
     if not train.classes:
         raise UserError(
             f"{config.root} holds clouds but no class subfolders: labels need train/<class>/<cloud> (pretraining takes "

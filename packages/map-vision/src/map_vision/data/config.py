@@ -27,6 +27,9 @@ class DataConfig:
             name that timm's create_dataset reads (torch/cifar10, hfds/<owner>/<name>, tfds/<name>, ...), or
             "auto": a folder when root is given, the digits otherwise.
         root: Folder of the images, ``~`` expanded; for a timm name, the folder it is stored in.
+        labels: CSV file that names the images below root, their labels and, if any, their splits (train, val,
+            validation or test) in the columns path, label and split; then root needs no class subfolders. Classes
+            are the labels sorted, whole numbers by value. Pretraining needs no labels.
         train_split: Training split. For a folder, a subfolder of root ("." is root itself); default "train"
             if it exists, else root itself.
         eval_split: Evaluation split. For a folder, a subfolder of root; default the first of val, validation,
@@ -63,6 +66,7 @@ class DataConfig:
 
     source: str = "auto"
     root: str | None = None
+    labels: str | None = None
     train_split: str | None = None
     eval_split: str | None = None
     holdout: float = 0.0
@@ -85,12 +89,17 @@ class DataConfig:
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no data set and no augmentation can have."""
         _require(self, "source", lambda value: bool(value.strip()), "must name a source")
-        for name in ("root", "train_split", "eval_split"):
+        for name in ("root", "labels", "train_split", "eval_split"):
             _require(
                 self,
                 name,
                 lambda value: bool(os.fspath(value).strip()),
                 "must not be empty (left out: the default)",
+            )
+        if self.labels is not None and (self.root is None or self.source not in ("auto", "folder")):
+            raise UserError(
+                f"data.labels {self.labels} lists the files of a folder: name that folder with --data.root, of source "
+                "'folder'"
             )
         _require(self, "holdout", lambda value: 0 <= value < 1, "must lie in [0, 1): it is a fraction")
         for name in ("holdout_seed", "subset_seed"):
