@@ -21,7 +21,7 @@ from .folders import (
     read_unlabelled_folder,
     train_folder,
 )
-from .formats import readable_extensions
+from .formats import ARRAYS, readable_extensions
 from .preprocessing import reads_digits
 from .sources import FileImages, ImageSource
 from .timm_sources import StreamedImages, read_timm
@@ -152,7 +152,7 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
 def _listed(config: DataConfig, labels: str, purpose: Purpose) -> Splits:
     """Splits of a folder whose files and labels a CSV file lists."""
     root = existing_root(config.root)
-    table = read_labels(labels, root, endings=sorted(readable_extensions()))
+    table = read_labels(labels, root, endings=sorted({*readable_extensions(), *ARRAYS}))
     in_train = config.holdout > 0 and config.eval_split is None
     if purpose == "finetune":
         table.require_classes_to_train(config.train_split)
