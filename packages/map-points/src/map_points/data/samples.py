@@ -27,7 +27,7 @@ TEST_SPLIT = "test split"
 
 
 class CloudSamples(Dataset[tuple[Tensor, int]]):
-    """Clouds of a source as (points [num_points 3] float32, label).
+    """Clouds of a source as (points [num_points 3 and channels] float32, label).
 
     Args:
         clouds: Where they come from.
@@ -46,7 +46,7 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.clouds)
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "n 3"], int]:
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "n c"], int]:
         found, name = self.clouds.points(index), self.clouds.name(index)
         check_count(len(found), self.config.num_points, name)
         points = take_points(
@@ -149,14 +149,17 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
     if config.source == "shapenetpart":
         return read_shapenetpart(root, split, ignore_label=config.ignore_label)
     if config.labels is not None:
-        return read_labelled_clouds(root, split, config.labels)
+        return read_labelled_clouds(
+            root, split, config.labels, channels=config.channels or (), columns=config.columns
+        )
+    if config.source == "folder":
+        return read_cloud_folder(root, split, channels=config.channels or (), columns=config.columns)
     readers: dict[str, Callable[[Path, str], Clouds]] = {
         "modelnet40_npz": modelnet40.read_modelnet40_npz,
         "hdf5": modelnet40.read_hdf5,
         "normal_resampled": modelnet40.read_normal_resampled,
         "modelnet_dat": modelnet40.read_dat,
         "shapenet55": read_shapenet55,
-        "folder": read_cloud_folder,
     }
     return readers[config.source](root, split)
 
