@@ -17,7 +17,7 @@ $(BIN)/python:
 
 $(VENV)/demo.stamp: constraints.txt packages/map-core/pyproject.toml packages/map-vision/pyproject.toml | $(BIN)/python
 	@echo "installing map-core and map-vision into $(VENV) (about 5 GB, a few minutes the first time)"
-	$(PIP) -e packages/map-core -e 'packages/map-vision[demo]'
+	$(PIP) -e packages/map-core -e 'packages/map-vision[demo,bands]'
 	@touch $@
 
 # no binary of mmcv fits Python 3.11; its build needs torch, so it comes after it and without an isolated environment
@@ -28,7 +28,7 @@ $(VENV)/mmcv.stamp: $(VENV)/demo.stamp
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/mmcv.stamp packages/map-points/pyproject.toml packages/map-dense/pyproject.toml requirements-dev.txt
-	$(PIP) -e 'packages/map-points[demo]' -e 'packages/map-dense[mmseg,mmdet]' -r requirements-dev.txt
+	$(PIP) -e 'packages/map-points[demo,clouds]' -e 'packages/map-dense[mmseg,mmdet]' -r requirements-dev.txt
 	$(BIN)/python -c 'from map_dense.installation import check_operators; check_operators()'
 	@touch $@
 

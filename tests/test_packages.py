@@ -98,7 +98,7 @@ def test_import_loads_no_optional_package(module: str) -> None:
     program = f"""
 import sys
 from {module} import *  # every public name: the package alone imports nothing
-optional = ("mamba_ssm", "causal_conv1d", "sklearn", "mmcv", "mmengine", "h5py", "trimesh")
+optional = ("mamba_ssm", "causal_conv1d", "sklearn", "mmcv", "mmengine", "h5py", "trimesh", "tifffile", "laspy")
 print(sorted(name for name in optional if name in sys.modules))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -27,4 +27,4 @@ def _laspy(path: Path) -> Any:
     try:
         return importlib.import_module("laspy")
     except ImportError as error:
-        raise UserError(f"{path} needs laspy: pip install 'map-points[clouds]'") from error
+        raise UserError(f"{path} needs laspy: pip install laspy lazrs") from error
