@@ -93,3 +93,53 @@ def test_labels_of_a_csv_file_are_needed_for_finetuning_alone(tmp_path):
         PointDataConfig("hdf5", str(tmp_path), labels="x.csv").validate()
     with pytest.raises(UserError, match=r"data.labels is empty"):
         settings(tmp_path, labels=" ").validate()
+
+
+def write_lists(root, **lists):
+    for name, lines in lists.items():
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("test", ["val", "validation", "test"])
+def test_splits_by_lists(tmp_path, test):
+    for name in ("chair/a", "chair/b", "table/c", "table/d", "table/unlisted"):
+        write(tmp_path / f"{name}.npy")
+    write_lists(tmp_path, train=["table/c.npy", "chair/a.npy"], **{test: ["chair/b.npy", "", "table/d.npy"]})
+    data = load_point_data(settings(tmp_path), purpose="finetune")
+    names = [name.rsplit("/", 1)[1] for samples in (data.train, data.evaluation) for name in samples.names]
+    assert names == ["c.npy", "a.npy", "b.npy", "d.npy"]
+    assert (data.classes, data.train[0][1], data.train[1][1]) == (("chair", "table"), 1, 0)
+
+
+def test_a_cloud_that_is_called_train_is_no_list(tmp_path):
+    write(tmp_path / "train.txt")
+    write(tmp_path / "other.txt")
+    assert len(load_point_data(settings(tmp_path), purpose="pretrain").train) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["a.npy", "none.npy"],
+            r"train.txt, line 2, names 'none.npy', which is no cloud file in .*; correct it",
+        ),
+        (["a.npy", "notes.md"], r"line 2, names 'notes.md', which is no cloud file"),
+        (["a.npy", "", "a.npy"], r"line 3, names 'a.npy' again, after line 1; name every cloud once"),
+        (["a.npy", "../a.npy"], r"names '../a.npy', which leads out of"),
+        (["/a.npy"], r"names '/a.npy', which leads out of"),
+    ],
+)
+def test_lines_of_a_list_that_name_no_cloud(tmp_path, lines, message):
+    write(tmp_path / "a.npy")
+    (tmp_path / "notes.md").write_text("no cloud")
+    write_lists(tmp_path, train=lines)
+    with pytest.raises(UserError, match=message):
+        load_point_data(settings(tmp_path), purpose="pretrain")
+
+
+def test_a_list_to_evaluate_on_is_asked_for(tmp_path):
+    write(tmp_path / "a.npy")
+    write_lists(tmp_path, train=["a.npy"])
+    with pytest.raises(UserError, match=r"has train.txt but none of val.txt, .*--data.holdout 0.1"):
+        load_point_data(settings(tmp_path), purpose="finetune")

@@ -97,9 +97,7 @@ def read_tiff(file: str | os.PathLike[str], channels: int | None) -> np.ndarray:
     try:
         tifffile = importlib.import_module("tifffile")
     except ImportError as error:
-        raise RefusedImageError(
-            "stored values of TIFF files need tifffile: pip install tifffile"
-        ) from error
+        raise RefusedImageError("stored values of TIFF files need tifffile: pip install tifffile") from error
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
         pages = len(tiff.pages)
