@@ -1,5 +1,6 @@
 """Images of any number of channels, at the values that their files hold, from file to tensor."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_pictures_serve_at_their_stored_values(tmp_path: Path) -> None:
 )
 def test_arrays_that_are_no_such_images(tmp_path: Path, content: np.ndarray, message: str) -> None:
     np.save(tmp_path / "a.npy", content, allow_pickle=True)
-    with pytest.raises(UnreadableImageError, match=message) as caught, np.errstate(over="ignore"):
+    with pytest.raises(UnreadableImageError, match=message) as caught:
         stored_values(tmp_path / "a.npy", 4, name=str(tmp_path / "a.npy"))
     assert "--data.on_error skip" in str(caught.value)
 
@@ -109,6 +110,40 @@ def test_files_that_are_cut_off(tmp_path: Path, name: str, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(UnreadableImageError, match=r"cannot read image a \("):
         stored_values(path, 4, name="a")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.tif", "deflate.tif", "pages.tif"])
+def test_mutants_give_an_image_or_a_sentence(tmp_path: Path, name: str) -> None:
+    path, pixels = tmp_path / name, values(4, "uint16", (6, 5))
+    if name == "a.npy":
+        np.save(path, pixels)
+    elif name == "pages.tif":
+        tifffile.imwrite(path, np.moveaxis(pixels, -1, 0), photometric="minisblack")
+    else:
+        compression = "zlib" if name == "deflate.tif" else None
+        tifffile.imwrite(
+            path, pixels, photometric="minisblack", planarconfig="contig", compression=compression
+        )
+    content, generator = path.read_bytes(), np.random.default_rng(0)
+    sentences: list[str] = []
+    for _ in range(150):
+        mutant = bytearray(content[: generator.integers(len(content) // 2, len(content) + 1)])
+        for place in generator.integers(0, len(mutant), 3):
+            mutant[place] = generator.integers(256)
+        path.write_bytes(mutant)
+        try:
+            image = stored_values(path, 4, name="the image")
+        except UnreadableImageError as error:
+            sentences.append(str(error))
+            continue
+        assert image.shape[0] == 4
+        assert torch.isfinite(image).all()
+    path.write_bytes(content)
+    assert sentences
+    assert all(re.fullmatch(r"cannot read image the image \(.+", sentence) for sentence in sentences)
+    assert torch.equal(
+        stored_values(path, 4, name="a"), torch.from_numpy(np.moveaxis(pixels, -1, 0).astype("f4"))
+    )
 
 
 def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(tmp_path: Path) -> None:

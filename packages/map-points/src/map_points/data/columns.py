@@ -66,7 +66,8 @@ def _column(found: Columns, name: str, path: Path) -> np.ndarray:
         raise UserError(f"{path}: {name!r} holds {values.dtype}, no numbers")
     if name in SCALED and values.dtype.kind == "u":
         return values / np.iinfo(values.dtype).max
-    return values.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaN of every kind is told when the cloud is checked
+        return values.astype(np.float64)
 
 
 def vectors(channels: Sequence[str], kind: str) -> list[int] | None:

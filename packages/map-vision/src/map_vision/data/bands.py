@@ -16,6 +16,7 @@ from .formats import ARRAYS
 TIFF = (".tif", ".tiff")
 BANDS = "bands:"  # begins the mode of images of so many channels at stored values
 LARGEST = 2**30  # values of one image
+EXPANSION = 10_000  # values that a byte of a compressed file may stand for
 SAMPLES, ROWS, COLUMNS = "S", "Y", "X"  # as tifffile names the axes
 
 
@@ -54,7 +55,8 @@ def as_bands(values: np.ndarray, channels: int | None) -> Float[Tensor, "c h w"]
     check_shape(values.shape, channels)
     if values.dtype.kind not in "uifb":
         raise RefusedImageError(f"it holds {values.dtype}, no plain numbers")
-    pixels = torch.from_numpy(np.moveaxis(values, -1, 0).astype(np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is told below
+        pixels = torch.from_numpy(np.moveaxis(values, -1, 0).astype(np.float32))
     broken = ~torch.isfinite(pixels)
     if broken.any():
         channel = int(broken.flatten(1).any(1).int().argmax())
@@ -101,7 +103,7 @@ def read_tiff(file: str | os.PathLike[str], channels: int | None) -> np.ndarray:
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
         pages = len(tiff.pages)
-        _check_size(math.prod(page.shape) * pages)
+        _check_size(math.prod(page.shape) * pages, os.path.getsize(file))
         if page.axes == ROWS + COLUMNS and pages > 1 and channels in (None, pages):
             same = [p for p in tiff.pages if p.shape == page.shape and p.dtype == page.dtype]
             if len(same) == pages:
@@ -125,6 +127,7 @@ def picture_values(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-def _check_size(values: int) -> None:
-    if values > LARGEST:
-        raise RefusedImageError(f"it claims {values:,} values, more than {LARGEST:,}")
+def _check_size(values: int, held: int) -> None:
+    most = min(LARGEST, EXPANSION * held)
+    if values > most:
+        raise RefusedImageError(f"it claims {values:,} values, more than {most:,}")
