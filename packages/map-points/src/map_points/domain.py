@@ -17,6 +17,7 @@ from map_points.data import (
     choose_clouds,
     clouds_to_evaluate,
     collate_clouds,
+    has_evaluation,
     read_cloud_files,
     require_classes,
 )
@@ -46,7 +47,8 @@ def open_data(
     if purpose == "evaluate":
         clouds, evaluated_on = clouds_to_evaluate(config)
         return opened(config, where, None, clouds, evaluated_on)
-    splits = choose_clouds(config, evaluate=purpose != "pretrain")
+    evaluate = purpose == "finetune" or (purpose == "features" and has_evaluation(config))
+    splits = choose_clouds(config, evaluate=evaluate)
     if purpose == "finetune":
         require_classes(splits, config)
     return opened(config, where, splits.train, splits.evaluation, splits.evaluated_on)

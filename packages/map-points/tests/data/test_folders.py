@@ -6,6 +6,7 @@ import pytest
 from map_core.errors import UserError
 from map_points.data import PointDataConfig, load_point_data
 from map_points.data.folders import read_cloud_folder
+from map_points.domain import open_data
 
 
 def write(path, seed=0):
@@ -143,3 +144,27 @@ def test_a_list_to_evaluate_on_is_asked_for(tmp_path):
     write_lists(tmp_path, train=["a.npy"])
     with pytest.raises(UserError, match=r"has train.txt but none of val.txt, .*--data.holdout 0.1"):
         load_point_data(settings(tmp_path), purpose="finetune")
+
+
+@pytest.mark.parametrize("layout", ["folders", "lists", "table"])
+@pytest.mark.parametrize("split", [True, False])
+def test_features_do_without_a_split_to_evaluate_on(tmp_path, tiny_model, layout, split):
+    for name in ("train/a/1", "train/b/2", *(["test/a/3", "test/b/4"] if split else [])):
+        write(tmp_path / f"{name}.npy")
+    changes = {}
+    if layout == "lists":
+        parts = {"train": ["train/a/1.npy"]} | ({"val": ["test/a/3.npy"]} if split else {})
+        write_lists(tmp_path, **parts)
+    if layout == "table":
+        rows = ["train/a/1.npy,a,train", "train/b/2.npy,b,train", *(["test/a/3.npy,a,test"] if split else [])]
+        changes = write_labels(tmp_path, ["path,label,split", *rows])
+    data = open_data(settings(tmp_path, **changes), tiny_model, "features")
+    assert len(data.plain_train) == (1 if layout == "lists" else 2)
+    assert (data.evaluation is not None) == split
+
+
+def test_finetuning_by_the_command_needs_classes(tmp_path, tiny_model):
+    write(tmp_path / "a.npy")
+    write(tmp_path / "b.npy")
+    with pytest.raises(UserError, match=r"holds clouds but no class subfolders"):
+        open_data(settings(tmp_path, holdout=0.5), tiny_model, "finetune")

@@ -55,6 +55,12 @@ def lists(root: Path) -> dict[str, Path]:
     return found if "train" in found else {}
 
 
+def has_test_split(root: Path) -> bool:
+    """Whether a folder has a list or subfolder to evaluate on."""
+    listed = lists(root)
+    return any(name in listed if listed else (root / name).is_dir() for name in TEST_NAMES)
+
+
 def _paths_of(listed: dict[str, Path], split: str, root: Path) -> list[Path]:
     name = "train" if split == "train" else next((name for name in TEST_NAMES if name in listed), None)
     if name is None:

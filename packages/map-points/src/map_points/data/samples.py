@@ -15,7 +15,7 @@ from map_core.errors import UserError
 from map_points.data import modelnet40
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
-from map_points.data.folders import cloud_labels, read_cloud_folder, read_labelled_clouds
+from map_points.data.folders import cloud_labels, has_test_split, read_cloud_folder, read_labelled_clouds
 from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
 from map_points.data.shapenetpart import read_shapenetpart
@@ -175,6 +175,15 @@ def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[C
         return read_clouds(config, "test") if evaluate else None
 
     return hold_out_and_subset(read_clouds(config, "train"), open_test, config)
+
+
+def has_evaluation(config: PointDataConfig) -> bool:
+    """Whether there is something to evaluate on, as all sources have but folders without splits."""
+    if config.source != "folder" or config.holdout:
+        return True
+    if config.labels is not None:
+        return cloud_labels(config.root_path, config.labels).evaluation_split() is not None
+    return has_test_split(config.root_path)
 
 
 def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
