@@ -214,9 +214,10 @@ def test_several_arrays_need_one_that_is_called_as_points_are(tmp_path):
     np.testing.assert_array_equal(read_cloud(tmp_path / "a.npz"), XYZ)
 
 
-def test_csv_files_beside_clouds_are_results(tmp_path):
-    write(tmp_path / "b.csv")
-    assert [path.name for path in read_cloud_files(str(tmp_path)).paths] == ["b.csv"]
+@pytest.mark.parametrize("name", ["b.csv", "b.npz"])
+def test_predictions_and_features_beside_clouds_are_results(tmp_path, name):
+    write(tmp_path / name)
+    assert [path.name for path in read_cloud_files(str(tmp_path)).paths] == [name]
     write(tmp_path / "a.npy")
     assert [path.name for path in read_cloud_files(str(tmp_path)).paths] == ["a.npy"]
 

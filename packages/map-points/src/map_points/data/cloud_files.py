@@ -65,7 +65,7 @@ READERS: dict[str, Callable[[Path], np.ndarray | Columns]] = {
     ".pts": read_table,
     ".csv": read_table,
 }
-RESULTS = (".csv",)  # of folders that hold other clouds: predictions, lists of labels
+RESULTS = (".csv", ".npz")  # where a folder holds other clouds: predictions, features, lists of labels
 
 
 def read_cloud(path: Path, channels: Sequence[str] = (), columns: Sequence[str] | None = None) -> np.ndarray:
@@ -94,7 +94,7 @@ def file_clouds(
 
 
 def clouds_below(folder: Path) -> list[Path]:
-    """The cloud files below a folder, sorted; .csv files count where there are no others.
+    """The cloud files below a folder, sorted; .csv and .npz files count where there are no others.
 
     Raises:
         UserError: there are none.
