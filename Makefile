@@ -19,12 +19,12 @@ METADATA = packages/VERSION $(foreach package,$(1),packages/map-$(package)/pypro
 
 $(VENV)/demo.stamp: constraints.txt $(call METADATA,core vision) | $(BIN)/python
 	@echo "installing map-core and map-vision into $(VENV) (about 5 GB, a few minutes the first time)"
-	$(PIP) -e packages/map-core -e 'packages/map-vision[demo]'
+	$(PIP) -e packages/map-core -e 'packages/map-vision[demo,bands]'
 	@touch $@
 
 # everything but map-dense, whose mmcv takes long
 $(VENV)/core.stamp: $(VENV)/demo.stamp $(call METADATA,points) requirements-dev.txt
-	$(PIP) -e 'packages/map-points[demo]' -r requirements-dev.txt
+	$(PIP) -e 'packages/map-points[demo,clouds]' -r requirements-dev.txt
 	@touch $@
 
 # no binary of mmcv fits Python 3.11; its build needs torch, so it comes after it and without an isolated environment

@@ -9,6 +9,7 @@ import warm
 CASES = {
     "hybridnet3d": ("hybridnet3d", {}),
     "mamba3d": ("mamba3d", {"layout": "Mx2", "scan": "channel_flip"}),
+    "normals": ("hybridnet3d", {"in_chans": 6}),
     "pretrained form": ("hybridnet3d", {"class_token": False, "order": "hilbert", "linear_head": True}),
 }
 
@@ -21,7 +22,8 @@ SCRIPT = """
     def outcome(name, changes):
         sizes = dict(embed_dim=24, patch_hidden_dim=16, num_heads=4, num_patches=8, patch_size=8)
         model = create_point_model(name, 3, **{**sizes, "layout": "MT", **changes}).eval()
-        points, other = torch.randn(2, 64, 3), torch.randn(5, 48, 3)
+        values = changes.get("in_chans", 3)
+        points, other = torch.randn(2, 64, values), torch.randn(5, 48, values)
         seen = []
         hook = model.encoder.blocks[0].register_forward_hook(lambda *call: seen.append(call[-1]))
         scores = model(points)

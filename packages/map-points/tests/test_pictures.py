@@ -22,7 +22,7 @@ def objective(tiny_model, tiny_objective):
 def test_visible_patches_are_points_of_the_cloud(objective):
     points = torch.randn(2, 64, 3)
     views = reconstruct(objective, points)
-    assert views.cloud is points
+    assert torch.equal(views.cloud, points)
     assert views.visible.shape == (2, 8 * 4, 3)
     for cloud, visible in zip(points, views.visible, strict=True):
         assert ((visible[:, None] - cloud[None]).norm(dim=-1).amin(dim=1) < 1e-5).all()

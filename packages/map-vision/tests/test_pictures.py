@@ -12,7 +12,15 @@ from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_vision.domain import DOMAIN
 from map_vision.factory import create_backbone
-from map_vision.pictures import WITH_TRUTH, WITHOUT_TRUTH, draw_reconstructions, figure_of, reconstruct
+from map_vision.pictures import (
+    SHADES,
+    WITH_TRUTH,
+    WITHOUT_TRUTH,
+    Pictures,
+    draw_reconstructions,
+    figure_of,
+    reconstruct,
+)
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
 
 
@@ -103,6 +111,26 @@ def test_a_picture_says_what_of_the_truth_it_uses(build, digits, normalized, tit
     assert [axis.get_title() for axis in figure.axes[: len(titles)]] == titles
     assert len(figure.axes) == 2 * len(titles)
     assert figure.get_supxlabel().split() == caption.split()
+
+
+@pytest.mark.parametrize(
+    ("channels", "shown", "words"),
+    [
+        (1, [0], ""),
+        (2, [0], "Channel 1 of 2."),
+        (3, [0, 1, 2], ""),
+        (13, [0, 1, 2], "Channels 1 to 3 of 13."),
+    ],
+)
+def test_of_many_channels_the_first_ones_are_shown_between_two_deviations(channels, shown, words):
+    image = torch.arange(channels).sub(1).reshape(1, -1, 1, 1).expand(-1, -1, 4, 4).float()
+    figure = figure_of(
+        Pictures(image, image, image), mean=(9.0,) * channels, std=(5.0,) * channels, stored=True
+    )
+    assert figure.get_supxlabel().split()[: len(words.split())] == words.split()
+    assert SHADES.split() == figure.get_supxlabel().split()[-len(SHADES.split()) :]
+    values = np.asarray(figure.axes[0].images[0].get_array())[0, 0]
+    np.testing.assert_allclose(values.reshape(-1), [(i - 1) / 4 + 0.5 for i in shown])
 
 
 def test_channels_stay_apart(make_tiny):

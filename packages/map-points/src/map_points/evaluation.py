@@ -71,7 +71,7 @@ def voted_logits(
 
     if config.protocol == "no_vote":
         return votes(samples, 0, title)
-    augmented = replace(samples.config, augmentation="scale_translate")
+    augmented = replace(samples.config, augmentation="scale_translate", channel_dropout=0.0)
     voting = CloudSamples(samples.clouds, augmented, training=True)
 
     def one_round(number: int) -> Logits:

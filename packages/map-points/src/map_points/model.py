@@ -95,6 +95,7 @@ class HybridNet3D(nn.Module):
         num_classes: Classes; 0 for features.
         embed_dim: Width.
         patch_hidden_dim: Width inside the patch embedding, where most of a small model's work is.
+        in_chans: Values of a point: 3 coordinates, and one for each further channel.
         layout: Layers, see :func:`map_core.expand_layout`: M Mamba3D's, T Transformer, S a scan and nothing else.
         num_heads, mlp_ratio: Of the Transformer blocks; ratio 0 is attention only.
         neighbors: Of the local norm.
@@ -116,6 +117,7 @@ class HybridNet3D(nn.Module):
         *,
         embed_dim: int = 384,
         patch_hidden_dim: int = 256,
+        in_chans: int = 3,
         layout: str = "(MMMT)x4",
         num_heads: int = 6,
         mlp_ratio: float = 0.0,
@@ -137,7 +139,7 @@ class HybridNet3D(nn.Module):
         self.num_classes, self.embed_dim, self.scan = num_classes, embed_dim, scan
         self.order, self.second_order = order, second_order
         self.num_patches, self.patch_size = num_patches, patch_size
-        self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim)
+        self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim, in_chans)
         orders = 1 if second_order is None else 2
         self.order_scale = nn.ModuleList(
             OrderScale(embed_dim) for _ in range(orders if its.order_scale else 0)
@@ -178,10 +180,10 @@ class HybridNet3D(nn.Module):
             )
         self.apply(init_weights)
 
-    def forward(self, points: Float[Tensor, "b n 3"]) -> Float[Tensor, "b c"]:
+    def forward(self, points: Float[Tensor, "b n c"]) -> Float[Tensor, "b classes"]:
         return self.forward_head(self.forward_features(points))
 
-    def forward_features(self, points: Float[Tensor, "b n 3"]) -> Float[Tensor, "b l d"]:
+    def forward_features(self, points: Float[Tensor, "b n c"]) -> Float[Tensor, "b l d"]:
         """The class token, where there is one, then the patches in scan order, after the final norm."""
         features = self.encoder.normalize(self.encoder.last_layer(self.tokenize(points)))
         patches = features.patches.embedding
@@ -195,7 +197,7 @@ class HybridNet3D(nn.Module):
             pooled = torch.cat([x[:, 0], pooled], dim=-1)
         return pooled if pre_logits else self.head(pooled)
 
-    def tokenize(self, inputs: Float[Tensor, "b n 3"], *, targets: bool = False) -> Tokens:
+    def tokenize(self, inputs: Float[Tensor, "b n c"], *, targets: bool = False) -> Tokens:
         """Tokens of clouds in scan order, with the points of their patches as targets if asked for.
 
         Raises:

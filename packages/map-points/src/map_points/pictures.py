@@ -36,7 +36,7 @@ class CloudViews:
 
 def reconstruct(
     objective: ReconstructingObjective,
-    points: Float[Tensor, "b n 3"],
+    points: Float[Tensor, "b n c"],
     *,
     ratio: float | None = None,
     seed: int = 0,
@@ -51,7 +51,7 @@ def reconstruct(
 
     predicted = result.prediction.to(points.dtype).unflatten(-1, (-1, 3))
     return CloudViews(
-        cloud=points,
+        cloud=points[..., :3],
         visible=placed(gather_tokens(tokens.target, mask.keep), mask.keep),
         predicted=placed(predicted, result.index),
     )
@@ -59,7 +59,7 @@ def reconstruct(
 
 def draw_reconstructions(
     objective: ReconstructingObjective,
-    points: Float[Tensor, "b n 3"],
+    points: Float[Tensor, "b n c"],
     path: Path,
     *,
     up_axis: Axis = "z",

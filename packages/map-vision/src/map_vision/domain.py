@@ -77,7 +77,11 @@ def data_defaults(
     values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
 ) -> dict[str, Any]:
     """Settings of a run's data for later commands: pixels are normalised as in training, whatever the images."""
-    pixels = {key: description[key] for key in ("mean", "std") if key in description}
+    pixels = {key: description[key] for key in ("mean", "std", "pixels") if key in description}
+    if "data.statistics" in given:
+        pixels = {}  # as they say
+    elif pixels:
+        values = {key: value for key, value in values.items() if key != "statistics"}  # which said the same
     if "data.root" in given and values.get("source") == "digits":
         values = values | {"source": "auto"}  # the digits have no folder
     if "data.holdout" in given and "data.eval_split" not in given:
@@ -102,7 +106,8 @@ def draw_picture(
     channels = inputs.shape[1]  # images of a user's data set are shown as they are
     mean = tuple(data.preprocessing.get("mean", (0.0,) * channels))
     std = tuple(data.preprocessing.get("std", (1.0,) * channels))
-    draw_reconstructions(objective, inputs, path, mean=mean, std=std, ratio=ratio, seed=seed)
+    stored = data.preprocessing.get("pixels") == "stored"
+    draw_reconstructions(objective, inputs, path, mean=mean, std=std, stored=stored, ratio=ratio, seed=seed)
 
 
 def describe_models() -> list[str]:

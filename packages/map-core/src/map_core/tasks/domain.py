@@ -105,7 +105,8 @@ def is_label(value: Any) -> bool:
     return isinstance(value, Integral)
 
 
-WHERE_AND_HOW = ("root", "cache", "on_error")  # data that move or are read otherwise are the same data
+# data that move or are read otherwise are the same data; what statistics say is in the preprocessing
+WHERE_AND_HOW = ("root", "cache", "on_error", "statistics")
 
 
 def data_settings(config: Any, preprocessing: Mapping[str, Any], **more: Any) -> dict[str, Any]:
