@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from map_core.errors import UserError
 from map_core.objective import Objective
 from map_core.runs.summary import to_plain
-from map_core.tasks.evaluation import Collate, EvaluationConfig, choose_device, collect
+from map_core.tasks.evaluation import Collate, EvaluationConfig, Gather, choose_device, collect
 from map_core.tasks.trained_models import Models
 from map_core.training.task import MapStyleDataset, refuse_other_data_sets
 
@@ -168,12 +168,18 @@ Logits = tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]
 
 
 def plain_logits(
-    model: nn.Module, samples: Samples, config: EvaluationConfig, *, collate: Collate, title: str
+    model: nn.Module,
+    samples: Samples,
+    config: EvaluationConfig,
+    *,
+    collate: Collate,
+    title: str,
+    gather: Gather = collect,
 ) -> Logits:
-    """Logits and labels of all samples, in order."""
+    """Logits and labels of all samples, in order, as ``gather`` collects them."""
     device = choose_device(config.device)
     model = model.to(device).eval()
-    return collect(model, samples, config, device, collate=collate, title=title)
+    return gather(model, samples, config, device, collate=collate, title=title)
 
 
 @dataclass(frozen=True, eq=False)
