@@ -61,7 +61,9 @@ def voted_logits(
     title: str,
     gather: Gather = collect,
 ) -> Logits:
-    """Logits and labels, as ``gather`` collects them, under the configured protocol: plain, of one round of votes, or of the best round.
+    """Logits and labels under the configured protocol: plain, of one round of votes, or of the best round.
+
+    ``gather`` collects those of each pass.
 
     Raises:
         UserError: the best round is asked for where there are no labels to choose it by.

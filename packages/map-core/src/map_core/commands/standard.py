@@ -22,6 +22,7 @@ from map_core.runs.run_directory import require_run_directory
 from map_core.runs.summary import write_summary
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain, OpenedData, Samples
+from map_core.tasks.embedding_page import page_file, write_page
 from map_core.tasks.evaluation import (
     ROWS,
     Stopwatch,
@@ -132,6 +133,9 @@ def configs(domain: Domain) -> Configs:
             data=data_of_run,
             evaluation=evaluation,
             neighbors=Option(int, "Neighbours of the kNN score, where there are labels and two splits.", 20),
+            report=Option(
+                bool, "Also write an HTML page beside out: a map of a sample and nearest neighbours.", False
+            ),
             out=Option(str, "NPZ to write: features, labels and names of each split.", "features.npz"),
         ),
         reconstruct=config_class(
@@ -330,6 +334,10 @@ def features(domain: Domain, config: Any) -> None:
     config.evaluation.validate()
     files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
     require_file(out)
+    if config.report:
+        require_file(page_file(out))
+        if page_file(out) == out:
+            raise UserError(f"{out} is where the page goes; give --out another name, such as x.npz")
     if files is None:
         require_file(score_file(out))
         if score_file(out) == out:
@@ -345,19 +353,41 @@ def features(domain: Domain, config: Any) -> None:
             if is_main_process():
                 with parts.finishing():
                     save_arrays(out, {"features": values, "names": np.array(samples.names)})
+                    if config.report:
+                        unlabelled = SplitFeatures(
+                            values, np.zeros(len(values), dtype=np.int64), samples.names
+                        )
+                        report(domain, config, out, unlabelled, samples, ())
         return
     data = domain.open_data(config.data, described, "features", read_description(config.init))
-    measured = {}
+    measured, opened = {}, {}
     with results_in_parts(out, config) as parts:
         for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
             if isinstance(samples_or_none, Samples):
                 title = f"features of {split}"
                 values, labels = extract(samples=samples_or_none, title=title, gather=parts.of(split))
                 measured[split] = SplitFeatures(values, labels, samples_or_none.names)
+                opened[split] = samples_or_none
         if is_main_process():
             told = {"neighbors": config.neighbors, "evaluated_on": data.evaluated_on}
             with parts.finishing():
                 write_features(out, measured, data.classes, **told)
+                if config.report:
+                    split = "train" if "train" in measured else "test"
+                    report(domain, config, out, measured[split], opened[split], data.classes)
+
+
+def report(
+    domain: Domain, config: Any, out: Path, split: SplitFeatures, samples: Samples, classes: Sequence[str]
+) -> None:
+    """Write the page of features beside them."""
+    prepared = read_description(config.init)
+
+    def picture(index: int) -> np.ndarray:
+        return domain.thumbnail(samples, index, prepared)
+
+    title = f"Features of {config.init}"
+    write_page(page_file(out), title, split, classes, picture, sample=domain.sample)
 
 
 def reconstruct(domain: Domain, config: Any) -> None:

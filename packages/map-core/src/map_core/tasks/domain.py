@@ -6,7 +6,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+import numpy as np
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -154,6 +155,7 @@ class DrawPicture(Protocol):
     ) -> None: ...
 
 
+Thumbnail = Callable[[Samples, int, Mapping[str, Any]], UInt8[np.ndarray, "h w 3"]]
 DataDefaults = Callable[[dict[str, Any], dict[str, Any], Mapping[str, str]], dict[str, Any]]
 
 
@@ -202,6 +204,7 @@ class Domain:
             that they hold.
         build_objective: Puts a backbone under the objective that a section describes; both stay shared.
         draw_picture: Of a pretraining run.
+        thumbnail: Of samples, an index and what a model's description says of their preparation: a small picture.
         example: A batch of one sample as a model section wants it, to count operations on.
         outputs: Classes of the classifiers whose sizes ``info`` prints.
         collate: Makes a batch of samples.
@@ -221,6 +224,7 @@ class Domain:
     open_files: OpenFiles
     build_objective: Callable[[nn.Module, Any], Objective]
     draw_picture: DrawPicture
+    thumbnail: Thumbnail
     example: Callable[[Any], Tensor]
     outputs: int
     data_defaults: DataDefaults = unchanged

@@ -107,8 +107,7 @@ class ResultsInParts:
             title=title,
         )
         for part in mine:
-            values, labels = next_rows(results, len(parts[part]))
-            write_part(folder, part, values, labels)
+            write_part(folder, part, *next_rows(results, len(parts[part])))
         self.peers.meet()
         shape = self.peers.agree(partial(merge, folder, len(parts)))
         if self.peers.rank:
