@@ -9,7 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from toy_domain import DOMAIN
 
+from map_core.commands.listing import standard_commands
+from map_core.commands.program import main
 from map_core.tasks.embedding_page import (
     NEIGHBORS,
     POINT_PIXELS,
@@ -202,3 +205,36 @@ def test_without_classes_nothing_is_said_of_them(tmp_path):
     assert points["classes"] == []
     assert "kNN agreement" not in text
     assert {attributes["class"] for attributes in page.all("td")} == {"query", "same"}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "pretrain"
+    training = ("epochs=1", "batch_size=8", "warmup_epochs=0", "workers=0", "device=cpu", "tensorboard=false")
+    assert run("pretrain", *(f"--training.{setting}" for setting in training), "--out", out) == 0
+    return out
+
+
+def run(*arguments):
+    commands = standard_commands(DOMAIN, sample="toy")
+    return main("map-toy", commands, DOMAIN.recipes, [str(part) for part in arguments])
+
+
+@pytest.mark.parametrize(("files", "count"), [((), 24), (("--toys", "4", "5", "6"), 3)])
+def test_the_command_writes_the_page_beside_the_features(tmp_path, encoder, capsys, files, count):
+    """Of the training split, or of the files."""
+    out = tmp_path / "f.npz"
+    running = ("--evaluation.workers=0", "--evaluation.device=cpu", "--report")
+    assert run("features", "--init", encoder, "--out", out, *running, *files) == 0
+    points = json.loads(Page((tmp_path / "f.html").read_text()).scripts[0])
+    written = np.load(out)
+    features = written["features" if files else "train_features"]
+    assert points["names"] == written["names" if files else "train_names"].tolist()
+    assert np.allclose(points["places"], principal_plane(features)[0], atol=1e-4)
+    assert points["classes"] == ([] if files else ["low", "middle", "high"])
+    assert f"map and neighbours of {count} toys -> {tmp_path}/f.html" in capsys.readouterr().out
+
+
+def test_features_where_the_page_goes_are_refused_before_the_work(tmp_path, encoder, capsys):
+    assert run("features", "--init", encoder, "--out", tmp_path / "f.html", "--report") == 2
+    assert "f.html is where the page goes; give --out another name, such as x.npz" in capsys.readouterr().err
