@@ -53,7 +53,7 @@ def test_a_package_waits_for_nothing(package):
 
 @pytest.mark.parametrize("package", ["map_core", "map_vision", "map_points"])
 def test_public_names_are_there_and_load_no_optional_package(package):
-    optional = {"mamba_ssm", "causal_conv1d", "sklearn", "mmcv", "mmengine", "trimesh"}
+    optional = {"mamba_ssm", "causal_conv1d", "sklearn", "mmcv", "mmengine", "trimesh", "tifffile", "laspy"}
     optional |= set() if package == "map_points" else {"h5py"}
     printed = warm.run(
         "-c",

@@ -20,6 +20,7 @@ from map_vision.pictures import (
     draw_reconstructions,
     figure_of,
     reconstruct,
+    unnormalized,
 )
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
 
@@ -195,3 +196,14 @@ def test_picture_shows_original_masked_and_reconstruction_in_their_colours(make_
         assert columns_with([min(1, m + s) for m, s in zip(MEAN, STD, strict=True)], row) == [2]
     other = colours.flip(0).tolist()
     assert columns_with(other[0], slice(0, middle)) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_small_picture_shows_the_pixels_before_normalisation(channels):
+    """The first channel in grey, where there are not three."""
+    pixels = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
+    mean, std = [0.3 + 0.1 * i for i in range(channels)], [0.2 + 0.05 * i for i in range(channels)]
+    image = (pixels / 255 - torch.tensor(mean).reshape(-1, 1, 1)) / torch.tensor(std).reshape(-1, 1, 1)
+    shown = pixels if channels == 3 else pixels[:1].expand(3, -1, -1)
+    picture = unnormalized(image, {"mean": mean, "std": std})
+    assert picture.tolist() == shown.permute(1, 2, 0).tolist()

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.classification import ClassificationConfig
-from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, input_of
 from map_points.data import (
     CloudSamples,
     PointDataConfig,
@@ -26,7 +28,7 @@ from map_points.evaluation import EvaluationConfig, voted_logits
 from map_points.factory import MODELS, PointModelConfig
 from map_points.model import MODEL_NAMES, create_point_model
 from map_points.patches.accelerators import describe_backends
-from map_points.pictures import draw_reconstructions
+from map_points.pictures import draw_cloud, draw_reconstructions
 from map_points.pretraining import OBJECTIVES, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
 from map_points.segmentation.task import PART_SEGMENTER, described_segmenter
@@ -102,6 +104,12 @@ def open_files(
     return CloudSamples(found, config, training=False)
 
 
+def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """A cloud as the model sees it."""
+    up_axis = samples.up_axis if isinstance(samples, CloudSamples) else "z"
+    return draw_cloud(input_of(samples[index]), up_axis=up_axis)
+
+
 def draw_picture(
     objective: Objective,
     inputs: Tensor,
@@ -141,6 +149,7 @@ DOMAIN = Domain(
     open_files=open_files,
     build_objective=build_objective,
     draw_picture=draw_picture,
+    thumbnail=thumbnail,
     example=lambda config: torch.randn(
         1, 1024, config.in_chans or 3, generator=torch.Generator().manual_seed(0)
     ),

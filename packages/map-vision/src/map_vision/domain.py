@@ -5,18 +5,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
-from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped, input_of
 from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
 from map_vision.factory import MODELS, ModelConfig, input_size
 from map_vision.finetuning import ClassificationConfig
-from map_vision.pictures import draw_reconstructions
+from map_vision.pictures import draw_reconstructions, unnormalized
 from map_vision.pretraining import OBJECTIVES, build_objective
 from map_vision.registry import MODEL_NAMES
 
@@ -110,6 +112,11 @@ def draw_picture(
     draw_reconstructions(objective, inputs, path, mean=mean, std=std, stored=stored, ratio=ratio, seed=seed)
 
 
+def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as the model sees it."""
+    return unnormalized(input_of(samples[index]), prepared)
+
+
 def describe_models() -> list[str]:
     """Lines of ``map-vision info``: every model and its size."""
     lines = ["models (parameters at 1000 classes)"]
@@ -132,6 +139,7 @@ DOMAIN = Domain(
     open_files=open_files,
     build_objective=build_objective,
     draw_picture=draw_picture,
+    thumbnail=thumbnail,
     example=lambda config: torch.zeros(1, *input_size(config)),
     outputs=1000,
     data_defaults=data_defaults,

@@ -1,11 +1,14 @@
 """Pictures of what a pretrained model reconstructs, which say what of the truth they use."""
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -149,3 +152,14 @@ def figure_of(
             axes[row, column].imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row, column].axis("off")
     return figure
+
+
+def unnormalized(image: Float[Tensor, "c h w"], prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as it was before its pixels were normalised; the first channel is grey where there are not three."""
+    mean, std = (
+        torch.tensor(prepared.get(key, default)).reshape(-1, 1, 1)
+        for key, default in (("mean", 0.0), ("std", 1.0))
+    )
+    pixels = (image * std + mean).clamp(0, 1)
+    pixels = pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)
+    return (255 * pixels).round().byte().permute(1, 2, 0).numpy()
