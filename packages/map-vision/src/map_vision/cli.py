@@ -1,7 +1,13 @@
 """The command line: ``map-vision COMMAND --config RECIPE --section.key value ...``."""
 
 import map_core.commands.program
-from map_core.commands.listing import convert_command, standard_commands, study_commands, tables_command
+from map_core.commands.listing import (
+    convert_command,
+    sharing_commands,
+    standard_commands,
+    study_commands,
+    tables_command,
+)
 
 DOMAIN = "map_vision.domain:DOMAIN"
 COMMANDS = [
@@ -9,6 +15,7 @@ COMMANDS = [
     convert_command(DOMAIN),
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
+    *sharing_commands(DOMAIN),
 ]
 
 

@@ -14,11 +14,12 @@ from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped
 from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
-from map_vision.factory import MODELS, ModelConfig, input_size
+from map_vision.factory import MODELS, ModelConfig, input_size, without_registers
 from map_vision.finetuning import ClassificationConfig
 from map_vision.pictures import draw_reconstructions
+from map_vision.pretrained import described_cfg
 from map_vision.pretraining import OBJECTIVES, build_objective
-from map_vision.registry import MODEL_NAMES
+from map_vision.registry import MODEL_NAMES, default_cfgs
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -105,12 +106,38 @@ def draw_picture(
     draw_reconstructions(objective, inputs, path, mean=mean, std=std, ratio=ratio, seed=seed)
 
 
+def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` from which timm makes a described model and prepares its images."""
+    form = config if description.get("classes") else without_registers(config)
+    arguments = {key: value for key, value in form.arguments().items() if key != "keep_registers"}
+    base, size = default_cfgs[config.name].default, input_size(config)
+    said = described_cfg(description, max(size[1:]))
+    return {
+        "architecture": config.name,
+        "num_classes": said["num_classes"],
+        "model_args": arguments,
+        **({"label_names": said.pop("label_names")} if "label_names" in said else {}),
+        "pretrained_cfg": {
+            "input_size": size,
+            "fixed_input_size": False,
+            "pool_size": None,
+            "crop_pct": base.crop_pct,
+            "interpolation": base.interpolation,
+            "mean": base.mean,
+            "std": base.std,
+            "first_conv": base.first_conv,
+            "classifier": base.classifier,
+            **said,
+        },
+    }
+
+
 def describe_models() -> list[str]:
     """Lines of ``map-vision info``: every model and its size."""
     lines = ["models (parameters at 1000 classes)"]
     for name in MODEL_NAMES:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = timm.create_model(name, num_classes=1000)
         lines.append(f"  {name:30} {sum(p.numel() for p in model.parameters()):>12,}")
     return lines
 
@@ -131,4 +158,5 @@ DOMAIN = Domain(
     outputs=1000,
     data_defaults=data_defaults,
     info=describe_models,
+    timm_config=timm_config,
 )
