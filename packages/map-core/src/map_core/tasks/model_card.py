@@ -151,11 +151,14 @@ def front_matter(
     task = f"{domain.sample}-{'classification' if classes else 'feature-extraction'}"
     accuracy, results = summary.get("test_accuracy"), None
     if accuracy is not None and terms.datasets:
-        data = {"dataset_type": terms.datasets[0], "dataset_name": terms.datasets[0]}
-        named = f"accuracy in %, {summary.get('evaluated_on')}"
         results = [
             EvalResult(
-                task_type=task, metric_type="accuracy", metric_value=accuracy, metric_name=named, **data
+                task_type=task,
+                dataset_type=terms.datasets[0],
+                dataset_name=terms.datasets[0],
+                metric_type="accuracy",
+                metric_value=accuracy,
+                metric_name=f"accuracy in %, {summary.get('evaluated_on')}",
             )
         ]
     metadata = ModelCardData(
