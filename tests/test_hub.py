@@ -24,7 +24,8 @@ TOKEN = "hf_onlyForThisTest0123456789"
 REPO, POINT_REPO = "someone/nano", "someone/points"
 MODEL = {"embed_dim": 32, "layout": "MT", "num_heads": 4}
 CLASSES = ["cat", "dog", "owl"]
-STATUSES = (401, 403, 404, 500)
+STATUSES = (401, 403, 404, 500)  # up
+ALSO = (401, 403, 404, 501)  # down, where the client asks again for half a minute after 500
 
 
 def python(code, home, endpoint, **environment):
@@ -150,7 +151,9 @@ def test_the_token_is_in_no_file(shared):
 @pytest.fixture(scope="module")
 def refusals(shared, tmp_path_factory):
     """What is said of each status, uploading and downloading, and of a Hub that is not there."""
-    home = tmp_path_factory.mktemp("home")
+    home, bare = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("bare")
+    for name in ("model.safetensors", "model.json", "README.md"):
+        (bare / name).write_text("no front matter")
     code = f"""
 import json, map_vision
 said = {{}}
@@ -162,16 +165,17 @@ def tell(key, act):
         said[key] = str(error)
 for status in {STATUSES}:
     tell(f"up {{status}}", lambda: map_vision.push_to_hub({str(shared[0] / "card")!r}, f"{REFUSING}/{{status}}"))
+for status in {ALSO}:
     tell(f"down {{status}}", lambda: map_vision.from_pretrained(f"{REFUSING}/{{status}}"))
 tell("anonymous", lambda: map_vision.push_to_hub({str(shared[0] / "card")!r}, "someone/new", token=False))
+tell("no metadata", lambda: map_vision.push_to_hub({str(bare)!r}, "someone/bare"))
 tell("absent", lambda: map_vision.from_pretrained("someone/absent"))
 print(json.dumps(said))
 """
     with stand_in(TOKEN) as hub:
         said = json.loads(python(code, home, hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1])
-        endpoint = hub.endpoint
     code = 'import map_vision\ntry: map_vision.from_pretrained("someone/new")\nexcept ValueError as error: print(error)'
-    return said | {"away": python(code, home, endpoint).strip()}
+    return said | {"away": python(code, home, hub.endpoint, HF_HUB_OFFLINE="1").strip()}
 
 
 @pytest.mark.parametrize(
@@ -184,8 +188,12 @@ print(json.dumps(said))
         ("down 401", "refuses/401 was not loaded: the Hub answers 401: it asks who you are: log in"),
         ("down 403", "refuses/403 was not loaded: the Hub answers 403: it refuses this token"),
         ("down 404", "refuses/404 was not loaded: the Hub answers 404: it has no such repository"),
-        ("down 500", "refuses/500 was not loaded: the Hub answers 500: try again later"),
+        ("down 501", "refuses/501 was not loaded: the Hub answers 501: try again later"),
         ("anonymous", "someone/new was not uploaded: the Hub answers 401: it asks who you are"),
+        (
+            "no metadata",
+            "someone/bare was not uploaded: the Hub answers 400: it does not take the front matter",
+        ),
         ("absent", "someone/absent was not loaded: the Hub answers 404: it has no such repository"),
         ("away", "someone/new was not loaded: the Hub cannot be reached, nor is it in the cache"),
     ],
@@ -214,3 +222,29 @@ def test_a_folder_is_read_without_a_hub(shared):
     root, _, image, *_ = shared
     loaded = from_pretrained(IMAGES.models, root / "card")
     assert all(torch.equal(value, image.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+PASTED = """
+import re, shlex, sys
+from map_core.commands.program import main
+from map_vision.cli import COMMANDS
+names = {}
+for language, code in re.findall(r"^```(python|sh)\\n(.*?)^```", open(sys.argv[1]).read(), re.DOTALL | re.MULTILINE):
+    if language == "python":
+        exec(code, names)
+    else:
+        program, *arguments = shlex.split(code)
+        assert main(program, COMMANDS, "map_vision.recipes", arguments) == 0, code
+print(names["url"], names["small"].num_classes)
+"""
+
+
+def test_the_page_on_sharing_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "sharing.md"
+    with stand_in(TOKEN) as hub:
+        code = PASTED.replace("sys.argv[1]", repr(str(page)))
+        said = python(code, tmp_path / "home", hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1]
+        assert said == f"{hub.endpoint}/USER/NAME/commit/{hub.files('USER/NAME', 'main')[0]} 3"
+        assert len(hub.repositories["USER/NAME"]) == 2
+        assert hub.private == {"USER/NAME"}

@@ -18,6 +18,7 @@ PREFIX = "hf-hub:"  # as timm has it
 DESCRIPTION = Path(MODEL_FILE).with_suffix(".json").name
 SHARED = (MODEL_FILE, DESCRIPTION, TIMM_CONFIG, CARD)  # of a folder, all that is ever uploaded
 CURES = {
+    400: f"it does not take the front matter of {CARD}: write the folder with the command card",
     401: "it asks who you are: log in with `hf auth login` or set HF_TOKEN, and check the name",
     403: "it refuses this token, which may not do that: take one that may write there",
     404: "it has no such repository or revision that you may see: check the name, or log in if it is private",
