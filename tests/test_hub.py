@@ -61,6 +61,11 @@ READ = f"""
 import json, sys, timm, torch, map_vision, map_points
 torch.manual_seed(0)
 x, clouds = torch.randn(2, 3, 32, 32), torch.randn(2, 128, 3)
+def refusal(act):
+    try:
+        act()
+    except ValueError as error:
+        return str(error)
 with torch.no_grad():
     torch.save({{
         "ours": map_vision.from_pretrained("{REPO}")(x),
@@ -69,6 +74,7 @@ with torch.no_grad():
         "timm, another head": timm.create_model("hf-hub:{REPO}", pretrained=True, num_classes=5)
             .eval().forward_features(x),
         "clouds": map_points.from_pretrained("{POINT_REPO}")(clouds),
+        "another order": refusal(lambda: timm.create_model("hf-hub:{REPO}", pretrained=True, order="column")),
         "cfg": timm.create_model("hf-hub:{REPO}").pretrained_cfg,
         "classes": map_vision.from_pretrained("{REPO}").classes,
     }}, sys.argv[1])
@@ -139,6 +145,7 @@ def test_timm_is_told_how_images_are_prepared_and_what_the_outputs_mean(shared):
     assert (cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 1.0)
     assert (cfg["input_size"], cfg["num_classes"], cfg["label_names"]) == ([3, 32, 32], 3, CLASSES)
     assert read["classes"] == tuple(CLASSES)
+    assert "were trained with order='row'; with 'column' they would fit" in read["another order"]
 
 
 def test_the_token_is_in_no_file(shared):

@@ -25,7 +25,15 @@ MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 INPUTS = (
     "import torch; torch.manual_seed(0); x = torch.randn(2, 3, 32, 32); clouds = torch.randn(2, 128, 3)\n"
 )
-IMPORTS = "import timm, map_vision; from map_points import create_point_model\n"
+IMPORTS = """
+import timm, map_vision
+from map_points import create_point_model
+def said(create):
+    try:
+        create()
+    except ValueError as error:
+        return str(error)
+"""
 CREATE = f"timm.create_model({IMAGE_MODEL!r}, pretrained=True"
 
 
@@ -92,6 +100,8 @@ READ = {
     "another head for clouds": f"create_point_model({POINT_MODEL!r}, 4, pretrained=True).eval()(clouds).shape",
     "listed": f"{IMAGE_MODEL!r} in timm.list_models(pretrained=True)",
     "cfg": f"{CREATE}).pretrained_cfg",
+    "another order": f"said(lambda: {CREATE}, order='column'))",
+    "the same order": f"{CREATE}, order='row').order",
 }
 EXPECTED = {
     "images": lambda image, point: image(inputs()[0]),
@@ -134,6 +144,11 @@ def test_timm_is_told_of_them(read):
     assert Path(cfg["file"]).parts[-3:] == ("weights", IMAGE_MODEL, "model.safetensors")
 
 
+def test_weights_are_not_made_to_mean_something_else(read):
+    assert "were trained with order='row'; with 'column' they would fit" in read["another order"]
+    assert read["the same order"] == "row"
+
+
 def test_a_broken_description_is_told_and_timm_still_imports(clone, tmp_path):
     places = copy_of_packages(tmp_path, "packages/{}/src")
     folder = tmp_path / "weights" / IMAGE_MODEL
@@ -149,10 +164,7 @@ def test_an_installation_says_where_they_come_from(tmp_path):
         places,
         f"""
 for create in (lambda: {CREATE}), lambda: create_point_model({POINT_MODEL!r}, pretrained=True)):
-    try:
-        create()
-    except ValueError as error:
-        print(error)
+    print(said(create))
 print(timm.list_models(pretrained=True, filter="hybridnet*"))
 """,
     )

@@ -74,3 +74,27 @@ def require_source(name: str, settings: Mapping[str, Any]) -> None:
         from map_core.tasks.weights import read_description
 
         read_description(said["file"])
+
+
+def refuse_other_meaning(name: str, settings: Mapping[str, Any]) -> None:
+    """Check that a model made with pretrained weights computes what they were trained for, where that is known.
+
+    Args:
+        name: Of the model.
+        settings: Arguments of timm's ``create_model``; those that a ``config.json`` says are among them twice.
+
+    Raises:
+        UserError: one that no shape shows differs.
+    """
+    from map_vision.factory import UNSEEN, ModelConfig, resolved
+
+    of_source = settings.get("pretrained_model_args")
+    if of_source is None and (settings.get("pretrained_cfg") or settings.get("pretrained_cfg_overlay")):
+        return  # weights of the user's, made as the user says
+    trained = {**resolved(ModelConfig(name)), **(of_source or {})}
+    for key in UNSEEN:
+        if key in settings and settings[key] != trained.get(key):
+            raise UserError(
+                f"the pretrained weights of {name} were trained with {key}={trained.get(key)!r}; with "
+                f"{settings[key]!r} they would fit, but mean something else: leave it out, or train anew"
+            )

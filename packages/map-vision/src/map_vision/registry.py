@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from map_core.shipped import folder_of_weights
-from map_vision.pretrained import require_source, shipped_cfg
+from map_vision.pretrained import refuse_other_meaning, require_source, shipped_cfg
 
 # Sizes that fit the paper's parameter counts: 12M, 37M, 128M, 443M.
 HYBRID_SIZES: dict[str, dict[str, Any]] = {
@@ -206,6 +206,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
 
         if pretrained:
             require_source(name, kwargs)
+            refuse_other_meaning(name, kwargs)
         return build_model_with_cfg(
             model_class(name),
             name,
