@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -23,6 +24,7 @@ from hub_stand_in import REFUSING, stand_in
 TOKEN = "hf_onlyForThisTest0123456789"
 REPO, POINT_REPO = "someone/nano", "someone/points"
 MODEL = {"embed_dim": 32, "layout": "MT", "num_heads": 4}
+WHEN = ("online", "offline")
 CLASSES = ["cat", "dog", "owl"]
 STATUSES = (401, 403, 404, 500)  # up
 ALSO = (401, 403, 404, 501)  # down, where the client asks again for half a minute after 500
@@ -94,24 +96,20 @@ def shared(tmp_path_factory):
     prepared |= {"interpolation": "bilinear", "crop_pct": 0.9, "crop_pct_small": 1.0}
     write_folder(root / "card", IMAGES, image, "hybridnet_tiny_patch16_224", arguments, **prepared)
     write_folder(root / "points", POINTS, point, "hybridnet3d", sizes)
-    command = f"""
-import sys
+    push = f"""
+import sys, map_points
 from map_vision.cli import main
 sys.argv[1:] = ["push-to-hub", {str(root / "card")!r}, "--repo", {REPO!r}]
-status = main()
-import map_points
+assert main() == 0
 print(map_points.push_to_hub({str(root / "points")!r}, {POINT_REPO!r}, private=True))
-sys.exit(status)
 """
-    home = root / "home"
+    home, read = (
+        root / "home",
+        {name: READ.replace("sys.argv[1]", repr(str(root / f"{name}.pt"))) for name in WHEN},
+    )
     with stand_in(TOKEN) as hub:
-        said = python(command, home, hub.endpoint, HF_TOKEN=TOKEN)
-        for name in ("online", "offline"):
-            if name == "offline":
-                hub.shutdown()
-                hub.server_close()
-            out = str(root / f"{name}.pt")
-            python(READ.replace("sys.argv[1]", repr(out)), home, hub.endpoint, HF_TOKEN=TOKEN)
+        said = python(push + read["online"], home, hub.endpoint, HF_TOKEN=TOKEN)
+    python(read["offline"], home, hub.endpoint, HF_TOKEN=TOKEN)
     return root, hub, image, point, said
 
 
@@ -126,7 +124,7 @@ def test_all_of_a_card_and_nothing_else_is_uploaded(shared):
     assert f"{hub.endpoint}/{POINT_REPO}/commit/" in said
 
 
-@pytest.mark.parametrize("when", ["online", "offline"])
+@pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("how", ["ours", "by the prefix", "timm", "timm, another head", "clouds"])
 def test_what_comes_down_is_what_went_up(shared, when, how):
     root, _, image, point, _ = shared
@@ -180,9 +178,7 @@ tell("absent", lambda: map_vision.from_pretrained("someone/absent"))
 print(json.dumps(said))
 """
     with stand_in(TOKEN) as hub:
-        said = json.loads(python(code, home, hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1])
-    code = 'import map_vision\ntry: map_vision.from_pretrained("someone/new")\nexcept ValueError as error: print(error)'
-    return said | {"away": python(code, home, hub.endpoint, HF_HUB_OFFLINE="1").strip()}
+        return json.loads(python(code, home, hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -202,13 +198,22 @@ print(json.dumps(said))
             "someone/bare was not uploaded: the Hub answers 400: it does not take the front matter",
         ),
         ("absent", "someone/absent was not loaded: the Hub answers 404: it has no such repository"),
-        ("away", "someone/new was not loaded: the Hub cannot be reached, nor is it in the cache"),
     ],
 )
 def test_a_refusal_is_one_sentence(refusals, what, message):
     assert refusals[what].startswith(message)
     assert "\n" not in refusals[what]
     assert TOKEN not in refusals[what]
+
+
+def test_a_hub_that_is_away_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_OFFLINE", True
+    )  # as the variable, read at import, does
+    with pytest.raises(
+        UserError, match=r"^a/b was not loaded: the Hub cannot be reached, nor is it in the cache"
+    ):
+        from_pretrained(IMAGES.models, "a/b", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("absent", ["model.safetensors", "model.json", "README.md"])
