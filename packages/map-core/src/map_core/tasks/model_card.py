@@ -13,7 +13,7 @@ from map_core.errors import UserError
 from map_core.runs.files import replacing, save_json, save_text
 from map_core.tasks.domain import Domain
 from map_core.tasks.trained_models import ModelConfig, Models
-from map_core.tasks.weights import MODEL_FILE, read_description, read_weights, weights_file
+from map_core.tasks.weights import MODEL_FILE, read_description, weights_file
 
 CARD, TIMM_CONFIG = "README.md", "config.json"
 UNKNOWN = "not recorded"
@@ -64,7 +64,7 @@ def write_model_card(domain: Domain, run: Path, out: Path, stages: Sequence[Stag
         UserError: the run has no weights of an encoder or a classifier.
     """
     description = shared_description(domain, run)
-    state = read_weights(run)
+    parameters = sum(value.numel() for value in domain.models.load(run).parameters())  # buffers are none
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / MODEL_FILE) as partial:
         shutil.copyfile(weights_file(run), partial)
@@ -72,7 +72,6 @@ def write_model_card(domain: Domain, run: Path, out: Path, stages: Sequence[Stag
     if domain.timm_config is not None:
         config = domain.models.described(out)
         save_json(out / TIMM_CONFIG, domain.timm_config(config, description))
-    parameters = sum(value.numel() for value in state.values())
     save_text(out / CARD, card_text(domain, description, stages, terms, parameters=parameters))
     return out / CARD
 
