@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from map_core.tasks.hub import push_to_hub
     from map_core.tasks.pretraining import TrainedObjective
     from map_points.data import PointDataConfig
     from map_points.factory import PointModelConfig
@@ -27,10 +28,12 @@ __all__ = [
     "create_point_model",
     "features",
     "finetune",
+    "from_pretrained",
     "load",
     "load_objective",
     "predict",
     "pretrain",
+    "push_to_hub",
     "tokenize_clouds",
 ]
 _PLACES = {
@@ -42,6 +45,7 @@ _PLACES = {
     "build_objective": "map_points.pretraining",
     "tokenize_clouds": "map_points.tokenizer",
 }
+_PLACES["push_to_hub"] = "map_core.tasks.hub"
 _PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_points.python")
 
 
@@ -60,6 +64,16 @@ def load(run: str | Path) -> "nn.Module":
     from map_points.factory import MODELS
 
     return MODELS.load(run)
+
+
+def from_pretrained(
+    name: str | Path, *, cache_dir: str | Path | None = None, token: str | None = None
+) -> "nn.Module":
+    """A model of a folder or of the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
+    import map_core.tasks.hub
+    from map_points.factory import MODELS
+
+    return map_core.tasks.hub.from_pretrained(MODELS, name, cache_dir=cache_dir, token=token)
 
 
 def load_objective(run: str | Path) -> "TrainedObjective":

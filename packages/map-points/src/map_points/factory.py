@@ -22,7 +22,7 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
     """A point model, and what to change in it; what is not given stays as the name says.
 
     Args:
-        name: mamba3d, hybridnet3d, or as published: mamba3d_authors, point_mae, point_mamba.
+        name: mamba3d, hybridnet3d, hybridnet3d_nano, or as published: mamba3d_authors, point_mae, point_mamba.
         embed_dim: Width.
         patch_hidden_dim: Width inside the patch embedding (256).
         in_chans: Values of a point: 3, and one for each of data.channels.

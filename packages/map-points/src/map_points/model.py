@@ -1,6 +1,8 @@
 """Point models, as encoders for pretraining and as classifiers: of this project, and as others published them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba3d": {"layout": "Mx12"},
     # after every third Mamba block an attention-only T: one of two readings that fit the paper's 19.3M
     "hybridnet3d": {"layout": "(MMMT)x4"},
+    "hybridnet3d_nano": {
+        "layout": "MMMT",
+        "embed_dim": 128,
+        "patch_hidden_dim": 64,
+        "num_heads": 4,
+        "num_patches": 32,
+        "order": "hilbert",
+    },
     "mamba3d_authors": {
         "layout": "Mx12",
         "num_patches": 128,
@@ -280,15 +290,32 @@ def named_settings(name: str) -> dict[str, Any]:
     return dict(ARCHITECTURES[name])
 
 
-def create_point_model(name: str, num_classes: int = 40, **changes: Any) -> HybridNet3D:
+def create_point_model(
+    name: str, num_classes: int | None = None, *, pretrained: bool | str | Path = False, **changes: Any
+) -> HybridNet3D:
     """Create one of ``MODEL_NAMES``, with changes to its arguments and its :class:`Conventions`.
 
-    ``mamba3d`` and ``hybridnet3d`` are this project's; ``mamba3d_authors``, ``point_mae`` and ``point_mamba``
-    compute what was published under these names.
+    ``mamba3d`` and ``hybridnet3d`` are this project's, ``hybridnet3d_nano`` is the latter for one core;
+    ``mamba3d_authors``, ``point_mae`` and ``point_mamba`` compute what was published under these names.
+
+    Args:
+        name: Of the model.
+        num_classes: Classes, 0 for features; those of the weights when None, else 40.
+        pretrained: True loads the weights that the repository ships in ``weights/NAME``, a path those of a run or
+            weights file. The head starts anew where it has another number of classes.
+        changes: Arguments of :class:`HybridNet3D` and :class:`Conventions`.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name; weights that are not there, or that mean something else with these changes.
     """
+    if not pretrained:
+        return _create(name, 40 if num_classes is None else num_classes, changes)
+    from map_points.pretrained import load_pretrained  # builds on this module
+
+    return load_pretrained(name, num_classes, None if pretrained is True else pretrained, changes)
+
+
+def _create(name: str, num_classes: int, changes: Mapping[str, Any]) -> HybridNet3D:
     settings = {**named_settings(name), **changes}
     conventions = Conventions(**{key: settings.pop(key) for key in CONVENTIONS if key in settings})
     return HybridNet3D(num_classes, conventions=conventions, **settings)

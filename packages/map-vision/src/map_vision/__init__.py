@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     import map_vision.registry as registry
+    from map_core.tasks.hub import push_to_hub
     from map_core.tasks.pretraining import TrainedObjective
     from map_vision.data import DataConfig
     from map_vision.factory import ModelConfig
@@ -29,10 +30,12 @@ __all__ = [
     "build_objective",
     "features",
     "finetune",
+    "from_pretrained",
     "load",
     "load_objective",
     "predict",
     "pretrain",
+    "push_to_hub",
     "registry",
     "tokenize_images",
 ]
@@ -44,6 +47,7 @@ _PLACES = {
     "build_objective": "map_vision.pretraining",
     "tokenize_images": "map_vision.tokenizer",
 }
+_PLACES["push_to_hub"] = "map_core.tasks.hub"
 _PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_vision.python")
 
 
@@ -67,6 +71,16 @@ def load(run: str | Path) -> "nn.Module":
     from map_vision.factory import MODELS
 
     return MODELS.load(run)
+
+
+def from_pretrained(
+    name: str | Path, *, cache_dir: str | Path | None = None, token: str | None = None
+) -> "nn.Module":
+    """A model of a folder or of the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
+    import map_core.tasks.hub
+    from map_vision.factory import MODELS
+
+    return map_core.tasks.hub.from_pretrained(MODELS, name, cache_dir=cache_dir, token=token)
 
 
 def load_objective(run: str | Path) -> "TrainedObjective":

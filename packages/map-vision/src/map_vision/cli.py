@@ -2,7 +2,13 @@
 
 import map_core.commands.program
 from map_core.commands.command import Command
-from map_core.commands.listing import convert_command, standard_commands, study_commands, tables_command
+from map_core.commands.listing import (
+    convert_command,
+    sharing_commands,
+    standard_commands,
+    study_commands,
+    tables_command,
+)
 
 DOMAIN, HERE = "map_vision.domain:DOMAIN", "map_vision.commands"
 STATISTICS = Command(
@@ -18,6 +24,7 @@ COMMANDS = [
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
     STATISTICS,
+    *sharing_commands(DOMAIN),
 ]
 
 

@@ -16,11 +16,12 @@ from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped, input_of
 from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
-from map_vision.factory import MODELS, ModelConfig, input_size
+from map_vision.factory import MODELS, ModelConfig, input_size, without_registers
 from map_vision.finetuning import ClassificationConfig
 from map_vision.pictures import draw_reconstructions, unnormalized
+from map_vision.pretrained import described_cfg
 from map_vision.pretraining import OBJECTIVES, build_objective
-from map_vision.registry import MODEL_NAMES
+from map_vision.registry import MODEL_NAMES, default_cfgs
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -117,12 +118,38 @@ def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt
     return unnormalized(input_of(samples[index]), prepared)
 
 
+def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` from which timm makes a described model and prepares its images."""
+    form = config if description.get("classes") else without_registers(config)
+    arguments = {key: value for key, value in form.arguments().items() if key != "keep_registers"}
+    base, size = default_cfgs[config.name].default, input_size(config)
+    said = described_cfg(description, max(size[1:]))
+    return {
+        "architecture": config.name,
+        "num_classes": said["num_classes"],
+        "model_args": arguments,
+        **({"label_names": said.pop("label_names")} if "label_names" in said else {}),
+        "pretrained_cfg": {
+            "input_size": size,
+            "fixed_input_size": False,
+            "pool_size": None,
+            "crop_pct": base.crop_pct,
+            "interpolation": base.interpolation,
+            "mean": base.mean,
+            "std": base.std,
+            "first_conv": base.first_conv,
+            "classifier": base.classifier,
+            **said,
+        },
+    }
+
+
 def describe_models() -> list[str]:
     """Lines of ``map-vision info``: every model and its size."""
     lines = ["models (parameters at 1000 classes)"]
     for name in MODEL_NAMES:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = timm.create_model(name, num_classes=1000)
         lines.append(f"  {name:30} {sum(p.numel() for p in model.parameters()):>12,}")
     return lines
 
@@ -144,4 +171,5 @@ DOMAIN = Domain(
     outputs=1000,
     data_defaults=data_defaults,
     info=describe_models,
+    timm_config=timm_config,
 )

@@ -212,6 +212,8 @@ class Domain:
         logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
         protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
         info: Further lines of the command ``info``.
+        timm_config: Of a model section and its description: the ``config.json`` from which ``timm.create_model`` makes
+            the model; None for a domain whose models timm does not know.
     """
 
     program: str
@@ -237,6 +239,7 @@ class Domain:
     logits: Callable[..., Logits] = plain_logits
     protocol: Callable[[Any], str | None] = lambda config: None
     info: Callable[[], list[str]] = list
+    timm_config: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
 
     @property
     def objective(self) -> type:
