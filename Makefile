@@ -3,42 +3,54 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-SOURCES := packages tests benchmarks examples docs
+SOURCES := packages tests benchmarks examples docs conftest.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs dist fuzz soak bench clean
+.PHONY: help setup setup-core demo test lint format docs dist fuzz soak bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: constraints.txt packages/map-core/pyproject.toml packages/map-vision/pyproject.toml | $(BIN)/python
+METADATA = packages/VERSION $(foreach package,$(1),packages/map-$(package)/pyproject.toml packages/map-$(package)/setup.py)
+
+$(VENV)/demo.stamp: constraints.txt $(call METADATA,core vision) | $(BIN)/python
 	@echo "installing map-core and map-vision into $(VENV) (about 5 GB, a few minutes the first time)"
-	$(PIP) -e packages/map-core -e 'packages/map-vision[demo]'
+	$(PIP) -e packages/map-core -e 'packages/map-vision[demo,bands]'
+	@touch $@
+
+# everything but map-dense, whose mmcv takes long
+$(VENV)/core.stamp: $(VENV)/demo.stamp $(call METADATA,points) requirements-dev.txt
+	$(PIP) -e 'packages/map-points[demo,clouds]' -r requirements-dev.txt
 	@touch $@
 
 # no binary of mmcv fits Python 3.11; its build needs torch, so it comes after it and without an isolated environment
-$(VENV)/mmcv.stamp: $(VENV)/demo.stamp
+$(VENV)/mmcv.stamp: $(VENV)/core.stamp
 	@echo "installing OpenMMLab's mmcv: its operators are compiled once, 10 minutes or more on 2 cores (pip keeps the wheel)"
 	$(PIP) setuptools wheel ninja psutil
 	MMCV_WITH_OPS=1 $(PIP) --no-build-isolation onedl-mmcv
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/mmcv.stamp packages/map-points/pyproject.toml packages/map-dense/pyproject.toml requirements-dev.txt
-	$(PIP) -e 'packages/map-points[demo]' -e 'packages/map-dense[mmseg,mmdet]' -r requirements-dev.txt
+$(VENV)/test.stamp: $(VENV)/mmcv.stamp $(call METADATA,dense)
+	$(PIP) -e 'packages/map-dense[mmseg,mmdet]'
 	$(BIN)/python -c 'from map_dense.installation import check_operators; check_operators()'
 	@touch $@
 
 setup: $(VENV)/test.stamp ## install all four packages and the development tools into .venv
 
+setup-core: $(VENV)/core.stamp ## the same without map-dense, whose mmcv is the long compile
+
 demo: $(VENV)/demo.stamp ## with few labels, does pretraining pay? three seeds on real digits (about 5 minutes on 2 cores)
 	$(BIN)/map-vision study --study digits_labels --jobs 2 --out runs/demo
 
-test: $(VENV)/test.stamp ## run the test suite, a process a core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# some of core, vision, points, dense; without it all of them and the tests across packages
+PACKAGES ?=
+NEEDED := $(if $(filter-out core vision points,$(or $(PACKAGES),dense)),test,core)
+test: $(VENV)/$(NEEDED).stamp ## run the test suite, a process a core; PACKAGES="core vision points" needs no mmcv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PACKAGES:%=packages/map-%/tests)
 
 lint: $(VENV)/test.stamp ## check format, style, types, import contracts and spelling
 	$(BIN)/ruff format --check $(SOURCES)

@@ -3,6 +3,7 @@
     python benchmarks/pretrain_step.py                               # tiny, batch 8, float32: a pretraining step
     python benchmarks/pretrain_step.py --scan torch --conv torch     # without the native kernels
     python benchmarks/pretrain_step.py --profile                     # where the time goes
+    python benchmarks/pretrain_step.py --model map_mambavision_tiny  # a pyramid: hidden patches are painted over
     python benchmarks/pretrain_step.py --task finetune inference --model all --batch-size 128 \
         --precision bf16                                             # beside the paper's Table 8, on a GPU
 
@@ -26,19 +27,18 @@ from torch import Tensor, nn
 
 from map_core import Draw
 from map_core.blocks import MambaMixer
+from map_core.commands.tables import read_tables
 from map_core.ops import Linear
 from map_core.ops.scan.interface import REGISTRY
 from map_core.runs.summary import commit, device_name, peak_memory_bytes, versions
 from map_core.tasks.evaluation import autocast, choose_device
 from map_core.training.optimizer import default_parameter_groups
-from map_vision.factory import ModelConfig, create_backbone
+from map_vision.domain import DOMAIN
+from map_vision.factory import ModelConfig, create_backbone, input_size
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
-from map_vision.registry import ARCHITECTURES
+from map_vision.registry import MODEL_NAMES
 
-# Images/s and GB at batch 128 on an A100, from the paper's Table 8: of the classifier, which sees every token; whether
-# of training or of inference the paper does not say.
-PAPER = {"tiny": (910, 7.6), "small": (512, 14.6), "base": (244, 30.0), "large": (63, 78.3)}
-HYBRIDNETS = [name for name in ARCHITECTURES if name.startswith("hybridnet") and name.endswith("patch16_224")]
+HYBRIDNETS = [f"hybridnet_{size}_patch16_224" for size in ("tiny", "small", "base", "large")]
 
 
 def build(task: str, name: str, images: Tensor) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
@@ -90,17 +90,22 @@ def median_seconds(step: Callable[[], None], steps: int, device: torch.device) -
 
 
 def paper_row(task: str, model: str, batch_size: int) -> str:
-    size = model.split("_")[1]
-    if task == "pretrain" or batch_size != 128 or model not in HYBRIDNETS or size not in PAPER:
+    """Images/s and GB of the paper's Table 8: of the classifier, which sees every token.
+
+    Whether of training or of inference the paper does not say.
+    """
+    if task == "pretrain" or batch_size != 128 or model not in HYBRIDNETS:
         return ""
-    return "{}, {}".format(*PAPER[size])
+    (table,) = (table for table in read_tables(DOMAIN) if table.name == "8")
+    figures = {cell.row: cell.paper.split(", ") for cell in table.cells}
+    column = HYBRIDNETS.index(model)
+    return f"{figures['HybridNet-T to L, images/s'][column]}, {figures['HybridNet-T to L, GB'][column]}"
 
 
 def measure(arguments: argparse.Namespace, task: str, name: str) -> None:
     """Print the table row of one setting, and its profile if asked."""
     device = choose_device(arguments.device)
-    img_size = ARCHITECTURES[name][0]
-    images = torch.randn(arguments.batch_size, 3, img_size, img_size, device=device)
+    images = torch.randn(arguments.batch_size, *input_size(ModelConfig(name)), device=device)
     model, run = build(task, name, images)
     model.to(device)
     for module in model.modules():
@@ -137,7 +142,7 @@ def main() -> None:
         "--model",
         nargs="+",
         default=["hybridnet_tiny_patch16_224"],
-        choices=["all", *ARCHITECTURES],
+        choices=["all", *MODEL_NAMES],
         metavar="NAME",
         help="'all': HybridNet tiny to large",
     )

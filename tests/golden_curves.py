@@ -55,17 +55,17 @@ def plain_pytorch() -> Iterator[None]:
         Registry.choose = choose  # type: ignore[method-assign]
 
 
-def curve(name: str, folder: Path) -> Curve:
+def curve(name: str, folder: Path, steps: int = STEPS) -> Curve:
     """Run ``name`` for its first steps, in ``folder``."""
     with plain_pytorch():
-        return dense_curve() if name == "dense" else command_curve(name, folder)
+        return dense_curve() if name == "dense" else command_curve(name, folder, steps)
 
 
-def command_curve(recipe: str, folder: Path) -> Curve:
+def command_curve(recipe: str, folder: Path, steps: int) -> Curve:
     """The first steps of a packaged recipe, by its command."""
     program, command = RUNS[recipe]
     out = folder / recipe
-    arguments = [program, command, "--config", recipe, "--out", str(out), "--training.max_steps", str(STEPS)]
+    arguments = [program, command, "--config", recipe, "--out", str(out), "--training.max_steps", str(steps)]
     arguments += ["--training.log_steps", "1", "--training.tensorboard", "false"]
     arguments += ["--training.progress", "false"]
     before, sys.argv = sys.argv, arguments
@@ -74,8 +74,8 @@ def command_curve(recipe: str, folder: Path) -> Curve:
     finally:
         sys.argv = before
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
-    return Curve([line["loss"] for line in steps], [line["grad_norm"] for line in steps])
+    trained = [line for line in lines if line["kind"] == "train"]
+    return Curve([line["loss"] for line in trained], [line["grad_norm"] for line in trained])
 
 
 def dense_curve(steps: int = 3) -> Curve:

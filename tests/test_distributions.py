@@ -1,5 +1,6 @@
 """What is built for upload holds every file of its package."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+VERSION = (ROOT / "packages/VERSION").read_text().strip()
 
 
 def tracked(package: str, folder: str) -> set[str]:
@@ -26,10 +28,27 @@ def build(kind: str, package: str, out: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("package", ["map-vision", "map-points", "map-dense"])
-def test_a_wheel_holds_its_package(package: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("package", "base"), [("map-vision", "map-core"), ("map-points", "map-core"), ("map-dense", "map-vision")]
+)
+def test_a_wheel_holds_its_package_and_needs_its_base_of_the_same_version(
+    package: str, base: str, tmp_path: Path
+) -> None:
     with zipfile.ZipFile(build("wheel", package, tmp_path)) as archive:
-        assert tracked(package, "src") <= set(archive.namelist())
+        names = archive.namelist()
+        (metadata,) = (archive.read(name).decode() for name in names if name.endswith("/METADATA"))
+    assert tracked(package, "src") <= set(names)
+    assert f"\nVersion: {VERSION}\n" in metadata
+    assert re.findall(r"(?m)^Requires-Dist: (map-.*)$", metadata) == [f"{base}=={VERSION}"]
+
+
+def test_a_source_distribution_knows_its_version_outside_the_repository(tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", "map-points", tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    command = [sys.executable, "setup.py", "--version"]
+    folder = tmp_path / f"map_points-{VERSION}"
+    printed = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines()[-1] == VERSION
 
 
 def test_the_sources_of_the_kernels_can_be_compiled_elsewhere(tmp_path: Path) -> None:

@@ -1,28 +1,24 @@
 """Every example runs as a user would run it, at reduced size."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+def run_example(name: str, *arguments: str) -> str:
+    return warm.run(ROOT / "examples" / name, *arguments)
 
 
 def test_the_visible_loop_leaves_an_encoder_that_timm_finetunes(tmp_path: Path) -> None:
     weights = str(tmp_path / "digits.safetensors")
-    printed = run_example("pretrain_minimal.py", "--steps", "40", "--out", weights).stdout
+    printed = run_example("pretrain_minimal.py", "--steps", "40", "--out", weights)
     losses = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("step")]
     assert losses[-1] < losses[0]
-    tuned = run_example("finetune_timm.py", "--steps", "60", "--init", weights).stdout
+    tuned = run_example("finetune_timm.py", "--steps", "60", "--init", weights)
     accuracy = float(tuned.split(":")[-1].removesuffix(" %\n"))
     assert accuracy > 40  # ten classes
 
@@ -38,7 +34,7 @@ def test_the_visible_loop_leaves_an_encoder_that_timm_finetunes(tmp_path: Path) 
 )
 def test_the_loss_falls(name: str, steps: str, tmp_path: Path) -> None:
     picture = ["--out", str(tmp_path / "clouds.png")] if name == "point_cloud.py" else []
-    assert "loss fell" in run_example(name, "--steps", steps, *picture).stdout
+    assert "loss fell" in run_example(name, "--steps", steps, *picture)
     assert all((tmp_path / "clouds.png").stat().st_size > 10_000 for _ in picture)
 
 
@@ -50,8 +46,4 @@ def test_the_code_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.
         assert blocks
         program = tmp_path / "page.py"
         program.write_text("\n".join(blocks))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(
-            [sys.executable, str(program)], capture_output=True, text=True, env=environment
-        )
-        assert result.returncode == 0, f"{page}: {result.stderr}"
+        warm.run(program)

@@ -53,6 +53,7 @@ CHAINS = [
     for runs, case in {tuple(case.values[0].cell.runs): case.values[0] for case in CASES}.items()
     if len(runs) > 1
 ]
+SHAPES: dict[tuple[str, str, bool], dict[str, torch.Size]] = {}  # of models that were made before
 COUNTED = [case for case in CASES if case.values[0].cell.row.endswith("parameters")]
 
 
@@ -107,15 +108,18 @@ def shapes_of(domain: Domain, config: Any, *, pretrained: bool) -> dict[str, tor
     if not pretrained:
         classes = [str(number) for number in range(domain.outputs)]
         holds = {"task": "finetune", "holds": "classifier", "classes": classes}
-    with torch.device("meta"):
-        model = (
-            domain.models.create_backbone(config.model)
-            if pretrained
-            else domain.models.create_classifier(config.model, domain.outputs)
-        )
     Path(config.out).mkdir(parents=True)
     (Path(config.out) / "model.json").write_text(json.dumps(domain.models.describe(config.model, **holds)))
-    return {name: value.shape for name, value in model.state_dict().items()}
+    key = domain.program, repr(config.model), pretrained
+    if key not in SHAPES:
+        with torch.device("meta"):
+            model = (
+                domain.models.create_backbone(config.model)
+                if pretrained
+                else domain.models.create_classifier(config.model, domain.outputs)
+            )
+        SHAPES[key] = {name: value.shape for name, value in model.state_dict().items()}
+    return SHAPES[key]
 
 
 def test_one_table_is_printed_with_its_commands_and_all_without(capsys: pytest.CaptureFixture[str]) -> None:

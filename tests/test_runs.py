@@ -3,17 +3,15 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
 
 TIMES = {"seconds", "samples_per_second"}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 PRETRAIN = [
     "-m", "map_vision", "pretrain", "--config", "pretrain_digits",
     "--data.subset", "160", "--model.embed_dim", "32", "--training.batch_size", "16", "--training.epochs", "2",
@@ -23,9 +21,7 @@ PRETRAIN = [
 
 
 def pretrain(out: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> None:
-    command = [sys.executable, *launcher, *PRETRAIN, "--out", str(out), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert result.returncode == 0, result.stderr
+    warm.run(*launcher, *PRETRAIN, "--out", out, *arguments)
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
@@ -44,10 +40,7 @@ def test_killed_in_mid_epoch_and_resumed_is_the_uninterrupted_run_bit_for_bit(
     tmp_path: Path, whole: Path
 ) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, *PRETRAIN, "--out", str(out), "--training.workers", "2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True
-    )
+    process = warm.Program(*PRETRAIN, "--out", out, "--training.workers", "2")
     deadline = time.monotonic() + 120
     while not list(out.glob("checkpoints/step_*")):
         assert process.poll() is None

@@ -3,17 +3,15 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import warm
 import yaml
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TINY = {
     "model.embed_dim": 16,
     "model.layout": "MT",
@@ -39,7 +37,7 @@ STUDY: dict[str, Any] = {
 
 
 def command(file: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "map_vision", "study", "--study", str(file), "--out", str(out), *more]
+    return ["-m", "map_vision", "study", "--study", str(file), "--out", str(out), *more]
 
 
 def scores(out: Path) -> dict[str, float]:
@@ -58,7 +56,7 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
-    subprocess.run(command(study_file, out, "--jobs", "2"), check=True, env=ENVIRONMENT, capture_output=True)
+    warm.run(*command(study_file, out, "--jobs", "2"))
     return out
 
 
@@ -87,13 +85,7 @@ def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path)
     out, study_file = tmp_path / "out", tmp_path / "tiny.yaml"
     one_arm = {name: arm for name, arm in STUDY["arms"].items() if name == "pretrained"}
     study_file.write_text(yaml.safe_dump(STUDY | {"arms": one_arm}))
-    process = subprocess.Popen(
-        command(study_file, out),
-        env=ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = warm.Program(*command(study_file, out))
     deadline = time.monotonic() + 300
     while not (out / "results.jsonl").exists():
         assert process.poll() is None
@@ -103,20 +95,18 @@ def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path)
     process.wait()
     expected = {key: score for key, score in scores(whole).items() if key.startswith("pretrained/")}
     assert 0 < len(scores(out)) < len(expected)
-    subprocess.run(command(study_file, out), check=True, env=ENVIRONMENT, capture_output=True)
+    warm.run(*command(study_file, out))
     assert scores(out) == pytest.approx(expected)
 
 
 def test_a_terminated_study_takes_its_runs_with_it(study_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(study_file, out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = warm.Program(*command(study_file, out))
     deadline = time.monotonic() + 120
     while not (children := psutil.Process(process.pid).children()):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert not any(child.is_running() for child in children)

@@ -1,15 +1,24 @@
 """Builds the native CPU kernels beside the Python sources; without a C++ compiler the install still succeeds.
 
 The library has a plain C interface and is loaded with ctypes, so it depends neither on the Python nor on the
-torch version. Metadata lives in pyproject.toml.
+torch version. Metadata but the version, which all four packages have in one file, lives in pyproject.toml.
 """
 
 import platform
+import re
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).parent
+# Beside the packages in the repository; a source distribution has it in its metadata.
+FILE, PATTERN = HERE.parent / "VERSION", "(.+)"
+if not FILE.is_file():
+    FILE, PATTERN = HERE / "PKG-INFO", "(?m)^Version: (.+)$"
+VERSION = re.findall(PATTERN, FILE.read_text())[0]
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 COMMON += ["-g0", "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas"]
@@ -50,6 +59,7 @@ HEADERS = [f"native/{part}.h" for part in PARTS]
 kernels = Extension("map_core.ops.native._kernels", SOURCES, depends=HEADERS, optional=True, language="c++")
 
 setup(
+    version=VERSION,
     ext_modules=[] if sys.platform == "win32" else [kernels],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
 )

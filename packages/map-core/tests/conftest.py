@@ -1,14 +1,10 @@
-"""Every test starts from the same random numbers; toys that are scripts too are found by path."""
+"""Every test starts from the same random numbers."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "toys"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,9 @@
 """Blocks under torch.jit.trace and torch.fx, in a process of its own: the test run's shape checker sees no tracers."""
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
+import warm
 
 PRELUDE = """
     import sys
@@ -51,20 +50,10 @@ SYMBOLIC = """
 """
 
 
-def run(script: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_a_jit_trace_computes_and_differentiates_the_same_for_any_batch(backend):
-    run(PRELUDE + TRACE, backend)
+    warm.run("-c", textwrap.dedent(PRELUDE + TRACE), backend)
 
 
 def test_fx_traces_blocks_and_keeps_the_ops_whole():
-    run(PRELUDE + SYMBOLIC, "auto")
+    warm.run("-c", textwrap.dedent(PRELUDE + SYMBOLIC), "auto")

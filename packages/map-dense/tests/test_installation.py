@@ -1,14 +1,43 @@
 """What an OpenMMLab installation may lack, told with the cure."""
 
 import pytest
+import warm
 
 from map_core.errors import UserError
 from map_dense.installation import BUILD_OPERATORS, check_distributions, check_installation, check_operators
+
+WITHOUT_OPERATORS = """
+import sys
+sys.modules["mmcv._ext"] = None
+import torch
+import map_dense.mmseg
+from map_core.errors import UserError
+from map_dense import catalogue
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+config = catalogue.read_config(catalogue.config_path("upernet_hybridnet-mini_cpu_camvid"))
+with DefaultScope.overwrite_default_scope(config.default_scope):
+    model = MODELS.build(config.model)
+samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, 64, 64).long())) for _ in range(2)]
+sum(value.mean() for value in model.train().loss(torch.randn(2, 3, 64, 64), samples).values()).backward()
+assert all(parameter.grad is not None for parameter in model.parameters())
+try:
+    import map_dense.mmdet
+except UserError as error:
+    print(error)
+"""
+
+
+def test_segmentation_learns_without_compiled_operators_and_detection_asks_for_them() -> None:
+    assert warm.run("-c", WITHOUT_OPERATORS).splitlines()[-1].startswith("mmcv has no compiled operators")
 
 
 def test_this_environment_serves_both_toolboxes() -> None:
     check_installation("mmseg", ["onedl-mmsegmentation"])
     check_installation("mmdet", ["onedl-mmdetection"])
+    check_operators()
 
 
 @pytest.mark.parametrize(

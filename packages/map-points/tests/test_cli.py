@@ -152,7 +152,8 @@ def test_eight_classes_are_also_measured_among_five(runs):
     )
 
 
-def test_evaluate_names_its_protocol(runs, tmp_path, capsys):
+def test_evaluate_names_its_protocol(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "VOTES", 2)
     options = ("--evaluation.protocol", "vote_10")
     assert run("evaluate", "--init", runs.finetuned, "--out", tmp_path, *QUIET, *options) == 0
     assert summary_of(tmp_path)["protocol"].startswith("vote_10: ")

@@ -5,6 +5,8 @@ import torch
 
 from map_core.errors import UserError
 from map_core.tasks.evaluation import class_totals, classification_metrics
+from map_core.tasks.parts import ResultsInParts
+from map_core.training.processes import Peers
 from map_points import evaluation
 from map_points.data import collate_clouds
 from map_points.evaluation import VOTES, EvaluationConfig, voted_logits
@@ -52,6 +54,19 @@ def test_votes_are_keyed_averaged_and_differ(model, two_classes):
     assert torch.equal(logits, logits_of(model, two_classes.evaluation, protocol="vote_10")[0])
     other_seed, _ = logits_of(model, two_classes.evaluation, protocol="vote_10", seed=1)
     assert not torch.allclose(logits, other_seed)
+
+
+def test_votes_in_parts_are_the_votes(model, two_classes, tmp_path):
+    """Each vote is a pass of parts, with draws of its own."""
+    parts = ResultsInParts(tmp_path, Peers(), "job")
+    config = EvaluationConfig(progress=False, device="cpu", protocol="vote_10", batch_size=3)
+    found, labels = voted_logits(
+        model, two_classes.evaluation, config, collate=collate_clouds, title="evaluate", gather=parts.of("x")
+    )
+    assert len(parts.passes) == VOTES == len(set(parts.passes))
+    expected = logits_of(model, two_classes.evaluation, protocol="vote_10", batch_size=3)
+    assert torch.equal(found, expected[0])
+    assert torch.equal(labels, expected[1])
 
 
 def test_without_votes_every_cloud_is_seen_once_as_it_is(model, two_classes):

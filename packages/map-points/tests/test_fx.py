@@ -1,15 +1,15 @@
 """Point models under torch.fx and torchvision's extractor, without the shape checker, which sees no tracers."""
 
 import json
-import subprocess
-import sys
 import textwrap
 
 import pytest
+import warm
 
 CASES = {
     "hybridnet3d": ("hybridnet3d", {}),
     "mamba3d": ("mamba3d", {"layout": "Mx2", "scan": "channel_flip"}),
+    "normals": ("hybridnet3d", {"in_chans": 6}),
     "pretrained form": ("hybridnet3d", {"class_token": False, "order": "hilbert", "linear_head": True}),
 }
 
@@ -22,7 +22,8 @@ SCRIPT = """
     def outcome(name, changes):
         sizes = dict(embed_dim=24, patch_hidden_dim=16, num_heads=4, num_patches=8, patch_size=8)
         model = create_point_model(name, 3, **{**sizes, "layout": "MT", **changes}).eval()
-        points, other = torch.randn(2, 64, 3), torch.randn(5, 48, 3)
+        values = changes.get("in_chans", 3)
+        points, other = torch.randn(2, 64, values), torch.randn(5, 48, values)
         seen = []
         hook = model.encoder.blocks[0].register_forward_hook(lambda *call: seen.append(call[-1]))
         scores = model(points)
@@ -49,10 +50,8 @@ SCRIPT = """
 
 @pytest.fixture(scope="module")
 def outcomes():
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    printed = warm.run("-c", textwrap.dedent(SCRIPT), json.dumps(CASES))
+    return json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.parametrize("case", CASES)

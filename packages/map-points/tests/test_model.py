@@ -4,10 +4,16 @@ import pytest
 import torch
 
 from map_core import sample_mask
+from map_core.commands.parser import load_recipe
+from map_core.commands.standard import configs
 from map_core.encoder import Backbone
 from map_core.errors import UserError
+from map_core.tasks.model_card import registered
+from map_core.tasks.weights import save_weights
 from map_core.tokens import undo_scan
 from map_points import create_point_model
+from map_points.domain import DOMAIN
+from map_points.factory import MODELS, PointModelConfig, create_backbone, create_classifier
 from map_points.model import MODEL_NAMES
 
 TINY = {"embed_dim": 16, "num_heads": 2, "num_patches": 16, "patch_size": 4, "layout": "MMT"}
@@ -47,6 +53,58 @@ def test_parameters_of_the_classifier_for_40_classes(name, total):
     assert count(block.local) == 298_368
     assert count(block.mixer) == 1_042_944
     assert model.encoder.layout == {"mamba3d": "M" * 12, "hybridnet3d": "MMMT" * 4}[name]
+
+
+def test_nano_has_the_parameters_that_the_readme_says():
+    with torch.device("meta"):
+        assert count(create_point_model("hybridnet3d_nano", 40)) == 769_192
+
+
+@pytest.mark.parametrize("recipe", ["pretrain_modelnet40_cpu", "finetune_modelnet40_cpu"])
+def test_nano_is_what_the_recipes_for_a_cpu_train(recipe):
+    model = load_recipe("map_points.recipes", recipe, getattr(configs(DOMAIN), recipe.split("_")[0])).model
+    assert model.name == "hybridnet3d"
+    assert registered(DOMAIN.models, model) == PointModelConfig("hybridnet3d_nano")
+
+
+class TestPretrained:
+    """Weights of a run, loaded by the model's name."""
+
+    @pytest.fixture(params=["classifier", "encoder"])
+    def run(self, request, tmp_path):
+        classes = ["bed", "chair", "desk"] if request.param == "classifier" else []
+        config = PointModelConfig("hybridnet3d", **TINY)
+        trained = create_classifier(config, 3) if classes else create_backbone(config)
+        described = MODELS.describe(config, holds=request.param, **({"classes": classes} if classes else {}))
+        save_weights(tmp_path / "model.safetensors", trained.state_dict(), described)
+        return tmp_path, trained.eval()
+
+    def test_the_model_is_the_runs(self, run):
+        path, trained = run
+        model = create_point_model("hybridnet3d", pretrained=path, **TINY).eval()
+        clouds = torch.randn(2, 64, 3)
+        assert model.num_classes == trained.num_classes
+        assert torch.equal(model(clouds), trained(clouds))
+
+    def test_another_number_of_classes_starts_the_head_anew(self, run):
+        path, trained = run
+        model = create_point_model("hybridnet3d", 7, pretrained=path, **TINY)
+        assert model.num_classes == 7
+        for key, value in trained.encoder.state_dict().items():
+            assert torch.equal(model.encoder.state_dict()[key], value)
+
+    def test_a_change_of_meaning_is_refused(self, run):
+        with pytest.raises(UserError, match=r"trained with model.order 'fps', this model has 'hilbert'"):
+            create_point_model("hybridnet3d", pretrained=run[0], **TINY, order="hilbert")
+
+    def test_a_model_that_the_weights_do_not_fill_is_refused(self, run):
+        with pytest.raises(UserError, match=r"lacks (head|encoder\.registers).*; give num_classes"):
+            create_point_model("hybridnet3d", pretrained=run[0], **TINY, linear_head=True, class_token=True)
+
+
+def test_a_model_without_weights_says_where_some_come_from():
+    with pytest.raises(UserError, match=r"^no pretrained weights of mamba3d are here .*hf-hub:USER/NAME"):
+        create_point_model("mamba3d", pretrained=True)
 
 
 def test_the_original_scan_has_as_many_parameters():

@@ -1,5 +1,6 @@
 """What a picture of a reconstruction shows."""
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
@@ -10,7 +11,7 @@ from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
 from map_points.domain import draw_picture
 from map_points.factory import create_backbone
-from map_points.pictures import CAPTION, draw_reconstructions, figure_of, reconstruct
+from map_points.pictures import CAPTION, draw_cloud, draw_reconstructions, figure_of, reconstruct
 from map_points.pretraining import build_objective
 
 
@@ -22,7 +23,7 @@ def objective(tiny_model, tiny_objective):
 def test_visible_patches_are_points_of_the_cloud(objective):
     points = torch.randn(2, 64, 3)
     views = reconstruct(objective, points)
-    assert views.cloud is points
+    assert torch.equal(views.cloud, points)
     assert views.visible.shape == (2, 8 * 4, 3)
     for cloud, visible in zip(points, views.visible, strict=True):
         assert ((visible[:, None] - cloud[None]).norm(dim=-1).amin(dim=1) < 1e-5).all()
@@ -85,3 +86,23 @@ def test_an_objective_that_reconstructs_nothing_is_refused(two_classes, tmp_path
 
     with pytest.raises(UserError, match="Nothing reconstructs nothing to draw"):
         draw_picture(Nothing(), torch.randn(1, 64, 3), tmp_path / "r.png", data=two_classes)
+
+
+@pytest.mark.parametrize("up_axis", ["x", "y", "z"])
+def test_a_small_picture_of_a_pole_stands_upright(up_axis):
+    """A pole along the upright axis is tall, whatever axis that is; one along another axis is wide."""
+    pole = torch.zeros(200, 3)
+    pole[:, "xyz".index(up_axis)] = torch.linspace(-1, 1, 200)
+
+    def extent(points):
+        rows, columns = np.nonzero(draw_cloud(points, up_axis=up_axis).min(axis=-1) < 255)
+        return rows.max() - rows.min(), columns.max() - columns.min()
+
+    tall, narrow = extent(pole)
+    assert tall > 70 > 10 > narrow
+    low, wide = extent(pole.roll(1, dims=1))
+    assert wide > low
+
+
+def test_a_cloud_of_one_place_has_a_picture():
+    assert (draw_cloud(torch.ones(5, 3)) < 255).any()

@@ -80,12 +80,13 @@ def drawn(run, root, out, *, split="train", count=6, **choice):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, image_folder):
+def runs(tmp_path_factory, image_folder, curves_drawn):
     """Pretrain, finetune from it, and probe it, on the image folder."""
     root = tmp_path_factory.mktemp("runs")
     data = ["--data.root", image_folder]
     init = ["--init", root / "pretrain"]
-    assert command("pretrain", *data, *MODEL, *SHORT, *DECODER, "--out", root / "pretrain") == 0
+    with curves_drawn():
+        assert command("pretrain", *data, *MODEL, *SHORT, *DECODER, "--out", root / "pretrain") == 0
     assert command("finetune", *data, *MODEL, *SHORT, *init, "--out", root / "finetune") == 0
     assert command("linear-probe", *data, *SHORT, *init, "--out", root / "linear-probe") == 0
     return root

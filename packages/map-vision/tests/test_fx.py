@@ -1,11 +1,10 @@
 """Models under torch.fx and torchvision's extractor, in a process of its own: the shape checker sees no tracers."""
 
 import json
-import subprocess
-import sys
 import textwrap
 
 import pytest
+import warm
 
 CASES = {
     "hybridnet": ("hybridnet_tiny_patch16_224", {"layout": "(MMMT)x2"}),
@@ -70,10 +69,8 @@ SCRIPT = """
 
 @pytest.fixture(scope="module")
 def outcomes():
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    printed = warm.run("-c", textwrap.dedent(SCRIPT), json.dumps(CASES))
+    return json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,13 +11,19 @@ from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 
 from map_core import Backbone, Draw, Masking, UserError
+from map_core.commands.parser import load_recipe
+from map_core.commands.standard import configs
+from map_core.tasks.model_card import registered
 from map_core.tasks.weights import save_weights
 from map_core.tokens import undo_scan
 from map_core.training.optimizer import default_parameter_groups
+from map_vision.domain import DOMAIN
+from map_vision.factory import ModelConfig
 from map_vision.registry import ARCHITECTURES
 
 # facts.md 3.2: counted from the shapes; they fit the paper's 12M, 37M, 128M, 443M
 PARAMETERS = {
+    "hybridnet_nano_patch4_32": 1_217_256,
     "hybridnet_tiny_patch16_224": 11_640_424,
     "hybridnet_small_patch16_224": 37_272_040,
     "hybridnet_base_patch16_224": 127_674_088,
@@ -51,8 +57,29 @@ def images(*shape):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count_is_the_papers(name):
     with torch.device("meta"):
-        model = timm.create_model(name)
+        model = timm.create_model(name, num_classes=1000)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("recipe", ["pretrain_cifar10", "finetune_cifar10"])
+def test_nano_is_what_the_recipes_for_cifar10_train(recipe):
+    model = load_recipe("map_vision.recipes", recipe, getattr(configs(DOMAIN), recipe.split("_")[0])).model
+    assert model.name != "hybridnet_nano_patch4_32"
+    assert registered(DOMAIN.models, model) == ModelConfig("hybridnet_nano_patch4_32")
+
+
+def test_nano_is_for_cifar10s_classes_and_fits_into_the_repository():
+    model = timm.create_model("hybridnet_nano_patch4_32")
+    assert model.num_classes == 10
+    assert sum(4 * value.numel() for value in model.state_dict().values()) < 6e6
+
+
+def test_a_model_without_weights_says_where_some_come_from():
+    with pytest.raises(
+        UserError, match=r"^no pretrained weights of hybridnet_base_patch16_224 .*hf-hub:USER/NAME"
+    ):
+        timm.create_model("hybridnet_base_patch16_224", pretrained=True)
+    assert "hybridnet_base_patch16_224" not in timm.list_models(pretrained=True)
 
 
 @pytest.mark.parametrize(

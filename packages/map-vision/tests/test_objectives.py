@@ -330,6 +330,12 @@ def test_the_two_views_of_moco_v3_are_changed_differently():
     same, other = view_colors("moco_v2", [0.5], [0.5])
     assert same == other
     assert view_colors("none", [0.5], [0.5]) is None
+    assert view_colors("none", [0.5] * 4, [0.5] * 4, stored=True) is None
+    for mean in ([0.5], [0.5] * 4):
+        with pytest.raises(
+            UserError, match=rf"'moco_v3' changes colours, which stored values of {len(mean)} channels"
+        ):
+            view_colors("moco_v3", mean, mean, stored=True)
 
 
 def test_a_queue_larger_than_the_epoch_is_refused_before_training():

@@ -12,7 +12,16 @@ from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_vision.domain import DOMAIN
 from map_vision.factory import create_backbone
-from map_vision.pictures import WITH_TRUTH, WITHOUT_TRUTH, draw_reconstructions, figure_of, reconstruct
+from map_vision.pictures import (
+    SHADES,
+    WITH_TRUTH,
+    WITHOUT_TRUTH,
+    Pictures,
+    draw_reconstructions,
+    figure_of,
+    reconstruct,
+    unnormalized,
+)
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
 
 
@@ -105,6 +114,26 @@ def test_a_picture_says_what_of_the_truth_it_uses(build, digits, normalized, tit
     assert figure.get_supxlabel().split() == caption.split()
 
 
+@pytest.mark.parametrize(
+    ("channels", "shown", "words"),
+    [
+        (1, [0], ""),
+        (2, [0], "Channel 1 of 2."),
+        (3, [0, 1, 2], ""),
+        (13, [0, 1, 2], "Channels 1 to 3 of 13."),
+    ],
+)
+def test_of_many_channels_the_first_ones_are_shown_between_two_deviations(channels, shown, words):
+    image = torch.arange(channels).sub(1).reshape(1, -1, 1, 1).expand(-1, -1, 4, 4).float()
+    figure = figure_of(
+        Pictures(image, image, image), mean=(9.0,) * channels, std=(5.0,) * channels, stored=True
+    )
+    assert figure.get_supxlabel().split()[: len(words.split())] == words.split()
+    assert SHADES.split() == figure.get_supxlabel().split()[-len(SHADES.split()) :]
+    values = np.asarray(figure.axes[0].images[0].get_array())[0, 0]
+    np.testing.assert_allclose(values.reshape(-1), [(i - 1) / 4 + 0.5 for i in shown])
+
+
 def test_channels_stay_apart(make_tiny):
     backbone = make_tiny(img_size=(16, 24), num_registers=0, global_pool="avg", num_classes=0, layout="T")
     config = ImageObjectiveConfig(decoder_dim=32, decoder_depth=1, normalize_targets=False)
@@ -167,3 +196,14 @@ def test_picture_shows_original_masked_and_reconstruction_in_their_colours(make_
         assert columns_with([min(1, m + s) for m, s in zip(MEAN, STD, strict=True)], row) == [2]
     other = colours.flip(0).tolist()
     assert columns_with(other[0], slice(0, middle)) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_small_picture_shows_the_pixels_before_normalisation(channels):
+    """The first channel in grey, where there are not three."""
+    pixels = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
+    mean, std = [0.3 + 0.1 * i for i in range(channels)], [0.2 + 0.05 * i for i in range(channels)]
+    image = (pixels / 255 - torch.tensor(mean).reshape(-1, 1, 1)) / torch.tensor(std).reshape(-1, 1, 1)
+    shown = pixels if channels == 3 else pixels[:1].expand(3, -1, -1)
+    picture = unnormalized(image, {"mean": mean, "std": std})
+    assert picture.tolist() == shown.permute(1, 2, 0).tolist()

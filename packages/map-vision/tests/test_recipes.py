@@ -214,6 +214,18 @@ def arguments_in(command):
     return words[program + 1 :]
 
 
+MADE = {}  # most recipes are of few models
+
+
+def on_no_device(create, model, **options):
+    """A model without values, made once for all recipes that have it."""
+    key = create, repr(model), repr(options)
+    if key not in MADE:
+        with torch.device("meta"):
+            MADE[key] = create(model, **options)
+    return MADE[key]
+
+
 def parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -290,11 +302,8 @@ def test_the_finetuning_command_in_the_header_fits_the_encoder(name):
     assert command == "finetune"
     entry = next(entry for entry in COMMANDS if entry.name == command)
     config = parse("map-vision", entry, COMMANDS, RECIPES, arguments)
-    with torch.device("meta"):
-        encoder, classifier = (
-            create_backbone(resolved(name).model),
-            create_model(config.model, num_classes=1000),
-        )
+    encoder = on_no_device(create_backbone, resolved(name).model)
+    classifier = on_no_device(create_model, config.model, num_classes=1000)
     missing = set(adapted(encoder.state_dict(), classifier)) - set(classifier.state_dict())
     assert not missing
     peers = 0.75**24 if "large" in name else 0.65**12
@@ -305,16 +314,14 @@ def test_the_finetuning_command_in_the_header_fits_the_encoder(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_has_the_parameters_of_the_header(name):
     config = resolved(name)
-    with torch.device("meta"):
-        encoder = create_backbone(config.model)
-        classifier = create_model(config.model, num_classes=1000)
-        counts = [parameters(encoder)]
-        if kind(name) == "pretrain":
-            counts.append(parameters(build_objective(encoder, config.objective)))
-        elif kind(name) == "linear":
-            counts.append(encoder.embed_dim * 1000 + 1000)
-        else:
-            counts = [parameters(classifier)]
+    if kind(name) == "finetune":
+        counts = [parameters(on_no_device(create_model, config.model, num_classes=1000))]
+    else:
+        encoder = on_no_device(create_backbone, config.model)
+        counts = [parameters(encoder), encoder.embed_dim * 1000 + 1000]
+    if kind(name) == "pretrain":
+        with torch.device("meta"):
+            counts[1] = parameters(build_objective(encoder, config.objective))
     if name in IN1K:
         stated = re.findall(r"\d{1,3}(?:,\d{3})+", header(name)["model"])
         assert stated == [f"{count:,}" for count in counts]
@@ -383,8 +390,7 @@ def test_the_authors_recipe_draws_ratios_between_their_bounds():
 )
 def test_layer_decay_slows_the_first_layer_as_the_peers_do(name, peer, layers):
     config = resolved(name)
-    with torch.device("meta"):
-        depth = len(create_backbone(config.model).encoder.blocks)
+    depth = len(on_no_device(create_backbone, config.model).encoder.blocks)
     assert config.training.layer_decay**depth == pytest.approx(peer**layers, rel=0.02)
     assert config.training.epochs == 400
 

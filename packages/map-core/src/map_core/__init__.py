@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     )
     from map_core.tokens import Features, Regions, Tokens
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Backbone",
     "ConsecutiveRegions",
@@ -96,6 +94,10 @@ _PLACES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("map-core")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module(_PLACES[name]), name)

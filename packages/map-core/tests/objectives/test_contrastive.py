@@ -2,15 +2,13 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_two
 
 from map_core import Draw, UserError
 from map_core.data.views import TwoViews
@@ -165,16 +163,7 @@ def test_a_resumed_objective_goes_on_as_if_it_had_not_stopped(views):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_two_processes_compare_with_the_keys_of_both_and_learn_as_one(version):
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(PROCESSES), version],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    off = json.loads(run.stdout.splitlines()[-1])
+    off = json.loads(run_two(PROCESSES, version).splitlines()[-1])
     assert off["loss"] < 1e-5
     assert off["gradient"] < 1e-4
     assert off["queue"] < 1e-5

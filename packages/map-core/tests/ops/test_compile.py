@@ -1,10 +1,9 @@
 """A mixer under torch.compile and torch.export, with the implementations that serve a CPU."""
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
+import warm
 
 from map_core.ops.native import library
 
@@ -51,10 +50,4 @@ def test_compiles_to_one_graph_and_exports(backend: str, operator: str) -> None:
     """In a process of its own: the runtime shape checker of this test run does not compile."""
     if backend == "auto" and (reason := library.native_missing()):
         pytest.skip(reason)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(MIXER), backend, operator],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    warm.run("-c", textwrap.dedent(MIXER), backend, operator)

@@ -19,6 +19,12 @@ from map_core.ops.scan.triton import grid as triton_grid
 FLOAT32_TOLERANCE = 2e-5  # docs/numerics.md
 BFLOAT16_TOLERANCE = 8e-3
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+if DEVICE == "cpu":
+    triton_grid.CHUNK = (
+        3  # the interpreter takes a tenth of a second a step, and backward takes all steps of a chunk
+    )
+CHUNK = triton_grid.CHUNK
+LENGTHS = [1, CHUNK - 1, CHUNK, 2 * CHUNK + 1]
 Tool = Callable[..., Any]
 Compare = Callable[..., None]
 
@@ -88,12 +94,12 @@ def two_directions(make: Tool, length: int, **sizes: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("length", [1, 7, 63, 64, 65])
+@pytest.mark.parametrize("length", LENGTHS)
 def test_one_direction(length: int, reverse: bool, scan_arguments: Tool, compare: Compare) -> None:
     compare(scan_arguments(length, batch=1, channels=5, state=3), reverse=reverse)
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 64, 65])
+@pytest.mark.parametrize("length", LENGTHS)
 def test_both_directions(length: int, scan_arguments: Tool, compare_both: Compare) -> None:
     compare_both(two_directions(scan_arguments, length, batch=1, channels=5, state=3))
 
@@ -102,11 +108,13 @@ def test_both_directions(length: int, scan_arguments: Tool, compare_both: Compar
 def _cut_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend to be a large GPU, where even short sequences are cut into segments."""
     monkeypatch.setattr(triton_grid, "processors_of", lambda device: 1000)
-    monkeypatch.setattr(triton_grid, "MIN_SPAN", 8)
+    monkeypatch.setattr(triton_grid, "MIN_SPAN", CHUNK)
 
 
 @pytest.mark.usefixtures("_cut_time")
-@pytest.mark.parametrize(("length", "reverse"), [(24, False), (31, True), (33, False)])
+@pytest.mark.parametrize(
+    ("length", "reverse"), [(3 * CHUNK, False), (3 * CHUNK + 1, False), (5 * CHUNK - 1, True)]
+)
 def test_one_direction_cut_into_segments(
     length: int, reverse: bool, scan_arguments: Tool, compare: Compare
 ) -> None:
@@ -115,7 +123,7 @@ def test_one_direction_cut_into_segments(
 
 
 @pytest.mark.usefixtures("_cut_time")
-@pytest.mark.parametrize(("length", "gated"), [(41, True), (24, False)])
+@pytest.mark.parametrize(("length", "gated"), [(3 * CHUNK + 1, True), (3 * CHUNK, False)])
 def test_both_directions_cut_into_segments(
     length: int, gated: bool, scan_arguments: Tool, compare_both: Compare
 ) -> None:
@@ -127,18 +135,18 @@ def test_both_directions_cut_into_segments(
 
 @pytest.mark.usefixtures("_cut_time")
 def test_segments_without_options_and_in_bfloat16(scan_arguments: Tool, compare: Compare) -> None:
-    arguments = scan_arguments(30, batch=1, channels=6, dtype=torch.bfloat16)
+    arguments = scan_arguments(4 * CHUNK - 1, batch=1, channels=6, dtype=torch.bfloat16)
     compare({name: arguments[name] for name in ("u", "delta", "A", "B", "C")}, BFLOAT16_TOLERANCE)
 
 
 def test_a_length_of_several_tiles(scan_arguments: Tool, compare_both: Compare) -> None:
-    length = 196 if DEVICE == "cuda" else 130  # the interpreter takes a fifth of a second a step
+    length = 196 if DEVICE == "cuda" else 4 * CHUNK + 2
     compare_both(two_directions(scan_arguments, length, batch=1, channels=3, state=3))
 
 
 @pytest.mark.parametrize(("channels", "state"), [(1, 16), (33, 16), (40, 1), (9, 40), (32, 3)])
 def test_widths_and_states(channels: int, state: int, scan_arguments: Tool, compare_both: Compare) -> None:
-    compare_both(two_directions(scan_arguments, 6, batch=2, channels=channels, state=state))
+    compare_both(two_directions(scan_arguments, 3, batch=2, channels=channels, state=state))
 
 
 def test_directions_of_different_state_sizes(scan_arguments: Tool, compare_both: Compare) -> None:
@@ -153,7 +161,7 @@ def test_directions_of_different_state_sizes(scan_arguments: Tool, compare_both:
 def test_without_optional_arguments(
     present: tuple[str, ...], softplus: bool, scan_arguments: Tool, compare: Compare
 ) -> None:
-    arguments = scan_arguments(9, batch=1, channels=6)
+    arguments = scan_arguments(CHUNK + 1, batch=1, channels=6)
     for name in {"D", "z", "delta_bias"} - set(present):
         del arguments[name]
     if not softplus:
@@ -161,7 +169,7 @@ def test_without_optional_arguments(
     compare(arguments, softplus=softplus)
 
 
-@pytest.mark.parametrize("length", [8, 9])
+@pytest.mark.parametrize("length", [CHUNK, CHUNK + 1])
 def test_both_directions_without_a_gate(length: int, scan_arguments: Tool, compare_both: Compare) -> None:
     arguments = two_directions(scan_arguments, length, batch=1, channels=6)
     del arguments["z"]
@@ -172,8 +180,8 @@ def test_both_directions_without_a_gate(length: int, scan_arguments: Tool, compa
 def test_narrow_inputs(
     dtype: torch.dtype, scan_arguments: Tool, compare: Compare, compare_both: Compare
 ) -> None:
-    compare(scan_arguments(17, batch=1, channels=6, dtype=dtype), BFLOAT16_TOLERANCE, reverse=True)
-    arguments = two_directions(scan_arguments, 18, batch=1, channels=6)
+    compare(scan_arguments(CHUNK + 1, batch=1, channels=6, dtype=dtype), BFLOAT16_TOLERANCE, reverse=True)
+    arguments = two_directions(scan_arguments, CHUNK + 2, batch=1, channels=6)
     weights = ("A", "D", "delta_bias")
     narrow = {k: v if k.removesuffix("_2") in weights else v.to(dtype) for k, v in arguments.items()}
     compare_both(narrow, BFLOAT16_TOLERANCE)
@@ -183,7 +191,7 @@ def test_narrow_inputs(
 def test_strided_inputs(
     reverse: bool, scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
 ) -> None:
-    dense = scan_arguments(17, channels=6)
+    dense = scan_arguments(CHUNK + 1, channels=6)
     strided = dict(dense)
     strided["u"], strided["z"] = torch.cat([dense["u"], dense["z"]], -1).chunk(2, -1)
     strided["delta"] = dense["delta"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -197,7 +205,7 @@ def test_strided_inputs(
 
 
 def test_an_expanded_cotangent(scan_arguments: Tool) -> None:
-    arguments = scan_arguments(9)
+    arguments = scan_arguments(CHUNK + 1)
     grads = []
     for name in ("triton", "reference"):
         u = arguments["u"].clone().requires_grad_()
@@ -225,14 +233,14 @@ def test_a_non_finite_input_shows_in_the_output(scan_arguments: Tool) -> None:
 
 
 def test_extreme_steps_stay_finite(scan_arguments: Tool, compare: Compare) -> None:
-    arguments = scan_arguments(10)
-    arguments["delta"] = torch.linspace(-150, 150, 400, device=DEVICE).view(2, 10, 20)
+    arguments = scan_arguments(CHUNK + 2)
+    arguments["delta"] = torch.linspace(-150, 150, 40 * (CHUNK + 2), device=DEVICE).view(2, -1, 20)
     arguments["z"] = -arguments["delta"]
     compare(arguments)
 
 
 def test_gradients_repeat_bit_for_bit(scan_arguments: Tool, output_and_gradients: Tool) -> None:
-    arguments = scan_arguments(9, channels=6)
+    arguments = scan_arguments(CHUNK + 1, channels=6)
     call = partial(selective_scan, backend="triton", delta_softplus=True)
     first, again = (output_and_gradients(call, arguments) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)

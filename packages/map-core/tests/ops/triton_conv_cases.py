@@ -100,7 +100,7 @@ def test_the_convolution_of_both_sides() -> None:
 
 def test_gradients_repeat_bit_for_bit(output_and_gradients: Tool) -> None:
     call = partial(depthwise_causal_conv1d, backend="triton", activation="silu")
-    first, again = (output_and_gradients(call, arguments(65, batch=1)) for _ in range(2))
+    first, again = (output_and_gradients(call, arguments(33, batch=1)) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 

@@ -33,7 +33,7 @@ def write(directory, *lines):
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_every_metric_has_a_panel_shared_with_its_moving_average(tmp_path, curves):
+def test_every_metric_has_a_panel_shared_with_its_moving_average(tmp_path, curves, curves_drawn):
     write(
         tmp_path,
         {"kind": "train", "step": 1, "epoch": 0.5, "loss": 2.0, "lr": 0.1, "seconds": 3.0},
@@ -41,7 +41,8 @@ def test_every_metric_has_a_panel_shared_with_its_moving_average(tmp_path, curve
         {"kind": "evaluation", "step": 2, "epoch": 1.0, "loss": 1.5, "ema_loss": 1.25, "test_accuracy": 50.0},
         {"kind": "train", "step": 3, "epoch": 1.5, "loss": 1.0, "lr": 0.3, "seconds": 5.0},
     )
-    assert plot_curves(tmp_path) == tmp_path / "curves.png"
+    with curves_drawn():
+        assert plot_curves(tmp_path) == tmp_path / "curves.png"
     assert curves == {
         "loss": {
             "train": ([0.5, 1.5], [2.0, 1.0]),

@@ -37,6 +37,14 @@ def test_the_score_is_that_of_a_loop(neighbors):
     assert 40 < score < 100, "the example tells nothing"
 
 
+@pytest.mark.parametrize("neighbors", [1, 5, 20])
+def test_a_bank_read_in_parts_is_a_whole_one(neighbors, monkeypatch):
+    bank, queries = clusters(60, 1), clusters(50, 2)
+    whole = knn_accuracy(*bank, *queries, neighbors=neighbors)
+    monkeypatch.setattr("map_core.tasks.features.BANK_ROWS", 7)
+    assert knn_accuracy(*bank, *queries, neighbors=neighbors) == whole
+
+
 def test_arrays_are_written_under_just_the_name_that_was_given(tmp_path, capsys):
     out = tmp_path / "new/features"
     save_arrays(out, {"a": np.arange(6).reshape(2, 3)})

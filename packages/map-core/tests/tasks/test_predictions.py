@@ -14,7 +14,9 @@ def test_a_row_holds_the_most_probable_classes_first(tmp_path, capsys, top, colu
     """As many as there are, where fewer are there; equal ones in the order of the classes."""
     out = tmp_path / "new/predictions.csv"
     probabilities = np.array([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]])
-    write_predictions(out, "toy", ["a, b", "c"], ["x", "y", "z"], probabilities, top=top)
+    write_predictions(
+        out, "toy", ["a, b", "c"], ["x", "y", "z"], [probabilities[:1], probabilities[1:]], top=top
+    )
     with out.open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == [
@@ -51,7 +53,7 @@ HOSTILE = [
 def test_names_are_written_so_that_nothing_runs_them(tmp_path, text, written):
     """Names of samples and of classes; neither becomes a path."""
     out = tmp_path / "a/out.csv"
-    write_predictions(out, "toy", [text], [text, "x"], np.array([[0.75, 0.25]]), top=1)
+    write_predictions(out, "toy", [text], [text, "x"], [np.array([[0.75, 0.25]])], top=1)
     with out.open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file))[1] == [written, written, "0.750000"]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [out]
@@ -59,5 +61,5 @@ def test_names_are_written_so_that_nothing_runs_them(tmp_path, text, written):
 
 def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
     name = b"\xe9t\xe9.png"
-    write_predictions(tmp_path / "out.csv", "toy", [os.fsdecode(name)], ["x"], np.ones((1, 1)), top=1)
+    write_predictions(tmp_path / "out.csv", "toy", [os.fsdecode(name)], ["x"], [np.ones((1, 1))], top=1)
     assert (tmp_path / "out.csv").read_bytes().splitlines()[1] == name + b",x,1.000000"

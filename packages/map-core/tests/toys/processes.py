@@ -1,25 +1,18 @@
-"""Scripts of these toys in processes of their own, for tests that signal and kill them."""
+"""Scripts of these toys in processes of their own, for tests that signal and kill them or let two be one."""
 
 import json
-import os
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
+
+from warm import Program
 
 TOYS = Path(__file__).parent
 
 
 def start(script, *arguments):
     """Start a script of this folder as the leader of a process group, as a shell or a scheduler does."""
-    return subprocess.Popen(
-        [sys.executable, str(TOYS / script), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return Program(TOYS / script, *arguments)
 
 
 def start_training(out, training, task, resume=""):
@@ -32,6 +25,24 @@ def wait_for(condition, process, seconds=120):
     for _ in range(int(seconds / 0.02)):
         if condition():
             return
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.read("err")
         time.sleep(0.02)
     raise TimeoutError
+
+
+def run_two(script, *arguments):
+    """Run two processes of a script that find each other as those of torchrun do; what they printed.
+
+    torchrun itself starts those of tests/test_runs.py.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = []
+    for rank in ("0", "1"):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        both.append(Program(script, *arguments, environment=environment))
+    ended = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], "".join(error for _, error in ended)[-3000:]
+    return "".join(printed for printed, _ in ended)

@@ -166,6 +166,12 @@ def draw_picture(objective, inputs, path, *, data, ratio=None, seed=0):
         np.save(file, result.prediction.numpy())
 
 
+def thumbnail(samples, index, prepared):
+    """A grey picture of the first channel."""
+    grey = (127 + 20 * samples[index][0][..., :1]).clamp(0, 255).byte()
+    return grey.expand(-1, -1, 3).numpy()
+
+
 def create_classifier(config, num_classes):
     return ToyNet(**config.arguments(), num_classes=num_classes)
 
@@ -200,6 +206,7 @@ DOMAIN = Domain(
     open_files=open_files,
     build_objective=build_objective,
     draw_picture=draw_picture,
+    thumbnail=thumbnail,
     example=lambda config: torch.zeros(1, ROWS, COLS, CHANNELS),
     outputs=len(CLASSES),
     data_defaults=data_defaults,

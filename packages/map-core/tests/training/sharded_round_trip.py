@@ -1,4 +1,4 @@
-"""Run by torchrun on two processes: save a fully sharded model and its optimizer, load them, compare."""
+"""Run as two processes: save a fully sharded model and its optimizer, load them, compare."""
 
 import sys
 from pathlib import Path

@@ -1,11 +1,10 @@
 """Compiled training computes what plain training does, is resumed to the bit, and compiles a step once."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from torch import nn
 from toy_task import toy_config
 
@@ -18,9 +17,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_model_and_its_blocks_compiled_train_as_they_do_plain(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "eager", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    warm.run(SCRIPT, "eager", tmp_path)
 
 
 def test_a_model_without_blocks_is_refused() -> None:

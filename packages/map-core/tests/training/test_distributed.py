@@ -1,13 +1,11 @@
 """Several processes are one process, in real processes that talk over gloo."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_two
 from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core.training import train
@@ -15,20 +13,6 @@ from map_core.training import train
 TOY_TASK = Path(__file__).parents[1] / "toys/toy_task.py"
 SHARDED_ROUND_TRIP = Path(__file__).with_name("sharded_round_trip.py")
 SETTINGS = {"ema_decay": 0.9, "log_steps": 1}
-
-
-def launch(script, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run = subprocess.run(
-        [*command, str(script), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run
 
 
 def assert_close_runs(one, other):
@@ -62,13 +46,13 @@ def test_accumulation_is_no_accumulation(tmp_path, one_process, accumulation_ste
 def test_two_processes_are_one_also_when_one_of_them_is_stopped_and_they_resume(tmp_path, one_process):
     out = tmp_path / "run"
     training = json.dumps(SETTINGS | {"accumulation_steps": 2, "workers": 1})
-    first = launch(TOY_TASK, out, "", training, json.dumps({"dropout": 0, "signal_at": 6}))
-    assert json.loads(first.stdout.splitlines()[0])["interrupted"]
+    first = run_two(TOY_TASK, out, "", training, json.dumps({"dropout": 0, "signal_at": 6}))
+    assert json.loads(first.splitlines()[0])["interrupted"]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step_00000004", "step_00000007"]
-    second = launch(TOY_TASK, out, "auto", training, json.dumps({"dropout": 0}))
-    assert json.loads(second.stdout.splitlines()[0])["processes"] == 2
+    second = run_two(TOY_TASK, out, "auto", training, json.dumps({"dropout": 0}))
+    assert json.loads(second.splitlines()[0])["processes"] == 2
     assert_close_runs(out, one_process)
 
 
 def test_a_sharded_model_is_saved_and_loaded_whole(tmp_path):
-    assert launch(SHARDED_ROUND_TRIP, tmp_path).stdout.strip() == "equal on 2 processes"
+    assert run_two(SHARDED_ROUND_TRIP, tmp_path).strip() == "equal on 2 processes"

@@ -66,11 +66,10 @@ def test_max_steps_stops_early_on_the_schedule_of_the_whole_run(tmp_path):
     assert short == long[:7]
 
 
-def test_a_run_directory_explains_itself(tmp_path):
-    out = tmp_path / "run"
-    summary = train(
-        ToyTask(), toy_config(ema_decay=0.9, tensorboard=True), out, run_config={"data": {"root": out}}
-    )
+def test_a_run_directory_explains_itself(tmp_path, curves_drawn):
+    out, config = tmp_path / "run", toy_config(ema_decay=0.9, tensorboard=True)
+    with curves_drawn():
+        summary = train(ToyTask(), config, out, run_config={"data": {"root": out}})
     assert yaml.safe_load((out / "config.yaml").read_text()) == {"data": {"root": str(out)}}
     assert json.loads((out / "summary.json").read_text()) == summary
     assert summary["task"] == "toy"

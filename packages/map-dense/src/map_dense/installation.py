@@ -44,7 +44,7 @@ def check_distributions(installed: Callable[[str], str | None] = installed_versi
 
 
 def check_operators(load: Callable[[str], object] = importlib.import_module) -> None:
-    """Refuse an mmcv without its compiled operators, which NMS and RoIAlign need.
+    """Refuse an mmcv without its compiled operators: a detector needs NMS and RoIAlign, and mmdet imports them.
 
     Raises:
         UserError: mmcv._ext is missing or cannot be loaded.
@@ -59,10 +59,10 @@ def check_operators(load: Callable[[str], object] = importlib.import_module) -> 
 
 
 def check_installation(toolbox: str, distributions: Sequence[str]) -> None:
-    """Check all of it for a toolbox, ``mmseg`` or ``mmdet``.
+    """Check what a toolbox needs, ``mmseg`` or ``mmdet``, but for compiled operators, which segmentation does without.
 
     Raises:
-        UserError: it is not installed, or as :func:`check_distributions` and :func:`check_operators` say.
+        UserError: it is not installed, or as :func:`check_distributions` says.
     """
     check_distributions()
     if not any(map(installed_version, distributions)):
@@ -70,4 +70,3 @@ def check_installation(toolbox: str, distributions: Sequence[str]) -> None:
             f"{toolbox} is not installed (one of {', '.join(distributions)}): in the repository, "
             f"pip install -c constraints.txt './packages/map-dense[{toolbox}]'"
         )
-    check_operators()

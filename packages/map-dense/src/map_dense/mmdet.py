@@ -7,9 +7,10 @@ channels, in any head), ``constructor="HybridLayerDecayOptimWrapperConstructor"`
 :class:`map_dense.coco.CheckedCocoDataset`, and checkpoints are read as :mod:`map_dense.checkpoints` says.
 """
 
-from map_dense.installation import check_installation
+from map_dense.installation import check_installation, check_operators
 
 check_installation("mmdet", ["onedl-mmdetection", "mmdet"])
+check_operators()
 
 from mmdet.registry import DATASETS, MODELS  # noqa: E402
 from mmengine.registry import MODELS as ROOT_MODELS  # noqa: E402

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from map_core.tasks.hub import push_to_hub
     from map_core.tasks.pretraining import TrainedObjective
     from map_points.data import PointDataConfig
     from map_points.factory import PointModelConfig
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from map_points.python import features, finetune, predict, pretrain
     from map_points.tokenizer import tokenize_clouds
 
-__version__ = "0.1.0"
 __all__ = [
     "HybridNet3D",
     "PointDataConfig",
@@ -28,10 +28,12 @@ __all__ = [
     "create_point_model",
     "features",
     "finetune",
+    "from_pretrained",
     "load",
     "load_objective",
     "predict",
     "pretrain",
+    "push_to_hub",
     "tokenize_clouds",
 ]
 _PLACES = {
@@ -43,10 +45,15 @@ _PLACES = {
     "build_objective": "map_points.pretraining",
     "tokenize_clouds": "map_points.tokenizer",
 }
+_PLACES["push_to_hub"] = "map_core.tasks.hub"
 _PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_points.python")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("map-points")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module(_PLACES[name]), name)
@@ -57,6 +64,16 @@ def load(run: str | Path) -> "nn.Module":
     from map_points.factory import MODELS
 
     return MODELS.load(run)
+
+
+def from_pretrained(
+    name: str | Path, *, cache_dir: str | Path | None = None, token: str | None = None
+) -> "nn.Module":
+    """A model of a folder or of the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
+    import map_core.tasks.hub
+    from map_points.factory import MODELS
+
+    return map_core.tasks.hub.from_pretrained(MODELS, name, cache_dir=cache_dir, token=token)
 
 
 def load_objective(run: str | Path) -> "TrainedObjective":

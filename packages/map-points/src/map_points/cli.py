@@ -4,6 +4,7 @@ import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.listing import (
     convert_command,
+    sharing_commands,
     standard_commands,
     starting_from_run,
     study_commands,
@@ -28,6 +29,7 @@ COMMANDS = [
     convert_command(DOMAIN),
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
+    *sharing_commands(DOMAIN),
     *(starting_from_run(DOMAIN, command) for command in (FEWSHOT, SEGMENT)),
     PART_SHAPES,
 ]

@@ -4,27 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.classification import ClassificationConfig
-from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, input_of
 from map_points.data import (
     CloudSamples,
     PointDataConfig,
     choose_clouds,
     clouds_to_evaluate,
     collate_clouds,
+    has_evaluation,
     read_cloud_files,
+    require_classes,
 )
 from map_points.data.clouds import Clouds
 from map_points.evaluation import EvaluationConfig, voted_logits
 from map_points.factory import MODELS, PointModelConfig
 from map_points.model import MODEL_NAMES, create_point_model
 from map_points.patches.accelerators import describe_backends
-from map_points.pictures import draw_reconstructions
+from map_points.pictures import draw_cloud, draw_reconstructions
 from map_points.pretraining import OBJECTIVES, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
 from map_points.segmentation.task import PART_SEGMENTER, described_segmenter
@@ -40,11 +44,15 @@ def open_data(
     Raises:
         UserError: what is wrong with the files, by name.
     """
+    refuse_other_channels(config, model)
     where = config.root or "embedded shapes"
     if purpose == "evaluate":
         clouds, evaluated_on = clouds_to_evaluate(config)
         return opened(config, where, None, clouds, evaluated_on)
-    splits = choose_clouds(config, evaluate=purpose != "pretrain")
+    evaluate = purpose == "finetune" or (purpose == "features" and has_evaluation(config))
+    splits = choose_clouds(config, evaluate=evaluate)
+    if purpose == "finetune":
+        require_classes(splits, config)
     return opened(config, where, splits.train, splits.evaluation, splits.evaluated_on)
 
 
@@ -63,7 +71,25 @@ def opened(
         plain_train=None if train is None else CloudSamples(train, config, training=False),
         evaluation=None if evaluation is None else CloudSamples(evaluation, config, training=False),
         evaluated_on=evaluated_on,
+        preprocessing={"channels": list(config.channels)} if config.channels else {},
     )
+
+
+def refuse_other_channels(config: PointDataConfig, model: PointModelConfig) -> None:
+    """Raise a :class:`UserError` where the model takes another number of values a point than the data have."""
+    named, taken = 3 + len(config.channels or ()), model.in_chans or 3
+    if named != taken:
+        raise UserError(
+            f"data.channels names {named - 3} channels beside x, y and z, and model.in_chans is {taken}: give "
+            f"--model.in_chans {named}, or change data.channels"
+        )
+
+
+def data_defaults(
+    values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
+) -> dict[str, Any]:
+    """Settings of a run's data for later commands: points have the channels that the model was trained with."""
+    return values | ({"channels": description["channels"]} if "channels" in description else {})
 
 
 def open_files(
@@ -73,7 +99,15 @@ def open_files(
     trained: Mapping[str, Any] = NOTHING,
 ) -> Samples:
     """Open cloud files and folders as samples without labels."""
-    return CloudSamples(read_cloud_files(paths), config, training=False)
+    refuse_other_channels(config, model)
+    found = read_cloud_files(paths, channels=config.channels or (), columns=config.columns)
+    return CloudSamples(found, config, training=False)
+
+
+def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """A cloud as the model sees it."""
+    up_axis = samples.up_axis if isinstance(samples, CloudSamples) else "z"
+    return draw_cloud(input_of(samples[index]), up_axis=up_axis)
 
 
 def draw_picture(
@@ -115,8 +149,12 @@ DOMAIN = Domain(
     open_files=open_files,
     build_objective=build_objective,
     draw_picture=draw_picture,
-    example=lambda config: torch.randn(1, 1024, 3, generator=torch.Generator().manual_seed(0)),
+    thumbnail=thumbnail,
+    example=lambda config: torch.randn(
+        1, 1024, config.in_chans or 3, generator=torch.Generator().manual_seed(0)
+    ),
     outputs=40,
+    data_defaults=data_defaults,
     rows=6,
     evaluation=EvaluationConfig,
     collate=collate_clouds,

@@ -10,7 +10,7 @@ import map_core.tasks.evaluation
 from map_core.errors import UserError
 from map_core.ranges import check
 from map_core.tasks.domain import Logits, Samples
-from map_core.tasks.evaluation import Collate, choose_device, collect
+from map_core.tasks.evaluation import Collate, Gather, choose_device, collect
 from map_points.data import CloudSamples
 
 Protocol = Literal["no_vote", "vote_10", "best_of_299"]
@@ -53,9 +53,17 @@ class EvaluationConfig(map_core.tasks.evaluation.EvaluationConfig):
 
 
 def voted_logits(
-    model: nn.Module, samples: Samples, config: EvaluationConfig, *, collate: Collate, title: str
+    model: nn.Module,
+    samples: Samples,
+    config: EvaluationConfig,
+    *,
+    collate: Collate,
+    title: str,
+    gather: Gather = collect,
 ) -> Logits:
     """Logits and labels under the configured protocol: plain, of one round of votes, or of the best round.
+
+    ``gather`` collects those of each pass.
 
     Raises:
         UserError: the best round is asked for where there are no labels to choose it by.
@@ -65,13 +73,13 @@ def voted_logits(
     model = model.to(device).eval()
 
     def votes(clouds: CloudSamples, draw: int, title: str) -> Logits:
-        return collect(
+        return gather(
             model, clouds, config, device, collate=collate, seed=config.seed, draw=draw, title=title
         )
 
     if config.protocol == "no_vote":
         return votes(samples, 0, title)
-    augmented = replace(samples.config, augmentation="scale_translate")
+    augmented = replace(samples.config, augmentation="scale_translate", channel_dropout=0.0)
     voting = CloudSamples(samples.clouds, augmented, training=True)
 
     def one_round(number: int) -> Logits:

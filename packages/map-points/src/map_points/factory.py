@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import map_core.tasks.trained_models
+from map_core.errors import UserError
 from map_core.positions import MlpActivation
 from map_core.ranges import check
 from map_core.tasks.trained_models import Models
@@ -21,9 +22,10 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
     """A point model, and what to change in it; what is not given stays as the name says.
 
     Args:
-        name: mamba3d, hybridnet3d, or as published: mamba3d_authors, point_mae, point_mamba.
+        name: mamba3d, hybridnet3d, hybridnet3d_nano, or as published: mamba3d_authors, point_mae, point_mamba.
         embed_dim: Width.
         patch_hidden_dim: Width inside the patch embedding (256).
+        in_chans: Values of a point: 3, and one for each of data.channels.
         layout: Layers with counts, such as '(MMMT)x4' or 'Mx12'; S is a scan and nothing else.
         num_heads: Attention heads of Transformer blocks.
         mlp_ratio: MLP width of Transformer blocks over embed_dim; 0 for attention only.
@@ -48,6 +50,7 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
     name: str = "hybridnet3d"
     embed_dim: int | None = None
     patch_hidden_dim: int | None = None
+    in_chans: int | None = None
     layout: str | None = None
     num_heads: int | None = None
     mlp_ratio: float | None = None
@@ -73,6 +76,7 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
         sizes = (
             "embed_dim",
             "patch_hidden_dim",
+            "in_chans",
             "num_heads",
             "neighbors",
             "num_patches",
@@ -86,6 +90,8 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
             not_negative=("mlp_ratio",),
             shares_below_one=("drop_rate", "drop_path_rate"),
         )
+        if self.in_chans is not None and self.in_chans < 3:
+            raise UserError(f"model.in_chans must be at least 3, for x, y and z; got {self.in_chans}")
 
 
 PRETRAINED = {"class_token": False, "second_order": None}
@@ -130,6 +136,7 @@ TIED = (
     "name",
     "embed_dim",
     "patch_hidden_dim",
+    "in_chans",
     "layout",
     "num_heads",
     "mlp_ratio",
@@ -151,6 +158,7 @@ MODELS = Models(
     load_init=load_init,
     tied=TIED,
     unseen=UNSEEN,
+    inputs=("in_chans",),
     shown={"scan": "forward"},  # without a way back
     resolved=resolved,
     families=FAMILIES,

@@ -1,6 +1,8 @@
 """Point models, as encoders for pretraining and as classifiers: of this project, and as others published them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba3d": {"layout": "Mx12"},
     # after every third Mamba block an attention-only T: one of two readings that fit the paper's 19.3M
     "hybridnet3d": {"layout": "(MMMT)x4"},
+    "hybridnet3d_nano": {
+        "layout": "MMMT",
+        "embed_dim": 128,
+        "patch_hidden_dim": 64,
+        "num_heads": 4,
+        "num_patches": 32,
+        "order": "hilbert",
+    },
     "mamba3d_authors": {
         "layout": "Mx12",
         "num_patches": 128,
@@ -95,6 +105,7 @@ class HybridNet3D(nn.Module):
         num_classes: Classes; 0 for features.
         embed_dim: Width.
         patch_hidden_dim: Width inside the patch embedding, where most of a small model's work is.
+        in_chans: Values of a point: 3 coordinates, and one for each further channel.
         layout: Layers, see :func:`map_core.expand_layout`: M Mamba3D's, T Transformer, S a scan and nothing else.
         num_heads, mlp_ratio: Of the Transformer blocks; ratio 0 is attention only.
         neighbors: Of the local norm.
@@ -116,6 +127,7 @@ class HybridNet3D(nn.Module):
         *,
         embed_dim: int = 384,
         patch_hidden_dim: int = 256,
+        in_chans: int = 3,
         layout: str = "(MMMT)x4",
         num_heads: int = 6,
         mlp_ratio: float = 0.0,
@@ -137,7 +149,7 @@ class HybridNet3D(nn.Module):
         self.num_classes, self.embed_dim, self.scan = num_classes, embed_dim, scan
         self.order, self.second_order = order, second_order
         self.num_patches, self.patch_size = num_patches, patch_size
-        self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim)
+        self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim, in_chans)
         orders = 1 if second_order is None else 2
         self.order_scale = nn.ModuleList(
             OrderScale(embed_dim) for _ in range(orders if its.order_scale else 0)
@@ -178,10 +190,10 @@ class HybridNet3D(nn.Module):
             )
         self.apply(init_weights)
 
-    def forward(self, points: Float[Tensor, "b n 3"]) -> Float[Tensor, "b c"]:
+    def forward(self, points: Float[Tensor, "b n c"]) -> Float[Tensor, "b classes"]:
         return self.forward_head(self.forward_features(points))
 
-    def forward_features(self, points: Float[Tensor, "b n 3"]) -> Float[Tensor, "b l d"]:
+    def forward_features(self, points: Float[Tensor, "b n c"]) -> Float[Tensor, "b l d"]:
         """The class token, where there is one, then the patches in scan order, after the final norm."""
         features = self.encoder.normalize(self.encoder.last_layer(self.tokenize(points)))
         patches = features.patches.embedding
@@ -195,7 +207,7 @@ class HybridNet3D(nn.Module):
             pooled = torch.cat([x[:, 0], pooled], dim=-1)
         return pooled if pre_logits else self.head(pooled)
 
-    def tokenize(self, inputs: Float[Tensor, "b n 3"], *, targets: bool = False) -> Tokens:
+    def tokenize(self, inputs: Float[Tensor, "b n c"], *, targets: bool = False) -> Tokens:
         """Tokens of clouds in scan order, with the points of their patches as targets if asked for.
 
         Raises:
@@ -278,15 +290,32 @@ def named_settings(name: str) -> dict[str, Any]:
     return dict(ARCHITECTURES[name])
 
 
-def create_point_model(name: str, num_classes: int = 40, **changes: Any) -> HybridNet3D:
+def create_point_model(
+    name: str, num_classes: int | None = None, *, pretrained: bool | str | Path = False, **changes: Any
+) -> HybridNet3D:
     """Create one of ``MODEL_NAMES``, with changes to its arguments and its :class:`Conventions`.
 
-    ``mamba3d`` and ``hybridnet3d`` are this project's; ``mamba3d_authors``, ``point_mae`` and ``point_mamba``
-    compute what was published under these names.
+    ``mamba3d`` and ``hybridnet3d`` are this project's, ``hybridnet3d_nano`` is the latter for one core;
+    ``mamba3d_authors``, ``point_mae`` and ``point_mamba`` compute what was published under these names.
+
+    Args:
+        name: Of the model.
+        num_classes: Classes, 0 for features; those of the weights when None, else 40.
+        pretrained: True loads the weights that the repository ships in ``weights/NAME``, a path those of a run or
+            weights file. The head starts anew where it has another number of classes.
+        changes: Arguments of :class:`HybridNet3D` and :class:`Conventions`.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name; weights that are not there, or that mean something else with these changes.
     """
+    if not pretrained:
+        return _create(name, 40 if num_classes is None else num_classes, changes)
+    from map_points.pretrained import load_pretrained  # builds on this module
+
+    return load_pretrained(name, num_classes, None if pretrained is True else pretrained, changes)
+
+
+def _create(name: str, num_classes: int, changes: Mapping[str, Any]) -> HybridNet3D:
     settings = {**named_settings(name), **changes}
     conventions = Conventions(**{key: settings.pop(key) for key in CONVENTIONS if key in settings})
     return HybridNet3D(num_classes, conventions=conventions, **settings)

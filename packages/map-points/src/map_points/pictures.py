@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -36,7 +36,7 @@ class CloudViews:
 
 def reconstruct(
     objective: ReconstructingObjective,
-    points: Float[Tensor, "b n 3"],
+    points: Float[Tensor, "b n c"],
     *,
     ratio: float | None = None,
     seed: int = 0,
@@ -51,7 +51,7 @@ def reconstruct(
 
     predicted = result.prediction.to(points.dtype).unflatten(-1, (-1, 3))
     return CloudViews(
-        cloud=points,
+        cloud=points[..., :3],
         visible=placed(gather_tokens(tokens.target, mask.keep), mask.keep),
         predicted=placed(predicted, result.index),
     )
@@ -59,7 +59,7 @@ def reconstruct(
 
 def draw_reconstructions(
     objective: ReconstructingObjective,
-    points: Float[Tensor, "b n 3"],
+    points: Float[Tensor, "b n c"],
     path: Path,
     *,
     up_axis: Axis = "z",
@@ -105,3 +105,28 @@ def figure_of(views: CloudViews, *, up_axis: Axis = "z") -> Figure:
             cell.set_axis_off()
     figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper right", ncols=2, markerscale=4)
     return figure
+
+
+def draw_cloud(
+    points: Float[Tensor, "n 3"], *, up_axis: Axis = "z", side: int = 96
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A cloud seen obliquely from above, near points darker; drawn without matplotlib, which takes 0.1 s a cloud."""
+    turned = points.double().numpy()[:, UP_LAST[up_axis]]
+    turned = turned - (turned.max(axis=0) + turned.min(axis=0)) / 2
+    turned = turned / max(np.linalg.norm(turned, axis=1).max(), 1e-12)
+    across, up = np.deg2rad(-60), np.deg2rad(25)
+    x = turned[:, 0] * np.cos(across) - turned[:, 1] * np.sin(across)
+    away = turned[:, 0] * np.sin(across) + turned[:, 1] * np.cos(across)
+    y = turned[:, 2] * np.cos(up) - away * np.sin(up)
+    depth = away * np.cos(up) + turned[:, 2] * np.sin(up)
+    picture = np.full((side, side, 3), 255, dtype=np.uint8)
+    order = np.argsort(depth)  # the far ones first
+    column, line = (
+        ((1 + sign * place[order]) / 2 * (side - 3)).astype(int) for sign, place in ((1, x), (-1, y))
+    )
+    shade = np.interp(depth[order], [-1, 1], [0, 1])[:, None]
+    colors = ((1 - shade) * (190, 205, 222) + shade * (22, 66, 112)).astype(np.uint8)
+    for right in (0, 1, 2):
+        for down in (0, 1, 2):
+            picture[line + down, column + right] = colors
+    return picture

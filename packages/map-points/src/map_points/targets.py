@@ -25,8 +25,8 @@ class WiderPatches:
     patch_size: int
     scales: tuple[int, ...]
 
-    def __call__(self, inputs: Float[Tensor, "b n 3"], tokens: Tokens) -> Sequence[Tensor]:
-        return [self.around(inputs, tokens.position, scale) for scale in self.scales]
+    def __call__(self, inputs: Float[Tensor, "b n c"], tokens: Tokens) -> Sequence[Tensor]:
+        return [self.around(inputs[..., :3], tokens.position, scale) for scale in self.scales]
 
     def around(
         self, points: Float[Tensor, "b n 3"], center: Float[Tensor, "b l 3"], scale: int

@@ -10,6 +10,7 @@ from torch import Tensor
 from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder, hilbert_code, scan_order
 from map_core.tokens import Tokens, gather_tokens
+from map_core.tracing import kept_whole
 from map_points.patches import PatchEmbedding, group_points
 
 PointOrder = Literal["fps", "z_order", "hilbert", "random", "hilbert_cells", "hilbert_cells_swapped"]
@@ -66,8 +67,23 @@ def cell_code(center: Float[Tensor, "b l 3"]) -> Int[Tensor, "b l"]:
     return torch.where(wide, hilbert_code(cell, CELL_BITS + 1), fine)
 
 
+@kept_whole
+def coordinates(points: Float[Tensor, "b n c"], in_chans: int) -> Float[Tensor, "b n 3"]:
+    """The coordinates of clouds.
+
+    Raises:
+        UserError: their points do not have ``in_chans`` values.
+    """
+    if points.shape[-1] != in_chans:
+        raise UserError(
+            f"points have {points.shape[-1]} values, the model takes in_chans={in_chans}: x, y and z, and one for each "
+            "of data.channels; change one of them"
+        )
+    return points[..., :3] if in_chans > 3 else points
+
+
 def tokenize_clouds(
-    points: Float[Tensor, "b n 3"],
+    points: Float[Tensor, "b n c"],
     patch_embed: PatchEmbedding,
     *,
     num_patches: int = 64,
@@ -79,18 +95,24 @@ def tokenize_clouds(
     """Cut clouds into patches, embed them and lay them out in scan order.
 
     Args:
-        points: Clouds of one size.
+        points: Clouds of one size: coordinates, then what else points have, which is embedded and no target.
         patch_embed: Embeds the patches.
         num_patches, patch_size: How many patches of how many points.
         order: Order of the sequence.
         skip_origin: See :func:`~map_points.patches.group_points`.
         targets: Attach the points of each patch, relative to its centre, as target.
     """
-    patches = group_points(points, num_patches=num_patches, patch_size=patch_size, skip_origin=skip_origin)
+    xyz = coordinates(points, patch_embed.in_chans)
+    patches = group_points(xyz, num_patches=num_patches, patch_size=patch_size, skip_origin=skip_origin)
     origin = order_patches(patches.center, order)
     scanned = gather_tokens(patches.points, origin)
+    embedded = scanned
+    if patch_embed.in_chans > 3:
+        index = gather_tokens(patches.index, origin)
+        channels = gather_tokens(points[..., 3:], index.flatten(1)).unflatten(1, (num_patches, patch_size))
+        embedded = torch.cat([scanned, channels], dim=-1)
     return Tokens(
-        embedding=patch_embed(scanned),
+        embedding=patch_embed(embedded),
         position=gather_tokens(patches.center, origin),
         target=scanned if targets else None,
         origin=origin,

@@ -58,7 +58,7 @@ def test_paths_that_are_no_clouds_are_named(folder, tmp_path):
         (str(folder / "none.npy"), r"none.npy does not exist; give cloud files"),
         (
             str(folder / "notes.md"),
-            r"notes.md ends in '.md'; clouds are read from .npy, .ply, .txt, .xyz, .pts files",
+            r"notes.md ends in '.md'; clouds are read from .npy, .npz, .ply, .pcd, .*, .csv files",
         ),
         (str(tmp_path / "empty"), "empty holds no cloud files"),
         ([], "no cloud files given"),

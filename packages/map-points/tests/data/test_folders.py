@@ -6,6 +6,7 @@ import pytest
 from map_core.errors import UserError
 from map_points.data import PointDataConfig, load_point_data
 from map_points.data.folders import read_cloud_folder
+from map_points.domain import open_data
 
 
 def write(path, seed=0):
@@ -65,3 +66,105 @@ def test_what_a_folder_lacks_is_said(tmp_path):
         write(tmp_path / f"{name}.npy")
     with pytest.raises(UserError, match=r"the classes of the splits .* differ: table is in one alone"):
         load_point_data(settings(tmp_path), purpose="finetune")
+
+
+def write_labels(root, lines):
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return {"labels": str(root / "labels.csv")}
+
+
+def test_labels_from_a_csv_file(tmp_path):
+    points = [write(tmp_path / f"scans/{i}.npy", i) for i in range(4)]
+    rows = [f"scans/{i}.npy,{'ab'[i % 2]},{'train' if i < 2 else 'test'}" for i in (3, 2, 1, 0)]
+    labels = write_labels(tmp_path, ["path,label,split", *rows])
+    data = load_point_data(settings(tmp_path, **labels), purpose="finetune")
+    assert (data.classes, [data.train[i][1] for i in range(2)]) == (("a", "b"), [1, 0])
+    np.testing.assert_array_equal(data.train.clouds.points(0), points[1])
+    np.testing.assert_array_equal(data.evaluation.clouds.points(0), points[3])
+
+
+def test_labels_of_a_csv_file_are_needed_for_finetuning_alone(tmp_path):
+    for i in range(4):
+        write(tmp_path / f"{i}.npy", i)
+    labels = write_labels(tmp_path, ["path,label", "0.npy,a", "1.npy,b", "2.npy,"])
+    assert len(load_point_data(settings(tmp_path, **labels), purpose="pretrain").train) == 3
+    with pytest.raises(UserError, match="line 4, has no label"):
+        load_point_data(settings(tmp_path, holdout=0.5, **labels), purpose="finetune")
+    with pytest.raises(UserError, match=r"data.labels x.csv lists the files of data.source 'folder'"):
+        PointDataConfig("hdf5", str(tmp_path), labels="x.csv").validate()
+    with pytest.raises(UserError, match=r"data.labels is empty"):
+        settings(tmp_path, labels=" ").validate()
+
+
+def write_lists(root, **lists):
+    for name, lines in lists.items():
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("test", ["val", "validation", "test"])
+def test_splits_by_lists(tmp_path, test):
+    for name in ("chair/a", "chair/b", "table/c", "table/d", "table/unlisted"):
+        write(tmp_path / f"{name}.npy")
+    write_lists(tmp_path, train=["table/c.npy", "chair/a.npy"], **{test: ["chair/b.npy", "", "table/d.npy"]})
+    data = load_point_data(settings(tmp_path), purpose="finetune")
+    names = [name.rsplit("/", 1)[1] for samples in (data.train, data.evaluation) for name in samples.names]
+    assert names == ["c.npy", "a.npy", "b.npy", "d.npy"]
+    assert (data.classes, data.train[0][1], data.train[1][1]) == (("chair", "table"), 1, 0)
+
+
+def test_a_cloud_that_is_called_train_is_no_list(tmp_path):
+    write(tmp_path / "train.txt")
+    write(tmp_path / "other.txt")
+    assert len(load_point_data(settings(tmp_path), purpose="pretrain").train) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["a.npy", "none.npy"],
+            r"train.txt, line 2, names 'none.npy', which is no cloud file in .*; correct it",
+        ),
+        (["a.npy", "notes.md"], r"line 2, names 'notes.md', which is no cloud file"),
+        (["a.npy", "", "a.npy"], r"line 3, names 'a.npy' again, after line 1; name every cloud once"),
+        (["a.npy", "../a.npy"], r"names '../a.npy', which leads out of"),
+        (["/a.npy"], r"names '/a.npy', which leads out of"),
+    ],
+)
+def test_lines_of_a_list_that_name_no_cloud(tmp_path, lines, message):
+    write(tmp_path / "a.npy")
+    (tmp_path / "notes.md").write_text("no cloud")
+    write_lists(tmp_path, train=lines)
+    with pytest.raises(UserError, match=message):
+        load_point_data(settings(tmp_path), purpose="pretrain")
+
+
+def test_a_list_to_evaluate_on_is_asked_for(tmp_path):
+    write(tmp_path / "a.npy")
+    write_lists(tmp_path, train=["a.npy"])
+    with pytest.raises(UserError, match=r"has train.txt but none of val.txt, .*--data.holdout 0.1"):
+        load_point_data(settings(tmp_path), purpose="finetune")
+
+
+@pytest.mark.parametrize("layout", ["folders", "lists", "table"])
+@pytest.mark.parametrize("split", [True, False])
+def test_features_do_without_a_split_to_evaluate_on(tmp_path, tiny_model, layout, split):
+    for name in ("train/a/1", "train/b/2", *(["test/a/3", "test/b/4"] if split else [])):
+        write(tmp_path / f"{name}.npy")
+    changes = {}
+    if layout == "lists":
+        parts = {"train": ["train/a/1.npy"]} | ({"val": ["test/a/3.npy"]} if split else {})
+        write_lists(tmp_path, **parts)
+    if layout == "table":
+        rows = ["train/a/1.npy,a,train", "train/b/2.npy,b,train", *(["test/a/3.npy,a,test"] if split else [])]
+        changes = write_labels(tmp_path, ["path,label,split", *rows])
+    data = open_data(settings(tmp_path, **changes), tiny_model, "features")
+    assert len(data.plain_train) == (1 if layout == "lists" else 2)
+    assert (data.evaluation is not None) == split
+
+
+def test_finetuning_by_the_command_needs_classes(tmp_path, tiny_model):
+    write(tmp_path / "a.npy")
+    write(tmp_path / "b.npy")
+    with pytest.raises(UserError, match=r"holds clouds but no class subfolders"):
+        open_data(settings(tmp_path, holdout=0.5), tiny_model, "finetune")

@@ -2,9 +2,11 @@
 
 import json
 import pickle
+import struct
 from functools import partial
 
 import h5py
+import laspy
 import numpy as np
 import pytest
 
@@ -124,11 +126,27 @@ def source(name, kind, file, write, **options):
     return Case(name, file, write, partial(read_source, kind), **options)
 
 
+def write_las(folder):
+    cloud = laspy.create(point_format=3)
+    cloud.x, cloud.y, cloud.z = POINTS[0][:, :3].T.astype(np.float64)
+    cloud.write(folder / "c.las")
+
+
+PCD_HEADER = "FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 12\nDATA {}\n"
+PCD = PCD_HEADER.format("binary").encode() + POINTS[0][:, :3].tobytes()
+LITERALS = b"".join(b"\x0f" + POINTS[0][:, :3].T.tobytes()[i : i + 16] for i in range(0, 144, 16))
+COMPRESSED = PCD_HEADER.format("binary_compressed").encode() + struct.pack("<II", 153, 144) + LITERALS
 BINARY = (PLY_HEADER.format("binary_big_endian").encode()) + POINTS[0][:, :3].astype(">f4").tobytes()
 CASES = (
     single("c.npy", write_npy, complete=True),
     single("c.ply", partial(write_file, "c.ply", BINARY), complete=True),
     single("ascii.ply", partial(write_file, "ascii.ply", PLY_HEADER.format("ascii") + text(POINTS[0][:, :3]))),
+    single("c.pcd", partial(write_file, "c.pcd", PCD), complete=True),
+    single("ascii.pcd", partial(write_file, "ascii.pcd", PCD_HEADER.format("ascii") + text(POINTS[0][:, :3]))),
+    single("packed.pcd", partial(write_file, "packed.pcd", COMPRESSED), complete=True),
+    single("c.off", partial(write_file, "c.off", "OFF\n12 0 0\n" + text(POINTS[0][:, :3]))),
+    single("c.las", write_las, complete=True),
+    single("c.npz", lambda folder: np.savez(folder / "c.npz", points=POINTS[0]), complete=True),
     single("c.txt", partial(write_file, "c.txt", text(POINTS[0]))),
     single("pts.txt", partial(write_file, "pts.txt", "x;y;z\n12\n" + text(POINTS[0][:, :3]).replace(" ", ";"))),
     source("npz", "modelnet40_npz", "d.npz", write_npz, complete=True),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     import map_vision.registry as registry
+    from map_core.tasks.hub import push_to_hub
     from map_core.tasks.pretraining import TrainedObjective
     from map_vision.data import DataConfig
     from map_vision.factory import ModelConfig
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from map_vision.python import features, finetune, predict, pretrain
     from map_vision.tokenizer import tokenize_images
 
-__version__ = "0.1.0"
 __all__ = [
     "DataConfig",
     "HybridNet",
@@ -30,10 +30,12 @@ __all__ = [
     "build_objective",
     "features",
     "finetune",
+    "from_pretrained",
     "load",
     "load_objective",
     "predict",
     "pretrain",
+    "push_to_hub",
     "registry",
     "tokenize_images",
 ]
@@ -45,6 +47,7 @@ _PLACES = {
     "build_objective": "map_vision.pretraining",
     "tokenize_images": "map_vision.tokenizer",
 }
+_PLACES["push_to_hub"] = "map_core.tasks.hub"
 _PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_vision.python")
 
 
@@ -54,6 +57,10 @@ register_once_timm_is_there()
 def __getattr__(name: str) -> Any:
     if name == "registry":
         return importlib.import_module("map_vision.registry")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("map-vision")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module(_PLACES[name]), name)
@@ -64,6 +71,16 @@ def load(run: str | Path) -> "nn.Module":
     from map_vision.factory import MODELS
 
     return MODELS.load(run)
+
+
+def from_pretrained(
+    name: str | Path, *, cache_dir: str | Path | None = None, token: str | None = None
+) -> "nn.Module":
+    """A model of a folder or of the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
+    import map_core.tasks.hub
+    from map_vision.factory import MODELS
+
+    return map_core.tasks.hub.from_pretrained(MODELS, name, cache_dir=cache_dir, token=token)
 
 
 def load_objective(run: str | Path) -> "TrainedObjective":

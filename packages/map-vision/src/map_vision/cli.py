@@ -1,14 +1,30 @@
 """The command line: ``map-vision COMMAND --config RECIPE --section.key value ...``."""
 
 import map_core.commands.program
-from map_core.commands.listing import convert_command, standard_commands, study_commands, tables_command
+from map_core.commands.command import Command
+from map_core.commands.listing import (
+    convert_command,
+    sharing_commands,
+    standard_commands,
+    study_commands,
+    tables_command,
+)
 
-DOMAIN = "map_vision.domain:DOMAIN"
+DOMAIN, HERE = "map_vision.domain:DOMAIN", "map_vision.commands"
+STATISTICS = Command(
+    "statistics",
+    "mean and deviation of every channel of images",
+    f"{HERE}:StatisticsConfig",
+    f"{HERE}:statistics",
+    essential=("data.root", "data.source", "data.subset", "data.pixels"),
+)
 COMMANDS = [
     *standard_commands(DOMAIN, sample="image"),
     convert_command(DOMAIN),
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
+    STATISTICS,
+    *sharing_commands(DOMAIN),
 ]
 
 

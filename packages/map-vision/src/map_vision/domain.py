@@ -5,20 +5,23 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
-from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped, input_of
 from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
-from map_vision.factory import MODELS, ModelConfig, input_size
+from map_vision.factory import MODELS, ModelConfig, input_size, without_registers
 from map_vision.finetuning import ClassificationConfig
-from map_vision.pictures import draw_reconstructions
+from map_vision.pictures import draw_reconstructions, unnormalized
+from map_vision.pretrained import described_cfg
 from map_vision.pretraining import OBJECTIVES, build_objective
-from map_vision.registry import MODEL_NAMES
+from map_vision.registry import MODEL_NAMES, default_cfgs
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -77,7 +80,11 @@ def data_defaults(
     values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
 ) -> dict[str, Any]:
     """Settings of a run's data for later commands: pixels are normalised as in training, whatever the images."""
-    pixels = {key: description[key] for key in ("mean", "std") if key in description}
+    pixels = {key: description[key] for key in ("mean", "std", "pixels") if key in description}
+    if "data.statistics" in given:
+        pixels = {}  # as they say
+    elif pixels:
+        values = {key: value for key, value in values.items() if key != "statistics"}  # which said the same
     if "data.root" in given and values.get("source") == "digits":
         values = values | {"source": "auto"}  # the digits have no folder
     if "data.holdout" in given and "data.eval_split" not in given:
@@ -102,7 +109,39 @@ def draw_picture(
     channels = inputs.shape[1]  # images of a user's data set are shown as they are
     mean = tuple(data.preprocessing.get("mean", (0.0,) * channels))
     std = tuple(data.preprocessing.get("std", (1.0,) * channels))
-    draw_reconstructions(objective, inputs, path, mean=mean, std=std, ratio=ratio, seed=seed)
+    stored = data.preprocessing.get("pixels") == "stored"
+    draw_reconstructions(objective, inputs, path, mean=mean, std=std, stored=stored, ratio=ratio, seed=seed)
+
+
+def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as the model sees it."""
+    return unnormalized(input_of(samples[index]), prepared)
+
+
+def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` from which timm makes a described model and prepares its images."""
+    form = config if description.get("classes") else without_registers(config)
+    arguments = {key: value for key, value in form.arguments().items() if key != "keep_registers"}
+    base, size = default_cfgs[config.name].default, input_size(config)
+    said = described_cfg(description, max(size[1:]))
+    return {
+        "architecture": config.name,
+        "num_classes": said["num_classes"],
+        "model_args": arguments,
+        **({"label_names": said.pop("label_names")} if "label_names" in said else {}),
+        "pretrained_cfg": {
+            "input_size": size,
+            "fixed_input_size": False,
+            "pool_size": None,
+            "crop_pct": base.crop_pct,
+            "interpolation": base.interpolation,
+            "mean": base.mean,
+            "std": base.std,
+            "first_conv": base.first_conv,
+            "classifier": base.classifier,
+            **said,
+        },
+    }
 
 
 def describe_models() -> list[str]:
@@ -110,7 +149,7 @@ def describe_models() -> list[str]:
     lines = ["models (parameters at 1000 classes)"]
     for name in MODEL_NAMES:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = timm.create_model(name, num_classes=1000)
         lines.append(f"  {name:30} {sum(p.numel() for p in model.parameters()):>12,}")
     return lines
 
@@ -127,8 +166,10 @@ DOMAIN = Domain(
     open_files=open_files,
     build_objective=build_objective,
     draw_picture=draw_picture,
+    thumbnail=thumbnail,
     example=lambda config: torch.zeros(1, *input_size(config)),
     outputs=1000,
     data_defaults=data_defaults,
     info=describe_models,
+    timm_config=timm_config,
 )

@@ -29,7 +29,7 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
         name: Registered model; `map-vision info` lists them.
         img_size: Height and width in pixels.
         patch_size: Height and width of a patch in pixels.
-        in_chans: Image channels: 3, or 1 for grayscale.
+        in_chans: Image channels: 3, 1 for grayscale, or any number of stored values (data.pixels).
         layout: Layers with counts, such as '(MMMT)x8', 'Mx24,Tx8', 'Mx32' or 'Tx32'; F scans four ways, as ARM.
         embed_dim: Width; of a pyramid, that of its last stage.
         num_heads: Attention heads of Transformer blocks; a pyramid takes one number for each of its last two stages.

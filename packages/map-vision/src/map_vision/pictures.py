@@ -1,11 +1,14 @@
 """Pictures of what a pretrained model reconstructs, which say what of the truth they use."""
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -21,6 +24,7 @@ WITH_TRUTH = (
     'Patches are predicted without their mean and deviation. "true statistics" lends each predicted patch those of the '
     'original; "visible statistics" lends all of them the average of the visible patches\', and uses nothing hidden.'
 )
+SHADES = "Black is two deviations below a channel's mean, white two above it."
 WITHOUT_TRUTH = "Predicted patches are the model's output: nothing hidden is used."
 
 
@@ -93,6 +97,7 @@ def draw_reconstructions(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    stored: bool = False,
     ratio: float | None = None,
     seed: int = 0,
 ) -> None:
@@ -103,18 +108,23 @@ def draw_reconstructions(
         images: Normalised images.
         path: Picture to write, PNG unless its ending says otherwise.
         mean, std: Of the images' normalisation, a value a channel.
+        stored: They are of stored values, whose black and white nobody knows.
         ratio: Share to hide; the objective's own when None.
         seed: Chooses the hidden patches.
     """
     device = next(objective.parameters()).device
     pictures = reconstruct(objective, images.to(device), ratio=ratio, seed=seed)
-    save_picture(figure_of(pictures, mean=mean, std=std), path, dpi=110)
+    save_picture(figure_of(pictures, mean=mean, std=std, stored=stored), path, dpi=110)
 
 
-def figure_of(pictures: Pictures, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Figure:
+def figure_of(
+    pictures: Pictures, *, mean: tuple[float, ...], std: tuple[float, ...], stored: bool = False
+) -> Figure:
     """A row an image: original, masked, reconstruction, and one without the hidden patches' own statistics.
 
-    The last column is there only if the model predicts normalised patches; the caption says what either one uses.
+    Of images of other than 1 or 3 channels the first three are shown, or the first one of two; stored values from two
+    deviations below the mean, black, to two above it, white. The last column is there only if the model predicts
+    normalised patches; the caption says what either one uses.
     """
     columns = {"original": pictures.original, "masked": pictures.masked}
     if pictures.unaided is None:
@@ -123,14 +133,33 @@ def figure_of(pictures: Pictures, *, mean: tuple[float, ...], std: tuple[float, 
         columns["reconstruction,\ntrue statistics"] = pictures.reconstruction
         columns["reconstruction,\nvisible statistics"] = pictures.unaided
     rows, caption = len(pictures.original), WITHOUT_TRUTH if pictures.unaided is None else WITH_TRUTH
+    channels = len(mean)
+    shown = 3 if channels >= 3 else 1
+    if shown < channels:
+        caption = f"{'Channels 1 to 3' if shown == 3 else 'Channel 1'} of {channels}. {caption}"
+    if stored:
+        caption = f"{caption} {SHADES}"
     figure = Figure(figsize=(2 * len(columns), 2 * rows + 0.8), layout="constrained")
     figure.supxlabel(textwrap.fill(caption, 34 * len(columns)), fontsize="x-small")
     axes = figure.subplots(rows, len(columns), squeeze=False)
     scale, shift = torch.tensor(std).reshape(-1, 1, 1), torch.tensor(mean).reshape(-1, 1, 1)
+    if stored:
+        scale, shift = torch.full_like(scale, 0.25), torch.full_like(shift, 0.5)
     for column, (title, batch) in enumerate(columns.items()):
         axes[0, column].set_title(title, fontsize="medium")
         for row, image in enumerate(batch.cpu()):
-            pixels = (image * scale + shift).clamp(0, 1).permute(1, 2, 0)
+            pixels = (image * scale + shift)[:shown].clamp(0, 1).permute(1, 2, 0)
             axes[row, column].imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row, column].axis("off")
     return figure
+
+
+def unnormalized(image: Float[Tensor, "c h w"], prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as it was before its pixels were normalised; the first channel is grey where there are not three."""
+    mean, std = (
+        torch.tensor(prepared.get(key, default)).reshape(-1, 1, 1)
+        for key, default in (("mean", 0.0), ("std", 1.0))
+    )
+    pixels = (image * std + mean).clamp(0, 1)
+    pixels = pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)
+    return (255 * pixels).round().byte().permute(1, 2, 0).numpy()

@@ -125,7 +125,9 @@ class ImageContrastiveConfig(ContrastiveConfig):
     colors: Colors = "moco_v3"
 
     def make_views(self, data: OpenedData) -> TwoViews:
-        changes = view_colors(self.colors, data.preprocessing["mean"], data.preprocessing["std"])
+        said = data.preprocessing
+        stored = said.get("pixels") == "stored"
+        changes = view_colors(self.colors, said["mean"], said["std"], stored=stored)
         return TwoViews(data.train) if changes is None else TwoViews(data.train, changes)
 
 

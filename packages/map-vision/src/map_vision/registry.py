@@ -10,6 +10,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from map_core.shipped import folder_of_weights
+from map_vision.pretrained import refuse_other_meaning, require_source, shipped_cfg
+
 # Sizes that fit the paper's parameter counts: 12M, 37M, 128M, 443M.
 HYBRID_SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -44,6 +47,16 @@ HYBRID_SIZES: dict[str, dict[str, Any]] = {
         "num_registers": 16,
         "neck_reduction": 8,
     },
+}
+# For images of 32 px, such as CIFAR-10's, whose classes its default is; what recipe pretrain_cifar10 trains.
+NANO: dict[str, Any] = {
+    "patch_size": 4,
+    "embed_dim": 128,
+    "layout": "(MMMT)x2",
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+    "num_registers": 0,
+    "global_pool": "avg",
 }
 MAMBA_LAYOUTS = {"tiny": "Mx24", "small": "Mx24", "base": "Mx24", "large": "Mx48"}
 VIT_SIZES: dict[str, dict[str, Any]] = {
@@ -103,10 +116,12 @@ PYRAMID_SIZES: dict[str, dict[str, Any]] = {
 PYRAMID_CROPS = {"tiny2": 0.98, "small": 0.93}  # of evaluation; the others see whole images
 
 
-def _default_cfg(img_size: int, *, first_conv: str, crop_pct: float) -> dict[str, Any]:
+def _default_cfg(
+    img_size: int, *, first_conv: str, crop_pct: float, num_classes: int = 1000
+) -> dict[str, Any]:
     return {
         "url": "",
-        "num_classes": 1000,
+        "num_classes": num_classes,
         "input_size": (3, img_size, img_size),
         "pool_size": None,
         "crop_pct": crop_pct,
@@ -121,7 +136,7 @@ def _default_cfg(img_size: int, *, first_conv: str, crop_pct: float) -> dict[str
 
 def _architectures() -> dict[str, tuple[int, dict[str, Any]]]:
     """Name -> image size and model arguments, for every registered HybridNet."""
-    table: dict[str, tuple[int, dict[str, Any]]] = {}
+    table: dict[str, tuple[int, dict[str, Any]]] = {"hybridnet_nano_patch4_32": (32, NANO)}
     for size, arguments in HYBRID_SIZES.items():
         for img_size in (224, 384):
             table[f"hybridnet_{size}_patch16_{img_size}"] = (img_size, arguments)
@@ -142,8 +157,12 @@ MODEL_NAMES = (*ARCHITECTURES, *PYRAMIDS)
 default_cfgs = generate_default_cfgs(
     {
         name: _default_cfg(
-            img_size, first_conv="patch_embed.proj", crop_pct=0.875 if img_size == 224 else 1.0
+            img_size,
+            first_conv="patch_embed.proj",
+            crop_pct=0.875 if img_size == 224 else 1.0,
+            num_classes=10 if img_size == 32 else 1000,
         )
+        | shipped_cfg(folder_of_weights(name), img_size)
         for name, (img_size, _) in ARCHITECTURES.items()
     }
     | {
@@ -185,6 +204,9 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # a wrapper with features_only
         from map_vision.weights import convert_state
 
+        if pretrained:
+            require_source(name, kwargs)
+            refuse_other_meaning(name, kwargs)
         return build_model_with_cfg(
             model_class(name),
             name,

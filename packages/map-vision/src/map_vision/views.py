@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision import transforms as tv
 
+from map_core.errors import UserError
+
 Colors = Literal["moco_v2", "moco_v3", "none"]
 SIGMA = (0.1, 2.0)
 WIDEST_KERNEL = 13  # reaches three deviations of the widest blur
@@ -48,11 +50,20 @@ class ViewColors:
 
 
 def view_colors(
-    colors: Colors, mean: Sequence[float], std: Sequence[float]
+    colors: Colors, mean: Sequence[float], std: Sequence[float], *, stored: bool = False
 ) -> tuple[ViewColors, ViewColors] | None:
-    """The changes of the first view and of the second, as MoCo v2 or v3 has them; None for none."""
+    """The changes of the first view and of the second, as MoCo v2 or v3 has them; None for none.
+
+    Raises:
+        UserError: changes of colours of images that are neither gray nor RGB pictures.
+    """
     if colors == "none":
         return None
+    if stored or len(mean) not in (1, 3):
+        raise UserError(
+            f"objective.colors '{colors}' changes colours, which stored values of {len(mean)} channels do not have: "
+            "pass --objective.colors none"
+        )
     if colors == "moco_v2":
         same = ViewColors(mean, std, (0.4, 0.4, 0.4, 0.1), blur=0.5)
         return same, same

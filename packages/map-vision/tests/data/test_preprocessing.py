@@ -105,7 +105,7 @@ def test_absent_keys_are_named() -> None:
 @pytest.mark.parametrize(
     ("in_chans", "settings", "message"),
     [
-        (2, {}, r"in_chans \(2\) must be 1 \(gray\) or 3 \(RGB\)"),
+        (2, {}, r"stored values of 2 channels have no mean and deviation that are known: measure them"),
         (
             1,
             {"mean": (0.4, 0.5, 0.6)},

@@ -122,11 +122,6 @@ def test_policy_that_timm_does_not_know() -> None:
         make(augmentation="timm", auto_augment="rnd")
 
 
-def test_channels_must_be_one_or_three() -> None:
-    with pytest.raises(UserError, match=r"in_chans \(2\) must be 1 \(gray\) or 3 \(RGB\)"):
-        make(in_chans=2)
-
-
 def test_every_augmentation_is_tested() -> None:
     names: list[Augmentation] = [settings["augmentation"] for settings in AUGMENTATIONS]
     assert {*names, "none"} == set(Augmentation.__args__)  # type: ignore[attr-defined]

@@ -66,6 +66,19 @@ def tables_command(domain: SomeDomain) -> Command:
     )
 
 
+def sharing_commands(domain: SomeDomain) -> list[Command]:
+    """The commands that make a run a folder to share, and upload one, for a domain."""
+    module = "map_core.commands.card"
+    kind, card = (of_domain(name, domain, module=module) for name in ("card_config", "card"))
+    hub = "map_core.commands.hub"
+    return [
+        Command("card", "a run as a folder to share, with a model card", kind, card, positional="run"),
+        Command(
+            "push-to-hub", "upload such a folder", f"{hub}:PushConfig", f"{hub}:push", positional="folder"
+        ),
+    ]
+
+
 def study_commands(domain: SomeDomain) -> list[Command]:
     """The two commands of studies, for a domain."""
     module = "map_core.study.command"

@@ -16,13 +16,15 @@ from map_core.commands.options import Option, config_class
 from map_core.errors import RunStopped, UserError, visible
 from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
-from map_core.runs.notes import note, tell
+from map_core.runs.notes import is_main_process, note, tell
 from map_core.runs.pictures import require_picture
 from map_core.runs.run_directory import require_run_directory
 from map_core.runs.summary import write_summary
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain, OpenedData, Samples
+from map_core.tasks.embedding_page import page_file, write_page
 from map_core.tasks.evaluation import (
+    ROWS,
     Stopwatch,
     choose_device,
     class_totals,
@@ -31,6 +33,7 @@ from map_core.tasks.evaluation import (
 )
 from map_core.tasks.features import SplitFeatures, save_arrays, score_file, write_features
 from map_core.tasks.monitors import MonitorConfig
+from map_core.tasks.parts import results_in_parts
 from map_core.tasks.predictions import write_predictions
 from map_core.tasks.pretraining import PretrainTask, inputs_to_draw, load_objective
 from map_core.tasks.weights import read_description
@@ -130,6 +133,9 @@ def configs(domain: Domain) -> Configs:
             data=data_of_run,
             evaluation=evaluation,
             neighbors=Option(int, "Neighbours of the kNN score, where there are labels and two splits.", 20),
+            report=Option(
+                bool, "Also write an HTML page beside out: a map of a sample and nearest neighbours.", False
+            ),
             out=Option(str, "NPZ to write: features, labels and names of each split.", "features.npz"),
         ),
         reconstruct=config_class(
@@ -245,8 +251,12 @@ def evaluate(domain: Domain, config: Any) -> None:
     config.evaluation.validate()
     refuse_training_run(out)
     holds = read_description(config.init).get("holds", "")
-    measure = domain.evaluators.get(holds, partial(evaluate_classifier, domain))
-    summary = measure(config)
+    other = domain.evaluators.get(holds)
+    if other and not is_main_process():
+        return  # these work in one process
+    summary = other(config) if other else evaluate_classifier(domain, config, out)
+    if not is_main_process():
+        return
     if "protocol" in summary:
         print(summary["protocol"])
     print(f"evaluated on {visible(summary['evaluated_on'])}")
@@ -258,27 +268,38 @@ def evaluate(domain: Domain, config: Any) -> None:
     tell(f"-> {out / 'summary.json'}")
 
 
-def evaluate_classifier(domain: Domain, config: Any) -> dict[str, Any]:
-    """Accuracies of a classifier, for its summary."""
+def evaluate_classifier(domain: Domain, config: Any, out: Path) -> dict[str, Any]:
+    """Accuracies of a classifier, for its summary; empty on other processes than the first."""
     model, classes = domain.models.classifier(config.init)
     data = domain.open_data(
         config.data, domain.models.described(config.init), "evaluate", read_description(config.init)
     )
     assert data.evaluation is not None
     refuse_other_classes(data.classes, classes, data=data.description, init=config.init)
-    with Stopwatch(choose_device(config.evaluation.device)) as watch:
-        logits, labels = domain.logits(
-            model, data.evaluation, config.evaluation, collate=domain.collate, title="evaluate"
-        )
+    with results_in_parts(out, config) as parts:
+        with Stopwatch(choose_device(config.evaluation.device)) as watch:
+            logits, labels = domain.logits(
+                model,
+                data.evaluation,
+                config.evaluation,
+                collate=domain.collate,
+                title="evaluate",
+                gather=parts.of("evaluation"),
+            )
+        if not is_main_process():
+            return {}
+        measures = classification_metrics(class_totals(logits, labels))
     if data.skipped().count:
         tell(data.skipped().note)
     protocol = domain.protocol(config.evaluation)
+    processes = parts.peers.count
     return {
         **({"protocol": protocol} if protocol else {}),
         "evaluated_on": data.evaluated_on,
-        **classification_metrics(class_totals(logits, labels)),
+        **measures,
         f"{domain.sample}s": len(data.evaluation),
-        **watch.report(len(data.evaluation)),
+        **({"processes": processes} if processes > 1 else {}),
+        **watch.report(len(data.evaluation) - parts.reused),
     }
 
 
@@ -286,16 +307,25 @@ def predict(domain: Domain, config: Any) -> None:
     """Write a CSV with the most probable classes of each file."""
     at_least_one("top", config.top)
     config.evaluation.validate()
-    require_file(expanded(config.out))
+    out = expanded(config.out)
+    require_file(out)
     model, classes = domain.models.classifier(config.init)
     files = getattr(config, f"{domain.sample}s")
     described = domain.models.described(config.init)
     samples = domain.open_files(files, config.data, described, read_description(config.init))
-    logits, _ = domain.logits(model, samples, config.evaluation, collate=domain.collate, title="predict")
-    probabilities = logits.softmax(dim=1).numpy()
-    write_predictions(
-        expanded(config.out), domain.sample, samples.names, classes, probabilities, top=config.top
-    )
+    with results_in_parts(out, config) as parts:
+        logits, _ = domain.logits(
+            model,
+            samples,
+            config.evaluation,
+            collate=domain.collate,
+            title="predict",
+            gather=parts.of("predictions"),
+        )
+        if is_main_process():
+            probabilities = (some.softmax(dim=1).numpy() for some in logits.split(ROWS))
+            with parts.finishing():
+                write_predictions(out, domain.sample, samples.names, classes, probabilities, top=config.top)
 
 
 def features(domain: Domain, config: Any) -> None:
@@ -304,6 +334,10 @@ def features(domain: Domain, config: Any) -> None:
     config.evaluation.validate()
     files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
     require_file(out)
+    if config.report:
+        require_file(page_file(out))
+        if page_file(out) == out:
+            raise UserError(f"{out} is where the page goes; give --out another name, such as x.npz")
     if files is None:
         require_file(score_file(out))
         if score_file(out) == out:
@@ -314,16 +348,46 @@ def features(domain: Domain, config: Any) -> None:
     extract = partial(extract_features, model, config=config.evaluation, collate=domain.collate)
     if files is not None:
         samples = domain.open_files(files, config.data, described, read_description(config.init))
-        values, _ = extract(samples=samples)
-        save_arrays(out, {"features": values, "names": np.array(samples.names)})
+        with results_in_parts(out, config) as parts:
+            values, _ = extract(samples=samples, gather=parts.of("features"))
+            if is_main_process():
+                with parts.finishing():
+                    save_arrays(out, {"features": values, "names": np.array(samples.names)})
+                    if config.report:
+                        unlabelled = SplitFeatures(
+                            values, np.zeros(len(values), dtype=np.int64), samples.names
+                        )
+                        report(domain, config, out, unlabelled, samples, ())
         return
     data = domain.open_data(config.data, described, "features", read_description(config.init))
-    measured = {}
-    for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
-        if isinstance(samples_or_none, Samples):
-            values, labels = extract(samples=samples_or_none, title=f"features of {split}")
-            measured[split] = SplitFeatures(values, labels, samples_or_none.names)
-    write_features(out, measured, data.classes, neighbors=config.neighbors, evaluated_on=data.evaluated_on)
+    measured, opened = {}, {}
+    with results_in_parts(out, config) as parts:
+        for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
+            if isinstance(samples_or_none, Samples):
+                title = f"features of {split}"
+                values, labels = extract(samples=samples_or_none, title=title, gather=parts.of(split))
+                measured[split] = SplitFeatures(values, labels, samples_or_none.names)
+                opened[split] = samples_or_none
+        if is_main_process():
+            told = {"neighbors": config.neighbors, "evaluated_on": data.evaluated_on}
+            with parts.finishing():
+                write_features(out, measured, data.classes, **told)
+                if config.report:
+                    split = "train" if "train" in measured else "test"
+                    report(domain, config, out, measured[split], opened[split], data.classes)
+
+
+def report(
+    domain: Domain, config: Any, out: Path, split: SplitFeatures, samples: Samples, classes: Sequence[str]
+) -> None:
+    """Write the page of features beside them."""
+    prepared = read_description(config.init)
+
+    def picture(index: int) -> np.ndarray:
+        return domain.thumbnail(samples, index, prepared)
+
+    title = f"Features of {config.init}"
+    write_page(page_file(out), title, split, classes, picture, sample=domain.sample)
 
 
 def reconstruct(domain: Domain, config: Any) -> None:

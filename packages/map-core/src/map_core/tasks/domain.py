@@ -6,14 +6,15 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+import numpy as np
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from map_core.errors import UserError
 from map_core.objective import Objective
 from map_core.runs.summary import to_plain
-from map_core.tasks.evaluation import Collate, EvaluationConfig, choose_device, collect
+from map_core.tasks.evaluation import Collate, EvaluationConfig, Gather, choose_device, collect
 from map_core.tasks.trained_models import Models
 from map_core.training.task import MapStyleDataset, refuse_other_data_sets
 
@@ -105,7 +106,8 @@ def is_label(value: Any) -> bool:
     return isinstance(value, Integral)
 
 
-WHERE_AND_HOW = ("root", "cache", "on_error")  # data that move or are read otherwise are the same data
+# data that move or are read otherwise are the same data; what statistics say is in the preprocessing
+WHERE_AND_HOW = ("root", "cache", "on_error", "statistics")
 
 
 def data_settings(config: Any, preprocessing: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -154,6 +156,7 @@ class DrawPicture(Protocol):
     ) -> None: ...
 
 
+Thumbnail = Callable[[Samples, int, Mapping[str, Any]], UInt8[np.ndarray, "h w 3"]]
 DataDefaults = Callable[[dict[str, Any], dict[str, Any], Mapping[str, str]], dict[str, Any]]
 
 
@@ -168,12 +171,18 @@ Logits = tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]
 
 
 def plain_logits(
-    model: nn.Module, samples: Samples, config: EvaluationConfig, *, collate: Collate, title: str
+    model: nn.Module,
+    samples: Samples,
+    config: EvaluationConfig,
+    *,
+    collate: Collate,
+    title: str,
+    gather: Gather = collect,
 ) -> Logits:
-    """Logits and labels of all samples, in order."""
+    """Logits and labels of all samples, in order, as ``gather`` collects them."""
     device = choose_device(config.device)
     model = model.to(device).eval()
-    return collect(model, samples, config, device, collate=collate, title=title)
+    return gather(model, samples, config, device, collate=collate, title=title)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,12 +205,15 @@ class Domain:
             that they hold.
         build_objective: Puts a backbone under the objective that a section describes; both stay shared.
         draw_picture: Of a pretraining run.
+        thumbnail: Of samples, an index and what a model's description says of their preparation: a small picture.
         example: A batch of one sample as a model section wants it, to count operations on.
         outputs: Classes of the classifiers whose sizes ``info`` prints.
         collate: Makes a batch of samples.
         logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
         protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
         info: Further lines of the command ``info``.
+        timm_config: Of a model section and its description: the ``config.json`` from which ``timm.create_model`` makes
+            the model; None for a domain whose models timm does not know.
     """
 
     program: str
@@ -215,6 +227,7 @@ class Domain:
     open_files: OpenFiles
     build_objective: Callable[[nn.Module, Any], Objective]
     draw_picture: DrawPicture
+    thumbnail: Thumbnail
     example: Callable[[Any], Tensor]
     outputs: int
     data_defaults: DataDefaults = unchanged
@@ -226,6 +239,7 @@ class Domain:
     logits: Callable[..., Logits] = plain_logits
     protocol: Callable[[Any], str | None] = lambda config: None
     info: Callable[[], list[str]] = list
+    timm_config: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
 
     @property
     def objective(self) -> type:

@@ -1,7 +1,7 @@
 """Running a trained model over samples: devices, arithmetic, logits, accuracies, pooled features."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from map_core.training.loading import batches_in_order
 from map_core.training.task import MapStyleDataset
 
 Collate = Callable[[list[Any]], Any]
+Gather = Callable[..., tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]]  # collect, or what takes its place
 TOP = 5
+ROWS = 8192  # of results that are worked on at once
 
 
 @dataclass
@@ -90,7 +92,49 @@ class Stopwatch:
         return speed | describe_run(self.device)
 
 
-@torch.no_grad()
+def results_in_order(
+    function: Callable[[Tensor], Tensor],
+    samples: MapStyleDataset,
+    config: EvaluationConfig,
+    device: torch.device,
+    *,
+    collate: Collate = default_collate,
+    shard: tuple[int, int] = (0, 1),
+    indices: Sequence[int] | None = None,
+    seed: int = 0,
+    draw: int = 0,
+    title: str | None = None,
+) -> Iterator[tuple[Float[Tensor, "b f"], Int[Tensor, " b"]]]:
+    """Yield ``function`` of the inputs of batches, and their labels; on the CPU.
+
+    Args:
+        function: Of a batch of inputs, such as a classifier.
+        samples: (input, label) by index.
+        config: Batch size, workers, precision, progress.
+        device: Where ``function`` computes.
+        collate: Makes a batch of samples.
+        shard: (i, n): take samples i, i + n, i + 2n, ...
+        indices: Of the samples to take instead of a shard.
+        seed, draw: Keys of the samples' randomness.
+        title: Of the progress bar, where ``config`` wants one.
+    """
+    for inputs, targets in batches_in_order(
+        samples,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        collate=collate,
+        shard=shard,
+        indices=indices,
+        seed=seed,
+        draw=draw,
+        progress=title if config.progress else None,
+    ):
+        with torch.no_grad(), autocast(device, config.precision):
+            values = function(inputs).float().cpu()
+        yield values, targets.cpu()
+
+
 def collect(
     function: Callable[[Tensor], Tensor],
     samples: MapStyleDataset,
@@ -103,33 +147,19 @@ def collect(
     draw: int = 0,
     title: str | None = None,
 ) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
-    """``function`` of the inputs of all samples, or a shard of them, in order, and their labels; on the CPU.
-
-    Args:
-        function: Of a batch of inputs, such as a classifier.
-        samples: (input, label) by index.
-        config: Batch size, workers, precision, progress.
-        device: Where ``function`` computes.
-        collate: Makes a batch of samples.
-        shard: (i, n): take samples i, i + n, i + 2n, ...
-        seed, draw: Keys of the samples' randomness.
-        title: Of the progress bar, where ``config`` wants one.
-    """
-    values, labels = [], []
-    for inputs, targets in batches_in_order(
+    """All of :func:`results_in_order`, one after the other."""
+    results = results_in_order(
+        function,
         samples,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        device=device,
+        config,
+        device,
         collate=collate,
         shard=shard,
         seed=seed,
         draw=draw,
-        progress=title if config.progress else None,
-    ):
-        with autocast(device, config.precision):
-            values.append(function(inputs).float().cpu())
-        labels.append(targets.cpu())
+        title=title,
+    )
+    values, labels = zip(*results, strict=True)
     return torch.cat(values), torch.cat(labels)
 
 
@@ -149,22 +179,24 @@ def extract_features(
     *,
     collate: Collate = default_collate,
     title: str = "features",
+    gather: Gather = collect,
 ) -> tuple[Float[np.ndarray, "n f"], Int[np.ndarray, " n"]]:
-    """Pooled features (what the head reads) and labels of all samples, in order."""
+    """Pooled features (what the head reads) and labels of all samples, in order; ``gather`` collects them."""
     device = choose_device(config.device)
     model = model.to(device).eval()
-    features, labels = collect(pooled_features(model), samples, config, device, collate=collate, title=title)
+    features, labels = gather(pooled_features(model), samples, config, device, collate=collate, title=title)
     return features.numpy(), labels.numpy()
 
 
 def class_totals(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, "4 c"]:
     """Sums by class: samples, correct ones, correct among five, cross-entropy; totals of shards add up."""
     totals = torch.zeros(4, logits.shape[1], dtype=torch.float64)
-    best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices == labels.unsqueeze(1)
-    loss = F.cross_entropy(logits.double(), labels, reduction="none")
-    sums = (torch.ones_like(loss), best[:, 0].double(), best.any(dim=1).double(), loss)
-    for row, values in enumerate(sums):
-        totals[row].index_add_(0, labels, values)
+    for some, targets in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
+        best = some.topk(min(TOP, some.shape[1]), dim=1).indices == targets.unsqueeze(1)
+        loss = F.cross_entropy(some.double(), targets, reduction="none")
+        sums = (torch.ones_like(loss), best[:, 0].double(), best.any(dim=1).double(), loss)
+        for row, values in enumerate(sums):
+            totals[row].index_add_(0, targets, values)
     return totals
 
 

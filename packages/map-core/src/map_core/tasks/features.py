@@ -9,9 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from map_core.runs.files import replacing, save_text
 from map_core.runs.notes import tell
+
+QUERIES = 1024  # of a score, at once
+BANK_ROWS = 65536  # of the features among which neighbours are sought, at once
 
 
 def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -88,13 +92,28 @@ def knn_accuracy(
     Source: the protocol of instance discrimination (arXiv 1805.01978, section 3.4).
     """
     neighbors = min(neighbors, len(train_features))
-    bank = F.normalize(torch.from_numpy(train_features), dim=1)
     bank_labels = torch.from_numpy(train_labels).long()
     num_classes = int(max(train_labels.max(), labels.max())) + 1
     correct = 0
-    for start in range(0, len(features), 1024):
-        queries = F.normalize(torch.from_numpy(features[start : start + 1024]), dim=1)
-        similarity, index = (queries @ bank.T).topk(neighbors, dim=1)
+    for start in range(0, len(features), QUERIES):
+        queries = F.normalize(torch.from_numpy(features[start : start + QUERIES]), dim=1)
+        similarity, index = nearest(queries, train_features, neighbors)
         votes = F.one_hot(bank_labels[index], num_classes) * (similarity / temperature).exp().unsqueeze(-1)
-        correct += int((votes.sum(1).argmax(1) == torch.from_numpy(labels[start : start + 1024])).sum())
+        correct += int((votes.sum(1).argmax(1) == torch.from_numpy(labels[start : start + QUERIES])).sum())
     return 100 * correct / len(features)
+
+
+def nearest(
+    queries: Float[Tensor, "q f"], bank: Float[np.ndarray, "n f"], neighbors: int
+) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
+    """Cosine similarity and index of the nearest rows of ``bank``, read in parts, of normalised queries."""
+    similarity = torch.empty(len(queries), 0)
+    index = torch.empty(len(queries), 0, dtype=torch.long)
+    for start in range(0, len(bank), BANK_ROWS):
+        rows = F.normalize(torch.from_numpy(bank[start : start + BANK_ROWS]), dim=1)
+        closest = (queries @ rows.T).topk(min(neighbors, len(rows)), dim=1)
+        similarity = torch.cat([similarity, closest.values], dim=1)
+        index = torch.cat([index, closest.indices + start], dim=1)
+        similarity, kept = similarity.topk(min(neighbors, similarity.shape[1]), dim=1)
+        index = index.gather(1, kept)
+    return similarity, index

@@ -1,7 +1,7 @@
 """Class probabilities of samples as a table."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ def write_predictions(
     kind: str,
     names: Sequence[str],
     classes: Sequence[str],
-    probabilities: Float[np.ndarray, "n c"],
+    probabilities: Iterable[Float[np.ndarray, "r c"]],
     *,
     top: int,
 ) -> None:
@@ -42,11 +42,10 @@ def write_predictions(
         kind: Title of the column of names, such as "image".
         names: Of the samples.
         classes: In the order of the columns of ``probabilities``.
-        probabilities: Of every sample and class.
+        probabilities: Of every sample and class, some samples after the other.
         top: Classes a row, most probable first; all of them where there are fewer.
     """
     top = min(top, len(classes))
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         replacing(out) as partial,
@@ -54,7 +53,9 @@ def write_predictions(
     ):
         writer = csv.writer(file)
         writer.writerow([kind, *(f"{what}_{i + 1}" for i in range(top) for what in ("class", "probability"))])
-        for name, row, values in zip(names, best, probabilities, strict=True):
+        rows = (row for some in probabilities for row in some)
+        for name, values in zip(names, rows, strict=True):
+            row = np.argsort(-values, kind="stable")[:top]
             best_of_row = (part for i in row for part in (cell(classes[i]), f"{values[i]:.6f}"))
             writer.writerow([cell(name), *best_of_row])
     tell(f"{len(names)} {kind}s -> {out}")

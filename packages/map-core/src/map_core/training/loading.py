@@ -1,6 +1,6 @@
 """Data loaders: one for the whole run, whose processes live as long as the run, and one for a pass in order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,12 +78,13 @@ def batches_in_order(
     workers: int,
     device: torch.device,
     shard: tuple[int, int] = (0, 1),
+    indices: Sequence[int] | None = None,
     seed: int = 0,
     draw: int = 0,
     collate: Callable[[list[Any]], Any] = default_collate,
     progress: str | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield batches of all samples (or a shard) in their order, on ``device``, for evaluation and the like.
+    """Yield batches of all samples (or some of them) in their order, on ``device``, for evaluation and the like.
 
     The randomness of a sample, where it has any, is keyed by (seed, draw, index).
 
@@ -92,6 +93,7 @@ def batches_in_order(
         batch_size, workers: Of the loader.
         device: Where the batches go.
         shard: (i, n): take samples i, i + n, i + 2n, ...
+        indices: Of the samples to take instead of a shard.
         seed, draw: Keys of the samples' randomness.
         collate: Makes a batch of samples.
         progress: Title of a progress bar, None for none.
@@ -99,7 +101,9 @@ def batches_in_order(
     Raises:
         UserError: what the data set raises, in whichever process; a process that died or hangs.
     """
-    keys = [SampleKey(draw, index, 0) for index in range(shard[0], len(samples), shard[1])]
+    if indices is None:
+        indices = range(shard[0], len(samples), shard[1])
+    keys = [SampleKey(draw, index, 0) for index in indices]
     batches = loaded(
         samples,
         seed,

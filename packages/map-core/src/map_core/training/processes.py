@@ -3,6 +3,8 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -90,3 +92,50 @@ def signal_of_any_process(accelerator: Accelerator, received: signal.Signals | N
     flags = [float(received == number) for number in STOPPING_SIGNALS]
     counts = accelerator.reduce(torch.tensor(flags, device=accelerator.device)).tolist()
     return next((number for number, count in zip(STOPPING_SIGNALS, counts, strict=True) if count), None)
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The processes of a command that runs a model without training it.
+
+    Attributes:
+        rank: Of this one.
+        count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def agree(self, function: Callable[[], Result]) -> Result:
+        """Run ``function`` on the first process and return its result, or raise its :class:`UserError`, on all."""
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = function()
+            except UserError as error:
+                outcome[1] = str(error)
+        if self.count > 1:
+            torch.distributed.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
+
+    def meet(self) -> None:
+        """Wait for all of them."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def join_peers() -> Peers:
+    """Join the processes that a launcher such as torchrun started, if one did; each takes a GPU, if there are any.
+
+    They exchange words, not tensors: gloo serves on every machine. The launcher stops them all where one fails, so
+    that they wait for one another however long one reads.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return Peers()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    return Peers(torch.distributed.get_rank(), torch.distributed.get_world_size())

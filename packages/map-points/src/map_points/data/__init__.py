@@ -12,8 +12,10 @@ from map_points.data.samples import (
     choose_clouds,
     clouds_to_evaluate,
     collate_clouds,
+    has_evaluation,
     load_point_data,
     read_clouds,
+    require_classes,
 )
 
 __all__ = [
@@ -27,11 +29,13 @@ __all__ = [
     "choose_clouds",
     "clouds_to_evaluate",
     "collate_clouds",
+    "has_evaluation",
     "load_part_data",
     "load_point_data",
     "read_cloud_files",
     "read_clouds",
     "read_fold",
+    "require_classes",
     "sample_fold",
     "write_part_shapes",
 ]

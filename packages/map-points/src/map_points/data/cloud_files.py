@@ -1,5 +1,7 @@
-"""Clouds in single files: .npy, .ply, and tables of text."""
+"""Clouds in single files, by their ending."""
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,31 +9,110 @@ import numpy as np
 from map_core.errors import UserError
 from map_core.paths import expanded
 from map_points.data.clouds import FileClouds
+from map_points.data.columns import AXES, Columns, choose_columns
 from map_points.data.config import Axis
 from map_points.data.files import existing, files_below, regular
-from map_points.data.npy import read_npy
+from map_points.data.las import read_las
+from map_points.data.npy import read_all, read_npy
+from map_points.data.off import read_off
+from map_points.data.pcd import read_pcd
 from map_points.data.ply import read_ply
-from map_points.data.txt import read_txt
+from map_points.data.txt import read_named_txt
 
-READERS = {
-    ".npy": read_npy,
-    ".ply": read_ply,
-    ".txt": read_txt,
-    ".xyz": read_txt,
-    ".pts": read_txt,
-}
+POINT_ARRAYS = ("points", "xyz", "pos", "coord")
 
 
-def read_cloud(path: Path) -> np.ndarray:
-    """Read a cloud by its file's ending.
+def read_table(path: Path) -> np.ndarray | Columns:
+    """Columns of text, by name where the first line names them."""
+    names, table = read_named_txt(path)
+    return table if names is None else {name: table[:, i] for i, name in enumerate(names)}
 
-    ``.npy`` holds an array (points, 3 or more columns), ``.txt``, ``.xyz`` and ``.pts`` such rows separated
-    by commas, semicolons or blanks, ``.ply`` a vertex element with x, y and z; columns after the third are left out.
+
+def read_arrays(path: Path) -> np.ndarray | Columns:
+    """An npz file's only array, or its points beside arrays of channels (n) or of vectors (n, 3), such as normal.
+
+    Raises:
+        UserError: none of several arrays is called as points are.
     """
-    return READERS[path.suffix.lower()](path)
+    arrays = read_all(path)
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    name = next((name for name in POINT_ARRAYS if name in arrays), None)
+    if name is None or arrays[name].ndim != 2 or arrays[name].shape[1] < 3:
+        raise UserError(
+            f"{path} holds {len(arrays)} arrays; one must be (points, 3) and called {', '.join(POINT_ARRAYS)}"
+        )
+    points = arrays.pop(name)
+    columns = {axis: points[:, i] for i, axis in enumerate(AXES)}
+    for name, values in arrays.items():
+        if values.shape == (len(points), 3):
+            columns |= {f"{name}_{axis}": values[:, i] for i, axis in enumerate(AXES)}
+        elif values.shape == (len(points),):
+            columns[name] = values
+    return columns
 
 
-def read_cloud_files(paths: str | list[str], *, up_axis: Axis = "z") -> FileClouds:
+READERS: dict[str, Callable[[Path], np.ndarray | Columns]] = {
+    ".npy": read_npy,
+    ".npz": read_arrays,
+    ".ply": read_ply,
+    ".pcd": read_pcd,
+    ".off": read_off,
+    ".las": read_las,
+    ".laz": read_las,
+    ".txt": read_table,
+    ".xyz": read_table,
+    ".pts": read_table,
+    ".csv": read_table,
+}
+RESULTS = (".csv", ".npz")  # where a folder holds other clouds: predictions, features, lists of labels
+
+
+def read_cloud(path: Path, channels: Sequence[str] = (), columns: Sequence[str] | None = None) -> np.ndarray:
+    """Read a cloud (points, 3 + channels) by its file's ending.
+
+    Columns that a file does not name are x y z and others, which are left out, unless ``columns`` names them.
+
+    Raises:
+        UserError: it cannot be read, or lacks a channel.
+    """
+    return choose_columns(READERS[path.suffix.lower()](path), channels, columns, path)
+
+
+def file_clouds(
+    paths: Iterable[Path],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    *,
+    up_axis: Axis = "z",
+    channels: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+) -> FileClouds:
+    """Clouds in files of their own, see :func:`read_cloud`."""
+    read = partial(read_cloud, channels=tuple(channels), columns=columns)
+    return FileClouds(labels, classes, up_axis, tuple(paths), read, channels=len(channels))
+
+
+def clouds_below(folder: Path) -> list[Path]:
+    """The cloud files below a folder, sorted; .csv and .npz files count where there are no others.
+
+    Raises:
+        UserError: there are none.
+    """
+    known = sorted(file for file in files_below(folder) if file.suffix.lower() in READERS)
+    found = [file for file in known if file.suffix.lower() not in RESULTS] or known
+    if not found:
+        raise UserError(f"{folder} holds no cloud files ({', '.join(READERS)})")
+    return found
+
+
+def read_cloud_files(
+    paths: str | list[str],
+    *,
+    up_axis: Axis = "z",
+    channels: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+) -> FileClouds:
     """Open cloud files without labels; a folder stands for all cloud files under it, sorted by path.
 
     Raises:
@@ -40,10 +121,7 @@ def read_cloud_files(paths: str | list[str], *, up_axis: Axis = "z") -> FileClou
     found: list[Path] = []
     for path in map(expanded, [paths] if isinstance(paths, str) else paths):
         if path.is_dir():
-            inside = sorted(file for file in files_below(path) if file.suffix.lower() in READERS)
-            if not inside:
-                raise UserError(f"{path} holds no cloud files ({', '.join(READERS)})")
-            found += inside
+            found += clouds_below(path)
             continue
         existing(path, cure=f"give cloud files ({', '.join(READERS)}) or a folder of them")
         if path.suffix.lower() not in READERS:
@@ -53,4 +131,5 @@ def read_cloud_files(paths: str | list[str], *, up_axis: Axis = "z") -> FileClou
         found.append(regular(path))
     if not found:
         raise UserError("no cloud files given")
-    return FileClouds(np.zeros(len(found), dtype=np.int64), (), up_axis, tuple(found), read_cloud)
+    labels = np.zeros(len(found), dtype=np.int64)
+    return file_clouds(found, labels, (), up_axis=up_axis, channels=channels, columns=columns)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,21 +16,23 @@ SomeClouds = TypeVar("SomeClouds", bound="Clouds")
 SomeFiles = TypeVar("SomeFiles", bound="FileClouds")
 
 
-def check_cloud(points: np.ndarray, name: str) -> np.ndarray:
-    """Return the xyz of a cloud (n, 3), float64; more columns (normals, colours) are left out.
+def check_cloud(points: np.ndarray, name: str, channels: int = 0) -> np.ndarray:
+    """Return x y z and so many channels of a cloud (n, 3 + channels), float64; more columns are left out.
 
     Raises:
-        UserError: no such table of numbers, or coordinates that are not finite.
+        UserError: no such table of numbers, or coordinates or channels that are not finite.
     """
     check_layout(points.shape, name)
     if points.dtype.kind not in "fiu":
         raise UserError(f"{name} holds {points.dtype}; a cloud is (points, 3 or more columns) of numbers")
     with np.errstate(invalid="ignore"):  # NaN of every kind is told below
-        xyz = np.array(points[:, :3], dtype=np.float64)  # a copy: what was read may not be writable
+        xyz = np.array(
+            points[:, : 3 + channels], dtype=np.float64
+        )  # a copy: what was read may not be writable
     broken = ~np.isfinite(xyz).all(axis=1)
     if broken.any():
         raise UserError(
-            f"{name} has NaN or infinite coordinates at point {int(broken.argmax())} "
+            f"{name} has NaN or infinite {'coordinates' if not channels else 'values'} at point {int(broken.argmax())} "
             f"({int(broken.sum())} of {len(xyz)} points); repair or remove it"
         )
     return xyz
@@ -68,7 +70,7 @@ class Clouds(ABC):
 
     @abstractmethod
     def points(self, index: int) -> np.ndarray:
-        """Return one cloud (n, 3), float64, finite.
+        """Return one cloud (n, 3, and further channels where they were asked for), float64, finite.
 
         Raises:
             UserError: naming the cloud.
@@ -140,16 +142,17 @@ class JoinedClouds(Clouds):
 
 @dataclass(frozen=True)
 class FileClouds(Clouds):
-    """Clouds in files of their own."""
+    """Clouds in files of their own, with so many channels beside the coordinates."""
 
     paths: tuple[Path, ...]
     read: Callable[[Path], np.ndarray]
+    channels: int = field(default=0, kw_only=True)
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
     def points(self, index: int) -> np.ndarray:
-        return check_cloud(self.columns(index), self.name(index))
+        return check_cloud(self.columns(index), self.name(index), self.channels)
 
     def columns(self, index: int) -> np.ndarray:
         """Return all columns of a file.

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from map_core.errors import UserError
 from map_core.paths import expanded
+from map_points.data.columns import AXES, check_channels
 
 PointSourceName = Literal[
     "shapes",
@@ -31,14 +32,23 @@ class PointDataConfig:
     """Clouds, how many of their points are used, and augmentation.
 
     Args:
-        source: "shapes", parametric shapes made on the spot; "folder", your own .npy, .ply, .txt, .xyz or .pts
-            files, in train, val and test with class subfolders or in any way without labels; "modelnet40_npz", one
-            npz file with train_x, train_y, test_x, test_y and classes; "hdf5", the ply_data_*.h5 files with
-            their lists; "normal_resampled", a tree of txt files; "modelnet_dat", Point-BERT's pickles; "scanobjectnn"
-            h5 files; "shapenet55", npy files with their lists; "shapenetpart", txt files with parts and their
-            lists; "fewshot_pkl", the published few-shot folds of ModelNet40.
+        source: "shapes", parametric shapes made on the spot; "folder", your own .npy, .npz, .ply, .pcd, .off, .txt,
+            .xyz, .pts, .csv, .las or .laz files (docs/your_own_data.md), in train, val and test with class subfolders,
+            in train.txt and test.txt, or in any way without labels; "modelnet40_npz", one npz file with train_x,
+            train_y, test_x, test_y and classes; "hdf5", the ply_data_*.h5 files with their lists; "normal_resampled",
+            a tree of txt files; "modelnet_dat", Point-BERT's pickles; "scanobjectnn" h5 files; "shapenet55", npy files
+            with their lists; "shapenetpart", txt files with parts and their lists; "fewshot_pkl", the published
+            few-shot folds of ModelNet40.
         root: Folder of the data (for "modelnet40_npz" the file), ~ being the home folder; none for "shapes".
+        labels: CSV file that names the clouds below root, their labels and, if any, their splits (train, val,
+            validation or test) in the columns path, label and split, for "folder"; then root needs no class
+            subfolders. Classes are the labels sorted, whole numbers by value. Pretraining needs no labels.
         variant: Which of ScanObjectNN's three sets.
+        channels: What points have beside x, y and z, by name, such as [normal_x, normal_y, normal_z] or [intensity];
+            read by "folder" from .ply, .pcd, .las, .npz and files with a line of names. Normals and velocities turn
+            with their cloud. The model then takes 3 and so many (model.in_chans).
+        columns: Names of the columns, x, y and z among them, of files that do not name theirs.
+        channel_dropout: Probability that a training cloud is shown without its channels (zeros in their place).
         num_points: Points of a cloud that the model sees.
         augmentation: "rotate" about the up axis; "scale_translate" by one factor and one shift an axis;
             "rotate_scale_translate", both in this order.
@@ -61,7 +71,11 @@ class PointDataConfig:
 
     source: PointSourceName = "shapes"
     root: str | None = None
+    labels: str | None = None
     variant: ScanObjectNNVariant = "pb_t50_rs"
+    channels: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
+    channel_dropout: float = 0.0
     num_points: int = 1024
     augmentation: PointAugmentation = "none"
     scale: tuple[float, float] = (2 / 3, 3 / 2)
@@ -90,6 +104,14 @@ class PointDataConfig:
         if self.source != "shapes" and self.root is None:
             raise UserError(f"data.source {self.source!r} is read from a path: give --data.root")
 
+        if self.labels is not None and self.source != "folder":
+            raise UserError(
+                f"data.labels {self.labels} lists the files of data.source 'folder', not of {self.source!r}: "
+                "leave it out"
+            )
+        if self.labels is not None and not self.labels.strip():
+            raise UserError("data.labels is empty: name a CSV file, or leave the setting out")
+
     def check_values(self) -> None:
         """Check every setting but where the data are.
 
@@ -109,6 +131,7 @@ class PointDataConfig:
                 limit = f"at least {least}" if most == LARGEST else f"a whole number from {least} to {most}"
                 raise UserError(f"data.{name} must be {limit}; got {value!r}")
         self._check_augmentation()
+        self._check_channels()
         if not 0 <= self.holdout < 1:
             raise UserError(
                 f"data.holdout ({self.holdout}) must lie in [0, 1): it is a fraction of the training split"
@@ -116,6 +139,27 @@ class PointDataConfig:
         if self.ignore_label is not None and self.source != "shapenetpart":
             raise UserError(
                 f"data.ignore_label is for parts, which data.source {self.source!r} does not have: leave it out"
+            )
+
+    def _check_channels(self) -> None:
+        check_channels(self.channels or ())
+        for name in ("channels", "columns"):
+            if getattr(self, name) and self.source != "folder":
+                raise UserError(
+                    f"data.{name} is for data.source 'folder', not {self.source!r}: read these files as a folder, or "
+                    "leave it out"
+                )
+        if self.columns is not None and not (
+            {*AXES} <= {*self.columns} and len({*self.columns}) == len(self.columns)
+        ):
+            raise UserError(
+                f"data.columns must name every column once, x, y and z among them; got {', '.join(self.columns)}"
+            )
+        if not 0 <= self.channel_dropout < 1:
+            raise UserError(f"data.channel_dropout must lie in [0, 1); got {self.channel_dropout}")
+        if self.channel_dropout and not self.channels:
+            raise UserError(
+                "data.channel_dropout leaves out data.channels, of which there are none: leave it out"
             )
 
     def _check_augmentation(self) -> None:

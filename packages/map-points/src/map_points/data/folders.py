@@ -1,38 +1,115 @@
-"""Folders of a user's own clouds: train, val and test with class subfolders, or any files without labels."""
+"""Folders of a user's own clouds: splits by folders, lists or a CSV file, or any files without labels."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from map_core.data.labels import LabelTable, read_labels
 from map_core.errors import UserError
-from map_points.data.cloud_files import READERS, read_cloud
+from map_points.data.cloud_files import READERS, clouds_below, file_clouds
 from map_points.data.clouds import FileClouds
-from map_points.data.files import check_names, existing, files_below
+from map_points.data.files import check_names, existing, inside, printable, read_lines
 
-TEST_FOLDERS = ("val", "validation", "test")
+TEST_NAMES = ("val", "validation", "test")
 
 
-def read_cloud_folder(root: Path, split: str) -> FileClouds:
+def read_cloud_folder(root: Path, split: str, **wanted: Any) -> FileClouds:
     """Read the clouds of one split: ``train`` or the folder itself, or else the first of val, validation and test.
 
+    A split is a subfolder, or a list in the folder, such as train.txt, whose lines are paths of clouds below it.
     Subfolders are classes where every cloud lies in one; else there are no classes. z points up unless
     ``data.up_axis`` says otherwise.
+
+    Args:
+        root: The folder.
+        split: train or test.
+        wanted: Channels and names of columns, see :func:`~map_points.data.cloud_files.file_clouds`.
 
     Raises:
         UserError: no such folder, or no clouds in it.
     """
-    existing(root, "the folder of the clouds")
-    if not root.is_dir():
-        raise UserError(f"--data.root {root} is a file: give the folder that holds the clouds")
-    folder = split_folder(root, split)
-    paths = sorted(file for file in files_below(folder) if file.suffix.lower() in READERS)
-    if not paths:
-        raise UserError(f"{folder} holds no cloud files ({', '.join(READERS)})")
+    _require_folder(root)
+    listed = lists(root)
+    if listed:
+        folder, paths = root, _paths_of(listed, split, root)
+    else:
+        folder = split_folder(root, split)
+        paths = clouds_below(folder)
     tops = [path.relative_to(folder).parts for path in paths]
     classes = sorted({parts[0] for parts in tops}) if all(len(parts) > 1 for parts in tops) else []
     labels = np.array([classes.index(parts[0]) if classes else 0 for parts in tops], dtype=np.int64)
-    names = check_names(classes, str(folder)) if classes else ()
-    return FileClouds(labels, names, "z", tuple(paths), read_cloud)
+    return file_clouds(paths, labels, check_names(classes, str(folder)) if classes else (), **wanted)
+
+
+def lists(root: Path) -> dict[str, Path]:
+    """The lists of a folder, by split: text files called as one, whose first line is the path of a file below."""
+    found = {}
+    for name in ("train", *TEST_NAMES):
+        path = root / f"{name}.txt"
+        if path.is_file():
+            first = next(iter(read_lines(path).values()), "")
+            if Path(first).suffix.lower() in READERS:
+                found[name] = path
+    return found if "train" in found else {}
+
+
+def has_test_split(root: Path) -> bool:
+    """Whether a folder has a list or subfolder to evaluate on."""
+    listed = lists(root)
+    return any(name in listed if listed else (root / name).is_dir() for name in TEST_NAMES)
+
+
+def _paths_of(listed: dict[str, Path], split: str, root: Path) -> list[Path]:
+    name = "train" if split == "train" else next((name for name in TEST_NAMES if name in listed), None)
+    if name is None:
+        raise UserError(
+            f"{root} has train.txt but none of {', '.join(f'{name}.txt' for name in TEST_NAMES)} to evaluate on: add "
+            "one, or set a part of the training clouds aside with --data.holdout 0.1"
+        )
+    paths: dict[Path, int] = {}
+    for number, line in read_lines(listed[name]).items():
+        where = f"{listed[name]}, line {number},"
+        path = inside(root, line, where)
+        if path.suffix.lower() not in READERS or not path.is_file():
+            raise UserError(
+                f"{where} names {printable(line, 60)!r}, which is no cloud file in {root}; correct it"
+            )
+        if path in paths:
+            raise UserError(
+                f"{where} names {printable(line, 60)!r} again, after line {paths[path]}; name every cloud once"
+            )
+        paths[path] = number
+    return list(paths)
+
+
+def cloud_labels(root: Path, labels: str) -> LabelTable:
+    """The CSV file that lists the clouds below a folder.
+
+    Raises:
+        UserError: no such folder or file, or a row is wrong.
+    """
+    _require_folder(root)
+    return read_labels(labels, root, endings=sorted(READERS))
+
+
+def read_labelled_clouds(root: Path, split: str, labels: str, **wanted: Sequence[str] | None) -> FileClouds:
+    """Read the clouds of one split of a CSV file: the training rows, or the first of val, validation and test.
+
+    Raises:
+        UserError: the folder, the file or a row is wrong, or no row is in that split.
+    """
+    table = cloud_labels(root, labels)
+    rows = table.train_rows() if split == "train" else table.evaluation_rows()
+    paths = [table.paths[row] for row in rows.tolist()]
+    return file_clouds(paths, table.labels[rows], table.classes, **wanted)  # type: ignore[arg-type]
+
+
+def _require_folder(root: Path) -> None:
+    existing(root, "the folder of the clouds")
+    if not root.is_dir():
+        raise UserError(f"--data.root {root} is a file: give the folder that holds the clouds")
 
 
 def split_folder(root: Path, split: str) -> Path:
@@ -43,10 +120,10 @@ def split_folder(root: Path, split: str) -> Path:
     """
     if split == "train":
         return root / "train" if (root / "train").is_dir() else root
-    found = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    found = next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
     if found is None:
         raise UserError(
-            f"{root} has none of the folders {', '.join(TEST_FOLDERS)} to evaluate on: add one, or set a part of the "
+            f"{root} has none of the folders {', '.join(TEST_NAMES)} to evaluate on: add one, or set a part of the "
             "training clouds aside with --data.holdout 0.1"
         )
     return found

@@ -42,6 +42,17 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
         return {name: _read_member(archive, members[name], size, f"{path} ({name})") for name in names}
 
 
+def read_all(path: Path) -> dict[str, np.ndarray]:
+    """Read every array of an npz file.
+
+    Raises:
+        UserError: it is no npz file, or an array cannot be read.
+    """
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+    return read_npz(path, names)
+
+
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int, name: str) -> np.ndarray:
     growth = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: DEFLATE}.get(info.compress_type, 0)
     if info.compress_size > size or info.file_size > growth * info.compress_size:

@@ -27,8 +27,8 @@ class _Element:
     properties: list[tuple[str, str]]  # name and numpy type; the type of a list is ""
 
 
-def read_ply(path: Path) -> np.ndarray:
-    """Read x, y and z of the vertices (n, 3), float64, from an ascii or binary PLY file.
+def read_ply(path: Path) -> dict[str, np.ndarray]:
+    """Read the properties of the vertices by name, each [n], from an ascii or binary PLY file.
 
     Elements before the vertices may have scalar properties only; what comes behind them is not read.
     Source: Turk, "The PLY Polygon File Format" (1994).
@@ -46,9 +46,9 @@ def read_ply(path: Path) -> np.ndarray:
                 )
             _check_claim(element, form, path.stat().st_size - file.tell(), path)
             read = _read_ascii if form == "ascii" else _read_binary
-            xyz = read(file, element, form, path)
-            if xyz is not None:
-                return xyz
+            columns = read(file, element, form, path)
+            if columns is not None:
+                return columns
     raise UserError(f"{path} has no vertices")
 
 
@@ -115,22 +115,23 @@ def _row(element: _Element, form: str) -> np.dtype:
     return np.dtype([(name, order + kind) for name, kind in element.properties])
 
 
-def _read_binary(file: BinaryIO, element: _Element, form: str, path: Path) -> np.ndarray | None:
-    """Coordinates of an element of vertices; None of another, which is passed over."""
+Vertices = dict[str, np.ndarray]
+
+
+def _read_binary(file: BinaryIO, element: _Element, form: str, path: Path) -> Vertices | None:
+    """Properties of an element of vertices; None of another, which is passed over."""
     row = _row(element, form)
     data = file.read(row.itemsize * element.count)
     if element.name != "vertex":
         return None
     table = np.frombuffer(data, row)
-    return np.stack([table[axis] for axis in "xyz"], axis=1).astype(np.float64)
+    return {name: table[name] for name, _ in element.properties}
 
 
-def _read_ascii(file: BinaryIO, element: _Element, form: str, path: Path) -> np.ndarray | None:
-    """Coordinates of an element of vertices; None of another, whose lines are passed over."""
-    width = len(element.properties)
-    names = [name for name, _ in element.properties]
-    columns = [names.index(axis) for axis in "xyz"] if element.name == "vertex" else []
-    xyz = np.empty((element.count, len(columns)))
+def _read_ascii(file: BinaryIO, element: _Element, form: str, path: Path) -> Vertices | None:
+    """Properties of an element of vertices; None of another, whose lines are passed over."""
+    width, wanted = len(element.properties), element.name == "vertex"
+    table = np.empty((element.count, width if wanted else 0))
     for i in range(element.count):
         fields = file.readline().replace(b"_", b"?").split()  # Python reads 1_0 as a number
         if len(fields) != width:
@@ -138,5 +139,7 @@ def _read_ascii(file: BinaryIO, element: _Element, form: str, path: Path) -> np.
                 f"{path}: row {i} of {printable(element.name)} has {len(fields)} values, expected {width}; "
                 "is it cut off?"
             )
-        xyz[i] = [float(fields[column]) for column in columns]
-    return xyz if columns else None
+        table[i] = [float(field) for field in fields] if wanted else []
+    if not wanted:
+        return None
+    return {name: table[:, i].astype(kind) for i, (name, kind) in enumerate(element.properties)}

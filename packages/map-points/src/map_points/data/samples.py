@@ -15,7 +15,7 @@ from map_core.errors import UserError
 from map_points.data import modelnet40
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
-from map_points.data.folders import read_cloud_folder
+from map_points.data.folders import cloud_labels, has_test_split, read_cloud_folder, read_labelled_clouds
 from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
 from map_points.data.shapenetpart import read_shapenetpart
@@ -27,7 +27,7 @@ TEST_SPLIT = "test split"
 
 
 class CloudSamples(Dataset[tuple[Tensor, int]]):
-    """Clouds of a source as (points [num_points 3] float32, label).
+    """Clouds of a source as (points [num_points 3 and channels] float32, label).
 
     Args:
         clouds: Where they come from.
@@ -46,7 +46,7 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.clouds)
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "n 3"], int]:
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "n c"], int]:
         found, name = self.clouds.points(index), self.clouds.name(index)
         check_count(len(found), self.config.num_points, name)
         points = take_points(
@@ -148,13 +148,18 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
         return read_scanobjectnn(root, split, config.variant)
     if config.source == "shapenetpart":
         return read_shapenetpart(root, split, ignore_label=config.ignore_label)
+    if config.labels is not None:
+        return read_labelled_clouds(
+            root, split, config.labels, channels=config.channels or (), columns=config.columns
+        )
+    if config.source == "folder":
+        return read_cloud_folder(root, split, channels=config.channels or (), columns=config.columns)
     readers: dict[str, Callable[[Path, str], Clouds]] = {
         "modelnet40_npz": modelnet40.read_modelnet40_npz,
         "hdf5": modelnet40.read_hdf5,
         "normal_resampled": modelnet40.read_normal_resampled,
         "modelnet_dat": modelnet40.read_dat,
         "shapenet55": read_shapenet55,
-        "folder": read_cloud_folder,
     }
     return readers[config.source](root, split)
 
@@ -170,6 +175,15 @@ def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[C
         return read_clouds(config, "test") if evaluate else None
 
     return hold_out_and_subset(read_clouds(config, "train"), open_test, config)
+
+
+def has_evaluation(config: PointDataConfig) -> bool:
+    """Whether there is something to evaluate on, as all sources have but folders without splits."""
+    if config.source != "folder" or config.holdout:
+        return True
+    if config.labels is not None:
+        return cloud_labels(config.root_path, config.labels).evaluation_split() is not None
+    return has_test_split(config.root_path)
 
 
 def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
@@ -188,6 +202,8 @@ def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
 def require_classes(splits: Splits[Clouds], config: PointDataConfig) -> None:
     """Raise a :class:`UserError` if the clouds have no labels, or not those of the clouds to evaluate on."""
     train, evaluation = splits.train, splits.evaluation
+    if config.labels is not None:
+        cloud_labels(config.root_path, config.labels).require_classes_to_train()
     if not train.classes:
         raise UserError(
             f"{config.root} holds clouds but no class subfolders: labels need train/<class>/<cloud> (pretraining takes "

@@ -1,6 +1,7 @@
 """How a cloud becomes what the model sees: centring, choice of points, augmentation."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_points.data.columns import vectors
 from map_points.data.config import Axis, PointDataConfig
 from map_points.patches.sampling import farthest_point_sample
 
@@ -26,15 +28,18 @@ def to_unit_sphere(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     return centred / radius if radius > 0 else centred
 
 
-def prepare(points: np.ndarray, *, unit_sphere: bool, name: str) -> Float[Tensor, "n 3"]:
+def prepare(points: np.ndarray, *, unit_sphere: bool, name: str) -> Float[Tensor, "n c"]:
     """Centre and scale a cloud where asked for, in float64: far from the origin float32 would round its shape away.
+
+    What points have beside their coordinates stays as it is.
 
     Raises:
         UserError: a cloud whose shape would not survive in float32.
     """
     exact = torch.from_numpy(points)
-    check_extent(exact, name, centred=unit_sphere)
-    return (to_unit_sphere(exact) if unit_sphere else exact).float()
+    xyz, channels = exact[:, :3], exact[:, 3:]
+    check_extent(xyz, name, centred=unit_sphere)
+    return torch.cat([to_unit_sphere(xyz) if unit_sphere else xyz, channels], dim=1).float()
 
 
 def check_extent(points: Float[Tensor, "n 3"], name: str, *, centred: bool) -> None:
@@ -71,21 +76,22 @@ def check_extent(points: Float[Tensor, "n 3"], name: str, *, centred: bool) -> N
         )
 
 
-def farthest(points: Float[Tensor, "n 3"], count: int) -> Float[Tensor, "{count} 3"]:
+def farthest(points: Float[Tensor, "n c"], count: int) -> Float[Tensor, "{count} c"]:
     """The first ``count`` farthest points.
 
     Published files often hold farthest points already, in the order of picking; then these are the first
     ones. Sixteen that agree by chance have odds below n to the minus fifteen.
     """
-    probe = farthest_point_sample(points.unsqueeze(0), min(count, PROBE))[0]
+    xyz = points[:, :3]
+    probe = farthest_point_sample(xyz.unsqueeze(0), min(count, PROBE))[0]
     if torch.equal(probe, torch.arange(len(probe))):
         return points[:count]
-    return points[farthest_point_sample(points.unsqueeze(0), count)[0]]
+    return points[farthest_point_sample(xyz.unsqueeze(0), count)[0]]
 
 
 def take_points(
-    points: Float[Tensor, "n 3"], count: int, *, training: bool, surplus: bool, name: str
-) -> Float[Tensor, "{count} 3"]:
+    points: Float[Tensor, "n c"], count: int, *, training: bool, surplus: bool, name: str
+) -> Float[Tensor, "{count} c"]:
     """Choose ``count`` points: in training a random choice in random order, else farthest points.
 
     A cloud of ``count`` points is kept whole; in training it is shuffled, which moves the first centre.
@@ -112,28 +118,50 @@ def check_count(available: int, count: int, name: str) -> None:
         raise UserError(f"{name} has {available} points, fewer than data.num_points ({count}); lower it")
 
 
-def rotate(points: Float[Tensor, "n 3"], axis: Axis) -> Float[Tensor, "n 3"]:
-    """Turn by a random angle about an axis."""
+def rotate(points: Float[Tensor, "n c"], axis: Axis, channels: Sequence[str] = ()) -> Float[Tensor, "n c"]:
+    """Turn by a random angle about an axis; normals and velocities turn with the points."""
     angle = float(torch.rand(())) * 2 * math.pi
     i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     turned = points.clone()
-    turned[:, i] = math.cos(angle) * points[:, i] - math.sin(angle) * points[:, j]
-    turned[:, j] = math.sin(angle) * points[:, i] + math.cos(angle) * points[:, j]
+    for place in ([0, 1, 2], vectors(channels, "normal"), vectors(channels, "velocity")):
+        if place is not None:
+            first, second = points[:, place[i]], points[:, place[j]]
+            turned[:, place[i]] = math.cos(angle) * first - math.sin(angle) * second
+            turned[:, place[j]] = math.sin(angle) * first + math.cos(angle) * second
     return turned
 
 
 def scale_translate(
-    points: Float[Tensor, "n 3"], scale: tuple[float, float], translate: float
-) -> Float[Tensor, "n 3"]:
-    """Scale and shift every axis by its own random amount."""
+    points: Float[Tensor, "n c"],
+    scale: tuple[float, float],
+    translate: float,
+    channels: Sequence[str] = (),
+) -> Float[Tensor, "n c"]:
+    """Scale and shift every axis by its own random amount.
+
+    Normals stay at right angles to the surface (they are divided by the factors and keep their length), velocities are
+    scaled as distances.
+    """
     factor = scale[0] + (scale[1] - scale[0]) * torch.rand(3)
-    return points * factor + translate * (2 * torch.rand(3) - 1)
+    moved = points[:, :3] * factor + translate * (2 * torch.rand(3) - 1)
+    if points.shape[1] == 3:
+        return moved
+    result = torch.cat([moved, points[:, 3:]], dim=1)
+    if (place := vectors(channels, "velocity")) is not None:
+        result[:, place] = points[:, place] * factor
+    if (place := vectors(channels, "normal")) is not None:
+        length = points[:, place].norm(dim=1, keepdim=True)
+        result[:, place] = torch.nn.functional.normalize(points[:, place] / factor, dim=1) * length
+    return result
 
 
-def augment(points: Float[Tensor, "n 3"], config: PointDataConfig, up_axis: Axis) -> Float[Tensor, "n 3"]:
+def augment(points: Float[Tensor, "n c"], config: PointDataConfig, up_axis: Axis) -> Float[Tensor, "n c"]:
     """Apply the configured augmentation, drawing from torch's global generator."""
+    channels = config.channels or ()
     if config.augmentation in ("rotate", "rotate_scale_translate"):
-        points = rotate(points, up_axis)
+        points = rotate(points, up_axis, channels)
     if config.augmentation in ("scale_translate", "rotate_scale_translate"):
-        points = scale_translate(points, config.scale, config.translate)
+        points = scale_translate(points, config.scale, config.translate, channels)
+    if config.channel_dropout and float(torch.rand(())) < config.channel_dropout:
+        points = torch.cat([points[:, :3], torch.zeros_like(points[:, 3:])], dim=1)
     return points

@@ -22,6 +22,19 @@ def read_txt(path: Path) -> np.ndarray:
     Raises:
         UserError: naming the line that is none of this.
     """
+    names, table = read_named_txt(path)
+    if names is None:
+        return table
+    order = [names.index(axis) for axis in "xyz"]
+    return table[:, order + [i for i in range(len(names)) if i not in order]]
+
+
+def read_named_txt(path: Path) -> tuple[list[str] | None, np.ndarray]:
+    """Read what :func:`read_txt` reads, with the names of its columns, in their order; None where it has none.
+
+    Raises:
+        UserError: naming the line that is none of this.
+    """
     with reading(path):
         return _parse(_content(read_text(path)), path)
 
@@ -33,20 +46,19 @@ def _content(text: str) -> dict[int, str]:
     return {number: line for number, line in bare.items() if line}
 
 
-def _parse(lines: dict[int, str], path: Path) -> np.ndarray:
+def _parse(lines: dict[int, str], path: Path) -> tuple[list[str] | None, np.ndarray]:
     header = _take_header(lines, path)
     _check_count(lines, path)
     if not lines:
         raise UserError(f"{path} holds no points; each line must have x, y and z")
     table = _table(lines, path)
     if header is None:
-        return table
+        return None, table
     if len(header) != table.shape[1] or len(set(header)) != len(header):
         raise UserError(
             f"{path}: the first line names {len(set(header))} columns, the rows have {table.shape[1]}; correct it"
         )
-    order = [header.index(axis) for axis in "xyz"]
-    return table[:, order + [i for i in range(len(header)) if i not in order]]
+    return header, table
 
 
 def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:

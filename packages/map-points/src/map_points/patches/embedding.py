@@ -18,14 +18,18 @@ class PatchEmbedding(nn.Module):
     Args:
         embed_dim: Width of the result.
         hidden_dim: Width between the two halves; their inner layers have half of it and twice it.
+        in_chans: Of a point: its coordinates in the patch, then what else it has.
     """
 
-    def __init__(self, embed_dim: int, hidden_dim: int = 256) -> None:
+    def __init__(self, embed_dim: int, hidden_dim: int = 256, in_chans: int = 3) -> None:
         super().__init__()
         narrow, wide = hidden_dim // 2, 2 * hidden_dim
-        self.hidden_dim = hidden_dim
+        self.hidden_dim, self.in_chans = hidden_dim, in_chans
         self.lift = nn.Sequential(
-            Linear(3, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True), Linear(narrow, hidden_dim)
+            Linear(in_chans, narrow),
+            nn.BatchNorm1d(narrow),
+            nn.ReLU(inplace=True),
+            Linear(narrow, hidden_dim),
         )
         self.join = Linear(wide, wide)  # of the patch's maximum, then the point
         self.project = nn.Sequential(nn.BatchNorm1d(wide), nn.ReLU(inplace=True), Linear(wide, embed_dim))
@@ -33,9 +37,9 @@ class PatchEmbedding(nn.Module):
         for layer in self.modules():
             keep_init(layer)  # a smaller spread would leave the batch norms with variances near their eps
 
-    def forward(self, points: Float[Tensor, "b l k 3"]) -> Float[Tensor, "b l d"]:
+    def forward(self, points: Float[Tensor, "b l k c"]) -> Float[Tensor, "b l d"]:
         shape = points.shape[:3]
-        x = self.lift(points.reshape(-1, 3)).unflatten(0, shape)
+        x = self.lift(points.reshape(-1, self.in_chans)).unflatten(0, shape)
         of_patch, of_point = self.join.weight.split(self.hidden_dim, dim=1)
         # the maximum is the same for all points of a patch: multiply it once
         shared = linear(x.amax(dim=2, keepdim=True), of_patch, self.join.bias)  # (b, l, 1, 2h)

@@ -10,12 +10,17 @@ from map_core.errors import UserError, near_matches
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Augmentation = Literal["none", "crop_flip", "pad_crop", "shift", "timm", "three_augment"]
+PixelKind = Literal["scaled", "stored"]
 Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 
 
 @dataclass
 class DataConfig:
     """Images, splits, augmentation and normalisation.
+
+    Images of the model's channels are read at the values that their files hold (pixels "stored") from arrays (.npy,
+    height x width x channels), TIFF (needs tifffile) and other files. For pictures of 1 or 3 channels, which are the
+    rule:
 
     Files are JPEG, PNG, TIFF, WebP, BMP, GIF (its first picture), PPM, and AVIF or HEIF where Pillow reads
     them. Images are turned upright as their EXIF orientation says, as viewers do. Gray samples of 16 bits are
@@ -27,6 +32,9 @@ class DataConfig:
             name that timm's create_dataset reads (torch/cifar10, hfds/<owner>/<name>, tfds/<name>, ...), or
             "auto": a folder when root is given, the digits otherwise.
         root: Folder of the images, ``~`` expanded; for a timm name, the folder it is stored in.
+        labels: CSV file that names the images below root, their labels and, if any, their splits (train, val,
+            validation or test) in the columns path, label and split; then root needs no class subfolders. Classes
+            are the labels sorted, whole numbers by value. Pretraining needs no labels.
         train_split: Training split. For a folder, a subfolder of root ("." is root itself); default "train"
             if it exists, else root itself.
         eval_split: Evaluation split. For a folder, a subfolder of root; default the first of val, validation,
@@ -57,12 +65,17 @@ class DataConfig:
         interpolation: "bicubic" (the default), "bilinear", "nearest" or "lanczos".
         crop_pct: Evaluation resizes the shorter side to size / crop_pct and takes the centre. Default 0.875
             for images larger than the model's, 1 for others, so that small images are not blurred.
-        mean: Mean of every channel of pixels in 0..1; default ImageNet's, or the digits' own.
+        pixels: "scaled" for pictures, brought to 8 bits and 0..1; "stored" for values as files hold them, of any number
+            of channels and 8 to 32 bits. Default: what the model was trained with, or statistics are of; else "scaled"
+            for 1 or 3 channels.
+        statistics: File of ``map-vision statistics``, whose mean, std and pixels go before those here.
+        mean: Mean of every channel of pixels in 0..1 or of stored values; default ImageNet's, or the digits' own.
         std: Standard deviation of every channel; default as for mean.
     """
 
     source: str = "auto"
     root: str | None = None
+    labels: str | None = None
     train_split: str | None = None
     eval_split: str | None = None
     holdout: float = 0.0
@@ -79,18 +92,25 @@ class DataConfig:
     random_erasing: float = 0.0
     interpolation: str | None = None
     crop_pct: float | None = None
+    pixels: PixelKind | None = None
+    statistics: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no data set and no augmentation can have."""
         _require(self, "source", lambda value: bool(value.strip()), "must name a source")
-        for name in ("root", "train_split", "eval_split"):
+        for name in ("root", "labels", "train_split", "eval_split", "statistics"):
             _require(
                 self,
                 name,
                 lambda value: bool(os.fspath(value).strip()),
                 "must not be empty (left out: the default)",
+            )
+        if self.labels is not None and (self.root is None or self.source not in ("auto", "folder")):
+            raise UserError(
+                f"data.labels {self.labels} lists the files of a folder: name that folder with --data.root, of source "
+                "'folder'"
             )
         _require(self, "holdout", lambda value: 0 <= value < 1, "must lie in [0, 1): it is a fraction")
         for name in ("holdout_seed", "subset_seed"):
@@ -106,8 +126,9 @@ class DataConfig:
         self._validate_augmentation()
         _require(self, "crop_pct", lambda value: 0 < value <= 1, "must lie in (0, 1]")
         _require_one_of(self, "interpolation", INTERPOLATIONS)
+        _require_one_of(self, "pixels", get_args(PixelKind))
         for name in ("mean", "std"):
-            _require(self, name, lambda value: len(value) in (1, 3), "must be 1 or 3 numbers")
+            _require(self, name, lambda value: len(value) > 0, "must be 1 number, or one a channel")
             _require(self, name, lambda value: all(map(math.isfinite, value)), "must be finite")
         _require(self, "std", lambda value: min(value) > 0, "must be positive in every channel")
 

@@ -1,4 +1,4 @@
-"""From a file to upright 8-bit pixels, or to one sentence that says why not."""
+"""From a file to upright 8-bit pixels or to the values that it holds, or to one sentence that says why not."""
 
 import os
 import re
@@ -6,13 +6,25 @@ import stat
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from map_core.errors import UserError
 
+from .bands import (
+    RefusedImageError,
+    as_bands,
+    is_array,
+    is_tiff,
+    open_array,
+    picture_values,
+    read_tiff,
+)
 from .formats import readable_formats
 
 CURE = ": replace or remove it, or pass --data.on_error skip"
+Pixels = Image.Image | Tensor  # a picture of 8 bits, or [c h w] at stored values
 # Tags of TIFF and EXIF, and the turns that bring the stored pixels upright.
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339
 WHITE_IS_ZERO, SIGNED = 0, 2
@@ -43,10 +55,6 @@ class UnreadableImageError(UserError):
         return str(self).removesuffix(CURE)
 
 
-class RefusedImageError(Exception):
-    """What is wrong with an image, in words that need no name of an exception before them."""
-
-
 def decode(file: Any, mode: str, *, name: str) -> Image.Image:
     """Decode a path or open file to ``mode`` ("RGB" or "L"), turned upright as its EXIF orientation says.
 
@@ -59,6 +67,8 @@ def decode(file: Any, mode: str, *, name: str) -> Image.Image:
     try:
         if isinstance(file, str | os.PathLike):
             _check_file(file)
+        if is_array(file):
+            return _array_picture(file).convert(mode)
         with Image.open(file, formats=readable_formats()) as image:
             _check_strips(image)
             image.load()
@@ -69,6 +79,42 @@ def decode(file: Any, mode: str, *, name: str) -> Image.Image:
             return pixels if turn is None else pixels.transpose(turn)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
         raise unreadable(name, error) from error
+
+
+def stored_values(file: str | os.PathLike[str], channels: int | None, *, name: str) -> Float[Tensor, "c h w"]:
+    """Read the values of so many channels (any number, if None) as a file holds them; a photograph is turned upright.
+
+    Raises:
+        UnreadableImageError: naming the image.
+    """
+    try:
+        _check_file(file)
+        return _stored(file, channels)
+    except Exception as error:  # as of pictures
+        raise unreadable(name, error) from error
+
+
+def _stored(file: str | os.PathLike[str], channels: int | None) -> Float[Tensor, "c h w"]:
+    if is_array(file):
+        return as_bands(open_array(file), channels)
+    if is_tiff(file):
+        return as_bands(read_tiff(file, channels), channels)
+    with Image.open(file, formats=readable_formats()) as image:
+        image.load()
+        turn = UPRIGHT.get(_orientation(image))
+        return as_bands(picture_values(image if turn is None else image.transpose(turn)), channels)
+
+
+def _array_picture(file: str | os.PathLike[str]) -> Image.Image:
+    """An array of 8-bit gray or RGB values as a picture."""
+    values = open_array(file)
+    shape = values.shape[:2] if values.ndim == 3 and values.shape[2] == 1 else values.shape
+    if values.dtype != np.uint8 or not all(shape) or not (len(shape) == 2 or shape[2:] == (3,)):
+        raise RefusedImageError(
+            f"it holds {values.dtype} of shape {values.shape}, and without --data.pixels stored an array is (height, "
+            "width, 1 or 3) of 8 bits"
+        )
+    return Image.fromarray(np.array(values).reshape(shape))
 
 
 def unreadable(name: str, error: Exception | str) -> UnreadableImageError:

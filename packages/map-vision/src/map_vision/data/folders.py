@@ -10,7 +10,7 @@ import numpy as np
 from map_core.errors import UserError, near_matches
 from map_core.paths import expanded
 
-from .formats import readable_extensions
+from .formats import ARRAYS, readable_extensions
 from .sources import FileImages
 from .walking import Listing, count_by_kind, images_directly_in, list_folder, subfolders
 
@@ -119,7 +119,7 @@ def _file_images(
 
 def _refuse_none(folder: Path, listing: Listing) -> None:
     if not listing.images:
-        looked = f"looked in all subfolders for {' '.join(sorted(readable_extensions()))}"
+        looked = f"looked in all subfolders for {' '.join(sorted({*readable_extensions(), *ARRAYS}))}"
         ignored = count_by_kind(listing.ignored.items())
         raise UserError(f"no images in {folder}: {looked}" + (f"; {ignored}" if ignored else ""))
 

@@ -17,6 +17,7 @@ EXTENSIONS_OF_FORMAT = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
+ARRAYS = (".npy",)  # images in folders that hold no pictures
 
 
 @functools.cache

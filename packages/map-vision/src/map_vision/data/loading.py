@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from map_core.errors import UserError
 from .config import DataConfig, Purpose
 from .image_paths import read_image_paths
 from .memory import cache_images
-from .preprocessing import Preprocessing, resolve_preprocessing
+from .preprocessing import Preprocessing, reads_digits, resolve_preprocessing, stored_from_elsewhere
 from .samples import ImageSamples, SkippedImages, Transform
 from .splits import Split, Splits, choose_splits
 from .timm_sources import StreamedImages
@@ -101,6 +100,8 @@ def load_image_data(
     """
     config.validate()
     preprocessing = resolve_preprocessing(config, in_chans=in_chans, trained=trained)
+    if preprocessing.pixels == "stored" and reads_digits(config):
+        raise UserError(stored_from_elsewhere("digits"))
     plain = evaluation_transform(preprocessing, img_size=img_size)
     augmented = training_transform(config, preprocessing, img_size=img_size)
     splits = choose_splits(config, preprocessing.mode, purpose)
@@ -153,7 +154,7 @@ def load_images(
 
 
 def _samples(
-    splits: Splits, config: DataConfig, mode: Literal["RGB", "L"], plain: Transform
+    splits: Splits, config: DataConfig, mode: str, plain: Transform
 ) -> tuple[ImageSamples | None, ImageSamples | None]:
     """Make the samples of both splits; of one source, they share cache and count of unreadable images."""
     train, evaluation = splits.train, splits.evaluation

@@ -62,6 +62,7 @@ def cache_images(
     for index in indices.tolist():
         try:
             image = source.image(index, mode)
+            assert isinstance(image, Image.Image)  # stored values are not cached, see load_image_data
         except UnreadableImageError:
             if not skip_unreadable:
                 raise
@@ -79,6 +80,7 @@ def _check_memory(source: ImageSource, indices: np.ndarray, mode: str) -> None:
     for index in probes.tolist():
         try:
             image = source.image(index, mode)
+            assert isinstance(image, Image.Image)
         except UnreadableImageError:
             continue
         sizes.append(image.height * image.width * len(mode))

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, get_args
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from map_core.errors import UserError
 
 from . import digits
-from .config import INTERPOLATIONS, DataConfig
+from .bands import bands_mode
+from .config import INTERPOLATIONS, DataConfig, PixelKind
+from .statistics_file import Statistics, read_statistics
 
 Values = tuple[float, ...]
 # Of one channel: the average of the three, as timm does.
@@ -23,12 +25,13 @@ class Preprocessing:
     """Resizing, centre crop and normalisation of a model's images; all that its size does not say.
 
     Args:
-        channels: 3 for RGB, 1 for gray.
-        mean: Of every channel, for pixels in 0..1.
+        channels: 3 for RGB, 1 for gray; any number of stored values.
+        mean: Of every channel, for pixels in 0..1, or of the stored values.
         std: Standard deviation of every channel.
         interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
         crop_pct: Share of the shorter side that the centre crop keeps, of images larger than the model's.
         crop_pct_small: The same for all other images.
+        pixels: "scaled" pictures of 8 bits to 0..1, or "stored" values as they are.
     """
 
     channels: int
@@ -37,15 +40,19 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_pct_small: float = 1.0
+    pixels: PixelKind = "scaled"
 
     @property
-    def mode(self) -> Literal["RGB", "L"]:
-        """Pillow's name for the channels."""
+    def mode(self) -> str:
+        """Pillow's name for the channels, or :func:`~map_vision.data.bands.bands_mode` of stored values."""
+        if self.pixels == "stored":
+            return bands_mode(self.channels)
         return "RGB" if self.channels == 3 else "L"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; :meth:`from_dict` reads them."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """Return plain values for JSON; :meth:`from_dict` reads them. Scaled pixels, the rule, are not mentioned."""
+        values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        return {name: value for name, value in values.items() if (name, value) != ("pixels", "scaled")}
 
     @classmethod
     def from_dict(cls, values: Any) -> "Preprocessing":
@@ -56,6 +63,7 @@ class Preprocessing:
         """
         if not isinstance(values, Mapping):
             raise UserError(f"preprocessing must be a mapping; got {values!r}")
+        values = {"pixels": "scaled", **values}
         names = {field.name for field in fields(cls)}
         if names != values.keys():
             odd = ", ".join(sorted(map(str, names ^ values.keys())))
@@ -71,12 +79,18 @@ class Preprocessing:
             interpolation=values["interpolation"],
             crop_pct=float(values["crop_pct"]),
             crop_pct_small=float(values["crop_pct_small"]),
+            pixels=values["pixels"],
         )
 
 
 def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     channels, interpolation = values["channels"], values["interpolation"]
-    if channels not in (1, 3):
+    if values["pixels"] not in get_args(PixelKind):
+        yield f"pixels must be one of {', '.join(get_args(PixelKind))}; got {values['pixels']!r}"
+    elif values["pixels"] == "stored":
+        if type(channels) is not int or channels < 1:
+            yield f"channels must be 1 or more; got {channels!r}"
+    elif channels not in (1, 3):
         yield f"channels must be 1 (gray) or 3 (RGB); got {channels!r}"
     for name in ("mean", "std"):
         value = values[name]
@@ -102,24 +116,89 @@ def resolve_preprocessing(
         trained: As stored with the model's weights; None for a model that is yet to be trained.
 
     Raises:
-        UserError: for channels that are not 1 or 3, are not those of ``trained``, or do not fit mean or std.
+        UserError: for channels that are not those of ``trained``, or do not fit mean or std, and for stored values
+            whose mean and deviation nobody has said.
     """
-    if in_chans not in (1, 3):
-        raise UserError(f"in_chans ({in_chans}) must be 1 (gray) or 3 (RGB) to read images")
+    measured = None if config.statistics is None else read_statistics(config.statistics)
     if trained is not None and trained.channels != in_chans:
         raise UserError(
-            f"the model takes {_channels(in_chans)}, but its preprocessing is for {_channels(trained.channels)}: "
+            f"the model takes {count_channels(in_chans)}, but its preprocessing is for "
+            f"{count_channels(trained.channels)}: "
             "take weights and description from one run"
         )
-    default = trained or _default(config, in_chans)
+    if measured is not None and len(measured.mean) != in_chans:
+        raise UserError(
+            f"{config.statistics} is of {count_channels(len(measured.mean))}, the model takes {in_chans}: measure "
+            "these images with map-vision statistics, or change --model.in_chans"
+        )
+    pixels = _pixels(config, in_chans, measured, trained)
+    fixed = trained if trained is not None and trained.pixels == pixels else None
+    default = fixed or (
+        _default(config, in_chans) if pixels == "scaled" else _unknown(config, measured, in_chans)
+    )
+    mean, std = (config.mean, config.std) if measured is None else (measured.mean, measured.std)
     return Preprocessing(
         channels=in_chans,
-        mean=_per_channel("mean", config.mean or default.mean, in_chans),
-        std=_per_channel("std", config.std or default.std, in_chans),
+        mean=_per_channel("mean", mean or default.mean, in_chans),
+        std=_per_channel("std", std or default.std, in_chans),
+        pixels=pixels,
         interpolation=config.interpolation or default.interpolation,
         crop_pct=config.crop_pct or default.crop_pct,
         crop_pct_small=config.crop_pct or default.crop_pct_small,
     )
+
+
+def _pixels(
+    config: DataConfig, in_chans: int, measured: Statistics | None, trained: Preprocessing | None
+) -> PixelKind:
+    """What is asked for, what statistics or a trained model are of, else pictures where there are 1 or 3 channels."""
+    said = None if measured is None else measured.pixels
+    if config.pixels is not None and said not in (None, config.pixels):
+        raise UserError(
+            f"{config.statistics} is of {said} pixels, data.pixels is '{config.pixels}': measure these with map-vision "
+            f"statistics --data.pixels {config.pixels}, or leave data.pixels out"
+        )
+    chosen = config.pixels or said or (trained.pixels if trained else None)
+    chosen = chosen or ("scaled" if in_chans in (1, 3) else "stored")
+    if chosen == "scaled" and in_chans not in (1, 3):
+        raise UserError(
+            f"data.pixels 'scaled' is for pictures of 1 or 3 channels, the model takes {in_chans}: leave it out"
+        )
+    if chosen == "stored":
+        _check_stored(config)
+    return chosen
+
+
+def stored_from_elsewhere(source: str) -> str:
+    """Say that stored values need files."""
+    return (
+        f"stored values are read from files in a folder, not from data.source '{source}': give --data.source folder "
+        "and --data.root"
+    )
+
+
+def _check_stored(config: DataConfig) -> None:
+    """Refuse what stored values cannot come from or go through."""
+    if config.source not in ("auto", "folder"):
+        raise UserError(stored_from_elsewhere(config.source))
+    if config.cache == "memory":
+        raise UserError(
+            "data.cache 'memory' keeps pictures of 8 bits, not stored values: pass --data.cache none"
+        )
+    if config.interpolation == "lanczos":
+        raise UserError(
+            "data.interpolation 'lanczos' is for pictures of 8 bits, not for stored values: choose bicubic"
+        )
+
+
+def _unknown(config: DataConfig, measured: Statistics | None, in_chans: int) -> Preprocessing:
+    """Preprocessing without mean and deviation, which must be given."""
+    if measured is None and (config.mean is None or config.std is None):
+        raise UserError(
+            f"stored values of {count_channels(in_chans)} have no mean and deviation that are known: measure them with "
+            "map-vision statistics and pass its file, --data.statistics FILE"
+        )
+    return Preprocessing(in_chans, (0.0,) * in_chans, (1.0,) * in_chans, pixels="stored")
 
 
 def reads_digits(config: DataConfig) -> bool:
@@ -142,13 +221,14 @@ def _per_channel(name: str, values: Values, in_chans: int) -> Values:
         average = round(sum(values) / len(values), 4)
         cure = f"give 1 value, for example their average, --data.{name} [{average}]"
         raise UserError(
-            f"data.{name} has {len(values)} values, but the model takes {_channels(in_chans)}: "
+            f"data.{name} has {len(values)} values, but the model takes {count_channels(in_chans)}: "
             + (cure if in_chans == 1 else f"give 1 or {in_chans}")
         )
     return tuple(values)
 
 
-def _channels(count: int) -> str:
+def count_channels(count: int) -> str:
+    """``"3 channels"``."""
     return f"{count} channel{'s' if count > 1 else ''}"
 
 

@@ -5,22 +5,21 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from map_core.errors import UserError
 
-from .decoding import UnreadableImageError
+from .decoding import Pixels, UnreadableImageError
 from .sources import ImageSource
 
 logger = logging.getLogger(__name__)
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]  # of a picture, or of values [c h w]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         source: ImageSource,
         transform: Transform,
         *,
-        mode: Literal["RGB", "L"],
+        mode: str,
         indices: np.ndarray | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
@@ -83,7 +82,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         """Paths of the images, or what else identifies them, in the order of the samples."""
         return [self.source.name(index) for index in self.indices.tolist()]
 
-    def image(self, position: int) -> Image.Image:
+    def image(self, position: int) -> Pixels:
         """Return one image as it is stored, before any transform."""
         return self._readable(position)[1]
 
@@ -129,7 +128,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         indices = self._unreadable.nonzero().flatten().tolist()
         return SkippedImages(len(indices), tuple(self.source.name(index) for index in indices[:show]))
 
-    def _readable(self, position: int) -> tuple[int, Image.Image]:
+    def _readable(self, position: int) -> tuple[int, Pixels]:
         index = int(self.indices[position])  # beyond the end: IndexError, which ends iteration
         if self.on_error == "raise":
             return index, self.source.image(index, self.mode)
@@ -150,7 +149,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
             f"none of the {len(self)} images is readable; the first: {why}; correct the folder or files"
         )
 
-    def _try(self, index: int) -> Image.Image | None:
+    def _try(self, index: int) -> Pixels | None:
         if self._unreadable[index]:
             return None
         try:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from .decoding import decode
+from .bands import bands_of
+from .decoding import Pixels, decode, stored_values
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class ImageSource(ABC):
         """Return the image's path, or what else identifies it to a user."""
 
     @abstractmethod
-    def image(self, index: int, mode: str) -> Image.Image:
-        """Decode one image to ``mode`` ("RGB" or "L").
+    def image(self, index: int, mode: str) -> Pixels:
+        """Decode one image to ``mode``: "RGB", "L", or, of files, that of :func:`~map_vision.data.bands.bands_mode`.
 
         Raises:
             UnreadableImageError: naming the image.
@@ -43,5 +43,7 @@ class FileImages(ImageSource):
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
-    def image(self, index: int, mode: str) -> Image.Image:
+    def image(self, index: int, mode: str) -> Pixels:
+        if (channels := bands_of(mode)) is not None:
+            return stored_values(self.paths[index], channels, name=self.name(index))
         return decode(self.paths[index], mode, name=self.name(index))

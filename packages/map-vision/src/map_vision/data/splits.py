@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from map_core.data import hold_out, take_subset
+from map_core.data.labels import EVERYTHING, LabelTable, read_labels
 from map_core.errors import UserError
 
 from .config import DataConfig, Purpose
@@ -20,10 +21,11 @@ from .folders import (
     read_unlabelled_folder,
     train_folder,
 )
+from .formats import ARRAYS, readable_extensions
 from .preprocessing import reads_digits
 from .sources import FileImages, ImageSource
 from .timm_sources import StreamedImages, read_timm
-from .walking import subfolders
+from .walking import list_folder, subfolders
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _open(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     if reads_digits(config):
         return _digits(config)
     if config.source in ("auto", "folder"):
-        return _folder(config, purpose)
+        return _folder(config, purpose) if config.labels is None else _listed(config, config.labels, purpose)
     return _timm(config, mode, purpose)
 
 
@@ -145,6 +147,34 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
         None if evaluation is None or held_out is None else Split.whole(evaluation, _name(held_out, root)),
         tuple(ignored.items()),
     )
+
+
+def _listed(config: DataConfig, labels: str, purpose: Purpose) -> Splits:
+    """Splits of a folder whose files and labels a CSV file lists."""
+    root = existing_root(config.root)
+    table = read_labels(labels, root, endings=sorted({*readable_extensions(), *ARRAYS}))
+    in_train = config.holdout > 0 and config.eval_split is None
+    if purpose == "finetune":
+        table.require_classes_to_train(config.train_split)
+    elif purpose == "evaluate":
+        table.require_labels()
+    held_out = table.evaluation_split(config.eval_split)  # a name that is wrong is an error, used or not
+    train: Split | None = None
+    evaluation: Split | None = None
+    absent = bool(table.splits) and config.train_split is None and "train" not in table.splits
+    if in_train or not (purpose == "evaluate" or (purpose == "features" and absent and held_out)):
+        train = _rows(table, table.train_rows(config.train_split), config.train_split or "train")
+    if not in_train and (purpose in ("finetune", "evaluate") or (purpose == "features" and held_out)):
+        rows = table.evaluation_rows(config.eval_split)
+        evaluation = _rows(table, rows, held_out or "")
+    unlisted = len(set(list_folder(root).images) - {str(path.relative_to(root)) for path in table.paths})
+    ignored = Counter({f"images without a row in {table.file.name}": unlisted})
+    return Splits(train, evaluation, tuple((+ignored).items()))
+
+
+def _rows(table: LabelTable, rows: np.ndarray, split: str) -> Split:
+    images = FileImages(table.labels[rows], table.classes, tuple(table.paths[row] for row in rows.tolist()))
+    return Split.whole(images, split if table.splits and split != EVERYTHING else table.file.name)
 
 
 def _read_labelled(folder: Path, purpose: Purpose) -> FileImages:

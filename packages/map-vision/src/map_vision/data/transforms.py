@@ -1,4 +1,4 @@
-"""From a Pillow image to a normalised tensor, with or without augmentation.
+"""From a picture, or from stored values of any number of channels, to a normalised tensor, augmented or not.
 
 Every random choice is drawn from the global generators, so seeding them by (seed, epoch, image) decides it.
 """
@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -18,7 +17,8 @@ from torchvision.transforms import functional as tvf
 from map_core.errors import UserError
 
 from .config import DataConfig
-from .preprocessing import Preprocessing
+from .decoding import Pixels
+from .preprocessing import Preprocessing, count_channels
 
 INTERPOLATION_MODES = {
     "bicubic": tv.InterpolationMode.BICUBIC,
@@ -27,7 +27,7 @@ INTERPOLATION_MODES = {
     "lanczos": tv.InterpolationMode.LANCZOS,
 }
 LONGEST = 64  # times the area that is kept; longer images are cut before they are enlarged
-Step = Callable[[Image.Image], Image.Image]
+Step = Callable[[Pixels], Pixels]
 
 
 class ResizeToFill:
@@ -44,33 +44,37 @@ class ResizeToFill:
         self.crop_pct_small = crop_pct_small
         self.interpolation = INTERPOLATION_MODES[interpolation]
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: Pixels) -> Pixels:
         height, width = self.img_size
-        larger = image.height > height and image.width > width
+        _, rows, columns = tvf.get_dimensions(image)
+        larger = rows > height and columns > width
         crop_pct = self.crop_pct if larger else self.crop_pct_small
-        scale = max(height / crop_pct / image.height, width / crop_pct / image.width)
-        if image.height * image.width * scale**2 > LONGEST * height * width:
+        scale = max(height / crop_pct / rows, width / crop_pct / columns)
+        if rows * columns * scale**2 > LONGEST * height * width:
             image = _middle(image, math.ceil(height / scale), math.ceil(width / scale))
-        resized = (max(height, round(image.height * scale)), max(width, round(image.width * scale)))
-        if resized != (image.height, image.width):
+            _, rows, columns = tvf.get_dimensions(image)
+        resized = (max(height, round(rows * scale)), max(width, round(columns * scale)))
+        if resized != (rows, columns):
             image = tvf.resize(image, list(resized), self.interpolation)
         return image if resized == self.img_size else tvf.center_crop(image, list(self.img_size))
 
 
-def _middle(image: Image.Image, rows: int, columns: int, margin: int = 8) -> Image.Image:
+def _middle(image: Pixels, rows: int, columns: int, margin: int = 8) -> Pixels:
     """Cut a very long image to what its centre crop will need, with a margin for interpolation.
 
     A file of some bytes may hold 1 x 60,000 pixels, which would be enlarged to gigabytes.
     """
-    top, left = max(0, (image.height - rows) // 2 - margin), max(0, (image.width - columns) // 2 - margin)
-    return image.crop((left, top, image.width - left, image.height - top))
+    _, height, width = tvf.get_dimensions(image)
+    top, left = max(0, (height - rows) // 2 - margin), max(0, (width - columns) // 2 - margin)
+    return tvf.crop(image, top, left, height - 2 * top, width - 2 * left)
 
 
 class PadCrop:
     """Crop the image's own size from a black border of an eighth of it, at a random place."""
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return random_offset(image, max(1, round(image.height / 8)), max(1, round(image.width / 8)))
+    def __call__(self, image: Pixels) -> Pixels:
+        _, height, width = tvf.get_dimensions(image)
+        return random_offset(image, max(1, round(height / 8)), max(1, round(width / 8)))
 
 
 class Shift:
@@ -79,25 +83,31 @@ class Shift:
     def __init__(self, pixels: int = 1) -> None:
         self.pixels = pixels
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: Pixels) -> Pixels:
         return random_offset(image, self.pixels, self.pixels)
 
 
-def random_offset(image: Image.Image, rows: int, columns: int) -> Image.Image:
+def random_offset(image: Pixels, rows: int, columns: int) -> Pixels:
     """Cut the image's size from a copy with a black border, offset by at most so many rows and columns."""
     top = int(torch.randint(-rows, rows + 1, ()))
     left = int(torch.randint(-columns, columns + 1, ()))
-    return image.crop((left, top, left + image.width, top + image.height))
+    _, height, width = tvf.get_dimensions(image)
+    return tvf.crop(image, top, left, height, width)
 
 
 class ToNormalized:
-    """Scale pixels to 0..1, subtract the mean and divide by the standard deviation of each channel."""
+    """Scale a picture's pixels to 0..1, subtract the mean and divide by the standard deviation of each channel.
+
+    Stored values [c h w] are not scaled: mean and deviation are theirs.
+    """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.scale = torch.tensor([1 / (255 * s) for s in std])[:, None, None]
         self.offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])[:, None, None]
 
-    def __call__(self, image: Image.Image) -> Float[Tensor, "c h w"]:
+    def __call__(self, image: Pixels) -> Float[Tensor, "c h w"]:
+        if isinstance(image, Tensor):
+            return image * (self.scale * 255) - self.offset
         pixels: Tensor = tvf.pil_to_tensor(image)
         return pixels * self.scale - self.offset
 
@@ -119,8 +129,13 @@ def training_transform(
     """Augment as ``config.augmentation`` says, then normalise; ``config`` is validated.
 
     Raises:
-        UserError: for a policy that timm does not know.
+        UserError: for a policy that timm does not know, and for one that changes colours of stored values.
     """
+    if preprocessing.pixels == "stored" and config.augmentation in ("timm", "three_augment"):
+        raise UserError(
+            f"data.augmentation '{config.augmentation}' changes colours, which stored values of "
+            f"{count_channels(preprocessing.channels)} do not have: choose crop_flip, pad_crop, shift or none"
+        )
     if config.augmentation == "none":
         return evaluation_transform(preprocessing, img_size=img_size)
     normalize = ToNormalized(preprocessing.mean, preprocessing.std)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from map_core.errors import UserError
 
-from .formats import missing_decoder, readable_extensions
+from .formats import ARRAYS, missing_decoder, readable_extensions
 
 Kind = Literal["folder", "file", "special file", "broken link"]
 
@@ -19,7 +19,8 @@ class Listing:
     """The images below a folder.
 
     Args:
-        images: Paths relative to the folder, sorted; hidden files and folders are left out.
+        images: Paths relative to the folder, sorted; hidden files and folders are left out. Arrays (.npy) are images
+            where there are no pictures; beside pictures they are ignored.
         ignored: How many files of each other kind there are, by extension.
         repeated: Links to folders that were listed already, relative to the folder.
     """
@@ -36,6 +37,7 @@ def list_folder(folder: Path) -> Listing:
         UserError: for a folder that cannot be read, and for a link that leads nowhere and may be one.
     """
     images: list[str] = []
+    arrays: list[str] = []
     ignored: Counter[str] = Counter()
     repeated: list[str] = []
     seen = {_identity(parent) for parent in folder.resolve().parents}  # a link up there would bring in all
@@ -54,11 +56,16 @@ def list_folder(folder: Path) -> Listing:
             kind = kind_of(entry)
             if kind == "folder":
                 (links if entry.is_symlink() else folders).append(inside)
+            elif kind == "file" and extension(entry.name) in ARRAYS:
+                arrays.append(inside)
             elif kind != "special file" and is_image_name(entry.name):
                 images.append(inside)  # broken links, too: they are images that cannot be read
             else:
                 ignored[kind if kind == "special file" else extension(entry.name)] += 1
         links.sort()
+    if images:
+        ignored.update(map(extension, arrays))
+    images = images or arrays
     return Listing(tuple(sorted(images, key=lambda path: path.split(os.sep))), ignored, tuple(repeated))
 
 
@@ -74,7 +81,7 @@ def images_directly_in(folder: Path) -> int:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image."""
-    return os.path.splitext(name)[1].lower() in readable_extensions()
+    return extension(name) in readable_extensions() or extension(name) in ARRAYS
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:

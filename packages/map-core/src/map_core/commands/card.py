@@ -1,0 +1,134 @@
+"""The command ``card``: a run as a folder to share, with a model card made of what the run directory says."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from map_core.commands.options import Option, config_class
+from map_core.commands.plain_yaml import read_yaml
+from map_core.commands.settings import REQUIRED, fill, flatten, own_default, to_plain
+from map_core.commands.standard import config_of
+from map_core.errors import UserError
+from map_core.paths import expanded
+from map_core.runs.files import require_folder
+from map_core.runs.notes import tell
+from map_core.tasks.domain import Domain
+from map_core.tasks.model_card import Stage, Terms, write_model_card
+
+COMMANDS = {
+    "pretrain": "pretrain",
+    "finetune": "finetune",
+    "linear-probe": "finetune",
+}  # and their configurations
+OF_THE_RUN = ("out", "resume")  # settings that say nothing of what was trained
+LONGEST_CHAIN = 5  # runs, each started from the one before
+
+
+@cache
+def card_config(domain: Domain) -> type:
+    """The configuration."""
+    return config_class(
+        "CardConfig",
+        "A run as a folder to share: weights, JSON, and a model card of what its directory says.",
+        run=Option(str, "Directory of a finished pretraining, finetuning or probing run."),
+        data_terms=Option(str, "What it was trained on, and on which terms that may be used, in words."),
+        license=Option(str, "Licence of the weights, as the Hub names it, such as apache-2.0.", "unknown"),
+        datasets=Option(list[str] | None, "Names of the data on the Hub, such as uoft-cs/cifar10.", None),
+        out=Option(str, "Folder to write; what it has of these files is replaced.", "card"),
+    )
+
+
+def card(domain: Domain, config: Any) -> None:
+    """Write the folder and say where.
+
+    Raises:
+        UserError: the run is not finished, or of another kind.
+    """
+    run, out = expanded(config.run), expanded(config.out)
+    require_folder(out)
+    if out.resolve() == run.resolve():
+        raise UserError(f"--out {out} is the run itself; give the card a folder of its own")
+    stages = list(reversed(list(stages_of(domain, run))))
+    terms = Terms(config.data_terms, config.license, tuple(config.datasets or ()))
+    tell(f"-> {write_model_card(domain, run, out, stages, terms)}")
+
+
+def stages_of(domain: Domain, run: Path) -> Iterator[Stage]:
+    """The trainings of a run, the last one first, as far back as their directories are there.
+
+    Raises:
+        UserError: the run itself left no summary or configuration that can be read.
+    """
+    following: Path | None = run
+    for _ in range(LONGEST_CHAIN):
+        if following is None:
+            return
+        summary, config = read_summary(following), read_yaml(following / "config.yaml")
+        if not isinstance(config, dict):
+            raise UserError(f"{following / 'config.yaml'} is no mapping; copy the file from the run again")
+        yield Stage(command_of(domain, summary["task"], config), summary)
+        following = started_from(following, config.get("init"))
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """What a finished run says of itself.
+
+    Raises:
+        UserError: it says nothing, or is of no kind that a card describes.
+    """
+    file = run / "summary.json"
+    try:
+        summary = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); give the directory of a finished run, which has one"
+        ) from error
+    if not isinstance(summary, dict) or summary.get("task") not in COMMANDS:
+        raise UserError(f"{file} is not of a run of {', '.join(COMMANDS)}; give the directory of one")
+    return summary
+
+
+def started_from(run: Path, init: Any) -> Path | None:
+    """The run that another started from, if it is still there; a relative name is tried from every folder above."""
+    if not isinstance(init, str):
+        return None
+    places = [expanded(init), *(above / init for above in run.resolve().parents)]
+    folders = [place if place.is_dir() else place.parent for place in places if place.exists()]
+    return next((folder for folder in folders if (folder / "summary.json").is_file()), None)
+
+
+def command_of(domain: Domain, task: str, config: Mapping[str, Any]) -> str:
+    """The command that says what a run's configuration does, without what is as it is by default."""
+    defaults = defaults_of(domain, task, config)
+    words = [domain.program, task]
+    for name, value in flatten(dict(config)).items():
+        if name not in OF_THE_RUN and name in defaults and value != defaults[name]:
+            words += [f"--{name}", *words_of(value)]
+    return shlex.join(words)
+
+
+def defaults_of(domain: Domain, task: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a command by dotted name, those of the run's own objective included."""
+    kind = config_of(domain, COMMANDS[task])
+    values = fill(kind, {})
+    method = str((config.get("objective") or {}).get("method"))
+    if task == "pretrain" and method in domain.objectives:
+        section = domain.objectives[method]
+        assert is_dataclass(section)
+        values["objective"] = {entry.name: own_default(entry) for entry in fields(section)}
+        values["objective"]["method"] = REQUIRED if method != next(iter(domain.objectives)) else method
+    return flatten(to_plain(values))
+
+
+def words_of(value: Any) -> list[str]:
+    """A setting's value as the command line has it; of a place on this machine only the last name."""
+    if isinstance(value, list):
+        return [word for entry in value for word in words_of(entry)]
+    if value is None or isinstance(value, bool):
+        return ["null" if value is None else str(value).lower()]
+    text = str(value)
+    return [Path(text).name if isinstance(value, str) and Path(text).is_absolute() else text]

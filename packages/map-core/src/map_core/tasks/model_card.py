@@ -1,0 +1,208 @@
+"""A run as a folder to share: weights, their description, and a card whose numbers all come from the run directory."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from map_core.errors import UserError
+from map_core.runs.files import replacing, save_json, save_text
+from map_core.tasks.domain import Domain
+from map_core.tasks.trained_models import ModelConfig, Models
+from map_core.tasks.weights import MODEL_FILE, read_description, weights_file
+
+CARD, TIMM_CONFIG = "README.md", "config.json"
+UNKNOWN = "not recorded"
+OF_TRAINING = ("drop_rate", "drop_path_rate")  # settings that change nothing in a trained model
+MEASURED = "test_"  # how a summary's measures begin
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training on the way to the weights.
+
+    Attributes:
+        command: That repeats it, but for the places of data and runs.
+        summary: Its ``summary.json``.
+    """
+
+    command: str
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What no run directory knows.
+
+    Attributes:
+        data: What the weights were trained on, and on which terms it may be used.
+        license: Of the weights, as the Hub names it.
+        datasets: The data's names on the Hub.
+    """
+
+    data: str
+    license: str = "unknown"
+    datasets: Sequence[str] = ()
+
+
+def write_model_card(domain: Domain, run: Path, out: Path, stages: Sequence[Stage], terms: Terms) -> Path:
+    """Write a run's model as a folder to share, and return its card.
+
+    Args:
+        domain: Whose run it is.
+        run: The directory of a pretraining, finetuning or probing run.
+        out: Folder for ``model.safetensors``, ``model.json``, ``README.md`` and, where timm can make the model, the
+            ``config.json`` that it reads.
+        stages: Its trainings, the run's own last.
+        terms: What the run does not know.
+
+    Raises:
+        UserError: the run has no weights of an encoder or a classifier.
+    """
+    description = shared_description(domain, run)
+    parameters = sum(value.numel() for value in domain.models.load(run).parameters())  # buffers are none
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / MODEL_FILE) as partial:
+        shutil.copyfile(weights_file(run), partial)
+    save_json((out / MODEL_FILE).with_suffix(".json"), description)
+    if domain.timm_config is not None:
+        config = domain.models.described(out)
+        save_json(out / TIMM_CONFIG, domain.timm_config(config, description))
+    save_text(out / CARD, card_text(domain, description, stages, terms, parameters=parameters))
+    return out / CARD
+
+
+def shared_description(domain: Domain, run: Path) -> dict[str, Any]:
+    """A run's description, under the registered name that says most of its model.
+
+    Raises:
+        UserError: it describes neither an encoder nor a classifier.
+    """
+    config, description = domain.models.described(run), read_description(run)
+    if config is None or description.get("holds") not in ("encoder", "classifier"):
+        weights_file(run)  # says so when there is nothing at all
+        raise UserError(
+            f"{run} describes neither an encoder nor a classifier (its .json says: "
+            f"{description.get('holds', 'nothing')}); give a run of pretrain, finetune or linear-probe"
+        )
+    named = registered(domain.models, config)
+    return {**description, "name": named.name, "arguments": json.loads(json.dumps(named.arguments()))}
+
+
+def registered(models: Models[Any], config: ModelConfig) -> ModelConfig:
+    """The model by the registered name that it equals without any change; as it is where it equals none."""
+    kept = {key: value for key, value in config.arguments().items() if key not in OF_TRAINING}
+    wanted = plain_settings(models, models.config(config.name, **kept))
+    for name in (config.name, *models.names):
+        if plain_settings(models, models.config(name)) == wanted:
+            return models.config(name)
+    return models.config(config.name, **kept)
+
+
+def plain_settings(models: Models[Any], config: ModelConfig) -> dict[str, Any]:
+    """Every setting of a model that its weights depend on, as JSON has it."""
+    resolved = {key: value for key, value in models.resolved(config).items() if key not in OF_TRAINING}
+    return json.loads(json.dumps(resolved, default=str))
+
+
+def card_text(
+    domain: Domain,
+    description: Mapping[str, Any],
+    stages: Sequence[Stage],
+    terms: Terms,
+    *,
+    parameters: int,
+) -> str:
+    """The card: front matter as the Hub reads it, then what a person wants to know."""
+    classes = description.get("classes") or ()
+    name, summary = description["name"], stages[-1].summary
+    what = f"a classifier of {len(classes)} classes" if classes else "an encoder that gives features"
+    parts = [
+        f"---\n{front_matter(domain, description, summary, terms)}\n---",
+        f"# {name}\n\nThe model `{name}` of MAP, masked autoregressive pretraining of hybrid Mamba-Transformer "
+        f"backbones: {what} of {domain.sample}s, {parameters:,} parameters. {changed(description)}",
+        f"## Use\n\n```python\n{usage(domain)}\n```",
+        f"## Data\n\n{terms.data}",
+        "## Training\n\n" + "\n\n".join(told(stage) for stage in stages),
+        f"## Measures\n\n{measures(summary)}",
+    ]
+    if classes:
+        parts.append(f"## Classes\n\n{', '.join(classes)}")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def changed(description: Mapping[str, Any]) -> str:
+    """A sentence on what differs from the registered model, if anything does."""
+    arguments = description["arguments"]
+    settings = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    return f"It differs from the registered model in {settings}." if settings else ""
+
+
+def front_matter(
+    domain: Domain, description: Mapping[str, Any], summary: Mapping[str, Any], terms: Terms
+) -> str:
+    """YAML that the Hub reads."""
+    timm, classes = domain.timm_config is not None, description.get("classes")
+    task = f"{domain.sample}-{'classification' if classes else 'feature-extraction'}"
+    accuracy, results = summary.get("test_accuracy"), None
+    if accuracy is not None and terms.datasets:
+        results = [
+            EvalResult(
+                task_type=task,
+                dataset_type=terms.datasets[0],
+                dataset_name=terms.datasets[0],
+                metric_type="accuracy",
+                metric_value=accuracy,
+                metric_name=f"accuracy in %, {summary.get('evaluated_on')}",
+            )
+        ]
+    metadata = ModelCardData(
+        license=terms.license,
+        library_name="timm" if timm else "pytorch",
+        pipeline_tag=task if timm else None,
+        tags=[*(["timm"] if timm else []), task, "mamba", "masked-autoregressive-pretraining"],
+        datasets=list(terms.datasets) or None,
+        metrics=None if accuracy is None else ["accuracy"],
+        model_name=description["name"],
+        eval_results=results,
+    )
+    return str(metadata.to_yaml()).strip()
+
+
+def usage(domain: Domain) -> str:
+    """Lines of Python that load the model."""
+    package = domain.module
+    lines = [f"import {package}", "", f'model = {package}.from_pretrained("USER/NAME")  # or this folder']
+    if domain.timm_config is not None:
+        lines[:1] = [f"import timm, {package}"]
+        lines += ['model = timm.create_model("hf-hub:USER/NAME", pretrained=True)  # likewise']
+    return "\n".join(lines)
+
+
+def told(stage: Stage) -> str:
+    """What a training was: command, and what its summary says of commit, hardware and time."""
+    said = stage.summary
+    seconds = said.get("seconds")
+    rows = {
+        "commit": said.get("commit") or UNKNOWN,
+        "hardware": f"{said.get('device', UNKNOWN)}, processes: {said.get('processes', UNKNOWN)}",
+        "time": UNKNOWN if seconds is None else f"{seconds / 60:.1f} minutes",
+        "versions": ", ".join(f"{key} {value}" for key, value in said.get("versions", {}).items()) or UNKNOWN,
+    }
+    listed = "\n".join(f"- {key}: {value}" for key, value in rows.items())
+    return f"{said.get('task', 'training').capitalize()}:\n\n```\n{stage.command}\n```\n\n{listed}"
+
+
+def measures(summary: Mapping[str, Any]) -> str:
+    """A table of what the run measured."""
+    rows = {key: value for key, value in summary.items() if key.startswith(MEASURED)}
+    rows = rows or {key: summary[key] for key in ("loss",) if key in summary}
+    if not rows:
+        return "The run measured nothing."
+    where = summary.get("evaluated_on", "the training data")
+    table = "\n".join(f"| {key} | {value:.4g} |" for key, value in rows.items())
+    return f"On {where}, at the end of training:\n\n| measure | value |\n|---|---|\n{table}"

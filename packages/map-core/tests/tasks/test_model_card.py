@@ -1,0 +1,162 @@
+"""A run as a folder to share: the same model, and a card that says what the run's files say and nothing else."""
+
+import json
+import shlex
+import shutil
+
+import pytest
+import torch
+import yaml
+from toy_domain import DOMAIN
+
+from map_core.commands.card import card, card_config, command_of, stages_of, words_of
+from map_core.commands.listing import sharing_commands
+from map_core.commands.program import main
+from map_core.errors import UserError
+from map_core.runs.files import save_json
+from map_core.tasks.weights import read_description, read_weights
+from map_core.training import TrainingConfig
+
+TERMS = "numbers drawn here, on no terms"
+
+
+def written(run, out, **more):
+    """The folder of a run's card, its front matter and its text."""
+    card(DOMAIN, card_config(DOMAIN)(str(run), TERMS, out=str(out), **more))
+    _, front, text = (out / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+@pytest.fixture
+def finetuned_card(finetuned, tmp_path):
+    out = tmp_path / "card"
+    front, text = written(finetuned[0], out, license="mit", datasets=["someone/toys", "someone/others"])
+    return finetuned[0], out, front, text
+
+
+def test_the_folder_holds_the_runs_model(finetuned_card):
+    run, out, *_ = finetuned_card
+    here, there = read_weights(out), read_weights(run)
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[key], there[key]) for key in here)
+    assert DOMAIN.models.classifier(out)[1] == tuple(read_description(run)["classes"])
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.json", "model.safetensors"]
+
+
+def test_the_front_matter_is_the_hubs(finetuned_card):
+    run, _, front, _ = finetuned_card
+    summary = json.loads((run / "summary.json").read_text())
+    assert front["license"] == "mit"
+    assert front["datasets"] == ["someone/toys", "someone/others"]
+    assert front["metrics"] == ["accuracy"]
+    assert front["library_name"] == "pytorch"  # timm does not know the toys
+    (result,) = front["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == summary["test_accuracy"]
+    assert result["dataset"]["type"] == "someone/toys"
+
+
+def test_every_measure_and_stage_is_the_runs(finetuned_card, pretrained):
+    run, _, _, text = finetuned_card
+    summary = json.loads((run / "summary.json").read_text())
+    table = dict(line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| test_"))
+    assert table == {key: f"{value:.4g}" for key, value in summary.items() if key.startswith("test_")}
+    for directory in (pretrained[0], run):
+        said = json.loads((directory / "summary.json").read_text())
+        assert f"- time: {said['seconds'] / 60:.1f} minutes" in text
+        assert f"- commit: {said['commit'] or 'not recorded'}" in text
+        assert f"- hardware: {said['device']}, processes: {said['processes']}" in text
+    assert TERMS in text
+    assert f"{sum(value.numel() for value in read_weights(run).values()):,} parameters" in text
+    assert text.index("map-toy pretrain") < text.index("map-toy finetune")
+
+
+def test_a_summary_without_commit_or_time_is_said_to_lack_them(finetuned, tmp_path):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    save_json(run / "summary.json", {"task": "finetune", "test_loss": summary["test_loss"]})
+    front, text = written(run, tmp_path / "card")
+    assert "metrics" not in front
+    assert "model-index" not in front
+    assert front["license"] == "unknown"
+    assert text.count("not recorded") == 5
+
+
+def test_an_encoder_has_no_classes_and_no_accuracy(pretrained, tmp_path):
+    front, text = written(pretrained[0], tmp_path / "card", datasets=["someone/toys"])
+    assert "metrics" not in front
+    assert "an encoder that gives features" in text
+    assert "On the training data, at the end of training" in text
+    assert "## Classes" not in text
+
+
+def test_the_command_has_what_is_not_by_default_and_no_place_of_this_machine(finetuned):
+    *_, stage = reversed(list(stages_of(DOMAIN, finetuned[0])))
+    assert stage.command.startswith("map-toy finetune --training.epochs 2 --training.batch_size 8")
+    assert "--init run" in stage.command
+    assert str(finetuned[0].parent.parent) not in stage.command
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ([1, 2], "1 2"),
+        ("/home/me/photos of mine", "'photos of mine'"),
+        ("runs/p", "runs/p"),
+    ],
+    ids=str,
+)
+def test_settings_are_written_as_the_command_line_reads_them(value, words):
+    assert shlex.join(words_of(value)) == words
+
+
+def test_of_the_settings_only_those_that_are_not_by_default_are_written():
+    config = {
+        "training": {"epochs": 1, "lr": 0.5, "workers": TrainingConfig().workers},
+        "init": None,
+        "out": "here",
+    }
+    assert command_of(DOMAIN, "finetune", config) == "map-toy finetune --training.epochs 1 --training.lr 0.5"
+
+
+def broken(run, what):
+    """A run with a fault."""
+    if what == "unfinished":
+        (run / "summary.json").unlink()
+    elif what == "evaluation":
+        save_json(run / "summary.json", {"task": "evaluate"})
+    elif what == "decoder":
+        description = read_description(run)
+        save_json(run / "model.json", {**description, "holds": "decoder and head"})
+    else:
+        (run / "config.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("unfinished", r"summary.json cannot be read .*; give the directory of a finished run"),
+        ("evaluation", r"is not of a run of pretrain, finetune, linear-probe"),
+        ("decoder", r"describes neither an encoder nor a classifier \(its .json says: decoder and head\)"),
+        ("no settings", r"config.yaml cannot be read"),
+    ],
+)
+def test_what_is_no_finished_run_is_refused_and_nothing_written(pretrained, tmp_path, what, message):
+    run = shutil.copytree(pretrained[0], tmp_path / "run")
+    broken(run, what)
+    with pytest.raises(UserError, match=message):
+        written(run, tmp_path / "card")
+    assert not (tmp_path / "card").exists()
+
+
+def test_a_run_is_not_overwritten_by_its_card(pretrained):
+    with pytest.raises(UserError, match="is the run itself; give the card a folder of its own"):
+        written(pretrained[0], pretrained[0])
+
+
+def test_the_command_line_makes_one(finetuned, tmp_path, capsys):
+    arguments = ["card", str(finetuned[0]), "--data_terms", TERMS, "--out", str(tmp_path / "card")]
+    assert main("map-toy", sharing_commands(DOMAIN), DOMAIN.recipes, arguments) == 0
+    assert (tmp_path / "card" / "README.md").is_file()
+    assert "README.md" in "".join(capsys.readouterr())

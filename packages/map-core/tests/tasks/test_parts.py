@@ -1,0 +1,318 @@
+"""Results in parts: any number of processes writes what one does, and a killed command goes on."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from processes import TOYS, start, wait_for
+from torch import nn
+from toy_domain import DOMAIN, ToySamples
+
+from map_core import UserError
+from map_core.commands.listing import standard_commands
+from map_core.commands.program import main
+from map_core.runs.lock import RunLock
+from map_core.tasks.evaluation import EvaluationConfig, collect
+from map_core.tasks.parts import MOST_ROWS, part_file, results_in_parts, rows_of_a_part
+
+TRAINING = ("epochs=1", "batch_size=8", "warmup_epochs=0", "workers=0", "device=cpu", "tensorboard=false")
+RUNNING = [f"--evaluation.{setting}" for setting in ("workers=0", "device=cpu", "progress=false")]
+SETTINGS = EvaluationConfig(batch_size=3, workers=0, device="cpu", progress=False)
+CPU = torch.device("cpu")
+
+
+def run(*arguments):
+    commands = standard_commands(DOMAIN, sample="toy")
+    return main("map-toy", commands, DOMAIN.recipes, [str(part) for part in arguments])
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finetune"
+    training = [f"--training.{setting}" for setting in (*TRAINING, "progress=false")]
+    assert run("finetune", *training, "--out", out) == 0
+    return out
+
+
+def work(classifier, command, out, batch_size=3):
+    """Arguments of a command over 25 training samples and 10 others, in uneven shards; predict over 7 files."""
+    arguments = [
+        command,
+        *RUNNING,
+        f"--evaluation.batch_size={batch_size}",
+        "--init",
+        classifier,
+        "--out",
+        out,
+    ]
+    return arguments + (["--toys", *map(str, range(7))] if command == "predict" else ["--data.count=25"])
+
+
+def launched(processes, arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*command, str(TOYS / "toy_program.py"), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def result(out):
+    """What a command wrote, without what its time depends on."""
+    if out.suffix == ".npz":
+        return {name: value.tolist() for name, value in np.load(out).items()}, out.with_suffix(
+            ".json"
+        ).read_text()
+    if out.suffix == ".csv":
+        return out.read_bytes()
+    summary = json.loads((out / "summary.json").read_text())
+    return {key: value for key, value in summary.items() if key.startswith("test_") or key == "toys"}
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "processes"),
+    [("features", "f.npz", 2), ("features", "f.npz", 3), ("predict", "p.csv", 2), ("evaluate", "e", 2)],
+)
+def test_several_processes_write_what_one_does(tmp_path, classifier, command, name, processes):
+    """To the last bit: a part holds whole batches, so that every batch is one that a single process has, too."""
+    one, several = tmp_path / "one" / name, tmp_path / "several" / name
+    assert run(*work(classifier, command, one)) == 0
+    ran = launched(processes, work(classifier, command, several))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert result(several) == result(one)
+    assert ran.stdout.count(f"-> {several}") == 1, "more than one process spoke, or none"
+    assert sorted(path.name for path in several.parent.iterdir()) == sorted(
+        path.name for path in one.parent.iterdir()
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("features", "f.npz"), ("predict", "p.csv"), ("evaluate", "e")]
+)
+def test_a_killed_command_goes_on_after_its_last_finished_part(tmp_path, classifier, capsys, command, name):
+    arguments = work(classifier, command, tmp_path / name, batch_size=1)
+    whole = [*arguments[:-3], *arguments[-3:]]
+    whole[whole.index(tmp_path / name)] = tmp_path / "whole" / name
+    parts = tmp_path / f"{name}.parts"
+    process = start("slow_program.py", *arguments)
+    wait_for(lambda: len(list(parts.rglob("0*.npz"))) >= 3, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = {path: path.stat().st_mtime_ns for path in parts.rglob("0*.npz")}
+    assert not (tmp_path / name).exists()
+    assert run(*arguments) == 0
+    told = capsys.readouterr().err
+    assert f": {len(finished)} of " in told
+    assert not parts.exists()
+    assert run(*whole) == 0
+    assert result(tmp_path / name) == result(tmp_path / "whole" / name)
+
+
+class Counting(ToySamples):
+    """Notes which samples are read."""
+
+    def __init__(self, count, **more):
+        super().__init__(count, **more)
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def function(inputs):
+    return inputs.flatten(1)
+
+
+def config_of(classifier, **more):
+    return SimpleNamespace(init=str(classifier), evaluation=SETTINGS, **more)
+
+
+class Full(Exception):
+    pass
+
+
+def begin(out, config, samples, stop_at):
+    """Be killed when sample ``stop_at`` is reached."""
+
+    def until(inputs):
+        if stop_at in samples.read:
+            raise Full
+        return function(inputs)
+
+    with pytest.raises(Full), results_in_parts(out, config) as parts:
+        parts.of("x")(until, samples, SETTINGS, CPU)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Configurations of these tests are named tuples of settings."""
+    monkeypatch.setattr("map_core.tasks.parts.to_plain", lambda config: vars(config) | {"evaluation": {}})
+
+
+def test_only_what_is_missing_or_damaged_is_read_again(tmp_path, classifier, plain):
+    """Samples 0 to 8 were finished; the part of 3 to 5 is cut off then."""
+    out, config = tmp_path / "f.npz", config_of(classifier)
+    begin(out, config, Counting(20), stop_at=9)
+    folder = tmp_path / "f.npz.parts/x_00000"
+    assert sorted(path.name for path in folder.glob("*.npz")) == [f"{part:08}.npz" for part in range(3)]
+    broken = part_file(folder, 1)
+    broken.write_bytes(broken.read_bytes()[:-30])
+    samples = Counting(20)
+    with results_in_parts(out, config) as parts:
+        values, labels = parts.of("x")(function, samples, SETTINGS, CPU)
+        assert parts.reused == 6
+    assert samples.read == [3, 4, 5, *range(9, 20)]
+    expected = collect(function, ToySamples(20), SETTINGS, CPU)
+    assert torch.equal(values, expected[0])
+    assert torch.equal(labels, expected[1])
+    assert not folder.parent.exists()
+
+
+def test_a_byte_that_turned_is_noticed(tmp_path, classifier, plain):
+    out, config = tmp_path / "f.npz", config_of(classifier)
+    begin(out, config, Counting(20), stop_at=9)
+    file = part_file(tmp_path / "f.npz.parts/x_00000", 0)
+    content = bytearray(file.read_bytes())
+    content[200] ^= 1
+    file.write_bytes(content)
+    samples = Counting(20)
+    with results_in_parts(out, config) as parts:
+        parts.of("x")(function, samples, SETTINGS, CPU)
+    assert samples.read == [0, 1, 2, *range(9, 20)]
+
+
+@pytest.mark.parametrize("other", ["setting", "weights", "count", "names"])
+def test_parts_of_another_command_are_not_taken(tmp_path, classifier, plain, capsys, other):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    out = tmp_path / "f.npz"
+    begin(out, config_of(weights, data=1), Counting(20), stop_at=9)
+    if other == "weights":
+        weights.write_bytes(b"two")
+    samples = Counting(19 if other == "count" else 20, first=other == "names")
+    with results_in_parts(out, config_of(weights, data=2 if other == "setting" else 1)) as parts:
+        values, _ = parts.of("x")(function, samples, SETTINGS, CPU)
+    assert samples.read == list(range(len(samples)))
+    assert len(values) == len(samples)
+    assert (
+        "x_00000 holds parts of other settings, weights or samples: they are replaced"
+        in capsys.readouterr().err
+    )
+
+
+def test_settings_that_change_no_part_take_up_the_parts(tmp_path, classifier, plain):
+    out = tmp_path / "f.npz"
+    begin(out, config_of(classifier, top=1, neighbors=5), Counting(20), stop_at=9)
+    samples = Counting(20)
+    with results_in_parts(out, config_of(classifier, top=3, neighbors=7)) as parts:
+        parts.of("x")(function, samples, SETTINGS, CPU)
+    assert samples.read == list(range(9, 20))
+
+
+def test_files_of_somebody_else_stay(tmp_path, classifier, plain):
+    folder = tmp_path / "f.npz.parts/x_00000"
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("precious")
+    with (
+        pytest.raises(
+            UserError, match=r"x_00000 holds files that are no parts of results; choose another --out"
+        ),
+        results_in_parts(tmp_path / "f.npz", config_of(classifier)) as parts,
+    ):
+        parts.of("x")(function, ToySamples(20), SETTINGS, CPU)
+    assert (folder / "mine").read_text() == "precious"
+
+
+def test_a_second_command_at_the_same_place_is_refused(tmp_path, classifier):
+    with RunLock(tmp_path / "f.npz.parts") as lock:
+        lock.acquire()
+        run = launched(1, work(classifier, "features", tmp_path / "f.npz"))
+    assert run.returncode != 0
+    assert "f.npz.parts is in use by process" in run.stderr
+
+
+@pytest.fixture
+def small_disk():
+    """No file may become larger than what the first parts need, but the whole is larger."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_keeps_the_finished_parts_and_the_command_goes_on(
+    tmp_path, classifier, capsys, small_disk
+):
+    """Parts fit; their merged file does not."""
+    out = tmp_path / "f.npz"
+    arguments = work(classifier, "features", out)
+    small_disk(800)
+    assert run(*arguments) == 2
+    small_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("map-toy: error: cannot write results ([Errno 27] File too large")
+    assert message.endswith(
+        f"the parts that were finished are kept in {out}.parts: see to that disk, then give the same command again, "
+        "which goes on from them"
+    )
+    assert not out.exists()
+    assert len(list(tmp_path.rglob("0*.npz"))) == 9
+    assert run(*arguments) == 0
+    assert "train_00000: 9 of 9 parts are there already" in capsys.readouterr().err
+    assert run(*work(classifier, "features", tmp_path / "whole.npz")) == 0
+    assert result(out) == result(tmp_path / "whole.npz")
+
+
+@pytest.mark.parametrize("command", ["predict", "features"])
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, classifier, capsys, small_disk, command):
+    out = tmp_path / "x"
+    small_disk(500)  # less than a part
+    assert run(*work(classifier, command, out)) == 2
+    small_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("count", [1, 5, 127, 128, 129, 33_000, 1_281_167])
+@pytest.mark.parametrize("batch_size", [1, 3, 128, 10_000])
+def test_parts_hold_whole_batches_and_fit_into_memory(count, batch_size):
+    rows = rows_of_a_part(count, batch_size)
+    assert rows % batch_size == 0
+    assert rows <= max(MOST_ROWS, batch_size)
+    assert -(-count // rows) <= max(513, count / MOST_ROWS * 2)
+
+
+def test_a_result_for_a_pipe_has_its_parts_elsewhere(tmp_path, classifier):
+    """Nothing is left beside ``/dev/stdout``."""
+    command = [sys.executable, str(TOYS / "toy_program.py"), *work(classifier, "predict", "/dev/stdout")]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    piped = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert piped.returncode == 0, piped.stderr[-3000:]
+    assert piped.stdout.splitlines()[0].startswith("toy,class_1")
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
+    assert not Path("/dev/stdout.parts").exists()
+
+
+def test_values_are_read_from_the_file_not_held(tmp_path, classifier, plain):
+    with results_in_parts(tmp_path / "f.npz", config_of(classifier)) as parts:
+        values, _ = parts.of("x")(nn.Flatten(), ToySamples(20), SETTINGS, CPU)
+        maps = Path("/proc/self/maps").read_text()
+        assert str(tmp_path / "f.npz.parts/x_00000/values.npy") in maps
+    assert values.shape == (20, 48)

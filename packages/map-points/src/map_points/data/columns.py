@@ -1,0 +1,98 @@
+"""What a cloud's file holds, by name: coordinates first, then the channels that are asked for."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from map_core.errors import UserError, near_matches
+from map_points.data.files import printable
+
+AXES = ("x", "y", "z")
+ALSO_CALLED = {
+    **{f"normal_{axis}": f"n{axis}" for axis in AXES},
+    **{f"velocity_{axis}": f"v{axis}" for axis in AXES},
+    "red": "r",
+    "green": "g",
+    "blue": "b",
+}
+SCALED = ("red", "green", "blue", "intensity")
+Columns = Mapping[str, np.ndarray]  # each [n]
+
+
+def choose_columns(
+    found: np.ndarray | Columns, channels: Sequence[str], columns: Sequence[str] | None, path: Path
+) -> np.ndarray:
+    """Coordinates and channels (n, 3 + channels), float64.
+
+    Colours and intensities that a file holds as unsigned integers are scaled to 0..1, by their type's largest value.
+
+    Args:
+        found: A file's columns, by name or in their order: x y z first, unless ``columns`` names them.
+        channels: What to take beside the coordinates.
+        columns: Names of the columns of files that do not name them.
+        path: The file.
+
+    Raises:
+        UserError: a column is not there, or has no name.
+    """
+    if isinstance(found, np.ndarray):
+        if not channels and columns is None:
+            return found
+        found = _named(found, columns, path)
+    return np.stack([_column(found, name, path) for name in (*AXES, *channels)], axis=1)
+
+
+def _named(table: np.ndarray, columns: Sequence[str] | None, path: Path) -> Columns:
+    if columns is None:
+        raise UserError(
+            f"{path} does not name its columns: say what they are, such as --data.columns [x, y, z, intensity]"
+        )
+    if table.ndim != 2 or table.shape[1] != len(columns):
+        raise UserError(
+            f"{path} has shape {table.shape}, and data.columns names {len(columns)} columns: name every one, in their "
+            "order"
+        )
+    return {name: table[:, i] for i, name in enumerate(columns)}
+
+
+def _column(found: Columns, name: str, path: Path) -> np.ndarray:
+    place = next((known for known in (name, ALSO_CALLED.get(name)) if known in found), None)
+    if place is None:
+        held = printable(", ".join(found))
+        raise UserError(f"{path} has no {name!r}, only {held}: {near_matches(name, found)}")
+    values = found[place]
+    if values.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {name!r} holds {values.dtype}, no numbers")
+    if name in SCALED and values.dtype.kind == "u":
+        return values / np.iinfo(values.dtype).max
+    with np.errstate(invalid="ignore"):  # NaN of every kind is told when the cloud is checked
+        return values.astype(np.float64)
+
+
+def vectors(channels: Sequence[str], kind: str) -> list[int] | None:
+    """Places of the three components of a vector, such as ``normal``, among the columns of a cloud; None without it."""
+    names = [f"{kind}_{axis}" for axis in AXES]
+    return [3 + channels.index(name) for name in names] if set(names) <= set(channels) else None
+
+
+def check_channels(channels: Sequence[str]) -> None:
+    """Check the names of channels.
+
+    Raises:
+        UserError: one is a coordinate or comes twice, or a vector lacks a component.
+    """
+    for name in channels:
+        if name in AXES or not name.strip():
+            raise UserError(
+                f"data.channels has {name!r}: name what files hold beside x, y and z, such as intensity"
+            )
+        if list(channels).count(name) > 1:
+            raise UserError(f"data.channels has {name!r} twice; name every channel once")
+    for kind in ("normal", "velocity"):
+        parts = [name for name in channels if name in {f"{kind}_{axis}" for axis in AXES}]
+        if len(parts) in (1, 2):
+            raise UserError(
+                f"data.channels has {', '.join(parts)} alone; a vector turns with its cloud: name {kind}_x, {kind}_y "
+                f"and {kind}_z"
+            )

@@ -1,0 +1,159 @@
+"""PCD files of the Point Cloud Library: ascii, binary and compressed."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from map_core.errors import UserError
+from map_points.data.files import looks_like, open_regular, printable
+
+KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS", "DATA")
+TYPES = {"F": "f", "U": "u", "I": "i"}
+LONGEST_LINE = 4096  # bytes of a header's line
+EXPANSION = 256  # no compressed block grows by more than this
+
+
+def read_pcd(path: Path) -> dict[str, np.ndarray]:
+    """Read the fields of every point that have one value; a packed ``rgb`` becomes red, green and blue.
+
+    Source: "The PCD (Point Cloud Data) file format", version 0.7, of the Point Cloud Library.
+
+    Raises:
+        UserError: no PCD file, or one that is cut off.
+    """
+    with open_regular(path) as file:
+        header = _read_header(file, path)
+        row, count = _row(header, path), _number(header, "POINTS", path)
+        form, rest = header["DATA"][0], path.stat().st_size - file.tell()
+        least = {"ascii": count, "binary": count * row.itemsize, "binary_compressed": 0}.get(form)
+        if least is None:
+            raise UserError(f"{path} has DATA {printable(form)!r}; known: ascii, binary, binary_compressed")
+        if least > rest:
+            raise UserError(f"{path} ends within its points: {rest} of {least} bytes; copy it again")
+        if form == "ascii":
+            columns = _ascii(file, row, count, path)
+        elif form == "binary":
+            table = np.frombuffer(file.read(row.itemsize * count), row)
+            columns = {name: table[name] for name in row.names or ()}
+        else:
+            columns = _compressed(file, row, count, path)
+    return _unpacked({name: values for name, values in columns.items() if values.ndim == 1})
+
+
+def _read_header(file: BinaryIO, path: Path) -> dict[str, list[str]]:
+    header: dict[str, list[str]] = {}
+    while "DATA" not in header:
+        words = file.readline(LONGEST_LINE).decode("ascii", "replace").split()
+        if words and words[0].startswith("#"):
+            continue
+        if len(words) < 2 or words[0] not in KEYS:
+            line = printable(" ".join(words), 60)
+            raise UserError(f"{path} is no PCD file: its header has the line {line!r}{looks_like(path)}")
+        header[words[0]] = words[1:]
+    if missing := [key for key in ("FIELDS", "SIZE", "TYPE", "POINTS") if key not in header]:
+        raise UserError(f"{path}: its header lacks {', '.join(missing)}; copy it again")
+    return header
+
+
+def _number(header: dict[str, list[str]], key: str, path: Path) -> int:
+    word = header[key][0]
+    if not (word.isascii() and word.isdigit() and len(word) < 12):
+        raise UserError(f"{path}: {key} is {printable(word, 40)!r}, no whole number")
+    return int(word)
+
+
+def _row(header: dict[str, list[str]], path: Path) -> np.dtype:
+    names, sizes, types = header["FIELDS"], header["SIZE"], header["TYPE"]
+    counts = header.get("COUNT", ["1"] * len(names))
+    names = [f"padding {i}" if name == "_" else name for i, name in enumerate(names)]
+    try:
+        if len(set(names)) < len(names):
+            raise ValueError("a field comes twice")
+        fields = [
+            (name, f"<{TYPES[kind]}{int(size)}", (int(count),) if count != "1" else ())
+            for name, kind, size, count in zip(names, types, sizes, counts, strict=True)
+        ]
+        return np.dtype(fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: FIELDS, SIZE, TYPE and COUNT do not fit together ({printable(str(error), 60)}); correct it"
+        ) from error
+
+
+def _ascii(file: BinaryIO, row: np.dtype, count: int, path: Path) -> dict[str, np.ndarray]:
+    places = {name: row[name].shape for name in row.names or ()}
+    width = sum(shape[0] if shape else 1 for shape in places.values())
+    table = np.empty((count, width))
+    for i in range(count):
+        words = file.readline().replace(b"_", b"?").split()
+        if len(words) != width:
+            raise UserError(f"{path}: point {i} has {len(words)} values, expected {width}; is it cut off?")
+        table[i] = [float(word) for word in words]
+    columns, start = {}, 0
+    for name, shape in places.items():
+        if not shape:
+            columns[name] = table[:, start].astype(row[name])
+        start += shape[0] if shape else 1
+    return columns
+
+
+def _compressed(file: BinaryIO, row: np.dtype, count: int, path: Path) -> dict[str, np.ndarray]:
+    """Fields one after the other, in one block that LZF compressed."""
+    sizes = np.frombuffer(file.read(8), "<u4")
+    packed = file.read()
+    if len(sizes) < 2 or sizes[0] > len(packed) or sizes[1] != count * row.itemsize:
+        raise UserError(f"{path}: its compressed block is cut off or of another size; copy it again")
+    if sizes[1] > EXPANSION * max(int(sizes[0]), 1):
+        raise UserError(f"{path} claims {sizes[1]} bytes, more than its block can hold; copy it again")
+    data = expand(packed[: int(sizes[0])], int(sizes[1]), path)
+    columns, start = {}, 0
+    for name in row.names or ():
+        kind = row[name]
+        end = start + kind.itemsize * count
+        columns[name] = np.frombuffer(data[start:end], kind)
+        start = end
+    return columns
+
+
+def expand(packed: bytes, size: int, path: Path) -> bytes:
+    """Undo LZF: runs of literals, and references (length, distance) to what came before.
+
+    Raises:
+        UserError: the block does not give ``size`` bytes.
+    """
+    out, at = bytearray(), 0
+    try:
+        while at < len(packed):
+            control = packed[at]
+            at += 1
+            if control < 32:
+                out += packed[at : at + control + 1]
+                at += control + 1
+                continue
+            length = control >> 5
+            if length == 7:
+                length += packed[at]
+                at += 1
+            distance = ((control & 31) << 8 | packed[at]) + 1
+            at += 1
+            start = len(out) - distance
+            if start < 0 or len(out) + length + 2 > size:
+                break
+            for i in range(length + 2):
+                out.append(out[start + i])
+    except IndexError:
+        pass
+    if len(out) != size:
+        raise UserError(f"{path}: its compressed block is broken; copy it again")
+    return bytes(out)
+
+
+def _unpacked(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Colours that are packed into the bits of one number as three columns."""
+    packed = next((columns[name] for name in ("rgb", "rgba") if name in columns), None)
+    if packed is None or packed.dtype.itemsize != 4:
+        return columns
+    bits = np.ascontiguousarray(packed).view(np.uint32)
+    shifts = {"red": 16, "green": 8, "blue": 0}
+    return {**columns, **{name: (bits >> shift & 255).astype(np.uint8) for name, shift in shifts.items()}}

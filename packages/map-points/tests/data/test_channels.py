@@ -1,0 +1,370 @@
+"""Clouds whose points have more than coordinates: names, files, augmentation, patches."""
+
+import struct
+
+import laspy
+import numpy as np
+import pytest
+import torch
+
+from map_core.errors import UserError
+from map_points.data import CloudSamples, PointDataConfig, choose_clouds, read_cloud_files
+from map_points.data.cloud_files import read_cloud
+from map_points.data.pcd import expand
+from map_points.data.transforms import rotate, scale_translate
+from map_points.domain import open_data
+from map_points.factory import PointModelConfig, create_backbone
+from map_points.tokenizer import tokenize_clouds
+
+N = 40
+RNG = np.random.default_rng(0)
+XYZ = RNG.normal(size=(N, 3)).astype(np.float32)
+NORMAL = RNG.normal(size=(N, 3)).astype(np.float32)
+INTENSITY = RNG.integers(0, 256, N).astype(np.uint8)
+NORMALS = ("normal_x", "normal_y", "normal_z")
+EVERYTHING = np.column_stack([XYZ, NORMAL, INTENSITY / 255])
+FIELDS = "x y z normal_x normal_y normal_z intensity"
+
+
+def pcd(form):
+    header = (
+        f"# .PCD v0.7\nVERSION 0.7\nFIELDS {FIELDS} _\nSIZE 4 4 4 4 4 4 1 1\nTYPE F F F F F F U U\n"
+        f"COUNT 1 1 1 1 1 1 1 3\nWIDTH {N}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {N}\nDATA {form}\n"
+    ).encode()
+    rows = list(zip(XYZ.tolist(), NORMAL.tolist(), INTENSITY.tolist(), strict=True))
+    if form == "ascii":
+        lines = [" ".join(map(repr, [*p, *n])) + f" {i} 0 0 0\n" for p, n, i in rows]
+        return header + "".join(lines).encode()
+    if form == "binary":
+        return header + b"".join(struct.pack("<6fB3x", *p, *n, i) for p, n, i in rows)
+    columns = [XYZ.T, NORMAL.T, INTENSITY, np.zeros(3 * N, np.uint8)]
+    plain = b"".join(np.ascontiguousarray(column).tobytes() for column in columns)
+    packed = b"".join(
+        bytes([len(plain[i : i + 32]) - 1]) + plain[i : i + 32] for i in range(0, len(plain), 32)
+    )
+    return header + struct.pack("<II", len(packed), len(plain)) + packed
+
+
+def ply(form):
+    names = "".join(f"property float {name}\n" for name in ("x", "y", "z", "nx", "ny", "nz"))
+    header = (
+        f"ply\nformat {form} 1.0\nelement vertex {N}\n{names}property uchar intensity\nend_header\n".encode()
+    )
+    rows = list(zip(XYZ.tolist(), NORMAL.tolist(), INTENSITY.tolist(), strict=True))
+    if form == "ascii":
+        return header + "".join(" ".join(map(repr, [*p, *n, i])) + "\n" for p, n, i in rows).encode()
+    return header + b"".join(struct.pack("<6fB", *p, *n, i) for p, n, i in rows)
+
+
+def write_las(path):
+    cloud = laspy.create(point_format=3)
+    cloud.header.scales = [1e-6] * 3
+    cloud.x, cloud.y, cloud.z = XYZ.T.astype(np.float64)
+    cloud.intensity = INTENSITY.astype(np.uint16) * 257
+    for axis, values in zip("xyz", NORMAL.T, strict=True):
+        cloud.add_extra_dim(laspy.ExtraBytesParams(f"normal_{axis}", np.float32))
+        cloud[f"normal_{axis}"] = values
+    cloud.write(path)
+
+
+def write(path, form=None):
+    """The same cloud in any format."""
+    ending = path.suffix
+    if ending == ".pcd":
+        path.write_bytes(pcd(form))
+    elif ending == ".ply":
+        path.write_bytes(ply(form))
+    elif ending in (".las", ".laz"):
+        write_las(path)
+    elif ending == ".npz":
+        np.savez(path, points=XYZ, normal=NORMAL, intensity=INTENSITY, note="a sphere")
+    elif ending == ".npy":
+        np.save(path, EVERYTHING)
+    else:
+        separator = "," if ending == ".csv" else " "
+        np.savetxt(path, EVERYTHING, delimiter=separator, header=separator.join(FIELDS.split()), comments="")
+    return path
+
+
+FORMS = [
+    ("a.pcd", "ascii"),
+    ("a.pcd", "binary"),
+    ("a.pcd", "binary_compressed"),
+    ("a.ply", "ascii"),
+    ("a.ply", "binary_little_endian"),
+    ("a.las", None),
+    ("a.laz", None),
+    ("a.npz", None),
+    ("a.csv", None),
+    ("a.txt", None),
+    ("a.xyz", None),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_channels_are_found_by_name_in_every_format(tmp_path, name, form):
+    path = write(tmp_path / name, form)
+    cloud = read_cloud(path, (*NORMALS, "intensity"))
+    np.testing.assert_allclose(cloud[:, :6], EVERYTHING[:, :6], atol=1e-6)
+    np.testing.assert_allclose(cloud[:, 6], EVERYTHING[:, 6], atol=1e-6)
+    np.testing.assert_array_equal(read_cloud(path, ("intensity",))[:, 3], cloud[:, 6])
+    points = read_cloud_files(str(path)).points(0)
+    assert points.shape == (N, 3)
+    np.testing.assert_allclose(points, XYZ, atol=1e-6)
+    with pytest.raises(UserError, match=rf"{name} has no 'velocity', only .*intensity"):
+        read_cloud(path, ("velocity",))
+
+
+@pytest.mark.parametrize("ending", ["npy", "txt", "pts", "csv"])
+def test_columns_without_names_are_named_by_a_setting(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    shuffled = EVERYTHING[:, [6, 0, 1, 2, 3, 4, 5]]
+    if ending == "npy":
+        np.save(path, shuffled)
+    else:
+        np.savetxt(path, shuffled, delimiter=",")
+    columns = ("intensity", *"xyz", *NORMALS)
+    cloud = read_cloud(path, ("normal_y", "intensity"), columns)
+    np.testing.assert_allclose(cloud, EVERYTHING[:, [0, 1, 2, 4, 6]], rtol=1e-12)
+    with pytest.raises(UserError, match=r"does not name its columns: say what they are, .*--data.columns"):
+        read_cloud(path, ("intensity",))
+    with pytest.raises(UserError, match=r"has shape \(40, 7\), and data.columns names 4 columns"):
+        read_cloud(path, ("intensity",), ("x", "y", "z", "intensity"))
+
+
+def test_packed_colours_become_three(tmp_path):
+    colors = np.arange(9, dtype=np.uint32).reshape(3, 3) * 20
+    packed = (colors[:, 0] << 16 | colors[:, 1] << 8 | colors[:, 2]).astype("<u4")
+    header = b"FIELDS x y z rgb\nSIZE 4 4 4 4\nTYPE F F F F\nPOINTS 3\nDATA binary\n"
+    rows = b"".join(struct.pack("<3fI", *XYZ[i].tolist(), packed[i]) for i in range(3))
+    (tmp_path / "a.pcd").write_bytes(header + rows)
+    np.testing.assert_allclose(
+        read_cloud(tmp_path / "a.pcd", ("red", "green", "blue"))[:, 3:], colors / 255, rtol=1e-12
+    )
+
+
+def test_references_of_a_compressed_block(tmp_path):
+    """abc, then 6 bytes from 3 back (which overlap), then 12 by the long form."""
+    packed = b"\x02abc" + bytes([4 << 5, 2]) + bytes([7 << 5, 3, 8])
+    assert expand(packed, 21, tmp_path) == b"abc" * 7
+    for broken, size in ((packed, 20), (packed[:-1], 21), (b"\x02ab", 3), (bytes([4 << 5, 2]), 6)):
+        with pytest.raises(UserError, match=r"its compressed block is broken; copy it again"):
+            expand(broken, size, tmp_path)
+
+
+@pytest.mark.parametrize("begin", ["OFF\n4 1 0\n", "OFF4 1 0\n", "OFF 4 1 0\n", "OFF # a mesh\n\n4 1 0\n"])
+def test_off_files_are_their_vertices(tmp_path, begin):
+    rows = "".join(" ".join(map(repr, row)) + "\n" for row in XYZ[:4].tolist())
+    (tmp_path / "a.off").write_text(f"{begin}{rows}3 0 1 2\n")
+    np.testing.assert_allclose(read_cloud(tmp_path / "a.off"), XYZ[:4], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.off", b"ply\n", r"is no OFF file: it does not begin with OFF"),
+        ("a.off", b"OFF\nmany\n", r"has the counts 'many'; expected vertices, faces and edges"),
+        ("a.off", b"OFF\n2 0 0\n0 0 1\n", r"cannot be read \(1 of 2 vertices\); is it cut off"),
+        ("a.off", b"OFF\n1 0 0\n0 zero 1\n", r"its vertices cannot be read"),
+        ("a.off", b"OFF\n1 0 0\n0 0\n", r"its vertices cannot be read \(cannot reshape"),
+        ("a.pcd", b"ply\nformat\n", r"is no PCD file: its header has the line 'ply'"),
+        ("a.pcd", b"", r"is no PCD file: its header has the line ''"),
+        ("a.pcd", b"FIELDS x y z\nDATA ascii\n", r"its header lacks SIZE, TYPE, POINTS"),
+        (
+            "a.pcd",
+            b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 99999999\nDATA binary\n123",
+            r"ends within its points: 3 of 1199999988 bytes",
+        ),
+        (
+            "a.pcd",
+            b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 2\nDATA ascii\n1 2 3\n1 2\n",
+            r"point 1 has 2 values, expected 3; is it cut off",
+        ),
+        ("a.pcd", b"FIELDS x y\nSIZE 4 4 4\nTYPE F F F\nPOINTS 1\nDATA ascii\n1\n", r"do not fit together"),
+        ("a.pcd", b"FIELDS x x z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 1\nDATA ascii\n1\n", r"a field comes twice"),
+        ("a.pcd", b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS -1\nDATA ascii\n1\n", r"POINTS is '-1'"),
+        (
+            "a.pcd",
+            b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 1\nDATA zip\n1\n",
+            r"has DATA 'zip'; known: ascii",
+        ),
+        (
+            "a.pcd",
+            b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 1\nDATA binary_compressed\n\x01\0\0\0\x0c\0\0\0",
+            r"its compressed block is cut off or of another size",
+        ),
+        ("a.las", b"LASF", r"cannot read .*a.las"),
+        ("a.laz", b"nothing", r"cannot read .*a.laz"),
+        ("a.npz", b"PK", r"cannot read .*a.npz"),
+    ],
+)
+def test_broken_files_are_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_cloud_files(str(tmp_path / name)).points(0)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_arrays_need_one_that_is_called_as_points_are(tmp_path):
+    np.savez(tmp_path / "a.npz", cloud=XYZ, other=XYZ)
+    with pytest.raises(UserError, match=r"holds 2 arrays; one must be \(points, 3\) and called points, xyz"):
+        read_cloud(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", anything=XYZ)
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.npz"), XYZ)
+
+
+@pytest.mark.parametrize("name", ["b.csv", "b.npz"])
+def test_predictions_and_features_beside_clouds_are_results(tmp_path, name):
+    write(tmp_path / name)
+    assert [path.name for path in read_cloud_files(str(tmp_path)).paths] == [name]
+    write(tmp_path / "a.npy")
+    assert [path.name for path in read_cloud_files(str(tmp_path)).paths] == ["a.npy"]
+
+
+@pytest.mark.parametrize("kind", ["normal", "velocity"])
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_rotating_a_cloud_and_its_vectors_commutes(kind, axis):
+    """Vectors between points turn as the points do: p + v before and after."""
+    channels = ("intensity", *(f"{kind}_{part}" for part in "zxy"))  # in any order
+    points, vector = torch.randn(9, 3), torch.randn(9, 3)
+    cloud = torch.cat([points, torch.ones(9, 1), vector[:, [2, 0, 1]]], dim=1)
+    torch.manual_seed(1)
+    turned = rotate(cloud, axis, channels)
+    torch.manual_seed(1)
+    tips = rotate(points + vector, axis)
+    torch.testing.assert_close(turned[:, :3] + turned[:, [5, 6, 4]], tips)
+    assert torch.equal(turned[:, 3], cloud[:, 3])
+
+
+def test_scaled_normals_stay_at_right_angles_to_the_surface():
+    tangent, other = torch.randn(5, 3), torch.randn(5, 3)
+    normal = torch.linalg.cross(tangent, other)
+    scaled = []
+    for start in (tangent, other):  # ends of tangents, from the origin
+        torch.manual_seed(2)
+        scaled.append(scale_translate(torch.cat([start, normal], dim=1), (0.5, 2.0), 0.0, NORMALS))
+    result = scaled[0][:, 3:]
+    for moved in scaled:
+        torch.testing.assert_close((moved[:, :3] * result).sum(1), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.norm(dim=1), normal.norm(dim=1))
+
+
+def test_points_alone_are_augmented_as_before():
+    points = torch.randn(9, 3)
+    torch.manual_seed(3)
+    plain = scale_translate(points, (0.5, 2.0), 0.3)
+    torch.manual_seed(3)
+    with_channel = scale_translate(torch.cat([points, torch.ones(9, 1)], dim=1), (0.5, 2.0), 0.3, ("a",))
+    assert torch.equal(with_channel[:, :3], plain)
+    assert torch.equal(with_channel[:, 3], torch.ones(9))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).normal(size=(N, 4)))
+    return tmp_path
+
+
+def config_of(folder, **changes):
+    settings = {"channels": ("height",), "columns": ("x", "y", "z", "height"), "num_points": 32, **changes}
+    return PointDataConfig("folder", str(folder), **settings)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_samples_keep_points_and_channels_together(folder, training):
+    samples = CloudSamples(
+        choose_clouds(config_of(folder, unit_sphere=False), evaluate=False).train,
+        config_of(folder, unit_sphere=False),
+        training=training,
+    )
+    stored = np.load(folder / "2.npy").astype(np.float32)
+    rows = {tuple(row) for row in stored.tolist()}
+    sample, _ = samples[2]
+    assert sample.shape == (32, 4)
+    assert {tuple(row) for row in sample.tolist()} <= rows
+
+
+def test_channels_are_dropped_in_training_alone(folder):
+    config = config_of(folder, channel_dropout=0.5)
+    clouds = choose_clouds(config, evaluate=False).train
+    training = CloudSamples(clouds, config, training=True)
+    dropped = [not bool(training[0][0][:, 3].any()) for _ in range(60)]
+    assert 10 < sum(dropped) < 50
+    assert bool(training[0][0][:, :3].any())
+    plain = CloudSamples(clouds, config, training=False)
+    assert all(bool(plain[0][0][:, 3].any()) for _ in range(20))
+
+
+def test_channels_reach_the_embedding_and_no_target(tiny_model):
+    model = create_backbone(PointModelConfig(**{**vars(tiny_model), "in_chans": 5})).eval()
+    clouds = torch.randn(2, 64, 5)
+    tokens = model.tokenize(clouds, targets=True)
+    changed = clouds.clone()
+    changed[..., 4] += 1
+    other = model.tokenize(changed, targets=True)
+    assert torch.equal(tokens.target, other.target)
+    assert tokens.target.shape[-1] == 3
+    assert torch.equal(tokens.position, other.position)
+    assert not torch.equal(tokens.embedding, other.embedding)
+
+
+def test_channels_stay_with_their_points(tiny_model):
+    """Coordinates again as channels, less those of the centre, are what the patch has: both halves see the same."""
+    model = create_backbone(PointModelConfig(**{**vars(tiny_model), "in_chans": 6})).eval()
+    seen = []
+    model.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    points = torch.randn(2, 64, 3)
+    tokens = tokenize_clouds(
+        torch.cat([points, points], dim=-1), model.patch_embed, num_patches=8, patch_size=4, order="hilbert"
+    )
+    torch.testing.assert_close(seen[0][..., 3:] - tokens.position.unsqueeze(2), seen[0][..., :3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": ("x",)}, r"data.channels has 'x': name what files hold beside x, y and z"),
+        ({"channels": ("a", "a")}, r"data.channels has 'a' twice"),
+        ({"channels": ("normal_x", "normal_z")}, r"has normal_x, normal_z alone; a vector turns .*normal_y"),
+        (
+            {"columns": ("x", "y", "height")},
+            r"data.columns must name every column once, x, y and z among them",
+        ),
+        ({"columns": ("x", "y", "z", "z")}, r"data.columns must name every column once"),
+        ({"channel_dropout": 1.0}, r"data.channel_dropout must lie in \[0, 1\); got 1.0"),
+        ({"channels": None, "channel_dropout": 0.5}, r"of which there are none"),
+    ],
+)
+def test_what_channels_cannot_be(folder, changes, message):
+    with pytest.raises(UserError, match=message):
+        config_of(folder, **changes).validate()
+
+
+def test_channels_are_of_folders(folder):
+    with pytest.raises(UserError, match=r"data.channels is for data.source 'folder', not 'hdf5'"):
+        PointDataConfig("hdf5", str(folder), channels=("intensity",)).validate()
+
+
+def test_the_model_takes_as_many_values_as_the_data_have(folder, tiny_model):
+    with pytest.raises(
+        UserError,
+        match=r"names 1 channels beside x, y and z, and model.in_chans is 3: give --model.in_chans 4",
+    ):
+        open_data(config_of(folder), tiny_model, "pretrain")
+    opened = open_data(config_of(folder), PointModelConfig(**{**vars(tiny_model), "in_chans": 4}), "pretrain")
+    assert opened.preprocessing == {"channels": ["height"]}
+    with pytest.raises(UserError, match=r"points have 4 values, the model takes in_chans=3: x, y and z"):
+        create_backbone(tiny_model)(opened.train[0][0].unsqueeze(0))
+    with pytest.raises(UserError, match=r"model.in_chans must be at least 3, for x, y and z; got 2"):
+        PointModelConfig(in_chans=2).validate()
+
+
+def test_a_channel_that_is_not_finite_is_told(folder):
+    broken = np.load(folder / "1.npy")
+    broken[7, 3] = np.nan
+    np.save(folder / "1.npy", broken)
+    clouds = choose_clouds(config_of(folder), evaluate=False).train
+    with pytest.raises(UserError, match=r"1.npy has NaN or infinite values at point 7 \(1 of 40 points\)"):
+        clouds.points(1)

@@ -1,0 +1,133 @@
+"""Images of any number of channels at the values that their files hold: .npy arrays, multi-band TIFF, and pictures."""
+
+import importlib
+import math
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from .formats import ARRAYS
+
+TIFF = (".tif", ".tiff")
+BANDS = "bands:"  # begins the mode of images of so many channels at stored values
+LARGEST = 2**30  # values of one image
+EXPANSION = 10_000  # values that a byte of a compressed file may stand for
+SAMPLES, ROWS, COLUMNS = "S", "Y", "X"  # as tifffile names the axes
+
+
+class RefusedImageError(Exception):
+    """What is wrong with an image, in words that need no name of an exception before them."""
+
+
+def bands_mode(channels: int) -> str:
+    """The mode of images of so many channels at stored values, beside Pillow's names of modes."""
+    return f"{BANDS}{channels}"
+
+
+def bands_of(mode: str) -> int | None:
+    """The channels of :func:`bands_mode`; None for a mode of Pillow's."""
+    return int(mode.removeprefix(BANDS)) if mode.startswith(BANDS) else None
+
+
+def is_array(file: Any) -> bool:
+    """Whether a path names an array."""
+    return isinstance(file, str | os.PathLike) and os.path.splitext(file)[1].lower() in ARRAYS
+
+
+def is_tiff(file: Any) -> bool:
+    """Whether a path names a TIFF file."""
+    return isinstance(file, str | os.PathLike) and os.path.splitext(file)[1].lower() in TIFF
+
+
+def as_bands(values: np.ndarray, channels: int | None) -> Float[Tensor, "c h w"]:
+    """Values [h, w, c] or [h, w] as float32, channels first.
+
+    Raises:
+        RefusedImageError: another number of channels, no plain numbers, or some that are not finite.
+    """
+    if values.ndim == 2:
+        values = values[..., None]
+    check_shape(values.shape, channels)
+    if values.dtype.kind not in "uifb":
+        raise RefusedImageError(f"it holds {values.dtype}, no plain numbers")
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is told below
+        pixels = torch.from_numpy(np.moveaxis(values, -1, 0).astype(np.float32))
+    broken = ~torch.isfinite(pixels)
+    if broken.any():
+        channel = int(broken.flatten(1).any(1).int().argmax())
+        raise RefusedImageError(
+            f"{int(broken.sum())} of its values are NaN, infinite or beyond float32, the first in channel {channel}: "
+            "fill them"
+        )
+    return pixels
+
+
+def check_shape(shape: tuple[int, ...], channels: int | None) -> None:
+    """Check that an image is [h, w, c], not empty, with ``channels`` channels unless that is None.
+
+    Raises:
+        RefusedImageError: it is not.
+    """
+    if len(shape) != 3 or not all(shape):
+        raise RefusedImageError(f"its shape is {shape}: an image is (height, width, channels)")
+    if channels is None or shape[2] == channels:
+        return
+    if shape[0] == channels:
+        raise RefusedImageError(f"its shape is {shape}, channels first: save it as (height, width, channels)")
+    raise RefusedImageError(
+        f"it has {shape[2]} channel{'s' if shape[2] > 1 else ''}, the model takes {channels}: give --model.in_chans "
+        f"{shape[2]}, or convert it"
+    )
+
+
+def open_array(file: str | os.PathLike[str]) -> np.ndarray:
+    """An array of plain numbers, mapped, not read: a header that claims more than the file holds is refused."""
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def read_tiff(file: str | os.PathLike[str], channels: int | None) -> np.ndarray:
+    """The first picture of a TIFF file as [h, w, c]; pages of one channel are the channels, where they are as many.
+
+    Raises:
+        RefusedImageError: tifffile is not installed, or the picture is too large.
+    """
+    try:
+        tifffile = importlib.import_module("tifffile")
+    except ImportError as error:
+        raise RefusedImageError("stored values of TIFF files need tifffile: pip install tifffile") from error
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        pages = len(tiff.pages)
+        _check_size(math.prod(page.shape) * pages, os.path.getsize(file))
+        if page.axes == ROWS + COLUMNS and pages > 1 and channels in (None, pages):
+            same = [p for p in tiff.pages if p.shape == page.shape and p.dtype == page.dtype]
+            if len(same) == pages:
+                return np.stack([p.asarray() for p in tiff.pages], axis=-1)
+        values = page.asarray()
+    if page.axes == SAMPLES + ROWS + COLUMNS:
+        return np.moveaxis(values, 0, -1)
+    if page.axes not in (ROWS + COLUMNS, ROWS + COLUMNS + SAMPLES):
+        raise RefusedImageError(f"its axes are {page.axes}: save one picture of rows, columns and samples")
+    return values
+
+
+def picture_values(image: Image.Image) -> np.ndarray:
+    """What a picture holds, [h, w] or [h, w, c].
+
+    Raises:
+        RefusedImageError: its samples are places in a palette, or single bits.
+    """
+    if image.mode in ("P", "PA", "1"):
+        raise RefusedImageError(f"its mode is {image.mode}: what it holds are no values of channels")
+    return np.asarray(image)
+
+
+def _check_size(values: int, held: int) -> None:
+    most = min(LARGEST, EXPANSION * held)
+    if values > most:
+        raise RefusedImageError(f"it claims {values:,} values, more than {most:,}")

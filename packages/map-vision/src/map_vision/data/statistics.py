@@ -1,0 +1,121 @@
+"""Mean and deviation of every channel of a set of images, in one pass."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.transforms import functional as tvf
+
+from map_core.errors import UserError
+from map_core.runs.notes import note
+from map_core.training.loading import batches_in_order
+
+from .bands import bands_mode, is_array, is_tiff
+from .config import DataConfig, PixelKind
+from .decoding import Pixels, stored_values
+from .preprocessing import reads_digits, stored_from_elsewhere
+from .samples import ImageSamples
+from .sources import FileImages
+from .splits import choose_splits
+from .statistics_file import Statistics
+
+BATCH = 32  # images between two steps of the progress bar
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared differences from it, of every channel; float64."""
+
+    count: float
+    mean: Float[Tensor, " c"]
+    squares: Float[Tensor, " c"]
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Those of both together, without the cancellation of sums of squares.
+
+        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances"
+        (1979).
+        """
+        count = self.count + other.count
+        step = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + step * (other.count / count),
+            self.squares + other.squares + step.square() * (self.count * other.count / count),
+        )
+
+
+def moments_of(image: Pixels) -> Float[Tensor, "c 1 3"]:
+    """Count, mean and sum of squared differences of every channel of an image, of pictures in 0..1."""
+    values = image.double() if isinstance(image, Tensor) else tvf.pil_to_tensor(image).double() / 255
+    values = values.flatten(1)
+    mean = values.mean(1)
+    squares = (values - mean[:, None]).square().sum(1)
+    return torch.stack([torch.full_like(mean, values.shape[1]), mean, squares], dim=1).unsqueeze(1)
+
+
+def combine(images: Iterable[Float[Tensor, "c 1 3"]]) -> Moments:
+    """Moments of all images together, every pixel counting the same."""
+    total: Moments | None = None
+    for image in images:
+        one = Moments(float(image[0, 0, 0]), image[:, 0, 1], image[:, 0, 2])
+        total = one if total is None else total.merged(one)
+    assert total is not None, "there is at least one image"
+    return total
+
+
+def measure(
+    config: DataConfig, *, channels: int | None = None, workers: int = 0, progress: bool = False
+) -> Statistics:
+    """Measure the images that ``config`` trains on, as they are stored, without resizing.
+
+    Args:
+        config: Source, splits, subset, and what is read of a file (``pixels``).
+        channels: Of the images; those of the first one when None.
+        workers: Loading processes.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: for anything that is missing or does not fit.
+    """
+    config = replace(config, statistics=None, cache="none")
+    config.validate()
+    train = choose_splits(config, "RGB", "pretrain").train
+    assert train is not None
+    if channels is None:
+        channels = first_channels(train.source)
+    pixels: PixelKind = config.pixels or ("scaled" if channels in (1, 3) else "stored")
+    if pixels == "scaled" and channels not in (1, 3):
+        raise UserError(f"data.pixels 'scaled' is for 1 or 3 channels, not {channels}: leave it out")
+    if pixels == "stored" and not isinstance(train.source, FileImages):
+        raise UserError(stored_from_elsewhere("digits" if reads_digits(config) else config.source))
+    mode = bands_mode(channels) if pixels == "stored" else "RGB" if channels == 3 else "L"
+    samples = ImageSamples(
+        train.source, moments_of, mode=mode, indices=train.indices, on_error=config.on_error
+    ).without_unreadable()
+    batches = batches_in_order(
+        samples,
+        batch_size=BATCH,
+        workers=workers,
+        device=torch.device("cpu"),
+        progress="statistics" if progress else None,
+    )
+    total = combine(image for batch, _ in batches for image in batch)
+    return Statistics(pixels, tuple(total.mean.tolist()), deviations(total), len(samples))
+
+
+def deviations(total: Moments) -> tuple[float, ...]:
+    """Standard deviation of every channel; 1 of a constant one, which is said."""
+    std = (total.squares / total.count).sqrt()
+    if constant := [i for i, value in enumerate(std.tolist()) if value == 0]:
+        note(f"channels without variation, whose deviation is written as 1: {', '.join(map(str, constant))}")
+    return tuple(torch.where(std == 0, 1.0, std).tolist())
+
+
+def first_channels(source: object) -> int:
+    """Channels of the first file where it is an array or TIFF; 3 of any other picture."""
+    if isinstance(source, FileImages) and (is_array(source.paths[0]) or is_tiff(source.paths[0])):
+        return len(stored_values(source.paths[0], None, name=source.name(0)))
+    return 3

@@ -1,0 +1,50 @@
+"""What commands that start from a run are told of its pixels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from map_core.errors import UserError
+from map_vision.data import DataConfig
+from map_vision.data.statistics_file import Statistics, save_statistics
+from map_vision.domain import data_defaults, open_data
+from map_vision.factory import ModelConfig
+
+TRAINED = {"mean": [1.0] * 4, "std": [2.0] * 4, "pixels": "stored"}
+
+
+def test_a_run_goes_on_with_what_it_measured_and_not_with_the_file_that_said_it() -> None:
+    values = data_defaults({"root": "scenes", "statistics": "gone.json"}, TRAINED, {})
+    assert values == {"root": "scenes", **TRAINED}
+
+
+def test_other_statistics_take_the_place_of_the_runs() -> None:
+    given = {"data.statistics": "new.json"}
+    assert data_defaults({"root": "scenes", "statistics": "old.json"}, TRAINED, given) == {
+        "root": "scenes",
+        "statistics": "old.json",  # the command line goes before it
+    }
+
+
+@pytest.mark.parametrize("purpose", ["pretrain", "finetune", "evaluate", "features"])
+def test_what_is_opened_is_prepared_as_the_description_says(tmp_path: Path, purpose: Any) -> None:
+    for number in range(4):
+        for split in ("train", "val"):
+            path = tmp_path / "scenes" / split / "ab"[number % 2] / f"{number}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.full((8, 8, 4), number, np.uint16))
+    model = ModelConfig(img_size=8, in_chans=4)
+    root = str(tmp_path / "scenes")
+    save_statistics(tmp_path / "s.json", Statistics("stored", (1.0,) * 4, (2.0,) * 4, 4))
+    said = DataConfig(root=root, statistics=str(tmp_path / "s.json"), augmentation="none")
+    first = open_data(said, model, purpose)
+    later = open_data(DataConfig(root=root, augmentation="none"), model, purpose, first.preprocessing)
+    assert later.preprocessing == first.preprocessing
+    for opened in (first, later):
+        samples = opened.train or opened.evaluation
+        assert samples is not None
+        assert samples[1][0].unique().tolist() == [0.5]  # the second of class a, whose values are 2
+    with pytest.raises(UserError, match=r"s.json is of 4 channels, the model takes 13"):
+        open_data(said, ModelConfig(img_size=8, in_chans=13), purpose)

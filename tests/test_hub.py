@@ -1,0 +1,262 @@
+"""Sharing through the Hub's HTTP interface: up, down, offline, refused; no token in any file. A stand-in answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+
+from map_core.errors import UserError
+from map_core.tasks.hub import from_pretrained, push_to_hub
+from map_core.tasks.weights import save_weights
+from map_points import create_point_model
+from map_points.domain import DOMAIN as POINTS
+from map_vision.domain import DOMAIN as IMAGES
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hub_stand_in import REFUSING, stand_in
+
+TOKEN = "hf_onlyForThisTest0123456789"
+REPO, POINT_REPO = "someone/nano", "someone/points"
+MODEL = {"embed_dim": 32, "layout": "MT", "num_heads": 4}
+WHEN = ("online", "offline")
+CLASSES = ["cat", "dog", "owl"]
+STATUSES = (401, 403, 404, 500)  # up
+ALSO = (401, 403, 404, 501)  # down, where the client asks again for half a minute after 500
+
+
+def python(code, home, endpoint, **environment):
+    """Run code whose huggingface_hub asks ``endpoint`` and keeps its files under ``home``; return what it printed."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **environment,
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def write_folder(folder, domain, model, name, arguments, **more):
+    """The files of a card."""
+    folder.mkdir()
+    description = {"name": name, "arguments": arguments, "holds": "classifier", "classes": CLASSES, **more}
+    save_weights(folder / "model.safetensors", model.state_dict(), description)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    if domain.timm_config is not None:
+        config = domain.timm_config(domain.models.described(folder), description)
+        (folder / "config.json").write_text(json.dumps(config))
+    (folder / "secrets.txt").write_text("of no card")
+
+
+READ = f"""
+import json, sys, timm, torch, map_vision, map_points
+torch.manual_seed(0)
+x, clouds = torch.randn(2, 3, 32, 32), torch.randn(2, 128, 3)
+def refusal(act):
+    try:
+        act()
+    except ValueError as error:
+        return str(error)
+with torch.no_grad():
+    torch.save({{
+        "ours": map_vision.from_pretrained("{REPO}")(x),
+        "by the prefix": map_vision.from_pretrained("hf-hub:{REPO}")(x),
+        "timm": timm.create_model("hf-hub:{REPO}", pretrained=True).eval()(x),
+        "timm, another head": timm.create_model("hf-hub:{REPO}", pretrained=True, num_classes=5)
+            .eval().forward_features(x),
+        "clouds": map_points.from_pretrained("{POINT_REPO}")(clouds),
+        "another order": refusal(lambda: timm.create_model("hf-hub:{REPO}", pretrained=True, order="column")),
+        "cfg": timm.create_model("hf-hub:{REPO}").pretrained_cfg,
+        "classes": map_vision.from_pretrained("{REPO}").classes,
+    }}, sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Two models that were uploaded, read, and read again after the Hub is gone; and everything that was written."""
+    root = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(0)
+    arguments = {**MODEL, "img_size": 32, "patch_size": 8, "num_registers": 0, "global_pool": "avg"}
+    image = timm.create_model("hybridnet_tiny_patch16_224", num_classes=3, **arguments).eval()
+    sizes = {**MODEL, "num_patches": 16, "patch_size": 8}
+    point = create_point_model("hybridnet3d", 3, **sizes).eval()
+    prepared = {"channels": 3, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    prepared |= {"interpolation": "bilinear", "crop_pct": 0.9, "crop_pct_small": 1.0}
+    write_folder(root / "card", IMAGES, image, "hybridnet_tiny_patch16_224", arguments, **prepared)
+    write_folder(root / "points", POINTS, point, "hybridnet3d", sizes)
+    push = f"""
+import sys, map_points
+from map_vision.cli import main
+sys.argv[1:] = ["push-to-hub", {str(root / "card")!r}, "--repo", {REPO!r}]
+assert main() == 0
+print(map_points.push_to_hub({str(root / "points")!r}, {POINT_REPO!r}, private=True))
+"""
+    home, read = (
+        root / "home",
+        {name: READ.replace("sys.argv[1]", repr(str(root / f"{name}.pt"))) for name in WHEN},
+    )
+    with stand_in(TOKEN) as hub:
+        said = python(push + read["online"], home, hub.endpoint, HF_TOKEN=TOKEN)
+    python(read["offline"], home, hub.endpoint, HF_TOKEN=TOKEN)
+    return root, hub, image, point, said
+
+
+def test_all_of_a_card_and_nothing_else_is_uploaded(shared):
+    root, hub, *_, said = shared
+    _, files = hub.files(REPO, "main")
+    assert files == {
+        name: (root / "card" / name).read_bytes()
+        for name in ("model.safetensors", "model.json", "config.json", "README.md")
+    }
+    assert hub.private == {POINT_REPO}
+    assert f"{hub.endpoint}/{POINT_REPO}/commit/" in said
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("how", ["ours", "by the prefix", "timm", "timm, another head", "clouds"])
+def test_what_comes_down_is_what_went_up(shared, when, how):
+    root, _, image, point, _ = shared
+    torch.manual_seed(0)
+    x, clouds = torch.randn(2, 3, 32, 32), torch.randn(2, 128, 3)
+    with torch.no_grad():
+        expected = {"timm, another head": image.forward_features(x), "clouds": point(clouds)}.get(
+            how, image(x)
+        )
+    torch.testing.assert_close(torch.load(root / f"{when}.pt")[how], expected)
+
+
+def test_timm_is_told_how_images_are_prepared_and_what_the_outputs_mean(shared):
+    read = torch.load(shared[0] / "online.pt")
+    cfg = read["cfg"]
+    assert (cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 1.0)
+    assert (cfg["input_size"], cfg["num_classes"], cfg["label_names"]) == ([3, 32, 32], 3, CLASSES)
+    assert read["classes"] == tuple(CLASSES)
+    assert "were trained with order='row'; with 'column' they would fit" in read["another order"]
+
+
+def test_the_token_is_in_no_file(shared):
+    root = shared[0]
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert any("snapshots" in path.parts for path in files)  # the cache is among them
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+
+
+@pytest.fixture(scope="module")
+def refusals(shared, tmp_path_factory):
+    """What is said of each status, uploading and downloading, and of a Hub that is not there."""
+    home, bare = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("bare")
+    for name in ("model.safetensors", "model.json", "README.md"):
+        (bare / name).write_text("no front matter")
+    code = f"""
+import json, map_vision
+said = {{}}
+def tell(key, act):
+    try:
+        act()
+        said[key] = "nothing"
+    except ValueError as error:
+        said[key] = str(error)
+for status in {STATUSES}:
+    tell(f"up {{status}}", lambda: map_vision.push_to_hub({str(shared[0] / "card")!r}, f"{REFUSING}/{{status}}"))
+for status in {ALSO}:
+    tell(f"down {{status}}", lambda: map_vision.from_pretrained(f"{REFUSING}/{{status}}"))
+tell("anonymous", lambda: map_vision.push_to_hub({str(shared[0] / "card")!r}, "someone/new", token=False))
+tell("no metadata", lambda: map_vision.push_to_hub({str(bare)!r}, "someone/bare"))
+tell("absent", lambda: map_vision.from_pretrained("someone/absent"))
+print(json.dumps(said))
+"""
+    with stand_in(TOKEN) as hub:
+        return json.loads(python(code, home, hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("up 401", "refuses/401 was not uploaded: the Hub answers 401: it asks who you are: log in"),
+        ("up 403", "refuses/403 was not uploaded: the Hub answers 403: it refuses this token"),
+        ("up 404", "refuses/404 was not uploaded: the Hub answers 404: it has no such repository"),
+        ("up 500", "refuses/500 was not uploaded: the Hub answers 500: try again later"),
+        ("down 401", "refuses/401 was not loaded: the Hub answers 401: it asks who you are: log in"),
+        ("down 403", "refuses/403 was not loaded: the Hub answers 403: it refuses this token"),
+        ("down 404", "refuses/404 was not loaded: the Hub answers 404: it has no such repository"),
+        ("down 501", "refuses/501 was not loaded: the Hub answers 501: try again later"),
+        ("anonymous", "someone/new was not uploaded: the Hub answers 401: it asks who you are"),
+        (
+            "no metadata",
+            "someone/bare was not uploaded: the Hub answers 400: it does not take the front matter",
+        ),
+        ("absent", "someone/absent was not loaded: the Hub answers 404: it has no such repository"),
+    ],
+)
+def test_a_refusal_is_one_sentence(refusals, what, message):
+    assert refusals[what].startswith(message)
+    assert "\n" not in refusals[what]
+    assert TOKEN not in refusals[what]
+
+
+def test_a_hub_that_is_away_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_OFFLINE", True
+    )  # as the variable, read at import, does
+    with pytest.raises(
+        UserError, match=r"^a/b was not loaded: the Hub cannot be reached, nor is it in the cache"
+    ):
+        from_pretrained(IMAGES.models, "a/b", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("absent", ["model.safetensors", "model.json", "README.md"])
+def test_a_folder_that_is_no_card_is_not_uploaded(tmp_path, absent):
+    for name in {"model.safetensors", "model.json", "README.md"} - {absent}:
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=f"has no {absent}: write the folder with the command card"):
+        push_to_hub(tmp_path, REPO)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "who?/what"])
+def test_what_is_no_name_is_said(name):
+    with pytest.raises(UserError, match=r"a model on the Hub is called USER/NAME or USER/NAME@REVISION"):
+        from_pretrained(IMAGES.models, name)
+
+
+def test_a_folder_is_read_without_a_hub(shared):
+    root, _, image, *_ = shared
+    loaded = from_pretrained(IMAGES.models, root / "card")
+    assert all(torch.equal(value, image.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+PASTED = """
+import re, shlex, sys
+from map_core.commands.program import main
+from map_vision.cli import COMMANDS
+names = {}
+for language, code in re.findall(r"^```(python|sh)\\n(.*?)^```", open(sys.argv[1]).read(), re.DOTALL | re.MULTILINE):
+    if language == "python":
+        exec(code, names)
+    else:
+        program, *arguments = shlex.split(code)
+        assert main(program, COMMANDS, "map_vision.recipes", arguments) == 0, code
+print(names["url"], names["small"].num_classes)
+"""
+
+
+def test_the_page_on_sharing_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "sharing.md"
+    with stand_in(TOKEN) as hub:
+        code = PASTED.replace("sys.argv[1]", repr(str(page)))
+        said = python(code, tmp_path / "home", hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1]
+        assert said == f"{hub.endpoint}/USER/NAME/commit/{hub.files('USER/NAME', 'main')[0]} 3"
+        assert len(hub.repositories["USER/NAME"]) == 2
+        assert hub.private == {"USER/NAME"}

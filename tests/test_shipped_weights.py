@@ -1,0 +1,198 @@
+"""Weights that the repository ships: a clone reads them without a network, an installation says where they are."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+import map_points.domain
+import map_vision.domain
+from map_core.tasks.weights import read_description, save_weights
+from map_points import create_point_model
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("map-core", "map-vision", "map-points")
+IMAGE_MODEL, POINT_MODEL = "hybridnet_nano_patch4_32", "hybridnet3d_nano"
+CLASSES = [f"class {number}" for number in range(10)]
+MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+INPUTS = (
+    "import torch; torch.manual_seed(0); x = torch.randn(2, 3, 32, 32); clouds = torch.randn(2, 128, 3)\n"
+)
+IMPORTS = """
+import timm, map_vision
+from map_points import create_point_model
+def said(create):
+    try:
+        create()
+    except ValueError as error:
+        return str(error)
+"""
+CREATE = f"timm.create_model({IMAGE_MODEL!r}, pretrained=True"
+
+
+def copy_of_packages(root, layout):
+    """The packages' sources under another root, as a clone or as an installation has them; returns sys.path."""
+    places = []
+    for package in PACKAGES:
+        place = root / layout.format(package)
+        shutil.copytree(
+            ROOT / "packages" / package / "src",
+            place,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+        )
+        places.append(place)
+    return list(dict.fromkeys(places))
+
+
+def python(places, code):
+    """Run code with only these packages of ours; return what it printed, the last line, and its error output."""
+    path = os.pathsep.join(map(str, places))
+    env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS + INPUTS + code], capture_output=True, text=True, env=env, check=False
+    )
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone that ships a classifier of images and one of clouds."""
+    root = tmp_path_factory.mktemp("clone")
+    places = copy_of_packages(root, "packages/{}/src")
+    torch.manual_seed(0)
+    image, point = timm.create_model(IMAGE_MODEL), create_point_model(POINT_MODEL, 10)
+    prepared = {
+        "channels": 3,
+        "mean": MEAN,
+        "std": STD,
+        "interpolation": "bilinear",
+        "crop_pct": 0.5,
+        "crop_pct_small": 1.0,
+    }
+    common = {"arguments": {}, "holds": "classifier", "task": "finetune", "classes": CLASSES}
+    for model, name, more in ((image, IMAGE_MODEL, prepared), (point, POINT_MODEL, {})):
+        folder = root / "weights" / name
+        folder.mkdir(parents=True)
+        save_weights(folder / "model.safetensors", model.state_dict(), {"name": name, **common, **more})
+    return places, image.eval(), point.eval()
+
+
+def inputs():
+    torch.manual_seed(0)
+    return torch.randn(2, 3, 32, 32), torch.randn(2, 128, 3)
+
+
+READ = {
+    "images": f"{CREATE}).eval()(x)",
+    "features": f"{CREATE}, num_classes=3).eval().forward_features(x)",
+    "another head": f"{CREATE}, num_classes=3)(x).shape",
+    "gray": f"{CREATE}, in_chans=1).patch_embed.proj.weight",
+    "another size": f"{CREATE}, img_size=48).encoder.position.table.shape",
+    "clouds": f"create_point_model({POINT_MODEL!r}, pretrained=True).eval()(clouds)",
+    "another head for clouds": f"create_point_model({POINT_MODEL!r}, 4, pretrained=True).eval()(clouds).shape",
+    "listed": f"{IMAGE_MODEL!r} in timm.list_models(pretrained=True)",
+    "cfg": f"{CREATE}).pretrained_cfg",
+    "another order": f"said(lambda: {CREATE}, order='column'))",
+    "the same order": f"{CREATE}, order='row').order",
+}
+EXPECTED = {
+    "images": lambda image, point: image(inputs()[0]),
+    "features": lambda image, point: image.forward_features(inputs()[0]),
+    "another head": lambda image, point: torch.Size([2, 3]),
+    "gray": lambda image, point: image.patch_embed.proj.weight.sum(1, keepdim=True),
+    "another size": lambda image, point: torch.Size([12, 12, 128]),
+    "clouds": lambda image, point: point(inputs()[1]),
+    "another head for clouds": lambda image, point: torch.Size([2, 4]),
+}
+
+
+@pytest.fixture(scope="module")
+def read(clone, tmp_path_factory):
+    """What a process that runs from the clone gets of each of ``READ``."""
+    out = tmp_path_factory.mktemp("read") / "values.pt"
+    values = ", ".join(f"{name!r}: {code}" for name, code in READ.items())
+    _, errors = python(clone[0], f"with torch.no_grad(): torch.save({{{values}}}, {str(out)!r})")
+    assert out.exists(), errors
+    return torch.load(out)
+
+
+@pytest.mark.parametrize("what", EXPECTED)
+def test_a_clone_reads_its_weights(clone, read, what):
+    with torch.no_grad():
+        torch.testing.assert_close(read[what], EXPECTED[what](*clone[1:]))
+
+
+def test_timm_is_told_of_them(read):
+    cfg = read["cfg"]
+    assert read["listed"]
+    assert (cfg["mean"], cfg["std"], cfg["interpolation"], cfg["crop_pct"]) == (
+        tuple(MEAN),
+        tuple(STD),
+        "bilinear",
+        1.0,
+    )
+    assert (cfg["input_size"], cfg["classifier"], cfg["num_classes"]) == ((3, 32, 32), "head", 10)
+    assert cfg["label_names"] == CLASSES
+    assert Path(cfg["file"]).parts[-3:] == ("weights", IMAGE_MODEL, "model.safetensors")
+
+
+def test_weights_are_not_made_to_mean_something_else(read):
+    assert "were trained with order='row'; with 'column' they would fit" in read["another order"]
+    assert read["the same order"] == "row"
+
+
+def test_a_broken_description_is_told_and_timm_still_imports(clone, tmp_path):
+    places = copy_of_packages(tmp_path, "packages/{}/src")
+    folder = tmp_path / "weights" / IMAGE_MODEL
+    shutil.copytree(clone[0][0].parents[2] / "weights" / IMAGE_MODEL, folder)
+    (folder / "model.json").write_text('{"name": ')
+    _, errors = python(places, f"timm.create_model('resnet10t'); {CREATE})")
+    assert f"UserError: {folder / 'model.json'} is no JSON" in errors
+
+
+def test_an_installation_says_where_they_come_from(tmp_path):
+    places = copy_of_packages(tmp_path, "site-packages")
+    said, _ = python(
+        places,
+        f"""
+for create in (lambda: {CREATE}), lambda: create_point_model({POINT_MODEL!r}, pretrained=True)):
+    print(said(create))
+print(timm.list_models(pretrained=True, filter="hybridnet*"))
+""",
+    )
+    *errors, listed = said.splitlines()
+    for name, error in zip((IMAGE_MODEL, POINT_MODEL), errors, strict=True):
+        assert (
+            f"no pretrained weights of {name} are here (this package was installed without the repository)"
+            in error
+        )
+        assert "hf-hub:USER/NAME" in error
+    assert listed == "[]"
+
+
+def test_what_is_shipped_is_what_its_name_says():
+    for folder in (ROOT / "weights").glob("*/"):
+        description, size = read_description(folder), (folder / "model.safetensors").stat().st_size
+        assert (description["name"], description["arguments"]) == (folder.name, {})
+        assert size <= 6e6, folder
+        front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+        assert front["license"] != "unknown"
+        domain = map_vision.domain.DOMAIN if (folder / "config.json").exists() else map_points.domain.DOMAIN
+        loaded = domain.models.load(folder)  # whole, or refused
+        if domain.timm_config is not None:
+            made = timm.create_model(folder.name, pretrained=True)
+            state = loaded.state_dict()
+            assert all(torch.equal(value, state[key]) for key, value in made.state_dict().items())
+            written = domain.timm_config(domain.models.described(folder), description)
+            assert json.loads((folder / "config.json").read_text()) == json.loads(json.dumps(written))
+        else:
+            state = create_point_model(folder.name, pretrained=True).state_dict()
+            assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
