@@ -60,10 +60,12 @@ class ResultsInParts:
         return writing(self.folder)
 
     def clear(self, *, all_of_them: bool) -> None:
-        """Remove the folders of the passes: all of them, or, alone at work, those in which no part was finished."""
+        """Remove the folders of the passes: all of them, or, alone at work, those in which nothing was finished."""
         for folder in self.passes if self.peers.rank == 0 else ():
-            if all_of_them or (self.peers.count == 1 and not any(folder.glob("*.npz"))):
-                shutil.rmtree(folder, ignore_errors=not all_of_them)
+            if all_of_them:
+                shutil.rmtree(folder)
+            elif self.peers.count == 1 and [file.name for file in folder.glob("*")] == [MANIFEST]:
+                shutil.rmtree(folder, ignore_errors=True)  # no reason to hide what went wrong before
 
     def _collect(
         self,

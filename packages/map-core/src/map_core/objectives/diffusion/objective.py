@@ -15,6 +15,7 @@ from map_core.objectives.diffusion.head import DiffusionHead
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
 from map_core.objectives.settings import Method
 from map_core.randomness import Draw, derive_seed
+from map_core.ranges import check
 
 
 class MaskedDiffusion(MaskedAutoregression):
