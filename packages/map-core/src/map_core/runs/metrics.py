@@ -79,10 +79,9 @@ def parse_line(text: str) -> dict[str, Any]:
         ValueError: it is none.
     """
     line = json.loads(text)
-    if not isinstance(line, dict) or not is_count(line.get("step")) or not is_number(line.get("epoch")):
-        raise ValueError("no line of metrics")
-    values = {name: value for name, value in line.items() if name != "kind"}
-    if not isinstance(line.get("kind"), str) or not all(v is None or is_number(v) for v in values.values()):
+    whole = isinstance(line, dict) and is_count(line.get("step")) and isinstance(line.get("kind"), str)
+    values = {name: value for name, value in line.items() if name != "kind"} if whole else {}
+    if values.get("epoch") is None or not all(value is None or is_number(value) for value in values.values()):
         raise ValueError("no line of metrics")
     return line
 
