@@ -52,10 +52,11 @@ def visible(text: str, *, keep: str = "\n") -> str:
     )
 
 
-def in_one_line(text: str, most: int = 600) -> str:
-    """A text from a file, not too long, with what would not be seen or would begin a line as Python writes it."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
-    return shown if len(text) <= most else f"{shown}..."
+def in_one_line(text: str, most: int = 200) -> str:
+    """A text from a file, folded into one line and cut where it is long, with ``?`` for what would not be seen."""
+    line = " ".join(text[: 4 * most].split())
+    shown = "".join(c if c.isprintable() else "?" for c in line[:most])
+    return shown if len(line) <= most else f"{shown}..."
 
 
 def reason(error: BaseException) -> str:

@@ -122,5 +122,6 @@ def read_file(path: Path, *, typed: bool) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; choose another file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = in_one_line(" ".join(str(error).split()))
-        raise UserError(f"{path} is not plain YAML: {reason}; correct the file") from error
+        raise UserError(
+            f"{path} is not plain YAML: {in_one_line(str(error), most=600)}; correct the file"
+        ) from error

@@ -59,6 +59,7 @@ def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoi
     changed = sorted(name for name in names if saved.get(name) != settings.get(name))
     if not changed:
         return
+    changes = "; ".join(change(name, saved.get(name), settings.get(name)) for name in changed)
     longer = ""
     if "training.epochs" in changed:  # the learning rate of every step so far depends on the last one
         finished = checkpoint.parent.parent
@@ -66,8 +67,7 @@ def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoi
             f"; to train longer, start another run from the weights of the finished one: --init {finished}"
         )
     raise UserError(
-        f"cannot resume from {checkpoint} with other settings: "
-        f"{in_one_line('; '.join(change(name, saved.get(name), settings.get(name)) for name in changed))}; "
+        f"cannot resume from {checkpoint} with other settings: {in_one_line(changes, most=600)}; "
         f"set them back, or start anew with another --out{longer}"
     )
 

@@ -118,6 +118,6 @@ def refuse_unknown(state: State, families: Sequence[Family], source: Path) -> No
 
 
 def _some(keys: Sequence[str]) -> str:
-    return in_one_line(", ".join(keys[:SHOWN])) + (
+    return in_one_line(", ".join(keys[:SHOWN]), most=600) + (
         f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     )

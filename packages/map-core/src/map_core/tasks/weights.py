@@ -337,4 +337,4 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def _some(keys: list[str], most: int = 6) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return in_one_line(", ".join(keys[:most])) + more
+    return in_one_line(", ".join(keys[:most]), most=600) + more

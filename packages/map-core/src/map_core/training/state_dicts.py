@@ -83,6 +83,6 @@ def refuse_differences(own: Mapping[str, Any], saved: Mapping[str, Any], source:
     if differences:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(
-            f"{source} belongs to another model: {in_one_line('; '.join(differences[:SHOWN]))}{more}; resume "
-            "with the settings that wrote it, or start anew with another --out"
+            f"{source} belongs to another model: {in_one_line('; '.join(differences[:SHOWN]), most=600)}{more}; "
+            "resume with the settings that wrote it, or start anew with another --out"
         )
