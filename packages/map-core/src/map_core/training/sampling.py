@@ -18,7 +18,6 @@ from map_core.training.config import REFERENCE_BATCH, TrainingConfig
 from map_core.training.task import MapStyleDataset
 from map_core.training.workers import Reading
 
-
 Shuffled = Callable[[torch.Generator], Int64[Tensor, " n"]]  # numbers of all samples, in a random order
 
 
