@@ -11,7 +11,11 @@ from map_core.shards import ShardReader, ShardRoot, ShardSettings, has_index, re
 from map_core.shards.index import SAMPLE, TABLE, checksum_of
 from map_core.shards.reader import Folder
 
+HUGE = {"name": "x", "bytes": 2**63, "samples": 1, "sha256": "0" * 64}
 SOMEWHERE_ELSE = ["../000000.tar", "/etc/passwd", "a/b.tar", "..", "", "a\\b", "x\0", 5, None, "C:x"]
+
+
+CLAIM = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,)}\n"
 
 
 def change(folder, /, **changes):
@@ -79,8 +83,10 @@ def test_a_row_that_points_at_nothing_is_refused(shards, column, value, message)
         ({"format": "other"}, "format is not 'map shards 1'"),
         ({"classes": "ab"}, "classes are no names"),
         ({"classes": ["a", 1]}, "classes are no names"),
+        ({"classes": ["a", "a"]}, "two classes have one name"),
         ({"shards": None}, "shards are no list"),
         ({"shards": [{"name": "x"}]}, "shard 0 has not name, bytes, samples and sha256"),
+        ({"shards": [HUGE]}, "shard 0 has not name, bytes, samples and sha256"),
         ({"samples": 41}, "samples is 41, and samples.table has 40 rows"),
         ({"files": {}}, "files is not size and sha256 of samples.table and names.txt"),
         ({"splits": []}, None),
@@ -114,6 +120,19 @@ def test_objects_in_the_table_are_not_unpickled(shards, tmp_path):
     with pytest.raises(UserError, match=r"is no index of shards \(samples.table: "):
         read_index(shards)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\3\4 an archive", b"\x93NUMPY\1\0\2\0{}", np.lib.format.magic(1, 0) + b"\x46\0" + CLAIM],
+    ids=["empty", "zip", "no header", "more rows than bytes"],
+)
+def test_a_table_that_is_no_array_is_one_sentence(shards, content):
+    (shards / TABLE).write_bytes(content)
+    told = json.loads((shards / "index.json").read_text())["files"]
+    change(shards, files=told | {TABLE: checksum_of(shards / TABLE)})
+    with pytest.raises(UserError, match=r"is no index of shards \(samples.table: "):
+        read_index(shards)
 
 
 @pytest.mark.parametrize("name", [TABLE, "names.txt"])

@@ -1,5 +1,7 @@
 """Tar files in WebDataset's layout become a set by an index; unsafe or broken ones are refused."""
 
+import errno
+import os
 import tarfile
 
 import pytest
@@ -52,7 +54,7 @@ def test_classnames_name_the_classes(make_tar):
     (folder / "classnames.txt").write_text("cat\ndog\nfox\n")
     assert indexed(folder).index.classes == ("cat", "dog", "fox")
     (folder / "index.json").unlink()
-    (folder / "classnames.txt").write_text("cat\n")
+    (folder / "classnames.txt").write_bytes(b"\xff\n")
     with pytest.raises(UserError, match=r"classnames.txt must name 2 classes, each once; it has 1 names"):
         index_shards(folder, ENDINGS)
 
@@ -79,6 +81,12 @@ def folder_info():
     return info
 
 
+def with_holes():
+    info = tarfile.TarInfo()
+    info.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "1000000"}
+    return info
+
+
 def link(kind, target):
     info = tarfile.TarInfo()
     info.type, info.linkname = kind, target
@@ -95,6 +103,7 @@ def link(kind, target):
         ({"b.jpg": link(tarfile.LNKTYPE, "a.jpg")}, r"0.tar holds a link \(b.jpg -> a.jpg\)"),
         ({"b.jpg": link(tarfile.FIFOTYPE, "")}, r"0.tar holds b.jpg, which is neither file nor folder"),
         ({"b.jpg": link(tarfile.CHRTYPE, "")}, r"0.tar holds b.jpg, which is neither file nor folder"),
+        ({"b.jpg": with_holes()}, r"0.tar holds b.jpg, which is a file with holes: write it without"),
         ({"../b.jpg": b"x"}, r"0.tar holds ../b.jpg, a path out of its folder: write it with relative paths"),
         ({"/b.jpg": b"x"}, r"0.tar holds /b.jpg, a path out of its folder"),
         ({"c/../../b.jpg": b"x"}, r"holds c/../../b.jpg, a path out of its folder"),
@@ -107,7 +116,7 @@ def link(kind, target):
         ({"b.jpg": b"x", "b.cls": b"-1"}, r"label b.cls in shard .*0.tar is b'-1'"),
         ({"b.jpg": b"x", "b.cls": b"99999999999"}, r"label b.cls in shard"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_unsafe_and_senseless_members_are_refused(make_tar, members, message):
     folder = make_tar("0.tar", sample("a") | members).parent
@@ -133,6 +142,21 @@ def test_what_is_no_tar_is_refused(make_tar, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"(is no whole tar file|hold no .jpg .png)"):
         index_shards(path.parent, ENDINGS)
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"), [(errno.ENOSPC, "free some space"), (errno.EIO, "make the folder")]
+)
+def test_an_index_that_cannot_be_written_is_one_sentence(make_tar, monkeypatch, number, cure):
+    def fails(source, target):
+        raise OSError(number, os.strerror(number))
+
+    folder = make_tar("0.tar", sample("a")).parent
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails)
+        with pytest.raises(UserError, match=rf"cannot index the shards in .*tars \(.*\): {cure}"):
+            index_shards(folder, ENDINGS)
+    assert [path.name for path in folder.iterdir()] == ["0.tar"]
 
 
 def test_an_index_is_not_overwritten(make_tar):

@@ -103,6 +103,12 @@ def test_a_folder_that_holds_something_is_not_written_into(shards):
     assert tree(shards) == before
 
 
+def test_a_split_that_no_index_could_name_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"split 'a:b' has a name that no index takes: rename its folder"):
+        write_shards({"train": files(), "a:b": files()}, tmp_path / "out", size=41_000)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [UserError("image 7 cannot be read"), KeyboardInterrupt()], ids=type)
 def test_a_write_that_fails_leaves_nothing(tmp_path, error):
     def read(number):

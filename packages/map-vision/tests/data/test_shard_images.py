@@ -255,12 +255,17 @@ def test_the_command_indexes_tar_files(
         ),
         ({"subset": 5}, r"leave data.subset out"),
         ({"train_split": "none"}, r"train_split 'none' is no folder in"),
+        (
+            {"train_split": "other/val", "eval_split": "val"},
+            r"two splits are called 'val': rename the folder of one",
+        ),
     ],
     ids=str,
 )
 def test_shards_that_cannot_be_written_are_refused(
     labelled: Path, settings: dict[str, object], message: str
 ) -> None:
+    shutil.copytree(labelled / "val", labelled / "other/val")
     with pytest.raises(UserError, match=message):
         files_by_split(DataConfig(**({"root": str(labelled)} | settings)))  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from map_core.shards.index import INDEX, NAMES, TABLE, Shard, checksum_of, files
 from map_core.shards.stores import Store
 
 ABANDONED = 3600.0  # seconds since a broken-off download was last written
-ENDING = ".tar"
+OURS = re.compile(
+    rf"({re.escape(UNFINISHED)})?[0-9a-f]{{64}}\.tar"
+)  # whatever else lies in the folder is not removed
 
 
 class Cache:
@@ -37,8 +40,8 @@ class Cache:
         return self.store.address(shard.name)
 
     def open(self, shard: Shard) -> int:
-        path = self.folder / (shard.sha256 + ENDING)
-        with disk_told(self.folder):
+        path = self.folder / (f"{shard.sha256}.tar")
+        with disk_faults(self.folder):
             while True:
                 with contextlib.suppress(FileNotFoundError):
                     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -82,7 +85,7 @@ def make_room(folder: Path, limit: int, *, keep: Path) -> None:
     """Remove the shards that were opened longest ago, until those that are left take ``limit`` bytes."""
     files = []
     for path in folder.iterdir():
-        if path.suffix != ENDING or path == keep:
+        if OURS.fullmatch(path.name) is None or path == keep:
             continue
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
@@ -109,7 +112,7 @@ def fetched_index(store: Store, split: str, folder: Path) -> Path:
     """
     prefix = split and split + "/"
     where = store.address(prefix).rstrip("/")
-    with disk_told(folder):
+    with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
             here = Path(temporary)
@@ -117,10 +120,10 @@ def fetched_index(store: Store, split: str, folder: Path) -> Path:
             there = folder / f"index_{hashlib.sha256((here / INDEX).read_bytes()).hexdigest()[:32]}"
             there.mkdir(exist_ok=True)
             if read_splits(here, where) is None:
-                for name, told in files_of(here, where).items():
-                    if not (there / name).is_file() or checksum_of(there / name) != told:
+                for name, stated in files_of(here, where).items():
+                    if not (there / name).is_file() or checksum_of(there / name) != stated:
                         fetch_checked(
-                            store, prefix + name, here / name, size=told["bytes"], sha256=told["sha256"]
+                            store, prefix + name, here / name, size=stated["bytes"], sha256=stated["sha256"]
                         )
             for name in (TABLE, NAMES, INDEX):
                 if (here / name).exists():
@@ -129,7 +132,7 @@ def fetched_index(store: Store, split: str, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def disk_told(folder: Path) -> Iterator[None]:
+def disk_faults(folder: Path) -> Iterator[None]:
     """Turn what the cache's disk refuses into a :class:`UserError`."""
     try:
         yield

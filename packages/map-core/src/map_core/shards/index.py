@@ -162,18 +162,18 @@ def read_index(folder: Path, where: str | None = None) -> ShardIndex:
     """
     where = where or str(folder)
     account, digest = _account(folder, where)
-    for name, told in files_of(folder, where).items():
+    for name, stated in files_of(folder, where).items():
         if not (folder / name).is_file():
             raise UserError(f"{where} has an {INDEX} but no {name}: copy the whole folder again")
-        if checksum_of(folder / name) != told:
+        if checksum_of(folder / name) != stated:
             raise UserError(
                 f"{where}/{name} is not the file that {INDEX} was written with: copy the whole folder again, or write "
                 "the shards anew"
             )
     try:
-        samples = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
+        samples = np.lib.format.open_memmap(folder / TABLE, mode="r")  # reads nothing but plain numbers
         names = np.memmap(folder / NAMES, mode="r") if account.get("samples") else np.zeros(0, np.uint8)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise _fault(where, f"{TABLE}: {error}") from error
     fault = _fault_of_account(account) or _fault_of_samples(account, samples, names)
     if fault is not None:
@@ -227,6 +227,8 @@ def _fault_of_account(account: dict[str, Any]) -> str | None:
     shards, classes = account.get("shards"), account.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return "classes are no names"
+    if len(set(classes)) < len(classes):
+        return "two classes have one name"
     if not isinstance(shards, list):
         return "shards are no list"
     for number, shard in enumerate(shards):
@@ -242,7 +244,7 @@ def _fault_of_account(account: dict[str, Any]) -> str | None:
 
 
 def _fault_of_samples(account: dict[str, Any], samples: np.ndarray, names: np.ndarray) -> str | None:
-    """Say which rows of samples.npy point at nothing, or return None."""
+    """Say which row of samples.table points at nothing, or return None."""
     if samples.dtype != SAMPLE or samples.ndim != 1:
         return f"{TABLE} has not the columns {', '.join(SAMPLE.names or ())}"
     if account.get("samples") != len(samples) or not len(samples):
@@ -276,4 +278,4 @@ def _is_file(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

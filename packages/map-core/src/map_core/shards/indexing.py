@@ -13,14 +13,14 @@ import numpy as np
 from tqdm import tqdm
 
 from map_core.errors import UserError, visible
-from map_core.runs.files import require_folder
+from map_core.runs.files import is_full, require_folder
 from map_core.shards.index import BLOCK, INDEX, SAMPLE, Shard, is_plain_name, save_index, save_splits
 
 TAR = ".tar"
 LABEL, CLASSES = "cls", "classnames.txt"
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sample:
     """What was read of a sample so far."""
 
@@ -51,7 +51,7 @@ def index_shards(folder: Path, endings: frozenset[str], *, progress: bool = Fals
         progress: Show a progress bar.
 
     Returns:
-        How many samples were found, by subfolder; "" is the folder itself.
+        The number of samples, by subfolder; "" is the folder itself.
 
     Raises:
         UserError: there are none, or one is cut off, holds links or paths out of its folder, or a label that is none.
@@ -70,12 +70,20 @@ def index_shards(folder: Path, endings: frozenset[str], *, progress: bool = Fals
         splits = {"": tars}
     if not splits:
         raise UserError(f"no {TAR} files in {folder} or its subfolders: correct --index")
-    found = {
-        name: _index_split(folder / name, tars, endings, progress=progress) for name, tars in splits.items()
-    }
-    if "" not in splits:
-        save_splits(folder, list(splits))
-    return found
+    counts: dict[str, int] = {}
+    try:
+        for name, tars in splits.items():
+            counts[name] = _index_split(folder / name, tars, endings, progress=progress)
+        if "" not in splits:
+            save_splits(folder, list(splits))
+    except OSError as error:
+        cure = (
+            "free some space"
+            if is_full(error)
+            else "make the folder and all shards in it readable and writable"
+        )
+        raise UserError(f"cannot index the shards in {folder} ({error.strerror or error}): {cure}") from error
+    return counts
 
 
 def _tars(folder: Path) -> list[Path]:
@@ -117,7 +125,7 @@ def _classes(folder: Path, whole: _Set) -> tuple[str, ...]:
     most = max(sample.label or 0 for sample in whole.samples)
     if not (folder / CLASSES).is_file():
         return tuple(map(str, range(most + 1)))
-    names = tuple((folder / CLASSES).read_text(encoding="utf-8").splitlines())
+    names = tuple((folder / CLASSES).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
     if len(names) <= most or len(set(names)) < len(names):
         raise UserError(
             f"{folder / CLASSES} must name {most + 1} classes, each once; it has {len(set(names))} names: complete it"
@@ -176,8 +184,9 @@ def _refuse_unsafe(path: Path, member: tarfile.TarInfo) -> None:
     if member.issym() or member.islnk():
         link = f"{shown} -> {visible(member.linkname)}"
         raise UserError(f"shard {path} holds a link ({link}): write it without links")
-    if not (member.isfile() or member.isdir()):
-        raise UserError(f"shard {path} holds {shown}, which is neither file nor folder: write it without")
+    if member.issparse() or not (member.isfile() or member.isdir()):
+        what = "a file with holes" if member.issparse() else "neither file nor folder"
+        raise UserError(f"shard {path} holds {shown}, which is {what}: write it without")
     if member.name.startswith(("/", "\\")) or ".." in member.name.replace("\\", "/").split("/"):
         raise UserError(f"shard {path} holds {shown}, a path out of its folder: write it with relative paths")
 

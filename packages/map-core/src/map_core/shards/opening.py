@@ -8,7 +8,7 @@ from pathlib import Path
 from map_core.errors import UserError, near_matches
 from map_core.paths import expanded
 from map_core.shards.cache import Cache, fetched_index
-from map_core.shards.index import FORMAT, INDEX, read_index, read_splits
+from map_core.shards.index import FORMAT, INDEX, ShardIndex, read_index, read_splits
 from map_core.shards.reader import Folder, ShardReader
 from map_core.shards.sizes import written_size
 from map_core.shards.stores import Store, is_address, store_at
@@ -21,25 +21,23 @@ class ShardSettings:
     Attributes:
         cache: Folder of the shards that were fetched.
         limit: Bytes that they may take there.
-        window: Shards that an epoch reads from at a time; None for any order, which reads from all of them.
     """
 
     cache: Path
     limit: int
-    window: int | None = None
 
 
 class ShardRoot:
     """A set in shards, or several that are its splits.
 
     Args:
-        root: A folder, or the address of one in a store.
+        root: A folder, or the address of one in a store, or of the index.json in it.
         settings: See :class:`ShardSettings`.
     """
 
     def __init__(self, root: str, settings: ShardSettings) -> None:
-        self.root, self.settings = root, settings
-        self.store: Store | None = store_at(root) if is_address(root) else None
+        self.root, self.settings = root.removesuffix("/" + INDEX), settings
+        self.store: Store | None = store_at(self.root) if is_address(self.root) else None
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -70,14 +68,15 @@ class ShardRoot:
             raise UserError(f"{argument} '{split}' is no split of the shards in {self.root}: {hint}")
         return split
 
-    def open(self, split: str) -> ShardReader:
-        """Open a split and look whether its shards are there.
+    def open(self, split: str, at_once: int | None = None) -> ShardReader:
+        """Open a split and look whether its shards are there, or, of a store, whether the cache can hold what is read.
 
         Args:
             split: Its subfolder; "" for the root itself.
+            at_once: Shards that are read from at a time; None for any order, which reads from all of them.
 
         Raises:
-            UserError: index or shards are missing or damaged.
+            UserError: index or shards are missing or damaged, or the cache is too small.
         """
         if self.store is None:
             folder = expanded(self.root) / split
@@ -87,17 +86,19 @@ class ShardRoot:
             return ShardReader(index, place)
         where = self.root.rstrip("/") + (split and "/" + split)
         index = read_index(fetched_index(self.store, split, self.settings.cache), where)
-        largest = max(shard.bytes for shard in index.shards)
-        needed = min(len(index.shards), self.settings.window or len(index.shards)) + 1
-        if self.settings.limit < needed * largest and self.settings.limit < sum(
-            s.bytes for s in index.shards
-        ):
-            raise UserError(
-                f"an epoch of {where} reads from {needed} shards of {written_size(largest)} at a time, and "
-                f"data.shard_cache_size is {written_size(self.settings.limit)}: raise it, or let an epoch read from "
-                "fewer with --data.shuffle shards --data.shuffle_shards 8"
-            )
+        self._require_room(index, where, at_once)
         return ShardReader(index, Cache(store_at(where), self.settings.cache, self.settings.limit))
+
+    def _require_room(self, index: ShardIndex, where: str, at_once: int | None) -> None:
+        """Refuse a cache that drops shards which the next samples are in."""
+        sizes = sorted((shard.bytes for shard in index.shards), reverse=True)
+        needed = sum(sizes if at_once is None else sizes[: at_once + 1])
+        if self.settings.limit < needed:
+            fewer = "" if at_once is None else f", or lower data.shuffle_shards ({at_once})"
+            raise UserError(
+                f"{written_size(needed)} of the shards of {where} are read at a time, and data.shard_cache_size is "
+                f"{written_size(self.settings.limit)}: raise it{fewer}"
+            )
 
 
 def default_cache() -> Path:

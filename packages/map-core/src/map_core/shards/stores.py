@@ -83,10 +83,12 @@ class HttpStore:
             if error.code == PAST_THE_END and start:
                 return self.open(name, 0)  # what is here so far was of another file
             raise _answered(error.code, error.reason, self.address(name)) from error
+        except (http.client.InvalidURL, ValueError) as error:
+            raise UserError(f"{address} is no address ({error}): correct data.root") from error
         except (OSError, http.client.HTTPException) as error:
             raise LostError(_reason(error)) from error
-        length = response.headers.get("Content-Length")
-        size = None if length is None else int(length)
+        length = response.headers.get("Content-Length", "")
+        size = int(length) if length.isdecimal() else None
         if response.status != http.client.PARTIAL_CONTENT:
             return Transfer(0, size, _blocks(response.read, response.close))
         sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
@@ -143,8 +145,6 @@ def _blocks(read: Callable[[int], bytes], close: Callable[[], object]) -> Iterat
     try:
         while block := read(BLOCK):
             yield block
-    except GeneratorExit:
-        raise
     except Exception as error:  # of whatever library reads
         raise LostError(_reason(error)) from error
     finally:

@@ -16,10 +16,10 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from map_core.errors import UserError
+from map_core.errors import UserError, visible
 from map_core.randomness import derive_seed
 from map_core.runs.files import UNFINISHED, is_full, require_folder, sync
-from map_core.shards.index import SAMPLE, Shard, save_index, save_splits
+from map_core.shards.index import SAMPLE, Shard, is_plain_name, save_index, save_splits
 
 HEADER = BLOCK = tarfile.BLOCKSIZE
 DIGITS = 9  # of the numbers that are keys
@@ -63,6 +63,9 @@ def write_shards(
     require_folder(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: remove it, or choose another --out")
+    for name in splits:
+        if name and not is_plain_name(name):
+            raise UserError(f"split {visible(name)!r} has a name that no index takes: rename its folder")
     partial = out.with_name(UNFINISHED + out.name)
     count = sum(len(files.names) for files in splits.values())
     with made_whole(partial, out), tqdm(total=count, desc="shards", disable=not progress, leave=False) as bar:
@@ -131,10 +134,10 @@ def _entries(key: str, files: Files, number: int, data: bytes) -> list[tuple[str
     entries = [(key + ending, data)]
     if files.classes:
         entries.append((key + ".cls", str(int(files.labels[number])).encode()))
-    told = {"path": files.names[number]} | (
+    origin = {"path": files.names[number]} | (
         {"class": files.classes[files.labels[number]]} if files.classes else {}
     )
-    entries.append((key + ".json", json.dumps(told).encode()))
+    entries.append((key + ".json", json.dumps(origin).encode()))
     return entries
 
 

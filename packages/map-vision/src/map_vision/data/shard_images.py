@@ -31,7 +31,7 @@ from .sources import ImageSource
 
 @dataclass(frozen=True)
 class ShardImages(ImageSource):
-    """Images in shards; ``window`` is from how many an epoch reads at a time, None for all; ``title`` the split."""
+    """Images in shards; an epoch reads from ``window`` of them at a time, None from all; ``title`` is the split."""
 
     reader: ShardReader
     window: int | None
@@ -90,16 +90,18 @@ def read_shards(config: DataConfig, purpose: Purpose) -> tuple[ShardImages | Non
     """
     if config.root is None:
         raise UserError("source 'shards' needs the folder or address of the shards: pass --data.root")
-    remote = is_address(config.root)
-    shuffle = config.shuffle or ("shards" if remote else "all")
-    window = config.shuffle_shards if shuffle == "shards" else None
+    shuffle = config.shuffle or ("shards" if is_address(config.root) else "all")
     cache = default_cache() if config.shard_cache is None else expanded(config.shard_cache)
     limit = parse_size(config.shard_cache_size, "data.shard_cache_size")
-    root = ShardRoot(config.root, ShardSettings(cache, limit, window))
+    root = ShardRoot(config.root, ShardSettings(cache, limit))
     train, evaluation = _splits(root, config, purpose)
     labelled = purpose in ("finetune", "evaluate")
-    to_train = None if train is None else _open(root, train, window, labelled=labelled)
-    to_evaluate = None if evaluation is None else _open(root, evaluation, window, labelled=labelled)
+    # only training reads in an order of its own: whatever else reads samples by their number, from all shards
+    window = config.shuffle_shards if shuffle == "shards" and purpose in ("pretrain", "finetune") else None
+    held_out = purpose == "finetune" and config.holdout > 0
+    at_once = None if held_out else window
+    to_train = None if train is None else _open(root, train, window, at_once, labelled=labelled)
+    to_evaluate = None if evaluation is None else _open(root, evaluation, None, None, labelled=labelled)
     if to_train is not None and to_evaluate is not None and to_train.classes != to_evaluate.classes:
         raise UserError(
             f"the shards of split '{evaluation}' in {root.root} have other classes ({len(to_evaluate.classes)}) than "
@@ -137,8 +139,10 @@ def _splits(root: ShardRoot, config: DataConfig, purpose: Purpose) -> tuple[str 
     return (None if purpose == "evaluate" else train), evaluation
 
 
-def _open(root: ShardRoot, split: str, window: int | None, *, labelled: bool) -> ShardImages:
-    reader = root.open(split)
+def _open(
+    root: ShardRoot, split: str, window: int | None, at_once: int | None, *, labelled: bool
+) -> ShardImages:
+    reader = root.open(split, at_once)
     index = reader.index
     if labelled and not index.classes:
         raise UserError(

@@ -59,6 +59,8 @@ def _folders(config: DataConfig, root: Path) -> dict[str, Files]:
         classes = images.classes
         splits["train" if folder == root else folder.name] = _files(images, folder)
     for place in held_out:
+        if place.name in splits:
+            raise UserError(f"two splits are called '{place.name}': rename the folder of one of them")
         labelled = bool(classes) or (classes is None and bool(subfolders(place)))
         images = read_folder(place, classes=classes or None) if labelled else read_unlabelled_folder(place)
         classes = classes or images.classes
