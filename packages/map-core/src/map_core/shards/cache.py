@@ -31,13 +31,14 @@ class Cache:
         store: That has the shards.
         folder: Of the cache.
         limit: Bytes that shards may take in it, about: what several processes fetch at once may come on top.
+        split: Subfolder of the store that has the shards; "" for the whole.
     """
 
-    def __init__(self, store: Store, folder: Path, limit: int) -> None:
-        self.store, self.folder, self.limit = store, folder, limit
+    def __init__(self, store: Store, folder: Path, limit: int, split: str = "") -> None:
+        self.store, self.folder, self.limit, self.split = store, folder, limit, split
 
     def name(self, shard: Shard) -> str:
-        return self.store.address(shard.name)
+        return self.store.address(within(self.split, shard.name))
 
     def open(self, shard: Shard) -> int:
         path = self.folder / (f"{shard.sha256}.tar")
@@ -59,7 +60,8 @@ class Cache:
         with alone(partial) as first:
             if first:
                 make_room(self.folder, self.limit - shard.bytes, keep=partial)
-                fetch_checked(self.store, shard.name, partial, size=shard.bytes, sha256=shard.sha256)
+                name = within(self.split, shard.name)
+                fetch_checked(self.store, name, partial, size=shard.bytes, sha256=shard.sha256)
                 os.replace(partial, path)
 
 
@@ -110,25 +112,33 @@ def fetched_index(store: Store, split: str, folder: Path) -> Path:
     Raises:
         UserError: it does not come, or is none.
     """
-    prefix = split and split + "/"
-    where = store.address(prefix).rstrip("/")
+    where = store.address(split).rstrip("/")
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
             here = Path(temporary)
-            fetch(store, prefix + INDEX, here / INDEX)
+            fetch(store, within(split, INDEX), here / INDEX)
             there = folder / f"index_{hashlib.sha256((here / INDEX).read_bytes()).hexdigest()[:32]}"
             there.mkdir(exist_ok=True)
             if read_splits(here, where) is None:
                 for name, stated in files_of(here, where).items():
                     if not (there / name).is_file() or checksum_of(there / name) != stated:
                         fetch_checked(
-                            store, prefix + name, here / name, size=stated["bytes"], sha256=stated["sha256"]
+                            store,
+                            within(split, name),
+                            here / name,
+                            size=stated["bytes"],
+                            sha256=stated["sha256"],
                         )
             for name in (TABLE, NAMES, INDEX):
                 if (here / name).exists():
                     os.replace(here / name, there / name)
     return there
+
+
+def within(split: str, name: str) -> str:
+    """The name in a store of a file of a split."""
+    return f"{split}/{name}" if split else name
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def _receive(store: Store, name: str, partial: Path, start: int, size: int | Non
         return size
     transfer = store.open(name, start)
     if None not in (size, transfer.size) and transfer.size != size:
-        transfer.blocks.close()  # type: ignore[attr-defined]
+        transfer.blocks.close()
         raise UserError(
             f"{store.address(name)} has {transfer.size} bytes, of {size} in the index: it was changed or cut off; copy "
             "it there again, or index the set anew"

@@ -84,10 +84,10 @@ class ShardRoot:
             index = read_index(folder)
             place.check(index)
             return ShardReader(index, place)
-        where = self.root.rstrip("/") + (split and "/" + split)
+        where = self.store.address(split).rstrip("/")
         index = read_index(fetched_index(self.store, split, self.settings.cache), where)
         self._require_room(index, where, at_once)
-        return ShardReader(index, Cache(store_at(where), self.settings.cache, self.settings.limit))
+        return ShardReader(index, Cache(self.store, self.settings.cache, self.settings.limit, split))
 
     def _require_room(self, index: ShardIndex, where: str, at_once: int | None) -> None:
         """Refuse a cache that drops shards which the next samples are in."""

@@ -6,7 +6,7 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,7 +36,7 @@ class Transfer:
 
     start: int
     size: int | None
-    blocks: Iterator[bytes]
+    blocks: Generator[bytes, None, None]
 
 
 @runtime_checkable
@@ -76,8 +76,8 @@ class HttpStore:
 
     def open(self, name: str, start: int) -> Transfer:
         address = f"{self.root.rstrip('/')}/{urllib.parse.quote(name)}"
-        request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
         try:
+            request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
             response = urllib.request.urlopen(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             if error.code == PAST_THE_END and start:
@@ -90,14 +90,14 @@ class HttpStore:
         length = response.headers.get("Content-Length", "")
         size = int(length) if length.isdecimal() else None
         if response.status != http.client.PARTIAL_CONTENT:
-            return Transfer(0, size, _blocks(response.read, response.close))
+            return Transfer(0, size, _blocks(response.read1, response.close))
         sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if sent is None or int(sent[1]) != start:
             raise UserError(
                 f"{self.address(name)} is sent from another byte than was asked for: use another server"
             )
         return Transfer(
-            start, None if sent[2] == "*" else int(sent[2]), _blocks(response.read, response.close)
+            start, None if sent[2] == "*" else int(sent[2]), _blocks(response.read1, response.close)
         )
 
 
@@ -141,7 +141,8 @@ def _filesystem(root: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _blocks(read: Callable[[int], bytes], close: Callable[[], object]) -> Iterator[bytes]:
+def _blocks(read: Callable[[int], bytes], close: Callable[[], object]) -> Generator[bytes, None, None]:
+    """What comes, as it comes: nothing that was received is lost with the connection."""
     try:
         while block := read(BLOCK):
             yield block
