@@ -10,7 +10,6 @@ from toy_shards import CONTENT
 
 from map_core import UserError
 from map_core.shards import ShardRoot, ShardSettings, read_index
-from map_core.shards import reader as reading
 from map_core.shards.cache import Cache
 from map_core.shards.stores import store_at
 
@@ -85,14 +84,18 @@ def test_many_that_want_a_shard_at_once_fetch_it_once(store, folder):
     assert len(store.requested(".tar")) == 4
 
 
-@pytest.mark.parametrize("limit", [41_000, 60_000])
-def test_a_cache_that_is_smaller_than_the_set_reads_right(store, folder, limit, monkeypatch):
-    monkeypatch.setattr(reading, "OPEN_SHARDS", 1)
+@pytest.mark.parametrize("limit", [41_000, 60_000, 90_000])
+def test_a_cache_that_is_smaller_than_the_set_reads_right_and_holds_no_removed_shard_open(
+    store, folder, limit
+):
     reader = ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
     reader.place.limit = limit
     numbers = [number * 7 % 40 for number in range(60)]
-    assert [reader.read(number) for number in numbers] == [CONTENT[number] for number in numbers]
-    assert bytes_of(folder) <= limit
+    for number in numbers:
+        assert reader.read(number) == CONTENT[number]
+        assert bytes_of(folder) <= limit
+        assert sum(shard.removed for shard in reader._open.values()) == 0
+        assert len(reader._open) <= limit // 40_000
 
 
 def test_a_cache_that_would_drop_what_is_read_next_is_refused(store, folder):

@@ -1,7 +1,9 @@
 """A folder and its shards are one data set: the same images under the same numbers, in every split."""
 
+import itertools
 import os
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faulty_store import faulty_store
 from PIL import Image
+from safetensors.torch import load_file
 
 import map_core.commands.program
 import map_vision.cli
 from map_core import UserError
-from map_core.shards import read_index, write_shards
+from map_core.shards import fetching, read_index, write_shards
 from map_vision.data import DataConfig, ImageData, load_image_data
 from map_vision.data.config import Purpose
 from map_vision.data.sharding import files_by_split
@@ -301,3 +305,72 @@ def test_a_picture_of_every_format_survives(tmp_path: Path) -> None:
     files, ours = (load(root, "pretrain").train for root in (folder, shard(folder, tmp_path / "out")))
     for number in range(7):
         assert np.array_equal(np.asarray(ours.image(number)), np.asarray(files.image(number)))
+
+
+PRETRAIN = shlex.split(
+    "pretrain --config pretrain_digits --data.shuffle shards --data.shuffle_shards 1 --model.in_chans 3 "
+    "--model.embed_dim 16 --model.layout MT --model.num_heads 2 --objective.decoder_dim 16 "
+    "--objective.decoder_depth 1 --objective.decoder_heads 2 --training.batch_size 4 --training.epochs 4 "
+    "--training.warmup_epochs 1 --training.checkpoint_steps 3 --training.tensorboard false "
+    "--training.progress false --training.device cpu --data.source shards"
+)
+
+
+def test_a_store_that_fails_in_mid_epoch_stops_the_run_with_one_sentence_and_resume_is_exact(
+    in_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(fetching, "WAIT", 0.001)
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
+    assert (
+        run(*PRETRAIN, "--data.root", str(in_shards), "--training.workers", "0", "--out", str(undisturbed))
+        == 0
+    )
+    cache = ["--data.shard_cache", str(tmp_path / "cache"), "--data.shard_cache_size", "25KB"]
+    with faulty_store(in_shards) as server:
+        command = [
+            *PRETRAIN,
+            "--data.root",
+            server.address,
+            *cache,
+            "--training.workers",
+            "1",
+            "--out",
+            str(out),
+        ]
+        server.faults = itertools.chain([None] * 22, itertools.repeat(503))
+        assert run(*command) == 2
+        assert re.search(
+            rf"^map-vision: error: cannot fetch {server.address}/train/00000\d.tar \(it answers 503 Service "
+            r"Unavailable, 6 times in a row\): look at the network and the store, then continue with --resume auto$",
+            capsys.readouterr().err,
+            re.MULTILINE,
+        )
+        assert list(out.glob("checkpoints/step_*"))
+        assert not (out / "model.safetensors").exists()
+        server.faults = iter(())
+        assert run(*command, "--resume", "auto") == 0
+    weights, expected = (load_file(place / "model.safetensors") for place in (out, undisturbed))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("purpose", "settings"),
+    [("features", {}), ("finetune", {"holdout": 0.25}), ("evaluate", {"eval_split": "train"})],
+)
+def test_what_is_read_by_number_must_fit_into_the_cache(
+    in_shards: Path, tmp_path: Path, purpose: Purpose, settings: dict[str, object]
+) -> None:
+    shutil.rmtree(in_shards / "val")
+    (in_shards / "index.json").write_text((in_shards / "index.json").read_text().replace(',\n  "val"', ""))
+    cache = {"shuffle_shards": 1, "shard_cache": str(tmp_path / "cache"), "shard_cache_size": "25KB"}
+    with faulty_store(in_shards) as server:
+        assert len(load(server.address, "pretrain", **cache).train) == 20
+        with pytest.raises(
+            UserError, match=r"KB of the shards of http.* data.shard_cache_size is 25 KB: raise it$"
+        ):
+            load(server.address, purpose, **cache, **settings)
+        assert load(server.address, purpose, **cache | settings | {"shard_cache_size": "1MB"})

@@ -79,6 +79,11 @@ class OpenShard:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
+    @property
+    def removed(self) -> bool:
+        """Whether the file has no name any more, as what a cache made room with: its bytes stay until it is closed."""
+        return os.fstat(self.descriptor).st_nlink == 0
+
     def __del__(self) -> None:
         os.close(self.descriptor)
 
@@ -143,9 +148,9 @@ class ShardReader:
         with self._lock:
             opened = self._open.get(number)
             if opened is None:
-                opened = self._open[number] = OpenShard(self.place.open(self.index.shards[number]))
-                if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)
+                opened = OpenShard(self.place.open(self.index.shards[number]))
+                kept = [(place, shard) for place, shard in self._open.items() if not shard.removed]
+                self._open = OrderedDict([*kept[max(0, len(kept) - OPEN_SHARDS + 1) :], (number, opened)])
             self._open.move_to_end(number)
             return opened
 
