@@ -18,12 +18,20 @@ STATISTICS = Command(
     f"{HERE}:statistics",
     essential=("data.root", "data.source", "data.subset", "data.pixels"),
 )
+SHARD = Command(
+    "shard",
+    "tar shards of a folder of images, or their index",
+    f"{HERE}:ShardConfig",
+    f"{HERE}:shard",
+    essential=("data.root", "data.labels", "size", "index"),
+)
 COMMANDS = [
     *standard_commands(DOMAIN, sample="image"),
     convert_command(DOMAIN),
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
     STATISTICS,
+    SHARD,
     *sharing_commands(DOMAIN),
 ]
 
