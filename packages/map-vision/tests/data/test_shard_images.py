@@ -166,8 +166,8 @@ def test_the_order_of_shards_is_of_the_chosen_samples(in_shards: Path) -> None:
     ("settings", "message"),
     [
         (
-            {"train_split": "trian"},
-            r"train_split 'trian' is no split of the shards in .*: did you mean train\?",
+            {"train_split": "trani"},
+            r"train_split 'trani' is no split of the shards in .*: did you mean train\?",
         ),
         ({"eval_split": "tset"}, r"eval_split 'tset' is no split of the shards in .*"),
         ({"source": "shards", "root": None}, r"source 'shards' needs the folder or address of the shards"),
