@@ -308,8 +308,8 @@ def test_the_file_of_statistics_says_how_values_are_prepared(scenes: Path, tmp_p
     ("text", "message"),
     [
         ("{", r"is no JSON: name a file that map-vision statistics wrote"),
-        ("[]", r"it has no pixels, mean, std and images"),
-        ('{"mean": [1], "std": [1]}', r"it has no pixels, mean, std and images"),
+        ("[]", r"s.json has no pixels, mean, std and images"),
+        ('{"mean": [1], "std": [1]}', r"s.json has no pixels, mean, std and images"),
         ('{"pixels": "raw", "mean": [1], "std": [1], "images": 1}', r"pixels must be one of scaled, stored"),
         ('{"pixels": "stored", "mean": [NaN], "std": [1], "images": 1}', r"mean must be finite numbers"),
         ('{"pixels": "stored", "mean": 1, "std": [1], "images": 1}', r"mean must be finite numbers"),
