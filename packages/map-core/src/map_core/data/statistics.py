@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.paths import expanded
-from map_core.runs.notes import note
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class Moments:
         )
 
 
-def deviations(total: Moments) -> tuple[float, ...]:
-    """Standard deviation of every channel; 1 of a constant one, which is said."""
+def deviations(total: Moments, tell: Callable[[str], object]) -> tuple[float, ...]:
+    """Standard deviation of every channel; 1 of a constant one, of which ``tell`` is told."""
     std = (total.squares / total.count).sqrt()
     if constant := [i for i, value in enumerate(std.tolist()) if value == 0]:
-        note(f"channels without variation, whose deviation is written as 1: {', '.join(map(str, constant))}")
+        tell(f"channels without variation, whose deviation is written as 1: {', '.join(map(str, constant))}")
     return tuple(torch.where(std == 0, 1.0, std).tolist())
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from map_core.data.statistics import Moments, deviations, read_statistics_file
 from map_core.errors import UserError
 from map_core.runs.files import save_json
+from map_core.runs.notes import note
 from map_points.data.clouds import Clouds
 from map_points.data.columns import vectors
 from map_points.data.config import PointDataConfig
@@ -91,7 +92,7 @@ def statistics_of(clouds: Clouds, channels: tuple[str, ...], *, progress: bool =
         one = Moments(float(values.shape[1]), mean, (values - mean[:, None]).square().sum(1))
         total = one if total is None else total.merged(one)
     assert total is not None, "there is at least one cloud"
-    means, stds = total.mean.tolist(), list(deviations(total))
+    means, stds = total.mean.tolist(), list(deviations(total, note))
     squares = total.squares / total.count + total.mean.square()
     for kind in ("normal", "velocity"):
         if (columns := vectors(channels, kind)) is not None:

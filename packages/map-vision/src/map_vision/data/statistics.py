@@ -10,6 +10,7 @@ from torchvision.transforms import functional as tvf
 
 from map_core.data.statistics import Moments, deviations
 from map_core.errors import UserError
+from map_core.runs.notes import note
 from map_core.training.loading import batches_in_order
 
 from .bands import bands_mode, is_array, is_tiff
@@ -81,7 +82,7 @@ def measure(
         progress="statistics" if progress else None,
     )
     total = combine(image for batch, _ in batches for image in batch)
-    return Statistics(pixels, tuple(total.mean.tolist()), deviations(total), len(samples))
+    return Statistics(pixels, tuple(total.mean.tolist()), deviations(total, note), len(samples))
 
 
 def first_channels(source: object) -> int:
