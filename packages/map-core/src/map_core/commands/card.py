@@ -15,6 +15,7 @@ from map_core.commands.standard import config_of
 from map_core.errors import UserError
 from map_core.paths import expanded
 from map_core.runs.files import require_folder
+from map_core.runs.metrics import read_metrics
 from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain
 from map_core.tasks.model_card import Stage, Terms, write_model_card
@@ -70,7 +71,7 @@ def stages_of(domain: Domain, run: Path) -> Iterator[Stage]:
         summary, config = read_summary(following), read_yaml(following / "config.yaml")
         if not isinstance(config, dict):
             raise UserError(f"{following / 'config.yaml'} is no mapping; copy the file from the run again")
-        yield Stage(command_of(domain, summary["task"], config), summary)
+        yield Stage(command_of(domain, summary["task"], config), summary, last_epoch(following))
         following = started_from(following, config.get("init"))
 
 
@@ -90,6 +91,11 @@ def read_summary(run: Path) -> dict[str, Any]:
     if not isinstance(summary, dict) or summary.get("task") not in COMMANDS:
         raise UserError(f"{file} is not of a run of {', '.join(COMMANDS)}; give the directory of one")
     return summary
+
+
+def last_epoch(run: Path) -> float | None:
+    """How far a run's curve goes, in epochs."""
+    return max((row["epoch"] for row in read_metrics(run) if row["kind"] == "train"), default=None)
 
 
 def started_from(run: Path, init: Any) -> Path | None:
