@@ -22,10 +22,9 @@ def read_small(path: Path, most: int = MOST) -> bytes:
         OSError: it cannot be read, is larger, or is a folder, a pipe or a device.
     """
     with open_file(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
-    return content
+        if os.fstat(file.fileno()).st_size <= most and len(content := file.read(most + 1)) <= most:
+            return content
+    raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
 
 
 @contextlib.contextmanager

@@ -8,10 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from map_core.errors import UserError, in_one_line, reason
+from map_core.reading import read_small
 
 STATE = "state.json"
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 DATA = "data."  # settings of this name are compared where the checkpoint has them: those of 0.1 say nothing of data
+LARGEST = 2**63  # of a number
 SHORT = 4  # entries of a list that a message shows whole
 
 
@@ -35,7 +37,7 @@ def read_state(
     """
     path = checkpoint / STATE
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(read_small(path))
         fault = find_fault_of_state(state)
     except (OSError, ValueError, RecursionError) as error:
         fault = reason(error)
@@ -98,7 +100,7 @@ def find_fault_of_state(state: Any) -> str | None:
     sums, counts = window["sums"], window["counts"]
     if not are_numbers(sums) or not are_numbers(counts) or sums.keys() != counts.keys():
         return "recorder.window does not hold numbers"
-    if not all(is_count(count) for count in counts.values()):
+    if not all(is_count(count) and count for count in counts.values()):
         return "recorder.window.counts are no counts"
     if not are_numbers(recorder.get("last")):
         return "recorder.last does not hold numbers"
@@ -110,13 +112,18 @@ def find_fault_of_state(state: Any) -> str | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value of JSON is a number, and none of hundreds of digits, which no float can be."""
+    return isinstance(value, float) or (is_whole(value) and abs(value) < LARGEST)
 
 
 def is_count(value: Any) -> bool:
     """Whether a value of JSON is a whole number from 0 on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_whole(value) and value >= 0
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value of JSON is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def are_numbers(values: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from map_core.errors import UserError
 from map_core.paths import expanded
+from map_core.reading import read_small
+from map_core.runs.account import is_count, is_number
 from map_core.runs.files import save_json
 
 from .config import PixelKind
@@ -41,10 +43,10 @@ def read_statistics(path: str | Path) -> Statistics:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        values = json.loads(expanded(path).read_text(encoding="utf-8"))
+        values = json.loads(read_small(expanded(path)))
     except OSError as error:
         raise UserError(f"cannot read --data.statistics {path} ({error.strerror}): correct it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--data.statistics {path} is no JSON: {CURE}") from error
     if problem := _problem(values):
         raise UserError(f"--data.statistics {path}: {problem}; {CURE}")
@@ -66,8 +68,10 @@ def _problem(values: Any) -> str | None:
             return f"{name} must be finite numbers, one a channel"
     if len(values["mean"]) != len(values["std"]) or min(values["std"]) <= 0:
         return "std must be one positive number a channel, as many as in mean"
+    if not is_count(values["images"]):
+        return f"images must be a number of images; it has {values['images']!r}"
     return None
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
