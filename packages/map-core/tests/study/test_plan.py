@@ -13,7 +13,7 @@ from map_core.study.definition import Study, read_study
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import scores
 from map_core.study.results import Result, append_result, read_results
-from map_core.study.runner import Place, needed_first, run_study
+from map_core.study.runner import Place, command_line, needed_first, run_study
 from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
@@ -130,6 +130,31 @@ def test_a_grid_of_rates_can_be_one_stage_s_alone(tmp_path: Path) -> None:
     }
 
 
+def test_an_arm_can_start_from_weights_that_are_there(tmp_path: Path) -> None:
+    arms = {"released": {"init": "weights/nano"}, "scratch": {}}
+    recipe = {"linear_probe": {"recipe": "linear_digits"}}
+    study = study_of(
+        tmp_path,
+        arms=arms,
+        labels={50: {}},
+        seeds=[0],
+        measures=["finetune", "linear_probe", "knn"],
+        **recipe,
+    )
+    runs = {run.key: run for run in next_runs(study, [])}
+    assert set(runs) == {
+        "released/seed0/linear_probe_50",
+        "released/seed0/finetune_50",
+        "scratch/seed0/finetune_50",
+    }
+    line = command_line(
+        runs["released/seed0/finetune_50"], Place("map_vision", tmp_path, tmp_path / "r.jsonl")
+    )
+    assert "--init=weights/nano" in line
+    released, scratch = (runs[f"{arm}/seed0/finetune_50"].settings for arm in arms)
+    assert released == {**scratch, "init": "weights/nano"}
+
+
 def test_all_arms_come_to_a_seed_before_the_next_begins(tmp_path: Path) -> None:
     seeds = [run.seed for run in planned_runs(study_of(tmp_path), [])]
     assert seeds == sorted(seeds)
@@ -170,6 +195,12 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
             "arm a of .* has an unknown key 'pretraining'; did you mean pretrain",
         ),
         ({"arms": {"a": {"compute_of": "b"}}}, "compute_of 'b': it must name another arm"),
+        ({"arms": {"a": {"compute_of": "b", "init": "w"}, "b": {}}}, "start from scratch itself"),
+        ({"arms": {"a": {"compute_of": "b"}, "b": {"init": "w"}}}, "what they cost is not known here"),
+        (
+            {"arms": {"a": {"init": "w", "pretrain": {"recipe": "pretrain_digits"}}}},
+            "arm a of .* has init and pretrain: it can start from one of them",
+        ),
     ],
 )
 def test_a_file_that_compares_nothing_is_refused(

@@ -117,6 +117,16 @@ def test_a_summary_without_commit_or_time_is_said_to_lack_them(finetuned, tmp_pa
     assert text.count("not recorded") == 5
 
 
+def test_a_run_that_a_signal_ended_says_how_far_it_came(finetuned, tmp_path):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    assert "ended early" not in written(run, tmp_path / "whole")[1]
+    summary = json.loads((run / "summary.json").read_text())
+    save_json(run / "summary.json", {**summary, "interrupted": True, "stopped_by": "SIGTERM"})
+    line = {"kind": "train", "step": 3, "epoch": 0.75, "loss": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert "- ended early: by SIGTERM, after 0.8 epochs" in written(run, tmp_path / "card")[1]
+
+
 def test_an_encoder_has_no_classes_and_no_accuracy(pretrained, tmp_path):
     front, text = written(pretrained[0], tmp_path / "card", datasets=["someone/toys"])
     assert "metrics" not in front

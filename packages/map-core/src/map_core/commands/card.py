@@ -16,6 +16,7 @@ from map_core.errors import UserError, in_one_line, reason
 from map_core.paths import expanded, is_file
 from map_core.reading import read_small
 from map_core.runs.files import require_folder
+from map_core.runs.metrics import read_metrics
 from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain
 from map_core.tasks.model_card import MEASURED, Stage, Terms, write_model_card
@@ -76,7 +77,7 @@ def stages_of(domain: Domain, run: Path) -> Iterator[Stage]:
         summary, config = read_summary(following), read_yaml(following / "config.yaml")
         if not isinstance(config, dict):
             raise UserError(f"{following / 'config.yaml'} is no mapping; copy the file from the run again")
-        yield Stage(command_of(domain, summary["task"], config), summary)
+        yield Stage(command_of(domain, summary["task"], config), summary, last_epoch(following))
         following = started_from(following, config.get("init"))
 
 
@@ -103,6 +104,11 @@ def read_summary(run: Path) -> dict[str, Any]:
                 "from the run again"
             )
     return summary
+
+
+def last_epoch(run: Path) -> float | None:
+    """How far a run's curve goes, in epochs."""
+    return max((row["epoch"] for row in read_metrics(run) if row["kind"] == "train"), default=None)
 
 
 def started_from(run: Path, init: Any) -> Path | None:

@@ -36,7 +36,7 @@ KEYS = {
 MERGED = ("pretrain", "finetune", "linear_probe")  # settings that a study adds to its base's
 TRAINED = ("finetune", "linear_probe")  # measures that train, at a learning rate
 STAGES = ("pretrain", *TRAINED)
-KEYS_OF_ARM = (*STAGES, "model", "compute_of")
+KEYS_OF_ARM = (*STAGES, "model", "init", "compute_of")
 SHARED_SECTIONS = ("data.", "evaluation.")  # what arms may not change: they would be compared on other data
 Settings = dict[str, Any]
 
@@ -49,6 +49,7 @@ class Arm:
         pretrain: Recipe and settings of pretraining; None starts from scratch.
         finetune, linear_probe: Settings that differ from the study's.
         model: Settings of its model, in every stage.
+        init: Weights that are there already, as ``--init`` takes them, in the place of pretraining.
         compute_of: Finetuned for as many operations as this arm is pretrained and finetuned for.
         epochs: Of finetuning, by number of labels, where ``compute_of`` was resolved to them.
     """
@@ -58,6 +59,7 @@ class Arm:
     finetune: Settings = field(default_factory=dict)
     linear_probe: Settings = field(default_factory=dict)
     model: Settings = field(default_factory=dict)
+    init: str | None = None
     compute_of: str | None = None
     epochs: Mapping[int | None, int] = field(default_factory=dict)
 
@@ -162,7 +164,7 @@ def _read_arm(path: Path, name: str, stages: Settings, shared: Settings) -> Arm:
             raise UserError(f"arm {name} of {path} is pretrained without a recipe: add pretrain.recipe")
     finetune, probe = dict(stages.get("finetune") or {}), dict(stages.get("linear_probe") or {})
     model = {f"model.{key}": value for key, value in (stages.get("model") or {}).items()}
-    return Arm(name, pretrain, finetune, probe, model, stages.get("compute_of"))
+    return Arm(name, pretrain, finetune, probe, model, stages.get("init"), stages.get("compute_of"))
 
 
 def _read_labels(path: Path, values: Mapping[Any, Settings | None]) -> dict[int | None, Settings]:
@@ -192,10 +194,19 @@ def _check(path: Path, study: Study) -> None:
             raise UserError(f"measure {measure!r} of {path} is unknown; {near_matches(measure, MEASURES)}")
         if measure in TRAINED and "recipe" not in getattr(study, measure):
             raise UserError(f"study {path} measures {measure} without a recipe: add {measure}.recipe")
-    names = [arm.name for arm in study.arms]
+    by_name = {arm.name: arm for arm in study.arms}
     for arm in study.arms:
-        if arm.compute_of is not None and (arm.compute_of not in names or arm.pretrain is not None):
+        if arm.init is not None and arm.pretrain is not None:
+            raise UserError(f"arm {arm.name} of {path} has init and pretrain: it can start from one of them")
+        if arm.compute_of is None:
+            continue
+        if arm.compute_of not in by_name or arm.pretrain is not None or arm.init is not None:
             raise UserError(
                 f"arm {arm.name} of {path} has compute_of {arm.compute_of!r}: it must name another arm, and start "
                 "from scratch itself"
+            )
+        if by_name[arm.compute_of].init is not None:
+            raise UserError(
+                f"arm {arm.name} of {path} has compute_of {arm.compute_of!r}, whose weights come from elsewhere: "
+                "what they cost is not known here; set training.epochs of its finetuning instead"
             )

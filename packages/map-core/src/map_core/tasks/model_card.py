@@ -28,10 +28,12 @@ class Stage:
     Attributes:
         command: That repeats it, but for the places of data and runs.
         summary: Its ``summary.json``.
+        epochs: That it went through, where a signal ended it before those of the command were over.
     """
 
     command: str
     summary: Mapping[str, Any]
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,9 @@ def told(stage: Stage) -> str:
         )
         or UNKNOWN,
     }
+    if said.get("interrupted"):
+        length = UNKNOWN if stage.epochs is None else f"{stage.epochs:.1f} epochs"
+        rows["ended early"] = f"by {said.get('stopped_by') or UNKNOWN}, after {length}"
     listed = "\n".join(f"- {key}: {value}" for key, value in rows.items())
     return f"{said.get('task', 'training').capitalize()}:\n\n```\n{stage.command}\n```\n\n{listed}"
 
