@@ -5,8 +5,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 MOST = 2**26  # bytes of a file of settings or the like
 
@@ -28,7 +28,7 @@ def read_small(path: Path, most: int = MOST) -> bytes:
 
 
 @contextlib.contextmanager
-def open_file(path: Path) -> Iterator[BinaryIO]:
+def open_file(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file; others have no end, or keep whoever opens them waiting.
 
     Raises:

@@ -245,6 +245,8 @@ OF_SETTINGS = "a mapping of names of settings to values; got"
             "finetune of .* sets out, which the study gives each",
         ),
         ({"arms": {"a": {"pretrain": {"recipe": "r", "init": "x"}}}}, "pretrain of arm a of .* sets init"),
+        ({"arms": {"a": {"init": 3}}}, "init of arm a of .* must be a run or weights file; got 3"),
+        ({"arms": {"a": {"compute_of": ["map"]}}}, "compute_of of arm a of .* must be another arm's name"),
         ({"seeds": 3}, "seeds of .* must be a list of whole numbers; got 3"),
         ({"seeds": "01"}, "seeds of .* must be a list of whole numbers"),
         ({"seeds": [[0]]}, "seeds of .* must be a list of whole numbers"),
@@ -264,7 +266,7 @@ OF_SETTINGS = "a mapping of names of settings to values; got"
         ({"base": ["small"]}, "base of .* must be a study's name"),
         ({"base": "a" * 5000}, "unknown recipe 'aaa"),
     ],
-    ids=range(37),
+    ids=range(39),
 )
 def test_a_file_of_another_form_is_one_sentence(
     tmp_path: Path, changes: dict[str, Any], message: str

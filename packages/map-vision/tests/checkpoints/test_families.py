@@ -70,7 +70,9 @@ def test_a_layer_called_the_billionth_makes_no_billion_layers(name, number):
     state = FILES[name]()
     key = next(key for key in state if key.startswith(("blocks.0.", "layers.0.")))
     state[key.replace(".0.", f".{number}.", 1)] = state[key]
-    with pytest.raises(UserError, match=r"file.pth: it has \d+ layers called (blocks|layers).#, and none of them is"):
+    with pytest.raises(
+        UserError, match=r"file.pth: it has \d+ layers called (blocks|layers).#, and none of them is"
+    ):
         family_of(state, FAMILIES).converted(state, "file.pth")
 
 

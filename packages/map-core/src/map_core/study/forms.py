@@ -45,6 +45,8 @@ def check_arm(path: Path, name: Any, stages: Any) -> None:
     for stage, settings in (stages or {}).items():
         if stage in (*SETTINGS, "model"):
             check_settings(path, f"{stage} of arm {name}", settings)
+        elif stage in NAMES and not isinstance(settings, str | None):
+            refuse(path, f"{stage} of arm {name}", NAMES[stage], settings)
 
 
 def check_settings(path: Path, where: str, settings: Any) -> None:
@@ -106,6 +108,7 @@ def are_rates(values: Any) -> bool:
 
 
 SETTINGS = ("pretrain", "finetune", "linear_probe")
+NAMES = {"init": "a run or weights file", "compute_of": "another arm's name"}
 NAME = f"a name without / and \\, of at most {LONGEST_NAME} characters"
 FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (is_name, NAME),

@@ -202,7 +202,7 @@ def told(stage: Stage) -> str:
     }
     if said.get("interrupted"):
         length = UNKNOWN if stage.epochs is None else f"{stage.epochs:.1f} epochs"
-        rows["ended early"] = f"by {said.get('stopped_by') or UNKNOWN}, after {length}"
+        rows["ended early"] = f"by {in_one_line(str(said.get('stopped_by') or UNKNOWN))}, after {length}"
     listed = "\n".join(f"- {key}: {value}" for key, value in rows.items())
     return f"{said.get('task', 'training').capitalize()}:\n\n```\n{stage.command}\n```\n\n{listed}"
 
