@@ -77,15 +77,21 @@ def config_of(quick: bool, out: Path) -> Any:
 
 
 class Stopped(PretrainTask):
-    """A run that is sent SIGTERM so many seconds or steps after its first step begins, whichever comes first."""
+    """A run that is sent SIGTERM so many seconds after its first step is done, or steps, whichever comes first.
+
+    The first step may wait half a minute for kernels to be compiled.
+    """
 
     deadline = math.inf
 
     def stop_after(self, seconds: float, steps: int) -> None:
         self.seconds, self.steps = seconds, steps
+        self.done = 0
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
-        self.deadline = min(self.deadline, time.monotonic() + self.seconds)
+        if self.done == 1:
+            self.deadline = time.monotonic() + self.seconds
+        self.done += 1
         self.steps -= 1
         if time.monotonic() > self.deadline or self.steps == 0:
             os.kill(os.getpid(), signal.SIGTERM)

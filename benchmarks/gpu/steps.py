@@ -41,14 +41,15 @@ def tflops(device: torch.device, size: int) -> tuple[float, str]:
     return 2 * size**3 / median_seconds(lambda: a @ a, 10, device) / 1e12, "measured"
 
 
-def settings(device: torch.device) -> list[tuple[str, str, bool]]:
-    """What is measured (task, model, compiled), the most wanted first."""
-    plain = [(task, family.format(size), False) for task in TASKS for size in SIZES for family in FAMILIES]
-    return [*plain, ("pretrain", FAMILIES[0].format("tiny"), True)]
+def settings() -> list[tuple[str, str, str]]:
+    """What is measured (task, model, torch.compile's mode or none), the most wanted first."""
+    plain = [(task, family.format(size), "") for task in TASKS for size in SIZES for family in FAMILIES]
+    tiny = FAMILIES[0].format("tiny")
+    return [*plain, *(("pretrain", tiny, mode) for mode in ("default", "reduce-overhead"))]
 
 
 def measure(
-    task: str, name: str, compiled: bool, batch: int, device: torch.device, steps: int
+    task: str, name: str, mode: str, batch: int, device: torch.device, steps: int
 ) -> dict[str, float]:
     """Images a second, seconds a step, memory and operations of one setting."""
     gc.collect()
@@ -61,8 +62,8 @@ def measure(
     step = make_step(task, model, run, "bf16" if device.type == "cuda" else "fp32", device)
     with FlopCounterMode(display=False) as counter:
         step()
-    if compiled:
-        model.compile(dynamic=False)
+    if mode:
+        model.compile(dynamic=False, mode=mode)
     seconds = median_seconds(step, steps, device)
     return {
         "images/s": batch / seconds,
@@ -78,14 +79,14 @@ def main() -> int:
     limit, source = tflops(device, 64 if part.quick else 8192)
     part.add(model="bfloat16 TFLOP/s at most", task=source, **{"images/s": limit})
     batch, steps = (1, 1) if part.quick else (128, 10)
-    chosen = [("pretrain", FAMILIES[0].format("tiny"), False)] if part.quick else settings(device)
-    for task, name, compiled in chosen:
-        row: dict[str, Any] = {"model": name, "task": f"{task}, compiled" if compiled else task}
+    chosen = [("pretrain", FAMILIES[0].format("tiny"), "")] if part.quick else settings()
+    for task, name, mode in chosen:
+        row: dict[str, Any] = {"model": name, "task": f"{task}, compiled ({mode})" if mode else task}
         if part.is_over:
             part.add(**row, failed="not reached")
             continue
         try:
-            found = measure(task, name, compiled, batch, device, steps)
+            found = measure(task, name, mode, batch, device, steps)
             found["MFU %"] = found["GFLOP an image"] * found["images/s"] / limit / 10
             part.add(**row, **found)
         except Exception as problem:  # out of memory, say: the others go on

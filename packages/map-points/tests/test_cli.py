@@ -401,7 +401,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gives_one_sentence(runs, segmented, clouds, capsys, mistake):
+def test_a_mistake_gives_one_sentence(runs, segmented, clouds, tmp_path, monkeypatch, capsys, mistake):
+    monkeypatch.chdir(tmp_path)  # what a command writes when --out is left out
     np.save(clouds / "small.npy", np.random.default_rng(0).normal(size=(10, 3)))
     arguments, told = MISTAKES[mistake]
     names = {"tmp": clouds, "segmented": segmented, **vars(runs)}

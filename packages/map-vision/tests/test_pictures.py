@@ -20,7 +20,7 @@ from map_vision.pictures import (
     draw_reconstructions,
     figure_of,
     reconstruct,
-    unnormalized,
+    thumbnail,
 )
 from map_vision.pretraining import ImageObjectiveConfig, build_objective
 
@@ -198,12 +198,18 @@ def test_picture_shows_original_masked_and_reconstruction_in_their_colours(make_
     assert columns_with(other[0], slice(0, middle)) == []
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_small_picture_shows_the_pixels_before_normalisation(channels):
-    """The first channel in grey, where there are not three."""
+    """The first three channels, or the first one in grey."""
     pixels = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
     mean, std = [0.3 + 0.1 * i for i in range(channels)], [0.2 + 0.05 * i for i in range(channels)]
     image = (pixels / 255 - torch.tensor(mean).reshape(-1, 1, 1)) / torch.tensor(std).reshape(-1, 1, 1)
-    shown = pixels if channels == 3 else pixels[:1].expand(3, -1, -1)
-    picture = unnormalized(image, {"mean": mean, "std": std})
+    shown = pixels[:3] if channels >= 3 else pixels[:1].expand(3, -1, -1)
+    picture = thumbnail(image, {"mean": mean, "std": std})
     assert picture.tolist() == shown.permute(1, 2, 0).tolist()
+
+
+def test_a_small_picture_of_stored_values_lies_between_two_deviations():
+    image = torch.tensor([-3.0, -1.0, 1.0, 3.0]).reshape(4, 1, 1)
+    picture = thumbnail(image, {"mean": [900.0] * 4, "std": [300.0] * 4, "pixels": "stored"})
+    assert picture.tolist() == [[[0, 64, 191]]]

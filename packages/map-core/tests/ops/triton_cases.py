@@ -19,10 +19,10 @@ from map_core.ops.scan.triton import grid as triton_grid
 FLOAT32_TOLERANCE = 2e-5  # docs/numerics.md
 BFLOAT16_TOLERANCE = 8e-3
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+CHUNK_OF_A_GPU = triton_grid.CHUNK
 if DEVICE == "cpu":
-    triton_grid.CHUNK = (
-        3  # the interpreter takes a tenth of a second a step, and backward takes all steps of a chunk
-    )
+    # the interpreter takes a tenth of a second a step, and backward takes all steps of a chunk
+    triton_grid.CHUNK = 3
 CHUNK = triton_grid.CHUNK
 LENGTHS = [1, CHUNK - 1, CHUNK, 2 * CHUNK + 1]
 Tool = Callable[..., Any]
@@ -137,6 +137,13 @@ def test_both_directions_cut_into_segments(
 def test_segments_without_options_and_in_bfloat16(scan_arguments: Tool, compare: Compare) -> None:
     arguments = scan_arguments(4 * CHUNK - 1, batch=1, channels=6, dtype=torch.bfloat16)
     compare({name: arguments[name] for name in ("u", "delta", "A", "B", "C")}, BFLOAT16_TOLERANCE)
+
+
+def test_the_chunk_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, scan_arguments: Tool, compare_both: Compare
+) -> None:
+    monkeypatch.setattr(triton_grid, "CHUNK", CHUNK_OF_A_GPU)
+    compare_both(two_directions(scan_arguments, CHUNK_OF_A_GPU + 1, batch=1, channels=3, state=3))
 
 
 def test_a_length_of_several_tiles(scan_arguments: Tool, compare_both: Compare) -> None:

@@ -288,6 +288,19 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path, classifier, capsys, small
     assert not out.exists()
 
 
+def test_work_that_fails_before_its_first_part_leaves_nothing(tmp_path, classifier):
+    def refuse(inputs):
+        raise UserError("an unreadable file")
+
+    out = tmp_path / "here/f.npz"
+    with (
+        pytest.raises(UserError, match="an unreadable file"),
+        results_in_parts(out, config_of(classifier)) as parts,
+    ):
+        parts.of("x")(refuse, ToySamples(20), SETTINGS, CPU)
+    assert list(out.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("count", [1, 5, 127, 128, 129, 33_000, 1_281_167])
 @pytest.mark.parametrize("batch_size", [1, 3, 128, 10_000])
 def test_parts_hold_whole_batches_and_fit_into_memory(count, batch_size):

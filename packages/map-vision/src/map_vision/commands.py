@@ -3,9 +3,8 @@
 from typing import Any
 
 from map_core.commands.options import Option, config_class
-from map_core.commands.standard import at_least_one
-from map_core.errors import UserError
 from map_core.paths import expanded
+from map_core.ranges import check
 from map_core.runs.files import require_file
 from map_core.runs.notes import tell
 from map_vision.data import DataConfig
@@ -25,10 +24,7 @@ StatisticsConfig = config_class(
 
 def statistics(config: Any) -> None:
     """Measure images and write the file that recipes name."""
-    if config.channels is not None:
-        at_least_one("channels", config.channels)
-    if config.workers < 0:
-        raise UserError(f"workers must be 0 or more; got {config.workers}")
+    check("", config, at_least_one=("channels",), not_negative=("workers",))
     out = expanded(config.out)
     require_file(out)
     measured = measure(

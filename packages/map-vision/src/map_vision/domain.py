@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+import map_vision.pictures
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped, input_of
@@ -18,7 +19,7 @@ from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
 from map_vision.factory import MODELS, ModelConfig, input_size, without_registers
 from map_vision.finetuning import ClassificationConfig
-from map_vision.pictures import draw_reconstructions, unnormalized
+from map_vision.pictures import draw_reconstructions
 from map_vision.pretrained import described_cfg
 from map_vision.pretraining import OBJECTIVES, build_objective
 from map_vision.registry import MODEL_NAMES, default_cfgs
@@ -115,7 +116,7 @@ def draw_picture(
 
 def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
     """An image as the model sees it."""
-    return unnormalized(input_of(samples[index]), prepared)
+    return map_vision.pictures.thumbnail(input_of(samples[index]), prepared)
 
 
 def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pictures of what a pretrained model reconstructs, which say what of the truth they use."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,9 +122,8 @@ def figure_of(
 ) -> Figure:
     """A row an image: original, masked, reconstruction, and one without the hidden patches' own statistics.
 
-    Of images of other than 1 or 3 channels the first three are shown, or the first one of two; stored values from two
-    deviations below the mean, black, to two above it, white. The last column is there only if the model predicts
-    normalised patches; the caption says what either one uses.
+    Of other than 1 or 3 channels some are shown, see :func:`pixels_of`. The last column is there only if the model
+    predicts normalised patches; the caption says what either one uses.
     """
     columns = {"original": pictures.original, "masked": pictures.masked}
     if pictures.unaided is None:
@@ -133,8 +132,7 @@ def figure_of(
         columns["reconstruction,\ntrue statistics"] = pictures.reconstruction
         columns["reconstruction,\nvisible statistics"] = pictures.unaided
     rows, caption = len(pictures.original), WITHOUT_TRUTH if pictures.unaided is None else WITH_TRUTH
-    channels = len(mean)
-    shown = 3 if channels >= 3 else 1
+    channels, shown = len(mean), 3 if len(mean) >= 3 else 1
     if shown < channels:
         caption = f"{'Channels 1 to 3' if shown == 3 else 'Channel 1'} of {channels}. {caption}"
     if stored:
@@ -142,24 +140,32 @@ def figure_of(
     figure = Figure(figsize=(2 * len(columns), 2 * rows + 0.8), layout="constrained")
     figure.supxlabel(textwrap.fill(caption, 34 * len(columns)), fontsize="x-small")
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    scale, shift = torch.tensor(std).reshape(-1, 1, 1), torch.tensor(mean).reshape(-1, 1, 1)
-    if stored:
-        scale, shift = torch.full_like(scale, 0.25), torch.full_like(shift, 0.5)
     for column, (title, batch) in enumerate(columns.items()):
         axes[0, column].set_title(title, fontsize="medium")
         for row, image in enumerate(batch.cpu()):
-            pixels = (image * scale + shift)[:shown].clamp(0, 1).permute(1, 2, 0)
+            pixels = pixels_of(image, mean, std, stored=stored).permute(1, 2, 0)
             axes[row, column].imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row, column].axis("off")
     return figure
 
 
-def unnormalized(image: Float[Tensor, "c h w"], prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
-    """An image as it was before its pixels were normalised; the first channel is grey where there are not three."""
-    mean, std = (
-        torch.tensor(prepared.get(key, default)).reshape(-1, 1, 1)
-        for key, default in (("mean", 0.0), ("std", 1.0))
-    )
-    pixels = (image * std + mean).clamp(0, 1)
-    pixels = pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)
+def pixels_of(
+    image: Float[Tensor, "c h w"], mean: Sequence[float], std: Sequence[float], *, stored: bool
+) -> Float[Tensor, "k h w"]:
+    """The first three channels, or the first one of fewer, in 0..1.
+
+    Pictures are as they were before normalisation; stored values, whose black and white nobody knows, go from two
+    deviations below the mean to two above it.
+    """
+    shown = image[: 3 if len(image) >= 3 else 1]
+    if stored:
+        return (shown * 0.25 + 0.5).clamp(0, 1)
+    scale, shift = (torch.tensor(values[: len(shown)]).reshape(-1, 1, 1) for values in (std, mean))
+    return (shown * scale + shift).clamp(0, 1)
+
+
+def thumbnail(image: Float[Tensor, "c h w"], prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """A normalised image as a picture of 8 bits, see :func:`pixels_of`; one channel is grey."""
+    mean, std = prepared.get("mean", (0.0,) * len(image)), prepared.get("std", (1.0,) * len(image))
+    pixels = pixels_of(image, mean, std, stored=prepared.get("pixels") == "stored").expand(3, -1, -1)
     return (255 * pixels).round().byte().permute(1, 2, 0).numpy()

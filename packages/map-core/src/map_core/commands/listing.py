@@ -10,6 +10,7 @@ from map_core.commands.command import Command, imported
 if TYPE_CHECKING:
     from map_core.tasks.domain import Domain
 
+STANDARD, RESULTS = "map_core.commands.standard", "map_core.commands.results"
 SomeDomain = Union["Domain", str]  # or "module:attribute", imported when a command is used
 
 
@@ -21,12 +22,13 @@ def standard_commands(domain: SomeDomain, *, sample: str) -> list[Command]:
         sample: What it calls one sample, such as "image".
     """
     files = f"{sample}s"
-    data = {"defaults": of_domain("data_of_run", domain)}
+    of_results: Any = {"module": RESULTS, "defaults": of_domain("data_of_run", domain)}
 
-    def command(name: str, help: str, **more: Any) -> Command:
+    def command(name: str, help: str, *, module: str = STANDARD, **more: Any) -> Command:
         function = name.replace("-", "_")
         kind = "finetune" if name == "linear-probe" else function
-        return Command(name, help, of_domain("config_of", domain, kind), of_domain(function, domain), **more)
+        run = of_domain(function, domain, module=module)
+        return Command(name, help, of_domain("config_of", domain, kind), run, **more)
 
     finetuning = command("finetune", "train a classifier")
     probing = command("linear-probe", "train a linear classifier on frozen features")
@@ -34,10 +36,10 @@ def standard_commands(domain: SomeDomain, *, sample: str) -> list[Command]:
         command("pretrain", f"pretrain an encoder on {files}"),
         starting_from_run(domain, finetuning),
         starting_from_run(domain, probing),
-        command("evaluate", "measure a trained model", **data),
-        command("predict", f"classes of {files}, as CSV", **data),
-        command("features", "features as npz, and a kNN score", **data),
-        command("reconstruct", "picture of what a pretrained model reconstructs", **data),
+        command("evaluate", "measure a trained model", **of_results),
+        command("predict", f"classes of {files}, as CSV", **of_results),
+        command("features", "features as npz, and a kNN score", **of_results),
+        command("reconstruct", "picture of what a pretrained model reconstructs", **of_results),
         command("info", "versions, devices, implementations, models"),
     ]
 
@@ -96,9 +98,7 @@ def starting_from_run(domain: SomeDomain, command: Command) -> Command:
     )
 
 
-def of_domain(
-    name: str, domain: SomeDomain, *more: Any, module: str = "map_core.commands.standard"
-) -> "partial[Any]":
+def of_domain(name: str, domain: SomeDomain, *more: Any, module: str = STANDARD) -> "partial[Any]":
     """A function of a module, given its domain, that is imported when it is called."""
     return partial(call, module, name, domain, *more)
 

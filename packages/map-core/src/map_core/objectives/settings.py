@@ -195,9 +195,3 @@ class DecoderSettings(Settings):
             "mlp_ratio": self.decoder_mlp_ratio,
             "norm_eps": self.decoder_norm_eps,
         }
-
-
-def at_least_one(name: str, value: int) -> None:
-    """Raise a :class:`UserError` for a count below one."""
-    if value < 1:
-        raise UserError(f"objective.{name} must be at least 1; got {value}")

@@ -140,25 +140,10 @@ def collect(
     samples: MapStyleDataset,
     config: EvaluationConfig,
     device: torch.device,
-    *,
-    collate: Collate = default_collate,
-    shard: tuple[int, int] = (0, 1),
-    seed: int = 0,
-    draw: int = 0,
-    title: str | None = None,
+    **options: Any,
 ) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
-    """All of :func:`results_in_order`, one after the other."""
-    results = results_in_order(
-        function,
-        samples,
-        config,
-        device,
-        collate=collate,
-        shard=shard,
-        seed=seed,
-        draw=draw,
-        title=title,
-    )
+    """All of :func:`results_in_order`, which takes the options, one after the other."""
+    results = results_in_order(function, samples, config, device, **options)
     values, labels = zip(*results, strict=True)
     return torch.cat(values), torch.cat(labels)
 

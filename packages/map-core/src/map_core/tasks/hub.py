@@ -10,12 +10,12 @@ from torch import nn
 
 from map_core.errors import UserError
 from map_core.paths import expanded
+from map_core.shipped import DESCRIPTION
 from map_core.tasks.model_card import CARD, TIMM_CONFIG
 from map_core.tasks.trained_models import Models
 from map_core.tasks.weights import MODEL_FILE, weights_file
 
 PREFIX = "hf-hub:"  # as timm has it
-DESCRIPTION = Path(MODEL_FILE).with_suffix(".json").name
 SHARED = (MODEL_FILE, DESCRIPTION, TIMM_CONFIG, CARD)  # of a folder, all that is ever uploaded
 CURES = {
     400: f"it does not take the front matter of {CARD}: write the folder with the command card",

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from map_core.errors import UserError
 from map_core.runs.files import is_device, is_full, replacing, save_json
 from map_core.runs.lock import RunLock
 from map_core.runs.notes import note
 from map_core.runs.summary import to_plain
-from map_core.tasks.evaluation import Collate, EvaluationConfig, results_in_order
+from map_core.tasks.evaluation import EvaluationConfig, results_in_order
 from map_core.tasks.weights import weights_file
 from map_core.training.processes import Peers, join_peers
 from map_core.training.task import MapStyleDataset
@@ -60,6 +59,14 @@ class ResultsInParts:
         """The block that writes the result itself: of a disk that refuses it says that the parts are kept."""
         return writing(self.folder)
 
+    def clear(self, *, all_of_them: bool) -> None:
+        """Remove the folders of the passes: all of them, or, alone at work, those in which nothing was finished."""
+        for folder in self.passes if self.peers.rank == 0 else ():
+            if all_of_them:
+                shutil.rmtree(folder)
+            elif self.peers.count == 1 and [file.name for file in folder.glob("*")] == [MANIFEST]:
+                shutil.rmtree(folder, ignore_errors=True)  # no reason to hide what went wrong before
+
     def _collect(
         self,
         name: str,
@@ -68,10 +75,9 @@ class ResultsInParts:
         config: EvaluationConfig,
         device: torch.device,
         *,
-        collate: Collate = default_collate,
         seed: int = 0,
         draw: int = 0,
-        title: str | None = None,
+        **options: Any,
     ) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
         """Values and labels of all samples on the first process, of none on the others.
 
@@ -100,11 +106,10 @@ class ResultsInParts:
             samples,
             config,
             device,
-            collate=collate,
             indices=[index for part in mine for index in parts[part]],
             seed=seed,
             draw=draw,
-            title=title,
+            **options,
         )
         for part in mine:
             write_part(folder, part, *next_rows(results, len(parts[part])))
@@ -133,13 +138,15 @@ def results_in_parts(out: Path, config: Any) -> Iterator[ResultsInParts]:
     passing = is_device(out)  # such as /dev/stdout, beside which nothing can lie
     folder = Path(peers.agree(lambda: tempfile.mkdtemp() if passing else str(parts_folder(out))))
     job = peers.agree(lambda: checksum([job_of(config), file_checksum(weights_file(config.init))]))
+    parts, finished = ResultsInParts(folder, peers, job), False
     try:
         with RunLock(folder) as lock:
             peers.agree(lock.acquire)
-            yield (parts := ResultsInParts(folder, peers, job))
-            if peers.rank == 0:
-                for made in parts.passes:
-                    shutil.rmtree(made)
+            try:
+                yield parts
+                finished = True
+            finally:
+                parts.clear(all_of_them=finished)
     finally:
         if peers.rank == 0:
             if passing:

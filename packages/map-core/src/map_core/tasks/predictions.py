@@ -53,9 +53,12 @@ def write_predictions(
     ):
         writer = csv.writer(file)
         writer.writerow([kind, *(f"{what}_{i + 1}" for i in range(top) for what in ("class", "probability"))])
-        rows = (row for some in probabilities for row in some)
-        for name, values in zip(names, rows, strict=True):
-            row = np.argsort(-values, kind="stable")[:top]
-            best_of_row = (part for i in row for part in (cell(classes[i]), f"{values[i]:.6f}"))
+        rows = (
+            row
+            for some in probabilities
+            for row in zip(np.argsort(-some, axis=1, kind="stable")[:, :top], some, strict=True)
+        )
+        for name, (best, values) in zip(names, rows, strict=True):
+            best_of_row = (part for i in best for part in (cell(classes[i]), f"{values[i]:.6f}"))
             writer.writerow([cell(name), *best_of_row])
     tell(f"{len(names)} {kind}s -> {out}")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from map_core import shipped
 from map_core.errors import UserError
 from map_core.paths import expanded
 from map_core.runs.files import replacing, save_json, save_tensors
@@ -21,7 +22,7 @@ from map_core.tasks.typed import fits, name_of
 
 Settings = TypeVar("Settings")
 log = logging.getLogger(__name__)
-MODEL_FILE = "model.safetensors"
+MODEL_FILE = shipped.MODEL
 FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # what each direction of a Mamba mixer owns
 DESCRIBED = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from map_core.commands.standard import refuse_other_classes
+from map_core.commands.results import refuse_other_classes
 from map_core.errors import UserError
 from map_core.tasks.evaluation import Stopwatch, choose_device
 from map_points.data import load_part_data

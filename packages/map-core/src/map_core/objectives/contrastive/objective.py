@@ -15,7 +15,7 @@ from map_core.initialization import init_weights
 from map_core.objective import Objective, Terms, require_backbone
 from map_core.objectives.contrastive.keys import Queue, of_all_processes, this_process
 from map_core.objectives.contrastive.projection import direction, normalized_mlp, plain_projector
-from map_core.objectives.settings import Method, ObjectiveSettings, at_least_one
+from map_core.objectives.settings import Method, ObjectiveSettings
 from map_core.randomness import Draw
 from map_core.ranges import check
 
@@ -196,12 +196,9 @@ class ContrastiveConfig(ObjectiveSettings):
 
     def validate(self) -> None:
         super().validate()
-        check("objective", self, positive=("temperature",))
+        check("objective", self, positive=("temperature",), at_least_one=("queue", "hidden_dim", "out_dim"))
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise UserError(f"objective.momentum must lie in [0, 1]; got {self.momentum}")
-        for name in ("queue", "hidden_dim", "out_dim"):
-            if getattr(self, name) is not None:
-                at_least_one(name, getattr(self, name))
 
     def build(self, backbone: Any) -> Contrastive:
         of_version: dict[str, Any] = (

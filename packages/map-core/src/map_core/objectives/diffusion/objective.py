@@ -13,8 +13,9 @@ from map_core.losses import PatchLoss, normalize_targets
 from map_core.objective import MaskedAutoregression, Reconstruction
 from map_core.objectives.diffusion.head import DiffusionHead
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
-from map_core.objectives.settings import Method, at_least_one
+from map_core.objectives.settings import Method
 from map_core.randomness import Draw, derive_seed
+from map_core.ranges import check
 
 
 class MaskedDiffusion(MaskedAutoregression):
@@ -86,8 +87,7 @@ class MaskedDiffusionConfig(MaskedAutoregressionConfig):
 
     def validate(self) -> None:
         super().validate()
-        for name in ("diffusion_depth", "diffusion_dim", "diffusion_repeats"):
-            at_least_one(name, getattr(self, name))
+        check("objective", self, at_least_one=("diffusion_depth", "diffusion_dim", "diffusion_repeats"))
         if not 2 <= self.sampling_steps <= 1000:
             raise UserError(
                 f"objective.sampling_steps must lie between 2 and 1000; got {self.sampling_steps}"

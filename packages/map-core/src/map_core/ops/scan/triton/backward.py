@@ -136,11 +136,12 @@ def backward_kernel(
     chunks,
     span,
     tile: tl.constexpr,
+    BOTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Write all gradients but that of z: one program a direction, batch element, channel block and segment."""
     own = this_program(Sizes(batches, length, channels, blocks, chunks, span), tile)
-    if second is None or tl.program_id(1) == 0:
-        _backward(first, first_grads, gate, own, tile, CHUNK)
-    else:
+    if BOTH and tl.program_id(1) == 1:
         _backward(second, second_grads, gate, own, tile, CHUNK)
+    else:
+        _backward(first, first_grads, gate, own, tile, CHUNK)

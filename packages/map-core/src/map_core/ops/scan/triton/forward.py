@@ -79,6 +79,7 @@ def forward_kernel(
     chunks,
     span,
     tile: tl.constexpr,
+    BOTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Write the (average of the) scans, gated, to out: one program a batch element, channel block and segment.
@@ -89,7 +90,7 @@ def forward_kernel(
     own = this_program(Sizes(batches, length, channels, blocks, chunks, span), tile)
     weights = load_weights(first, own)
     state = entering(first.ends, first.totals, weights, own, tile, first.reverse)
-    if second is not None:
+    if BOTH:
         weights_2 = load_weights(second, own)
         state_2 = entering(second.ends, second.totals, weights_2, own, tile, second.reverse)
 
@@ -99,11 +100,11 @@ def forward_kernel(
                 chunk = (own.begin + step) // CHUNK
                 start = tile_offsets(own, tile, chunk, chunks)
                 tl.store(first.starts + start, state, mask=own.mask)
-                if second is not None:
+                if BOTH:
                     tl.store(second.starts + start, state_2, mask=own.mask)
         here = walk(own, step, first.reverse)
         state, y = _step(first, weights, own, here, state)
-        if second is not None:
+        if BOTH:
             state_2, y_2 = _step(second, weights_2, own, walk(own, step, second.reverse), state_2)
             if out is not None:
                 _meet(y, y_2, gate, out, meeting, own, step)

@@ -80,6 +80,7 @@ class Grid:
         return self.blocks * self.batch
 
     def launch(self, kernel: Any, directions: int, *arguments: Any, **constants: Any) -> None:
+        """Launch programs for so many directions; the first two arguments describe them, None for no second."""
         kernel[(self.programs, directions, self.segments)](
             *arguments,
             batches=self.batch,
@@ -89,6 +90,7 @@ class Grid:
             chunks=self.chunks,
             span=self.span,
             tile=Tile(self.state, self.padded_state, self.block),
+            BOTH=arguments[1] is not None,
             num_warps=1,
             **constants,
         )

@@ -24,7 +24,8 @@ def _summarize(directions: list[Direction], grads: list[Gradients], gate: Gate |
     """Find what each segment makes of nothing: of the scans, or given gradients of the way back."""
     if grid.segments > 1:
         kernel = kernels().summary_kernel
-        grid.launch(kernel, len(directions), *_pair(directions), *_pair(grads or [None]), gate)
+        pairs = *_pair(directions), *_pair(grads or [None])
+        grid.launch(kernel, len(directions), *pairs, gate, GRADIENTS=bool(grads))
 
 
 def _scan(directions: list[Direction], gate: Gate, out: Tensor | None, grid: Grid) -> None:

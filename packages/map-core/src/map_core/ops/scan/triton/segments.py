@@ -70,11 +70,11 @@ def _summarize_gradient(scan, grads, gate, own, tile):
 
 
 @triton.jit
-def _summarize(scan, grads, gate, own, tile):
-    if grads is None:
-        _summarize_scan(scan, own, tile)
-    else:
+def _summarize(scan, grads, gate, own, tile, GRADIENTS: tl.constexpr):
+    if GRADIENTS:
         _summarize_gradient(scan, grads, gate, own, tile)
+    else:
+        _summarize_scan(scan, own, tile)
 
 
 @unspecialized_jit
@@ -91,10 +91,12 @@ def summary_kernel(
     chunks,
     span,
     tile: tl.constexpr,
+    BOTH: tl.constexpr,
+    GRADIENTS: tl.constexpr,
 ):
     """Find ends and totals of the scans, or with gradients given their ends: one program a direction and segment."""
     own = this_program(Sizes(batches, length, channels, blocks, chunks, span), tile)
-    if second is None or tl.program_id(1) == 0:
-        _summarize(first, first_grads, gate, own, tile)
+    if BOTH and tl.program_id(1) == 1:
+        _summarize(second, second_grads, gate, own, tile, GRADIENTS)
     else:
-        _summarize(second, second_grads, gate, own, tile)
+        _summarize(first, first_grads, gate, own, tile, GRADIENTS)

@@ -1,0 +1,231 @@
+"""The commands that run a trained model: evaluate, predict, features, reconstruct; written once for every domain."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from map_core.errors import UserError, visible
+from map_core.paths import expanded
+from map_core.ranges import check
+from map_core.runs.files import require_file, require_folder
+from map_core.runs.notes import is_main_process, tell
+from map_core.runs.pictures import require_picture
+from map_core.runs.summary import write_summary
+from map_core.tasks.domain import Domain, OpenedData, Samples
+from map_core.tasks.embedding_page import page_file, write_page
+from map_core.tasks.evaluation import (
+    ROWS,
+    Stopwatch,
+    choose_device,
+    class_totals,
+    classification_metrics,
+    extract_features,
+)
+from map_core.tasks.features import SplitFeatures, save_arrays, score_file, write_features
+from map_core.tasks.parts import results_in_parts
+from map_core.tasks.predictions import write_predictions
+from map_core.tasks.pretraining import inputs_to_draw, load_objective
+from map_core.tasks.weights import read_description
+
+
+def evaluate(domain: Domain, config: Any) -> None:
+    """Evaluate a run, print its measures and write summary.json."""
+    out = expanded(config.out)
+    require_folder(out)
+    config.evaluation.validate()
+    refuse_training_run(out)
+    holds = read_description(config.init).get("holds", "")
+    other = domain.evaluators.get(holds)
+    if other and not is_main_process():
+        return  # these work in one process
+    summary = other(config) if other else evaluate_classifier(domain, config, out)
+    if not is_main_process():
+        return
+    if "protocol" in summary:
+        print(summary["protocol"])
+    print(f"evaluated on {visible(summary['evaluated_on'])}")
+    for name, value in summary.items():
+        if name.startswith("test_"):
+            print(f"{visible(name):26} {value:.4g}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_summary(out, {"task": "evaluate", "init": config.init, **summary})
+    tell(f"-> {out / 'summary.json'}")
+
+
+def evaluate_classifier(domain: Domain, config: Any, out: Path) -> dict[str, Any]:
+    """Accuracies of a classifier, for its summary; empty on other processes than the first."""
+    model, classes = domain.models.classifier(config.init)
+    data = domain.open_data(
+        config.data, domain.models.described(config.init), "evaluate", read_description(config.init)
+    )
+    assert data.evaluation is not None
+    refuse_other_classes(data.classes, classes, data=data.description, init=config.init)
+    with results_in_parts(out, config) as parts:
+        with Stopwatch(choose_device(config.evaluation.device)) as watch:
+            logits, labels = domain.logits(
+                model,
+                data.evaluation,
+                config.evaluation,
+                collate=domain.collate,
+                title="evaluate",
+                gather=parts.of("evaluation"),
+            )
+        if not is_main_process():
+            return {}
+        measures = classification_metrics(class_totals(logits, labels))
+    if data.skipped().count:
+        tell(data.skipped().note)
+    protocol = domain.protocol(config.evaluation)
+    processes = parts.peers.count
+    return {
+        **({"protocol": protocol} if protocol else {}),
+        "evaluated_on": data.evaluated_on,
+        **measures,
+        f"{domain.sample}s": len(data.evaluation),
+        **({"processes": processes} if processes > 1 else {}),
+        **watch.report(len(data.evaluation) - parts.reused),
+    }
+
+
+def predict(domain: Domain, config: Any) -> None:
+    """Write a CSV with the most probable classes of each file."""
+    check("", config, at_least_one=("top",))
+    config.evaluation.validate()
+    out = expanded(config.out)
+    require_file(out)
+    model, classes = domain.models.classifier(config.init)
+    files = getattr(config, f"{domain.sample}s")
+    described = domain.models.described(config.init)
+    samples = domain.open_files(files, config.data, described, read_description(config.init))
+    with results_in_parts(out, config) as parts:
+        logits, _ = domain.logits(
+            model,
+            samples,
+            config.evaluation,
+            collate=domain.collate,
+            title="predict",
+            gather=parts.of("predictions"),
+        )
+        if is_main_process():
+            probabilities = (some.softmax(dim=1).numpy() for some in logits.split(ROWS))
+            with parts.finishing():
+                write_predictions(out, domain.sample, samples.names, classes, probabilities, top=config.top)
+
+
+def features(domain: Domain, config: Any) -> None:
+    """Write features of files, or of the run's training and evaluation splits with a kNN score."""
+    check("", config, at_least_one=("neighbors",))
+    config.evaluation.validate()
+    files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
+    require_file(out)
+    if config.report:
+        require_file(page_file(out))
+        if page_file(out) == out:
+            raise UserError(f"{out} is where the page goes; give --out another name, such as x.npz")
+    if files is None:
+        require_file(score_file(out))
+        if score_file(out) == out:
+            raise UserError(
+                f"{out} is where the score of the features goes; give --out another name, such as x.npz"
+            )
+    model, described = domain.models.encoder(config.init), domain.models.described(config.init)
+    extract = partial(extract_features, model, config=config.evaluation, collate=domain.collate)
+    if files is not None:
+        samples = domain.open_files(files, config.data, described, read_description(config.init))
+        with results_in_parts(out, config) as parts:
+            values, _ = extract(samples=samples, gather=parts.of("features"))
+            if is_main_process():
+                with parts.finishing():
+                    save_arrays(out, {"features": values, "names": np.array(samples.names)})
+                    if config.report:
+                        unlabelled = SplitFeatures(
+                            values, np.zeros(len(values), dtype=np.int64), samples.names
+                        )
+                        report(domain, config, out, unlabelled, samples, ())
+        return
+    data = domain.open_data(config.data, described, "features", read_description(config.init))
+    measured, opened = {}, {}
+    with results_in_parts(out, config) as parts:
+        for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
+            if isinstance(samples_or_none, Samples):
+                title = f"features of {split}"
+                values, labels = extract(samples=samples_or_none, title=title, gather=parts.of(split))
+                measured[split] = SplitFeatures(values, labels, samples_or_none.names)
+                opened[split] = samples_or_none
+        if is_main_process():
+            told = {"neighbors": config.neighbors, "evaluated_on": data.evaluated_on}
+            with parts.finishing():
+                write_features(out, measured, data.classes, **told)
+                if config.report:
+                    split = "train" if "train" in measured else "test"
+                    report(domain, config, out, measured[split], opened[split], data.classes)
+
+
+def report(
+    domain: Domain, config: Any, out: Path, split: SplitFeatures, samples: Samples, classes: Sequence[str]
+) -> None:
+    """Write the page of features beside them."""
+    prepared = read_description(config.init)
+
+    def picture(index: int) -> np.ndarray:
+        return domain.thumbnail(samples, index, prepared)
+
+    title = f"Features of {config.init}"
+    write_page(page_file(out), title, split, classes, picture, sample=domain.sample)
+
+
+def reconstruct(domain: Domain, config: Any) -> None:
+    """Write a picture of what a pretrained model reconstructs."""
+    check("", config, at_least_one=("count",))
+    files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
+    require_picture(out)
+    trained = load_objective(domain, config.init)
+    if files is not None:
+        samples = domain.open_files(files, config.data, trained.model, read_description(config.init))
+        data = OpenedData(f"{files}", (), None, None, samples)
+    else:
+        purpose: Any = "pretrain" if config.split == "train" else "evaluate"
+        data = domain.open_data(config.data, trained.model, purpose, read_description(config.init))
+        split = data.plain_train if config.split == "train" else data.evaluation
+        assert isinstance(split, Samples)
+        samples = split
+    inputs = inputs_to_draw(samples, config.count)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data = replace(data, preprocessing=read_description(config.init))
+    domain.draw_picture(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
+    tell(f"{len(inputs)} {domain.sample}s -> {out}")
+
+
+def refuse_training_run(out: Path) -> None:
+    """Keep an evaluation from replacing what a training run left.
+
+    Raises:
+        UserError: ``out`` is the directory of one.
+    """
+    if (out / "checkpoints").is_dir():
+        raise UserError(
+            f"{out} is a training run, whose summary.json would be replaced; choose another --out"
+        )
+
+
+def refuse_other_classes(found: Sequence[str], trained: Sequence[str], *, data: str, init: str) -> None:
+    """Keep a classifier from being evaluated on labels that mean something else.
+
+    Args:
+        found: Classes of the data.
+        trained: Classes of the classifier.
+        data: What the data is called.
+        init: Where the classifier is from.
+
+    Raises:
+        UserError: they differ.
+    """
+    if tuple(found) != tuple(trained):
+        raise UserError(
+            f"the classes of {data} are not those of {init}: {len(found)} classes {', '.join(found[:4])}, ... "
+            f"against {len(trained)} {', '.join(trained[:4])}, ...; evaluate on data with the same classes"
+        )
