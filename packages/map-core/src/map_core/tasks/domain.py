@@ -207,6 +207,7 @@ class Domain:
         draw_picture: Of a pretraining run.
         thumbnail: Of samples, an index and what a model's description says of their preparation: a small picture.
         example: A batch of one sample as a model section wants it, to count operations on.
+        free_axes: Axes of inputs whose size exported programs leave free, beside the batch, with their names.
         outputs: Classes of the classifiers whose sizes ``info`` prints.
         collate: Makes a batch of samples.
         logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
@@ -240,6 +241,7 @@ class Domain:
     protocol: Callable[[Any], str | None] = lambda config: None
     info: Callable[[], list[str]] = list
     timm_config: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
+    free_axes: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def objective(self) -> type:
