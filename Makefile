@@ -72,8 +72,13 @@ dist: $(BIN)/python ## build source distributions and wheels of all packages int
 	rm -rf dist
 	for package in core vision points dense; do $(BIN)/python -m build --outdir dist packages/map-$$package || exit 1; done
 
-fuzz: $(VENV)/test.stamp ## mutate small valid files of every format for ten minutes and read them
-	$(BIN)/python packages/map-points/tests/data/test_fuzz.py --seconds 600
+SECONDS ?= 600
+SEED ?= 0
+EACH = --seconds $$(($(SECONDS) / 3)) --seed $(SEED)
+fuzz: $(VENV)/test.stamp ## mutate small valid files of every format for ten minutes and read them (SECONDS=600 SEED=0)
+	$(BIN)/python packages/map-points/tests/data/test_fuzz.py $(EACH)
+	PYTHONPATH=packages/map-core/tests/toys $(BIN)/python packages/map-core/tests/test_fuzz.py $(EACH)
+	$(BIN)/python packages/map-vision/tests/data/test_image_fuzz.py $(EACH)
 
 MINUTES ?= 60
 KILLS ?= 100

@@ -20,12 +20,12 @@ from report import markdown
 
 HERE = Path(__file__).parent
 LIMITS = {  # seconds; together below 8 minutes
-    "machine": 30,
-    "cases": 125,
-    "scans": 80,
-    "steps": 110,
-    "learning": 80,
-    "arm": 50,
+    "machine": 20,
+    "cases": 105,
+    "scans": 75,
+    "steps": 125,
+    "learning": 105,
+    "arm": 45,
 }
 PATIENCE = 10  # of a machine that only tries the script
 LAST_LINES = 15

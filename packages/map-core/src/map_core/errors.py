@@ -50,3 +50,15 @@ def visible(text: str, *, keep: str = "\n") -> str:
         repr(c)[1:-1] if c not in keep and (unicodedata.category(c) in ACTED_ON or c in TURNS) else c
         for c in text
     )
+
+
+def in_one_line(text: str, most: int = 200) -> str:
+    """A text from a file, folded into one line and cut where it is long, with ``?`` for what would not be seen."""
+    line = " ".join(text[: 4 * most].split())
+    shown = "".join(c if c.isprintable() else "?" for c in line[:most])
+    return shown if len(line) <= most else f"{shown}..."
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, as one line that a message can quote."""
+    return in_one_line(str(error).partition("\n")[0] or type(error).__name__, most=300)

@@ -155,11 +155,12 @@ def test_programs_cover_every_channel_and_hold_the_states_asked_for(channels: in
     ("length", "programs", "processors", "segments"),
     [
         (196, 6144, 132, 1),  # base width at batch 128: enough programs
-        (4096, 48, 132, 22),  # a single sequence of base width
+        (4096, 48, 132, 44),  # a single sequence of base width
         (196, 48, 132, 3),  # no segment is shorter than 64 steps
         (128, 1, 132, 1),  # two segments would gain nothing
         (16384, 1, 132, 256),
-        (1000, 400, 132, 1),
+        (1000, 400, 132, 5),
+        (1000, 800, 132, 1),
         (0, 0, 132, 1),
     ],
 )

@@ -26,7 +26,17 @@ def test_the_last_line_may_be_cut_short(tmp_path):
 
 @pytest.mark.parametrize(
     "broken",
-    ['{"ste', "[]", "3", '{"kind": "train"}', '{"step": "1", "kind": "train"}', "[" * 20_000, "\x00"],
+    [
+        '{"ste',
+        "[]",
+        "3",
+        '{"kind": "train"}',
+        '{"step": "1", "epoch": 1, "kind": "train"}',
+        "[" * 20_000,
+        "\x00",
+        '{"step": 2, "kind": "train"}',
+        '{"step": 2, "epoch": 1, "kind": "train", "loss": "low"}',
+    ],
 )
 def test_no_other_line_may(tmp_path, broken):
     (tmp_path / "metrics.jsonl").write_text(f"{line_of(1)}\n{broken}\n{line_of(3)}\n")
@@ -49,7 +59,11 @@ def test_a_number_that_is_not_finite_is_written_as_null(tmp_path):
 @pytest.mark.parametrize("evaluated", [True, False])
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path, evaluated):
     """Of the checkpoint's own step a training line stays, and an evaluation that came before it."""
-    lines = [{"kind": kind, "step": step} for step in (2, 4, 6) for kind in ("train", "evaluation")]
+    lines = [
+        {"kind": kind, "step": step, "epoch": step / 2}
+        for step in (2, 4, 6)
+        for kind in ("train", "evaluation")
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     truncate_metrics(tmp_path, 4, evaluated=evaluated)
     assert read_metrics(tmp_path) == lines[: 4 if evaluated else 3]

@@ -1,6 +1,7 @@
 """Which samples are seen is a function of the seed and the step, and of nothing else."""
 
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from toy_task import ToyData, ToyTask, toy_config
 
 from map_core import UserError
+from map_core.randomness import keyed_generator
 from map_core.training import TrainingConfig, train
 from map_core.training.loading import batches_in_order
 from map_core.training.sampling import KeyedDataset, RunPlan, RunSampler, SampleKey, seed_everything
@@ -49,19 +51,74 @@ def test_samples_that_fill_no_batch_are_counted(samples, told):
     assert (told in text) if told else ("leaves out" not in text)
 
 
+def keys_of_epoch(plan, epoch):
+    """The definition: every sample of a permutation ``repeats`` times in a row, cut to whole batches."""
+    permutation = torch.randperm(plan.samples, generator=keyed_generator(plan.seed, "order", epoch)).tolist()
+    repeated = [SampleKey(epoch, n, again) for n in permutation for again in range(plan.repeats)]
+    return repeated[: plan.samples // plan.batch_size * plan.batch_size]
+
+
+def epoch_of(plan, epoch):
+    per_epoch = plan.steps_per_epoch
+    return [key for batch in RunSampler(plan, epoch * per_epoch, (epoch + 1) * per_epoch) for key in batch]
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("samples", [70, 64, 23])
+def test_the_order_of_an_epoch_is_its_definition(samples, seed, repeats, epoch):
+    plan = RunPlan.of(toy_config(seed=seed, repeated_augmentation=repeats), samples, 1, 0)
+    assert epoch_of(plan, epoch) == keys_of_epoch(plan, epoch)
+
+
+@pytest.mark.parametrize(
+    ("seed", "epoch", "repeats", "first"),
+    [
+        (0, 0, 1, [(2, 0), (35, 0), (42, 0), (67, 0), (59, 0), (48, 0)]),
+        (0, 2, 1, [(40, 0), (66, 0), (63, 0), (20, 0), (64, 0), (57, 0)]),
+        (3, 1, 3, [(30, 0), (30, 1), (30, 2), (39, 0), (39, 1), (39, 2)]),
+    ],
+)  # fmt: skip
+def test_the_order_of_an_epoch_is_that_of_version_0_1(seed, epoch, repeats, first):
+    plan = RunPlan.of(toy_config(seed=seed, repeated_augmentation=repeats), 70, 1, 0)
+    assert [(key.sample, key.repeat) for key in epoch_of(plan, epoch)[:6]] == first
+
+
 def test_an_epoch_visits_samples_once_in_an_order_of_its_own():
     plan = RunPlan.of(toy_config(), 70, 1, 0)
-    orders = [[key.sample for key in plan.epoch_keys(epoch)] for epoch in range(3)]
+    orders = [[key.sample for key in epoch_of(plan, epoch)] for epoch in range(3)]
     assert all(len(set(order)) == len(order) == 64 for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    assert [k.sample for k in RunPlan.of(toy_config(seed=1), 70, 1, 0).epoch_keys(0)] != orders[0]
+    assert [k.sample for k in epoch_of(RunPlan.of(toy_config(seed=1), 70, 1, 0), 0)] != orders[0]
 
 
 def test_repeated_augmentation_repeats_samples_and_keeps_the_length():
-    keys = RunPlan.of(toy_config(repeated_augmentation=3), 70, 1, 0).epoch_keys(0)
+    keys = epoch_of(RunPlan.of(toy_config(repeated_augmentation=3), 70, 1, 0), 0)
     assert len(keys) == len(set(keys)) == 64
     assert all(keys[3 * i].sample == keys[3 * i + 1].sample == keys[3 * i + 2].sample for i in range(21))
     assert len({key.sample for key in keys}) == 22
+
+
+def test_an_order_of_a_million_samples_is_one_array():
+    plan = RunPlan.of(toy_config(batch_size=1000), 1_000_000, 1, 0)
+    order = plan.epoch_order(0)
+    assert order.untyped_storage().nbytes() == 8_000_000
+    tracemalloc.start()
+    try:
+        assert len(next(iter(RunSampler(plan, 5, 10)))) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000, "Python objects were made of more than a batch"
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_data_set_may_be_read_in_an_order_of_its_own():
+    def backwards(generator):
+        assert generator.initial_seed() == keyed_generator(0, "order", 1).initial_seed()
+        return torch.arange(69, -1, -1)
+
+    plan = RunPlan.of(toy_config(), 70, 1, 0, backwards)
+    assert [key.sample for key in epoch_of(plan, 1)] == [*range(69, 5, -1)]
 
 
 def test_a_sample_is_a_function_of_its_key_and_leaves_no_trace():

@@ -19,6 +19,13 @@ STATISTICS = Command(
     f"{HERE}:statistics",
     essential=("data.root", "data.source", "data.subset", "data.pixels"),
 )
+SHARD = Command(
+    "shard",
+    "tar shards of a folder of images, or their index",
+    f"{HERE}:ShardConfig",
+    f"{HERE}:shard",
+    essential=("data.root", "data.labels", "size", "index"),
+)
 COMMANDS = [
     *standard_commands(DOMAIN, sample="image"),
     convert_command(DOMAIN),
@@ -26,6 +33,7 @@ COMMANDS = [
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
     STATISTICS,
+    SHARD,
     *sharing_commands(DOMAIN),
 ]
 

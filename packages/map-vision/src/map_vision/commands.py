@@ -1,4 +1,4 @@
-"""The command that images have beyond those of every domain."""
+"""The commands that images have beyond those of every domain."""
 
 from typing import Any
 
@@ -7,7 +7,11 @@ from map_core.paths import expanded
 from map_core.ranges import check
 from map_core.runs.files import require_file
 from map_core.runs.notes import tell
+from map_core.shards import index_shards, parse_size, read_index, write_shards
+from map_core.shards.sizes import written_size
 from map_vision.data import DataConfig
+from map_vision.data.formats import ARRAYS, readable_extensions
+from map_vision.data.sharding import files_by_split
 from map_vision.data.statistics import measure
 from map_vision.data.statistics_file import save_statistics
 
@@ -39,3 +43,37 @@ def statistics(config: Any) -> None:
         f"{measured.images} images of {channels} channel{'s' if channels > 1 else ''}, {measured.pixels} -> {out} "
         f"(--model.in_chans {channels} --data.statistics {out})"
     )
+
+
+ShardConfig = config_class(
+    "ShardConfig",
+    "Tar shards of a folder of images, or an index of tar files that are there already, for --data.source shards.",
+    data=Option(DataConfig, "The folder: root, its splits, and labels where a CSV file has them."),
+    size=Option(str, "What a shard may take, such as 250MB; a single image may be larger.", "250MB"),
+    seed=Option(int, "Seed by which images are spread over the shards.", 0),
+    index=Option(
+        str | None, "Folder of tar files in WebDataset's layout: write their index, and nothing else.", None
+    ),
+    progress=Option(bool, "Show a progress bar.", True),
+    out=Option(str, "Folder to make.", "shards"),
+)
+
+
+def shard(config: Any) -> None:
+    """Write shards, or the index of shards."""
+    if config.index is not None:
+        folder = expanded(config.index)
+        found = index_shards(folder, readable_extensions() | {*ARRAYS}, progress=config.progress)
+    else:
+        folder, splits = expanded(config.out), files_by_split(config.data)
+        size = parse_size(config.size, "size")
+        write_shards(splits, folder, size=size, seed=config.seed, progress=config.progress)
+        found = {name: len(files.names) for name, files in splits.items()}
+    for split, count in found.items():
+        index = read_index(folder / split)
+        bytes_ = sum(shard.bytes for shard in index.shards)
+        tell(
+            f"{folder / split}: {count} images of {len(index.classes) or 'no'} classes in {len(index.shards)} shards, "
+            f"{written_size(bytes_)}"
+        )
+    tell(f"read them with --data.root {folder}")

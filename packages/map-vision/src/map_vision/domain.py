@@ -47,6 +47,7 @@ def open_data(
         evaluation=data.evaluation,
         evaluated_on=data.evaluated_on or "nothing",
         preprocessing=data.preprocessing.to_dict(),
+        identity={} if data.training is None else data.training.source.identity,
         skipped=lambda: Skipped(data.skipped().count, str(data.skipped())),
     )
 

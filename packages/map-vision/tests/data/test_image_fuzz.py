@@ -3,13 +3,16 @@
 import io
 import random
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from map_core.testing.mutations import Case, run
 from map_vision.data import UnreadableImageError
 from map_vision.data.decoding import decode
 from map_vision.data.formats import readable_formats
@@ -157,3 +160,19 @@ def test_noise_is_refused(tmp_path: Path, seed: int) -> None:
     path.write_bytes(draw.randbytes(draw.randrange(1, 200)))
     with pytest.raises(UnreadableImageError, match=rf"cannot read image {path} \("):
         decode(path, "RGB", name=str(path))
+
+
+def write_image(name: str, folder: Path) -> None:
+    (folder / "mutant.png").write_bytes(SEEDS[name])
+
+
+def read_image(folder: Path) -> None:
+    path = folder / "mutant.png"
+    image = decode(path, "RGB", name=str(path))
+    assert len(image.tobytes()) == 3 * image.width * image.height
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # of Pillow, about what it makes the best of
+    Image.MAX_IMAGE_PIXELS = 100_000
+    run([Case(name, "mutant.png", partial(write_image, name), read_image) for name in SEEDS])

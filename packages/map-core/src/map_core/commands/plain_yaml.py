@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 
 LARGEST_FILE = 1 << 20  # bytes
 MOST_VALUES = 100_000  # aliases count as often as they are used
@@ -122,5 +122,6 @@ def read_file(path: Path, *, typed: bool) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; choose another file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not plain YAML: {reason}; correct the file") from error
+        raise UserError(
+            f"{path} is not plain YAML: {in_one_line(str(error), most=600)}; correct the file"
+        ) from error

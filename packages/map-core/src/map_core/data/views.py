@@ -35,6 +35,11 @@ class TwoViews(Dataset[Any]):
         return torch.stack(views), *first[1:]
 
     @property
+    def shuffled(self) -> Any:
+        """The order of the samples, where they have one of their own."""
+        return getattr(self.samples, "shuffled", None)
+
+    @property
     def names(self) -> Sequence[str]:
         """The samples' names."""
         return self.samples.names

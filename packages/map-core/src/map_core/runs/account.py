@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line, reason
 
 STATE = "state.json"
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
@@ -38,7 +38,7 @@ def read_state(
         state = json.loads(path.read_text())
         fault = find_fault_of_state(state)
     except (OSError, ValueError, RecursionError) as error:
-        fault = str(error) or type(error).__name__
+        fault = reason(error)
     if fault is not None:
         raise UserError(f"{path} is no account of a run ({fault}); use another checkpoint")
     refuse_another_run({**defaults, **state["settings"]}, settings, checkpoint)
@@ -59,6 +59,7 @@ def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoi
     changed = sorted(name for name in names if saved.get(name) != settings.get(name))
     if not changed:
         return
+    changes = "; ".join(change(name, saved.get(name), settings.get(name)) for name in changed)
     longer = ""
     if "training.epochs" in changed:  # the learning rate of every step so far depends on the last one
         finished = checkpoint.parent.parent
@@ -66,8 +67,7 @@ def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoi
             f"; to train longer, start another run from the weights of the finished one: --init {finished}"
         )
     raise UserError(
-        f"cannot resume from {checkpoint} with other settings: "
-        f"{'; '.join(change(name, saved.get(name), settings.get(name)) for name in changed)}; "
+        f"cannot resume from {checkpoint} with other settings: {in_one_line(changes, most=600)}; "
         f"set them back, or start anew with another --out{longer}"
     )
 

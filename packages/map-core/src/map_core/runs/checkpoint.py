@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from map_core.errors import UserError
+from map_core.errors import UserError, reason
 from map_core.runs.files import is_full, save_json, save_tensors, sync
 
 MANIFEST = "manifest.json"
@@ -138,7 +138,7 @@ def find_fault(directory: Path) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+        return f"{MANIFEST} cannot be read ({reason(error)})"
     return None
 
 
@@ -177,7 +177,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}); use another checkpoint") from error
+        raise UserError(
+            f"{path} cannot be read as safetensors ({reason(error)}); use another checkpoint"
+        ) from error
 
 
 def read_pickle(path: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from map_core.errors import UserError
+from map_core.errors import UserError, reason
+from map_core.runs.account import is_count, is_number
 from map_core.runs.files import save_text
 from map_core.runs.trackers import Trackers
 
@@ -66,7 +67,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number < len(written):
                 raise UserError(
-                    f"{path} is broken in line {number} ({error}); repair or remove that line"
+                    f"{path} is broken in line {number} ({reason(error)}); repair or remove that line"
                 ) from error
     return lines
 
@@ -78,11 +79,9 @@ def parse_line(text: str) -> dict[str, Any]:
         ValueError: it is none.
     """
     line = json.loads(text)
-    if (
-        not isinstance(line, dict)
-        or not isinstance(line.get("step"), int)
-        or not isinstance(line.get("kind"), str)
-    ):
+    whole = isinstance(line, dict) and is_count(line.get("step")) and isinstance(line.get("kind"), str)
+    values = {name: value for name, value in line.items() if name != "kind"} if whole else {}
+    if values.get("epoch") is None or not all(value is None or is_number(value) for value in values.values()):
         raise ValueError("no line of metrics")
     return line
 

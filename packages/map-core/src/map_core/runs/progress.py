@@ -26,19 +26,18 @@ class Progress:
             total=total, initial=start, unit="step", dynamic_ncols=True, disable=not shown or self._lines
         )
 
-    def advance(self, loss: float, samples_per_second: float) -> None:
-        """Count one step."""
+    def advance(self, loss: float | None, samples_per_second: float) -> None:
+        """Count one step; its loss is None until one has been read from the device."""
         self._done += 1
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {samples_per_second:.1f} samples/s", refresh=False)
+        said = f"{samples_per_second:.1f} samples/s"
+        said = said if loss is None else f"loss {loss:.4f}, {said}"
+        self._bar.set_postfix_str(said, refresh=False)
         self._bar.update()
         now = time.monotonic()
         if self._lines and (now - self._last_line > SECONDS_BETWEEN_LINES or self._done == self._total):
             self._last_line = now
             left = (now - self._began) / (self._done - self._start) * (self._total - self._done)
-            self.say(
-                f"step {self._done}/{self._total}, loss {loss:.4f}, {samples_per_second:.1f} samples/s, "
-                f"{tqdm.format_interval(left)} left"
-            )
+            self.say(f"step {self._done}/{self._total}, {said}, {tqdm.format_interval(left)} left")
 
     def say(self, message: str) -> None:
         """Print a message without disturbing the bar."""

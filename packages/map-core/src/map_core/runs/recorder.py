@@ -1,6 +1,5 @@
 """Keeps account of a run: means, times, progress, and the state of them that a checkpoint holds."""
 
-import math
 import time
 from functools import partial
 from pathlib import Path
@@ -67,7 +66,7 @@ class Recorder:
         self._steps, self._step_seconds = self._steps + 1, self._step_seconds + seconds
         self._window.add(scalars)
         self.evaluation = None
-        loss = scalars["loss"].item() if wait else self.last.get("loss", math.nan)
+        loss = scalars["loss"].item() if wait else self.last.get("loss")
         self.progress.advance(loss, self._rate(self._window_steps, self._window_seconds))
 
     def write_line(self, step: int, lr: float) -> None:

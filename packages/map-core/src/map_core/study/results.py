@@ -5,9 +5,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from map_core.errors import UserError
+from map_core.errors import UserError, reason
+from map_core.tasks.typed import fits, name_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+KINDS = get_type_hints(Result)
+
+
 def append_result(path: Path, result: Result) -> None:
     """Add a line, whole or not at all: several processes may append to one file."""
     line = (json.dumps(asdict(result), sort_keys=True) + "\n").encode()
@@ -67,12 +71,12 @@ def read_results(path: Path, study: str | None = None) -> list[Result]:
     if not path.exists():
         return []
     found: dict[tuple[str, str], Result] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            result = Result(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            result = parse_result(line)
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
-                f"{path} is broken in line {number} ({error}); repair or remove that line"
+                f"{path} is broken in line {number} ({reason(error)}); repair or remove that line"
             ) from error
         if study is not None and result.study != study:
             raise UserError(
@@ -81,6 +85,23 @@ def read_results(path: Path, study: str | None = None) -> list[Result]:
             )
         found[result.study, result.key] = result
     return list(found.values())
+
+
+def parse_result(line: bytes) -> Result:
+    """Read one line of results.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it is none.
+    """
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise TypeError("no mapping")
+    if strange := sorted(values.keys() - KINDS.keys()):
+        raise ValueError(f"{strange[0][:40]!r} is no field of a result")
+    for name, value in values.items():
+        if not fits(value, KINDS[name]):
+            raise TypeError(f"{name} must be {name_of(KINDS[name])}, not {value!r:.60}")
+    return Result(**values)
 
 
 def merge_results(paths: Iterable[Path], out: Path) -> None:

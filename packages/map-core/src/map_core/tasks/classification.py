@@ -94,7 +94,9 @@ class ClassificationTask(Task):
         return self.data.description
 
     def data_settings(self) -> dict[str, Any]:
-        return data_settings(self.config.data, self.data.preprocessing, classes=self.data.classes)
+        return data_settings(
+            self.config.data, self.data.preprocessing, classes=self.data.classes, **self.data.identity
+        )
 
     def refuse_other_settings(self) -> None:
         """Raise a :class:`UserError` where the weights of ``init`` would mean something else in this model."""

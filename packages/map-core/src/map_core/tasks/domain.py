@@ -59,6 +59,7 @@ class OpenedData:
         evaluation: Samples to evaluate on, or None.
         evaluated_on: What ``evaluation`` is, for summaries.
         preprocessing: What a model's description keeps so that inputs can be prepared as in training.
+        identity: What else makes the training data what they are, such as a checksum.
         skipped: Counts the unreadable samples met so far.
     """
 
@@ -69,6 +70,7 @@ class OpenedData:
     evaluation: MapStyleDataset | None
     evaluated_on: str = "evaluation split"
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
     skipped: Callable[[], Skipped] = Skipped
 
 
@@ -107,7 +109,7 @@ def is_label(value: Any) -> bool:
 
 
 # data that move or are read otherwise are the same data; what statistics say is in the preprocessing
-WHERE_AND_HOW = ("root", "cache", "on_error", "statistics")
+WHERE_AND_HOW = ("root", "cache", "on_error", "statistics", "shard_cache", "shard_cache_size")
 
 
 def data_settings(config: Any, preprocessing: Mapping[str, Any], **more: Any) -> dict[str, Any]:

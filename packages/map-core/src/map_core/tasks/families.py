@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 
 State = Mapping[str, Tensor]
 SHOWN = 3  # keys in a message
@@ -118,4 +118,6 @@ def refuse_unknown(state: State, families: Sequence[Family], source: Path) -> No
 
 
 def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+    return in_one_line(", ".join(keys[:SHOWN]), most=600) + (
+        f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    )

@@ -74,7 +74,7 @@ class PretrainTask(Task):
         return self.data.description
 
     def data_settings(self) -> dict[str, Any]:
-        return data_settings(self.config.data, self.data.preprocessing)
+        return data_settings(self.config.data, self.data.preprocessing, **self.data.identity)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = input_of(batch)

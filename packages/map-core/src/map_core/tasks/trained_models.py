@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import nn
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, in_one_line, near_matches, reason
 from map_core.tasks.families import Family
-from map_core.tasks.weights import LoadReport, read_description, read_settings, weights_file
+from map_core.tasks.weights import LoadReport, description_file, read_description, read_settings, weights_file
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Models(Generic[Config]):
         if "name" not in description:
             return None
         values = {"name": description["name"], **description.get("arguments", {}), **changes}
-        return read_settings(self.config, values, path)
+        return read_settings(self.config, values, description_file(path))
 
     def refuse_other_settings(
         self, config: Config, path: str | Path, *, may_differ: Sequence[str] | None = None
@@ -147,13 +148,15 @@ class Models(Generic[Config]):
         config, description = self.described(path, changes), read_description(path)
         if config is None or description.get("holds") != "classifier":
             weights_file(path)  # says so when there is nothing at all
+            holds = in_one_line(description.get("holds", "nothing"))
             raise UserError(
-                f"{path} describes no classifier (its .json says: {description.get('holds', 'nothing')}); give a "
-                "run that trained one, such as one of finetune"
+                f"{path} describes no classifier (its .json says: {holds}); give a run that trained one, such as one "
+                "of finetune"
             )
         classes = tuple(description["classes"])
         create = self.create_probed if description.get("task") == "linear-probe" else self.create_classifier
-        return load_whole(create(config, len(classes)), path, self.load_init), classes
+        model = made(lambda: create(config, len(classes)), path)
+        return load_whole(model, path, self.load_init), classes
 
     def encoder(self, path: str | Path, changes: Changes = NONE) -> nn.Module:
         """What gives features: a classifier as it is, or a pretraining run's encoder, in evaluation mode.
@@ -173,7 +176,7 @@ class Models(Generic[Config]):
             )
         if read_description(path).get("classes"):
             return self.classifier(path, changes)[0]
-        return load_whole(self.create_backbone(config), path, self.load_init)
+        return load_whole(made(lambda: self.create_backbone(config), path), path, self.load_init)
 
     def load(self, path: str | Path) -> nn.Module:
         """The model of a run, in evaluation mode, with the sizes that it was trained with.
@@ -189,6 +192,43 @@ class Models(Generic[Config]):
         model = self.encoder(path)
         model.classes = tuple(read_description(path).get("classes") or ())  # type: ignore[assignment]
         return model
+
+
+def made(create: Callable[[], nn.Module], path: str | Path) -> nn.Module:
+    """Make the model that a run or weights file describes, unless it claims more parameters than its file has bytes.
+
+    Raises:
+        UserError: the description is of no model, or of a larger one.
+    """
+    file, described = weights_file(path), description_file(path)
+    size = file.stat().st_size
+    try:
+        parameters = count_parameters(create)
+        if parameters <= size:
+            return create()
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{described} describes no model that can be made ({reason(error)}); export the run again"
+        ) from error
+    raise UserError(
+        f"{described} describes a model of {parameters:,} parameters, more than the {size:,} bytes of {file} can hold; "
+        "copy both again, or export the run again"
+    )
+
+
+def count_parameters(create: Callable[[], nn.Module]) -> int:
+    """How many numbers a model has, counted on one that takes no memory; 0 where it cannot be made without values.
+
+    Raises:
+        RuntimeError, TypeError: no model has such sizes.
+    """
+    try:
+        with torch.device("meta"):
+            return sum(value.numel() for value in create().state_dict().values())
+    except (RuntimeError, TypeError) as error:
+        if "meta" not in str(error):  # as in "Tensor.item() cannot be called on meta tensors"
+            raise
+        return 0
 
 
 def load_whole(model: nn.Module, path: str | Path, load_init: LoadInit) -> nn.Module:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from map_core import shipped
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line, reason
 from map_core.paths import expanded
 from map_core.runs.files import replacing, save_json, save_tensors
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
@@ -107,7 +107,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # a broken file raises whatever the reader stumbles on
         raise UserError(
-            f"{file} cannot be read as weights ({error}); it may be cut off: copy or export it again"
+            f"{file} cannot be read as weights ({reason(error)}); it may be cut off: copy or export it again"
         ) from error
     state = unwrapped(state, file)
     if not isinstance(state, Mapping) or not all(
@@ -117,28 +117,34 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return without_prefix(state, file)
 
 
+def description_file(path: str | Path) -> Path:
+    """Where the description of a run's model, or of a weights file, would be."""
+    path = expanded(path)
+    return (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
+
+
 def read_description(path: str | Path) -> dict[str, Any]:
     """The JSON description beside a weights file or in a run directory; empty when there is none.
 
     Raises:
         UserError: the description is no JSON, or lacks or misspells what a description says.
     """
-    path = expanded(path)
-    file = (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
+    file = description_file(path)
     if not file.is_file():
         return {}
     try:
         description = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{file} is no JSON ({error}); it may be cut off: copy it or export the run again"
+            f"{file} is no JSON ({reason(error)}); it may be cut off: copy it or export the run again"
         ) from error
     if not isinstance(description, dict):
         raise UserError(f"{file} describes no model: it must be a mapping; copy it or export the run again")
     for key, kind in DESCRIBED.items():
         if key in description and not isinstance(description[key], kind):
             raise UserError(
-                f"{file}: {key} must be a {kind.__name__}; got {description[key]!r}; export the run again"
+                f"{file}: {key} must be a {kind.__name__}; got {in_one_line(repr(description[key]))}; export "
+                "the run again"
             )
     if not all(isinstance(name, str) for name in description.get("classes", ())):
         raise UserError(f"{file}: classes must be a list of names; export the run again")
@@ -157,14 +163,15 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], source: str |
     unknown = set(values) - known.keys()
     if unknown:
         raise UserError(
-            f"{source} describes settings that this version does not know: {', '.join(sorted(unknown))}; "
+            f"{source} describes settings that this version does not know: {in_one_line(', '.join(sorted(unknown)))}; "
             "read it with the version that wrote it"
         )
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     for key, value in plain.items():
         if not fits(value, kinds[key]):
             raise UserError(
-                f"{source} describes {key} as {value!r}, which must be {name_of(kinds[key])}; export the run again"
+                f"{source} describes {key} as {in_one_line(repr(value))}, which must be {name_of(kinds[key])}; "
+                "export the run again"
             )
     lacking = [
         name
@@ -330,4 +337,4 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def _some(keys: list[str], most: int = 6) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
+    return in_one_line(", ".join(keys[:most]), most=600) + more

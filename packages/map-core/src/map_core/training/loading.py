@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from map_core.errors import UserError
-from map_core.training.sampling import Collate, Failure, KeyedDataset, RunPlan, RunSampler, SampleKey
+from map_core.training.sampling import Collate, Failure, KeyedDataset, RunPlan, RunSampler, SamplesInOrder
 from map_core.training.task import MapStyleDataset, Task
 from map_core.training.workers import LOOK_SECONDS, PATIENCE_SECONDS, Reading, begin_loading, watched
 
@@ -103,7 +103,6 @@ def batches_in_order(
     """
     if indices is None:
         indices = range(shard[0], len(samples), shard[1])
-    keys = [SampleKey(draw, index, 0) for index in indices]
     batches = loaded(
         samples,
         seed,
@@ -111,9 +110,9 @@ def batches_in_order(
         device=device,
         collate=collate,
         batch_size=batch_size,
-        sampler=keys,
+        sampler=SamplesInOrder(indices, draw),
     )
-    count = -(-len(keys) // batch_size)
+    count = -(-len(indices) // batch_size)
     for batch in tqdm(batches, total=count, desc=progress, disable=progress is None, leave=False):
         yield tuple(delivered(batch, device))
 
@@ -150,7 +149,7 @@ def loaded(
         generator=torch.Generator(),
         **order,
     )
-    return watched(loader, reading, getattr(samples, "names", None), patience=patience, look=look)
+    return watched(loader, reading, lambda: getattr(samples, "names", None), patience=patience, look=look)
 
 
 def delivered(batch: Any, device: torch.device) -> Any:

@@ -67,7 +67,13 @@ def train(
     refuse_other_data_sets(task.train_data)
     out, resume = expanded(out), None if resume is None else str(resume)
     accelerator = build_accelerator(config)
-    plan = RunPlan.of(config, len(task.train_data), accelerator.num_processes, accelerator.process_index)
+    plan = RunPlan.of(
+        config,
+        len(task.train_data),
+        accelerator.num_processes,
+        accelerator.process_index,
+        getattr(task.train_data, "shuffled", None),
+    )
     settings = run_settings(task.name, plan, config, run_config, task.data_settings())
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     with (

@@ -2,12 +2,14 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from map_core.errors import UserError
@@ -15,6 +17,8 @@ from map_core.randomness import Draw, derive_seed, keyed_generator
 from map_core.training.config import REFERENCE_BATCH, TrainingConfig
 from map_core.training.task import MapStyleDataset
 from map_core.training.workers import Reading
+
+Shuffled = Callable[[torch.Generator], Int64[Tensor, " n"]]  # numbers of all samples, in a random order
 
 
 class SampleKey(NamedTuple):
@@ -29,7 +33,8 @@ class SampleKey(NamedTuple):
 class RunPlan:
     """How the samples of a run fall into epochs, optimizer steps, processes and micro-steps.
 
-    The last samples of an epoch's order that fill no global batch are dropped.
+    The last samples of an epoch's order that fill no global batch are dropped. ``shuffled`` draws that order, of a
+    data set that is read best in one of its own; None draws any permutation.
     """
 
     samples: int
@@ -40,9 +45,17 @@ class RunPlan:
     seed: int
     processes: int
     process: int
+    shuffled: Shuffled | None = None
 
     @classmethod
-    def of(cls, config: TrainingConfig, samples: int, processes: int, process: int) -> "RunPlan":
+    def of(
+        cls,
+        config: TrainingConfig,
+        samples: int,
+        processes: int,
+        process: int,
+        shuffled: Shuffled | None = None,
+    ) -> "RunPlan":
         """Plan a run over ``samples`` training samples.
 
         Raises:
@@ -63,6 +76,7 @@ class RunPlan:
             seed=config.seed,
             processes=processes,
             process=process,
+            shuffled=shuffled,
         )
 
     @property
@@ -101,11 +115,29 @@ class RunPlan:
             else ""
         )
 
-    def epoch_keys(self, epoch: int) -> list[SampleKey]:
-        """Return the order of ``epoch``: every sample ``repeats`` times in a row, cut to the usual number."""
-        order = torch.randperm(self.samples, generator=keyed_generator(self.seed, "order", epoch)).tolist()
-        used = self.steps_per_epoch * self.batch_size
-        return [SampleKey(epoch, order[i // self.repeats], i % self.repeats) for i in range(used)]
+    def epoch_order(self, epoch: int) -> Int64[Tensor, " n"]:
+        """The numbers of all samples in the order of ``epoch``, the same on every process."""
+        generator = keyed_generator(self.seed, "order", epoch)
+        if self.shuffled is None:
+            return torch.randperm(self.samples, generator=generator)
+        return self.shuffled(generator)
+
+    def keys(self, step: int, micro: int, order: Int64[Tensor, " n"]) -> list[SampleKey]:
+        """What this process reads for micro-step ``micro`` of optimizer step ``step``.
+
+        An epoch is its order with every sample ``repeats`` times in a row, cut to the usual number.
+
+        Args:
+            step: Of the run.
+            micro: Of the step.
+            order: :meth:`epoch_order` of the step's epoch.
+        """
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        samples = self.draw(step, micro).samples
+        first = step_of_epoch * self.batch_size
+        places = torch.arange(first + samples.start, first + samples.stop)
+        numbers, repeats = order[places // self.repeats].tolist(), (places % self.repeats).tolist()
+        return [SampleKey(epoch, number, again) for number, again in zip(numbers, repeats, strict=True)]
 
 
 @contextlib.contextmanager
@@ -135,15 +167,26 @@ class RunSampler(Sampler[list[SampleKey]]):
         return (self.stop - self.start) * self.plan.accumulation_steps
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        epoch, keys = -1, []
-        for index in range(self.start, self.stop):
-            if index // self.plan.steps_per_epoch != epoch:
-                epoch = index // self.plan.steps_per_epoch
-                keys = self.plan.epoch_keys(epoch)
-            first = index % self.plan.steps_per_epoch * self.plan.batch_size
+        epoch, order = -1, torch.empty(0, dtype=torch.int64)
+        for step in range(self.start, self.stop):
+            if step // self.plan.steps_per_epoch != epoch:
+                epoch = step // self.plan.steps_per_epoch
+                order = self.plan.epoch_order(epoch)
             for micro in range(self.plan.accumulation_steps):
-                samples = self.plan.draw(index, micro).samples
-                yield keys[first + samples.start : first + samples.stop]
+                yield self.plan.keys(step, micro, order)
+
+
+class SamplesInOrder(Sampler[SampleKey]):
+    """Keys of the samples ``indices``, one after the other; ``draw`` takes the place of the epoch."""
+
+    def __init__(self, indices: Sequence[int], draw: int) -> None:
+        self.indices, self.draw = indices, draw
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        return (SampleKey(self.draw, int(index), 0) for index in self.indices)
 
 
 @dataclass(frozen=True)

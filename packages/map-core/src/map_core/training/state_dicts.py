@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line, reason
 
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SCATTER = StateDictOptions(full_state_dict=True)
@@ -50,7 +50,7 @@ def scatter_optimizer(
     """Load ``state``, the same on every process, into ``optimizer``.
 
     Raises:
-        UserError: it was saved for other parameters or other groups.
+        UserError: it was saved for other parameters or other groups, or lacks a part.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     own = {f"group {i}": [names[id(p)] for p in g["params"]] for i, g in enumerate(optimizer.param_groups)}
@@ -62,7 +62,13 @@ def scatter_optimizer(
             f"{[len(group) for group in own.values()]}, or their names differ; resume with the settings that "
             "wrote it, or start anew with another --out"
         )
-    set_optimizer_state_dict(model, optimizer, state, options=SCATTER)
+    try:
+        set_optimizer_state_dict(model, optimizer, state, options=SCATTER)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{source} holds no whole state of this optimizer ({type(error).__name__}: {reason(error)}); use "
+            "another checkpoint"
+        ) from error
 
 
 def refuse_differences(own: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> None:
@@ -77,6 +83,6 @@ def refuse_differences(own: Mapping[str, Any], saved: Mapping[str, Any], source:
     if differences:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(
-            f"{source} belongs to another model: {'; '.join(differences[:SHOWN])}{more}; resume with the "
-            "settings that wrote it, or start anew with another --out"
+            f"{source} belongs to another model: {in_one_line('; '.join(differences[:SHOWN]), most=600)}{more}; "
+            "resume with the settings that wrote it, or start anew with another --out"
         )

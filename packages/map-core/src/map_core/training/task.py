@@ -17,7 +17,11 @@ from map_core.training.optimizer import default_parameter_groups
 
 @runtime_checkable
 class MapStyleDataset(Protocol):
-    """Samples by index."""
+    """Samples by index.
+
+    One that is read best in an order of its own has ``shuffled(generator)``, too: the numbers of all its samples, each
+    once, in a random order that is a function of the generator.
+    """
 
     def __len__(self) -> int: ...
 

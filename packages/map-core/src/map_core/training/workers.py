@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
@@ -59,7 +59,7 @@ class Reading:
 def watched(
     loader: "DataLoader[Any]",
     reading: Reading,
-    names: Sequence[str] | None,
+    names: Callable[[], Sequence[str] | None],
     *,
     patience: float = PATIENCE_SECONDS,
     look: float = LOOK_SECONDS,
@@ -69,7 +69,7 @@ def watched(
     Args:
         loader: With ``timeout=look`` where it has processes, which :func:`begin_loading` began.
         reading: Written by its data set.
-        names: Of the samples, for messages.
+        names: Asked for the samples' names where a message needs one: of millions, they take seconds to list.
         patience: Seconds that a batch may be awaited.
         look: Seconds between two looks at the processes.
 
@@ -91,9 +91,9 @@ def watched(
                         raise  # raised by the data set
                     for process in processes:
                         if not process.is_alive():
-                            raise UserError(death(process, reading, names)) from None
+                            raise UserError(death(process, reading, names())) from None
                     if time.monotonic() - since > patience - look:
-                        raise UserError(hang(patience, reading, names)) from None
+                        raise UserError(hang(patience, reading, names())) from None
             yield batch
     finally:
         for process in processes:  # one that hangs would not hear of the end

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_points.data.config import Axis
-from map_points.data.files import printable, reading
+from map_points.data.files import reading
 
 SomeClouds = TypeVar("SomeClouds", bound="Clouds")
 SomeFiles = TypeVar("SomeFiles", bound="FileClouds")
@@ -189,8 +189,8 @@ def check_labels(
     labels = labels.reshape(-1)
     if labels.dtype.kind not in "iuf":
         raise UserError(
-            f"{source}: labels are {printable(str(labels.dtype), 40)} (the first "
-            f"{printable(str(labels[:1].tolist()), 40)}); expected whole numbers, 0 to {len(classes) - 1}"
+            f"{source}: labels are {in_one_line(str(labels.dtype), 40)} (the first "
+            f"{in_one_line(str(labels[:1].tolist()), 40)}); expected whole numbers, 0 to {len(classes) - 1}"
         )
     wrong = ~((labels >= 0) & (labels < len(classes)) & (np.floor(labels) == labels))
     if wrong.any():

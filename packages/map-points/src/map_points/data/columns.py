@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.errors import UserError, near_matches
-from map_points.data.files import printable
+from map_core.errors import UserError, in_one_line, near_matches
 
 AXES = ("x", "y", "z")
 ALSO_CALLED = {
@@ -59,7 +58,7 @@ def _named(table: np.ndarray, columns: Sequence[str] | None, path: Path) -> Colu
 def _column(found: Columns, name: str, path: Path) -> np.ndarray:
     place = next((known for known in (name, ALSO_CALLED.get(name)) if known in found), None)
     if place is None:
-        held = printable(", ".join(found))
+        held = in_one_line(", ".join(found))
         raise UserError(f"{path} has no {name!r}, only {held}: {near_matches(name, found)}")
     values = found[place]
     if values.dtype.kind not in "fiu":

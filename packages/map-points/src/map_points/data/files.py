@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 
-LONGEST_REASON = 160  # characters of a parser's message that are worth showing
 LONGEST_NAME = 255  # characters of a file's name
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -82,7 +81,7 @@ def reading(path: Path) -> Iterator[None]:
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.errno:
         return error.strerror
-    message = printable(str(error)) or type(error).__name__
+    message = in_one_line(str(error)) or type(error).__name__
     return message + looks_like(path)
 
 
@@ -100,13 +99,6 @@ def looks_like(path: Path) -> str:
     return next(
         (f", it looks like {what}" for begin, what in BEGINNINGS.items() if head.startswith(begin)), ""
     )
-
-
-def printable(text: str, longest: int = LONGEST_REASON) -> str:
-    """Fold text from a file into one short line without control characters."""
-    line = " ".join(text[: 4 * longest].split())
-    line = "".join(c if c.isprintable() else "?" for c in line)
-    return line if len(line) <= longest else f"{line[:longest]}..."
 
 
 def read_text(path: Path) -> str:
@@ -156,10 +148,12 @@ def check_names(names: Iterable[str], source: str) -> tuple[str, ...]:
     if odd := next(
         (name for name in counts if any(unicodedata.category(c) in ("Cc", "Cs") for c in name)), None
     ):
-        raise UserError(f"{source} has the class {printable(odd)!r}; names must not have control characters")
+        raise UserError(
+            f"{source} has the class {in_one_line(odd)!r}; names must not have control characters"
+        )
     name, count = counts.most_common(1)[0]
     if count > 1:
-        raise UserError(f"{source} has the class {printable(name)!r} {count} times; name every class once")
+        raise UserError(f"{source} has the class {in_one_line(name)!r} {count} times; name every class once")
     return tuple(counts)
 
 
@@ -172,10 +166,10 @@ def inside(root: Path, name: str, source: str) -> Path:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or ".." in parts or parts[0] == "/":
         raise UserError(
-            f"{source} names {printable(name)!r}, which leads out of {root}; name files inside the folder"
+            f"{source} names {in_one_line(name)!r}, which leads out of {root}; name files inside the folder"
         )
     if not name.isprintable() or max(map(len, parts)) > LONGEST_NAME:
-        raise UserError(f"{source} names {printable(name)!r}, which is no file name; correct the list")
+        raise UserError(f"{source} names {in_one_line(name)!r}, which is no file name; correct the list")
     return root / name
 
 

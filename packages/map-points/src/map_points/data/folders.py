@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from map_core.data.labels import LabelTable, read_labels
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_points.data.cloud_files import READERS, clouds_below, file_clouds
 from map_points.data.clouds import FileClouds
-from map_points.data.files import check_names, existing, inside, printable, read_lines
+from map_points.data.files import check_names, existing, inside, read_lines
 
 TEST_NAMES = ("val", "validation", "test")
 
@@ -74,11 +74,11 @@ def _paths_of(listed: dict[str, Path], split: str, root: Path) -> list[Path]:
         path = inside(root, line, where)
         if path.suffix.lower() not in READERS or not path.is_file():
             raise UserError(
-                f"{where} names {printable(line, 60)!r}, which is no cloud file in {root}; correct it"
+                f"{where} names {in_one_line(line, 60)!r}, which is no cloud file in {root}; correct it"
             )
         if path in paths:
             raise UserError(
-                f"{where} names {printable(line, 60)!r} again, after line {paths[path]}; name every cloud once"
+                f"{where} names {in_one_line(line, 60)!r} again, after line {paths[path]}; name every cloud once"
             )
         paths[path] = number
     return list(paths)

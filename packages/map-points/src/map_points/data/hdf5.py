@@ -7,9 +7,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import check_layout
-from map_points.data.files import existing, printable, reading, regular
+from map_points.data.files import existing, reading, regular
 from map_points.data.npy import DEFLATE
 
 KEYS = ("data", "label")
@@ -29,11 +29,11 @@ def read_h5(path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
             file = h5py.File(path, "r")
         except OSError as error:
             raise UserError(
-                f"{path} is no h5 file ({printable(str(error))}); copy or download it again"
+                f"{path} is no h5 file ({in_one_line(str(error))}); copy or download it again"
             ) from error
         with file:
             if not set(KEYS) <= (keys := set(file)):
-                held = printable(", ".join(sorted(keys))) or "none"
+                held = in_one_line(", ".join(sorted(keys))) or "none"
                 raise UserError(
                     f"{path} must have the keys data and label; it has {held}; is it another release?"
                 )
@@ -55,14 +55,16 @@ def _read(file: h5py.File, key: str, path: Path, root: Path, *, follow: bool = T
             return _read(other, link.path.strip("/"), target, root, follow=False)
     # a name with a slash could pass through another link
     if not isinstance(link, h5py.HardLink) or "/" in key or not isinstance(file[key], h5py.Dataset):
-        raise UserError(f"{path}: {printable(key)} is a link or a group; it must be a data set itself")
+        raise UserError(f"{path}: {in_one_line(key)} is a link or a group; it must be a data set itself")
     _check_storage(file[key], path, root)
     return np.asarray(file[key])
 
 
 def _below(target: Path, root: Path, source: str) -> Path:
     if not target.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{source} lies in {printable(str(target))}, outside {root}; copy it into the folder")
+        raise UserError(
+            f"{source} lies in {in_one_line(str(target))}, outside {root}; copy it into the folder"
+        )
     return target
 
 
@@ -74,7 +76,7 @@ def _check_storage(values: Any, path: Path, root: Path) -> None:
     """
     name = f"{path}: {values.name.strip('/')}"
     if values.dtype.kind not in "fiu" or values.shape is None:
-        raise UserError(f"{name} holds {printable(str(values.dtype), 40)}; expected numbers")
+        raise UserError(f"{name} holds {in_one_line(str(values.dtype), 40)}; expected numbers")
     if values.is_virtual:
         raise UserError(f"{name} is put together from other files; store the numbers themselves")
     size, stored = path.stat().st_size, values.id.get_storage_size()

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import ArrayClouds, Clouds, FileClouds, JoinedClouds, check_labels, check_layout
-from map_points.data.files import check_names, existing, inside, printable, read_lines, read_names
+from map_points.data.files import check_names, existing, inside, read_lines, read_names
 from map_points.data.hdf5 import read_h5
 from map_points.data.npy import read_npz
 from map_points.data.pickles import read_pickle
@@ -65,7 +65,7 @@ def read_normal_resampled(root: Path, split: str) -> Clouds:
         folder, underscore, _ = name.rpartition("_")
         if not underscore or folder not in known:
             raise UserError(
-                f"{listing}, line {number}, lists {printable(name)!r}, a cloud of {printable(folder)!r}, which "
+                f"{listing}, line {number}, lists {in_one_line(name)!r}, a cloud of {in_one_line(folder)!r}, which "
                 f"{root / 'modelnet40_shape_names.txt'} does not have"
             )
         labels.append(known[folder])

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy_format
 
-from map_core.errors import UserError
-from map_points.data.files import open_regular, printable
+from map_core.errors import UserError, in_one_line
+from map_points.data.files import open_regular
 
 LONGEST_HEADER = 16_384  # bytes; numpy itself stops at 10,000 characters
 DEFLATE = 1032  # no deflated stream grows by more than this
@@ -36,7 +36,7 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if missing := set(names) - set(members):
-            held = printable(", ".join(members)) or "nothing"
+            held = in_one_line(", ".join(members)) or "nothing"
             raise UserError(f"{path} has no {', '.join(sorted(missing))}; it holds {held}")
         size = path.stat().st_size
         return {name: _read_member(archive, members[name], size, f"{path} ({name})") for name in names}
@@ -72,12 +72,12 @@ def _read_array(read: Callable[[int], bytes], size: int, name: str) -> np.ndarra
     shape, fortran, dtype = HEADERS[version](head)
     if dtype.hasobject or dtype.kind not in "biufSU":
         raise UserError(
-            f"{name} holds {printable(str(dtype), 40)}; only arrays of numbers or strings are read"
+            f"{name} holds {in_one_line(str(dtype), 40)}; only arrays of numbers or strings are read"
         )
     claimed, held = math.prod(shape) * dtype.itemsize, size - head.tell()
     if min(shape, default=0) < 0 or claimed != held:
         raise UserError(
-            f"{name}: its header claims {printable(str(shape), 40)} of {dtype}, {claimed} bytes, but it holds "
+            f"{name}: its header claims {in_one_line(str(shape), 40)} of {dtype}, {claimed} bytes, but it holds "
             f"{held}; copy or download it again"
         )
     rest = head.read()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.errors import UserError
-from map_points.data.files import looks_like, printable, read_text
+from map_core.errors import UserError, in_one_line
+from map_points.data.files import looks_like, read_text
 
 
 def read_off(path: Path) -> np.ndarray:
@@ -26,7 +26,7 @@ def read_off(path: Path) -> np.ndarray:
     word = (counts.split() or [""])[0]
     if not (word.isascii() and word.isdigit() and len(word) < 12):
         raise UserError(
-            f"{path} has the counts {printable(counts, 40)!r}; expected vertices, faces and edges"
+            f"{path} has the counts {in_one_line(counts, 40)!r}; expected vertices, faces and edges"
         )
     rows = [row for row, _ in zip(lines, range(int(word)), strict=False)]
     try:
@@ -36,5 +36,5 @@ def read_off(path: Path) -> np.ndarray:
         return vertices.reshape(len(rows), 3)
     except ValueError as error:
         raise UserError(
-            f"{path}: its vertices cannot be read ({printable(str(error), 60)}); is it cut off?"
+            f"{path}: its vertices cannot be read ({in_one_line(str(error), 60)}); is it cut off?"
         ) from error

@@ -5,8 +5,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from map_core.errors import UserError
-from map_points.data.files import looks_like, open_regular, printable
+from map_core.errors import UserError, in_one_line
+from map_points.data.files import looks_like, open_regular
 
 KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS", "DATA")
 TYPES = {"F": "f", "U": "u", "I": "i"}
@@ -28,7 +28,7 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
         form, rest = header["DATA"][0], path.stat().st_size - file.tell()
         least = {"ascii": count, "binary": count * row.itemsize, "binary_compressed": 0}.get(form)
         if least is None:
-            raise UserError(f"{path} has DATA {printable(form)!r}; known: ascii, binary, binary_compressed")
+            raise UserError(f"{path} has DATA {in_one_line(form)!r}; known: ascii, binary, binary_compressed")
         if least > rest:
             raise UserError(f"{path} ends within its points: {rest} of {least} bytes; copy it again")
         if form == "ascii":
@@ -48,7 +48,7 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, list[str]]:
         if words and words[0].startswith("#"):
             continue
         if len(words) < 2 or words[0] not in KEYS:
-            line = printable(" ".join(words), 60)
+            line = in_one_line(" ".join(words), 60)
             raise UserError(f"{path} is no PCD file: its header has the line {line!r}{looks_like(path)}")
         header[words[0]] = words[1:]
     if missing := [key for key in ("FIELDS", "SIZE", "TYPE", "POINTS") if key not in header]:
@@ -59,7 +59,7 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, list[str]]:
 def _number(header: dict[str, list[str]], key: str, path: Path) -> int:
     word = header[key][0]
     if not (word.isascii() and word.isdigit() and len(word) < 12):
-        raise UserError(f"{path}: {key} is {printable(word, 40)!r}, no whole number")
+        raise UserError(f"{path}: {key} is {in_one_line(word, 40)!r}, no whole number")
     return int(word)
 
 
@@ -77,7 +77,7 @@ def _row(header: dict[str, list[str]], path: Path) -> np.dtype:
         return np.dtype(fields)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: FIELDS, SIZE, TYPE and COUNT do not fit together ({printable(str(error), 60)}); correct it"
+            f"{path}: FIELDS, SIZE, TYPE and COUNT do not fit together ({in_one_line(str(error), 60)}); correct it"
         ) from error
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from map_core.errors import UserError
-from map_points.data.files import looks_like, open_regular, printable
+from map_core.errors import UserError, in_one_line
+from map_points.data.files import looks_like, open_regular
 from map_points.data.pickled_arrays import NAMES, Refused, Text, Unbuilt, build, reduce_call
 
 MOST_INSTRUCTIONS = 5_000_000  # the largest published file has 0.4 million
@@ -45,7 +45,7 @@ def read_pickle(path: Path) -> Any:
     except (Refused, ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
         reason = str(error) if isinstance(error, Refused) else "it is cut off or damaged"
         raise UserError(
-            f"{path} was refused ({printable(reason)}{looks_like(path)}): only numpy arrays and plain containers "
+            f"{path} was refused ({in_one_line(reason)}{looks_like(path)}): only numpy arrays and plain containers "
             "are read from pickles, because others can run code; get the published file"
         ) from error
 

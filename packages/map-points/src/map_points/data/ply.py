@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from map_core.errors import UserError
-from map_points.data.files import looks_like, open_regular, printable
+from map_core.errors import UserError, in_one_line
+from map_points.data.files import looks_like, open_regular
 
 TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
@@ -41,7 +41,7 @@ def read_ply(path: Path) -> dict[str, np.ndarray]:
         for element in elements:
             if any(kind == "" for _, kind in element.properties) or not element.properties:
                 raise UserError(
-                    f"{path}: {printable(element.name)} has a list property or none, in or before the vertices; "
+                    f"{path}: {in_one_line(element.name)} has a list property or none, in or before the vertices; "
                     "convert it"
                 )
             _check_claim(element, form, path.stat().st_size - file.tell(), path)
@@ -74,12 +74,14 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[_Element]]:
                 pass
             case _:
                 raise UserError(
-                    f"{path}: the header is cut off or has the line {printable(' '.join(words))!r}"
+                    f"{path}: the header is cut off or has the line {in_one_line(' '.join(words))!r}"
                 )
     else:
         raise UserError(f"{path}: the header has more than {LONGEST_HEADER} lines")
     if form != "ascii" and form not in BYTE_ORDERS:
-        raise UserError(f"{path} has the format {printable(form)!r}; known: ascii, {', '.join(BYTE_ORDERS)}")
+        raise UserError(
+            f"{path} has the format {in_one_line(form)!r}; known: ascii, {', '.join(BYTE_ORDERS)}"
+        )
     _check_names(elements, path)
     return form, elements
 
@@ -88,9 +90,9 @@ def _check_names(elements: list[_Element], path: Path) -> None:
     for element in elements:
         names = [name for name, _ in element.properties]
         if len(set(names)) < len(names):
-            raise UserError(f"{path}: {printable(element.name)} has a property twice; correct the header")
+            raise UserError(f"{path}: {in_one_line(element.name)} has a property twice; correct the header")
         if element.name == "vertex" and not {"x", "y", "z"} <= set(names):
-            shown = printable(", ".join(names)) or "no properties"
+            shown = in_one_line(", ".join(names)) or "no properties"
             raise UserError(f"{path}: the vertices have {shown}; expected x, y and z")
 
 
@@ -106,7 +108,7 @@ def _check_claim(element: _Element, form: str, held: int, path: Path) -> None:
         claimed = element.count * _row(element, form).itemsize
     if claimed > held:
         raise UserError(
-            f"{path} ends within {printable(element.name)}: {held} of {claimed} bytes; copy it again"
+            f"{path} ends within {in_one_line(element.name)}: {held} of {claimed} bytes; copy it again"
         )
 
 
@@ -136,7 +138,7 @@ def _read_ascii(file: BinaryIO, element: _Element, form: str, path: Path) -> Ver
         fields = file.readline().replace(b"_", b"?").split()  # Python reads 1_0 as a number
         if len(fields) != width:
             raise UserError(
-                f"{path}: row {i} of {printable(element.name)} has {len(fields)} values, expected {width}; "
+                f"{path}: row {i} of {in_one_line(element.name)} has {len(fields)} values, expected {width}; "
                 "is it cut off?"
             )
         table[i] = [float(field) for field in fields] if wanted else []

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import Clouds, FileClouds
-from map_points.data.files import existing, inside, printable, read_lines
+from map_points.data.files import existing, inside, read_lines
 from map_points.data.npy import read_npy
 
 
@@ -30,7 +30,7 @@ def _read_list(root: Path, listing: Path) -> list[Path]:
     for number, name in read_lines(listing).items():
         if not name.endswith(".npy") or "-" not in name:
             raise UserError(
-                f"{listing}, line {number}, has {printable(name)!r}; expected <synset>-<id>.npy, as in "
+                f"{listing}, line {number}, has {in_one_line(name)!r}; expected <synset>-<id>.npy, as in "
                 "02691156-1a2b.npy"
             )
         paths.append(inside(root / "shapenet_pc", name, f"{listing}, line {number},"))

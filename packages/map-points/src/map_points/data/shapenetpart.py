@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import FileClouds, check_cloud
-from map_points.data.files import check_names, existing, inside, looks_like, printable, read_lines, read_text
+from map_points.data.files import check_names, existing, inside, looks_like, read_lines, read_text
 from map_points.data.txt import read_txt
 
 COLUMNS = 7  # x y z, normal, part
@@ -53,7 +53,7 @@ class PartClouds(FileClouds):
         if wrong.any():
             point = int(wrong.argmax())
             raise UserError(
-                f"{name}: point {point} has part {parts[point]}, but {printable(self.classes[category])} has "
+                f"{name}: point {point} has part {parts[point]}, but {in_one_line(self.classes[category])} has "
                 f"{', '.join(map(str, self.parts[category]))}; use the list of categories that belongs to "
                 "this data, or give the label of points without a part as --data.ignore_label"
             )
@@ -129,7 +129,7 @@ def _read_list(root: Path, part: str, names: dict[str, str] | None) -> list[Path
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = printable(str(error)) + looks_like(path)
+        reason = in_one_line(str(error)) + looks_like(path)
         raise UserError(f"{path} is no JSON ({reason}); copy or download it again") from error
     if not isinstance(items, list):
         raise UserError(f"{path} holds a {type(items).__name__}; expected a list of shape_data/<synset>/<id>")
@@ -138,14 +138,15 @@ def _read_list(root: Path, part: str, names: dict[str, str] | None) -> list[Path
         fields = item.split("/") if isinstance(item, str) else []
         if len(fields) < 2 or not all(fields[-2:]):
             shown = (
-                printable(repr(item)) if isinstance(item, str | int | float | None) else type(item).__name__
+                in_one_line(repr(item)) if isinstance(item, str | int | float | None) else type(item).__name__
             )
             raise UserError(f"{path} lists {shown} (item {index}); expected shape_data/<synset>/<id>")
         synset, name = fields[-2:]
         files.append(inside(root, f"{synset}/{name}.txt", f"{path}, item {index},"))
         if names is not None and synset not in names:
             raise UserError(
-                f"{path} lists clouds of {printable(synset)} (item {index}), which {root / CATEGORY_LIST} does not have"
+                f"{path} lists clouds of {in_one_line(synset)} (item {index}), which {root / CATEGORY_LIST} does not "
+                "have"
             )
     return files
 
@@ -160,7 +161,7 @@ def _category_names(root: Path) -> dict[str, str] | None:
         fields = line.split()
         if len(fields) != 2:
             raise UserError(
-                f"{path}, line {number}, has the line {printable(line)!r}; expected a name and a synset"
+                f"{path}, line {number}, has the line {in_one_line(line)!r}; expected a name and a synset"
             )
         names[fields[1]] = fields[0]
     return names

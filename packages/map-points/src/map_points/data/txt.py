@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.errors import UserError
-from map_points.data.files import printable, read_text, reading
+from map_core.errors import UserError, in_one_line
+from map_points.data.files import read_text, reading
 
 COMMENT = re.compile(r"(?:#|//).*")
 SEPARATORS = (";", ",")
@@ -73,7 +73,7 @@ def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:
         return None
     if not {"x", "y", "z"} <= set(words):
         raise UserError(
-            f"{path}: line {number} has {printable(lines[number], 60)!r}, no numbers; name the columns, x, y and z "
+            f"{path}: line {number} has {in_one_line(lines[number], 60)!r}, no numbers; name the columns, x, y and z "
             "among them, or take the line out"
         )
     del lines[number]
@@ -119,7 +119,7 @@ def _broken_line(rows: dict[int, str], separator: str | None, path: Path) -> str
         wrong = next((field for field in fields if not _is_number(field)), None)
         if wrong is not None:
             hint = "; is the decimal sign a comma?" if "," in wrong else ""
-            return f"{path}: line {number} has {printable(wrong, 40)!r}, no number{hint}"
+            return f"{path}: line {number} has {in_one_line(wrong, 40)!r}, no number{hint}"
         if len(fields) != columns:
             return f"{path}: line {number} has {len(fields)} values, the lines before it {columns}; is it cut off?"
     return f"{path}: its numbers cannot be read; write plain numbers separated by commas or blanks"

@@ -1,6 +1,7 @@
 """Images of any number of channels at the values that their files hold: .npy arrays, multi-band TIFF, and pictures."""
 
 import importlib
+import io
 import math
 import os
 from typing import Any
@@ -20,6 +21,17 @@ EXPANSION = 10_000  # values that a byte of a compressed file may stand for
 SAMPLES, ROWS, COLUMNS = "S", "Y", "X"  # as tifffile names the axes
 
 
+class FileInMemory(io.BytesIO):
+    """The content of a file that lies in no folder, such as a sample of a shard; the name's ending says what it is."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+File = str | os.PathLike[str] | FileInMemory
+
+
 class RefusedImageError(Exception):
     """What is wrong with an image, in words that need no name of an exception before them."""
 
@@ -35,13 +47,19 @@ def bands_of(mode: str) -> int | None:
 
 
 def is_array(file: Any) -> bool:
-    """Whether a path names an array."""
-    return isinstance(file, str | os.PathLike) and os.path.splitext(file)[1].lower() in ARRAYS
+    """Whether a file is named as an array."""
+    return ending_of(file) in ARRAYS
 
 
 def is_tiff(file: Any) -> bool:
-    """Whether a path names a TIFF file."""
-    return isinstance(file, str | os.PathLike) and os.path.splitext(file)[1].lower() in TIFF
+    """Whether a file is named as a TIFF file."""
+    return ending_of(file) in TIFF
+
+
+def ending_of(file: Any) -> str:
+    """The ending of a file's name, lower case with its dot; "" of what has no name."""
+    name = file.name if isinstance(file, FileInMemory) else file
+    return os.path.splitext(name)[1].lower() if isinstance(name, str | os.PathLike) else ""
 
 
 def as_bands(values: np.ndarray, channels: int | None) -> Float[Tensor, "c h w"]:
@@ -85,12 +103,12 @@ def check_shape(shape: tuple[int, ...], channels: int | None) -> None:
     )
 
 
-def open_array(file: str | os.PathLike[str]) -> np.ndarray:
+def open_array(file: File) -> np.ndarray:
     """An array of plain numbers, mapped, not read: a header that claims more than the file holds is refused."""
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    return np.load(file, mmap_mode=None if isinstance(file, FileInMemory) else "r", allow_pickle=False)
 
 
-def read_tiff(file: str | os.PathLike[str], channels: int | None) -> np.ndarray:
+def read_tiff(file: File, channels: int | None) -> np.ndarray:
     """The first picture of a TIFF file as [h, w, c]; pages of one channel are the channels, where they are as many.
 
     Raises:
@@ -103,7 +121,8 @@ def read_tiff(file: str | os.PathLike[str], channels: int | None) -> np.ndarray:
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
         pages = len(tiff.pages)
-        _check_size(math.prod(page.shape) * pages, os.path.getsize(file))
+        held = file.getbuffer().nbytes if isinstance(file, FileInMemory) else os.path.getsize(file)
+        _check_size(math.prod(page.shape) * pages, held)
         if page.axes == ROWS + COLUMNS and pages > 1 and channels in (None, pages):
             same = [p for p in tiff.pages if p.shape == page.shape and p.dtype == page.dtype]
             if len(same) == pages:

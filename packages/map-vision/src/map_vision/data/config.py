@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from map_core.errors import UserError, near_matches
+from map_core.shards.sizes import parse_size
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Augmentation = Literal["none", "crop_flip", "pad_crop", "shift", "timm", "three_augment"]
 PixelKind = Literal["scaled", "stored"]
+Shuffle = Literal["all", "shards"]
 Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 
 
@@ -28,10 +30,12 @@ class DataConfig:
     floating-point samples outside 0..1) is unreadable.
 
     Args:
-        source: "folder" for a folder of images, "digits" for the 8 x 8 digits that come with scikit-learn, a
-            name that timm's create_dataset reads (torch/cifar10, hfds/<owner>/<name>, tfds/<name>, ...), or
-            "auto": a folder when root is given, the digits otherwise.
-        root: Folder of the images, ``~`` expanded; for a timm name, the folder it is stored in.
+        source: "folder" for a folder of images, or of shards where it has their index; "shards" for nothing but shards,
+            tar files with an index (see the command shard); "digits" for the 8 x 8 digits that come with scikit-learn;
+            a name that timm's create_dataset reads (torch/cifar10, hfds/<owner>/<name>, tfds/<name>, ...); or "auto":
+            a folder when root is given, the digits otherwise.
+        root: Folder of the images, ``~`` expanded, or for shards the address of one (https://..., s3://..., hf://...);
+            for a timm name, the folder it is stored in.
         labels: CSV file that names the images below root, their labels and, if any, their splits (train, val,
             validation or test) in the columns path, label and split; then root needs no class subfolders. Classes
             are the labels sorted, whole numbers by value. Pretraining needs no labels.
@@ -45,6 +49,12 @@ class DataConfig:
         holdout_seed: Seed of the choice of the held-out part.
         subset: Train on this many images, a fixed choice with the same share of every class.
         subset_seed: Seed of the choice of the subset.
+        shuffle: The order of an epoch over shards: "all" draws from all samples at once; "shards" takes the shards in a
+            random order and draws from shuffle_shards of them at a time, for shards that are fetched or lie on a disk
+            that seeks slowly. Default: "shards" for an address, "all" for a folder.
+        shuffle_shards: From how many shards samples are drawn at a time.
+        shard_cache: Folder in which shards of an address are kept; default ~/.cache/map/shards.
+        shard_cache_size: What they may take there, such as 500GB; the shards that were read longest ago make room.
         on_error: What an unreadable image does: "raise" stops with its path; "skip" counts and reports it,
             trains on the next readable image in its place, and leaves it out of everything else.
         cache: "memory" decodes every image once and keeps it, at its own size, in memory that loader workers
@@ -82,6 +92,10 @@ class DataConfig:
     holdout_seed: int = 0
     subset: int | None = None
     subset_seed: int = 0
+    shuffle: Shuffle | None = None
+    shuffle_shards: int = 16
+    shard_cache: str | None = None
+    shard_cache_size: str = "100GB"
     on_error: Literal["raise", "skip"] = "raise"
     cache: Literal["none", "memory"] = "none"
     augmentation: Augmentation = "crop_flip"
@@ -100,7 +114,7 @@ class DataConfig:
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no data set and no augmentation can have."""
         _require(self, "source", lambda value: bool(value.strip()), "must name a source")
-        for name in ("root", "labels", "train_split", "eval_split", "statistics"):
+        for name in ("root", "labels", "train_split", "eval_split", "shard_cache", "statistics"):
             _require(
                 self,
                 name,
@@ -120,7 +134,10 @@ class DataConfig:
                 lambda value: _is_integer(value) and abs(value) < 2**63,
                 "must be a 64-bit integer",
             )
-        _require(self, "subset", lambda value: _is_integer(value) and value >= 1, "must be at least 1")
+        for name in ("subset", "shuffle_shards"):
+            _require(self, name, lambda value: _is_integer(value) and value >= 1, "must be at least 1")
+        _require_one_of(self, "shuffle", get_args(Shuffle))
+        parse_size(self.shard_cache_size, "data.shard_cache_size")
         _require_one_of(self, "on_error", ("raise", "skip"))
         _require_one_of(self, "cache", ("none", "memory"))
         self._validate_augmentation()

@@ -13,6 +13,8 @@ from torch import Tensor
 from map_core.errors import UserError
 
 from .bands import (
+    File,
+    FileInMemory,
     RefusedImageError,
     as_bands,
     is_array,
@@ -65,8 +67,8 @@ def decode(file: Any, mode: str, *, name: str) -> Image.Image:
         UnreadableImageError: naming the image.
     """
     try:
-        if isinstance(file, str | os.PathLike):
-            _check_file(file)
+        if isinstance(file, str | os.PathLike | FileInMemory):
+            check_file(file)
         if is_array(file):
             return _array_picture(file).convert(mode)
         with Image.open(file, formats=readable_formats()) as image:
@@ -81,20 +83,20 @@ def decode(file: Any, mode: str, *, name: str) -> Image.Image:
         raise unreadable(name, error) from error
 
 
-def stored_values(file: str | os.PathLike[str], channels: int | None, *, name: str) -> Float[Tensor, "c h w"]:
+def stored_values(file: File, channels: int | None, *, name: str) -> Float[Tensor, "c h w"]:
     """Read the values of so many channels (any number, if None) as a file holds them; a photograph is turned upright.
 
     Raises:
         UnreadableImageError: naming the image.
     """
     try:
-        _check_file(file)
+        check_file(file)
         return _stored(file, channels)
     except Exception as error:  # as of pictures
         raise unreadable(name, error) from error
 
 
-def _stored(file: str | os.PathLike[str], channels: int | None) -> Float[Tensor, "c h w"]:
+def _stored(file: File, channels: int | None) -> Float[Tensor, "c h w"]:
     if is_array(file):
         return as_bands(open_array(file), channels)
     if is_tiff(file):
@@ -105,7 +107,7 @@ def _stored(file: str | os.PathLike[str], channels: int | None) -> Float[Tensor,
         return as_bands(picture_values(image if turn is None else image.transpose(turn)), channels)
 
 
-def _array_picture(file: str | os.PathLike[str]) -> Image.Image:
+def _array_picture(file: File) -> Image.Image:
     """An array of 8-bit gray or RGB values as a picture."""
     values = open_array(file)
     shape = values.shape[:2] if values.ndim == 3 and values.shape[2] == 1 else values.shape
@@ -136,9 +138,18 @@ def _reason(error: Exception | str) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no regular file before it is opened: opening a FIFO waits for its writer."""
-    status = os.stat(path)
+def check_file(file: File) -> None:
+    """Refuse what is no regular file before it is opened: opening a FIFO waits for its writer.
+
+    Raises:
+        RefusedImageError: it is none, or empty.
+        OSError: it is not there, or may not be looked at.
+    """
+    if isinstance(file, FileInMemory):
+        if not file.getbuffer().nbytes:
+            raise RefusedImageError("the file is empty")
+        return
+    status = os.stat(file)
     if stat.S_ISDIR(status.st_mode):
         raise RefusedImageError("it is a folder")
     if not stat.S_ISREG(status.st_mode):

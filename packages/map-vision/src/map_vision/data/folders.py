@@ -121,6 +121,8 @@ def _refuse_none(folder: Path, listing: Listing) -> None:
     if not listing.images:
         looked = f"looked in all subfolders for {' '.join(sorted({*readable_extensions(), *ARRAYS}))}"
         ignored = count_by_kind(listing.ignored.items())
+        if listing.ignored[".tar"]:
+            ignored += f"; for images in tar files, write their index: map-vision shard --index {folder}"
         raise UserError(f"no images in {folder}: {looked}" + (f"; {ignored}" if ignored else ""))
 
 

@@ -2,8 +2,10 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.training.sampling import Shuffled
 
 from .decoding import UnreadableImageError, unreadable
 from .sources import ImageSource
@@ -34,6 +37,13 @@ class MemoryImages(ImageSource):
 
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+    def shuffled(self, indices: np.ndarray) -> Shuffled | None:
+        return self.source.shuffled(indices)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self.source.identity
 
     def image(self, index: int, mode: str) -> Image.Image:
         height, width = self.shape[index].tolist()

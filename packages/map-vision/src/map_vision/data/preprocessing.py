@@ -179,7 +179,7 @@ def stored_from_elsewhere(source: str) -> str:
 
 def _check_stored(config: DataConfig) -> None:
     """Refuse what stored values cannot come from or go through."""
-    if config.source not in ("auto", "folder"):
+    if config.source not in ("auto", "folder", "shards"):
         raise UserError(stored_from_elsewhere(config.source))
     if config.cache == "memory":
         raise UserError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from map_core.errors import UserError
+from map_core.training.sampling import Shuffled
 
 from .decoding import Pixels, UnreadableImageError
 from .sources import ImageSource
@@ -66,6 +67,11 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[Float[Tensor, "c h w"], int]:
         index, image = self._readable(position)
         return self.transform(image), int(self.source.labels[index])
+
+    @property
+    def shuffled(self) -> Shuffled | None:
+        """The order in which an epoch reads the samples best, where their source has one."""
+        return self.source.shuffled(self.indices)
 
     @property
     def classes(self) -> tuple[str, ...]:

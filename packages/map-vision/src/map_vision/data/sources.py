@@ -1,13 +1,19 @@
 """What every source of images offers: labels, class names, and one decoded image at a time."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from map_core.training.sampling import Shuffled
+
 from .bands import bands_of
 from .decoding import Pixels, decode, stored_values
+
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,15 @@ class ImageSource(ABC):
         Raises:
             UnreadableImageError: naming the image.
         """
+
+    def shuffled(self, indices: np.ndarray) -> Shuffled | None:
+        """The order in which the images ``indices`` are read best, where the source has one."""
+        return None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What else makes the images what they are, so that a run is resumed on the same."""
+        return NOTHING
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .folders import (
 )
 from .formats import ARRAYS, readable_extensions
 from .preprocessing import reads_digits
+from .shard_images import read_shards, reads_shards, refuse_shuffle
 from .sources import FileImages, ImageSource
 from .timm_sources import StreamedImages, read_timm
 from .walking import list_folder, subfolders
@@ -88,6 +89,13 @@ def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
 
 
 def _open(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
+    if reads_shards(config):
+        train, evaluation = read_shards(config, purpose)
+        return Splits(
+            None if train is None else Split.whole(train, train.title),
+            None if evaluation is None else Split.whole(evaluation, evaluation.title),
+        )
+    refuse_shuffle(config)
     if reads_digits(config):
         return _digits(config)
     if config.source in ("auto", "folder"):

@@ -17,6 +17,7 @@ from .config import DataConfig, PixelKind
 from .decoding import Pixels, stored_values
 from .preprocessing import reads_digits, stored_from_elsewhere
 from .samples import ImageSamples
+from .shard_images import ShardImages
 from .sources import FileImages
 from .splits import choose_splits
 from .statistics_file import Statistics
@@ -89,7 +90,7 @@ def measure(
     pixels: PixelKind = config.pixels or ("scaled" if channels in (1, 3) else "stored")
     if pixels == "scaled" and channels not in (1, 3):
         raise UserError(f"data.pixels 'scaled' is for 1 or 3 channels, not {channels}: leave it out")
-    if pixels == "stored" and not isinstance(train.source, FileImages):
+    if pixels == "stored" and not isinstance(train.source, FileImages | ShardImages):
         raise UserError(stored_from_elsewhere("digits" if reads_digits(config) else config.source))
     mode = bands_mode(channels) if pixels == "stored" else "RGB" if channels == 3 else "L"
     samples = ImageSamples(
@@ -116,6 +117,8 @@ def deviations(total: Moments) -> tuple[float, ...]:
 
 def first_channels(source: object) -> int:
     """Channels of the first file where it is an array or TIFF; 3 of any other picture."""
-    if isinstance(source, FileImages) and (is_array(source.paths[0]) or is_tiff(source.paths[0])):
-        return len(stored_values(source.paths[0], None, name=source.name(0)))
+    if isinstance(source, FileImages | ShardImages):
+        first = source.paths[0] if isinstance(source, FileImages) else source.file(0)
+        if is_array(first) or is_tiff(first):
+            return len(stored_values(first, None, name=source.name(0)))
     return 3

@@ -27,7 +27,7 @@ REGISTRY = Registry(
             unfit=native_unfit,
             fused=native_bidirectional_scan,
         ),
-        # Behind mamba_ssm, whose kernels have run on GPUs for years: these are tested in Triton's interpreter.
+        # Behind mamba_ssm: faster on an H100 up to 196 tokens, slower from 1,024 (docs/performance.md).
         Implementation(
             "triton",
             triton_scan,

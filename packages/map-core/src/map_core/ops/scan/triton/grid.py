@@ -8,15 +8,18 @@ from torch import Tensor
 
 from map_core.ops.scan.triton.arguments import Tile
 
-CHUNK = 8  # steps whose states backward holds in registers; one state in so many is kept in memory
-# Never timed. A program is one warp, so that small batches still make many; its states take so many registers of
-# each thread. Compiled for compute capability 8.0 and 9.0, state 16, forward spills nothing, backward 16 bytes.
+# Of the cuts timed on an H100 (docs/performance.md) the fastest or next to it, at half of the other's memory; longer
+# chunks take three times as long to compile.
+CHUNK = 4  # steps whose states backward holds in registers; one state in so many is kept in memory
+# A program is one warp, so that small batches still make many; its states take so many registers of each thread.
+# Compiled for compute capability 9.0, state 16, nothing is spilled; backward takes all registers a thread can have.
 FORWARD_VALUES = 16
-BACKWARD_VALUES = 8
+BACKWARD_VALUES = 16
 MAX_BLOCK = 32
 # Time is cut when a processor of the GPU would get fewer programs than this, into segments of at least so many steps.
-# A cut scans everything twice, so fewer than three segments would gain nothing.
-PROGRAMS_A_PROCESSOR = 8
+# A cut scans everything twice, so fewer than three segments would gain nothing. On an H100 a step of three programs for
+# a processor took a quarter of the time of 46, so about 12 fill it; that a cut pays up to here is reckoned, not timed.
+PROGRAMS_A_PROCESSOR = 16
 MIN_SPAN = 64
 MIN_SEGMENTS = 3
 

@@ -1,0 +1,90 @@
+"""Fetching a file from a store: asked again with growing patience, and continued where it broke off."""
+
+import time
+from pathlib import Path
+
+from map_core.errors import UserError
+from map_core.shards.index import checksum_of
+from map_core.shards.sizes import written_size
+from map_core.shards.stores import LostError, Store
+
+ATTEMPTS = 6  # in a row without a byte
+WAIT = 1.0  # seconds before the second attempt; each further one waits twice as long
+LARGEST = 2**30  # of a file whose size nobody told
+
+
+def fetch(store: Store, name: str, partial: Path, *, size: int | None = None) -> None:
+    """Bring a whole file to ``partial``, from where an earlier attempt left it.
+
+    Args:
+        store: That has it.
+        name: Of the file.
+        partial: File to write; what is in it already is taken for the beginning.
+        size: Of the file, where it is known.
+
+    Raises:
+        UserError: it does not come, does not exist or has another size.
+        OSError: it cannot be written.
+    """
+    failures = 0
+    while True:
+        before = partial.stat().st_size if partial.exists() else 0
+        try:
+            total = _receive(store, name, partial, before if size is None or before <= size else 0, size)
+            have = partial.stat().st_size
+            if total is None or have == total:
+                return
+            reason = f"the connection ended after {have} of {total} bytes"
+        except LostError as error:
+            reason = str(error)
+        failures = 1 if partial.exists() and partial.stat().st_size > before else failures + 1
+        if failures >= ATTEMPTS:
+            raise UserError(
+                f"cannot fetch {store.address(name)} ({reason}, {failures} times in a row): look at the network and "
+                "the store, then continue with --resume auto"
+            )
+        time.sleep(WAIT * 2 ** (failures - 1))
+
+
+def _receive(store: Store, name: str, partial: Path, start: int, size: int | None) -> int | None:
+    """Append what a store sends; return the size of the whole file, if anybody knows it."""
+    if size is not None and start == size:
+        return size
+    transfer = store.open(name, start)
+    if None not in (size, transfer.size) and transfer.size != size:
+        transfer.blocks.close()
+        raise UserError(
+            f"{store.address(name)} has {transfer.size} bytes, of {size} in the index: it was changed or cut off; copy "
+            "it there again, or index the set anew"
+        )
+    total = size if size is not None else transfer.size
+    most = LARGEST if total is None else total
+    with partial.open("r+b" if partial.exists() else "w+b") as file:
+        file.truncate(transfer.start)
+        file.seek(transfer.start)
+        for block in transfer.blocks:
+            file.write(block)
+            if file.tell() > most:
+                raise UserError(
+                    f"{store.address(name)} is longer than {written_size(most)}: it is no file of this set; correct "
+                    "data.root"
+                )
+    return total
+
+
+def fetch_checked(store: Store, name: str, partial: Path, *, size: int, sha256: str) -> None:
+    """Bring a file as :func:`fetch` does, and compare it with its checksum; a second time, if it is not equal.
+
+    Raises:
+        UserError: as :func:`fetch`, or its content is another.
+        OSError: it cannot be written.
+    """
+    for _ in range(2):  # a broken-off file may have been continued with another
+        fetch(store, name, partial, size=size)
+        if checksum_of(partial)["sha256"] == sha256:
+            return
+        partial.unlink()
+    raise UserError(
+        f"{store.address(name)} has another checksum than the index says: it was changed or damaged; copy it there "
+        "again, or write or index the set anew"
+    )

@@ -1,0 +1,210 @@
+"""Indexing tar files that are there already: in WebDataset's layout, files of a sample share all but their endings."""
+
+import hashlib
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from map_core.errors import UserError, visible
+from map_core.runs.files import is_full, require_folder
+from map_core.shards.index import BLOCK, INDEX, SAMPLE, Shard, is_plain_name, save_index, save_splits
+
+TAR = ".tar"
+LABEL, CLASSES = "cls", "classnames.txt"
+
+
+@dataclass(slots=True)
+class _Sample:
+    """What was read of a sample so far."""
+
+    key: str
+    row: tuple[int, int, int, int] | None = None  # shard, offset, bytes, crc32
+    label: int | None = None
+    name: str = ""
+
+
+@dataclass
+class _Set:
+    """The samples of a folder of shards."""
+
+    shards: list[Shard] = field(default_factory=list)
+    samples: list[_Sample] = field(default_factory=list)
+
+
+def index_shards(folder: Path, endings: frozenset[str], *, progress: bool = False) -> dict[str, int]:
+    """Write the index of the tar files in a folder, or of those in each of its subfolders, as splits.
+
+    Of a sample, the first file with one of ``endings`` counts, and ``.cls`` as its label, a whole number. Classes are
+    the numbers up to the largest, or the lines of ``classnames.txt``, where the folder has one. What else a sample has
+    (texts, JSON) is left where it is.
+
+    Args:
+        folder: Of the tar files, or of their folders.
+        endings: Such as ``.jpg``.
+        progress: Show a progress bar.
+
+    Returns:
+        The number of samples, by subfolder; "" is the folder itself.
+
+    Raises:
+        UserError: there are none, or one is cut off, holds links or paths out of its folder, or a label that is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--index {folder} is no folder: name the one that holds the tar files")
+    require_folder(folder, option="--index")
+    if (folder / INDEX).exists():
+        raise UserError(f"{folder} has an {INDEX} already: remove it to index its shards anew")
+    splits = {
+        place.relative_to(folder).as_posix(): _tars(place)
+        for place in sorted(path for path in folder.iterdir() if path.is_dir())
+    }
+    splits = {name: tars for name, tars in splits.items() if tars}
+    if tars := _tars(folder):
+        splits = {"": tars}
+    if not splits:
+        raise UserError(f"no {TAR} files in {folder} or its subfolders: correct --index")
+    counts: dict[str, int] = {}
+    try:
+        for name, tars in splits.items():
+            counts[name] = _index_split(folder / name, tars, endings, progress=progress)
+        if "" not in splits:
+            save_splits(folder, list(splits))
+    except OSError as error:
+        cure = (
+            "free some space"
+            if is_full(error)
+            else "make the folder and all shards in it readable and writable"
+        )
+        raise UserError(f"cannot index the shards in {folder} ({error.strerror or error}): {cure}") from error
+    return counts
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix == TAR and path.is_file())
+
+
+def _index_split(folder: Path, tars: list[Path], endings: frozenset[str], *, progress: bool) -> int:
+    whole = _Set()
+    for path in tqdm(tars, desc=folder.name, disable=not progress, leave=False):
+        _read_shard(path, whole, endings)
+    if not whole.samples:
+        raise UserError(
+            f"the {len(tars)} shards in {folder} hold no {' '.join(sorted(endings))}: correct --index"
+        )
+    labels = [sample.label for sample in whole.samples]
+    classes = _classes(folder, whole)
+    samples = np.zeros(len(labels), dtype=SAMPLE)
+    for column, values in zip(
+        ("shard", "offset", "bytes", "crc32"),
+        zip(*(s.row or () for s in whole.samples), strict=True),
+        strict=True,
+    ):
+        samples[column] = values
+    samples["label"] = [label or 0 for label in labels]
+    save_index(folder, whole.shards, classes, samples, [sample.name for sample in whole.samples])
+    return len(samples)
+
+
+def _classes(folder: Path, whole: _Set) -> tuple[str, ...]:
+    """Names of the classes, () where no sample has a label."""
+    without = next((sample for sample in whole.samples if sample.label is None), None)
+    if without is not None:
+        if any(sample.label is not None for sample in whole.samples):
+            raise UserError(
+                f"sample {visible(without.name)} in {folder} has no .{LABEL}, and others have: give all of them a "
+                "label, or none"
+            )
+        return ()
+    most = max(sample.label or 0 for sample in whole.samples)
+    if not (folder / CLASSES).is_file():
+        return tuple(map(str, range(most + 1)))
+    names = tuple((folder / CLASSES).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    if len(names) <= most or len(set(names)) < len(names):
+        raise UserError(
+            f"{folder / CLASSES} must name {most + 1} classes, each once; it has {len(set(names))} names: complete it"
+        )
+    return names
+
+
+def _read_shard(path: Path, whole: _Set, endings: frozenset[str]) -> None:
+    if not is_plain_name(path.name):
+        raise UserError(f"shard {visible(str(path))} has a name that no index takes: rename it")
+    number, before = len(whole.shards), len(whole.samples)
+    digest = hashlib.sha256()
+    sample: _Sample | None = None
+    with path.open("rb") as file:
+        for member, content in _members(path, file):
+            key, ending = _key_and_ending(member.name)
+            if sample is None or sample.key != key:
+                sample = _Sample(key)
+            if sample.row is None and f".{ending.rpartition('.')[2]}" in endings:
+                sample.row = (number, member.offset_data, member.size, zlib.crc32(content))
+                sample.name = f"{path.name}/{member.name}"
+                whole.samples.append(sample)
+            elif ending.rpartition(".")[2] == LABEL and sample.label is None:
+                sample.label = _label(content, path, member.name)
+        file.seek(0)
+        while block := file.read(BLOCK):
+            digest.update(block)
+    shard = Shard(path.name, path.stat().st_size, len(whole.samples) - before, digest.hexdigest())
+    whole.shards.append(shard)
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """The files in an archive with their contents; nothing is unpacked."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                _refuse_unsafe(path, member)
+                if not member.isfile() or os.path.basename(member.name).startswith("."):
+                    continue  # folders, and the hidden files that some systems add
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"it ends within {member.name}")
+                source = archive.extractfile(member)
+                yield member, source.read() if source is not None else b""
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # with which tar ends an archive
+                raise tarfile.ReadError(f"it breaks off after {archive.offset} bytes")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(
+            f"shard {path} is no whole tar file ({visible(str(error))}): copy it again, or remove it"
+        ) from error
+
+
+def _refuse_unsafe(path: Path, member: tarfile.TarInfo) -> None:
+    shown = visible(member.name)
+    if member.issym() or member.islnk():
+        link = f"{shown} -> {visible(member.linkname)}"
+        raise UserError(f"shard {path} holds a link ({link}): write it without links")
+    if member.issparse() or not (member.isfile() or member.isdir()):
+        what = "a file with holes" if member.issparse() else "neither file nor folder"
+        raise UserError(f"shard {path} holds {shown}, which is {what}: write it without")
+    if member.name.startswith(("/", "\\")) or ".." in member.name.replace("\\", "/").split("/"):
+        raise UserError(f"shard {path} holds {shown}, a path out of its folder: write it with relative paths")
+
+
+def _key_and_ending(name: str) -> tuple[str, str]:
+    """A member's key and ending in WebDataset's sense: the file's name is cut at its first dot."""
+    folder, _, base = name.rpartition("/")
+    key, _, ending = base.partition(".")
+    return f"{folder}/{key}" if folder else key, ending.lower()
+
+
+def _label(content: bytes, path: Path, name: str) -> int:
+    try:
+        label = int(content.decode("ascii").strip())
+    except ValueError:
+        label = -1
+    if not 0 <= label < 2**31:
+        raise UserError(
+            f"label {visible(name)} in shard {path} is {content[:20]!r}: a label is a whole number from 0 on"
+        )
+    return label

@@ -1,0 +1,128 @@
+"""The cache holds what was read last, keeps to its limit, and touches nothing that is not its own."""
+
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from faulty_store import faulty_store
+from toy_shards import CONTENT
+
+from map_core import UserError
+from map_core.shards import ShardRoot, ShardSettings, read_index
+from map_core.shards.cache import Cache
+from map_core.shards.stores import store_at
+
+
+@pytest.fixture
+def store(shards):
+    with faulty_store(shards) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def bytes_of(folder):
+    return sum(path.stat().st_size for path in folder.glob("*.tar"))
+
+
+def test_shards_that_were_opened_longest_ago_make_room(store, folder, shards, monkeypatch):
+    index = read_index(shards)
+    cache = Cache(store_at(store.address), folder, 100_000)  # two of 41 kB
+
+    def read(number):
+        os.close(cache.open(index.shards[number]))
+        path = folder / f"{index.shards[number].sha256}.tar"
+        os.utime(path, (len(store.requests), read.clock))
+        read.clock += 1
+
+    read.clock = 1000
+    for number in (0, 1, 0, 2, 0, 1):
+        read(number)
+        assert bytes_of(folder) <= 100_000
+    assert [name for name, _ in store.requests] == [f"00000{number}.tar" for number in (0, 1, 2, 1)]
+
+
+def test_files_of_somebody_else_are_left_alone(store, folder, shards):
+    folder.mkdir()
+    (folder / "holidays.tar").write_bytes(bytes(10**6))
+    index = read_index(shards)
+    cache = Cache(store_at(store.address), folder, 1)
+    for shard in index.shards:
+        os.close(cache.open(shard))
+    assert (folder / "holidays.tar").stat().st_size == 10**6
+    assert len(list(folder.glob("*.tar"))) == 2
+
+
+def test_a_cached_shard_that_was_cut_off_is_fetched_again(store, folder, shards):
+    shard = read_index(shards).shards[0]
+    cache = Cache(store_at(store.address), folder, 10**9)
+    os.close(cache.open(shard))
+    os.truncate(folder / f"{shard.sha256}.tar", 5)
+    descriptor = cache.open(shard)
+    assert os.fstat(descriptor).st_size == shard.bytes
+    os.close(descriptor)
+
+
+def test_a_download_that_was_killed_is_continued(store, folder, shards):
+    shard = read_index(shards).shards[0]
+    folder.mkdir()
+    (folder / f".unfinished_{shard.sha256}.tar").write_bytes((shards / shard.name).read_bytes()[:1000])
+    os.close(Cache(store_at(store.address), folder, 10**9).open(shard))
+    assert store.requests == [(shard.name, 1000)]
+    assert [path.name for path in folder.iterdir()] == [f"{shard.sha256}.tar"]
+
+
+def test_many_that_want_a_shard_at_once_fetch_it_once(store, folder):
+    readers = [ShardRoot(store.address, ShardSettings(folder, 10**9)).open("") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda reader: [reader.read(number) for number in range(40)], readers))
+    assert read == [CONTENT] * 4
+    assert len(store.requested(".tar")) == 4
+
+
+@pytest.mark.parametrize("limit", [41_000, 60_000, 90_000])
+def test_a_cache_that_is_smaller_than_the_set_reads_right_and_holds_no_removed_shard_open(
+    store, folder, limit
+):
+    reader = ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
+    reader.place.limit = limit
+    numbers = [number * 7 % 40 for number in range(60)]
+    for number in numbers:
+        assert reader.read(number) == CONTENT[number]
+        assert bytes_of(folder) <= limit
+        assert sum(shard.removed for shard in reader._open.values()) == 0
+
+
+def test_a_cache_that_would_drop_what_is_read_next_is_refused(store, folder):
+    root = ShardRoot(store.address, ShardSettings(folder, 100_000))
+    assert root.open("", at_once=1).read(3) == CONTENT[3]
+    with pytest.raises(
+        UserError,
+        match=r"123 KB of the shards of http.* are read at a time, and data.shard_cache_size is 100 KB: raise it, or "
+        r"lower data.shuffle_shards \(2\)$",
+    ):
+        root.open("", at_once=2)
+    with pytest.raises(UserError, match=r"1\d\d KB of the shards .* is 100 KB: raise it$"):
+        root.open("")
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [(errno.ENOSPC, "lower data.shard_cache_size, or free some space"), (errno.EROFS, "choose another")],
+)
+def test_a_disk_that_refuses_is_one_sentence(store, folder, shards, monkeypatch, number, cure):
+    def refuse(source, target):
+        raise OSError(number, os.strerror(number))
+
+    cache = Cache(store_at(store.address), folder, 10**9)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(
+            UserError,
+            match=rf"cannot keep shards in {folder} \(.*\): {cure}.* then continue with --resume auto",
+        ):
+            cache.open(read_index(shards).shards[0])

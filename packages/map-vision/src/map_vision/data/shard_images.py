@@ -1,0 +1,154 @@
+"""Images in shards: which splits a run reads, and one decoded image at a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from map_core.errors import UserError
+from map_core.paths import expanded
+from map_core.shards import (
+    ShardReader,
+    ShardRoot,
+    ShardSettings,
+    default_cache,
+    has_index,
+    in_windows,
+    parse_size,
+)
+from map_core.shards.stores import is_address
+from map_core.training.sampling import Shuffled
+
+from .bands import FileInMemory, bands_of
+from .config import DataConfig, Purpose
+from .decoding import Pixels, decode, stored_values
+from .folders import EVAL_SPLITS
+from .sources import ImageSource
+
+
+@dataclass(frozen=True)
+class ShardImages(ImageSource):
+    """Images in shards; an epoch reads from ``window`` of them at a time, None from all; ``title`` is the split."""
+
+    reader: ShardReader
+    window: int | None
+    title: str
+
+    def name(self, index: int) -> str:
+        return self.reader.index.name(index)
+
+    def file(self, index: int) -> FileInMemory:
+        """The file that a sample was.
+
+        Raises:
+            UserError: its shard cannot be read, or is damaged.
+        """
+        return FileInMemory(self.reader.read(index), self.name(index))
+
+    def image(self, index: int, mode: str) -> Pixels:
+        file, name = self.file(index), self.reader.where(index)
+        if (channels := bands_of(mode)) is not None:
+            return stored_values(file, channels, name=name)
+        return decode(file, mode, name=name)
+
+    def shuffled(self, indices: np.ndarray) -> Shuffled | None:
+        if self.window is None:
+            return None
+        shard = torch.from_numpy(self.reader.index.samples["shard"][indices].astype(np.int64))
+        return partial(in_windows, shard, self.window)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            "shards (checksum of index.json)": self.reader.index.digest,
+            "shuffle": "all" if self.window is None else "shards",
+        }
+
+
+def reads_shards(config: DataConfig) -> bool:
+    """Whether the source is shards."""
+    if config.source in ("auto", "folder") and config.labels is None:
+        return config.root is not None and has_index(config.root)
+    return config.source == "shards"
+
+
+def refuse_shuffle(config: DataConfig) -> None:
+    """Raise a :class:`UserError` where other images than those in shards are to be read shard by shard."""
+    if config.shuffle == "shards":
+        where = f"data.source '{config.source}'" if config.root is None else config.root
+        raise UserError(f"data.shuffle 'shards' is for images in shards, and {where} has none: leave it out")
+
+
+def read_shards(config: DataConfig, purpose: Purpose) -> tuple[ShardImages | None, ShardImages | None]:
+    """Open the training and the evaluation images that ``purpose`` has a use for, as of folders.
+
+    Raises:
+        UserError: a split, the labels or a shard is missing.
+    """
+    if config.root is None:
+        raise UserError("source 'shards' needs the folder or address of the shards: pass --data.root")
+    shuffle = config.shuffle or ("shards" if is_address(config.root) else "all")
+    cache = default_cache() if config.shard_cache is None else expanded(config.shard_cache)
+    limit = parse_size(config.shard_cache_size, "data.shard_cache_size")
+    root = ShardRoot(config.root, ShardSettings(cache, limit))
+    train, evaluation = _splits(root, config, purpose)
+    labelled = purpose in ("finetune", "evaluate")
+    # only training reads in an order of its own: whatever else reads samples by their number, from all shards
+    window = config.shuffle_shards if shuffle == "shards" and purpose in ("pretrain", "finetune") else None
+    held_out = purpose == "finetune" and config.holdout > 0
+    at_once = None if held_out else window
+    to_train = None if train is None else _open(root, train, window, at_once, labelled=labelled)
+    to_evaluate = None if evaluation is None else _open(root, evaluation, None, None, labelled=labelled)
+    if to_train is not None and to_evaluate is not None and to_train.classes != to_evaluate.classes:
+        raise UserError(
+            f"the shards of split '{evaluation}' in {root.root} have other classes ({len(to_evaluate.classes)}) than "
+            f"those of '{train}' ({len(to_train.classes)}): write them together, from one folder"
+        )
+    return to_train, to_evaluate
+
+
+def _splits(root: ShardRoot, config: DataConfig, purpose: Purpose) -> tuple[str | None, str | None]:
+    """The subfolders to train and to evaluate on, None for what ``purpose`` has no use for."""
+    train = (
+        root.require(config.train_split, "train_split")
+        if config.train_split is not None
+        else ("train" if "train" in root.splits else None if root.splits else "")
+    )
+    evaluation = (
+        root.require(config.eval_split, "eval_split")
+        if config.eval_split is not None
+        else next((name for name in EVAL_SPLITS if name in root.splits), None)
+    )
+    in_train = config.holdout > 0 and config.eval_split is None
+    if train is None and (in_train or purpose in ("pretrain", "finetune")):
+        raise UserError(
+            f"no training split in the shards of {root.root}: looked for train, found {', '.join(root.splits)}; name "
+            "it with --data.train_split"
+        )
+    if purpose == "pretrain" or in_train or (purpose == "features" and evaluation is None):
+        return train, None
+    if evaluation is None:
+        raise UserError(
+            f"no evaluation split in the shards of {root.root}: looked for {', '.join(EVAL_SPLITS)}, found "
+            f"{', '.join(root.splits) or 'no splits'}; name it with --data.eval_split, or hold a part of the training "
+            "set out with --data.holdout 0.1"
+        )
+    return (None if purpose == "evaluate" else train), evaluation
+
+
+def _open(
+    root: ShardRoot, split: str, window: int | None, at_once: int | None, *, labelled: bool
+) -> ShardImages:
+    reader = root.open(split, at_once)
+    index = reader.index
+    if labelled and not index.classes:
+        raise UserError(
+            f"the shards of {'/'.join(filter(None, (root.root, split)))} have no labels, which this needs: write them "
+            "from a folder with a subfolder a class, or with --data.labels"
+        )
+    return ShardImages(
+        index.labels, index.classes, reader, window, split or root.root.rstrip("/").split("/")[-1]
+    )

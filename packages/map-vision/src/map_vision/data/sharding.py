@@ -1,0 +1,106 @@
+"""From a folder of images to what its shards are written of."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from map_core.data.labels import read_labels
+from map_core.errors import UserError
+from map_core.shards import Files
+
+from .bands import RefusedImageError
+from .config import DataConfig
+from .decoding import check_file
+from .folders import (
+    EVAL_SPLITS,
+    eval_folder,
+    existing_root,
+    read_folder,
+    read_unlabelled_folder,
+    train_folder,
+)
+from .formats import ARRAYS, readable_extensions
+from .sources import FileImages
+from .walking import subfolders
+
+
+def files_by_split(config: DataConfig) -> dict[str, Files]:
+    """All splits of a folder, by their name; "" where the folder is one set.
+
+    Raises:
+        UserError: the source is no folder, has no images, or evaluation splits of other classes.
+    """
+    config.validate()
+    if config.source not in ("auto", "folder"):
+        raise UserError(
+            f"shards are written from a folder, not from data.source '{config.source}': leave it out"
+        )
+    for name in ("holdout", "subset"):
+        if getattr(config, name):
+            raise UserError(
+                f"shards hold whole splits, of which runs take their parts: leave data.{name} out"
+            )
+    root = existing_root(config.root)
+    return _folders(config, root) if config.labels is None else _rows(config.labels, root)
+
+
+def _folders(config: DataConfig, root: Path) -> dict[str, Files]:
+    folder = train_folder(root, config.train_split)
+    named = eval_folder(root, config.eval_split) if config.eval_split is not None else None
+    held_out = [root / name for name in EVAL_SPLITS if (root / name).is_dir()] if named is None else [named]
+    if folder == root and not held_out:
+        return {"": _files(read_unlabelled_folder(root), root)}
+    splits: dict[str, Files] = {}
+    classes: tuple[str, ...] | None = None
+    if folder != root or config.train_split is not None:
+        images = read_unlabelled_folder(folder)
+        classes = images.classes
+        splits["train" if folder == root else folder.name] = _files(images, folder)
+    for place in held_out:
+        if place.name in splits:
+            raise UserError(f"two splits are called '{place.name}': rename the folder of one of them")
+        labelled = bool(classes) or (classes is None and bool(subfolders(place)))
+        images = read_folder(place, classes=classes or None) if labelled else read_unlabelled_folder(place)
+        classes = classes or images.classes
+        splits[place.name] = _files(images, place)
+    return splits
+
+
+def _rows(labels: str, root: Path) -> dict[str, Files]:
+    table = read_labels(labels, root, endings=sorted({*readable_extensions(), *ARRAYS}))
+    names = tuple(path.relative_to(root).as_posix() for path in table.paths)
+    splits = {name: table.train_rows(name) for name in dict.fromkeys(table.splits)} or {
+        "": table.train_rows()
+    }
+    return {
+        split: Files(
+            tuple(names[row] for row in rows.tolist()),
+            partial(read_file, tuple(table.paths[row] for row in rows.tolist())),
+            np.zeros_like(table.labels[rows]) if table.unlabelled else table.labels[rows],
+            () if table.unlabelled else table.classes,
+        )
+        for split, rows in splits.items()
+    }
+
+
+def _files(images: FileImages, folder: Path) -> Files:
+    begins = len(str(folder / "x")) - 1
+    names = tuple(str(path)[begins:].replace(os.sep, "/") for path in images.paths)
+    labels = images.labels if images.classes else np.zeros_like(images.labels)
+    return Files(names, partial(read_file, images.paths), labels, images.classes)
+
+
+def read_file(paths: tuple[Path | str, ...], number: int) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        UserError: it cannot be read, or is empty.
+    """
+    try:
+        check_file(paths[number])
+        return Path(paths[number]).read_bytes()
+    except (OSError, RefusedImageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read image {paths[number]} ({reason}): replace or remove it") from error
