@@ -110,7 +110,7 @@ def registers_first(x: Float[Tensor, "b n d"], num_registers: int, spread: bool)
 
 
 def _sequence_places(length: Any, num_registers: int, spread: bool, device: torch.device) -> Tensor:
-    """Sequence indices of registers, then of ``length`` other tokens; of tensors, for a length that is not known yet."""
+    """Sequence indices of registers, then of ``length`` other tokens, without lists: exports leave the length free."""
     if isinstance(length, Tensor):
         length = int(length)  # a tracer's size
     registers = torch.arange(num_registers, device=device)

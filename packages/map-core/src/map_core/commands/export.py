@@ -6,7 +6,6 @@ from typing import Any
 
 from map_core.commands.convert import changes_of
 from map_core.commands.options import Option, config_class
-from map_core.errors import UserError
 from map_core.paths import expanded
 from map_core.runs.files import require_file
 from map_core.runs.notes import tell
@@ -25,8 +24,10 @@ def export_config(domain: Domain) -> type:
         encoder=Option(
             bool, "Of a classifier, write the encoder: pooled features and tokens, no classes.", False
         ),
-        batch_size=Option(int | None, f"{domain.sample.capitalize()}s at once; any number when not given.", None),
-        model=Option(changes_of(domain), "What is to differ from the run's model, such as the size of its inputs."),
+        any_size=Option(bool, f"Leave {' and '.join(domain.size_axes.values())} free, too.", domain.any_size),
+        model=Option(
+            changes_of(domain), "What is to differ from the run's model, such as the size of its inputs."
+        ),
         out=Option(str | None, "File to write; model.onnx or model.pt2 when not given.", None),
     )
 
@@ -37,8 +38,6 @@ def export(domain: Domain, config: Any) -> None:
     Raises:
         UserError: see :func:`~map_core.tasks.export.export_run`.
     """
-    if config.batch_size is not None and config.batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {config.batch_size}")
     out = expanded(config.out or f"model{ENDING[config.format]}")
     require_file(out)
     difference = export_run(
@@ -47,7 +46,7 @@ def export(domain: Domain, config: Any) -> None:
         out,
         format=config.format,
         encoder=config.encoder,
-        batch_size=config.batch_size,
+        any_size=config.any_size,
         changes={key: value for key, value in asdict(config.model).items() if value is not None},
     )
     tell(f"differs from the model by at most {difference:.2g} on random {domain.sample}s\n-> {out}")

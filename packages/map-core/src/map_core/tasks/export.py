@@ -48,7 +48,7 @@ def export_run(
     *,
     format: Format,
     encoder: bool = False,
-    batch_size: int | None = None,
+    any_size: bool = False,
     changes: Changes = NONE,
 ) -> float:
     """Write the classifier or encoder of a run as a program, and compare the two.
@@ -59,7 +59,7 @@ def export_run(
         out: File to write.
         format: Of the file.
         encoder: Write a classifier's encoder, too; a run without classes has nothing else.
-        batch_size: Samples that the program takes at once; any number when None.
+        any_size: Leave the size of samples free.
         changes: Settings of the model that differ from the run's, such as the size of its inputs.
 
     Returns:
@@ -85,8 +85,7 @@ def export_run(
         format=format,
         inputs=f"{domain.sample}s",
         outputs=("features", "tokens") if only_features else ("logits",),
-        batch_size=batch_size,
-        free=domain.free_axes,
+        free=domain.size_axes if any_size else None,
         description={**description, "arguments": config.arguments()},
     )
 
@@ -99,7 +98,6 @@ def export_model(
     format: Format,
     inputs: str = "inputs",
     outputs: tuple[str, ...] = ("outputs",),
-    batch_size: int | None = None,
     free: Mapping[int, str] | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> float:
@@ -111,33 +109,34 @@ def export_model(
         out: File to write.
         format: Of the file.
         inputs, outputs: What an ONNX file calls them.
-        batch_size: Samples that the program takes at once; any number when None.
-        free: Names of further axes whose size is not settled.
+        free: Names of the axes beside the batch whose size is not settled.
         description: What the file says of itself.
 
     Returns:
         The largest difference of the program's results from the model's.
 
     Raises:
-        UserError: another ending than the format's, a package is missing, the exporter does not know an operation, or the results differ.
+        UserError: another ending than the format's, a package is missing, the exporter does not know an operation, or
+            the results differ.
     """
     if out.suffix != ENDING[format]:
         raise UserError(f"{out} does not end in {ENDING[format]}, as files of {format} do: rename it")
     if format == "onnx":
         require_onnx(sum(value.nbytes for value in model.state_dict().values()))
-    described = {"inputs": [inputs, *example.shape[1:]], "outputs": list(outputs), **(description or {})}
-    wanted = random_inputs(example, batch_size or CHECKED_BATCH)
-    axes = {**({} if batch_size else {0: "batch"}), **(free or {})}
+    axes = {0: "batch", **(free or {})}
+    shape = [axes.get(axis, size) for axis, size in enumerate(example.shape)]
+    described = {"inputs": {inputs: shape}, "outputs": list(outputs), **(description or {})}
     out.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), replacing(out) as partial:
         with refusing(format):
-            program = traced(model, random_inputs(example, batch_size or TRACED_BATCH), axes)
+            program = traced(model, random_inputs(example, TRACED_BATCH), axes)
             if format == "onnx":
                 write_onnx(program, partial, axes, inputs=inputs, outputs=outputs, description=described)
             else:
                 torch.export.save(program, partial, extra_files={DESCRIPTION: json.dumps(described)})
-        results = run_onnx(partial, wanted) if format == "onnx" else run_archive(partial, wanted)
-        return compared(results, in_list(model(wanted)))
+        samples = random_inputs(example, CHECKED_BATCH)
+        results = run_onnx(partial, samples) if format == "onnx" else run_archive(partial, samples)
+        return compared(results, in_list(model(samples)))
 
 
 def random_inputs(example: Tensor, batch: int) -> Tensor:
@@ -153,7 +152,9 @@ def traced(model: nn.Module, inputs: Tensor, free: Mapping[int, str]) -> torch.e
         inputs: A batch.
         free: Names of the axes of inputs whose sizes are not settled.
     """
-    dims = {axis: torch.export.Dim(name) if axis == 0 else torch.export.Dim.DYNAMIC for axis, name in free.items()}
+    dims = {
+        axis: torch.export.Dim(name) if axis == 0 else torch.export.Dim.DYNAMIC for axis, name in free.items()
+    }
     with for_export():
         return torch.export.export(
             copy.deepcopy(model).requires_grad_(False), (inputs,), dynamic_shapes=(dims,)
@@ -175,8 +176,8 @@ def refusing(format: Format) -> Iterator[None]:
     except Exception as error:  # exporters raise whatever they stumble on
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(
-            f"this model cannot be written as {format} by torch {torch.__version__} ({type(error).__name__}: {reason}); "
-            "try another --format, or another version of torch"
+            f"this model cannot be written as {format} by torch {torch.__version__} ({type(error).__name__}: "
+            f"{reason}); try another --format, or another version of torch"
         ) from error
 
 

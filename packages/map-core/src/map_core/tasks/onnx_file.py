@@ -36,7 +36,8 @@ def require_onnx(weights: int) -> None:
         )
     if weights >= LIMIT:
         raise UserError(
-            f"an ONNX file holds 2 GiB and the model has {weights / 2**30:.1f} GiB of weights: choose --format torch-export"
+            f"an ONNX file holds 2 GiB and the model has {weights / 2**30:.1f} GiB of weights: choose --format "
+            "torch-export"
         )
 
 

@@ -33,10 +33,10 @@ def nearest_neighbors(
         )
     queries, points = queries.detach().float(), points.detach().float()
     if exporting():
+        # no bits to read, no parts: any batch size
         distance = squared_distance(queries.unsqueeze(2), points.unsqueeze(1))
-        return distance.sort(dim=-1, stable=True).indices[
-            ..., :k
-        ]  # no bits to read, no parts: any batch size
+        nearest = distance.sort(dim=-1, stable=True).indices
+        return nearest[..., :k]
     clouds = max(1, CACHED // (queries.shape[1] * n)) if points.device.type == "cpu" else len(points)
     parts = zip(queries.split(clouds), points.split(clouds), strict=True)
     return torch.cat([_nearest(part, cloud, k) for part, cloud in parts])
