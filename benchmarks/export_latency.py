@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import map_points.domain
 import map_vision.domain
 from map_core.runs.files import save_json
-from map_core.runs.summary import commit, device_name, versions
+from map_core.runs.summary import commit
 from map_core.tasks.domain import Domain
 from map_core.tasks.export import export_model
 
@@ -77,34 +77,35 @@ def milliseconds(run: Callable[[], Any]) -> float:
     return round(1000 * sorted(seconds)[len(seconds) // 2], 2)
 
 
-def measured(name: str) -> list[dict[str, Any]]:
-    """A row for each batch: times, and how far int8 is from float32 in units of the results' spread."""
+def row(name: str, batch: int) -> dict[str, Any]:
+    """Times of a batch, and how far int8 is from float32 in units of the results' spread."""
     model, example = build(name)
     file = FILES / f"{name}.onnx"
     exact, small = session_of(file), session_of(int8_of(file))
-    rows = []
-    for batch in BATCHES:
-        inputs = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(1))
-        feed = {"inputs": inputs.numpy()}
-        with torch.inference_mode():
-            eager = milliseconds(lambda: model(inputs))
-            wanted = model(inputs).numpy()
-        results, rounded = exact.run(None, feed)[0], small.run(None, feed)[0]
-        rows.append(
-            {
-                "model": name,
-                "batch": batch,
-                "PyTorch ms": eager,
-                "ONNX Runtime ms": milliseconds(lambda: exact.run(None, feed)),
-                "int8 ms": milliseconds(lambda: small.run(None, feed)),
-                "largest difference": float(np.abs(results - wanted).max()),
-                "int8 error": round(float((rounded - wanted).std() / wanted.std()), 4),
-                "MB": round(file.stat().st_size / 1e6, 1),
-                "int8 MB": round(int8_of(file).stat().st_size / 1e6, 1),
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
+    inputs = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(1))
+    feed = {"inputs": inputs.numpy()}
+    with torch.inference_mode():
+        eager, wanted = milliseconds(lambda: model(inputs)), model(inputs).numpy()
+    results, rounded = exact.run(None, feed)[0], small.run(None, feed)[0]
+    return {
+        "model": name,
+        "batch": batch,
+        "PyTorch ms": eager,
+        "ONNX Runtime ms": milliseconds(lambda: exact.run(None, feed)),
+        "int8 ms": milliseconds(lambda: small.run(None, feed)),
+        "largest difference": float(np.abs(results - wanted).max()),
+        "int8 error": round(float((rounded - wanted).std() / wanted.std()), 4),
+        "MB": round(file.stat().st_size / 1e6, 1),
+        "int8 MB": round(int8_of(file).stat().st_size / 1e6, 1),
+    }
+
+
+def processor() -> str:
+    """What the processor calls itself (Linux)."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
 
 
 def main() -> None:
@@ -122,12 +123,11 @@ def main() -> None:
     save_json(
         RESULTS,
         {
-            "processor": device_name(torch.device("cpu")),
-            "threads": 1,
-            "versions": {**versions(), "onnxruntime": onnxruntime.__version__},
+            "processor": f"one core of {processor()}",
+            "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "commit": commit(),
             "command": " ".join(["python", "benchmarks/export_latency.py", *sys.argv[1:]]),
-            "rows": [row for name in arguments.models for row in measured(name)],
+            "rows": [row(name, batch) for name in arguments.models for batch in BATCHES],
         },
     )
 

@@ -58,14 +58,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(folder):
-    """Classifiers with random weights as directories of runs."""
+    """Classifiers and a pretrained encoder with random weights as directories of runs."""
     torch.manual_seed(0)
-    for kind, config in MODELS_TRIED.items():
-        model = MODELS.create_classifier(config, len(CLASSES))
+    classifier = {"task": "finetune", "holds": "classifier", "classes": CLASSES, "weights": "raw"}
+    encoder = {"task": "pretrain", "holds": "encoder", "weights": "raw"}
+    for kind, told in {"hybridnet": classifier, "mambavision": classifier, "pretrained": encoder}.items():
+        config = MODELS_TRIED["hybridnet" if kind == "pretrained" else kind]
+        classified = told is classifier
+        model = (
+            MODELS.create_classifier(config, len(CLASSES)) if classified else MODELS.create_backbone(config)
+        )
         for value in model.state_dict().values():
             if value.is_floating_point():
                 value.add_(0.05 * torch.rand_like(value))  # no parameter is 0, no mean either
-        told = {"task": "finetune", "holds": "classifier", "classes": CLASSES, "weights": "raw"}
         (folder / kind).mkdir()
         save_weights(folder / kind / "model.safetensors", model.state_dict(), MODELS.describe(config, **told))
     return folder
@@ -78,7 +83,7 @@ def exported(runs):
         [runs / kind, "--out", runs / f"{name}.onnx", *options] for name, (kind, options) in ONNX.items()
     ]
     archive = ["--out", runs / "model.pt2", "--format", "torch-export", "--model.img_size", "32"]
-    printed = export(*commands, [runs / "hybridnet", *archive])
+    printed = export(*commands, [runs / "pretrained", *archive])
     assert printed.count("differs from the model by at most") == len(ONNX) + 1
     return runs
 
@@ -147,7 +152,7 @@ ELSEWHERE = """
     folder = sys.argv[1]
     told = {"map.json": ""}
     program = torch.export.load(f"{folder}/model.pt2", extra_files=told).module()
-    assert json.loads(told["map.json"])["classes"] == ["cat", "dog", "owl"]
+    assert json.loads(told["map.json"])["outputs"] == ["features", "tokens"]
     for images, wanted in torch.load(f"{folder}/wanted.pt"):
         torch.testing.assert_close(program(images), wanted, rtol=1e-4, atol=1e-5)
     try:
@@ -158,10 +163,12 @@ ELSEWHERE = """
 
 
 def test_a_program_of_torch_export_runs_where_this_project_is_not(exported):
-    model = MODELS.load(exported / "hybridnet")
+    model = MODELS.load(exported / "pretrained")
     model.set_input_size(32)
     samples = [torch.randn(batch, 3, 32, 32) for batch in (1, 5)]
-    torch.save([(images, model(images).detach()) for images in samples], exported / "wanted.pt")
+    torch.save(
+        [(images, tuple(results_of(model, images, "encoder"))) for images in samples], exported / "wanted.pt"
+    )
     printed = warm.run("-c", textwrap.dedent(ELSEWHERE), exported)
     assert "Guard failed: x.size()[2] == 32" in printed
 

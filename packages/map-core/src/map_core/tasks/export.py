@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_core.ops.exporting import for_export
 from map_core.runs.files import replacing
 from map_core.tasks.domain import Domain
@@ -71,9 +71,10 @@ def export_run(
     description, config = read_description(path), domain.models.described(path, changes)
     if config is None or description.get("holds") not in ("encoder", "classifier"):
         weights_file(path)  # says so when there is nothing at all
+        holds = in_one_line(description.get("holds", "nothing"))
         raise UserError(
-            f"{path} describes neither an encoder nor a classifier (its .json says: "
-            f"{description.get('holds', 'nothing')}); give a run of pretrain, finetune or linear-probe"
+            f"{path} describes neither an encoder nor a classifier (its .json says: {holds}); give a run of pretrain, "
+            "finetune or linear-probe"
         )
     domain.models.refuse_other_settings(config, path)
     model = domain.models.encoder(path, changes)
