@@ -6,12 +6,13 @@ LinearAttention (opset 27; ONNX Runtime has it as com.microsoft) has a decay for
 each channel, its states as keys and a value of one number, that is the scan of ``reference_scan``.
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from export_latency import milliseconds, processor
+from export_latency import processor, session_of, timed
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def linear_attention(A: Tensor, inputs: list[Tensor]) -> bytes:
 
 
 def row(batch: int) -> dict[str, float]:
-    """Milliseconds of each, and of this project's kernel."""
+    """Milliseconds of each, which must give the same, and of this project's kernel."""
     torch.manual_seed(0)
     A = -4 * torch.rand(CHANNELS, STATES)
     widths = (CHANNELS, CHANNELS, STATES, STATES)
@@ -87,17 +88,12 @@ def row(batch: int) -> dict[str, float]:
     inputs[1] = 0.3 * torch.rand_like(inputs[1])
     feed = {name: x.numpy() for name, x in zip(NAMES, inputs, strict=True)}
     with torch.inference_mode():
-        wanted = selective_scan(inputs[0], inputs[1], A, *inputs[2:]).numpy()
-        times = {
-            "batch": batch,
-            "PyTorch ms": milliseconds(lambda: selective_scan(inputs[0], inputs[1], A, *inputs[2:])),
-        }
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+        wanted, kernel = timed(lambda: selective_scan(inputs[0], inputs[1], A, *inputs[2:]).numpy())
+    times = {"batch": batch, "PyTorch, native kernel ms": kernel}
     for name, make in {"Scan ms": loop, "LinearAttention ms": linear_attention}.items():
-        session = onnxruntime.InferenceSession(make(A, inputs), options, providers=["CPUExecutionProvider"])
-        np.testing.assert_allclose(session.run(None, feed)[0], wanted, rtol=1e-3, atol=1e-4)
-        times[name] = milliseconds(lambda: session.run(None, feed))  # noqa: B023 (called at once)
+        session = session_of(make(A, inputs))
+        (result, *_), times[name] = timed(functools.partial(session.run, None, feed))
+        np.testing.assert_allclose(result, wanted, rtol=1e-3, atol=1e-4)
     return times
 
 

@@ -1,10 +1,9 @@
 """Exported point models: clouds of any number and size, centres and neighbours by the same rules.
 
-Commands run in a process of their own, as the shape checker of the test run cannot be exported.
+The command runs in a process of its own, as the shape checker of the test run cannot be exported.
 """
 
 import json
-import textwrap
 
 import numpy as np
 import onnxruntime
@@ -25,28 +24,15 @@ CONFIG = PointModelConfig(
     patch_hidden_dim=8,
 )  # in the order of a Hilbert curve
 
-EXPORT = """
-    import json, sys
-    from map_core.commands.program import main
-    from map_points.cli import COMMANDS
-
-    for arguments in json.loads(sys.argv[1]):
-        assert main("map-points", COMMANDS, "map_points.recipes", arguments) == 0
-"""
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A classifier with random weights as the directory of a run, and its programs."""
+    """A classifier with random weights as the directory of a run, exported."""
     torch.manual_seed(0)
     folder, model = tmp_path_factory.mktemp("run"), MODELS.create_classifier(CONFIG, 3)
     told = {"task": "finetune", "holds": "classifier", "classes": ["a", "b", "c"], "weights": "raw"}
     save_weights(folder / "model.safetensors", model.state_dict(), MODELS.describe(CONFIG, **told))
-    formats = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-    commands = [
-        ["export", str(folder), "--format", key, "--out", str(folder / name)] for key, name in formats.items()
-    ]
-    warm.run("-c", textwrap.dedent(EXPORT), json.dumps(commands))
+    warm.run("-m", "map_points", "export", folder, "--out", folder / "model.onnx")
     return folder
 
 
@@ -82,29 +68,3 @@ def test_a_file_leaves_the_number_of_clouds_and_points_free(session):
 def test_points_of_other_channels_are_refused_by_onnx_runtime(session):
     with pytest.raises(Exception, match="clouds for the following indices\n index: 2 Got: 4 Expected: 3"):
         session.run(None, {"clouds": np.zeros((1, 64, 4), np.float32)})
-
-
-ELSEWHERE = """
-    import sys
-    for name in ("map_core", "map_points", "map_vision"):
-        assert name not in sys.modules
-        sys.modules[name] = None  # importing it is an error
-    import torch
-
-    folder = sys.argv[1]
-    program = torch.export.load(f"{folder}/model.pt2").module()
-    for clouds, wanted in torch.load(f"{folder}/wanted.pt"):
-        torch.testing.assert_close(program(clouds), wanted, rtol=1e-4, atol=1e-5)
-    try:
-        program(torch.zeros(1, 7, 3))
-    except AssertionError as error:
-        print(error)
-"""
-
-
-def test_a_program_of_torch_export_runs_where_this_project_is_not(run):
-    model = MODELS.load(run)
-    wanted = [(clouds, model(clouds).detach()) for clouds in map(clouds_of, ("random", "grid"))]
-    torch.save(wanted, run / "wanted.pt")
-    printed = warm.run("-c", textwrap.dedent(ELSEWHERE), run)
-    assert "Guard failed: points.size()[1] >= 8" in printed  # patches
