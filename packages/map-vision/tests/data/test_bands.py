@@ -308,8 +308,8 @@ def test_the_file_of_statistics_says_how_values_are_prepared(scenes: Path, tmp_p
     ("text", "message"),
     [
         ("{", r"is no JSON: name a file that map-vision statistics wrote"),
-        ("[]", r"it has no pixels, mean, std and images"),
-        ('{"mean": [1], "std": [1]}', r"it has no pixels, mean, std and images"),
+        ("[]", r"s.json has no pixels, mean, std and images"),
+        ('{"mean": [1], "std": [1]}', r"s.json has no pixels, mean, std and images"),
         ('{"pixels": "raw", "mean": [1], "std": [1], "images": 1}', r"pixels must be one of scaled, stored"),
         ('{"pixels": "stored", "mean": [NaN], "std": [1], "images": 1}', r"mean must be finite numbers"),
         ('{"pixels": "stored", "mean": 1, "std": [1], "images": 1}', r"mean must be finite numbers"),
@@ -324,7 +324,7 @@ def test_the_file_of_statistics_says_how_values_are_prepared(scenes: Path, tmp_p
         ),
         (
             '{"pixels": "stored", "mean": [1], "std": [1], "images": "many"}',
-            r"images must be a number of images",
+            r"images must be how many; it has 'many'",
         ),
         ("[" * 100_000, r"is no JSON: name a file"),
     ],

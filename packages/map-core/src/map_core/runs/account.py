@@ -8,12 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from map_core.errors import UserError, in_one_line, reason
+from map_core.json_values import is_count, is_number
 from map_core.reading import read_small
 
 STATE = "state.json"
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 DATA = "data."  # settings of this name are compared where the checkpoint has them: those of 0.1 say nothing of data
-LARGEST = 2**63  # of a number
 SHORT = 4  # entries of a list that a message shows whole
 
 
@@ -109,21 +109,6 @@ def find_fault_of_state(state: Any) -> str | None:
     if recorder.get("best") is not None and not is_number(recorder["best"]):
         return "recorder.best is no number"
     return None if is_number(recorder.get("seconds")) else "recorder.seconds is no number"
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number, and none of hundreds of digits, which no float can be."""
-    return isinstance(value, float) or (is_whole(value) and abs(value) < LARGEST)
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value of JSON is a whole number from 0 on."""
-    return is_whole(value) and value >= 0
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value of JSON is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def are_numbers(values: Any) -> bool:

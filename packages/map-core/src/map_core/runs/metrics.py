@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError, reason
+from map_core.json_values import is_count, is_number
 from map_core.reading import read_small
-from map_core.runs.account import is_count, is_number
 from map_core.runs.files import save_text
 from map_core.runs.trackers import Trackers
 

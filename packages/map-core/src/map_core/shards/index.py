@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from map_core.errors import UserError, reason
+from map_core.json_values import is_count
 from map_core.reading import open_file, read_small
 from map_core.runs.files import replacing, save_text
 
@@ -238,7 +239,7 @@ def _fault_of_account(account: dict[str, Any]) -> str | None:
             return f"shard {number} has not name, bytes, samples and sha256"
         if not is_plain_name(shard["name"]):
             return f"shard {number} is called {shard['name']!r}, which is no file in the folder"
-        if not _is_count(shard["samples"]):
+        if not is_count(shard["samples"]):
             return f"shard {number} has {shard['samples']!r} samples"
     if len({shard["name"] for shard in shards}) < len(shards):
         return "two shards have one name"
@@ -274,10 +275,6 @@ def _fault_of_samples(account: dict[str, Any], samples: np.ndarray, names: np.nd
 def _is_file(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and _is_count(value.get("bytes"))
+        and is_count(value.get("bytes"))
         and re.fullmatch(r"[0-9a-f]{64}", str(value.get("sha256"))) is not None
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

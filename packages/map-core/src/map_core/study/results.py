@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from map_core.errors import UserError, reason
+from map_core.json_values import is_finite
 from map_core.reading import read_small
-from map_core.runs.account import is_number
 from map_core.runs.files import is_full, save_text
 from map_core.tasks.typed import fits, name_of
 
@@ -147,7 +146,7 @@ def parse_result(line: bytes) -> Result:
         if not fits(value, KINDS[name]):
             raise TypeError(f"{name} must be {name_of(KINDS[name])}, not {value!r:.60}")
         numbers = value.values() if name == "measures" else [value] if name in NUMBERS else []
-        if not all(number is None or (is_number(number) and math.isfinite(number)) for number in numbers):
+        if not all(number is None or is_finite(number) for number in numbers):
             raise ValueError(f"{name} holds {value!r:.60}, which is no finite number")
     return Result(**values)
 

@@ -1,7 +1,6 @@
 """Running a study: every run an ordinary command in a process of its own, finished ones never repeated."""
 
 import json
-import math
 import signal
 import sys
 import time
@@ -13,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from map_core.errors import UserError, reason
+from map_core.json_values import is_finite
 from map_core.reading import read_small
-from map_core.runs.account import is_number
 from map_core.study.definition import Study
 from map_core.study.launching import Job, Launcher, Processes
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
@@ -181,7 +180,7 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
     summary = read_summary(run, directory)
     if summary.get("interrupted"):
         raise UserError(f"run {run.key} was interrupted; start the study again: it goes on")
-    numbers = {key: float(v) for key, v in summary.items() if is_number(v) and math.isfinite(v)}
+    numbers = {key: float(v) for key, v in summary.items() if is_finite(v)}
     score = next((numbers[name] for name in SCORES if name in numbers), None)
     if score is None:
         raise UserError(f"run {run.key} measured no {', '.join(SCORES)}; see {log}")
