@@ -34,6 +34,42 @@ def finetuned_card(finetuned, tmp_path):
     return finetuned[0], out, front, text
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seconds": "long"}, "seconds must be .*; got 'long'; copy the file from the run again"),
+        ({"versions": ["torch"]}, "versions must be dict; got"),
+        ({"test_accuracy": "high"}, "test_accuracy must be .*; got 'high'"),
+        ({"commit": 5}, "commit must be"),
+        ({"task": ["finetune"]}, "is not of a run of pretrain, finetune, linear-probe"),
+    ],
+)
+def test_a_summary_of_other_types_is_one_sentence(finetuned, tmp_path, changes, message):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    save_json(run / "summary.json", summary | changes)
+    with pytest.raises(UserError, match=rf"summary.json:? {message}"):
+        written(run, tmp_path / "card")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "", "{", '{"a": ' + "9" * 5000 + "}"], ids=range(4))
+def test_a_summary_that_is_no_json_is_one_sentence(finetuned, tmp_path, content):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    (run / "summary.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"summary.json cannot be read \(.*\); give the directory of a finished"
+    ):
+        written(run, tmp_path / "card")
+
+
+def test_no_text_of_a_run_begins_a_line_of_its_card(finetuned, tmp_path):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    save_json(run / "summary.json", summary | {"device": "cpu\n---\n# evil", "commit": "a\n<script>"})
+    _, text = written(run, tmp_path / "card")
+    assert not any(line.startswith(("---\n", "# evil", "<script")) for line in text.splitlines())
+
+
 def test_the_folder_holds_the_runs_model(finetuned_card):
     run, out, *_ = finetuned_card
     here, there = read_weights(out), read_weights(run)

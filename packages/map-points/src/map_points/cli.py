@@ -4,6 +4,7 @@ import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.listing import (
     convert_command,
+    export_command,
     sharing_commands,
     standard_commands,
     starting_from_run,
@@ -34,6 +35,7 @@ STATISTICS = Command(
 COMMANDS = [
     *standard_commands(DOMAIN, sample="cloud"),
     convert_command(DOMAIN),
+    export_command(DOMAIN),
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
     *sharing_commands(DOMAIN),

@@ -169,6 +169,8 @@ DOMAIN = Domain(
     example=lambda config: torch.randn(
         1, 1024, config.in_chans or 3, generator=torch.Generator().manual_seed(0)
     ),
+    size_axes={1: "points"},
+    any_size=True,
     outputs=40,
     data_defaults=data_defaults,
     rows=6,

@@ -195,6 +195,11 @@ def test_off_files_are_their_vertices(tmp_path, begin):
             b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 1\nDATA binary_compressed\n\x01\0\0\0\x0c\0\0\0",
             r"its compressed block is cut off or of another size",
         ),
+        (
+            "a.pcd",
+            b"FIELDS \x01 y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 1\nDATA ascii\n1 2 3\n",
+            r"has no 'x', only \?, y, z: known names: \\x01, y, z$",
+        ),
         ("a.las", b"LASF", r"cannot read .*a.las"),
         ("a.laz", b"nothing", r"cannot read .*a.laz"),
         ("a.npz", b"PK", r"cannot read .*a.npz"),

@@ -1,7 +1,6 @@
 """Mean and deviation of every channel of a data set, in one pass, and the small file that keeps them."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.json_values import is_count, is_finite
 from map_core.paths import expanded
+from map_core.reading import read_small
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ def read_statistics_file(path: str | Path, entries: Sequence[str], program: str)
 
     Args:
         path: Of the file.
-        entries: That it must have.
+        entries: That it must have, how many samples were measured last.
         program: Whose command ``statistics`` writes it, for messages.
 
     Raises:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        values = json.loads(expanded(path).read_text(encoding="utf-8"))
+        values = json.loads(read_small(expanded(path)))
     except OSError as error:
         raise UserError(f"cannot read --data.statistics {path} ({error.strerror}): correct it") from error
     except (ValueError, RecursionError) as error:
@@ -67,7 +68,7 @@ def read_statistics_file(path: str | Path, entries: Sequence[str], program: str)
         raise no_statistics(path, program, f"has no {', '.join(entries[:-1])} and {entries[-1]}")
     for name in ("mean", "std"):
         numbers = values[name]
-        if not (isinstance(numbers, list) and numbers and all(map(_is_finite, numbers))):
+        if not (isinstance(numbers, list) and numbers and all(map(is_finite, numbers))):
             raise no_statistics(
                 path, program, f"has wrong values ({name} must be finite numbers, one a channel)"
             )
@@ -75,13 +76,15 @@ def read_statistics_file(path: str | Path, entries: Sequence[str], program: str)
         raise no_statistics(
             path, program, "has wrong values (std must be one positive number a channel, as many as in mean)"
         )
+    if not is_count(values[entries[-1]]):
+        raise no_statistics(
+            path,
+            program,
+            f"has wrong values ({entries[-1]} must be how many; it has {values[entries[-1]]!r})",
+        )
     return values | {name: tuple(map(float, values[name])) for name in ("mean", "std")}
 
 
 def no_statistics(path: str | Path, program: str, problem: str) -> UserError:
     """What is wrong with a file of statistics, and the cure."""
     return UserError(f"--data.statistics {path} {problem}: name a file that {program} statistics wrote")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

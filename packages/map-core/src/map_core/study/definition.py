@@ -25,6 +25,8 @@ from typing import Any
 from map_core.commands.plain_yaml import read_yaml
 from map_core.commands.recipes import find_recipe
 from map_core.errors import UserError, near_matches
+from map_core.paths import is_file
+from map_core.study.forms import check_forms, is_whole, rate
 
 MEASURES = ("finetune", "linear_probe", "knn", "heldout_loss")
 KEYS = {
@@ -100,23 +102,24 @@ def read_study(path: Path, package: str) -> Study:
     for key in values:
         if key not in KEYS:
             raise UserError(f"unknown key {key!r} in study {path}; {near_matches(str(key), KEYS)}")
+    values = {key: value for key, value in values.items() if value is not None}
     for key in ("name", "arms", "seeds", "measures"):
         if not values.get(key):
             raise UserError(f"study {path} lacks {key}")
-    shared = values.get("pretrain") or {}
+    shared = values.get("pretrain", {})
     arms = tuple(_read_arm(path, name, stages or {}, shared) for name, stages in values["arms"].items())
     study = Study(
-        name=str(values["name"]),
-        question=str(values.get("question", "")),
+        name=values["name"],
+        question=values.get("question", ""),
         arms=arms,
-        finetune=dict(values.get("finetune") or {}),
-        linear_probe=dict(values.get("linear_probe") or {}),
+        finetune=dict(values.get("finetune", {})),
+        linear_probe=dict(values.get("linear_probe", {})),
         labels=_read_labels(path, values.get("labels") or {"all": {}}),
-        learning_rates=_read_rates(path, values.get("learning_rates") or ()),
-        holdout=float(values.get("holdout", 0.1)),
+        learning_rates=_read_rates(path, values.get("learning_rates", ())),
+        holdout=rate(values.get("holdout", 0.1)),
         seeds=tuple(values["seeds"]),
         measures=tuple(values["measures"]),
-        extensions=int(values.get("extensions", 2)),
+        extensions=values.get("extensions", 2),
     )
     _check(path, study)
     return study
@@ -131,10 +134,12 @@ def _read_values(path: Path, package: str, chain: tuple[Path, ...]) -> dict[str,
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no study: it must map keys such as arms and seeds to values")
-    if "base" not in values:
+    check_forms(path, values)
+    if values.get("base") is None:
         return values
-    beside = path.parent / f"{values['base']}.yaml"
-    with find_recipe(package, str(beside if beside.is_file() else values["base"])) as file:
+    base = str(values["base"])
+    beside = path.parent / f"{base}.yaml"
+    with find_recipe(package, str(beside if is_file(beside) else base)) as file:
         below = _read_values(file, package, (*chain, path))
     merged = {key: {**(below.get(key) or {}), **(values.get(key) or {})} for key in MERGED}
     return {**below, **values, **merged}
@@ -144,7 +149,7 @@ def _read_arm(path: Path, name: str, stages: Settings, shared: Settings) -> Arm:
     for stage, settings in stages.items():
         if stage not in KEYS_OF_ARM:
             raise UserError(
-                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(stage, KEYS_OF_ARM)}"
+                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), KEYS_OF_ARM)}"
             )
         for key in (settings or {}) if stage in STAGES else ():
             if key.startswith(SHARED_SECTIONS):
@@ -162,11 +167,9 @@ def _read_arm(path: Path, name: str, stages: Settings, shared: Settings) -> Arm:
     return Arm(name, pretrain, finetune, probe, model, stages.get("init"), stages.get("compute_of"))
 
 
-def _read_labels(path: Path, values: Any) -> dict[int | None, Settings]:
-    if not isinstance(values, dict):
-        raise UserError(f"labels of {path} must map numbers, or 'all', to settings; got {values!r}")
+def _read_labels(path: Path, values: Mapping[Any, Settings | None]) -> dict[int | None, Settings]:
     for count in values:
-        if count != "all" and not (isinstance(count, int) and count > 0):
+        if count != "all" and not is_whole(count, 1):
             raise UserError(f"labels of {path} must be positive numbers or 'all'; got {count!r}")
     return {None if count == "all" else count: dict(settings or {}) for count, settings in values.items()}
 
@@ -174,12 +177,13 @@ def _read_labels(path: Path, values: Any) -> dict[int | None, Settings]:
 def _read_rates(path: Path, values: Any) -> dict[str, tuple[float, ...]]:
     """Learning rates by stage; a list is for every stage that trains."""
     by_stage = values if isinstance(values, dict) else dict.fromkeys(TRAINED, values)
-    for stage, rates in by_stage.items():
+    rates_of = {stage: tuple(map(rate, rates)) for stage, rates in by_stage.items()}
+    for stage, rates in rates_of.items():
         if stage not in TRAINED:
             raise UserError(f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED)}")
         if list(rates) != sorted(set(rates)):
             raise UserError(f"learning_rates of {path} must ascend without repeating: {list(rates)}")
-    return {stage: tuple(float(lr) for lr in rates) for stage, rates in by_stage.items()}
+    return rates_of
 
 
 def _check(path: Path, study: Study) -> None:
