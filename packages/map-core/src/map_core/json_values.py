@@ -18,7 +18,7 @@ def is_finite(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     """Whether a value of JSON is a whole number from 0 on."""
-    return is_whole(value) and 0 <= value < LARGEST
+    return is_whole(value) and value >= 0
 
 
 def is_whole(value: Any) -> bool:

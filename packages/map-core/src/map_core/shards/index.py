@@ -276,5 +276,6 @@ def _is_file(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and is_count(value.get("bytes"))
+        and value["bytes"] <= np.iinfo(np.int64).max
         and re.fullmatch(r"[0-9a-f]{64}", str(value.get("sha256"))) is not None
     )
