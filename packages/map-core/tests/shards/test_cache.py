@@ -59,6 +59,15 @@ def test_files_of_somebody_else_are_left_alone(store, folder, shards):
     assert len(list(folder.glob("*.tar"))) == 2
 
 
+def test_a_shard_that_came_after_a_process_had_looked_is_not_fetched_again(store, folder, shards):
+    shard = read_index(shards).shards[0]
+    cache = Cache(store_at(store.address), folder, 10**9)
+    os.close(cache.open(shard))
+    cache._fetch(shard, folder / f"{shard.sha256}.tar")
+    assert len(store.requested(".tar")) == 1
+    assert [path.name for path in folder.iterdir()] == [f"{shard.sha256}.tar"]
+
+
 def test_a_cached_shard_that_was_cut_off_is_fetched_again(store, folder, shards):
     shard = read_index(shards).shards[0]
     cache = Cache(store_at(store.address), folder, 10**9)

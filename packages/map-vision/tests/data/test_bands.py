@@ -1,6 +1,7 @@
 """Images of any number of channels, at the values that their files hold, from file to tensor."""
 
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,36 @@ def test_mutants_give_an_image_or_a_sentence(tmp_path: Path, name: str) -> None:
     assert torch.equal(
         stored_values(path, 4, name="a"), torch.from_numpy(np.moveaxis(pixels, -1, 0).astype("f4"))
     )
+
+
+TAGS = {
+    256: 4,
+    257: 4,
+    258: 8,
+    259: 1,
+    262: 1,
+    273: 8,
+    277: 1,
+    278: 4,
+    279: 16,
+}  # of a gray picture of 4 x 4 bytes
+
+
+@pytest.mark.parametrize("pages", [1, 5_000], ids=["itself", "long"])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_chain_of_pages_without_end_is_refused_at_once(tmp_path: Path, pages: int, big: bool) -> None:
+    head, number, tag, size = (b"II+\0\x08\0\0\0", "<Q", "<HHQQ", 8) if big else (b"II*\0", "<H", "<HHII", 4)
+    first = len(head) + size
+    page = struct.pack(number, len(TAGS)) + b"".join(
+        struct.pack(tag, *(name, 4, 1, value)) for name, value in TAGS.items()
+    )
+    chain = b""
+    for place in range(pages):  # the last one leads to the first
+        following = first + (place + 1) % pages * (len(page) + size)
+        chain += page + following.to_bytes(size, "little")
+    (tmp_path / "a.tif").write_bytes(head + first.to_bytes(size, "little") + chain)
+    with pytest.raises(UnreadableImageError, match=r"it has more than 4,096 pages: save one picture a file"):
+        stored_values(tmp_path / "a.tif", 3, name="a.tif")
 
 
 def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(tmp_path: Path) -> None:

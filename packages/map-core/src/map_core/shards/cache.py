@@ -68,7 +68,9 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(UNFINISHED + path.name)
         with alone(partial) as first:
-            if first:
+            if first and path.exists():  # another process finished it after this one had looked
+                partial.unlink()
+            elif first:
                 make_room(self.folder, self.limit - shard.bytes, keep=partial)
                 name = within(self.split, shard.name)
                 fetch_checked(self.store, name, partial, size=shard.bytes, sha256=shard.sha256)

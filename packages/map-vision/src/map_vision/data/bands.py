@@ -4,6 +4,7 @@ import importlib
 import io
 import math
 import os
+import struct
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from .formats import ARRAYS
 TIFF = (".tif", ".tiff")
 BANDS = "bands:"  # begins the mode of images of so many channels at stored values
 LARGEST = 2**30  # values of one image
+MOST_PAGES = 4096  # of a TIFF file whose pages may be channels
 EXPANSION = 10_000  # values that a byte of a compressed file may stand for
 SAMPLES, ROWS, COLUMNS = "S", "Y", "X"  # as tifffile names the axes
 
@@ -119,6 +121,7 @@ def read_tiff(file: File, channels: int | None) -> np.ndarray:
     except ImportError as error:
         raise RefusedImageError("stored values of TIFF files need tifffile: pip install tifffile") from error
     with tifffile.TiffFile(file) as tiff:
+        _check_pages(tiff)
         page = tiff.pages[0]
         pages = len(tiff.pages)
         held = file.getbuffer().nbytes if isinstance(file, FileInMemory) else os.path.getsize(file)
@@ -144,6 +147,24 @@ def picture_values(image: Image.Image) -> np.ndarray:
     if image.mode in ("P", "PA", "1"):
         raise RefusedImageError(f"its mode is {image.mode}: what it holds are no values of channels")
     return np.asarray(image)
+
+
+def _check_pages(tiff: Any) -> None:
+    """Refuse a chain of pages that is endless, or so long that no image has it: the reader compares each with all."""
+    place, form, file = 8 if tiff.is_bigtiff else 4, tiff.tiff, tiff.filehandle
+
+    def number(at: int, size: int, layout: str) -> int:
+        file.seek(at)
+        data = file.read(size)
+        return int(struct.unpack(layout, data)[0]) if len(data) == size else 0
+
+    for _ in range(MOST_PAGES + 1):
+        page = number(place, form.offsetsize, form.offsetformat)
+        if not page:
+            return
+        tags = number(page, form.tagnosize, form.tagnoformat)
+        place = page + form.tagnosize + tags * form.tagsize
+    raise RefusedImageError(f"it has more than {MOST_PAGES:,} pages: save one picture a file")
 
 
 def _check_size(values: int, held: int) -> None:
