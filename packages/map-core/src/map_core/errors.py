@@ -31,8 +31,8 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
-        return f"did you mean {', '.join(close)}?"
-    return f"known names: {', '.join(known)}"
+        return f"did you mean {visible(', '.join(close), keep='')}?"
+    return f"known names: {visible(', '.join(known), keep='')}"
 
 
 ACTED_ON = ("Cc", "Zl", "Zp")  # Unicode's categories of what a terminal acts on instead of showing it

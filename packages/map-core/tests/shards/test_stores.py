@@ -42,6 +42,7 @@ def contents(root, settings, split=""):
         ["silent", "stall"] * 4,
         [503, 429, 500, "drop"],
         ["no length"] * 8,
+        ["endless"] * 8,
         ["drop", "no ranges"] * 6,
         [None] * 3 + ["changed"],
         [None] * 3 + [408] * 5 + ["drop", None, *["silent"] * 5],
@@ -125,6 +126,7 @@ def test_a_server_that_is_gone_is_one_sentence(shards, settings):
         ([None] * 4 + ["cut"], r"\d.tar has \d+ bytes, of \d+ in the index: it was changed or cut off; copy"),
         ([None] * 4 + ["changed"] * 2, r"\d.tar has another checksum than the index says: it was changed or"),
         ([None] * 4 + ["drop", "another range"], r"\d.tar is sent from another byte than was asked for"),
+        ([None] * 4 + ["drop", "endless"], r"\d.tar is sent from another byte than was asked for"),
     ],
     ids=str,
 )

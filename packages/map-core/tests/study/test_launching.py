@@ -70,3 +70,13 @@ def test_settings_that_no_cluster_has(tmp_path: Path) -> None:
     settings.write_text("- gpu\n")
     with pytest.raises(UserError, match="must map submitit's parameters"):
         ClusterJobs("local", tmp_path, settings)
+
+
+def test_nothing_is_written_through_a_link_in_a_study_s_folder(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run.log").symlink_to(tmp_path / "precious")
+    with pytest.raises(
+        UserError, match=r"run.log is a symbolic link, through which no study writes; remove it"
+    ):
+        Processes(1).start(SAY, tmp_path / "run.log")
+    assert (tmp_path / "precious").read_text() == "kept"

@@ -17,7 +17,8 @@ class FaultyStore(ThreadingHTTPServer):
         faults: What goes wrong with the next requests, one after the other; nothing with those after them. A number is
             the status that is answered; "silent" says nothing, "stall" stops after half of the bytes, "drop" ends the
             connection there, "cut" has only half a file, "changed" has another last byte, "no ranges" sends all bytes,
-            "another range" begins one byte late, "no length" does not say how many bytes come.
+            "another range" begins one byte late, "no length" does not say how many bytes come, "endless" says a number
+            of thousands of digits.
         requests: File and first byte of each request.
     """
 
@@ -86,9 +87,12 @@ class Handler(BaseHTTPRequestHandler):
         first = start + (fault == "another range") if ranges else 0
         self.send_response(206 if ranges else 200)
         if fault != "no length":
-            self.send_header("Content-Length", str(len(content) - first))
+            self.send_header(
+                "Content-Length", "9" * 5000 if fault == "endless" else str(len(content) - first)
+            )
         if ranges:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            last = "9" * 5000 if fault == "endless" else len(content) - 1
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         self.end_headers()
         stop = (first + len(content)) // 2 if fault in ("stall", "drop") else len(content)
         self.wfile.write(content[first:stop])

@@ -25,6 +25,13 @@ PART_SHAPES = Command(
     f"{HERE}:PartShapesConfig",
     f"{HERE}:part_shapes",
 )
+STATISTICS = Command(
+    "statistics",
+    "mean and deviation of the channels of points",
+    f"{HERE}:StatisticsConfig",
+    f"{HERE}:statistics",
+    essential=("data.root", "data.source", "data.channels", "data.columns", "data.subset"),
+)
 COMMANDS = [
     *standard_commands(DOMAIN, sample="cloud"),
     convert_command(DOMAIN),
@@ -34,6 +41,7 @@ COMMANDS = [
     *sharing_commands(DOMAIN),
     *(starting_from_run(DOMAIN, command) for command in (FEWSHOT, SEGMENT)),
     PART_SHAPES,
+    STATISTICS,
 ]
 
 

@@ -10,7 +10,7 @@ from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
 from map_core.study.cost import Operations, describe_plan, resolve_compute
 from map_core.study.definition import Study, read_study
-from map_core.study.launching import ClusterJobs
+from map_core.study.launching import ClusterJobs, refuse_link
 from map_core.study.report import table, write_report
 from map_core.study.results import read_results
 from map_core.study.runner import Place, run_study
@@ -63,9 +63,10 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
         found = resolve_compute(read_study(path, studies), domain, Path(scratch) / "none")
     out = expanded(config.out or f"runs/{found.name}")
     require_folder(out)
-    return found, Place(
-        domain.module, out, expanded(config.results) if config.results else out / "results.jsonl"
-    )
+    results = expanded(config.results) if config.results else out / "results.jsonl"
+    if not config.results:
+        refuse_link(results)
+    return found, Place(domain.module, out, results)
 
 
 def study(domain: Domain, config: Any) -> None:

@@ -67,8 +67,23 @@ class Processes:
         return Process(started(line, log, more))
 
 
+def refuse_link(path: Path) -> None:
+    """Keep a study from writing through a symbolic link in its folder.
+
+    Raises:
+        UserError: there is one.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a symbolic link, through which no study writes; remove it")
+
+
 def started(line: Sequence[str], log: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """A process that adds what it prints to ``log``."""
+    """A process that adds what it prints to ``log``.
+
+    Raises:
+        UserError: that is a link, as a folder from elsewhere may hold.
+    """
+    refuse_link(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(

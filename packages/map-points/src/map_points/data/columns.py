@@ -59,7 +59,7 @@ def _column(found: Columns, name: str, path: Path) -> np.ndarray:
     place = next((known for known in (name, ALSO_CALLED.get(name)) if known in found), None)
     if place is None:
         held = in_one_line(", ".join(found))
-        raise UserError(f"{path} has no {name!r}, only {held}: {near_matches(name, found)}")
+        raise UserError(f"{path} has no {name!r}, only {held}: {in_one_line(near_matches(name, found))}")
     values = found[place]
     if values.dtype.kind not in "fiu":
         raise UserError(f"{path}: {name!r} holds {values.dtype}, no numbers")
