@@ -31,7 +31,7 @@ def require_onnx(weights: int) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--format onnx needs {', '.join(missing)}, which this environment lacks: pip install 'map-core[export]', "
+            f"--format onnx needs {', '.join(missing)}, which this environment lacks: pip install {' '.join(missing)}, "
             "or choose --format torch-export"
         )
     if weights >= LIMIT:
