@@ -3,11 +3,11 @@
     pip install --no-deps --target FOLDER mambapy transformers tokenizers
     taskset -c 0 python benchmarks/peers.py --peers FOLDER --out runs/peers.json
 
-Every case runs in a process of its own, forked after everything was imported: a pass that warms up and tells memory, then
-at least five. A pass that takes longer than 10 s is not repeated. Peers are in no list of dependencies; without
-``--peers`` they are reported as failed. The file is written after every case, and the same command goes on where it
-stopped; ``--seconds`` bounds one go, for a machine that is quiet only for minutes. docs/lab/peers.json is such a file, from which
-``python docs/tables.py`` writes the tables of docs/performance.md, and docs/figures/cost.py draws.
+Every case runs in a process of its own, forked after everything was imported: a pass that warms up and tells memory,
+then at least five, the contenders of a size by turns. A pass that takes longer than 10 s is not repeated. Peers are in
+no list of dependencies; without ``--peers`` they fail. The file is written after every size, and the same command goes
+on where it stopped; ``--seconds`` bounds one go, for a machine that is quiet only for minutes. docs/lab/peers.json is
+such a file, from which ``python docs/tables.py`` writes tables of docs/performance.md and docs/figures/cost.py draws.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a child of fork has no threads
 
 import torch
-from cpu.cases import PARTS, Case, quick
+from cpu.cases import PARTS, Case, groups, quick
 from cpu.contenders import use_peers
 from cpu.measuring import CAP, Row, measure
 
@@ -113,13 +113,16 @@ def main() -> int:
     done = {Case(**{key: row[key] for key in asdict(Case("", "", 0, 0))}) for row in rows}
     cases = tuple(case for part in arguments.parts for case in PARTS[part]())
     todo = [case for case in (quick(cases) if arguments.quick else cases) if case not in done]
-    for count, case in enumerate(todo):
+    for group in groups(todo):
         if time.monotonic() - start > arguments.seconds:
-            print(f"{len(todo) - count} cases to go")
+            print("more to go")
             return 1
-        row = {"over": True, "not run": True} if expected_over(case, rows) else measure(case)
-        rows.append(asdict(case) | row)
-        print(f"{time.monotonic() - start:6.1f} s", *rows[-1].values(), sep=" | ", flush=True)
+        slow = [case for case in group if expected_over(case, rows)]
+        rows += [asdict(case) | {"over": True, "not run": True} for case in slow]
+        ready = [case for case in group if case not in slow]
+        rows += [asdict(case) | row for case, row in zip(ready, measure(ready), strict=True)]
+        for row in rows[-len(group) :]:
+            print(f"{time.monotonic() - start:6.1f} s", *row.values(), sep=" | ", flush=True)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         save_json(arguments.out, results)
     return 0

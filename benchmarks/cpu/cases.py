@@ -7,6 +7,7 @@ WIDTH = 192  # of the blocks
 TOKENS_AT_ONCE = 1568  # of the blocks, where sequences are short: 8 images of 196
 BLOCK_TOKENS = (49, 196, 784, 4096, 16384)
 MODEL_TOKENS = (196, 784, 4096)
+BF16_TOKENS = (196, 4096)  # of blocks: enough to see what it brings or costs
 COST_TOKENS = (49, 100, 196, 400, 784, 1600, 3136)
 COST_BATCHES = (1, 2, 4, 8, 16)
 COST_DEPTHS = (4, 8, 12, 16, 24, 32)
@@ -18,7 +19,7 @@ BLOCKS = (
     "Mamba, one way (mambapy)",
     "Mamba, one way (transformers)",
 )
-MODELS = ("hybrid", "Mamba", "ViT (ours)", "ViT (timm)")
+MODELS = ("hybrid", "Mamba", "ViT (timm)")
 CLASSIFIERS = {
     "hybridnet_tiny_patch16_224": 196,
     "ViT as large (timm), 224 px": 196,
@@ -51,17 +52,17 @@ class Case:
     depth: int = 0
 
 
-def block_cases(precision: str) -> Iterator[Case]:
+def block_cases(precision: str, lengths: Iterable[int]) -> Iterator[Case]:
     """Blocks of one width, from short sequences to long ones, so that what is too slow is known before."""
-    for tokens in BLOCK_TOKENS:
+    for tokens in lengths:
         for kind in ("forward", "both"):
             for what in BLOCKS:
                 yield Case("blocks", what, tokens, max(1, TOKENS_AT_ONCE // tokens), precision, kind)
 
 
-def model_cases(precision: str) -> Iterator[Case]:
+def model_cases(precision: str, lengths: Iterable[int]) -> Iterator[Case]:
     """Encoders of equal parameters."""
-    for tokens in MODEL_TOKENS:
+    for tokens in lengths:
         for kind in ("forward", "both"):
             for what in MODELS:
                 yield Case("models", what, tokens, max(1, TOKENS_AT_ONCE // tokens), precision, kind)
@@ -69,16 +70,23 @@ def model_cases(precision: str) -> Iterator[Case]:
 
 def inference_cases() -> Iterator[Case]:
     """Classifiers at one image and at 32."""
-    for what, tokens in CLASSIFIERS.items():
+    for tokens in dict.fromkeys(CLASSIFIERS.values()):
         for batch in (1, 32):
-            yield Case("inference", what, tokens, batch)
+            for what in of_tokens(tokens):
+                yield Case("inference", what, tokens, batch)
 
 
 def command_cases() -> Iterator[Case]:
     """Whole commands over images in a folder."""
-    for what, tokens in CLASSIFIERS.items():
+    for tokens in dict.fromkeys(CLASSIFIERS.values()):
         for command in COMMANDS:
-            yield Case("commands", what, tokens, 128 if tokens == 196 else 512, kind=command)
+            for what in of_tokens(tokens):
+                yield Case("commands", what, tokens, 64 if tokens == 196 else 512, kind=command)
+
+
+def of_tokens(tokens: int) -> list[str]:
+    """The classifiers of images of so many patches."""
+    return [what for what, count in CLASSIFIERS.items() if count == tokens]
 
 
 def cost_cases() -> Iterator[Case]:
@@ -91,12 +99,20 @@ def cost_cases() -> Iterator[Case]:
 
 
 PARTS: dict[str, Callable[[], Iterable[Case]]] = {
-    "blocks": lambda: (*block_cases("fp32"), *block_cases("bf16")),
-    "models": lambda: (*model_cases("fp32"), *model_cases("bf16")),
+    "blocks": lambda: (*block_cases("fp32", BLOCK_TOKENS), *block_cases("bf16", BF16_TOKENS)),
+    "models": lambda: (*model_cases("fp32", MODEL_TOKENS), *model_cases("bf16", MODEL_TOKENS[:1])),
     "inference": inference_cases,
     "commands": command_cases,
     "cost": cost_cases,
 }
+
+
+def groups(cases: Iterable[Case]) -> list[list[Case]]:
+    """Cases that are run alternately: the same pass of the same tokens, by different contenders."""
+    found: dict[Case, list[Case]] = {}
+    for case in cases:
+        found.setdefault(replace(case, what=""), []).append(case)
+    return list(found.values())
 
 
 def quick(cases: tuple[Case, ...]) -> tuple[Case, ...]:

@@ -36,7 +36,7 @@ def use_peers(folder: Path | None) -> None:
     if folder is not None:
         sys.path.append(str(folder.resolve()))
         import mambapy.mamba  # noqa: F401
-        import transformers.models.mamba.modeling_mamba
+        import transformers.models.mamba.modeling_mamba  # noqa: F401
 
 
 def make(case: Case) -> tuple[nn.Module, Tensor]:
@@ -83,11 +83,6 @@ def make_encoder(what: str, side: int, depth: int) -> nn.Module:
             return HybridNet(side, layout=f"(MMMT)x{depth // 4}" if depth else "(MMMT)x8", **BARE)
         case "Mamba":
             return HybridNet(side, layout="Mx32", **BARE)
-        case "ViT (ours)":
-            kept = {"embed_dim": ENCODER["embed_dim"], "num_heads": ENCODER["num_heads"]}
-            return HybridNet(
-                side, layout=f"Tx{ENCODER['depth']}", mlp_ratio=4.0, final_norm="layer", **kept, **BARE
-            )
         case "ViT (timm)":
             return VisionTransformer(side, num_classes=0, class_token=False, global_pool="avg", **ENCODER)
     raise ValueError(what)
