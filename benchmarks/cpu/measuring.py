@@ -50,9 +50,10 @@ class Child:
         """Have it do something, and wait for the answer; or for so many seconds, and end it."""
         try:
             self.pipe.send(what)
-            if self.pipe.poll(limit):
-                answer: Row = self.pipe.recv()
-                return answer
+            for _ in range(round(limit)):  # second by second: one in which all was suspended counts as one
+                if self.pipe.poll(1):
+                    answer: Row = self.pipe.recv()
+                    return answer
         except (EOFError, OSError):  # it died
             self.process.join()
             return {"failed": f"ended with {self.process.exitcode}"}
