@@ -61,7 +61,7 @@ def heading(core: str) -> dict[str, Any]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cap_s": CAP,
-        "commit": commit(),
+        "commits": [commit()],
         "versions": found,
         "command": "taskset -c 0 python benchmarks/peers.py --peers FOLDER",
     }
@@ -70,27 +70,27 @@ def heading(core: str) -> dict[str, Any]:
 def expected_over(case: Case, rows: list[Row]) -> bool:
     """Whether fewer tokens took so long that these, at a cost no less than in proportion, take longer than the cap."""
     same = {key: value for key, value in asdict(case).items() if key not in ("tokens", "batch")}
-    for row in rows:
-        if case.part == "commands" or not same.items() <= row.items() or row["tokens"] >= case.tokens:
-            continue
-        share = case.tokens * case.batch / (row["tokens"] * row["batch"])
-        if share >= 1 and ("over" in row or row.get("ms", 0.0) * share > 1e3 * CAP):
-            return True
-    return False
+    shorter = [row for row in rows if same.items() <= row.items() and row["tokens"] < case.tokens]
+    if case.part == "commands" or not shorter:
+        return False
+    row = max(shorter, key=lambda row: row["tokens"])
+    share = case.tokens * case.batch / (row["tokens"] * row["batch"])
+    return share >= 1 and ("over" in row or row.get("ms", 0.0) * share > 1e3 * CAP)
 
 
 def read(path: Path, head: dict[str, Any]) -> dict[str, Any]:
     """The file so far.
 
     Raises:
-        SystemExit: it was begun on another machine or with other code.
+        SystemExit: it was begun on another machine or with other versions.
     """
     if not path.exists():
         return {**head, "cases": []}
     results = json.loads(path.read_text())
-    for key in ("processor", "isa", "threads", "commit", "versions"):
+    for key in ("processor", "isa", "threads", "versions"):
         if results[key] != head[key]:
             raise SystemExit(f"{path} has {key} {results[key]}, now it is {head[key]}: name another --out")
+    results["commits"] += [commit for commit in head["commits"] if commit not in results["commits"]]
     return results
 
 

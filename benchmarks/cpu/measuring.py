@@ -6,6 +6,7 @@ import gc
 import io
 import math
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -118,7 +119,12 @@ def _serve(case: Case, pipe: Connection) -> None:
                 run, known = stack.enter_context(prepared_command(case)), {}
             else:
                 run, known = prepared_pass(case)
+            parent = os.getppid()
             while True:
+                if not pipe.poll(1):
+                    if os.getppid() != parent:
+                        return  # it was killed; later children hold this pipe open
+                    continue
                 if pipe.recv() == "first":
                     seconds, megabytes = first_pass(run)
                     pipe.send(known | {"first": round(1e3 * seconds, 3), "MB": round(megabytes, 1)})
