@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,8 +27,10 @@ SHAPE = (
     192,
     768,
 )  # rows, inputs, outputs: four images in an MLP of the smallest width that is trained in earnest
-SECONDS, LEAST_ROUNDS = 0.15, 3
+SECONDS, LEAST_ROUNDS = 0.1, 10  # at most two or three times as long, on the slowest processors
 MARGIN = 1.15  # less is not worth other bits than everybody's, and would not be measured alike twice
+# Time that this thread had a core, so that other programs do not decide; Windows counts it too coarsely.
+CLOCK = time.perf_counter if sys.platform == "win32" else time.thread_time
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def keep_rates(path: Path, rates: Rates) -> Rates | None:
 
 
 def measured_rates() -> Rates:
-    """Multiply by turns for a moment, and count the fastest of each, which other programs disturb least.
+    """Multiply by turns for a moment, and count the fastest of each.
 
     In a thread of its own: modes of PyTorch (autocast, counters of operations, recording) are a thread's.
     """
@@ -130,8 +133,8 @@ def _by_turns() -> Rates:
     onednn: list[float] = []
     pytorch: list[float] = []
     with torch.no_grad():
-        start = time.perf_counter()
-        while len(pytorch) <= LEAST_ROUNDS or time.perf_counter() - start < SECONDS:  # the first warms up
+        start = CLOCK()
+        while len(pytorch) < LEAST_ROUNDS or CLOCK() - start < SECONDS:
             onednn.append(_seconds(_onednn, x, weight, bias))
             pytorch.append(_seconds(F.linear, x, weight, bias))
     operations = 2e-9 * rows * inputs * outputs
@@ -143,6 +146,6 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _seconds(multiply: Callable[[Tensor, Tensor, Tensor], Tensor], *factors: Tensor) -> float:
-    start = time.perf_counter()
+    start = CLOCK()
     multiply(*factors)
-    return time.perf_counter() - start
+    return CLOCK() - start
