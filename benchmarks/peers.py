@@ -101,6 +101,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/peers.json"))
     parser.add_argument("--peers", type=Path, help="folder that peers were installed in")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--tokens", type=int, nargs="+", help="cases of these lengths only")
+    parser.add_argument("--cap", type=float, default=CAP, help="seconds a pass: longer ones are run once")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after so long")
     parser.add_argument("--core", default="", help="what the processor's core is called, such as 'Zen 3'")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the script, measures nothing")
@@ -112,6 +114,8 @@ def main() -> int:
     rows = results["cases"]
     done = {Case(**{key: row[key] for key in asdict(Case("", "", 0, 0))}) for row in rows}
     cases = tuple(case for part in arguments.parts for case in PARTS[part]())
+    if arguments.tokens:
+        cases = tuple(case for case in cases if case.tokens in arguments.tokens)
     todo = [case for case in (quick(cases) if arguments.quick else cases) if case not in done]
     for group in groups(todo):
         if time.monotonic() - start > arguments.seconds:
@@ -120,7 +124,7 @@ def main() -> int:
         slow = [case for case in group if expected_over(case, rows)]
         rows += [asdict(case) | {"over": True, "not run": True} for case in slow]
         ready = [case for case in group if case not in slow]
-        rows += [asdict(case) | row for case, row in zip(ready, measure(ready), strict=True)]
+        rows += [asdict(case) | row for case, row in zip(ready, measure(ready, arguments.cap), strict=True)]
         for row in rows[-len(group) :]:
             print(f"{time.monotonic() - start:6.1f} s", *row.values(), sep=" | ", flush=True)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
