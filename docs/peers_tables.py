@@ -58,7 +58,9 @@ def grid(part: str, precision: str, cell: Callable[[Row], str] = milliseconds) -
         line = [what, f"{parameters / 1e6:.2f}M"]
         for tokens, batch in sizes:
             passes = {row["kind"]: row for row in own if (row["tokens"], row["batch"]) == (tokens, batch)}
-            line.append(" / ".join(cell(passes[kind]) for kind in ("forward", "both")))
+            line.append(
+                " / ".join(cell(passes[kind]) if kind in passes else "-" for kind in ("forward", "both"))
+            )
         lines.append(line)
     heading = [f"{tokens:,} x {batch}" for tokens, batch in sizes]
     return markdown(["tokens x sequences", "parameters", *heading], lines)
@@ -70,8 +72,9 @@ def machine() -> str:
     versions = ", ".join(
         f"{name} {results['versions'][name]}" for name in ("torch", "timm", "mambapy", "transformers")
     )
+    commits = ", ".join(name[:7] for name in results["commits"])
     return (
-        f"`{results['command']}`, {results['date']}, commits {', '.join(name[:7] for name in results['commits'])}: one core of an "
+        f"`{results['command']}`, {results['date']}, commits {commits}: one core of an "
         f"{results['processor']} ({results['core']}, {results['isa']}, no units for bf16), {versions}.\n"
     )
 
@@ -128,20 +131,20 @@ def inference() -> str:
             number(32e3 / many["ms"]),
         ]
         for command in ("predict", "features"):
-            row = of_part("commands", what=what, kind=command)[0]
-            line.append(number(1e3 * row["batch"] / row["ms"]))
+            rows = of_part("commands", what=what, kind=command)
+            line.append(number(1e3 * rows[0]["batch"] / rows[0]["ms"]) if rows else "-")
         lines.append(line)
     heading = ["", "parameters", "1 image, ms", "32 images, ms", "images/s", "`predict`, images/s"]
     return f"\n{markdown([*heading, '`features`, images/s'], lines)}\n"
 
 
 def cost_fit() -> tuple[np.ndarray, float]:
-    """c, a and b of ms = c + depth * batch * (a * tokens + b * tokens^2), and the largest relative error."""
+    """c, a, b of ms = depth * (c + batch * (a * tokens + b * tokens^2)), and the largest relative error."""
     rows = of_part("cost")
     depth, batch, tokens, ms = (
         np.array([row[key] for row in rows], float) for key in ("depth", "batch", "tokens", "ms")
     )
-    terms = np.stack([np.ones_like(ms), depth * batch * tokens, depth * batch * tokens**2], axis=1)
+    terms = np.stack([depth, depth * batch * tokens, depth * batch * tokens**2], axis=1)
     fit = np.linalg.lstsq(terms / ms[:, None], np.ones_like(ms), rcond=None)[0]
     return fit, float(np.abs(terms @ fit / ms - 1).max())
 
@@ -160,8 +163,8 @@ def cost() -> str:
     kilobytes, rest = memory_fit()
     alike = linear / quadratic
     return (
-        f"\nmilliseconds = {fixed:.0f} + {linear:.4f} x depth x batch x tokens x (1 + tokens / {alike:,.0f}), within "
-        f"{100 * error:.0f} %: attention, whose cost grows with the square, weighs as much as the rest at {alike:,.0f} tokens. "
+        f"\nmilliseconds = depth x ({fixed:.1f} + {linear:.4f} x batch x tokens x (1 + tokens / {alike:,.0f})), within "
+        f"{100 * error:.0f} %: attention, which grows with the square, is as much as the rest at {alike:,.0f} tokens. "
         f"Memory: {kilobytes:.1f} KB a token and block, and {rest:.0f} MB.\n\n"
     )
 

@@ -5,7 +5,8 @@
 
 A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; for the paper's
 tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``, and for its recipes by
-``<!-- recipes PACKAGE -->``. A study's own page, docs/lab/studies/NAME.md, is its report.
+``<!-- recipes PACKAGE -->``; for what benchmarks/peers.py measured (docs/lab/peers.json) by ``<!-- peers PART -->``. A
+study's own page, docs/lab/studies/NAME.md, is its report.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import sys
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+
+from peers_tables import TABLES
 
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.tables import markdown_table, read_tables
@@ -24,7 +27,9 @@ from map_core.study.results import Result, read_results
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "lab" / "studies"
 PROGRAMS = {"map_vision.studies": "map-vision", "map_points.studies": "map-points"}
-BLOCK = re.compile(r"(<!-- (?P<kind>study|paper|recipes) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- (?P<kind>study|paper|recipes|peers) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL
+)
 
 
 def find_study(name: str) -> tuple[Study, str]:
@@ -68,9 +73,16 @@ def recipes_table(package: str) -> str:
     return "\n".join(["| recipe | |", "|---|---|", *rows]).replace("*", r"\*") + "\n"
 
 
+def peers_table(part: str) -> str:
+    """A table of benchmarks/peers.py."""
+    return TABLES[part]()
+
+
 def asked_for(comment: re.Match[str]) -> str:
     """The first comment of a block, and what it asks for."""
-    make = {"study": block, "paper": papers_tables, "recipes": recipes_table}[comment["kind"]]
+    make = {"study": block, "paper": papers_tables, "recipes": recipes_table, "peers": peers_table}[
+        comment["kind"]
+    ]
     return comment[1] + make(comment["name"])
 
 

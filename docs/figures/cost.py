@@ -27,7 +27,7 @@ def fitted(row: Row) -> tuple[float, float]:
     (fixed, linear, quadratic), _ = cost_fit()
     kilobytes, rest = memory_fit()
     places = row["depth"] * row["batch"]
-    time = fixed + places * (linear * row["tokens"] + quadratic * row["tokens"] ** 2)
+    time = row["depth"] * fixed + places * (linear * row["tokens"] + quadratic * row["tokens"] ** 2)
     return time, rest + kilobytes * places * row["tokens"] / 1024
 
 
