@@ -1,9 +1,9 @@
 # `make demo` in a container, on the CPU:
 #
-#   docker build --tag map --build-arg PYTORCH_INDEX=ADDRESS .      the index of PyTorch's CPU builds; without it, 4 GB of CUDA come along
+#   docker build --tag map --build-arg PYTORCH_INDEX=ADDRESS .      the index of PyTorch's CPU builds (README.md); without it, 4 GB of CUDA come along
 #   docker run --rm --volume "$PWD/demo:/home/map/project/runs" map      the report is left in demo/, which user 1000 must be able to write
 #
-# Neither built nor linted yet: no daemon was there.
+# Linted with hadolint 2.15.1, not built: no daemon was there.
 FROM python:3.11-slim-bookworm
 
 # the native kernels are compiled when map-core is installed
@@ -14,7 +14,7 @@ RUN apt-get update \
 
 RUN useradd --uid 1000 --create-home map \
     && install --directory --owner map /home/map/project /home/map/project/runs
-USER map
+USER 1000
 WORKDIR /home/map/project
 ENV PIP_NO_CACHE_DIR=1 \
     OMP_NUM_THREADS=1

@@ -2,9 +2,15 @@
 
 import argparse
 import itertools
-import resource
+import multiprocessing
 import time
+from pathlib import Path
+from typing import Any
 
+import torch
+from results_file import save_results
+
+from map_core.runs.summary import peak_memory_bytes
 from map_core.training import TrainingConfig
 from map_core.training.sampling import RunPlan, RunSampler
 
@@ -12,29 +18,41 @@ MEGABYTE = 2**20
 
 
 def main() -> None:
-    """Print one line: run it once a size, as memory is the process's peak."""
+    """Measure each size in a process of its own, as memory is the process's peak."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=1_281_167, help="of the data set")
+    parser.add_argument(
+        "--samples", type=int, nargs="+", default=[1_281_167, 14_200_000], help="of data sets"
+    )
     parser.add_argument("--batch", type=int, default=1024, help="of the run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    plan = RunPlan.of(TrainingConfig(batch_size=arguments.batch), arguments.samples, 1, 0)
-    before, start = peak(), time.perf_counter()
+    rows = []
+    for _, samples in itertools.product(range(arguments.rounds), arguments.samples):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(measured, (samples, arguments.batch)))
+        print(rows[-1], flush=True)
+    save_results(arguments.out, rows)
+
+
+def measured(samples: int, batch: int) -> dict[str, Any]:
+    """Begin an epoch, and go on for 100 steps."""
+    plan = RunPlan.of(TrainingConfig(batch_size=batch), samples, 1, 0)
+    before, start = peak_memory_bytes(torch.device("cpu")), time.perf_counter()
     batches = iter(RunSampler(plan, 0, plan.steps_per_epoch))
     next(batches)
-    first, grown = time.perf_counter() - start, peak() - before
+    first, grown = time.perf_counter() - start, peak_memory_bytes(torch.device("cpu")) - before
     start, steps = time.perf_counter(), min(100, plan.steps_per_epoch - 1)
     for _ in itertools.islice(batches, steps):
         pass
     step = (time.perf_counter() - start) / max(steps, 1)
-    print(
-        f"{arguments.samples} samples: {first:.3f} s to the first batch, {grown / MEGABYTE:.0f} MB, "
-        f"{1000 * step:.2f} ms a further batch of {arguments.batch}"
-    )
-
-
-def peak() -> int:
-    """The most memory that this process has held, in bytes (Linux)."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "samples": samples,
+        "seconds_to_the_first_batch": round(first, 4),
+        "megabytes": round(grown / MEGABYTE, 1),
+        "milliseconds_a_further_batch": round(1000 * step, 3),
+        "batch": batch,
+    }
 
 
 if __name__ == "__main__":

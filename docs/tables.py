@@ -4,12 +4,13 @@
     python docs/tables.py --check    say which ones differ from the results, and fail
 
 A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; for the paper's
-tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``, and for its recipes by
-``<!-- recipes PACKAGE -->``; for what benchmarks/peers.py measured (docs/lab/peers.json) by ``<!-- peers PART -->``. A
-study's own page, docs/lab/studies/NAME.md, is its report.
+tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``, for its recipes by ``<!-- recipes
+PACKAGE -->``, for the rows of docs/lab/NAME.json by ``<!-- rows NAME -->``, and for what benchmarks/peers.py measured
+by ``<!-- peers PART -->``. A study's own page, docs/lab/studies/NAME.md, is its report.
 """
 
 import argparse
+import json
 import re
 import sys
 from importlib import import_module
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "lab" / "studies"
 PROGRAMS = {"map_vision.studies": "map-vision", "map_points.studies": "map-points"}
 BLOCK = re.compile(
-    r"(<!-- (?P<kind>study|paper|recipes|peers) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>study|paper|recipes|rows|peers) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL
 )
 
 
@@ -73,6 +74,21 @@ def recipes_table(package: str) -> str:
     return "\n".join(["| recipe | |", "|---|---|", *rows]).replace("*", r"\*") + "\n"
 
 
+def rows_of(name: str) -> str:
+    """The rows of a benchmark's results, and what ran where."""
+    results = json.loads((ROOT / "docs" / "lab" / f"{name}.json").read_text())
+    heading = list(results["rows"][0])
+    lines = [
+        heading,
+        ["---"] * len(heading),
+        *([str(row[key]) for key in heading] for row in results["rows"]),
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
+    ran = f"`{results['command']}` on {results['processor']}; {versions}; commit {results['commit'][:7]}."
+    return f"\n{table}\n\n{ran}\n\n"
+
+
 def peers_table(part: str) -> str:
     """A table of benchmarks/peers.py."""
     return TABLES[part]()
@@ -80,9 +96,13 @@ def peers_table(part: str) -> str:
 
 def asked_for(comment: re.Match[str]) -> str:
     """The first comment of a block, and what it asks for."""
-    make = {"study": block, "paper": papers_tables, "recipes": recipes_table, "peers": peers_table}[
-        comment["kind"]
-    ]
+    make = {
+        "study": block,
+        "paper": papers_tables,
+        "recipes": recipes_table,
+        "rows": rows_of,
+        "peers": peers_table,
+    }[comment["kind"]]
     return comment[1] + make(comment["name"])
 
 

@@ -1,10 +1,15 @@
 """Every example runs as a user would run it, at reduced size."""
 
 import re
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import warm
+from PIL import Image
+
+import map_vision
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +41,31 @@ def test_the_loss_falls(name: str, steps: str, tmp_path: Path) -> None:
     picture = ["--out", str(tmp_path / "clouds.png")] if name == "point_cloud.py" else []
     assert "loss fell" in run_example(name, "--steps", steps, *picture)
     assert all((tmp_path / "clouds.png").stat().st_size > 10_000 for _ in picture)
+
+
+def test_a_worker_of_the_cluster_gives_the_features_of_the_command(tmp_path: Path) -> None:
+    """All of the example but Ray, which is no dependency of the tests."""
+    for number in range(5):
+        picture = np.random.default_rng(number).integers(0, 256, (20, 18, 3), dtype=np.uint8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{number}.png")
+    small = {"model.img_size": 16, "model.patch_size": 4, "model.embed_dim": 16, "model.layout": "MT"}
+    small |= {"objective.decoder_dim": 16, "objective.decoder_depth": 1, "objective.decoder_heads": 2}
+    here = {
+        "training.workers": 0,
+        "training.device": "cpu",
+        "training.max_steps": 1,
+        "training.batch_size": 4,
+        "model.num_heads": 2,
+    }
+    map_vision.pretrain(tmp_path / "photos", out=tmp_path / "run", **small, **here)
+    evaluation = {"evaluation.workers": 0, "evaluation.device": "cpu"}
+    map_vision.features(tmp_path / "run", tmp_path / "photos", out=tmp_path / "features.npz", **evaluation)
+    expected = np.load(tmp_path / "features.npz")
+    example = runpy.run_path(str(ROOT / "examples" / "features_on_ray.py"))
+    found = example["Worker"](tmp_path / "run").features(expected["names"].tolist())
+    assert found.shape == (5, 16)
+    np.testing.assert_array_equal(found, expected["features"])
 
 
 def test_the_code_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,15 @@ print(timm.list_models(pretrained=True, filter="hybridnet*"))
     assert listed == "[]"
 
 
+def sharing_page_says(folder):
+    """Whether the page on weights has the parameters and the accuracy of a folder's card."""
+    card = (folder / "README.md").read_text()
+    parameters = re.search(r"([\d,]+) parameters", card)[1]
+    accuracy = re.search(r"^\| test_accuracy \| (\S+) \|", card, re.MULTILINE)[1]
+    (row,) = re.findall(rf"^\| `{folder.name}` \|.*", (ROOT / "docs/sharing.md").read_text(), re.MULTILINE)
+    return row.endswith(f"| {parameters} | {accuracy} |")
+
+
 def test_what_is_shipped_is_what_its_name_says():
     for folder in (ROOT / "weights").glob("*/"):
         description, size = read_description(folder), (folder / "model.safetensors").stat().st_size
@@ -185,6 +195,7 @@ def test_what_is_shipped_is_what_its_name_says():
         assert size <= 6e6, folder
         front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
         assert front["license"] != "unknown"
+        assert sharing_page_says(folder)
         domain = map_vision.domain.DOMAIN if (folder / "config.json").exists() else map_points.domain.DOMAIN
         loaded = domain.models.load(folder)  # whole, or refused
         if domain.timm_config is not None:

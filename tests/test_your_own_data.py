@@ -2,10 +2,13 @@
 
 import re
 import shlex
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_store import FaultyStore, faulty_store
 from PIL import Image
 
 import map_core.commands.program
@@ -37,13 +40,14 @@ HERE = {
     "features": EVALUATION,
     "predict": EVALUATION,
     "reconstruct": "",
-    "statistics": "--workers 0 --progress false",
+    "statistics": "--progress false",
+    "shard": "--progress false",
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every layout: photos, scans with labels.csv, scenes, clouds with clouds.csv, and so on."""
+    """A folder with every layout: photos, their tar file, scans with labels.csv, scenes, clouds with clouds.csv, ..."""
     root, generator = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     rows = {"labels.csv": ["path,label,split"], "clouds.csv": ["path,label,split"]}
     lists: dict[str, list[str]] = {"train": [], "test": []}
@@ -69,24 +73,50 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / file).write_text("\n".join(lines) + "\n")
     for split, lines in lists.items():
         (root / "listed" / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    (root / "tars").mkdir()
+    with tarfile.open(root / "tars" / "000.tar", "w") as archive:
+        for path in sorted((root / "photos").glob("*/*.png")):
+            label = root / f"{path.stem}.cls"
+            label.write_text(str("ab".index(path.parent.name)))
+            archive.add(path, f"{path.stem}.png")
+            archive.add(label, label.name)
     return root
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> Iterator[FaultyStore]:
+    """The folder behind an address."""
+    with faulty_store(folder) as server:
+        yield server
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[re.sub(r" --(config|init) \S+", "", c) for c in COMMANDS])
 def test_every_command_does_what_the_page_says(
-    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    folder: Path,
+    store: FaultyStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The commands go on from each other's runs, in the order of the page."""
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "caches"))
+    command = command.replace("https://data.example.org", store.address).replace(
+        "s3://bucket", f"file://{folder}"
+    )
     program, *arguments = shlex.split(command)
+    if (program, arguments[0]) == ("map-vision", "statistics"):
+        arguments += ["--workers", "0"]
     smaller = SMALLER[program] if arguments[0] in ("pretrain", "finetune") else ""
     arguments += shlex.split(f"{HERE[arguments[0]]} {smaller}")
     status = map_core.commands.program.main(
         program, PROGRAMS[program], f"{program.replace('-', '_')}.recipes", arguments
     )
     assert status == 0, capsys.readouterr().err
-    out = Path(arguments[arguments.index("--out") + 1])
+    out = Path(arguments[arguments.index("--index" if "--index" in arguments else "--out") + 1])
     assert out.stat().st_size > 0
+    if arguments[0] == "shard":
+        assert (out / "index.json").is_file()
     if arguments[0] in ("evaluate", "finetune"):
         assert "test_accuracy" in (out / "summary.json").read_text()
     if arguments[0] == "predict":
@@ -95,5 +125,5 @@ def test_every_command_does_what_the_page_says(
 
 def test_the_page_speaks_of_every_layout() -> None:
     named = {word for command in COMMANDS for word in shlex.split(command)}
-    layouts = {"photos", "scans", "scenes", "clouds", "listed", "scanned", "columns"}
+    layouts = {"photos", "tars", "scans", "scenes", "clouds", "listed", "scanned", "columns"}
     assert layouts | {"labels.csv", "clouds.csv"} <= named

@@ -100,20 +100,26 @@ def register_places(length: int, num_registers: int, spread: bool) -> list[int]:
 @kept_whole
 def register_order(x: Float[Tensor, "b m d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
     """Indices that bring registers, then the tokens of ``x``, into sequence order."""
-    length = int(x.shape[1])  # a tracer's size is a tensor
-    places = set(register_places(length, num_registers, spread))
-    registers, others = iter(range(num_registers)), iter(range(num_registers, num_registers + length))
-    order = [next(registers) if i in places else next(others) for i in range(num_registers + length)]
-    return torch.tensor(order, device=x.device)
+    return _sequence_places(x.shape[1], num_registers, spread, x.device).argsort()
 
 
 @kept_whole
 def registers_first(x: Float[Tensor, "b n d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
     """Indices that undo :func:`register_order` for a sequence with its registers."""
-    length = int(x.shape[1])
-    places = register_places(length - num_registers, num_registers, spread)
-    others = sorted(set(range(length)) - set(places))
-    return torch.tensor(places + others, device=x.device)
+    return _sequence_places(x.shape[1] - num_registers, num_registers, spread, x.device)
+
+
+def _sequence_places(length: Any, num_registers: int, spread: bool, device: torch.device) -> Tensor:
+    """Sequence indices of registers, then of ``length`` other tokens, without lists: exports leave the length free."""
+    if isinstance(length, Tensor):
+        length = int(length)  # a tracer's size
+    registers = torch.arange(num_registers, device=device)
+    others = torch.arange(length, device=device)
+    gap = length // (num_registers + 1) if spread else 0
+    if gap == 0:
+        return torch.cat([registers, num_registers + others])
+    before = (others // gap).clamp(max=num_registers)  # registers before each token
+    return torch.cat([(registers + 1) * gap + registers, others + before])
 
 
 @kept_whole

@@ -57,7 +57,8 @@ def make_position(
 @kept_whole
 def resize_table(table: Float[Tensor, "rows cols d"], grid: tuple[int, int]) -> Tensor:
     """Resample a table of positions to another grid (bicubic, antialiased, in float32)."""
-    if tuple(table.shape[:2]) == grid:
+    known = all(isinstance(side, int) for side in grid)  # else a program for any size is being exported
+    if known and tuple(table.shape[:2]) == grid:
         return table
     resized = F.interpolate(table.float().permute(2, 0, 1)[None], size=grid, mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).to(table.dtype)

@@ -55,7 +55,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("{a: " * 20_000, "more than 50 levels"),
         ("[" * 60 + "]" * 60, "more than 100,000 values or 50 levels"),
         ("- " * 20_000, "more than 50 levels"),
-        ("a: " + "x" * (1 << 20), "too large for settings"),
+        ("a: " + "x" * (1 << 20), r"it has more than 1,048,576 bytes; choose another file"),
         ("a: !!python/name:os.system", "is no plain value"),
         ("a: !other 3", "is no plain value"),
         ("a: 1\na: 2", "the key in line 2 names a again"),

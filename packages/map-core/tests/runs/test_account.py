@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 
 import pytest
@@ -41,6 +42,28 @@ def test_a_setting_of_later_versions_counts_as_its_default(tmp_path):
     assert read_state(tmp_path, now, total_steps=16, defaults=defaults)["settings"] == SETTINGS
     with pytest.raises(UserError, match=r"objective.method was 'old' and is 'new'"):
         read_state(tmp_path, now | {"objective.method": "new"}, total_steps=16, defaults=defaults)
+
+
+@pytest.mark.parametrize("place", ["sums", "counts"])
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_a_number_that_no_float_can_be_is_refused(tmp_path, place, number):
+    state = copy.deepcopy(STATE)
+    state["recorder"]["window"][place]["loss"] = number
+    with pytest.raises(UserError, match=r"state.json is no account of a run \(recorder.window does not hold"):
+        read(tmp_path, json.dumps(state))
+
+
+def test_a_mean_of_nothing_is_refused(tmp_path):
+    state = copy.deepcopy(STATE)
+    state["recorder"]["window"]["counts"]["loss"] = 0
+    with pytest.raises(UserError, match=r"is no account of a run \(recorder.window.counts are no counts\)"):
+        read(tmp_path, json.dumps(state))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "state.json")
+    with pytest.raises(UserError, match=r"is no account of a run \(.*it is a pipe, socket or device"):
+        read_state(tmp_path, SETTINGS, total_steps=16)
 
 
 @pytest.mark.parametrize("step", [17, 10**30])

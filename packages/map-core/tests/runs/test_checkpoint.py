@@ -1,6 +1,7 @@
 """A checkpoint is complete or not there, and nothing in it runs code."""
 
 import errno
+import json
 import os
 import pickle
 import re
@@ -130,6 +131,27 @@ def test_damage_is_told(checkpoints, capsys, damage, fault):
     assert re.search(fault, find_fault(path))
     assert checkpoints.newest_usable() is None
     assert re.search(f"skipping checkpoint {path}: .*{fault}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../../../../../dev/zero", "/dev/stdin", "", ".", "a/b"])
+def test_a_manifest_that_leads_elsewhere_is_not_followed(checkpoints, name):
+    path = checkpoints.paths()[0]
+    (path / "manifest.json").write_text(json.dumps({name: {"bytes": 0, "sha256": "0" * 64}}))
+    assert find_fault(path) == f"manifest.json names {name!r}, which is no file in it"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "zeros"]
+)
+def test_a_checkpoint_without_end_is_told(checkpoints, name, make):
+    path = checkpoints.paths()[0]
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"]["bytes"] = 0
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / name).unlink()
+    make(path / name)
+    assert "it is a pipe, socket or device, not a file" in str(find_fault(path))
 
 
 def test_no_checkpoint_is_ever_half_removed(checkpoints, monkeypatch):

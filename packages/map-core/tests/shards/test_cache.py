@@ -1,8 +1,10 @@
 """The cache holds what was read last, keeps to its limit, and touches nothing that is not its own."""
 
 import errno
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from faulty_store import faulty_store
@@ -126,3 +128,42 @@ def test_a_disk_that_refuses_is_one_sentence(store, folder, shards, monkeypatch,
             match=rf"cannot keep shards in {folder} \(.*\): {cure}.* then continue with --resume auto",
         ):
             cache.open(read_index(shards).shards[0])
+
+
+def test_a_cached_shard_that_decayed_is_fetched_again(store, folder, shards):
+    reader = ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
+    assert [reader.read(number) for number in range(40)] == CONTENT
+    for path in folder.glob("*.tar"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert [reader.read(number) for number in range(40)] == CONTENT
+    assert sorted(store.requested(".tar")) == sorted(2 * [(shard.name, 0) for shard in reader.index.shards])
+
+
+def test_a_cached_shard_that_is_as_the_store_has_it_is_not_fetched_for_ever(store, folder, shards):
+    index = read_index(shards)
+    reader = ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
+    samples = index.samples.copy()
+    samples["crc32"][3] ^= 1
+    reader.index = replace(reader.index, samples=samples)
+    with pytest.raises(UserError, match=r"of http.* has another checksum than the index says"):
+        reader.read(3)
+    assert len(store.requested(".tar")) == 1
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(store, folder, shards):
+    shard = read_index(shards).shards[0]
+    folder.mkdir()
+    os.mkfifo(folder / f"{shard.sha256}.tar")
+    with pytest.raises(UserError, match=r"cannot keep shards in .* \(it is a pipe, socket or device"):
+        Cache(store_at(store.address), folder, 10**9).open(shard)
+
+
+def test_an_index_that_would_fill_the_disk_is_not_fetched(store, folder, shards):
+    account = json.loads((shards / "index.json").read_text())
+    account["files"]["names.txt"]["bytes"] = 10**15
+    (shards / "index.json").write_text(json.dumps(account))
+    with pytest.raises(
+        UserError, match=r"names.txt has 1e\+03 TB, says index.json, and data.shard_cache_size is 1 GB: raise"
+    ):
+        ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
+    assert not store.requested("names.txt")

@@ -1,6 +1,7 @@
 """Nothing in an index is taken on trust: it may have come from a store, or been damaged on its way."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -124,8 +125,15 @@ def test_objects_in_the_table_are_not_unpickled(shards, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"PK\3\4 an archive", b"\x93NUMPY\1\0\2\0{}", np.lib.format.magic(1, 0) + b"\x46\0" + CLAIM],
-    ids=["empty", "zip", "no header", "more rows than bytes"],
+    [
+        b"",
+        b"PK\3\4 an archive",
+        b"\x93NUMPY\1\0\2\0{}",
+        np.lib.format.magic(1, 0) + b"\x46\0" + CLAIM,
+        b"\x93NUMPY\1\0\6\0((((((",
+        b"\x93NUMPY\1\0\12\0{'descr': ['",
+    ],
+    ids=["empty", "zip", "no header", "more rows than bytes", "brackets", "quote"],
 )
 def test_a_table_that_is_no_array_is_one_sentence(shards, content):
     (shards / TABLE).write_bytes(content)
@@ -155,6 +163,17 @@ def test_a_broken_index_json_is_one_sentence(shards, content):
     with pytest.raises(
         UserError, match=r"^.*index.json is no index of shards \(.*\): write it with the command shard"
     ):
+        read_index(shards)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "zeros"]
+)
+def test_an_index_json_without_end_is_one_sentence(shards, make):
+    (shards / "index.json").unlink()
+    make(shards / "index.json")
+    assert not has_index(str(shards))
+    with pytest.raises(UserError, match=r"cannot read .*index.json \(it is a pipe, socket or device"):
         read_index(shards)
 
 

@@ -135,3 +135,11 @@ def test_a_shard_that_may_not_be_read_is_one_sentence(shards, tmp_path):
     number = last_sample_of(reader, 0)
     with pytest.raises(UserError, match=r"/000000.tar .*(has \d+ bytes|Is a directory)"):
         reader.read(number)
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(shards):
+    index = read_index(shards)
+    (shards / index.shards[0].name).unlink()
+    os.mkfifo(shards / index.shards[0].name)
+    with pytest.raises(UserError, match=r"cannot read shard .*000000.tar \(it is a pipe, socket or device"):
+        Folder(shards).check(index)

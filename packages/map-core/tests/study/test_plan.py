@@ -1,5 +1,6 @@
 """What a study runs follows from its file and the results so far."""
 
+import datetime
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from map_core.study.definition import Study, read_study
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import scores
 from map_core.study.results import Result, append_result, read_results
-from map_core.study.runner import Place, needed_first, run_study
+from map_core.study.runner import Place, command_line, needed_first, run_study
 from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
@@ -129,6 +130,31 @@ def test_a_grid_of_rates_can_be_one_stage_s_alone(tmp_path: Path) -> None:
     }
 
 
+def test_an_arm_can_start_from_weights_that_are_there(tmp_path: Path) -> None:
+    arms = {"released": {"init": "weights/nano"}, "scratch": {}}
+    recipe = {"linear_probe": {"recipe": "linear_digits"}}
+    study = study_of(
+        tmp_path,
+        arms=arms,
+        labels={50: {}},
+        seeds=[0],
+        measures=["finetune", "linear_probe", "knn"],
+        **recipe,
+    )
+    runs = {run.key: run for run in next_runs(study, [])}
+    assert set(runs) == {
+        "released/seed0/linear_probe_50",
+        "released/seed0/finetune_50",
+        "scratch/seed0/finetune_50",
+    }
+    line = command_line(
+        runs["released/seed0/finetune_50"], Place("map_vision", tmp_path, tmp_path / "r.jsonl")
+    )
+    assert "--init=weights/nano" in line
+    released, scratch = (runs[f"{arm}/seed0/finetune_50"].settings for arm in arms)
+    assert released == {**scratch, "init": "weights/nano"}
+
+
 def test_all_arms_come_to_a_seed_before_the_next_begins(tmp_path: Path) -> None:
     seeds = [run.seed for run in planned_runs(study_of(tmp_path), [])]
     assert seeds == sorted(seeds)
@@ -155,8 +181,10 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
         ({"learning_rates": {"finetuning": [0.001]}}, "names 'finetuning'; did you mean finetune"),
         ({"arm": {}}, "unknown key 'arm' in study .*did you mean arms"),
         ({"arms": {}}, "lacks arms"),
-        ({"labels": [50]}, "must map numbers, or 'all', to settings"),
+        ({"labels": [50]}, "labels of .* must be a mapping of numbers, or 'all', to settings"),
         ({"labels": {0: {}}}, "must be positive numbers or 'all'; got 0"),
+        ({"labels": {True: {}}}, "must be positive numbers or 'all'; got True"),
+        ({"labels": {50: [1]}}, "labels 50 of .* must be a mapping of names of settings to values"),
         (
             {"arms": {"a": {"finetune": {"data.subset": 5}}}},
             "arm a of .* sets data.subset: all arms share data",
@@ -167,6 +195,12 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
             "arm a of .* has an unknown key 'pretraining'; did you mean pretrain",
         ),
         ({"arms": {"a": {"compute_of": "b"}}}, "compute_of 'b': it must name another arm"),
+        ({"arms": {"a": {"compute_of": "b", "init": "w"}, "b": {}}}, "start from scratch itself"),
+        ({"arms": {"a": {"compute_of": "b"}, "b": {"init": "w"}}}, "what they cost is not known here"),
+        (
+            {"arms": {"a": {"init": "w", "pretrain": {"recipe": "pretrain_digits"}}}},
+            "arm a of .* has init and pretrain: it can start from one of them",
+        ),
     ],
 )
 def test_a_file_that_compares_nothing_is_refused(
@@ -174,6 +208,75 @@ def test_a_file_that_compares_nothing_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         study_of(tmp_path, **changes)
+
+
+STEP_OUT = "a name without / and"
+OF_SETTINGS = "a mapping of names of settings to values; got"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ["map"]}, "arms of .* must be a mapping of names to stages; got"),
+        (
+            {"arms": {"map": "pretrained"}},
+            "arm map of .* must be a mapping of stages to settings; got 'pretrained'",
+        ),
+        ({"arms": {"../../evil": {}}}, f"the name of an arm of .* must be {STEP_OUT}"),
+        ({"arms": {"/tmp/evil": {}}}, STEP_OUT),
+        ({"arms": {"": {}}}, STEP_OUT),
+        ({"arms": {"a\nb": {}}}, STEP_OUT),
+        ({"arms": {"a" * 200: {}}}, r"characters; got 'a+\.\.\. \(202 characters\)"),
+        ({"arms": {3: {}}}, STEP_OUT),
+        ({"name": "../evil"}, f"name of .* must be {STEP_OUT}"),
+        ({"name": ["small"]}, STEP_OUT),
+        ({"question": {"a": 1}}, "question of .* must be text; got"),
+        ({"arms": {"a": {"model": "large"}}}, f"model of arm a of .* must be {OF_SETTINGS}"),
+        ({"arms": {"a": {"pretrain": [1]}}}, f"pretrain of arm a of .* must be {OF_SETTINGS}"),
+        ({"arms": {"a": {"finetune": {3: 4}}}}, f"finetune of arm a of .* must be {OF_SETTINGS}"),
+        ({"finetune": "recipe"}, f"finetune of .* must be {OF_SETTINGS}"),
+        ({"finetune": {"recipe": 3}}, "recipe in finetune of .* must be a recipe's name or file; got 3"),
+        (
+            {"finetune": {"recipe": "r", "lr": datetime.date(2026, 1, 1)}},
+            "lr in finetune of .* must be text, a num",
+        ),
+        (
+            {"finetune": {"recipe": "r", "out": "/tmp/evil"}},
+            "finetune of .* sets out, which the study gives each",
+        ),
+        ({"arms": {"a": {"pretrain": {"recipe": "r", "init": "x"}}}}, "pretrain of arm a of .* sets init"),
+        ({"arms": {"a": {"init": 3}}}, "init of arm a of .* must be a run or weights file; got 3"),
+        ({"arms": {"a": {"compute_of": ["map"]}}}, "compute_of of arm a of .* must be another arm's name"),
+        ({"seeds": 3}, "seeds of .* must be a list of whole numbers; got 3"),
+        ({"seeds": "01"}, "seeds of .* must be a list of whole numbers"),
+        ({"seeds": [[0]]}, "seeds of .* must be a list of whole numbers"),
+        ({"seeds": [-1]}, "seeds of .* must be a list of whole numbers"),
+        ({"seeds": [0.5]}, "seeds of .* must be a list of whole numbers"),
+        ({"measures": "finetune"}, "measures of .* must be a list of names; got 'finetune'"),
+        ({"measures": [3]}, "measures of .* must be a list of names"),
+        ({"learning_rates": 0.1}, "learning_rates of .* must be a list of positive numbers, or one for each"),
+        ({"learning_rates": ["fast"]}, "must be a list of positive numbers"),
+        ({"learning_rates": [float("nan")]}, "must be a list of positive numbers"),
+        ({"learning_rates": [-0.1]}, "must be a list of positive numbers"),
+        ({"learning_rates": {"finetune": "abc"}}, "must be a list of positive numbers"),
+        ({"holdout": "much"}, "holdout of .* must be a number between 0 and 1; got 'much'"),
+        ({"holdout": 2}, "holdout of .* must be a number between 0 and 1"),
+        ({"extensions": float("inf")}, "extensions of .* must be a whole number up to 100; got inf"),
+        ({"extensions": 10**9}, "extensions of .* must be a whole number up to 100"),
+        ({"base": ["small"]}, "base of .* must be a study's name"),
+        ({"base": "a" * 5000}, "unknown recipe 'aaa"),
+    ],
+    ids=range(39),
+)
+def test_a_file_of_another_form_is_one_sentence(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        study_of(tmp_path, **changes)
+
+
+def test_rates_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
+    assert study_of(tmp_path, learning_rates=["9e-4", 1e-3]).learning_rates["finetune"] == (9e-4, 1e-3)
 
 
 def test_a_study_builds_on_another(tmp_path: Path) -> None:

@@ -2,8 +2,13 @@
 
 import json
 import math
-from dataclasses import replace
+import os
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scipy.stats
@@ -46,6 +51,57 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "r").write_text((tmp_path / "r").read_text() + '{"study": "s"}\n')
     with pytest.raises(UserError, match="broken in line 2"):
         read_results(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"score": float("nan")}, "score holds nan, which is no finite number"),
+        ({"score": float("inf")}, "score holds inf"),
+        ({"lr": 10**400}, "lr holds 1000"),
+        ({"measures": {"loss": "low"}}, r"measures holds {'loss': 'low'}, which is no finite number"),
+        ({"measures": {"loss": [1]}}, "measures holds"),
+        ({"seed": "0"}, "seed must be int, not '0'"),
+    ],
+)
+def test_a_number_that_no_table_can_show_is_named(
+    tmp_path: Path, changes: dict[str, Any], fault: str
+) -> None:
+    (tmp_path / "r").write_text(json.dumps({**asdict(RESULT), **changes}) + "\n")
+    with pytest.raises(UserError, match=rf"r is broken in line 1 \({fault}"):
+        read_results(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"), [(os.mkfifo, "it is a pipe, socket or device"), (os.mkdir, "Is a directory")]
+)
+def test_what_is_no_file_holds_no_results(tmp_path: Path, make: Callable[[Path], None], fault: str) -> None:
+    make(tmp_path / "r")
+    with pytest.raises(UserError, match=rf"r holds no results that can be read \({fault}"):
+        read_results(tmp_path / "r")
+
+
+def test_a_line_after_one_without_its_end_is_one_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text(json.dumps(asdict(RESULT)))
+    append_result(tmp_path / "r", replace(RESULT, key="other"))
+    assert [result.key for result in read_results(tmp_path / "r")] == [RESULT.key, "other"]
+
+
+def test_a_disk_that_fills_up_within_a_line_leaves_the_lines_before(tmp_path: Path) -> None:
+    append_result(tmp_path / "r", RESULT)
+    size = (tmp_path / "r").stat().st_size
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, hard))
+    try:
+        with pytest.raises(
+            UserError, match=r"cannot add to the results in .*r \(.*\); .*, then start the study"
+        ):
+            append_result(tmp_path / "r", replace(RESULT, key="other"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_results(tmp_path / "r") == [RESULT]
 
 
 @pytest.mark.parametrize("degrees", sorted(T95))

@@ -34,6 +34,42 @@ def finetuned_card(finetuned, tmp_path):
     return finetuned[0], out, front, text
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seconds": "long"}, "seconds must be .*; got 'long'; copy the file from the run again"),
+        ({"versions": ["torch"]}, "versions must be dict; got"),
+        ({"test_accuracy": "high"}, "test_accuracy must be .*; got 'high'"),
+        ({"commit": 5}, "commit must be"),
+        ({"task": ["finetune"]}, "is not of a run of pretrain, finetune, linear-probe"),
+    ],
+)
+def test_a_summary_of_other_types_is_one_sentence(finetuned, tmp_path, changes, message):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    save_json(run / "summary.json", summary | changes)
+    with pytest.raises(UserError, match=rf"summary.json:? {message}"):
+        written(run, tmp_path / "card")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "", "{", '{"a": ' + "9" * 5000 + "}"], ids=range(4))
+def test_a_summary_that_is_no_json_is_one_sentence(finetuned, tmp_path, content):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    (run / "summary.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"summary.json cannot be read \(.*\); give the directory of a finished"
+    ):
+        written(run, tmp_path / "card")
+
+
+def test_no_text_of_a_run_begins_a_line_of_its_card(finetuned, tmp_path):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    save_json(run / "summary.json", summary | {"device": "cpu\n---\n# evil", "commit": "a\n<script>"})
+    _, text = written(run, tmp_path / "card")
+    assert not any(line.startswith(("---\n", "# evil", "<script")) for line in text.splitlines())
+
+
 def test_the_folder_holds_the_runs_model(finetuned_card):
     run, out, *_ = finetuned_card
     here, there = read_weights(out), read_weights(run)
@@ -79,6 +115,16 @@ def test_a_summary_without_commit_or_time_is_said_to_lack_them(finetuned, tmp_pa
     assert "model-index" not in front
     assert front["license"] == "unknown"
     assert text.count("not recorded") == 5
+
+
+def test_a_run_that_a_signal_ended_says_how_far_it_came(finetuned, tmp_path):
+    run = shutil.copytree(finetuned[0], tmp_path / "run")
+    assert "ended early" not in written(run, tmp_path / "whole")[1]
+    summary = json.loads((run / "summary.json").read_text())
+    save_json(run / "summary.json", {**summary, "interrupted": True, "stopped_by": "SIGTERM"})
+    line = {"kind": "train", "step": 3, "epoch": 0.75, "loss": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert "- ended early: by SIGTERM, after 0.8 epochs" in written(run, tmp_path / "card")[1]
 
 
 def test_an_encoder_has_no_classes_and_no_accuracy(pretrained, tmp_path):

@@ -4,6 +4,7 @@ import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.listing import (
     convert_command,
+    export_command,
     sharing_commands,
     standard_commands,
     starting_from_run,
@@ -24,14 +25,23 @@ PART_SHAPES = Command(
     f"{HERE}:PartShapesConfig",
     f"{HERE}:part_shapes",
 )
+STATISTICS = Command(
+    "statistics",
+    "mean and deviation of the channels of points",
+    f"{HERE}:StatisticsConfig",
+    f"{HERE}:statistics",
+    essential=("data.root", "data.source", "data.channels", "data.columns", "data.subset"),
+)
 COMMANDS = [
     *standard_commands(DOMAIN, sample="cloud"),
     convert_command(DOMAIN),
+    export_command(DOMAIN),
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
     *sharing_commands(DOMAIN),
     *(starting_from_run(DOMAIN, command) for command in (FEWSHOT, SEGMENT)),
     PART_SHAPES,
+    STATISTICS,
 ]
 
 

@@ -1,10 +1,13 @@
 """The commands that clouds have beyond those of every domain."""
 
+from typing import Any
+
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import train_task
 from map_core.paths import expanded
-from map_core.runs.files import require_folder
-from map_points.data import write_part_shapes
+from map_core.runs.files import require_file, require_folder
+from map_core.runs.notes import tell
+from map_points.data import PointDataConfig, measure, write_part_shapes
 from map_points.fewshot import FewShotConfig, run_folds
 from map_points.segmentation.task import SegmentConfig, SegmentTask
 
@@ -18,6 +21,30 @@ PartShapesConfig = config_class(
     seed=Option(int, "Of everything random.", 0),
     out=Option(str, "Folder to make.", "part_shapes"),
 )
+
+StatisticsConfig = config_class(
+    "StatisticsConfig",
+    "Mean and deviation of the channels of the clouds that training would read, for --data.statistics.",
+    data=Option(PointDataConfig, "Clouds and their channels; --data.subset 1000 measures so many of them."),
+    progress=Option(bool, "Show a progress bar.", True),
+    out=Option(str, "JSON file to write.", "statistics.json"),
+)
+
+
+def statistics(config: Any) -> None:
+    """Measure channels and write the file that recipes name."""
+    out = expanded(config.out)
+    require_file(out)
+    measured = measure(config.data, progress=config.progress)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    measured.save(out)
+    for name, mean, std in zip(measured.channels, measured.mean, measured.std, strict=True):
+        tell(f"{name}: mean {mean:.6g}, deviation {std:.6g}")
+    channels, count = ", ".join(measured.channels), 3 + len(measured.channels)
+    tell(
+        f"{measured.clouds} clouds -> {out} (--data.channels [{channels}] --model.in_chans {count} "
+        f"--data.statistics {out})"
+    )
 
 
 def segment(config: SegmentConfig) -> None:

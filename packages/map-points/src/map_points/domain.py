@@ -22,6 +22,7 @@ from map_points.data import (
     has_evaluation,
     read_cloud_files,
     require_classes,
+    scaling_of,
 )
 from map_points.data.clouds import Clouds
 from map_points.evaluation import EvaluationConfig, voted_logits
@@ -71,8 +72,17 @@ def opened(
         plain_train=None if train is None else CloudSamples(train, config, training=False),
         evaluation=None if evaluation is None else CloudSamples(evaluation, config, training=False),
         evaluated_on=evaluated_on,
-        preprocessing={"channels": list(config.channels)} if config.channels else {},
+        preprocessing=described_channels(config),
     )
+
+
+def described_channels(config: PointDataConfig) -> dict[str, Any]:
+    """What later commands must know of the channels that a model was trained with."""
+    if not config.channels:
+        return {}
+    scaling = scaling_of(config)
+    scaled = {} if scaling is None else {"channel_mean": list(scaling.mean), "channel_std": list(scaling.std)}
+    return {"channels": list(config.channels), **scaled}
 
 
 def refuse_other_channels(config: PointDataConfig, model: PointModelConfig) -> None:
@@ -89,7 +99,11 @@ def data_defaults(
     values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
 ) -> dict[str, Any]:
     """Settings of a run's data for later commands: points have the channels that the model was trained with."""
-    return values | ({"channels": description["channels"]} if "channels" in description else {})
+    names = ["channels"] if "data.statistics" in given else ["channels", "channel_mean", "channel_std"]
+    known = {name: description[name] for name in names if name in description}
+    if "channel_mean" in known:  # which the file said
+        values = {name: value for name, value in values.items() if name != "statistics"}
+    return values | known
 
 
 def open_files(
@@ -100,7 +114,9 @@ def open_files(
 ) -> Samples:
     """Open cloud files and folders as samples without labels."""
     refuse_other_channels(config, model)
-    found = read_cloud_files(paths, channels=config.channels or (), columns=config.columns)
+    found = read_cloud_files(
+        paths, channels=config.channels or (), columns=config.columns, scaling=scaling_of(config)
+    )
     return CloudSamples(found, config, training=False)
 
 
@@ -153,6 +169,8 @@ DOMAIN = Domain(
     example=lambda config: torch.randn(
         1, 1024, config.in_chans or 3, generator=torch.Generator().manual_seed(0)
     ),
+    size_axes={1: "points"},
+    any_size=True,
     outputs=40,
     data_defaults=data_defaults,
     rows=6,

@@ -70,6 +70,21 @@ def test_a_file_is_of_one_family_alone_and_its_shapes_say_which_model_it_is(name
     assert family_of(state, FAMILIES).convert(state).model == MODELS_OF_FILES[name]
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_other_shapes_are_a_sentence_that_names_the_file(name):
+    state = FILES[name]()
+    family = family_of(state, FAMILIES)
+    refused = 0
+    for key, value in state.items():
+        for other in (value.flatten()[:1], value.flatten()[:0], torch.zeros(()), value.reshape(1, 1, 1, -1)):
+            try:
+                family.converted({**state, key: other}, "file.pth")
+            except UserError as error:
+                assert str(error).startswith(("file.pth: ", "file.pth has the names of "))  # noqa: PT017
+                refused += 1
+    assert refused
+
+
 @pytest.mark.parametrize("create", [create_classifier, create_probed], ids=["classifier", "probed"])
 @pytest.mark.parametrize("name", ["point_mae", "point_mamba", "mamba3d_authors", "hybridnet3d"])
 def test_a_file_of_ours_is_of_no_family(name, create):

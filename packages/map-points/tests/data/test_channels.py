@@ -1,6 +1,8 @@
 """Clouds whose points have more than coordinates: names, files, augmentation, patches."""
 
+import math
 import struct
+from dataclasses import replace
 
 import laspy
 import numpy as np
@@ -8,11 +10,11 @@ import pytest
 import torch
 
 from map_core.errors import UserError
-from map_points.data import CloudSamples, PointDataConfig, choose_clouds, read_cloud_files
+from map_points.data import CloudSamples, PointDataConfig, choose_clouds, measure, read_cloud_files
 from map_points.data.cloud_files import read_cloud
 from map_points.data.pcd import expand
 from map_points.data.transforms import rotate, scale_translate
-from map_points.domain import open_data
+from map_points.domain import data_defaults, open_data, open_files
 from map_points.factory import PointModelConfig, create_backbone
 from map_points.tokenizer import tokenize_clouds
 
@@ -368,3 +370,132 @@ def test_a_channel_that_is_not_finite_is_told(folder):
     clouds = choose_clouds(config_of(folder), evaluate=False).train
     with pytest.raises(UserError, match=r"1.npy has NaN or infinite values at point 7 \(1 of 40 points\)"):
         clouds.points(1)
+
+
+VELOCITY = ("velocity_x", "velocity_y", "velocity_z")
+MOVING = ("intensity", *VELOCITY, *NORMALS)
+
+
+@pytest.fixture
+def moving(tmp_path):
+    """Six clouds with intensities far from 0, velocities and normals, and their rows together."""
+    rows = []
+    for number in range(6):
+        values = np.random.default_rng(number).normal(size=(30 + number, 10))
+        values[:, 3] = 5000 + 40 * values[:, 3]
+        values[:, 4:7] *= 25
+        (tmp_path / "moving").mkdir(exist_ok=True)
+        np.save(tmp_path / "moving" / f"{number}.npy", values)
+        rows.append(values)
+    config = PointDataConfig(
+        "folder", str(tmp_path / "moving"), channels=MOVING, columns=("x", "y", "z", *MOVING), num_points=30
+    )
+    return config, np.concatenate(rows)
+
+
+def test_statistics_are_those_of_all_points_at_once(moving):
+    config, rows = moving
+    measured = measure(config)
+    assert (measured.channels, measured.clouds) == (MOVING, 6)
+    np.testing.assert_allclose(measured.mean, [rows[:, 3].mean(), *[0] * 6], rtol=1e-12)
+    speed = np.sqrt(np.square(rows[:, 4:7]).mean())
+    np.testing.assert_allclose(measured.std, [rows[:, 3].std(), *[speed] * 3, *[1] * 3], rtol=1e-12)
+    assert measure(replace(config, subset=2)).clouds == 2
+    scaled = replace(config, channel_mean=measured.mean, channel_std=measured.std)
+    assert measure(scaled) == measured, "it measured what another measurement had made of the clouds"
+
+
+def test_clouds_are_scaled_as_the_file_says_and_coordinates_are_not(moving, tmp_path):
+    config, rows = moving
+    measured = measure(config)
+    measured.save(tmp_path / "s.json")
+    scaled = choose_clouds(replace(config, statistics=str(tmp_path / "s.json")), evaluate=False).train
+    points = np.concatenate([scaled.points(index) for index in range(6)])
+    np.testing.assert_array_equal(points[:, :3], rows[:, :3])
+    np.testing.assert_allclose(points[:, 3].mean(), 0, atol=1e-9)
+    np.testing.assert_allclose(points[:, 3].std(), 1)
+    np.testing.assert_allclose(np.square(points[:, 4:7]).mean(), 1)
+    np.testing.assert_array_equal(points[:, 7:], rows[:, 7:])
+
+
+def test_later_commands_scale_as_the_run_did(moving, tmp_path, tiny_model):
+    config, _ = moving
+    model = PointModelConfig(**{**vars(tiny_model), "in_chans": 10})
+    measured = measure(config)
+    measured.save(tmp_path / "s.json")
+    trained = open_data(replace(config, statistics=str(tmp_path / "s.json")), model, "pretrain")
+    assert trained.preprocessing == {
+        "channels": list(MOVING),
+        "channel_mean": list(measured.mean),
+        "channel_std": list(measured.std),
+    }
+    values = data_defaults({"root": config.root, "statistics": "gone.json"}, dict(trained.preprocessing), {})
+    assert values == {"root": config.root, **trained.preprocessing}
+    named = {name: tuple(value) for name, value in trained.preprocessing.items()}
+    later = replace(config, **named)
+    again = open_data(later, model, "pretrain")
+    assert torch.equal(again.plain_train[2][0], trained.plain_train[2][0])
+    assert torch.equal(open_files(config.root, later, model)[2][0], trained.plain_train[2][0])
+    given = {"data.statistics": "new.json"}
+    assert data_defaults({"statistics": "new.json"}, dict(trained.preprocessing), given) == {
+        "statistics": "new.json",
+        "channels": list(MOVING),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channel_mean": (0.0,)}, r"channel_mean and data.channel_std belong together"),
+        (
+            {"channel_mean": (0.0,) * 2, "channel_std": (1.0,) * 2},
+            r"one finite number a channel, .* names 1; got",
+        ),
+        (
+            {"channel_mean": (math.nan,), "channel_std": (1.0,)},
+            r"data.channel_mean must be one finite number",
+        ),
+        ({"channel_mean": (0.0,), "channel_std": (0.0,)}, r"data.channel_std must be above 0; got 0.0"),
+        ({"statistics": " "}, r"data.statistics is empty: name a file"),
+        (
+            {"channels": None, "statistics": "s.json"},
+            r"data.statistics is of data.channels, of which there are none",
+        ),
+    ],
+)
+def test_a_scaling_that_cannot_be(folder, changes, message):
+    with pytest.raises(UserError, match=message):
+        config_of(folder, **changes).validate()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"s.json is no JSON: name a file that map-points statistics wrote"),
+        (
+            '{"mean": [0], "std": [1], "clouds": 1}',
+            r"s.json has no channels, mean, std and clouds: name a file",
+        ),
+        (
+            '{"channels": ["height"], "mean": [0], "std": [0], "clouds": 1}',
+            r"std must be one positive number",
+        ),
+        (
+            '{"channels": ["red"], "mean": [0], "std": [1], "clouds": 1}',
+            r"is of channels \['red'\], data.channels names \['height'\]: measure these",
+        ),
+        (
+            '{"channels": ["height"], "mean": [0, 0], "std": [1, 1], "clouds": 1}',
+            r"is of channels \['height'\]",
+        ),
+    ],
+)
+def test_files_that_are_no_statistics(folder, tmp_path, text, message):
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        choose_clouds(config_of(folder, statistics=str(tmp_path / "s.json")), evaluate=False)
+
+
+def test_there_must_be_channels_to_measure(folder):
+    with pytest.raises(UserError, match=r"data.channels names nothing to measure: name channels"):
+        measure(config_of(folder, channels=None))

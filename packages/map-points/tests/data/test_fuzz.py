@@ -126,10 +126,10 @@ def source(name, kind, file, write, **options):
     return Case(name, file, write, partial(read_source, kind), **options)
 
 
-def write_las(folder):
+def write_las(folder, name="c.las"):
     cloud = laspy.create(point_format=3)
     cloud.x, cloud.y, cloud.z = POINTS[0][:, :3].T.astype(np.float64)
-    cloud.write(folder / "c.las")
+    cloud.write(folder / name)
 
 
 PCD_HEADER = "FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 12\nDATA {}\n"
@@ -146,6 +146,7 @@ CASES = (
     single("packed.pcd", partial(write_file, "packed.pcd", COMPRESSED), complete=True),
     single("c.off", partial(write_file, "c.off", "OFF\n12 0 0\n" + text(POINTS[0][:, :3]))),
     single("c.las", write_las, complete=True),
+    single("c.laz", partial(write_las, name="c.laz"), complete=True),
     single("c.npz", lambda folder: np.savez(folder / "c.npz", points=POINTS[0]), complete=True),
     single("c.txt", partial(write_file, "c.txt", text(POINTS[0]))),
     single("pts.txt", partial(write_file, "pts.txt", "x;y;z\n12\n" + text(POINTS[0][:, :3]).replace(" ", ";"))),

@@ -4,6 +4,7 @@ import map_core.commands.program
 from map_core.commands.command import Command
 from map_core.commands.listing import (
     convert_command,
+    export_command,
     sharing_commands,
     standard_commands,
     study_commands,
@@ -28,6 +29,7 @@ SHARD = Command(
 COMMANDS = [
     *standard_commands(DOMAIN, sample="image"),
     convert_command(DOMAIN),
+    export_command(DOMAIN),
     *study_commands(DOMAIN),
     tables_command(DOMAIN),
     STATISTICS,

@@ -170,6 +170,7 @@ DOMAIN = Domain(
     draw_picture=draw_picture,
     thumbnail=thumbnail,
     example=lambda config: torch.zeros(1, *input_size(config)),
+    size_axes={2: "height", 3: "width"},
     outputs=1000,
     data_defaults=data_defaults,
     info=describe_models,

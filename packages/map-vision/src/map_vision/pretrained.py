@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from map_core.errors import UserError
+from map_core.reading import read_small
 from map_core.shipped import DESCRIPTION, MODEL, not_here
 
 SOURCES = ("file", "url", "hf_hub_id", "state_dict")
@@ -43,8 +44,8 @@ def shipped_cfg(folder: Path | None, img_size: int) -> dict[str, Any]:
     if folder is None:
         return {}
     try:
-        said = described_cfg(json.loads((folder / DESCRIPTION).read_text()), img_size)
-    except (OSError, ValueError, AttributeError, TypeError):
+        said = described_cfg(json.loads(read_small(folder / DESCRIPTION)), img_size)
+    except (OSError, ValueError, AttributeError, RecursionError, TypeError):
         said = {}
     return {**said, "file": str(folder / MODEL)}
 

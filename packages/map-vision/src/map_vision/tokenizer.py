@@ -54,5 +54,6 @@ def tokenize_images(
 @kept_whole
 def grid_position(grid: tuple[int, int], device: torch.device | None = None) -> Float[Tensor, "1 l 2"]:
     """Row and column of every patch, in raster order."""
-    place = torch.arange(grid[0] * grid[1], device=device)
-    return torch.stack([place // grid[1], place % grid[1]], dim=-1).float().unsqueeze(0)
+    row, col = (torch.arange(side, device=device) for side in grid)
+    places = torch.stack([row.unsqueeze(1).expand(grid), col.expand(grid)], dim=-1)  # (rows, cols, 2)
+    return places.float().flatten(0, 1).unsqueeze(0)

@@ -48,7 +48,7 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
     state = _unwrapped(state)
     family = family_of(state, FAMILIES)
     if family is not None:
-        converted = family.convert(state)
+        converted = family.converted(state, "the state dict")
         state = converted.state
         if model is not None:
             refuse_other_switches(model, converted, "the state dict", family)

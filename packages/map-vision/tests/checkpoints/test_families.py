@@ -49,6 +49,33 @@ def test_a_file_is_of_one_family_alone(name):
     assert [family.name for family in FAMILIES if family.has(keys)] == [name]
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_other_shapes_are_a_sentence_that_names_the_file(name):
+    state = FILES[name]()
+    family = family_of(state, FAMILIES)
+    refused = 0
+    for key, value in state.items():
+        for other in (value.flatten()[:1], value.flatten()[:0], torch.zeros(()), value.reshape(1, 1, 1, -1)):
+            try:
+                family.converted({**state, key: other}, "file.pth")
+            except UserError as error:
+                assert str(error).startswith(("file.pth: ", "file.pth has the names of "))  # noqa: PT017
+                refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize("number", ["999999999", "9" * 5000, "01"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_layer_called_the_billionth_makes_no_billion_layers(name, number):
+    state = FILES[name]()
+    key = next(key for key in state if key.startswith(("blocks.0.", "layers.0.")))
+    state[key.replace(".0.", f".{number}.", 1)] = state[key]
+    with pytest.raises(
+        UserError, match=r"file.pth: it has \d+ layers called (blocks|layers).#, and none of them is"
+    ):
+        family_of(state, FAMILIES).converted(state, "file.pth")
+
+
 def test_a_pyramid_of_ours_and_as_published_is_mambavision():
     with torch.device("meta"):
         model = timm.create_model("map_mambavision_base")

@@ -308,8 +308,8 @@ def test_the_file_of_statistics_says_how_values_are_prepared(scenes: Path, tmp_p
     ("text", "message"),
     [
         ("{", r"is no JSON: name a file that map-vision statistics wrote"),
-        ("[]", r"it has no pixels, mean, std and images"),
-        ('{"mean": [1], "std": [1]}', r"it has no pixels, mean, std and images"),
+        ("[]", r"s.json has no pixels, mean, std and images"),
+        ('{"mean": [1], "std": [1]}', r"s.json has no pixels, mean, std and images"),
         ('{"pixels": "raw", "mean": [1], "std": [1], "images": 1}', r"pixels must be one of scaled, stored"),
         ('{"pixels": "stored", "mean": [NaN], "std": [1], "images": 1}', r"mean must be finite numbers"),
         ('{"pixels": "stored", "mean": 1, "std": [1], "images": 1}', r"mean must be finite numbers"),
@@ -318,6 +318,15 @@ def test_the_file_of_statistics_says_how_values_are_prepared(scenes: Path, tmp_p
             r"std must be one positive number a channel",
         ),
         ('{"pixels": "stored", "mean": [1, 2], "std": [1], "images": 1}', r"as many as in mean"),
+        (
+            f'{{"pixels": "stored", "mean": [1{"0" * 400}], "std": [1], "images": 1}}',
+            r"mean must be finite numbers",
+        ),
+        (
+            '{"pixels": "stored", "mean": [1], "std": [1], "images": "many"}',
+            r"images must be how many; it has 'many'",
+        ),
+        ("[" * 100_000, r"is no JSON: name a file"),
     ],
 )
 def test_files_that_are_no_statistics(tmp_path: Path, text: str, message: str) -> None:

@@ -38,6 +38,17 @@ def test_a_folder_goes_by_its_name_and_not_by_a_link_to_it(tmp_path: Path) -> No
     assert (listing.images, listing.repeated) == (("z/x.png",), ("a", "b"))
 
 
+@pytest.mark.parametrize("beside", ["a-b", "a.b", "a b", "ab", "A", "é"])
+def test_images_are_in_the_order_of_folders_not_of_texts(tmp_path: Path, beside: str) -> None:
+    for folder in ("a", beside):
+        (tmp_path / folder).mkdir()
+        for name in ("x.png", "c-.png"):
+            Image.new("L", (4, 4)).save(tmp_path / folder / name)
+    images = list_folder(tmp_path).images
+    assert images == tuple(sorted(images, key=lambda path: path.split("/")))
+    assert len(images) == 4
+
+
 def test_class_folders_may_be_links_to_elsewhere(
     labelled: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

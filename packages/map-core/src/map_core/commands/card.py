@@ -12,12 +12,15 @@ from map_core.commands.options import Option, config_class
 from map_core.commands.plain_yaml import read_yaml
 from map_core.commands.settings import REQUIRED, fill, flatten, own_default, to_plain
 from map_core.commands.standard import config_of
-from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.errors import UserError, in_one_line, reason
+from map_core.paths import expanded, is_file
+from map_core.reading import read_small
 from map_core.runs.files import require_folder
+from map_core.runs.metrics import read_metrics
 from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain
-from map_core.tasks.model_card import Stage, Terms, write_model_card
+from map_core.tasks.model_card import MEASURED, Stage, Terms, write_model_card
+from map_core.tasks.typed import fits, name_of
 
 COMMANDS = {
     "pretrain": "pretrain",
@@ -25,6 +28,10 @@ COMMANDS = {
     "linear-probe": "finetune",
 }  # and their configurations
 OF_THE_RUN = ("out", "resume")  # settings that say nothing of what was trained
+SUMMARIZED = {  # what a card says of a run, and its type
+    "commit": str | None, "device": str, "evaluated_on": str | None, "loss": float | None, "processes": int,
+    "seconds": float | None, "versions": dict,
+}  # fmt: skip
 LONGEST_CHAIN = 5  # runs, each started from the one before
 
 
@@ -70,7 +77,7 @@ def stages_of(domain: Domain, run: Path) -> Iterator[Stage]:
         summary, config = read_summary(following), read_yaml(following / "config.yaml")
         if not isinstance(config, dict):
             raise UserError(f"{following / 'config.yaml'} is no mapping; copy the file from the run again")
-        yield Stage(command_of(domain, summary["task"], config), summary)
+        yield Stage(command_of(domain, summary["task"], config), summary, last_epoch(following))
         following = started_from(following, config.get("init"))
 
 
@@ -82,14 +89,26 @@ def read_summary(run: Path) -> dict[str, Any]:
     """
     file = run / "summary.json"
     try:
-        summary = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        summary = json.loads(read_small(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{file} cannot be read ({error}); give the directory of a finished run, which has one"
+            f"{file} cannot be read ({reason(error)}); give the directory of a finished run, which has one"
         ) from error
-    if not isinstance(summary, dict) or summary.get("task") not in COMMANDS:
+    if not isinstance(summary, dict) or summary.get("task") not in list(COMMANDS):
         raise UserError(f"{file} is not of a run of {', '.join(COMMANDS)}; give the directory of one")
+    for key, value in summary.items():
+        kind = float | None if key.startswith(MEASURED) else SUMMARIZED.get(key, Any)
+        if not fits(value, kind):
+            raise UserError(
+                f"{file}: {in_one_line(key)} must be {name_of(kind)}; got {in_one_line(repr(value))}; copy the file "
+                "from the run again"
+            )
     return summary
+
+
+def last_epoch(run: Path) -> float | None:
+    """How far a run's curve goes, in epochs."""
+    return max((row["epoch"] for row in read_metrics(run) if row["kind"] == "train"), default=None)
 
 
 def started_from(run: Path, init: Any) -> Path | None:
@@ -97,8 +116,8 @@ def started_from(run: Path, init: Any) -> Path | None:
     if not isinstance(init, str):
         return None
     places = [expanded(init), *(above / init for above in run.resolve().parents)]
-    folders = [place if place.is_dir() else place.parent for place in places if place.exists()]
-    return next((folder for folder in folders if (folder / "summary.json").is_file()), None)
+    folders = [place.parent if is_file(place) else place for place in places]
+    return next((folder for folder in folders if is_file(folder / "summary.json")), None)
 
 
 def command_of(domain: Domain, task: str, config: Mapping[str, Any]) -> str:
@@ -115,7 +134,8 @@ def defaults_of(domain: Domain, task: str, config: Mapping[str, Any]) -> dict[st
     """The settings of a command by dotted name, those of the run's own objective included."""
     kind = config_of(domain, COMMANDS[task])
     values = fill(kind, {})
-    method = str((config.get("objective") or {}).get("method"))
+    objective = config.get("objective")
+    method = str(objective.get("method") if isinstance(objective, dict) else None)
     if task == "pretrain" and method in domain.objectives:
         section = domain.objectives[method]
         assert is_dataclass(section)

@@ -7,6 +7,7 @@ from typing import Any
 from map_core.commands.options import Option, config_class
 from map_core.errors import UserError
 from map_core.paths import expanded
+from map_core.reading import read_small
 from map_core.runs.files import require_folder
 from map_core.runs.notes import tell
 from map_core.tasks.conversion import convert_checkpoint
@@ -68,7 +69,7 @@ def read_classes(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        lines = expanded(path).read_text().splitlines()
+        lines = read_small(expanded(path)).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"classes {path} cannot be read ({error}); give a text file with one name a line"

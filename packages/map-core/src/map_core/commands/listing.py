@@ -57,6 +57,19 @@ def convert_command(domain: SomeDomain) -> Command:
     )
 
 
+def export_command(domain: SomeDomain) -> Command:
+    """The command that writes a trained model as a program without this package, for a domain."""
+    module = "map_core.commands.export"
+    return Command(
+        "export",
+        "a trained model as ONNX, or as a program of torch.export",
+        of_domain("export_config", domain, module=module),
+        of_domain("export", domain, module=module),
+        essential=("model.img_size",),
+        positional="run",
+    )
+
+
 def tables_command(domain: SomeDomain) -> Command:
     """The command that lists the cells of the paper's tables, for a domain that has some."""
     module = "map_core.commands.tables"

@@ -32,7 +32,7 @@ from map_core.commands.settings import (
 )
 from map_core.commands.values import MismatchError, convert, convert_arguments, shown, to_text
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expanded, is_file
 
 Config = TypeVar("Config")
 log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def read_section(place: str, text: str) -> Layer:
         UserError: it is neither a file nor a mapping.
     """
     file = expanded(text)
-    if file.is_file():
+    if is_file(file):
         return Layer(text, read_texts(file))
     with contextlib.suppress(yaml.YAMLError):
         if isinstance(values := read_document(text), dict):

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from map_core.errors import UserError, in_one_line
+from map_core.reading import read_small
 
 LARGEST_FILE = 1 << 20  # bytes
 MOST_VALUES = 100_000  # aliases count as often as they are used
@@ -114,11 +115,7 @@ def read_yaml(path: Path) -> Any:
 def read_file(path: Path, *, typed: bool) -> Any:
     """Read a file; see :func:`read_texts` and :func:`read_yaml`."""
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise UserError(f"{path} is larger than {LARGEST_FILE:,} bytes, too large for settings")
-        return read_document(content.decode(), typed=typed)
+        return read_document(read_small(path, LARGEST_FILE).decode(), typed=typed)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; choose another file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

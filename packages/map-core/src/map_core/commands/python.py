@@ -20,6 +20,7 @@ from map_core.commands.program import find_command, validate
 from map_core.commands.settings import Setting, flatten
 from map_core.errors import UserError, near_matches
 from map_core.paths import expanded
+from map_core.reading import read_small
 
 PICTURES = ("reconstructions.png", "curves.png")  # of a run, the one that says most first
 AnyPath = str | os.PathLike[str]
@@ -288,6 +289,6 @@ def in_plain_values(value: Any) -> Any:
 def result_in(out: Path) -> Result:
     """What a command left in a run directory, or as a file and perhaps a JSON beside it."""
     measured = out / "summary.json" if out.is_dir() else out.with_suffix(".json")
-    metrics = json.loads(measured.read_text()) if measured.is_file() else {}
+    metrics = json.loads(read_small(measured)) if measured.is_file() else {}
     pictures = [out / name for name in PICTURES if (out / name).is_file()]
     return Result(out, metrics, pictures[0] if pictures else None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from map_core.commands.plain_yaml import read_texts
 from map_core.errors import UserError, near_matches
-from map_core.paths import expanded
+from map_core.paths import expanded, is_file
 
 BASE = "base"  # the key that names the recipe to build on
 
@@ -45,7 +45,7 @@ def find_recipe(package: str, name: str) -> Iterator[Path]:
     if name in recipe_names(package):
         with importlib.resources.as_file(importlib.resources.files(package) / f"{name}.yaml") as path:
             yield path
-    elif file.is_file():
+    elif is_file(file):
         yield file
     elif name.endswith((".yaml", ".yml")) or os.sep in name:
         raise UserError(f"--config {name}: there is no such file; give a file or one of the packaged recipes")
@@ -97,7 +97,7 @@ def find_base(package: str, base: Any, name: str, path: Path) -> str:
     if base in recipe_names(package):
         return base
     file = path.parent / expanded(base)
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(
             f"{BASE} {base} in {name} is neither a packaged recipe nor a file in {path.parent}; "
             f"{near_matches(base, recipe_names(package))}"

@@ -11,10 +11,12 @@ import numpy as np
 
 from map_core.errors import UserError, near_matches, visible
 from map_core.paths import expanded
+from map_core.reading import read_small
 
 EVALUATION = ("val", "validation", "test")
 SPLITS = ("train", *EVALUATION)
 EVERYTHING = "."  # as of folders: all that there is
+MOST = 2**30  # bytes of a table
 LONGEST = 60  # characters of a cell that are worth showing
 
 
@@ -161,7 +163,7 @@ def _existing(file: Path, root: Path) -> Path:
 def _table(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """Names of the columns, then the rows that are not blank with the lines that they end on."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_small(file, MOST).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"cannot read {file} ({reason}): save it as CSV in UTF-8") from error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from map_core.errors import UserError, near_matches
+from map_core.ops.exporting import exporting
 
 logger = logging.getLogger(__name__)
 NOT_INSTALLED = "is not installed"
@@ -71,15 +72,21 @@ class Registry:
     Args:
         op: Name of the op, for messages.
         implementations: Best first; the last automatic one must serve every request.
+        exported: What ``backend="auto"`` picks within :func:`~map_core.ops.exporting.for_export`; asked for by no name.
     """
 
-    def __init__(self, op: str, implementations: tuple[Implementation, ...]) -> None:
+    def __init__(
+        self, op: str, implementations: tuple[Implementation, ...], *, exported: Implementation | None = None
+    ) -> None:
         self.op = op
         self._implementations = {item.name: item for item in implementations}
+        self._exported = exported
         self._refusals: dict[str, str | None] = {}
         self._announced: set[str] = set()
 
     def __getitem__(self, name: str) -> Implementation:
+        if self._exported is not None and name == self._exported.name:
+            return self._exported
         return self._implementations[name]
 
     def statuses(self) -> tuple[BackendStatus, ...]:
@@ -106,6 +113,8 @@ class Registry:
         if backend != "auto":
             self._check(backend, request)
             return backend
+        if self._exported is not None and exporting():
+            return self._exported.name
         for name, item in self._implementations.items():
             if item.automatic and item.unfit(request) is None and self._missing(name) is None:
                 self._announce(name, device)

@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from map_core.errors import UserError, in_one_line, reason
+from map_core.json_values import is_count, is_number
+from map_core.reading import read_small
 
 STATE = "state.json"
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
@@ -35,7 +37,7 @@ def read_state(
     """
     path = checkpoint / STATE
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(read_small(path))
         fault = find_fault_of_state(state)
     except (OSError, ValueError, RecursionError) as error:
         fault = reason(error)
@@ -98,7 +100,7 @@ def find_fault_of_state(state: Any) -> str | None:
     sums, counts = window["sums"], window["counts"]
     if not are_numbers(sums) or not are_numbers(counts) or sums.keys() != counts.keys():
         return "recorder.window does not hold numbers"
-    if not all(is_count(count) for count in counts.values()):
+    if not all(is_count(count) and count for count in counts.values()):
         return "recorder.window.counts are no counts"
     if not are_numbers(recorder.get("last")):
         return "recorder.last does not hold numbers"
@@ -107,16 +109,6 @@ def find_fault_of_state(state: Any) -> str | None:
     if recorder.get("best") is not None and not is_number(recorder["best"]):
         return "recorder.best is no number"
     return None if is_number(recorder.get("seconds")) else "recorder.seconds is no number"
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value of JSON is a whole number from 0 on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def are_numbers(values: Any) -> bool:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from map_core.errors import UserError, reason
+from map_core.errors import UserError, in_one_line, reason
+from map_core.reading import open_file, read_small
 from map_core.runs.files import is_full, save_json, save_tensors, sync
 
 MANIFEST = "manifest.json"
@@ -128,8 +129,10 @@ def write_manifest(directory: Path) -> None:
 def find_fault(directory: Path) -> str | None:
     """Say why the checkpoint in ``directory`` cannot be used, or return None."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest = json.loads(read_small(directory / MANIFEST))
         for name, entry in manifest.items():
+            if not name or Path(name).name != name:
+                return f"{MANIFEST} names {in_one_line(name)!r}, which is no file in it"
             size = (directory / name).stat().st_size
             if size != entry["bytes"]:
                 return f"{name} has {size} bytes where {entry['bytes']} were written"
@@ -199,7 +202,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 def sha256(path: Path) -> str:
     """Hash a file."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError, reason
-from map_core.runs.account import is_count, is_number
+from map_core.json_values import is_count, is_number
+from map_core.reading import read_small
 from map_core.runs.files import save_text
 from map_core.runs.trackers import Trackers
 
 FILE = "metrics.jsonl"
+MOST = 2**30  # bytes
 MeanOverProcesses = Callable[[dict[str, Tensor]], dict[str, float]]
 
 
@@ -56,10 +58,15 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl; a last line that a kill cut short is left out.
 
     Raises:
-        UserError: any other line is broken.
+        UserError: any other line is broken, or the file cannot be read.
     """
     path = directory / FILE
-    written = path.read_text(errors="replace").splitlines() if path.exists() else []
+    try:
+        written = read_small(path, MOST).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); copy the file again") from error
     lines = []
     for number, text in enumerate(written, start=1):
         try:

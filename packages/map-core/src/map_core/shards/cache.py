@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from map_core.errors import UserError
+from map_core.reading import file_descriptor
 from map_core.runs.files import UNFINISHED, is_full
 from map_core.shards.fetching import fetch, fetch_checked
 from map_core.shards.index import INDEX, NAMES, TABLE, Shard, checksum_of, files_of, read_splits
+from map_core.shards.sizes import written_size
 from map_core.shards.stores import Store
 
 ABANDONED = 3600.0  # seconds since a broken-off download was last written
@@ -41,11 +43,11 @@ class Cache:
         return self.store.address(within(self.split, shard.name))
 
     def open(self, shard: Shard) -> int:
-        path = self.folder / (f"{shard.sha256}.tar")
+        path = self.folder / f"{shard.sha256}.tar"
         with disk_faults(self.folder):
             while True:
                 with contextlib.suppress(FileNotFoundError):
-                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    descriptor = file_descriptor(path)
                     if os.fstat(descriptor).st_size == shard.bytes:
                         with contextlib.suppress(OSError):
                             os.utime(path)  # it was used now
@@ -53,6 +55,14 @@ class Cache:
                     os.close(descriptor)
                     path.unlink(missing_ok=True)
                 self._fetch(shard, path)
+
+    def renew(self, shard: Shard) -> bool:
+        path = self.folder / f"{shard.sha256}.tar"
+        with contextlib.suppress(OSError):
+            if checksum_of(path)["sha256"] == shard.sha256:
+                return False  # what the store has, so that it would come again
+            path.unlink()
+        return True
 
     def _fetch(self, shard: Shard, path: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,16 +111,17 @@ def make_room(folder: Path, limit: int, *, keep: Path) -> None:
         total -= size
 
 
-def fetched_index(store: Store, split: str, folder: Path) -> Path:
+def fetched_index(store: Store, split: str, folder: Path, limit: int) -> Path:
     """Fetch the index of a set, and return the folder of the cache that has it: one for each state of the index.
 
     Args:
         store: That has the set.
         split: Subfolder of the set; "" for the whole.
         folder: Of the cache.
+        limit: Bytes that each file of it may have.
 
     Raises:
-        UserError: it does not come, or is none.
+        UserError: it does not come, is larger, or is none.
     """
     where = store.address(split).rstrip("/")
     with disk_faults(folder):
@@ -122,6 +133,11 @@ def fetched_index(store: Store, split: str, folder: Path) -> Path:
             there.mkdir(exist_ok=True)
             if read_splits(here, where) is None:
                 for name, stated in files_of(here, where).items():
+                    if stated["bytes"] > limit:
+                        raise UserError(
+                            f"{where}/{name} has {written_size(stated['bytes'])}, says {INDEX}, and "
+                            f"data.shard_cache_size is {written_size(limit)}: raise it, or correct data.root"
+                        )
                     if not (there / name).is_file() or checksum_of(there / name) != stated:
                         fetch_checked(
                             store,

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from map_core.errors import UserError
+from map_core.errors import UserError, reason
+from map_core.json_values import is_count
+from map_core.reading import open_file, read_small
 from map_core.runs.files import replacing, save_text
 
 INDEX, TABLE, NAMES = "index.json", "samples.table", "names.txt"
@@ -31,6 +33,7 @@ SAMPLE = np.dtype(
     ]
 )
 BLOCK = 2**20
+MOST = 2**28  # bytes of an index.json: of about a million shards
 NO_INDEX = "write it with the command shard, or, for tar files that are there already, with shard --index"
 
 
@@ -173,8 +176,8 @@ def read_index(folder: Path, where: str | None = None) -> ShardIndex:
     try:
         samples = np.lib.format.open_memmap(folder / TABLE, mode="r")  # reads nothing but plain numbers
         names = np.memmap(folder / NAMES, mode="r") if account.get("samples") else np.zeros(0, np.uint8)
-    except (OSError, ValueError, OverflowError) as error:
-        raise _fault(where, f"{TABLE}: {error}") from error
+    except Exception as error:  # numpy parses the header as Python, and passes on whatever that stumbles on
+        raise _fault(where, f"{TABLE}: {reason(error)}") from error
     fault = _fault_of_account(account) or _fault_of_samples(account, samples, names)
     if fault is not None:
         raise _fault(where, fault)
@@ -195,7 +198,7 @@ def is_plain_name(name: object) -> bool:
 def checksum_of(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(BLOCK):
             digest.update(block)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
@@ -204,7 +207,7 @@ def checksum_of(path: Path) -> dict[str, Any]:
 def _account(folder: Path, where: str) -> tuple[dict[str, Any], str]:
     """The content of index.json, and its checksum."""
     try:
-        content = (folder / INDEX).read_bytes()
+        content = read_small(folder / INDEX, MOST)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{where} has no {INDEX}, which shards need: {NO_INDEX}") from error
     except OSError as error:
@@ -236,7 +239,7 @@ def _fault_of_account(account: dict[str, Any]) -> str | None:
             return f"shard {number} has not name, bytes, samples and sha256"
         if not is_plain_name(shard["name"]):
             return f"shard {number} is called {shard['name']!r}, which is no file in the folder"
-        if not _is_count(shard["samples"]):
+        if not is_count(shard["samples"]):
             return f"shard {number} has {shard['samples']!r} samples"
     if len({shard["name"] for shard in shards}) < len(shards):
         return "two shards have one name"
@@ -272,10 +275,6 @@ def _fault_of_samples(account: dict[str, Any], samples: np.ndarray, names: np.nd
 def _is_file(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and _is_count(value.get("bytes"))
+        and is_count(value.get("bytes"))
         and re.fullmatch(r"[0-9a-f]{64}", str(value.get("sha256"))) is not None
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

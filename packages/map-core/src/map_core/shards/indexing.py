@@ -2,22 +2,27 @@
 
 import hashlib
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from map_core.errors import UserError, visible
+from map_core.reading import open_file, read_small
 from map_core.runs.files import is_full, require_folder
 from map_core.shards.index import BLOCK, INDEX, SAMPLE, Shard, is_plain_name, save_index, save_splits
 
 TAR = ".tar"
 LABEL, CLASSES = "cls", "classnames.txt"
+LONGEST_LABEL = 50  # bytes, blanks included
+LONGEST_HEADER = 2**20  # bytes: headers of long names and the like
+MOST_CLASSES = 10**6  # that are numbers, and not named in classnames.txt
 
 
 @dataclass(slots=True)
@@ -123,9 +128,14 @@ def _classes(folder: Path, whole: _Set) -> tuple[str, ...]:
             )
         return ()
     most = max(sample.label or 0 for sample in whole.samples)
-    if not (folder / CLASSES).is_file():
+    if not (folder / CLASSES).exists():
+        if most >= MOST_CLASSES:
+            raise UserError(
+                f"labels in {folder} go up to {most}, of more than {MOST_CLASSES:,} classes: correct them, or name the "
+                f"classes in {CLASSES}"
+            )
         return tuple(map(str, range(most + 1)))
-    names = tuple((folder / CLASSES).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    names = tuple(read_small(folder / CLASSES).decode("utf-8", errors="surrogateescape").splitlines())
     if len(names) <= most or len(set(names)) < len(names):
         raise UserError(
             f"{folder / CLASSES} must name {most + 1} classes, each once; it has {len(set(names))} names: complete it"
@@ -139,17 +149,17 @@ def _read_shard(path: Path, whole: _Set, endings: frozenset[str]) -> None:
     number, before = len(whole.shards), len(whole.samples)
     digest = hashlib.sha256()
     sample: _Sample | None = None
-    with path.open("rb") as file:
-        for member, content in _members(path, file):
+    with open_file(path) as file:
+        for member in _members(path, file):
             key, ending = _key_and_ending(member.name)
             if sample is None or sample.key != key:
                 sample = _Sample(key)
             if sample.row is None and f".{ending.rpartition('.')[2]}" in endings:
-                sample.row = (number, member.offset_data, member.size, zlib.crc32(content))
+                sample.row = (number, member.offset_data, member.size, _crc32(file, member))
                 sample.name = f"{path.name}/{member.name}"
                 whole.samples.append(sample)
             elif ending.rpartition(".")[2] == LABEL and sample.label is None:
-                sample.label = _label(content, path, member.name)
+                sample.label = _label(_beginning(file, member), path, member.name)
         file.seek(0)
         while block := file.read(BLOCK):
             digest.update(block)
@@ -157,26 +167,58 @@ def _read_shard(path: Path, whole: _Set, endings: frozenset[str]) -> None:
     whole.shards.append(shard)
 
 
-def _members(path: Path, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """The files in an archive with their contents; nothing is unpacked."""
+class _Headers:
+    """What tarfile reads of a file: headers, whose stated sizes may be anything; contents are read beside it.
+
+    Args:
+        file: Of the archive.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._file = file.seek, file.tell, file
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._file.read(size)
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The files in an archive; nothing is unpacked."""
     size = os.fstat(file.fileno()).st_size
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as archive:
             for member in archive:
+                if member.size < 0:  # from which tarfile would go back, again and again
+                    raise tarfile.ReadError(f"{member.name} has a size of {member.size}")
                 _refuse_unsafe(path, member)
                 if not member.isfile() or os.path.basename(member.name).startswith("."):
                     continue  # folders, and the hidden files that some systems add
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it ends within {member.name}")
-                source = archive.extractfile(member)
-                yield member, source.read() if source is not None else b""
+                yield member
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # with which tar ends an archive
                 raise tarfile.ReadError(f"it breaks off after {archive.offset} bytes")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, ArithmeticError, EOFError, OSError, RecursionError, ValueError) as error:
         raise UserError(
             f"shard {path} is no whole tar file ({visible(str(error))}): copy it again, or remove it"
         ) from error
+
+
+def _crc32(file: BinaryIO, member: tarfile.TarInfo) -> int:
+    """The checksum of a member's content."""
+    file.seek(member.offset_data)
+    left, crc32 = member.size, 0
+    while left > 0 and (block := file.read(min(left, BLOCK))):
+        left, crc32 = left - len(block), zlib.crc32(block, crc32)
+    return crc32
+
+
+def _beginning(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """The content of a member that is as short as a label; of another, more than any label has."""
+    file.seek(member.offset_data)
+    return file.read(min(member.size, LONGEST_LABEL + 1))
 
 
 def _refuse_unsafe(path: Path, member: tarfile.TarInfo) -> None:
@@ -199,10 +241,8 @@ def _key_and_ending(name: str) -> tuple[str, str]:
 
 
 def _label(content: bytes, path: Path, name: str) -> int:
-    try:
-        label = int(content.decode("ascii").strip())
-    except ValueError:
-        label = -1
+    text = content.decode("latin-1").strip()
+    label = int(text) if re.fullmatch("[0-9]+", text) and len(content) <= LONGEST_LABEL else -1
     if not 0 <= label < 2**31:
         raise UserError(
             f"label {visible(name)} in shard {path} is {content[:20]!r}: a label is a whole number from 0 on"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from map_core.errors import UserError, near_matches
 from map_core.paths import cache_folder, expanded
+from map_core.reading import open_file
 from map_core.shards.cache import Cache, fetched_index
 from map_core.shards.index import FORMAT, INDEX, ShardIndex, read_index, read_splits
 from map_core.shards.reader import Folder, ShardReader
@@ -46,7 +47,9 @@ class ShardRoot:
             UserError: there is no index.
         """
         folder = (
-            expanded(self.root) if self.store is None else fetched_index(self.store, "", self.settings.cache)
+            expanded(self.root)
+            if self.store is None
+            else fetched_index(self.store, "", self.settings.cache, self.settings.limit)
         )
         return read_splits(folder, self.root) or ()
 
@@ -84,7 +87,7 @@ class ShardRoot:
             place.check(index)
             return ShardReader(index, place)
         where = self.store.address(split).rstrip("/")
-        index = read_index(fetched_index(self.store, split, self.settings.cache), where)
+        index = read_index(fetched_index(self.store, split, self.settings.cache, self.settings.limit), where)
         self._require_room(index, where, at_once)
         return ShardReader(index, Cache(self.store, self.settings.cache, self.settings.limit, split))
 
@@ -110,7 +113,7 @@ def has_index(root: str) -> bool:
     if is_address(root):
         return True
     try:
-        with (expanded(root) / INDEX).open("rb") as file:
+        with open_file(expanded(root) / INDEX) as file:
             return FORMAT.encode() in file.read(100)  # other sets have an index.json, too
-    except OSError:
+    except (OSError, ValueError):
         return False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from map_core.errors import UserError
+from map_core.reading import file_descriptor
 from map_core.shards.index import Shard, ShardIndex
 
 OPEN_SHARDS = 64  # of each process
@@ -28,6 +29,9 @@ class Place(Protocol):
     def name(self, shard: Shard) -> str:
         """What messages call it."""
 
+    def renew(self, shard: Shard) -> bool:
+        """Whether opening a shard, whose bytes are not those of the index, gives others from now on."""
+
 
 class Folder:
     """Shards in a folder.
@@ -42,10 +46,13 @@ class Folder:
     def name(self, shard: Shard) -> str:
         return str(self.path / shard.name)
 
+    def renew(self, shard: Shard) -> bool:
+        return False
+
     def open(self, shard: Shard) -> int:
         path = self.path / shard.name
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = file_descriptor(path)
         except FileNotFoundError as error:
             raise UserError(f"shard {path} is missing, which the index names: copy it there again") from error
         except OSError as error:
@@ -128,19 +135,28 @@ class ShardReader:
         """
         row = self.index.samples[number]
         shard, offset, size = int(row["shard"]), int(row["offset"]), int(row["bytes"])
-        try:
-            data = read_at(self._opened(shard), offset, size)
-        except OSError as error:
-            raise UserError(
-                f"cannot read {self.where(number)} ({error.strerror}): look at its file system, {GO_ON}"
-            ) from error
-        if len(data) == size and zlib.crc32(data) == row["crc32"]:
-            return data
+        for again in (False, True):
+            if again and not self._renewed(shard):
+                break
+            try:
+                data = read_at(self._opened(shard), offset, size)
+            except OSError as error:
+                raise UserError(
+                    f"cannot read {self.where(number)} ({error.strerror}): look at its file system, {GO_ON}"
+                ) from error
+            if len(data) == size and zlib.crc32(data) == row["crc32"]:
+                return data
         fault = f"ends {size - len(data)} bytes too early" if len(data) < size else "has another checksum"
         raise UserError(
             f"{self.where(number)} {fault} than the index says, so the shard was changed or damaged: put it back "
             f"as it was, {GO_ON}, or write or index the set anew"
         )
+
+    def _renewed(self, number: int) -> bool:
+        """Whether a damaged shard was a copy, and is to be opened anew."""
+        with self._lock:
+            self._open.pop(number, None)
+        return self.place.renew(self.index.shards[number])
 
     def _opened(self, number: int) -> OpenShard:
         if self._process != os.getpid():  # a loading process: its parent may have been reading as it began

@@ -14,6 +14,7 @@ from map_core.errors import UserError
 
 TIMEOUT = 60.0  # seconds without a byte
 BLOCK = 2**20
+NUMBER = "[0-9]{1,18}"  # of bytes
 BUSY = (408, 425, 429)  # answers of a server that may be asked again, beside those from 500 on
 REFUSED = (401, 403)
 GONE = (404, 410)
@@ -88,10 +89,12 @@ class HttpStore:
         except (OSError, http.client.HTTPException) as error:
             raise LostError(_reason(error)) from error
         length = response.headers.get("Content-Length", "")
-        size = int(length) if length.isdecimal() else None
+        size = int(length) if re.fullmatch(NUMBER, length) else None
         if response.status != http.client.PARTIAL_CONTENT:
             return Transfer(0, size, _blocks(response.read1, response.close))
-        sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        sent = re.fullmatch(
+            rf"bytes ({NUMBER})-{NUMBER}/({NUMBER}|\*)", response.headers.get("Content-Range", "")
+        )
         if sent is None or int(sent[1]) != start:
             raise UserError(
                 f"{self.address(name)} is sent from another byte than was asked for: use another server"

@@ -25,6 +25,8 @@ from typing import Any
 from map_core.commands.plain_yaml import read_yaml
 from map_core.commands.recipes import find_recipe
 from map_core.errors import UserError, near_matches
+from map_core.paths import is_file
+from map_core.study.forms import check_forms, is_whole, rate
 
 MEASURES = ("finetune", "linear_probe", "knn", "heldout_loss")
 KEYS = {
@@ -34,7 +36,7 @@ KEYS = {
 MERGED = ("pretrain", "finetune", "linear_probe")  # settings that a study adds to its base's
 TRAINED = ("finetune", "linear_probe")  # measures that train, at a learning rate
 STAGES = ("pretrain", *TRAINED)
-KEYS_OF_ARM = (*STAGES, "model", "compute_of")
+KEYS_OF_ARM = (*STAGES, "model", "init", "compute_of")
 SHARED_SECTIONS = ("data.", "evaluation.")  # what arms may not change: they would be compared on other data
 Settings = dict[str, Any]
 
@@ -47,6 +49,7 @@ class Arm:
         pretrain: Recipe and settings of pretraining; None starts from scratch.
         finetune, linear_probe: Settings that differ from the study's.
         model: Settings of its model, in every stage.
+        init: Weights that are there already, as ``--init`` takes them, in the place of pretraining.
         compute_of: Finetuned for as many operations as this arm is pretrained and finetuned for.
         epochs: Of finetuning, by number of labels, where ``compute_of`` was resolved to them.
     """
@@ -56,6 +59,7 @@ class Arm:
     finetune: Settings = field(default_factory=dict)
     linear_probe: Settings = field(default_factory=dict)
     model: Settings = field(default_factory=dict)
+    init: str | None = None
     compute_of: str | None = None
     epochs: Mapping[int | None, int] = field(default_factory=dict)
 
@@ -98,23 +102,24 @@ def read_study(path: Path, package: str) -> Study:
     for key in values:
         if key not in KEYS:
             raise UserError(f"unknown key {key!r} in study {path}; {near_matches(str(key), KEYS)}")
+    values = {key: value for key, value in values.items() if value is not None}
     for key in ("name", "arms", "seeds", "measures"):
         if not values.get(key):
             raise UserError(f"study {path} lacks {key}")
-    shared = values.get("pretrain") or {}
+    shared = values.get("pretrain", {})
     arms = tuple(_read_arm(path, name, stages or {}, shared) for name, stages in values["arms"].items())
     study = Study(
-        name=str(values["name"]),
-        question=str(values.get("question", "")),
+        name=values["name"],
+        question=values.get("question", ""),
         arms=arms,
-        finetune=dict(values.get("finetune") or {}),
-        linear_probe=dict(values.get("linear_probe") or {}),
+        finetune=dict(values.get("finetune", {})),
+        linear_probe=dict(values.get("linear_probe", {})),
         labels=_read_labels(path, values.get("labels") or {"all": {}}),
-        learning_rates=_read_rates(path, values.get("learning_rates") or ()),
-        holdout=float(values.get("holdout", 0.1)),
+        learning_rates=_read_rates(path, values.get("learning_rates", ())),
+        holdout=rate(values.get("holdout", 0.1)),
         seeds=tuple(values["seeds"]),
         measures=tuple(values["measures"]),
-        extensions=int(values.get("extensions", 2)),
+        extensions=values.get("extensions", 2),
     )
     _check(path, study)
     return study
@@ -129,10 +134,12 @@ def _read_values(path: Path, package: str, chain: tuple[Path, ...]) -> dict[str,
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no study: it must map keys such as arms and seeds to values")
-    if "base" not in values:
+    check_forms(path, values)
+    if values.get("base") is None:
         return values
-    beside = path.parent / f"{values['base']}.yaml"
-    with find_recipe(package, str(beside if beside.is_file() else values["base"])) as file:
+    base = str(values["base"])
+    beside = path.parent / f"{base}.yaml"
+    with find_recipe(package, str(beside if is_file(beside) else base)) as file:
         below = _read_values(file, package, (*chain, path))
     merged = {key: {**(below.get(key) or {}), **(values.get(key) or {})} for key in MERGED}
     return {**below, **values, **merged}
@@ -142,7 +149,7 @@ def _read_arm(path: Path, name: str, stages: Settings, shared: Settings) -> Arm:
     for stage, settings in stages.items():
         if stage not in KEYS_OF_ARM:
             raise UserError(
-                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(stage, KEYS_OF_ARM)}"
+                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), KEYS_OF_ARM)}"
             )
         for key in (settings or {}) if stage in STAGES else ():
             if key.startswith(SHARED_SECTIONS):
@@ -157,14 +164,12 @@ def _read_arm(path: Path, name: str, stages: Settings, shared: Settings) -> Arm:
             raise UserError(f"arm {name} of {path} is pretrained without a recipe: add pretrain.recipe")
     finetune, probe = dict(stages.get("finetune") or {}), dict(stages.get("linear_probe") or {})
     model = {f"model.{key}": value for key, value in (stages.get("model") or {}).items()}
-    return Arm(name, pretrain, finetune, probe, model, stages.get("compute_of"))
+    return Arm(name, pretrain, finetune, probe, model, stages.get("init"), stages.get("compute_of"))
 
 
-def _read_labels(path: Path, values: Any) -> dict[int | None, Settings]:
-    if not isinstance(values, dict):
-        raise UserError(f"labels of {path} must map numbers, or 'all', to settings; got {values!r}")
+def _read_labels(path: Path, values: Mapping[Any, Settings | None]) -> dict[int | None, Settings]:
     for count in values:
-        if count != "all" and not (isinstance(count, int) and count > 0):
+        if count != "all" and not is_whole(count, 1):
             raise UserError(f"labels of {path} must be positive numbers or 'all'; got {count!r}")
     return {None if count == "all" else count: dict(settings or {}) for count, settings in values.items()}
 
@@ -172,12 +177,13 @@ def _read_labels(path: Path, values: Any) -> dict[int | None, Settings]:
 def _read_rates(path: Path, values: Any) -> dict[str, tuple[float, ...]]:
     """Learning rates by stage; a list is for every stage that trains."""
     by_stage = values if isinstance(values, dict) else dict.fromkeys(TRAINED, values)
-    for stage, rates in by_stage.items():
+    rates_of = {stage: tuple(map(rate, rates)) for stage, rates in by_stage.items()}
+    for stage, rates in rates_of.items():
         if stage not in TRAINED:
             raise UserError(f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED)}")
         if list(rates) != sorted(set(rates)):
             raise UserError(f"learning_rates of {path} must ascend without repeating: {list(rates)}")
-    return {stage: tuple(float(lr) for lr in rates) for stage, rates in by_stage.items()}
+    return rates_of
 
 
 def _check(path: Path, study: Study) -> None:
@@ -188,10 +194,19 @@ def _check(path: Path, study: Study) -> None:
             raise UserError(f"measure {measure!r} of {path} is unknown; {near_matches(measure, MEASURES)}")
         if measure in TRAINED and "recipe" not in getattr(study, measure):
             raise UserError(f"study {path} measures {measure} without a recipe: add {measure}.recipe")
-    names = [arm.name for arm in study.arms]
+    by_name = {arm.name: arm for arm in study.arms}
     for arm in study.arms:
-        if arm.compute_of is not None and (arm.compute_of not in names or arm.pretrain is not None):
+        if arm.init is not None and arm.pretrain is not None:
+            raise UserError(f"arm {arm.name} of {path} has init and pretrain: it can start from one of them")
+        if arm.compute_of is None:
+            continue
+        if arm.compute_of not in by_name or arm.pretrain is not None or arm.init is not None:
             raise UserError(
                 f"arm {arm.name} of {path} has compute_of {arm.compute_of!r}: it must name another arm, and start "
                 "from scratch itself"
+            )
+        if by_name[arm.compute_of].init is not None:
+            raise UserError(
+                f"arm {arm.name} of {path} has compute_of {arm.compute_of!r}, whose weights come from elsewhere: "
+                "what they cost is not known here; set training.epochs of its finetuning instead"
             )

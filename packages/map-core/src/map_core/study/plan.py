@@ -61,8 +61,8 @@ def _runs_of(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> It
         yield PlannedRun(start, arm.name, seed, None, "pretrain", "pretrain", settings)
         if "knn" in study.measures:
             yield PlannedRun(f"{arm.name}/seed{seed}/knn", arm.name, seed, None, "knn", "features", {}, start)
-        if "linear_probe" in study.measures:
-            yield from _measured(study, arm, seed, "linear_probe", "linear-probe", start, results)
+    if "linear_probe" in study.measures and (start or arm.init):
+        yield from _measured(study, arm, seed, "linear_probe", "linear-probe", start, results)
     if "finetune" in study.measures:
         yield from _measured(study, arm, seed, "finetune", "finetune", start, results)
 
@@ -90,6 +90,8 @@ def _stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed
     """Options of a stage of an arm: the study's, those of the number of labels, the arm's, the seed."""
     settings = {**getattr(study, stage), **study.labels[labels], **arm.model, **getattr(arm, stage)}
     settings["training.seed"] = seed
+    if arm.init is not None:
+        settings["init"] = arm.init
     if stage == "finetune" and labels in arm.epochs:
         settings["training.epochs"] = arm.epochs[labels]
     if labels is not None:

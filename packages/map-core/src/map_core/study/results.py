@@ -1,5 +1,7 @@
 """One line of JSON a run: what was measured, with what settings, where."""
 
+import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterable
@@ -8,6 +10,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from map_core.errors import UserError, reason
+from map_core.json_values import is_finite
+from map_core.reading import read_small
+from map_core.runs.files import is_full, save_text
 from map_core.tasks.typed import fits, name_of
 
 
@@ -44,18 +49,51 @@ class Result:
 
 
 KINDS = get_type_hints(Result)
+NUMBERS = ("seed", "labels", "lr", "score", "seconds", "samples", "flops")
+MOST = 2**30  # bytes of results
 
 
 def append_result(path: Path, result: Result) -> None:
-    """Add a line, whole or not at all: several processes may append to one file."""
+    """Add a line, whole or not at all: several processes may append to one file.
+
+    Raises:
+        UserError: the disk refused.
+    """
     line = (json.dumps(asdict(result), sort_keys=True) + "\n").encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        os.write(descriptor, line)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            append(descriptor, line)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        cure = "make room" if is_full(error) else "see to that disk"
+        raise UserError(
+            f"cannot add to the results in {path} ({error.strerror}); {cure}, then start the study again: it goes on"
+        ) from error
+
+
+def append(descriptor: int, line: bytes) -> None:
+    """Add a line to a file that is open for appending, or leave it as it was.
+
+    Raises:
+        OSError: there is no room, or the disk refuses.
+    """
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    before = os.fstat(descriptor).st_size
+    if (
+        before and os.pread(descriptor, 1, before - 1) != b"\n"
+    ):  # written by hand, or cut short by a power cut
+        line = b"\n" + line
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
 
 
 def read_results(path: Path, study: str | None = None) -> list[Result]:
@@ -66,12 +104,18 @@ def read_results(path: Path, study: str | None = None) -> list[Result]:
         study: Name that all of them must have.
 
     Raises:
-        UserError: a line that is no result, or one of another study.
+        UserError: a line that is no result, or one of another study; a file that cannot be read.
     """
-    if not path.exists():
+    try:
+        lines = read_small(path, MOST).splitlines()
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(
+            f"{path} holds no results that can be read ({error.strerror}); choose another --results"
+        ) from error
     found: dict[tuple[str, str], Result] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             result = parse_result(line)
         except (ValueError, TypeError, RecursionError) as error:
@@ -101,10 +145,13 @@ def parse_result(line: bytes) -> Result:
     for name, value in values.items():
         if not fits(value, KINDS[name]):
             raise TypeError(f"{name} must be {name_of(KINDS[name])}, not {value!r:.60}")
+        numbers = value.values() if name == "measures" else [value] if name in NUMBERS else []
+        if not all(number is None or is_finite(number) for number in numbers):
+            raise ValueError(f"{name} holds {value!r:.60}, which is no finite number")
     return Result(**values)
 
 
 def merge_results(paths: Iterable[Path], out: Path) -> None:
     """Write the results of several files, each run once."""
     merged = {(r.study, r.key): r for path in paths for r in read_results(path)}
-    out.write_text("".join(json.dumps(asdict(r), sort_keys=True) + "\n" for r in merged.values()))
+    save_text(out, "".join(json.dumps(asdict(r), sort_keys=True) + "\n" for r in merged.values()))

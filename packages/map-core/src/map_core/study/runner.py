@@ -11,7 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from map_core.errors import UserError
+from map_core.errors import UserError, reason
+from map_core.json_values import is_finite
+from map_core.reading import read_small
 from map_core.study.definition import Study
 from map_core.study.launching import Job, Launcher, Processes
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
@@ -19,7 +21,7 @@ from map_core.study.results import Result, append_result, read_results
 from map_core.tasks.weights import MODEL_FILE
 
 POLL_SECONDS = 0.2
-ACCURACY = "test_accuracy"
+SCORES = ("test_accuracy", "knn_accuracy", "loss")  # the first that a run measured counts
 KEPT_FACTS = ("commit", "device", "versions", "peak_memory_bytes", "evaluated_on", "samples_per_second")
 
 
@@ -178,7 +180,10 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
     summary = read_summary(run, directory)
     if summary.get("interrupted"):
         raise UserError(f"run {run.key} was interrupted; start the study again: it goes on")
-    numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float)}
+    numbers = {key: float(v) for key, v in summary.items() if is_finite(v)}
+    score = next((numbers[name] for name in SCORES if name in numbers), None)
+    if score is None:
+        raise UserError(f"run {run.key} measured no {', '.join(SCORES)}; see {log}")
     return Result(
         study=study.name,
         key=run.key,
@@ -188,18 +193,25 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
         stage=run.stage,
         lr=run.lr,
         settings=run.settings,
-        score=numbers.get(ACCURACY, numbers.get("knn_accuracy", numbers.get("loss", 0.0))),
+        score=score,
         measures=numbers,
-        seconds=float(summary.get("seconds", time.monotonic() - item.began)),
-        samples=round(summary.get("samples_per_second", 0) * summary.get("seconds", 0)),
+        seconds=numbers.get("seconds", time.monotonic() - item.began),
+        samples=round(numbers.get("samples_per_second", 0) * numbers.get("seconds", 0)),
         facts={key: summary[key] for key in KEPT_FACTS if key in summary},
     )
 
 
 def read_summary(run: PlannedRun, directory: Path) -> dict[str, Any]:
-    """The summary of a training run, or the score beside its features."""
+    """The summary of a training run, or the score beside its features.
+
+    Raises:
+        UserError: there is none.
+    """
     file = directory.with_suffix(".json") if run.command == "features" else directory / "summary.json"
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"run {run.key} left no readable {file.name} ({error})") from error
+        summary = json.loads(read_small(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"run {run.key} left no readable {file.name} ({reason(error)})") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"run {run.key} left a {file.name} that is no mapping")
+    return summary

@@ -85,7 +85,7 @@ def read_family(domain: Domain, file: Path) -> tuple[Converted, Family]:
     if family is None:
         refuse_unknown(state, domain.models.families, file)
     assert family is not None
-    return family.convert(state), family
+    return family.converted(state, file), family
 
 
 def built_model(domain: Domain, config: Any, converted: Converted, num_classes: int) -> nn.Module:

@@ -209,6 +209,8 @@ class Domain:
         draw_picture: Of a pretraining run.
         thumbnail: Of samples, an index and what a model's description says of their preparation: a small picture.
         example: A batch of one sample as a model section wants it, to count operations on.
+        size_axes: Axes of inputs that make a sample's size, with their names.
+        any_size: Whether exported programs leave that size free unless told otherwise.
         outputs: Classes of the classifiers whose sizes ``info`` prints.
         collate: Makes a batch of samples.
         logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
@@ -242,6 +244,8 @@ class Domain:
     protocol: Callable[[Any], str | None] = lambda config: None
     info: Callable[[], list[str]] = list
     timm_config: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
+    size_axes: Mapping[int, str] = field(default_factory=dict)
+    any_size: bool = False
 
     @property
     def objective(self) -> type:

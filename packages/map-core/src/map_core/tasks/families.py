@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.errors import UserError, in_one_line
+from map_core.errors import UserError, in_one_line, reason
 
 State = Mapping[str, Tensor]
 SHOWN = 3  # keys in a message
@@ -82,6 +82,25 @@ class Family:
         """The required patterns that no key matches."""
         return [pattern for pattern in self.required if not any(map(_matcher((pattern,)).fullmatch, keys))]
 
+    def converted(self, state: State, source: Any) -> Converted:
+        """Convert a file's state, whose names alone are known to be the family's.
+
+        Args:
+            state: Without wrappers and prefixes.
+            source: What messages call it.
+
+        Raises:
+            UserError: a variant that cannot be converted, or tensors of other shapes.
+        """
+        try:
+            return self.convert(state)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{source} has the names of {self.name}, but other shapes ({reason(error)}): download it again"
+            ) from error
+
     def has(self, keys: Sequence[str]) -> bool:
         """Whether a file with these keys is of the family."""
         return not self.lacking(keys) and not self.unknown(keys)
@@ -115,6 +134,21 @@ def refuse_unknown(state: State, families: Sequence[Family], source: Path) -> No
         f"{source} is a checkpoint of no family that is known here; nearest: {nearest.name}, but {against}; known: "
         f"{', '.join(family.name for family in families)}"
     )
+
+
+def depth(state: State, prefix: str) -> int:
+    """Number of layers whose keys begin with ``prefix`` and a number.
+
+    Raises:
+        UserError: one is left out, as where a single one is called the billionth.
+    """
+    numbers = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+    missing = next((number for number in map(str, range(len(numbers))) if number not in numbers), None)
+    if missing is not None:
+        raise UserError(
+            f"it has {len(numbers)} layers called {prefix}#, and none of them is {prefix}{missing}"
+        )
+    return len(numbers)
 
 
 def _some(keys: Sequence[str]) -> str:

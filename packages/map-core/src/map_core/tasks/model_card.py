@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_core.runs.files import replacing, save_json, save_text
 from map_core.tasks.domain import Domain
 from map_core.tasks.trained_models import ModelConfig, Models
@@ -28,10 +28,12 @@ class Stage:
     Attributes:
         command: That repeats it, but for the places of data and runs.
         summary: Its ``summary.json``.
+        epochs: That it went through, where a signal ended it before those of the command were over.
     """
 
     command: str
     summary: Mapping[str, Any]
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def card_text(
         f"## Measures\n\n{measures(summary)}",
     ]
     if classes:
-        parts.append(f"## Classes\n\n{', '.join(classes)}")
+        parts.append(f"## Classes\n\n{', '.join(map(in_one_line, classes))}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -188,21 +190,29 @@ def told(stage: Stage) -> str:
     said = stage.summary
     seconds = said.get("seconds")
     rows = {
-        "commit": said.get("commit") or UNKNOWN,
-        "hardware": f"{said.get('device', UNKNOWN)}, processes: {said.get('processes', UNKNOWN)}",
+        "commit": in_one_line(said.get("commit") or UNKNOWN),
+        "hardware": in_one_line(
+            f"{said.get('device', UNKNOWN)}, processes: {said.get('processes', UNKNOWN)}"
+        ),
         "time": UNKNOWN if seconds is None else f"{seconds / 60:.1f} minutes",
-        "versions": ", ".join(f"{key} {value}" for key, value in said.get("versions", {}).items()) or UNKNOWN,
+        "versions": in_one_line(
+            ", ".join(f"{key} {value}" for key, value in said.get("versions", {}).items())
+        )
+        or UNKNOWN,
     }
+    if said.get("interrupted"):
+        length = UNKNOWN if stage.epochs is None else f"{stage.epochs:.1f} epochs"
+        rows["ended early"] = f"by {in_one_line(str(said.get('stopped_by') or UNKNOWN))}, after {length}"
     listed = "\n".join(f"- {key}: {value}" for key, value in rows.items())
     return f"{said.get('task', 'training').capitalize()}:\n\n```\n{stage.command}\n```\n\n{listed}"
 
 
 def measures(summary: Mapping[str, Any]) -> str:
     """A table of what the run measured."""
-    rows = {key: value for key, value in summary.items() if key.startswith(MEASURED)}
-    rows = rows or {key: summary[key] for key in ("loss",) if key in summary}
+    rows = {key: value for key, value in summary.items() if key.startswith(MEASURED) and value is not None}
+    rows = rows or {key: summary[key] for key in ("loss",) if summary.get(key) is not None}
     if not rows:
         return "The run measured nothing."
-    where = summary.get("evaluated_on", "the training data")
-    table = "\n".join(f"| {key} | {value:.4g} |" for key, value in rows.items())
+    where = in_one_line(summary.get("evaluated_on") or "the training data")
+    table = "\n".join(f"| {in_one_line(key)} | {value:.4g} |" for key, value in rows.items())
     return f"On {where}, at the end of training:\n\n| measure | value |\n|---|---|\n{table}"

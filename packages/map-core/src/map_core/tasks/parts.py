@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.reading import read_small
 from map_core.runs.files import is_device, is_full, replacing, save_json
 from map_core.runs.lock import RunLock
 from map_core.runs.notes import note
@@ -188,6 +189,14 @@ def rows_of_a_part(samples: int, batch_size: int) -> int:
     return batch_size * max(1, min(batches // PARTS, MOST_ROWS // batch_size))
 
 
+def holds(file: Path, text: str) -> bool:
+    """Whether a file has this content, and no other."""
+    try:
+        return read_small(file) == text.encode()
+    except OSError:
+        return False
+
+
 def begin(folder: Path, manifest: Mapping[str, Any], parts: Sequence[range]) -> list[int]:
     """Make the folder of a pass, or take up the one that an unfinished command left; say which parts are missing.
 
@@ -197,7 +206,7 @@ def begin(folder: Path, manifest: Mapping[str, Any], parts: Sequence[range]) -> 
     written = folder / MANIFEST
     if folder.exists() and not written.is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} holds files that are no parts of results; choose another --out")
-    if written.is_file() and written.read_text() != json.dumps(manifest, indent=2) + "\n":
+    if written.is_file() and not holds(written, json.dumps(manifest, indent=2) + "\n"):
         note(f"{folder} holds parts of other settings, weights or samples: they are replaced")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

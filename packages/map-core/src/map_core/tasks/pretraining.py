@@ -174,7 +174,7 @@ def load_decoder(domain: Domain, objective: Objective, path: str | None) -> None
         return load_rest(objective, read_weights(file), file)
     state = read_weights(path)
     family = family_of(state, domain.models.families)
-    rest = {} if family is None else family.convert(state).rest
+    rest = {} if family is None else family.converted(state, path).rest
     if not rest:
         raise UserError(f"{path} has no decoder to start from; leave --init_decoder out")
     return load_rest(objective, rest, weights_file(path))

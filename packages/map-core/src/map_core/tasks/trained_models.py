@@ -31,6 +31,8 @@ class ModelConfig:
 
 
 Config = TypeVar("Config", bound=ModelConfig)
+Changes = Mapping[str, Any]  # of a model's settings
+NONE: Changes = {}
 
 
 @runtime_checkable
@@ -80,8 +82,12 @@ class Models(Generic[Config]):
         """The JSON description that makes a weights file readable without its recipe."""
         return {"name": config.name, "arguments": config.arguments(), **more}
 
-    def described(self, path: str | Path) -> Config | None:
+    def described(self, path: str | Path, changes: Changes = NONE) -> Config | None:
         """The model that wrote a run or weights file; None when the file has no description beside it.
+
+        Args:
+            path: A run or weights file.
+            changes: Settings that differ.
 
         Raises:
             UserError: a description of arguments that this version does not know.
@@ -89,7 +95,7 @@ class Models(Generic[Config]):
         description = read_description(path)
         if "name" not in description:
             return None
-        values = {"name": description["name"], **description.get("arguments", {})}
+        values = {"name": description["name"], **description.get("arguments", {}), **changes}
         return read_settings(self.config, values, description_file(path))
 
     def refuse_other_settings(
@@ -129,13 +135,17 @@ class Models(Generic[Config]):
                     f"it is meant with --init_may_differ {name}"
                 )
 
-    def classifier(self, path: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
+    def classifier(self, path: str | Path, changes: Changes = NONE) -> tuple[nn.Module, tuple[str, ...]]:
         """A classifier, in evaluation mode, and its class names.
+
+        Args:
+            path: A run or weights file.
+            changes: Settings that differ from the run's, such as another size to resample to.
 
         Raises:
             UserError: nothing there, or the weights of something else.
         """
-        config, description = self.described(path), read_description(path)
+        config, description = self.described(path, changes), read_description(path)
         if config is None or description.get("holds") != "classifier":
             weights_file(path)  # says so when there is nothing at all
             holds = in_one_line(description.get("holds", "nothing"))
@@ -148,20 +158,24 @@ class Models(Generic[Config]):
         model = made(lambda: create(config, len(classes)), path)
         return load_whole(model, path, self.load_init), classes
 
-    def encoder(self, path: str | Path) -> nn.Module:
+    def encoder(self, path: str | Path, changes: Changes = NONE) -> nn.Module:
         """What gives features: a classifier as it is, or a pretraining run's encoder, in evaluation mode.
+
+        Args:
+            path: A run or weights file.
+            changes: Settings that differ from the run's, such as another size to resample to.
 
         Raises:
             UserError: nothing there, no description of its model, or the weights of something else.
         """
-        config = self.described(path)
+        config = self.described(path, changes)
         if config is None:
             weights_file(path)  # says so when there is nothing at all
             raise UserError(
                 f"{path} has no .json that describes its model: give a run's directory or its weights file"
             )
         if read_description(path).get("classes"):
-            return self.classifier(path)[0]
+            return self.classifier(path, changes)[0]
         return load_whole(made(lambda: self.create_backbone(config), path), path, self.load_init)
 
     def load(self, path: str | Path) -> nn.Module:

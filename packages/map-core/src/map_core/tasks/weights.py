@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from map_core import shipped
 from map_core.errors import UserError, in_one_line, reason
 from map_core.paths import expanded
+from map_core.reading import read_small
 from map_core.runs.files import replacing, save_json, save_tensors
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.foreign_weights import looks_like, unwrapped, without_prefix
@@ -133,7 +134,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        description = json.loads(file.read_text())
+        description = json.loads(read_small(file))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is no JSON ({reason(error)}); it may be cut off: copy it or export the run again"
@@ -275,7 +276,7 @@ def read_as_ours(
         None if "name" in read_description(file) else family_of(state, families)
     )  # ours say what they are
     if family is not None:
-        return family.convert(state), family
+        return family.converted(state, file), family
     beginnings = {key.split(".")[0] for key in own}
     if families and 2 * sum(key.split(".")[0] in beginnings for key in state) <= len(state):
         refuse_unknown(state, families, file)

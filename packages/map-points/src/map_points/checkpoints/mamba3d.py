@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from map_core.tasks.families import Converted, Family
+from map_core.tasks.families import Converted, Family, depth
 from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer
 from map_points.checkpoints.parts import (
     CLASS_TOKEN,
@@ -12,7 +12,6 @@ from map_points.checkpoints.parts import (
     HEAD,
     PATCHES,
     class_names,
-    depth,
     described,
     said,
     sizes,

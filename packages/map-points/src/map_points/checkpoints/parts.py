@@ -115,11 +115,6 @@ def patch_size_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {} if size == 32 else {"patch_size": size}
 
 
-def depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of layers whose keys begin with ``prefix`` and a number."""
-    return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
-
-
 def sizes(ours: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the shapes of a converted state say."""
     found: dict[str, Any] = {

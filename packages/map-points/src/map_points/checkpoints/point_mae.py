@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.tasks.families import Converted, Family
+from map_core.tasks.families import Converted, Family, depth
 from map_points.checkpoints.parts import (
     CLASS_TOKEN,
     DENSE,
@@ -15,7 +15,6 @@ from map_points.checkpoints.parts import (
     PATCHES,
     class_names,
     decoder,
-    depth,
     described,
     encoder_of,
     patch_size_of,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.tasks.families import Converted, Family
+from map_core.tasks.families import Converted, Family, depth
 from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer
 from map_points.checkpoints.parts import (
     DENSE,
@@ -14,7 +14,6 @@ from map_points.checkpoints.parts import (
     PATCHES,
     class_names,
     decoder,
-    depth,
     described,
     encoder_of,
     patch_size_of,

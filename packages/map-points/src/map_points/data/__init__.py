@@ -14,9 +14,11 @@ from map_points.data.samples import (
     collate_clouds,
     has_evaluation,
     load_point_data,
+    measure,
     read_clouds,
     require_classes,
 )
+from map_points.data.statistics import scaling_of
 
 __all__ = [
     "CloudSamples",
@@ -32,10 +34,12 @@ __all__ = [
     "has_evaluation",
     "load_part_data",
     "load_point_data",
+    "measure",
     "read_cloud_files",
     "read_clouds",
     "read_fold",
     "require_classes",
     "sample_fold",
+    "scaling_of",
     "write_part_shapes",
 ]

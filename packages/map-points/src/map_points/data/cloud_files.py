@@ -87,10 +87,11 @@ def file_clouds(
     up_axis: Axis = "z",
     channels: Sequence[str] = (),
     columns: Sequence[str] | None = None,
+    scaling: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> FileClouds:
-    """Clouds in files of their own, see :func:`read_cloud`."""
+    """Clouds in files of their own, see :func:`read_cloud`; ``scaling`` is done to each."""
     read = partial(read_cloud, channels=tuple(channels), columns=columns)
-    return FileClouds(labels, classes, up_axis, tuple(paths), read, channels=len(channels))
+    return FileClouds(labels, classes, up_axis, tuple(paths), read, channels=len(channels), scaling=scaling)
 
 
 def clouds_below(folder: Path) -> list[Path]:
@@ -112,6 +113,7 @@ def read_cloud_files(
     up_axis: Axis = "z",
     channels: Sequence[str] = (),
     columns: Sequence[str] | None = None,
+    scaling: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> FileClouds:
     """Open cloud files without labels; a folder stands for all cloud files under it, sorted by path.
 
@@ -132,4 +134,6 @@ def read_cloud_files(
     if not found:
         raise UserError("no cloud files given")
     labels = np.zeros(len(found), dtype=np.int64)
-    return file_clouds(found, labels, (), up_axis=up_axis, channels=channels, columns=columns)
+    return file_clouds(
+        found, labels, (), up_axis=up_axis, channels=channels, columns=columns, scaling=scaling
+    )

@@ -142,17 +142,19 @@ class JoinedClouds(Clouds):
 
 @dataclass(frozen=True)
 class FileClouds(Clouds):
-    """Clouds in files of their own, with so many channels beside the coordinates."""
+    """Clouds in files of their own, with so many channels beside the coordinates, and what is done to these."""
 
     paths: tuple[Path, ...]
     read: Callable[[Path], np.ndarray]
     channels: int = field(default=0, kw_only=True)
+    scaling: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True)
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
     def points(self, index: int) -> np.ndarray:
-        return check_cloud(self.columns(index), self.name(index), self.channels)
+        points = check_cloud(self.columns(index), self.name(index), self.channels)
+        return points if self.scaling is None else self.scaling(points)
 
     def columns(self, index: int) -> np.ndarray:
         """Return all columns of a file.

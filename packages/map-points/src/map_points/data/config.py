@@ -48,6 +48,9 @@ class PointDataConfig:
             read by "folder" from .ply, .pcd, .las, .npz and files with a line of names. Normals and velocities turn
             with their cloud. The model then takes 3 and so many (model.in_chans).
         columns: Names of the columns, x, y and z among them, of files that do not name theirs.
+        statistics: File of ``map-points statistics``, whose mean and std go before those here.
+        channel_mean: Mean of every channel, which is subtracted; channels stay as they are when not given.
+        channel_std: Standard deviation of every channel, which is divided by.
         channel_dropout: Probability that a training cloud is shown without its channels (zeros in their place).
         num_points: Points of a cloud that the model sees.
         augmentation: "rotate" about the up axis; "scale_translate" by one factor and one shift an axis;
@@ -75,6 +78,9 @@ class PointDataConfig:
     variant: ScanObjectNNVariant = "pb_t50_rs"
     channels: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+    statistics: str | None = None
+    channel_mean: tuple[float, ...] | None = None
+    channel_std: tuple[float, ...] | None = None
     channel_dropout: float = 0.0
     num_points: int = 1024
     augmentation: PointAugmentation = "none"
@@ -155,12 +161,35 @@ class PointDataConfig:
             raise UserError(
                 f"data.columns must name every column once, x, y and z among them; got {', '.join(self.columns)}"
             )
+        self._check_scaling()
         if not 0 <= self.channel_dropout < 1:
             raise UserError(f"data.channel_dropout must lie in [0, 1); got {self.channel_dropout}")
         if self.channel_dropout and not self.channels:
             raise UserError(
                 "data.channel_dropout leaves out data.channels, of which there are none: leave it out"
             )
+
+    def _check_scaling(self) -> None:
+        count = len(self.channels or ())
+        if self.statistics is not None and not self.statistics.strip():
+            raise UserError("data.statistics is empty: name a file of map-points statistics, or leave it out")
+        if (self.channel_mean is None) != (self.channel_std is None):
+            raise UserError(
+                "data.channel_mean and data.channel_std belong together: give both, or data.statistics"
+            )
+        for name in ("channel_mean", "channel_std"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) != count or not all(map(math.isfinite, values)):
+                raise UserError(
+                    f"data.{name} must be one finite number a channel, of which data.channels names {count}; got "
+                    f"{', '.join(map(str, values))}"
+                )
+            if name == "channel_std" and min(values, default=1) <= 0:
+                raise UserError(f"data.channel_std must be above 0; got {', '.join(map(str, values))}")
+        if self.statistics is not None and not count:
+            raise UserError("data.statistics is of data.channels, of which there are none: leave it out")
 
     def _check_augmentation(self) -> None:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:

@@ -1,6 +1,5 @@
 """Folders of a user's own clouds: splits by folders, lists or a CSV file, or any files without labels."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def read_cloud_folder(root: Path, split: str, **wanted: Any) -> FileClouds:
     Args:
         root: The folder.
         split: train or test.
-        wanted: Channels and names of columns, see :func:`~map_points.data.cloud_files.file_clouds`.
+        wanted: Channels, names of columns and scaling, see :func:`~map_points.data.cloud_files.file_clouds`.
 
     Raises:
         UserError: no such folder, or no clouds in it.
@@ -94,7 +93,7 @@ def cloud_labels(root: Path, labels: str) -> LabelTable:
     return read_labels(labels, root, endings=sorted(READERS))
 
 
-def read_labelled_clouds(root: Path, split: str, labels: str, **wanted: Sequence[str] | None) -> FileClouds:
+def read_labelled_clouds(root: Path, split: str, labels: str, **wanted: Any) -> FileClouds:
     """Read the clouds of one split of a CSV file: the training rows, or the first of val, validation and test.
 
     Raises:
@@ -103,7 +102,7 @@ def read_labelled_clouds(root: Path, split: str, labels: str, **wanted: Sequence
     table = cloud_labels(root, labels)
     rows = table.train_rows() if split == "train" else table.evaluation_rows()
     paths = [table.paths[row] for row in rows.tolist()]
-    return file_clouds(paths, table.labels[rows], table.classes, **wanted)  # type: ignore[arg-type]
+    return file_clouds(paths, table.labels[rows], table.classes, **wanted)
 
 
 def _require_folder(root: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from map_core.errors import UserError
 from map_points.data.files import reading, regular
+from map_points.data.las_header import check_header
 
 
 def read_las(path: Path) -> dict[str, np.ndarray]:
@@ -18,9 +19,29 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
     """
     laspy = _laspy(path)
     with reading(regular(path)):
-        cloud = laspy.read(path)
+        check_header(path)
+        cloud = _points(laspy, path)
         columns = {name: np.asarray(cloud[name]) for name in cloud.point_format.dimension_names}
         return columns | {axis: np.asarray(getattr(cloud, axis), dtype=np.float64) for axis in "xyz"}
+
+
+def _points(laspy: Any, path: Path) -> Any:
+    """What laspy reads, all of it.
+
+    Raises:
+        ValueError: there is less than the header says, or LAZ's reader, which is not Python, gave up.
+    """
+    try:
+        # of its readers the one that takes no sizes of chunks on trust: what is claimed there ends the other's process
+        with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as reader:
+            cloud, claimed = reader.read(), reader.header.point_count
+    except BaseException as error:  # its panics are no Exception
+        if isinstance(error, Exception) or type(error).__name__ != "PanicException":
+            raise
+        raise ValueError("it is damaged") from error
+    if len(cloud.points) != claimed:
+        raise ValueError(f"it claims {claimed:,} points and holds {len(cloud.points):,}")
+    return cloud
 
 
 def _laspy(path: Path) -> Any:

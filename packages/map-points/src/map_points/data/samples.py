@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -20,6 +20,7 @@ from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
 from map_points.data.shapenetpart import read_shapenetpart
 from map_points.data.shapes import read_shapes
+from map_points.data.statistics import ChannelStatistics, scaling_of, statistics_of
 from map_points.data.transforms import augment, check_count, prepare, take_points
 
 SomeClouds = TypeVar("SomeClouds", bound=Clouds)
@@ -148,12 +149,12 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
         return read_scanobjectnn(root, split, config.variant)
     if config.source == "shapenetpart":
         return read_shapenetpart(root, split, ignore_label=config.ignore_label)
-    if config.labels is not None:
-        return read_labelled_clouds(
-            root, split, config.labels, channels=config.channels or (), columns=config.columns
-        )
     if config.source == "folder":
-        return read_cloud_folder(root, split, channels=config.channels or (), columns=config.columns)
+        wanted: dict[str, Any] = {"channels": config.channels or (), "columns": config.columns}
+        wanted["scaling"] = scaling_of(config)
+        if config.labels is not None:
+            return read_labelled_clouds(root, split, config.labels, **wanted)
+        return read_cloud_folder(root, split, **wanted)
     readers: dict[str, Callable[[Path, str], Clouds]] = {
         "modelnet40_npz": modelnet40.read_modelnet40_npz,
         "hdf5": modelnet40.read_hdf5,
@@ -175,6 +176,20 @@ def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[C
         return read_clouds(config, "test") if evaluate else None
 
     return hold_out_and_subset(read_clouds(config, "train"), open_test, config)
+
+
+def measure(config: PointDataConfig, *, progress: bool = False) -> ChannelStatistics:
+    """Mean and deviation of the channels of the clouds that ``config`` trains on.
+
+    Raises:
+        UserError: there are no channels, or what is wrong with the files.
+    """
+    if not config.channels:
+        raise UserError("data.channels names nothing to measure: name channels, such as [intensity]")
+    plain = replace(config, statistics=None, channel_mean=None, channel_std=None)
+    return statistics_of(
+        choose_clouds(plain, evaluate=False).train, tuple(config.channels), progress=progress
+    )
 
 
 def has_evaluation(config: PointDataConfig) -> bool:

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.ops.exporting import exporting
 from map_core.tracing import kept_whole
 from map_points.patches.sampling import squared_distance
 
@@ -31,6 +32,11 @@ def nearest_neighbors(
             "more points (for the blocks: hide fewer patches)"
         )
     queries, points = queries.detach().float(), points.detach().float()
+    if exporting():
+        # no bits to read, no parts: any batch size
+        distance = squared_distance(queries.unsqueeze(2), points.unsqueeze(1))
+        nearest = distance.sort(dim=-1, stable=True).indices
+        return nearest[..., :k]
     clouds = max(1, CACHED // (queries.shape[1] * n)) if points.device.type == "cpu" else len(points)
     parts = zip(queries.split(clouds), points.split(clouds), strict=True)
     return torch.cat([_nearest(part, cloud, k) for part, cloud in parts])

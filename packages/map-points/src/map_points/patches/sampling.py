@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.ops.exporting import exporting, loop
 
 NEAR_ORIGIN = 1e-3  # squared distance
 
@@ -48,10 +49,29 @@ def farthest_point_sample(
     if skip_origin:
         # below every distance; a cloud of nothing else leaves point 0, the first of equals
         nearest = nearest.masked_fill(coordinates.square().sum(dim=0) <= NEAR_ORIGIN, -1.0)
+    if exporting() and count > 1:
+        turns = points.new_zeros(count - 1)
+        *_, picks = loop(_pick, [current, nearest], [turns], [coordinates])  # (count - 1, b)
+        return torch.cat([current.unsqueeze(1), picks.t()], dim=1)
     picked = [current]
     for _ in range(count - 1):
-        x, y, z = coordinates - coordinates.gather(2, current.expand(3, -1).unsqueeze(-1))
-        nearest = torch.minimum(nearest, x * x + y * y + z * z)
-        current = nearest.argmax(dim=1)
+        current, nearest = _pick_farthest(current, nearest, coordinates)
         picked.append(current)
     return torch.stack(picked, dim=1)
+
+
+def _pick_farthest(
+    current: Int[Tensor, " b"], nearest: Float[Tensor, "b n"], coordinates: Float[Tensor, "3 b n"]
+) -> tuple[Tensor, Tensor]:
+    """The point farthest from those picked so far, and the distances of all to the nearest of these."""
+    x, y, z = coordinates - coordinates.gather(2, current.expand(3, -1).unsqueeze(-1))
+    nearest = torch.minimum(nearest, x * x + y * y + z * z)
+    return nearest.argmax(dim=1), nearest
+
+
+def _pick(
+    current: Tensor, nearest: Tensor, turn: Tensor, coordinates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A turn of the exported loop, whose results are the picks."""
+    current, nearest = _pick_farthest(current, nearest, coordinates)
+    return current, nearest, current.clone()

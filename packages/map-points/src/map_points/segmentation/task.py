@@ -130,7 +130,7 @@ def start_from(model: PartSegmenter, path: str) -> None:
     if holds is None:
         state = read_weights(path)
         family = family_of(state, MODELS.families)
-        holds = None if family is None else family.convert(state).holds
+        holds = None if family is None else family.converted(state, path).holds
     load_init(model if holds == PART_SEGMENTER else model.backbone, path)
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.families import Converted, Family
+from map_core.tasks.families import Converted, Family, depth
 from map_vision.checkpoints import mamba
-from map_vision.checkpoints.description import IMAGENET, PATCHES, class_names, depth, named, sizes, table
+from map_vision.checkpoints.description import IMAGENET, PATCHES, class_names, named, sizes, table
 
 FOUR_WAYS = {"": "row_forward", "_b": "row_backward", "_c": "column_forward", "_c_b": "column_backward"}
 PLAIN = tuple(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.families import Converted, Family
+from map_core.tasks.families import Converted, Family, depth
 from map_vision.checkpoints import mamba
-from map_vision.checkpoints.description import IMAGENET, class_names, depth, named, sizes, table
+from map_vision.checkpoints.description import IMAGENET, class_names, named, sizes, table
 from map_vision.checkpoints.vit import BLOCK
 
 DECODER_BLOCK = tuple(

@@ -63,11 +63,6 @@ def sizes(state: Mapping[str, Tensor], grid: int) -> dict[str, Any]:
     return {"embed_dim": width, "in_chans": channels, "patch_size": height, "img_size": (side, side)}
 
 
-def depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of layers whose keys begin with ``prefix`` and a number."""
-    return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
-
-
 def class_names(count: int) -> tuple[str, ...]:
     """Names of ImageNet's classes in their usual order where there are 1000, else numbers."""
     if count == 1000:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from map_core.tasks.families import Converted, Family
-from map_vision.checkpoints.description import IMAGENET, PATCHES, class_names, depth, named, sizes, table
+from map_core.tasks.families import Converted, Family, depth
+from map_vision.checkpoints.description import IMAGENET, PATCHES, class_names, named, sizes, table
 
 # one direction's parameters by our names, with the place of the suffix that tells directions apart
 DIRECTION = {

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.tasks.families import Converted, Family
-from map_vision.checkpoints.description import IMAGENET, class_names, depth
+from map_core.tasks.families import Converted, Family, depth
+from map_vision.checkpoints.description import IMAGENET, class_names
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 STEM = (

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.families import Converted, Family
-from map_vision.checkpoints.description import IMAGENET, class_names, depth, named, sizes, table
+from map_core.tasks.families import Converted, Family, depth
+from map_vision.checkpoints.description import IMAGENET, class_names, named, sizes, table
 
 BLOCK = tuple(
     f"{part}.{kind}"

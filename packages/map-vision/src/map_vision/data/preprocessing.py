@@ -1,6 +1,5 @@
 """What a stored image goes through before a model sees it, in a form that is stored with the model's weights."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
@@ -8,6 +7,7 @@ from typing import Any, get_args
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from map_core.errors import UserError
+from map_core.json_values import is_finite
 
 from . import digits
 from .bands import bands_mode
@@ -94,14 +94,14 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"channels must be 1 (gray) or 3 (RGB); got {channels!r}"
     for name in ("mean", "std"):
         value = values[name]
-        if not (isinstance(value, list | tuple) and len(value) == channels and all(map(_is_number, value))):
+        if not (isinstance(value, list | tuple) and len(value) == channels and all(map(is_finite, value))):
             yield f"{name} must be {channels!r} finite numbers; got {value!r}"
         elif name == "std" and min(value) <= 0:
             yield f"std must be positive in every channel; got {value!r}"
     if interpolation not in INTERPOLATIONS:
         yield f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {interpolation!r}"
     for name in ("crop_pct", "crop_pct_small"):
-        if not (_is_number(values[name]) and 0 < values[name] <= 1):
+        if not (is_finite(values[name]) and 0 < values[name] <= 1):
             yield f"{name} must lie in (0, 1]; got {values[name]!r}"
 
 
@@ -230,7 +230,3 @@ def _per_channel(name: str, values: Values, in_chans: int) -> Values:
 def count_channels(count: int) -> str:
     """``"3 channels"``."""
     return f"{count} channel{'s' if count > 1 else ''}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,13 +1,14 @@
 """Mean and deviation of every channel of a set of images, in one pass."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms import functional as tvf
 
+from map_core.data.statistics import Moments, deviations
 from map_core.errors import UserError
 from map_core.runs.notes import note
 from map_core.training.loading import batches_in_order
@@ -23,29 +24,6 @@ from .splits import choose_splits
 from .statistics_file import Statistics
 
 BATCH = 32  # images between two steps of the progress bar
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean and sum of squared differences from it, of every channel; float64."""
-
-    count: float
-    mean: Float[Tensor, " c"]
-    squares: Float[Tensor, " c"]
-
-    def merged(self, other: "Moments") -> "Moments":
-        """Those of both together, without the cancellation of sums of squares.
-
-        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances"
-        (1979).
-        """
-        count = self.count + other.count
-        step = other.mean - self.mean
-        return Moments(
-            count,
-            self.mean + step * (other.count / count),
-            self.squares + other.squares + step.square() * (self.count * other.count / count),
-        )
 
 
 def moments_of(image: Pixels) -> Float[Tensor, "c 1 3"]:
@@ -104,15 +82,7 @@ def measure(
         progress="statistics" if progress else None,
     )
     total = combine(image for batch, _ in batches for image in batch)
-    return Statistics(pixels, tuple(total.mean.tolist()), deviations(total), len(samples))
-
-
-def deviations(total: Moments) -> tuple[float, ...]:
-    """Standard deviation of every channel; 1 of a constant one, which is said."""
-    std = (total.squares / total.count).sqrt()
-    if constant := [i for i, value in enumerate(std.tolist()) if value == 0]:
-        note(f"channels without variation, whose deviation is written as 1: {', '.join(map(str, constant))}")
-    return tuple(torch.where(std == 0, 1.0, std).tolist())
+    return Statistics(pixels, tuple(total.mean.tolist()), deviations(total, note), len(samples))
 
 
 def first_channels(source: object) -> int:

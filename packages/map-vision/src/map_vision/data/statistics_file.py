@@ -1,13 +1,10 @@
 """Mean and deviation of every channel as a small file, which ``map-vision statistics`` writes and recipes name."""
 
-import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.data.statistics import no_statistics, read_statistics_file
 from map_core.runs.files import save_json
 
 from .config import PixelKind
@@ -40,34 +37,10 @@ def read_statistics(path: str | Path) -> Statistics:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    try:
-        values = json.loads(expanded(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read --data.statistics {path} ({error.strerror}): correct it") from error
-    except ValueError as error:
-        raise UserError(f"--data.statistics {path} is no JSON: {CURE}") from error
-    if problem := _problem(values):
-        raise UserError(f"--data.statistics {path}: {problem}; {CURE}")
-    mean, std = (tuple(map(float, values[name])) for name in ("mean", "std"))
-    return Statistics(values["pixels"], mean, std, values["images"])
-
-
-CURE = "name a file that map-vision statistics wrote"
-
-
-def _problem(values: Any) -> str | None:
-    if not isinstance(values, dict) or not {"pixels", "mean", "std", "images"} <= values.keys():
-        return "it has no pixels, mean, std and images"
+    values = read_statistics_file(path, ("pixels", "mean", "std", "images"), "map-vision")
     if values["pixels"] not in get_args(PixelKind):
-        return f"pixels must be one of {', '.join(get_args(PixelKind))}; it has {values['pixels']!r}"
-    for name in ("mean", "std"):
-        numbers = values[name]
-        if not (isinstance(numbers, list) and numbers and all(map(_is_finite, numbers))):
-            return f"{name} must be finite numbers, one a channel"
-    if len(values["mean"]) != len(values["std"]) or min(values["std"]) <= 0:
-        return "std must be one positive number a channel, as many as in mean"
-    return None
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        known = ", ".join(get_args(PixelKind))
+        raise no_statistics(
+            path, "map-vision", f"has pixels {values['pixels']!r} (pixels must be one of {known})"
+        )
+    return Statistics(values["pixels"], values["mean"], values["std"], values["images"])

@@ -102,7 +102,8 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
     if not in_memory:
         raise UserError(
             f"source '{name}' can only be read in order, and training reads at random: pass "
-            "--data.cache memory to read it once into memory, or convert it to a folder"
+            "--data.cache memory to read it once into memory, or convert it to a folder (tar files need no "
+            "more than an index: map-vision shard --index)"
         )
     return _read_stream(dataset, title, mode)
 

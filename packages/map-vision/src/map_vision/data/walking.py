@@ -53,20 +53,21 @@ def list_folder(folder: Path) -> Listing:
         prefix = relative and relative + os.sep
         for entry in scan(path):
             inside = prefix + entry.name
-            kind = kind_of(entry)
+            kind, ending = kind_of(entry), extension(entry.name)
             if kind == "folder":
                 (links if entry.is_symlink() else folders).append(inside)
-            elif kind == "file" and extension(entry.name) in ARRAYS:
+            elif kind == "file" and ending in ARRAYS:
                 arrays.append(inside)
-            elif kind != "special file" and is_image_name(entry.name):
+            elif kind != "special file" and is_image_ending(ending):
                 images.append(inside)  # broken links, too: they are images that cannot be read
             else:
-                ignored[kind if kind == "special file" else extension(entry.name)] += 1
+                ignored[kind if kind == "special file" else ending] += 1
         links.sort()
     if images:
         ignored.update(map(extension, arrays))
     images = images or arrays
-    return Listing(tuple(sorted(images, key=lambda path: path.split(os.sep))), ignored, tuple(repeated))
+    images.sort(key=lambda path: path.replace(os.sep, "\0"))  # folder by folder: no name has a zero in it
+    return Listing(tuple(images), ignored, tuple(repeated))
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -81,7 +82,12 @@ def images_directly_in(folder: Path) -> int:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image."""
-    return extension(name) in readable_extensions() or extension(name) in ARRAYS
+    return is_image_ending(extension(name))
+
+
+def is_image_ending(ending: str) -> bool:
+    """Whether files of an :func:`extension` are taken for images."""
+    return ending in readable_extensions() or ending in ARRAYS
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -8,6 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from map_core.errors import UserError
 from map_core.ops.conv.causal_conv1d import causal_conv1d_conv, causal_conv1d_missing, causal_conv1d_unfit
 from map_core.ops.conv.native import native_conv
+from map_core.ops.conv.padded import padded_conv
 from map_core.ops.conv.reference import reference_conv
 from map_core.ops.conv.shifted import shifted_conv
 from map_core.ops.conv.triton.conv import triton_conv
@@ -27,6 +28,7 @@ REGISTRY = Registry(
         Implementation("torch", shifted_conv),
         Implementation("reference", reference_conv, automatic=False),
     ),
+    exported=Implementation("padded", padded_conv),
 )
 
 

@@ -9,6 +9,7 @@ from map_core.ops.native.library import native_missing, native_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
 from map_core.ops.scan.chunked.scan import chunked_scan
 from map_core.ops.scan.inputs import ScanInputs, check_inputs
+from map_core.ops.scan.loop import loop_bidirectional_scan, loop_scan
 from map_core.ops.scan.mamba_ssm import mamba_ssm_missing, mamba_ssm_scan, mamba_ssm_unfit
 from map_core.ops.scan.native import native_bidirectional_scan, native_scan
 from map_core.ops.scan.reference import reference_scan
@@ -37,6 +38,7 @@ REGISTRY = Registry(
         Implementation("torch", chunked_scan),
         Implementation("reference", reference_scan, automatic=False),
     ),
+    exported=Implementation("loop", loop_scan, fused=loop_bidirectional_scan),
 )
 
 

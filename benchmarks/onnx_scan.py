@@ -1,0 +1,115 @@
+"""Two ways in which ONNX can say a selective scan, on one core: the loop that exports write, and LinearAttention.
+
+    python benchmarks/onnx_scan.py            # docs/lab/onnx_scan.json
+
+LinearAttention (opset 27; ONNX Runtime has it as com.microsoft) has a decay for each head and key. With a head for
+each channel, its states as keys and a value of one number, that is the scan of ``reference_scan``.
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from export_latency import processor, session_of, timed
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from map_core.ops import selective_scan
+from map_core.ops.exporting import for_export
+from map_core.runs.files import save_json
+from map_core.runs.summary import commit
+from map_core.tasks.onnx_file import quietly
+
+LENGTH, CHANNELS, STATES = 208, 384, 16  # of hybridnet_tiny_patch16_224
+RESULTS = Path(__file__).parents[1] / "docs" / "lab" / "onnx_scan.json"
+NAMES = ("u", "delta", "B", "C")
+
+
+class Scan(nn.Module):
+    def __init__(self, A: Tensor) -> None:
+        super().__init__()
+        self.A = nn.Parameter(A, requires_grad=False)
+
+    def forward(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return selective_scan(u, delta, self.A, B, C)
+
+
+def loop(A: Tensor, inputs: list[Tensor]) -> bytes:
+    """The model that the exporter writes."""
+    with torch.no_grad(), for_export(), quietly():
+        program = torch.export.export(Scan(A), tuple(inputs))
+        written = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=NAMES)
+    assert written is not None
+    return written.model_proto.SerializeToString()
+
+
+def linear_attention(A: Tensor, inputs: list[Tensor]) -> bytes:
+    """The same by one operator, whose keys and queries are repeated for every channel."""
+    heads = {"q_num_heads": CHANNELS, "kv_num_heads": CHANNELS, "update_rule": "gated", "scale": 1.0}
+    nodes = [
+        helper.make_node("Unsqueeze", ["delta", "last"], ["steps"]),
+        helper.make_node("Mul", ["steps", "A"], ["exponents"]),
+        helper.make_node("Reshape", ["exponents", "flat"], ["decay"]),
+        helper.make_node("Mul", ["delta", "u"], ["value"]),
+        helper.make_node("Tile", ["B", "repeats"], ["key"]),
+        helper.make_node("Tile", ["C", "repeats"], ["query"]),
+        helper.make_node(
+            "LinearAttention",
+            ["query", "key", "value", "", "decay"],
+            ["y", "state"],
+            domain="com.microsoft",
+            **heads,
+        ),
+    ]
+    numbers = {"last": [-1], "flat": [0, 0, -1], "repeats": [1, 1, CHANNELS]}
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in numbers.items()]
+    graph = helper.make_graph(
+        nodes,
+        "scan",
+        [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, x.shape)
+            for n, x in zip(NAMES, inputs, strict=True)
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [*constants, numpy_helper.from_array(A.numpy(), "A")],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def row(batch: int) -> dict[str, float]:
+    """Milliseconds of each, which must give the same, and of this project's kernel."""
+    torch.manual_seed(0)
+    A = -4 * torch.rand(CHANNELS, STATES)
+    widths = (CHANNELS, CHANNELS, STATES, STATES)
+    inputs = [torch.randn(batch, LENGTH, width) for width in widths]
+    inputs[1] = 0.3 * torch.rand_like(inputs[1])
+    feed = {name: x.numpy() for name, x in zip(NAMES, inputs, strict=True)}
+    with torch.inference_mode():
+        wanted, kernel = timed(lambda: selective_scan(inputs[0], inputs[1], A, *inputs[2:]).numpy())
+    times = {"batch": batch, "PyTorch, native kernel ms": kernel}
+    for name, make in {"Scan ms": loop, "LinearAttention ms": linear_attention}.items():
+        session = session_of(make(A, inputs))
+        (result, *_), times[name] = timed(functools.partial(session.run, None, feed))
+        np.testing.assert_allclose(result, wanted, rtol=1e-3, atol=1e-4)
+    return times
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    save_json(
+        RESULTS,
+        {
+            "processor": f"one core of {processor()}",
+            "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+            "commit": commit(),
+            "command": "python benchmarks/onnx_scan.py",
+            "rows": [row(batch) for batch in (1, 32)],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The JSON file that a benchmark leaves: its rows, and with what they were measured."""
+
+import datetime
+import platform
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from map_core.runs.files import save_json
+from map_core.runs.summary import commit, versions
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def save_results(path: Path | None, rows: list[dict[str, Any]]) -> None:
+    """Write rows under their command, commit, processor and versions; nothing where no file was asked for."""
+    if path is None:
+        return
+    account = {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "processor": processor(),
+        "versions": versions(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_json(path, account | {"rows": rows})
+
+
+def processor() -> str:
+    """The processor's name, as Linux knows it."""
+    names = re.findall(r"model name\s*: (.*)", CPUINFO.read_text()) if CPUINFO.exists() else []
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()

@@ -1,0 +1,209 @@
+"""Trained models as programs that need nothing of this package, of torch.export or as ONNX files."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from map_core.errors import UserError, in_one_line
+from map_core.ops.exporting import for_export
+from map_core.runs.files import replacing
+from map_core.tasks.domain import Domain
+from map_core.tasks.onnx_file import quietly, require_onnx, run_onnx, write_onnx
+from map_core.tasks.trained_models import NONE, Changes
+from map_core.tasks.weights import read_description, weights_file
+
+Format = Literal["onnx", "torch-export"]
+ENDING: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
+DESCRIPTION = "map.json"  # the description's name among the extra files of a torch.export archive
+TRACED_BATCH, CHECKED_BATCH = 2, 3  # a batch of 1 would be taken for a constant
+TOLERANCE = 1e-3  # of a result's largest value
+
+
+class Encoder(nn.Module):
+    """A model's encoder: what its head would read, and the tokens behind that.
+
+    Args:
+        model: With ``forward_features`` and ``forward_head``, as timm's have them.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.model.forward_features(inputs)
+        return self.model.forward_head(tokens, pre_logits=True), tokens
+
+
+def export_run(
+    domain: Domain,
+    path: str | Path,
+    out: Path,
+    *,
+    format: Format,
+    encoder: bool = False,
+    any_size: bool = False,
+    changes: Changes = NONE,
+) -> float:
+    """Write the classifier or encoder of a run as a program, and compare the two.
+
+    Args:
+        domain: Whose run it is.
+        path: The run, or its weights file.
+        out: File to write.
+        format: Of the file.
+        encoder: Write a classifier's encoder, too; a run without classes has nothing else.
+        any_size: Leave the size of samples free.
+        changes: Settings of the model that differ from the run's, such as the size of its inputs.
+
+    Returns:
+        The largest difference of the program's results from the model's.
+
+    Raises:
+        UserError: no classifier or encoder, changes that do not fit the weights, or what :func:`export_model` raises.
+    """
+    description, config = read_description(path), domain.models.described(path, changes)
+    if config is None or description.get("holds") not in ("encoder", "classifier"):
+        weights_file(path)  # says so when there is nothing at all
+        holds = in_one_line(description.get("holds", "nothing"))
+        raise UserError(
+            f"{path} describes neither an encoder nor a classifier (its .json says: {holds}); give a run of pretrain, "
+            "finetune or linear-probe"
+        )
+    domain.models.refuse_other_settings(config, path)
+    model = domain.models.encoder(path, changes)
+    only_features = encoder or description["holds"] == "encoder"
+    return export_model(
+        Encoder(model) if only_features else model,
+        domain.example(config),
+        out,
+        format=format,
+        inputs=f"{domain.sample}s",
+        outputs=("features", "tokens") if only_features else ("logits",),
+        free=domain.size_axes if any_size else None,
+        description={**description, "arguments": config.arguments()},
+    )
+
+
+def export_model(
+    model: nn.Module,
+    example: Tensor,
+    out: Path,
+    *,
+    format: Format,
+    inputs: str = "inputs",
+    outputs: tuple[str, ...] = ("outputs",),
+    free: Mapping[int, str] | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> float:
+    """Write a model as a program, which is run and compared with it before it takes the file's name.
+
+    Args:
+        model: On the CPU, in evaluation mode.
+        example: A batch of inputs of the size that the program is to take.
+        out: File to write.
+        format: Of the file.
+        inputs, outputs: What an ONNX file calls them.
+        free: Names of the axes beside the batch whose size is not settled.
+        description: What the file says of itself.
+
+    Returns:
+        The largest difference of the program's results from the model's.
+
+    Raises:
+        UserError: another ending than the format's, a package is missing, the exporter does not know an operation, or
+            the results differ.
+    """
+    if out.suffix != ENDING[format]:
+        raise UserError(f"{out} does not end in {ENDING[format]}, as files of {format} do: rename it")
+    if format == "onnx":
+        require_onnx(sum(value.nbytes for value in model.state_dict().values()))
+    axes = {0: "batch", **(free or {})}
+    shape = [axes.get(axis, size) for axis, size in enumerate(example.shape)]
+    described = {"inputs": {inputs: shape}, "outputs": list(outputs), **(description or {})}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad(), replacing(out) as partial:
+        with refusing(format):
+            program = traced(model, random_inputs(example, TRACED_BATCH), axes)
+            if format == "onnx":
+                write_onnx(program, partial, axes, inputs=inputs, outputs=outputs, description=described)
+            else:
+                torch.export.save(program, partial, extra_files={DESCRIPTION: json.dumps(described)})
+        samples = random_inputs(example, CHECKED_BATCH)
+        results = run_onnx(partial, samples) if format == "onnx" else run_archive(partial, samples)
+        return compared(results, in_list(model(samples)))
+
+
+def random_inputs(example: Tensor, batch: int) -> Tensor:
+    """A batch of standard normal numbers in the shape of an example."""
+    return torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+
+
+def traced(model: nn.Module, inputs: Tensor, free: Mapping[int, str]) -> torch.export.ExportedProgram:
+    """A model as a program of PyTorch's operators alone, without gradients.
+
+    Args:
+        model: In evaluation mode; it stays as it is.
+        inputs: A batch.
+        free: Names of the axes of inputs whose sizes are not settled.
+    """
+    dims = {
+        axis: torch.export.Dim(name) if axis == 0 else torch.export.Dim.DYNAMIC for axis, name in free.items()
+    }
+    with for_export():
+        return torch.export.export(
+            copy.deepcopy(model).requires_grad_(False), (inputs,), dynamic_shapes=(dims,)
+        )
+
+
+@contextmanager
+def refusing(format: Format) -> Iterator[None]:
+    """Say in a sentence what an exporter cannot do; its many lines stay behind it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        with quietly():
+            yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # exporters raise whatever they stumble on
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UserError(
+            f"this model cannot be written as {format} by torch {torch.__version__} ({type(error).__name__}: "
+            f"{reason}); try another --format, or another version of torch"
+        ) from error
+
+
+def run_archive(path: Path, inputs: Tensor) -> list[Tensor]:
+    """The outputs of an archive of torch.export."""
+    with quietly():  # that PyTorch reads its own archive from read-only memory
+        return in_list(torch.export.load(path).module()(inputs))
+
+
+def in_list(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    """What a model gives, as a list."""
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def compared(results: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest difference between what a program and its model give.
+
+    Raises:
+        UserError: it is more than rounding.
+    """
+    differences = [float((one - other).abs().max()) for one, other in zip(results, wanted, strict=True)]
+    allowed = [TOLERANCE * float(one.abs().max()) for one in wanted]
+    if any(not difference <= limit for difference, limit in zip(differences, allowed, strict=True)):
+        raise UserError(
+            f"the program's results differ from the model's by up to {max(differences):.2g}, so it was not kept; "
+            "try another --format, or another version of torch or onnxruntime"
+        )
+    return max(differences)

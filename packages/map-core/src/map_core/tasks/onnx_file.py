@@ -1,0 +1,105 @@
+"""Programs as ONNX files, and their results by ONNX Runtime."""
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from map_core.errors import UserError
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+LIMIT = 2**31  # bytes of a file of protocol buffers
+KEY = "map"  # of the description among a file's metadata
+
+
+def require_onnx(weights: int) -> None:
+    """Check that an ONNX file can be written.
+
+    Args:
+        weights: Bytes of the model's weights.
+
+    Raises:
+        UserError: a package is missing, or the weights are too large.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--format onnx needs {', '.join(missing)}, which this environment lacks: pip install 'map-core[export]', "
+            "or choose --format torch-export"
+        )
+    if weights >= LIMIT:
+        raise UserError(
+            f"an ONNX file holds 2 GiB and the model has {weights / 2**30:.1f} GiB of weights: choose --format "
+            "torch-export"
+        )
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    free: Mapping[int, str],
+    *,
+    inputs: str,
+    outputs: Sequence[str],
+    description: Mapping[str, Any],
+) -> None:
+    """Write a program of one input as an ONNX file.
+
+    Args:
+        program: Of torch.export.
+        path: The file.
+        free: Names of the axes of inputs whose sizes are not settled.
+        inputs, outputs: Their names.
+        description: What the file says of itself, as JSON under ``map`` among its metadata.
+    """
+    with quietly():
+        written = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=[inputs],
+            output_names=list(outputs),
+            dynamic_shapes=(dict(free),) if free else None,  # for the names
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+        )
+    assert written is not None
+    written.model.metadata_props[KEY] = json.dumps(description)
+    written.save(path, external_data=False)
+
+
+def _stable_sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """Sort by TopK of all, which puts the lower index first of equal values; the exporter has no rule for it."""
+    from onnxscript import opset20 as op
+
+    size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+    return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
+
+
+def run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
+    """The outputs of a file of one input, by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    results = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    return [torch.from_numpy(result) for result in results]
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what exporters say of their own workings from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

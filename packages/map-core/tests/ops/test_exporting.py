@@ -1,0 +1,96 @@
+"""What stands for the ops in exported programs computes what their definitions say, for inputs of any size."""
+
+import textwrap
+
+import pytest
+import torch
+import warm
+
+from map_core.ops import ScanInputs, depthwise_causal_conv1d, selective_scan
+from map_core.ops.conv.padded import padded_conv
+from map_core.ops.conv.reference import reference_conv
+from map_core.ops.exporting import for_export
+from map_core.ops.scan.loop import loop_scan
+from map_core.ops.scan.reference import reference_scan
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("optional", [("z", "D", "delta_bias"), ()])
+@pytest.mark.parametrize("length", [1, 7, 130])
+def test_the_loop_is_the_definition_of_the_scan(length, optional, reverse, scan_arguments, assert_same):
+    values = scan_arguments(length)
+    for name in {"z", "D", "delta_bias"} - set(optional):
+        del values[name]
+    z = values.pop("z", None)
+    inputs = ScanInputs(**values)
+    with torch.no_grad():
+        assert_same(
+            {"y": loop_scan(inputs, z, reverse)}, {"y": reference_scan(inputs, z, reverse)}, relative=2e-6
+        )
+
+
+def test_the_loop_keeps_a_long_decay_and_large_steps(scan_arguments):
+    values = scan_arguments(3000, channels=4, state=3)
+    values["delta"][:, ::7] = 60.0  # forgets all but the step itself
+    values["delta"][:, 1::7] = -30.0  # keeps all
+    z = values.pop("z")
+    inputs = ScanInputs(**values)
+    with torch.no_grad():
+        expected = reference_scan(inputs, z, False)
+        assert expected.isfinite().all()
+        torch.testing.assert_close(loop_scan(inputs, z, False), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize(("length", "taps"), [(1, 4), (3, 4), (64, 3), (50, 1)])
+def test_the_padded_convolution_is_the_definition(length, taps, activation, reverse):
+    x, weight, bias = torch.randn(2, length, 9), torch.randn(9, taps), torch.randn(9)
+    for some in (bias, None):
+        expected = reference_conv(x, weight, some, activation, reverse)
+        torch.testing.assert_close(padded_conv(x, weight, some, activation, reverse), expected)
+
+
+PROGRAM = """
+    import torch
+    from map_core.ops import ScanInputs, bidirectional_selective_scan, depthwise_causal_conv1d
+    from map_core.ops.exporting import for_export
+
+    class Mixer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.A, self.D = torch.nn.Parameter(-torch.rand(24, 16)), torch.nn.Parameter(torch.rand(24))
+            self.weight = torch.nn.Parameter(torch.rand(24, 4))
+
+        def forward(self, x, z, B, C):
+            sides = [depthwise_causal_conv1d(x, self.weight, None, "silu", r) for r in (False, True)]
+            forward, backward = (ScanInputs(s, x, self.A, B, C, self.D) for s in sides)
+            return bidirectional_selective_scan(forward, backward, z)
+
+    torch.manual_seed(0)
+    mixer = Mixer().requires_grad_(False)
+    make = lambda batch, length: tuple(torch.randn(batch, length, width) for width in (24, 24, 16, 16))
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with torch.no_grad(), for_export():
+        program = torch.export.export(mixer, make(2, 11), dynamic_shapes=[free] * 4)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "scan" in names and not any("map_core" in name for name in names), names
+    for sizes in ((1, 5), (3, 40)):
+        inputs = make(*sizes)
+        torch.testing.assert_close(program.module()(*inputs), mixer(*inputs))
+"""
+
+
+def test_an_exported_mixer_has_no_operator_of_ours_and_takes_any_size():
+    """In a process of its own: the runtime shape checker of this test run does not export."""
+    warm.run("-c", textwrap.dedent(PROGRAM))
+
+
+def test_outside_of_an_export_the_usual_implementations_serve(scan_arguments):
+    values, weight = scan_arguments(9) | {"delta_softplus": True}, torch.randn(20, 4)
+    usual = selective_scan(**values), depthwise_causal_conv1d(values["u"], weight)
+    with torch.no_grad(), for_export():
+        exported = selective_scan(**values), depthwise_causal_conv1d(values["u"], weight)
+    torch.testing.assert_close(exported, usual)
+    again = selective_scan(**values), depthwise_causal_conv1d(values["u"], weight)
+    assert all(torch.equal(one, other) for one, other in zip(usual, again, strict=True))

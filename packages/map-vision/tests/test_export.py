@@ -1,0 +1,184 @@
+"""Exported programs give what their models give, run without this project, and say what they do not take.
+
+Commands run in a process of their own, as the shape checker of the test run cannot be exported.
+"""
+
+import json
+import textwrap
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import warm
+
+from map_core.commands.program import main
+from map_core.tasks.weights import save_weights
+from map_vision.cli import COMMANDS
+from map_vision.factory import MODELS, ModelConfig
+
+SMALL = {"embed_dim": 16, "img_size": 16, "layout": "MT", "num_heads": 2, "num_registers": 2}
+PYRAMID = {
+    "embed_dim": 32,
+    "img_size": 64,
+    "stem_dim": 4,
+    "depths": (1, 1, 1, 2),
+    "num_heads": (2, 2),
+    "window_size": (3, 2),
+}
+MODELS_TRIED = {
+    "hybridnet": ModelConfig("hybridnet_nano_patch4_32", **SMALL),
+    "mambavision": ModelConfig("map_mambavision_tiny", **PYRAMID),
+}
+CLASSES = ["cat", "dog", "owl"]
+ONNX = {  # model and options
+    "encoder": ("hybridnet", ["--encoder", "--any_size"]),
+    "classifier": ("mambavision", []),
+}
+EXPORT = """
+    import json, sys
+    from map_core.commands.program import main
+    from map_vision.cli import COMMANDS
+
+    for arguments in json.loads(sys.argv[1]):
+        assert main("map-vision", COMMANDS, "map_vision.recipes", ["export", *arguments]) == 0
+"""
+
+
+def export(*commands):
+    """Several in one process, as the first one's imports cost the most."""
+    arguments = json.dumps([[str(part) for part in command] for command in commands])
+    return warm.run("-c", textwrap.dedent(EXPORT), arguments)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """Classifiers and a pretrained encoder with random weights as directories of runs."""
+    torch.manual_seed(0)
+    classifier = {"task": "finetune", "holds": "classifier", "classes": CLASSES, "weights": "raw"}
+    encoder = {"task": "pretrain", "holds": "encoder", "weights": "raw"}
+    for kind, told in {"hybridnet": classifier, "mambavision": classifier, "pretrained": encoder}.items():
+        config = MODELS_TRIED["hybridnet" if kind == "pretrained" else kind]
+        classified = told is classifier
+        model = (
+            MODELS.create_classifier(config, len(CLASSES)) if classified else MODELS.create_backbone(config)
+        )
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.05 * torch.rand_like(value))  # no parameter is 0, no mean either
+        (folder / kind).mkdir()
+        save_weights(folder / kind / "model.safetensors", model.state_dict(), MODELS.describe(config, **told))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(runs):
+    """Every program of this file."""
+    commands = [
+        [runs / kind, "--out", runs / f"{name}.onnx", *options] for name, (kind, options) in ONNX.items()
+    ]
+    archive = ["--out", runs / "model.pt2", "--format", "torch-export", "--model.img_size", "32"]
+    printed = export(*commands, [runs / "pretrained", *archive])
+    assert printed.count("differs from the model by at most") == len(ONNX) + 1
+    return runs
+
+
+@pytest.fixture(params=ONNX)
+def program(request, exported):
+    """An exported program, its name and the model."""
+    name = request.param
+    session = onnxruntime.InferenceSession(exported / f"{name}.onnx", providers=["CPUExecutionProvider"])
+    return session, name, MODELS.load(exported / ONNX[name][0])
+
+
+def results_of(model, images, name):
+    with torch.no_grad():
+        if name != "encoder":
+            return [model(images)]
+        tokens = model.forward_features(images)
+        return [model.forward_head(tokens, pre_logits=True), tokens]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_onnx_runtime_gives_what_the_model_gives(program, batch):
+    session, name, model = program
+    sizes = [model.img_size, (20, 32)] if name == "encoder" else [model.img_size]
+    for size in sizes:
+        images = torch.randn(batch, 3, *size)
+        results = session.run(None, {"images": images.numpy()})
+        for result, wanted in zip(results, results_of(model, images, name), strict=True):
+            assert wanted.std() > 1e-3
+            np.testing.assert_allclose(result, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_says_what_it_is(program):
+    session, name, model = program
+    (images,) = session.get_inputs()
+    size = ["height", "width"] if name == "encoder" else list(model.img_size)
+    assert (images.name, images.shape) == ("images", ["batch", 3, *size])
+    outputs = [output.name for output in session.get_outputs()]
+    assert outputs == (["features", "tokens"] if name == "encoder" else ["logits"])
+    told = json.loads(session.get_modelmeta().custom_metadata_map["map"])
+    assert (told["inputs"], told["outputs"]) == ({"images": images.shape}, outputs)
+    assert told["classes"] == CLASSES
+    assert told["arguments"]["embed_dim"] == model.embed_dim
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("encoder", (1, 4, 16, 16), "images for the following indices\n index: 1 Got: 4 Expected: 3"),
+        ("classifier", (1, 3, 64, 96), "images for the following indices\n index: 3 Got: 96 Expected: 64"),
+    ],
+)
+def test_onnx_runtime_refuses_images_of_another_size(exported, name, shape, message):
+    session = onnxruntime.InferenceSession(exported / f"{name}.onnx", providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match=message):
+        session.run(None, {"images": np.zeros(shape, np.float32)})
+
+
+ELSEWHERE = """
+    import sys
+    for name in ("map_core", "map_vision", "map_points"):
+        assert name not in sys.modules
+        sys.modules[name] = None  # importing it is an error
+    import json, torch
+
+    folder = sys.argv[1]
+    told = {"map.json": ""}
+    program = torch.export.load(f"{folder}/model.pt2", extra_files=told).module()
+    assert json.loads(told["map.json"])["outputs"] == ["features", "tokens"]
+    for images, wanted in torch.load(f"{folder}/wanted.pt"):
+        torch.testing.assert_close(program(images), wanted, rtol=1e-4, atol=1e-5)
+    try:
+        program(torch.zeros(1, 3, 48, 32))
+    except AssertionError as error:
+        print(error)
+"""
+
+
+def test_a_program_of_torch_export_runs_where_this_project_is_not(exported):
+    model = MODELS.load(exported / "pretrained")
+    model.set_input_size(32)
+    samples = [torch.randn(batch, 3, 32, 32) for batch in (1, 5)]
+    torch.save(
+        [(images, tuple(results_of(model, images, "encoder"))) for images in samples], exported / "wanted.pt"
+    )
+    printed = warm.run("-c", textwrap.dedent(ELSEWHERE), exported)
+    assert "Guard failed: x.size()[2] == 32" in printed
+
+
+def test_a_run_of_something_else_is_refused(tmp_path, capsys):
+    save_weights(
+        tmp_path / "pretraining.safetensors", {"mask": torch.zeros(1)}, {"name": "x", "holds": "decoder"}
+    )
+    arguments = ["export", str(tmp_path / "pretraining.safetensors")]
+    assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == 2
+    assert (
+        "describes neither an encoder nor a classifier (its .json says: decoder)" in capsys.readouterr().err
+    )
