@@ -75,7 +75,7 @@ def machine() -> str:
     commits = ", ".join(name[:7] for name in results["commits"])
     return (
         f"`{results['command']}`, {results['date']}, commits {commits}: one core of an "
-        f"{results['processor']} ({results['core']}, {results['isa']}, no units for bf16), {versions}.\n"
+        f"{results['processor']} ({results['core']}, {results['isa']}), {versions}.\n"
     )
 
 
