@@ -9,8 +9,8 @@ sides of a ratio are run the same way.
     python benchmarks/scan.py --batch 1 8 32 --length 98 196 1024     a grid
     python benchmarks/scan.py --both-ways --channels 1536 --batch 128 --dtype bfloat16
                                                                       both directions of a base block, on a GPU
-    python benchmarks/scan.py --batch 1 --length 196 1024 4096 16384 --block --plot scan.png
-                                                                      growth, beside a Transformer block
+    python benchmarks/scan.py --batch 1 --length 196 1024 4096 16384 --plot scan.png
+                                                                      growth with length
 """
 
 import argparse
@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from map_core.blocks import TransformerBlock
 from map_core.ops import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
 from map_core.ops.registry import Request
 from map_core.ops.scan.interface import REGISTRY
@@ -188,15 +187,6 @@ def copy_bandwidth(device: str) -> float:
     return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), device, 0.3)
 
 
-def transformer_block(u: Tensor) -> Contender:
-    """A Transformer block of the width of the Mamba block whose inner width is that of ``u``."""
-    batch, length, channels = u.shape
-    width = channels // 2
-    block = TransformerBlock(width, num_heads=max(width // 64, 1)).to(u.device)
-    x = torch.randn(batch, length, width, device=u.device, requires_grad=True)
-    return Contender(partial(block, x), [x, *block.parameters()])
-
-
 def measure(
     values: dict[str, Tensor], options: argparse.Namespace, copy: float
 ) -> list[tuple[str, dict[str, float]]]:
@@ -205,8 +195,6 @@ def measure(
     moved = ["z", "u", *("u", "delta", "B", "C") * (2 if options.both_ways else 1)]  # the first u: the output
     traffic = sum(values[name].numel() * values[name].element_size() for name in moved)
     timed = contenders(values, options.both_ways)
-    if options.block:
-        timed["transformer block"] = transformer_block(values["u"])
     rows: list[tuple[str, dict[str, float]]] = []
     for name, contender in timed.items():
         cotangent = torch.ones_like(contender.call())
@@ -228,7 +216,7 @@ def measure(
         rows.append((name, taken))
         times = " | ".join(f"{t * 1e3:.2f} | {rows[0][1][kind] / t:.3g}x" for kind, t in taken.items())
         reached = traffic / taken["forward"]
-        bandwidth = "" if name == "transformer block" else f"{reached / 1e9:.1f} ({reached / copy:.0%})"
+        bandwidth = f"{reached / 1e9:.1f} ({reached / copy:.0%})"
         print(
             f"| {batch} | {length} | {channels} | {name} | {times} | {peak_megabytes(both, options.device):.0f} "
             f"| {bandwidth} |",
@@ -265,7 +253,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budget", type=float, default=1.0, help="seconds a measurement")
     parser.add_argument("--both-ways", action="store_true", help="time the average of both directions")
-    parser.add_argument("--block", action="store_true", help="time a Transformer block of the same width too")
     parser.add_argument("--plot", metavar="FILE", help="draw forward + backward time against length")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -5,8 +5,8 @@
 
 A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; for the paper's
 tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``, for its recipes by ``<!-- recipes
-PACKAGE -->``, and for the rows of docs/lab/NAME.json by ``<!-- rows NAME -->``. A study's own page,
-docs/lab/studies/NAME.md, is its report.
+PACKAGE -->``, for the rows of docs/lab/NAME.json by ``<!-- rows NAME -->``, and for what benchmarks/peers.py measured
+by ``<!-- peers PART -->``. A study's own page, docs/lab/studies/NAME.md, is its report.
 """
 
 import argparse
@@ -16,6 +16,8 @@ import sys
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+
+from peers_tables import TABLES
 
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.tables import markdown_table, read_tables
@@ -27,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "lab" / "studies"
 PROGRAMS = {"map_vision.studies": "map-vision", "map_points.studies": "map-points"}
 BLOCK = re.compile(
-    r"(<!-- (?P<kind>study|paper|recipes|rows) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>study|paper|recipes|rows|peers) (?P<name>\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL
 )
 
 
@@ -87,11 +89,20 @@ def rows_of(name: str) -> str:
     return f"\n{table}\n\n{ran}\n\n"
 
 
+def peers_table(part: str) -> str:
+    """A table of benchmarks/peers.py."""
+    return TABLES[part]()
+
+
 def asked_for(comment: re.Match[str]) -> str:
     """The first comment of a block, and what it asks for."""
-    make = {"study": block, "paper": papers_tables, "recipes": recipes_table, "rows": rows_of}[
-        comment["kind"]
-    ]
+    make = {
+        "study": block,
+        "paper": papers_tables,
+        "recipes": recipes_table,
+        "rows": rows_of,
+        "peers": peers_table,
+    }[comment["kind"]]
     return comment[1] + make(comment["name"])
 
 

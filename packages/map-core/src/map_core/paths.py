@@ -9,6 +9,11 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be had again."""
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "map"
+
+
 def is_file(path: Path) -> bool:
     """Whether a path is of a file; a text of thousands of letters, which no file system takes, is of none."""
     try:

@@ -1,6 +1,5 @@
 """The linear layer computes what PyTorch's does, whichever library multiplies."""
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from map_core.errors import UserError
 from map_core.ops import Linear, linear, linear_backends
 from map_core.ops.linear.interface import REGISTRY
-from map_core.ops.linear.onednn import WORTHWHILE
 
 Tool = Callable[..., Any]
 AVAILABLE = [status.name for status in linear_backends() if status.available]
@@ -206,33 +204,6 @@ def test_other_devices_and_layouts_are_pytorchs() -> None:
     finally:
         torch.set_default_device(None)
     torch.testing.assert_close(y, F.linear(x, weight))
-
-
-def processor(monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str) -> None:
-    module = importlib.import_module("map_core.ops.linear.onednn")
-    monkeypatch.setattr(module, "processor_vendor", lambda: vendor)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-
-
-@pytest.mark.parametrize(
-    ("vendor", "capability", "size", "chosen"),
-    [
-        ("AuthenticAMD", "AVX512", WORTHWHILE, "onednn"),
-        ("AuthenticAMD", "AVX512", WORTHWHILE - 1, "torch"),
-        ("AuthenticAMD", "AVX2", WORTHWHILE, "torch"),
-        ("GenuineIntel", "AVX512", WORTHWHILE, "torch"),
-        ("", "AVX512", WORTHWHILE, "onednn"),
-    ],
-)
-def test_auto_takes_onednn_where_mkl_is_slow(
-    monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str, size: int, chosen: str
-) -> None:
-    processor(monkeypatch, vendor, capability)
-    assert REGISTRY.choose("auto", "cpu", torch.float32, size) == (chosen if chosen in AVAILABLE else "torch")
-    for name in AVAILABLE:
-        assert REGISTRY.choose(name, "cpu", torch.float32, size) == name
-    assert REGISTRY.choose("auto", "cpu", torch.float64, size) == "torch"
-    assert REGISTRY.choose("auto", "cuda", torch.float32, size) == "torch"
 
 
 def test_what_cannot_serve_says_why() -> None:

@@ -4,6 +4,7 @@ import torch
 
 from map_core.ops.conv.interface import REGISTRY as CONV
 from map_core.ops.linear.interface import REGISTRY as LINEAR
+from map_core.ops.linear.onednn import describe_choice
 from map_core.ops.scan.interface import REGISTRY as SCAN
 from map_core.runs.summary import device_name, versions
 
@@ -14,6 +15,7 @@ def describe_environment() -> str:
     lines += ["devices", f"  {device_name(torch.device('cpu'))}"]
     lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     lines += [*SCAN.describe("selective scan"), *CONV.describe("causal conv1d"), *LINEAR.describe("linear")]
+    lines.append(f"  {'auto takes':14} {describe_choice()}")
     lines += [
         "floating-point operations",
         "  info --flops --model.name NAME prints those of a model, scan and attention included;",

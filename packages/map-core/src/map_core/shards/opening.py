@@ -1,12 +1,11 @@
 """Opening a set in shards, in a folder or in a store."""
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from map_core.errors import UserError, near_matches
-from map_core.paths import expanded
+from map_core.paths import cache_folder, expanded
 from map_core.reading import open_file
 from map_core.shards.cache import Cache, fetched_index
 from map_core.shards.index import FORMAT, INDEX, ShardIndex, read_index, read_splits
@@ -106,8 +105,7 @@ class ShardRoot:
 
 def default_cache() -> Path:
     """Where shards are kept unless a folder is named."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(home) / "map" / "shards"
+    return cache_folder() / "shards"
 
 
 def has_index(root: str) -> bool:

@@ -1,13 +1,10 @@
 """The linear layer by oneDNN, for processors where PyTorch's own choice of library leaves half of them idle.
 
-For float32 on an x86 processor PyTorch multiplies with MKL, which leaves the 512-bit units of AMD's processors idle;
-oneDNN, which the same PyTorch contains, uses them (docs/performance.md has the numbers). The operator is PyTorch's and
+For float32 on an x86 processor PyTorch multiplies with MKL, which leaves the 512-bit units of some idle; oneDNN, which
+the same PyTorch contains, uses them. Which is faster is measured (``rates.py``). The operator is PyTorch's and
 lacks a gradient; the one here is a function of autograd, because its gradients are such products too.
 """
 
-import functools
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,21 +14,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from map_core.ops.linear.rates import kept_rates
 from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native.library import native_missing
 from map_core.ops.registry import Request
 
+MEASURED = ("AVX2", "AVX512")
 WORTHWHILE = 2**21  # multiplications, from which on oneDNN is faster although calling it takes longer
-
-
-@functools.cache
-def processor_vendor() -> str:
-    """Return what the processor calls its maker, such as 'AuthenticAMD'; empty where nobody says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor().rpartition(", ")[2]  # "AMD64 Family 25 Model 1 Stepping 1, AuthenticAMD"
-    return next((line.partition(": ")[2] for line in lines if line.startswith("vendor_id")), "")
 
 
 def onednn_missing() -> str | None:
@@ -59,13 +48,22 @@ def onednn_unfit(request: Request) -> str | None:
         return "torch.backends.mkldnn is switched off"
     if request.named:
         return None
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return "the processor has no AVX-512 for MKL to leave idle"
-    if processor_vendor() == "GenuineIntel":
-        return "MKL itself uses AVX-512 on Intel's processors"
     if request.size < WORTHWHILE:
         return f"{request.size} multiplications take less time than calling it"
-    return None
+    if torch.backends.cpu.get_cpu_capability() not in MEASURED:
+        return "only x86 processors with AVX2 or AVX-512 are measured"
+    if onednn_missing():
+        return "there is none"
+    rates = kept_rates()
+    if rates is None:
+        return "how fast it is cannot be kept in the cache, so that another process might choose otherwise"
+    return None if rates.onednn_pays else f"it is not worth it here ({rates})"
+
+
+def describe_choice() -> str:
+    """What serves large float32 products on a CPU by 'auto', and why."""
+    refused = onednn_missing() or onednn_unfit(Request("cpu", torch.float32, WORTHWHILE))
+    return f"torch; oneDNN: {refused}" if refused else f"onednn: {kept_rates()}"
 
 
 def transformed() -> bool:

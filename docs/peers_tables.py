@@ -1,0 +1,183 @@
+"""Tables of what benchmarks/peers.py measured, as docs/tables.py writes them into docs/performance.md."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LAB = Path(__file__).parent / "lab"
+Row = dict[str, Any]
+IMAGENET = 1_281_167
+STEPS = "steps (run 3: benchmarks/gpu_check.sh steps, out of time after five)"
+
+
+def measured() -> dict[str, Any]:
+    """The results."""
+    return json.loads((LAB / "peers.json").read_text())
+
+
+def of_part(part: str, **wanted: Any) -> list[Row]:
+    """The rows of a part that are as wanted."""
+    rows = [row for row in measured()["cases"] if row["part"] == part]
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def milliseconds(row: Row) -> str:
+    """A cell: the median, or what is known of a pass beyond the cap."""
+    if "failed" in row:
+        return "fails"
+    if "over" in row:
+        cap = f"> {1e3 * measured()['cap_s']:.0f}"
+        return f"{row['first']:.0f} (once)" if "first" in row else cap
+    return number(row["ms"])
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def grid(part: str, precision: str, cell: Callable[[Row], str] = milliseconds) -> str:
+    """Contenders by tokens; in each cell forward and forward + backward."""
+    rows = of_part(part, precision=precision)
+    sizes = list(dict.fromkeys((row["tokens"], row["batch"]) for row in rows))
+    lines = []
+    for what in dict.fromkeys(row["what"] for row in rows):
+        own = [row for row in rows if row["what"] == what]
+        parameters = next(row["parameters"] for row in own if "parameters" in row)
+        line = [what, f"{parameters / 1e6:.2f}M"]
+        for tokens, batch in sizes:
+            passes = {row["kind"]: row for row in own if (row["tokens"], row["batch"]) == (tokens, batch)}
+            line.append(
+                " / ".join(cell(passes[kind]) if kind in passes else "-" for kind in ("forward", "both"))
+            )
+        lines.append(line)
+    heading = [f"{tokens:,} x {batch}" for tokens, batch in sizes]
+    return markdown(["tokens x sequences", "parameters", *heading], lines)
+
+
+def machine() -> str:
+    """Where and how it was measured."""
+    results = measured()
+    versions = ", ".join(
+        f"{name} {results['versions'][name]}" for name in ("torch", "timm", "mambapy", "transformers")
+    )
+    commits = ", ".join(name[:7] for name in results["commits"])
+    return (
+        f"`{results['command']}`, {results['date']}, commits {commits}: one core of an "
+        f"{results['processor']} ({results['core']}, {results['isa']}), {versions}.\n"
+    )
+
+
+def blocks() -> str:
+    """Blocks of one width: time in both precisions, memory."""
+    memory = grid("blocks", "fp32", lambda row: f"{row['MB']:.0f}" if "MB" in row else "-")
+    return (
+        f"\n{machine()}\nfloat32, milliseconds, forward / forward + backward:\n\n{grid('blocks', 'fp32')}\n"
+        f"bf16 (autocast):\n\n{grid('blocks', 'bf16')}\n"
+        f"Memory in float32, MB by which the process grew in the first pass:\n\n{memory}\n"
+    )
+
+
+def crossover(what: str, kind: str) -> str:
+    """From how many tokens a model is faster than the Vision Transformer, between what was measured."""
+    curves = {}
+    for name in (what, "ViT (timm)"):
+        rows = of_part("models", what=name, kind=kind, precision="fp32")
+        curves[name] = {
+            row["tokens"]: row.get("ms", row.get("first", math.nan)) / row["batch"] for row in rows
+        }
+    ratios = [
+        (tokens, math.log(taken / curves["ViT (timm)"][tokens])) for tokens, taken in curves[what].items()
+    ]
+    for (less, before), (more, after) in itertools.pairwise(ratios):
+        if before > 0 >= after:
+            share = before / (before - after)
+            crossing = math.exp(math.log(less) + share * math.log(more / less))
+            return f"from about {round(crossing, -1):,.0f} tokens on"
+    return "at every length" if ratios[0][1] <= 0 else "at none of these lengths"
+
+
+def models() -> str:
+    """Encoders of equal parameters, and where they cross."""
+    said = [
+        f"{what}: {crossover(what, 'forward')} (forward), {crossover(what, 'both')} (forward + backward)."
+        for what in ("hybrid", "Mamba")
+    ]
+    faster = "Faster than the Vision Transformer, in float32, between the lengths measured: " + " ".join(said)
+    return f"\nfloat32, milliseconds, forward / forward + backward:\n\n{grid('models', 'fp32')}\n{faster}\n\n"
+
+
+def inference() -> str:
+    """Latency of classifiers, and images a second of them and of the commands."""
+    lines = []
+    for what in dict.fromkeys(row["what"] for row in of_part("inference")):
+        alone, many = (of_part("inference", what=what, batch=batch)[0] for batch in (1, 32))
+        line = [
+            what,
+            f"{alone['parameters'] / 1e6:.2f}M",
+            milliseconds(alone),
+            milliseconds(many),
+            number(32e3 / many["ms"]),
+        ]
+        for command in ("predict", "features"):
+            rows = of_part("commands", what=what, kind=command)
+            line.append(number(1e3 * rows[0]["batch"] / rows[0]["ms"]) if rows else "-")
+        lines.append(line)
+    heading = ["", "parameters", "1 image, ms", "32 images, ms", "images/s", "`predict`, images/s"]
+    return f"\n{markdown([*heading, '`features`, images/s'], lines)}\n"
+
+
+def cost_fit() -> tuple[np.ndarray, float]:
+    """c, a, b of ms = depth * (c + batch * (a * tokens + b * tokens^2)), and the largest relative error."""
+    rows = of_part("cost")
+    depth, batch, tokens, ms = (
+        np.array([row[key] for row in rows], float) for key in ("depth", "batch", "tokens", "ms")
+    )
+    terms = np.stack([depth, depth * batch * tokens, depth * batch * tokens**2], axis=1)
+    fit = np.linalg.lstsq(terms / ms[:, None], np.ones_like(ms), rcond=None)[0]
+    return fit, float(np.abs(terms @ fit / ms - 1).max())
+
+
+def memory_fit() -> tuple[float, float]:
+    """Kilobytes of memory that a token takes in a block of the training pass, and MB beside."""
+    rows = of_part("cost")
+    places = np.array([row["tokens"] * row["batch"] * row["depth"] for row in rows], float)
+    slope, rest = np.polyfit(places, [row["MB"] for row in rows], 1)
+    return 1024 * slope, rest
+
+
+def cost() -> str:
+    """The laws that were fitted."""
+    (fixed, linear, quadratic), error = cost_fit()
+    kilobytes, rest = memory_fit()
+    alike = linear / quadratic
+    return (
+        f"\nmilliseconds = depth x ({fixed:.1f} + {linear:.4f} x batch x tokens x (1 + tokens / {alike:,.0f})), within "
+        f"{100 * error:.0f} %: attention, which grows with the square, is as much as the rest at {alike:,.0f} tokens. "
+        f"Memory: {kilobytes:.1f} KB a token and block, and {rest:.0f} MB.\n\n"
+    )
+
+
+def imagenet() -> str:
+    """How long 1,600 epochs of ImageNet would take on eight cards, from one card's steps."""
+    steps = json.loads((LAB / "gpu_h100.json").read_text())[STEPS]
+    lines = []
+    for row in steps:
+        if row["task"] == "pretrain":
+            days = 1600 * IMAGENET / (8 * row["images/s"]) / 86400
+            lines.append([row["model"], number(row["images/s"]), f"{days:.1f}"])
+    return f"\n{markdown(['model', 'images/s, one H100', 'days on eight (estimate)'], lines)}\n"
+
+
+TABLES = {"blocks": blocks, "models": models, "inference": inference, "cost": cost, "imagenet": imagenet}
