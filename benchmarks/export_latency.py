@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import map_points.domain
 import map_vision.domain
+from map_core.ops.linear.rates import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit
 from map_core.tasks.domain import Domain
@@ -102,14 +103,6 @@ def row(name: str, batch: int) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """What the processor calls itself (Linux)."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,7 +118,7 @@ def main() -> None:
     save_json(
         RESULTS,
         {
-            "processor": f"one core of {processor()}",
+            "processor": f"one core of {processor_name()}",
             "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "commit": commit(),
             "command": " ".join(["python", "benchmarks/export_latency.py", *sys.argv[1:]]),

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from export_latency import processor, session_of, timed
+from export_latency import session_of, timed
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from map_core.ops import selective_scan
 from map_core.ops.exporting import for_export
+from map_core.ops.linear.rates import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit
 from map_core.tasks.onnx_file import quietly
@@ -102,7 +103,7 @@ def main() -> None:
     save_json(
         RESULTS,
         {
-            "processor": f"one core of {processor()}",
+            "processor": f"one core of {processor_name()}",
             "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "commit": commit(),
             "command": "python benchmarks/onnx_scan.py",

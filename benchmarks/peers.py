@@ -15,7 +15,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import asdict
@@ -29,21 +28,11 @@ from cpu.cases import PARTS, Case, groups, quick
 from cpu.contenders import use_peers
 from cpu.measuring import CAP, Row, measure
 
+from map_core.ops.linear.rates import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit, versions
 
 PEERS = ("mambapy", "transformers")
-
-
-def processor() -> str:
-    """What the processor calls itself, and its family and model, which tell the core."""
-    fields: dict[str, str] = {}
-    if Path("/proc/cpuinfo").is_file():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    return f"{name}, family {fields.get('cpu family')}, model {fields.get('model')}"
 
 
 def heading(core: str) -> dict[str, Any]:
@@ -56,7 +45,7 @@ def heading(core: str) -> dict[str, Any]:
             continue
     return {
         "date": str(datetime.date.today()),
-        "processor": processor(),
+        "processor": processor_name(),
         "core": core,
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

@@ -1,17 +1,15 @@
 """The JSON file that a benchmark leaves: its rows, and with what they were measured."""
 
 import datetime
-import platform
-import re
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+from map_core.ops.linear.rates import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit, versions
-
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def save_results(path: Path | None, rows: list[dict[str, Any]]) -> None:
@@ -22,14 +20,8 @@ def save_results(path: Path | None, rows: list[dict[str, Any]]) -> None:
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
-        "processor": processor(),
+        "processor": f"{processor_name()}, {os.cpu_count()} cores",
         "versions": versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_json(path, account | {"rows": rows})
-
-
-def processor() -> str:
-    """The processor's name, as Linux knows it."""
-    names = re.findall(r"model name\s*: (.*)", CPUINFO.read_text()) if CPUINFO.exists() else []
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()

@@ -73,8 +73,11 @@ def test_the_readme_names_the_tested_versions() -> None:
     pinned = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
     )
-    assert f"install torch {pinned['torch']} and torchvision {pinned['torchvision']} first" in readme
-    assert f"CUDA {pinned['cuda-toolkit'].partition('.')[0]};" in readme
+    assert f"pip install torch=={pinned['torch']} torchvision=={pinned['torchvision']} --index-url" in readme
+    assert (
+        f"CUDA {pinned['cuda-toolkit'].partition('.')[0]} and Triton, 1.2 torch {pinned['torch']} itself"
+        in readme
+    )
     for project in ROOT.glob("packages/*/pyproject.toml"):
         (least,) = re.findall(r'requires-python = ">=([\d.]+)"', project.read_text())
         assert f"Python {least} or newer" in readme

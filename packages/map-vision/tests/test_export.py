@@ -170,7 +170,7 @@ def test_a_program_of_torch_export_runs_where_this_project_is_not(exported):
         [(images, tuple(results_of(model, images, "encoder"))) for images in samples], exported / "wanted.pt"
     )
     printed = warm.run("-c", textwrap.dedent(ELSEWHERE), exported)
-    assert "Guard failed: x.size()[2] == 32" in printed
+    assert "Guard failed: inputs.size()[2] == 32" in printed
 
 
 def test_a_run_of_something_else_is_refused(tmp_path, capsys):

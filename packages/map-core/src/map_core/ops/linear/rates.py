@@ -27,6 +27,7 @@ SHAPE = (
     192,
     768,
 )  # rows, inputs, outputs: four images in an MLP of the smallest width that is trained in earnest
+NUMBERS = {"family": "cpu family", "model": "model"}  # as /proc/cpuinfo calls them
 SECONDS, LEAST_ROUNDS = 0.1, 10  # at most two or three times as long, on the slowest processors
 MARGIN = 1.15  # less is not worth other bits than everybody's, and would not be measured alike twice
 # Time that this thread had a core, so that other programs do not decide; Windows counts it too coarsely.
@@ -79,9 +80,6 @@ def processor_name() -> str:
     name = fields.get("model name") or platform.machine()
     numbers = [f"{key} {fields[field]}" for key, field in NUMBERS.items() if field in fields]
     return ", ".join([name, *numbers])
-
-
-NUMBERS = {"family": "cpu family", "model": "model"}
 
 
 def read_rates(path: Path) -> Rates | None:
