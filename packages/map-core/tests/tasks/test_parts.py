@@ -82,7 +82,7 @@ def result(out):
 
 @pytest.mark.parametrize(
     ("command", "name", "processes"),
-    [("features", "f.npz", 2), ("features", "f.npz", 3), ("predict", "p.csv", 2), ("evaluate", "e", 2)],
+    [("features", "f.npz", 3), ("predict", "p.csv", 2), ("evaluate", "e", 2)],
 )
 def test_several_processes_write_what_one_does(tmp_path, classifier, command, name, processes):
     """To the last bit: a part holds whole batches, so that every batch is one that a single process has, too."""
