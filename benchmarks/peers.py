@@ -12,7 +12,6 @@ such a file, from which ``python docs/tables.py`` writes tables of docs/performa
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
 import sys
@@ -37,12 +36,6 @@ PEERS = ("mambapy", "transformers")
 
 def heading(core: str) -> dict[str, Any]:
     """What all cases of a file share."""
-    found = versions()
-    for name in PEERS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "date": str(datetime.date.today()),
         "processor": processor_name(),
@@ -51,7 +44,7 @@ def heading(core: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cap_s": CAP,
         "commits": [commit()],
-        "versions": found,
+        "versions": versions(*PEERS),
         "command": "taskset -c 0 python benchmarks/peers.py --peers FOLDER",
     }
 

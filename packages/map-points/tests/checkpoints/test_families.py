@@ -5,6 +5,7 @@ import published_points as published
 import pytest
 import torch
 from converted_points import FixedMask
+from other_shapes import refused_shapes
 from point_states import CUT, OURS, POINTS
 
 import map_points
@@ -73,16 +74,7 @@ def test_a_file_is_of_one_family_alone_and_its_shapes_say_which_model_it_is(name
 @pytest.mark.parametrize("name", FILES)
 def test_other_shapes_are_a_sentence_that_names_the_file(name):
     state = FILES[name]()
-    family = family_of(state, FAMILIES)
-    refused = 0
-    for key, value in state.items():
-        for other in (value.flatten()[:1], value.flatten()[:0], torch.zeros(()), value.reshape(1, 1, 1, -1)):
-            try:
-                family.converted({**state, key: other}, "file.pth")
-            except UserError as error:
-                assert str(error).startswith(("file.pth: ", "file.pth has the names of "))  # noqa: PT017
-                refused += 1
-    assert refused
+    assert refused_shapes(family_of(state, FAMILIES), state)
 
 
 @pytest.mark.parametrize("create", [create_classifier, create_probed], ids=["classifier", "probed"])

@@ -5,6 +5,7 @@ import pytest
 import states
 import timm
 import torch
+from other_shapes import refused_shapes
 
 import map_vision
 from map_core import UserError
@@ -52,16 +53,7 @@ def test_a_file_is_of_one_family_alone(name):
 @pytest.mark.parametrize("name", FILES)
 def test_other_shapes_are_a_sentence_that_names_the_file(name):
     state = FILES[name]()
-    family = family_of(state, FAMILIES)
-    refused = 0
-    for key, value in state.items():
-        for other in (value.flatten()[:1], value.flatten()[:0], torch.zeros(()), value.reshape(1, 1, 1, -1)):
-            try:
-                family.converted({**state, key: other}, "file.pth")
-            except UserError as error:
-                assert str(error).startswith(("file.pth: ", "file.pth has the names of "))  # noqa: PT017
-                refused += 1
-    assert refused
+    assert refused_shapes(family_of(state, FAMILIES), state)
 
 
 @pytest.mark.parametrize("number", ["999999999", "9" * 5000, "01"])

@@ -41,10 +41,10 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     save_json(directory / "summary.json", to_plain(summary))
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that a result depends on."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python, of the packages that a result depends on and of ``more``, where installed."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
