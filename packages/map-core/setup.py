@@ -54,7 +54,16 @@ class PlatformWheel(bdist_wheel):
 
 
 SOURCES = ["native/library.cpp", "native/portable.cpp", *SPECIAL]
-PARTS = ("ops", "simd", "items", "scan_kernel", "conv_kernel", "transpose_kernel", "kernels")
+PARTS = (
+    "ops",
+    "simd",
+    "items",
+    "scan_kernel",
+    "conv_kernel",
+    "transpose_kernel",
+    "attention_kernel",
+    "kernels",
+)
 HEADERS = [f"native/{part}.h" for part in PARTS]
 kernels = Extension("map_core.ops.native._kernels", SOURCES, depends=HEADERS, optional=True, language="c++")
 

@@ -150,6 +150,17 @@ class Pieces {
   std::unique_ptr<float[]> memory_;
 };
 
+// What the mask hides, once for all heads; the memory must live as long as the call.
+bool read_mask(AttentionCall& call, Pieces& memory) {
+  if (!call.mask) call.mask_batch = call.mask_rows = 1;
+  const int64_t words = memory.add(call.mask_batch * mask_padded_rows(call) * mask_words(call));
+  const int64_t kinds = memory.add(parts(call.mask_batch * mask_row_blocks(call) * mask_blocks(call), 4));
+  if (!memory.allocate()) return false;
+  call.mask_words = reinterpret_cast<uint32_t*>(memory.at(words));
+  call.mask_kinds = reinterpret_cast<uint8_t*>(memory.at(kinds));
+  return run_items(call, call.mask_batch * mask_row_blocks(call), 0, kernels().attention_mask) == 0;
+}
+
 }  // namespace
 }  // namespace map_ops
 
@@ -222,4 +233,18 @@ MAP_EXPORT int map_ops_conv_backward(ConvCall* call) {
 
 MAP_EXPORT int map_ops_transpose(const TransposeCall* call) {
   return run_items(*call, groups(call->columns), 0, kernels().transpose);
+}
+
+MAP_EXPORT int map_ops_attention_forward(AttentionCall* call) {
+  Pieces memory;
+  if (!read_mask(*call, memory)) return 1;
+  const int64_t scratch = kernels().attention_forward_scratch(*call);
+  return run_items(*call, call->batch * call->heads, scratch, kernels().attention_forward);
+}
+
+MAP_EXPORT int map_ops_attention_backward(AttentionCall* call) {
+  Pieces memory;
+  if (!read_mask(*call, memory)) return 1;
+  const int64_t scratch = kernels().attention_backward_scratch(*call);
+  return run_items(*call, call->batch * call->heads, scratch, kernels().attention_backward);
 }

@@ -6,8 +6,9 @@
 
 namespace map_ops {
 
-constexpr int64_t kAbi = 3;          // raise when a structure or the meaning of a field changes
+constexpr int64_t kAbi = 4;          // raise when a structure or the meaning of a field changes
 constexpr int64_t kGroup = 64;       // channels that one work item covers; fixes the order of all sums
+constexpr int64_t kQueryBlock = 6;   // queries of attention that are taken at once
 
 struct Rows {  // (batch, length, x) with any stride between rows
   const float* data;
@@ -43,7 +44,32 @@ struct TransposeCall {  // from (rows, columns) with any stride between rows, in
   float* into;
 };
 
-// What one instruction set offers. An item is one (batch, group of channels), or a group of a matrix's columns.
+struct Heads {  // (batch, length, heads, width) with any strides but the last, which is 1
+  const float* data;
+  int64_t batch_stride, step_stride, head_stride;
+};
+
+struct AttentionCall {
+  int64_t batch, heads, queries, keys, width, threads;
+  Heads q, k, v, grad_out;
+  int64_t mask_batch, mask_rows;  // of the mask: 1 or batch, 1 or queries; both 1 without one
+  const uint8_t* mask;            // (mask_batch, mask_rows, keys), 1 where a query sees a key; may be null
+  float *out, *log_sum;           // (batch, queries, heads, width), (batch, heads, queries); forward writes them
+  float *grad_q, *grad_k, *grad_v;  // as out, of queries or keys
+  uint32_t* mask_words;           // a bit for every key: (mask_batch, padded rows, words), set by the library
+  uint8_t* mask_kinds;            // (mask_batch, row blocks, blocks of keys), set by the library
+};
+
+inline int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
+inline int64_t mask_row_blocks(const AttentionCall& call) { return parts(call.mask_rows, kQueryBlock); }
+inline int64_t mask_padded_rows(const AttentionCall& call) {
+  return call.mask_rows == 1 ? 1 : mask_row_blocks(call) * kQueryBlock;
+}
+inline int64_t mask_words(const AttentionCall& call) { return parts(call.keys, 32); }
+inline int64_t mask_blocks(const AttentionCall& call) { return parts(call.keys, 8); }  // of the shortest vectors
+
+// What one instruction set offers. An item is one (batch, group of channels), a group of a matrix's columns, one
+// (batch, head), or a block of a mask's rows.
 struct Kernels {
   const char* name;
   int64_t (*scan_forward_scratch)(const ScanCall&);
@@ -55,6 +81,11 @@ struct Kernels {
   void (*conv_forward)(const ConvCall&, int64_t item, float* scratch);
   void (*conv_backward)(const ConvCall&, int64_t item, float* scratch);
   void (*transpose)(const TransposeCall&, int64_t item, float* scratch);
+  int64_t (*attention_forward_scratch)(const AttentionCall&);
+  int64_t (*attention_backward_scratch)(const AttentionCall&);
+  void (*attention_mask)(const AttentionCall&, int64_t item, float* scratch);
+  void (*attention_forward)(const AttentionCall&, int64_t item, float* scratch);
+  void (*attention_backward)(const AttentionCall&, int64_t item, float* scratch);
 };
 
 extern const Kernels kPortable;
@@ -62,6 +93,6 @@ extern const Kernels kPortable;
 extern const Kernels kAvx2, kAvx512;
 #endif
 
-inline int64_t groups(int64_t channels) { return (channels + kGroup - 1) / kGroup; }
+inline int64_t groups(int64_t channels) { return parts(channels, kGroup); }
 
 }  // namespace map_ops

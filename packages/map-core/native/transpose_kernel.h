@@ -6,7 +6,7 @@
 namespace {
 using namespace map_ops;
 
-constexpr int64_t kSide = 16;  // of the blocks that are turned at once
+constexpr int64_t kSide = kLanes;  // of the blocks that are turned at once
 
 inline void turn_any(const float* from, int64_t stride, float* into, int64_t rows, int64_t high, int64_t wide) {
   for (int64_t j = 0; j < wide; ++j) {
@@ -45,28 +45,49 @@ inline void turn_block(const float* from, int64_t stride, float* into, int64_t r
     _mm512_storeu_ps(into + (k + 12) * rows, _mm512_shuffle_f32x4(odd, odd2, 0xdd));
   }
 }
+#elif defined(__AVX2__)
+// Turns the 4 x 4 numbers in every 128 bits of eight registers, then the 2 x 2 groups of 128 bits.
+inline void turn_block(const float* from, int64_t stride, float* into, int64_t rows) {
+  __m256 a[kSide], b[kSide];
+  for (int k = 0; k < kSide; ++k) a[k] = _mm256_loadu_ps(from + k * stride);
+  for (int k = 0; k < kSide; k += 4) {
+    const __m256 low = _mm256_unpacklo_ps(a[k], a[k + 1]), high = _mm256_unpackhi_ps(a[k], a[k + 1]);
+    const __m256 low2 = _mm256_unpacklo_ps(a[k + 2], a[k + 3]), high2 = _mm256_unpackhi_ps(a[k + 2], a[k + 3]);
+    b[k] = _mm256_shuffle_ps(low, low2, 0x44);
+    b[k + 1] = _mm256_shuffle_ps(low, low2, 0xee);
+    b[k + 2] = _mm256_shuffle_ps(high, high2, 0x44);
+    b[k + 3] = _mm256_shuffle_ps(high, high2, 0xee);
+  }
+  for (int k = 0; k < 4; ++k) {
+    _mm256_storeu_ps(into + k * rows, _mm256_permute2f128_ps(b[k], b[k + 4], 0x20));
+    _mm256_storeu_ps(into + (k + 4) * rows, _mm256_permute2f128_ps(b[k], b[k + 4], 0x31));
+  }
+}
 #else
 inline void turn_block(const float* from, int64_t stride, float* into, int64_t rows) {
   turn_any(from, stride, into, rows, kSide, kSide);
 }
 #endif
 
-void transpose(const TransposeCall& call, int64_t item, float*) {
-  const int64_t rows = call.rows, stride = call.stride, first = item * kGroup;
-  const int64_t last = first + kGroup < call.columns ? first + kGroup : call.columns;
-  for (int64_t i = 0; i < rows; i += kSide) {
-    const int64_t high = rows - i < kSide ? rows - i : kSide;
-    for (int64_t j = first; j < last; j += kSide) {
-      const int64_t wide = last - j < kSide ? last - j : kSide;
-      const float* from = call.from + i * stride + j;
-      float* into = call.into + j * rows + i;
-      if (high == kSide && wide == kSide) {
-        turn_block(from, stride, into, rows);
+// into[j][i] = from[i][j] for i < high and j < wide; `rows` is the stride of `into`.
+inline void turn(const float* from, int64_t stride, float* into, int64_t rows, int64_t high, int64_t wide) {
+  for (int64_t i = 0; i < high; i += kSide) {
+    const int64_t here = high - i < kSide ? high - i : kSide;
+    for (int64_t j = 0; j < wide; j += kSide) {
+      const int64_t across = wide - j < kSide ? wide - j : kSide;
+      const float* block = from + i * stride + j;
+      if (here == kSide && across == kSide) {
+        turn_block(block, stride, into + j * rows + i, rows);
       } else {
-        turn_any(from, stride, into, rows, high, wide);
+        turn_any(block, stride, into + j * rows + i, rows, here, across);
       }
     }
   }
+}
+
+void transpose(const TransposeCall& call, int64_t item, float*) {
+  const int64_t first = item * kGroup, left = call.columns - first;
+  turn(call.from + first, call.stride, call.into + first * call.rows, call.rows, call.rows, left < kGroup ? left : kGroup);
 }
 
 }  // namespace

@@ -10,10 +10,9 @@ import copy
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from map_core import Draw
-from map_core.blocks.attend import flex
+from map_core.ops import attention
 from map_core.regions import region_attention_mask
 from map_core.testing import toy_objective
 
@@ -87,15 +86,12 @@ def test_flex_attention_equals_the_dense_mask(kind):
     region = torch.arange(1100, device=DEVICE).div(64, rounding_mode="floor").unsqueeze(0)
     mask = region_attention_mask(region, kind)
     found = []
-    for attention in (
-        flex,
-        lambda q, k, v, mask: scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1)),
-    ):
+    for backend in ("flex", "torch"):
         generator = torch.Generator().manual_seed(0)
         leaves = [
             torch.randn(2, 2, 1100, 32, generator=generator).to(DEVICE).requires_grad_() for _ in range(3)
         ]
-        y = attention(*leaves, mask)
+        y = attention(*leaves, mask, backend=backend)
         found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-3)

@@ -45,7 +45,8 @@ SYMBOLIC = """
     torch.testing.assert_close(graph(*other), stack(*other), rtol=0, atol=0, equal_nan=True)
     whole = {node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"}
     assert {
-        "residual_stream", "depthwise_causal_conv1d", "bidirectional_selective_scan", "selective_scan", "linear"
+        "residual_stream", "depthwise_causal_conv1d", "bidirectional_selective_scan", "selective_scan", "linear",
+        "attention",
     } <= whole, whole
 """
 

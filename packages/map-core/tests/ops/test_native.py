@@ -9,14 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from map_core.ops import conv_backends, depthwise_causal_conv1d, linear, scan_backends, selective_scan
+from map_core.ops import (
+    attention,
+    attention_backends,
+    conv_backends,
+    depthwise_causal_conv1d,
+    linear,
+    scan_backends,
+    selective_scan,
+)
+from map_core.ops.attention.interface import REGISTRY as ATTENTION_REGISTRY
 from map_core.ops.conv.interface import REGISTRY as CONV_REGISTRY
 from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native import library
 from map_core.ops.native.library import INSTRUCTION_SETS
 from map_core.ops.scan.interface import REGISTRY as SCAN_REGISTRY
+from map_core.regions import region_attention_mask
 
 Tool = Callable[..., Any]
+REGISTRIES = (SCAN_REGISTRY, CONV_REGISTRY, ATTENTION_REGISTRY)
 BUILT = library.native_missing() is None
 needs_kernels = pytest.mark.skipif(not BUILT, reason=library.native_missing() or "")
 
@@ -37,6 +48,18 @@ def run_conv(**arguments: Tensor) -> Tensor:
 def conv_arguments(length: int) -> dict[str, Tensor]:
     torch.manual_seed(length)
     return {"x": torch.randn(3, length, 150), "weight": torch.randn(150, 4), "bias": torch.randn(150)}
+
+
+def run_attention(**arguments: Tensor) -> Tensor:
+    return attention(**arguments, mask=REGIONS, backend="native")
+
+
+def attention_arguments() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(2, 5, 150, 13) for name in ("q", "k", "v")}
+
+
+REGIONS = region_attention_mask(torch.arange(150).div(11, rounding_mode="floor")[None], "map")
 
 
 @pytest.fixture
@@ -71,6 +94,10 @@ def test_every_instruction_set_computes_the_definition(
         lambda **kw: depthwise_causal_conv1d(**kw, activation="silu", backend="reference"), conv_arguments(31)
     )
     assert_same(output_and_gradients(run_conv, conv_arguments(31)), expected, 2e-5)
+    expected = output_and_gradients(
+        lambda **kw: attention(**kw, mask=REGIONS, backend="reference"), attention_arguments()
+    )
+    assert_same(output_and_gradients(run_attention, attention_arguments()), expected, 2e-5)
     huge = torch.tensor([0.0, 1.0, 150.0, 1e10, 1e30, 3e38])
     x = torch.cat([huge, -huge]).reshape(1, -1, 1).expand(1, -1, 75)
     y = depthwise_causal_conv1d(x, torch.ones(75, 1), activation="silu", backend="native")
@@ -91,11 +118,13 @@ def test_results_do_not_depend_on_the_number_of_threads(
             (
                 output_and_gradients(run_scan, scan_arguments(70, batch=5, channels=200, state=16)),
                 output_and_gradients(run_conv, conv_arguments(40)),
+                output_and_gradients(run_attention, attention_arguments()),
             )
         )
     for other in results[1:]:
         assert_same(other[0], results[0][0], 0.0)
         assert_same(other[1], results[0][1], 0.0)
+        assert_same(other[2], results[0][2], 0.0)
 
 
 @needs_kernels
@@ -123,17 +152,21 @@ def test_operators_pass_pytorchs_own_checks(scan_arguments: Tool) -> None:
     x, weight, bias = (value.requires_grad_() for value in conv_arguments(5).values())
     torch.library.opcheck(conv, (x, weight, bias, True, False))
     torch.library.opcheck(conv, (x, weight, None, False, True))
+    operator = torch.ops.map_core.attention.default
+    q, k, v = (torch.randn(2, 7, 3, 4, requires_grad=True) for _ in range(3))
+    torch.library.opcheck(operator, (q, k, v, torch.rand(1, 7, 7) > 0.2))
+    torch.library.opcheck(operator, (q, k, v, None))
 
 
 def test_without_the_library_pytorch_serves_and_the_reason_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scan_arguments: Tool
 ) -> None:
     monkeypatch.setattr(library, "PATH", tmp_path / "_kernels.so")
-    for registry in (SCAN_REGISTRY, CONV_REGISTRY):
+    for registry in REGISTRIES:
         registry.forget()
     look_again()
     try:
-        for statuses in (scan_backends(), conv_backends()):
+        for statuses in (scan_backends(), conv_backends(), attention_backends()):
             native = {status.name: status for status in statuses}["native"]
             assert native.reason.startswith("not built: no C++ compiler at install time")
         assert SCAN_REGISTRY.choose("auto", "cpu", torch.float32, 16) == "torch"
@@ -144,7 +177,7 @@ def test_without_the_library_pytorch_serves_and_the_reason_is_told(
     finally:
         monkeypatch.undo()
         look_again()
-        for registry in (SCAN_REGISTRY, CONV_REGISTRY):
+        for registry in REGISTRIES:
             registry.forget()
 
 
@@ -162,6 +195,6 @@ def test_a_library_that_cannot_be_loaded_is_a_reason(monkeypatch: pytest.MonkeyP
 
 @needs_kernels
 def test_auto_prefers_the_native_kernels_on_a_cpu() -> None:
-    for registry in (SCAN_REGISTRY, CONV_REGISTRY):
+    for registry in REGISTRIES:
         assert registry.choose("auto", "cpu", torch.bfloat16, 4) == "native"
         assert registry.choose("auto", "cpu", torch.float64, 4) == "torch"

@@ -4,9 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from map_core.blocks.attend import attend
 from map_core.errors import UserError
-from map_core.ops import Linear, linear
+from map_core.ops import Linear, attention, linear
 
 
 class Attention(nn.Module):
@@ -39,7 +38,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b q d"]:
         """Attend from ``x`` to ``context``, or to ``x`` itself; the mask is True where a token may attend."""
         q, k, v = self._project(x) if context is None else self._project_apart(x, context)
-        y = attend(q, k, v, mask)
+        y = attention(q, k, v, mask)
         return self.proj(y.transpose(1, 2).flatten(2))  # (b, h, q, d/h) -> (b, q, d)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 import torch
 
+from map_core.ops.attention.interface import REGISTRY as ATTENTION
 from map_core.ops.conv.interface import REGISTRY as CONV
 from map_core.ops.linear.interface import REGISTRY as LINEAR
 from map_core.ops.linear.onednn import describe_choice
@@ -14,7 +15,8 @@ def describe_environment() -> str:
     lines = ["versions", *(f"  {name:14} {version}" for name, version in versions().items())]
     lines += ["devices", f"  {device_name(torch.device('cpu'))}"]
     lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
-    lines += [*SCAN.describe("selective scan"), *CONV.describe("causal conv1d"), *LINEAR.describe("linear")]
+    ops = {"selective scan": SCAN, "causal conv1d": CONV, "attention": ATTENTION, "linear": LINEAR}
+    lines += [line for title, registry in ops.items() for line in registry.describe(title)]
     lines.append(f"  {'auto takes':14} {describe_choice()}")
     lines += [
         "floating-point operations",

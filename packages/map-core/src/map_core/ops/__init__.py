@@ -4,6 +4,7 @@
 ``multiply_adds`` counts what a program takes, and ``jit_flops`` tells other counters what the operators cost.
 """
 
+from map_core.ops.attention import attention, attention_backends
 from map_core.ops.conv import conv_backends, depthwise_causal_conv1d, depthwise_conv1d
 from map_core.ops.jit_flops import jit_flop_handles
 from map_core.ops.linear import Linear, linear, linear_backends
@@ -14,6 +15,8 @@ __all__ = [
     "BackendStatus",
     "Linear",
     "ScanInputs",
+    "attention",
+    "attention_backends",
     "bidirectional_selective_scan",
     "conv_backends",
     "depthwise_causal_conv1d",

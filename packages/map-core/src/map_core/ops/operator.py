@@ -41,11 +41,11 @@ def _fill(slot: Any, tensors: Iterator[Tensor]) -> Any:
     return [_fill(y, tensors) for y in slot] if isinstance(slot, list) else slot
 
 
-def _gradient(slot: Any, grads: Iterator[Tensor]) -> Any:
-    """Return the gradient of an argument; that of a plain value, or a list of them, is None."""
-    if slot is Tensor:
-        return next(grads)
-    return [next(grads) for _ in slot] if isinstance(slot, list) and Tensor in slot else None
+def _gradient(x: Any, grads: Iterator[Tensor]) -> Any:
+    """Return the gradient of an argument; that of a plain value, of a list of them or of a mask is None."""
+    if isinstance(x, list) and _tensors_in(x):
+        return [_gradient(y, grads) for y in x]
+    return next(grads) if isinstance(x, Tensor) and x.is_floating_point() else None
 
 
 def _like(x: Tensor) -> Tensor:
@@ -63,6 +63,7 @@ def register_operator(
     *,
     devices: Devices = None,
     fake: Callable[..., Any] = _like_the_first,
+    rereads_output: bool = False,
     flops: Callable[..., int],
     backward_flops: Callable[..., int],
 ) -> Callable[..., Any]:
@@ -72,10 +73,11 @@ def register_operator(
         name: Name of the operator.
         forward: Kernel; its annotations are the operator's schema. It returns a tensor, or a tuple of it and of what
             backward reads again.
-        backward: Kernel of the gradients of all tensors among the arguments, in their order. It takes the gradient of
-            the output, then what forward kept, then forward's arguments.
+        backward: Kernel of the gradients of all floating-point tensors among the arguments, in their order. It takes
+            the gradient of the output, then what forward kept, then forward's arguments.
         devices: Device types that the kernels serve; all if None.
         fake: Forward without values, for compilers; the output is like the first tensor unless it says otherwise.
+        rereads_output: The output is the first of what forward kept.
         flops: Operations that FlopCounterMode counts for forward; it is passed shapes where the kernel takes tensors.
         backward_flops: The same for backward.
     """
@@ -86,7 +88,8 @@ def register_operator(
     run.register_fake(fake)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        kept = () if isinstance(output, Tensor) else output[1:]
+        outputs = (output,) if isinstance(output, Tensor) else output
+        kept = outputs if rereads_output else outputs[1:]
         ctx.save_for_backward(*kept, *_tensors_in(inputs))
         ctx.kept = len(kept)
         ctx.slots = [_slot(x) for x in inputs]
@@ -99,12 +102,12 @@ def register_operator(
         tensors = iter(saved[ctx.kept :])
         arguments = [_fill(slot, tensors) for slot in ctx.slots]
         grads = iter(run_backward(grad_out, *saved[: ctx.kept], *arguments))
-        return tuple(_gradient(slot, grads) for slot in ctx.slots)
+        return tuple(_gradient(x, grads) for x in arguments)
 
     count = len(inspect.signature(forward).parameters)
 
     def fake_backward(grad_out: Tensor, *arguments: Any) -> list[Tensor]:
-        return [_like(x) for x in _tensors_in(arguments[-count:])]
+        return [_like(x) for x in _tensors_in(arguments[-count:]) if x.is_floating_point()]
 
     run_backward.register_fake(fake_backward)
     run.register_autograd(differentiate, setup_context=keep)

@@ -21,13 +21,14 @@ class Request:
     """What to serve: the device type, the input's dtype, the op's size, if asked for by name.
 
     The size is the number of states of a scan, of taps of a convolution, of multiplications of a linear layer, of
-    points to pick.
+    numbers in a head of attention, of points to pick. Facts are what else an op tells of a call, in its own words.
     """
 
     device: str
     dtype: torch.dtype
     size: int
     named: bool = False
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,13 @@ class Registry:
         self._refusals.clear()
         self._announced.clear()
 
-    def choose(self, backend: str, device: str, dtype: torch.dtype, size: int) -> str:
+    def choose(self, backend: str, device: str, dtype: torch.dtype, size: int, *facts: str) -> str:
         """Return the name of the implementation that serves the request.
 
         Raises:
             UserError: ``backend`` is unknown, cannot run here or cannot serve this request.
         """
-        request = Request(device, dtype, size, named=backend != "auto")
+        request = Request(device, dtype, size, named=backend != "auto", facts=facts)
         if backend != "auto":
             self._check(backend, request)
             return backend

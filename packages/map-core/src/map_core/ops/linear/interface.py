@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from map_core.ops.linear.onednn import onednn_linear, onednn_missing, onednn_unfit, transformed
+from map_core.ops.linear.onednn import onednn_linear, onednn_missing, onednn_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
+from map_core.ops.transforms import transformed
 
 REGISTRY = Registry(
     "linear",

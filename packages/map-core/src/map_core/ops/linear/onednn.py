@@ -18,6 +18,7 @@ from map_core.ops.linear.rates import kept_rates
 from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native.library import native_missing
 from map_core.ops.registry import Request
+from map_core.ops.transforms import transformed
 
 MEASURED = ("AVX2", "AVX512")
 WORTHWHILE = 2**21  # multiplications, from which on oneDNN is faster although calling it takes longer
@@ -64,16 +65,6 @@ def describe_choice() -> str:
     """What serves large float32 products on a CPU by 'auto', and why."""
     refused = onednn_missing() or onednn_unfit(Request("cpu", torch.float32, WORTHWHILE))
     return f"torch; oneDNN: {refused}" if refused else f"onednn: {kept_rates()}"
-
-
-def transformed() -> bool:
-    """Whether a compiler, a tracer, torch.func or forward-mode differentiation is at work on PyTorch's operators."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
 
 
 def _ordinary(x: Tensor) -> bool:

@@ -49,6 +49,24 @@ class ConvCall(ctypes.Structure):
     )
 
 
+class Heads(ctypes.Structure):
+    """A (batch, length, heads, width) array whose last axis is contiguous."""
+
+    _fields_ = (("data", _Pointer), *((f"{name}_stride", _Size) for name in ("batch", "step", "head")))
+
+
+class AttentionCall(ctypes.Structure):
+    """Attention of every head, under a mask or none."""
+
+    _fields_ = (
+        *((name, _Size) for name in ("batch", "heads", "queries", "keys", "width", "threads")),
+        *((name, Heads) for name in ("q", "k", "v", "grad_out")),
+        *((name, _Size) for name in ("mask_batch", "mask_rows")),
+        *((name, _Pointer) for name in ("mask", "out", "log_sum", "grad_q", "grad_k", "grad_v")),
+        *((name, _Pointer) for name in ("mask_words", "mask_kinds")),
+    )
+
+
 class TransposeCall(ctypes.Structure):
     """A matrix, and where its columns are to be rows."""
 
@@ -68,6 +86,11 @@ def widen(x: Tensor) -> Tensor:
 def rows(x: Tensor | None) -> Rows:
     """Describe a widened (b, l, x) tensor."""
     return Rows(None, 0, 0) if x is None else Rows(x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def heads(x: Tensor) -> Heads:
+    """Describe a widened (b, l, h, d) tensor."""
+    return Heads(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
 
 
 def address(x: Tensor | None) -> int | None:

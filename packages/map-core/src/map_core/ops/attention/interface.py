@@ -1,0 +1,76 @@
+"""Attention of heads under a mask, and the choice of what computes a call."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from map_core.ops.attention.flex import LEAST_TOKENS, flex_attention, flex_missing, flex_unfit
+from map_core.ops.attention.native import native_attention, native_attention_unfit
+from map_core.ops.attention.reference import reference_attention
+from map_core.ops.native.library import native_missing
+from map_core.ops.registry import BackendStatus, Implementation, Registry
+from map_core.ops.transforms import differentiated_anew
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute what ``reference_attention`` defines with PyTorch's own operator."""
+    # (b, q, l) -> (b, 1, q, l)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.unsqueeze(1))
+
+
+REGISTRY = Registry(
+    "attention",
+    (
+        Implementation("native", native_attention, missing=native_missing, unfit=native_attention_unfit),
+        Implementation("flex", flex_attention, missing=flex_missing, unfit=flex_unfit),
+        Implementation("torch", torch_attention),
+        Implementation("reference", reference_attention, automatic=False),
+    ),
+    exported=Implementation("plain", torch_attention),
+)
+
+
+@torch.compiler.assume_constant_result
+def _choose(backend: str, device: str, dtype: torch.dtype, width: int, facts: tuple[str, ...]) -> str:
+    return REGISTRY.choose(backend, device, dtype, width, *facts)
+
+
+def attention(
+    q: Float[Tensor, "b h q d"],
+    k: Float[Tensor, "b h l d"],
+    v: Float[Tensor, "b h l d"],
+    mask: Bool[Tensor, "#b #q l"] | None = None,
+    backend: str = "auto",
+) -> Float[Tensor, "b h q d"]:
+    """Average values by the softmax of the scaled products of queries and keys.
+
+    Args:
+        q: Queries.
+        k, v: Keys and values.
+        mask: True where a query may attend to a key; all where None. A query that may attend to none gets zeros.
+        backend: 'auto', or the name of one implementation (``attention_backends`` lists them). The
+            transformations of torch.func and forward-mode differentiation see PyTorch's own whatever it is.
+
+    Returns:
+        The averages in the dtype of ``q``.
+
+    Raises:
+        UserError: ``backend`` is unknown or cannot serve this call.
+    """
+    if has_torch_function_unary(q):  # torch.fx keeps the call whole
+        return handle_torch_function(attention, (q,), q, k, v, mask, backend)
+    if not torch.compiler.is_compiling() and differentiated_anew():
+        return torch_attention(q, k, v, mask)
+    facts: tuple[str, ...] = ()
+    if mask is not None and int(mask.shape[1]) > 1:
+        facts += ("masked",)  # each query in its own way, so that blocks may be hidden whole
+    if min(int(q.shape[2]), int(k.shape[2])) >= LEAST_TOKENS:
+        facts += ("long",)
+    return REGISTRY[_choose(backend, q.device.type, q.dtype, int(q.shape[3]), facts)].run(q, k, v, mask)
+
+
+def attention_backends() -> tuple[BackendStatus, ...]:
+    """Return every implementation of attention, best first, and why it cannot run here, if so."""
+    return REGISTRY.statuses()

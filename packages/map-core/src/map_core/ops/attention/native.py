@@ -1,0 +1,98 @@
+"""The native attention as an operator."""
+
+import torch
+from torch import Tensor
+
+from map_core.ops.attention.flops import backward_flops, forward_flops
+from map_core.ops.native.calls import AttentionCall, address, heads, widen
+from map_core.ops.native.library import native_unfit, run
+from map_core.ops.operator import register_operator
+from map_core.ops.registry import Request
+
+# of a head, from which on PyTorch's is faster; of a mask, what the kernel leaves out counts too
+WIDEST, WIDEST_MASKED = 32, 64
+
+
+def native_attention_unfit(request: Request) -> str | None:
+    """Why the native attention cannot, or by 'auto' should not, serve this request, or None."""
+    reason = native_unfit(request)
+    widest = WIDEST_MASKED if "masked" in request.facts else WIDEST
+    if reason is None and not request.named and request.size > widest:
+        return f"PyTorch's is faster for heads of more than {widest} numbers"
+    return reason
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[AttentionCall, list[Tensor | None]]:
+    """Describe attention, and return the tensors that must live until it has run."""
+    wide_q, wide_k, wide_v = (widen(x) for x in (q, k, v))
+    seen = None if mask is None else mask.contiguous()
+    batch, queries, count, width = q.shape
+    call = AttentionCall(
+        batch=batch,
+        heads=count,
+        queries=queries,
+        keys=k.shape[1],
+        width=width,
+        threads=torch.get_num_threads(),
+        q=heads(wide_q),
+        k=heads(wide_k),
+        v=heads(wide_v),
+        mask=address(seen),
+    )
+    if mask is not None:
+        call.mask_batch, call.mask_rows = mask.shape[:2]
+    return call, [wide_q, wide_k, wide_v, seen]
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attend from queries (b, q, h, d) to keys (b, l, h, d) where the mask (b or 1, q or 1, l) is True.
+
+    Returns:
+        The result (b, q, h, d), and for backward the logarithms to base 2 of softmax's denominators (b, h, q).
+    """
+    call, kept = _call(q, k, v, mask)
+    out = torch.empty(q.shape, dtype=torch.float32)
+    log_sum = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+    call.out, call.log_sum = out.data_ptr(), log_sum.data_ptr()
+    run("map_ops_attention_forward", call)
+    del kept
+    return out.to(q.dtype), log_sum
+
+
+def _backward(
+    grad_out: Tensor, out: Tensor, log_sum: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> list[Tensor]:
+    call, kept = _call(q, k, v, mask)
+    wide_grad, wide_out = widen(grad_out), widen(out).contiguous()
+    call.grad_out = heads(wide_grad)
+    call.out, call.log_sum = wide_out.data_ptr(), log_sum.data_ptr()
+    grads = [torch.empty(x.shape, dtype=torch.float32) for x in (q, k, v)]
+    call.grad_q, call.grad_k, call.grad_v = (grad.data_ptr() for grad in grads)
+    run("map_ops_attention_backward", call)
+    del kept
+    return [grad.to(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True)]
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    batch, queries, count, _ = q.shape
+    return torch.empty(q.shape, dtype=q.dtype), torch.empty((batch, count, queries), dtype=torch.float32)
+
+
+_operator = register_operator(
+    "attention",
+    _forward,
+    _backward,
+    devices="cpu",
+    fake=_fake,
+    rereads_output=True,
+    flops=forward_flops,
+    backward_flops=backward_flops,
+)
+
+
+def native_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute what ``reference_attention`` defines with the native kernel."""
+    # it takes and gives the tokens' axis before the heads': (b, h, q, d) -> (b, q, h, d) and back
+    out, _ = _operator(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+    result: Tensor = out.transpose(1, 2)
+    return result

@@ -1,0 +1,254 @@
+"""Every implementation of attention computes what the definition says, under every mask."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from map_core.errors import UserError
+from map_core.ops import attention, attention_backends
+from map_core.ops.attention import flex as flexible
+from map_core.ops.attention.flex import flex_attention, make_block_mask
+from map_core.ops.attention.interface import REGISTRY
+from map_core.ops.registry import Request
+from map_core.regions import region_attention_mask
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+FAST = [s.name for s in attention_backends() if s.available and s.name in ("native", "torch")]
+LENGTH = 300  # of FlexAttention's blocks two whole and a part of one
+Tool = Callable[..., Any]
+
+
+def heads(
+    queries: int, keys: int, width: int, *, batch: int = 2, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Queries, keys and values of three heads, as a projection leaves them: the heads' axis behind the tokens'."""
+    generator = torch.Generator().manual_seed(queries + keys + width)
+    parts = {"q": queries, "k": keys, "v": keys}
+    return {
+        name: torch.randn(batch, length, 3, width, generator=generator).to(dtype).transpose(1, 2)
+        for name, length in parts.items()
+    }
+
+
+def defined(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The definition in double precision."""
+    return attention(q.double(), k.double(), v.double(), mask, "reference").to(q.dtype)
+
+
+def mask_of(kind: str, queries: int, keys: int, batch: int = 2) -> Tensor | None:
+    generator = torch.Generator().manual_seed(queries)
+    drawn = torch.rand(batch, queries, keys, generator=generator)
+    if kind == "causal":
+        return torch.ones(1, queries, keys, dtype=torch.bool).tril(keys - queries)
+    masks = {"none": None, "shared": drawn[:1] > 0.5, "each": drawn > 0.9, "row": drawn[:, :1] > 0.3}
+    mask = masks[kind]
+    if mask is not None:
+        mask[..., 0] = True  # every query sees a key
+    return mask
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("kind", ["none", "shared", "each", "row", "causal"])
+@pytest.mark.parametrize(
+    ("queries", "keys", "width"),
+    [(1, 2, 1), (6, 16, 16), (7, 300, 12), (98, 98, 16), (140, 129, 33), (50, 140, 64), (13, 256, 8)],
+)
+def test_outputs_and_gradients_equal_the_definition(
+    queries: int,
+    keys: int,
+    width: int,
+    kind: str,
+    backend: str,
+    output_and_gradients: Tool,
+    assert_same: Tool,
+) -> None:
+    if kind == "causal" and keys < queries:
+        keys = queries
+    values, mask = heads(queries, keys, width), mask_of(kind, queries, keys)
+    expected = output_and_gradients(partial(defined, mask=mask), values)
+    assert_same(output_and_gradients(partial(attention, mask=mask, backend=backend), values), expected, 5e-6)
+
+
+def test_the_definition_is_pytorchs() -> None:
+    values = heads(20, 30, 16)
+    for kind in ("none", "each", "row"):
+        mask = mask_of(kind, 20, 30)
+        expected = F.scaled_dot_product_attention(
+            **dict(zip(("query", "key", "value"), values.values(), strict=True)),
+            attn_mask=None if mask is None else mask.unsqueeze(1),
+        )
+        torch.testing.assert_close(attention(**values, mask=mask, backend="reference"), expected)
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+@pytest.mark.parametrize("kind", ["map", "mae", "local_mae", "ar"])
+def test_nothing_comes_through_a_mask(kind: str, backend: str) -> None:
+    region = torch.arange(70).div(9, rounding_mode="floor")[None]
+    mask = region_attention_mask(region, kind)
+    values = {name: x.requires_grad_() for name, x in heads(70, 70, 16, batch=1).items()}
+    y = attention(**values, mask=mask, backend=backend)
+    for query in (0, 8, 9, 69):
+        grads = torch.autograd.grad(y[:, :, query].sum(), (values["k"], values["v"]), retain_graph=True)
+        hidden = ~mask[0, query]
+        for grad in grads:
+            assert torch.count_nonzero(grad[:, :, hidden]) == 0
+        assert (grads[1][:, :, ~hidden] != 0).all()
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_a_query_that_sees_no_key_gets_zeros_and_gives_none(backend: str) -> None:
+    values = {name: x.requires_grad_() for name, x in heads(20, 40, 16).items()}
+    mask = torch.ones(1, 20, 40, dtype=torch.bool)
+    mask[:, 3], mask[:, 12:18] = False, False  # one among others, and a whole block of queries
+    y = attention(**values, mask=mask, backend=backend)
+    assert torch.count_nonzero(y[:, :, [3, *range(12, 18)]]) == 0
+    if backend == "native":
+        grads = torch.autograd.grad(y.sum(), tuple(values.values()))
+        assert torch.count_nonzero(grads[0][:, :, [3, *range(12, 18)]]) == 0
+        assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_scores_far_apart_neither_overflow_nor_vanish(
+    backend: str, output_and_gradients: Tool, assert_same: Tool
+) -> None:
+    values = heads(30, 50, 16)
+    values["q"] = values["q"] * 100
+    expected = output_and_gradients(defined, values)
+    assert_same(output_and_gradients(partial(attention, backend=backend), values), expected, 1e-4)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_bfloat16_is_computed_in_float32(backend: str, output_and_gradients: Tool, assert_same: Tool) -> None:
+    values = heads(40, 40, 16, dtype=torch.bfloat16)
+    wide = {name: x.float() for name, x in values.items()}
+    actual = output_and_gradients(partial(attention, backend=backend), values)
+    assert all(x.dtype == torch.bfloat16 for x in actual.values())
+    expected = output_and_gradients(partial(attention, backend="reference"), wide)
+    assert_same({name: x.float() for name, x in actual.items()}, expected, 2e-2)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_other_strides_and_empty_batches(backend: str, output_and_gradients: Tool, assert_same: Tool) -> None:
+    values = heads(25, 25, 16)
+    dense = {name: x.contiguous() for name, x in values.items()}
+    turned = {name: x.transpose(2, 3).contiguous().transpose(2, 3) for name, x in values.items()}
+    mask = torch.ones(1, 25, 50, dtype=torch.bool)[..., ::2].tril()
+    run = partial(attention, mask=mask, backend=backend)
+    expected = output_and_gradients(run, values)
+    for other in (dense, turned):
+        assert_same(output_and_gradients(run, other), expected, 1e-6)
+    empty = attention(**{name: x[:0] for name, x in values.items()}, backend=backend)
+    assert empty.shape == (0, 3, 25, 16)
+
+
+def test_transformations_of_pytorch_see_its_own_operator() -> None:
+    values = heads(10, 10, 16)
+    q, k, v = values.values()
+    plain = attention(q, k, v)
+    mapped = torch.func.vmap(attention)(*(x.unsqueeze(1) for x in (q, k, v))).squeeze(1)
+    torch.testing.assert_close(mapped, plain)
+    traced = torch.jit.trace(attention, (q, k, v))
+    torch.testing.assert_close(traced(k, q, v), attention(k, q, v))
+
+
+def test_an_unknown_or_unfit_implementation_is_refused() -> None:
+    values = heads(4, 4, 16)
+    with pytest.raises(UserError, match="unknown backend='nativ'"):
+        attention(**values, backend="nativ")
+    with pytest.raises(UserError, match="backend='flex' cannot serve this call"):
+        attention(**values, backend="flex")
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "facts", "chosen"),
+    [
+        (16, torch.float32, (), "native"),
+        (32, torch.bfloat16, (), "native"),
+        (64, torch.float32, (), "torch"),
+        (64, torch.float32, ("masked",), "native"),
+        (128, torch.float32, ("masked",), "torch"),
+        (16, torch.float64, (), "torch"),
+    ],
+)
+def test_what_serves_on_a_cpu(width: int, dtype: torch.dtype, facts: tuple[str, ...], chosen: str) -> None:
+    expected = chosen if "native" in FAST else "torch"
+    assert REGISTRY.choose("auto", "cpu", dtype, width, *facts) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({}, None),
+        ({"dtype": torch.bfloat16}, None),
+        ({"device": "cpu"}, "its kernels run on GPUs"),
+        ({"dtype": torch.float64}, "not torch.float64"),
+        ({"facts": ("masked",)}, "fewer than 1024 tokens"),
+        ({"size": 12}, "heads of 16 numbers or more, not 12"),  # the decoder of the authors
+        ({"facts": ("long",)}, "a row for each query"),
+    ],
+)
+def test_where_flex_attention_serves(changes: dict[str, Any], refusal: str | None) -> None:
+    call = {"device": "cuda", "dtype": torch.float32, "size": 64, "facts": ("masked", "long")}
+    reason = flexible.flex_unfit(Request(**call | changes))
+    assert (reason is None) if refusal is None else (refusal in (reason or ""))
+
+
+def test_lengths_and_masks_are_told_to_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(REGISTRY, "choose", lambda *request: asked.append(request) or "torch")
+    with torch.no_grad():
+        attention(**heads(3, 4, 16))
+        attention(**heads(3, 4, 16), mask=mask_of("row", 3, 4))
+        attention(**heads(3, 4, 16), mask=mask_of("each", 3, 4))
+        attention(**heads(1024, 1024, 1, batch=1))
+    assert [request[4:] for request in asked] == [(), (), ("masked",), ("long",)]
+
+
+def regions_of(kind: str, batch: int, num_global: int = 3) -> Tensor:
+    region = torch.arange(LENGTH).div(60, rounding_mode="floor").expand(batch, -1).clone()
+    if batch > 1:
+        region = torch.stack([row[torch.randperm(LENGTH)] for row in region])
+    region[:, :num_global] = -1
+    return region_attention_mask(region, kind)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("kind", ["map", "mae", "local_mae", "ar"])
+def test_flex_attention_equals_the_dense_mask(kind: str, batch: int) -> None:
+    values, mask = heads(LENGTH, LENGTH, 16), regions_of(kind, batch)
+    with torch.no_grad():
+        actual = flex_attention(**values, mask=mask, compiled=False)
+        expected = attention(**values, mask=mask, backend="reference")
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "computed"), [("mae", 9), ("map", 8), ("local_mae", 7), ("ar", 6)])
+def test_blocks_that_are_hidden_whole_are_left_out(kind: str, computed: int) -> None:
+    """Regions of 60, blocks of 128: by the definition, a block counts where any of its entries is True."""
+    mask = regions_of(kind, 1, num_global=0)
+    padded = F.pad(mask, (0, 84, 0, 84)).reshape(3, 128, 3, 128)
+    block_mask = make_block_mask(mask)
+    blocks = block_mask.kv_num_blocks.sum() + block_mask.full_kv_num_blocks.sum()
+    assert blocks == padded.any(3).any(1).sum()
+    assert blocks <= computed
+
+
+def test_layers_that_share_a_mask_share_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    monkeypatch.setattr(flexible, "make_block_mask", lambda mask: made.append(mask) or make_block_mask(mask))
+    masks = [regions_of("map", 1), regions_of("ar", 1)]
+    values = heads(LENGTH, LENGTH, 16, batch=1)
+    with torch.no_grad():
+        results = [
+            flex_attention(**values, mask=mask, compiled=False)
+            for mask in (masks[0], masks[0], masks[1], masks[0])
+        ]
+    assert len(made) == 3
+    assert torch.equal(results[0], results[3])
+    assert not torch.equal(results[0], results[2])
