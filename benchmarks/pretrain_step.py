@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from map_core import Draw
 from map_core.blocks import MambaMixer
+from map_core.blocks.attention import Attention
 from map_core.commands.tables import read_tables
 from map_core.ops import Linear
 from map_core.ops.scan.interface import REGISTRY
@@ -113,6 +114,8 @@ def measure(arguments: argparse.Namespace, task: str, name: str) -> None:
             module.scan_backend, module.conv_backend = arguments.scan, arguments.conv
         elif isinstance(module, Linear):
             module.backend = arguments.linear
+        elif isinstance(module, Attention):
+            module.backend = arguments.attention
     step = make_step(task, model, run, arguments.precision, device)
     seconds = median_seconds(step, arguments.steps, device)
     scan = REGISTRY.choose(arguments.scan, device.type, torch.float32, 16)
@@ -151,6 +154,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--scan", default="auto", help="implementation of the selective scan")
     parser.add_argument("--conv", default="auto", help="implementation of the convolution")
+    parser.add_argument("--attention", default="auto", help="implementation of attention")
     parser.add_argument("--linear", default="auto", help="implementation of linear layers")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")

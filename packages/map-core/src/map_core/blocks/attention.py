@@ -16,9 +16,13 @@ class Attention(nn.Module):
         num_heads: Heads.
         qkv_bias, proj_bias: Biases of the projections.
 
+    ``backend`` names the implementation of attention; set it to measure one.
+
     Raises:
         UserError: the heads do not divide the width.
     """
+
+    backend = "auto"
 
     def __init__(
         self, embed_dim: int, num_heads: int, *, qkv_bias: bool = True, proj_bias: bool = True
@@ -38,7 +42,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b q d"]:
         """Attend from ``x`` to ``context``, or to ``x`` itself; the mask is True where a token may attend."""
         q, k, v = self._project(x) if context is None else self._project_apart(x, context)
-        y = attention(q, k, v, mask)
+        y = attention(q, k, v, mask, self.backend)
         return self.proj(y.transpose(1, 2).flatten(2))  # (b, h, q, d/h) -> (b, q, d)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
