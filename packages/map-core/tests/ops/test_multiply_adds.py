@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from map_core.ops import depthwise_causal_conv1d, selective_scan
-from map_core.ops.multiply_adds import count_multiply_adds
+from map_core.ops import attention as attend
+from map_core.ops import attention_backends, depthwise_causal_conv1d, selective_scan
+from map_core.ops.multiply_adds import ON_A_CPU, count_multiply_adds
 
 BATCH, LENGTH, CHANNELS, STATE, HEADS = 2, 5, 8, 4, 2
 
@@ -58,3 +60,21 @@ def test_kinds_of_one_program_are_summed():
 
     scans, products = (CASES[name][1] for name in ("scan", "attention"))
     assert count_multiply_adds(run) == {"scans": 2 * scans["scans"], **products}
+
+
+BACKENDS = [s.name for s in attention_backends() if s.available and s.name != "flex"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_costs_the_same_whatever_computes_it(masked, backend):
+    q, k, v = (torch.randn(BATCH, HEADS, length, 6, requires_grad=True) for length in (LENGTH, 3, 3))
+    mask = torch.ones(1, LENGTH, 3, dtype=torch.bool) if masked else None
+    product = 2 * BATCH * HEADS * LENGTH * 3 * 6
+    with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
+        y = attend(q, k, v, mask, backend)
+    assert counter.get_total_flops() == 2 * product
+    with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
+        y.sum().backward()
+    # the definition has its scores; the others compute them once more
+    assert counter.get_total_flops() == (4 if backend == "reference" else 5) * product

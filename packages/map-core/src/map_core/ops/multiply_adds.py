@@ -17,8 +17,18 @@ def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) 
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def attention_gradient_flops(
+    grad_out: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any
+) -> int:
+    """Operations of attention's gradients: the scores once more, and two products for each of forward's two."""
+    return 5 * attention_flops(query, key, value) // 2
+
+
 # PyTorch knows those of GPUs alone
-ON_A_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+ON_A_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_gradient_flops,
+}
 
 
 def count_multiply_adds(run: Callable[[], Any]) -> Counter[str]:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
+from map_core.ops.multiply_adds import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Study
 from map_core.study.plan import PlannedRun, planned_runs
@@ -68,7 +69,7 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
     samples = training.epochs * (len(task.train_data) // training.batch_size) * training.batch_size
     count = min(training.batch_size, len(task.train_data), 8)
     batch = (task.collate or default_collate)([task.train_data[i] for i in range(count)])
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
         task.loss(task.model, batch, Draw.of_batch(count)).loss.backward()
     seconds = 0.0
     if timed:

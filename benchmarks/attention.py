@@ -1,0 +1,93 @@
+"""Attention of narrow heads beside PyTorch's, under a mask of rows and under none: ``python benchmarks/attention.py``.
+
+    taskset -c 0 python benchmarks/attention.py --out runs/attention.json
+
+Both take queries, keys and values as a projection leaves them, one thread, float32; they are timed by turns and the
+ratio is the median of those of the rounds. The mask is the objective's (``map``, 14 regions), which hides half.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from results_file import save_results
+from torch import Tensor
+
+from map_core.ops import attention
+from map_core.regions import region_attention_mask
+
+SIZES = [  # sequences, heads, tokens, numbers in a head
+    (64, 4, 64, 16),
+    (8, 12, 98, 16),
+    (8, 16, 196, 12),
+    (8, 12, 196, 16),
+    (8, 6, 196, 32),
+    (8, 3, 196, 64),
+    (2, 12, 1024, 16),
+    (1, 12, 4096, 16),
+    (1, 3, 4096, 64),
+]
+REGIONS = 14
+
+
+def main() -> None:
+    """Time every size, both passes, with and without a mask."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [
+        measured(size, masked, training, arguments.rounds)
+        for size in SIZES
+        for masked in (False, True)
+        for training in (False, True)
+    ]
+    save_results(arguments.out, rows)
+
+
+def measured(size: tuple[int, int, int, int], masked: bool, training: bool, rounds: int) -> dict[str, Any]:
+    """The row of one size: milliseconds of both and their ratio."""
+    batch, heads, tokens, width = size
+    parts = torch.randn(batch, tokens, 3, heads, width).unbind(2)
+    q, k, v = (x.transpose(1, 2).requires_grad_(training) for x in parts)
+    grad = torch.randn(batch, tokens, heads, width).transpose(1, 2)
+    region = torch.arange(tokens).mul(REGIONS).div(tokens, rounding_mode="floor")[None]
+    mask = region_attention_mask(region, "map") if masked else None
+
+    def run(backend: str) -> Tensor:
+        y = attention(q, k, v, mask, backend)
+        return torch.autograd.grad(y, (q, k, v), grad)[0] if training else y
+
+    torch.testing.assert_close(run("native"), run("torch"), rtol=1e-3, atol=1e-4)
+    took = [[seconds(lambda name=name: run(name)) for name in ("torch", "native")] for _ in range(rounds)]
+    theirs, ours = (1000 * statistics.median(column) for column in zip(*took, strict=True))
+    row = {
+        "sequences x heads": f"{batch} x {heads}",
+        "tokens": tokens,
+        "head": width,
+        "mask": "map" if masked else "none",
+        "pass": "both" if training else "forward",
+        "PyTorch, ms": round(theirs, 2),
+        "native, ms": round(ours, 2),
+        "ratio": round(statistics.median(a / b for a, b in took), 2),
+    }
+    print(row, flush=True)
+    return row
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
