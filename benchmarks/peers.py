@@ -1,6 +1,6 @@
 """Blocks, whole models, inference and commands on one core of a CPU, ours beside those of other projects.
 
-    pip install --no-deps --target FOLDER mambapy transformers tokenizers
+    pip install --no-deps --target FOLDER mambapy transformers tokenizers regex
     taskset -c 0 python benchmarks/peers.py --peers FOLDER --out runs/peers.json
 
 Every case runs in a process of its own, forked after everything was imported: a pass that warms up and tells memory,
