@@ -13,7 +13,7 @@ using namespace map_ops;
 
 constexpr int kQueries = kQueryBlock;
 constexpr int64_t kBlock = 2 * kLanes;   // keys whose scores with kQueries queries fill the registers
-constexpr int64_t kKeys = 128;           // keys, a multiple of kBlock and of the 32 keys in a word of the mask
+constexpr int64_t kKeys = 128;           // of a tile, a multiple of kBlock and of the 32 keys in a word of the mask
 constexpr int64_t kSpan = 8 * kQueries;  // queries that read a tile before the next one is fetched
 constexpr float kNone = -__builtin_inff();
 enum Kind : uint8_t { kHidden, kPartly, kSeen };
@@ -46,13 +46,12 @@ struct Sight {
 // Writes a bit for every query and key, and what kind each block of both is; keys past the last are hidden.
 void attention_mask(const AttentionCall& call, int64_t item, float*) {
   const int64_t row_blocks = mask_row_blocks(call), words = mask_words(call), first = item % row_blocks * kQueries;
-  const int64_t element = item / row_blocks, rows = call.mask_rows - first;
-  const int64_t count = rows < kQueries ? rows : kQueries;
+  const int64_t element = item / row_blocks, count = at_most(call.mask_rows - first, kQueries);
   uint32_t* into = call.mask_words + (element * mask_padded_rows(call) + first) * words;
   for (int64_t i = 0; i < (call.mask_rows == 1 ? 1 : kQueries); ++i) {
     const int64_t at = element * call.mask_rows + first + (i < count ? i : count - 1);  // the last one's, once more
     for (int64_t word = 0; word < words; ++word) {
-      const int64_t left = call.keys - word * 32, keys = left < 32 ? left : 32;
+      const int64_t keys = at_most(call.keys - word * 32, 32);
       uint32_t bits = 0;
       for (int64_t j = 0; j < keys; ++j) {
         bits |= static_cast<uint32_t>(!call.mask || call.mask[at * call.keys + word * 32 + j]) << j;
@@ -122,6 +121,7 @@ inline void add_products(float* into, const float* x, const float* weight, int64
   }
 }
 
+// The lanes whose bit is set; `no` in the others.
 inline vf lanes_of(uint32_t bits, vf yes, float no) {
   vi lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = 1 << i;
@@ -137,37 +137,22 @@ inline void hide(Block& s, const Sight& sight, int64_t key, float value) {
   }
 }
 
-// 2^x of a score less the largest, which is not above 0 but for rounding; 0 where x is below -126. The polynomial of
-// exp2, its terms paired: a short chain, of which the processor has several in flight.
-inline vf share(vf x) {
-#if defined(__AVX512F__)
-  const vf y = exp2(x);
-#else
-  const vf shifted = x + 12582912.0f, f = x - (shifted - 12582912.0f), square = f * f;
-  const vf last = 1.3264730e-3f * f + 9.6715130e-3f, middle = 5.5507336e-2f * f + 2.4022242e-1f;
-  const vf p = (last * square + middle) * square + (6.9314700e-1f * f + 1.0f);
-  const vf y = reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
-#endif
-  return x < splat(-126.0f) ? vf{} : y;
-}
+// 2^x of a score less the largest, which is not above 0 but for rounding; 0 where x is below -126.
+inline vf share(vf x) { return x < splat(-126.0f) ? vf{} : exp2_between(x); }
 
-inline float largest(vf v) {
+// All lanes joined in pairs.
+template <class Join>
+inline float fold(vf v, Join join) {
   float x[kLanes];
   store_all(x, v);
   for (int half = kLanes / 2; half; half /= 2) {
-    for (int i = 0; i < half; ++i) x[i] = x[i] < x[i + half] ? x[i + half] : x[i];
+    for (int i = 0; i < half; ++i) x[i] = join(x[i], x[i + half]);
   }
   return x[0];
 }
 
-inline float sum_lanes(vf v) {
-  float x[kLanes];
-  store_all(x, v);
-  for (int half = kLanes / 2; half; half /= 2) {
-    for (int i = 0; i < half; ++i) x[i] += x[i + half];
-  }
-  return x[0];
-}
+inline float larger_of(float a, float b) { return a < b ? b : a; }
+inline float sum_of(float a, float b) { return a + b; }
 
 // The blocks of a tile that any of a block of queries sees, by their first keys within it.
 struct Found {
@@ -269,7 +254,7 @@ inline void attend_tile(const AttentionCall& call, const Sight& sight, const Run
   if (!found.count) return;
   const int64_t width = wide(call);
   for (int i = 0; i < kQueries; ++i) {
-    const float here = largest(top[i]), highest = here > now.top[i] ? here : now.top[i];
+    const float highest = larger_of(now.top[i], fold(top[i], larger_of));
     const float base = highest == kNone ? 0.0f : highest;  // a query that sees none yet
     const vf shrink = share(splat(now.top[i] - base));
     now.top[i] = highest;
@@ -323,7 +308,7 @@ void attention_forward(const AttentionCall& call, int64_t item, float* scratch) 
       }
     }
     for (int64_t i = 0; i < count; ++i) {
-      const float sum = sum_lanes(load_all(sums + i * kLanes));
+      const float sum = fold(load_all(sums + i * kLanes), sum_of);
       const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;  // nothing, for a query that sees no key
       float* out = call.out + ((batch * call.queries + start + i) * call.heads + head) * width;
       for (int64_t c = 0; c < width; c += kLanes) store(out + c, load_all(acc + i * filled + c) * scale, width - c);
@@ -410,7 +395,7 @@ void attention_backward(const AttentionCall& call, int64_t item, float* scratch)
     const float* out = call.out + ((batch * call.queries + i) * call.heads + head) * width;
     vf dot = {};
     for (int64_t c = 0; c < width; c += kLanes) dot += load(out + c, width - c) * load_all(g.grad_out + i * filled + c);
-    g.dot[i] = sum_lanes(dot);
+    g.dot[i] = fold(dot, sum_of);
     g.log_sum[i] = call.log_sum[(batch * call.heads + head) * call.queries + i];
   }
   for (int64_t first = 0; first < call.keys; first += kKeys) {

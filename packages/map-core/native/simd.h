@@ -165,21 +165,20 @@ inline vf exp2(vf x) {
   return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(scale + scale * f * p),
                                                reinterpret_cast<__m512>(near)));
 }
+
+inline vf exp2_between(vf x) { return exp2(x); }
 #else
-// A polynomial on [-1/2, 1/2], then the exponent.
-inline vf exp2(vf x) {
-  x = clamp(x, -126.0f, 127.0f);
+// A polynomial on [-1/2, 1/2], then the exponent; for x within [-126, 127]. Its terms are paired: a short chain, of
+// which the processor has several in flight.
+inline vf exp2_between(vf x) {
   const vf shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds x to an integer in the low bits
-  const vf whole = shifted - 12582912.0f;
-  const vf f = x - whole;
-  vf p = splat(1.3264730e-3f);
-  p = p * f + 9.6715130e-3f;
-  p = p * f + 5.5507336e-2f;
-  p = p * f + 2.4022242e-1f;
-  p = p * f + 6.9314700e-1f;
-  p = p * f + 1.0f;
+  const vf f = x - (shifted - 12582912.0f), square = f * f;
+  const vf last = 1.3264730e-3f * f + 9.6715130e-3f, middle = 5.5507336e-2f * f + 2.4022242e-1f;
+  const vf p = (last * square + middle) * square + (6.9314700e-1f * f + 1.0f);
   return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
 }
+
+inline vf exp2(vf x) { return exp2_between(clamp(x, -126.0f, 127.0f)); }
 #endif
 
 // e^x of any number: infinite beyond the largest exponent, as a gate needs it to close.

@@ -14,28 +14,38 @@ inline void turn_any(const float* from, int64_t stride, float* into, int64_t row
   }
 }
 
+#if defined(__AVX2__)
+// Within every 128 bits: the first, or last, two numbers of a and b in turn; the first, or last, two of a, then of b.
 #if defined(__AVX512F__)
-inline __m512 pair_low(__m512 a, __m512 b) {
-  return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-}
+typedef __m512 Register;
+inline Register low_of(Register a, Register b) { return _mm512_unpacklo_ps(a, b); }
+inline Register high_of(Register a, Register b) { return _mm512_unpackhi_ps(a, b); }
+inline Register low_pairs(Register a, Register b) { return _mm512_shuffle_ps(a, b, 0x44); }
+inline Register high_pairs(Register a, Register b) { return _mm512_shuffle_ps(a, b, 0xee); }
+inline Register read(const float* from) { return _mm512_loadu_ps(from); }
+#else
+typedef __m256 Register;
+inline Register low_of(Register a, Register b) { return _mm256_unpacklo_ps(a, b); }
+inline Register high_of(Register a, Register b) { return _mm256_unpackhi_ps(a, b); }
+inline Register low_pairs(Register a, Register b) { return _mm256_shuffle_ps(a, b, 0x44); }
+inline Register high_pairs(Register a, Register b) { return _mm256_shuffle_ps(a, b, 0xee); }
+inline Register read(const float* from) { return _mm256_loadu_ps(from); }
+#endif
 
-inline __m512 pair_high(__m512 a, __m512 b) {
-  return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-}
-
-// Turns the 4 x 4 numbers in every 128 bits of four registers, then the 4 x 4 groups of 128 bits.
+// Turns the 4 x 4 numbers in every 128 bits of four registers, then the groups of 128 bits.
 inline void turn_block(const float* from, int64_t stride, float* into, int64_t rows) {
-  __m512 a[kSide], b[kSide];
-  for (int k = 0; k < kSide; ++k) a[k] = _mm512_loadu_ps(from + k * stride);
+  Register b[kSide];
   for (int k = 0; k < kSide; k += 4) {
-    const __m512 low = _mm512_unpacklo_ps(a[k], a[k + 1]), high = _mm512_unpackhi_ps(a[k], a[k + 1]);
-    const __m512 low2 = _mm512_unpacklo_ps(a[k + 2], a[k + 3]), high2 = _mm512_unpackhi_ps(a[k + 2], a[k + 3]);
-    b[k] = pair_low(low, low2);
-    b[k + 1] = pair_high(low, low2);
-    b[k + 2] = pair_low(high, high2);
-    b[k + 3] = pair_high(high, high2);
+    const Register a0 = read(from + k * stride), a1 = read(from + (k + 1) * stride);
+    const Register a2 = read(from + (k + 2) * stride), a3 = read(from + (k + 3) * stride);
+    const Register low = low_of(a0, a1), high = high_of(a0, a1), low2 = low_of(a2, a3), high2 = high_of(a2, a3);
+    b[k] = low_pairs(low, low2);
+    b[k + 1] = high_pairs(low, low2);
+    b[k + 2] = low_pairs(high, high2);
+    b[k + 3] = high_pairs(high, high2);
   }
   for (int k = 0; k < 4; ++k) {
+#if defined(__AVX512F__)
     const __m512 even = _mm512_shuffle_f32x4(b[k], b[k + 4], 0x88), odd = _mm512_shuffle_f32x4(b[k], b[k + 4], 0xdd);
     const __m512 even2 = _mm512_shuffle_f32x4(b[k + 8], b[k + 12], 0x88);
     const __m512 odd2 = _mm512_shuffle_f32x4(b[k + 8], b[k + 12], 0xdd);
@@ -43,24 +53,10 @@ inline void turn_block(const float* from, int64_t stride, float* into, int64_t r
     _mm512_storeu_ps(into + (k + 4) * rows, _mm512_shuffle_f32x4(odd, odd2, 0x88));
     _mm512_storeu_ps(into + (k + 8) * rows, _mm512_shuffle_f32x4(even, even2, 0xdd));
     _mm512_storeu_ps(into + (k + 12) * rows, _mm512_shuffle_f32x4(odd, odd2, 0xdd));
-  }
-}
-#elif defined(__AVX2__)
-// Turns the 4 x 4 numbers in every 128 bits of eight registers, then the 2 x 2 groups of 128 bits.
-inline void turn_block(const float* from, int64_t stride, float* into, int64_t rows) {
-  __m256 a[kSide], b[kSide];
-  for (int k = 0; k < kSide; ++k) a[k] = _mm256_loadu_ps(from + k * stride);
-  for (int k = 0; k < kSide; k += 4) {
-    const __m256 low = _mm256_unpacklo_ps(a[k], a[k + 1]), high = _mm256_unpackhi_ps(a[k], a[k + 1]);
-    const __m256 low2 = _mm256_unpacklo_ps(a[k + 2], a[k + 3]), high2 = _mm256_unpackhi_ps(a[k + 2], a[k + 3]);
-    b[k] = _mm256_shuffle_ps(low, low2, 0x44);
-    b[k + 1] = _mm256_shuffle_ps(low, low2, 0xee);
-    b[k + 2] = _mm256_shuffle_ps(high, high2, 0x44);
-    b[k + 3] = _mm256_shuffle_ps(high, high2, 0xee);
-  }
-  for (int k = 0; k < 4; ++k) {
+#else
     _mm256_storeu_ps(into + k * rows, _mm256_permute2f128_ps(b[k], b[k + 4], 0x20));
     _mm256_storeu_ps(into + (k + 4) * rows, _mm256_permute2f128_ps(b[k], b[k + 4], 0x31));
+#endif
   }
 }
 #else

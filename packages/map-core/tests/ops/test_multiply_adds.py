@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.ops import attention as attend
 from map_core.ops import attention_backends, depthwise_causal_conv1d, selective_scan
-from map_core.ops.multiply_adds import ON_A_CPU, count_multiply_adds
+from map_core.ops.attention.flops import ON_A_CPU
+from map_core.ops.multiply_adds import count_multiply_adds
 
 BATCH, LENGTH, CHANNELS, STATE, HEADS = 2, 5, 8, 4, 2
 

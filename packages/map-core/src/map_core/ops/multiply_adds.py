@@ -1,34 +1,15 @@
 """How many multiply-adds a program takes, counted while it runs, scans and attention on a CPU included."""
 
-import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-Shape = Sequence[int]
+from map_core.ops.attention.flops import ON_A_CPU
+
 KINDS = {"scan": "scans", "conv": "convolutions", "bmm": "attention", "attention": "attention"}
-
-
-def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    """Operations of the two products of attention over queries (b, h, l, d)."""
-    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def attention_gradient_flops(
-    grad_out: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any
-) -> int:
-    """Operations of attention's gradients: the scores once more, and two products for each of forward's two."""
-    return 5 * attention_flops(query, key, value) // 2
-
-
-# PyTorch knows those of GPUs alone
-ON_A_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_gradient_flops,
-}
 
 
 def count_multiply_adds(run: Callable[[], Any]) -> Counter[str]:

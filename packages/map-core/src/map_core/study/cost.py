@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
-from map_core.ops.multiply_adds import ON_A_CPU
+from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Study
 from map_core.study.plan import PlannedRun, planned_runs

@@ -7,16 +7,39 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 Shape = Sequence[int]
 
 
-def forward_flops(q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any = None) -> int:
-    """Operations of both products of queries (b, q, h, d) with keys and values (b, l, h, d)."""
-    return 4 * math.prod(q) * k[1]
+def attention_flops(q: Shape, keys: int) -> int:
+    """Operations of both products of queries, whose last axis is a head's width, with so many keys and values."""
+    return 4 * math.prod(q) * keys
+
+
+def gradient_flops(q: Shape, keys: int) -> int:
+    """Operations of the gradients: the scores once more, and two products for each of forward's two."""
+    return 5 * attention_flops(q, keys) // 2
+
+
+def forward_flops(q: Shape, k: Shape, *_: Any, out_shape: Any = None) -> int:
+    """Of queries (b, q, h, d) and keys (b, l, h, d)."""
+    return attention_flops(q, k[1])
 
 
 def backward_flops(
-    grad_out: Shape, out: Shape, log_sum: Shape, q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any = None
+    grad_out: Shape, out: Shape, log_sum: Shape, q: Shape, k: Shape, *_: Any, out_shape: Any = None
 ) -> int:
-    """Operations of the gradients: the scores once more, and two products for each of forward's two."""
-    return 5 * forward_flops(q, k, v) // 2
+    """Of the gradients of queries (b, q, h, d), keys and values (b, l, h, d)."""
+    return gradient_flops(q, k[1])
+
+
+# Of PyTorch's operator on CPUs, (b, h, l, d); it knows those of GPUs alone.
+ON_A_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: attention_flops(
+        q, k[2]
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad_out, q, k, *_, **__: gradient_flops(q, k[2])
+    ),
+}

@@ -20,15 +20,16 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.unsqueeze(1))
 
 
+TORCH = Implementation("torch", torch_attention)
 REGISTRY = Registry(
     "attention",
     (
         Implementation("native", native_attention, missing=native_missing, unfit=native_attention_unfit),
         Implementation("flex", flex_attention, missing=flex_missing, unfit=flex_unfit),
-        Implementation("torch", torch_attention),
+        TORCH,
         Implementation("reference", reference_attention, automatic=False),
     ),
-    exported=Implementation("plain", torch_attention),
+    exported=TORCH,
 )
 
 
