@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import psutil
 import pytest
 import warm
 import yaml
+
+from map_core.study.cost import resolve_compute
+from map_core.study.definition import read_study
+from map_core.study.results import Result, read_results
+from map_vision.domain import DOMAIN
 
 TINY = {
     "model.embed_dim": 16,
@@ -79,6 +85,21 @@ def test_equal_compute_means_more_epochs(whole: Path) -> None:
     flops = {arm: sum(line["flops"] for line in lines if line["arm"] == arm) for arm in epochs}
     # whole epochs, and scratch has the finetuning of the pretrained arm
     assert flops["equal compute"] == pytest.approx(flops["pretrained"], abs=flops["scratch"] / 4)
+
+
+def test_a_budget_that_runs_were_given_stays_theirs(study_file: Path, whole: Path, tmp_path: Path) -> None:
+    """However another version or device counts operations, seeds of one arm are compared at one budget."""
+    study, done = read_study(study_file, "map_vision.studies"), read_results(whole / "results.jsonl")
+
+    def epochs(results: list[Result]) -> dict[str, Any]:
+        arms = resolve_compute(study, DOMAIN, tmp_path / "none", results).arms
+        return {arm.name: arm.epochs for arm in arms if arm.epochs}
+
+    (counted,) = epochs([]).values()
+    assert epochs(done) == {"equal compute": counted}
+    longer = {"training.epochs": 100 + counted[64]}
+    changed = [replace(result, settings=result.settings | longer) for result in done]
+    assert epochs(changed) == {"equal compute": {64: 100 + counted[64]}}
 
 
 def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path) -> None:

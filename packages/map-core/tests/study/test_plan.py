@@ -63,6 +63,14 @@ def test_a_run_starts_only_when_what_it_builds_on_is_done(tmp_path: Path) -> Non
     assert "map/seed0/pretrain" not in now
 
 
+def test_every_run_has_a_log_of_its_own(tmp_path: Path) -> None:
+    """Rates have points in their names, which are no suffixes."""
+    study = study_of(tmp_path, learning_rates={"finetune": [0.001, 0.01]}, extensions=0)
+    place, runs = Place("map_vision", tmp_path, tmp_path / "results.jsonl"), list(planned_runs(study, []))
+    assert len({place.log(run.key) for run in runs}) == len(runs)
+    assert all(place.log(run.key).parent == place.directory(run.key).parent for run in runs)
+
+
 def test_everything_is_run_once(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     keys = [result.key for result in run_all(study)]

@@ -59,13 +59,13 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
         find_recipe(f"{domain.module}.studies", config.study) as path,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        studies = f"{domain.module}.studies"
-        found = resolve_compute(read_study(path, studies), domain, Path(scratch) / "none")
-    out = expanded(config.out or f"runs/{found.name}")
-    require_folder(out)
-    results = expanded(config.results) if config.results else out / "results.jsonl"
-    if not config.results:
-        refuse_link(results)
+        asked = read_study(path, f"{domain.module}.studies")
+        out = expanded(config.out or f"runs/{asked.name}")
+        require_folder(out)
+        results = expanded(config.results) if config.results else out / "results.jsonl"
+        if not config.results:
+            refuse_link(results)
+        found = resolve_compute(asked, domain, Path(scratch) / "none", read_results(results, asked.name))
     return found, Place(domain.module, out, results)
 
 

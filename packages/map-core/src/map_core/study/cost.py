@@ -1,7 +1,7 @@
 """What the runs of a study cost: operations counted on one batch, seconds timed on this machine."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from map_core.commands.standard import configs
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Study
+from map_core.study.forms import is_whole
 from map_core.study.plan import PlannedRun, planned_runs
+from map_core.study.results import Result
 from map_core.study.runner import as_text
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
@@ -101,13 +103,16 @@ class Operations:
         return self.counted[key]
 
 
-def resolve_compute(study: Study, domain: Domain, scratch: Path) -> Study:
+def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> Study:
     """Give arms with ``compute_of`` the epochs of finetuning that cost what the other arm costs in all.
+
+    Counted once: an arm goes on for as many epochs as its runs so far had, whatever another version or device counts.
 
     Args:
         study: Its arms may name others.
         domain: Of the study.
         scratch: A directory that does not exist, for nothing is written.
+        results: Of its runs so far.
     """
     if not any(arm.compute_of for arm in study.arms):
         return study
@@ -122,10 +127,16 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path) -> Study:
     def resolved(arm: Arm) -> Arm:
         if arm.compute_of is None:
             return arm
+        epochs = {
+            result.labels: result.settings["training.epochs"]
+            for result in results
+            if result.arm == arm.name and is_whole(result.settings.get("training.epochs"), 1)
+        }
+        if not study.labels.keys() - epochs.keys():
+            return replace(arm, epochs=epochs)
         other = by_name[arm.compute_of]
         before = cost(other, "pretrain", None).flops if other.pretrain is not None else 0.0
-        epochs = {}
-        for labels in study.labels:
+        for labels in study.labels.keys() - epochs.keys():
             mine, theirs = cost(arm, "finetune", labels), cost(other, "finetune", labels)
             plan = replace(study, arms=(replace(arm, compute_of=None),), learning_rates={})
             run = next(r for r in planned_runs(plan, []) if r.stage == "finetune" and r.labels == labels)

@@ -45,7 +45,7 @@ class Place:
 
     def log(self, run: str) -> Path:
         """What the run prints."""
-        return self.directory(run).with_suffix(".log")
+        return self.out / f"{run}.log"
 
 
 @dataclass(frozen=True)
