@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
@@ -16,8 +17,14 @@ from PIL import Image
 from torch import nn
 
 from map_core import UserError
+from map_core.study.cost import Operations
+from map_core.study.definition import read_study
+from map_core.study.report import page
+from map_core.study.runner import Place, run_study
 from map_core.tasks.weights import save_weights
 from map_dense import catalogue
+from map_dense.measures import SEGMENTATION
+from map_vision.domain import DOMAIN
 from map_vision.factory import MODELS as MODELS_OF_VISION
 from map_vision.factory import ModelConfig, create_backbone
 
@@ -299,3 +306,67 @@ def test_the_rows_beside_the_hybrid_take_an_optimizer_step(name: str, strides: l
     data = dict(inputs=list(torch.randint(0, 256, (2, 3, 64, 64)).byte()), data_samples=_labels(2, 64))
     assert model.train_step(data, optimizer)["loss"].isfinite()
     assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, start[name])] == []
+
+
+def test_a_study_measures_segmentation_from_a_run_s_weights_and_from_scratch(
+    scenes: Path, tmp_path: Path
+) -> None:
+    encoder = ModelConfig("hybridnet_tiny_patch16_224", **SMALL)
+    weights = create_backbone(encoder).state_dict()
+    save_weights(tmp_path / "encoder.safetensors", weights, MODELS_OF_VISION.describe(encoder))
+    name = "upernet_hybridnet-mini_cpu_camvid"
+    changes = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2, "default_hooks.checkpoint.interval": 2}
+    options = small_camvid(scenes, tmp_path, **changes)
+    del options["work_dir"]
+    given = {key: str(value).replace(" ", "") for key, value in options.items()}
+    values = {
+        "name": "small",
+        "arms": {"pretrained": {"init": str(tmp_path / "encoder.safetensors")}, "scratch": {}},
+        "segment": {"recipe": name, **given},
+        "seeds": [0],
+        "measures": ["segment"],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    study = read_study(tmp_path / "study.yaml", "map_vision.studies")
+    place = Place("map_vision", tmp_path / "out", tmp_path / "results.jsonl")
+    results = run_study(study, place, flops=Operations(DOMAIN), progress=False)
+    assert run_study(study, place, progress=False) == results  # nothing is trained twice
+    assert {result.arm for result in results} == {"pretrained", "scratch"}
+    for result in results:
+        work, pretrained = place.directory(result.key), result.arm == "pretrained"
+        assert ("encoder.norm.weight" in place.log(result.key).read_text()) == pretrained
+        saved = {"load_from": str(work / "iter_2.pth"), "work_dir": str(tmp_path / result.arm)}
+        metrics = Runner.from_cfg(read(name, **options, **saved)).test()
+        assert (result.score, result.measures["aAcc"]) == (metrics["mIoU"], metrics["aAcc"])
+        assert result.seconds > 0
+    longer = SEGMENTATION.cost({"recipe": name, **given, "train_cfg.max_iters": 6})
+    assert (longer.samples, longer.flops) == (6 * 2, pytest.approx(3 * results[0].flops))
+    assert "segmentation, mean IoU (%)" in page(study, results, "command")
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"segment": {"data_root": "other"}}, "arm a of .* sets data_root: all arms share data"),
+        ({"model": {"layout": "Mx4"}}, "arm a of .* has model, which segment would not be told"),
+        ({"compute_of": "b"}, "gives finetuning its epochs, but finetune is not measured"),
+    ],
+)
+def test_arms_that_segmentation_would_not_compare_are_refused(
+    tmp_path: Path, arm: dict[str, Any], message: str
+) -> None:
+    values = {
+        "name": "small",
+        "arms": {"a": arm, "b": {}},
+        "segment": {"recipe": "upernet_hybridnet-mini_cpu_camvid"},
+        "seeds": [0],
+        "measures": ["segment"],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=message):
+        read_study(tmp_path / "study.yaml", "map_vision.studies")
+
+
+def test_a_segmenter_that_measured_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no evaluation; remove it and start again"):
+        SEGMENTATION.summary(tmp_path)

@@ -296,7 +296,7 @@ def test_a_study_builds_on_another(tmp_path: Path) -> None:
     )
     study = read_study(other, "map_core.study")
     assert (study.name, [arm.name for arm in study.arms], study.seeds) == ("other", ["scratch"], (0, 1))
-    assert study.finetune == {"recipe": "finetune_digits", "training.epochs": 4, "training.lr": 0.1}
+    assert study.stages["finetune"] == {"recipe": "finetune_digits", "training.epochs": 4, "training.lr": 0.1}
     other.write_text("base: other\n")
     with pytest.raises(UserError, match="builds on itself: other -> other"):
         read_study(other, "map_core.study")

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Study
 from map_core.study.forms import is_whole
+from map_core.study.measures import Cost, added_measures, load_measure
 from map_core.study.plan import PlannedRun, planned_runs
 from map_core.study.results import Result
 from map_core.study.runner import as_text
@@ -31,21 +32,6 @@ UNCOUNTED = (
     "data.subset_seed",
     "training.lr",
 )  # settings that change no number of operations
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one run costs.
-
-    Attributes:
-        samples: Training samples that it sees.
-        flops: Multiplications and additions of all its training steps, forward and backward.
-        seconds: Estimated from a few timed steps; 0 where nothing was timed.
-    """
-
-    samples: int
-    flops: float
-    seconds: float = 0.0
 
 
 def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
@@ -66,6 +52,8 @@ def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
 
 def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = False) -> Cost:
     """Count the operations of one batch, and time some steps if asked to."""
+    if run.stage in added_measures():
+        return load_measure(run.stage).cost(run.settings, timed=timed)
     task, config = make_task(domain, run, out)
     training = config.training
     samples = training.epochs * (len(task.train_data) // training.batch_size) * training.batch_size

@@ -14,7 +14,8 @@
     seeds: [0, 1, 2]
     measures: [finetune, linear_probe, knn, heldout_loss]
 
-``base`` names a study to take over, packaged or beside the file; arms of its own replace that study's.
+``base`` names a study to take over, packaged or beside the file; arms of its own replace that study's. A measure that
+an installed package adds (:mod:`map_core.study.measures`) has a key of its name, as ``finetune`` has.
 """
 
 from collections.abc import Mapping
@@ -27,16 +28,12 @@ from map_core.commands.recipes import find_recipe
 from map_core.errors import UserError, near_matches
 from map_core.paths import is_file
 from map_core.study.forms import check_forms, is_whole, rate
+from map_core.study.measures import TITLES, TRAINED, added_measures, load_measure, stages
 
-MEASURES = ("finetune", "linear_probe", "knn", "heldout_loss")
-KEYS = {
-    "name", "question", "arms", "pretrain", "finetune", "linear_probe", "labels", "learning_rates", "holdout",
-    "seeds", "measures", "extensions", "base",
-}  # fmt: skip
-MERGED = ("pretrain", "finetune", "linear_probe")  # settings that a study adds to its base's
-TRAINED = ("finetune", "linear_probe")  # measures that train, at a learning rate
-STAGES = ("pretrain", *TRAINED)
-KEYS_OF_ARM = (*STAGES, "model", "init", "compute_of")
+KEYS = (
+    "name", "question", "arms", "labels", "learning_rates", "holdout", "seeds", "measures", "extensions", "base",
+)  # fmt: skip
+KEYS_OF_ARM = ("model", "init", "compute_of")
 SHARED_SECTIONS = ("data.", "evaluation.")  # what arms may not change: they would be compared on other data
 Settings = dict[str, Any]
 
@@ -47,7 +44,7 @@ class Arm:
 
     Attributes:
         pretrain: Recipe and settings of pretraining; None starts from scratch.
-        finetune, linear_probe: Settings that differ from the study's.
+        stages: Settings of measures that differ from the study's.
         model: Settings of its model, in every stage.
         init: Weights that are there already, as ``--init`` takes them, in the place of pretraining.
         compute_of: Finetuned for as many operations as this arm is pretrained and finetuned for.
@@ -56,8 +53,7 @@ class Arm:
 
     name: str
     pretrain: Settings | None = None
-    finetune: Settings = field(default_factory=dict)
-    linear_probe: Settings = field(default_factory=dict)
+    stages: Mapping[str, Settings] = field(default_factory=dict)
     model: Settings = field(default_factory=dict)
     init: str | None = None
     compute_of: str | None = None
@@ -69,6 +65,7 @@ class Study:
     """A study's file, checked.
 
     Attributes:
+        stages: Settings of measures that train, the recipe's name under ``recipe``.
         labels: Numbers of labels (None: all), with the settings that go with each.
         learning_rates: Tried by each arm, by stage; none for a stage that runs at its recipe's rate.
         holdout: Share of the training split on which rates are compared.
@@ -78,8 +75,7 @@ class Study:
     name: str
     question: str
     arms: tuple[Arm, ...]
-    finetune: Settings
-    linear_probe: Settings
+    stages: Mapping[str, Settings]
     labels: Mapping[int | None, Settings]
     learning_rates: Mapping[str, tuple[float, ...]]
     holdout: float
@@ -99,9 +95,10 @@ def read_study(path: Path, package: str) -> Study:
         UserError: unknown keys, arms that change data or evaluation, seeds that repeat, a stage without recipe.
     """
     values = _read_values(path, package, ())
+    known = (*KEYS, *stages())
     for key in values:
-        if key not in KEYS:
-            raise UserError(f"unknown key {key!r} in study {path}; {near_matches(str(key), KEYS)}")
+        if key not in known:
+            raise UserError(f"unknown key {key!r} in study {path}; {near_matches(str(key), known)}")
     values = {key: value for key, value in values.items() if value is not None}
     for key in ("name", "arms", "seeds", "measures"):
         if not values.get(key):
@@ -112,8 +109,7 @@ def read_study(path: Path, package: str) -> Study:
         name=values["name"],
         question=values.get("question", ""),
         arms=arms,
-        finetune=dict(values.get("finetune", {})),
-        linear_probe=dict(values.get("linear_probe", {})),
+        stages={stage: dict(values[stage]) for stage in measured_stages() if stage in values},
         labels=_read_labels(path, values.get("labels") or {"all": {}}),
         learning_rates=_read_rates(path, values.get("learning_rates", ())),
         holdout=rate(values.get("holdout", 0.1)),
@@ -141,30 +137,41 @@ def _read_values(path: Path, package: str, chain: tuple[Path, ...]) -> dict[str,
     beside = path.parent / f"{base}.yaml"
     with find_recipe(package, str(beside if is_file(beside) else base)) as file:
         below = _read_values(file, package, (*chain, path))
-    merged = {key: {**(below.get(key) or {}), **(values.get(key) or {})} for key in MERGED}
+    merged = {key: {**(below.get(key) or {}), **(values.get(key) or {})} for key in stages()}
     return {**below, **values, **merged}
 
 
-def _read_arm(path: Path, name: str, stages: Settings, shared: Settings) -> Arm:
-    for stage, settings in stages.items():
-        if stage not in KEYS_OF_ARM:
+def measured_stages() -> tuple[str, ...]:
+    """Measures that have settings."""
+    return (*TRAINED, *added_measures())
+
+
+def shared_sections(stage: str) -> tuple[str, ...]:
+    """What settings of a stage begin with that every arm has in common."""
+    return load_measure(stage).shared if stage in added_measures() else SHARED_SECTIONS
+
+
+def _read_arm(path: Path, name: str, values: Settings, shared: Settings) -> Arm:
+    known = (*stages(), *KEYS_OF_ARM)
+    for stage, settings in values.items():
+        if stage not in known:
             raise UserError(
-                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), KEYS_OF_ARM)}"
+                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), known)}"
             )
-        for key in (settings or {}) if stage in STAGES else ():
-            if key.startswith(SHARED_SECTIONS):
+        for key in (settings or {}) if stage in stages() else ():
+            if key.startswith(shared_sections(stage)):
                 raise UserError(
                     f"arm {name} of {path} sets {key}: all arms share data and evaluation, or nothing is "
                     "compared; set it for the study"
                 )
     pretrain = None
-    if "pretrain" in stages:
-        pretrain = {**shared, **(stages["pretrain"] or {})}
+    if "pretrain" in values:
+        pretrain = {**shared, **(values["pretrain"] or {})}
         if "recipe" not in pretrain:
             raise UserError(f"arm {name} of {path} is pretrained without a recipe: add pretrain.recipe")
-    finetune, probe = dict(stages.get("finetune") or {}), dict(stages.get("linear_probe") or {})
-    model = {f"model.{key}": value for key, value in (stages.get("model") or {}).items()}
-    return Arm(name, pretrain, finetune, probe, model, stages.get("init"), stages.get("compute_of"))
+    own = {stage: dict(values.get(stage) or {}) for stage in measured_stages()}
+    model = {f"model.{key}": value for key, value in (values.get("model") or {}).items()}
+    return Arm(name, pretrain, own, model, values.get("init"), values.get("compute_of"))
 
 
 def _read_labels(path: Path, values: Mapping[Any, Settings | None]) -> dict[int | None, Settings]:
@@ -190,16 +197,31 @@ def _check(path: Path, study: Study) -> None:
     if len(set(study.seeds)) != len(study.seeds):
         raise UserError(f"the seeds of {path} repeat: {list(study.seeds)}; each must be there once")
     for measure in study.measures:
-        if measure not in MEASURES:
-            raise UserError(f"measure {measure!r} of {path} is unknown; {near_matches(measure, MEASURES)}")
-        if measure in TRAINED and "recipe" not in getattr(study, measure):
+        known = (*TITLES, *added_measures())
+        if measure not in known:
+            raise UserError(
+                f"measure {measure!r} of {path} is unknown; {near_matches(measure, known)}; more are there once the "
+                "packages are installed that add them (map-dense: segment)"
+            )
+        if measure in measured_stages() and "recipe" not in study.stages.get(measure, {}):
             raise UserError(f"study {path} measures {measure} without a recipe: add {measure}.recipe")
+    added = [measure for measure in study.measures if measure in added_measures()]
     by_name = {arm.name: arm for arm in study.arms}
     for arm in study.arms:
+        if arm.model and added:
+            raise UserError(
+                f"arm {arm.name} of {path} has model, which {added[0]} would not be told: say it in {added[0]} and "
+                "pretrain"
+            )
         if arm.init is not None and arm.pretrain is not None:
             raise UserError(f"arm {arm.name} of {path} has init and pretrain: it can start from one of them")
         if arm.compute_of is None:
             continue
+        if "finetune" not in study.measures:
+            raise UserError(
+                f"arm {arm.name} of {path} has compute_of, which gives finetuning its epochs, but finetune is not "
+                "measured: set the length of what is"
+            )
         if arm.compute_of not in by_name or arm.pretrain is not None or arm.init is not None:
             raise UserError(
                 f"arm {arm.name} of {path} has compute_of {arm.compute_of!r}: it must name another arm, and start "

@@ -8,6 +8,7 @@ from typing import Any
 from map_core.commands.values import shown
 from map_core.errors import UserError, visible
 from map_core.shards.index import is_plain_name
+from map_core.study.measures import stages
 
 LONGEST_NAME = 100  # characters
 MOST_EXTENSIONS = 100
@@ -24,15 +25,15 @@ def check_forms(path: Path, values: Settings) -> None:
     for key, (holds, expected) in FORMS.items():
         if values.get(key) is not None and not holds(values[key]):
             refuse(path, key, expected, values[key])
-    for stage in SETTINGS:
+    for stage in stages():
         check_settings(path, stage, values.get(stage))
     for count, settings in (values.get("labels") or {}).items():
         check_settings(path, f"labels {count}", settings)
-    for arm, stages in (values.get("arms") or {}).items():
-        check_arm(path, arm, stages)
+    for arm, settings in (values.get("arms") or {}).items():
+        check_arm(path, arm, settings)
 
 
-def check_arm(path: Path, name: Any, stages: Any) -> None:
+def check_arm(path: Path, name: Any, values: Any) -> None:
     """Check an arm, whose name is that of a folder.
 
     Raises:
@@ -40,10 +41,11 @@ def check_arm(path: Path, name: Any, stages: Any) -> None:
     """
     if not is_name(name):
         refuse(path, "the name of an arm", NAME, name)
-    if stages is not None and not isinstance(stages, dict):
-        refuse(path, f"arm {name}", "a mapping of stages to settings", stages)
-    for stage, settings in (stages or {}).items():
-        if stage in (*SETTINGS, "model"):
+    if values is not None and not isinstance(values, dict):
+        refuse(path, f"arm {name}", "a mapping of stages to settings", values)
+    names = stages()
+    for stage, settings in (values or {}).items():
+        if stage in (*names, "model"):
             check_settings(path, f"{stage} of arm {name}", settings)
         elif stage in NAMES and not isinstance(settings, str | None):
             refuse(path, f"{stage} of arm {name}", NAMES[stage], settings)
@@ -107,7 +109,6 @@ def are_rates(values: Any) -> bool:
     return isinstance(values, list) and all(0 < rate(value) < math.inf for value in values)
 
 
-SETTINGS = ("pretrain", "finetune", "linear_probe")
 NAMES = {"init": "a run or weights file", "compute_of": "another arm's name"}
 NAME = f"a name without / and \\, of at most {LONGEST_NAME} characters"
 FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from map_core.study.definition import Arm, Settings, Study
+from map_core.study.measures import added_measures
 from map_core.study.results import Result
 
 MONITORED = 2048  # samples of each split, where a study measures the loss on held-out ones
@@ -17,7 +18,7 @@ class PlannedRun:
         key: Its name within the study, and its directory.
         arm, seed, labels: What it belongs to.
         stage: ``pretrain``, ``trial`` (of a learning rate, on the held-out part), or a measure.
-        command: Of the domain's program.
+        command: Of the domain's program, or the name of a measure that a package adds.
         settings: Options, the recipe's name under ``recipe``.
         after: Key of the run whose weights it starts from, or None.
         lr: Learning rate that is tried or was chosen; None where the recipe's is used.
@@ -65,6 +66,13 @@ def _runs_of(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> It
         yield from _measured(study, arm, seed, "linear_probe", "linear-probe", start, results)
     if "finetune" in study.measures:
         yield from _measured(study, arm, seed, "finetune", "finetune", start, results)
+    for stage in [measure for measure in study.measures if measure in added_measures()]:
+        settings = {**study.stages[stage], **arm.stages.get(stage, {})}
+        if arm.init is not None:
+            settings["init"] = arm.init
+        yield PlannedRun(
+            f"{arm.name}/seed{seed}/{stage}", arm.name, seed, None, stage, stage, settings, start
+        )
 
 
 def _measured(
@@ -88,7 +96,7 @@ def _measured(
 
 def _stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed: int) -> Settings:
     """Options of a stage of an arm: the study's, those of the number of labels, the arm's, the seed."""
-    settings = {**getattr(study, stage), **study.labels[labels], **arm.model, **getattr(arm, stage)}
+    settings = {**study.stages[stage], **study.labels[labels], **arm.model, **arm.stages.get(stage, {})}
     settings["training.seed"] = seed
     if arm.init is not None:
         settings["init"] = arm.init

@@ -9,16 +9,10 @@ from matplotlib.figure import Figure
 
 from map_core.runs.files import save_text
 from map_core.runs.pictures import save_picture
-from map_core.study.definition import TRAINED, Study
+from map_core.study.definition import Study
+from map_core.study.measures import TRAINED, title_of
 from map_core.study.results import Result
 from map_core.study.statistics import estimate, verdict
-
-TITLES = {
-    "finetune": "finetuned accuracy (%)",
-    "linear_probe": "linear probe (%)",
-    "knn": "nearest neighbours (%)",
-    "heldout_loss": "loss on held-out samples",
-}
 
 
 def scores(results: Sequence[Result], arm: str, stage: str, labels: int | None) -> dict[int, float]:
@@ -43,7 +37,7 @@ def columns(study: Study) -> list[tuple[str, int | None]]:
 
 def title(stage: str, labels: int | None) -> str:
     """Heading of a column."""
-    return TITLES[stage] + ("" if labels is None else f", {labels} labels")
+    return title_of(stage) + ("" if labels is None else f", {labels} labels")
 
 
 def table(study: Study, results: Sequence[Result]) -> str:
@@ -98,7 +92,7 @@ def plot(study: Study, results: Sequence[Result], path: Path) -> None:
                     [i + offset] * len(by_count[i]), by_count[i], ".", color=line.get_color(), alpha=0.5
                 )
         axis.set_xticks(range(len(counts)), names)
-        axis.set(xlabel="labels", title=TITLES[stage])
+        axis.set(xlabel="labels", title=title_of(stage))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)

@@ -16,6 +16,7 @@ from map_core.json_values import is_finite
 from map_core.reading import read_small
 from map_core.study.definition import Study
 from map_core.study.launching import Job, Launcher, Processes
+from map_core.study.measures import added_measures, load_measure
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.results import Result, append_result, read_results
 from map_core.tasks.weights import MODEL_FILE
@@ -147,8 +148,11 @@ def fits(run: PlannedRun, results: Sequence[Result], began: float, budget_minute
 def command_line(run: PlannedRun, place: Place) -> list[str]:
     """The command that a person would type for ``run``."""
     directory = place.directory(run.key)
-    line = [sys.executable, "-m", place.module, run.command]
     settings = dict(run.settings)
+    if run.stage in added_measures():
+        init = settings.pop("init", None) or (run.after and str(place.directory(run.after)))
+        return load_measure(run.stage).command(settings, seed=run.seed, init=init, out=directory)
+    line = [sys.executable, "-m", place.module, run.command]
     if "recipe" in settings:
         line += ["--config", str(settings.pop("recipe"))]
     if run.after is not None:
@@ -181,9 +185,10 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
     if summary.get("interrupted"):
         raise UserError(f"run {run.key} was interrupted; start the study again: it goes on")
     numbers = {key: float(v) for key, v in summary.items() if is_finite(v)}
-    score = next((numbers[name] for name in SCORES if name in numbers), None)
+    names = (load_measure(run.stage).score,) if run.stage in added_measures() else SCORES
+    score = next((numbers[name] for name in names if name in numbers), None)
     if score is None:
-        raise UserError(f"run {run.key} measured no {', '.join(SCORES)}; see {log}")
+        raise UserError(f"run {run.key} measured no {', '.join(names)}; see {log}")
     return Result(
         study=study.name,
         key=run.key,
@@ -207,6 +212,8 @@ def read_summary(run: PlannedRun, directory: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none.
     """
+    if run.stage in added_measures():
+        return load_measure(run.stage).summary(directory)
     file = directory.with_suffix(".json") if run.command == "features" else directory / "summary.json"
     try:
         summary = json.loads(read_small(file))

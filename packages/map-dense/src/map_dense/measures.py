@@ -1,0 +1,123 @@
+"""Measures that ``map-vision study`` has once this package is installed.
+
+``segment`` trains a segmenter by ``mim train`` from a run's weights or from scratch. In a study's file::
+
+    segment: {recipe: upernet_hybridnet-mini_cpu_camvid, data_root: CAMVID, train_cfg.max_iters: 500}
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from map_core.errors import UserError
+from map_core.ops.attention.flops import ON_A_CPU
+from map_core.runs.summary import commit, versions
+from map_core.study.measures import Cost, Settings
+from map_core.study.runner import as_text
+from map_dense import catalogue
+
+TOOLBOX = "onedl-mmsegmentation"
+WEIGHTS = "model.backbone.init_cfg.checkpoint"
+COUNTED = 2  # images: BatchNorm needs more than one
+
+
+class Segmentation:
+    """Mean IoU of a segmenter on its config's validation images, after the last iteration.
+
+    Settings are a packaged config's name, or a file, under ``recipe``, and options as ``--cfg-options`` takes them.
+    """
+
+    title = "segmentation, mean IoU (%)"
+    score = "mIoU"
+    shared = ("data_root", "train_dataloader", "val_", "test_", "num_classes", "env_cfg")
+
+    def command(self, settings: Settings, *, seed: int, init: str | None, out: Path) -> list[str]:
+        """``mim train``, on one GPU where there is one."""
+        config, options = split(settings)
+        options |= {"randomness.seed": seed} | ({} if init is None else {WEIGHTS: init})
+        line = [sys.executable, "-m", "mim", "train", TOOLBOX, str(config)]
+        line += ["--gpus", str(int(torch.cuda.is_available())), "--work-dir", str(out), "--resume"]
+        return [*line, "--cfg-options", *typed(options)]
+
+    def summary(self, out: Path) -> dict[str, Any]:
+        """The last evaluation, seconds of training, images a second, and what ran where.
+
+        Raises:
+            UserError: nothing was evaluated.
+        """
+        lines = [
+            json.loads(line)
+            for file in sorted(out.glob("*/vis_data/scalars.json"))  # one a start
+            for line in file.read_text().splitlines()
+        ]
+        evaluated = [line for line in lines if self.score in line]
+        if not evaluated:
+            raise UserError(f"{out} holds no evaluation; remove it and start again")
+        steps = {
+            line["step"]: line["time"] for line in lines if "loss" in line
+        }  # mean seconds since the one before
+        gaps = zip(sorted(steps), [0, *sorted(steps)], strict=False)
+        return {
+            **{key: value for key, value in evaluated[-1].items() if key != "step"},
+            "seconds": sum(steps[step] * (step - before) for step, before in gaps),
+            "commit": commit(),
+            "versions": versions(TOOLBOX, "onedl-mmcv"),
+            "device": torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else f"cpu ({platform.machine()})",
+        }
+
+    def cost(self, settings: Settings, *, timed: bool = False) -> Cost:
+        """Counted, and timed if asked to, on one step of a few images of noise."""
+        path, options = split(settings)
+        config = catalogue.read_config(path)
+        config.merge_from_dict(catalogue.read_options(typed(options)))
+        samples = config.train_cfg.max_iters * config.train_dataloader.batch_size
+        step = one_step(config, COUNTED)
+        with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
+            step()
+        began = time.perf_counter()
+        if timed:
+            step()
+        seconds = (time.perf_counter() - began) / COUNTED * samples if timed else 0.0
+        return Cost(samples, counter.get_total_flops() / COUNTED * samples, seconds)
+
+
+def split(settings: Settings) -> tuple[Path, Settings]:
+    """The config of a measure's settings, and its options."""
+    options = dict(settings)
+    return catalogue.find_config(options.pop("recipe")), options
+
+
+def typed(options: Settings) -> list[str]:
+    """Options as ``--cfg-options`` takes them."""
+    return [f"{key}={as_text(value)}" for key, value in options.items()]
+
+
+def one_step(config: Any, count: int) -> Callable[[], None]:
+    """A function that trains a config's segmenter on ``count`` images of noise, without its optimizer."""
+    from mmengine.registry import MODELS, DefaultScope
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(config.model).train()
+    height, width = config.model.data_preprocessor.size
+    images, labels = torch.randn(count, 3, height, width), torch.zeros(1, height, width, dtype=torch.long)
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo={"img_shape": (height, width)})
+
+    def step() -> None:
+        losses = model.loss(images, [sample] * count)
+        sum(value for name, value in losses.items() if "loss" in name).backward()
+
+    return step
+
+
+SEGMENTATION = Segmentation()
