@@ -27,11 +27,12 @@ $(VENV)/core.stamp: $(VENV)/demo.stamp $(call METADATA,points) requirements-dev.
 	$(PIP) -e 'packages/map-points[demo,clouds]' -r requirements-dev.txt
 	@touch $@
 
-# no binary of mmcv fits Python 3.11; its build needs torch, so it comes after it and without an isolated environment
+# no binary of mmcv fits Python 3.11; its build needs torch, so it comes after it and without an isolated
+# environment; -g0: debug symbols take as long again
 $(VENV)/mmcv.stamp: $(VENV)/core.stamp
 	@echo "installing OpenMMLab's mmcv: its operators are compiled once, 10 minutes or more on 2 cores (pip keeps the wheel)"
 	$(PIP) setuptools wheel ninja psutil
-	MMCV_WITH_OPS=1 $(PIP) --no-build-isolation onedl-mmcv
+	CFLAGS='-O3 -DNDEBUG -g0' MMCV_WITH_OPS=1 $(PIP) --no-build-isolation onedl-mmcv
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/mmcv.stamp $(call METADATA,dense)
