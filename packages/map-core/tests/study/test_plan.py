@@ -1,7 +1,9 @@
 """What a study runs follows from its file and the results so far."""
 
 import datetime
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 import yaml
 
 from map_core.errors import UserError
+from map_core.study import measures
 from map_core.study.definition import Study, read_study
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
-from map_core.study.report import scores
+from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.runner import Place, command_line, needed_first, run_study
 from map_core.tasks.weights import MODEL_FILE
@@ -216,6 +219,56 @@ def test_a_file_that_compares_nothing_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         study_of(tmp_path, **changes)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
+    """The measures that installed packages add; none, to begin with."""
+    points: list[EntryPoint] = []
+    monkeypatch.setattr(measures, "entry_points", lambda group: points if group == measures.GROUP else [])
+    measures.added_measures.cache_clear()
+    yield points
+    measures.added_measures.cache_clear()
+
+
+def test_a_package_adds_a_measure_of_its_own(tmp_path: Path, installed: list[EntryPoint]) -> None:
+    installed.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    arms = {"weights": {"init": "w.safetensors"}, "scratch": {"length": {"recipe": "longer"}}}
+    study = study_of(tmp_path, arms=arms, measures=["length"], length={"recipe": "short"})
+    results = run_study(study, Place("map_vision", tmp_path / "out", tmp_path / "results"), progress=False)
+    assert scores(results, "weights", "length", None) == {n: len("w.safetensors 0 short") for n in (0, 1)}
+    assert scores(results, "scratch", "length", None) == {n: len("scratch 0 longer") for n in (0, 1)}
+    assert "| scratch | length | -5.00 [-5.00, -5.00] |" in page(study, results, "command")
+    with pytest.raises(UserError, match=r"arm scratch of .* sets file: all arms share data"):
+        study_of(tmp_path, arms={"scratch": {"length": {"file": "other"}}}, measures=["length"])
+
+
+def test_a_measure_starts_from_the_pretraining_of_its_arm(
+    tmp_path: Path, installed: list[EntryPoint]
+) -> None:
+    installed.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    study = study_of(tmp_path, measures=["length"], length={"recipe": "short"})
+    place = Place("map_vision", tmp_path / "out", tmp_path / "results")
+    (run,) = [
+        run for run in planned_runs(study, []) if (run.arm, run.seed, run.stage) == ("map", 1, "length")
+    ]
+    assert command_line(run, place)[-1] == f"{tmp_path}/out/map/seed1/pretrain 1 short"
+
+
+def test_a_measure_that_cannot_be_had_is_named(tmp_path: Path, installed: list[EntryPoint]) -> None:
+    segment = {"measures": ["segment"], "segment": {"recipe": "upernet"}}
+    with pytest.raises(UserError, match=r"measure 'segment' of .* is unknown; .* \(map-dense: segment\)"):
+        study_of(tmp_path, **segment)
+    installed.append(EntryPoint("segment", "no_such_package:SEGMENT", measures.GROUP))
+    measures.added_measures.cache_clear()
+    with pytest.raises(
+        UserError, match=r"measure segment cannot be loaded .*no_such_package.*install what it"
+    ):
+        measures.load_measure("segment")
+    installed[:] = [EntryPoint("segment", "toy_measure:CODE", measures.GROUP)]
+    measures.added_measures.cache_clear()
+    with pytest.raises(UserError, match="measure segment is str, which has not what a measure needs"):
+        measures.load_measure("segment")
 
 
 STEP_OUT = "a name without / and"

@@ -18,7 +18,7 @@
 an installed package adds (:mod:`map_core.study.measures`) has a key of its name, as ``finetune`` has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ def read_study(path: Path, package: str) -> Study:
         UserError: unknown keys, arms that change data or evaluation, seeds that repeat, a stage without recipe.
     """
     values = _read_values(path, package, ())
+    _check_measures(path, values.get("measures") or ())  # before keys of their names
     known = (*KEYS, *stages())
     for key in values:
         if key not in known:
@@ -193,42 +194,49 @@ def _read_rates(path: Path, values: Any) -> dict[str, tuple[float, ...]]:
     return rates_of
 
 
-def _check(path: Path, study: Study) -> None:
-    if len(set(study.seeds)) != len(study.seeds):
-        raise UserError(f"the seeds of {path} repeat: {list(study.seeds)}; each must be there once")
-    for measure in study.measures:
-        known = (*TITLES, *added_measures())
+def _check_measures(path: Path, measures: Iterable[str]) -> None:
+    known = (*TITLES, *added_measures())
+    for measure in measures:
         if measure not in known:
             raise UserError(
                 f"measure {measure!r} of {path} is unknown; {near_matches(measure, known)}; more are there once the "
                 "packages are installed that add them (map-dense: segment)"
             )
+
+
+def _check(path: Path, study: Study) -> None:
+    if len(set(study.seeds)) != len(study.seeds):
+        raise UserError(f"the seeds of {path} repeat: {list(study.seeds)}; each must be there once")
+    for measure in study.measures:
         if measure in measured_stages() and "recipe" not in study.stages.get(measure, {}):
             raise UserError(f"study {path} measures {measure} without a recipe: add {measure}.recipe")
     added = [measure for measure in study.measures if measure in added_measures()]
-    by_name = {arm.name: arm for arm in study.arms}
     for arm in study.arms:
+        name = f"arm {arm.name} of {path}"
         if arm.model and added:
             raise UserError(
-                f"arm {arm.name} of {path} has model, which {added[0]} would not be told: say it in {added[0]} and "
-                "pretrain"
+                f"{name} has model, which {added[0]} would not be told: say it in {added[0]} and pretrain"
             )
         if arm.init is not None and arm.pretrain is not None:
-            raise UserError(f"arm {arm.name} of {path} has init and pretrain: it can start from one of them")
-        if arm.compute_of is None:
-            continue
-        if "finetune" not in study.measures:
-            raise UserError(
-                f"arm {arm.name} of {path} has compute_of, which gives finetuning its epochs, but finetune is not "
-                "measured: set the length of what is"
-            )
-        if arm.compute_of not in by_name or arm.pretrain is not None or arm.init is not None:
-            raise UserError(
-                f"arm {arm.name} of {path} has compute_of {arm.compute_of!r}: it must name another arm, and start "
-                "from scratch itself"
-            )
-        if by_name[arm.compute_of].init is not None:
-            raise UserError(
-                f"arm {arm.name} of {path} has compute_of {arm.compute_of!r}, whose weights come from elsewhere: "
-                "what they cost is not known here; set training.epochs of its finetuning instead"
-            )
+            raise UserError(f"{name} has init and pretrain: it can start from one of them")
+        if arm.compute_of is not None:
+            _check_compute(name, arm, study)
+
+
+def _check_compute(name: str, arm: Arm, study: Study) -> None:
+    """Refuse ``compute_of`` of an arm, called ``name`` in messages, where nothing can be counted or lengthened."""
+    if "finetune" not in study.measures:
+        raise UserError(
+            f"{name} has compute_of, which gives finetuning its epochs, but finetune is not measured: set the length "
+            "of what is"
+        )
+    other = next((other for other in study.arms if other.name == arm.compute_of), None)
+    if other is None or arm.pretrain is not None or arm.init is not None:
+        raise UserError(
+            f"{name} has compute_of {arm.compute_of!r}: it must name another arm, and start from scratch itself"
+        )
+    if other.init is not None:
+        raise UserError(
+            f"{name} has compute_of {arm.compute_of!r}, whose weights come from elsewhere: what they cost is not "
+            "known here; set training.epochs of its finetuning instead"
+        )

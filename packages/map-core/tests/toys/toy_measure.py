@@ -1,0 +1,27 @@
+"""A measure of studies as a package would add it: how much its program wrote."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from map_core.study.measures import Cost
+
+CODE = "import pathlib, sys; out = pathlib.Path(sys.argv[1]); out.mkdir(); (out / 'text').write_text(sys.argv[2])"
+
+
+class Length:
+    """Bytes of a text that says what a run was asked for."""
+
+    title, score, shared = "length", "bytes", ("file",)
+
+    def command(self, settings: dict[str, Any], *, seed: int, init: str | None, out: Path) -> list[str]:
+        return [sys.executable, "-c", CODE, str(out), f"{init or 'scratch'} {seed} {settings['recipe']}"]
+
+    def summary(self, out: Path) -> dict[str, Any]:
+        return {"bytes": len((out / "text").read_text())}
+
+    def cost(self, settings: dict[str, Any], *, timed: bool = False) -> Cost:
+        return Cost(samples=1, flops=2.0)
+
+
+LENGTH = Length()
