@@ -1,6 +1,6 @@
 """Measures that ``map-vision study`` has once this package is installed.
 
-``segment`` trains a segmenter by ``mim train`` from a run's weights or from scratch. In a study's file::
+``segment`` trains a segmenter from a run's weights or from scratch, by mmseg's own program. In a study's file::
 
     segment: {recipe: upernet_hybridnet-mini_cpu_camvid, data_root: CAMVID, train_cfg.max_iters: 500}
 """
@@ -9,7 +9,9 @@ import json
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,10 @@ class Segmentation:
     shared = ("data_root", "train_dataloader", "val_", "test_", "num_classes", "env_cfg")
 
     def command(self, settings: Settings, *, seed: int, init: str | None, out: Path) -> list[str]:
-        """``mim train``, on one GPU where there is one."""
+        """What ``mim train`` starts in a process of its own, which a signal to mim would leave behind."""
         config, options = split(settings)
         options |= {"randomness.seed": seed} | ({} if init is None else {WEIGHTS: init})
-        line = [sys.executable, "-m", "mim", "train", TOOLBOX, str(config)]
-        line += ["--gpus", str(int(torch.cuda.is_available())), "--work-dir", str(out), "--resume"]
+        line = [sys.executable, str(train_program()), str(config), "--work-dir", str(out), "--resume"]
         return [*line, "--cfg-options", *typed(options)]
 
     def summary(self, out: Path) -> dict[str, Any]:
@@ -80,14 +81,28 @@ class Segmentation:
         config = catalogue.read_config(path)
         config.merge_from_dict(catalogue.read_options(typed(options)))
         samples = config.train_cfg.max_iters * config.train_dataloader.batch_size
-        step = one_step(config, COUNTED)
-        with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
-            step()
-        began = time.perf_counter()
-        if timed:
-            step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # mmseg's, about a model that is only counted
+            step = one_step(config, COUNTED)
+            with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
+                step()
+            began = time.perf_counter()
+            if timed:
+                step()
         seconds = (time.perf_counter() - began) / COUNTED * samples if timed else 0.0
         return Cost(samples, counter.get_total_flops() / COUNTED * samples, seconds)
+
+
+def train_program() -> Path:
+    """The program of mmseg that trains.
+
+    Raises:
+        UserError: mmseg is not installed.
+    """
+    found = find_spec("mmseg")
+    if found is None or found.origin is None:
+        raise UserError("segment needs mmseg: docs/segmentation_and_detection.md says how to install it")
+    return Path(found.origin).parent / ".mim" / "tools" / "train.py"
 
 
 def split(settings: Settings) -> tuple[Path, Settings]:
