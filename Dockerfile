@@ -3,7 +3,7 @@
 #   docker build --tag map --build-arg PYTORCH_INDEX=ADDRESS .      the index of PyTorch's CPU builds (README.md); without it, 4 GB of CUDA come along
 #   docker run --rm --volume "$PWD/demo:/home/map/project/runs" map      the report is left in demo/, which user 1000 must be able to write
 #
-# Linted with hadolint 2.15.1, not built: no daemon was there.
+# Linted with hadolint 2.15.1, not built yet.
 FROM python:3.11-slim-bookworm
 
 # the native kernels are compiled when map-core is installed

@@ -1,1 +1,1 @@
-"""map-dense: see README.md for what will live here."""
+"""The encoders of map-vision in OpenMMLab's toolboxes; README.md lists the modules."""
