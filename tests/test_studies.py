@@ -20,7 +20,7 @@ SIZES = {  # parameters of classifiers that a study calls equal: the most over t
     "cifar10_encoders": 1.05,
     "cifar10_table1": 1.05,
 }
-SHORT = {"segment": {"model.data_preprocessor.size": "64,64"}}  # settings with which a step is soon counted
+SHORT = {"segment": {"model.data_preprocessor.size": [64, 64]}}  # settings with which a step is soon counted
 
 
 def studies() -> Iterator[tuple[Domain, str]]:

@@ -13,8 +13,10 @@ import pytest
 import warm
 import yaml
 
-from map_core.study.cost import resolve_compute
+from map_core.errors import UserError
+from map_core.study.cost import count_cost, resolve_compute
 from map_core.study.definition import read_study
+from map_core.study.plan import planned_runs
 from map_core.study.results import Result, read_results
 from map_vision.domain import DOMAIN
 
@@ -36,9 +38,10 @@ STUDY: dict[str, Any] = {
     },
     "pretrain": {"recipe": "pretrain_digits", "data.subset": 64, **TINY},
     "finetune": {"recipe": "finetune_digits", **TINY},
+    "linear_probe": {"recipe": "finetune_digits", **TINY},
     "labels": {64: {}},
     "seeds": [0],
-    "measures": ["finetune", "knn"],
+    "measures": ["finetune", "linear_probe", "knn"],
 }
 
 
@@ -67,7 +70,7 @@ def whole(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_run_is_measured_once_and_reported(whole: Path) -> None:
-    expected = {"pretrained/seed0/pretrain", "pretrained/seed0/knn"}
+    expected = {f"pretrained/seed0/{stage}" for stage in ("pretrain", "linear_probe_64", "knn")}
     expected |= {f"{arm}/seed0/finetune_64" for arm in ("pretrained", "equal compute", "scratch")}
     assert scores(whole).keys() == expected
     page = (whole / "report.md").read_text()
@@ -82,7 +85,9 @@ def test_equal_compute_means_more_epochs(whole: Path) -> None:
     }
     assert epochs["pretrained"] == epochs["scratch"] == 2
     assert epochs["equal compute"] > 2
-    flops = {arm: sum(line["flops"] for line in lines if line["arm"] == arm) for arm in epochs}
+    assert all(line["flops"] > 0 for line in lines if line["stage"] != "knn")
+    compared = [line for line in lines if line["stage"] in ("pretrain", "finetune")]
+    flops = {arm: sum(line["flops"] for line in compared if line["arm"] == arm) for arm in epochs}
     # whole epochs, and scratch has the finetuning of the pretrained arm
     assert flops["equal compute"] == pytest.approx(flops["pretrained"], abs=flops["scratch"] / 4)
 
@@ -91,15 +96,38 @@ def test_a_budget_that_runs_were_given_stays_theirs(study_file: Path, whole: Pat
     """However another version or device counts operations, seeds of one arm are compared at one budget."""
     study, done = read_study(study_file, "map_vision.studies"), read_results(whole / "results.jsonl")
 
-    def epochs(results: list[Result]) -> dict[str, Any]:
+    def lengths(results: list[Result]) -> dict[str, Any]:
         arms = resolve_compute(study, DOMAIN, tmp_path / "none", results).arms
-        return {arm.name: arm.epochs for arm in arms if arm.epochs}
+        return {arm.name: arm.lengths for arm in arms if arm.lengths}
 
-    (counted,) = epochs([]).values()
-    assert epochs(done) == {"equal compute": counted}
-    longer = {"training.epochs": 100 + counted[64]}
+    (counted,) = lengths([]).values()
+    assert lengths(done) == {"equal compute": counted}
+    longer = {"training.epochs": 100 + counted[64]["training.epochs"]}
     changed = [replace(result, settings=result.settings | longer) for result in done]
-    assert epochs(changed) == {"equal compute": {64: 100 + counted[64]}}
+    assert lengths(changed) == {"equal compute": {64: longer}}
+
+
+def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:
+    """``training.sample_budget`` sets the epochs, of which equal compute means more."""
+    budget = {"training.sample_budget": 640}
+    values = STUDY | {"finetune": STUDY["finetune"] | budget, "measures": ["finetune"]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    study = resolve_compute(
+        read_study(tmp_path / "tiny.yaml", "map_vision.studies"), DOMAIN, tmp_path / "none"
+    )
+    runs = {
+        run.arm: run for run in planned_runs(study, []) if run.stage == "finetune" or run.arm != "pretrained"
+    }
+    assert count_cost(DOMAIN, runs["scratch"], tmp_path / "none").samples == 640
+    longer = runs["equal compute"].settings
+    assert (longer["training.sample_budget"] > 640, longer["training.epochs"]) == (True, 2)
+    samples = count_cost(DOMAIN, runs["equal compute"], tmp_path / "none").samples
+    assert samples == pytest.approx(longer["training.sample_budget"], abs=32)  # whole epochs of 64
+    alone = {"training.batch_size": 100, "training.sample_budget": None}
+    with pytest.raises(UserError, match="64 samples, fewer than one batch"):
+        count_cost(
+            DOMAIN, replace(runs["scratch"], settings=runs["scratch"].settings | alone), tmp_path / "none"
+        )
 
 
 def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path) -> None:

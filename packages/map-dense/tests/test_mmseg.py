@@ -318,10 +318,10 @@ def test_a_study_measures_segmentation_from_a_run_s_weights_and_from_scratch(
     changes = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2, "default_hooks.checkpoint.interval": 2}
     options = small_camvid(scenes, tmp_path, **changes)
     del options["work_dir"]
-    given = {key: str(value).replace(" ", "") for key, value in options.items()}
+    given = {key: str(value) if isinstance(value, tuple) else value for key, value in options.items()}
     values = {
         "name": "small",
-        "arms": {"pretrained": {"init": str(tmp_path / "encoder.safetensors")}, "scratch": {}},
+        "arms": {"map, longer": {"init": str(tmp_path / "encoder.safetensors")}, "scratch": {}},
         "segment": {"recipe": name, **given},
         "seeds": [0],
         "measures": ["segment"],
@@ -331,13 +331,13 @@ def test_a_study_measures_segmentation_from_a_run_s_weights_and_from_scratch(
     place = Place("map_vision", tmp_path / "out", tmp_path / "results.jsonl")
     results = run_study(study, place, flops=Operations(DOMAIN), progress=False)
     assert run_study(study, place, progress=False) == results  # nothing is trained twice
-    assert {result.arm for result in results} == {"pretrained", "scratch"}
+    assert {result.arm for result in results} == {"map, longer", "scratch"}
     logs = {result.arm: place.log(result.key).read_text() for result in results}
     assert {arm: "encoder.norm.weight" in log for arm, log in logs.items()} == {
-        "pretrained": True,
+        "map, longer": True,
         "scratch": False,
     }
-    result = next(result for result in results if result.arm == "pretrained")
+    result = next(result for result in results if result.arm == "map, longer")
     saved = {
         "load_from": str(place.directory(result.key) / "iter_2.pth"),
         "work_dir": str(tmp_path / "again"),

@@ -8,8 +8,16 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A wrong argument, file or environment; its one-sentence message names what, where and the cure.
 
-    Commands print the message without a traceback and exit with status 2.
+    Commands print the message without a traceback and exit with ``status``.
     """
+
+    status = 2
+
+
+class Diverged(UserError):
+    """A loss or gradient that is not finite ended a run: in a study that rate has lost, whoever asked for it."""
+
+    status = 3
 
 
 class RunStopped(Exception):

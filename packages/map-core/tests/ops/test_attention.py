@@ -14,6 +14,7 @@ from map_core.ops import attention, attention_backends
 from map_core.ops.attention import flex as flexible
 from map_core.ops.attention.flex import flex_attention, make_block_mask
 from map_core.ops.attention.interface import REGISTRY
+from map_core.ops.attention.native import native_attention
 from map_core.ops.registry import Request
 from map_core.regions import region_attention_mask
 
@@ -155,6 +156,25 @@ def test_transformations_of_pytorch_see_its_own_operator() -> None:
     torch.testing.assert_close(mapped, plain)
     traced = torch.jit.trace(attention, (q, k, v))
     torch.testing.assert_close(traced(k, q, v), attention(k, q, v))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": (1, 2, 5, 8)}, r"keys and values must be \(3, 5, 2, 8\); got \(1, 5, 2, 8\), \(3, 5, 2, 8\)"),
+        ({"v": (3, 2, 5, 4)}, r"keys and values must be .*\(3, 5, 2, 4\)"),
+        ({"v": (3, 2, 4, 8)}, r"keys and values must be .*\(3, 4, 2, 8\)"),
+        ({"mask": torch.zeros(3, 4, 5)}, r"the mask must be of bool, \(3, 4, 5\) .*float32"),
+        ({"mask": torch.ones(3, 4, 6, dtype=torch.bool)}, r"the mask must be .*\(3, 4, 6\)"),
+        ({"mask": torch.ones(2, 4, 5, dtype=torch.bool)}, r"the mask must be .*\(2, 4, 5\)"),
+    ],
+)
+def test_the_kernel_reads_no_memory_that_is_not_there(changes: dict[str, Any], message: str) -> None:
+    """As outside of tests, where no shape is checked before."""
+    given: dict[str, Any] = {"q": (3, 2, 4, 8), "k": (3, 2, 5, 8), "v": (3, 2, 5, 8), "mask": None} | changes
+    q, k, v = (torch.randn(given[name]) for name in "qkv")
+    with pytest.raises(ValueError, match=message):
+        native_attention(q, k, v, given["mask"])
 
 
 def test_an_unknown_or_unfit_implementation_is_refused() -> None:

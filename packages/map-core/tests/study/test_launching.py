@@ -1,6 +1,9 @@
 """Runs of a study as jobs of a cluster, through submitit's own stand-in for one."""
 
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -56,6 +59,33 @@ def test_a_job_whose_time_is_over_lets_its_run_save_and_asks_for_another(tmp_pat
     again = command.checkpoint().function
     assert again() == 0
     assert (tmp_path / "log").read_text() == "saved\n" * 2
+
+
+def test_a_job_is_asked_for_another_while_its_run_goes_on(tmp_path: Path) -> None:
+    """A signal interrupts the wait for the run, as a cluster's does."""
+    command = Command(WAIT, tmp_path / "log")
+    again = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: again.append(command.checkpoint()))
+    ask = threading.Thread(
+        target=lambda: (until(tmp_path / "log", "began"), os.kill(os.getpid(), signal.SIGUSR2))
+    )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ask.start()
+        assert command() == -signal.SIGTERM
+    finally:
+        ask.join()
+        signal.signal(signal.SIGUSR2, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert [other.function.line for other in again] == [WAIT]
+
+
+def test_what_a_cluster_refuses_is_one_sentence(tmp_path: Path) -> None:
+    jobs = ClusterJobs("local", tmp_path / "jobs")
+    jobs.executor = None  # as useless as one whose cluster answers nothing
+    with pytest.raises(UserError, match=r"the cluster refuses run \(.*\); see --cluster_settings"):
+        jobs.start(SAY, tmp_path / "run.log")
 
 
 def test_settings_that_no_cluster_has(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """What a study runs follows from its file and the results so far."""
 
 import datetime
-from collections.abc import Iterator
-from dataclasses import replace
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from map_core.errors import UserError
+from map_core.errors import Diverged, UserError
 from map_core.study import measures
 from map_core.study.definition import Study, read_study
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
@@ -209,6 +210,22 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
         ({"arms": {"a": {"compute_of": "b", "init": "w"}, "b": {}}}, "start from scratch itself"),
         ({"arms": {"a": {"compute_of": "b"}, "b": {"init": "w"}}}, "what they cost is not known here"),
         (
+            {"arms": {"a": {"compute_of": "a"}}},
+            "compute_of 'a': it must name another arm, one without compute_of",
+        ),
+        (
+            {"arms": {"a": {"compute_of": "b"}, "b": {"compute_of": "map"}, "map": {}}},
+            "compute_of 'b': it must name another arm, one without compute_of",
+        ),
+        (
+            {"arms": {"a": {"finetune": {"data": {"subset": 5}}}}},
+            "arm a of .* sets data: all arms share data",
+        ),
+        (
+            {"arms": {"a": {"finetune": {"recipe": "finetune_cifar10"}}}},
+            "arm a of .* has a recipe of its own for finetune, which may bring other data",
+        ),
+        (
             {"arms": {"a": {"init": "w", "pretrain": {"recipe": "pretrain_digits"}}}},
             "arm a of .* has init and pretrain: it can start from one of them",
         ),
@@ -233,12 +250,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
 
 def test_a_package_adds_a_measure_of_its_own(tmp_path: Path, installed: list[EntryPoint]) -> None:
     installed.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
-    arms = {"weights": {"init": "w.safetensors"}, "scratch": {"length": {"recipe": "longer"}}}
+    arms = {"weights": {"init": "w.safetensors"}, "scratch": {"length": {"more": "word"}}}
     study = study_of(tmp_path, arms=arms, measures=["length"], length={"recipe": "short"})
     results = run_study(study, Place("map_vision", tmp_path / "out", tmp_path / "results"), progress=False)
     assert scores(results, "weights", "length", None) == {n: len("w.safetensors 0 short") for n in (0, 1)}
-    assert scores(results, "scratch", "length", None) == {n: len("scratch 0 longer") for n in (0, 1)}
-    assert "| scratch | length | -5.00 [-5.00, -5.00] |" in page(study, results, "command")
+    assert scores(results, "scratch", "length", None) == {n: len("scratch 0 short word") for n in (0, 1)}
+    assert "| scratch | length | -1.00 [-1.00, -1.00] |" in page(study, results, "command")
     with pytest.raises(UserError, match=r"arm scratch of .* sets file: all arms share data"):
         study_of(tmp_path, arms={"scratch": {"length": {"file": "other"}}}, measures=["length"])
 
@@ -350,7 +367,10 @@ def test_a_study_builds_on_another(tmp_path: Path) -> None:
     study = read_study(other, "map_core.study")
     assert (study.name, [arm.name for arm in study.arms], study.seeds) == ("other", ["scratch"], (0, 1))
     assert study.stages["finetune"] == {"recipe": "finetune_digits", "training.epochs": 4, "training.lr": 0.1}
-    other.write_text("base: other\n")
+    other.write_text("base: study\nseeds: [0]\n")
+    with pytest.raises(UserError, match="builds on study and lacks name"):
+        read_study(other, "map_core.study")
+    other.write_text("name: other\nbase: other\n")
     with pytest.raises(UserError, match="builds on itself: other -> other"):
         read_study(other, "map_core.study")
 
@@ -359,6 +379,85 @@ def test_an_arm_s_model_is_that_of_all_its_stages(tmp_path: Path) -> None:
     arms = {"map": {"model": {"layout": "Mx2"}, "pretrain": {"recipe": "pretrain_digits"}}}
     runs = list(planned_runs(study_of(tmp_path, arms=arms), []))
     assert {run.settings.get("model.layout") for run in runs if run.command != "features"} == {"Mx2"}
+
+
+def test_an_arm_s_pretraining_may_differ_from_its_model(tmp_path: Path) -> None:
+    pretrain = {"recipe": "pretrain_digits", "model.layout": "Mx4"}
+    study = study_of(tmp_path, arms={"map": {"model": {"layout": "Mx2"}, "pretrain": pretrain}})
+    layouts = {run.stage: run.settings.get("model.layout") for run in planned_runs(study, [])}
+    assert (layouts["pretrain"], layouts["finetune"]) == ("Mx4", "Mx2")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that ended at once."""
+
+    code: int
+
+    def status(self) -> int | None:
+        return self.code
+
+    def stop(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A launcher whose runs leave a summary, or an end of another kind where their command holds a word."""
+
+    summary: dict[str, Any]
+    ends: dict[str, int] = field(default_factory=dict)
+
+    def start(self, line: Sequence[str], log: Path) -> Ended:
+        code = next((code for word, code in self.ends.items() if word in " ".join(line)), 0)
+        directory = Path(line[line.index("--out") + 1])
+        directory.mkdir(parents=True)
+        (directory / "summary.json").write_text(json.dumps(self.summary))
+        log.write_text("what was wrong\n")
+        return Ended(code)
+
+
+SCRATCH: dict[str, Any] = {"arms": {"scratch": {}}, "labels": {"all": {}}, "measures": ["finetune"]}
+
+
+def test_results_of_a_study_that_was_another_are_refused(tmp_path: Path) -> None:
+    place, done_in = Place("map_vision", tmp_path / "out", tmp_path / "r"), Writing({"test_accuracy": 50.0})
+    run_study(study_of(tmp_path, **SCRATCH), place, launcher=done_in, progress=False)
+    changed = study_of(tmp_path, **SCRATCH, finetune={"recipe": "finetune_digits", "training.epochs": 400})
+    with pytest.raises(
+        UserError, match=r"r holds scratch/seed0/finetune .*training.epochs was 4 and is 400\)"
+    ):
+        run_study(changed, place, launcher=done_in, progress=False)
+
+
+def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path: Path) -> None:
+    place = Place("map_vision", tmp_path / "out", tmp_path / "r")
+    study = study_of(tmp_path, **SCRATCH, learning_rates={"finetune": [0.1, 0.2, 0.4]}, extensions=0)
+    launcher = Writing({"test_accuracy": 50.0}, {"--training.lr=0.4": Diverged.status})
+    results = {result.key: result for result in run_study(study, place, launcher=launcher, progress=False)}
+    lost = results["scratch/trials/finetune_lr0.4"]
+    assert (lost.score, lost.facts) == (0.0, {"diverged": "what was wrong"})
+    assert results["scratch/seed1/finetune"].lr == 0.1
+    failing = Writing({"test_accuracy": 50.0}, {"--training.lr=0.4": UserError.status})
+    with pytest.raises(UserError, match=r"ended with status 2: what was wrong; see .*it goes on"):
+        run_study(
+            study,
+            replace(place, results=tmp_path / "s", out=tmp_path / "o"),
+            launcher=failing,
+            progress=False,
+        )
+
+
+def test_a_loss_is_never_taken_for_an_accuracy(tmp_path: Path) -> None:
+    place = Place("map_vision", tmp_path / "out", tmp_path / "r")
+    with pytest.raises(UserError, match="run scratch/seed0/finetune measured no test_accuracy"):
+        run_study(study_of(tmp_path, **SCRATCH), place, launcher=Writing({"loss": 0.3}), progress=False)
+
+
+def test_no_jobs_run_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--jobs must be at least 1; got 0"):
+        run_study(study_of(tmp_path), Place("map_vision", tmp_path, tmp_path / "r"), jobs=0)
 
 
 def test_a_held_out_loss_asks_the_pretraining_for_it(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ def test_data_that_cannot_be_monitored_stops_no_run(make_config, tmp_path, caplo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": -1}, "monitor.samples must be 0 or more; got -1"),
+        ({"samples": -1}, "monitor.samples must be 0 or at least 2; got -1"),
+        ({"samples": 1}, "monitor.samples must be 0 or at least 2; got 1"),
         ({"neighbors": 0}, "monitor.neighbors must be at least 1; got 0"),
         ({"samples": 4, "keep_best": "knn"}, "monitor.keep_best 'knn'.*knn_accuracy"),
         ({"keep_best": "rankme"}, "needs measures: set monitor.samples"),

@@ -15,7 +15,13 @@ class Length:
     title, score, shared = "length", "bytes", ("file",)
 
     def command(self, settings: dict[str, Any], *, seed: int, init: str | None, out: Path) -> list[str]:
-        return [sys.executable, "-c", CODE, str(out), f"{init or 'scratch'} {seed} {settings['recipe']}"]
+        return [
+            sys.executable,
+            "-c",
+            CODE,
+            str(out),
+            f"{init or 'scratch'} {seed} {' '.join(settings.values())}",
+        ]
 
     def summary(self, out: Path) -> dict[str, Any]:
         return {"bytes": len((out / "text").read_text())}

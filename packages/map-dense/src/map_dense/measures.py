@@ -5,6 +5,7 @@
     segment: {recipe: upernet_hybridnet-mini_cpu_camvid, data_root: CAMVID, train_cfg.max_iters: 500}
 """
 
+import ast
 import json
 import platform
 import sys
@@ -22,10 +23,10 @@ from map_core.errors import UserError
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.runs.summary import commit, versions
 from map_core.study.measures import Cost, Settings
-from map_core.study.runner import as_text
 from map_dense import catalogue
 
 TOOLBOX = "onedl-mmsegmentation"
+CONFIG = "config.py"
 WEIGHTS = "model.backbone.init_cfg.checkpoint"
 COUNTED = 2  # images: BatchNorm needs more than one
 
@@ -33,7 +34,7 @@ COUNTED = 2  # images: BatchNorm needs more than one
 class Segmentation:
     """Mean IoU of a segmenter on its config's validation images, after the last iteration.
 
-    Settings are a packaged config's name, or a file, under ``recipe``, and options as ``--cfg-options`` takes them.
+    Settings are a packaged config's name, or a file, under ``recipe``, and what differs, by dotted names.
     """
 
     title = "segmentation, mean IoU (%)"
@@ -42,10 +43,10 @@ class Segmentation:
 
     def command(self, settings: Settings, *, seed: int, init: str | None, out: Path) -> list[str]:
         """What ``mim train`` starts in a process of its own, which a signal to mim would leave behind."""
-        config, options = split(settings)
-        options |= {"randomness.seed": seed} | ({} if init is None else {WEIGHTS: init})
-        line = [sys.executable, str(train_program()), str(config), "--work-dir", str(out), "--resume"]
-        return [*line, "--cfg-options", *typed(options)]
+        config = read(settings | {"randomness.seed": seed} | ({} if init is None else {WEIGHTS: init}))
+        out.mkdir(parents=True, exist_ok=True)
+        config.dump(out / CONFIG)  # --cfg-options would take a comma or space in a path for an end
+        return [sys.executable, str(train_program()), str(out / CONFIG), "--work-dir", str(out), "--resume"]
 
     def summary(self, out: Path) -> dict[str, Any]:
         """The last evaluation, seconds of training, images a second, and what ran where.
@@ -57,6 +58,7 @@ class Segmentation:
             json.loads(line)
             for file in sorted(out.glob("*/vis_data/scalars.json"))  # one a start
             for line in file.read_text().splitlines()
+            if line.endswith("}")  # all but the last of a start that was killed
         ]
         evaluated = [line for line in lines if self.score in line]
         if not evaluated:
@@ -77,9 +79,7 @@ class Segmentation:
 
     def cost(self, settings: Settings, *, timed: bool = False) -> Cost:
         """Counted, and timed if asked to, on one step of a few images of noise."""
-        path, options = split(settings)
-        config = catalogue.read_config(path)
-        config.merge_from_dict(catalogue.read_options(typed(options)))
+        config = read(settings)
         samples = config.train_cfg.max_iters * config.train_dataloader.batch_size
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # mmseg's, about a model that is only counted
@@ -105,15 +105,17 @@ def train_program() -> Path:
     return Path(found.origin).parent / ".mim" / "tools" / "train.py"
 
 
-def split(settings: Settings) -> tuple[Path, Settings]:
-    """The config of a measure's settings, and its options."""
+def read(settings: Settings) -> Any:
+    """The config of a measure's settings, with its options."""
     options = dict(settings)
-    return catalogue.find_config(options.pop("recipe")), options
+    config = catalogue.read_config(catalogue.find_config(options.pop("recipe")))
+    config.merge_from_dict({key: typed(value) for key, value in options.items()})
+    return config
 
 
-def typed(options: Settings) -> list[str]:
-    """Options as ``--cfg-options`` takes them."""
-    return [f"{key}={as_text(value)}" for key, value in options.items()]
+def typed(value: Any) -> Any:
+    """A setting as YAML gives it; a tuple, which YAML does not have and mmcv asks for, is text: ``"(224, 224)"``."""
+    return ast.literal_eval(value) if isinstance(value, str) and value.startswith("(") else value
 
 
 def one_step(config: Any, count: int) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from map_core.commands.parser import parse
 from map_core.commands.recipes import recipe_names
 from map_core.errors import RunStopped, UserError, near_matches, visible
 
-EXIT_USER_ERROR = 2
+EXIT_USER_ERROR = UserError.status
 EXIT_INTERRUPTED = 130
 PACKAGES = ("map-core", "torch", "timm")  # whose versions --version prints besides the program's
 
@@ -23,7 +23,8 @@ PACKAGES = ("map-core", "torch", "timm")  # whose versions --version prints besi
 def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    It is 0, 2 with one sentence on stderr if the user erred, or 130 or 143 where a signal stopped a run early.
+    It is 0, 2 with one sentence on stderr if the user erred, 3 where training diverged, or 130 or 143 where a signal
+    stopped a run early.
 
     Other errors, and the user's too where MAP_DEBUG is set in the environment, keep their traceback. Where whoever
     reads the output stops reading, as in ``info | head -1``, the command ends there without a word.
@@ -60,7 +61,7 @@ def run_command(program: str, commands: Sequence[Command], recipes: str, argumen
         if os.environ.get("MAP_DEBUG"):
             raise
         print(f"{program}: error: {visible(str(error))}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.status
     except RunStopped as stop:
         return stop.status
     except KeyboardInterrupt:

@@ -46,7 +46,7 @@ StudyReportConfig = config_class(
 
 
 def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
-    """The study that ``config`` names, arms of equal compute resolved, and where it runs.
+    """The study that ``config`` names, and where it runs.
 
     Raises:
         UserError: it cannot write there, or what its file says makes no study.
@@ -55,27 +55,25 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
         require_folder(expanded(config.out))
     if config.results:
         require_file(expanded(config.results), option="--results")
-    with (
-        find_recipe(f"{domain.module}.studies", config.study) as path,
-        tempfile.TemporaryDirectory() as scratch,
-    ):
-        asked = read_study(path, f"{domain.module}.studies")
-        out = expanded(config.out or f"runs/{asked.name}")
-        require_folder(out)
-        results = expanded(config.results) if config.results else out / "results.jsonl"
-        if not config.results:
-            refuse_link(results)
-        found = resolve_compute(asked, domain, Path(scratch) / "none", read_results(results, asked.name))
+    with find_recipe(f"{domain.module}.studies", config.study) as path:
+        found = read_study(path, f"{domain.module}.studies")
+    out = expanded(config.out or f"runs/{found.name}")
+    require_folder(out)
+    results = expanded(config.results) if config.results else out / "results.jsonl"
+    if not config.results:
+        refuse_link(results)
     return found, Place(domain.module, out, results)
 
 
 def study(domain: Domain, config: Any) -> None:
     """Run a study, then print its table and write its report."""
-    found, place = open_study(domain, config)
-    if config.dry_run:
-        with tempfile.TemporaryDirectory() as scratch:
+    asked, place = open_study(domain, config)
+    with tempfile.TemporaryDirectory() as scratch:
+        known = read_results(place.results, asked.name)
+        found = resolve_compute(asked, domain, Path(scratch) / "none", known)
+        if config.dry_run:
             print(describe_plan(found, domain, Path(scratch)))
-        return
+            return
     launcher = None
     if config.cluster is not None:
         settings = None if config.cluster_settings is None else expanded(config.cluster_settings)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,8 +15,7 @@ from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
-from map_core.study.definition import Arm, Study
-from map_core.study.forms import is_whole
+from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import Cost, added_measures, load_measure
 from map_core.study.plan import PlannedRun, planned_runs
 from map_core.study.results import Result
@@ -23,10 +23,13 @@ from map_core.study.runner import as_text
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
 from map_core.tasks.pretraining import PretrainTask
+from map_core.tasks.probe import LinearProbe
 from map_core.training import Task
 from map_core.training.loop import train
+from map_core.training.sampling import RunPlan
 
 TIMED_STEPS = 5
+LENGTHS = ("training.epochs", "training.sample_budget")
 UNCOUNTED = (
     "training.seed",
     "data.subset_seed",
@@ -34,20 +37,34 @@ UNCOUNTED = (
 )  # settings that change no number of operations
 
 
-def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
-    """The task of a training run of a study, from scratch, and its configuration."""
+class CountedProbe(LinearProbeTask):
+    """A probe of weights that are not there yet: those of a new model take the same operations."""
+
+    def build_model(self) -> nn.Module:
+        if self.config.init is not None:
+            return super().build_model()
+        return LinearProbe(self.domain.models.create_backbone(self.config.model), len(self.data.classes))
+
+
+def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
+    """What a training run of a study is asked for."""
     kinds = configs(domain)
     kind = kinds.pretrain if run.command == "pretrain" else kinds.finetune
     settings = dict(run.settings)
     recipe = settings.pop("recipe")
     overrides = [f"--{key}={as_text(value)}" for key, value in settings.items()]
-    config: Any = load_recipe(domain.recipes, recipe, kind, [*overrides, f"--out={out}"])
-    makers: dict[str, Callable[[Domain, Any], Task]] = {
+    return load_recipe(domain.recipes, recipe, kind, [*overrides, f"--out={out}"])
+
+
+def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
+    """The task of a training run of a study, from scratch, and its configuration, a budget of samples as epochs."""
+    makers: dict[str, Callable[[Domain, Any], Any]] = {
         "pretrain": PretrainTask,
         "finetune": FinetuneTask,
-        "linear-probe": LinearProbeTask,
+        "linear-probe": CountedProbe,
     }
-    return makers[run.command](domain, config), config
+    task = makers[run.command](domain, configuration(domain, run, out))
+    return task, task.config
 
 
 def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = False) -> Cost:
@@ -56,7 +73,8 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
         return load_measure(run.stage).cost(run.settings, timed=timed)
     task, config = make_task(domain, run, out)
     training = config.training
-    samples = training.epochs * (len(task.train_data) // training.batch_size) * training.batch_size
+    plan = RunPlan.of(training, len(task.train_data), processes=1, process=0)
+    samples = training.epochs * plan.steps_per_epoch * training.batch_size
     count = min(training.batch_size, len(task.train_data), 8)
     batch = (task.collate or default_collate)([task.train_data[i] for i in range(count)])
     with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
@@ -91,10 +109,15 @@ class Operations:
         return self.counted[key]
 
 
-def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> Study:
-    """Give arms with ``compute_of`` the epochs of finetuning that cost what the other arm costs in all.
+def length_of(settings: Settings) -> Settings:
+    """What settings say of how long a run trains."""
+    return {name: settings[name] for name in LENGTHS if settings.get(name) is not None}
 
-    Counted once: an arm goes on for as many epochs as its runs so far had, whatever another version or device counts.
+
+def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> Study:
+    """Give arms with ``compute_of`` the length of finetuning that costs what the other arm costs in all.
+
+    Counted once: an arm goes on with the length that its runs so far had, whatever another version or device counts.
 
     Args:
         study: Its arms may name others.
@@ -115,22 +138,19 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
     def resolved(arm: Arm) -> Arm:
         if arm.compute_of is None:
             return arm
-        epochs = {
-            result.labels: result.settings["training.epochs"]
-            for result in results
-            if result.arm == arm.name and is_whole(result.settings.get("training.epochs"), 1)
-        }
-        if not study.labels.keys() - epochs.keys():
-            return replace(arm, epochs=epochs)
-        other = by_name[arm.compute_of]
-        before = cost(other, "pretrain", None).flops if other.pretrain is not None else 0.0
-        for labels in study.labels.keys() - epochs.keys():
+        lengths = {result.labels: length_of(result.settings) for result in results if result.arm == arm.name}
+        for labels in [labels for labels in study.labels if labels not in lengths]:
+            other = by_name[arm.compute_of]
+            before = cost(other, "pretrain", None).flops if other.pretrain is not None else 0.0
             mine, theirs = cost(arm, "finetune", labels), cost(other, "finetune", labels)
             plan = replace(study, arms=(replace(arm, compute_of=None),), learning_rates={})
             run = next(r for r in planned_runs(plan, []) if r.stage == "finetune" and r.labels == labels)
-            _, config = make_task(domain, run, scratch)
-            epochs[labels] = max(1, round(config.training.epochs * (before + theirs.flops) / mine.flops))
-        return replace(arm, epochs=epochs)
+            training = configuration(domain, run, scratch).training
+            name, length = "training.epochs", training.epochs
+            if training.sample_budget is not None:  # which sets the epochs
+                name, length = "training.sample_budget", training.sample_budget
+            lengths[labels] = {name: max(1, round(length * (before + theirs.flops) / mine.flops))}
+        return replace(arm, lengths=lengths)
 
     return replace(study, arms=tuple(resolved(arm) for arm in study.arms))
 

@@ -48,7 +48,7 @@ class Arm:
         model: Settings of its model, in every stage.
         init: Weights that are there already, as ``--init`` takes them, in the place of pretraining.
         compute_of: Finetuned for as many operations as this arm is pretrained and finetuned for.
-        epochs: Of finetuning, by number of labels, where ``compute_of`` was resolved to them.
+        lengths: Settings of finetuning's length, by number of labels, where ``compute_of`` was resolved to them.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Arm:
     model: Settings = field(default_factory=dict)
     init: str | None = None
     compute_of: str | None = None
-    epochs: Mapping[int | None, int] = field(default_factory=dict)
+    lengths: Mapping[int | None, Settings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,10 @@ def _read_values(path: Path, package: str, chain: tuple[Path, ...]) -> dict[str,
     if values.get("base") is None:
         return values
     base = str(values["base"])
+    if values.get("name") is None:
+        raise UserError(
+            f"study {path} builds on {base} and lacks name: results are kept by it, each study's apart"
+        )
     beside = path.parent / f"{base}.yaml"
     with find_recipe(package, str(beside if is_file(beside) else base)) as file:
         below = _read_values(file, package, (*chain, path))
@@ -160,18 +164,23 @@ def _read_arm(path: Path, name: str, values: Settings, shared: Settings) -> Arm:
                 f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), known)}"
             )
         for key in (settings or {}) if stage in stages() else ():
-            if key.startswith(shared_sections(stage)):
+            if f"{key}.".startswith(shared_sections(stage)):
                 raise UserError(
                     f"arm {name} of {path} sets {key}: all arms share data and evaluation, or nothing is "
                     "compared; set it for the study"
                 )
+        if stage in measured_stages() and "recipe" in (settings or {}):
+            raise UserError(
+                f"arm {name} of {path} has a recipe of its own for {stage}, which may bring other data and evaluation: "
+                "say what differs by its settings"
+            )
+    model = {f"model.{key}": value for key, value in (values.get("model") or {}).items()}
     pretrain = None
     if "pretrain" in values:
-        pretrain = {**shared, **(values["pretrain"] or {})}
+        pretrain = {**shared, **model, **(values["pretrain"] or {})}
         if "recipe" not in pretrain:
             raise UserError(f"arm {name} of {path} is pretrained without a recipe: add pretrain.recipe")
     own = {stage: dict(values.get(stage) or {}) for stage in measured_stages()}
-    model = {f"model.{key}": value for key, value in (values.get("model") or {}).items()}
     return Arm(name, pretrain, own, model, values.get("init"), values.get("compute_of"))
 
 
@@ -231,9 +240,10 @@ def _check_compute(name: str, arm: Arm, study: Study) -> None:
             "of what is"
         )
     other = next((other for other in study.arms if other.name == arm.compute_of), None)
-    if other is None or arm.pretrain is not None or arm.init is not None:
+    if other is None or other.compute_of is not None or arm.pretrain is not None or arm.init is not None:
         raise UserError(
-            f"{name} has compute_of {arm.compute_of!r}: it must name another arm, and start from scratch itself"
+            f"{name} has compute_of {arm.compute_of!r}: it must name another arm, one without compute_of, and start "
+            "from scratch itself"
         )
     if other.init is not None:
         raise UserError(

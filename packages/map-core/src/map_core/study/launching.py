@@ -1,5 +1,6 @@
 """Where the runs of a study are started: processes of this machine, or jobs of a cluster by submitit."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -114,7 +115,9 @@ class Command:
 
         self._terminate()
         if self.process is not None:
-            self.process.wait()
+            # not wait(): a signal interrupted the one in __call__, which holds the lock that another would wait for
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Command(self.line, self.log))
 
     def _terminate(self) -> None:
@@ -135,6 +138,8 @@ class ClusterJob:
         try:
             return int(self.job.result())
         except Exception as error:  # submitit's own, of jobs that the cluster ended
+            refuse_link(self.log)
+            self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("a") as file:
                 file.write(f"job {self.job.job_id}: {error}\n")
             return 1
@@ -177,7 +182,10 @@ class ClusterJobs:
             raise UserError(f"submitit refuses cluster {cluster}{given}: {error}") from error
 
     def start(self, line: Sequence[str], log: Path) -> ClusterJob:
-        return ClusterJob(self.executor.submit(Command(line, log)), log)
+        try:
+            return ClusterJob(self.executor.submit(Command(line, log)), log)
+        except Exception as error:  # submitit's own, of what the cluster refuses
+            raise UserError(f"the cluster refuses {log.stem} ({error}); see --cluster_settings") from error
 
 
 def _submitit() -> Callable[..., Any]:

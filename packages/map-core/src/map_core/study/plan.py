@@ -56,7 +56,7 @@ def _runs_of(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> It
     start = None
     if arm.pretrain is not None:
         start = f"{arm.name}/seed{seed}/pretrain"
-        settings = {**arm.pretrain, **arm.model, "training.seed": seed}
+        settings = {**arm.pretrain, "training.seed": seed}
         if "heldout_loss" in study.measures:
             settings.setdefault("monitor.samples", MONITORED)
         yield PlannedRun(start, arm.name, seed, None, "pretrain", "pretrain", settings)
@@ -100,8 +100,8 @@ def _stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed
     settings["training.seed"] = seed
     if arm.init is not None:
         settings["init"] = arm.init
-    if stage == "finetune" and labels in arm.epochs:
-        settings["training.epochs"] = arm.epochs[labels]
+    if stage == "finetune":
+        settings |= arm.lengths.get(labels, {})
     if labels is not None:
         settings |= {"data.subset": labels, "data.subset_seed": seed}
     return settings

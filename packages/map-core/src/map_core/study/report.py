@@ -67,15 +67,16 @@ def comparisons(study: Study, results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def plot(study: Study, results: Sequence[Result], path: Path) -> None:
-    """Draw every measure: over labels where there are several, else a bar an arm; a point a seed."""
+def plot(study: Study, results: Sequence[Result], path: Path) -> bool:
+    """Draw every measure over numbers of labels, a point a seed; without any, say so and leave no picture."""
     stages = [
         s
         for s in study.measures
         if any(scores(results, a.name, s, n) for a in study.arms for n in (*study.labels, None))
     ]
     if not stages:
-        return
+        path.unlink(missing_ok=True)
+        return False
     figure = Figure(figsize=(4.6 * len(stages), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
@@ -97,6 +98,7 @@ def plot(study: Study, results: Sequence[Result], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)
     save_picture(figure, path, dpi=120)
+    return True
 
 
 def page(study: Study, results: Sequence[Result], command: str) -> str:
@@ -133,7 +135,7 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
 def write_report(study: Study, results: Sequence[Result], out: Path, command: str) -> Path:
     """Write ``report.md`` with ``report.png`` and ``report.json`` into ``out``; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    plot(study, results, out / "report.png")
+    picture = "\n![the measures](report.png)\n" if plot(study, results, out / "report.png") else ""
     numbers = {
         f"{arm.name}/{stage}/{labels or 'all'}": scores(results, arm.name, stage, labels)
         for arm in study.arms
@@ -141,5 +143,5 @@ def write_report(study: Study, results: Sequence[Result], out: Path, command: st
     }
     save_text(out / "report.json", json.dumps(numbers, indent=1) + "\n")
     path = out / "report.md"
-    save_text(path, page(study, results, command) + "\n![the measures](report.png)\n")
+    save_text(path, page(study, results, command) + picture)
     return path

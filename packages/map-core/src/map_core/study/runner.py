@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from map_core.errors import UserError, reason
+from map_core.errors import Diverged, UserError, reason
 from map_core.json_values import is_finite
 from map_core.reading import read_small
 from map_core.study.definition import Study
@@ -22,7 +23,7 @@ from map_core.study.results import Result, append_result, read_results
 from map_core.tasks.weights import MODEL_FILE
 
 POLL_SECONDS = 0.2
-SCORES = ("test_accuracy", "knn_accuracy", "loss")  # the first that a run measured counts
+SCORES = {"pretrain": "loss", "knn": "knn_accuracy"}  # by stage; of all others the accuracy
 KEPT_FACTS = ("commit", "device", "versions", "peak_memory_bytes", "evaluated_on", "samples_per_second")
 
 
@@ -80,17 +81,26 @@ def run_study(
         progress: Show a bar.
 
     Raises:
-        UserError: a run failed, and its log says why; a budget that is too small for any run.
+        UserError: a run failed, and its log says why; results of a study that was another; a budget that is too small
+            for any run; no jobs.
     """
-    # a scheduler's SIGTERM ends the study as an error would: through the end of this function, its runs with it
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1; got {jobs}")
     launcher = launcher or Processes(threads=1 if jobs > 1 else None)
     began, started = time.monotonic(), list[Started]()
     results = read_results(place.results, study.name)
+    refuse_other_settings(study, results, place)
     known = len(results)
     place.out.mkdir(parents=True, exist_ok=True)
     bar = tqdm(
         total=len(list(planned_runs(study, results))), initial=len(results), unit="run", disable=not progress
+    )
+    # a scheduler's SIGTERM ends the study as an error would: through the end of this function, its runs with it
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = (
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        if in_main_thread
+        else None
     )
     try:
         while True:
@@ -126,7 +136,26 @@ def run_study(
             item.job.stop()
         for item in started:
             item.job.wait()
-        signal.signal(signal.SIGTERM, before)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def refuse_other_settings(study: Study, results: Sequence[Result], place: Place) -> None:
+    """Refuse results of runs that the study now asks for with other settings: they answer another question.
+
+    Raises:
+        UserError: naming a run and what differs.
+    """
+    done = {result.key: result.settings for result in results}
+    for run in planned_runs(study, results):
+        asked = json.loads(json.dumps(run.settings))
+        was = done.get(run.key, asked)
+        if changed := sorted(key for key in {*was, *asked} if was.get(key) != asked.get(key)):
+            told = ", ".join(f"{key} was {was.get(key)!r} and is {asked.get(key)!r}" for key in changed)
+            raise UserError(
+                f"{place.results} holds {run.key} with other settings ({told}): give the changed study another name, "
+                "or remove that line and the run's folder"
+            )
 
 
 def needed_first(run: PlannedRun, study: Study, results: Sequence[Result], place: Place) -> PlannedRun:
@@ -177,18 +206,36 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
     run, directory, log = item.run, place.directory(item.run.key), place.log(item.run.key)
     if status:
         said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        last = said[-1] if said else "it printed nothing"
+        if status == Diverged.status and run.stage == "trial":  # this rate has lost
+            return result_of(study, run, 0.0, {}, time.monotonic() - item.began, {"diverged": last})
         raise UserError(
-            f"run {run.key} of the study ended with status {status}: "
-            f"{said[-1] if said else 'it printed nothing'}; see {log}, then start the study again: it goes on"
+            f"run {run.key} of the study ended with status {status}: {last}; see {log}, then start the study again: it "
+            "goes on"
         )
     summary = read_summary(run, directory)
     if summary.get("interrupted"):
         raise UserError(f"run {run.key} was interrupted; start the study again: it goes on")
     numbers = {key: float(v) for key, v in summary.items() if is_finite(v)}
-    names = (load_measure(run.stage).score,) if run.stage in added_measures() else SCORES
-    score = next((numbers[name] for name in names if name in numbers), None)
-    if score is None:
-        raise UserError(f"run {run.key} measured no {', '.join(names)}; see {log}")
+    name = SCORES.get(run.stage, "test_accuracy")
+    if run.stage in added_measures():
+        name = load_measure(run.stage).score
+    if name not in numbers:
+        raise UserError(f"run {run.key} measured no {name}; see {log}")
+    facts = {key: summary[key] for key in KEPT_FACTS if key in summary}
+    seconds = numbers.get("seconds", time.monotonic() - item.began)
+    return result_of(study, run, numbers[name], numbers, seconds, facts)
+
+
+def result_of(
+    study: Study,
+    run: PlannedRun,
+    score: float,
+    numbers: dict[str, float],
+    seconds: float,
+    facts: dict[str, Any],
+) -> Result:
+    """The result of a run whose summary holds ``numbers``."""
     return Result(
         study=study.name,
         key=run.key,
@@ -200,9 +247,9 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
         settings=run.settings,
         score=score,
         measures=numbers,
-        seconds=numbers.get("seconds", time.monotonic() - item.began),
+        seconds=seconds,
         samples=round(numbers.get("samples_per_second", 0) * numbers.get("seconds", 0)),
-        facts={key: summary[key] for key in KEPT_FACTS if key in summary},
+        facts=facts,
     )
 
 

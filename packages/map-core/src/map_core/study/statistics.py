@@ -5,12 +5,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom, then 15, 20, 30; beyond that the normal's
+# two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom, then 15, 20, 30
 T95 = {
     1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228,
     15: 2.131, 20: 2.086, 30: 2.042,
 }  # fmt: skip
-NORMAL95 = 1.960
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,6 @@ class Estimate:
 
 def t_quantile(degrees: int) -> float:
     """Two-sided 95 % quantile of Student's t; between tabulated degrees the wider one."""
-    if degrees > max(T95):
-        return NORMAL95
     return T95[max(known for known in T95 if known <= degrees)]
 
 

@@ -46,8 +46,8 @@ class MonitorConfig:
 
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no monitor can have."""
-        if self.samples < 0:
-            raise UserError(f"monitor.samples must be 0 or more; got {self.samples}")
+        if self.samples < 0 or self.samples == 1:
+            raise UserError(f"monitor.samples must be 0 or at least 2; got {self.samples}")
         if self.neighbors < 1:
             raise UserError(f"monitor.neighbors must be at least 1; got {self.neighbors}")
         if self.keep_best is not None and self.keep_best not in MEASURES:

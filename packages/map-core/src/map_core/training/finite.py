@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from map_core.errors import UserError
+from map_core.errors import Diverged
 
 
 class FiniteGuard:
@@ -35,7 +35,7 @@ class FiniteGuard:
         """Look at the loss and gradient norm of ``step`` before the optimizer's step.
 
         Raises:
-            UserError: they are not finite, where looking does not wait.
+            Diverged: they are not finite, where looking does not wait.
         """
         loss, norm = scalars["loss"], scalars["grad_norm"]
         broken = torch.maximum(self._broken, 1 - (loss.isfinite() & norm.isfinite()).float())
@@ -52,7 +52,7 @@ class FiniteGuard:
         """Stop the run, on every process alike, if any step was broken.
 
         Raises:
-            UserError: one was.
+            Diverged: one was.
         """
         broken: Tensor = self._broken
         if self._accelerator.num_processes > 1:
@@ -61,7 +61,7 @@ class FiniteGuard:
             return
         step, lr, loss, norm = self._first.tolist()
         elsewhere = "" if math.isnan(loss + norm) or math.isinf(loss + norm) else " on another process"
-        raise UserError(
+        raise Diverged(
             f"the loss is not finite at step {step:.0f}{elsewhere} (loss {loss}, gradient norm {norm}, learning "
             f"rate {lr:g}); the last checkpoint is from before it; try a lower --training.base_lr, a longer "
             "--training.warmup_epochs, a smaller --training.clip_grad or --training.precision fp32, and look at "

@@ -78,13 +78,13 @@ def make_block_mask(mask: Bool[Tensor, "#b q l"]) -> Any:
 class _Last:
     """The block mask made last: the layers of a step share one mask."""
 
-    mask: Tensor | None = None
-    made: Any = None
+    pair: tuple[Tensor, Any] | None = None  # together, as another thread may replace them
 
     def of(self, mask: Tensor) -> Any:
-        if self.mask is not mask:
-            self.mask, self.made = mask, make_block_mask(mask)
-        return self.made
+        last = self.pair
+        if last is None or last[0] is not mask:
+            last = self.pair = mask, make_block_mask(mask)
+        return last[1]
 
 
 _last = _Last()

@@ -23,15 +23,34 @@ def native_attention_unfit(request: Request) -> str | None:
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[AttentionCall, list[Tensor | None]]:
-    """Describe attention, and return the tensors that must live until it has run."""
+    """Describe attention, and return the tensors that must live until it has run.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a mask that is not of bool: the kernel reads what it is told.
+    """
+    batch, queries, count, width = q.shape
+    keys = k.shape[1]
+    if k.shape != (batch, keys, count, width) or v.shape != k.shape:
+        raise ValueError(
+            f"keys and values must be {(batch, keys, count, width)}; got {(*k.shape,)}, {(*v.shape,)}"
+        )
+    if mask is not None and not (
+        mask.dtype == torch.bool
+        and mask.shape[0] in (1, batch)
+        and mask.shape[1] in (1, queries)
+        and mask.shape[2] == keys
+    ):
+        raise ValueError(
+            f"the mask must be of bool, {(batch, queries, keys)} or 1 for the first two; got {mask.dtype}, "
+            f"{(*mask.shape,)}"
+        )
     wide_q, wide_k, wide_v = (widen(x) for x in (q, k, v))
     seen = None if mask is None else mask.contiguous()
-    batch, queries, count, width = q.shape
     call = AttentionCall(
         batch=batch,
         heads=count,
         queries=queries,
-        keys=k.shape[1],
+        keys=keys,
         width=width,
         threads=torch.get_num_threads(),
         q=heads(wide_q),
