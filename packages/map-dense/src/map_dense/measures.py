@@ -6,6 +6,7 @@
 """
 
 import ast
+import contextlib
 import json
 import platform
 import sys
@@ -115,7 +116,10 @@ def read(settings: Settings) -> Any:
 
 def typed(value: Any) -> Any:
     """A setting as YAML gives it; a tuple, which YAML does not have and mmcv asks for, is text: ``"(224, 224)"``."""
-    return ast.literal_eval(value) if isinstance(value, str) and value.startswith("(") else value
+    if isinstance(value, str) and value.startswith("("):
+        with contextlib.suppress(SyntaxError, ValueError):  # a layout, such as (MMMT)x4
+            return ast.literal_eval(value)
+    return value
 
 
 def one_step(config: Any, count: int) -> Callable[[], None]:
