@@ -65,7 +65,7 @@ def one_arm(root: Path, drawn: bool, quick: bool) -> Study:
     return replace(
         study,
         arms=(replace(arm, pretrain=arm.pretrain | own | images),),
-        finetune=study.finetune | own,
+        stages=study.stages | {"finetune": study.stages["finetune"] | own},
         labels={labels: {}},
         learning_rates={},
         seeds=study.seeds[:1],
