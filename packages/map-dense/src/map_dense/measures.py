@@ -50,7 +50,7 @@ class Segmentation:
         return [sys.executable, str(train_program()), str(out / CONFIG), "--work-dir", str(out), "--resume"]
 
     def summary(self, out: Path) -> dict[str, Any]:
-        """The last evaluation, seconds of training, images a second, and what ran where.
+        """The last evaluation, seconds of training, and what ran where.
 
         Raises:
             UserError: nothing was evaluated.
@@ -64,18 +64,16 @@ class Segmentation:
         evaluated = [line for line in lines if self.score in line]
         if not evaluated:
             raise UserError(f"{out} holds no evaluation; remove it and start again")
-        steps = {
-            line["step"]: line["time"] for line in lines if "loss" in line
-        }  # mean seconds since the one before
+        # mean seconds of a step since the line before
+        steps = {line["step"]: line["time"] for line in lines if "loss" in line}
+        on_gpu = torch.cuda.is_available()
         gaps = zip(sorted(steps), [0, *sorted(steps)], strict=False)
         return {
             **{key: value for key, value in evaluated[-1].items() if key != "step"},
             "seconds": sum(steps[step] * (step - before) for step, before in gaps),
             "commit": commit(),
             "versions": versions(TOOLBOX, "onedl-mmcv"),
-            "device": torch.cuda.get_device_name()
-            if torch.cuda.is_available()
-            else f"cpu ({platform.machine()})",
+            "device": torch.cuda.get_device_name() if on_gpu else f"cpu ({platform.machine()})",
         }
 
     def cost(self, settings: Settings, *, timed: bool = False) -> Cost:
