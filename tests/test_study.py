@@ -18,6 +18,7 @@ from map_core.study.cost import count_cost, resolve_compute
 from map_core.study.definition import read_study
 from map_core.study.plan import planned_runs
 from map_core.study.results import Result, read_results
+from map_core.study.runner import Place, refuse_other_settings
 from map_vision.domain import DOMAIN
 
 TINY = {
@@ -105,6 +106,19 @@ def test_a_budget_that_runs_were_given_stays_theirs(study_file: Path, whole: Pat
     longer = {"training.epochs": 100 + counted[64]["training.epochs"]}
     changed = [replace(result, settings=result.settings | longer) for result in done]
     assert lengths(changed) == {"equal compute": {64: longer}}
+
+
+def test_runs_from_before_an_arm_had_a_budget_give_it_none(study_file: Path, tmp_path: Path) -> None:
+    study, key = read_study(study_file, "map_vision.studies"), "equal compute/seed0/finetune_64"
+    settings = {**study.stages["finetune"], "training.seed": 0, "data.subset": 64, "data.subset_seed": 0}
+    before = Result("tiny", key, "equal compute", 0, 64, "finetune", None, settings, 50.0)
+    found = resolve_compute(study, DOMAIN, tmp_path / "none", [before])
+    (lengths,) = [arm.lengths for arm in found.arms if arm.lengths]
+    assert lengths[64]["training.epochs"] > settings["training.epochs"] == 2
+    with pytest.raises(
+        UserError, match=r"holds equal compute/seed0/finetune_64 with other settings .*epochs was 2"
+    ):
+        refuse_other_settings(found, [before], Place("map_vision", tmp_path, tmp_path / "results.jsonl"))
 
 
 def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:

@@ -114,6 +114,11 @@ def length_of(settings: Settings) -> Settings:
     return {name: settings[name] for name in LENGTHS if settings.get(name) is not None}
 
 
+def own_settings(study: Study, arm: Arm, labels: int | None) -> Settings:
+    """What a study's file says of an arm's finetuning."""
+    return {**study.stages["finetune"], **study.labels[labels], **arm.stages.get("finetune", {})}
+
+
 def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> Study:
     """Give arms with ``compute_of`` the length of finetuning that costs what the other arm costs in all.
 
@@ -138,7 +143,13 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
     def resolved(arm: Arm) -> Arm:
         if arm.compute_of is None:
             return arm
-        lengths = {result.labels: length_of(result.settings) for result in results if result.arm == arm.name}
+        lengths = {
+            result.labels: length
+            for result in results
+            if result.arm == arm.name and result.labels in study.labels
+            # runs as long as the arm was without ``compute_of`` are of another study
+            if (length := length_of(result.settings)) != length_of(own_settings(study, arm, result.labels))
+        }
         for labels in [labels for labels in study.labels if labels not in lengths]:
             other = by_name[arm.compute_of]
             before = cost(other, "pretrain", None).flops if other.pretrain is not None else 0.0
