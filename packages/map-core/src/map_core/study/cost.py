@@ -17,7 +17,7 @@ from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import Cost, added_measures, load_measure
-from map_core.study.plan import PlannedRun, planned_runs
+from map_core.study.plan import PlannedRun, planned_runs, stage_settings
 from map_core.study.results import Result
 from map_core.study.runner import as_text
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
@@ -114,11 +114,6 @@ def length_of(settings: Settings) -> Settings:
     return {name: settings[name] for name in LENGTHS if settings.get(name) is not None}
 
 
-def own_settings(study: Study, arm: Arm, labels: int | None) -> Settings:
-    """What a study's file says of an arm's finetuning."""
-    return {**study.stages["finetune"], **study.labels[labels], **arm.stages.get("finetune", {})}
-
-
 def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> Study:
     """Give arms with ``compute_of`` the length of finetuning that costs what the other arm costs in all.
 
@@ -148,7 +143,8 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
             for result in results
             if result.arm == arm.name and result.labels in study.labels
             # runs as long as the arm was without ``compute_of`` are of another study
-            if (length := length_of(result.settings)) != length_of(own_settings(study, arm, result.labels))
+            if (length := length_of(result.settings))
+            != length_of(stage_settings(study, arm, "finetune", result.labels, seed))
         }
         for labels in [labels for labels in study.labels if labels not in lengths]:
             other = by_name[arm.compute_of]

@@ -80,7 +80,7 @@ def _measured(
 ) -> Iterator[PlannedRun]:
     """Trials of learning rates (at the first seed), then the run at the chosen rate, for every number of labels."""
     for labels in study.labels:
-        settings = _stage_settings(study, arm, stage, labels, seed)
+        settings = stage_settings(study, arm, stage, labels, seed)
         folder = f"{arm.name}/seed{seed}/{stage}" + ("" if labels is None else f"_{labels}")
         lr = None
         if study.learning_rates.get(stage):
@@ -94,7 +94,7 @@ def _measured(
         yield PlannedRun(folder, arm.name, seed, labels, stage, command, settings, start, lr)
 
 
-def _stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed: int) -> Settings:
+def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed: int) -> Settings:
     """Options of a stage of an arm: the study's, those of the number of labels, the arm's, the seed."""
     settings = {**study.stages[stage], **study.labels[labels], **arm.model, **arm.stages.get(stage, {})}
     settings["training.seed"] = seed
@@ -116,7 +116,7 @@ def _trials(
     scores = {result.key: result.score for result in results}
 
     def trial(lr: float) -> PlannedRun:
-        settings = _stage_settings(study, arm, stage, labels, seed)
+        settings = stage_settings(study, arm, stage, labels, seed)
         settings |= {"data.holdout": study.holdout, "training.lr": lr}
         name = stage if labels is None else f"{stage}_{labels}"
         key = f"{arm.name}/trials/{name}_lr{lr:g}"
