@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from multiprocessing import resource_sharer
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ class Faulty:
 
 def batches(happens, **changes):
     settings = {"workers": 2, "device": torch.device("cpu"), "collate": torch.stack, "patience": 1.5}
-    keys = [SampleKey(0, index, 0) for index in range(10)]
-    return loaded(Faulty(happens), 0, **(settings | changes), batch_size=2, sampler=keys)
+    settings["sampler"] = [SampleKey(0, index, 0) for index in range(10)]
+    return loaded(Faulty(happens), 0, **(settings | changes), batch_size=2)
 
 
 def kill():
@@ -71,11 +72,31 @@ def test_a_process_that_does_not_go_on_is_named_with_its_sample(happens, message
     assert multiprocessing.active_children() == []
 
 
-def test_an_error_of_the_data_set_is_passed_on():
-    def fail():
-        raise RuntimeError("DataLoader is no excuse")
+def test_a_process_that_dies_while_its_batch_is_taken_is_named_with_its_sample():
+    """A batch's memory is handed over by the process that made it, which may be half dead by then."""
+    half_dead = multiprocessing.Event()
 
-    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process 0"):
+    def die_slowly():
+        time.sleep(0.5)  # its earlier batch is in the queue by then
+        resource_sharer.stop()  # nothing is handed over any more
+        half_dead.set()
+        time.sleep(0.5)
+        kill()
+
+    keys = [SampleKey(0, index, 0) for index in (0, 1, 2, 3, 4, 6, 7, 8, 5, 9)]
+    iterator = batches(die_slowly, sampler=keys)
+    next(iterator)
+    assert half_dead.wait(30)
+    with pytest.raises(UserError, match=r"killed by SIGKILL while it read sample 5 \(picture_5.png\)"):
+        list(iterator)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, EOFError, OSError])
+def test_an_error_of_the_data_set_is_passed_on(kind):
+    def fail():
+        raise kind("DataLoader is no excuse")
+
+    with pytest.raises(kind, match=f"Caught {kind.__name__} in DataLoader worker process 0"):
         list(batches(fail))
 
 

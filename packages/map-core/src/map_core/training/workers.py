@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
@@ -86,12 +87,17 @@ def watched(
                     break
                 except StopIteration:
                     return
-                except RuntimeError as error:
-                    if not str(error).startswith("DataLoader "):
+                except (RuntimeError, EOFError, OSError) as error:
+                    if str(error).startswith("Caught "):
                         raise  # raised by the data set
+                    waiting = str(error).startswith("DataLoader ")
+                    if not waiting:  # a batch's memory is handed over by the process that made it
+                        wait([process.sentinel for process in processes], END_SECONDS)
                     for process in processes:
                         if not process.is_alive():
                             raise UserError(death(process, reading, names())) from None
+                    if not waiting:
+                        raise
                     if time.monotonic() - since > patience - look:
                         raise UserError(hang(patience, reading, names())) from None
             yield batch
