@@ -55,16 +55,20 @@ def test_a_picture_explains_its_colours_and_what_of_the_truth_it_uses(objective)
     figure = figure_of(views)
     (legend,) = figure.legends
     named = {
-        text.get_text(): to_hex(handle.get_facecolor()[0])
+        text.get_text(): to_hex(handle.get_color())
         for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
     }
-    visible, predicted = figure.axes[5].collections
+    (axis,) = figure.axes
+    visible, predicted = axis.collections
     assert named == {
         name: to_hex(part.get_facecolor()[0])
         for name, part in (("visible", visible), ("predicted", predicted))
     }
     assert named["visible"] != named["predicted"]
-    assert len(predicted.get_offsets()) == views.predicted.shape[1]
+    assert len(predicted.get_offsets()) == views.predicted.shape[:2].numel()
+    assert len(visible.get_offsets()) == 2 * (
+        64 + 2 * views.visible.shape[1]
+    )  # two clouds, their visible points twice
     assert figure.get_supxlabel() == CAPTION
 
 

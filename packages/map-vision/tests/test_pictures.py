@@ -109,8 +109,9 @@ def test_unaided_predictions_have_the_average_statistics_of_visible_patches(buil
 def test_a_picture_says_what_of_the_truth_it_uses(build, digits, normalized, titles, caption):
     pictures = reconstruct(build(normalize_targets=normalized), digits)
     figure = figure_of(pictures, mean=(0.0,), std=(1.0,))
-    assert [axis.get_title() for axis in figure.axes[: len(titles)]] == titles
-    assert len(figure.axes) == 2 * len(titles)
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == titles
+    assert len(axis.images) == 2 * len(titles)
     assert figure.get_supxlabel().split() == caption.split()
 
 

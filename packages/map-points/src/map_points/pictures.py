@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from map_core.objective import ReconstructingObjective
@@ -16,6 +17,7 @@ from map_points.data.config import Axis
 
 COLORS = {"visible": "tab:blue", "predicted": "tab:red"}
 CAPTION = "Predicted points stand around the true centres of the hidden patches; nothing else hidden is used."
+CELL = 2.1  # between two clouds of radius 1
 UP_LAST: dict[str, list[int]] = {"x": [1, 2, 0], "y": [2, 0, 1], "z": [0, 1, 2]}
 
 
@@ -83,42 +85,54 @@ def draw_reconstructions(
 
 def figure_of(views: CloudViews, *, up_axis: Axis = "z") -> Figure:
     """A row a cloud: cloud, visible patches, reconstruction; legend and caption say what is predicted, and where."""
-    turn = UP_LAST[up_axis]
-    cloud, visible, predicted = (
-        view.cpu().numpy()[..., turn] for view in (views.cloud, views.visible, views.predicted)
-    )
-    figure = Figure(figsize=(7.5, 2.5 * len(cloud) + 0.8), layout="constrained")
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in COLORS}
+    for row, cloud in enumerate(views.cloud):
+        middle, radius = middle_and_radius(cloud)
+        shown = ([cloud], [views.visible[row]], [views.visible[row], views.predicted[row]])
+        for column, parts in enumerate(shown):
+            for part, name in zip(parts, COLORS, strict=False):
+                points = oblique_view((part - middle).cpu().numpy() / radius, up_axis)
+                seen[name].append(points + (CELL * column, -CELL * row, 0))
+    columns, rows = len(shown), len(views.cloud)
+    figure = Figure(figsize=(2.5 * columns, 2.5 * rows + 0.8), layout="constrained")
     figure.supxlabel(CAPTION, fontsize="x-small")
-    axes = figure.subplots(len(cloud), 3, squeeze=False, subplot_kw={"projection": "3d"})
-    for title, axis in zip(("cloud", "visible patches", "reconstruction"), axes[0], strict=True):
-        axis.set_title(title)
-    for row, cells in enumerate(axes):
-        middle = (cloud[row].max(axis=0) + cloud[row].min(axis=0)) / 2
-        half = float((cloud[row].max(axis=0) - cloud[row].min(axis=0)).max()) / 2
-        for cell, parts in zip(cells, ([cloud], [visible], [visible, predicted]), strict=True):
-            for part, (name, color) in zip(parts, COLORS.items(), strict=False):
-                xyz: np.ndarray = part[row]
-                cell.scatter(xyz[:, 0], xyz[:, 1], xyz[:, 2], s=1.5, c=color, linewidths=0, label=name)
-            for axis, limit in zip("xyz", middle, strict=True):
-                getattr(cell, f"set_{axis}lim")(limit - half, limit + half)
-            cell.set_box_aspect((1, 1, 1), zoom=1.5)
-            cell.set_axis_off()
-    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper right", ncols=2, markerscale=4)
+    axis = figure.add_subplot(aspect="equal", xlim=(-1, CELL * columns - 1), ylim=(1 - CELL * rows, 1.3))
+    axis.axis("off")
+    for name, color in COLORS.items():
+        x, y, depth = np.concatenate(seen[name]).T
+        shade = np.nan_to_num(np.interp(depth, [-1, 1], [0.3, 1]))  # the near ones darker
+        axis.scatter(x, y, s=1.5, color=color, alpha=shade, linewidths=0)
+    for column, title in enumerate(("cloud", "visible patches", "reconstruction")):
+        axis.text(CELL * column, 1.1, title, ha="center", va="bottom", fontsize="large")
+    handles = [
+        Line2D([], [], linestyle="", marker=".", color=color, label=name) for name, color in COLORS.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return figure
+
+
+def middle_and_radius(points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3"], float]:
+    """The middle of a cloud's box, and its farthest point's distance from there."""
+    middle = (points.amax(0) + points.amin(0)) / 2
+    return middle, max(float((points - middle).norm(dim=1).max()), 1e-12)
+
+
+def oblique_view(points: Float[np.ndarray, "n 3"], up_axis: Axis) -> Float[np.ndarray, "n 3"]:
+    """Points as seen obliquely from above: how far to the right, up, and towards the viewer."""
+    turned = points[:, UP_LAST[up_axis]]
+    across, up = np.deg2rad(-60), np.deg2rad(25)
+    right = turned[:, 0] * np.cos(across) - turned[:, 1] * np.sin(across)
+    away = turned[:, 0] * np.sin(across) + turned[:, 1] * np.cos(across)
+    upwards = turned[:, 2] * np.cos(up) - away * np.sin(up)
+    return np.stack((right, upwards, away * np.cos(up) + turned[:, 2] * np.sin(up)), axis=1)
 
 
 def draw_cloud(
     points: Float[Tensor, "n 3"], *, up_axis: Axis = "z", side: int = 96
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A cloud seen obliquely from above, near points darker; drawn without matplotlib, which takes 0.1 s a cloud."""
-    turned = points.double().numpy()[:, UP_LAST[up_axis]]
-    turned = turned - (turned.max(axis=0) + turned.min(axis=0)) / 2
-    turned = turned / max(np.linalg.norm(turned, axis=1).max(), 1e-12)
-    across, up = np.deg2rad(-60), np.deg2rad(25)
-    x = turned[:, 0] * np.cos(across) - turned[:, 1] * np.sin(across)
-    away = turned[:, 0] * np.sin(across) + turned[:, 1] * np.cos(across)
-    y = turned[:, 2] * np.cos(up) - away * np.sin(up)
-    depth = away * np.cos(up) + turned[:, 2] * np.sin(up)
+    middle, radius = middle_and_radius(points.double())
+    x, y, depth = oblique_view((points.double() - middle).numpy() / radius, up_axis).T
     picture = np.full((side, side, 3), 255, dtype=np.uint8)
     order = np.argsort(depth)  # the far ones first
     column, line = (
