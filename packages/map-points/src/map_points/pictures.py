@@ -92,7 +92,7 @@ def figure_of(views: CloudViews, *, up_axis: Axis = "z") -> Figure:
         for column, parts in enumerate(shown):
             for part, name in zip(parts, COLORS, strict=False):
                 points = oblique_view((part - middle).cpu().numpy() / radius, up_axis)
-                seen[name].append(points + (CELL * column, -CELL * row, 0))
+                seen[name].append(points + np.array([CELL * column, -CELL * row, 0]))
     columns, rows = len(shown), len(views.cloud)
     figure = Figure(figsize=(2.5 * columns, 2.5 * rows + 0.8), layout="constrained")
     figure.supxlabel(CAPTION, fontsize="x-small")
