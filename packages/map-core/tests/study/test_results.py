@@ -168,3 +168,24 @@ def test_the_report_holds_every_number_of_the_results(tmp_path: Path) -> None:
     assert "map-vision study --study s" in page(study, results, "map-vision study --study s")
     path = write_report(study, results, tmp_path / "report", "command")
     assert json.loads((path.parent / "report.json").read_text())["map/finetune/all"] == {"0": 80.0, "1": 82.0}
+
+
+def test_arms_are_compared_at_equal_compute_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    pretrained = {"pretrain": {"recipe": "pretrain_digits"}}
+    arms = {"map": pretrained, "mae": pretrained, "longer": {"compute_of": "map"}, "scratch": {}}
+    values = {"name": "s", "arms": arms, "finetune": {"recipe": "finetune_digits"}, "measures": ["finetune"]}
+    file.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}, sort_keys=False))
+    scores = {"map": (80.0, 82.0), "mae": (79.0, 83.0), "longer": (78.0, 80.5), "scratch": (70.0, 72.5)}
+    results = [
+        replace(RESULT, key=f"{arm}{seed}", arm=arm, seed=seed, score=score)
+        for arm, by_seed in scores.items()
+        for seed, score in enumerate(by_seed)
+    ]
+    of_scratch, of_compute = comparisons(read_study(file, "map_core.study"), results).split("\n\n")
+    assert [line.split("|")[1].strip() for line in of_scratch.splitlines()[2:]] == ["map", "mae", "longer"]
+    assert [line.split("|")[1].strip() for line in of_compute.splitlines()[2:]] == ["map", "mae"]
+    assert of_compute.startswith("| arm minus longer |")
+    assert "| +1.75 [" in of_compute.splitlines()[2]
+    unfinished = [r for r in results if r.arm != "longer"]
+    assert comparisons(read_study(file, "map_core.study"), unfinished).count("arm minus") == 1

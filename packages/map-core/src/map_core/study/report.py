@@ -54,17 +54,29 @@ def table(study: Study, results: Sequence[Result]) -> str:
 
 
 def comparisons(study: Study, results: Sequence[Result]) -> str:
-    """Paired differences of every arm from the last one (the baseline), with 95 % intervals."""
-    baseline = study.arms[-1].name
-    lines = [f"| arm minus {baseline} | measure | difference [95 % interval] |", "|---|---|---|"]
-    for arm in study.arms[:-1]:
+    """Paired differences with 95 % intervals: from the last arm, then from every arm that has another's compute."""
+    last, equal_compute = study.arms[-1].name, [arm.name for arm in study.arms if arm.compute_of]
+    tables = [differences(study, results, last)]
+    tables += [differences(study, results, name, leave_out=(last, *equal_compute)) for name in equal_compute]
+    return "\n\n".join(table for table in tables if table)
+
+
+def differences(
+    study: Study, results: Sequence[Result], baseline: str, *, leave_out: Sequence[str] = ()
+) -> str:
+    """Every arm minus ``baseline``, by seed; empty where no seed has both."""
+    rows = []
+    for arm in study.arms:
+        if arm.name == baseline or arm.name in leave_out:
+            continue
         for stage, labels in columns(study):
             one, other = scores(results, arm.name, stage, labels), scores(results, baseline, stage, labels)
             shared = sorted(one.keys() & other.keys())
             if shared:
                 told = verdict([one[seed] - other[seed] for seed in shared])
-                lines.append(f"| {arm.name} | {title(stage, labels)} | {told} |")
-    return "\n".join(lines)
+                rows.append(f"| {arm.name} | {title(stage, labels)} | {told} |")
+    head = [f"| arm minus {baseline} | measure | difference [95 % interval] |", "|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""
 
 
 def plot(study: Study, results: Sequence[Result], path: Path) -> bool:
