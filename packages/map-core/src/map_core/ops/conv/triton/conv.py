@@ -9,10 +9,12 @@ from map_core.ops.conv.flops import backward_flops, forward_flops
 from map_core.ops.conv.triton.loading import kernels
 from map_core.ops.operator import register_operator
 
-# Never timed. A tile is so many steps of so many channels, a program of four warps; backward sums over spans.
-TIME = 16
-BLOCK = 64
-SPAN = 64
+# Of the cuts timed on an H200 (docs/performance.md) the fastest over six shapes. A program is one warp, a thread has
+# four channels; time is cut into stretches until there are so many programs.
+BLOCK = 128
+AHEAD = 4  # steps that are loaded at once
+PROGRAMS = 2048
+MIN_SPAN = 16
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -20,26 +22,25 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, dtype: torch.dtype
-) -> Tensor:
-    batch, length, channels = x.shape
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    if out.numel() == 0:
-        return out
-    x = _rows(x)
-    grid = batch * -(-length // TIME), -(-channels // BLOCK)
-    with torch.cuda.device_of(x):
-        kernels().convolve_kernel[grid](
-            x, weight.contiguous(), None if bias is None else bias.contiguous(), out,
-            x.stride(0), x.stride(1), length, channels,
-            TAPS=weight.shape[1], SILU=silu, REVERSE=reverse, TIME=TIME, BLOCK=BLOCK,
-        )  # fmt: skip
-    return out
+def _span(batch: int, length: int, channels: int) -> int:
+    """Steps of a program."""
+    stretches = -(-PROGRAMS // (batch * -(-channels // BLOCK)))
+    return max(MIN_SPAN, -(-length // stretches))
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    return _convolve(x, weight, bias, silu, reverse, x.dtype)
+    batch, length, channels = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    x, span = _rows(x), _span(batch, length, channels)
+    with torch.cuda.device_of(x):
+        kernels().convolve_kernel[batch * -(-length // span), -(-channels // BLOCK)](
+            x, weight.contiguous(), None if bias is None else bias.contiguous(), out,
+            x.stride(0), x.stride(1), length, channels, span,
+            TAPS=weight.shape[1], SILU=silu, REVERSE=reverse, AHEAD=AHEAD, BLOCK=BLOCK, num_warps=1,
+        )  # fmt: skip
+    return out
 
 
 def _backward(
@@ -49,18 +50,16 @@ def _backward(
     if grad_out.numel() == 0:
         return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in inputs]
     batch, length, channels = x.shape
-    taps, programs = weight.shape[1], batch * -(-length // SPAN)
-    x, grad = _rows(x), _rows(grad_out)
+    x, grad, span = _rows(x), _rows(grad_out), _span(batch, length, channels)
+    taps, programs = weight.shape[1], batch * -(-length // span)
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sums = torch.empty((programs, taps + 1, channels), device=x.device)
-    before = torch.empty(x.shape, device=x.device) if silu else None
     with torch.cuda.device_of(x):
         kernels().gradient_kernel[programs, -(-channels // BLOCK)](
-            grad, x, weight.contiguous(), None if bias is None else bias.contiguous(), before, sums,
-            grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), length, channels, SPAN,
-            TAPS=taps, SILU=silu, REVERSE=reverse, TIME=TIME, BLOCK=BLOCK, ROWS=1 << taps.bit_length(),
+            grad, x, weight.contiguous(), None if bias is None else bias.contiguous(), grad_x, sums,
+            grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), length, channels, span,
+            TAPS=taps, SILU=silu, REVERSE=reverse, AHEAD=AHEAD, BLOCK=BLOCK, num_warps=1,
         )  # fmt: skip
-    # what is seen k steps back is reached k steps ahead
-    grad_x = _convolve(grad if before is None else before, weight, None, False, not reverse, x.dtype)
     total = sums.sum(0)
     grads = [grad_x, total[:taps].t().contiguous().to(weight.dtype)]
     return grads if bias is None else [*grads, total[taps].to(bias.dtype)]
