@@ -145,6 +145,7 @@ def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:
 
 
 def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path) -> None:
+    """Also where it goes on with settings of another machine, which its results name."""
     out, study_file = tmp_path / "out", tmp_path / "tiny.yaml"
     one_arm = {name: arm for name, arm in STUDY["arms"].items() if name == "pretrained"}
     study_file.write_text(yaml.safe_dump(STUDY | {"arms": one_arm}))
@@ -158,8 +159,14 @@ def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path)
     process.wait()
     expected = {key: score for key, score in scores(whole).items() if key.startswith("pretrained/")}
     assert 0 < len(scores(out)) < len(expected)
-    warm.run(*command(study_file, out))
+    here = {"training.workers": 1, "training.log_steps": 1}
+    (tmp_path / "here.yaml").write_text(yaml.safe_dump(here))
+    warm.run(*command(study_file, out, "--run_settings", str(tmp_path / "here.yaml")))
     assert scores(out) == pytest.approx(expected)
+    results = read_results(out / "results.jsonl")
+    later = [result for result in results if result.stage in ("linear_probe", "finetune")]
+    assert [result.facts["run_settings"] for result in later] == [here] * 2
+    assert not any("training.workers" in result.settings for result in results)
 
 
 def test_a_terminated_study_takes_its_runs_with_it(study_file: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from map_core.study.definition import Study, read_study
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
+from map_core.study.run_settings import read_run_settings
 from map_core.study.runner import Place, command_line, needed_first, run_study
 from map_core.tasks.weights import MODEL_FILE
 
@@ -429,6 +430,88 @@ def test_results_of_a_study_that_was_another_are_refused(tmp_path: Path) -> None
         UserError, match=r"r holds scratch/seed0/finetune .*training.epochs was 4 and is 400\)"
     ):
         run_study(changed, place, launcher=done_in, progress=False)
+
+
+HERE: dict[str, Any] = {"training.workers": 4, "training.compile": "blocks", "training.trackers": ["wandb"]}
+
+
+def test_a_machine_s_settings_are_those_of_every_training_run(
+    tmp_path: Path, installed: list[EntryPoint]
+) -> None:
+    installed.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    every = ["finetune", "linear_probe", "knn", "length"]
+    recipes = {"linear_probe": {"recipe": "linear_digits"}, "length": {"recipe": "short"}}
+    study = study_of(tmp_path, measures=every, learning_rates=[0.1], **recipes)
+    place = Place("map_vision", tmp_path / "out", tmp_path / "r")
+    typed = ["--training.workers=4", "--training.compile=blocks", '--training.trackers=["wandb"]']
+    runs = {result.key: result for result in run_all(study)}
+    assert {result.stage for result in runs.values()} == {"pretrain", "trial", *every}
+    for run in planned_runs(study, list(runs.values())):
+        trains = run.stage not in ("knn", "length")
+        plain, line = command_line(run, place), command_line(run, replace(place, run_settings=HERE))
+        assert line == [*plain, *typed] if trains else line == plain
+
+
+def test_a_machine_s_settings_override_the_study_s(tmp_path: Path) -> None:
+    """Also those of a section that is given as a whole, over which a later option has the last word."""
+    shared = {"recipe": "finetune_digits", "training.workers": 0, "training": {"workers": 1}}
+    study = study_of(tmp_path, **SCRATCH, finetune=shared)
+    place = Place("map_vision", tmp_path, tmp_path / "r", {"training.workers": 4})
+    line = command_line(next_runs(study, [])[0], place)
+    assert [word for word in line if "workers" in word] == [
+        '--training={"workers": 1}',
+        "--training.workers=4",
+    ]
+
+
+def test_results_keep_the_study_s_settings_and_name_the_machine_s(tmp_path: Path) -> None:
+    """So a study that was begun without goes on, and another machine goes on with what was measured here."""
+    study, plain = study_of(tmp_path, **SCRATCH), Place("map_vision", tmp_path / "out", tmp_path / "r")
+    first, second = next_runs(study, [])
+    append_result(plain.results, done(study, first))
+    here, launcher = replace(plain, run_settings=HERE), Writing({"test_accuracy": 50.0, "device": "cuda"})
+    run_study(study, here, launcher=launcher, progress=False)
+    before, after = read_results(plain.results, study.name)
+    assert (before.settings, after.settings) == (first.settings, second.settings)
+    assert (before.facts, after.facts) == ({}, {"device": "cuda", "run_settings": HERE})
+    for place in (plain, here):
+        assert run_study(study, place, launcher=launcher, progress=False) == [before, after]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "training.lr: 0.1",
+            r"gpu.yaml sets 'training.lr', none of .*\(known names: accumulation_steps, .*a copy of",
+        ),
+        (
+            "training.max_steps: 5",
+            r"sets 'training.max_steps', none of .* set it in a copy of the study's file",
+        ),
+        ("training.worker: 4", r"sets 'training.worker', none of .*\(did you mean workers, trackers\?\)"),
+        ("workers: 4", r"sets 'workers', none of the settings training.NAME .*did you mean workers"),
+        ("training: {workers: 4}", "sets 'training', none of the settings training.NAME"),
+        ("objective.compile: none", "sets 'objective.compile', none of"),
+        ("training.workers: 2026-01-01", "training.workers in run_settings of .* must be text, a number"),
+        ("[training.workers]", "run_settings of .*gpu.yaml must be a mapping of names of settings to values"),
+        ("out: elsewhere", "run_settings of .* sets out, which the study gives each run itself"),
+        ("training.workers: {", "gpu.yaml is not plain YAML"),
+    ],
+)
+def test_a_machine_s_settings_that_results_depend_on_are_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "gpu.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_run_settings(tmp_path / "gpu.yaml")
+
+
+def test_a_machine_s_settings_come_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(HERE))
+    assert read_run_settings(tmp_path / "gpu.yaml") == HERE
+    (tmp_path / "gpu.yaml").write_text("# nothing yet\n")
+    assert read_run_settings(tmp_path / "gpu.yaml") == {}
 
 
 def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The commands ``study`` and ``study-report``: arms compared at equal trials, equal data and stated compute."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from map_core.study.definition import Study, read_study
 from map_core.study.launching import ClusterJobs, refuse_link
 from map_core.study.report import table, write_report
 from map_core.study.results import read_results
+from map_core.study.run_settings import read_run_settings
 from map_core.study.runner import Place, run_study
 from map_core.tasks.domain import Domain
 
@@ -31,6 +33,12 @@ StudyConfig = config_class(
     cluster=Option(str | None, "Submit the runs with submitit: to slurm, or to local to try it out.", None),
     cluster_settings=Option(
         str | None, "YAML file of submitit's parameters, such as slurm_partition and timeout_min.", None
+    ),
+    run_settings=Option(
+        str | None,
+        "YAML file of settings of this machine for every training run, such as training.workers and "
+        "training.compile; what is computed must not depend on them.",
+        None,
     ),
     budget_minutes=Option(float | None, "Start nothing that would not end within it.", None),
     dry_run=Option(bool, "Print runs, samples, operations and hours, timed here, and start nothing.", False),
@@ -68,6 +76,8 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
 def study(domain: Domain, config: Any) -> None:
     """Run a study, then print its table and write its report."""
     asked, place = open_study(domain, config)
+    if config.run_settings is not None:
+        place = replace(place, run_settings=read_run_settings(expanded(config.run_settings)))
     with tempfile.TemporaryDirectory() as scratch:
         known = read_results(place.results, asked.name)
         found = resolve_compute(asked, domain, Path(scratch) / "none", known)

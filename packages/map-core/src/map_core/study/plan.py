@@ -7,6 +7,7 @@ from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import added_measures
 from map_core.study.results import Result
 
+TRAINING = ("pretrain", "finetune", "linear-probe")  # commands that train
 MONITORED = 2048  # samples of each split, where a study measures the loss on held-out ones
 
 

@@ -29,7 +29,7 @@ class Result:
         measures: Everything that was measured.
         seconds, samples: Of training.
         flops: Multiplications and additions of training, forward and backward, those of scans included.
-        facts: Commit, hardware, versions, peak memory.
+        facts: Commit, hardware, versions, peak memory, and the machine's run settings.
     """
 
     study: str

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from tqdm import tqdm
 from map_core.errors import Diverged, UserError, reason
 from map_core.json_values import is_finite
 from map_core.reading import read_small
-from map_core.study.definition import Study
+from map_core.study.definition import Settings, Study
 from map_core.study.launching import Job, Launcher, Processes
 from map_core.study.measures import added_measures, load_measure
-from map_core.study.plan import PlannedRun, next_runs, planned_runs
+from map_core.study.plan import TRAINING, PlannedRun, next_runs, planned_runs
 from map_core.study.results import Result, append_result, read_results
 from map_core.tasks.weights import MODEL_FILE
 
@@ -35,11 +35,13 @@ class Place:
         module: Run with ``python -m``, such as ``map_vision``.
         out: Directory of all its runs.
         results: File of the results.
+        run_settings: How training runs are computed there, see :mod:`~map_core.study.run_settings`.
     """
 
     module: str
     out: Path
     results: Path
+    run_settings: Settings = field(default_factory=dict)
 
     def directory(self, run: str) -> Path:
         """Where the run called ``run`` leaves its files."""
@@ -48,6 +50,10 @@ class Place:
     def log(self, run: str) -> Path:
         """What the run prints."""
         return self.out / f"{run}.log"
+
+    def settings_of(self, run: PlannedRun) -> Settings:
+        """How ``run`` is computed there; nothing is said to one that trains nothing, or by a program of its own."""
+        return self.run_settings if run.command in TRAINING else {}
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,9 @@ def fits(run: PlannedRun, results: Sequence[Result], began: float, budget_minute
 def command_line(run: PlannedRun, place: Place) -> list[str]:
     """The command that a person would type for ``run``."""
     directory = place.directory(run.key)
-    settings = dict(run.settings)
+    here = place.settings_of(run)
+    # those of the machine come last, to have the last word where the study gives the whole section
+    settings = {key: value for key, value in run.settings.items() if key not in here} | here
     if run.stage in added_measures():
         init = settings.pop("init", None) or (run.after and str(place.directory(run.after)))
         return load_measure(run.stage).command(settings, seed=run.seed, init=init, out=directory)
@@ -204,11 +212,14 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
         UserError: it failed or was interrupted.
     """
     run, directory, log = item.run, place.directory(item.run.key), place.log(item.run.key)
+    computed = {"run_settings": here} if (here := place.settings_of(run)) else {}
     if status:
         said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         last = said[-1] if said else "it printed nothing"
         if status == Diverged.status and run.stage == "trial":  # this rate has lost
-            return result_of(study, run, 0.0, {}, time.monotonic() - item.began, {"diverged": last})
+            return result_of(
+                study, run, 0.0, {}, time.monotonic() - item.began, {"diverged": last} | computed
+            )
         raise UserError(
             f"run {run.key} of the study ended with status {status}: {last}; see {log}, then start the study again: it "
             "goes on"
@@ -222,7 +233,7 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
         name = load_measure(run.stage).score
     if name not in numbers:
         raise UserError(f"run {run.key} measured no {name}; see {log}")
-    facts = {key: summary[key] for key in KEPT_FACTS if key in summary}
+    facts = {key: summary[key] for key in KEPT_FACTS if key in summary} | computed
     seconds = numbers.get("seconds", time.monotonic() - item.began)
     return result_of(study, run, numbers[name], numbers, seconds, facts)
 
