@@ -12,7 +12,7 @@ from map_core.ops.operator import register_operator
 # Of the cuts timed on an H200 (docs/performance.md) the fastest over six shapes. A program is one warp, a thread has
 # four channels; time is cut into stretches until there are so many programs.
 BLOCK = 128
-AHEAD = 4  # steps that are loaded at once
+AHEAD = 8  # steps that are loaded at once
 PROGRAMS = 2048
 MIN_SPAN = 16
 
