@@ -6,6 +6,8 @@
     python benchmarks/pretrain_step.py --model map_mambavision_tiny  # a pyramid: hidden patches are painted over
     python benchmarks/pretrain_step.py --task finetune inference --model all --batch-size 128 \
         --precision bf16                                             # beside the paper's Table 8, on a GPU
+    python benchmarks/pretrain_step.py --batch-size 128 --precision bf16 --compile model \
+        --compile-mode reduce-overhead                               # CUDA graphs, on a GPU
 
 A training step is forward, backward, gradient clipping and AdamW, on images in memory. Peak memory is the process's on
 a CPU (libraries included) and the allocator's on a GPU; every setting is measured in a process of its own, and one
@@ -33,6 +35,8 @@ from map_core.ops import Linear
 from map_core.ops.scan.interface import REGISTRY
 from map_core.runs.summary import commit, device_name, peak_memory_bytes, versions
 from map_core.tasks.evaluation import autocast, choose_device
+from map_core.training import TrainingConfig
+from map_core.training.compilation import compile_model
 from map_core.training.optimizer import default_parameter_groups
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, input_size
@@ -116,6 +120,8 @@ def measure(arguments: argparse.Namespace, task: str, name: str) -> None:
             module.backend = arguments.linear
         elif isinstance(module, Attention):
             module.backend = arguments.attention
+    compiled = TrainingConfig(compile=arguments.compile, compile_mode=arguments.compile_mode)
+    compile_model(model, compiled, device)
     step = make_step(task, model, run, arguments.precision, device)
     seconds = median_seconds(step, arguments.steps, device)
     scan = REGISTRY.choose(arguments.scan, device.type, torch.float32, 16)
@@ -156,6 +162,8 @@ def main() -> None:
     parser.add_argument("--conv", default="auto", help="implementation of the convolution")
     parser.add_argument("--attention", default="auto", help="implementation of attention")
     parser.add_argument("--linear", default="auto", help="implementation of linear layers")
+    parser.add_argument("--compile", default="none", help="none, model or blocks, as training.compile")
+    parser.add_argument("--compile-mode", default="default", help="as training.compile_mode")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
     parser.add_argument("--row", action="store_true", help="print no heading (how the script calls itself)")

@@ -1,4 +1,4 @@
-"""Tables of what benchmarks/peers.py measured, as docs/tables.py writes them into docs/performance.md."""
+"""Tables of what benchmarks/peers.py and GPUs measured, as docs/tables.py writes them into docs/performance.md."""
 
 import itertools
 import json
@@ -13,6 +13,7 @@ LAB = Path(__file__).parent / "lab"
 Row = dict[str, Any]
 IMAGENET = 1_281_167
 STEPS = "steps (run 3: benchmarks/gpu_check.sh steps, out of time after five)"
+GRAPHS, A_GRAPH = "steps (run 2)", "one CUDA graph of forward and backward, a fixed draw"
 
 
 def measured() -> dict[str, Any]:
@@ -169,15 +170,63 @@ def cost() -> str:
     )
 
 
+def on_a_gpu(card: str) -> dict[str, Any]:
+    """What one card told: its file of results."""
+    return json.loads((LAB / f"gpu_{card}.json").read_text())
+
+
 def imagenet() -> str:
     """How long 1,600 epochs of ImageNet would take on eight cards, from one card's steps."""
-    steps = json.loads((LAB / "gpu_h100.json").read_text())[STEPS]
+    as_they_are = [("H100, as they are", row) for row in on_a_gpu("h100")[STEPS]]
+    graphs = [("H200, one CUDA graph", row) for row in on_a_gpu("h200")[GRAPHS] if row["how"] == A_GRAPH]
     lines = []
-    for row in steps:
-        if row["task"] == "pretrain":
+    for how, row in [*as_they_are, *graphs]:
+        if row["task"] == "pretrain" and row.get("convolution") != "before":
             days = 1600 * IMAGENET / (8 * row["images/s"]) / 86400
-            lines.append([row["model"], number(row["images/s"]), f"{days:.1f}"])
-    return f"\n{markdown(['model', 'images/s, one H100', 'days on eight (estimate)'], lines)}\n"
+            lines.append([row["model"], how, number(row["images/s"]), f"{days:.1f}"])
+    return f"\n{markdown(['model', 'steps', 'images/s, one card', 'days on eight (estimate)'], lines)}\n"
 
 
-TABLES = {"blocks": blocks, "models": models, "inference": inference, "cost": cost, "imagenet": imagenet}
+def gpu_steps() -> str:
+    """Whole steps on one H200, as they are and captured in CUDA graphs."""
+    lines = []
+    for run in ("steps (run 1)", GRAPHS):
+        for row in on_a_gpu("h200")[run]:
+            how = row["how"] + (f"; convolution {row['convolution']}" if "convolution" in row else "")
+            busy = [str(row[key]) if key in row else "" for key in ("device busy ms", "launches")]
+            what, speed = [row["task"], row["model"], str(row["batch"]), how], number(1e3 * row["s a step"])
+            lines.append([*what, speed, str(row["images/s"]), *busy, number(row["s until the third step"])])
+    heading = ["task", "model", "batch", "how", "ms a step", "images/s", "device busy, ms", "launches"]
+    return f"\n{markdown([*heading, 's until the third step'], lines)}\n"
+
+
+def gpu_scans() -> str:
+    """The Triton scan on one H200, two timings of each."""
+    ((_, rows),) = ((key, rows) for key, rows in on_a_gpu("h200").items() if key.startswith("scans"))
+    lines = [
+        [f"{row['length']}, {row['batch']}"]
+        + [" to ".join(number(ms) for ms in sorted(row[key])) for key in ("forward ms", "both ms")]
+        + [str(row["MB"])]
+        for row in rows
+    ]
+    return f"\n{markdown(['tokens, batch', 'forward, ms', 'forward + backward, ms', 'MB'], lines)}\n"
+
+
+def gpu_convolutions() -> str:
+    """Cuts of the Triton convolution on one H200: microseconds forward / backward."""
+    runs = [rows for key, rows in on_a_gpu("h200").items() if key.startswith("convolutions")]
+    shapes = list(dict.fromkeys(row["shape"] for row in runs[0]))
+    lines = []
+    for run, rows in enumerate(runs, start=2):
+        for kernels in {str(row["kernels"]): row["kernels"] for row in rows}.values():
+            own = {row["shape"]: row for row in rows if row["kernels"] == kernels}
+            cut = kernels if isinstance(kernels, str) else ", ".join(map(str, kernels.values()))
+            cells = [f"{own[shape]['forward us']:.0f} / {own[shape]['backward us']:.0f}" for shape in shapes]
+            lines.append([str(run), cut, *cells])
+    return f"\n{markdown(['run', 'channels, ahead, programs', *shapes], lines)}\n"
+
+
+TABLES = {
+    "blocks": blocks, "models": models, "inference": inference, "cost": cost, "imagenet": imagenet,
+    "gpu_steps": gpu_steps, "gpu_scans": gpu_scans, "gpu_convolutions": gpu_convolutions,
+}  # fmt: skip

@@ -43,7 +43,7 @@ def compare(output_and_gradients: Tool, assert_same: Tool) -> Callable[..., None
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("length", [1, 3, 33])
-def test_lengths_up_to_and_beyond_a_tile(
+def test_lengths_up_to_and_beyond_a_stretch(
     length: int, activation: str | None, reverse: bool, compare: Callable[..., None]
 ) -> None:
     compare(arguments(length, batch=1), activation=activation, reverse=reverse)

@@ -189,3 +189,18 @@ def test_arms_are_compared_at_equal_compute_as_well(tmp_path: Path) -> None:
     assert "| +1.75 [" in of_compute.splitlines()[2]
     unfinished = [r for r in results if r.arm != "longer"]
     assert comparisons(read_study(file, "map_core.study"), unfinished).count("arm minus") == 1
+
+
+def test_the_report_says_what_every_rate_scored_and_which_was_taken(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    values = {"name": "s", "arms": {"map": {}, "late": {}}, "finetune": {"recipe": "finetune_digits"}}
+    file.write_text(yaml.safe_dump({**values, "measures": ["finetune"], "seeds": [0]}, sort_keys=False))
+    trials = [
+        replace(RESULT, key=f"{arm}/trials/finetune_lr{lr:g}", arm=arm, stage="trial", lr=lr, score=score)
+        for arm, lr, score in (("map", 0.01, 70.0), ("map", 0.001, 71.5), ("late", 0.01, 60.0))
+    ]
+    trials[0] = replace(trials[0], score=0.0, facts={"diverged": "the loss is nan"})
+    text = page(read_study(file, "map_core.study"), [*trials, RESULT], "command")
+    assert "| map | finetune | all | 0.001: 71.50, 0.01: diverged | 0.001 |" in text
+    assert "| late | finetune | all | 0.01: 60.00 | - |" in text
+    assert "by learning rate" not in page(read_study(file, "map_core.study"), [], "command")

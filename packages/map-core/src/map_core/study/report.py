@@ -113,13 +113,29 @@ def plot(study: Study, results: Sequence[Result], path: Path) -> bool:
     return True
 
 
+def rates(study: Study, results: Sequence[Result]) -> str:
+    """What each arm scored at the learning rates that it tried, and the one taken; empty where none was tried."""
+    rows = []
+    for arm in study.arms:
+        for stage, labels in columns(study):
+            of_rate = {r.key: r for r in results if (r.arm, r.labels) == (arm.name, labels) and r.lr}
+            tried = [r for key, r in of_rate.items() if key.startswith(f"{arm.name}/trials/{stage}")]
+            taken = {f"{r.lr:g}" for r in of_rate.values() if r.stage == stage}
+            if tried or taken:
+                held_out = ", ".join(trial_score(r) for r in sorted(tried, key=lambda r: r.lr or 0))
+                count = "all" if labels is None else labels
+                rows.append(f"| {arm.name} | {stage} | {count} | {held_out} | {', '.join(taken) or '-'} |")
+    head = ["| arm | measure | labels | held out (%), by learning rate | taken |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""
+
+
+def trial_score(trial: Result) -> str:
+    """A learning rate and what came of it."""
+    return f"{trial.lr:g}: " + ("diverged" if "diverged" in trial.facts else f"{trial.score:.2f}")
+
+
 def page(study: Study, results: Sequence[Result], command: str) -> str:
     """A Markdown page: question, table, differences, chosen rates, budget, how to run it."""
-    measured = [r for r in results if r.stage != "trial"]
-    rates = sorted({(r.arm, r.stage, str(r.labels or "all"), r.lr) for r in measured if r.lr is not None})
-    chosen = [
-        f"| {arm} | {stage} | {labels} | {lr:g} |" for arm, stage, labels, lr in rates if lr is not None
-    ]
     devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
     commits = sorted({str(r.facts.get("commit"))[:12] for r in results if r.facts.get("commit")})
     flops = sum(r.flops for r in results) / 1e12
@@ -131,16 +147,13 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
         table(study, results),
         "Mean ± standard deviation over seeds. Paired differences by seed:",
         comparisons(study, results),
+        rates(study, results),
         f"{len(results)} runs ({sum(r.stage == 'trial' for r in results)} trials of learning rates on a held-out "
         f"part), {seconds / 3600:.2f} hours of training{counted}, seeds {', '.join(map(str, begun))} of "
         f"{', '.join(map(str, study.seeds))}; "
         f"commit {', '.join(commits) or 'unknown'}; {', '.join(devices) or 'hardware unknown'}. Run it with\n\n"
         f"```\n{command}\n```",
     ]
-    if chosen:
-        parts.insert(
-            -1, "\n".join(["| arm | measure | labels | learning rate |", "|---|---|---|---|", *chosen])
-        )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

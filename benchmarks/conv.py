@@ -1,0 +1,106 @@
+"""Every depthwise causal convolution that serves here, checked and timed: ``python benchmarks/conv.py``.
+
+    python benchmarks/conv.py --shape 8x98x384 --dtype float32           # batch, tokens, channels
+    python benchmarks/conv.py --device cuda --dtype bfloat16              # the shapes of docs/performance.md
+
+Width 4, bias and SiLU, as a Mamba block calls it; x is half of a projection, so its rows lie apart. Times of a GPU are
+its own (events, the cache emptied before each), without the launch; forward + backward is one gradient of all inputs.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from scan import seconds
+from torch import Tensor
+
+from map_core.ops import depthwise_causal_conv1d
+from map_core.ops.conv.interface import REGISTRY
+from map_core.ops.registry import Request
+from map_core.runs.summary import commit, device_name, versions
+
+SHAPES = ["128x98x1536", "128x98x384", "256x32x256", "128x196x1536", "8x1024x1536", "1x16384x1536"]
+TAPS = 4
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}  # of the norm
+
+
+def arguments(batch: int, length: int, channels: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Inputs whose gradients are asked for."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    projection = normal(batch, length, 2 * channels).to(dtype)
+    values = {
+        "x": projection[..., :channels],
+        "weight": normal(channels, TAPS) / 2,
+        "bias": normal(channels),
+    }
+    return {name: x.requires_grad_() for name, x in values.items()}
+
+
+def both(call: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    """The output and all gradients."""
+    y = call()
+    return (y, *torch.autograd.grad(y, leaves, grad))
+
+
+def milliseconds(call: Callable[[], object], device: str, budget: float) -> float:
+    """The median time of a call."""
+    if device == "cpu":
+        return 1e3 * seconds(call, device, budget)
+    from triton.testing import do_bench  # only where there is a GPU
+
+    return do_bench(call, rep=int(1e3 * budget), return_mode="median")
+
+
+def off(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest difference of an output or gradient, over its norm."""
+    pairs = zip(actual, expected, strict=True)
+    return max(float((a.float() - b.float()).detach().norm() / b.float().detach().norm()) for a, b in pairs)
+
+
+def main() -> None:
+    """Print a row for each implementation and shape.
+
+    Raises:
+        SystemExit: one is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", nargs="+", default=SHAPES, help="batch x tokens x channels")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--budget", type=float, default=0.1, help="seconds a measurement")
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
+    print(f"{device_name(torch.device(options.device))}  torch {versions()['torch']}  commit {commit()}")
+    print("| shape | implementation | off by | forward, ms | forward + backward, ms |\n" + "|---" * 5 + "|")
+    for shape in options.shape:
+        values = arguments(*map(int, shape.split("x")), options.device, dtype)
+        leaves, wide = list(values.values()), {name: x.float() for name, x in values.items()}
+        grad = torch.ones_like(values["x"])
+        wanted = Request(options.device, dtype, TAPS)
+        expected = both(
+            partial(depthwise_causal_conv1d, **wide, activation="silu", backend="reference"),
+            leaves,
+            grad.float(),
+        )
+        for status in REGISTRY.statuses():
+            if not status.available or REGISTRY[status.name].unfit(wanted) is not None:
+                continue
+            call = partial(depthwise_causal_conv1d, **values, activation="silu", backend=status.name)
+            error = off(both(call, leaves, grad), expected)
+            if not error <= TOLERANCE[dtype]:
+                raise SystemExit(f"{status.name} is off by {error:.1e} of the norm at {shape}")
+            with torch.no_grad():
+                forward = milliseconds(call, options.device, options.budget)
+            whole = milliseconds(partial(both, call, leaves, grad), options.device, options.budget)
+            print(f"| {shape} | {status.name} | {error:.1e} | {forward:.3f} | {whole:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
