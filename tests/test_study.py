@@ -14,7 +14,7 @@ import warm
 import yaml
 
 from map_core.errors import UserError
-from map_core.study.cost import count_cost, resolve_compute
+from map_core.study.cost import count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
 from map_core.study.plan import planned_runs
 from map_core.study.results import Result, read_results
@@ -106,6 +106,20 @@ def test_a_budget_that_runs_were_given_stays_theirs(study_file: Path, whole: Pat
     longer = {"training.epochs": 100 + counted[64]["training.epochs"]}
     changed = [replace(result, settings=result.settings | longer) for result in done]
     assert lengths(changed) == {"equal compute": {64: longer}}
+
+
+def test_a_dry_run_costs_what_is_left(study_file: Path, whole: Path, tmp_path: Path) -> None:
+    results = read_results(whole / "results.jsonl")
+    study = resolve_compute(read_study(study_file, "map_vision.studies"), DOMAIN, tmp_path / "none", results)
+    study = replace(study, learning_rates={"finetune": (0.1, 0.2)})
+    trial = replace(results[0], key="scratch/trials/finetune_64_lr0.1", arm="scratch", labels=64)
+    some = [*(result for result in results if result.arm != "scratch"), trial]
+    lines = [line.split() for line in describe_plan(study, DOMAIN, tmp_path, some).splitlines()]
+    told = {(*line[:-7], line[-7]): line[-5:] for line in lines[1:-1]}
+    assert told["pretrained", "pretrain"] == ["1", "0", "0", "0", "0.00"]
+    assert told["equal", "compute", "finetune"][:2] == ["3", "2"]
+    assert told["scratch", "finetune"][:3] == ["3", "2", str(2 * 2 * 64)]
+    assert lines[-1][0] == "about"
 
 
 def test_runs_from_before_an_arm_had_a_budget_give_it_none(study_file: Path, tmp_path: Path) -> None:

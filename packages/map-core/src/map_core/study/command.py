@@ -82,7 +82,7 @@ def study(domain: Domain, config: Any) -> None:
         known = read_results(place.results, asked.name)
         found = resolve_compute(asked, domain, Path(scratch) / "none", known)
         if config.dry_run:
-            print(describe_plan(found, domain, Path(scratch)))
+            print(describe_plan(found, domain, Path(scratch), known))
             return
     launcher = None
     if config.cluster is not None:

@@ -162,25 +162,40 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
     return replace(study, arms=tuple(resolved(arm) for arm in study.arms))
 
 
-def describe_plan(study: Study, domain: Domain, scratch: Path) -> str:
-    """Every kind of run with its number, samples, operations and estimated hours, timed here."""
+def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> str:
+    """Every kind of run with its number, and of those not done yet samples, operations and hours, timed here."""
     kinds: dict[tuple[str, str, int | None], list[PlannedRun]] = {}
     for run in planned_runs(replace(study, learning_rates={}), []):
         kinds.setdefault((run.arm, run.stage, run.labels), []).append(run)
-    lines = ["arm                  stage         labels  runs    samples      GFLOP    hours"]
+    lines = ["arm                  stage         labels  runs  left    samples      GFLOP    hours"]
     total = 0.0
     for number, ((arm, stage, labels), runs) in enumerate(kinds.items()):
         if stage == "knn":
             continue
-        cost = count_cost(domain, runs[0], scratch / str(number), timed=stage != "linear_probe")
         count = len(runs) + len(study.learning_rates.get(stage, ()))
-        hours = count * cost.seconds / 3600
+        left = max(0, count - done(results, runs))
+        cost = (
+            count_cost(domain, runs[0], scratch / str(number), timed=stage != "linear_probe")
+            if left
+            else Cost(0, 0.0, 0.0)
+        )
+        hours = left * cost.seconds / 3600
         total += hours
         lines.append(
-            f"{arm:20} {stage:13} {labels or 'all':>6} {count:5} {count * cost.samples:10} "
-            f"{count * cost.flops / 1e9:10.0f} {hours:8.2f}"
+            f"{arm:20} {stage:13} {labels or 'all':>6} {count:5} {left:5} {left * cost.samples:10} "
+            f"{left * cost.flops / 1e9:10.0f} {hours:8.2f}"
         )
     torch.manual_seed(0)
     return "\n".join(
         [*lines, f"about {total:.2f} hours one run after the other on this machine, evaluation apart"]
+    )
+
+
+def done(results: Sequence[Result], runs: Sequence[PlannedRun]) -> int:
+    """How many of these runs, and of the trials of their learning rates, have results."""
+    trials = f"{runs[0].arm}/trials/{runs[0].stage}"
+    keys = {run.key for run in runs}
+    return sum(
+        result.key in keys or (result.key.startswith(trials) and result.labels == runs[0].labels)
+        for result in results
     )
