@@ -106,6 +106,10 @@ def test_a_budget_that_runs_were_given_stays_theirs(study_file: Path, whole: Pat
     longer = {"training.epochs": 100 + counted[64]["training.epochs"]}
     changed = [replace(result, settings=result.settings | longer) for result in done]
     assert lengths(changed) == {"equal compute": {64: longer}}
+    segmented = replace(
+        done[0], key="equal compute/seed0/segment", arm="equal compute", stage="segment", labels=64
+    )
+    assert lengths([*changed, segmented]) == lengths(changed)
 
 
 def test_a_dry_run_costs_what_is_left(study_file: Path, whole: Path, tmp_path: Path) -> None:

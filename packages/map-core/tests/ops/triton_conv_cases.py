@@ -56,6 +56,17 @@ def test_taps_and_widths_without_a_bias(taps: int, channels: int, compare: Calla
     compare(values, activation="silu")
 
 
+@pytest.mark.parametrize(("taps", "channels"), [(1, 3), (4, 1), (1, 1)])
+def test_a_single_tap_and_a_single_channel_with_a_bias(
+    taps: int, channels: int, compare: Callable[..., None]
+) -> None:
+    compare(arguments(3, batch=1, channels=channels, taps=taps))
+
+
+def test_as_many_taps_as_there_may_be_reach_over_a_stretch(compare: Callable[..., None]) -> None:
+    compare(arguments(18, batch=1, channels=2, taps=16), reverse=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_inputs_are_summed_in_float32(dtype: torch.dtype, compare: Callable[..., None]) -> None:
     values = arguments(20)

@@ -483,12 +483,13 @@ def test_results_keep_the_study_s_settings_and_name_the_machine_s(tmp_path: Path
     [
         (
             "training.lr: 0.1",
-            r"gpu.yaml sets 'training.lr', none of .*\(known names: accumulation_steps, .*a copy of",
+            r"gpu.yaml sets 'training.lr', none of .*\(known names: activation_checkpointing, .*a copy of",
         ),
         (
             "training.max_steps: 5",
             r"sets 'training.max_steps', none of .* set it in a copy of the study's file",
         ),
+        ("training.accumulation_steps: 2", "sets 'training.accumulation_steps', none of"),
         ("training.worker: 4", r"sets 'training.worker', none of .*\(did you mean workers, trackers\?\)"),
         ("workers: 4", r"sets 'workers', none of the settings training.NAME .*did you mean workers"),
         ("training: {workers: 4}", "sets 'training', none of the settings training.NAME"),
@@ -530,6 +531,16 @@ def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path: Path) -> Non
             launcher=failing,
             progress=False,
         )
+
+
+def test_a_run_that_diverges_holds_up_no_other(tmp_path: Path) -> None:
+    place = Place("map_vision", tmp_path / "out", tmp_path / "r")
+    study = study_of(tmp_path, **SCRATCH)
+    launcher = Writing({"test_accuracy": 50.0}, {"seed0/finetune": Diverged.status})
+    told = r"run scratch/seed0/finetune of the study diverged: what was wrong; see .* ask for lower rates"
+    with pytest.raises(Diverged, match=told):
+        run_study(study, place, launcher=launcher, progress=False)
+    assert {result.key for result in read_results(place.results)} == {"scratch/seed1/finetune"}
 
 
 def test_a_loss_is_never_taken_for_an_accuracy(tmp_path: Path) -> None:

@@ -187,6 +187,19 @@ def test_arms_are_compared_at_equal_compute_as_well(tmp_path: Path) -> None:
     assert [line.split("|")[1].strip() for line in of_compute.splitlines()[2:]] == ["map", "mae"]
     assert of_compute.startswith("| arm minus longer |")
     assert "| +1.75 [" in of_compute.splitlines()[2]
+    values["arms"] = {"other": pretrained | {"model": {"layout": "Mx4"}}, "mine": {}, **arms}
+    file.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}, sort_keys=False))
+    more = [
+        replace(r, key=f"{arm}{r.seed}", arm=arm)
+        for r in results
+        if r.arm == "mae"
+        for arm in ("other", "mine")
+    ]
+    assert comparisons(read_study(file, "map_core.study"), [*results, *more]).endswith(of_compute)
+    values["arms"] = {name: arms[name] for name in ("map", "mae", "longer")}
+    file.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}, sort_keys=False))
+    assert comparisons(read_study(file, "map_core.study"), results) == of_compute
+    file.write_text(yaml.safe_dump({**values, "arms": arms, "seeds": [0, 1]}, sort_keys=False))
     unfinished = [r for r in results if r.arm != "longer"]
     assert comparisons(read_study(file, "map_core.study"), unfinished).count("arm minus") == 1
 

@@ -141,7 +141,7 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
         lengths = {
             result.labels: length
             for result in results
-            if result.arm == arm.name and result.labels in study.labels
+            if result.arm == arm.name and result.labels in study.labels and is_finetuning(result)
             # runs as long as the arm was without ``compute_of`` are of another study
             if (length := length_of(result.settings))
             != length_of(stage_settings(study, arm, "finetune", result.labels, seed))
@@ -162,28 +162,32 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
     return replace(study, arms=tuple(resolved(arm) for arm in study.arms))
 
 
+def is_finetuning(result: Result) -> bool:
+    """Whether a result is of a run, or of a trial, that finetuned."""
+    return result.stage == "finetune" or result.key.startswith(f"{result.arm}/trials/finetune")
+
+
 def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> str:
     """Every kind of run with its number, and of those not done yet samples, operations and hours, timed here."""
+    finished = {result.key for result in results}
     kinds: dict[tuple[str, str, int | None], list[PlannedRun]] = {}
-    for run in planned_runs(replace(study, learning_rates={}), []):
-        kinds.setdefault((run.arm, run.stage, run.labels), []).append(run)
+    for run in every_run(study, results):
+        stage = study_stage(study, run)
+        kinds.setdefault((run.arm, stage, run.labels), []).append(run)
     lines = ["arm                  stage         labels  runs  left    samples      GFLOP    hours"]
     total = 0.0
     for number, ((arm, stage, labels), runs) in enumerate(kinds.items()):
         if stage == "knn":
             continue
-        count = len(runs) + len(study.learning_rates.get(stage, ()))
-        left = max(0, count - done(results, runs))
-        cost = (
-            count_cost(domain, runs[0], scratch / str(number), timed=stage != "linear_probe")
-            if left
-            else Cost(0, 0.0, 0.0)
-        )
-        hours = left * cost.seconds / 3600
+        left = [run for run in runs if run.key not in finished]
+        cost = Cost(0, 0.0)
+        if left:
+            cost = count_cost(domain, left[0], scratch / str(number), timed=stage != "linear_probe")
+        hours = len(left) * cost.seconds / 3600
         total += hours
         lines.append(
-            f"{arm:20} {stage:13} {labels or 'all':>6} {count:5} {left:5} {left * cost.samples:10} "
-            f"{left * cost.flops / 1e9:10.0f} {hours:8.2f}"
+            f"{arm:20} {stage:13} {labels or 'all':>6} {len(runs):5} {len(left):5} {len(left) * cost.samples:10} "
+            f"{len(left) * cost.flops / 1e9:10.0f} {hours:8.2f}"
         )
     torch.manual_seed(0)
     return "\n".join(
@@ -191,11 +195,15 @@ def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence
     )
 
 
-def done(results: Sequence[Result], runs: Sequence[PlannedRun]) -> int:
-    """How many of these runs, and of the trials of their learning rates, have results."""
-    trials = f"{runs[0].arm}/trials/{runs[0].stage}"
-    keys = {run.key for run in runs}
-    return sum(
-        result.key in keys or (result.key.startswith(trials) and result.labels == runs[0].labels)
-        for result in results
-    )
+def every_run(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
+    """All runs: those known to be needed, and at each seed the one whose rate its trials are still to choose."""
+    runs = {run.key: run for run in planned_runs(replace(study, learning_rates={}), [])}
+    runs |= {run.key: run for run in planned_runs(study, results)}
+    return list(runs.values())
+
+
+def study_stage(study: Study, run: PlannedRun) -> str:
+    """The measure that a run belongs to: a trial's is the one whose rates it tries."""
+    if run.stage != "trial":
+        return run.stage
+    return next(stage for stage in study.learning_rates if run.key.startswith(f"{run.arm}/trials/{stage}"))

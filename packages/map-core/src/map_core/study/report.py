@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from map_core.runs.files import save_text
 from map_core.runs.pictures import save_picture
-from map_core.study.definition import Study
+from map_core.study.definition import Arm, Study
 from map_core.study.measures import TRAINED, title_of
 from map_core.study.results import Result
 from map_core.study.statistics import estimate, verdict
@@ -55,27 +55,28 @@ def table(study: Study, results: Sequence[Result]) -> str:
 
 def comparisons(study: Study, results: Sequence[Result]) -> str:
     """Paired differences with 95 % intervals: from the last arm, then from every arm that has another's compute."""
-    last, equal_compute = study.arms[-1].name, [arm.name for arm in study.arms if arm.compute_of]
-    tables = [differences(study, results, last)]
-    tables += [differences(study, results, name, leave_out=(last, *equal_compute)) for name in equal_compute]
+    *others, last = study.arms
+    tables = [differences(study, results, others, last)]
+    by_name = {arm.name: arm for arm in study.arms}
+    for arm in others:
+        if arm.compute_of:  # which pretrained arms of the same model have
+            model = by_name[arm.compute_of].model
+            alike = [one for one in study.arms if one.pretrain is not None and one.model == model]
+            tables.append(differences(study, results, alike, arm))
     return "\n\n".join(table for table in tables if table)
 
 
-def differences(
-    study: Study, results: Sequence[Result], baseline: str, *, leave_out: Sequence[str] = ()
-) -> str:
-    """Every arm minus ``baseline``, by seed; empty where no seed has both."""
+def differences(study: Study, results: Sequence[Result], arms: Sequence[Arm], baseline: Arm) -> str:
+    """Each of ``arms`` minus ``baseline``, by seed; empty where no seed has both."""
     rows = []
-    for arm in study.arms:
-        if arm.name == baseline or arm.name in leave_out:
-            continue
+    for arm in arms:
         for stage, labels in columns(study):
-            one, other = scores(results, arm.name, stage, labels), scores(results, baseline, stage, labels)
+            one, other = (scores(results, name, stage, labels) for name in (arm.name, baseline.name))
             shared = sorted(one.keys() & other.keys())
             if shared:
                 told = verdict([one[seed] - other[seed] for seed in shared])
                 rows.append(f"| {arm.name} | {title(stage, labels)} | {told} |")
-    head = [f"| arm minus {baseline} | measure | difference [95 % interval] |", "|---|---|---|"]
+    head = [f"| arm minus {baseline.name} | measure | difference [95 % interval] |", "|---|---|---|"]
     return "\n".join([*head, *rows]) if rows else ""
 
 

@@ -9,7 +9,8 @@ from map_core.study.forms import check_settings
 from map_core.training.settings import FREE_TO_CHANGE
 
 SECTION = "training."
-NAMES = FREE_TO_CHANGE - {"max_steps"}  # which cuts a run short
+# max_steps cuts a run short; micro-batches change what is drawn for each, and what batch fits a few samples
+NAMES = FREE_TO_CHANGE - {"max_steps", "accumulation_steps"}
 
 
 def read_run_settings(path: Path) -> Settings:

@@ -89,11 +89,13 @@ def run_study(
     Raises:
         UserError: a run failed, and its log says why; results of a study that was another; a budget that is too small
             for any run; no jobs.
+        Diverged: runs at the rates that were chosen did, and all others are done.
     """
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
     launcher = launcher or Processes(threads=1 if jobs > 1 else None)
     began, started = time.monotonic(), list[Started]()
+    diverged = dict[str, Diverged]()
     results = read_results(place.results, study.name)
     refuse_other_settings(study, results, place)
     known = len(results)
@@ -115,12 +117,18 @@ def run_study(
                 if len(started) >= jobs:
                     break
                 run = needed_first(planned, study, results, place)
-                if run.key not in going and fits(run, results, began, budget_minutes):
+                if (
+                    run.key not in going
+                    and run.key not in diverged
+                    and fits(run, results, began, budget_minutes)
+                ):
                     bar.set_postfix_str(run.key)
                     job = launcher.start(command_line(run, place), place.log(run.key))
                     started.append(Started(run, job, time.monotonic()))
                     going.add(run.key)
             if not started:
+                if diverged:
+                    raise next(iter(diverged.values()))
                 if len(results) == known and next_runs(study, results) and budget_minutes is not None:
                     raise UserError(
                         f"--budget_minutes {budget_minutes:g} is too small for any run that is left"
@@ -131,7 +139,11 @@ def run_study(
                 if status is None:
                     continue
                 started.remove(item)
-                result = finish(study, item, status, place)
+                try:
+                    result = finish(study, item, status, place)
+                except Diverged as error:  # it would again: the others go on without it
+                    diverged[item.run.key] = error
+                    continue
                 append_result(place.results, replace(result, flops=flops(item.run)))
                 results = read_results(place.results, study.name)
                 bar.total = len(list(planned_runs(study, results)))
@@ -210,6 +222,7 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
 
     Raises:
         UserError: it failed or was interrupted.
+        Diverged: it is no trial, whose rate would have lost.
     """
     run, directory, log = item.run, place.directory(item.run.key), place.log(item.run.key)
     computed = {"run_settings": here} if (here := place.settings_of(run)) else {}
@@ -219,6 +232,11 @@ def finish(study: Study, item: Started, status: int, place: Place) -> Result:
         if status == Diverged.status and run.stage == "trial":  # this rate has lost
             return result_of(
                 study, run, 0.0, {}, time.monotonic() - item.began, {"diverged": last} | computed
+            )
+        if status == Diverged.status:
+            raise Diverged(
+                f"run {run.key} of the study diverged: {last}; see {log}. The others are done; ask for lower rates "
+                "(learning_rates, or training.lr) in a copy of the study's file, under another name"
             )
         raise UserError(
             f"run {run.key} of the study ended with status {status}: {last}; see {log}, then start the study again: it "

@@ -143,10 +143,12 @@ class TrainingConfig:
         """
         parts = processes * self.accumulation_steps
         if self.batch_size % parts:
+            # a budget of samples cuts the batch to what there is, so that no larger one would come through
+            whole = math.ceil if self.sample_budget is None else math.floor
             raise UserError(
                 f"training.batch_size ({self.batch_size}) must be a multiple of processes times "
                 f"accumulation_steps ({processes} * {self.accumulation_steps} = {parts}); "
-                f"set --training.batch_size {math.ceil(self.batch_size / parts) * parts}"
+                f"set --training.batch_size {max(1, whole(self.batch_size / parts)) * parts}"
             )
         return self.batch_size // parts
 

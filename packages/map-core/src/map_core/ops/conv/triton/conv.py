@@ -61,8 +61,13 @@ def _backward(
             TAPS=taps, SILU=silu, REVERSE=reverse, AHEAD=AHEAD, BLOCK=BLOCK, num_warps=1,
         )  # fmt: skip
     total = sums.sum(0)
-    grads = [grad_x, total[:taps].t().contiguous().to(weight.dtype)]
-    return grads if bias is None else [*grads, total[taps].to(bias.dtype)]
+    # copies: an operator's results share no memory, as the parts of a sum over one channel or of one tap would
+    grad_weight = total[:taps].t().to(weight.dtype, memory_format=torch.contiguous_format, copy=True)
+    return (
+        [grad_x, grad_weight]
+        if bias is None
+        else [grad_x, grad_weight, total[taps].to(bias.dtype, copy=True)]
+    )
 
 
 _operator: Any = register_operator(

@@ -51,25 +51,24 @@ def _this_program(length, channels, span, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _offset(own, step, batch_stride, step_stride, REVERSE: tl.constexpr):
-    position = own.length - 1 - step if REVERSE else step
-    # batch is int64, so no product of a position and a stride is formed in 32 bits
-    return own.batch * batch_stride + (own.batch * 0 + position) * step_stride + own.columns
+def _position(own, step, REVERSE: tl.constexpr):
+    """Where a step lies; int64 as the batch, so that no product of it and a stride is formed in 32 bits."""
+    return own.batch * 0 + (own.length - 1 - step if REVERSE else step)
 
 
 @triton.jit
 def _load(data, own, step, batch_stride, step_stride, REVERSE: tl.constexpr):
     """What stands at a step, in float32; zero beyond both ends of the sequence."""
     inside = (step >= 0) & (step < own.length)
-    place = data + _offset(own, step, batch_stride, step_stride, REVERSE)
-    return tl.load(place, mask=own.seen & inside, other=0.0).to(tl.float32)
+    row = own.batch * batch_stride + _position(own, step, REVERSE) * step_stride
+    return tl.load(data + row + own.columns, mask=own.seen & inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _store(data, own, step, value, mask, REVERSE: tl.constexpr):
     """Write a step of a contiguous (batch, length, channels) tensor."""
-    place = data + _offset(own, step, own.length * own.channels, own.channels, REVERSE)
-    tl.store(place, value.to(data.dtype.element_ty), mask=own.seen & mask)
+    row = (own.batch * own.length + _position(own, step, REVERSE)) * own.channels
+    tl.store(data + row + own.columns, value.to(data.dtype.element_ty), mask=own.seen & mask)
 
 
 @triton.jit
