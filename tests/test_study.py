@@ -13,12 +13,14 @@ import pytest
 import warm
 import yaml
 
+from map_core.commands.program import main
 from map_core.errors import UserError
 from map_core.study.cost import count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
 from map_core.study.plan import planned_runs
 from map_core.study.results import Result, read_results
 from map_core.study.runner import Place, refuse_other_settings
+from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
 
 TINY = {
@@ -77,6 +79,19 @@ def test_every_run_is_measured_once_and_reported(whole: Path) -> None:
     page = (whole / "report.md").read_text()
     accuracy = scores(whole)["scratch/seed0/finetune_64"]
     assert f"{accuracy:.2f}" in page
+
+
+def test_a_report_of_nothing_and_of_no_study_says_so(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for study, told in (
+        (str(study_file), "results.jsonl holds no results; start the study (map-vision study --study"),
+        ("digits_label", "unknown study 'digits_label'; did you mean digits_labels"),
+        ("none.yaml", "--study none.yaml: there is no such file; give a file or one of the packaged studies"),
+    ):
+        asked = ["study-report", "--study", study, "--out", str(tmp_path / "out")]
+        assert main("map-vision", COMMANDS, "map_vision.recipes", asked) == UserError.status
+        assert told in capsys.readouterr().err
 
 
 def test_equal_compute_means_more_epochs(whole: Path) -> None:

@@ -331,7 +331,9 @@ class TestRuns:
             for i, path in zip(arrays["test_labels"], arrays["test_names"], strict=True)
         )
         score = json.loads(out.with_suffix(".json").read_text())["knn_accuracy"]
-        assert f"kNN accuracy (3 neighbours): {score:.2f} %" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert f"kNN accuracy (3 neighbours): {score:.2f} %" in told
+        assert "18 training" in told.splitlines()[0], "which data they are features of"
         assert score > 50  # brightness tells the classes apart, even in random features
 
     def test_features_of_images_without_labels(self, runs, image_folder, tmp_path):

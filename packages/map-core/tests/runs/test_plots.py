@@ -56,6 +56,21 @@ def test_every_metric_has_a_panel_shared_with_its_moving_average(tmp_path, curve
     assert picture.std() > 5, "curves.png is blank"
 
 
+def test_a_single_value_is_written_beside_its_dot(tmp_path, curves_drawn, monkeypatch):
+    """And no axis shows more than 100 %, or begins behind the run."""
+    drawn = []
+    hide = Axes.annotate
+    monkeypatch.setattr(
+        Axes, "annotate", lambda axis, text, *a, **k: (drawn.append((axis, text)), hide(axis, text, *a, **k))
+    )
+    write(tmp_path, {"kind": "evaluation", "step": 9, "epoch": 32.0, "test_accuracy_top5": 98.765})
+    with curves_drawn():
+        plot_curves(tmp_path)
+    ((axis, text),) = drawn
+    assert text == "98.77"
+    assert (axis.get_xlim()[0], axis.get_ylim()[1]) == (0, 100)
+
+
 def test_a_run_without_lines_has_no_picture(tmp_path):
     assert plot_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()

@@ -511,6 +511,8 @@ def test_a_machine_s_settings_that_results_depend_on_are_refused(
 def test_a_machine_s_settings_come_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(HERE))
     assert read_run_settings(tmp_path / "gpu.yaml") == HERE
+    with pytest.raises(UserError, match=r"--run_settings: .*none.yaml cannot be read: .*choose another file"):
+        read_run_settings(tmp_path / "none.yaml")
     (tmp_path / "gpu.yaml").write_text("# nothing yet\n")
     assert read_run_settings(tmp_path / "gpu.yaml") == {}
 

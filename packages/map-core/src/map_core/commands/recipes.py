@@ -35,8 +35,8 @@ def recipe_names(package: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def find_recipe(package: str, name: str) -> Iterator[Path]:
-    """Give the path of a packaged recipe or of a file.
+def find_recipe(package: str, name: str, *, kind: str = "recipe", option: str = "--config") -> Iterator[Path]:
+    """Give the path of a packaged recipe or of a file; ``kind`` and ``option`` are for the message.
 
     Raises:
         UserError: ``name`` is neither.
@@ -48,9 +48,16 @@ def find_recipe(package: str, name: str) -> Iterator[Path]:
     elif is_file(file):
         yield file
     elif name.endswith((".yaml", ".yml")) or os.sep in name:
-        raise UserError(f"--config {name}: there is no such file; give a file or one of the packaged recipes")
+        raise UserError(
+            f"{option} {name}: there is no such file; give a file or one of the packaged {plural(kind)}"
+        )
     else:
-        raise UserError(f"unknown recipe {name!r}; {near_matches(name, recipe_names(package))}")
+        raise UserError(f"unknown {kind} {name!r}; {near_matches(name, recipe_names(package))}")
+
+
+def plural(kind: str) -> str:
+    """Recipes, studies."""
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 
 def recipe_layers(package: str, name: str) -> list[Layer]:

@@ -149,6 +149,8 @@ def features(domain: Domain, config: Any) -> None:
         return
     data = domain.open_data(config.data, described, "features", read_description(config.init))
     measured, opened = {}, {}
+    if data.description and is_main_process():
+        tell(data.description)
     with results_in_parts(out, config) as parts:
         for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
             if isinstance(samples_or_none, Samples):

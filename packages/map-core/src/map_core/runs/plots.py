@@ -53,6 +53,18 @@ def draw(axis: Axes, name: str, curves: dict[str, list[tuple[float, float]]]) ->
         marker = "o" if kind.startswith("evaluation") or len(points) == 1 else None
         epochs, values = zip(*points, strict=True)
         axis.plot(epochs, values, marker=marker, markersize=3, linewidth=1.4, label=kind)
+        if len(points) == 1:
+            axis.annotate(
+                f"{values[0]:.4g}",
+                points[0],
+                xytext=(-4, 6),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+            )
+    axis.set_xlim(left=0)
+    if "accuracy" in name:  # in percent
+        axis.set_ylim(top=min(100.0, axis.get_ylim()[1]))
     axis.set_title(
         {"lr": "learning rate", "grad_norm": "gradient norm"}.get(name, name.replace("_", " ")), fontsize=10
     )

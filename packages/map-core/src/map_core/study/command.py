@@ -7,6 +7,7 @@ from typing import Any
 
 from map_core.commands.options import Option, config_class
 from map_core.commands.recipes import find_recipe
+from map_core.errors import UserError
 from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
 from map_core.study.cost import Operations, describe_plan, resolve_compute
@@ -63,7 +64,7 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, Place]:
         require_folder(expanded(config.out))
     if config.results:
         require_file(expanded(config.results), option="--results")
-    with find_recipe(f"{domain.module}.studies", config.study) as path:
+    with find_recipe(f"{domain.module}.studies", config.study, kind="study", option="--study") as path:
         found = read_study(path, f"{domain.module}.studies")
     out = expanded(config.out or f"runs/{found.name}")
     require_folder(out)
@@ -106,6 +107,11 @@ def study_report(domain: Domain, config: Any) -> None:
         require_folder(expanded(config.report), option="--report")
     found, place = open_study(domain, config)
     results = read_results(place.results, found.name)
+    if not results:
+        raise UserError(
+            f"{place.results} holds no results; start the study ({command_of(domain, config)}), or name a file that "
+            "has some with --results"
+        )
     page = write_report(found, results, expanded(config.report or place.out), command_of(domain, config))
     print(f"{table(found, results)}\n\nreport -> {page}")
 

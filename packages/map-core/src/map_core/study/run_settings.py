@@ -19,7 +19,10 @@ def read_run_settings(path: Path) -> Settings:
     Raises:
         UserError: it cannot be read, or holds something else, such as a setting on which results depend.
     """
-    values = read_yaml(path)
+    try:
+        values = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"--run_settings: {error}") from error
     check_settings(path, "run_settings", values)
     for key in values or {}:
         name = key.removeprefix(SECTION)
