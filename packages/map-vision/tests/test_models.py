@@ -282,6 +282,24 @@ def test_classifier_can_be_read_and_replaced(make_tiny):
     assert model(images(1, 3, 32, 32)).shape == (1, 20, 3)  # the refused change left it as it was
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "pool", "message"),
+    [
+        ({}, "max", r"global_pool must be 'register', 'avg' or ''; got 'max'"),
+        ({"pool_norm": True}, "", r"pool_norm needs global_pool='avg', whose mean it normalises; got ''"),
+        ({}, "register", r"global_pool cannot change from 'avg' to 'register'"),
+        ({"num_registers": 0}, "register", r"global_pool='register' needs num_registers > 0; got 0"),
+    ],
+)
+def test_a_new_classifier_pools_as_the_model_can(make_tiny, changes, pool, message):
+    model, x = make_tiny(global_pool="avg", **changes), images(1, 3, 32, 32)
+    before = model(x)
+    with pytest.raises(UserError, match=message):
+        model.reset_classifier(3, global_pool=pool)
+    assert torch.equal(model(x), before)  # the refused change left it as it was
+
+
 def test_head_without_classes_gives_features(make_tiny):
     model = make_tiny(num_classes=0)
     assert model(images(2, 3, 32, 32)).shape == (2, model.head_hidden_size)
@@ -347,6 +365,12 @@ class TestIntermediates:
         for one, layer in zip(wrapped(x), (0, 2), strict=True):
             torch.testing.assert_close(one, every[layer])
         assert not any(".blocks.3." in key for key in wrapped.state_dict())
+
+    def test_features_only_takes_other_layers_the_next_time(self, make_tiny):
+        chosen = [make_tiny(features_only=True, **layers) for layers in ({}, {"out_indices": (0, 1)}, {})]
+        maps = [[one.shape for one in wrapped(images(1, 3, 32, 24))] for wrapped in chosen]
+        assert maps == [[(1, 32, 4, 3)] * count for count in (3, 2, 3)]
+        assert [wrapped.feature_info.out_indices for wrapped in chosen] == [(1, 2, 3), (0, 1), (1, 2, 3)]
 
 
 def test_gradients_with_activation_checkpointing_are_equal(make_tiny):

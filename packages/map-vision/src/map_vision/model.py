@@ -126,14 +126,7 @@ class HybridNet(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if global_pool not in ("register", "avg", ""):
-            raise UserError(f"global_pool must be 'register', 'avg' or ''; got {global_pool!r}")
-        if global_pool == "register" and num_registers == 0:
-            raise UserError("global_pool='register' needs num_registers > 0; got 0: use global_pool='avg'")
-        if pool_norm and global_pool != "avg":
-            raise UserError(
-                f"pool_norm needs global_pool='avg', whose mean it normalises; got {global_pool!r}"
-            )
+        _check_pool(global_pool, num_registers=num_registers, pool_norm=pool_norm)
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.embed_dim = embed_dim
         self.num_prefix_tokens = num_registers
@@ -279,8 +272,15 @@ class HybridNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Replace the head; ``global_pool`` may change between ``avg`` and ``''``, not to or from registers."""
+        """Replace the head; ``global_pool`` may change between ``avg`` and ``''``, not to or from registers.
+
+        Raises:
+            UserError: any other pooling; one that is not the mean, with ``pool_norm``.
+        """
         if global_pool is not None and global_pool != self.global_pool:
+            _check_pool(
+                global_pool, num_registers=self.num_prefix_tokens, pool_norm=self.pool_norm is not None
+            )
             if "register" in (global_pool, self.global_pool):
                 raise UserError(
                     f"global_pool cannot change from {self.global_pool!r} to {global_pool!r}; "
@@ -334,3 +334,12 @@ class HybridNet(nn.Module):
         """Registers, then patches in raster order."""
         patches = undo_scan(features.patches.embedding, tokens)
         return patches if features.registers is None else torch.cat([features.registers, patches], dim=1)
+
+
+def _check_pool(global_pool: str, *, num_registers: int, pool_norm: bool) -> None:
+    if global_pool not in ("register", "avg", ""):
+        raise UserError(f"global_pool must be 'register', 'avg' or ''; got {global_pool!r}")
+    if global_pool == "register" and num_registers == 0:
+        raise UserError("global_pool='register' needs num_registers > 0; got 0: use global_pool='avg'")
+    if pool_norm and global_pool != "avg":
+        raise UserError(f"pool_norm needs global_pool='avg', whose mean it normalises; got {global_pool!r}")

@@ -212,7 +212,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
             name,
             pretrained,
             pretrained_filter_fn=convert_state,
-            feature_cfg=feature_cfg,
+            feature_cfg=dict(feature_cfg),  # timm takes entries out of it
             **{**defaults, **kwargs},
         )
 

@@ -1,5 +1,7 @@
 """Files are recognised by their keys, described as what they are, and refused where they are something else."""
 
+import re
+
 import published
 import pytest
 import states
@@ -12,11 +14,12 @@ from map_core import UserError
 from map_core.commands.program import main
 from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import family_of
-from map_core.tasks.weights import read_description
+from map_core.tasks.weights import read_description, read_settings
 from map_vision.checkpoints import FAMILIES
 from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, create_model
+from map_vision.mambavision import MambaVision
 from map_vision.pictures import reconstruct
 from map_vision.weights import load_init
 
@@ -83,6 +86,50 @@ def test_a_pyramid_is_named_by_its_sizes(size):
     with torch.device("meta"):
         state = timm.create_model(f"map_mambavision_{size}").state_dict()
     assert family_of(state, FAMILIES).convert(state).model == {"name": f"map_mambavision_{size}"}
+
+
+# facts2.md 1
+@pytest.mark.parametrize(
+    ("size", "crop"),
+    [("tiny", 1.0), ("tiny2", 0.98), ("small", 0.93), ("base", 1.0), ("large", 1.0), ("large2", 1.0)],
+)
+def test_a_pyramid_is_evaluated_at_the_crop_that_was_published(size, crop):
+    with torch.device("meta"):
+        state = timm.create_model(f"map_mambavision_{size}").state_dict()
+    assert family_of(state, FAMILIES).convert(state).prepared["crop_pct"] == crop
+
+
+LARGE3 = {
+    "embed_dim": 2048,
+    "stem_dim": 64,
+    "depths": (3, 3, 20, 10),
+    "num_heads": (16, 32),
+    "window_size": (16, 8),
+    "layer_scale": 1e-5,
+}
+
+
+def test_the_largest_pyramid_has_the_heads_and_windows_that_were_published():
+    with torch.device("meta"):
+        published_as = MambaVision(**LARGE3)
+        state = published_as.state_dict()
+        converted = family_of(state, FAMILIES).convert(state)
+        model = create_model(read_settings(ModelConfig, converted.model, "the file"), 1000)
+    assert sum(p.numel() for p in model.parameters()) == 739_570_472
+    assert (converted.model["name"], model.img_size) == ("map_mambavision_large", (256, 256))
+    for stage, theirs in zip(model.stages[2:], published_as.stages[2:], strict=True):
+        assert stage.window_size == theirs.window_size
+        assert stage.blocks[-1].mixer.num_heads == theirs.blocks[-1].mixer.num_heads
+
+
+def test_heads_are_those_of_the_width_whatever_the_depth():
+    with torch.device("meta"):
+        state = timm.create_model("map_mambavision_tiny", embed_dim=1568).state_dict()
+    assert family_of(state, FAMILIES).convert(state).model == {
+        "name": "map_mambavision_tiny",
+        "embed_dim": 1568,
+        "num_heads": (16, 32),
+    }
 
 
 @pytest.mark.parametrize(
@@ -275,6 +322,7 @@ def test_a_converted_classifier_is_a_run(tmp_path, capsys):
     assert description["holds"] == "classifier"
     assert description["family"] == "Mamba-R"
     assert description["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert description["crop_pct"] == 1.0
     overlaid = timm.create_model(
         description["name"],
         pretrained=True,
@@ -295,6 +343,19 @@ def test_a_pyramid_is_converted_with_the_windows_that_it_is_run_in(tmp_path):
     images = torch.randn(1, 3, 96, 80)
     assert torch.equal(map_vision.load(tmp_path / "run")(images), source(images))
     assert read_description(tmp_path / "run")["family"] == "MambaVision"
+
+
+def test_heads_of_a_pyramid_of_another_width_are_asked_for(tmp_path, capsys):
+    source = timm.create_model("map_mambavision_base", embed_dim=64, stem_dim=4, depths=(1, 1, 2, 2))
+    file = save(source.state_dict(), tmp_path / "pyramid.pth.tar", "state_dict")
+    assert convert(file, tmp_path / "run") == 2
+    assert re.search(
+        r"how many attention heads .* none of embed_dim 64 is published: give .*--model.num_heads 8 16",
+        capsys.readouterr().err,
+    )
+    assert not (tmp_path / "run").exists()
+    assert convert(file, tmp_path / "run", "--model.num_heads", "2", "4") == 0
+    assert read_description(tmp_path / "run")["arguments"]["num_heads"] == [2, 4]
 
 
 def test_positions_are_resampled_where_another_size_is_asked_for(tmp_path, capsys):

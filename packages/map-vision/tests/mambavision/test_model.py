@@ -185,6 +185,19 @@ def test_features_only_wraps_the_stages(make_pyramid):
     assert not any("levels.3" in key or "levels.2.downsample" in key for key in kept)
 
 
+def test_features_only_takes_other_stages_the_next_time(make_pyramid):
+    chosen = [make_pyramid(features_only=True, **stages) for stages in ({}, {"out_indices": (0, 1)}, {})]
+    widths = [[one.shape[1] for one in wrapped(images(1, 3, 64, 64))] for wrapped in chosen]
+    assert widths == [[8, 16, 32, 64], [8, 16], [8, 16, 32, 64]]
+
+
+def test_one_number_is_for_both_stages_and_two_are_for_one_each(make_pyramid):
+    for given, heads, windows in ((2, [2, 2], [2, 2]), ((2, 4), [2, 4], [2, 4])):
+        stages = make_pyramid(num_heads=given, window_size=given).levels[2:]
+        assert [stage.window_size for stage in stages] == windows
+        assert [stage.blocks[-1].mixer.num_heads for stage in stages] == heads
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_gradients_and_statistics_with_activation_checkpointing_are_equal(make_pyramid, every):
     plain, recomputing = make_pyramid().train(), make_pyramid().train()
@@ -252,6 +265,16 @@ def test_drop_path_grows_over_all_blocks():
         ({"depths": (1, 2, 3)}, r"depths must be 4 numbers of blocks, each at least 1; got \(1, 2, 3\)"),
         ({"depths": (1, 0, 1, 1)}, r"depths must be 4 numbers of blocks, each at least 1"),
         ({"window_size": (4, 0)}, r"window_size must be at least 1 in both stages; got \(4, 0\)"),
+        (
+            {"num_heads": (2, 4, 8, 16)},
+            r"num_heads must be one number for stages three and four, .*got \(2, 4, 8, 16\): .* the last two",
+        ),
+        (
+            {"window_size": [8, 8, 14, 7]},
+            r"window_size must be one number for stages .*got \[8, 8, 14, 7\]: of four .* give the last two",
+        ),
+        ({"num_heads": (4,)}, r"num_heads must be one number .*, or one for each; got \(4,\)"),
+        ({"window_size": "14"}, r"window_size must be one number .*, or one for each; got '14'"),
         ({"mlp_ratio": 0.0}, r"mlp_ratio of a pyramid must be positive; got 0.0"),
         ({"num_heads": (5, 4)}, r"embed_dim \(32\) must be a multiple of num_heads \(5\)"),
         ({"global_pool": "max"}, r"global_pool must be 'avg' or '' for MambaVision; got 'max'"),

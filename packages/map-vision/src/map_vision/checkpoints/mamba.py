@@ -29,6 +29,7 @@ LAYER = (
 )
 TRUNK = ("cls_token", "pos_embed", PATCHES, "patch_embed.proj.bias", "norm_f.weight", *LAYER)
 HEAD = ("head.weight", "head.bias")
+WHOLE = {**IMAGENET, "crop_pct": 1.0}  # Mamba-R is evaluated on whole images
 STRIDE_8_GRID = 27  # of Vim's overlapping patches at 224 pixels
 
 
@@ -97,7 +98,7 @@ def convert_mambar(state: Mapping[str, Tensor]) -> Converted:
         holds="classifier",
         switches={"patch_stride": None},
         classes=class_names(len(state["head.bias"])),
-        prepared=IMAGENET,
+        prepared=WHOLE,
     )
 
 

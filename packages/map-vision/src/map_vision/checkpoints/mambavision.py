@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family, depth
 from map_vision.checkpoints.description import IMAGENET, class_names
 
@@ -26,10 +27,16 @@ BLOCKS = (
 )
 SCALES = ("levels.#.blocks.#.gamma_1", "levels.#.blocks.#.gamma_2")
 HEAD = ("head.weight", "head.bias")
+# MambaVision-L3 for 256 pixels, which is published and not registered
+LARGE3_WIDTH = 2048
+LARGE3: dict[str, Any] = {"num_heads": (16, 32), "window_size": (16, 8), "img_size": 256}
+UNKNOWN_HEADS = 0  # no model has as many: whoever converts the file says how many there are
 
 
 def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
-    """The names stay; the sizes are read off, heads and windows taken from the registered model."""
+    """The names stay; the sizes are read off, heads and windows are those published of the width."""
+    from map_vision.registry import default_cfgs  # which imports the models, and these what reads checkpoints
+
     dims, stem = state["norm.weight"].shape[0], state["patch_embed.conv_down.0.weight"].shape[0]
     first = "levels.2.blocks.0."
     arguments: dict[str, Any] = {
@@ -38,21 +45,49 @@ def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
         "depths": tuple(depth(state, f"levels.{i}.blocks.") for i in range(4)),
         "mlp_ratio": state[f"{first}mlp.fc1.weight"].shape[0] / state[f"{first}mlp.fc1.weight"].shape[1],
         "layer_scale": 1e-5 if f"{first}gamma_1" in state else None,
+        **published(dims),
     }
+    model = nearest(arguments)
     classes = class_names(len(state["head.bias"])) if "head.bias" in state else ()
     return Converted(
         dict(state),
-        nearest(arguments),
+        model,
         holds="classifier" if classes else "encoder",
         classes=classes,
-        prepared=IMAGENET,
-        notes=("no file says the attention heads and windows: they are the named model's",),
+        prepared={**IMAGENET, "crop_pct": default_cfgs[model["name"]].default.crop_pct},
+        notes=(
+            "no file says the attention heads and windows: a published model's are taken (--model.num_heads and "
+            "--model.window_size change them; files for 512 pixels have windows of 32 16)",
+        ),
     )
+
+
+def published(width: int) -> dict[str, Any]:
+    """What no parameter shows of the published pyramid whose last stage has this width."""
+    from map_vision.registry import PYRAMIDS
+
+    if width == LARGE3_WIDTH:
+        return LARGE3
+    heads = {theirs["embed_dim"]: theirs["num_heads"] for theirs in PYRAMIDS.values()}
+    return {"num_heads": heads.get(width, UNKNOWN_HEADS)}
+
+
+def require_heads(num_heads: Any, width: int | None) -> None:
+    """Ask for the heads of a file whose width is none of the published ones.
+
+    Raises:
+        UserError: they are unknown.
+    """
+    if num_heads == UNKNOWN_HEADS and width is not None:
+        raise UserError(
+            f"no file says how many attention heads a MambaVision has, and none of embed_dim {width} is published: "
+            "give those of its last two stages, as in --model.num_heads 8 16"
+        )
 
 
 def nearest(arguments: dict[str, Any]) -> dict[str, Any]:
     """The registered pyramid that is most like these arguments, and what it has otherwise."""
-    from map_vision.registry import PYRAMIDS  # which imports the models, and these what reads checkpoints
+    from map_vision.registry import PYRAMIDS
 
     def changed(name: str) -> dict[str, Any]:
         has = {"mlp_ratio": 4.0, **PYRAMIDS[name]}

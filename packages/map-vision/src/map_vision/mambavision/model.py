@@ -1,6 +1,7 @@
 """MambaVision in timm's vocabulary, and as a backbone that paints hidden cells."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -48,8 +49,8 @@ class MambaVision(nn.Module):
         mask_token: Learn the cell that hides others: the form that is pretrained.
 
     Raises:
-        UserError: a width that stages and heads do not divide, depths that are not four, windows or an MLP without
-            size, an unknown pooling.
+        UserError: a width that stages and heads do not divide, depths that are not four, heads or windows that are
+            neither one number nor two, windows or an MLP without size, an unknown pooling.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class MambaVision(nn.Module):
         mask_token: bool = False,
     ) -> None:
         super().__init__()
-        windows = to_2tuple(window_size)
+        heads = _of_two_stages("num_heads", num_heads)
+        windows = _of_two_stages("window_size", window_size)
         _check_sizes(embed_dim, depths, windows, mlp_ratio)
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_features = self.head_hidden_size = embed_dim
@@ -85,7 +87,6 @@ class MambaVision(nn.Module):
         rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         of_stage = [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(NUM_STAGES)]
         form: Any = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
-        heads = to_2tuple(num_heads)
         self.levels = nn.ModuleList(
             [
                 conv_stage(widths[0], of_stage[0]),
@@ -248,6 +249,17 @@ def _checked_pool(global_pool: str) -> str:
     if global_pool not in ("avg", ""):
         raise UserError(f"global_pool must be 'avg' or '' for MambaVision; got {global_pool!r}")
     return global_pool
+
+
+def _of_two_stages(name: str, value: Any) -> tuple[int, int]:
+    """A setting of stages three and four, of which one number is for both."""
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(isinstance(one, Integral) for one in pair):
+        raise UserError(
+            f"{name} must be one number for stages three and four, or one for each; got {value!r}: of four published "
+            "numbers give the last two, as stages one and two have neither heads nor windows"
+        )
+    return pair
 
 
 def _check_sizes(
