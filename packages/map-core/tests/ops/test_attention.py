@@ -189,7 +189,8 @@ def test_an_unknown_or_unfit_implementation_is_refused() -> None:
     ("width", "dtype", "facts", "chosen"),
     [
         (16, torch.float32, (), "native"),
-        (32, torch.bfloat16, (), "native"),
+        (16, torch.bfloat16, (), "native"),
+        (32, torch.float32, (), "torch"),
         (64, torch.float32, (), "torch"),
         (64, torch.float32, ("masked",), "native"),
         (128, torch.float32, ("masked",), "torch"),

@@ -10,7 +10,7 @@ from map_core.ops.operator import register_operator
 from map_core.ops.registry import Request
 
 # of a head, from which on PyTorch's is faster; of a mask, what the kernel leaves out counts too
-WIDEST, WIDEST_MASKED = 32, 64
+WIDEST, WIDEST_MASKED = 16, 64
 
 
 def native_attention_unfit(request: Request) -> str | None:
