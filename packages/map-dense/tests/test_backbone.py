@@ -178,9 +178,22 @@ def test_too_few_layers_have_no_default() -> None:
         small(layout="MMT")
 
 
-def test_frozen_stages_beyond_the_depth_tell_the_depth() -> None:
-    with pytest.raises(UserError, match=r"frozen_stages \(17\) must lie in -1\.\.16"):
-        small(frozen_stages=17)
+@pytest.mark.parametrize("stages", [17, -2, "1", 1.0, True])
+@pytest.mark.usefixtures("unchecked")
+def test_frozen_stages_that_are_no_number_of_layers_tell_the_depth(stages: Any) -> None:
+    with pytest.raises(
+        UserError, match=rf"frozen_stages must be a whole number in -1\.\.16, .*; got {stages!r}: "
+    ):
+        small(frozen_stages=stages)
+
+
+@pytest.mark.parametrize("heads", [[4, 4], (4, 4), "4", 4.0, 0])
+@pytest.mark.usefixtures("unchecked")
+def test_num_heads_is_one_number(heads: Any) -> None:
+    with pytest.raises(
+        UserError, match="num_heads must be a whole number of at least 1, or None for the name's; got"
+    ):
+        small(num_heads=heads)
 
 
 def test_unknown_options_and_those_of_the_classifier_are_refused() -> None:

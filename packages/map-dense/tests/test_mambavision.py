@@ -14,6 +14,7 @@ from map_core.tasks.weights import save_weights
 from map_dense import catalogue
 from map_dense.backbone import HybridBackbone
 from map_dense.mambavision import MambaVisionBackbone
+from map_vision.factory import MODELS as MODELS_OF_VISION
 from map_vision.factory import ModelConfig, create_backbone, create_model
 
 SMALL: dict[str, Any] = {
@@ -112,9 +113,14 @@ def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) 
         ({"out_indices": [2, 1]}, r"out_indices \[2, 1\] must be ascending stages in 0..3"),
         ({"out_indices": 7}, r"out_indices must be a list of stages, such as \[0, 1, 2, 3\]; got 7"),
         ({"out_indices": [4]}, r"out_indices \[4\] must be ascending stages in 0..3"),
-        ({"frozen_stages": 5}, r"frozen_stages \(5\) must lie in -1..4, the stages of the backbone"),
+        (
+            {"frozen_stages": 5},
+            r"frozen_stages must be a whole number in -1\.\.4, the stages of the backbone; got 5: ",
+        ),
+        ({"frozen_stages": "1"}, r"frozen_stages must be a whole number in -1\.\.4, .*; got '1'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_no_backbone_can_be_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         small(**changes)
@@ -126,6 +132,36 @@ def test_weights_of_another_size_are_refused(classifier: torch.nn.Module, tmp_pa
         UserError, match=r"does not fit the backbone: missing: levels\.0\.blocks\.1\..* and \d+ more"
     ):
         small(depths=(2, 1, 2, 2)).load(tmp_path)
+
+
+def described(folder: Path, **changes: Any) -> Path:
+    """A directory with the weights and the description of a small pretrained pyramid."""
+    config = ModelConfig("map_mambavision_tiny", **{**SMALL, **changes})
+    state = create_backbone(config).state_dict()
+    save_weights(folder / "model.safetensors", state, MODELS_OF_VISION.describe(config))
+    return folder
+
+
+def test_a_run_with_other_heads_is_refused_although_its_shapes_fit(tmp_path: Path) -> None:
+    run = described(tmp_path, num_heads=(1, 2))
+    with pytest.raises(
+        UserError,
+        match=r"trained with num_heads \(1, 2\), the backbone has \(2, 4\); set model\.backbone\.num_heads=\(1, 2\)",
+    ):
+        small().load(run)
+    assert small(num_heads=[1, 2]).load(run).used > 0  # configs have lists
+
+
+def test_a_run_with_smaller_windows_loads_into_larger_ones(tmp_path: Path) -> None:
+    backbone = small(window_size=[64, 32])
+    assert backbone.load(described(tmp_path)).used == len(backbone.model.state_dict())
+
+
+def test_scales_of_a_kept_layer_without_a_place_are_refused(tmp_path: Path) -> None:
+    run = described(tmp_path, layer_scale=1e-5)
+    (run / "model.json").unlink()
+    with pytest.raises(UserError, match=r"without a place: levels\.2\.blocks\.0\."):
+        small().load(run)
 
 
 def test_the_backbone_of_plain_models_names_the_pyramids_one() -> None:

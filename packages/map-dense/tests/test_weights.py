@@ -141,6 +141,8 @@ def test_another_architecture_is_refused_with_both_values(
         ({"num_heads": 2}, "trained with num_heads 4, the backbone has 2; set model.backbone.num_heads=4"),
         ({"order": "column"}, "trained with order row, the backbone has column"),
         ({"wiring": "branch"}, "trained with wiring residual, the backbone has branch"),
+        ({"position": "sincos"}, "trained with position learned, the backbone has sincos"),
+        ({"bidirectional": False}, "trained with bidirectional True, the backbone has False"),
     ],
 )
 def test_what_no_shape_tells_is_read_from_the_runs_description(
@@ -148,6 +150,38 @@ def test_what_no_shape_tells_is_read_from_the_runs_description(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_backbone(backbone(**changes), written(tmp_path / "run"))
+
+
+def test_blocks_of_another_size_are_refused_where_the_scan_goes_by_blocks(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", order="block", block_size=(2, 2))
+    with pytest.raises(UserError, match=r"trained with block_size \(2, 2\), the backbone has \(4, 4\); set"):
+        load_backbone(backbone(order="block"), run)
+    load_backbone(backbone(order="block", block_size=[2, 2]), run)  # configs have lists
+    load_backbone(backbone(block_size=[2, 2]), written(tmp_path / "rows"))  # no blocks, no size
+
+
+@pytest.mark.parametrize(
+    ("changes", "unused"),
+    [
+        ({"position": "sincos"}, r"encoder\.position\.table; set"),
+        ({"bidirectional": False}, r"encoder\.blocks\.0\.mixer\.scan_backward\.\w+, .* and \d+ more"),
+        ({"mlp_ratio": 0.0}, r"encoder\.blocks\.3\.mlp\.fc1\.bias, .*norm2"),
+    ],
+)
+def test_weights_of_kept_layers_without_a_place_are_refused_without_a_description(
+    tmp_path: Path, changes: dict[str, Any], unused: str
+) -> None:
+    run = written(tmp_path / "run", described=False)
+    with pytest.raises(UserError, match=rf"does not fit the backbone: without a place: {unused}"):
+        load_backbone(backbone(**changes), run)
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_larger_images_fewer_layers_and_windows_load(tmp_path: Path, described: bool) -> None:
+    dense = backbone(img_size=128, out_indices=[1], window_size=2)
+    report = load_backbone(dense, written(tmp_path / "run", described=described))
+    assert report.used == len(dense.model.state_dict())
+    assert {".".join(key.split(".")[1:3]) for key in report.unused} == {"blocks.2", "blocks.3", "norm.weight"}
 
 
 def test_a_file_without_any_key_of_the_backbone_is_refused(tmp_path: Path) -> None:

@@ -49,9 +49,8 @@ def test_it_is_attention_under_a_mask_of_windows(
 
 def make(**changes: Any) -> HybridBackbone:
     torch.manual_seed(0)
-    return HybridBackbone(
-        img_size=64, embed_dim=32, layout="(MMMT)x4", num_heads=4, out_indices=[7, 15], **changes
-    ).eval()
+    options = {"layout": "(MMMT)x4", "num_heads": 4, "out_indices": [7, 15], **changes}
+    return HybridBackbone(img_size=64, embed_dim=32, **options).eval()
 
 
 def test_the_last_transformer_block_of_each_group_attends_globally() -> None:
@@ -71,8 +70,11 @@ def test_windows_change_no_parameter_name_and_large_ones_no_feature() -> None:
             assert (third - one).abs().max() > 1e-4
 
 
-def test_a_window_needs_a_patch() -> None:
+@pytest.mark.parametrize("size", [0, -1, [4, 4], "4", 4.0, True])
+@pytest.mark.parametrize("out_indices", [[7, 15], [0, 1, 2, 3]])  # the latter leave no block with windows
+@pytest.mark.usefixtures("unchecked")
+def test_a_window_is_a_number_of_patches(size: Any, out_indices: list[int]) -> None:
     with pytest.raises(
-        UserError, match="window_size must be at least 1 patch, or None for global attention; got 0"
+        UserError, match="window_size must be a whole number of at least 1, or None for global attention; got"
     ):
-        make(window_size=0)
+        make(window_size=size, out_indices=out_indices)

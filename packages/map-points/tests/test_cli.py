@@ -319,6 +319,10 @@ def test_info_lists_the_models(capsys):
 
 
 MISTAKES = {
+    "patches of no width": (
+        ["pretrain", "--config", "pretrain_shapes", "--model.patch_hidden_dim", "1", "--out", "{tmp}/p"],
+        "patch_hidden_dim must be at least 2",
+    ),
     "evaluate an encoder": (
         ["evaluate", "--init", "{pretrained}", "--out", "{tmp}/e"],
         "describes no classifier",

@@ -118,6 +118,13 @@ def test_a_patch_is_described_by_neighbours_that_it_may_read():
             torch.testing.assert_close(found[sample, i], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_fewer_patches_than_neighbours_are_refused_by_autoregression_too(tiny_model, clouds):
+    model = replace(tiny_model, scan="forward", num_patches=3, neighbors=4)
+    objective = build_objective(create_backbone(model), replace(SECTIONS["autoregression"], num_regions=3))
+    with pytest.raises(UserError, match=r"cannot find 4 nearest neighbours among 2 points; lower k"):
+        objective(clouds, Draw.of_batch(2))  # no region reads the last one
+
+
 def test_where_everyone_may_read_everyone_nothing_changes():
     local, x, position = LocalNormPool(4, neighbors=3), torch.randn(2, 6, 4), torch.randn(2, 6, 3)
     everyone = torch.ones(1, 6, 6, dtype=torch.bool)

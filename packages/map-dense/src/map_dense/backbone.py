@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from map_core.blocks import TransformerBlock
 from map_core.encoder import expand_layout
 from map_core.errors import UserError, near_matches
+from map_dense.settings import as_tuples, check_count, check_frozen_stages
 from map_dense.windows import WindowedTransformerBlock
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.model import HybridNet
@@ -83,7 +84,8 @@ class HybridBackbone(nn.Module):
 
     Raises:
         UserError: an unknown name or change, an ``img_size`` that is neither a number nor two, ``out_indices`` that
-            are no list, or beyond the depth, as ``frozen_stages`` may be.
+            are no list, or beyond the depth, as ``frozen_stages`` may be; a ``window_size`` or ``num_heads`` that is
+            no number from 1 on.
     """
 
     def __init__(
@@ -103,12 +105,14 @@ class HybridBackbone(nn.Module):
         for change in set(model_changes) - set(CHANGES):
             reason = "belongs to the classifier" if change in CLASSIFIER_ONLY else "is unknown"
             raise UserError(f"backbone option {change!r} {reason}; {near_matches(change, CHANGES)}")
+        check_count("window_size", window_size, "for global attention")
+        check_count("num_heads", model_changes.get("num_heads"), "for the name's")
         self.config = ModelConfig(
             name,
             img_size=_checked_size(img_size),
             patch_size=patch_size,
             drop_path_rate=drop_path_rate,
-            **model_changes,
+            **as_tuples(model_changes),
         )
         model = create_backbone(self.config)
         if not isinstance(model, HybridNet):
@@ -124,8 +128,10 @@ class HybridBackbone(nn.Module):
         self.model.set_grad_checkpointing(activation_checkpointing)
         if window_size is not None:
             self._attend_in_windows(window_size)
+        check_frozen_stages(frozen_stages, self.num_layers, first="embeddings", stages="layers")
         self.frozen_stages = frozen_stages
-        self._freeze()
+        for module in self._frozen_modules():
+            module.eval().requires_grad_(False)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -178,12 +184,3 @@ class HybridBackbone(nn.Module):
             return []
         encoder = self.model.encoder
         return [self.model.patch_embed, encoder.position, *encoder.blocks[: self.frozen_stages]]
-
-    def _freeze(self) -> None:
-        if not -1 <= self.frozen_stages <= self.num_layers:
-            raise UserError(
-                f"frozen_stages ({self.frozen_stages}) must lie in -1..{self.num_layers}, the layers of the "
-                "backbone; -1 freezes nothing, 0 the embeddings, n also the first n layers"
-            )
-        for module in self._frozen_modules():
-            module.eval().requires_grad_(False)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.tasks.weights import read_weights, weights_file
-from map_dense.weights import BackboneReport, refuse_misfits
+from map_dense.settings import as_tuples, check_frozen_stages
+from map_dense.weights import BackboneReport, refuse_misfits, refuse_other_settings
 from map_vision.factory import ModelConfig, create_model
 from map_vision.mambavision import MambaVision
 from map_vision.weights import convert_state
@@ -59,10 +60,7 @@ class MambaVisionBackbone(nn.Module):
         super().__init__()
         for change in set(model_changes) - set(CHANGES):
             raise UserError(f"backbone option {change!r} is unknown; {near_matches(change, CHANGES)}")
-        changes: dict[str, Any] = {  # configs have lists
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in {**model_changes, "window_size": window_size}.items()
-        }
+        changes = as_tuples({**model_changes, "window_size": window_size})
         self.config = ModelConfig(name, drop_path_rate=drop_path_rate, **changes)
         model = create_model(self.config, num_classes=0)
         if not isinstance(model, MambaVision):
@@ -76,11 +74,7 @@ class MambaVisionBackbone(nn.Module):
         model.set_grad_checkpointing(activation_checkpointing)
         for i, channels in zip(self.out_indices, self.out_channels, strict=True):
             self.add_module(f"outnorm{i}", LayerNorm2d(channels, eps=1e-5))
-        if not -1 <= frozen_stages <= len(model.levels):
-            raise UserError(
-                f"frozen_stages ({frozen_stages}) must lie in -1..{len(model.levels)}, the stages of the backbone; "
-                "-1 freezes nothing, 0 the stem, n also the first n stages"
-            )
+        check_frozen_stages(frozen_stages, len(model.levels), first="stem", stages="stages")
         self.frozen_stages = frozen_stages
         for module in self._frozen_modules():
             module.eval().requires_grad_(False)
@@ -103,11 +97,14 @@ class MambaVisionBackbone(nn.Module):
         Head, final norm and stages behind the last of ``out_indices`` are not used; the norms of the maps start anew.
 
         Raises:
-            UserError: a parameter is missing or has another shape.
+            UserError: a parameter is missing, has another shape or is one that the backbone's stages lack; or the
+                run's description says that its weights mean something else, windows apart: larger images ask for
+                larger ones.
         """
         file, own = weights_file(path), self.model.state_dict()
         state = convert_state(read_weights(path), self.model)
         refuse_misfits(state, own, file)
+        refuse_other_settings(self.config, path, may_differ=("window_size",))
         self.model.load_state_dict({key: state[key] for key in own})
         return BackboneReport(file, len(own), tuple(key for key in state if key not in own), ())
 

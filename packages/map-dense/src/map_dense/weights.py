@@ -11,17 +11,16 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.tasks.weights import read_weights, weights_file
 from map_dense.backbone import HybridBackbone
-from map_vision.factory import described_model
-from map_vision.registry import ARCHITECTURES
+from map_vision.factory import UNSEEN, ModelConfig, described_model, resolved
+from map_vision.registry import MODEL_NAMES
 from map_vision.weights import convert_state
 
 PATCHES = "patch_embed.proj.weight"
 POSITIONS = "encoder.position.table"
-SHAPELESS = {
-    "num_heads": 12,
-    "order": "row",
-    "wiring": "residual",
-}  # change the features but no parameter's shape; with their defaults
+PART = re.compile(
+    r"(?:.*\.)?blocks\.\d+\.|encoder\.position\."
+)  # what is kept with all that it has, or left out
+MEANING = (*UNSEEN, "bidirectional")  # without these settings the weights mean nothing
 SHOWN = 6
 
 
@@ -56,8 +55,9 @@ def load_backbone(
             (FlexiViT's pseudo-inverse, arXiv 2212.08013, section 3.4).
 
     Raises:
-        UserError: no key of the file fits; another width, depth, layout or number of heads; another patch size
-            without ``resample_patches``; a parameter that is missing or has another shape.
+        UserError: no key of the file fits; another width, depth or layout; a run whose description says that its
+            weights mean something else; another patch size without ``resample_patches``; a parameter that is
+            missing, has another shape or is one that the backbone's layers lack.
     """
     file = weights_file(path)
     own = backbone.model.state_dict()
@@ -68,6 +68,7 @@ def load_backbone(
             f"backbone with {', '.join(list(own)[:3])}); give a run of map-vision or its model.safetensors"
         )
     _check_architecture(backbone, state, path)
+    refuse_other_settings(backbone.config, path)
     resampled = tuple(
         key
         for key in (PATCHES, POSITIONS)
@@ -83,11 +84,18 @@ def load_backbone(
 def refuse_misfits(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path, *, resampled: tuple[str, ...] = ()
 ) -> None:
-    """Refuse a file that lacks a backbone's tensors or has them in other shapes; ``resampled`` may have others.
+    """Refuse a file whose tensors are not those of a backbone's layers and positions.
+
+    Args:
+        state: Tensors of the file; those of other layers, of registers, head and final norm may be there too.
+        own: Those of the backbone.
+        file: Named in the message.
+        resampled: Those that may have another shape.
 
     Raises:
-        UserError: naming them.
+        UserError: naming what is missing, of another shape, or without a place in the backbone.
     """
+    kept = {"encoder.position."} | {part for key in own if (part := _part(key))}
     faults = {
         "missing": [key for key in own if key not in state],
         "shapes": [
@@ -95,13 +103,38 @@ def refuse_misfits(
             for key, value in own.items()
             if key in state and state[key].shape != value.shape and key not in resampled
         ],
+        "without a place": [key for key in state if key not in own and _part(key) in kept],
     }
     if any(faults.values()):
         told = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
         raise UserError(
             f"{file} does not fit the backbone: {told}; set model.backbone as the run's model was "
-            "(name, layout, mlp_ratio, in_chans, ...)"
+            "(name, layout, mlp_ratio, in_chans, position, bidirectional, ...)"
         )
+
+
+def refuse_other_settings(config: ModelConfig, path: str | Path, *, may_differ: tuple[str, ...] = ()) -> None:
+    """Compare a backbone with the description of a run: whatever its weights mean nothing without.
+
+    Args:
+        config: Of the backbone.
+        path: A run or weights file; one without description is taken as it is.
+        may_differ: Settings whose difference is meant.
+
+    Raises:
+        UserError: a setting differs, with both values.
+    """
+    described = described_model(path)
+    if described is None or described.name not in MODEL_NAMES:
+        return
+    theirs, own = resolved(described), resolved(config)
+    for name in MEANING:
+        trained, has = theirs.get(name), own.get(name)
+        if trained != has and name not in may_differ:
+            raise UserError(
+                f"{path} was trained with {name} {trained}, the backbone has {has}; "
+                f"set model.backbone.{name}={trained}"
+            )
 
 
 def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -119,17 +152,12 @@ def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], p
             f"{path} has {depth} layers, the backbone {backbone.depth} (layout {own['layout']!r}); "
             "set model.backbone.name (or layout) to the pretrained model's"
         )
-    described = described_model(path)
-    if described is None or described.name not in ARCHITECTURES:
-        return
-    theirs = {**ARCHITECTURES[described.name][1], **described.arguments()}
-    for argument, default in SHAPELESS.items():
-        trained, has = theirs.get(argument, default), own.get(argument, default)
-        if trained != has:
-            raise UserError(
-                f"{path} was trained with {argument} {trained}, the backbone has {has}; "
-                f"set model.backbone.{argument}={trained}"
-            )
+
+
+def _part(key: str) -> str | None:
+    """The block that a tensor is of, or the positions; None for all else."""
+    found = PART.match(key)
+    return found[0] if found else None
 
 
 def _fitting_patches(theirs: Tensor, own: Tensor, file: Path, *, resample: bool) -> Tensor:

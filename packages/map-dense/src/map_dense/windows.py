@@ -5,7 +5,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from map_core.blocks import Attention, TransformerBlock
-from map_core.errors import UserError
 
 
 def window_slots(position: Int[Tensor, "l 2"], window_size: int) -> tuple[Int[Tensor, " l"], int]:
@@ -49,17 +48,10 @@ class WindowedTransformerBlock(nn.Module):
     Args:
         block: The block with global attention.
         window_size: Rows and columns of patches of a window; the last windows of a row or column may be cut off.
-
-    Raises:
-        UserError: a window without patches.
     """
 
     def __init__(self, block: TransformerBlock, window_size: int) -> None:
         super().__init__()
-        if window_size < 1:
-            raise UserError(
-                f"window_size must be at least 1 patch, or None for global attention; got {window_size}"
-            )
         self.window_size = window_size
         self.norm1, self.attn, self.drop_path = block.norm1, block.attn, block.drop_path
         self.norm2, self.mlp = block.norm2, block.mlp

@@ -13,7 +13,7 @@ from map_core.blocks import MambaMixer, make_norm
 from map_core.errors import UserError
 from map_core.ops import Linear, selective_scan
 from map_core.tokens import gather_tokens
-from map_points.patches.neighbors import nearest_neighbors
+from map_points.patches.neighbors import nearest_neighbors, require_points
 from map_points.patches.sampling import squared_distance
 
 ScanKind = Literal["both", "forward", "channel_flip"]
@@ -83,9 +83,14 @@ class LocalNormPool(nn.Module):
     def _nearest(
         self, position: Float[Tensor, "b m 3"], may_read: Bool[Tensor, "#b m m"] | None
     ) -> Int[Tensor, "b m k"]:
-        """The nearest patches; a patch stands in for neighbours that it may not read."""
+        """The nearest patches; a patch stands in for neighbours that it may not read.
+
+        Raises:
+            UserError: there are fewer patches than neighbours.
+        """
         if may_read is None:
             return nearest_neighbors(position, position, self.neighbors)
+        require_points(position.shape[1], self.neighbors)
         points = position.detach().float()
         distance = squared_distance(points.unsqueeze(2), points.unsqueeze(1))
         near = distance.masked_fill(~may_read, math.inf).topk(self.neighbors, largest=False)

@@ -7,7 +7,7 @@ from typing import Any
 import map_core.tasks.trained_models
 from map_core.errors import UserError
 from map_core.positions import MlpActivation
-from map_core.ranges import check
+from map_core.ranges import check, require
 from map_core.tasks.trained_models import Models
 from map_points.blocks import ScanKind, SpreadKind
 from map_points.checkpoints import FAMILIES
@@ -75,7 +75,6 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
         """Raise a :class:`UserError` for the first setting that no model can have."""
         sizes = (
             "embed_dim",
-            "patch_hidden_dim",
             "in_chans",
             "num_heads",
             "neighbors",
@@ -90,6 +89,7 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
             not_negative=("mlp_ratio",),
             shares_below_one=("drop_rate", "drop_path_rate"),
         )
+        require("model", self, "patch_hidden_dim", lambda width: width >= 2, "must be at least 2")
         if self.in_chans is not None and self.in_chans < 3:
             raise UserError(f"model.in_chans must be at least 3, for x, y and z; got {self.in_chans}")
 

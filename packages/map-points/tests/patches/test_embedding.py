@@ -1,7 +1,9 @@
 """The mini-PointNet of a patch: its definition, its size, and what must not matter."""
 
+import pytest
 import torch
 
+from map_core import UserError
 from map_points.patches import PatchEmbedding
 
 
@@ -22,6 +24,12 @@ def test_the_joined_layer_equals_its_definition():
     joined = torch.cat([x.amax(2, keepdim=True).expand_as(x), x], dim=-1)
     expected = embed.project(embed.join(joined).flatten(0, 2)).reshape(2, 3, 6, 8).amax(2)
     torch.testing.assert_close(embed(points), expected)
+
+
+@pytest.mark.parametrize("hidden_dim", [1, 0])
+def test_a_width_whose_half_is_nothing_is_refused(hidden_dim):
+    with pytest.raises(UserError, match=f"patch_hidden_dim must be at least 2, .*; got {hidden_dim}"):
+        PatchEmbedding(8, hidden_dim)
 
 
 def test_patches_do_not_mix():

@@ -1,5 +1,7 @@
 """The part segmenter: interpolation against a loop, and what reaches the scores."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,6 +66,27 @@ def test_every_named_layer_the_category_and_the_point_reach_the_scores(segmenter
 def test_layers_that_the_backbone_has_not_are_refused(segmenter):
     with pytest.raises(UserError, match=r"layers \(0, 3\) must lie in 1..3"):
         segmenter(layers=(0, 3))
+
+
+@pytest.mark.parametrize("layers", [(2, 2), (3, 1, 3)])
+def test_repeated_layers_are_refused(segmenter, layers):
+    with pytest.raises(UserError, match=rf"layers \({layers[0]}, .*\) name a layer twice: name each once"):
+        segmenter(layers=layers)
+
+
+def test_further_channels_reach_the_scores_and_are_no_coordinates(tiny_model):
+    backbone = create_backbone(replace(tiny_model, in_chans=4))
+    model = PartSegmenter(backbone, 2, 5, hidden_dim=16).eval()
+    points, category = torch.randn(2, 64, 4), torch.tensor([0, 1])
+    leaf = points.clone().requires_grad_()
+    scores = model(leaf, category)
+    assert scores.shape == (2, 64, 5)
+    scores.square().sum().backward()
+    assert (leaf.grad[..., 3] != 0).any()
+    louder = torch.cat([points[..., :3], 1000 * points[..., 3:]], dim=-1)
+    with torch.no_grad():
+        torch.nn.init.zeros_(backbone.patch_embed.lift[0].weight[:, 3:])  # patches that see no channel
+        torch.testing.assert_close(model(louder, category), model(points, category))
 
 
 def test_a_class_token_is_refused(tiny_model):

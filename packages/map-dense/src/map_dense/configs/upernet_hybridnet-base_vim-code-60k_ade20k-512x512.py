@@ -7,7 +7,8 @@ Hardware:  any number of GPUs with a total batch of 32, here 4 of 8 images; set 
 Time:      not measured.
 Expected:  none: the paper reports no segmentation with this size.
 Status:    not reproduced here; builds.
-Settings:  those of the small model; Vim has no script for this size.
+Settings:  those of the small model; Vim has no script for this size;
+           512 channels in the decode head, as with the small model, where Vim's code has the encoder's width.
 """
 
 _base_ = "_base_/upernet_vim-code-60k_ade20k-512x512.py"

@@ -7,7 +7,8 @@ Hardware:  any number of GPUs with a total batch of 16, here 8 of 2 images; set 
 Time:      not measured.
 Expected:  none: the paper reports no segmentation with this size.
 Status:    not reproduced here; builds.
-Settings:  AdamW 6e-5, weight decay 0.01, no layer decay, which differ from Vim's code.
+Settings:  AdamW 6e-5, weight decay 0.01, no layer decay, which differ from Vim's code;
+           512 channels in the decode head, as with the small model, where Vim's code has the encoder's width.
 """
 
 _base_ = "_base_/upernet_vim-paper-160k_ade20k-512x512.py"

@@ -7,7 +7,9 @@ Hardware:  any number of GPUs with a total batch of 16, here 8 of 2 images; set 
 Time:      not measured.
 Expected:  mIoU 46.9 after MAP pretraining; 45.6 after supervised training (paper, Table 9).
 Status:    not reproduced here; builds.
-Settings:  AdamW 6e-5, weight decay 0.01, no layer decay, which differ from Vim's code.
+Settings:  AdamW 6e-5, weight decay 0.01, no layer decay, which differ from Vim's code;
+           512 channels in the decode head, 67.1M parameters (the paper: 69M); the encoder's width, as in Vim's
+           code, would make 54.9M.
 """
 
 _base_ = "_base_/upernet_vim-paper-160k_ade20k-512x512.py"

@@ -8,7 +8,8 @@ Time:      not measured.
 Expected:  none: the paper reports no segmentation with this size.
 Status:    not reproduced here; builds, and takes an optimizer step at this size on a CPU (batch 2).
 Settings:  Vim's script for its tiny model: AdamW 2e-4, weight decay 0.1, layer decay 0.92 over 24 layers,
-           rescaled to 32.
+           rescaled to 32; 512 channels in the decode head, as with the small model, where Vim's code has the
+           encoder's width.
 """
 
 _base_ = "_base_/upernet_vim-code-60k_ade20k-512x512.py"

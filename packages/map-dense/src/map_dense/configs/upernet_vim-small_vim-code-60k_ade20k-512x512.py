@@ -5,12 +5,15 @@ Command:   CONFIG=$(map-dense config-path upernet_vim-small_vim-code-60k_ade20k-
                model.backbone.init_cfg.checkpoint=RUN
 Hardware:  any number of GPUs with a total batch of 32, here 4 of 8 images; set train_dataloader.batch_size for others.
 Time:      not measured.
-Expected:  mIoU 44.9 (Vim's paper); the row to compare HybridNet-S with (paper, Table 9).
+Expected:  mIoU 44.9 with 46M parameters (Vim's paper); the row to compare HybridNet-S with (paper, Table 9).
 Status:    not reproduced here; builds.
-Settings:  as `upernet_hybridnet-small_vim-code-60k_ade20k-512x512`, on 24 layers; RUN may be a checkpoint that
-           `map-vision convert` wrote.
+Settings:  as `upernet_hybridnet-small_vim-code-60k_ade20k-512x512`, on 24 layers, with a decode head of the encoder's
+           width, as in Vim's code: 45.4M parameters; RUN may be a checkpoint that `map-vision convert` wrote.
 """
 
 _base_ = "upernet_hybridnet-small_vim-code-60k_ade20k-512x512.py"
 
-model = dict(backbone=dict(type="MapVim", name="map_vim_small_patch16_224", out_indices=[5, 11, 17, 23]))
+model = dict(
+    backbone=dict(type="MapVim", name="map_vim_small_patch16_224", out_indices=[5, 11, 17, 23]),
+    decode_head=dict(channels=384),
+)

@@ -7,8 +7,8 @@ Hardware:  any number of GPUs with a total batch of 32, here 4 of 8 images; set 
 Time:      not measured.
 Expected:  no number was at hand; the row to compare HybridNet-S with (paper, Table 9).
 Status:    not reproduced here; builds.
-Settings:  as `upernet_hybridnet-small_vim-code-60k_ade20k-512x512`, on 12 layers; RUN may be a checkpoint that
-           `map-vision convert` wrote.
+Settings:  as `upernet_hybridnet-small_vim-code-60k_ade20k-512x512`, on 12 layers, with HybridNet's 512 channels
+           in the decode head; RUN may be a checkpoint that `map-vision convert` wrote.
 """
 
 _base_ = "upernet_hybridnet-small_vim-code-60k_ade20k-512x512.py"

@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from map_core.errors import UserError
 from map_core.initialization import keep_init
 from map_core.ops import Linear, linear
 
@@ -19,10 +20,17 @@ class PatchEmbedding(nn.Module):
         embed_dim: Width of the result.
         hidden_dim: Width between the two halves; their inner layers have half of it and twice it.
         in_chans: Of a point: its coordinates in the patch, then what else it has.
+
+    Raises:
+        UserError: a ``hidden_dim`` whose half is nothing.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int = 256, in_chans: int = 3) -> None:
         super().__init__()
+        if hidden_dim < 2:
+            raise UserError(
+                f"patch_hidden_dim must be at least 2, as a layer inside has half of it; got {hidden_dim}"
+            )
         narrow, wide = hidden_dim // 2, 2 * hidden_dim
         self.hidden_dim, self.in_chans = hidden_dim, in_chans
         self.lift = nn.Sequential(

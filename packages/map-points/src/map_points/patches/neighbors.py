@@ -26,11 +26,7 @@ def nearest_neighbors(
         UserError: there are fewer than ``k`` points.
     """
     n = points.shape[1]
-    if not 0 < k <= n:
-        raise UserError(
-            f"cannot find {k} nearest neighbours among {n} points; lower k (patch_size, neighbors) or use "
-            "more points (for the blocks: hide fewer patches)"
-        )
+    require_points(n, k)
     queries, points = queries.detach().float(), points.detach().float()
     if exporting():
         # no bits to read, no parts: any batch size
@@ -40,6 +36,19 @@ def nearest_neighbors(
     clouds = max(1, CACHED // (queries.shape[1] * n)) if points.device.type == "cpu" else len(points)
     parts = zip(queries.split(clouds), points.split(clouds), strict=True)
     return torch.cat([_nearest(part, cloud, k) for part, cloud in parts])
+
+
+def require_points(n: int, k: int) -> None:
+    """Check that ``n`` points have ``k`` nearest.
+
+    Raises:
+        UserError: there are fewer, or none is asked for.
+    """
+    if not 0 < k <= n:
+        raise UserError(
+            f"cannot find {k} nearest neighbours among {n} points; lower k (patch_size, neighbors) or use "
+            "more points (for the blocks: hide fewer patches)"
+        )
 
 
 def _nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:

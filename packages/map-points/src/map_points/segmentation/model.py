@@ -73,7 +73,8 @@ class PartSegmenter(nn.Module):
 
     Normalised features of several layers are joined; their maximum and mean over patches and an embedding of
     the category describe the cloud; interpolated to the points and joined to their coordinates they describe
-    each point. Source: the segmentation head of Point-BERT and Point-MAE (arXiv 2203.06604, section 4.2).
+    each point, whose further channels the backbone alone reads. Source: the segmentation head of Point-BERT and
+    Point-MAE (arXiv 2203.06604, section 4.2).
 
     Args:
         backbone: A model without head and class token.
@@ -88,7 +89,8 @@ class PartSegmenter(nn.Module):
         drop_rate: Dropout before the scores.
 
     Raises:
-        UserError: layers that the backbone has not, a class token, or fewer patches than are interpolated.
+        UserError: layers that the backbone has not or that are named twice, a class token, or fewer patches than are
+            interpolated.
     """
 
     def __init__(
@@ -109,6 +111,8 @@ class PartSegmenter(nn.Module):
         layers = layers or feature_layers(depth)
         if not all(0 < layer <= depth for layer in layers):
             raise UserError(f"layers {layers} must lie in 1..{depth}, the layers of the backbone")
+        if len(set(layers)) < len(layers):
+            raise UserError(f"layers {layers} name a layer twice: name each once")
         if backbone.encoder.registers is not None:
             raise UserError("segmentation has no class token: create the model with class_token=False")
         if backbone.num_patches < NEIGHBORS:
@@ -125,7 +129,7 @@ class PartSegmenter(nn.Module):
             nn.Linear(hidden_dim // 4, num_parts),
         )
 
-    def forward(self, points: Float[Tensor, "b n 3"], category: Int[Tensor, " b"]) -> Float[Tensor, "b n p"]:
+    def forward(self, points: Float[Tensor, "b n c"], category: Int[Tensor, " b"]) -> Float[Tensor, "b n p"]:
         tokens = self.backbone.tokenize(points)
         encoder = self.backbone.encoder
         stages = [
@@ -136,8 +140,9 @@ class PartSegmenter(nn.Module):
         patches = torch.cat(stages, dim=-1)  # (b, l, layers * d)
         one_hot = F.one_hot(category, self.num_categories).to(patches.dtype)
         cloud = torch.cat([patches.amax(dim=1), patches.mean(dim=1), self.category(one_hot)], dim=-1)
-        near = interpolate_features(patches, tokens.position, points)
-        own = self.propagate(torch.cat([near, points.to(near.dtype)], dim=-1))
+        xyz = points[..., :3]
+        near = interpolate_features(patches, tokens.position, xyz)
+        own = self.propagate(torch.cat([near, xyz.to(near.dtype)], dim=-1))
         return self.head(torch.cat([own, cloud.unsqueeze(1).expand(-1, own.shape[1], -1)], dim=-1))
 
     @property
