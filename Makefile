@@ -50,8 +50,10 @@ demo: $(VENV)/demo.stamp ## with few labels, does pretraining pay? three seeds o
 # some of core, vision, points, dense; without it all of them and the tests across packages
 PACKAGES ?=
 NEEDED := $(if $(filter-out core vision points,$(or $(PACKAGES),dense)),test,core)
-test: $(VENV)/$(NEEDED).stamp ## run the test suite, a process a core; PACKAGES="core vision points" needs no mmcv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PACKAGES:%=packages/map-%/tests)
+# a process more than cores, as tests wait for processes of their own
+WORKERS = $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
+test: $(VENV)/$(NEEDED).stamp ## run the test suite; PACKAGES="core vision points" needs no mmcv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PACKAGES:%=packages/map-%/tests)
 
 lint: $(VENV)/test.stamp ## check format, style, types, import contracts and spelling
 	$(BIN)/ruff format --check $(SOURCES)

@@ -77,7 +77,9 @@ PROGRAM = """
     assert "scan" in names and not any("map_core" in name for name in names), names
     for sizes in ((1, 5), (3, 40)):
         inputs = make(*sizes)
-        torch.testing.assert_close(program.module()(*inputs), mixer(*inputs))
+        expected = mixer(*inputs)
+        largest = expected.abs().max()  # by which scans are measured
+        torch.testing.assert_close(program.module()(*inputs) / largest, expected / largest, rtol=0, atol=1e-6)
 """
 
 

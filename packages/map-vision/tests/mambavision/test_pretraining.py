@@ -130,9 +130,9 @@ def test_pictures_show_the_visible_pixels_and_predictions_elsewhere(make_pyramid
 def test_a_few_images_are_learned_by_heart(make_pyramid):
     objective = build_objective(pretrained_form(make_pyramid), SMALL).train()
     x = nn.functional.interpolate(images(2, 3, 4, 6), size=(64, 96), mode="bilinear")
-    losses = learn_batch(objective, x, DRAW, steps=50, lr=1e-2)
+    losses = learn_batch(objective, x, DRAW, steps=60, lr=1e-2)
     assert losses[0] > 0.9
-    assert losses[-1] < 0.2
+    assert losses[-1] < 0.2, losses[-1]
 
 
 def test_a_model_without_a_cell_to_paint_with_says_so(make_pyramid):
