@@ -87,7 +87,10 @@ def test_a_report_of_nothing_and_of_no_study_says_so(
     for study, told in (
         (str(study_file), "results.jsonl holds no results; start the study (map-vision study --study"),
         ("digits_label", "unknown study 'digits_label'; did you mean digits_labels"),
-        ("none.yaml", "--study none.yaml: there is no such file; give a file or one of the packaged studies"),
+        (
+            "none.yaml",
+            "--study none.yaml: there is no such file; give a file or the name of a packaged study",
+        ),
     ):
         asked = ["study-report", "--study", study, "--out", str(tmp_path / "out")]
         assert main("map-vision", COMMANDS, "map_vision.recipes", asked) == UserError.status

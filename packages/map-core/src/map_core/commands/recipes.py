@@ -49,15 +49,10 @@ def find_recipe(package: str, name: str, *, kind: str = "recipe", option: str = 
         yield file
     elif name.endswith((".yaml", ".yml")) or os.sep in name:
         raise UserError(
-            f"{option} {name}: there is no such file; give a file or one of the packaged {plural(kind)}"
+            f"{option} {name}: there is no such file; give a file or the name of a packaged {kind}"
         )
     else:
         raise UserError(f"unknown {kind} {name!r}; {near_matches(name, recipe_names(package))}")
-
-
-def plural(kind: str) -> str:
-    """Recipes, studies."""
-    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 
 def recipe_layers(package: str, name: str) -> list[Layer]:

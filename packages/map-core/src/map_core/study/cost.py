@@ -17,7 +17,7 @@ from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import Cost, added_measures, load_measure
-from map_core.study.plan import PlannedRun, planned_runs, stage_settings
+from map_core.study.plan import PlannedRun, planned_runs, stage_settings, tries
 from map_core.study.results import Result
 from map_core.study.runner import as_text
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
@@ -164,7 +164,7 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
 
 def is_finetuning(result: Result) -> bool:
     """Whether a result is of a run, or of a trial, that finetuned."""
-    return result.stage == "finetune" or result.key.startswith(f"{result.arm}/trials/finetune")
+    return result.stage == "finetune" or tries(result, "finetune")
 
 
 def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> str:
@@ -206,4 +206,4 @@ def study_stage(study: Study, run: PlannedRun) -> str:
     """The measure that a run belongs to: a trial's is the one whose rates it tries."""
     if run.stage != "trial":
         return run.stage
-    return next(stage for stage in study.learning_rates if run.key.startswith(f"{run.arm}/trials/{stage}"))
+    return next(stage for stage in study.learning_rates if tries(run, stage))

@@ -139,6 +139,11 @@ def _trials(
         yield trial(lr)
 
 
+def tries(run: PlannedRun | Result, stage: str) -> bool:
+    """Whether a run is a trial of a learning rate of ``stage``."""
+    return run.key.startswith(f"{run.arm}/trials/{stage}")
+
+
 def chosen_rate(study: Study, trials: Sequence[PlannedRun], results: Sequence[Result]) -> float | None:
     """The learning rate with the best score on the held-out part, once all trials are done."""
     scores = {result.key: result.score for result in results}

@@ -11,6 +11,7 @@ from map_core.runs.files import save_text
 from map_core.runs.pictures import save_picture
 from map_core.study.definition import Arm, Study
 from map_core.study.measures import TRAINED, title_of
+from map_core.study.plan import tries
 from map_core.study.results import Result
 from map_core.study.statistics import estimate, verdict
 
@@ -119,9 +120,9 @@ def rates(study: Study, results: Sequence[Result]) -> str:
     rows = []
     for arm in study.arms:
         for stage, labels in columns(study):
-            of_rate = {r.key: r for r in results if (r.arm, r.labels) == (arm.name, labels) and r.lr}
-            tried = [r for key, r in of_rate.items() if key.startswith(f"{arm.name}/trials/{stage}")]
-            taken = {f"{r.lr:g}" for r in of_rate.values() if r.stage == stage}
+            own = [r for r in results if (r.arm, r.labels) == (arm.name, labels) and r.lr]
+            tried = [r for r in own if tries(r, stage)]
+            taken = {f"{r.lr:g}" for r in own if r.stage == stage}
             if tried or taken:
                 held_out = ", ".join(trial_score(r) for r in sorted(tried, key=lambda r: r.lr or 0))
                 count = "all" if labels is None else labels
