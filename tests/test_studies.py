@@ -11,8 +11,8 @@ from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.standard import configs
 from map_core.study.definition import read_study
 from map_core.study.measures import added_measures, load_measure
+from map_core.study.place import as_text
 from map_core.study.plan import PlannedRun, planned_runs
-from map_core.study.runner import as_text
 from map_core.tasks.domain import Domain
 
 DOMAINS = (map_vision.domain.DOMAIN, map_points.domain.DOMAIN)

@@ -17,9 +17,10 @@ from map_core.commands.program import main
 from map_core.errors import UserError
 from map_core.study.cost import count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
+from map_core.study.place import Place
 from map_core.study.plan import planned_runs
 from map_core.study.results import Result, read_results
-from map_core.study.runner import Place, refuse_other_settings
+from map_core.study.runner import refuse_other_settings
 from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
 

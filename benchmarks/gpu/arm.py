@@ -19,8 +19,8 @@ from report import Part
 import map_vision.cli
 from map_core.commands.recipes import find_recipe
 from map_core.study.definition import Study, read_study
+from map_core.study.place import Place, command_line
 from map_core.study.plan import planned_runs
-from map_core.study.runner import Place, command_line
 
 STUDIES, STUDY, ARM = "map_vision.studies", "cifar10_table6", "map"
 DRAWN = {"train": 200, "test": 50}  # images of each of ten classes

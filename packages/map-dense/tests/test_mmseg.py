@@ -19,8 +19,9 @@ from torch import nn
 from map_core import UserError
 from map_core.study.cost import Operations
 from map_core.study.definition import read_study
+from map_core.study.place import Place
 from map_core.study.report import page
-from map_core.study.runner import Place, run_study
+from map_core.study.runner import run_study
 from map_core.tasks.weights import save_weights
 from map_dense import catalogue
 from map_dense.measures import SEGMENTATION

@@ -14,11 +14,12 @@ import yaml
 from map_core.errors import Diverged, UserError
 from map_core.study import measures
 from map_core.study.definition import Study, read_study
+from map_core.study.place import Place, command_line
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import Place, command_line, needed_first, run_study
+from map_core.study.runner import needed_first, run_study
 from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
@@ -249,7 +250,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
     measures.added_measures.cache_clear()
 
 
-def test_a_package_adds_a_measure_of_its_own(tmp_path: Path, installed: list[EntryPoint]) -> None:
+def test_a_package_adds_a_measure_of_its_own(
+    tmp_path: Path, installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.safetensors").touch()
     installed.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
     arms = {"weights": {"init": "w.safetensors"}, "scratch": {"length": {"more": "word"}}}
     study = study_of(tmp_path, arms=arms, measures=["length"], length={"recipe": "short"})
@@ -549,6 +554,18 @@ def test_a_loss_is_never_taken_for_an_accuracy(tmp_path: Path) -> None:
     place = Place("map_vision", tmp_path / "out", tmp_path / "r")
     with pytest.raises(UserError, match="run scratch/seed0/finetune measured no test_accuracy"):
         run_study(study_of(tmp_path, **SCRATCH), place, launcher=Writing({"loss": 0.3}), progress=False)
+
+
+def test_weights_that_are_not_there_are_told_before_anything_runs(tmp_path: Path) -> None:
+    place, launcher = Place("map_vision", tmp_path / "out", tmp_path / "r"), Writing({"test_accuracy": 50.0})
+    arms = {"scratch": {}, "map": {"init": str(tmp_path / "pretrained")}}
+    study = study_of(tmp_path, **SCRATCH | {"arms": arms})
+    with pytest.raises(UserError, match=r"arm map of study \w+ starts from init: .*pretrained"):
+        run_study(study, place, launcher=launcher, progress=False)
+    assert not place.out.exists()
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / "pretrained" / "model.safetensors").touch()
+    assert len(run_study(study, place, launcher=launcher, progress=False)) == 4
 
 
 def test_no_jobs_run_nothing(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from map_core.runs.files import require_file, require_folder
 from map_core.study.cost import Operations, describe_plan, resolve_compute
 from map_core.study.definition import Study, read_study
 from map_core.study.launching import ClusterJobs, refuse_link
+from map_core.study.place import Place
 from map_core.study.report import table, write_report
 from map_core.study.results import read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import Place, run_study
+from map_core.study.runner import run_study
 from map_core.tasks.domain import Domain
 
 STUDY = Option(str, "A packaged study's name, or a YAML file.")
@@ -84,6 +85,8 @@ def study(domain: Domain, config: Any) -> None:
         found = resolve_compute(asked, domain, Path(scratch) / "none", known)
         if config.dry_run:
             print(describe_plan(found, domain, Path(scratch), known))
+            if place.run_settings:
+                print("timed without --run_settings")
             return
     launcher = None
     if config.cluster is not None:

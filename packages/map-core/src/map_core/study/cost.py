@@ -17,9 +17,9 @@ from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import Cost, added_measures, load_measure
+from map_core.study.place import as_text
 from map_core.study.plan import PlannedRun, planned_runs, stage_settings, tries
 from map_core.study.results import Result
-from map_core.study.runner import as_text
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
 from map_core.tasks.pretraining import PretrainTask
