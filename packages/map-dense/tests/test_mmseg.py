@@ -152,6 +152,9 @@ def test_vims_head_is_as_wide_as_its_encoder_and_its_size_the_published_one() ->
     assert vim.model.decode_head.channels == vim.model.neck.embed_dim == 384
     assert vim.model.auxiliary_head.channels == 256
     assert count(catalogue.build_model(vim)) == 45_447_980  # 46M in the paper
+    vit = read("upernet_vit-small_vim-code-60k_ade20k-512x512")
+    assert vim.model.decode_head == vit.model.decode_head
+    assert count(catalogue.build_model(vit)) == 41_701_676
     hybrid = read(
         "upernet_hybridnet-small_vim-code-60k_ade20k-512x512", **{"model.decode_head.channels": 384}
     )
