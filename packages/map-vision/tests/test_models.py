@@ -161,6 +161,21 @@ def test_family_classifies(make_tiny, name):
     assert model.num_classes == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "crop"),
+    [
+        ("hybridnet_tiny_patch16_224", 0.875),
+        ("hybridnet_tiny_patch16_384", 1.0),
+        ("mambar_tiny_patch16_224", 1.0),
+        ("map_mambavision_tiny", 1.0),
+        ("map_mambavision_tiny2", 0.98),
+    ],
+)
+def test_crops_of_evaluation_are_those_of_the_family(name, crop):
+    config = timm.models.get_pretrained_cfg(name).to_dict()
+    assert timm.data.resolve_data_config(pretrained_cfg=config)["crop_pct"] == crop
+
+
 class TestContract:
     """A model is what :class:`map_core.Backbone` asks for: it makes tokens of images and encodes them."""
 

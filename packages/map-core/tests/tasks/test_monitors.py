@@ -165,6 +165,7 @@ def test_rankme_is_the_rank_of_features_with_equal_singular_values():
     basis, _ = torch.linalg.qr(torch.randn(50, 12))
     assert rankme(basis[:, :5] @ torch.eye(5, 12)) == pytest.approx(5, rel=1e-3)
     assert rankme(basis) == pytest.approx(12, rel=1e-3)
+    assert rankme(torch.zeros(9, 12)) == pytest.approx(1, rel=1e-3)  # collapsed
     assert rankme(basis * torch.tensor([10.0] + [1.0] * 11)) < 11
 
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import map_core.tasks.trained_models
-from map_core.errors import UserError
 from map_core.positions import MlpActivation
 from map_core.ranges import check, require
 from map_core.tasks.trained_models import Models
@@ -75,7 +74,6 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
         """Raise a :class:`UserError` for the first setting that no model can have."""
         sizes = (
             "embed_dim",
-            "in_chans",
             "num_heads",
             "neighbors",
             "num_patches",
@@ -90,8 +88,7 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
             shares_below_one=("drop_rate", "drop_path_rate"),
         )
         require("model", self, "patch_hidden_dim", lambda width: width >= 2, "must be at least 2")
-        if self.in_chans is not None and self.in_chans < 3:
-            raise UserError(f"model.in_chans must be at least 3, for x, y and z; got {self.in_chans}")
+        require("model", self, "in_chans", lambda values: values >= 3, "must be at least 3, for x, y and z")
 
 
 PRETRAINED = {"class_token": False, "second_order": None}

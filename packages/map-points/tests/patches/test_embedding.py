@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from map_core import UserError
+from map_points import create_point_model
 from map_points.patches import PatchEmbedding
 
 
@@ -30,6 +31,11 @@ def test_the_joined_layer_equals_its_definition():
 def test_a_width_whose_half_is_nothing_is_refused(hidden_dim):
     with pytest.raises(UserError, match=f"patch_hidden_dim must be at least 2, .*; got {hidden_dim}"):
         PatchEmbedding(8, hidden_dim)
+
+
+def test_points_without_three_coordinates_are_refused():
+    with pytest.raises(UserError, match="in_chans must be at least 3, for x, y and z; got 2"):
+        create_point_model("hybridnet3d_nano", in_chans=2)
 
 
 def test_patches_do_not_mix():

@@ -16,7 +16,6 @@ from map_core.positions import PositionKind
 from map_core.ranges import check
 from map_core.tasks.trained_models import Models
 from map_vision.checkpoints import FAMILIES
-from map_vision.checkpoints.mambavision import require_heads
 from map_vision.model import GlobalPool
 from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class, named_settings
 from map_vision.weights import load_init
@@ -151,8 +150,6 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
     Raises:
         UserError: it does not have one of them, or one is out of its range.
     """
-    if config.name in PYRAMIDS:
-        require_heads(config.num_heads, config.embed_dim)
     config.validate()
     arguments = config.arguments()
     if arguments.pop("keep_registers", None) and config.name in PYRAMIDS:  # else it says which form is made

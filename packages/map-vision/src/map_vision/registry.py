@@ -113,7 +113,8 @@ PYRAMID_SIZES: dict[str, dict[str, Any]] = {
         "layer_scale": 1e-5,
     },
 }
-PYRAMID_CROPS = {"tiny2": 0.98, "small": 0.93}  # of evaluation; the others see whole images
+CROP = 0.875  # of evaluation at 224 pixels; Mamba-R, and models of other sizes, see whole images
+PYRAMID_CROPS = {"tiny2": 0.98, "small": 0.93}  # the others see whole images
 
 
 def _default_cfg(
@@ -159,7 +160,7 @@ default_cfgs = generate_default_cfgs(
         name: _default_cfg(
             img_size,
             first_conv="patch_embed.proj",
-            crop_pct=0.875 if img_size == 224 else 1.0,
+            crop_pct=CROP if img_size == 224 and not name.startswith("mambar_") else 1.0,
             num_classes=10 if img_size == 32 else 1000,
         )
         | shipped_cfg(folder_of_weights(name), img_size)

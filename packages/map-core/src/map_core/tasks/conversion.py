@@ -45,11 +45,15 @@ def convert_checkpoint(
         classes: Names of a classifier's outputs; the family's when empty.
 
     Raises:
-        UserError: a file of no known family, settings that do not fit it, or another number of classes.
+        UserError: a file of no known family, settings that do not fit it or are not given, or another number of
+            classes.
     """
     file = weights_file(path)
     converted, family = read_family(domain, file)
-    config = read_settings(domain.models.config, {**converted.model, **(model or {})}, file)
+    given = {**converted.model, **(model or {})}
+    if not_given := [told for name, told in converted.asked.items() if name not in given]:
+        raise UserError(f"{file}: {'; '.join(not_given)}")
+    config = read_settings(domain.models.config, given, file)
     classes = fitting_classes(classes or converted.classes, converted, file)
     built = built_model(domain, config, converted, len(classes))
     report = domain.models.load_init(built, file)

@@ -22,6 +22,8 @@ class Converted:
     Attributes:
         state: The model's parameters, by our names.
         model: The ``model`` section that fits them: ``name``, and what differs from it.
+        asked: Settings of ``model`` that neither the file nor a published model shows; a sentence for each says so, and
+            whoever converts the file gives them.
         holds: What that is: ``encoder`` (as pretrained, probed), ``classifier``, or what else the domain builds.
         switches: Settings of ``model`` that say what the weights compute and that no shape shows; a model that
             starts from the file must have been made with them. It says so in its ``switches``, where a name that
@@ -37,6 +39,7 @@ class Converted:
 
     state: dict[str, Tensor]
     model: dict[str, Any]
+    asked: dict[str, str] = field(default_factory=dict)
     holds: str = "encoder"
     switches: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()

@@ -182,7 +182,8 @@ def rankme(features: Float[Tensor, "n f"]) -> float:
     Source: RankMe (arXiv 2210.02885), equation 2.
     """
     values = torch.linalg.svdvals(features.double())
-    shares = values / values.sum() + torch.finfo(torch.float32).eps
+    tiny = torch.finfo(torch.float32).eps
+    shares = values / values.sum().clamp_min(tiny) + tiny  # features that are all zero have rank 1 as well
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 

@@ -22,7 +22,7 @@ class PatchEmbedding(nn.Module):
         in_chans: Of a point: its coordinates in the patch, then what else it has.
 
     Raises:
-        UserError: a ``hidden_dim`` whose half is nothing.
+        UserError: a ``hidden_dim`` whose half is nothing; points that have no three coordinates.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int = 256, in_chans: int = 3) -> None:
@@ -31,6 +31,8 @@ class PatchEmbedding(nn.Module):
             raise UserError(
                 f"patch_hidden_dim must be at least 2, as a layer inside has half of it; got {hidden_dim}"
             )
+        if in_chans < 3:
+            raise UserError(f"in_chans must be at least 3, for x, y and z; got {in_chans}")
         narrow, wide = hidden_dim // 2, 2 * hidden_dim
         self.hidden_dim, self.in_chans = hidden_dim, in_chans
         self.lift = nn.Sequential(

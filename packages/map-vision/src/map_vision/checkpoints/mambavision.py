@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family, depth
 from map_vision.checkpoints.description import IMAGENET, class_names
 
@@ -29,8 +28,11 @@ SCALES = ("levels.#.blocks.#.gamma_1", "levels.#.blocks.#.gamma_2")
 HEAD = ("head.weight", "head.bias")
 # MambaVision-L3 for 256 pixels, which is published and not registered
 LARGE3_WIDTH = 2048
+HEADS_ARE_ASKED = (
+    "no file says how many attention heads a MambaVision has, and none of embed_dim {width} is published: give those "
+    "of its last two stages, as in --model.num_heads 8 16"
+)
 LARGE3: dict[str, Any] = {"num_heads": (16, 32), "window_size": (16, 8), "img_size": 256}
-UNKNOWN_HEADS = 0  # no model has as many: whoever converts the file says how many there are
 
 
 def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
@@ -47,11 +49,13 @@ def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
         "layer_scale": 1e-5 if f"{first}gamma_1" in state else None,
         **published(dims),
     }
+    asked = {} if "num_heads" in arguments else {"num_heads": HEADS_ARE_ASKED.format(width=dims)}
     model = nearest(arguments)
     classes = class_names(len(state["head.bias"])) if "head.bias" in state else ()
     return Converted(
         dict(state),
         model,
+        asked=asked,
         holds="classifier" if classes else "encoder",
         classes=classes,
         prepared={**IMAGENET, "crop_pct": default_cfgs[model["name"]].default.crop_pct},
@@ -69,20 +73,7 @@ def published(width: int) -> dict[str, Any]:
     if width == LARGE3_WIDTH:
         return LARGE3
     heads = {theirs["embed_dim"]: theirs["num_heads"] for theirs in PYRAMIDS.values()}
-    return {"num_heads": heads.get(width, UNKNOWN_HEADS)}
-
-
-def require_heads(num_heads: Any, width: int | None) -> None:
-    """Ask for the heads of a file whose width is none of the published ones.
-
-    Raises:
-        UserError: they are unknown.
-    """
-    if num_heads == UNKNOWN_HEADS and width is not None:
-        raise UserError(
-            f"no file says how many attention heads a MambaVision has, and none of embed_dim {width} is published: "
-            "give those of its last two stages, as in --model.num_heads 8 16"
-        )
+    return {"num_heads": heads[width]} if width in heads else {}
 
 
 def nearest(arguments: dict[str, Any]) -> dict[str, Any]:
