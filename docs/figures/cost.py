@@ -20,6 +20,7 @@ PANELS = {
     "batch": {"tokens": 196, "depth": 8},
     "depth": {"tokens": 196, "batch": 1},
 }
+TICKS = (30, 100, 300, 1000, 3000)
 
 
 def fitted(row: Row) -> tuple[float, float]:
@@ -34,7 +35,7 @@ def fitted(row: Row) -> tuple[float, float]:
 def main() -> None:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (what, kept) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
+    for axes, (what, kept) in zip(figure.subplots(1, 3, sharey=True), PANELS.items(), strict=True):
         rows = sorted(of_part("cost", **kept), key=lambda row: row[what])
         at = [row[what] for row in rows]
         dense = np.geomspace(at[0], at[-1], 100)
@@ -45,6 +46,7 @@ def main() -> None:
         axes.plot(dense, [law[1] for law in laws], color="tab:orange", linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.set_yticks(TICKS, [f"{value:,}" for value in TICKS])
         axes.set_xticks(at, [str(value) for value in at], rotation=45 if what == "tokens" else 0)
         axes.set(xlabel=what, title=", ".join(f"{key} {value}" for key, value in kept.items()))
         axes.grid(True, alpha=0.3)
