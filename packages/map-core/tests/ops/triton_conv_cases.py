@@ -14,8 +14,13 @@ from torch import Tensor
 
 from map_core.ops import depthwise_causal_conv1d, depthwise_conv1d
 from map_core.ops.conv.interface import REGISTRY
+from map_core.ops.conv.triton import conv
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+CUT_OF_A_GPU = {"MIN_SPAN": conv.MIN_SPAN, "AHEAD": conv.AHEAD}
+if DEVICE == "cpu":
+    conv.MIN_SPAN, conv.AHEAD = 4, 2  # the interpreter takes milliseconds an operation
+SPAN = conv.MIN_SPAN
 FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 5e-6, 8e-3  # of the largest value
 Tool = Callable[..., Any]
 
@@ -42,11 +47,17 @@ def compare(output_and_gradients: Tool, assert_same: Tool) -> Callable[..., None
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("length", [1, 3, 33])
+@pytest.mark.parametrize("length", [1, 3, 2 * SPAN + 1])
 def test_lengths_up_to_and_beyond_a_stretch(
     length: int, activation: str | None, reverse: bool, compare: Callable[..., None]
 ) -> None:
     compare(arguments(length, batch=1), activation=activation, reverse=reverse)
+
+
+def test_the_cut_of_a_gpu(monkeypatch: pytest.MonkeyPatch, compare: Callable[..., None]) -> None:
+    for name, value in CUT_OF_A_GPU.items():
+        monkeypatch.setattr(conv, name, value)
+    compare(arguments(CUT_OF_A_GPU["MIN_SPAN"] + 1, batch=1), activation="silu")
 
 
 @pytest.mark.parametrize(("taps", "channels"), [(1, 1), (3, 65), (7, 3), (4, 128)])
@@ -64,17 +75,17 @@ def test_a_single_tap_and_a_single_channel_with_a_bias(
 
 
 def test_as_many_taps_as_there_may_be_reach_over_a_stretch(compare: Callable[..., None]) -> None:
-    compare(arguments(18, batch=1, channels=2, taps=16), reverse=True)
+    compare(arguments(SPAN + 2, batch=1, channels=2, taps=16), reverse=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_inputs_are_summed_in_float32(dtype: torch.dtype, compare: Callable[..., None]) -> None:
-    values = arguments(20)
+    values = arguments(SPAN + 4)
     compare(values | {"x": values["x"].to(dtype)}, BFLOAT16_TOLERANCE, activation="silu")
 
 
 def test_strided_inputs(output_and_gradients: Tool, assert_same: Tool) -> None:
-    dense = arguments(9)
+    dense = arguments(SPAN + 1)
     expected = output_and_gradients(partial(depthwise_causal_conv1d, backend="reference"), dense)
     for x in (
         torch.cat([dense["x"], dense["x"]], -1)[..., :5],
@@ -111,7 +122,7 @@ def test_the_convolution_of_both_sides() -> None:
 
 def test_gradients_repeat_bit_for_bit(output_and_gradients: Tool) -> None:
     call = partial(depthwise_causal_conv1d, backend="triton", activation="silu")
-    first, again = (output_and_gradients(call, arguments(33, batch=1)) for _ in range(2))
+    first, again = (output_and_gradients(call, arguments(2 * SPAN + 1, batch=1)) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
