@@ -16,7 +16,7 @@ import yaml
 
 from map_core.errors import UserError
 from map_core.study.definition import read_study
-from map_core.study.report import comparisons, page, table, write_report
+from map_core.study.report import comparisons, page, pairs, table, write_report
 from map_core.study.results import Result, append_result, merge_results, read_results
 from map_core.study.statistics import T95, estimate, t_quantile, verdict
 
@@ -202,6 +202,44 @@ def test_arms_are_compared_at_equal_compute_as_well(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({**values, "arms": arms, "seeds": [0, 1]}, sort_keys=False))
     unfinished = [r for r in results if r.arm != "longer"]
     assert comparisons(read_study(file, "map_core.study"), unfinished).count("arm minus") == 1
+
+
+def test_arms_are_compared_with_those_of_the_same_model(tmp_path: Path) -> None:
+    start, wide = {"pretrain": {"recipe": "pretrain_digits"}}, {"model": {"embed_dim": 64}}
+    arms = {
+        "wide, map": start | wide,
+        "wide, mae": start | wide,
+        "wide, scratch": wide,
+        "map": start,
+        "given": {"init": "weights"},
+        "other": start | {"model": {"embed_dim": 8}},
+        "scratch": {},
+    }
+    values = {"name": "s", "arms": arms, "finetune": {"recipe": "finetune_digits"}, "measures": ["finetune"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**values, "seeds": [0, 1]}, sort_keys=False))
+    study = read_study(tmp_path / "study.yaml", "map_core.study")
+    results = [
+        replace(RESULT, key=f"{arm}{seed}", arm=arm, seed=seed, score=80.0 + 3 * place + seed)
+        for place, arm in enumerate(arms)
+        for seed in (0, 1)
+    ]
+
+    def firsts(table: str) -> list[tuple[str, ...]]:
+        return [
+            tuple(cell.strip() for cell in line.split("|")[1:-2])[:-1]
+            for line in table.splitlines()
+            if "[+" in line or "[-" in line
+        ]
+
+    of_wide, of_last = comparisons(study, results).split("\n\n")
+    assert of_wide.startswith("| arm minus wide, scratch |")
+    assert firsts(of_wide) == [("wide, map",), ("wide, mae",)]
+    assert "| wide, map | finetuned accuracy (%) | -6.00 [-6.00, -6.00] |" in of_wide
+    assert of_last.startswith("| arm minus scratch |")
+    assert firsts(of_last) == [("wide, scratch",), ("map",), ("given",), ("other",)]
+    assert firsts(pairs(study, results)) == [("wide, map", "wide, mae"), ("map", "given")]
+    assert "| map | given | finetuned accuracy (%) | -3.00 [-3.00, -3.00] |" in page(study, results, "c")
+    assert pairs(study, [r for r in results if r.arm in ("map", "scratch")]) == ""
 
 
 def test_the_report_says_what_every_rate_scored_and_which_was_taken(tmp_path: Path) -> None:

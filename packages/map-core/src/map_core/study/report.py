@@ -55,11 +55,14 @@ def table(study: Study, results: Sequence[Result]) -> str:
 
 
 def comparisons(study: Study, results: Sequence[Result]) -> str:
-    """Paired differences with 95 % intervals: from the last arm, then from every arm that has another's compute."""
-    *others, last = study.arms
-    tables = [differences(study, results, others, last)]
+    """Paired differences with 95 % intervals: from each arm's baseline, then from what has another arm's compute."""
+    baselines = {arm.name: baseline_of(study, arm) for arm in study.arms}
+    tables = []
+    for baseline in study.arms:
+        compared = [arm for arm in study.arms if baselines[arm.name] is baseline]
+        tables.append(differences(study, results, compared, baseline))
     by_name = {arm.name: arm for arm in study.arms}
-    for arm in others:
+    for arm in study.arms[:-1]:
         if arm.compute_of:  # which pretrained arms of the same model have
             model = by_name[arm.compute_of].model
             alike = [one for one in study.arms if one.pretrain is not None and one.model == model]
@@ -67,18 +70,51 @@ def comparisons(study: Study, results: Sequence[Result]) -> str:
     return "\n\n".join(table for table in tables if table)
 
 
+def baseline_of(study: Study, arm: Arm) -> Arm | None:
+    """The arm from scratch that has the same model, or else the study's last one; that one has none."""
+    scratch = [
+        other
+        for other in study.arms
+        if other.pretrain is None and other.init is None and other.compute_of is None
+    ]
+    alike = [other for other in scratch if other.model == arm.model and other is not arm]
+    baseline = study.arms[-1] if arm in scratch or not alike else alike[-1]
+    return None if baseline is arm else baseline
+
+
+def pairs(study: Study, results: Sequence[Result]) -> str:
+    """Paired differences between pretrained arms of one model, each with each; empty where no seed has two."""
+    trained = [arm for arm in study.arms if arm.pretrain is not None or arm.init is not None]
+    rows = [
+        row
+        for place, arm in enumerate(trained)
+        for other in trained[place + 1 :]
+        if arm.model == other.model
+        for row in rows_of(study, results, arm, other, f"{arm.name} | {other.name}")
+    ]
+    if not rows:
+        return ""
+    head = ["| arm | minus | measure | difference [95 % interval] |", "|---|---|---|---|"]
+    told = "Between pretrained arms; of twenty such intervals one leaves out 0 by chance:"
+    return "\n".join([told, "", *head, *rows])
+
+
 def differences(study: Study, results: Sequence[Result], arms: Sequence[Arm], baseline: Arm) -> str:
     """Each of ``arms`` minus ``baseline``, by seed; empty where no seed has both."""
-    rows = []
-    for arm in arms:
-        for stage, labels in columns(study):
-            one, other = (scores(results, name, stage, labels) for name in (arm.name, baseline.name))
-            shared = sorted(one.keys() & other.keys())
-            if shared:
-                told = verdict([one[seed] - other[seed] for seed in shared])
-                rows.append(f"| {arm.name} | {title(stage, labels)} | {told} |")
+    rows = [row for arm in arms for row in rows_of(study, results, arm, baseline, arm.name)]
     head = [f"| arm minus {baseline.name} | measure | difference [95 % interval] |", "|---|---|---|"]
     return "\n".join([*head, *rows]) if rows else ""
+
+
+def rows_of(study: Study, results: Sequence[Result], arm: Arm, baseline: Arm, cells: str) -> list[str]:
+    """Rows that begin with ``cells``: the difference of two arms in each measure that a seed has of both."""
+    rows = []
+    for stage, labels in columns(study):
+        one, other = (scores(results, name, stage, labels) for name in (arm.name, baseline.name))
+        if shared := sorted(one.keys() & other.keys()):
+            told = verdict([one[seed] - other[seed] for seed in shared])
+            rows.append(f"| {cells} | {title(stage, labels)} | {told} |")
+    return rows
 
 
 def plot(study: Study, results: Sequence[Result], path: Path) -> bool:
@@ -137,7 +173,7 @@ def trial_score(trial: Result) -> str:
 
 
 def page(study: Study, results: Sequence[Result], command: str) -> str:
-    """A Markdown page: question, table, differences, chosen rates, budget, how to run it."""
+    """A Markdown page: question, table, differences, rates that were tried, budget, how to run it."""
     devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
     commits = sorted({str(r.facts.get("commit"))[:12] for r in results if r.facts.get("commit")})
     flops = sum(r.flops for r in results) / 1e12
@@ -149,6 +185,7 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
         table(study, results),
         "Mean ± standard deviation over seeds. Paired differences by seed:",
         comparisons(study, results),
+        pairs(study, results),
         rates(study, results),
         f"{len(results)} runs ({sum(r.stage == 'trial' for r in results)} trials of learning rates on a held-out "
         f"part), {seconds / 3600:.2f} hours of training{counted}, seeds {', '.join(map(str, begun))} of "
