@@ -346,3 +346,54 @@ def test_a_queue_larger_than_the_epoch_is_refused_before_training():
 def test_wrong_settings_of_images_are_named():
     with pytest.raises(UserError, match=r"objective.block_size must be at least 1x1; got 0x2"):
         replace(ImageObjectiveConfig(), block_size=(0, 2)).validate()
+
+
+def test_scales_of_a_model_with_a_class_token_are_those_of_its_patches():
+    images = torch.randn(2, 3, 12, 8)
+    for order in ("row", "column"):
+        config = ModelConfig(
+            name="map_vit_tiny_patch16_224", img_size=(12, 8), patch_size=4, embed_dim=32, num_heads=2, layout="Tx1",
+            keep_registers=True, order=order,
+        )  # fmt: skip
+        model = create_backbone(config)
+        tokens = model.tokenize(images, targets=True)
+        assert tokens.num_global == 1
+        (found,) = Neighbourhoods((4, 4), (1,))(images, tokens)
+        torch.testing.assert_close(found[:, 1:], tokens.target[:, 1:])
+    objective = build_objective(
+        create_backbone(config),
+        ImageObjectiveConfig(decoder_depth=1, decoder_dim=16, decoder_heads=2, target_scales=(1, 3)),
+    )
+    objective(images, DRAW).loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        (
+            ModelConfig(
+                name="map_vit_tiny_patch16_224", img_size=32, embed_dim=32, num_heads=2, layout="Tx1",
+                keep_registers=True, pool_norm=True,
+            ),
+            ImageObjectiveConfig(decoder_depth=1, decoder_dim=16, decoder_heads=2),
+        ),
+        (
+            ModelConfig(name="map_mambavision_tiny", embed_dim=64, stem_dim=8, depths=(1, 1, 2, 2), num_heads=(2, 4)),
+            OBJECTIVES["contrastive"](hidden_dim=16, out_dim=8),
+        ),
+    ],
+    ids=["pooling", "contrastive"],
+)  # fmt: skip
+def test_all_that_is_trained_has_a_gradient(model, objective):
+    """A process would wait for what has none, and an optimizer would have no state of it to resume from."""
+    built = build_objective(create_backbone(model), objective)
+    images = torch.randn(2, 2, 3, 32, 32) if objective.method == "contrastive" else torch.randn(2, 3, 32, 32)
+    built(images, DRAW).loss.backward()
+    assert not [name for name, p in built.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_a_norm_that_the_decoder_has_not_is_refused():
+    with pytest.raises(
+        UserError, match=r"objective.decoder_norm \(layer\) is of a Mamba decoder; .*\.decoder mamba"
+    ):
+        ImageObjectiveConfig(decoder_norm="layer").validate()

@@ -39,3 +39,20 @@ def test_subset_out_of_range_names_both_numbers(count: int) -> None:
 def test_holdout_that_leaves_nothing_names_both_numbers() -> None:
     with pytest.raises(UserError, match=r"holdout \(0.001\) must .* the training set has 101 samples"):
         hold_out(LABELS, 0.001, seed=0)
+
+
+def test_fewer_samples_than_classes_are_of_classes_that_the_seed_draws() -> None:
+    labels = np.repeat(np.arange(100), 5)
+    of_seeds = [np.unique(labels[hold_out(labels, 0.1, seed=seed)[1]]) for seed in (0, 1)]
+    for classes in of_seeds:
+        assert len(classes) == 50
+        assert 0 < np.sum(classes < 50) < 50
+    assert not np.array_equal(*of_seeds)
+    few = np.unique(labels[take_subset(labels, 30, seed=0)])
+    assert len(few) == 30
+    assert few.max() >= 30
+
+
+def test_a_class_that_would_have_none_comes_before_one_that_has_some() -> None:
+    labels = np.repeat([0, 1], [30, 10])  # half a sample too much of each
+    assert np.bincount(labels[take_subset(labels, 2, seed=0)]).tolist() == [1, 1]

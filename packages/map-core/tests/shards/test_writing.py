@@ -166,3 +166,10 @@ def test_sizes_are_read_as_people_write_them(text, size):
 def test_other_sizes_are_refused(text):
     with pytest.raises(UserError, match=r"size must be a size such as 500MB or 2GB; got .*; change --size"):
         parse_size(text, "size")
+
+
+def test_the_folder_that_one_is_in_is_no_new_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^\. is where this runs or the root of a disk: name a new folder"):
+        write_shards({"": files()}, type(tmp_path)(), size=41_000)
+    assert tree(tmp_path) == {}

@@ -146,3 +146,22 @@ def test_an_exported_classifier_gives_the_trained_models_logits(run, request):
     description = read_description(out)
     assert (description["task"], description["holds"]) == (task.name, "classifier")
     assert description["flip"] is False, "how inputs are prepared"
+
+
+def test_a_process_without_evaluation_samples_adds_nothing(finetuned, monkeypatch):
+    _, task = finetuned
+    model, whole = task.model.eval(), task.evaluate(task.model.eval(), Accelerator(cpu=True))
+    count, sums = len(task.data.evaluation), []
+    for index in range(count + 2):
+
+        class One(Accelerator):
+            process_index, num_processes = index, count + 2
+
+            def reduce(self, totals):
+                sums.append(totals)
+                return sum(sums)
+
+        monkeypatch.setattr(task.config.training, "micro_batch", lambda processes: 1, raising=False)
+        metrics = task.evaluate(model, One(cpu=True))
+    assert torch.count_nonzero(sums[-1]) == 0
+    assert metrics == pytest.approx(whole)

@@ -177,3 +177,21 @@ def test_the_probe_is_ridge_regression_of_standardised_features():
     ridge = Ridge(alpha=1e-2 * 40, fit_intercept=False).fit(x, torch.eye(3)[labels].numpy())
     expected = 100 * (ridge.predict(q).argmax(1) == answers.numpy()).mean()
     assert probe_accuracy(features, labels, queries, answers, 3) == pytest.approx(expected)
+
+
+def test_weights_that_were_kept_have_a_checkpoint_to_go_on_from(make_config, tmp_path):
+    """Else a run that is killed before its first checkpoint could neither be resumed nor begun anew."""
+    config = make_config("pretrain", monitor=MonitorConfig(samples=16, keep_best="probe_accuracy"))
+    config.training.epochs, config.training.checkpoint_epochs = 3, 3
+    values = iter([50.0])
+
+    def start():
+        task = PretrainTask(DOMAIN, config)
+        task.evaluate = lambda model, accelerator: {"probe_accuracy": next(values)}
+        return train(task, config.training, tmp_path / "run", resume="auto", run_config=config)
+
+    with pytest.raises(StopIteration):
+        start()  # dies in its second evaluation
+    assert (tmp_path / "run" / "model_best.safetensors").is_file()
+    values = iter([40.0, 45.0])
+    assert start()["probe_accuracy"] == 45.0

@@ -2,16 +2,19 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core import UserError
-from map_core.training import train
+from map_core.training import loop, state, train
+from map_core.training.finite import FiniteGuard
 from map_core.training.sampling import RunPlan
 from map_core.training.schedule import Schedule
 
@@ -136,3 +139,25 @@ def test_a_stream_of_samples_is_refused_before_a_run_is_begun(tmp_path):
     with pytest.raises(UserError, match=r"training data must be map-style, .*; Streamed is not"):
         train(task, toy_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path):
+    summary = train(ToyTask(), toy_config(sample_budget=140, log_steps=1), tmp_path / "run")
+    lines = [line for line in metrics_without_times(tmp_path / "run") if line["kind"] == "train"]
+    assert (lines[-1]["step"], lines[-1]["epoch"]) == (8, 2.0)
+    assert summary["interrupted"] is False
+
+
+def test_a_signal_is_heard_after_its_step_where_nothing_else_reads_the_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "FiniteGuard", partial(FiniteGuard, waits=False))
+    config = toy_config(log_steps=1000, checkpoint_epochs=4, evaluate_epochs=4)
+    assert train(ToyTask(signal_at=2), config, tmp_path / "run")["stopped_by"] == "SIGTERM"
+    assert (tmp_path / "run/checkpoints/step_00000003").is_dir()
+
+
+def test_a_model_that_cannot_be_sharded_says_why(monkeypatch):
+    monkeypatch.setattr(state, "is_sharded", lambda accelerator: True)
+    task = ToyTask()
+    task.model.unfit_for_sharding = "this one moves a copy"
+    with pytest.raises(UserError, match=r"^this one moves a copy; train without FSDP"):
+        state.TrainingState(task, toy_config(), Accelerator(cpu=True))

@@ -213,3 +213,15 @@ def test_a_budget_of_samples_fits_any_number_of_them(samples, epochs, batch, eve
 
 def test_a_batch_in_parts_stays_whole_under_a_budget():
     assert TrainingConfig(sample_budget=100, batch_size=64, accumulation_steps=4).fitted(14).batch_size == 12
+
+
+def test_the_cure_for_an_uneven_batch_needs_no_more_samples_than_there_are():
+    config = TrainingConfig(sample_budget=1000).fitted(101)
+    with pytest.raises(
+        UserError, match=r"batch_size \(101\) must be a multiple .*; set --training.batch_size 100"
+    ):
+        RunPlan.of(config, 101, 2, 0)
+    assert (
+        RunPlan.of(TrainingConfig(sample_budget=1000, batch_size=100).fitted(101), 101, 2, 0).batch_size
+        == 100
+    )

@@ -47,8 +47,9 @@ def transport_distance(
 
     In the units of :func:`chamfer_distance`, which it is never below: twice the mean squared length of the moves
     (``l2``), or their mean length (``l1``), in float32. The plan is found by Sinkhorn's iterations, ever less soft
-    (Cuturi 2013), about 2 % from the best one, and is not differentiated: near the best plan the cost changes by
-    the moves alone.
+    (Cuturi 2013), and is not differentiated: near the best plan the cost changes by the moves alone. It is about 2 %
+    from the best one while errors are of the size of the patch; where they are a twentieth of it, ``l2`` blurs the plan
+    and is a quarter above, ``l1`` is not.
 
     A point that predicts an uncertain surface costs Chamfer least near the patch's centre, where some surface
     always is, so that predictions bunch there; here each has a part of the target of its own.

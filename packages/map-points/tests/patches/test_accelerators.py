@@ -72,7 +72,7 @@ def test_too_few_points_are_refused_before_a_cuda_package_is_called(stand_ins):
 @pytest.mark.parametrize("registry", [accelerators.SAMPLING, accelerators.NEIGHBORS], ids=lambda r: r.op)
 def test_installed_cuda_packages_serve_cuda_devices_alone(registry, stand_ins):
     assert [str(status) for status in registry.statuses()] == ["available", "available"]
-    assert registry.choose("auto", "cuda", torch.float32, 8) == "cuda"
+    assert registry.choose("auto", "cuda", torch.float32, 8, "skip_origin") == "cuda"
     assert registry.choose("auto", "cpu", torch.float32, 8) == "torch"
     with pytest.raises(UserError, match=r"backend='cuda' cannot serve this call: it runs on CUDA tensors"):
         registry.choose("cuda", "cpu", torch.float32, 8)
@@ -105,3 +105,12 @@ def test_info_names_the_package_that_is_not_there():
         "  cuda           knn_cuda is not installed",
         "  torch          available",
     ]
+
+
+def test_origins_are_passed_over_only_where_asked_for(stand_ins):
+    facts = {True: ("skip_origin",), False: ()}
+    choose = accelerators.SAMPLING.choose
+    assert choose("auto", "cuda", torch.float32, 8, *facts[True]) == "cuda"
+    assert choose("auto", "cuda", torch.float32, 8, *facts[False]) == "torch"
+    with pytest.raises(UserError, match="passes over points near the origin, and skip_origin is false"):
+        choose("cuda", "cuda", torch.float32, 8)

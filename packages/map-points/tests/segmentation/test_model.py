@@ -113,3 +113,13 @@ def test_layer_decay_and_weight_decay_know_the_backbone(segmenter, tiny_model):
         f"backbone.{name}" for name in create_backbone(tiny_model).no_weight_decay()
     } == model.no_weight_decay()
     assert model.no_weight_decay() <= set(names)
+
+
+def test_all_that_is_trained_has_a_gradient_whichever_layers_are_read(segmenter):
+    """A process would wait for what has none, and an optimizer would have no state of it to resume from."""
+    model = segmenter(layers=(1,))
+    model(torch.randn(2, 64, 3), torch.tensor([0, 1])).square().sum().backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all(grad is not None for grad in trained.values())
+    assert any(name.startswith("backbone.encoder.blocks.0.") for name in trained)
+    assert not any(name.startswith("backbone.encoder.blocks.1.") for name in trained)

@@ -33,7 +33,11 @@ class Neighbourhoods:
             )
 
     def __call__(self, inputs: Float[Tensor, "b c h w"], tokens: Tokens) -> Sequence[Tensor]:
-        return [self._in_scan_order(self.pooled(inputs, scale), tokens) for scale in self.scales]
+        n = tokens.num_global  # in front, without a neighbourhood
+        return [
+            self._in_scan_order(F.pad(self.pooled(inputs, scale), (0, 0, n, 0)), tokens)
+            for scale in self.scales
+        ]
 
     def pooled(self, images: Float[Tensor, "b c h w"], scale: int) -> Float[Tensor, "b l t"]:
         """The neighbourhood of each patch in raster order; values are ordered row, column, channel."""

@@ -69,7 +69,7 @@ def read_classes(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        lines = read_small(expanded(path)).decode().splitlines()
+        lines = read_small(expanded(path)).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"classes {path} cannot be read ({error}); give a text file with one name a line"

@@ -15,16 +15,21 @@ def stratified_choice(labels: np.ndarray, count: int, *, seed: int, what: str) -
     rank = np.random.PCG64(derive_seed(seed, what)).random_raw(len(labels))
     order = np.lexsort((rank, labels))
     classes, sizes = np.unique(labels, return_counts=True)
-    quotas = _quotas(sizes, count)
+    quotas = _quotas(sizes, count, np.random.PCG64(derive_seed(seed, what, "classes")).random_raw(len(sizes)))
     starts = np.cumsum(sizes) - sizes
     chosen = [order[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]
     return np.sort(np.concatenate(chosen)) if len(classes) else np.array([], dtype=np.int64)
 
 
-def _quotas(sizes: np.ndarray, count: int) -> np.ndarray:
-    """Split ``count`` in proportion to ``sizes``, the largest remainders rounded up."""
+def _quotas(sizes: np.ndarray, count: int, rank: np.ndarray) -> np.ndarray:
+    """Split ``count`` in proportion to ``sizes``, the largest remainders rounded up.
+
+    Of equal remainders those of classes that would get nothing come first, by ``rank``: with fewer samples than classes
+    the draw says which classes are there, and not their order. The others follow in their order.
+    """
     quotas, remainders = np.divmod(sizes.astype(np.int64) * count, max(int(sizes.sum()), 1))
-    largest = np.argsort(-remainders, kind="stable")[: count - int(quotas.sum())]
+    order = np.lexsort((np.where(quotas == 0, rank, 0), quotas > 0, -remainders))
+    largest = order[: count - int(quotas.sum())]
     quotas[largest] += 1
     return quotas
 

@@ -47,6 +47,11 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
                 "objective.decoder_repeat_position is of a Transformer decoder; a Mamba decoder adds positions once: "
                 "leave it out"
             )
+        if self.decoder == "transformer" and self.decoder_norm != "rms":
+            raise UserError(
+                f"objective.decoder_norm ({self.decoder_norm}) is of a Mamba decoder; a Transformer decoder has layer "
+                "norms: set --objective.decoder_norm rms, or --objective.decoder mamba"
+            )
         scales = self.target_scales
         if not scales or scales[0] != 1 or min(scales) < 1 or list(scales) != sorted(set(scales)):
             raise UserError(

@@ -159,7 +159,7 @@ class DecoderSettings(Settings):
     Args:
         decoder_depth: Blocks of the decoder.
         decoder_dim: Width of the decoder.
-        decoder_heads: Attention heads of the decoder.
+        decoder_heads: Attention heads of a Transformer decoder, like the two that follow.
         decoder_mlp_ratio: MLP width over decoder_dim.
         decoder_norm_eps: Added to the variance in the decoder's norms.
     """

@@ -40,7 +40,7 @@ class Window:
         for name, value in values.items():
             exact = value if value.device.type == "mps" else value.double()  # mps has no float64
             before = self._sums.get(name)
-            self._sums[name] = exact if before is None else before.to(exact.device) + exact
+            self._sums[name] = exact if before is None else before.to(exact.device, exact.dtype) + exact
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self, mean: MeanOverProcesses) -> dict[str, float]:

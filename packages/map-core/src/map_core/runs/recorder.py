@@ -1,5 +1,6 @@
 """Keeps account of a run: means, times, progress, and the state of them that a checkpoint holds."""
 
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,9 @@ from map_core.runs.trackers import Trackers
 
 class Recorder:
     """The account of one run; every process keeps it, the main process writes it.
+
+    Attributes:
+        best: Of the measure that :meth:`improved` was asked about; None so far.
 
     Args:
         out: the run directory.
@@ -49,7 +53,7 @@ class Recorder:
         self._window = Window(**state.get("window", {}))
         self.last: dict[str, float] = state.get("last", {})
         self.evaluation: dict[str, float] | None = state.get("evaluation")
-        self._best: float | None = state.get("best")
+        self.best: float | None = state.get("best")
         self._seconds_before: float = state.get("seconds", 0.0)
         self._began = self._mark = time.perf_counter()
         self._window_steps, self._window_seconds = 0, 0.0
@@ -61,13 +65,24 @@ class Recorder:
 
     def end_step(self, scalars: dict[str, Tensor], *, wait: bool) -> None:
         """Account for one optimizer step and its scalars; without ``wait`` nothing is read from the device."""
-        seconds = time.perf_counter() - self._mark
-        self._window_steps, self._window_seconds = self._window_steps + 1, self._window_seconds + seconds
-        self._steps, self._step_seconds = self._steps + 1, self._step_seconds + seconds
+        self._window_steps, self._steps = self._window_steps + 1, self._steps + 1
+        self._add_seconds()
         self._window.add(scalars)
         self.evaluation = None
         loss = scalars["loss"].item() if wait else self.last.get("loss")
         self.progress.advance(loss, self._rate(self._window_steps, self._window_seconds))
+
+    def waited(self) -> None:
+        """Count the time since the last step as time of steps: a device was waited for that had not done them."""
+        self._add_seconds()
+
+    def _add_seconds(self) -> None:
+        now = time.perf_counter()
+        self._window_seconds, self._step_seconds = (
+            self._window_seconds + now - self._mark,
+            self._step_seconds + now - self._mark,
+        )
+        self._mark = now
 
     def write_line(self, step: int, lr: float) -> None:
         """Write the means since the last line, as of ``step`` steps done."""
@@ -93,8 +108,10 @@ class Recorder:
         """Whether the last evaluation's ``name`` is the best so far: the lowest of a loss, else the highest."""
         value = (self.evaluation or {})[name]
         sign = -1 if name.endswith("loss") else 1
-        better = self._best is None or sign * value > sign * self._best
-        self._best = value if better else self._best
+        if math.isnan(value):
+            return False
+        better = self.best is None or sign * value > sign * self.best
+        self.best = value if better else self.best
         return better
 
     def say(self, message: str) -> None:
@@ -128,7 +145,7 @@ class Recorder:
             "last": self.last,
             "evaluation": self.evaluation,
             "seconds": self.seconds,
-            "best": self._best,
+            "best": self.best,
         }
 
     def close(self) -> None:

@@ -135,7 +135,7 @@ def _classes(folder: Path, whole: _Set) -> tuple[str, ...]:
                 f"classes in {CLASSES}"
             )
         return tuple(map(str, range(most + 1)))
-    names = tuple(read_small(folder / CLASSES).decode("utf-8", errors="surrogateescape").splitlines())
+    names = tuple(read_small(folder / CLASSES).decode("utf-8-sig", errors="surrogateescape").splitlines())
     if len(names) <= most or len(set(names)) < len(names):
         raise UserError(
             f"{folder / CLASSES} must name {most + 1} classes, each once; it has {len(set(names))} names: complete it"

@@ -61,6 +61,8 @@ def write_shards(
         UserError: the folder is not empty or cannot be written, or a file cannot be read; then nothing is left behind.
     """
     require_folder(out)
+    if not out.name:
+        raise UserError(f"{out} is where this runs or the root of a disk: name a new folder with --out")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: remove it, or choose another --out")
     for name in splits:

@@ -118,15 +118,18 @@ class ClassificationTask(Task):
             return {}
         training = self.config.training
         batch_size = max(training.micro_batch(accelerator.num_processes), EVALUATION_BATCH)
-        logits, labels = collect(
-            model,
-            self.data.evaluation,
-            EvaluationConfig(batch_size, training.workers, precision=training.precision, progress=False),
-            accelerator.device,
-            collate=self.domain.collate,
-            shard=(accelerator.process_index, accelerator.num_processes),
-        )
-        return classification_metrics(sum_over_processes(accelerator, class_totals(logits, labels)))
+        totals = torch.zeros(4, len(self.data.classes), dtype=torch.float64)
+        if accelerator.process_index < len(self.data.evaluation):  # else other processes have all samples
+            logits, labels = collect(
+                model,
+                self.data.evaluation,
+                EvaluationConfig(batch_size, training.workers, precision=training.precision, progress=False),
+                accelerator.device,
+                collate=self.domain.collate,
+                shard=(accelerator.process_index, accelerator.num_processes),
+            )
+            totals = class_totals(logits, labels)
+        return classification_metrics(sum_over_processes(accelerator, totals))
 
     def export(self, model: nn.Module, directory: Path, weights: str) -> None:
         config, classifier = self.classifier(model)

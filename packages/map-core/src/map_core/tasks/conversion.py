@@ -50,6 +50,9 @@ def convert_checkpoint(
     """
     file = weights_file(path)
     converted, family = read_family(domain, file)
+    if objective and not converted.rest:
+        told = ", ".join(f"--{name}" for name in objective)
+        raise UserError(f"{file} has no decoder, which {told} would describe: leave it out")
     given = {**converted.model, **(model or {})}
     if not_given := [told for name, told in converted.asked.items() if name not in given]:
         raise UserError(f"{file}: {'; '.join(not_given)}")
@@ -105,9 +108,11 @@ def fitting_classes(classes: tuple[str, ...], converted: Converted, file: Path) 
     """Names for a classifier's outputs, or for categories; none for an encoder.
 
     Raises:
-        UserError: not as many as there are outputs.
+        UserError: not as many as there are outputs, or names for none.
     """
     if not converted.classes:
+        if classes:
+            raise UserError(f"{file} tells no classes apart: leave --classes out")
         return ()
     if len(classes) != len(converted.classes):
         raise UserError(

@@ -135,20 +135,25 @@ class TrainingConfig:
             evaluate_epochs=every,
         )
 
-    def micro_batch(self, processes: int) -> int:
+    def micro_batch(self, processes: int, samples: int | None = None) -> int:
         """Return how many samples one process holds in one micro-step.
+
+        Args:
+            processes: Of the run.
+            samples: That there are to train on, where a cure is not to ask for more.
 
         Raises:
             UserError: the global batch does not split evenly.
         """
         parts = processes * self.accumulation_steps
         if self.batch_size % parts:
-            # a budget of samples cuts the batch to what there is, so that no larger one would come through
-            whole = math.ceil if self.sample_budget is None else math.floor
+            whole = -(-self.batch_size // parts)
+            if samples is not None and whole * parts > samples:
+                whole = max(1, samples // parts)
             raise UserError(
                 f"training.batch_size ({self.batch_size}) must be a multiple of processes times "
                 f"accumulation_steps ({processes} * {self.accumulation_steps} = {parts}); "
-                f"set --training.batch_size {max(1, whole(self.batch_size / parts)) * parts}"
+                f"set --training.batch_size {whole * parts}"
             )
         return self.batch_size // parts
 

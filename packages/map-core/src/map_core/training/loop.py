@@ -65,6 +65,7 @@ def train(
     config.validate()
     check_trackers(config.trackers)
     refuse_other_data_sets(task.train_data)
+    config = config.fitted(len(task.train_data))
     out, resume = expanded(out), None if resume is None else str(resume)
     accelerator = build_accelerator(config)
     plan = RunPlan.of(
@@ -194,9 +195,12 @@ class Run:
             # what follows reads the device: a line, an evaluation, a checkpoint
             done = step + 1
             writes_line = done % config.log_steps == 0 or done == self.stop
-            if not (guard.waits or writes_line or self.evaluates(done) or self.saves(done)):
+            if not (
+                guard.waits or writes_line or self.evaluates(done) or self.saves(done) or self.hears_a_signal
+            ):
                 continue
             guard.raise_if_broken()
+            recorder.waited()
             stopped_by = self.stopped_by()
             if writes_line:
                 self.lock.check()
@@ -209,6 +213,11 @@ class Run:
             if stopped_by:
                 return self.interrupted(done, stopped_by)
         return self.finish()
+
+    @property
+    def hears_a_signal(self) -> bool:
+        """Whether one asks a run of one process to stop; several ask each other, for which all must read the device."""
+        return self.accelerator.num_processes == 1 and self.interruption.requested
 
     def stopped_by(self) -> Signals | None:
         """The signal that asks the run to stop, if any process received one."""
@@ -235,8 +244,12 @@ class Run:
         except BrokenOff:
             return
         self.recorder.write_evaluation(done, metrics)
-        if self.task.keep_best is not None and self.recorder.improved(self.task.keep_best):
-            self.export_best()
+        if self.task.keep_best is not None:
+            first = self.recorder.best is None
+            if self.recorder.improved(self.task.keep_best):
+                if first:  # weights that were kept have a checkpoint to go on from
+                    self.save(done)
+                self.export_best()
 
     def export_best(self) -> None:
         """Export the weights as the best so far."""

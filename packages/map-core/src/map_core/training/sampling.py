@@ -61,7 +61,7 @@ class RunPlan:
         Raises:
             UserError: they fill no batch, or the batch does not split evenly.
         """
-        config.micro_batch(processes)
+        config.micro_batch(processes, samples)
         if samples < config.batch_size:
             raise UserError(
                 f"the training data holds {samples} samples, fewer than one batch "

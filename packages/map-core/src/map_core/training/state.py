@@ -44,6 +44,8 @@ class TrainingState:
         sharded = is_sharded(accelerator)
         if sharded and config.ema_decay is not None:
             raise UserError("training.ema_decay is not supported with FSDP; set --training.ema_decay null")
+        if sharded and (unfit := getattr(model, "unfit_for_sharding", None)):
+            raise UserError(f"{unfit}; train without FSDP")
         # Copies are taken before Accelerate rebinds forward, which a copy would share with the original.
         self._whole = copy.deepcopy(model).cpu() if sharded else None
         self.ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay)

@@ -22,6 +22,14 @@ def _on_cuda(request: Request) -> str | None:
     )
 
 
+def _keeps_the_origin(request: Request) -> str | None:
+    return _on_cuda(request) or (
+        None
+        if "skip_origin" in request.facts
+        else "it passes over points near the origin, and skip_origin is false"
+    )
+
+
 def _pointnet2() -> Any:
     return importlib.import_module("pointnet2_ops.pointnet2_utils").furthest_point_sample
 
@@ -33,7 +41,7 @@ def _knn() -> Any:
 def pointnet2_sample(
     points: Float[Tensor, "b n 3"], count: int, *, skip_origin: bool = True
 ) -> Int[Tensor, "b {count}"]:
-    """Sample with ``pointnet2_ops``, which passes over the origin whether asked to or not."""
+    """Sample with ``pointnet2_ops``, which passes over the origin."""
     if not 0 < count <= points.shape[1]:
         return farthest_point_sample(points, count)  # which says what is wrong
     return _pointnet2()(points.float().contiguous(), count).long()
@@ -57,7 +65,7 @@ SAMPLING = Registry(
             "cuda",
             pointnet2_sample,
             missing=lambda: optional_import("pointnet2_ops", _pointnet2),
-            unfit=_on_cuda,
+            unfit=_keeps_the_origin,
         ),
         Implementation("torch", farthest_point_sample),
     ),
@@ -81,7 +89,8 @@ def sample_centers(
     Raises:
         UserError: ``backend`` is unknown or cannot serve this call, or a cloud has too few points.
     """
-    name = SAMPLING.choose(backend, points.device.type, points.dtype, count)
+    facts = ("skip_origin",) if skip_origin else ()
+    name = SAMPLING.choose(backend, points.device.type, points.dtype, count, *facts)
     return SAMPLING[name].run(points, count, skip_origin=skip_origin)
 
 

@@ -117,6 +117,8 @@ class PartSegmenter(nn.Module):
             raise UserError("segmentation has no class token: create the model with class_token=False")
         if backbone.num_patches < NEIGHBORS:
             raise UserError(f"model.num_patches ({backbone.num_patches}) must be at least {NEIGHBORS}")
+        for block in backbone.encoder.blocks[max(layers) :]:
+            block.requires_grad_(False)  # what is never read has no gradient, for which processes would wait
         self.backbone, self.layers = backbone, layers
         self.num_categories, self.num_parts = num_categories, num_parts
         width = len(layers) * backbone.embed_dim
@@ -156,6 +158,6 @@ class PartSegmenter(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups in the order of layer decay: those of the backbone; all that is new learns at the full rate."""
         return {
-            "stem": r"^backbone\.(?:patch_embed|encoder\.position)",
+            "stem": r"^backbone\.(?:patch_embed|order_scale|encoder\.position)",
             "blocks": [(r"^backbone\.encoder\.blocks\.(\d+)", None), (r"^backbone\.encoder\.norm", (99999,))],
         }

@@ -44,6 +44,11 @@ class Contrastive(Objective):
         queue: Keys that v2 remembers.
     """
 
+    # inside forward a sharded model's parameters are copies, and moving those moves nothing
+    unfit_for_sharding = (
+        "objective.method contrastive moves a copy of its encoder, which FSDP does not let it reach"
+    )
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -73,6 +78,10 @@ class Contrastive(Objective):
             self.predictor = normalized_mlp((out_dim, hidden_dim, out_dim))
         self.projector.apply(init_weights)
         self.predictor.apply(init_weights)
+        if (
+            getattr(backbone, "mask_token", None) is not None
+        ):  # nothing is hidden, so that it would get no gradient
+            backbone.mask_token.requires_grad_(False)
         self.slow = nn.ModuleDict(
             {"backbone": copy.deepcopy(backbone), "projector": copy.deepcopy(self.projector)}
         ).requires_grad_(False)

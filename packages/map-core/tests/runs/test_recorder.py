@@ -1,0 +1,51 @@
+"""The account of a run: what counts as time of steps, and what counts as better."""
+
+import math
+
+import pytest
+import torch
+
+from map_core.runs import recorder as module
+from map_core.runs.recorder import Recorder
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is told otherwise: ``clock[0]`` is its seconds."""
+    seconds = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: seconds[0])
+    return seconds
+
+
+@pytest.fixture
+def recorder(tmp_path, clock):
+    return Recorder(
+        tmp_path, total_steps=9, steps_per_epoch=3, batch_size=8, start=0, state={}, mean=dict, writes=False,
+        progress=False, tensorboard=False,
+    )  # fmt: skip
+
+
+def test_waiting_for_the_device_is_time_of_the_steps_and_what_follows_is_not(recorder, clock):
+    for _ in range(2):
+        recorder.start_step()
+        clock[0] += 1
+        recorder.end_step({"loss": torch.tensor(1.0)}, wait=False)
+    clock[0] += 2
+    recorder.waited()
+    clock[0] += 50  # an evaluation
+    recorder.start_step()
+    assert recorder.samples_per_second == 2 * 8 / 4
+    assert recorder.seconds == 54
+
+
+def test_the_best_is_the_lowest_loss_or_the_highest_accuracy_and_never_nan(recorder):
+    def better(name, *values):
+        found = []
+        for value in values:
+            recorder.write_evaluation(1, {name: value})
+            found.append(recorder.improved(name))
+        return found
+
+    assert better("heldout_loss", math.nan, 3.0, 2.0, math.nan, 2.5) == [False, True, True, False, False]
+    recorder.best = None
+    assert better("knn_accuracy", 10.0, 9.0, 11.0) == [True, False, True]
