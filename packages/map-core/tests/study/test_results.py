@@ -242,6 +242,31 @@ def test_arms_are_compared_with_those_of_the_same_model(tmp_path: Path) -> None:
     assert pairs(study, [r for r in results if r.arm in ("map", "scratch")]) == ""
 
 
+@pytest.mark.parametrize(
+    ("arms", "told"),
+    [
+        ({"map": "trained", "scratch": "", "longer": "map"}, ["scratch: map, longer", "longer: map"]),
+        ({"scratch": "", "mae": "trained", "map": "trained"}, ["scratch: mae, map"]),
+        ({"map": "trained", "longer": "map"}, ["longer: map"]),
+        ({"mae": "trained", "map": "trained"}, ["map: mae"]),
+    ],
+)
+def test_two_arms_are_compared_once_whatever_their_order(
+    tmp_path: Path, arms: dict[str, str], told: list[str]
+) -> None:
+    forms: dict[str, Any] = {"trained": {"pretrain": {"recipe": "pretrain_digits"}}, "": {}}
+    values = {"name": "s", "finetune": {"recipe": "finetune_digits"}, "measures": ["finetune"], "seeds": [0]}
+    values["arms"] = {name: forms.get(form, {"compute_of": form}) for name, form in arms.items()}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    results = [replace(RESULT, key=arm, arm=arm) for arm in arms]
+    found = []
+    for part in comparisons(read_study(tmp_path / "study.yaml", "map_core.study"), results).split("\n\n"):
+        head, _, *rows = part.splitlines()
+        baseline = head.split("|")[1].strip().removeprefix("arm minus ")
+        found.append(f"{baseline}: " + ", ".join(row.split("|")[1].strip() for row in rows))
+    assert found == told
+
+
 def test_the_report_says_what_every_rate_scored_and_which_was_taken(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     values = {"name": "s", "arms": {"map": {}, "late": {}}, "finetune": {"recipe": "finetune_digits"}}

@@ -179,19 +179,24 @@ def test_the_probe_is_ridge_regression_of_standardised_features():
     assert probe_accuracy(features, labels, queries, answers, 3) == pytest.approx(expected)
 
 
-def test_weights_that_were_kept_have_a_checkpoint_to_go_on_from(make_config, tmp_path):
-    """Else a run that is killed before its first checkpoint could neither be resumed nor begun anew."""
+def test_a_run_that_kept_weights_and_was_killed_before_its_first_checkpoint_begins_anew(
+    make_config, tmp_path
+):
     config = make_config("pretrain", monitor=MonitorConfig(samples=16, keep_best="probe_accuracy"))
     config.training.epochs, config.training.checkpoint_epochs = 3, 3
     values = iter([50.0])
 
-    def start():
+    def start(resume="auto"):
         task = PretrainTask(DOMAIN, config)
         task.evaluate = lambda model, accelerator: {"probe_accuracy": next(values)}
-        return train(task, config.training, tmp_path / "run", resume="auto", run_config=config)
+        return train(task, config.training, tmp_path / "run", resume=resume, run_config=config)
 
     with pytest.raises(StopIteration):
         start()  # dies in its second evaluation
     assert (tmp_path / "run" / "model_best.safetensors").is_file()
-    values = iter([40.0, 45.0])
-    assert start()["probe_accuracy"] == 45.0
+    with pytest.raises(UserError, match="exists and is not empty"):
+        start(resume=None)
+    values = iter([40.0, 45.0, 44.0])
+    assert start()["probe_accuracy"] == 44.0
+    best = (tmp_path / "run" / "model_best.safetensors").read_bytes()
+    assert best != (tmp_path / "run" / "model.safetensors").read_bytes()

@@ -108,9 +108,13 @@ def test_info_names_the_package_that_is_not_there():
 
 
 def test_origins_are_passed_over_only_where_asked_for(stand_ins):
-    facts = {True: ("skip_origin",), False: ()}
-    choose = accelerators.SAMPLING.choose
-    assert choose("auto", "cuda", torch.float32, 8, *facts[True]) == "cuda"
-    assert choose("auto", "cuda", torch.float32, 8, *facts[False]) == "torch"
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda")  # as far as the choice is told
+
+    points = torch.randn(1, 64, 3)
+    accelerators.sample_centers(points.as_subclass(OnCuda), 8, skip_origin=True)
+    assert stand_ins == ["pointnet2_ops"]
+    accelerators.sample_centers(points.as_subclass(OnCuda), 8, skip_origin=False)
+    assert stand_ins == ["pointnet2_ops"]
     with pytest.raises(UserError, match="passes over points near the origin, and skip_origin is false"):
-        choose("cuda", "cuda", torch.float32, 8)
+        accelerators.sample_centers(points.as_subclass(OnCuda), 8, backend="cuda")

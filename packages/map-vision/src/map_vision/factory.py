@@ -141,11 +141,7 @@ def create_backbone(config: ModelConfig) -> nn.Module:
     known_name(config)
     # a pyramid drops no tokens: it learns what hides them
     hiding = {"mask_token": True} if config.name in PYRAMIDS else {}
-    model = timm.create_model(config.name, num_classes=0, **_arguments(without_registers(config)), **hiding)
-    for of_pooling in (getattr(model, name, None) for name in ("pool_norm", "neck")):
-        if of_pooling is not None:  # pretraining pools nothing, so that they would get no gradient
-            of_pooling.requires_grad_(False)
-    return model
+    return timm.create_model(config.name, num_classes=0, **_arguments(without_registers(config)), **hiding)
 
 
 def _arguments(config: ModelConfig) -> dict[str, Any]:

@@ -157,6 +157,9 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
             "global_pool='avg'"
         )
     patch_grid(backbone.img_size, backbone.patch_size)
+    for of_pooling in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
+        if of_pooling is not None:  # nothing is pooled, so that it would get no gradient
+            of_pooling.requires_grad_(False)
     objective: Objective = config.build(backbone)
     if config.is_causal and isinstance(config, ImageRegions) and not predicted_as_scanned(backbone, config):
         log.warning(

@@ -369,13 +369,24 @@ def test_positions_are_resampled_where_another_size_is_asked_for(tmp_path, capsy
 
 def test_classes_are_named_by_a_file(tmp_path, capsys):
     file, names = save(states.vim(), tmp_path / "vim.pth"), tmp_path / "names.txt"
-    names.write_text("".join(f"class {i}\n" for i in range(10)))
+    names.write_text("".join(f"class {i}\n" for i in range(10)), encoding="utf-8-sig")
     assert convert(file, tmp_path / "run", "--classes", str(names)) == 0
-    assert map_vision.load(tmp_path / "run").classes[9] == "class 9"
+    assert map_vision.load(tmp_path / "run").classes[::9] == ("class 0", "class 9")
     names.write_text("one\ntwo\n")
     assert convert(file, tmp_path / "other", "--classes", str(names)) == 2
     assert "tells 10 classes apart, 2 names were given" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_what_would_describe_nothing_of_a_file_is_refused(tmp_path, capsys):
+    names, encoder = tmp_path / "names.txt", save(states.mae(), tmp_path / "mae.pth")
+    names.write_text("one\ntwo\n")
+    assert convert(encoder, tmp_path / "run", "--model.num_heads", "4", "--classes", str(names)) == 2
+    assert "tells no classes apart: leave --classes out" in capsys.readouterr().err
+    classifier = save(states.vim(), tmp_path / "vim.pth")
+    assert convert(classifier, tmp_path / "run", "--decoder_heads", "3") == 2
+    assert "has no decoder, which --decoder_heads would describe: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

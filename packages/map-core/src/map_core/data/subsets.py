@@ -25,7 +25,7 @@ def _quotas(sizes: np.ndarray, count: int, rank: np.ndarray) -> np.ndarray:
     """Split ``count`` in proportion to ``sizes``, the largest remainders rounded up.
 
     Of equal remainders those of classes that would get nothing come first, by ``rank``: with fewer samples than classes
-    the draw says which classes are there, and not their order. The others follow in their order.
+    of one size the draw says which are there, and not their order. The others follow in their order.
     """
     quotas, remainders = np.divmod(sizes.astype(np.int64) * count, max(int(sizes.sum()), 1))
     order = np.lexsort((np.where(quotas == 0, rank, 0), quotas > 0, -remainders))

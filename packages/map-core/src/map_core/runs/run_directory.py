@@ -27,6 +27,7 @@ LEFT_BY_A_START = {
     "curves.png",
     trackers.FOLDER,
 }
+BEST = ("*_best.safetensors", "*_best.json")  # kept weights: the same command makes them again
 TEMPORARY = (f"{UNFINISHED}*", ".tmp*", "*.partial")
 
 
@@ -37,7 +38,7 @@ def require_run_directory(out: Path, resume: str | None) -> None:
         UserError: it cannot, or there is a run already that ``resume`` does not continue.
     """
     require_folder(out)
-    if resume is None and not nothing_to_lose(out):
+    if resume is None and not nothing_to_lose(out, resume):
         raise UserError(in_use(out))
 
 
@@ -56,7 +57,7 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
     """
     checkpoint = named_checkpoint(out, checkpoints, resume) if resume not in (None, "auto") else None
     elsewhere = checkpoint is not None and checkpoint.resolve().parent != checkpoints.directory.resolve()
-    anew = nothing_to_lose(out)
+    anew = nothing_to_lose(out, resume)
     if not anew and elsewhere:
         raise UserError(
             f"{out} is not empty and --resume {resume} belongs to another run; choose another --out"
@@ -67,7 +68,8 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
     refuse_links(out)
     clear(out, checkpoints)
     if anew:
-        (out / metrics.FILE).unlink(missing_ok=True)
+        for path in (out / metrics.FILE, *(path for pattern in BEST for path in out.glob(pattern))):
+            path.unlink(missing_ok=True)
         if resume == "auto":
             print(f"nothing to resume in {out}: starting anew", file=sys.stderr)
         return checkpoint
@@ -105,11 +107,12 @@ def newest_checkpoint(checkpoints: Checkpoints) -> Path:
     return path
 
 
-def nothing_to_lose(out: Path) -> bool:
-    """Whether ``out`` is absent, empty, or holds just what a run left that wrote no checkpoint."""
+def nothing_to_lose(out: Path, resume: str | None) -> bool:
+    """Whether ``out`` is absent, empty, or holds just what a run left that wrote no checkpoint and would do again."""
     if not out.is_dir():
         return not out.exists()
-    names = {path.name for path in out.iterdir() if not any(path.match(pattern) for pattern in TEMPORARY)}
+    done_again = TEMPORARY if resume is None else (*TEMPORARY, *BEST)
+    names = {path.name for path in out.iterdir() if not any(path.match(pattern) for pattern in done_again)}
     return names <= LEFT_BY_A_START and not any((out / "checkpoints").glob("step_*"))
 
 

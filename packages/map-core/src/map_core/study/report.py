@@ -62,28 +62,31 @@ def comparisons(study: Study, results: Sequence[Result]) -> str:
         compared = [arm for arm in study.arms if baselines[arm.name] is baseline]
         tables.append(differences(study, results, compared, baseline))
     by_name = {arm.name: arm for arm in study.arms}
-    for arm in study.arms[:-1]:
+    for arm in study.arms:
         if arm.compute_of:  # which pretrained arms of the same model have
             model = by_name[arm.compute_of].model
-            alike = [one for one in study.arms if one.pretrain is not None and one.model == model]
+            trained = [one for one in study.arms if one.pretrain is not None and one.model == model]
+            alike = [one for one in trained if baselines[one.name] is not arm]
             tables.append(differences(study, results, alike, arm))
     return "\n\n".join(table for table in tables if table)
 
 
 def baseline_of(study: Study, arm: Arm) -> Arm | None:
-    """The arm from scratch that has the same model, or else the study's last one; that one has none."""
+    """The arm from scratch that has the same ``model``, or else the last one; None where that is compared with it."""
     scratch = [
-        other
-        for other in study.arms
-        if other.pretrain is None and other.init is None and other.compute_of is None
+        one for one in study.arms if one.pretrain is None and one.init is None and one.compute_of is None
     ]
-    alike = [other for other in scratch if other.model == arm.model and other is not arm]
-    baseline = study.arms[-1] if arm in scratch or not alike else alike[-1]
-    return None if baseline is arm else baseline
+
+    def of_the_same_model(one: Arm) -> Arm | None:
+        alike = [] if one in scratch else [other for other in scratch if other.model == one.model]
+        return alike[-1] if alike else None
+
+    last = study.arms[-1]
+    return of_the_same_model(arm) or (None if arm in (last, of_the_same_model(last)) else last)
 
 
 def pairs(study: Study, results: Sequence[Result]) -> str:
-    """Paired differences between pretrained arms of one model, each with each; empty where no seed has two."""
+    """Paired differences between pretrained arms of one ``model``, each with each; empty where no seed has two."""
     trained = [arm for arm in study.arms if arm.pretrain is not None or arm.init is not None]
     rows = [
         row

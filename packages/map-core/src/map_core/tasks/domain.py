@@ -123,7 +123,7 @@ def data_settings(config: Any, preprocessing: Mapping[str, Any], **more: Any) ->
         more: What else, such as the classes.
     """
     said = {key: value for key, value in to_plain(config).items() if key not in WHERE_AND_HOW}
-    if said.get("labels") is not None:  # which may have moved as well; what counts is what it says
+    if said.get("labels") is not None:  # which may have moved as well; its bytes count
         said["labels"] = f"a file with the SHA-256 {sha256(expanded(said['labels']))}"
     return {**said, **to_plain(dict(preprocessing)), **to_plain(more)}
 

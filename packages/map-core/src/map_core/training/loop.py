@@ -244,12 +244,8 @@ class Run:
         except BrokenOff:
             return
         self.recorder.write_evaluation(done, metrics)
-        if self.task.keep_best is not None:
-            first = self.recorder.best is None
-            if self.recorder.improved(self.task.keep_best):
-                if first:  # weights that were kept have a checkpoint to go on from
-                    self.save(done)
-                self.export_best()
+        if self.task.keep_best is not None and self.recorder.improved(self.task.keep_best):
+            self.export_best()
 
     def export_best(self) -> None:
         """Export the weights as the best so far."""

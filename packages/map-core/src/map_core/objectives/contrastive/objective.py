@@ -78,10 +78,9 @@ class Contrastive(Objective):
             self.predictor = normalized_mlp((out_dim, hidden_dim, out_dim))
         self.projector.apply(init_weights)
         self.predictor.apply(init_weights)
-        if (
-            getattr(backbone, "mask_token", None) is not None
-        ):  # nothing is hidden, so that it would get no gradient
-            backbone.mask_token.requires_grad_(False)
+        mask_token = getattr(backbone, "mask_token", None)
+        if mask_token is not None:  # nothing is hidden, so that it would get no gradient
+            mask_token.requires_grad_(False)
         self.slow = nn.ModuleDict(
             {"backbone": copy.deepcopy(backbone), "projector": copy.deepcopy(self.projector)}
         ).requires_grad_(False)
