@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from map_core.commands.listing import standard_commands
 from map_core.commands.program import main
 from map_core.runs.lock import RunLock
 from map_core.tasks.evaluation import EvaluationConfig, collect
-from map_core.tasks.parts import MOST_ROWS, part_file, results_in_parts, rows_of_a_part
+from map_core.tasks.parts import MOST_ROWS, job_of, part_file, results_in_parts, rows_of_a_part
 
 TRAINING = ("epochs=1", "batch_size=8", "warmup_epochs=0", "workers=0", "device=cpu", "tensorboard=false")
 RUNNING = [f"--evaluation.{setting}" for setting in ("workers=0", "device=cpu", "progress=false")]
@@ -329,3 +330,17 @@ def test_values_are_read_from_the_file_not_held(tmp_path, classifier, plain):
         maps = Path("/proc/self/maps").read_text()
         assert str(tmp_path / "f.npz.parts/x_00000/values.npy") in maps
     assert values.shape == (20, 48)
+
+
+def test_a_file_of_labels_or_statistics_counts_by_what_is_in_it(tmp_path):
+    @dataclass
+    class Data:
+        labels: str | None
+        statistics: str | None = None
+
+    files = {name: tmp_path / f"{name}.csv" for name in ("one", "same", "other")}
+    for name, file in files.items():
+        file.write_text("b" if name == "other" else "a")
+    jobs = {name: job_of({"data": Data(str(file), str(file))}) for name, file in files.items()}
+    assert jobs["one"] == jobs["same"] != jobs["other"]
+    assert job_of({"data": Data(None)}) == {"data": {"labels": None, "statistics": None}}

@@ -22,6 +22,7 @@ from map_points.data import (
     has_evaluation,
     read_cloud_files,
     require_classes,
+    require_same_classes,
     scaling_of,
 )
 from map_points.data.clouds import Clouds
@@ -54,6 +55,8 @@ def open_data(
     splits = choose_clouds(config, evaluate=evaluate)
     if purpose == "finetune":
         require_classes(splits, config)
+    elif purpose == "features" and splits.evaluation is not None:
+        require_same_classes(splits.train, splits.evaluation, config)
     return opened(config, where, splits.train, splits.evaluation, splits.evaluated_on)
 
 

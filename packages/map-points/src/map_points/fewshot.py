@@ -17,7 +17,14 @@ from map_core.runs.summary import write_config, write_summary
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask
 from map_core.tasks.domain import OpenedData
 from map_core.training import TrainingConfig, train
-from map_points.data import FewShotEpisode, PointDataConfig, read_clouds, read_fold, sample_fold
+from map_points.data import (
+    FewShotEpisode,
+    PointDataConfig,
+    read_clouds,
+    read_fold,
+    require_same_classes,
+    sample_fold,
+)
 from map_points.domain import DOMAIN, opened
 from map_points.evaluation import PROTOCOLS
 from map_points.factory import PointModelConfig
@@ -88,6 +95,8 @@ def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[OpenedDat
         raise UserError("data.holdout and data.subset do not apply to few-shot folds: leave them out")
     published = data.source == "fewshot_pkl"
     splits = None if published else (read_clouds(data, "train"), read_clouds(data, "test"))
+    if splits is not None:
+        require_same_classes(*splits, data)
     for fold in range(config.folds):
         if splits is None:
             assert data.root is not None

@@ -7,6 +7,7 @@ from map_core.errors import UserError
 from map_points.data import PointDataConfig, load_point_data
 from map_points.data.folders import read_cloud_folder
 from map_points.domain import open_data
+from map_points.fewshot import FoldsConfig, open_folds
 
 
 def write(path, seed=0):
@@ -153,7 +154,7 @@ def test_features_do_without_a_split_to_evaluate_on(tmp_path, tiny_model, layout
         write(tmp_path / f"{name}.npy")
     changes = {}
     if layout == "lists":
-        parts = {"train": ["train/a/1.npy"]} | ({"val": ["test/a/3.npy"]} if split else {})
+        parts = {"train": ["train/a/1.npy"]} | ({"val": ["train/b/2.npy"]} if split else {})
         write_lists(tmp_path, **parts)
     if layout == "table":
         rows = ["train/a/1.npy,a,train", "train/b/2.npy,b,train", *(["test/a/3.npy,a,test"] if split else [])]
@@ -168,3 +169,16 @@ def test_finetuning_by_the_command_needs_classes(tmp_path, tiny_model):
     write(tmp_path / "b.npy")
     with pytest.raises(UserError, match=r"holds clouds but no class subfolders"):
         open_data(settings(tmp_path, holdout=0.5), tiny_model, "finetune")
+
+
+def test_splits_whose_classes_differ_have_no_common_labels(tmp_path, tiny_model):
+    """A class that is in one of them alone would shift the numbers of those behind it."""
+    for name in ("train/bed/1", "train/chair/2", "train/desk/3", "test/bed/4", "test/desk/5"):
+        write(tmp_path / f"{name}.npy")
+    told = (
+        r"the classes of the splits of .* differ: chair is in one alone; every class needs a folder in both"
+    )
+    with pytest.raises(UserError, match=told):
+        open_data(settings(tmp_path), tiny_model, "features")
+    with pytest.raises(UserError, match=told):
+        next(open_folds(settings(tmp_path), FoldsConfig(way=2, shot=1, queries=1)))

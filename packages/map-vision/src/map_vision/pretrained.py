@@ -87,14 +87,16 @@ def refuse_other_meaning(name: str, settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: one that no shape shows differs.
     """
+    from map_core.runs.summary import to_plain
     from map_vision.factory import UNSEEN, ModelConfig, resolved
 
     of_source = settings.get("pretrained_model_args")
-    if of_source is None and (settings.get("pretrained_cfg") or settings.get("pretrained_cfg_overlay")):
+    overlay = settings.get("pretrained_cfg_overlay") or {}
+    if of_source is None and (settings.get("pretrained_cfg") or any(overlay.get(name) for name in SOURCES)):
         return  # weights of the user's, made as the user says
     trained = {**resolved(ModelConfig(name)), **(of_source or {})}
     for key in UNSEEN:
-        if key in settings and settings[key] != trained.get(key):
+        if key in settings and to_plain(settings[key]) != to_plain(trained.get(key)):
             raise UserError(
                 f"the pretrained weights of {name} were trained with {key}={trained.get(key)!r}; with "
                 f"{settings[key]!r} they would fit, but mean something else: leave it out, or train anew"

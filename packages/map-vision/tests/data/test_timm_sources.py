@@ -121,3 +121,22 @@ def test_cifar_with_a_foreign_pickle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Dataset not found or corrupted"):
         load("torch/cifar10", tmp_path)
     assert not marker.exists()
+
+
+def test_labels_that_a_benchmark_keeps_to_itself_are_no_class(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hidden(ImageDataset):
+        def __init__(self, folder: str) -> None:
+            super().__init__(folder)
+            self.reader.samples = [(path, -1) for path, _ in self.reader.samples]
+
+    def create(name: str, root: str, split: str, **_: Any) -> ImageDataset:
+        return (ImageDataset if split == "train" else Hidden)(
+            f"{root}/{'train' if split == 'train' else 'val'}"
+        )
+
+    monkeypatch.setattr(timm_sources, "create_dataset", create)
+    with pytest.raises(UserError, match=r"the evaluation split of 'hfds/x' has other classes \(0\)"):
+        load("hfds/x", labelled)
+    assert load("hfds/x", labelled, "pretrain", train_split="test").classes == ()

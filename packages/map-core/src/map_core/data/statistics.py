@@ -15,6 +15,8 @@ from map_core.json_values import is_count, is_finite
 from map_core.paths import expanded
 from map_core.reading import read_small
 
+ROUNDING = 1e-12  # of float64 over many values, relative to them
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -42,9 +44,10 @@ class Moments:
 def deviations(total: Moments, tell: Callable[[str], object]) -> tuple[float, ...]:
     """Standard deviation of every channel; 1 of a constant one, of which ``tell`` is told."""
     std = (total.squares / total.count).sqrt()
-    if constant := [i for i, value in enumerate(std.tolist()) if value == 0]:
-        tell(f"channels without variation, whose deviation is written as 1: {', '.join(map(str, constant))}")
-    return tuple(torch.where(std == 0, 1.0, std).tolist())
+    constant = std <= ROUNDING * total.mean.abs()  # a mean of equal numbers is off by a last bit
+    if places := constant.nonzero().flatten().tolist():
+        tell(f"channels without variation, whose deviation is written as 1: {', '.join(map(str, places))}")
+    return tuple(torch.where(constant, 1.0, std).tolist())
 
 
 def read_statistics_file(path: str | Path, entries: Sequence[str], program: str) -> dict[str, Any]:

@@ -136,7 +136,8 @@ def export_model(
             else:
                 torch.export.save(program, partial, extra_files={DESCRIPTION: json.dumps(described)})
         samples = random_inputs(example, CHECKED_BATCH)
-        results = run_onnx(partial, samples) if format == "onnx" else run_archive(partial, samples)
+        with refusing(format):
+            results = run_onnx(partial, samples) if format == "onnx" else run_archive(partial, samples)
         return compared(results, in_list(model(samples)))
 
 
@@ -164,7 +165,7 @@ def traced(model: nn.Module, inputs: Tensor, free: Mapping[int, str]) -> torch.e
 
 @contextmanager
 def refusing(format: Format) -> Iterator[None]:
-    """Say in a sentence what an exporter cannot do; its many lines stay behind it.
+    """Say in a sentence what an exporter, or what runs its program, cannot do; its many lines stay behind it.
 
     Raises:
         UserError: it cannot.
@@ -178,7 +179,7 @@ def refusing(format: Format) -> Iterator[None]:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(
             f"this model cannot be written as {format} by torch {torch.__version__} ({type(error).__name__}: "
-            f"{reason}); try another --format, or another version of torch"
+            f"{reason}); try another --format, or another version of torch or onnxruntime"
         ) from error
 
 

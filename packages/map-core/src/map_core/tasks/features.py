@@ -98,8 +98,9 @@ def knn_accuracy(
     for start in range(0, len(features), QUERIES):
         queries = F.normalize(torch.from_numpy(features[start : start + QUERIES]), dim=1)
         similarity, index = nearest(queries, train_features, neighbors)
-        votes = F.one_hot(bank_labels[index], num_classes) * (similarity / temperature).exp().unsqueeze(-1)
-        correct += int((votes.sum(1).argmax(1) == torch.from_numpy(labels[start : start + QUERIES])).sum())
+        votes = torch.zeros(len(queries), num_classes)
+        votes.scatter_add_(1, bank_labels[index], (similarity / temperature).exp())
+        correct += int((votes.argmax(1) == torch.from_numpy(labels[start : start + QUERIES])).sum())
     return 100 * correct / len(features)
 
 

@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.paths import expanded
 from map_core.reading import read_small
+from map_core.runs.checkpoint import sha256
 from map_core.runs.files import is_device, is_full, replacing, save_json
 from map_core.runs.lock import RunLock
 from map_core.runs.notes import note
@@ -31,6 +33,7 @@ from map_core.training.task import MapStyleDataset
 MANIFEST = "manifest.json"
 PARTS = 256  # of a pass, about, so that every process has some
 MOST_ROWS = 8192  # of a part, which is held in memory
+SAID_BY_FILES = ("labels", "statistics")  # settings that name a file: what counts is what is in it
 ELSEWHERE = ("out", "top", "neighbors", "report", "workers", "progress")  # settings that change no part
 
 
@@ -138,7 +141,7 @@ def results_in_parts(out: Path, config: Any) -> Iterator[ResultsInParts]:
     peers = join_peers()
     passing = is_device(out)  # such as /dev/stdout, beside which nothing can lie
     folder = Path(peers.agree(lambda: tempfile.mkdtemp() if passing else str(parts_folder(out))))
-    job = peers.agree(lambda: checksum([job_of(config), file_checksum(weights_file(config.init))]))
+    job = peers.agree(lambda: checksum([job_of(config), sha256(weights_file(config.init))]))
     parts, finished = ResultsInParts(folder, peers, job), False
     try:
         with RunLock(folder) as lock:
@@ -167,7 +170,10 @@ def job_of(config: Any) -> Any:
     def kept(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        return {key: kept(entry) for key, entry in value.items() if key not in ELSEWHERE}
+        return {key: said(key, entry) for key, entry in value.items() if key not in ELSEWHERE}
+
+    def said(key: str, entry: Any) -> Any:
+        return sha256(expanded(entry)) if key in SAID_BY_FILES and isinstance(entry, str) else kept(entry)
 
     return kept(to_plain(config))
 
@@ -175,12 +181,6 @@ def job_of(config: Any) -> Any:
 def checksum(value: Any) -> str:
     """SHA-256 of what JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def rows_of_a_part(samples: int, batch_size: int) -> int:

@@ -17,6 +17,7 @@ from map_points.data.samples import (
     measure,
     read_clouds,
     require_classes,
+    require_same_classes,
 )
 from map_points.data.statistics import scaling_of
 
@@ -39,6 +40,7 @@ __all__ = [
     "read_clouds",
     "read_fold",
     "require_classes",
+    "require_same_classes",
     "sample_fold",
     "scaling_of",
     "write_part_shapes",

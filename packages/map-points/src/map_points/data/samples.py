@@ -224,7 +224,13 @@ def require_classes(splits: Splits[Clouds], config: PointDataConfig) -> None:
             f"{config.root} holds clouds but no class subfolders: labels need train/<class>/<cloud> (pretraining takes "
             "the folder as it is)"
         )
-    if evaluation is not None and train.classes != evaluation.classes:
+    if evaluation is not None:
+        require_same_classes(train, evaluation, config)
+
+
+def require_same_classes(train: Clouds, evaluation: Clouds, config: PointDataConfig) -> None:
+    """Raise a :class:`UserError` where two splits number their classes differently, so that labels would not agree."""
+    if train.classes != evaluation.classes:
         odd = sorted({*train.classes} ^ {*evaluation.classes})
         raise UserError(
             f"the classes of the splits of {config.root} differ: {', '.join(odd)} is in one alone; every class needs a "

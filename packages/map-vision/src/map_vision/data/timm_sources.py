@@ -98,7 +98,8 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
     if not isinstance(dataset, IterableDataset):
         if hasattr(dataset, "loader"):  # torchvision's folders: its loader opens whatever Pillow does
             dataset.loader = partial(_load, mode=mode)
-        return TimmImages(_labels(dataset), _classes(dataset), dataset, title)
+        labels = _labels(dataset)
+        return TimmImages(np.maximum(labels, 0), _classes(dataset) if _told(labels) else (), dataset, title)
     if not in_memory:
         raise UserError(
             f"source '{name}' can only be read in order, and training reads at random: pass "
@@ -128,9 +129,15 @@ def _read_stream(dataset: Iterable, title: str, mode: str) -> StreamedImages:
     images, labels = [], []
     for image, label in dataset:
         images.append(image.convert(mode))
-        labels.append(max(0, int(label)))
+        labels.append(int(label))
     array = np.array(labels, dtype=np.int64)
-    return StreamedImages(array, tuple(map(str, range(int(array.max(initial=-1)) + 1))), tuple(images), title)
+    classes = tuple(map(str, range(int(array.max(initial=-1)) + 1))) if _told(array) else ()
+    return StreamedImages(np.maximum(array, 0), classes, tuple(images), title)
+
+
+def _told(labels: np.ndarray) -> bool:
+    """Whether a split has labels: -1 stands where a benchmark keeps them to itself."""
+    return not (labels < 0).any()
 
 
 def _labels(dataset: Any) -> np.ndarray:
@@ -146,7 +153,7 @@ def _labels(dataset: Any) -> np.ndarray:
         labels = [dataset[index][1] for index in range(len(dataset))]
     array = np.array(labels)
     array = array[:, 0] if array.ndim == 2 else array  # QMNIST: the digit, then where it comes from
-    return np.maximum(array.astype(np.int64), 0)
+    return array.astype(np.int64)
 
 
 def _classes(dataset: Any) -> tuple[str, ...]:
