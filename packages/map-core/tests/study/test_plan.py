@@ -261,7 +261,7 @@ def test_a_package_adds_a_measure_of_its_own(
     results = run_study(study, Place("map_vision", tmp_path / "out", tmp_path / "results"), progress=False)
     assert scores(results, "weights", "length", None) == {n: len("w.safetensors 0 short") for n in (0, 1)}
     assert scores(results, "scratch", "length", None) == {n: len("scratch 0 short word") for n in (0, 1)}
-    assert "| scratch | length | -1.00 [-1.00, -1.00] |" in page(study, results, "command")
+    assert "| weights | length | +1.00 [+1.00, +1.00] |" in page(study, results, "command")
     with pytest.raises(UserError, match=r"arm scratch of .* sets file: all arms share data"):
         study_of(tmp_path, arms={"scratch": {"length": {"file": "other"}}}, measures=["length"])
 

@@ -144,8 +144,9 @@ def test_looking_seldom_changes_no_number(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("looks_seldom")
-def test_a_signal_is_heeded_at_the_next_look(tmp_path):
-    """It comes in step 2; the next line is due after step 5."""
+def test_a_signal_is_heeded_at_the_next_look_where_several_processes_ask_each_other(tmp_path, monkeypatch):
+    """It comes in step 2; the next line is due after step 5. A run of one process ends after step 2."""
+    monkeypatch.setattr(loop.Run, "hears_a_signal", False)
     config = toy_config(log_steps=5, checkpoint_epochs=4, evaluate_epochs=4)
     summary = train(ToyTask(signal_at=1), config, tmp_path / "run")
     assert summary["interrupted"]

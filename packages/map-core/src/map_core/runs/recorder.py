@@ -77,12 +77,10 @@ class Recorder:
         self._add_seconds()
 
     def _add_seconds(self) -> None:
-        now = time.perf_counter()
-        self._window_seconds, self._step_seconds = (
-            self._window_seconds + now - self._mark,
-            self._step_seconds + now - self._mark,
-        )
-        self._mark = now
+        seconds = time.perf_counter() - self._mark
+        self._mark += seconds
+        self._window_seconds += seconds
+        self._step_seconds += seconds
 
     def write_line(self, step: int, lr: float) -> None:
         """Write the means since the last line, as of ``step`` steps done."""

@@ -92,7 +92,7 @@ def watched(
                         raise  # raised by the data set
                     waiting = str(error).startswith("DataLoader ")
                     if not waiting:  # a batch's memory is handed over by the process that made it
-                        wait([process.sentinel for process in processes], END_SECONDS)
+                        wait([process.sentinel for process in processes], LOOK_SECONDS)  # it may be dying
                     for process in processes:
                         if not process.is_alive():
                             raise UserError(death(process, reading, names())) from None
