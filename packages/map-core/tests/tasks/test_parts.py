@@ -343,4 +343,5 @@ def test_a_file_of_labels_or_statistics_counts_by_what_is_in_it(tmp_path):
         file.write_text("b" if name == "other" else "a")
     jobs = {name: job_of({"data": Data(str(file), str(file))}) for name, file in files.items()}
     assert jobs["one"] == jobs["same"] != jobs["other"]
-    assert job_of({"data": Data(None)}) == {"data": {"labels": None, "statistics": None}}
+    elsewhere = {"labels": None, "statistics": "none.json"}  # which no command of files reads
+    assert job_of({"data": Data(**elsewhere)}) == {"data": elsewhere}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from map_core.errors import UserError, in_one_line, reason
+from map_core.paths import expanded
 from map_core.reading import open_file, read_small
 from map_core.runs.files import is_full, save_json, save_tensors, sync
 
@@ -204,6 +205,12 @@ def sha256(path: Path) -> str:
     """Hash a file."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_of(path: str) -> str:
+    """What a setting that names a file says, wherever that lies: its SHA-256; its name where there is no such file."""
+    file = expanded(path)
+    return f"a file with the SHA-256 {sha256(file)}" if file.is_file() else path
 
 
 def free_space(path: Path) -> str:

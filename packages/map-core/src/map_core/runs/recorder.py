@@ -16,9 +16,6 @@ from map_core.runs.trackers import Trackers
 class Recorder:
     """The account of one run; every process keeps it, the main process writes it.
 
-    Attributes:
-        best: Of the measure that :meth:`improved` was asked about; None so far.
-
     Args:
         out: the run directory.
         total_steps, steps_per_epoch, batch_size: of the run.
@@ -53,7 +50,7 @@ class Recorder:
         self._window = Window(**state.get("window", {}))
         self.last: dict[str, float] = state.get("last", {})
         self.evaluation: dict[str, float] | None = state.get("evaluation")
-        self.best: float | None = state.get("best")
+        self._best: float | None = state.get("best")
         self._seconds_before: float = state.get("seconds", 0.0)
         self._began = self._mark = time.perf_counter()
         self._window_steps, self._window_seconds = 0, 0.0
@@ -108,8 +105,8 @@ class Recorder:
         sign = -1 if name.endswith("loss") else 1
         if math.isnan(value):
             return False
-        better = self.best is None or sign * value > sign * self.best
-        self.best = value if better else self.best
+        better = self._best is None or sign * value > sign * self._best
+        self._best = value if better else self._best
         return better
 
     def say(self, message: str) -> None:
@@ -143,7 +140,7 @@ class Recorder:
             "last": self.last,
             "evaluation": self.evaluation,
             "seconds": self.seconds,
-            "best": self.best,
+            "best": self._best,
         }
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ def require_run_directory(out: Path, resume: str | None) -> None:
         UserError: it cannot, or there is a run already that ``resume`` does not continue.
     """
     require_folder(out)
-    if resume is None and not nothing_to_lose(out, resume):
+    if resume is None and not nothing_to_lose(out, None):
         raise UserError(in_use(out))
 
 

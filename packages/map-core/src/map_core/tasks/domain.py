@@ -13,8 +13,7 @@ from torch.utils.data import default_collate
 
 from map_core.errors import UserError
 from map_core.objective import Objective
-from map_core.paths import expanded
-from map_core.runs.checkpoint import sha256
+from map_core.runs.checkpoint import content_of
 from map_core.runs.summary import to_plain
 from map_core.tasks.evaluation import Collate, EvaluationConfig, Gather, choose_device, collect
 from map_core.tasks.trained_models import Models
@@ -124,7 +123,7 @@ def data_settings(config: Any, preprocessing: Mapping[str, Any], **more: Any) ->
     """
     said = {key: value for key, value in to_plain(config).items() if key not in WHERE_AND_HOW}
     if said.get("labels") is not None:  # which may have moved as well; its bytes count
-        said["labels"] = f"a file with the SHA-256 {sha256(expanded(said['labels']))}"
+        said["labels"] = content_of(said["labels"])
     return {**said, **to_plain(dict(preprocessing)), **to_plain(more)}
 
 

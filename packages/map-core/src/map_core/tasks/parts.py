@@ -18,9 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.paths import expanded
 from map_core.reading import read_small
-from map_core.runs.checkpoint import sha256
+from map_core.runs.checkpoint import content_of, sha256
 from map_core.runs.files import is_device, is_full, replacing, save_json
 from map_core.runs.lock import RunLock
 from map_core.runs.notes import note
@@ -173,7 +172,7 @@ def job_of(config: Any) -> Any:
         return {key: said(key, entry) for key, entry in value.items() if key not in ELSEWHERE}
 
     def said(key: str, entry: Any) -> Any:
-        return sha256(expanded(entry)) if key in SAID_BY_FILES and isinstance(entry, str) else kept(entry)
+        return content_of(entry) if key in SAID_BY_FILES and isinstance(entry, str) else kept(entry)
 
     return kept(to_plain(config))
 
