@@ -13,6 +13,7 @@ from processes import start, wait_for
 from map_core import UserError
 from map_core.training.loading import loaded
 from map_core.training.sampling import SampleKey
+from map_core.training.workers import await_death
 
 
 class Faulty:
@@ -89,6 +90,18 @@ def test_a_process_that_dies_while_its_batch_is_taken_is_named_with_its_sample()
     assert half_dead.wait(30)
     with pytest.raises(UserError, match=r"killed by SIGKILL while it read sample 5 \(picture_5.png\)"):
         list(iterator)
+
+
+def test_a_process_that_has_closed_its_files_is_waited_for_until_it_is_dead():
+    def die_slowly():
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # as the kernel does for a process that was killed
+        time.sleep(0.3)
+        kill()
+
+    process = multiprocessing.get_context("fork").Process(target=die_slowly)
+    process.start()
+    await_death([process], 30.0)
+    assert not process.is_alive()
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, EOFError, OSError])

@@ -92,7 +92,7 @@ def watched(
                         raise  # raised by the data set
                     waiting = str(error).startswith("DataLoader ")
                     if not waiting:  # a batch's memory is handed over by the process that made it
-                        wait([process.sentinel for process in processes], LOOK_SECONDS)  # it may be dying
+                        await_death(processes, LOOK_SECONDS)
                     for process in processes:
                         if not process.is_alive():
                             raise UserError(death(process, reading, names())) from None
@@ -132,6 +132,17 @@ def begin_loading(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def await_death(processes: Sequence[BaseProcess], seconds: float) -> None:
+    """Wait until one of the processes is dead, or until ``seconds`` have passed.
+
+    A dying process closes its files, and with them its sentinel, before it counts as dead.
+    """
+    ended = wait([process.sentinel for process in processes], seconds)
+    for process in processes:
+        if process.sentinel in ended:
+            process.join(END_SECONDS)
 
 
 def death(process: BaseProcess, reading: Reading, names: Sequence[str] | None) -> str:
