@@ -171,6 +171,14 @@ def test_a_signal_ends_the_folds_and_resuming_completes_them(
     assert resumed["test_accuracy_of_folds"] == whole["test_accuracy_of_folds"]
 
 
+def test_folds_are_not_mixed_with_those_of_other_queries(few_shot, labelled, tmp_path):
+    config = few_shot(labelled, "modelnet40_npz", tmp_path / "run")
+    run_folds(config)
+    more = replace(config.fewshot, queries=config.fewshot.queries + 1)
+    with pytest.raises(UserError, match=r"data.fewshot.queries was \d and is \d;"):
+        run_folds(replace(config, fewshot=more, resume="auto"))
+
+
 def test_a_classifier_of_clouds_needs_two_of_them_in_a_micro_batch(few_shot, labelled, tmp_path):
     """Its head normalises over the batch."""
     config = few_shot(labelled, "modelnet40_npz", tmp_path / "run")

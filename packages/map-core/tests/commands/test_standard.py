@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import json
 import os
+import re
 import signal
 from types import SimpleNamespace
 
@@ -228,6 +229,20 @@ def test_resuming_on_other_classes_is_refused_by_naming_them(tmp_path, capsys, m
     monkeypatch.setattr("toy_domain.CLASSES", ("low", "middle", "other"))
     assert run("finetune", *QUICK, "--out", out, "--resume=auto") == 2
     assert f"data.classes was {list(CLASSES)} and is ['low', 'middle', 'other']" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_from_the_weights_that_it_started_from_wherever_they_lie(runs, tmp_path, capsys):
+    start, moved, out = runs.pretrain / "model.safetensors", tmp_path / "moved.safetensors", tmp_path / "run"
+    assert run("finetune", *QUICK, "--init", start, "--out", out) == 0
+    moved.write_bytes(start.read_bytes())
+    moved.with_suffix(".json").write_bytes(start.with_suffix(".json").read_bytes())
+    assert run("finetune", *QUICK, "--init", moved, "--out", out, "--resume=auto") == 0
+    capsys.readouterr()
+    for other, told in (([], "is None"), (["--init", runs.finetune], "is 'a file with the SHA-256")):
+        before = (out / "config.yaml").read_text()
+        assert run("finetune", *QUICK, *other, "--out", out, "--resume=auto") == 2
+        assert re.search(f"init was 'a file with the SHA-256 [0-9a-f]+' and {told}", capsys.readouterr().err)
+        assert (out / "config.yaml").read_text() == before
 
 
 # ---- evaluate

@@ -137,7 +137,8 @@ def test_what_is_no_account_is_refused(tmp_path, text):
         ({"data.c": list("abcde")}, {"data.c": list("abXde")}, "data.c[2] was 'c' and is 'X';"),
         ({"data.c": list("abcde")}, {"data.c": list("abcd")}, "data.c[4] was 'e' and is absent;"),
         ({"data.gone": 1}, {}, "data.gone was 1 and is None;"),
-        ({}, {"model.new": 1}, "model.new was None and is 1;"),
+        ({"init": "a"}, {"init": None}, "init was 'a' and is None;"),
+        ({}, {"init": "a", "model.new": 1}, "model.new was None and is 1;"),
         ({"lr": 1, "seed": 2}, {"lr": 2, "seed": 3}, "lr was 1 and is 2; seed was 2 and is 3;"),
     ],
 )  # fmt: skip

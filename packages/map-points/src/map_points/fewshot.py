@@ -1,7 +1,7 @@
 """Few-shot classification: one finetuning run a fold, and what they come to together."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import Signals
@@ -112,7 +112,8 @@ def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[OpenedDat
                 fold=fold,
                 seed=config.seed,
             )
-        yield _fold_data(episode, data, f"{kind_of_folds(data)} fold {fold}")
+        identity = {} if published else {"fewshot.queries": config.queries, "fewshot.seed": config.seed}
+        yield _fold_data(episode, data, f"{kind_of_folds(data)} fold {fold}", identity)
 
 
 def kind_of_folds(data: PointDataConfig) -> str:
@@ -120,9 +121,12 @@ def kind_of_folds(data: PointDataConfig) -> str:
     return "published" if data.source == "fewshot_pkl" else "generated"
 
 
-def _fold_data(episode: FewShotEpisode, config: PointDataConfig, description: str) -> OpenedData:
+def _fold_data(
+    episode: FewShotEpisode, config: PointDataConfig, description: str, identity: Mapping[str, Any]
+) -> OpenedData:
     evaluated_on = f"queries of the {description}"
-    return opened(config, description, episode.train, episode.test, evaluated_on)
+    data = opened(config, description, episode.train, episode.test, evaluated_on)
+    return replace(data, identity=identity)
 
 
 def run_folds(config: FewShotConfig) -> dict[str, Any]:

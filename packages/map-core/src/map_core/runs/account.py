@@ -13,7 +13,9 @@ from map_core.reading import read_small
 
 STATE = "state.json"
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
-DATA = "data."  # settings of this name are compared where the checkpoint has them: those of 0.1 say nothing of data
+DATA = "data."  # before settings of the data
+START = "init"
+UNSAID = (DATA, START)  # compared where the checkpoint has them: those of earlier versions say nothing of them
 SHORT = 4  # entries of a list that a message shows whole
 
 
@@ -57,7 +59,7 @@ def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoi
     Raises:
         UserError: they differ; each difference is named.
     """
-    names = {name for name in settings if name in saved or not name.startswith(DATA)} | saved.keys()
+    names = {name for name in settings if name in saved or not name.startswith(UNSAID)} | saved.keys()
     changed = sorted(name for name in names if saved.get(name) != settings.get(name))
     if not changed:
         return

@@ -23,7 +23,7 @@ from map_core.tasks.evaluation import (
     collect,
 )
 from map_core.tasks.probe import LinearProbe
-from map_core.tasks.weights import read_description, save_weights
+from map_core.tasks.weights import read_description, save_weights, start_of
 from map_core.training import Task
 from map_core.training.processes import sum_over_processes
 from map_core.training.recomputation import recompute_activations
@@ -97,6 +97,9 @@ class ClassificationTask(Task):
         return data_settings(
             self.config.data, self.data.preprocessing, classes=self.data.classes, **self.data.identity
         )
+
+    def start(self) -> str | None:
+        return start_of(self.config.init)
 
     def refuse_other_settings(self) -> None:
         """Raise a :class:`UserError` where the weights of ``init`` would mean something else in this model."""

@@ -24,6 +24,7 @@ from map_core.tasks.weights import (
     read_settings,
     read_weights,
     save_weights,
+    start_of,
     weights_file,
 )
 from map_core.training import Task
@@ -75,6 +76,9 @@ class PretrainTask(Task):
 
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, self.data.preprocessing, **self.data.identity)
+
+    def start(self) -> str | None:
+        return start_of(self.config.init)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = input_of(batch)

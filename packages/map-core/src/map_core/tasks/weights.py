@@ -16,6 +16,7 @@ from map_core import shipped
 from map_core.errors import UserError, in_one_line, reason
 from map_core.paths import expanded
 from map_core.reading import read_small
+from map_core.runs.checkpoint import content_of
 from map_core.runs.files import replacing, save_json, save_tensors
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.foreign_weights import looks_like, unwrapped, without_prefix
@@ -82,6 +83,11 @@ def weights_file(path: str | Path) -> Path:
         hint = " (the run has not finished: resume it)" if (path / "checkpoints").is_dir() else ""
         raise UserError(f"no weights at {file}{hint}; give a finished run's directory or a weights file")
     return file
+
+
+def start_of(init: str | None) -> str | None:
+    """What a run starts from that is given ``init``, known by the bytes of its weights wherever they lie."""
+    return None if init is None else content_of(str(weights_file(init)))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ def train(
         accelerator.process_index,
         getattr(task.train_data, "shuffled", None),
     )
-    settings = run_settings(task.name, plan, config, run_config, task.data_settings())
+    settings = run_settings(task.name, plan, config, run_config, task.data_settings(), task.start())
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     with (
         Interruption() as interruption,

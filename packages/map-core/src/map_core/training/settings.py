@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
-from map_core.runs.account import DATA
+from map_core.runs.account import DATA, START
 from map_core.runs.summary import to_plain
 from map_core.training.config import TrainingConfig
 from map_core.training.sampling import RunPlan
@@ -19,7 +19,12 @@ COMPARED_SECTIONS = ("model", "objective")
 
 
 def run_settings(
-    name: str, plan: RunPlan, config: TrainingConfig, run_config: Any, data: Mapping[str, Any]
+    name: str,
+    plan: RunPlan,
+    config: TrainingConfig,
+    run_config: Any,
+    data: Mapping[str, Any],
+    start: str | None = None,
 ) -> dict[str, Any]:
     """Return, by dotted name, everything that makes this run the run that it is.
 
@@ -29,11 +34,12 @@ def run_settings(
         config: How it is trained.
         run_config: The whole configuration; its model and objective count.
         data: What makes the data what they are, see :meth:`~map_core.training.task.Task.data_settings`.
+        start: What it starts from, see :meth:`~map_core.training.task.Task.start`.
     """
     settings = {
         f"training.{key}": value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE
     }
-    settings |= {"task": name, "training samples": plan.samples}
+    settings |= {"task": name, "training samples": plan.samples, START: start}
     settings |= {f"{DATA}{key}": value for key, value in data.items()}
     plain = to_plain(run_config)
     for section in COMPARED_SECTIONS:

@@ -85,6 +85,10 @@ class Task(abc.ABC):
         """Return, by name, what makes the data what they are (classes, augmentation, ...): a resumed run shares it."""
         return {}
 
+    def start(self) -> str | None:
+        """Say what the weights start from, such that it is known again elsewhere; None: new weights."""
+        return None
+
     def current_name(self, name: str) -> str:
         """Today's name of a parameter that a checkpoint of an earlier version calls ``name``."""
         return name

@@ -19,7 +19,7 @@ from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.families import family_of
 from map_core.tasks.trained_models import load_whole
-from map_core.tasks.weights import read_description, read_settings, read_weights, save_weights
+from map_core.tasks.weights import read_description, read_settings, read_weights, save_weights, start_of
 from map_core.training import Task, TrainingConfig
 from map_core.training.loading import batches_in_order
 from map_core.training.processes import sum_over_processes
@@ -163,6 +163,9 @@ class SegmentTask(Task):
 
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, {}, classes=self.data.classes, parts=self.data.parts)
+
+    def start(self) -> str | None:
+        return start_of(self.config.init)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         points, category, parts = batch
