@@ -74,8 +74,9 @@ def machine() -> str:
         f"{name} {results['versions'][name]}" for name in ("torch", "timm", "mambapy", "transformers")
     )
     commits = ", ".join(name[:7] for name in results["commits"])
+    commits = f"commit{'s' if len(results['commits']) > 1 else ''} {commits}"
     return (
-        f"`{results['command']}`, {results['date']}, commits {commits}: one core of an "
+        f"`{results['command']}`, {results['date']}, {commits}: one core of an "
         f"{results['processor']} ({results['core']}, {results['isa']}), {versions}.\n"
     )
 

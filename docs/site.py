@@ -1,6 +1,6 @@
 """Gathers the pages of the documentation site where their links among each other hold, then builds it.
 
-python docs/site.py            build/site/README.html, every broken link an error
+python docs/site.py            build/site/index.html, every broken link an error
 """
 
 import importlib
@@ -12,7 +12,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "pages"
-GATHERED = ("*.md", "LICENSE", "docs/**/*", "examples/*", "packages/*/README.md", "benchmarks/*.py")
+GATHERED = (
+    "*.md", "LICENSE", "Dockerfile", "docs/**/*", "examples/*", "packages/*/README.md", "benchmarks/*.py",
+    "packages/map-core/src/map_core/objective.py",
+)  # fmt: skip
 PACKAGES = {
     "map_core": "the objective, the encoder and the engine, for any domain",
     "map_vision": "images",

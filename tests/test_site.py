@@ -1,8 +1,11 @@
-"""The documentation site leaves no page out and names none that is not there."""
+"""The documentation site leaves no page out, names none that is not there, and has whatever its pages link to."""
 
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,3 +28,19 @@ def test_the_navigation_names_every_page() -> None:
     assert {name for name in written if not (ROOT / name).is_file()} == set()
     there = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/lab/*.md")]}
     assert there - named == ELSEWHERE
+
+
+def test_every_link_of_a_page_leads_to_what_the_site_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = runpy.run_path(str(ROOT / "docs" / "site.py"))
+    monkeypatch.setitem(site["gather"].__globals__, "PAGES", tmp_path)
+    site["gather"]()
+    broken = []
+    for page in tmp_path.rglob("*.md"):
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            target = link.partition("#")[0]
+            if target and "://" not in target and not (page.parent / target).is_file():
+                broken.append(f"{page.relative_to(tmp_path)}: {link}")
+    assert broken == []

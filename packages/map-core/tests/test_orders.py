@@ -119,6 +119,14 @@ def test_hilbert_visits_every_cell_by_steps_to_a_neighbour(size, dimensions):
     assert (steps == 1).all()
 
 
+@pytest.mark.parametrize("order", ["z_order", "hilbert"])
+def test_a_grid_that_has_more_cells_than_bits_is_refused(order):
+    with pytest.raises(
+        UserError, match=rf"scan order '{order}' is for grids of up to 1024 .*; got \(1025, 1\)"
+    ):
+        scan_order(torch.zeros(1, 1025, 2), order, grid=(1025, 1))
+
+
 @pytest.mark.parametrize("size", [2, 4, 8, 16])
 def test_hilbert_order_of_a_grid_never_jumps(size):
     steps = torch.tensor(walk((size, size), "hilbert")).diff(dim=0).abs().sum(-1)

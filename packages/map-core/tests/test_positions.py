@@ -35,6 +35,16 @@ def test_a_token_gets_the_embedding_of_its_place_wherever_it_stands(kind):
     torch.testing.assert_close(position(places[0, some], grid), whole[0, some])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_positions_cast_as_a_whole_compute_in_that_type(kind, dtype):
+    grid = (3, 5)
+    position = make_position(kind, 16, grid=grid)
+    expected = position(cells(grid), grid)
+    found = position.to(dtype)(cells(grid), grid)
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_places_have_other_embeddings(kind):
     grid = (3, 5)

@@ -61,6 +61,31 @@ def test_the_layer_decay_of_a_config_counts_every_parameter_once(capsys: pytest.
     assert first == pytest.approx(0.92 ** (33 * 24 / 32), abs=1e-4)
 
 
+@pytest.mark.parametrize("name", catalogue.config_names())
+def test_every_config_says_its_layer_decay_or_that_it_has_none(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, (out, err) = main(["layer-decay", name]), capsys.readouterr()
+    if "mambavision" in name and "upernet" in name:
+        assert (status, "trains without layer decay: its optim_wrapper.constructor is Default" in err) == (
+            2,
+            True,
+        )
+    else:
+        assert (status, "decay" in out.splitlines()[0]) == (0, True), err
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("notes.txt", "notes"), ("broken.py", "model = dict("), ("empty.py", "")]
+)
+def test_what_is_no_config_is_one_sentence(
+    file: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / file).write_text(text)
+    assert main(["layer-decay", str(tmp_path / file)]) == 2
+    assert capsys.readouterr().err.startswith("map-dense: error: ")
+
+
 def test_the_layer_decay_of_a_file_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = catalogue.config_path("upernet_hybridnet-mini_cpu_camvid")
     mine = tmp_path / "mine.py"

@@ -78,7 +78,7 @@ def two_classes() -> OpenedData:
     def split(count):
         points = generator.normal(size=(count, 64, 3)).astype(np.float32)
         points[count // 2 :, :, 2] *= 0.1
-        return ArrayClouds(np.arange(count) // (count // 2), ("round", "flat"), "z", points, "made up")
+        return ArrayClouds(np.arange(count) // (count // 2), ("round", "flat"), points, "made up")
 
     return opened(config, "made up", split(8), split(4), "test split")
 

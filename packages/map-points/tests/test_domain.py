@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,8 @@ from map_core.tasks.pretraining import PretrainTask
 from map_core.tasks.weights import read_description, read_weights
 from map_core.training import train
 from map_points.data import CloudSamples, PointDataConfig
-from map_points.domain import DOMAIN, open_data
-from map_points.factory import MODELS
+from map_points.domain import DOMAIN, example_cloud, open_data, open_files, thumbnail
+from map_points.factory import MODELS, PointModelConfig
 
 TASKS = {"finetune": FinetuneTask, "linear-probe": LinearProbeTask}
 
@@ -26,6 +27,22 @@ def classified(request, tmp_path_factory, pretrained, tiny_model, short_training
     task = TASKS[request.param](DOMAIN, config, two_classes)
     out = tmp_path_factory.mktemp("classified") / "run"
     return out, task, train(task, config.training, out, run_config=config)
+
+
+def test_files_are_drawn_upright_as_the_clouds_of_the_run(tmp_path, tiny_model):
+    tall = np.random.default_rng(0).normal(size=(200, 3)) * [0.1, 0.1, 1.0]
+    np.save(tmp_path / "z.npy", tall)
+    np.save(tmp_path / "y.npy", tall[:, [0, 2, 1]])
+    for name, source in (("z", "folder"), ("y", "shapenet55")):
+        config = PointDataConfig(source, str(tmp_path), num_points=64)
+        samples = open_files(str(tmp_path / f"{name}.npy"), config, tiny_model)
+        rows, columns = np.nonzero(thumbnail(samples, 0, {}).min(axis=-1) < 255)
+        assert np.ptp(rows) > 2 * np.ptp(columns)
+
+
+def test_a_model_is_tried_on_a_cloud_that_its_patches_fit():
+    assert example_cloud(PointModelConfig()).shape == (1, 1024, 3)
+    assert example_cloud(PointModelConfig(num_patches=2048, in_chans=4)).shape == (1, 2048, 4)
 
 
 def clouds_of(samples):

@@ -268,5 +268,5 @@ def test_the_patch_embedding_keeps_a_spread_that_its_norms_can_measure():
 
 
 def test_an_unknown_model_is_refused():
-    with pytest.raises(UserError, match="model 'hybridnet' is unknown; did you mean hybridnet3d"):
+    with pytest.raises(UserError, match=r"model\.name 'hybridnet' is unknown; did you mean hybridnet3d"):
         create_point_model("hybridnet")

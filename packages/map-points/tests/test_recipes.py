@@ -112,7 +112,7 @@ def shrunken(name, out, *more):
 def made_up(config):
     """Twelve clouds of three classes."""
     points = np.random.default_rng(0).normal(size=(12, 80, 3)).astype(np.float32)
-    clouds = ArrayClouds(np.arange(12) % 3, ("a", "b", "c"), "y", points, "made up")
+    clouds = ArrayClouds(np.arange(12) % 3, ("a", "b", "c"), points, "made up")
     return opened(config.data, "made up", clouds, clouds, "test split")
 
 

@@ -80,6 +80,12 @@ def test_regions_along_another_order_are_ranks_in_it_gathered_by_the_scan(order,
     assert (found.count, found.smallest) == (5, 3)
 
 
+def test_regions_are_not_cut_along_an_order_that_only_models_have():
+    assert PointObjectiveConfig(region_order="hilbert_cells").region_rule("hilbert_cells").order is None
+    with pytest.raises(UserError, match=r"order 'hilbert_cells' is a model's alone: .*\(model.order\)"):
+        PointObjectiveConfig(region_order="hilbert_cells").region_rule("fps")
+
+
 @pytest.mark.parametrize("region_order", [order for order in ORDERS if order != "fps"])
 def test_regions_along_another_order_group_what_that_order_groups(region_order):
     points = torch.randn(2, 64, 3)

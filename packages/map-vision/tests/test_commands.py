@@ -217,7 +217,7 @@ class TestRuns:
             ({"channels": "x"}, "preprocessing: channels must be 1 (gray) or 3 (RGB); got 'x'; export the run again"),
             ({"classes": [1, 2]}, "model.json: classes must be a list of names; export the run again"),
             ({"name": None}, "describes no classifier"),
-            ({"name": "x"}, "model 'x' is unknown"),
+            ({"name": "x"}, "model.name 'x' is unknown"),
             ({"arguments": []}, "model.json: arguments must be a dict; got []; export the run again"),
             ({"arguments": {"embed_dim": "x"}}, "describes embed_dim as 'x', which must be int | None"),
         ],
@@ -536,7 +536,8 @@ class TestMistakes:
     def test_unknown_model(self, says, name):
         told = says(name, "--model.name", "hybridnet_tiny_patch16_225", *SHORT)
         assert (
-            "model 'hybridnet_tiny_patch16_225' is unknown; did you mean hybridnet_tiny_patch16_224" in told
+            "model.name 'hybridnet_tiny_patch16_225' is unknown; did you mean hybridnet_tiny_patch16_224"
+            in told
         )
 
     def test_unknown_setting(self, says):

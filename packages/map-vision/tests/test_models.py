@@ -21,7 +21,7 @@ from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig
 from map_vision.registry import ARCHITECTURES
 
-# facts.md 3.2: counted from the shapes; they fit the paper's 12M, 37M, 128M, 443M
+# counted from the shapes; they fit the paper's 12M, 37M, 128M, 443M
 PARAMETERS = {
     "hybridnet_nano_patch4_32": 1_217_256,
     "hybridnet_tiny_patch16_224": 11_640_424,

@@ -227,17 +227,26 @@ def _descending_rank(score: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
     return torch.argsort(torch.argsort(score, dim=1, descending=True, stable=True), dim=1)
 
 
-def _hidden_within_regions(
-    tokens: Tokens, score: Float[Tensor, "b l"], count: int, regions: Regions, *, shuffle: bool
-) -> Bool[Tensor, "b l"]:
-    """Hide ``count`` tokens of each sample, the largest scores of each region, all regions alike but for one."""
-    base, extra = divmod(count, regions.count)
-    share = base + (extra > 0)
+def require_room(count: int, regions: Regions) -> None:
+    """Check that ``count`` tokens can be hidden within regions, of all alike but for one.
+
+    Raises:
+        UserError: the smallest has too few.
+    """
+    share = -(-count // regions.count)
     if regions.smallest < share:
         raise UserError(
             f"mask scope 'region' must hide up to {share} tokens of every region, but the smallest has "
             f"{regions.smallest}; lower the ratio, use larger regions or scope 'all'"
         )
+
+
+def _hidden_within_regions(
+    tokens: Tokens, score: Float[Tensor, "b l"], count: int, regions: Regions, *, shuffle: bool
+) -> Bool[Tensor, "b l"]:
+    """Hide ``count`` tokens of each sample, the largest scores of each region, all regions alike but for one."""
+    require_room(count, regions)
+    base, extra = divmod(count, regions.count)
     n = tokens.num_global
     score, region = score[:, n:], regions.index[:, n:].expand(tokens.batch_size, -1).long()
     member = region.unsqueeze(1) == torch.arange(regions.count, device=region.device).unsqueeze(

@@ -56,6 +56,10 @@ def scan_order(
         return permutation.to(position.device).expand(batch, -1)
     curves: dict[str, Callable[[Tensor], Tensor]] = {"z_order": z_code, "hilbert": hilbert_code}
     if order in curves:
+        if grid is not None and max(grid) > 2**BITS:
+            raise UserError(
+                f"scan order {order!r} is for grids of up to {2**BITS} rows and columns; got {grid}"
+            )
         cell = quantize(position) if grid is None else position.long()
         return torch.argsort(curves[order](cell), dim=1, stable=True)
     if order not in get_args(ScanOrder):

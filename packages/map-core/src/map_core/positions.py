@@ -176,7 +176,8 @@ class FourierPosition(nn.Module):
     def forward(
         self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None
     ) -> Float[Tensor, "#b l d"]:
-        return self.project(octave_sincos(unit_coordinates(position, grid), self.octaves))
+        waves = octave_sincos(unit_coordinates(position, grid), self.octaves)
+        return self.project(waves.to(self.project.weight.dtype))
 
 
 class MlpPosition(nn.Module):
@@ -211,4 +212,4 @@ class MlpPosition(nn.Module):
     def forward(
         self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None
     ) -> Float[Tensor, "#b l d"]:
-        return self.mlp(unit_coordinates(position, grid))
+        return self.mlp(unit_coordinates(position, grid).to(self.mlp[0].weight.dtype))

@@ -1,6 +1,7 @@
 """Randomness is keyed, not streamed: every draw is a function of a seed and of what it is drawn for.
 
-So two processes of eight see what one of sixteen sees, and a resumed run redraws exactly its own numbers.
+So two processes of eight see what one of sixteen sees (but for drop path, dropout and the noise of diffusion), and a
+resumed run redraws exactly its own numbers.
 """
 
 import hashlib

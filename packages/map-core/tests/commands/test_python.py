@@ -66,6 +66,9 @@ def test_predictions_and_features_are_those_of_the_command(runs, tmp_path):
         "toy",
         *(f"sample {n}" for n in toys),
     ]
+    for name in ("p", "some"):
+        (tmp_path / f"{name}.json").write_text("no JSON of ours")
+    assert TOYS.predict(run, toys, out=tmp_path / "p.csv", top=2, **RUNNING).metrics == {}
     assert TOYS.features(run, toys, out=tmp_path / "some.npz", **RUNNING).metrics == {}
     found = TOYS.features(run, out=tmp_path / "all.npz", neighbors=1, **RUNNING)
     with np.load(found.out) as arrays:

@@ -47,5 +47,5 @@ def test_the_best_is_the_lowest_loss_or_the_highest_accuracy_and_never_nan(recor
         return found
 
     assert better("heldout_loss", math.nan, 3.0, 2.0, math.nan, 2.5) == [False, True, True, False, False]
-    recorder._best = None
-    assert better("knn_accuracy", 10.0, 9.0, 11.0) == [True, False, True]
+    assert recorder.state()["best"] == 2
+    assert better("knn_accuracy", 1.0, 0.5, 11.0) == [True, False, True]  # another measure begins anew

@@ -14,7 +14,7 @@ import yaml
 from map_core.errors import Diverged, UserError
 from map_core.study import measures
 from map_core.study.definition import Study, read_study
-from map_core.study.place import Place, command_line
+from map_core.study.place import Place, as_option, command_line
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
@@ -165,6 +165,7 @@ def test_an_arm_can_start_from_weights_that_are_there(tmp_path: Path) -> None:
         runs["released/seed0/finetune_50"], Place("map_vision", tmp_path, tmp_path / "r.jsonl")
     )
     assert "--init=weights/nano" in line
+    assert as_option("data.auto_augment", None) == '--data={"auto_augment": null}'  # no text of that name
     released, scratch = (runs[f"{arm}/seed0/finetune_50"].settings for arm in arms)
     assert released == {**scratch, "init": "weights/nano"}
 
@@ -578,6 +579,9 @@ def test_a_held_out_loss_asks_the_pretraining_for_it(tmp_path: Path) -> None:
     assert {run.stage for run in runs} == {"pretrain"}
     assert {run.settings["monitor.samples"] for run in runs} == {2048}
     study = study_of(tmp_path, measures=["heldout_loss"])
+    arm = replace(study.arms[0], pretrain={**(study.arms[0].pretrain or {}), "monitor": {"samples": 300}})
+    run = next(planned_runs(replace(study, arms=(arm,)), []))
+    assert "monitor.samples" not in run.settings
     results = [
         replace(done(study, run), measures={"heldout_loss": 0.5 + run.seed})
         for run in planned_runs(study, [])

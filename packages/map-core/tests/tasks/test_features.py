@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from map_core.tasks.features import SplitFeatures, knn_accuracy, save_arrays, write_features
 
@@ -43,6 +44,15 @@ def test_a_bank_read_in_parts_is_a_whole_one(neighbors, monkeypatch):
     whole = knn_accuracy(*bank, *queries, neighbors=neighbors)
     monkeypatch.setattr("map_core.tasks.features.BANK_ROWS", 7)
     assert knn_accuracy(*bank, *queries, neighbors=neighbors) == whole
+
+
+def test_a_score_inside_a_run_in_bf16_is_that_of_the_command():
+    """Features with a large mean have cosines that bf16 does not tell apart."""
+    (bank, labels), (queries, answers) = clusters(60, 1), clusters(50, 2)
+    arrays = (bank + 10, labels, queries + 10, answers)
+    score = knn_accuracy(*arrays, neighbors=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert knn_accuracy(*arrays, neighbors=5) == score
 
 
 def test_arrays_are_written_under_just_the_name_that_was_given(tmp_path, capsys):

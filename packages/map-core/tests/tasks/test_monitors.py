@@ -131,6 +131,14 @@ def test_an_objective_of_pairs_is_measured_by_its_features(make_config):
     assert measures.keys() == {"knn_accuracy", "probe_accuracy"}
 
 
+def test_data_of_the_callers_own_are_what_is_monitored(make_config):
+    config = make_config("pretrain", monitor=MonitorConfig(samples=16))
+    own = open_data(config.data, config.model, "features")
+    task = PretrainTask(DOMAIN, config, own)
+    assert task.monitor.seen.dataset is own.plain_train
+    assert task.model.unfit_for_sharding.startswith("monitor.samples asks the encoder alone")
+
+
 def test_data_that_cannot_be_monitored_stops_no_run(make_config, tmp_path, caplog):
     def refuse(data, model, purpose, trained=None):
         if purpose == "features":

@@ -22,7 +22,7 @@ from map_core.commands.listing import standard_commands
 from map_core.commands.program import main
 from map_core.runs.lock import RunLock
 from map_core.tasks.evaluation import EvaluationConfig, collect
-from map_core.tasks.parts import MOST_ROWS, job_of, part_file, results_in_parts, rows_of_a_part
+from map_core.tasks.parts import MOST_ROWS, is_whole, job_of, part_file, results_in_parts, rows_of_a_part
 
 TRAINING = ("epochs=1", "batch_size=8", "warmup_epochs=0", "workers=0", "device=cpu", "tensorboard=false")
 RUNNING = [f"--evaluation.{setting}" for setting in ("workers=0", "device=cpu", "progress=false")]
@@ -173,7 +173,7 @@ def test_only_what_is_missing_or_damaged_is_read_again(tmp_path, classifier, pla
     samples = Counting(20)
     with results_in_parts(out, config) as parts:
         values, labels = parts.of("x")(function, samples, SETTINGS, CPU)
-        assert parts.reused == 6
+        assert parts.computed == 14
     assert samples.read == [3, 4, 5, *range(9, 20)]
     expected = collect(function, ToySamples(20), SETTINGS, CPU)
     assert torch.equal(values, expected[0])
@@ -192,6 +192,16 @@ def test_a_byte_that_turned_is_noticed(tmp_path, classifier, plain):
     with results_in_parts(out, config) as parts:
         parts.of("x")(function, samples, SETTINGS, CPU)
     assert samples.read == [0, 1, 2, *range(9, 20)]
+
+
+def test_no_flipped_bit_of_a_part_is_more_than_a_part_to_make_again(tmp_path):
+    file = tmp_path / "part.npz"
+    np.savez(file, values=np.arange(6.0), labels=np.arange(3))
+    content = file.read_bytes()
+    for place in range(len(content)):
+        for bit in (0, 3, 6):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            assert is_whole(file) in (True, False)
 
 
 @pytest.mark.parametrize("other", ["setting", "weights", "count", "names"])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from map_core.testing import toy_objective
+from map_core import Draw
+from map_core.objectives.contrastive import Contrastive
+from map_core.testing import GridBackbone, toy_encoder, toy_objective
 from map_core.training import Task, TrainingConfig, compilation, train
 
 compilation.BACKEND, FOLDER = sys.argv[1], Path(sys.argv[2])
@@ -67,3 +69,21 @@ for part in ("model", "blocks"):
         run("resumed", compile=part, ema_decay=0.9, max_steps=5, checkpoint_steps=5)
         assert run("resumed", compile=part, ema_decay=0.9) == losses
         assert all(torch.equal(value, weights(part)[name]) for name, value in weights("resumed").items())
+
+# the copy of contrastive learning moves by a momentum of the step, whose number is compiled into nothing
+torch._dynamo.reset()
+contrastive, compiled = Contrastive(GridBackbone(4, toy_encoder(16)), "v3", hidden_dim=8, out_dim=8), []
+
+
+def counting(graph, inputs):
+    compiled.append(graph)
+    return graph.forward
+
+
+contrastive.compile(dynamic=False, backend=counting)
+contrastive.begin(STEPS)
+counts = set()
+for step in range(STEPS):
+    contrastive(torch.randn(3, 2, 4, 4, 4), Draw(0, step, slice(0, 3), 3)).loss.backward()
+    counts.add(len(compiled))
+assert len(counts) == 1, counts

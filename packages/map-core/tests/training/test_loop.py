@@ -66,6 +66,8 @@ def test_max_steps_stops_early_on_the_schedule_of_the_whole_run(tmp_path):
     long = [line for line in metrics_without_times(tmp_path / "long") if line["kind"] == "train"]
     assert len(short) == 7
     assert short == long[:7]
+    resumed = train(ToyTask(), toy_config(log_steps=1), tmp_path / "short", resume="auto")
+    assert resumed["samples"] == 16 * 16  # those before the resume as well
 
 
 def test_a_run_directory_explains_itself(tmp_path, curves_drawn):
@@ -126,6 +128,13 @@ def test_fsdp_on_a_cpu_is_refused_rather_than_turned_into_ddp(tmp_path, monkeypa
         UserError, match=r"FSDP was asked for, but Accelerate does not shard on cpu .* without FSDP"
     ):
         train(ToyTask(), toy_config(), tmp_path / "run")
+
+
+def test_a_device_that_the_launcher_would_not_use_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=r"training.device is cuda, but Accelerate was told to use the CPU"):
+        train(ToyTask(), toy_config(device="cuda"), tmp_path / "run")
 
 
 class Streamed(torch.utils.data.IterableDataset):

@@ -67,6 +67,15 @@ def test_adam_is_fused_so_that_a_broken_step_can_be_passed_over(name, fused):
     assert bool(optimizer.defaults.get("fused")) is fused
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("adafactorbv", "keeps momentum_dtype as a dtype"), ("adahessian", "needs gradients of gradients")],
+)
+def test_an_optimizer_that_no_run_could_end_with_is_refused(name, why):
+    with pytest.raises(UserError, match=f"training.optimizer {name} {why}.*; choose another"):
+        build_optimizer(one_group(), TrainingConfig(optimizer=name))
+
+
 def test_an_unknown_optimizer_names_its_near_matches():
     with pytest.raises(UserError, match=r"training.optimizer 'adamww' is unknown; did you mean .*adamw"):
         build_optimizer(one_group(), TrainingConfig(optimizer="adamww"))

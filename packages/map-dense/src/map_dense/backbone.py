@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from map_core.blocks import TransformerBlock
 from map_core.encoder import expand_layout
 from map_core.errors import UserError, near_matches
-from map_dense.settings import as_tuples, check_count, check_frozen_stages
+from map_dense.settings import as_tuples, check_count, check_frozen_stages, is_whole
 from map_dense.windows import WindowedTransformerBlock
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.model import HybridNet
@@ -105,6 +105,7 @@ class HybridBackbone(nn.Module):
         for change in set(model_changes) - set(CHANGES):
             reason = "belongs to the classifier" if change in CLASSIFIER_ONLY else "is unknown"
             raise UserError(f"backbone option {change!r} {reason}; {near_matches(change, CHANGES)}")
+        check_count("patch_size", patch_size, "for the name's")
         check_count("window_size", window_size, "for global attention")
         check_count("num_heads", model_changes.get("num_heads"), "for the name's")
         self.config = ModelConfig(
@@ -161,7 +162,7 @@ class HybridBackbone(nn.Module):
         depth = self.depth
         if out_indices is None:
             return list(default_out_indices(depth))
-        if isinstance(out_indices, int | str) or not all(isinstance(index, int) for index in out_indices):
+        if isinstance(out_indices, int | str) or not all(map(is_whole, out_indices)):
             raise UserError(
                 f"out_indices must be a list of layers, such as [{depth - 1}] for the last; got {out_indices!r}"
             )

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, near_matches, reason
+from map_core.paths import expanded
 
 CONFIGS = Path(__file__).parent / "configs"
 _FIELD = re.compile(r"^([A-Z][a-z]+): +(.*)$")
@@ -35,7 +36,7 @@ def config_path(name: str) -> Path:
 
 def find_config(name_or_path: str) -> Path:
     """The file of that path if there is one, else the packaged config of that name."""
-    path = Path(name_or_path)
+    path = expanded(name_or_path)
     return path if path.is_file() else config_path(name_or_path)
 
 
@@ -59,7 +60,7 @@ def read_config(path: Path) -> Any:
     """Read a config with its bases, which imports the toolbox that it is for.
 
     Raises:
-        UserError: the toolbox is not installed, or installed wrongly.
+        UserError: the toolbox is not installed, or installed wrongly; the file is no config.
     """
     try:
         from mmengine.config import Config
@@ -68,7 +69,10 @@ def read_config(path: Path) -> Any:
             f"{path.name} needs OpenMMLab ({error}): in the repository, pip install -c "
             "constraints.txt './packages/map-dense[mmseg]' (or mmdet)"
         ) from error
-    return Config.fromfile(str(path))
+    try:
+        return Config.fromfile(str(path))
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read as a config of OpenMMLab's ({reason(error)})") from error
 
 
 def read_options(options: Sequence[str]) -> dict[str, Any]:

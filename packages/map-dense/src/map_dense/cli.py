@@ -70,8 +70,20 @@ def write_config(name_or_path: str, file: str, options: Sequence[str]) -> None:
 
 
 def print_layer_decay(name_or_path: str) -> None:
-    """Print the parameter groups that a config trains with."""
+    """Print the parameter groups that a config trains with.
+
+    Raises:
+        UserError: it trains without layer decay.
+    """
     config = catalogue.read_config(catalogue.find_config(name_or_path))
+    from map_dense.optim import HybridLayerDecayOptimWrapperConstructor
+
+    constructor = (config.get("optim_wrapper") or {}).get("constructor")
+    if constructor != HybridLayerDecayOptimWrapperConstructor.__name__:
+        raise UserError(
+            f"{name_or_path} trains without layer decay: its optim_wrapper.constructor is {constructor}, not "
+            f"{HybridLayerDecayOptimWrapperConstructor.__name__}"
+        )
     options = dict(config.optim_wrapper.get("paramwise_cfg") or {"decay_rate": 1.0})
     weight_decay = config.optim_wrapper.optimizer.get("weight_decay", 0.0)
     print(

@@ -42,7 +42,7 @@ def statistics(config: Any) -> None:
         tell(f"{name}: mean {mean:.6g}, deviation {std:.6g}")
     channels, count = ", ".join(measured.channels), 3 + len(measured.channels)
     tell(
-        f"{measured.clouds} clouds -> {out} (--data.channels [{channels}] --model.in_chans {count} "
+        f"{measured.clouds} clouds -> {out} (--data.channels '[{channels}]' --model.in_chans {count} "
         f"--data.statistics {out})"
     )
 

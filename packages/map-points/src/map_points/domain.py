@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from map_core.errors import UserError
@@ -27,7 +27,7 @@ from map_points.data import (
 )
 from map_points.data.clouds import Clouds
 from map_points.evaluation import EvaluationConfig, voted_logits
-from map_points.factory import MODELS, PointModelConfig
+from map_points.factory import MODELS, PointModelConfig, resolved
 from map_points.model import MODEL_NAMES, create_point_model
 from map_points.patches.accelerators import describe_backends
 from map_points.pictures import draw_cloud, draw_reconstructions
@@ -125,7 +125,7 @@ def open_files(
 
 def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
     """A cloud as the model sees it."""
-    up_axis = samples.up_axis if isinstance(samples, CloudSamples) else "z"
+    up_axis = samples.config.upward if isinstance(samples, CloudSamples) else "z"
     return draw_cloud(input_of(samples[index]), up_axis=up_axis)
 
 
@@ -142,8 +142,15 @@ def draw_picture(
     if not isinstance(objective, ReconstructingObjective):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
     samples = data.plain_train or data.evaluation
-    up_axis = samples.up_axis if isinstance(samples, CloudSamples) else "z"
+    up_axis = samples.config.upward if isinstance(samples, CloudSamples) else "z"
     draw_reconstructions(objective, inputs, path, up_axis=up_axis, ratio=ratio, seed=seed)
+
+
+def example_cloud(config: PointModelConfig) -> Float[Tensor, "1 n c"]:
+    """A cloud that a model can be tried on: 1,024 points, or as many as its patches need."""
+    settings = resolved(config)
+    count = max(1024, settings["num_patches"], settings["patch_size"])
+    return torch.randn(1, count, config.in_chans or 3, generator=torch.Generator().manual_seed(0))
 
 
 def describe_models() -> list[str]:
@@ -169,9 +176,7 @@ DOMAIN = Domain(
     build_objective=build_objective,
     draw_picture=draw_picture,
     thumbnail=thumbnail,
-    example=lambda config: torch.randn(
-        1, 1024, config.in_chans or 3, generator=torch.Generator().manual_seed(0)
-    ),
+    example=example_cloud,
     size_axes={1: "points"},
     any_size=True,
     outputs=40,

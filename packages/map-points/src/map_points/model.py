@@ -286,7 +286,7 @@ def named_settings(name: str) -> dict[str, Any]:
         UserError: an unknown name.
     """
     if name not in ARCHITECTURES:
-        raise UserError(f"model {name!r} is unknown; {near_matches(name, MODEL_NAMES)}")
+        raise UserError(f"model.name {name!r} is unknown; {near_matches(name, MODEL_NAMES)}")
     return dict(ARCHITECTURES[name])
 
 

@@ -128,11 +128,12 @@ def oblique_view(points: Float[np.ndarray, "n 3"], up_axis: Axis) -> Float[np.nd
 
 
 def draw_cloud(
-    points: Float[Tensor, "n 3"], *, up_axis: Axis = "z", side: int = 96
+    points: Float[Tensor, "n c"], *, up_axis: Axis = "z", side: int = 96
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A cloud seen obliquely from above, near points darker; drawn without matplotlib, which takes 0.1 s a cloud."""
-    middle, radius = middle_and_radius(points.double())
-    x, y, depth = oblique_view((points.double() - middle).numpy() / radius, up_axis).T
+    xyz = points[:, :3].double()
+    middle, radius = middle_and_radius(xyz)
+    x, y, depth = oblique_view((xyz - middle).numpy() / radius, up_axis).T
     picture = np.full((side, side, 3), 255, dtype=np.uint8)
     order = np.argsort(depth)  # the far ones first
     column, line = (

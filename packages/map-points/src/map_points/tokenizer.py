@@ -31,6 +31,11 @@ def order_of_centers(order: PointOrder) -> ScanOrder:
     Raises:
         UserError: an unknown order, or one that is PointMamba's alone.
     """
+    if order in CELL_ORDERS:
+        raise UserError(
+            f"order {order!r} is a model's alone: regions are cut along it only where the model scans in it "
+            "(model.order)"
+        )
     if order not in SCAN_ORDERS:
         raise UserError(f"order {order!r} is unknown; {near_matches(order, SCAN_ORDERS)}")
     return SCAN_ORDERS[order]

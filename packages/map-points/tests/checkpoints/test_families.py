@@ -1,5 +1,7 @@
 """Point checkpoints are recognised by their keys, described as what they are, and refused where they do not fit."""
 
+from dataclasses import replace
+
 import point_states as states
 import published_points as published
 import pytest
@@ -238,6 +240,14 @@ def test_a_converted_pretraining_file_reconstructs_and_goes_on(
         task = PretrainTask(DOMAIN, config, two_classes)
         for key, value in trained.objective.state_dict().items():
             assert torch.equal(task.model.state_dict()[key], value)
+    unseen = () if trained.settings.decoder == "mamba" else ("decoder_repeat_position", "decoder_heads")
+    known = {tmp_path / "run": unseen, file: unseen[:1]}  # a published file's heads are a guess
+    for init, names in known.items():
+        for setting in names:
+            was = getattr(config.objective, setting)
+            objective = replace(config.objective, **{setting: not was if isinstance(was, bool) else 1})
+            with pytest.raises(UserError, match=rf"was trained with objective.{setting} {was}, this one has"):
+                PretrainTask(DOMAIN, replace(config, init=str(init), objective=objective), two_classes)
     before = {key: value.clone() for key, value in task.model.named_parameters()}
     train(task, config.training, tmp_path / "on", run_config=config)
     assert all(not torch.equal(value, before[key]) for key, value in task.model.named_parameters())

@@ -14,7 +14,7 @@ def clouds(per_class, classes=6, offset=0.0):
     labels = np.repeat(np.arange(classes), per_class)
     points = np.zeros((len(labels), 4, 3), dtype=np.float32)
     points[:, 0, 0] = np.arange(len(labels)) + offset
-    return ArrayClouds(labels, tuple("abcdef"[:classes]), "z", points, "made up")
+    return ArrayClouds(labels, tuple("abcdef"[:classes]), points, "made up")
 
 
 def draw(fold=0, way=3, shot=2, queries=4, seed=0):

@@ -41,7 +41,7 @@ def test_a_cloud_beside_the_class_folders_leaves_all_without_labels(tmp_path):
     assert (clouds.classes, len(clouds)) == ((), 2)
     data = load_point_data(settings(tmp_path), purpose="pretrain")
     assert (len(data.train), data.evaluation) == (2, None)
-    with pytest.raises(UserError, match="holds clouds but no class subfolders: labels need"):
+    with pytest.raises(UserError, match=r"b.npy lies in no class folder, as other clouds of .* do: move it"):
         load_point_data(settings(tmp_path, holdout=0.5), purpose="finetune")
 
 

@@ -82,6 +82,14 @@ def test_a_table_of_chunks_that_lies_is_refused(tmp_path, place):
         read_las(tmp_path / "a.laz")
 
 
+def test_a_compressed_file_asks_for_the_library_that_is_not_there(tmp_path, monkeypatch):
+    compressed, plain = write(tmp_path / "a.laz"), write(tmp_path / "a.las")
+    monkeypatch.setattr(laspy.LazBackend, "is_available", lambda self: False)
+    with pytest.raises(UserError, match=r"a.laz is compressed and needs lazrs: pip install lazrs"):
+        read_las(compressed)
+    assert len(read_las(plain)["x"]) == len(POINTS)
+
+
 @pytest.mark.parametrize("name", ["a.las", "a.laz"])
 def test_a_file_that_is_cut_off_is_never_read_as_a_smaller_one(tmp_path, name):
     data = write(tmp_path / name).read_bytes()

@@ -35,10 +35,11 @@ def npz(tmp_path):
 def test_modelnet40_npz(npz):
     file, arrays = npz
     for root in (file, file.parent):
-        clouds = read_clouds(PointDataConfig("modelnet40_npz", str(root)), "train")
+        config = PointDataConfig("modelnet40_npz", str(root))
+        clouds = read_clouds(config, "train")
         assert len(clouds) == 4
         assert clouds.classes == CLASSES
-        assert clouds.up_axis == "z"
+        assert config.upward == "z"
         np.testing.assert_array_equal(clouds.points(3), arrays["train_x"][3])
         assert clouds.labels.tolist() == [0, 1, 0, 1]
     del arrays["test_y"]
@@ -77,9 +78,11 @@ def hdf5(tmp_path):
 
 
 def test_hdf5_release(hdf5):
-    clouds = read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
+    config = PointDataConfig("hdf5", str(hdf5))
+    clouds = read_clouds(config, "train")
     assert clouds.labels.tolist() == [0, 1, 0, 0, 1, 1]
-    assert clouds.up_axis == "y"
+    assert config.upward == "y"
+    assert PointDataConfig("hdf5", str(hdf5), up_axis="z").upward == "z"
     np.testing.assert_array_equal(clouds.points(4), cloud(11))
 
 

@@ -15,7 +15,7 @@ from map_points.patches.sampling import farthest_point_sample
 
 def samples(n=64, training=False, **changes):
     points = np.random.default_rng(0).normal(size=(3, n, 3)).astype(np.float32)
-    clouds = ArrayClouds(np.arange(3), ("a", "b", "c"), "z", points, "test")
+    clouds = ArrayClouds(np.arange(3), ("a", "b", "c"), points, "test")
     config = PointDataConfig(**{"num_points": 64, **changes})
     return CloudSamples(clouds, config, training=training), torch.from_numpy(points)
 
@@ -176,7 +176,7 @@ def test_settings_that_cannot_be_are_refused():
 
 
 def sample(points, **changes):
-    clouds = ArrayClouds(np.zeros(1, dtype=np.int64), ("a",), "z", points[None], "made up")
+    clouds = ArrayClouds(np.zeros(1, dtype=np.int64), ("a",), points[None], "made up")
     config = PointDataConfig(**{"num_points": len(points), **changes})
     return CloudSamples(clouds, config, training=False)[0][0]
 
@@ -244,6 +244,6 @@ def test_rotation_comes_before_scaling_and_shifting():
 def test_clouds_are_writable_whatever_they_were_read_from():
     points = np.random.default_rng(0).normal(size=(1, 64, 3))
     points.flags.writeable = False
-    clouds = ArrayClouds(np.zeros(1, dtype=np.int64), ("a",), "z", points, "made up")
+    clouds = ArrayClouds(np.zeros(1, dtype=np.int64), ("a",), points, "made up")
     clouds.points(0)[:] = 0
     assert (points != 0).all()

@@ -43,7 +43,7 @@ def test_the_layout_is_read(root):
     assert train.labels.tolist() == [0, 2, 1]  # train, then val
     assert test.labels.tolist() == [1, 2]
     assert train.parts == ((0, 1, 2, 3), (4, 5), (7, 9))
-    assert train.up_axis == "y"
+    assert PointDataConfig("shapenetpart", str(root)).upward == "y"
     points, parts = test.labelled(0)
     expected = rows(ord("c"), [4, 5])
     np.testing.assert_allclose(points, expected[:, :3], atol=1e-6)

@@ -19,7 +19,9 @@ from map_points.segmentation.task import (
     SegmentationConfig,
     SegmentConfig,
     SegmentTask,
+    build_segmenter,
     load_segmenter,
+    refuse_another_head,
     segmentation_totals,
 )
 
@@ -121,6 +123,27 @@ def test_a_segmenter_starts_from_the_pretrained_encoder(config, pretrained):
     state = SegmentTask(replace(config, init=str(pretrained[0]))).model.state_dict()
     for name, value in read_weights(pretrained[0]).items():
         assert torch.equal(state[f"backbone.{name}"], value)
+
+
+def test_a_segmenter_goes_on_from_one_that_computes_the_same(segmented, config):
+    out, task, _ = segmented
+    state = SegmentTask(replace(config, init=str(out))).model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in task.model.state_dict().items())
+    objective = replace(config.objective, category_slope=0.2)
+    told = (
+        "was trained with objective.category_slope 0.0, this model has 0.2: its weights fit, but would mean"
+    )
+    with pytest.raises(UserError, match=told):
+        SegmentTask(replace(config, init=str(out), objective=objective))
+
+
+def test_a_segmenter_of_other_layers_is_no_start(config):
+    model = build_segmenter(config.model, replace(config.objective, layers=(3, 1)), 5, 10)
+    refuse_another_head(model, SegmentationConfig(layers=(1, 3)), "run")
+    with pytest.raises(
+        UserError, match=r"objective.layers \[2, 3\], this model has \[1, 3\]: its weights fit, but"
+    ):
+        refuse_another_head(model, SegmentationConfig(layers=(2, 3)), "run")
 
 
 def test_a_run_describes_its_categories_and_parts(segmented, tiny_model):

@@ -112,7 +112,7 @@ def known_name(config: ModelConfig) -> str:
         UserError: it is unknown, with near matches.
     """
     if config.name not in MODEL_NAMES:
-        raise UserError(f"model {config.name!r} is unknown; {near_matches(config.name, MODEL_NAMES)}")
+        raise UserError(f"model.name {config.name!r} is unknown; {near_matches(config.name, MODEL_NAMES)}")
     return config.name
 
 

@@ -12,12 +12,13 @@ from map_core import GridRegions, make_position
 from map_core.data.views import TwoViews
 from map_core.errors import UserError
 from map_core.losses import MaskedL1, MaskedMSE, PatchLoss
+from map_core.masking import hidden_count, require_room
 from map_core.objective import MoreTargets, Objective
 from map_core.objectives.autoregression import AutoregressionConfig
 from map_core.objectives.contrastive import ContrastiveConfig
 from map_core.objectives.diffusion import MaskedDiffusionConfig
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
-from map_core.objectives.settings import ObjectiveSettings, Settings
+from map_core.objectives.settings import MaskingSettings, ObjectiveSettings, Settings
 from map_core.objectives.simmim import SimMIMConfig
 from map_core.orders import scan_order
 from map_core.regions import GridRegionKind
@@ -160,6 +161,16 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     for of_pooling in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
         if of_pooling is not None:  # nothing is pooled, so that it would get no gradient
             of_pooling.requires_grad_(False)
+    if (
+        isinstance(config, ImageRegions)
+        and isinstance(config, MaskingSettings)
+        and config.mask_scope == "region"
+    ):
+        tokens = tokens_of_grid(
+            backbone, "row"
+        )  # what the highest ratio hides fits at every step, or at none
+        highest = hidden_count(config.masking.highest_ratio, tokens.num_maskable)
+        require_room(highest, config.make_regions(backbone)(tokens))
     objective: Objective = config.build(backbone)
     if config.is_causal and isinstance(config, ImageRegions) and not predicted_as_scanned(backbone, config):
         log.warning(
@@ -177,9 +188,14 @@ def predicted_as_scanned(backbone: ImageBackbone, config: ImageRegions) -> bool:
     order: Any = getattr(backbone, "order", None)
     if order is None:
         return True
+    tokens = tokens_of_grid(backbone, order)
+    return bool((config.make_regions(backbone)(tokens).index.diff() >= 0).all())
+
+
+def tokens_of_grid(backbone: ImageBackbone, order: Any) -> Tokens:
+    """The places of a model's patches in a scan order, with nothing in them."""
     grid, cpu = patch_grid(backbone.img_size, backbone.patch_size), torch.device("cpu")
     position = grid_position(grid, cpu)
     block_size = getattr(backbone, "block_size", (1, 1))
     scanned: Tensor = scan_order(position, order, grid=grid, block_size=block_size)
-    tokens = Tokens(torch.zeros(1, scanned.shape[1], 1, device=cpu), position[:, scanned[0]], grid=grid)
-    return bool((config.make_regions(backbone)(tokens).index.diff() >= 0).all())
+    return Tokens(torch.zeros(1, scanned.shape[1], 1, device=cpu), position[:, scanned[0]], grid=grid)

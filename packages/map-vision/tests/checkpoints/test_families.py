@@ -16,6 +16,7 @@ from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import family_of
 from map_core.tasks.weights import read_description, read_settings
 from map_vision.checkpoints import FAMILIES
+from map_vision.checkpoints.description import named
 from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, create_model
@@ -88,7 +89,33 @@ def test_a_pyramid_is_named_by_its_sizes(size):
     assert family_of(state, FAMILIES).convert(state).model == {"name": f"map_mambavision_{size}"}
 
 
-# facts2.md 1
+def test_a_model_is_named_by_its_width_first():
+    """MAP's published base has the MLP ratio that tiny has here, and the width of base."""
+    sizes = {"in_chans": 3, "patch_size": 16, "img_size": (224, 224), "layout": "(MMMT)x8", "mlp_ratio": 2.0}
+    assert named("hybridnet_", embed_dim=768, **sizes) == {
+        "name": "hybridnet_base_patch16_224",
+        "mlp_ratio": 2.0,
+    }
+    small = named("hybridnet_", embed_dim=48, num_heads=12, **sizes | {"layout": "(MMMT)x2"})
+    assert small == {"name": "hybridnet_tiny_patch16_224", "embed_dim": 48, "layout": "(MMMT)x2"}
+
+
+def test_a_classifier_that_would_get_a_random_head_is_refused(tmp_path):
+    pretrained = ("decoder", "ar_pred", "mask_")
+    state = {key: value for key, value in states.authors().items() if not key.startswith(pretrained)}
+    file = save(state, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"do not divide its width: give --model.num_heads N"):
+        convert_checkpoint(DOMAIN, file, tmp_path / "run")
+    other = {"num_heads": 4, "global_pool": "avg", "num_registers": 0}
+    with pytest.raises(
+        UserError, match=r"is a classifier, of which hybridnet_\w+ would keep no .*head.weight"
+    ):
+        convert_checkpoint(DOMAIN, file, tmp_path / "run", model=other)
+    assert not (tmp_path / "run").exists()
+    report = convert_checkpoint(DOMAIN, file, tmp_path / "run", model={"num_heads": 4})
+    assert (report.left, report.fresh) == ((), ())
+
+
 @pytest.mark.parametrize(
     ("size", "crop"),
     [("tiny", 1.0), ("tiny2", 0.98), ("small", 0.93), ("base", 1.0), ("large", 1.0), ("large2", 1.0)],

@@ -120,6 +120,12 @@ def test_offsets_reach_their_border_and_no_further(step: Callable, most: int) ->
 def test_policy_that_timm_does_not_know() -> None:
     with pytest.raises(UserError, match="auto_augment 'rnd' is no policy of timm's"):
         make(augmentation="timm", auto_augment="rnd")
+    for policy in ("rand-foo", "rand-m9-wq", "original-mstd"):  # which timm passes over
+        with pytest.raises(
+            UserError, match=f"{policy}' is no policy of timm's .*'{policy.split('-')[-1]}' says no"
+        ):
+            make(augmentation="timm", auto_augment=policy)
+    make(augmentation="timm", auto_augment="rand-m9-t0")
 
 
 def test_every_augmentation_is_tested() -> None:

@@ -21,6 +21,7 @@ from map_core.commands.settings import Setting, flatten
 from map_core.errors import UserError, near_matches
 from map_core.paths import expanded
 from map_core.reading import read_small
+from map_core.tasks.features import score_file
 
 PICTURES = ("reconstructions.png", "curves.png")  # of a run, the one that says most first
 AnyPath = str | os.PathLike[str]
@@ -250,7 +251,11 @@ class Functions:
         made = resolve(f"{name}()", command, self.commands, self.recipes, asked)
         validate(made)
         command.execute(made)
-        return result_in(expanded(out))
+        left = expanded(out)
+        scored = name == "features" and getattr(made, self.files) is None
+        return result_in(
+            left, left / "summary.json" if left.is_dir() else score_file(left) if scored else None
+        )
 
 
 def spelled_out(settings: Mapping[str, Any], known: Mapping[str, Setting], place: str) -> dict[str, Any]:
@@ -286,9 +291,8 @@ def in_plain_values(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def result_in(out: Path) -> Result:
-    """What a command left in a run directory, or as a file and perhaps a JSON beside it."""
-    measured = out / "summary.json" if out.is_dir() else out.with_suffix(".json")
-    metrics = json.loads(read_small(measured)) if measured.is_file() else {}
+def result_in(out: Path, measured: Path | None) -> Result:
+    """What a command left in a run directory, or as a file, and what it measured, in a JSON of its own."""
+    metrics = json.loads(read_small(measured)) if measured is not None and measured.is_file() else {}
     pictures = [out / name for name in PICTURES if (out / name).is_file()]
     return Result(out, metrics, pictures[0] if pictures else None)

@@ -87,7 +87,7 @@ def evaluate_classifier(domain: Domain, config: Any, out: Path) -> dict[str, Any
         **measures,
         f"{domain.sample}s": len(data.evaluation),
         **({"processes": processes} if processes > 1 else {}),
-        **watch.report(len(data.evaluation) - parts.reused),
+        **watch.report(parts.computed // max(len(parts.passes), 1)),
     }
 
 

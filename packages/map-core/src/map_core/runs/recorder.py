@@ -51,10 +51,11 @@ class Recorder:
         self.last: dict[str, float] = state.get("last", {})
         self.evaluation: dict[str, float] | None = state.get("evaluation")
         self._best: float | None = state.get("best")
+        self._best_of: str | None = state.get("best_of")
         self._seconds_before: float = state.get("seconds", 0.0)
         self._began = self._mark = time.perf_counter()
         self._window_steps, self._window_seconds = 0, 0.0
-        self._steps, self._step_seconds = 0, 0.0
+        self._start, self._steps, self._step_seconds = start, 0, 0.0
 
     def start_step(self) -> None:
         """Note the time; what lies between steps (evaluation, checkpoints) is not training time."""
@@ -105,7 +106,10 @@ class Recorder:
         sign = -1 if name.endswith("loss") else 1
         if math.isnan(value):
             return False
+        if self._best_of not in (None, name):  # a resumed run may keep the best by another measure
+            self._best = None
         better = self._best is None or sign * value > sign * self._best
+        self._best_of = name
         self._best = value if better else self._best
         return better
 
@@ -125,10 +129,11 @@ class Recorder:
         return self._rate(self._steps, self._step_seconds)
 
     def summary(self) -> dict[str, Any]:
-        """The last line and evaluation, seconds and speed."""
+        """The last line and evaluation, samples and seconds of the whole run, and speed since it was resumed."""
         return {
             **self.last,
             **(self.evaluation or {}),
+            "samples": (self._start + self._steps) * self._batch_size,
             "seconds": self.seconds,
             "samples_per_second": self.samples_per_second,
         }
@@ -141,6 +146,7 @@ class Recorder:
             "evaluation": self.evaluation,
             "seconds": self.seconds,
             "best": self._best,
+            "best_of": self._best_of,
         }
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import Cost, added_measures, load_measure
-from map_core.study.place import as_text
+from map_core.study.place import as_option
 from map_core.study.plan import PlannedRun, planned_runs, stage_settings, tries
 from map_core.study.results import Result
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
@@ -52,7 +52,7 @@ def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
     kind = kinds.pretrain if run.command == "pretrain" else kinds.finetune
     settings = dict(run.settings)
     recipe = settings.pop("recipe")
-    overrides = [f"--{key}={as_text(value)}" for key, value in settings.items()]
+    overrides = [as_option(key, value) for key, value in settings.items()]
     return load_recipe(domain.recipes, recipe, kind, [*overrides, f"--out={out}"])
 
 
@@ -74,7 +74,7 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
     task, config = make_task(domain, run, out)
     training = config.training
     plan = RunPlan.of(training, len(task.train_data), processes=1, process=0)
-    samples = training.epochs * plan.steps_per_epoch * training.batch_size
+    samples = min(plan.total_steps, training.max_steps or plan.total_steps) * training.batch_size
     count = min(training.batch_size, len(task.train_data), 8)
     batch = (task.collate or default_collate)([task.train_data[i] for i in range(count)])
     with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
@@ -182,7 +182,7 @@ def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence
         left = [run for run in runs if run.key not in finished]
         cost = Cost(0, 0.0)
         if left:
-            cost = count_cost(domain, left[0], scratch / str(number), timed=stage != "linear_probe")
+            cost = count_cost(domain, left[0], scratch / str(number), timed=True)
         hours = len(left) * cost.seconds / 3600
         total += hours
         lines.append(

@@ -74,7 +74,7 @@ def result_of(
         score=score,
         measures=numbers,
         seconds=seconds,
-        samples=round(numbers.get("samples_per_second", 0) * numbers.get("seconds", 0)),
+        samples=round(numbers.get("samples", 0)),
         facts=facts,
     )
 

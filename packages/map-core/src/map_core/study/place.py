@@ -57,9 +57,12 @@ def command_line(run: PlannedRun, place: Place) -> list[str]:
     if run.command == "features":
         return [*line, "--out", str(directory.with_suffix(".npz"))]
     line += ["--out", str(directory), "--resume", "auto"]
-    return [*line, *(f"--{key}={as_text(value)}" for key, value in settings.items())]
+    return [*line, *(as_option(key, value) for key, value in settings.items())]
 
 
-def as_text(value: Any) -> str:
-    """A setting as it is typed."""
-    return value if isinstance(value, str) else json.dumps(value)
+def as_option(key: str, value: Any) -> str:
+    """A setting as it is typed; null is said of its section, as for a text it would be the word."""
+    section, dot, name = key.rpartition(".")
+    if value is None and dot:
+        key, value = section, {name: None}
+    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -58,7 +58,7 @@ def _runs_of(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> It
     if arm.pretrain is not None:
         start = f"{arm.name}/seed{seed}/pretrain"
         settings = {**arm.pretrain, "training.seed": seed}
-        if "heldout_loss" in study.measures:
+        if "heldout_loss" in study.measures and "samples" not in (settings.get("monitor") or {}):
             settings.setdefault("monitor.samples", MONITORED)
         yield PlannedRun(start, arm.name, seed, None, "pretrain", "pretrain", settings)
         if "knn" in study.measures:

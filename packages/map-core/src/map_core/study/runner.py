@@ -125,9 +125,9 @@ class RunningStudy:
         self.started = list[Started]()
         self.diverged = dict[str, Diverged]()
         place.out.mkdir(parents=True, exist_ok=True)
-        self.known = len(self.results)
+        self.ran = False
         total = len(list(planned_runs(study, self.results)))
-        self.bar = tqdm(total=total, initial=self.known, unit="run", disable=not progress)
+        self.bar = tqdm(total=total, initial=len(self.results), unit="run", disable=not progress)
 
     def start(self, jobs: int, budget: Budget) -> None:
         """Start what can be and fits into ``budget``, until ``jobs`` runs go on."""
@@ -158,6 +158,7 @@ class RunningStudy:
             except Diverged as error:  # it would again: the others go on without it
                 self.diverged[item.run.key] = error
                 continue
+            self.ran = True
             append_result(self.place.results, replace(result, flops=self.flops(item.run)))
             self.results = read_results(self.place.results, self.study.name)
             self.bar.total = len(list(planned_runs(self.study, self.results)))
@@ -172,8 +173,7 @@ class RunningStudy:
         """
         if self.diverged:
             raise next(iter(self.diverged.values()))
-        nothing_ran = len(self.results) == self.known
-        if budget.minutes is not None and nothing_ran and next_runs(self.study, self.results):
+        if budget.minutes is not None and not self.ran and next_runs(self.study, self.results):
             raise UserError(f"--budget_minutes {budget.minutes:g} is too small for any run that is left")
         return self.results
 

@@ -60,6 +60,11 @@ def convert_checkpoint(
     classes = fitting_classes(classes or converted.classes, converted, file)
     built = built_model(domain, config, converted, len(classes))
     report = domain.models.load_init(built, file)
+    if report.fresh and converted.holds == "classifier":
+        raise UserError(
+            f"{file} is a classifier, of which {config.name} would keep no {', '.join(report.fresh)}: they would be "
+            "random; say with --model what it is"
+        )
     origin = {"family": family.name, "source": file.name}
     described = domain.models.describe(
         config,

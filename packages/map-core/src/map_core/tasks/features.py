@@ -104,6 +104,7 @@ def knn_accuracy(
     return 100 * correct / len(features)
 
 
+@torch.autocast("cpu", enabled=False)  # cosines near 1 are alike in bf16
 def nearest(
     queries: Float[Tensor, "q f"], bank: Float[np.ndarray, "n f"], neighbors: int
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:

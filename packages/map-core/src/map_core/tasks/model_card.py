@@ -178,7 +178,11 @@ def front_matter(
 def usage(domain: Domain) -> str:
     """Lines of Python that load the model."""
     package = domain.module
-    lines = [f"import {package}", "", f'model = {package}.from_pretrained("USER/NAME")  # or this folder']
+    lines = [
+        f"import {package}",
+        "",
+        f'model = {package}.from_pretrained("USER/NAME")  # a repository with this card, or this folder',
+    ]
     if domain.timm_config is not None:
         lines[:1] = [f"import timm, {package}"]
         lines += ['model = timm.create_model("hf-hub:USER/NAME", pretrained=True)  # likewise']

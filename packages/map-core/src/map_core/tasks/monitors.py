@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.randomness import Draw
-from map_core.tasks.domain import Domain
+from map_core.tasks.domain import Domain, OpenedData
 from map_core.tasks.evaluation import EvaluationConfig, autocast, collect, pooled_features
 from map_core.tasks.features import knn_accuracy
 from map_core.training.loading import batches_in_order
@@ -124,7 +124,9 @@ class Monitor:
             yield batch[0]
 
 
-def open_monitor(domain: Domain, config: Any, objective: Objective) -> Monitor | None:
+def open_monitor(
+    domain: Domain, config: Any, objective: Objective, data: OpenedData | None = None
+) -> Monitor | None:
     """The monitor that a pretraining run's configuration asks for, or None.
 
     Data that cannot be monitored stops no run, unless its best encoder is to be kept: that is said in a line.
@@ -133,6 +135,7 @@ def open_monitor(domain: Domain, config: Any, objective: Objective) -> Monitor |
         domain: Of the samples.
         config: Of the run: its sections data, model, monitor, training.
         objective: What is trained.
+        data: Opened data, from ``config.data`` when None.
 
     Raises:
         UserError: settings that no monitor can have; a best encoder by what the data cannot tell.
@@ -142,7 +145,7 @@ def open_monitor(domain: Domain, config: Any, objective: Objective) -> Monitor |
     if not asked.samples:
         return None
     try:
-        data = domain.open_data(config.data, config.model, "features")
+        data = data or domain.open_data(config.data, config.model, "features")
         if data.plain_train is None:
             raise UserError(f"no training split in {data.description}")
     except UserError as error:

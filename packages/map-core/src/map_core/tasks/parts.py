@@ -44,14 +44,14 @@ class ResultsInParts:
         folder: Of all passes.
         peers: The processes that share the work.
         job: What the results depend on, as a checksum.
-        reused: Samples whose results an earlier, unfinished command left.
+        computed: Samples whose results no earlier, unfinished command left, of every pass.
         passes: The folders of the passes so far.
     """
 
     folder: Path
     peers: Peers
     job: str
-    reused: int = 0
+    computed: int = 0
     passes: list[Path] = field(default_factory=list)
 
     def of(self, name: str) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -102,7 +102,7 @@ class ResultsInParts:
             "seed": seed,
         }
         missing = self.peers.agree(partial(begin, folder, manifest, parts))
-        self.reused += count - sum(len(parts[part]) for part in missing)
+        self.computed += sum(len(parts[part]) for part in missing)
         mine = missing[self.peers.rank :: self.peers.count]
         results = results_in_order(
             function,
@@ -227,7 +227,9 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
-    except (FileNotFoundError, zipfile.BadZipFile, EOFError):
+    except FileNotFoundError:
+        return False
+    except Exception:  # a damaged file raises whatever its reader stumbles on
         return False
 
 

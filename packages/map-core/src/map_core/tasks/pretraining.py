@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective, Reconstruction, Terms
-from map_core.objectives.settings import Mix
+from map_core.objectives.settings import Mix, Settings
 from map_core.paths import expanded
 from map_core.randomness import Draw
 from map_core.tasks.classification import report_skipped, required_training_samples
@@ -33,6 +33,10 @@ from map_core.training.task import MapStyleDataset, exported_file
 
 PICTURES = 6  # rows of a run's reconstructions.png
 BACKBONE = "backbone."
+REPEAT, HEADS = (
+    "decoder_repeat_position",
+    "decoder_heads",
+)  # what a decoder's weights compute and no shape shows
 
 
 class PretrainTask(Task):
@@ -60,7 +64,7 @@ class PretrainTask(Task):
             domain.models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             domain.models.load_init(backbone, config.init)
         if config.init_decoder:
-            load_decoder(domain, self.model, config.init)
+            load_decoder(domain, self.model, config.objective, config.init)
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
         samples = len(required_training_samples(self.data))
         self.config = config = replace(config, training=config.training.fitted(samples))
@@ -68,7 +72,11 @@ class PretrainTask(Task):
         self.mixer: Mix | None = config.objective.mixer()
         steps_per_epoch = len(self.train_data) // config.training.batch_size
         self.model.begin(config.training.epochs * steps_per_epoch)
-        self.monitor: Monitor | None = open_monitor(domain, config, self.model)
+        self.monitor: Monitor | None = open_monitor(domain, config, self.model, data)
+        if self.monitor is not None:
+            self.model.unfit_for_sharding = (
+                "monitor.samples asks the encoder alone, of which FSDP keeps parts"
+            )
         self.keep_best = config.monitor.keep_best
 
     def data_description(self) -> str:
@@ -78,7 +86,8 @@ class PretrainTask(Task):
         return data_settings(self.config.data, self.data.preprocessing, **self.data.identity)
 
     def start(self) -> str | None:
-        return start_of(self.config.init)
+        start = start_of(self.config.init)
+        return f"{start}, with its decoder" if self.config.init_decoder else start
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = input_of(batch)
@@ -165,23 +174,42 @@ def decoder_beside(path: str | Path) -> Path:
     return model_file.with_name(model_file.name.replace("model", "pretraining", 1))
 
 
-def load_decoder(domain: Domain, objective: Objective, path: str | None) -> None:
+def load_decoder(domain: Domain, objective: Objective, settings: Settings, path: str | None) -> None:
     """Start decoder and head from a pretraining run, or from another project's checkpoint that has them.
 
     Raises:
-        UserError: no run or file, one without decoder, or a decoder of other sizes.
+        UserError: no run or file, one without decoder, or a decoder of other sizes or that computes otherwise.
     """
     if path is None:
         raise UserError("init_decoder needs a run or file to start from: give --init")
     file = decoder_beside(path)
     if file.is_file() and file != weights_file(path):
+        refuse_another_decoder(settings, read_description(file).get("objective", {}), file)
         return load_rest(objective, read_weights(file), file)
     state = read_weights(path)
     family = family_of(state, domain.models.families)
-    rest = {} if family is None else family.converted(state, path).rest
-    if not rest:
+    converted = None if family is None else family.converted(state, path)
+    if converted is None or not converted.rest:
         raise UserError(f"{path} has no decoder to start from; leave --init_decoder out")
-    return load_rest(objective, rest, weights_file(path))
+    known = {name: value for name, value in converted.objective.items() if name != HEADS}  # which is guessed
+    refuse_another_decoder(settings, known, weights_file(path))
+    return load_rest(objective, converted.rest, weights_file(path))
+
+
+def refuse_another_decoder(settings: Settings, trained: Mapping[str, Any], source: Path) -> None:
+    """Compare what no shape shows of a decoder with what is said of the weights that it starts from.
+
+    Raises:
+        UserError: a setting differs.
+    """
+    for name in () if getattr(settings, "decoder", None) == "mamba" else (REPEAT, HEADS):
+        before, now = trained.get(name), getattr(settings, name, None)
+        if None not in (before, now) and before != now:
+            raise UserError(
+                f"the decoder of {source} was trained with objective.{name} {before!r}, this one has {now!r}: its "
+                f"weights fit, but would mean something else; set --objective.{name} {str(before).lower()}, or leave "
+                "--init_decoder out"
+            )
 
 
 def read_objective_settings(domain: Domain, values: Mapping[str, Any], source: Path) -> Any:

@@ -293,6 +293,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Export the weights and draw the pictures; a signal meanwhile ends what would follow, not this."""
+        self.accelerator.unwrap_model(self.state.model, keep_fp32_wrapper=False)  # nothing trains any more
         models = self.state.whole_weights()
 
         def write() -> dict[str, Any]:

@@ -63,9 +63,22 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> tor
         options["eps"] = config.eps
     if config.optimizer.lower() in ("adam", "adamw"):
         options["fused"] = True  # one pass over parameters and states, on CPUs too
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         groups, config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **options
     )
+    if why := why_unfit(optimizer, second_order=info.second_order):
+        raise UserError(f"training.optimizer {config.optimizer} {why}; choose another")
+    return optimizer
+
+
+def why_unfit(optimizer: torch.optim.Optimizer, *, second_order: bool) -> str | None:
+    """Why the training loop cannot use an optimizer, or None."""
+    if second_order:
+        return "needs gradients of gradients, which the kernels of this project do not have"
+    for name, value in optimizer.param_groups[0].items():
+        if isinstance(value, torch.dtype):
+            return f"keeps {name} as a {type(value).__name__}, which checkpoints of plain values cannot hold"
+    return None
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

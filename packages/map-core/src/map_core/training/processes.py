@@ -31,6 +31,11 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         raise UserError("training.device is cuda but torch sees no CUDA device; set --training.device auto")
     if device == "mps" and not torch.backends.mps.is_available():
         raise UserError("training.device is mps but torch sees no Apple GPU; set --training.device auto")
+    if device in ("cuda", "mps") and parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise UserError(
+            f"training.device is {device}, but Accelerate was told to use the CPU (ACCELERATE_USE_CPU, or accelerate "
+            "launch --cpu); drop one of them"
+        )
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or (device == "auto" and not has_gpu)
     # A process may train several times, one run after the other, with other settings each time.

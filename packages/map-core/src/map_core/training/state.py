@@ -68,7 +68,6 @@ class TrainingState:
 
     def whole_weights(self) -> dict[str, nn.Module]:
         """Return :meth:`weights` as plain modules, gathered from all shards; all processes call this."""
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self._whole is None:
             return self.weights()
         state = gather_model(self.raw)

@@ -1,6 +1,7 @@
 """Point-MAE's part segmenter of ShapeNetPart."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def convert_parts(state: Mapping[str, Tensor]) -> Converted:
     found = {f"backbone.{key}": value for key, value in ours.items()} | segmentation_head(state)
     arguments["num_patches"] = PATCHES_OF_PARTS
     layers = int(arguments["layout"].removeprefix("Tx"))
-    head = {
+    head: dict[str, Any] = {
         "layers": [layers // 3, 2 * layers // 3, layers],
         "hidden_dim": state["propagation_0.mlp_convs.1.bias"].shape[0],
         "propagate_dim": state["propagation_0.mlp_convs.0.bias"].shape[0],
@@ -66,7 +67,7 @@ def convert_parts(state: Mapping[str, Tensor]) -> Converted:
         found,
         described("point_mae", **arguments),
         holds="part segmenter",
-        switches={**switches("point_mae"), "category_slope": LEAKY},
+        switches={**switches("point_mae"), "category_slope": LEAKY, "layers": head["layers"]},
         classes=CATEGORIES,
         more={"parts": parts_of_categories(), "head": head},
         notes=(*said("point_mae", arguments), said_of_heads(arguments)),

@@ -10,7 +10,6 @@ from map_core.errors import UserError
 from map_core.paths import expanded
 from map_points.data.clouds import FileClouds
 from map_points.data.columns import AXES, Columns, choose_columns
-from map_points.data.config import Axis
 from map_points.data.files import existing, files_below, regular
 from map_points.data.las import read_las
 from map_points.data.npy import read_all, read_npy
@@ -84,14 +83,13 @@ def file_clouds(
     labels: np.ndarray,
     classes: tuple[str, ...],
     *,
-    up_axis: Axis = "z",
     channels: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     scaling: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> FileClouds:
     """Clouds in files of their own, see :func:`read_cloud`; ``scaling`` is done to each."""
     read = partial(read_cloud, channels=tuple(channels), columns=columns)
-    return FileClouds(labels, classes, up_axis, tuple(paths), read, channels=len(channels), scaling=scaling)
+    return FileClouds(labels, classes, tuple(paths), read, channels=len(channels), scaling=scaling)
 
 
 def clouds_below(folder: Path) -> list[Path]:
@@ -110,7 +108,6 @@ def clouds_below(folder: Path) -> list[Path]:
 def read_cloud_files(
     paths: str | list[str],
     *,
-    up_axis: Axis = "z",
     channels: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     scaling: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -134,6 +131,4 @@ def read_cloud_files(
     if not found:
         raise UserError("no cloud files given")
     labels = np.zeros(len(found), dtype=np.int64)
-    return file_clouds(
-        found, labels, (), up_axis=up_axis, channels=channels, columns=columns, scaling=scaling
-    )
+    return file_clouds(found, labels, (), channels=channels, columns=columns, scaling=scaling)

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from map_core.errors import UserError, in_one_line
-from map_points.data.config import Axis
 from map_points.data.files import reading
 
 SomeClouds = TypeVar("SomeClouds", bound="Clouds")
@@ -55,11 +54,10 @@ def check_layout(shape: tuple[int, ...], name: str) -> None:
 
 @dataclass(frozen=True)
 class Clouds(ABC):
-    """Clouds by index; ``labels`` [n] are int64; ``up_axis`` is the axis that points up in this data set."""
+    """Clouds by index; ``labels`` [n] are int64."""
 
     labels: np.ndarray
     classes: tuple[str, ...]
-    up_axis: Axis
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,7 +120,7 @@ class JoinedClouds(Clouds):
         first = sources[0]
         places = [(number, index) for number, source in enumerate(sources) for index in range(len(source))]
         labels = np.concatenate([source.labels for source in sources])
-        return cls(labels, first.classes, first.up_axis, tuple(sources), np.array(places))
+        return cls(labels, first.classes, tuple(sources), np.array(places))
 
     def name(self, index: int) -> str:
         source, place = self._place(index)

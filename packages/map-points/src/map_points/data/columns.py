@@ -45,7 +45,7 @@ def choose_columns(
 def _named(table: np.ndarray, columns: Sequence[str] | None, path: Path) -> Columns:
     if columns is None:
         raise UserError(
-            f"{path} does not name its columns: say what they are, such as --data.columns [x, y, z, intensity]"
+            f"{path} does not name its columns: say what they are, such as --data.columns '[x, y, z, intensity]'"
         )
     if table.ndim != 2 or table.shape[1] != len(columns):
         raise UserError(

@@ -25,6 +25,7 @@ PointAugmentation = Literal["none", "rotate", "scale_translate", "rotate_scale_t
 TrainSampling = Literal["fps_random", "random"]
 ScanObjectNNVariant = Literal["obj_bg", "obj_only", "pb_t50_rs"]
 Axis = Literal["x", "y", "z"]
+Z_UP = ("shapes", "folder", "modelnet40_npz")  # sources in whose clouds z points up; y in those of the others
 
 
 @dataclass
@@ -57,7 +58,7 @@ class PointDataConfig:
             "rotate_scale_translate", both in this order.
         scale: Range of the factors of "scale_translate".
         translate: Largest shift of "scale_translate".
-        up_axis: Axis that points up; what the data set declares when not given.
+        up_axis: Axis that points up; when not given, z for shapes, folder and modelnet40_npz, y for the others.
         unit_sphere: Shift every cloud to its centroid and scale it into the unit sphere; when not given, all
             sets but ScanObjectNN, as its users do.
         train_sampling: How training takes num_points of a larger cloud: "fps_random", at random from 17 %
@@ -197,6 +198,11 @@ class PointDataConfig:
             raise UserError(f"data.scale must satisfy 0 < low <= high; got {values}")
         if not 0 <= self.translate < math.inf:
             raise UserError(f"data.translate must be 0 or more; got {self.translate}")
+
+    @property
+    def upward(self) -> Axis:
+        """The axis that points up: as told, else as the source has it."""
+        return self.up_axis or ("z" if self.source in Z_UP else "y")
 
     @property
     def root_path(self) -> Path:

@@ -1,5 +1,6 @@
 """Folders of a user's own clouds: splits by folders, lists or a CSV file, or any files without labels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,40 @@ def read_cloud_folder(root: Path, split: str, **wanted: Any) -> FileClouds:
     Raises:
         UserError: no such folder, or no clouds in it.
     """
+    folder, paths = _clouds_of(root, split)
+    tops = [path.relative_to(folder).parts for path in paths]
+    classes = [] if _strays(folder, paths) else sorted({parts[0] for parts in tops})
+    labels = np.array([classes.index(parts[0]) if classes else 0 for parts in tops], dtype=np.int64)
+    return file_clouds(paths, labels, check_names(classes, str(folder)) if classes else (), **wanted)
+
+
+def why_no_classes(root: Path) -> str:
+    """Say why the training clouds of a folder have no classes, and what to do."""
+    folder, paths = _clouds_of(root, "train")
+    strays = _strays(folder, paths)
+    if len(strays) < len(paths):
+        return (
+            f"{strays[0]} lies in no class folder, as other clouds of {folder} do: move it into one, or away"
+        )
+    return (
+        f"{root} holds clouds but no class subfolders: labels need train/<class>/<cloud> (pretraining takes the "
+        "folder as it is)"
+    )
+
+
+def _clouds_of(root: Path, split: str) -> tuple[Path, list[Path]]:
+    """The folder of a split, and its clouds."""
     _require_folder(root)
     listed = lists(root)
     if listed:
-        folder, paths = root, _paths_of(listed, split, root)
-    else:
-        folder = split_folder(root, split)
-        paths = clouds_below(folder)
-    tops = [path.relative_to(folder).parts for path in paths]
-    classes = sorted({parts[0] for parts in tops}) if all(len(parts) > 1 for parts in tops) else []
-    labels = np.array([classes.index(parts[0]) if classes else 0 for parts in tops], dtype=np.int64)
-    return file_clouds(paths, labels, check_names(classes, str(folder)) if classes else (), **wanted)
+        return root, _paths_of(listed, split, root)
+    folder = split_folder(root, split)
+    return folder, clouds_below(folder)
+
+
+def _strays(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """The clouds that lie in no subfolder."""
+    return [path for path in paths if len(path.relative_to(folder).parts) == 1]
 
 
 def lists(root: Path) -> dict[str, Path]:

@@ -15,9 +15,11 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
     """Read every dimension of the points by name; coordinates with scale and offset applied.
 
     Raises:
-        UserError: laspy is not installed, or the file cannot be read.
+        UserError: laspy, or lazrs for a .laz file, is not installed, or the file cannot be read.
     """
     laspy = _laspy(path)
+    if path.suffix.lower() == ".laz" and not laspy.LazBackend.Lazrs.is_available():
+        raise UserError(f"{path} is compressed and needs lazrs: pip install lazrs")
     with reading(regular(path)):
         check_header(path)
         cloud = _points(laspy, path)

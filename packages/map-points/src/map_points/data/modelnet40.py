@@ -32,7 +32,7 @@ def read_modelnet40_npz(root: Path, split: str) -> Clouds:
     # as bytes, names of any encoding can be told apart
     texts = (name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist())
     classes = check_names(texts, f"{file} (classes)")
-    return ArrayClouds(check_labels(labels, classes, source, count=len(points)), classes, "z", points, source)
+    return ArrayClouds(check_labels(labels, classes, source, count=len(points)), classes, points, source)
 
 
 def read_hdf5(root: Path, split: str) -> Clouds:
@@ -46,7 +46,7 @@ def read_hdf5(root: Path, split: str) -> Clouds:
         file = inside(root, Path(line).name, f"{listing}, line {number},")
         points, labels = read_h5(file, root)
         labels = check_labels(labels, classes, str(file), count=len(points), listed=names)
-        sources.append(ArrayClouds(labels, classes, "y", points, str(file)))
+        sources.append(ArrayClouds(labels, classes, points, str(file)))
     if not sources:
         raise UserError(f"{listing} lists no files")
     if len(sizes := {len(source.arrays[0]) for source in sources}) > 1:
@@ -72,7 +72,7 @@ def read_normal_resampled(root: Path, split: str) -> Clouds:
         paths.append(inside(root, f"{folder}/{name}.txt", f"{listing}, line {number},"))
     if not paths:
         raise UserError(f"{listing} lists no clouds")
-    return FileClouds(np.array(labels, dtype=np.int64), classes, "y", tuple(paths), read_txt)
+    return FileClouds(np.array(labels, dtype=np.int64), classes, tuple(paths), read_txt)
 
 
 def read_dat(root: Path, split: str) -> Clouds:
@@ -117,7 +117,7 @@ def pickled_clouds(
         check_layout(cloud.shape, f"{source}, cloud {index}")
     numbers = [_single_number(label, f"{source}: the label of cloud {i}") for i, label in enumerate(labels)]
     checked = check_labels(numbers, classes, source, count=len(clouds), listed=listed)
-    return ArrayClouds(checked, classes, "y", clouds, source)
+    return ArrayClouds(checked, classes, clouds, source)
 
 
 def _single_number(value: Any, name: str) -> int | float:

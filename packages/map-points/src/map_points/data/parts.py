@@ -32,7 +32,6 @@ class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
     def __init__(self, clouds: PartClouds, config: PointDataConfig, *, training: bool) -> None:
         config.check_values()
         self.clouds, self.config, self.training = clouds, config, training
-        self.up_axis = config.up_axis or clouds.up_axis
 
     def __len__(self) -> int:
         return len(self.clouds)
@@ -45,7 +44,7 @@ class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
         chosen = draw_points(len(points), self.config.num_points)
         points = points[chosen]
         if self.training:
-            points = augment(points, self.config, self.up_axis)
+            points = augment(points, self.config)
         return points, int(self.clouds.labels[index]), parts[chosen]
 
     def as_training(self, training: bool) -> "PartSamples":

@@ -15,7 +15,13 @@ from map_core.errors import UserError
 from map_points.data import modelnet40
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
-from map_points.data.folders import cloud_labels, has_test_split, read_cloud_folder, read_labelled_clouds
+from map_points.data.folders import (
+    cloud_labels,
+    has_test_split,
+    read_cloud_folder,
+    read_labelled_clouds,
+    why_no_classes,
+)
 from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
 from map_points.data.shapenetpart import read_shapenetpart
@@ -39,7 +45,6 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
     def __init__(self, clouds: Clouds, config: PointDataConfig, *, training: bool) -> None:
         config.check_values()
         self.clouds, self.config, self.training = clouds, config, training
-        self.up_axis = config.up_axis or clouds.up_axis
         self.unit_sphere = config.source != "scanobjectnn"
         if config.unit_sphere is not None:
             self.unit_sphere = config.unit_sphere
@@ -58,7 +63,7 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
             name=name,
         )
         if self.training:
-            points = augment(points, self.config, self.up_axis)
+            points = augment(points, self.config)
         return points, int(self.clouds.labels[index])
 
     @property
@@ -220,10 +225,7 @@ def require_classes(splits: Splits[Clouds], config: PointDataConfig) -> None:
     if config.labels is not None:
         cloud_labels(config.root_path, config.labels).require_classes_to_train()
     if not train.classes:
-        raise UserError(
-            f"{config.root} holds clouds but no class subfolders: labels need train/<class>/<cloud> (pretraining takes "
-            "the folder as it is)"
-        )
+        raise UserError(why_no_classes(config.root_path))
     if evaluation is not None:
         require_same_classes(train, evaluation, config)
 

@@ -25,4 +25,4 @@ def read_scanobjectnn(root: Path, split: str, variant: ScanObjectNNVariant) -> C
     file = root / folder / f"{'training' if split == 'train' else 'test'}_{name}.h5"
     points, labels = read_h5(file, root)
     labels = check_labels(labels, CLASSES, str(file), count=len(points))
-    return ArrayClouds(labels, CLASSES, "y", points, str(file))
+    return ArrayClouds(labels, CLASSES, points, str(file))

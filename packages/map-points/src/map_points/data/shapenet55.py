@@ -22,7 +22,7 @@ def read_shapenet55(root: Path, split: str) -> Clouds:
     synsets = sorted({_synset(path) for paths in listed.values() for path in paths})
     known = {synset: label for label, synset in enumerate(synsets)}
     labels = np.array([known[_synset(path)] for path in listed[split]], dtype=np.int64)
-    return FileClouds(labels, tuple(synsets), "y", tuple(listed[split]), read_npy)
+    return FileClouds(labels, tuple(synsets), tuple(listed[split]), read_npy)
 
 
 def _read_list(root: Path, listing: Path) -> list[Path]:

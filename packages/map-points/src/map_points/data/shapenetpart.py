@@ -112,7 +112,6 @@ def read_shapenetpart(root: Path, split: str, *, ignore_label: int | None = None
     return PartClouds(
         labels=np.array([synsets.index(file.parent.name) for file in files[split]], dtype=np.int64),
         classes=check_names((names[synset] for synset in synsets), str(root / CATEGORY_LIST)),
-        up_axis="y",
         paths=tuple(files[split]),
         read=read_txt,
         parts=parts,

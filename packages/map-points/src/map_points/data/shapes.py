@@ -26,7 +26,7 @@ def read_shapes(split: str, per_class: int) -> Clouds:
     count = per_class if split == "train" else TEST_PER_CLASS
     clouds = [make_shape(name, split, number) for name in CLASSES for number in range(count)]
     labels = np.repeat(np.arange(len(CLASSES)), count)
-    return ArrayClouds(labels, CLASSES, "z", np.stack(clouds), f"embedded shapes ({split})")
+    return ArrayClouds(labels, CLASSES, np.stack(clouds), f"embedded shapes ({split})")
 
 
 def make_shape(name: str, split: str, number: int) -> np.ndarray:

@@ -155,11 +155,11 @@ def scale_translate(
     return result
 
 
-def augment(points: Float[Tensor, "n c"], config: PointDataConfig, up_axis: Axis) -> Float[Tensor, "n c"]:
+def augment(points: Float[Tensor, "n c"], config: PointDataConfig) -> Float[Tensor, "n c"]:
     """Apply the configured augmentation, drawing from torch's global generator."""
     channels = config.channels or ()
     if config.augmentation in ("rotate", "rotate_scale_translate"):
-        points = rotate(points, up_axis, channels)
+        points = rotate(points, config.upward, channels)
     if config.augmentation in ("scale_translate", "rotate_scale_translate"):
         points = scale_translate(points, config.scale, config.translate, channels)
     if config.channel_dropout and float(torch.rand(())) < config.channel_dropout:

@@ -150,7 +150,11 @@ class PartSegmenter(nn.Module):
     @property
     def switches(self) -> dict[str, Any]:
         """Settings that say what the weights compute and no shape shows."""
-        return {**self.backbone.switches, "category_slope": self.category_slope}
+        return {
+            **self.backbone.switches,
+            "category_slope": self.category_slope,
+            "layers": sorted(self.layers),
+        }
 
     def no_weight_decay(self) -> set[str]:
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}

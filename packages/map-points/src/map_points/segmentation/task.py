@@ -28,7 +28,7 @@ from map_core.training.task import exported_file
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
 from map_points.factory import MODELS, PointModelConfig, create_backbone
 from map_points.segmentation.metrics import part_metrics, part_totals, parts_of_categories
-from map_points.segmentation.model import PartSegmenter
+from map_points.segmentation.model import PartSegmenter, feature_layers
 from map_points.weights import load_init
 
 PART_SEGMENTER = "part segmenter"
@@ -126,12 +126,30 @@ def start_from(model: PartSegmenter, path: str) -> None:
     Raises:
         UserError: weights that do not fit.
     """
-    holds = read_description(path).get("holds")
+    description = read_description(path)
+    holds = description.get("holds")
+    if holds == PART_SEGMENTER:
+        refuse_another_head(model, read_settings(SegmentationConfig, description.get("head", {}), path), path)
     if holds is None:
         state = read_weights(path)
         family = family_of(state, MODELS.families)
         holds = None if family is None else family.converted(state, path).holds
     load_init(model if holds == PART_SEGMENTER else model.backbone, path)
+
+
+def refuse_another_head(model: PartSegmenter, trained: SegmentationConfig, path: str) -> None:
+    """Compare what no shape shows of a head with the description of the weights that it starts from.
+
+    Raises:
+        UserError: a setting differs.
+    """
+    layers = sorted(trained.layers or feature_layers(len(model.backbone.encoder.blocks)))
+    for name, before in (("category_slope", trained.category_slope), ("layers", layers)):
+        if before != (now := model.switches[name]):
+            raise UserError(
+                f"{path} was trained with objective.{name} {before!r}, this model has {now!r}: its weights fit, but "
+                f"would mean something else; set --objective.{name} as it was"
+            )
 
 
 class SegmentTask(Task):

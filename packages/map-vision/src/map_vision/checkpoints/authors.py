@@ -31,6 +31,10 @@ DECODER = (
 CLASSIFIER = ("cls_token", "pos_embed_cls", "neck.weight", "norm_neck.weight", *mamba.HEAD)
 ENCODER = (*(key for key in mamba.TRUNK if key != "cls_token"), *(f"blocks.#.{part}" for part in BLOCK))
 DECODER_HEADS = 16
+HEADS_ARE_ASKED = (
+    "no file says how many attention heads there are, and the published 12 do not divide its width: give "
+    "--model.num_heads N"
+)
 
 
 def convert_authors(state: Mapping[str, Tensor]) -> Converted:
@@ -43,8 +47,13 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
     classifying = [key for key in CLASSIFIER if key in state]
     positions = table(state["pos_embed"][0])
     encoder = {**interleaved(state), "encoder.position.table": positions}
-    model = named("hybridnet_", **sizes(state, len(positions)), **arguments(state)) | {"wiring": "branch"}
-    common: dict[str, Any] = {"switches": {"wiring": "branch", "patch_stride": None}, "prepared": IMAGENET}
+    shown = arguments(state)
+    model = named("hybridnet_", **sizes(state, len(positions)), **shown) | {"wiring": "branch"}
+    common: dict[str, Any] = {
+        "asked": {} if "num_heads" in shown else {"num_heads": HEADS_ARE_ASKED},
+        "switches": {"wiring": "branch", "patch_stride": None},
+        "prepared": IMAGENET,
+    }
     heads = (
         "no file says how many attention heads there are: 12 are taken, 16 at width 1024 (--model.num_heads "
         "changes it)"
@@ -90,12 +99,13 @@ def mambas_a_block(state: Mapping[str, Tensor]) -> int:
 
 
 def arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the layers show of the model's arguments."""
+    """What the layers show of the model's arguments, and the heads of the published ones."""
     width = state["norm_f.weight"].shape[0]
-    group = "M" * mambas_a_block(state) + "T"
+    group, heads = "M" * mambas_a_block(state) + "T", 16 if width == 1024 else 12
     return {
         "layout": f"({group})x{depth(state, 'blocks.')}",
         "mlp_ratio": len(state["blocks.0.mlp.fc1.bias"]) / width,
+        **({} if width % heads else {"num_heads": heads}),
     }
 
 

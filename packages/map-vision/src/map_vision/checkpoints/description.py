@@ -17,11 +17,20 @@ IMAGENET: dict[str, Any] = {
     "crop_pct_small": 1.0,
 }
 PATCHES = "patch_embed.proj.weight"
-UNCHANGED = {"wiring": "residual", "patch_size": 16, "in_chans": 3, "mlp_ratio": 2.0, "num_heads": 12}
+UNCHANGED = {
+    "wiring": "residual",
+    "patch_size": 16,
+    "in_chans": 3,
+    "mlp_ratio": 2.0,
+    "num_heads": 12,
+    "global_pool": "register",
+}
 
 
 def named(prefix: str, **arguments: Any) -> dict[str, Any]:
     """The model section: the registered model that is most like these arguments, and what it has otherwise.
+
+    One of the same width goes before one that differs in fewer settings.
 
     Args:
         prefix: Of the names that are considered, such as ``map_vit_``.
@@ -36,9 +45,10 @@ def named(prefix: str, **arguments: Any) -> dict[str, Any]:
         has = {**UNCHANGED, **theirs, "img_size": (img_size, img_size)}
         return {key: value for key, value in arguments.items() if has.get(key) != value}
 
-    name = min(
-        (name for name in ARCHITECTURES if name.startswith(prefix)), key=lambda name: len(changed(name))
-    )
+    def distance(name: str) -> tuple[bool, int]:
+        return "embed_dim" in changed(name), len(changed(name))
+
+    name = min((name for name in ARCHITECTURES if name.startswith(prefix)), key=distance)
     return {"name": name, **changed(name)}
 
 

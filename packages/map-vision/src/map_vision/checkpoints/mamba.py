@@ -79,6 +79,7 @@ def register_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """How many registers there are, and what the neck makes of each."""
     _, count, width = state["cls_token"].shape
     return {
+        "global_pool": "register",
         "num_registers": count,
         "neck_reduction": width // len(state["neck.weight"]) if "neck.weight" in state else 1,
     }

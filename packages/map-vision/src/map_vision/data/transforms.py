@@ -161,6 +161,19 @@ def _augmentations(config: DataConfig, preprocessing: Preprocessing, img_size: t
     return _timm_augmentations(config, preprocessing, img_size)
 
 
+def check_policy(policy: str) -> None:
+    """Refuse what timm passes over: a section of a policy without a number, but for a choice of transforms.
+
+    Raises:
+        ValueError: naming the section.
+    """
+    family, *sections = policy.split("-")
+    for section in sections:
+        chooses = family == "rand" and section.startswith("t")
+        if not chooses and not any(letter.isdigit() for letter in section):
+            raise ValueError(f"{section!r} says no number")
+
+
 def _timm_augmentations(
     config: DataConfig, preprocessing: Preprocessing, img_size: tuple[int, int]
 ) -> list[Step]:
@@ -168,6 +181,7 @@ def _timm_augmentations(
     three = config.augmentation == "three_augment"
     color_jitter = 0.3 if three and config.color_jitter is None else config.color_jitter
     try:
+        check_policy(config.auto_augment or "")
         geometry, color, _ = create_transform(
             input_size=img_size,
             is_training=True,

@@ -100,9 +100,8 @@ class Contrastive(Objective):
             UserError: no pairs, or a batch of one.
         """
         first, second = self._views(inputs)
-        if self.training and draw.step != self.followed:  # once a step, however many micro-batches it has
-            self.followed = draw.step
-            self.follow(draw.step)
+        if self.training:
+            self.follow_once(draw)
         if self.version == "v2":
             return self._against_queue(self.query(first), self.key(second))
         terms = [
@@ -120,6 +119,13 @@ class Contrastive(Objective):
     def key(self, view: Any) -> Float[Tensor, "b d"]:
         """What is asked for."""
         return direction(self.slow["projector"](pooled(self.slow["backbone"], view)))
+
+    @torch.compiler.disable  # the number of a step would be a constant of the graph, compiled anew at every step
+    def follow_once(self, draw: Draw) -> None:
+        """Let the copy move, once a step however many micro-batches it has."""
+        if draw.step != self.followed:
+            self.followed = draw.step
+            self.follow(draw.step)
 
     @torch.no_grad()
     def follow(self, step: int) -> None:

@@ -15,6 +15,7 @@ from map_core.ops.scan.native import native_bidirectional_scan, native_scan
 from map_core.ops.scan.reference import reference_scan
 from map_core.ops.scan.triton.loading import triton_missing, triton_unfit
 from map_core.ops.scan.triton.scan import triton_bidirectional_scan, triton_scan
+from map_core.ops.transforms import differentiated_anew
 
 REGISTRY = Registry(
     "selective_scan",
@@ -48,6 +49,8 @@ def _choose(backend: str, device: str, dtype: torch.dtype, state: int) -> str:
 
 
 def _implementation(backend: str, inputs: ScanInputs) -> Implementation:
+    if not torch.compiler.is_compiling() and differentiated_anew():
+        return REGISTRY["reference"]  # the others have a way back of their own, and no other
     return REGISTRY[_choose(backend, inputs.u.device.type, inputs.u.dtype, int(inputs.A.shape[1]))]
 
 
@@ -77,7 +80,8 @@ def selective_scan(
         delta_bias: Added to ``delta`` (d,).
         delta_softplus: Whether the step size goes through softplus.
         reverse: Scan from the last step to the first; equal to flipping every sequence and the result.
-        backend: 'auto', or the name of one implementation (``scan_backends`` lists them).
+        backend: 'auto', or the name of one implementation (``scan_backends`` lists them); transformations of
+            torch.func and forward-mode differentiation see the definition whatever it is.
 
     Returns:
         (b, l, d) in the dtype of ``u``; steps, decay and state are float32 whatever the inputs are.
