@@ -11,7 +11,7 @@ from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.standard import configs
 from map_core.study.definition import read_study
 from map_core.study.measures import added_measures, load_measure
-from map_core.study.place import as_text
+from map_core.study.place import as_option
 from map_core.study.plan import PlannedRun, planned_runs
 from map_core.tasks.domain import Domain
 
@@ -52,7 +52,7 @@ def test_every_arm_can_be_built(domain: Domain, name: str) -> None:
             continue
         kind = configs(domain).pretrain if run.command == "pretrain" else configs(domain).finetune
         settings = {key: value for key, value in run.settings.items() if key != "recipe"}
-        options = [f"--{key}={as_text(value)}" for key, value in settings.items()]
+        options = [as_option(key, value) for key, value in settings.items()]
         config = load_recipe(domain.recipes, run.settings["recipe"], kind, options)
         if run.command == "pretrain":
             backbone = domain.models.create_backbone(config.model)

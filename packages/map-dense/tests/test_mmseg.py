@@ -353,7 +353,7 @@ def test_a_study_measures_segmentation_from_a_run_s_weights_and_from_scratch(
     }
     metrics = Runner.from_cfg(read(name, **options, **saved)).test()
     assert (result.score, result.measures["aAcc"]) == (metrics["mIoU"], metrics["aAcc"])
-    assert result.seconds > 0
+    assert (result.seconds > 0, result.samples) == (True, 2 * 2)
     longer = SEGMENTATION.cost({"recipe": name, **given, "train_cfg.max_iters": 6})
     assert (longer.samples, longer.flops) == (6 * 2, pytest.approx(3 * result.flops))
     assert "segmentation, mean IoU (%)" in page(study, results, "command")

@@ -161,7 +161,6 @@ def test_a_ratio_that_some_step_could_not_hide_is_refused_before_the_first(recip
     """Blocks of 3x3 on 4x4 patches leave one of a single patch at the corner."""
     uneven = {"mask_scope": "region", "region": "block", "block_size": (3, 3), "mask_ratio": 0.25}
     backbone = create_backbone(recipe.model)
-    assert backbone.patch_embed.grid_size == (4, 4)
     build_objective(backbone, replace(recipe.objective, **uneven))
     drawn = {"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.2, 0.4)}
     with pytest.raises(UserError, match=r"must hide up to 2 tokens of every region, but the smallest has 1"):

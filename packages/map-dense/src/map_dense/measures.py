@@ -50,7 +50,7 @@ class Segmentation:
         return [sys.executable, str(train_program()), str(out / CONFIG), "--work-dir", str(out), "--resume"]
 
     def summary(self, out: Path) -> dict[str, Any]:
-        """The last evaluation, seconds of training, and what ran where.
+        """The last evaluation, samples and seconds of training, and what ran where.
 
         Raises:
             UserError: nothing was evaluated.
@@ -68,8 +68,10 @@ class Segmentation:
         steps = {line["step"]: line["time"] for line in lines if "loss" in line}
         on_gpu = torch.cuda.is_available()
         gaps = zip(sorted(steps), [0, *sorted(steps)], strict=False)
+        config = catalogue.read_config(out / CONFIG)
         return {
             **{key: value for key, value in evaluated[-1].items() if key != "step"},
+            "samples": samples_of(config),
             "seconds": sum(steps[step] * (step - before) for step, before in gaps),
             "commit": commit(),
             "versions": versions(TOOLBOX, "onedl-mmcv"),
@@ -79,7 +81,7 @@ class Segmentation:
     def cost(self, settings: Settings, *, timed: bool = False) -> Cost:
         """Counted, and timed if asked to, on one step of a few images of noise."""
         config = read(settings)
-        samples = config.train_cfg.max_iters * config.train_dataloader.batch_size
+        samples = samples_of(config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # mmseg's, about a model that is only counted
             step = one_step(config, COUNTED)
@@ -110,6 +112,11 @@ def read(settings: Settings) -> Any:
     config = catalogue.read_config(catalogue.find_config(options.pop("recipe")))
     config.merge_from_dict({key: typed(value) for key, value in options.items()})
     return config
+
+
+def samples_of(config: Any) -> int:
+    """Images that training reads, of one process."""
+    return int(config.train_cfg.max_iters * config.train_dataloader.batch_size)
 
 
 def typed(value: Any) -> Any:
