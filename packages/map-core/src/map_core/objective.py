@@ -55,9 +55,11 @@ class Objective(nn.Module, abc.ABC):
 
     Attributes:
         backbone: A module that is a :class:`~map_core.encoder.Backbone`.
+        unfit_for_sharding: Why it cannot be trained under FSDP; None where it can.
     """
 
     backbone: Any
+    unfit_for_sharding: str | None = None
 
     @abc.abstractmethod
     def forward(self, inputs: Any, draw: Draw) -> Terms:

@@ -212,4 +212,4 @@ class MlpPosition(nn.Module):
     def forward(
         self, position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None = None
     ) -> Float[Tensor, "#b l d"]:
-        return self.mlp(unit_coordinates(position, grid).to(self.mlp[0].weight.dtype))
+        return self.mlp(unit_coordinates(position, grid).to(next(self.mlp.parameters()).dtype))

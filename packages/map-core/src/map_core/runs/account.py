@@ -15,10 +15,7 @@ STATE = "state.json"
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 DATA = "data."  # before settings of the data
 START = "init"
-UNSAID = (
-    DATA,
-    START,
-)  # compared where the checkpoint has them: those of earlier versions say nothing of them
+UNSAID = (DATA, START)  # compared where a checkpoint has them: earlier versions say nothing of them
 SHORT = 4  # entries of a list that a message shows whole
 
 

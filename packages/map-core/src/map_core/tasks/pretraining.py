@@ -33,10 +33,7 @@ from map_core.training.task import MapStyleDataset, exported_file
 
 PICTURES = 6  # rows of a run's reconstructions.png
 BACKBONE = "backbone."
-REPEAT, HEADS = (
-    "decoder_repeat_position",
-    "decoder_heads",
-)  # what a decoder's weights compute and no shape shows
+REPEAT, HEADS = "decoder_repeat_position", "decoder_heads"  # what no shape of a decoder shows
 
 
 class PretrainTask(Task):
