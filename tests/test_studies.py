@@ -1,6 +1,7 @@
 """Every packaged study says of each arm what its commands accept and its objective can be built of."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -62,3 +63,13 @@ def test_every_arm_can_be_built(domain: Domain, name: str) -> None:
             classifier = domain.models.create_classifier(config.model, 10)
             sizes[run.arm] = sum(p.numel() for p in classifier.parameters())
     assert max(sizes.values(), default=0) <= SIZES.get(name, 10.0) * min(sizes.values(), default=0)
+
+
+def test_null_in_a_study_is_no_text_and_leaves_the_rest_of_its_section() -> None:
+    domain, recipe = map_vision.domain.DOMAIN, "finetune_vit_base_in1k"
+    kind = configs(domain).finetune
+    before = load_recipe(domain.recipes, recipe, kind, [])
+    assert isinstance(before.data.auto_augment, str)
+    given = {"data.augmentation": "crop_flip", "data.auto_augment": None}
+    found = load_recipe(domain.recipes, recipe, kind, [as_option(*one) for one in given.items()])
+    assert found.data == replace(before.data, augmentation="crop_flip", auto_augment=None)

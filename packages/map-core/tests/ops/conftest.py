@@ -79,3 +79,21 @@ def assert_same() -> Callable[..., None]:
             torch.testing.assert_close(got, want, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
 
     return check
+
+
+@pytest.fixture
+def assert_transformed() -> Callable[..., None]:
+    """Compare torch.func's jvp and gradient of ``run(x)`` with differences and the gradient of ``definition(x)``."""
+
+    def check(run: Callable[[Tensor], Tensor], definition: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        direction, small = torch.randn_like(x), 1e-6
+        _, slope = torch.func.jvp(run, (x,), (direction,))
+        expected = (definition(x + small * direction) - definition(x - small * direction)) / (2 * small)
+        assert expected.norm() > 0.1
+        torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-4)
+        gradient = torch.func.grad(lambda x: run(x).square().sum())(x)
+        x.requires_grad_()
+        definition(x).square().sum().backward()
+        torch.testing.assert_close(gradient, x.grad)
+
+    return check

@@ -152,24 +152,13 @@ def test_float64_gradients_agree_with_finite_differences(
 
 
 @pytest.mark.parametrize("backend", ["auto", *FAST])
-def test_transformations_of_torch_func_see_the_definition(backend: str, scan_arguments: Tool) -> None:
+def test_transformations_of_torch_func_see_the_definition(
+    backend: str, scan_arguments: Tool, assert_transformed: Tool
+) -> None:
     arguments = scan_arguments(7, dtype=torch.float64)
     u = arguments.pop("u")
-
-    def run(u: Tensor, backend: str = backend) -> Tensor:
-        return selective_scan(u, **arguments, backend=backend)
-
-    direction, small = torch.randn_like(u), 1e-6
-    _, slope = torch.func.jvp(run, (u,), (direction,))
-    expected = (run(u + small * direction, "reference") - run(u - small * direction, "reference")) / (
-        2 * small
-    )
-    assert expected.norm() > 0.1
-    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-4)
-    gradient = torch.func.grad(lambda u: run(u).square().sum())(u)
-    u.requires_grad_()
-    run(u, "reference").square().sum().backward()
-    torch.testing.assert_close(gradient, u.grad)
+    run, definition = (partial(selective_scan, **arguments, backend=name) for name in (backend, "reference"))
+    assert_transformed(run, definition, u)
 
 
 @pytest.mark.parametrize("backend", [*FAST, "reference"])

@@ -136,7 +136,7 @@ def test_data_of_the_callers_own_are_what_is_monitored(make_config):
     own = open_data(config.data, config.model, "features")
     task = PretrainTask(DOMAIN, config, own)
     assert task.monitor.seen.dataset is own.plain_train
-    assert task.model.unfit_for_sharding.startswith("monitor.samples asks the encoder alone")
+    assert task.unfit_for_sharding.startswith("monitor.samples asks the encoder alone")
 
 
 def test_data_that_cannot_be_monitored_stops_no_run(make_config, tmp_path, caplog):

@@ -18,7 +18,7 @@ from map_core.objectives.autoregression import AutoregressionConfig
 from map_core.objectives.contrastive import ContrastiveConfig
 from map_core.objectives.diffusion import MaskedDiffusionConfig
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
-from map_core.objectives.settings import MaskingSettings, ObjectiveSettings, Settings
+from map_core.objectives.settings import ObjectiveSettings, Settings
 from map_core.objectives.simmim import SimMIMConfig
 from map_core.orders import scan_order
 from map_core.regions import GridRegionKind
@@ -161,16 +161,8 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     for of_pooling in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
         if of_pooling is not None:  # nothing is pooled, so that it would get no gradient
             of_pooling.requires_grad_(False)
-    if (
-        isinstance(config, ImageRegions)
-        and isinstance(config, MaskingSettings)
-        and config.mask_scope == "region"
-    ):
-        tokens = tokens_of_grid(
-            backbone, "row"
-        )  # what the highest ratio hides fits at every step, or at none
-        highest = hidden_count(config.masking.highest_ratio, tokens.num_maskable)
-        require_room(highest, config.make_regions(backbone)(tokens))
+    if isinstance(config, MaskedAutoregressionConfig) and config.mask_scope == "region":
+        _check_room(backbone, config)
     objective: Objective = config.build(backbone)
     if config.is_causal and isinstance(config, ImageRegions) and not predicted_as_scanned(backbone, config):
         log.warning(
@@ -181,6 +173,17 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
             getattr(backbone, "order", None),
         )
     return objective
+
+
+def _check_room(backbone: ImageBackbone, config: Any) -> None:
+    """Check before the first step that each region has as many patches as the highest ratio hides of it.
+
+    Raises:
+        UserError: one has not.
+    """
+    tokens = tokens_of_grid(backbone, "row")
+    highest = hidden_count(config.masking.highest_ratio, tokens.num_maskable)
+    require_room(highest, config.make_regions(backbone)(tokens))
 
 
 def predicted_as_scanned(backbone: ImageBackbone, config: ImageRegions) -> bool:

@@ -252,10 +252,10 @@ class Functions:
         validate(made)
         command.execute(made)
         left = expanded(out)
-        scored = name == "features" and getattr(made, self.files) is None
-        return result_in(
-            left, left / "summary.json" if left.is_dir() else score_file(left) if scored else None
-        )
+        measured = left / "summary.json"
+        if name == "features" and getattr(made, self.files) is None:
+            measured = score_file(left)
+        return result_in(left, measured)
 
 
 def spelled_out(settings: Mapping[str, Any], known: Mapping[str, Setting], place: str) -> dict[str, Any]:
@@ -291,8 +291,8 @@ def in_plain_values(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def result_in(out: Path, measured: Path | None) -> Result:
-    """What a command left in a run directory, or as a file, and what it measured, in a JSON of its own."""
-    metrics = json.loads(read_small(measured)) if measured is not None and measured.is_file() else {}
+def result_in(out: Path, measured: Path) -> Result:
+    """What a command left in a run directory, or as a file, and what it measured, if it did."""
+    metrics = json.loads(read_small(measured)) if measured.is_file() else {}
     pictures = [out / name for name in PICTURES if (out / name).is_file()]
     return Result(out, metrics, pictures[0] if pictures else None)

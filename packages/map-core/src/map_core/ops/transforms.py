@@ -10,5 +10,7 @@ def transformed() -> bool:
 
 
 def differentiated_anew() -> bool:
-    """Whether torch.func or forward-mode differentiation is, which know PyTorch's own operators alone."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Whether torch.func or forward-mode differentiation is: they know PyTorch's own operators alone."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )

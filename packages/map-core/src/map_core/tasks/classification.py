@@ -98,7 +98,7 @@ class ClassificationTask(Task):
             self.config.data, self.data.preprocessing, classes=self.data.classes, **self.data.identity
         )
 
-    def start(self) -> str | None:
+    def starts_from(self) -> str | None:
         return start_of(self.config.init)
 
     def refuse_other_settings(self) -> None:

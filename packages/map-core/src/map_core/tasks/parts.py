@@ -227,9 +227,7 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
-    except FileNotFoundError:
-        return False
-    except Exception:  # a damaged file raises whatever its reader stumbles on
+    except Exception:  # it is not there, or damaged, which raises whatever its reader stumbles on
         return False
 
 

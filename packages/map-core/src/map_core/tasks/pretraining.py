@@ -70,10 +70,6 @@ class PretrainTask(Task):
         steps_per_epoch = len(self.train_data) // config.training.batch_size
         self.model.begin(config.training.epochs * steps_per_epoch)
         self.monitor: Monitor | None = open_monitor(domain, config, self.model, data)
-        if self.monitor is not None:
-            self.model.unfit_for_sharding = (
-                "monitor.samples asks the encoder alone, of which FSDP keeps parts"
-            )
         self.keep_best = config.monitor.keep_best
 
     def data_description(self) -> str:
@@ -82,9 +78,15 @@ class PretrainTask(Task):
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, self.data.preprocessing, **self.data.identity)
 
-    def start(self) -> str | None:
+    def starts_from(self) -> str | None:
         start = start_of(self.config.init)
         return f"{start}, with its decoder" if self.config.init_decoder else start
+
+    @property
+    def unfit_for_sharding(self) -> str | None:
+        if self.monitor is not None:
+            return "monitor.samples asks the encoder alone, of which FSDP keeps parts"
+        return super().unfit_for_sharding
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = input_of(batch)

@@ -75,7 +75,7 @@ def train(
         accelerator.process_index,
         getattr(task.train_data, "shuffled", None),
     )
-    settings = run_settings(task.name, plan, config, run_config, task.data_settings(), task.start())
+    settings = run_settings(task.name, plan, config, run_config, task.data_settings(), task.starts_from())
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     with (
         Interruption() as interruption,

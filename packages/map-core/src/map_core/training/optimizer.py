@@ -77,7 +77,7 @@ def why_unfit(optimizer: torch.optim.Optimizer, *, second_order: bool) -> str | 
         return "needs gradients of gradients, which the kernels of this project do not have"
     for name, value in optimizer.param_groups[0].items():
         if isinstance(value, torch.dtype):
-            return f"keeps {name} as a {type(value).__name__}, which checkpoints of plain values cannot hold"
+            return f"keeps {name} as a dtype, which checkpoints of plain values cannot hold"
     return None
 
 

@@ -34,7 +34,7 @@ def run_settings(
         config: How it is trained.
         run_config: The whole configuration; its model and objective count.
         data: What makes the data what they are, see :meth:`~map_core.training.task.Task.data_settings`.
-        start: What it starts from, see :meth:`~map_core.training.task.Task.start`.
+        start: What it starts from, see :meth:`~map_core.training.task.Task.starts_from`.
     """
     settings = {
         f"training.{key}": value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE

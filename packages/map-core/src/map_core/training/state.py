@@ -44,7 +44,7 @@ class TrainingState:
         sharded = is_sharded(accelerator)
         if sharded and config.ema_decay is not None:
             raise UserError("training.ema_decay is not supported with FSDP; set --training.ema_decay null")
-        if sharded and (unfit := getattr(model, "unfit_for_sharding", None)):
+        if sharded and (unfit := task.unfit_for_sharding):
             raise UserError(f"{unfit}; train without FSDP")
         # Copies are taken before Accelerate rebinds forward, which a copy would share with the original.
         self._whole = copy.deepcopy(model).cpu() if sharded else None

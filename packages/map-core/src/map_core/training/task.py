@@ -85,9 +85,14 @@ class Task(abc.ABC):
         """Return, by name, what makes the data what they are (classes, augmentation, ...): a resumed run shares it."""
         return {}
 
-    def start(self) -> str | None:
+    def starts_from(self) -> str | None:
         """Say what the weights start from, such that it is known again elsewhere; None: new weights."""
         return None
+
+    @property
+    def unfit_for_sharding(self) -> str | None:
+        """Why it cannot be trained under FSDP; None where it can."""
+        return getattr(self.model, "unfit_for_sharding", None)
 
     def current_name(self, name: str) -> str:
         """Today's name of a parameter that a checkpoint of an earlier version calls ``name``."""

@@ -182,7 +182,7 @@ class SegmentTask(Task):
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, {}, classes=self.data.classes, parts=self.data.parts)
 
-    def start(self) -> str | None:
+    def starts_from(self) -> str | None:
         return start_of(self.config.init)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:

@@ -62,7 +62,7 @@ def attention(
     """
     if has_torch_function_unary(q):  # torch.fx keeps the call whole
         return handle_torch_function(attention, (q,), q, k, v, mask, backend)
-    if not torch.compiler.is_compiling() and differentiated_anew():
+    if differentiated_anew():
         return torch_attention(q, k, v, mask)
     facts: tuple[str, ...] = ()
     if mask is not None and int(mask.shape[1]) > 1:
