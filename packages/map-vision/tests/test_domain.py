@@ -28,6 +28,16 @@ def test_other_statistics_take_the_place_of_the_runs() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("trained", "pixels"), [({**TRAINED}, "scaled"), ({"mean": [0.5] * 3, "std": [0.2] * 3}, "stored")]
+)
+def test_values_in_another_unit_have_not_the_mean_of_the_run(trained: dict[str, Any], pixels: str) -> None:
+    values = {"root": "scenes", "statistics": "old.json", "mean": [1.0], "std": [2.0]}
+    assert data_defaults(values, trained, {"data.pixels": pixels}) == {"root": "scenes"}
+    same = {"data.pixels": trained.get("pixels", "scaled")}
+    assert data_defaults(values, trained, same) == {"root": "scenes", **trained}
+
+
 @pytest.mark.parametrize("purpose", ["pretrain", "finetune", "evaluate", "features"])
 def test_what_is_opened_is_prepared_as_the_description_says(tmp_path: Path, purpose: Any) -> None:
     for number in range(4):

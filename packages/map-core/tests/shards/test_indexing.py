@@ -59,6 +59,51 @@ def test_classnames_name_the_classes(make_tar):
         index_shards(folder, ENDINGS)
 
 
+@pytest.mark.parametrize(
+    ("members", "chosen"),
+    [
+        ({"a.depth.png": b"", "a.jpg": b""}, "a.jpg"),
+        ({"a.jpg": b"", "a.depth.png": b""}, "a.jpg"),
+        ({"a.depth.npy": b"", "a.png": b""}, "a.png"),
+        ({"a.npy": b"", "a.png": b""}, "a.png"),
+        ({"a.npy": b"", "a.depth.png": b""}, "a.npy"),
+        ({"a.depth.png": b"", "a.txt": b""}, "a.depth.png"),
+    ],
+    ids=str,
+)
+def test_the_file_of_a_sample_is_its_picture(make_tar, members, chosen):
+    folder = make_tar("0.tar", {"a.cls": b"1"} | members | sample("b", 0)).parent
+    assert index_shards(folder, ENDINGS, fallback=frozenset({".npy"})) == {"": 2}
+    index = read_index(folder)
+    assert [index.name(number) for number in range(2)] == [f"0.tar/{chosen}", "0.tar/b.jpg"]
+    assert index.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("names", [("a.png", "a.jpg"), ("a.left.png", "a.right.png"), ("a.1.jpg", "a.2.jpg")])
+def test_two_files_of_a_sample_that_fit_alike_are_refused(make_tar, names):
+    folder = make_tar("0.tar", sample("0") | dict.fromkeys(names, b"")).parent
+    with pytest.raises(
+        UserError, match=rf"shard .*0.tar holds {names[0]} and {names[1]} of one sample, .*: write one"
+    ):
+        index_shards(folder, ENDINGS)
+
+
+def test_classes_are_those_of_all_splits(make_tar, tmp_path):
+    make_tar("train/0.tar", sample("a", 3) | sample("b", 1))
+    make_tar("val/0.tar", sample("c", 2))
+    make_tar("test/0.tar", sample("d"))
+    folder = tmp_path / "tars"
+    index_shards(folder, ENDINGS)
+    classes = {name: read_index(folder / name).classes for name in ("train", "val", "test")}
+    assert classes == {"train": tuple("0123"), "val": tuple("0123"), "test": ()}
+    (folder / "index.json").unlink()
+    (folder / "classnames.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    (folder / "val/classnames.txt").write_text("x\ny\nz\n")
+    index_shards(folder, ENDINGS)
+    assert read_index(folder / "train").classes == ("ant", "bee", "cat", "dog", "elk")
+    assert read_index(folder / "val").classes == ("x", "y", "z")
+
+
 def test_subfolders_are_splits(make_tar, tmp_path):
     make_tar("train/0.tar", sample("a", 0) | sample("b", 1))
     make_tar("val/0.tar", sample("c", 1))

@@ -19,7 +19,11 @@ StatisticsConfig = config_class(
     "StatisticsConfig",
     "Mean and deviation of every channel of the images that training would read, for --data.statistics.",
     data=Option(DataConfig, "Images; --data.subset 1000 measures so many of them."),
-    channels=Option(int | None, "Channels of the images; those of the first one when not given.", None),
+    channels=Option(
+        int | None,
+        "Channels of the images; those of the first one (3 of scaled pictures) when not given.",
+        None,
+    ),
     workers=Option(int, "Loading processes.", 2),
     progress=Option(bool, "Show a progress bar.", True),
     out=Option(str, "JSON file to write.", "statistics.json"),
@@ -63,7 +67,9 @@ def shard(config: Any) -> None:
     """Write shards, or the index of shards."""
     if config.index is not None:
         folder = expanded(config.index)
-        found = index_shards(folder, readable_extensions() | {*ARRAYS}, progress=config.progress)
+        found = index_shards(
+            folder, readable_extensions(), fallback=frozenset(ARRAYS), progress=config.progress
+        )
     else:
         folder, splits = expanded(config.out), files_by_split(config.data)
         size = parse_size(config.size, "size")

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,81 @@ def test_pictures_serve_at_their_stored_values(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored_values(tmp_path / "b.png", 1, name="b").numpy()[0], deep)
 
 
+def png(pixels: bytes, *, bits: int, colour: int) -> bytes:
+    """A PNG of one row of two pixels: Pillow writes few of the kinds it reads."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, bits, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rgb.png", png(struct.pack(">6H", *[5000] * 6), bits=16, colour=2)),
+        ("gray_alpha.png", png(struct.pack(">4H", *[5000] * 4), bits=16, colour=4)),
+        ("rgba.png", png(struct.pack(">8H", *[5000] * 8), bits=16, colour=6)),
+        ("gray_2.png", png(b"\x10", bits=2, colour=0)),
+        ("a.pgm", b"P5 2 1 4095\n" + struct.pack(">2H", 4000, 7)),
+        ("text.pgm", b"P2 2 1 100\n1 2\n"),
+        ("text_12.pgm", b"P2 2 1 4095\n1 2\n"),
+        ("a.ppm", b"P6 2 1 65535\n" + struct.pack(">6H", *[5000] * 6)),
+        ("text.ppm", b"P3 2 1 65535\n1 2 3 4 5 6\n"),
+    ],
+    ids=range(9),
+)
+def test_pictures_that_would_be_scaled_have_no_stored_values(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(
+        UnreadableImageError, match=r"its samples would be scaled, .*: save it as TIFF or .npy"
+    ):
+        stored_values(tmp_path / name, None, name=name)
+
+
+def test_a_tiff_of_16_bits_in_colour_by_another_name_would_be_scaled(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", values(3, "uint16"), photometric="rgb")
+    (tmp_path / "a.tif").rename(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=r"its samples would be scaled"):
+        stored_values(tmp_path / "a.png", 3, name="a")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (png(bytes([0, 9, 200, 255, 1, 2]), bits=8, colour=2), [[0, 255], [9, 1], [200, 2]]),
+        (png(struct.pack(">2H", 5000, 9), bits=16, colour=0), [[5000, 9]]),
+        (b"P5 2 1 65535\n" + struct.pack(">2H", 4000, 7), [[4000, 7]]),
+        (b"P5 2 1 255\n\x07\x09", [[7, 9]]),
+        (b"P2 2 1 65535\n4000 7\n", [[4000, 7]]),
+        (b"P3 2 1 255\n1 2 3 4 5 6\n", [[1, 4], [2, 5], [3, 6]]),
+    ],
+    ids=range(6),
+)
+def test_pictures_that_are_read_as_they_are(tmp_path: Path, content: bytes, expected: list) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    assert stored_values(tmp_path / "a.png", None, name="a")[:, 0].tolist() == expected
+
+
+def test_places_in_the_palette_of_a_tiff_are_no_values(tmp_path: Path) -> None:
+    Image.fromarray(values(3, "uint8")).quantize(8).save(tmp_path / "a.tif")
+    with pytest.raises(
+        UnreadableImageError, match=r"its samples are places in a palette: save it with a value"
+    ):
+        stored_values(tmp_path / "a.tif", None, name="a")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (values(3), r"it has 3 channels, the model takes 4: give --model.in_chans 3, or convert it"),
+        (
+            values(3),
+            r"the model takes 4: give --model.in_chans 3 \(to statistics, --channels 3\), or convert it",
+        ),
         (values(1)[..., 0], r"it has 1 channel, the model takes 4"),
         (
             np.moveaxis(values(4), -1, 0),
@@ -85,7 +157,10 @@ def test_pictures_serve_at_their_stored_values(tmp_path: Path) -> None:
         (np.zeros((0, 3, 4)), r"its shape is \(0, 3, 4\)"),
         (np.zeros((3, 3, 4), complex), r"it holds complex128, no plain numbers"),
         (np.full((3, 3, 4), "x"), r"it holds <U1, no plain numbers"),
-        (np.array([[{}]]), r"cannot read image .*a.npy"),
+        (
+            np.array([[{}]]),
+            r"cannot read image .*a.npy \(it is no whole .npy file of plain numbers\): replace",
+        ),
         (
             np.where(np.arange(4) == 2, np.nan, values(4)),
             r"63 of its values are NaN, .* the first in channel 2",
@@ -385,6 +460,22 @@ def test_statistics_of_pictures_are_of_0_to_1(labelled: Path) -> None:
     np.testing.assert_allclose(measured.mean, pixels.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(measured.std, pixels.std((0, 1, 2)), rtol=1e-12)
     assert measured.pixels == "scaled"
+
+
+def test_statistics_of_stored_pictures_have_the_channels_of_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(values(4, "uint8") + np.uint8(number)).save(folder / f"{number}.png")
+    measured = measure(DataConfig(root=str(folder), pixels="stored"))
+    assert measured == measure(DataConfig(root=str(folder)), channels=4)
+    assert (len(measured.mean), measured.pixels) == (4, "stored")
+    scaled = tmp_path / "scaled.json"
+    save_statistics(scaled, measure(DataConfig(root=str(folder))))
+    with pytest.raises(
+        UserError, match=r"is of 3 channels, the model takes 4: .* statistics --channels 4, or"
+    ):
+        resolve_preprocessing(DataConfig(root=str(folder), statistics=str(scaled)), in_chans=4)
 
 
 def test_a_large_offset_costs_statistics_no_precision(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import EpsImagePlugin, Image
 
 from map_vision.data import DataConfig, UnreadableImageError, load_images
+from map_vision.data.bands import FileInMemory
 from map_vision.data.decoding import ORIENTATION, decode
 from map_vision.data.formats import EXTENSIONS_OF_FORMAT, readable_extensions, readable_formats
 from map_vision.data.image_paths import read_image_paths
@@ -264,6 +266,41 @@ def test_a_tiff_that_lacks_strips_is_refused(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(struct.pack("<HHII", 257, 4, 1, 2), struct.pack("<HHII", 257, 4, 1, 2000)))
     with pytest.raises(UnreadableImageError, match=rf"{path} \(it holds 8 of its 4 x 2000 pixels\)"):
         decode(path, "L", name=str(path))
+
+
+@pytest.mark.parametrize("layout", ["separate", "contig"])
+def test_deep_planes_are_not_read_as_noise(tmp_path: Path, layout: str) -> None:
+    """Pillow reads planes of 16 bits as if they had 8."""
+    pixels = np.random.default_rng(0).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    path = tmp_path / "x.tif"
+    stored = np.moveaxis(pixels, -1, 0) if layout == "separate" else pixels
+    tifffile.imwrite(path, stored, photometric="rgb", planarconfig=layout)
+    if layout == "contig":
+        read = np.asarray(decode(path, "RGB", name="")).astype(int)
+        np.testing.assert_allclose(read, pixels / 257, atol=1)
+        return
+    with pytest.raises(
+        UnreadableImageError,
+        match=r"its channels of 16 bits lie in planes: save it interleaved, or .* stored",
+    ):
+        decode(path, "RGB", name="x.tif")
+    tifffile.imwrite(path, (stored >> 8).astype(np.uint8), photometric="rgb", planarconfig=layout)
+    assert np.array_equal(np.asarray(decode(path, "RGB", name="")), pixels >> 8)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("kind", ["float32", "int16", "uint32"])
+def test_a_tiff_of_other_samples_is_not_called_another_format(
+    tmp_path: Path, kind: str, in_memory: bool
+) -> None:
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, np.ones((9, 7, 3), kind), photometric="rgb")
+    file = FileInMemory(path.read_bytes(), "x.tif") if in_memory else path
+    with pytest.raises(
+        UnreadableImageError,
+        match=r"\(a TIFF whose samples are not those of a picture, which --data.pixels stored",
+    ):
+        decode(file, "RGB", name="x.tif")
 
 
 def test_a_decompression_bomb_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

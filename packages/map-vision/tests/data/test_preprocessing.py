@@ -11,6 +11,7 @@ import torch
 from map_core.errors import UserError
 from map_vision.data import DataConfig, Preprocessing, load_image_data, load_images
 from map_vision.data.preprocessing import resolve_preprocessing
+from map_vision.domain import data_defaults
 
 RGB = Preprocessing(3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.7, 0.9)
 
@@ -55,6 +56,19 @@ def test_what_the_user_names_goes_before_the_runs_settings() -> None:
     expected = replace(RGB, mean=(0.5, 0.5, 0.5), crop_pct=1.0, crop_pct_small=1.0)
     assert resolve_preprocessing(config, in_chans=3, trained=RGB) == expected
     assert resolve_preprocessing(DataConfig(), in_chans=3, trained=RGB) == RGB
+
+
+def test_a_run_says_nothing_of_values_in_another_unit() -> None:
+    """What is left of a run's settings where --data.pixels differs from the run's."""
+    settings = data_defaults({"mean": [0.1]}, RGB.to_dict(), {"data.pixels": "stored"})
+    with pytest.raises(
+        UserError, match=r"no mean and deviation .* --data.pixels stored --channels 3 and pass"
+    ):
+        resolve_preprocessing(DataConfig(**settings, pixels="stored"), in_chans=3, trained=RGB)
+    stored = Preprocessing(3, (5000.0,) * 3, (2000.0,) * 3, pixels="stored")
+    settings = data_defaults({}, stored.to_dict(), {"data.pixels": "scaled"})
+    scaled = resolve_preprocessing(DataConfig(**settings, pixels="scaled"), in_chans=3, trained=stored)
+    assert scaled == resolve_preprocessing(DataConfig(), in_chans=3)
 
 
 def test_the_default_crop_depends_on_the_images_size_only() -> None:

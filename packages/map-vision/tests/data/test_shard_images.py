@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import map_core.commands.program
 import map_vision.cli
 from map_core import UserError
 from map_core.shards import fetching, read_index, write_shards
-from map_vision.data import DataConfig, ImageData, load_image_data
+from map_vision.data import DataConfig, ImageData, load_image_data, load_images
 from map_vision.data.config import Purpose
 from map_vision.data.sharding import files_by_split
 from map_vision.data.statistics import measure
@@ -83,6 +84,51 @@ def test_a_folder_of_one_split_and_one_without_classes(make_folder: object, tmp_
         load(flat, "finetune", holdout=0.3)
     with pytest.raises(UserError, match=r"no evaluation split in the shards of .*, found no splits; name it"):
         load(flat, "evaluate")
+
+
+def test_an_image_beside_class_folders_is_said_when_shards_are_written(
+    make_folder: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder("set", {"cat": 5, "dog": 3, "": 1}) / "set"  # type: ignore[operator]
+    shards = shard(root, tmp_path / "out")
+    assert f"1 of 9 images in {root} lie beside its subfolders, which are no classes then" in (
+        capsys.readouterr().err
+    )
+    assert load(shards, "pretrain").train.names == ["000.png", *load(shards, "pretrain").train.names[1:]]
+    assert len(load(shards, "pretrain").train) == len(load(root, "pretrain").train) == 9
+    with pytest.raises(UserError, match=r"write them from a folder with .* and no image beside those"):
+        load(shards, "finetune", holdout=0.3)
+    (root / "000.png").unlink()
+    shards = shard(root, tmp_path / "again")
+    assert capsys.readouterr().err == ""
+    assert load(shards, holdout=0.3).train.labels.tolist() == load(root, holdout=0.3).train.labels.tolist()
+
+
+def test_a_test_split_without_classes_is_in_the_shards(
+    make_folder: object, labelled: Path, tmp_path: Path
+) -> None:
+    make_folder("test", {"": 4})  # type: ignore[operator]
+    shards = shard(labelled, tmp_path / "out")
+    assert load(shards).train.labels.tolist() == load(labelled).train.labels.tolist()
+    assert load(shards).evaluated_on == load(labelled).evaluated_on == "val"
+    assert len(load(shards, "pretrain", train_split="test").train) == 4
+    for root in (labelled, shards):
+        with pytest.raises(UserError, match=r"(no class subfolders|have no labels)"):
+            load(root, "evaluate", eval_split="test")
+
+
+def test_shards_are_no_images_by_name(in_shards: Path) -> None:
+    for folder in (in_shards, in_shards / "val"):
+        with pytest.raises(
+            UserError,
+            match=rf"{folder} is a folder of shards: features and evaluate read it with --data.root",
+        ):
+            load_images(folder, DataConfig(), img_size=(8, 8), in_chans=3)
+
+
+def test_an_address_has_no_csv_file_of_labels() -> None:
+    with pytest.raises(UserError, match=r"lists the files of a folder: .*shards have their labels in them"):
+        load("https://data.example.org/photos_shards", labels="labels.csv")
 
 
 def test_labels_of_a_csv_file_are_in_the_shards(tmp_path: Path, labelled: Path) -> None:
@@ -211,7 +257,8 @@ def test_splits_of_other_classes_are_refused(labelled: Path, in_shards: Path, tm
     shutil.rmtree(in_shards / "val")
     shutil.copytree(other / "val", in_shards / "val")
     with pytest.raises(
-        UserError, match=r"split 'val' in .* have other classes \(1\) than those of 'train' \(2\)"
+        UserError,
+        match=r"split 'val' in .* have other classes \(1\) than those of 'train' \(2\): .*classnames.txt, remove",
     ):
         load(in_shards)
 
@@ -244,6 +291,19 @@ def test_the_command_indexes_tar_files(
     pictures = sorted(np.asarray(data.train.image(number)).tobytes() for number in range(20))
     theirs = load(in_shards).train
     assert pictures == sorted(np.asarray(theirs.image(number)).tobytes() for number in range(20))
+
+
+def test_the_command_indexes_a_picture_and_not_the_array_before_it(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    np.save(tmp_path / "a.npy", np.zeros((3, 3)))
+    with tarfile.open(tmp_path / "tars/0.tar", "w") as archive:
+        for key in "ab":
+            archive.add(tmp_path / "a.npy", f"{key}.npy")
+            if key == "b":
+                archive.add(labelled / "train/cat/000.png", "b.png")
+    assert run("shard", "--index", str(tmp_path / "tars")) == 0
+    index = read_index(tmp_path / "tars")
+    assert [index.name(number) for number in range(2)] == ["0.tar/a.npy", "0.tar/b.png"]
 
 
 @pytest.mark.parametrize(

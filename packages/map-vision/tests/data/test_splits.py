@@ -83,6 +83,16 @@ def test_features_of_a_flat_folder_are_of_all_images(make_folder: MakeFolder) ->
     assert torch.equal(data.train[2][0], load(root, "pretrain").train_unaugmented()[2][0])
 
 
+def test_features_of_a_flat_folder_of_which_pretraining_held_a_part_out(make_folder: MakeFolder) -> None:
+    root = make_folder("", {"": 10})
+    data, pretrained = (load(root, purpose, holdout=0.2) for purpose in ("features", "pretrain"))
+    assert data.evaluation is not None
+    assert (len(data.train), len(data.evaluation), data.classes) == (8, 2, ())
+    assert data.train.names == pretrained.train.names
+    with pytest.raises(UserError, match=r"holds images but no class subfolders"):
+        load(root, "finetune", holdout=0.2)
+
+
 def test_features_of_class_folders_without_an_evaluation_split_have_labels(make_folder: MakeFolder) -> None:
     data = load(make_folder("", {"cat": 2, "dog": 3}), "features")
     assert (data.train.labels.tolist(), data.classes, data.evaluation) == (

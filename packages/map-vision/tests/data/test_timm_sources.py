@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,26 @@ def test_cifar_with_a_foreign_pickle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Dataset not found or corrupted"):
         load("torch/cifar10", tmp_path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"image": []}, "'label'"),
+        ({"label": ["cat", "dog"]}, "invalid literal"),
+        ({"label": [None]}, "NoneType"),
+    ],
+)
+def test_a_column_that_is_none_of_labels(
+    monkeypatch: pytest.MonkeyPatch, columns: dict[str, list], reason: str
+) -> None:
+    reader = SimpleNamespace(label_key="label", dataset=columns)
+    monkeypatch.setattr(timm_sources, "create_dataset", lambda *_, **__: SimpleNamespace(reader=reader))
+    with pytest.raises(
+        UserError,
+        match=rf"'hfds/x', split 'train' has no column 'label' of whole numbers \(.*{reason}.*ClassLabel",
+    ):
+        load("hfds/x")
 
 
 def test_labels_that_a_benchmark_keeps_to_itself_are_no_class(

@@ -5,8 +5,9 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -23,16 +24,16 @@ LABEL, CLASSES = "cls", "classnames.txt"
 LONGEST_LABEL = 50  # bytes, blanks included
 LONGEST_HEADER = 2**20  # bytes: headers of long names and the like
 MOST_CLASSES = 10**6  # that are numbers, and not named in classnames.txt
+Kinds = tuple[frozenset[str], ...]  # of endings, those of the first before those of the next
 
 
 @dataclass(slots=True)
 class _Sample:
-    """What was read of a sample so far."""
+    """What the index has of a sample."""
 
-    key: str
-    row: tuple[int, int, int, int] | None = None  # shard, offset, bytes, crc32
-    label: int | None = None
-    name: str = ""
+    name: str
+    row: tuple[int, int, int, int]  # shard, offset, bytes, crc32
+    label: int | None
 
 
 @dataclass
@@ -43,23 +44,31 @@ class _Set:
     samples: list[_Sample] = field(default_factory=list)
 
 
-def index_shards(folder: Path, endings: frozenset[str], *, progress: bool = False) -> dict[str, int]:
+def index_shards(
+    folder: Path,
+    endings: frozenset[str],
+    *,
+    fallback: frozenset[str] = frozenset(),
+    progress: bool = False,
+) -> dict[str, int]:
     """Write the index of the tar files in a folder, or of those in each of its subfolders, as splits.
 
-    Of a sample, the first file with one of ``endings`` counts, and ``.cls`` as its label, a whole number. Classes are
-    the numbers up to the largest, or the lines of ``classnames.txt``, where the folder has one. What else a sample has
-    (texts, JSON) is left where it is.
+    Of a sample, the file with one of ``endings`` counts (``x.jpg`` before ``x.depth.png``), and ``.cls`` as its label,
+    a whole number. Classes are the lines of ``classnames.txt`` in the folder of the tar files or in ``folder``, or the
+    numbers up to the largest of all splits. What else a sample has (texts, JSON) is left where it is.
 
     Args:
         folder: Of the tar files, or of their folders.
         endings: Such as ``.jpg``.
+        fallback: Endings that count in samples without any of ``endings``.
         progress: Show a progress bar.
 
     Returns:
         The number of samples, by subfolder; "" is the folder itself.
 
     Raises:
-        UserError: there are none, or one is cut off, holds links or paths out of its folder, or a label that is none.
+        UserError: there are none, or one is cut off, holds links or paths out of its folder, a label that is none, or
+            a sample with several files that might count.
     """
     if not folder.is_dir():
         raise UserError(f"--index {folder} is no folder: name the one that holds the tar files")
@@ -75,10 +84,15 @@ def index_shards(folder: Path, endings: frozenset[str], *, progress: bool = Fals
         splits = {"": tars}
     if not splits:
         raise UserError(f"no {TAR} files in {folder} or its subfolders: correct --index")
-    counts: dict[str, int] = {}
     try:
-        for name, tars in splits.items():
-            counts[name] = _index_split(folder / name, tars, endings, progress=progress)
+        sets = {
+            name: _read_split(folder / name, tars, (endings, fallback), progress=progress)
+            for name, tars in splits.items()
+        }
+        most = max((sample.label or 0 for whole in sets.values() for sample in whole.samples), default=0)
+        classes = {name: _classes(folder / name, folder, whole, most) for name, whole in sets.items()}
+        for name, whole in sets.items():
+            _save_split(folder / name, whole, classes[name])
         if "" not in splits:
             save_splits(folder, list(splits))
     except OSError as error:
@@ -88,37 +102,35 @@ def index_shards(folder: Path, endings: frozenset[str], *, progress: bool = Fals
             else "make the folder and all shards in it readable and writable"
         )
         raise UserError(f"cannot index the shards in {folder} ({error.strerror or error}): {cure}") from error
-    return counts
+    return {name: len(whole.samples) for name, whole in sets.items()}
 
 
 def _tars(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix == TAR and path.is_file())
 
 
-def _index_split(folder: Path, tars: list[Path], endings: frozenset[str], *, progress: bool) -> int:
+def _read_split(folder: Path, tars: list[Path], kinds: Kinds, *, progress: bool) -> _Set:
     whole = _Set()
     for path in tqdm(tars, desc=folder.name, disable=not progress, leave=False):
-        _read_shard(path, whole, endings)
+        _read_shard(path, whole, kinds)
     if not whole.samples:
-        raise UserError(
-            f"the {len(tars)} shards in {folder} hold no {' '.join(sorted(endings))}: correct --index"
-        )
-    labels = [sample.label for sample in whole.samples]
-    classes = _classes(folder, whole)
-    samples = np.zeros(len(labels), dtype=SAMPLE)
+        endings = " ".join(sorted(frozenset[str]().union(*kinds)))
+        raise UserError(f"the {len(tars)} shards in {folder} hold no {endings}: correct --index")
+    return whole
+
+
+def _save_split(folder: Path, whole: _Set, classes: tuple[str, ...]) -> None:
+    samples = np.zeros(len(whole.samples), dtype=SAMPLE)
     for column, values in zip(
-        ("shard", "offset", "bytes", "crc32"),
-        zip(*(s.row or () for s in whole.samples), strict=True),
-        strict=True,
+        ("shard", "offset", "bytes", "crc32"), zip(*(s.row for s in whole.samples), strict=True), strict=True
     ):
         samples[column] = values
-    samples["label"] = [label or 0 for label in labels]
+    samples["label"] = [sample.label or 0 for sample in whole.samples]
     save_index(folder, whole.shards, classes, samples, [sample.name for sample in whole.samples])
-    return len(samples)
 
 
-def _classes(folder: Path, whole: _Set) -> tuple[str, ...]:
-    """Names of the classes, () where no sample has a label."""
+def _classes(folder: Path, root: Path, whole: _Set, most: int) -> tuple[str, ...]:
+    """Names of the classes of a split, () where no sample has a label; ``most`` is the largest of all splits."""
     without = next((sample for sample in whole.samples if sample.label is None), None)
     if without is not None:
         if any(sample.label is not None for sample in whole.samples):
@@ -127,44 +139,56 @@ def _classes(folder: Path, whole: _Set) -> tuple[str, ...]:
                 "label, or none"
             )
         return ()
-    most = max(sample.label or 0 for sample in whole.samples)
-    if not (folder / CLASSES).exists():
+    file = next((place / CLASSES for place in (folder, root) if (place / CLASSES).exists()), None)
+    if file is None:
         if most >= MOST_CLASSES:
             raise UserError(
-                f"labels in {folder} go up to {most}, of more than {MOST_CLASSES:,} classes: correct them, or name the "
+                f"labels in {root} go up to {most}, of more than {MOST_CLASSES:,} classes: correct them, or name the "
                 f"classes in {CLASSES}"
             )
         return tuple(map(str, range(most + 1)))
-    names = tuple(read_small(folder / CLASSES).decode("utf-8-sig", errors="surrogateescape").splitlines())
-    if len(names) <= most or len(set(names)) < len(names):
+    needed = 1 + max(sample.label or 0 for sample in whole.samples)
+    names = tuple(read_small(file).decode("utf-8-sig", errors="surrogateescape").splitlines())
+    if len(names) < needed or len(set(names)) < len(names):
         raise UserError(
-            f"{folder / CLASSES} must name {most + 1} classes, each once; it has {len(set(names))} names: complete it"
+            f"{file} must name {needed} classes, each once; it has {len(set(names))} names: complete it"
         )
     return names
 
 
-def _read_shard(path: Path, whole: _Set, endings: frozenset[str]) -> None:
+def _read_shard(path: Path, whole: _Set, kinds: Kinds) -> None:
     if not is_plain_name(path.name):
         raise UserError(f"shard {visible(str(path))} has a name that no index takes: rename it")
     number, before = len(whole.shards), len(whole.samples)
     digest = hashlib.sha256()
-    sample: _Sample | None = None
     with open_file(path) as file:
-        for member in _members(path, file):
-            key, ending = _key_and_ending(member.name)
-            if sample is None or sample.key != key:
-                sample = _Sample(key)
-            if sample.row is None and f".{ending.rpartition('.')[2]}" in endings:
-                sample.row = (number, member.offset_data, member.size, _crc32(file, member))
-                sample.name = f"{path.name}/{member.name}"
-                whole.samples.append(sample)
-            elif ending.rpartition(".")[2] == LABEL and sample.label is None:
-                sample.label = _label(_beginning(file, member), path, member.name)
+        for _, group in groupby(_members(path, file), lambda member: _key_and_ending(member.name)[0]):
+            members = list(group)
+            labels = (member for member in members if _endings(member)[-1] == f".{LABEL}")
+            label = next((_label(_beginning(file, member), path, member.name) for member in labels), None)
+            if (chosen := _chosen(members, kinds, path)) is not None:
+                row = (number, chosen.offset_data, chosen.size, _crc32(file, chosen))
+                whole.samples.append(_Sample(f"{path.name}/{chosen.name}", row, label))
         file.seek(0)
         while block := file.read(BLOCK):
             digest.update(block)
     shard = Shard(path.name, path.stat().st_size, len(whole.samples) - before, digest.hexdigest())
     whole.shards.append(shard)
+
+
+def _chosen(members: Sequence[tarfile.TarInfo], kinds: Kinds, path: Path) -> tarfile.TarInfo | None:
+    """The file of a sample that counts: one whose ending is a kind's as a whole (.jpg, not .depth.png), if any is."""
+    for part in (0, -1):
+        for endings in kinds:
+            fitting = [member for member in members if _endings(member)[part] in endings]
+            if len(fitting) > 1:
+                names = " and ".join(visible(member.name) for member in fitting[:2])
+                raise UserError(
+                    f"shard {path} holds {names} of one sample, and nothing says which of them counts: write one"
+                )
+            if fitting:
+                return fitting[0]
+    return None
 
 
 class _Headers:
@@ -238,6 +262,12 @@ def _key_and_ending(name: str) -> tuple[str, str]:
     folder, _, base = name.rpartition("/")
     key, _, ending = base.partition(".")
     return f"{folder}/{key}" if folder else key, ending.lower()
+
+
+def _endings(member: tarfile.TarInfo) -> tuple[str, str]:
+    """A member's ending with its dot, in WebDataset's sense and as of any file: .depth.png and .png."""
+    _, ending = _key_and_ending(member.name)
+    return f".{ending}", f".{ending.rpartition('.')[2]}"
 
 
 def _label(content: bytes, path: Path, name: str) -> int:

@@ -17,10 +17,12 @@ from .formats import ARRAYS
 
 TIFF = (".tif", ".tiff")
 BANDS = "bands:"  # begins the mode of images of so many channels at stored values
+SHALLOW = ("L", "LA", "RGB", "RGBA")  # Pillow's modes of 8 bits a channel
 LARGEST = 2**30  # values of one image
 MOST_PAGES = 4096  # of a TIFF file whose pages may be channels
 EXPANSION = 10_000  # values that a byte of a compressed file may stand for
 SAMPLES, ROWS, COLUMNS = "S", "Y", "X"  # as tifffile names the axes
+PALETTE = 3  # of TIFF's photometric interpretations
 
 
 class FileInMemory(io.BytesIO):
@@ -101,20 +103,27 @@ def check_shape(shape: tuple[int, ...], channels: int | None) -> None:
         raise RefusedImageError(f"its shape is {shape}, channels first: save it as (height, width, channels)")
     raise RefusedImageError(
         f"it has {shape[2]} channel{'s' if shape[2] > 1 else ''}, the model takes {channels}: give --model.in_chans "
-        f"{shape[2]}, or convert it"
+        f"{shape[2]} (to statistics, --channels {shape[2]}), or convert it"
     )
 
 
 def open_array(file: File) -> np.ndarray:
-    """An array of plain numbers, mapped, not read: a header that claims more than the file holds is refused."""
-    return np.load(file, mmap_mode=None if isinstance(file, FileInMemory) else "r", allow_pickle=False)
+    """An array of plain numbers, mapped, not read.
+
+    Raises:
+        RefusedImageError: it is none, or its header claims more than the file holds.
+    """
+    try:
+        return np.load(file, mmap_mode=None if isinstance(file, FileInMemory) else "r", allow_pickle=False)
+    except ValueError as error:  # numpy's advice is to its callers
+        raise RefusedImageError("it is no whole .npy file of plain numbers") from error
 
 
 def read_tiff(file: File, channels: int | None) -> np.ndarray:
     """The first picture of a TIFF file as [h, w, c]; pages of one channel are the channels, where they are as many.
 
     Raises:
-        RefusedImageError: tifffile is not installed, or the picture is too large.
+        RefusedImageError: tifffile is not installed, the picture is too large, or its samples are places in a palette.
     """
     try:
         tifffile = importlib.import_module("tifffile")
@@ -123,6 +132,8 @@ def read_tiff(file: File, channels: int | None) -> np.ndarray:
     with tifffile.TiffFile(file) as tiff:
         _check_pages(tiff)
         page = tiff.pages[0]
+        if page.photometric == PALETTE:
+            raise RefusedImageError("its samples are places in a palette: save it with a value a channel")
         pages = len(tiff.pages)
         held = file.getbuffer().nbytes if isinstance(file, FileInMemory) else os.path.getsize(file)
         _check_size(math.prod(page.shape) * pages, held)
@@ -136,6 +147,24 @@ def read_tiff(file: File, channels: int | None) -> np.ndarray:
     if page.axes not in (ROWS + COLUMNS, ROWS + COLUMNS + SAMPLES):
         raise RefusedImageError(f"its axes are {page.axes}: save one picture of rows, columns and samples")
     return values
+
+
+def check_depth(image: Image.Image) -> None:
+    """Check that Pillow will give the samples of a picture that it opened as they are, not scaled to 8 or 16 bits.
+
+    Raises:
+        RefusedImageError: it will not.
+    """
+    for codec, _, _, arguments in getattr(image, "tile", ()):
+        raw, *more = arguments if isinstance(arguments, tuple) else (arguments,)
+        white = more[0] if more and codec in ("ppm", "ppm_plain") else None
+        packed = image.format in ("BMP", "PNG", "TIFF") and ";" in str(raw)
+        if (image.mode in SHALLOW and (packed or white not in (None, 255))) or (
+            image.mode == "I" and white not in (None, 65535)
+        ):
+            raise RefusedImageError(
+                "its samples would be scaled, as they have neither 8 bits nor, in gray, 16: save it as TIFF or .npy"
+            )
 
 
 def picture_values(image: Image.Image) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from map_core.errors import UserError, near_matches
 from map_core.shards.sizes import parse_size
+from map_core.shards.stores import is_address
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Augmentation = Literal["none", "crop_flip", "pad_crop", "shift", "timm", "three_augment"]
@@ -78,7 +79,7 @@ class DataConfig:
         pixels: "scaled" for pictures, brought to 8 bits and 0..1; "stored" for values as files hold them, of any number
             of channels and 8 to 32 bits. Default: what the model was trained with, or statistics are of; else "scaled"
             for 1 or 3 channels.
-        statistics: File of ``map-vision statistics``, whose mean, std and pixels go before those here.
+        statistics: File of ``map-vision statistics``, whose mean, std and pixels override those here.
         mean: Mean of every channel of pixels in 0..1 or of stored values; default ImageNet's, or the digits' own.
         std: Standard deviation of every channel; default as for mean.
     """
@@ -121,10 +122,12 @@ class DataConfig:
                 lambda value: bool(os.fspath(value).strip()),
                 "must not be empty (left out: the default)",
             )
-        if self.labels is not None and (self.root is None or self.source not in ("auto", "folder")):
+        if self.labels is not None and (
+            self.root is None or self.source not in ("auto", "folder") or is_address(os.fspath(self.root))
+        ):
             raise UserError(
                 f"data.labels {self.labels} lists the files of a folder: name that folder with --data.root, of source "
-                "'folder'"
+                "'folder'; shards have their labels in them"
             )
         _require(self, "holdout", lambda value: 0 <= value < 1, "must lie in [0, 1): it is a fraction")
         for name in ("holdout_seed", "subset_seed"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from map_core.errors import UserError
@@ -17,6 +17,7 @@ from .bands import (
     FileInMemory,
     RefusedImageError,
     as_bands,
+    check_depth,
     is_array,
     is_tiff,
     open_array,
@@ -26,10 +27,13 @@ from .bands import (
 from .formats import readable_formats
 
 CURE = ": replace or remove it, or pass --data.on_error skip"
+UNREAD_TIFF = (
+    "a TIFF whose samples are not those of a picture, which --data.pixels stored may read, or that is damaged"
+)
 Pixels = Image.Image | Tensor  # a picture of 8 bits, or [c h w] at stored values
 # Tags of TIFF and EXIF, and the turns that bring the stored pixels upright.
-BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339
-WHITE_IS_ZERO, SIGNED = 0, 2
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, PLANAR, SAMPLE_FORMAT = 258, 262, 274, 284, 339
+WHITE_IS_ZERO, SEPARATE, SIGNED = 0, 2, 2
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,12 +77,15 @@ def decode(file: Any, mode: str, *, name: str) -> Image.Image:
             return _array_picture(file).convert(mode)
         with Image.open(file, formats=readable_formats()) as image:
             _check_strips(image)
+            _check_planes(image)
             image.load()
             _check_samples(image)
             pixels = _eight_bits(image) if _is_deep(image) else image
             turn = UPRIGHT.get(_orientation(image))
             pixels = pixels.convert(mode)
             return pixels if turn is None else pixels.transpose(turn)
+    except UnidentifiedImageError as error:
+        raise unreadable(name, UNREAD_TIFF if _begins_as_tiff(file) else error) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
         raise unreadable(name, error) from error
 
@@ -102,6 +109,7 @@ def _stored(file: File, channels: int | None) -> Float[Tensor, "c h w"]:
     if is_tiff(file):
         return as_bands(read_tiff(file, channels), channels)
     with Image.open(file, formats=readable_formats()) as image:
+        check_depth(image)
         image.load()
         turn = UPRIGHT.get(_orientation(image))
         return as_bands(picture_values(image if turn is None else image.transpose(turn)), channels)
@@ -164,6 +172,25 @@ def _check_strips(image: Image.Image) -> None:
     covered = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
     if image.format == "TIFF" and boxes and covered < image.width * image.height:
         raise RefusedImageError(f"it holds {covered} of its {image.width} x {image.height} pixels")
+
+
+def _check_planes(image: Image.Image) -> None:
+    """Refuse a TIFF of which Pillow would take the halves of deep samples for samples."""
+    bits = max(_tag(image, BITS_PER_SAMPLE), default=8)
+    in_planes = SEPARATE in _tag(image, PLANAR) and len(image.getbands()) > 1
+    if in_planes and bits > 8 and any(tile[0] == "raw" for tile in getattr(image, "tile", ())):
+        raise RefusedImageError(
+            f"its channels of {bits} bits lie in planes: save it interleaved, or read it with --data.pixels stored"
+        )
+
+
+def _begins_as_tiff(file: Any) -> bool:
+    """Whether a path or open file begins as TIFF files do."""
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as opened:
+            return opened.read(4) in TiffImagePlugin.PREFIXES
+    file.seek(0)
+    return file.read(4) in TiffImagePlugin.PREFIXES
 
 
 def _check_samples(image: Image.Image) -> None:

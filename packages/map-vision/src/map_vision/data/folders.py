@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, near_matches, some_of
 from map_core.paths import expanded
 
 from .formats import ARRAYS, readable_extensions
@@ -133,16 +133,14 @@ def _refuse_empty(empty: Sequence[str], folder: Path, listing: Listing) -> None:
     if not empty:
         return
     links = [name for name in empty if name in listing.repeated]
-    why = f" ({_some(links)}: linked to a folder that is listed already)" if links else ""
-    raise UserError(f"class folders without images in {folder}: {_some(empty)}{why}; fill or remove them")
+    why = f" ({some_of(links, 5)}: linked to a folder that is listed already)" if links else ""
+    raise UserError(
+        f"class folders without images in {folder}: {some_of(empty, 5)}{why}; fill or remove them"
+    )
 
 
 def _difference(folder: Path, names: Sequence[str], expected: Sequence[str]) -> str:
     unknown, missing = sorted(set(names) - set(expected)), sorted(set(expected) - set(names))
-    parts = [f"not among the {len(expected)} training classes: {_some(unknown)}"] if unknown else []
-    parts += [f"without a folder here: {_some(missing)}"] if missing else []
+    parts = [f"not among the {len(expected)} training classes: {some_of(unknown, 5)}"] if unknown else []
+    parts += [f"without a folder here: {some_of(missing, 5)}"] if missing else []
     return f"the classes in {folder} differ from the training split's; {'; '.join(parts)}"
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

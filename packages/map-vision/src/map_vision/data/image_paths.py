@@ -10,6 +10,7 @@ import numpy as np
 
 from map_core.errors import UserError
 from map_core.paths import expanded
+from map_core.shards import has_index
 
 from .folders import read_unlabelled_folder
 from .sources import FileImages
@@ -44,6 +45,11 @@ def _read_one(name: str | Path) -> tuple[list[str], Counter[str]]:
         raise UserError("images has an empty path: name image files, folders or patterns")
     path = expanded(name)
     if path.is_dir():
+        if has_index(str(path)):
+            raise UserError(
+                f"{name} is a folder of shards: features and evaluate read it with --data.root {name}; to name its "
+                "images one by one, unpack the tar files"
+            )
         source = read_unlabelled_folder(path)
         return [*map(str, source.paths)], Counter(dict(source.ignored))
     if os.path.lexists(path):  # brackets in the name of an existing file are no pattern

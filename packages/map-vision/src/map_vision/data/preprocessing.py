@@ -129,7 +129,7 @@ def resolve_preprocessing(
     if measured is not None and len(measured.mean) != in_chans:
         raise UserError(
             f"{config.statistics} is of {count_channels(len(measured.mean))}, the model takes {in_chans}: measure "
-            "these images with map-vision statistics, or change --model.in_chans"
+            f"these images with map-vision statistics --channels {in_chans}, or change --model.in_chans"
         )
     pixels = _pixels(config, in_chans, measured, trained)
     fixed = trained if trained is not None and trained.pixels == pixels else None
@@ -196,7 +196,8 @@ def _unknown(config: DataConfig, measured: Statistics | None, in_chans: int) -> 
     if measured is None and (config.mean is None or config.std is None):
         raise UserError(
             f"stored values of {count_channels(in_chans)} have no mean and deviation that are known: measure them with "
-            "map-vision statistics and pass its file, --data.statistics FILE"
+            f"map-vision statistics --data.pixels stored --channels {in_chans} and pass its file, --data.statistics "
+            "FILE"
         )
     return Preprocessing(in_chans, (0.0,) * in_chans, (1.0,) * in_chans, pixels="stored")
 

@@ -105,7 +105,8 @@ def read_shards(config: DataConfig, purpose: Purpose) -> tuple[ShardImages | Non
     if to_train is not None and to_evaluate is not None and to_train.classes != to_evaluate.classes:
         raise UserError(
             f"the shards of split '{evaluation}' in {root.root} have other classes ({len(to_evaluate.classes)}) than "
-            f"those of '{train}' ({len(to_train.classes)}): write them together, from one folder"
+            f"those of '{train}' ({len(to_train.classes)}): write them together, from one folder; for other "
+            f"tar files, name the classes in {root.root}/classnames.txt, remove index.json there and index them anew"
         )
     return to_train, to_evaluate
 
@@ -147,7 +148,7 @@ def _open(
     if labelled and not index.classes:
         raise UserError(
             f"the shards of {'/'.join(filter(None, (root.root, split)))} have no labels, which this needs: write them "
-            "from a folder with a subfolder a class, or with --data.labels"
+            "from a folder with a subfolder a class and no image beside those, or with --data.labels"
         )
     return ShardImages(
         index.labels, index.classes, reader, window, split or root.root.rstrip("/").split("/")[-1]

@@ -8,6 +8,7 @@ import numpy as np
 
 from map_core.data.labels import read_labels
 from map_core.errors import UserError
+from map_core.runs.notes import note
 from map_core.shards import Files
 
 from .bands import RefusedImageError
@@ -23,7 +24,7 @@ from .folders import (
 )
 from .formats import ARRAYS, readable_extensions
 from .sources import FileImages
-from .walking import subfolders
+from .walking import images_directly_in, subfolders
 
 
 def files_by_split(config: DataConfig) -> dict[str, Files]:
@@ -51,21 +52,33 @@ def _folders(config: DataConfig, root: Path) -> dict[str, Files]:
     named = eval_folder(root, config.eval_split) if config.eval_split is not None else None
     held_out = [root / name for name in EVAL_SPLITS if (root / name).is_dir()] if named is None else [named]
     if folder == root and not held_out:
-        return {"": _files(read_unlabelled_folder(root), root)}
+        return {"": _files(_read_whole(root), root)}
     splits: dict[str, Files] = {}
     classes: tuple[str, ...] | None = None
     if folder != root or config.train_split is not None:
-        images = read_unlabelled_folder(folder)
+        images = _read_whole(folder)
         classes = images.classes
         splits["train" if folder == root else folder.name] = _files(images, folder)
     for place in held_out:
         if place.name in splits:
             raise UserError(f"two splits are called '{place.name}': rename the folder of one of them")
-        labelled = bool(classes) or (classes is None and bool(subfolders(place)))
-        images = read_folder(place, classes=classes or None) if labelled else read_unlabelled_folder(place)
+        labelled = classes != () and bool(subfolders(place))
+        images = read_folder(place, classes=classes) if labelled else read_unlabelled_folder(place)
         classes = classes or images.classes
         splits[place.name] = _files(images, place)
     return splits
+
+
+def _read_whole(folder: Path) -> FileImages:
+    """All images of a training folder, as pretraining reads them; of some without a class, none has one."""
+    images = read_unlabelled_folder(folder)
+    loose = images_directly_in(folder)
+    if loose and not images.classes and subfolders(folder):
+        note(
+            f"{loose} of {len(images)} images in {folder} lie beside its subfolders, which are no classes then: for "
+            "labels, move or remove them"
+        )
+    return images
 
 
 def _rows(labels: str, root: Path) -> dict[str, Files]:

@@ -132,7 +132,7 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
         train = read_unlabelled_folder(folder)
     elif in_train:
         _check_not_evaluation(root, folder, config)
-        train = read_folder(folder)
+        train = _read_labelled(folder, purpose)
     elif held_out is None:
         raise UserError(
             f"no evaluation split in {root}: looked for {', '.join(EVAL_SPLITS)}, found {_listing(root)}; "

@@ -64,7 +64,7 @@ def measure(
     train = choose_splits(config, "RGB", "pretrain").train
     assert train is not None
     if channels is None:
-        channels = first_channels(train.source)
+        channels = first_channels(train.source, config.pixels)
     pixels: PixelKind = config.pixels or ("scaled" if channels in (1, 3) else "stored")
     if pixels == "scaled" and channels not in (1, 3):
         raise UserError(f"data.pixels 'scaled' is for 1 or 3 channels, not {channels}: leave it out")
@@ -85,10 +85,10 @@ def measure(
     return Statistics(pixels, tuple(total.mean.tolist()), deviations(total, note), len(samples))
 
 
-def first_channels(source: object) -> int:
-    """Channels of the first file where it is an array or TIFF; 3 of any other picture."""
+def first_channels(source: object, pixels: PixelKind | None) -> int:
+    """Channels of the first file where stored values are asked for, or it is an array or TIFF; 3 of other pictures."""
     if isinstance(source, FileImages | ShardImages):
         first = source.paths[0] if isinstance(source, FileImages) else source.file(0)
-        if is_array(first) or is_tiff(first):
+        if pixels == "stored" or is_array(first) or is_tiff(first):
             return len(stored_values(first, None, name=source.name(0)))
     return 3

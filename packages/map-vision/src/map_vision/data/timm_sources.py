@@ -98,7 +98,17 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
     if not isinstance(dataset, IterableDataset):
         if hasattr(dataset, "loader"):  # torchvision's folders: its loader opens whatever Pillow does
             dataset.loader = partial(_load, mode=mode)
-        labels = _labels(dataset)
+        try:
+            labels = _labels(dataset)
+        except UserError:  # of an image that is read for its label
+            raise
+        except (KeyError, ValueError, TypeError) as error:
+            column = getattr(getattr(dataset, "reader", None), "label_key", "label")
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"source '{name}', split '{split}' has no column '{column}' of whole numbers ({reason}): give its "
+                "labels that name and the type ClassLabel, or write the images as a folder with a subfolder a class"
+            ) from error
         return TimmImages(np.maximum(labels, 0), _classes(dataset) if _told(labels) else (), dataset, title)
     if not in_memory:
         raise UserError(
