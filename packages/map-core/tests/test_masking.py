@@ -64,6 +64,18 @@ def test_a_share_that_rounds_to_nothing_or_everything_is_refused(length, ratio):
         sample_mask(toy_tokens(length, batch=3), ratio)
 
 
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [
+        (4, r"0.6 of 1 squares of 4x4 tokens hides 1: .* or use a smaller mask unit, more tokens"),
+        (8, r"mask unit 8 does not tile a grid of 4x4"),
+    ],
+)
+def test_squares_as_large_as_the_grid_are_told_from_too_few_tokens(unit, message):
+    with pytest.raises(UserError, match=message):
+        sample_mask(toy_tokens(grid=(4, 4)), 0.6, unit=unit)
+
+
 @pytest.mark.parametrize("ratio", [1.0, -0.5, 1.5, 50.0, math.nan])
 def test_a_ratio_outside_0_and_1_is_refused(ratio):
     with pytest.raises(UserError, match=rf"mask ratio must lie in \[0, 1\); got {ratio}"):
@@ -325,6 +337,15 @@ def test_a_drawn_ratio_depends_on_seed_and_step_only():
 
 def test_a_fixed_ratio_is_that_of_every_step():
     assert {Masking(0.4).step_ratio(Draw.of_batch(2, step=step)) for step in range(5)} == {0.4}
+
+
+def test_the_extremes_are_the_bounds_of_what_is_drawn():
+    fixed, drawn = Masking(0.4, unit=2), Masking(0.4, 0.1, (0.2, 0.6), scope="region")
+    assert fixed.extremes == (fixed,)
+    assert drawn.extremes == (
+        Masking(0.2, None, (0.2, 0.6), scope="region"),
+        Masking(0.6, None, (0.2, 0.6), scope="region"),
+    )
 
 
 @pytest.mark.parametrize(("masking", "highest"), [(Masking(0.4), 0.4), (Masking(0.4, 0.1, (0.2, 0.6)), 0.6)])

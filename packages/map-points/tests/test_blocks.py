@@ -5,7 +5,7 @@ import torch
 
 from map_core.errors import UserError
 from map_core.ops import selective_scan
-from map_points.blocks import ChannelFlipMixer, LocalNormPool, Mamba3DBlock
+from map_points.blocks import ChannelFlipMixer, LocalNormPool, Mamba3DBlock, variance_of_readable
 from map_points.patches.neighbors import nearest_neighbors
 
 
@@ -84,6 +84,15 @@ def test_the_deviation_of_nothing_gives_no_broken_gradient():
     x = torch.randn(1, 5, 6, requires_grad=True)
     pool(x, torch.randn(1, 5, 3)).sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+def test_the_variance_of_what_may_be_read_is_that_of_all_under_autocast_as_well():
+    """Where it is the small difference of a large mean square and a large mean, squared."""
+    relative = torch.randn(2, 9, 3, 6) + 10
+    with torch.autocast("cpu", torch.bfloat16):
+        variance = variance_of_readable(relative, torch.ones(1, 9, 9, dtype=torch.bool))
+    expected = relative.var(dim=(1, 2, 3), correction=0, keepdim=True).expand(-1, 9, -1, -1)
+    torch.testing.assert_close(variance, expected, rtol=1e-3, atol=0)
 
 
 def test_more_neighbours_than_visible_patches_are_refused():

@@ -98,18 +98,18 @@ def test_a_patch_is_described_by_neighbours_that_it_may_read():
     with torch.no_grad():
         for parameter in local.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    may_read = region_attention_mask(torch.tensor([[0, 0, 1, 1, 1, 2]]), "map")
-    found = local(x, position, may_read)
+    attention_mask = region_attention_mask(torch.tensor([[0, 0, 1, 1, 1, 2]]), "map")
+    found = local(x, position, attention_mask)
     for sample in range(2):
         relative = []
         for i in range(6):
-            readable = may_read[0, i].nonzero().flatten().tolist()
+            readable = attention_mask[0, i].nonzero().flatten().tolist()
             distance = [(position[sample, i] - position[sample, j]).square().sum().item() for j in readable]
             near = [j for _, j in sorted(zip(distance, readable, strict=True))][:3]
             near += [i] * (3 - len(near))
             relative.append(torch.stack([x[sample, j] - x[sample, i] for j in near]))
         for i in range(6):
-            readable = may_read[0, i].nonzero().flatten().tolist()
+            readable = attention_mask[0, i].nonzero().flatten().tolist()
             variance = torch.stack([relative[j] for j in readable]).var(correction=0)
             scaled = relative[i] * local.scale[:4] / (variance + local.eps).sqrt() + local.shift[:4]
             pooled = (scaled * scaled.softmax(0)).sum(0)

@@ -17,7 +17,7 @@ from map_core.training import train
 from map_points.domain import DOMAIN
 from map_points.factory import create_backbone, create_classifier
 from map_points.losses import masked_distance
-from map_points.pretraining import build_objective
+from map_points.pretraining import PointSimMIMConfig, build_objective
 
 
 @pytest.fixture
@@ -109,6 +109,23 @@ def test_after_mask_puts_all_that_is_visible_before_all_that_is_hidden(make):
             {"mask_ratio_std": 0.25, "mask_ratio_bounds": (0.3, 0.9)},
             r"model.neighbors \(3\) exceeds the 2 visible of 16 patches at ratio 0.9",
         ),
+        (
+            {"mask_scope": "region", "num_regions": 9, "mask_ratio": 0.7},
+            r"mask scope 'region' must hide up to 2 tokens of every region, but the smallest has 1",
+        ),
+        (
+            {"mask_scope": "region", "regions": "after_mask"},
+            r"regions 'after_mask' exist only once tokens are hidden: use mask scope 'all'",
+        ),
+        ({"mask_strategy": "diagonal"}, r"'diagonal' needs tokens on a grid; these have none"),
+        (
+            {"mask_ratio_std": 0.25, "mask_ratio_bounds": (0.01, 0.5)},
+            r"mask ratio 0.01 of 16 tokens hides 0: .*objective.mask_ratio_bounds",
+        ),
+        (
+            {"decoder": "mamba", "num_regions": 5},
+            r"needs regions of one size, but 5 regions of 16 tokens have",
+        ),
         ({"mask_ratio": -0.5}, r"objective.mask_ratio must lie in \[0, 1\); got -0.5"),
         ({"decoder_depth": 0}, "objective.decoder_depth must be at least 1; got 0"),
         ({"decoder_heads": 3}, r"objective.decoder_dim \(16\) must be a multiple of objective.decoder_heads"),
@@ -122,6 +139,11 @@ def test_after_mask_puts_all_that_is_visible_before_all_that_is_hidden(make):
 def test_settings_that_do_not_fit_are_refused(make, changes, message):
     with pytest.raises(UserError, match=message):
         make(**changes)
+
+
+def test_diagonals_of_clouds_are_refused_for_simmim_too(tiny_model):
+    with pytest.raises(UserError, match="'diagonal' needs tokens on a grid"):
+        build_objective(create_backbone(tiny_model), PointSimMIMConfig(mask_strategy="diagonal"))
 
 
 def test_a_class_token_is_refused(tiny_model, tiny_objective):

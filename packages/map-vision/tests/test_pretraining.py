@@ -15,8 +15,13 @@ from map_core.tasks.pretraining import PretrainTask, load_objective
 from map_core.testing import decoder_dependencies
 from map_core.training import train
 from map_vision.domain import DOMAIN
-from map_vision.factory import create_backbone
-from map_vision.pretraining import ImageObjectiveConfig, build_objective
+from map_vision.factory import ModelConfig, create_backbone
+from map_vision.pretraining import (
+    ImageAutoregressionConfig,
+    ImageObjectiveConfig,
+    ImageSimMIMConfig,
+    build_objective,
+)
 
 TOKENS = 16  # digits of 8 x 8 pixels in patches of 2 x 2
 DRAW = Draw.of_batch(2, seed=0)
@@ -150,11 +155,53 @@ def test_pretraining_has_no_registers(make_tiny):
             r"objective.decoder_dim \(64\) must be a multiple of objective.decoder_heads \(7\)",
         ),
         ({"block_size": (0, 2), "region": "block"}, r"objective.block_size must be at least 1x1; got 0x2"),
+        ({"mask_ratio": 0.99}, r"mask ratio 0.99 of 16 tokens hides 16"),
+        (
+            {"mask_ratio_std": 0.25, "mask_ratio_bounds": (0.01, 0.5)},
+            r"mask ratio 0.01 of 16 tokens hides 0: .*objective.mask_ratio_bounds",
+        ),
+        (
+            {"mask_ratio_std": 0.25, "mask_ratio_bounds": (0.5, 0.99)},
+            r"mask ratio 0.99 of 16 tokens hides 16: .*objective.mask_ratio_bounds",
+        ),
+        (
+            {"decoder": "mamba", "region": "block", "block_size": (3, 3)},
+            r"a Mamba decoder with attention map needs regions of one size, but 4 regions of 16 tokens have not",
+        ),
     ],
 )
 def test_wrong_settings_are_named(build, changes, message):
     with pytest.raises(UserError, match=message):
         build(**changes)
+
+
+def test_a_single_block_is_refused_for_autoregression_before_the_first_step(recipe):
+    backbone = create_backbone(replace(recipe.model, bidirectional=False))
+    with pytest.raises(UserError, match=r"but these 16 tokens are one: choose smaller regions"):
+        build_objective(backbone, ImageAutoregressionConfig(region="block"))
+
+
+def test_squares_that_do_not_tile_the_grid_are_refused_before_the_first_step(recipe):
+    with pytest.raises(UserError, match=r"mask unit 3 does not tile a grid of 4x4"):
+        build_objective(create_backbone(recipe.model), ImageSimMIMConfig(mask_unit=3))
+
+
+def test_a_class_token_is_refused_for_a_mamba_decoder_before_the_first_step(recipe):
+    model = {"embed_dim": 32, "num_heads": 2, "layout": "Tx1", "img_size": 32, "keep_registers": True}
+    backbone = create_backbone(ModelConfig("map_vit_tiny_patch16_224", **model))
+    with pytest.raises(UserError, match="a Mamba decoder has no place for global tokens"):
+        build_objective(backbone, replace(recipe.objective, decoder="mamba"))
+
+
+def test_building_draws_nothing_more_than_weights(recipe):
+    """The rehearsal is keyed, so that seeds mean what they meant."""
+    backbone = create_backbone(recipe.model)
+    torch.manual_seed(0)
+    build_objective(backbone, recipe.objective)
+    after = torch.rand(())
+    torch.manual_seed(0)
+    recipe.objective.build(backbone)
+    assert torch.rand(()) == after
 
 
 def test_a_ratio_that_some_step_could_not_hide_is_refused_before_the_first(recipe):

@@ -55,7 +55,7 @@ def require_causal(backbone: nn.Module) -> None:
     """Check that a backbone can encode causally.
 
     Raises:
-        UserError: it has no way to, or its Mamba layers read backwards.
+        UserError: it has no way to, its Mamba layers read backwards, or it has registers.
     """
     if not isinstance(backbone, CausalBackbone):
         raise UserError(
@@ -67,6 +67,9 @@ def require_causal(backbone: nn.Module) -> None:
             "a causal encoder scans one way, but the Mamba layers of this model scan both: set "
             "--model.bidirectional false (images) or --model.scan forward (clouds), and choose a layout of M and T"
         )
+    for module in backbone.modules():
+        if isinstance(module, HybridEncoder):
+            module.refuse_registers()
 
 
 def expand_layout(layout: str) -> str:
@@ -90,11 +93,6 @@ def expand_layout(layout: str) -> str:
             )
         letters += (match["group"] or match["single"] or match["plain"]) * int(match["count"] or 1)
     return letters
-
-
-def register_places(length: int, num_registers: int, spread: bool) -> list[int]:
-    """Sequence indices of registers among ``length`` other tokens, see :class:`Registers`."""
-    return spread_places(num_registers, length) if spread else list(range(num_registers))
 
 
 @kept_whole
@@ -146,8 +144,8 @@ class Registers(nn.Module):
         nn.init.trunc_normal_(self.position, std=0.02)
 
     def places(self, length: int) -> list[int]:
-        """Sequence indices of the registers among ``length`` other tokens."""
-        return register_places(length, self.num_registers, self.spread)
+        """Sequence indices of the registers among ``length`` other tokens: what insert and split are tested against."""
+        return spread_places(self.num_registers, length) if self.spread else list(range(self.num_registers))
 
     def insert(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
         """Put the registers, with their positions, among the tokens."""
@@ -184,15 +182,16 @@ class _Visible:
         position: Raw coordinates of its tokens.
         index: Where they stand among all tokens.
         repeated: What is added again before every block.
-        may_read: Who may read whom; everyone where None.
+        inserted: Whether registers stand among the tokens.
+        attention_mask: Who may read whom; everyone where None.
     """
 
     x: Float[Tensor, "b n d"]
     position: Float[Tensor, "#b m p"]
     index: Tensor
     repeated: Float[Tensor, "b n d"] | None
-    inserted: bool  # whether registers stand among the tokens
-    may_read: Bool[Tensor, "#b n n"] | None = None
+    inserted: bool
+    attention_mask: Bool[Tensor, "#b n n"] | None = None
 
 
 class HybridEncoder(nn.Module):
@@ -280,25 +279,29 @@ class HybridEncoder(nn.Module):
         Raises:
             UserError: an encoder with registers, which would read all regions.
         """
-        if self.registers is not None:
-            raise UserError("an encoder with registers cannot encode causally: create the model without any")
+        self.refuse_registers()
         visible = self._visible(tokens, mask)
-        may_read = region_attention_mask(gather_tokens(regions.index, visible.index), "map")
-        x = visible.x
-        for layer in self._stack(replace(visible, may_read=may_read)):
-            x = layer
-        return self.normalize(self._layer_features(x, visible)).patches
+        attention_mask = region_attention_mask(gather_tokens(regions.index, visible.index), "map")
+        return self.normalize(self._last_layer(replace(visible, attention_mask=attention_mask))).patches
+
+    def refuse_registers(self) -> None:
+        """Refuse to encode causally with registers.
+
+        Raises:
+            UserError: there are some.
+        """
+        if self.registers is not None:
+            raise UserError(
+                "an encoder with registers cannot encode causally: create the model without any "
+                "(--model.keep_registers false)"
+            )
 
     def forward(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         return self.encode(tokens, mask)
 
     def last_layer(self, tokens: Tokens, mask: TokenMask | None = None) -> LayerFeatures:
         """Features behind the last layer, registers included, not normalised."""
-        visible = self._visible(tokens, mask)
-        x = visible.x
-        for layer in self._stack(visible):
-            x = layer
-        return self._layer_features(x, visible)
+        return self._last_layer(self._visible(tokens, mask))
 
     def layers(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
         """Yield the features behind every layer in turn."""
@@ -340,12 +343,18 @@ class HybridEncoder(nn.Module):
         front = self.registers.position.to(others.dtype).expand(others.shape[0], -1, -1)
         return torch.cat([front, others], dim=1)
 
+    def _last_layer(self, visible: "_Visible") -> LayerFeatures:
+        x = visible.x
+        for layer in self._stack(visible):
+            x = layer
+        return self._layer_features(x, visible)
+
     def _stack(self, visible: "_Visible") -> Iterator[Tensor]:
         x, branch = visible.x, None
         for i, block in enumerate(self.blocks):
             if visible.repeated is not None and i > 0:
                 x = x + visible.repeated
-            mask = () if visible.may_read is None else (visible.may_read,)
+            mask = () if visible.attention_mask is None else (visible.attention_mask,)
             if self.wiring == "branch":
                 x, branch = self._add_block(i, x, branch, visible.position, *mask)
             else:

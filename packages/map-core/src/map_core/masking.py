@@ -1,7 +1,7 @@
 """Which tokens are hidden from the encoder."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -65,7 +65,13 @@ class Masking:
     @property
     def highest_ratio(self) -> float:
         """The largest share that a step may hide."""
-        return self.ratio if self.ratio_std is None else self.ratio_bounds[1]
+        return self.extremes[-1].ratio
+
+    @property
+    def extremes(self) -> tuple["Masking", ...]:
+        """What hides the smallest share that a step may hide, and what hides the largest."""
+        ratios = (self.ratio,) if self.ratio_std is None else self.ratio_bounds
+        return tuple(replace(self, ratio=ratio, ratio_std=None) for ratio in ratios)
 
     def step_ratio(self, draw: Draw) -> float:
         """The masking ratio of a step: fixed, or one keyed draw for all processes."""
@@ -125,10 +131,10 @@ def sample_mask(
             ``diagonal`` or units on tokens that are no grid; units that do not tile it; a region smaller than its
             share.
     """
-    count = hidden_count(ratio, tokens.num_maskable // unit**2) * unit**2
     score = _hiding_score(tokens, strategy, noise)
     if unit > 1:
         score = _of_units(score, tokens, unit)
+    count = hidden_count(ratio, tokens.num_maskable, unit)
     if within is not None:
         hidden = _hidden_within_regions(tokens, score, count, within, shuffle=strategy == "random")
     else:
@@ -140,19 +146,23 @@ def sample_mask(
     return TokenMask(hidden=hidden, keep=order[:, :kept], drop=order[:, kept:])
 
 
-def hidden_count(ratio: float, length: int) -> int:
-    """Return ``round(ratio * length)``, checked to leave both hidden and visible tokens unless the ratio is 0."""
+def hidden_count(ratio: float, length: int, unit: int = 1) -> int:
+    """How many tokens are hidden, in squares of ``unit``, checked to be some and not all unless the ratio is 0."""
     if not 0 <= ratio < 1:
         raise UserError(f"mask ratio must lie in [0, 1); got {ratio}")
     if ratio == 0:
         return 0
-    count = round(ratio * length)
-    if not 0 < count < length:
+    squares = length // unit**2
+    count = round(ratio * squares)
+    if not 0 < count < squares:
+        what = "tokens" if unit == 1 else f"squares of {unit}x{unit} tokens"
+        smaller = "" if unit == 1 else "a smaller mask unit, "
         raise UserError(
-            f"mask ratio {ratio} of {length} tokens hides {count}: it must hide at least one and keep at "
-            "least one; change the ratio or use more tokens (smaller patches)"
+            f"mask ratio {ratio} of {squares} {what} hides {count}: it must hide at least one and keep at least one; "
+            "change the ratio (objective.mask_ratio, or objective.mask_ratio_bounds where it is drawn) or use "
+            f"{smaller}more tokens (smaller patches)"
         )
-    return count
+    return count * unit**2
 
 
 def predicted_tokens(tokens: Tokens, mask: TokenMask) -> Int[Tensor, "b h"]:

@@ -103,6 +103,13 @@ class ReconstructingObjective(Objective):
     @abc.abstractmethod
     def forward(self, inputs: Any, draw: Draw) -> Reconstruction: ...
 
+    def rehearse(self, tokens: Tokens) -> None:
+        """Do with the places of tokens what steps will do, before the first of them; nothing is encoded.
+
+        Raises:
+            UserError: some step could not hide or predict them.
+        """
+
     @torch.no_grad()
     def reconstruct(self, inputs: Any, draw: Draw) -> Reconstruction:
         """Predict values to look at."""
@@ -185,6 +192,11 @@ class MaskedAutoregression(ReconstructingObjective):
         targets = [tokens.target, *(self.coarser(inputs, tokens) if self.coarser else ())]
         prediction, loss = self.compare(decoded, [gather_tokens(target, index) for target in targets], draw)
         return Reconstruction(loss, prediction, tokens, mask, index)
+
+    def rehearse(self, tokens: Tokens) -> None:
+        for masking in self.masking.extremes:
+            mask = masking(tokens, Draw.of_batch(tokens.batch_size), self._regions_to_hide_in(tokens))
+            self.decoder.check(tokens, self.regions(tokens, mask))
 
     def compare(
         self, decoded: Float[Tensor, "b h e"], targets: Sequence[Tensor], draw: Draw

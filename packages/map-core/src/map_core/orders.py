@@ -82,9 +82,14 @@ def _grid_code(
     if order == "snake":
         return row * cols + torch.where(row % 2 == 1, cols - 1 - col, col)
     height, width = block_size
-    blocks_in_row = -(-cols // width)
-    block = row // height * blocks_in_row + col // width
-    return (block * height + row % height) * width + col % width
+    return (block_index(cell, cols, block_size) * height + row % height) * width + col % width
+
+
+def block_index(cell: Int[Tensor, "#b l 2"], cols: int, block_size: tuple[int, int]) -> Int[Tensor, "#b l"]:
+    """The number of each cell's block, counted row by row in a grid of ``cols`` columns."""
+    row, col = cell.unbind(-1)
+    height, width = block_size
+    return row // height * -(-cols // width) + col // width
 
 
 def quantize(position: Float[Tensor, "b l p"]) -> Int[Tensor, "b l p"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from map_core.errors import UserError, near_matches
 from map_core.masking import TokenMask
-from map_core.orders import ScanOrder, scan_order
+from map_core.orders import ScanOrder, block_index, scan_order
 from map_core.tokens import GLOBAL_REGION, Regions, Tokens, gather_tokens, reorder_tokens
 
 AttentionMaskKind = Literal["map", "mae", "local_mae", "ar"]
@@ -48,7 +48,8 @@ class GridRegions:
         if tokens.grid is None:
             raise UserError(f"regions by {self.kind} need tokens on a grid; these have none")
         rows, cols = tokens.grid
-        row, col = tokens.position[:, tokens.num_global :].long().unbind(-1)
+        cell = tokens.position[:, tokens.num_global :].long()
+        row, col = cell.unbind(-1)
         if self.kind == "row":
             return _with_globals(tokens, row, rows, smallest=cols)
         if self.kind == "column":
@@ -58,7 +59,7 @@ class GridRegions:
             raise UserError(f"region {self.kind!r} is unknown; {near_matches(self.kind, known)}")
         height, width = self.block_size
         blocks_down, blocks_across = -(-rows // height), -(-cols // width)
-        index = row // height * blocks_across + col // width
+        index = block_index(cell, cols, self.block_size)
         smallest = (rows - (blocks_down - 1) * height) * (cols - (blocks_across - 1) * width)
         return _with_globals(tokens, index, blocks_down * blocks_across, smallest=smallest)
 

@@ -90,6 +90,16 @@ def test_hiding_all_is_refused(one_way, vectors, asked):
         build(one_way(), hidden_tokens=asked)(vectors, DRAW)
 
 
+@pytest.mark.parametrize("asked", [None, 0])
+def test_a_single_region_is_refused_as_nothing_comes_before_it(one_way, vectors, asked):
+    objective = build(one_way(), regions=GridRegions("block", (ROWS, COLS)), hidden_tokens=asked)
+    message = rf"but these {LENGTH} tokens are one: choose smaller regions"
+    with pytest.raises(UserError, match=message):
+        objective(vectors, DRAW)
+    with pytest.raises(UserError, match=message):
+        objective.rehearse(objective.backbone.tokenize(vectors))
+
+
 def test_the_loss_is_on_every_token(one_way, vectors):
     objective = build(one_way(order=COLUMNS))
     result = objective(vectors, DRAW)

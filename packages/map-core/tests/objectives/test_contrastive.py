@@ -13,6 +13,7 @@ from processes import run_two
 from map_core import Draw, UserError
 from map_core.data.views import TwoViews
 from map_core.objectives.contrastive import Contrastive, ContrastiveConfig
+from map_core.objectives.contrastive.projection import direction
 from map_core.testing import GridBackbone, take_step, toy_encoder
 
 BATCH, CHANNELS = 6, 4
@@ -61,6 +62,22 @@ def test_v2_tells_the_other_view_from_the_queue(views):
         scores = torch.cat([(q[i] @ k[i])[None], objective.queue.keys @ q[i]]) / 0.5
         terms.append(scores.logsumexp(0) - scores[0])
     torch.testing.assert_close(objective(views, draw()).loss, torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_views_are_compared_in_float32_in_bf16_runs_as_well(version):
+    """Samples so alike that bf16, whose numbers lie .004 apart just below 1, cannot tell them from each other."""
+    samples, others = torch.randn(128) + 0.05 * torch.randn(2, 64, 128)
+    queries, keys = (direction(samples + 0.01 * torch.randn(64, 128)) for _ in range(2))
+    objective = build(version, out_dim=128, queue=64).eval()
+    if version == "v2":
+        objective.queue.put(direction(others))
+    compare = objective._against_queue if version == "v2" else objective._against_batch
+    plain = compare(queries, keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = compare(queries, keys)
+    assert plain.scalars["accuracy"] == mixed.scalars["accuracy"] == 1
+    assert torch.equal(plain.loss, mixed.loss)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -230,6 +247,10 @@ def test_data_that_cannot_be_compared_is_refused(settings, batch, message):
         ({"momentum": 1.5}, r"objective.momentum must lie in \[0, 1\]; got 1.5"),
         ({"queue": 0}, r"objective.queue must be at least 1; got 0"),
         ({"out_dim": 0}, r"objective.out_dim must be at least 1; got 0"),
+        (
+            {"queue": 64},
+            r"objective.queue 64 has no effect with objective.version v3: leave it at 65536",
+        ),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

@@ -13,8 +13,18 @@ from map_core import (
     UserError,
     masked_mse,
 )
+from map_core.blocks import TransformerBlock
+from map_core.encoder import Registers
 from map_core.objectives.mamba_decoder import MambaRegionDecoder
-from map_core.testing import LinearPosition, decoder_dependencies, learn_batch, toy_objective
+from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
+from map_core.testing import (
+    GridBackbone,
+    LinearPosition,
+    decoder_dependencies,
+    learn_batch,
+    toy_encoder,
+    toy_objective,
+)
 from map_core.tokens import gather_tokens, undo_scan
 
 ROWS, COLS, CHANNELS = 4, 3, 4
@@ -58,6 +68,13 @@ def test_with_a_causal_encoder_no_pixel_of_a_later_region_reaches_a_prediction(
 
 def test_with_a_bidirectional_encoder_pixels_of_later_regions_do(vectors):
     assert reaches_from_later_regions(toy_objective(), vectors)
+
+
+def test_a_causal_encoder_has_no_registers():
+    makers = {"T": lambda width, drop_path: TransformerBlock(width, num_heads=2)}
+    encoder = toy_encoder(16, "T", block_makers=makers, registers=Registers(1, 16))
+    with pytest.raises(UserError, match=r"create the model without any \(--model.keep_registers false\)"):
+        toy_objective(backbone=GridBackbone(CHANNELS, encoder), encoder="causal")
 
 
 def test_a_causal_encoder_needs_a_model_that_scans_one_way():
@@ -162,6 +179,39 @@ def test_scans_within_regions_need_regions_of_one_size(vectors):
     with pytest.raises(UserError, match=message):
         with_mamba_decoder("map", regions=ConsecutiveRegions(5))(vectors, DRAW)
     assert with_mamba_decoder("ar", regions=ConsecutiveRegions(5))(vectors, DRAW).loss.isfinite()
+
+
+def test_a_mamba_decoder_has_no_heads_to_divide_its_width():
+    MaskedAutoregressionConfig(decoder="mamba", decoder_dim=40).validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default"), [("decoder_mlp_ratio", 2.0, 4.0), ("decoder_norm_eps", 1e-6, 1e-5)]
+)
+def test_what_a_mamba_decoder_does_not_read_is_refused(name, value, default):
+    message = rf"objective.{name} {value} has no effect with objective.decoder mamba: leave it at {default}"
+    with pytest.raises(UserError, match=message):
+        MaskedAutoregressionConfig(decoder="mamba", **{name: value}).validate()
+
+
+# ---- told before the first step
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.99])
+def test_a_rehearsal_hides_at_the_bounds_of_a_drawn_ratio(vectors, ratio):
+    bounds = (min(ratio, 0.4), max(ratio, 0.6))
+    objective = toy_objective(masking=Masking(0.5, 0.01, bounds))
+    objective(vectors, DRAW)
+    with pytest.raises(
+        UserError, match=rf"mask ratio {ratio} of 12 tokens hides .* objective.mask_ratio_bounds"
+    ):
+        objective.rehearse(objective.backbone.tokenize(vectors))
+
+
+def test_a_rehearsal_lays_out_the_regions_of_a_mamba_decoder(vectors):
+    objective = with_mamba_decoder("map", regions=ConsecutiveRegions(5))
+    with pytest.raises(UserError, match="needs regions of one size"):
+        objective.rehearse(objective.backbone.tokenize(vectors))
 
 
 # ---- targets of several scales

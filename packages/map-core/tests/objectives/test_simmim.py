@@ -62,6 +62,11 @@ def test_the_loss_is_the_mean_absolute_error_of_hidden_tokens(vectors):
     torch.testing.assert_close(result.loss, torch.stack(errors).mean())
 
 
+def test_a_ratio_of_0_leaves_nothing_to_predict(vectors):
+    with pytest.raises(UserError, match=r"objective.mask_ratio of simmim must be above 0: it learns from"):
+        build(masking=Masking(0.0))(vectors, DRAW)
+
+
 def test_the_exported_backbone_has_no_mask_token(vectors):
     objective = build()
     assert not any("mask_token" in name for name in objective.backbone.state_dict())

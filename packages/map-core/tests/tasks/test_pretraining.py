@@ -64,6 +64,10 @@ def test_defaults_are_the_papers():
         ({"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.0, 0.3)}, r"mask_ratio_bounds .* got 0.0, 0.3"),
         ({"mask_ratio_std": 0.0}, r"objective.mask_ratio_std must be positive; got 0.0"),
         (
+            {"mask_ratio_bounds": (0.2, 0.4)},
+            r"objective.mask_ratio_bounds \(0.2, 0.4\) has no effect with a fixed ratio .*: leave it at \(0.3, 0.7\)",
+        ),
+        (
             {"mask_placement": "random"},
             r"objective.mask_placement 'random' has no effect with .*'random': choose",
         ),
@@ -236,6 +240,17 @@ def test_a_decoder_that_does_not_fit_names_its_keys(pretrained, tmp_path):
         UserError, match=r"pretraining.safetensors does not fit the objective that it describes: decoder\."
     ):
         load_objective(DOMAIN, tmp_path)
+
+
+def test_a_decoder_of_another_size_is_told_from_a_broken_description(pretrained, make_config):
+    config = make_config("pretrain", init=str(pretrained[0]), init_decoder=True)
+    PretrainTask(DOMAIN, config)
+    wider = dataclasses.replace(config.objective, decoder_dim=4)
+    message = (
+        r"pretraining.safetensors does not fit this objective; set .* or leave --init_decoder out: decoder\."
+    )
+    with pytest.raises(UserError, match=message):
+        PretrainTask(DOMAIN, dataclasses.replace(config, objective=wider))
 
 
 # ---- pictures

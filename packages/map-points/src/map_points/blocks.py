@@ -54,18 +54,18 @@ class LocalNormPool(nn.Module):
         self,
         x: Float[Tensor, "b m d"],
         position: Float[Tensor, "b m 3"],
-        may_read: Bool[Tensor, "#b m m"] | None = None,
+        attention_mask: Bool[Tensor, "#b m m"] | None = None,
     ) -> Float[Tensor, "b m d"]:
-        """Describe all patches; where ``may_read`` says who may read whom, by what they may read alone."""
-        index = self._nearest(position, may_read)  # (b, m, k)
+        """Describe all patches; where ``attention_mask`` says who may read whom, by what they may read alone."""
+        index = self._nearest(position, attention_mask)  # (b, m, k)
         near = gather_tokens(x, index.flatten(1)).unflatten(1, index.shape[1:])  # (b, m, k, d)
         relative = (near - x.unsqueeze(2)).float()
-        if may_read is None:
+        if attention_mask is None:
             variance = relative.var(dim=(1, 2, 3), correction=0, keepdim=True)
             count: Tensor | int = relative.shape[1:].numel()
         else:
-            variance = _variance_of_readable(relative, may_read)
-            count = may_read.sum(-1)[..., None, None] * relative.shape[2:].numel()
+            variance = variance_of_readable(relative, attention_mask)
+            count = attention_mask.sum(-1)[..., None, None] * relative.shape[2:].numel()
         scale, scale_own = self.scale.chunk(2)
         shift, shift_own = self.shift.chunk(2)
         relative = torch.addcmul(shift, relative, scale * self._inverse_spread(variance, count))
@@ -81,31 +81,33 @@ class LocalNormPool(nn.Module):
         return 1 / (unbiased.clamp(min=1e-12).sqrt() + self.eps)  # the root's slope is infinite at 0
 
     def _nearest(
-        self, position: Float[Tensor, "b m 3"], may_read: Bool[Tensor, "#b m m"] | None
+        self, position: Float[Tensor, "b m 3"], attention_mask: Bool[Tensor, "#b m m"] | None
     ) -> Int[Tensor, "b m k"]:
         """The nearest patches; a patch stands in for neighbours that it may not read.
 
         Raises:
             UserError: there are fewer patches than neighbours.
         """
-        if may_read is None:
+        if attention_mask is None:
             return nearest_neighbors(position, position, self.neighbors)
         require_points(position.shape[1], self.neighbors)
         points = position.detach().float()
         distance = squared_distance(points.unsqueeze(2), points.unsqueeze(1))
-        near = distance.masked_fill(~may_read, math.inf).topk(self.neighbors, largest=False)
+        near = distance.masked_fill(~attention_mask, math.inf).topk(self.neighbors, largest=False)
         own = torch.arange(points.shape[1], device=points.device).unsqueeze(-1)
         return torch.where(near.values.isinf(), own, near.indices)
 
 
-def _variance_of_readable(
-    relative: Float[Tensor, "b m k d"], may_read: Bool[Tensor, "#b m m"]
+def variance_of_readable(
+    relative: Float[Tensor, "b m k d"], attention_mask: Bool[Tensor, "#b m m"]
 ) -> Float[Tensor, "b m 1 1"]:
     """For each patch, the variance over all patches that it may read."""
-    share = may_read.float() / may_read.sum(-1, keepdim=True)
-    mean, square = (
-        share @ moment.unsqueeze(-1) for moment in (relative.mean((2, 3)), relative.square().mean((2, 3)))
-    )
+    share = attention_mask.float() / attention_mask.sum(-1, keepdim=True)
+    # of bf16 moments the difference is mostly rounding
+    with torch.autocast(relative.device.type, enabled=False):
+        mean, square = (
+            share @ moment.unsqueeze(-1) for moment in (relative.mean((2, 3)), relative.square().mean((2, 3)))
+        )
     return (square - mean.square()).clamp(min=0).unsqueeze(-1)
 
 
@@ -179,16 +181,16 @@ class Mamba3DBlock(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         position: Float[Tensor, "b m 3"],
-        may_read: Bool[Tensor, "#b m m"] | None = None,
+        attention_mask: Bool[Tensor, "#b m m"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Mix all tokens; ``may_read`` limits the first step, while the scan keeps to its direction."""
+        """Mix all tokens; ``attention_mask`` limits the first step, while the scan keeps to its direction."""
         prefix = x.shape[1] - position.shape[1]
         if self.local_class_token and prefix:
             normal = self.norm1(x)
-            step = self.local(normal[:, prefix:], position, may_read)
+            step = self.local(normal[:, prefix:], position, attention_mask)
             x = x + self.drop_path(torch.cat([normal[:, :prefix], step], dim=1))
         else:
             patches = x[:, prefix:]
-            patches = patches + self.drop_path(self.local(self.norm1(patches), position, may_read))
+            patches = patches + self.drop_path(self.local(self.norm1(patches), position, attention_mask))
             x = torch.cat([x[:, :prefix], patches], dim=1)
         return x + self.drop_path(self.mixer(self.norm2(x)))

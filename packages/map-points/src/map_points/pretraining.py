@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from map_core import ConsecutiveRegions, RegionRule, RegionsAfterMask
 from map_core.data.views import TwoViews
 from map_core.errors import UserError
 from map_core.masking import hidden_count
-from map_core.objective import Loss, MoreTargets, Objective
+from map_core.objective import Loss, MoreTargets, Objective, ReconstructingObjective
 from map_core.objectives.autoregression import AutoregressionConfig
 from map_core.objectives.contrastive import ContrastiveConfig
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
@@ -20,6 +21,7 @@ from map_core.objectives.settings import MaskingSettings, ObjectiveSettings, Set
 from map_core.objectives.simmim import SimMIMConfig
 from map_core.positions import MlpPosition
 from map_core.tasks.domain import OpenedData
+from map_core.tokens import Tokens
 from map_points.blocks import Mamba3DBlock
 from map_points.data import CloudSamples
 from map_points.losses import ChamferKind, Matching, masked_distance
@@ -167,14 +169,16 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     """Put a model under the objective that a section describes; it stays shared.
 
     Raises:
-        UserError: a model with a class token, more regions than patches, or fewer visible patches than the local
-            norm pools.
+        UserError: a model with a class token, patches that some step could not hide or predict, or fewer visible
+            ones than the local norm pools.
     """
     config.validate()
     assert isinstance(backbone, HybridNet3D)
     if backbone.encoder.registers is not None:
         raise UserError("pretraining has no class token: create the model with class_token=False")
     objective: Objective = config.build(backbone)
+    if isinstance(objective, ReconstructingObjective):
+        objective.rehearse(_places(backbone.num_patches))
     if isinstance(config, MaskingSettings) and not isinstance(config, SimMIMConfig):
         _check_visible(backbone, config)
     if (
@@ -189,6 +193,12 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
             backbone.order,
         )
     return objective
+
+
+def _places(num_patches: int) -> Tokens:
+    """Tokens of patches along a line, with nothing in them."""
+    position = torch.arange(num_patches, dtype=torch.float32, device="cpu").view(1, -1, 1)
+    return Tokens(torch.zeros(1, num_patches, 1, device="cpu"), position.expand(1, -1, 3))
 
 
 def _check_visible(model: HybridNet3D, config: MaskingSettings) -> None:

@@ -12,8 +12,7 @@ from map_core import GridRegions, make_position
 from map_core.data.views import TwoViews
 from map_core.errors import UserError
 from map_core.losses import MaskedL1, MaskedMSE, PatchLoss
-from map_core.masking import hidden_count, require_room
-from map_core.objective import MoreTargets, Objective
+from map_core.objective import MoreTargets, Objective, ReconstructingObjective
 from map_core.objectives.autoregression import AutoregressionConfig
 from map_core.objectives.contrastive import ContrastiveConfig
 from map_core.objectives.diffusion import MaskedDiffusionConfig
@@ -24,7 +23,7 @@ from map_core.orders import scan_order
 from map_core.regions import GridRegionKind
 from map_core.tasks.classification import Mixer
 from map_core.tasks.domain import OpenedData
-from map_core.tokens import Tokens
+from map_core.tokens import Tokens, with_global_tokens
 from map_vision.backbone import ImageBackbone
 from map_vision.mixing import MixingConfig
 from map_vision.patches import patch_grid
@@ -161,9 +160,9 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     for of_pooling in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
         if of_pooling is not None:  # nothing is pooled, so that it would get no gradient
             of_pooling.requires_grad_(False)
-    if isinstance(config, MaskedAutoregressionConfig) and config.mask_scope == "region":
-        _check_room(backbone, config)
     objective: Objective = config.build(backbone)
+    if isinstance(objective, ReconstructingObjective):
+        objective.rehearse(tokens_of_grid(backbone, "row"))
     if config.is_causal and isinstance(config, ImageRegions) and not predicted_as_scanned(backbone, config):
         log.warning(
             "objective.region %r does not follow the scan (model.order %r): what is predicted in one order is scanned "
@@ -173,17 +172,6 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
             getattr(backbone, "order", None),
         )
     return objective
-
-
-def _check_room(backbone: ImageBackbone, config: Any) -> None:
-    """Check before the first step that each region has as many patches as the highest ratio hides of it.
-
-    Raises:
-        UserError: one has not.
-    """
-    tokens = tokens_of_grid(backbone, "row")
-    highest = hidden_count(config.masking.highest_ratio, tokens.num_maskable)
-    require_room(highest, config.make_regions(backbone)(tokens))
 
 
 def predicted_as_scanned(backbone: ImageBackbone, config: ImageRegions) -> bool:
@@ -196,9 +184,11 @@ def predicted_as_scanned(backbone: ImageBackbone, config: ImageRegions) -> bool:
 
 
 def tokens_of_grid(backbone: ImageBackbone, order: Any) -> Tokens:
-    """The places of a model's patches in a scan order, with nothing in them."""
+    """The places of a model's tokens, its patches in a scan order, with nothing in them."""
     grid, cpu = patch_grid(backbone.img_size, backbone.patch_size), torch.device("cpu")
     position = grid_position(grid, cpu)
     block_size = getattr(backbone, "block_size", (1, 1))
     scanned: Tensor = scan_order(position, order, grid=grid, block_size=block_size)
-    return Tokens(torch.zeros(1, scanned.shape[1], 1, device=cpu), position[:, scanned[0]], grid=grid)
+    patches = Tokens(torch.zeros(1, scanned.shape[1], 1, device=cpu), position[:, scanned[0]], grid=grid)
+    n = backbone.num_global
+    return with_global_tokens(patches, torch.zeros(n, 1, device=cpu), n)

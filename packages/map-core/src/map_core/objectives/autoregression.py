@@ -68,10 +68,10 @@ class NextRegionDecoder(nn.Module):
         x = (self.query.to(context.dtype) + position).expand(batch, -1, -1)
         # token i reads the start, and what was encoded of the regions before its own
         encoded = gather_tokens(regions.index, features.index)
-        may_read = encoded.unsqueeze(1) < regions.index[:, n:].unsqueeze(2)  # (b or 1, l, m)
-        may_read = F.pad(may_read, (1, 0), value=True)
+        attention_mask = encoded.unsqueeze(1) < regions.index[:, n:].unsqueeze(2)  # (b or 1, l, m)
+        attention_mask = F.pad(attention_mask, (1, 0), value=True)
         for block in self.blocks:
-            x = block(x, context, may_read)
+            x = block(x, context, attention_mask)
         return self.norm(x)
 
 
@@ -142,12 +142,20 @@ class Autoregression(ReconstructingObjective):
         loss = self.loss(prediction, gather_tokens(tokens.target, index))
         return Reconstruction(loss, prediction, tokens, mask, index)
 
+    def rehearse(self, tokens: Tokens) -> None:
+        self.last_hidden(tokens, self.regions(tokens))
+
     def last_hidden(self, tokens: Tokens, regions: Regions) -> TokenMask:
         """Hide the last tokens.
 
         Raises:
-            UserError: none would be left for the encoder.
+            UserError: there is one region, or no token would be left for the encoder.
         """
+        if regions.count < 2:
+            raise UserError(
+                f"autoregression predicts a region from those before it, but these {tokens.num_maskable} tokens are "
+                "one: choose smaller regions"
+            )
         # the last region is the smallest, or larger: its tokens have no successor to be read for
         hidden = regions.smallest if self.hidden_tokens is None else self.hidden_tokens
         if not 0 <= hidden < tokens.num_maskable:

@@ -110,7 +110,7 @@ class MambaRegionDecoder(RegionDecoder):
     ) -> Float[Tensor, "b h e"]:
         """Return the decoded features of the predicted tokens; the scans stand in for the attention mask."""
         regions = self.regions(tokens, mask)
-        self._check(tokens, regions)
+        self.check(tokens, regions)
         index = torch.argsort(regions.index, dim=1, stable=True)
         x = gather_tokens(self.sequence(features, tokens, mask), index)
         for block in self.blocks:
@@ -118,7 +118,7 @@ class MambaRegionDecoder(RegionDecoder):
         x = gather_tokens(x, index.argsort(dim=1))  # back to the order of the sequence
         return self.norm(gather_tokens(x, predicted_tokens(tokens, mask)))
 
-    def _check(self, tokens: Tokens, regions: Regions) -> None:
+    def check(self, tokens: Tokens, regions: Regions) -> None:
         if tokens.num_global:
             raise UserError("a Mamba decoder has no place for global tokens: use a Transformer decoder")
         within: Any = self.attention in ("map", "local_mae")

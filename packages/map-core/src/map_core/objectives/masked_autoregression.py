@@ -47,6 +47,10 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
                 "objective.decoder_repeat_position is of a Transformer decoder; a Mamba decoder adds positions once: "
                 "leave it out"
             )
+        if not self.has_transformer:  # recipes set heads where the default does not divide their width
+            self.refuse_without_effect(
+                "decoder_mlp_ratio", "decoder_norm_eps", because="objective.decoder mamba"
+            )
         if self.decoder == "transformer" and self.decoder_norm != "rms":
             raise UserError(
                 f"objective.decoder_norm ({self.decoder_norm}) is of a Mamba decoder; a Transformer decoder has layer "
@@ -57,6 +61,10 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
             raise UserError(
                 f"objective.target_scales must begin with 1 and grow, such as [1, 3]; got {list(scales)}"
             )
+
+    @property
+    def has_transformer(self) -> bool:
+        return self.decoder == "transformer"
 
     @property
     def is_causal(self) -> bool:

@@ -31,6 +31,23 @@ class Settings:
             UserError: naming the field, its value and the rule.
         """
 
+    def refuse_without_effect(self, *names: str, because: str) -> None:
+        """Refuse settings that nothing reads, where they are other than by default.
+
+        Args:
+            names: Of the settings.
+            because: What they have no effect with.
+
+        Raises:
+            UserError: naming the first.
+        """
+        for name in names:
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value != default:
+                raise UserError(
+                    f"objective.{name} {value} has no effect with {because}: leave it at {default}"
+                )
+
 
 @dataclass
 class ObjectiveSettings(Settings):
@@ -133,6 +150,10 @@ class MaskingSettings(Settings):
             raise UserError(f"objective.mask_ratio_bounds must satisfy 0 < low < high < 1; got {low}, {high}")
         if self.mask_ratio_std is not None and not 0 < self.mask_ratio_std < math.inf:
             raise UserError(f"objective.mask_ratio_std must be positive; got {self.mask_ratio_std}")
+        if self.mask_ratio_std is None:
+            self.refuse_without_effect(
+                "mask_ratio_bounds", because="a fixed ratio (no objective.mask_ratio_std)"
+            )
         if self.mask_placement == "random" and self.mask_strategy == "random":
             raise UserError(
                 "objective.mask_placement 'random' has no effect with objective.mask_strategy 'random': choose "
@@ -179,11 +200,16 @@ class DecoderSettings(Settings):
             positive=("decoder_norm_eps",),
             not_negative=("decoder_mlp_ratio",),
         )
-        if self.decoder_dim % self.decoder_heads:
+        if self.has_transformer and self.decoder_dim % self.decoder_heads:
             raise UserError(
                 f"objective.decoder_dim ({self.decoder_dim}) must be a multiple of objective.decoder_heads "
                 f"({self.decoder_heads})"
             )
+
+    @property
+    def has_transformer(self) -> bool:
+        """Whether the decoder is a Transformer."""
+        return True
 
     @property
     def transformer(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from map_core.ops import Linear
 from map_core.randomness import Draw
 from map_core.tokens import Features, Tokens, gather_tokens
 
+NONE_HIDDEN = "objective.mask_ratio of simmim must be above 0: it learns from hidden tokens alone"
+
 
 class SimMIM(ReconstructingObjective):
     """Predict hidden tokens from the encoder's features at their places, without a decoder.
@@ -56,14 +58,25 @@ class SimMIM(ReconstructingObjective):
         head.apply(init_weights)
 
     def forward(self, inputs: Any, draw: Draw) -> Reconstruction:
+        """Hide tokens of the inputs and predict them.
+
+        Raises:
+            UserError: a ratio of 0.
+        """
         tokens = self.backbone.tokenize(inputs, targets=True)
         mask = self.masking(tokens, draw)
+        if mask.drop.shape[1] == 0:
+            raise UserError(NONE_HIDDEN)
         # the encoder reads all places, painted over where tokens are hidden
         features = self.encode_painted(tokens, mask)
         at_hidden = gather_tokens(features.embedding, mask.drop)
         prediction = self.head(at_hidden)
         loss = self.loss(prediction, gather_tokens(tokens.target, mask.drop))
         return Reconstruction(loss, prediction, tokens, mask, mask.drop)
+
+    def rehearse(self, tokens: Tokens) -> None:
+        for masking in self.masking.extremes:
+            masking(tokens, Draw.of_batch(tokens.batch_size))
 
     def encode_painted(self, tokens: Tokens, mask: TokenMask) -> Features:
         """Features of every place, of which hidden ones show the learned token."""
@@ -90,9 +103,7 @@ class SimMIMConfig(MaskingSettings, ObjectiveSettings):
     def validate(self) -> None:
         super().validate()
         if self.mask_ratio == 0:
-            raise UserError(
-                "objective.mask_ratio of simmim must be above 0: it learns from hidden tokens alone"
-            )
+            raise UserError(NONE_HIDDEN)
         if self.mask_scope != "all":
             raise UserError(
                 f"objective.mask_scope of simmim is all, as it has no regions; got {self.mask_scope}"

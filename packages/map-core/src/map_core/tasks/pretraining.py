@@ -33,6 +33,8 @@ from map_core.training.task import MapStyleDataset, exported_file
 
 PICTURES = 6  # rows of a run's reconstructions.png
 BACKBONE = "backbone."
+ENCODER, DECODER = "model", "pretraining"  # names of the files that hold them
+OTHER_DECODER = "does not fit this objective; set model and objective as there, or leave --init_decoder out"
 REPEAT, HEADS = "decoder_repeat_position", "decoder_heads"  # what no shape of a decoder shows
 
 
@@ -57,8 +59,8 @@ class PretrainTask(Task):
         backbone = domain.models.create_backbone(config.model)
         recompute_activations(backbone, config.training)
         self.model = domain.build_objective(backbone, config.objective)
+        domain.models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
         if config.init is not None:
-            domain.models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             domain.models.load_init(backbone, config.init)
         if config.init_decoder:
             load_decoder(domain, self.model, config.objective, config.init)
@@ -111,13 +113,13 @@ class PretrainTask(Task):
         description = self.domain.models.describe(
             self.config.model, task=self.name, holds="encoder", weights=weights, **self.data.preprocessing
         )
-        save_weights(exported_file(directory, "model", weights), model.backbone.state_dict(), description)
+        save_weights(exported_file(directory, ENCODER, weights), model.backbone.state_dict(), description)
         settings = {
             "objective": asdict(self.config.objective),
             "holds": "decoder and head",
             "weights": weights,
         }
-        save_weights(exported_file(directory, "pretraining", weights), rest_of_state(model), settings)
+        save_weights(exported_file(directory, DECODER, weights), rest_of_state(model), settings)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         if isinstance(model, ReconstructingObjective):
@@ -170,7 +172,7 @@ def decoder_beside(path: str | Path) -> Path:
     """Where a pretraining run keeps decoder and head: beside its encoder."""
     path = expanded(path)
     model_file = path / MODEL_FILE if path.is_dir() else path
-    return model_file.with_name(model_file.name.replace("model", "pretraining", 1))
+    return model_file.with_name(model_file.name.replace(ENCODER, DECODER, 1))
 
 
 def load_decoder(domain: Domain, objective: Objective, settings: Settings, path: str | None) -> None:
@@ -184,7 +186,7 @@ def load_decoder(domain: Domain, objective: Objective, settings: Settings, path:
     file = decoder_beside(path)
     if file.is_file() and file != weights_file(path):
         refuse_another_decoder(settings, read_description(file).get("objective", {}), file)
-        return load_rest(objective, read_weights(file), file)
+        return load_rest(objective, read_weights(file), file, OTHER_DECODER)
     state = read_weights(path)
     family = family_of(state, domain.models.families)
     converted = None if family is None else family.converted(state, path)
@@ -192,7 +194,7 @@ def load_decoder(domain: Domain, objective: Objective, settings: Settings, path:
         raise UserError(f"{path} has no decoder to start from; leave --init_decoder out")
     known = {name: value for name, value in converted.objective.items() if name != HEADS}  # which is guessed
     refuse_another_decoder(settings, known, weights_file(path))
-    return load_rest(objective, converted.rest, weights_file(path))
+    return load_rest(objective, converted.rest, weights_file(path), OTHER_DECODER)
 
 
 def refuse_another_decoder(settings: Settings, trained: Mapping[str, Any], source: Path) -> None:
@@ -226,8 +228,19 @@ def read_objective_settings(domain: Domain, values: Mapping[str, Any], source: P
     return read_settings(domain.objectives[method], values, source)
 
 
-def load_rest(objective: Objective, state: Mapping[str, Tensor], source: Path) -> None:
+def load_rest(
+    objective: Objective,
+    state: Mapping[str, Tensor],
+    source: Path,
+    misfit: str = "does not fit the objective that it describes",
+) -> None:
     """Load what :func:`rest_of_state` gave.
+
+    Args:
+        objective: Gets the state.
+        state: Without the backbone's.
+        source: Where the state is from.
+        misfit: What to say of the source where names or shapes differ.
 
     Raises:
         UserError: names or shapes differ.
@@ -239,9 +252,7 @@ def load_rest(objective: Objective, state: Mapping[str, Tensor], source: Path) -
         if tuple(getattr(state.get(key), "shape", ())) != shapes.get(key)
     ]
     if wrong:
-        raise UserError(
-            f"{source} does not fit the objective that it describes: {', '.join(sorted(wrong)[:5])}"
-        )
+        raise UserError(f"{source} {misfit}: {', '.join(sorted(wrong)[:5])}")
     objective.load_state_dict(dict(state), strict=False)
 
 

@@ -161,7 +161,7 @@ class Contrastive(Objective):
         assert self.queue is not None
         # a copy, as the queue changes before the gradient is taken
         others = self.queue.keys.clone()
-        logits = torch.cat([(queries * keys).sum(-1, keepdim=True), queries @ others.mT], dim=1)
+        logits = torch.cat([(queries * keys).sum(-1, keepdim=True), cosines(queries, others)], dim=1)
         right = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
         gathered = of_all_processes(keys)
         if self.training:
@@ -169,7 +169,7 @@ class Contrastive(Objective):
         return compared(logits / self.temperature, right)
 
     def _against_batch(self, queries: Tensor, keys: Tensor) -> Terms:
-        logits = queries @ of_all_processes(keys).mT / self.temperature
+        logits = cosines(queries, of_all_processes(keys)) / self.temperature
         right = torch.arange(len(queries), device=queries.device) + this_process() * len(queries)
         terms = compared(logits, right)
         return Terms(2 * self.temperature * terms.loss, scalars=terms.scalars)
@@ -179,6 +179,12 @@ def pooled(backbone: nn.Module, inputs: Any) -> Float[Tensor, "b d"]:
     """The mean feature of all tokens."""
     encoder: Any = backbone
     return encoder.encode(encoder.tokenize(inputs)).embedding.mean(dim=1)
+
+
+def cosines(queries: Float[Tensor, "b d"], keys: Float[Tensor, "k d"]) -> Float[Tensor, "b k"]:
+    """Of vectors of length 1, in float32 under autocast as well: cosines of views are near 1, where bf16 is coarse."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries.float() @ keys.float().mT
 
 
 def compared(logits: Float[Tensor, "b k"], right: Tensor) -> Terms:
@@ -213,6 +219,8 @@ class ContrastiveConfig(ObjectiveSettings):
         check("objective", self, positive=("temperature",), at_least_one=("queue", "hidden_dim", "out_dim"))
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise UserError(f"objective.momentum must lie in [0, 1]; got {self.momentum}")
+        if self.version != "v2":
+            self.refuse_without_effect("queue", because=f"objective.version {self.version}")
 
     def build(self, backbone: Any) -> Contrastive:
         of_version: dict[str, Any] = (
