@@ -45,3 +45,45 @@ def test_a_fault_in_a_base_is_named_after_the_base(refusal, tmp_path):
     write(tmp_path, below="training: {epoch: 3}", a="base: below.yaml")
     message = f"unknown key training.epoch in {tmp_path}/below.yaml; did you mean epochs"
     assert refusal(f"pretrain --out x --config {tmp_path}/a.yaml").startswith(message)
+
+
+DOTTED = "base: pretrain_digits\ntraining.epochs: 16\ndata.size: [8, 8]\ntraining: {clip: null}\n"
+
+
+def test_dotted_keys_are_those_of_their_sections(run, tmp_path):
+    write(tmp_path, a=DOTTED)
+    _, config, _ = run(f"pretrain --out x --config {tmp_path}/a.yaml")
+    assert (config.training.epochs, config.training.clip, config.training.lr) == (16, None, 1e-4)
+    assert config.data.size == (8, 8)
+    _, config, _ = run(["pretrain", "--out", "x", "--config", f"{tmp_path}/a.yaml", "--training.epochs=5"])
+    assert config.training.epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training.epoch: 3", "unknown key training.epoch in {file}; did you mean epochs?"),
+        ("training.epochs.x: 3", "training.epochs in {file} must be a whole number; got {{'x': '3'}}"),
+        (
+            f"? training.epochs{'.x' * 5000}\n: 3",
+            "training.epochs in {file} must be a whole number; got {{'x': {{'x'",
+        ),
+        (
+            "training.epochs: 3\ntraining: {epochs: 4}",
+            "{file} names training.epochs twice, once by a dotted key; name it once",
+        ),
+        (
+            "training: 3\ntraining.epochs: 4",
+            "{file} names training twice, once by a dotted key; name it once",
+        ),
+    ],
+)
+def test_a_fault_in_a_dotted_key_is_named(refusal, tmp_path, text, message):
+    write(tmp_path, a=text)
+    told = refusal(f"pretrain --out x --config {tmp_path}/a.yaml")
+    assert told.startswith(message.format(file=tmp_path / "a.yaml"))
+
+
+def test_a_dotted_key_in_a_section_of_the_command_line(refusal):
+    told = refusal(["pretrain", "--out", "x", "--training", "{epochs.x: 3}"])
+    assert told == "training.epochs in --training must be a whole number; got {'x': '3'}"

@@ -140,6 +140,25 @@ def test_a_probe_needs_two_samples_in_a_micro_batch(runs, tmp_path, capsys, batc
     assert run(*line) == 0, "what failed at its first step starts anew in its place"
 
 
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        ("pretrain", "init_may_differ=nothing"), ("pretrain", "init_decoder=true"),
+        ("finetune", "init_may_differ=nothing"),
+    ],
+)  # fmt: skip
+def test_what_says_how_to_start_from_a_run_needs_one(tmp_path, capsys, command, setting):
+    assert run(command, *QUICK, f"--{setting}", "--out", tmp_path / "run") == 2
+    told = f"{setting.partition('=')[0]} needs a run or file to start from: give --init"
+    assert told in capsys.readouterr().err
+
+
+def test_a_budget_of_samples_tells_how_to_train_by_epochs(tmp_path, capsys):
+    assert run("pretrain", *QUICK, "--training.sample_budget=24", "--out", tmp_path / "run") == 0
+    told = "1 epochs in batches of 8, warmup 0.05 epochs, a checkpoint every 1; --training.sample_budget null trains by"
+    assert told in capsys.readouterr().err
+
+
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -431,7 +450,11 @@ def test_info_tells_versions_devices_and_models(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "versions"
     assert f"  {'torch':14} {importlib.metadata.version('torch')}" in lines
-    assert lines[-2:] == ["models", "  toy"]
+    assert lines[-2] == "models (parameters at 3 classes)"
+    parameters = sum(
+        value.numel() for value in DOMAIN.models.create_classifier(ToyModelConfig("toy"), 3).parameters()
+    )
+    assert lines[-1].split() == ["toy", f"{parameters:,}"]
     assert any("torch.utils.flop_counter.FlopCounterMode counts" in line for line in lines)
 
 

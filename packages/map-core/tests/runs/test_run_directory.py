@@ -88,6 +88,34 @@ def test_a_run_directory_may_itself_be_a_link(tmp_path):
     assert opened(tmp_path / "run") is None
 
 
+def test_a_checkpoint_that_was_set_aside_is_gone_on_from_under_its_first_name_alone(tmp_path):
+    """Under the other, the run would remove it."""
+    out = tmp_path / "run"
+    out.mkdir()
+    checkpoints = Checkpoints(out / "checkpoints", keep=2)
+    for step in (1, 2):
+        checkpoints.write(step, FILES)
+    checkpoints.set_aside_after(1)
+    aside = checkpoints.directory / "superseded_step_00000002"
+    with pytest.raises(
+        UserError, match=rf"--resume {aside} would be removed .*; rename it to step_00000002, "
+    ):
+        opened(out, str(aside))
+    assert opened(tmp_path / "other", str(aside)) == aside
+    first = aside.rename(aside.with_name("step_00000002"))
+    assert opened(out, str(first)) == first
+
+
+def test_a_run_that_began_from_another_ones_checkpoint_goes_on_from_its_own(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        checkpoint = Checkpoints(tmp_path / name / "checkpoints", keep=2).write(1, FILES)
+    one = tmp_path / "one"
+    message = f"continue the run in {one} with --resume auto, or choose another --out"
+    with pytest.raises(UserError, match=message):
+        opened(one, str(checkpoint))
+
+
 def fail(out, error):
     """Meet an error of the system in the midst of a run."""
     with RunLock(out) as lock:

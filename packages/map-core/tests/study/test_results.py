@@ -17,7 +17,7 @@ import yaml
 from map_core.errors import UserError
 from map_core.study.definition import read_study
 from map_core.study.report import comparisons, page, pairs, table, write_report
-from map_core.study.results import Result, append_result, merge_results, read_results
+from map_core.study.results import Result, append_result, read_results
 from map_core.study.statistics import T95, estimate, t_quantile, verdict
 
 RESULT = Result("s", "map/seed0/finetune", "map", 0, None, "finetune", 0.001, {"recipe": "r"}, 81.5)
@@ -31,13 +31,13 @@ def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_results(file, "s") == [RESULT, other]
 
 
-def test_merged_files_hold_each_run_once(tmp_path: Path) -> None:
-    one, two, out = tmp_path / "1", tmp_path / "2", tmp_path / "out"
+def test_concatenated_files_hold_each_run_once(tmp_path: Path) -> None:
+    one, two, both = tmp_path / "1", tmp_path / "2", tmp_path / "both"
     append_result(one, RESULT)
     append_result(two, replace(RESULT, score=90.0))
     append_result(two, replace(RESULT, key="other"))
-    merge_results([one, two], out)
-    assert {(r.key, r.score) for r in read_results(out)} == {("map/seed0/finetune", 90.0), ("other", 81.5)}
+    both.write_text(one.read_text() + two.read_text())
+    assert {(r.key, r.score) for r in read_results(both)} == {("map/seed0/finetune", 90.0), ("other", 81.5)}
 
 
 def test_results_of_another_study_are_refused(tmp_path: Path) -> None:

@@ -211,5 +211,4 @@ DOMAIN = Domain(
     outputs=len(CLASSES),
     data_defaults=data_defaults,
     rows=4,
-    info=lambda: ["models", "  toy"],
 )

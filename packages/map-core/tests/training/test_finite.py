@@ -15,7 +15,7 @@ from map_core.training import loop, train
 from map_core.training.finite import FiniteGuard
 
 FIRST_BROKEN = (
-    r"the loss is not finite at step 8 \(loss nan.*learning rate 0.00\d+\).*lower --training.base_lr"
+    r"the loss is not finite at step 8 \(loss nan.*rate 0.00\d+\).*\(--out\) with a lower --training.lr,"
 )
 
 
@@ -82,7 +82,7 @@ def test_the_message_tells_the_numbers_of_the_first_broken_step():
     descend(guard, optimizer, parameter, 1, loss=float("inf"), gradient=3.0)
     descend(guard, optimizer, parameter, 2, loss=float("nan"))
     with pytest.raises(
-        UserError, match=r"at step 2 \(loss inf, gradient norm 6.0, learning rate 0.1\); the last"
+        UserError, match=r"at step 2 \(loss inf, gradient norm 6.0, learning rate 0.1\); no checkpoint"
     ):
         guard.raise_if_broken()
 
@@ -107,6 +107,11 @@ def test_a_run_stops_at_the_step_and_spoils_nothing(tmp_path, workers):
         train(task, config, tmp_path / "run")
     assert task.seen[-1][0].step == 7
     assert_unspoiled(tmp_path / "run", config)
+
+
+def test_a_run_without_a_rate_of_its_own_is_told_of_that_for_a_batch_of_256(tmp_path):
+    with pytest.raises(UserError, match=r"with a lower --training.base_lr,"):
+        train(ToyTask(nan_at=0), toy_config(lr=None), tmp_path / "run")
 
 
 @pytest.mark.usefixtures("looks_seldom")

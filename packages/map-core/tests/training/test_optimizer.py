@@ -69,16 +69,33 @@ def test_adam_is_fused_so_that_a_broken_step_can_be_passed_over(name, fused):
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("adafactorbv", "keeps momentum_dtype as a dtype"), ("adahessian", "needs gradients of gradients")],
+    [
+        ("adafactorbv", "keeps momentum_dtype as a dtype"),
+        ("adahessian", "needs gradients of gradients"),
+        ("kron", "keeps rng_state beside the state of parameters"),
+    ],
 )
 def test_an_optimizer_that_no_run_could_end_with_is_refused(name, why):
     with pytest.raises(UserError, match=f"training.optimizer {name} {why}.*; choose another"):
         build_optimizer(one_group(), TrainingConfig(optimizer=name))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it can be used there, where its package is")
+def test_an_optimizer_that_needs_a_gpu_says_so():
+    with pytest.raises(
+        UserError,
+        match=r"training.optimizer fusedadamw cannot be used here: CUDA required .*; choose another",
+    ):
+        build_optimizer(one_group(), TrainingConfig(optimizer="fusedadamw"))
+
+
 def test_an_unknown_optimizer_names_its_near_matches():
     with pytest.raises(UserError, match=r"training.optimizer 'adamww' is unknown; did you mean .*adamw"):
         build_optimizer(one_group(), TrainingConfig(optimizer="adamww"))
+
+
+def test_a_budget_of_samples_sets_epochs_and_warmup_whatever_is_said_of_them():
+    TrainingConfig(sample_budget=1000, epochs=1, warmup_epochs=5.0).validate()
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,24 @@ def test_stopped_at_any_step_even_before_a_due_evaluation(tmp_path, whole_run, s
     assert_same_run(out, whole_run)
 
 
-def test_a_finished_run_resumes_to_the_same_summary(tmp_path, whole_run):
-    before = json.loads((whole_run / "summary.json").read_text())
-    after = train(ToyTask(), toy_config(**SETTINGS), whole_run, resume="auto")
-    assert {k: after[k] for k in ("loss", "test_output", "ema_test_output")} == {
-        k: before[k] for k in ("loss", "test_output", "ema_test_output")
-    }
+def test_a_finished_run_resumes_to_the_same_summary(whole_run):
+    """Also in what was measured of the process that trained, which this one did not."""
+    file = whole_run / "summary.json"
+    before = json.loads(file.read_text()) | {"peak_memory_bytes": 1, "device": "another"}
+    file.write_text(json.dumps(before))
+    assert train(ToyTask(), toy_config(**SETTINGS), whole_run, resume="auto") == before
+    assert json.loads(file.read_text()) == before
+
+
+def test_a_summary_of_another_step_or_of_an_interrupted_run_is_not_kept(half_run):
+    file = half_run / "summary.json"
+    half = json.loads(file.read_text()) | {"device": "another"}
+    for other in ({"samples": 1}, {"interrupted": True}):
+        file.write_text(json.dumps(half | other))
+        again = train(ToyTask(), toy_config(**SETTINGS, max_steps=8), half_run, resume="auto")
+        assert (again["samples"], again["device"] != "another") == (128, True)
+    file.write_text(json.dumps(half))
+    assert train(ToyTask(), toy_config(**SETTINGS), half_run, resume="auto")["device"] != "another"
 
 
 @pytest.fixture

@@ -51,6 +51,18 @@ def test_samples_that_fill_no_batch_are_counted(samples, told):
     assert (told in text) if told else ("leaves out" not in text)
 
 
+@pytest.mark.parametrize(
+    ("lr", "told"),
+    [
+        (0.01, "learning rate 0.01 as training.lr says (training.base_lr counts where that is null)"),
+        (None, "learning rate 3.125e-05 = 0.0005 * 16 / 256"),
+    ],
+)
+def test_the_start_tells_which_setting_the_learning_rate_comes_from(lr, told):
+    config = toy_config(lr=lr, base_lr=5e-4)
+    assert told in RunPlan.of(config, 64, 1, 0).describe("pretrain", config, torch.device("cpu"), 0)
+
+
 def keys_of_epoch(plan, epoch):
     """The definition: every sample of a permutation ``repeats`` times in a row, cut to whole batches."""
     permutation = torch.randperm(plan.samples, generator=keyed_generator(plan.seed, "order", epoch)).tolist()

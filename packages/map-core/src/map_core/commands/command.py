@@ -36,11 +36,11 @@ class Command:
         run: What to do with an instance of ``config``.
         defaults: From the settings named on the command line or in recipes (dotted name to text) to other
             defaults, by dotted name, such as those that a run named by ``--init`` was made with; recipes and the
-            command line go before them.
+            command line override them.
         essential: The settings that ``--help`` shows, besides those outside of any section; ``--help-all`` shows
             every one.
-        settled: Likewise, settings that go before those of recipes, such as what the weights that ``--init`` names
-            are tied to; only the command line goes before them.
+        settled: Likewise, settings that override those of recipes, such as what the weights that ``--init`` names
+            are tied to; only the command line overrides them.
         positional: The setting whose value may come first, without its name, such as a file.
     """
 

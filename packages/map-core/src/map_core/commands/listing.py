@@ -105,7 +105,7 @@ def study_commands(domain: SomeDomain) -> list[Command]:
 
 
 def starting_from_run(domain: SomeDomain, command: Command) -> Command:
-    """A command that trains from ``--init``: what the weights there are tied to goes before recipes, the rest after."""
+    """A command that trains from ``--init``: what the weights there are tied to overrides recipes, the rest not."""
     return replace(
         command, defaults=of_domain("model_of_run", domain), settled=of_domain("model_of_weights", domain)
     )

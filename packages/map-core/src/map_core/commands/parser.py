@@ -18,7 +18,7 @@ from map_core.commands.forms import choose_forms, forms_of, settings_of_all_form
 from map_core.commands.help import help_text
 from map_core.commands.messages import misfit, no_mapping, unknown_key, wrong_command_hint
 from map_core.commands.plain_yaml import read_document, read_texts
-from map_core.commands.recipes import Layer, recipe_layers
+from map_core.commands.recipes import Layer, nested, recipe_layers
 from map_core.commands.settings import (
     REQUIRED,
     Setting,
@@ -185,10 +185,10 @@ def read_section(place: str, text: str) -> Layer:
     """
     file = expanded(text)
     if is_file(file):
-        return Layer(text, read_texts(file))
+        return Layer(text, nested(read_texts(file), text))
     with contextlib.suppress(yaml.YAMLError):
         if isinstance(values := read_document(text), dict):
-            return Layer(place, values)
+            return Layer(place, nested(values, place))
     raise UserError(f"{place} must be a YAML file or a mapping such as {{key: value}}; got {shown(text)}")
 
 

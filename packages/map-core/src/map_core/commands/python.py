@@ -61,7 +61,7 @@ class Functions:
     """A program's commands as functions.
 
     Every setting of a command can be given, whatever the function's own arguments: in ``settings``, or as keyword
-    ``**{"training.lr": 1e-4}``, by the name that the command line has for it. Settings go before recipes, and those
+    ``**{"training.lr": 1e-4}``, by the name that the command line has for it. Settings override recipes, and those
     in Python are values: None is null, a list is several.
 
     Attributes:

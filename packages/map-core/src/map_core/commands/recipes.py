@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from map_core.commands.plain_yaml import read_texts
+from map_core.commands.plain_yaml import DEEPEST, read_texts
 from map_core.errors import UserError, near_matches
 from map_core.paths import expanded, is_file
 
@@ -77,9 +77,40 @@ def recipe_layers(package: str, name: str) -> list[Layer]:
         with find_recipe(package, following) as path:
             values = read_texts(path)
         base = values.pop(BASE, None) if isinstance(values, dict) else None
-        layers.insert(0, Layer(following, values))
+        layers.insert(0, Layer(following, nested(values, following)))
         following = None if base is None else find_base(package, base, following, path)
     return layers
+
+
+def nested(values: Any, source: str) -> Any:
+    """Put what dotted keys say, such as ``training.epochs``, into its section.
+
+    Raises:
+        UserError: a setting is named twice.
+    """
+    if not isinstance(values, dict):
+        return values
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = nested(value, source)
+        for part in reversed(key.split(".", DEEPEST)):
+            inner = {part: inner}
+        tree = joined(tree, inner, source)
+    return tree
+
+
+def joined(one: dict[str, Any], other: dict[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
+    """Nested values of one source; see :func:`nested`."""
+    tree = dict(one)
+    for name, value in other.items():
+        before = tree.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            tree[name] = joined(before, value, source, f"{prefix}{name}.")
+        elif name in tree:
+            raise UserError(f"{source} names {prefix}{name} twice, once by a dotted key; name it once")
+        else:
+            tree[name] = value
+    return tree
 
 
 def find_base(package: str, base: Any, name: str, path: Path) -> str:

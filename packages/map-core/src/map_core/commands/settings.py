@@ -64,7 +64,7 @@ def fill(config_class: type, tree: dict[str, Any], default: Any = None) -> dict[
     Args:
         config_class: The configuration, or one of its sections.
         tree: Some of its values, converted.
-        default: An instance whose values go before the class's defaults.
+        default: An instance whose values override the class's defaults.
     """
     kinds, filled = typing.get_type_hints(config_class), {}
     for entry in dataclasses.fields(config_class):

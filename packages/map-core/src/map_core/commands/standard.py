@@ -7,6 +7,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, Literal
 
+import torch
+
 from map_core.commands.command import as_defaults, section_of_run
 from map_core.commands.costs import describe_costs
 from map_core.commands.environment import describe_environment
@@ -214,7 +216,7 @@ def fitted(config: Any, samples: int) -> Any:
         note(
             f"training.sample_budget {config.training.sample_budget} of {samples} samples: {training.epochs} epochs in "
             f"batches of {training.batch_size}, warmup {training.warmup_epochs:g} epochs, a checkpoint every "
-            f"{training.checkpoint_epochs}"
+            f"{training.checkpoint_epochs}; --training.sample_budget null trains by --training.epochs"
         )
     return replace(config, training=training)
 
@@ -232,5 +234,15 @@ def info(domain: Domain, config: Any) -> None:
     print(
         describe_costs(domain, config.model)
         if config.flops
-        else "\n".join([describe_environment(), *domain.info()])
+        else "\n".join([describe_environment(), *domain.info(), *describe_models(domain)])
     )
+
+
+def describe_models(domain: Domain) -> list[str]:
+    """Lines of ``info``: every model and its size."""
+    models, lines = domain.models, [f"models (parameters at {domain.outputs} classes)"]
+    for name in models.names:
+        with torch.device("meta"):
+            model = models.create_classifier(models.config(name), domain.outputs)
+        lines.append(f"  {name:30} {sum(p.numel() for p in model.parameters()):>12,}")
+    return lines

@@ -124,6 +124,11 @@ class Recorder:
         return self._seconds_before + time.perf_counter() - self._began
 
     @property
+    def steps(self) -> int:
+        """Steps taken since the run was started or resumed."""
+        return self._steps
+
+    @property
     def samples_per_second(self) -> float:
         """Training samples per second since the run was started or resumed."""
         return self._rate(self._steps, self._step_seconds)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from map_core.errors import UserError
 from map_core.paths import expanded
 from map_core.runs import lock, metrics, trackers
-from map_core.runs.checkpoint import Checkpoints, find_fault
+from map_core.runs.checkpoint import REMOVING, SUPERSEDED, WRITING, Checkpoints, find_fault
 from map_core.runs.files import UNFINISHED, is_full, require_folder
 from map_core.runs.lock import RunLock
 from map_core.runs.metrics import truncate_metrics
@@ -60,8 +60,11 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
     anew = nothing_to_lose(out, resume)
     if not anew and elsewhere:
         raise UserError(
-            f"{out} is not empty and --resume {resume} belongs to another run; choose another --out"
+            f"{out} is not empty and --resume {resume} belongs to another run; continue the run in {out} with "
+            "--resume auto, or choose another --out"
         )
+    if checkpoint is not None and not elsewhere:
+        refuse_set_aside(checkpoint.resolve())
     if not anew and resume is None:
         raise UserError(in_use(out))
     run_lock.acquire()
@@ -90,6 +93,19 @@ def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) ->
             f"{checkpoints.directory}/step_00000100, or --resume auto"
         )
     return path
+
+
+def refuse_set_aside(checkpoint: Path) -> None:
+    """Keep a run from going on from a checkpoint of its directory that it removes on the way.
+
+    Raises:
+        UserError: its name says so.
+    """
+    if checkpoint.name.startswith((WRITING, REMOVING, SUPERSEDED)):
+        raise UserError(
+            f"--resume {checkpoint} would be removed by the run that goes on from it; rename it to "
+            f"{checkpoint.name.partition('_')[2]}, in place of one of that name, and give that"
+        )
 
 
 def newest_checkpoint(checkpoints: Checkpoints) -> Path:

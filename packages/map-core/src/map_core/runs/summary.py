@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import resource
 import subprocess
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 import yaml
 
+from map_core.reading import read_small
 from map_core.runs.files import save_json, save_text
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "map-core", "map-vision", "map-points", "map-dense")
+FILE = "summary.json"
 
 
 def to_plain(value: Any) -> Any:
@@ -38,7 +41,16 @@ def write_config(directory: Path, config: Any) -> None:
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     """Write summary.json."""
-    save_json(directory / "summary.json", to_plain(summary))
+    save_json(directory / FILE, to_plain(summary))
+
+
+def finished_summary(directory: Path) -> dict[str, Any]:
+    """The summary that a run wrote when it finished; empty where there is none."""
+    try:
+        summary = json.loads(read_small(directory / FILE))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return summary if isinstance(summary, dict) and summary.get("interrupted") is False else {}
 
 
 def versions(*more: str) -> dict[str, str]:

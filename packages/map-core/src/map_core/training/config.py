@@ -8,7 +8,8 @@ from map_core.errors import UserError
 from map_core.ranges import check, require
 
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
-PRECISIONS = ("fp32", "bf16")
+Precision = Literal["fp32", "bf16"]
+PRECISIONS = get_args(Precision)
 AT_LEAST_ONE = (
     "sample_budget",
     "epochs",
@@ -93,7 +94,7 @@ class TrainingConfig:
     weight_decay: float = 0.05
     layer_decay: float | None = None
     clip_grad: float | None = 3.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     activation_checkpointing: bool = False
     recompute_every: int = 1
     compile: Compile = "none"
@@ -117,6 +118,11 @@ class TrainingConfig:
     def peak_lr(self) -> float:
         """The learning rate at the end of the warmup."""
         return self.base_lr * self.batch_size / REFERENCE_BATCH if self.lr is None else self.lr
+
+    @property
+    def rate_setting(self) -> str:
+        """The setting that the learning rate comes from."""
+        return "base_lr" if self.lr is None else "lr"
 
     def fitted(self, samples: int) -> "TrainingConfig":
         """The same for so many training samples: a ``sample_budget`` becomes epochs and what follows from them."""
@@ -169,8 +175,9 @@ class TrainingConfig:
             inside_zero_and_one=("ema_decay",),
             shares_below_one=("betas",),
         )
-        rule = f"must be below epochs ({self.epochs})"
-        require("training", self, "warmup_epochs", lambda value: value < self.epochs, rule)
+        if self.sample_budget is None:  # which sets both
+            rule = f"must be below epochs ({self.epochs})"
+            require("training", self, "warmup_epochs", lambda value: value < self.epochs, rule)
         require("training", self, "layer_decay", lambda value: value <= 1, "must be at most 1")
         choices = {
             "precision": PRECISIONS,

@@ -18,14 +18,25 @@ class FiniteGuard:
     (PyTorch's fused optimizers, as the gradient scaler of mixed precision tells them), and the numbers are
     looked at before the next line, evaluation or checkpoint. Other optimizers wait every step.
 
+    Args:
+        accelerator: Of the run.
+        optimizer: Of the run.
+        rate: The setting that the learning rate comes from, for the message.
+        waits: As the attribute; from device and optimizer when None.
+
     Attributes:
         waits: Whether every step looks.
     """
 
     def __init__(
-        self, accelerator: Accelerator, optimizer: torch.optim.Optimizer, *, waits: bool | None = None
+        self,
+        accelerator: Accelerator,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rate: str = "base_lr",
+        waits: bool | None = None,
     ) -> None:
-        self._accelerator, self._optimizer = accelerator, optimizer
+        self._accelerator, self._optimizer, self._rate = accelerator, optimizer, rate
         skips = bool(optimizer.defaults.get("fused"))
         self.waits = (accelerator.device.type == "cpu" or not skips) if waits is None else waits
         self._broken = torch.zeros((), device=accelerator.device)
@@ -63,7 +74,7 @@ class FiniteGuard:
         elsewhere = "" if math.isnan(loss + norm) or math.isinf(loss + norm) else " on another process"
         raise Diverged(
             f"the loss is not finite at step {step:.0f}{elsewhere} (loss {loss}, gradient norm {norm}, learning "
-            f"rate {lr:g}); the last checkpoint is from before it; try a lower --training.base_lr, a longer "
-            "--training.warmup_epochs, a smaller --training.clip_grad or --training.precision fp32, and look at "
-            "the samples of this step"
+            f"rate {lr:g}); no checkpoint is from after it; look at the samples of this step, or start another run "
+            f"(--out) with a lower --training.{self._rate}, a smaller --training.clip_grad, --training.precision fp32 "
+            "or, where no sample_budget sets it, a longer --training.warmup_epochs"
         )

@@ -19,7 +19,7 @@ from map_core.runs.lock import RunLock
 from map_core.runs.plots import plot_curves
 from map_core.runs.recorder import Recorder
 from map_core.runs.run_directory import disk_faults_told, open_run, rewind
-from map_core.runs.summary import describe_run, to_plain, write_config, write_summary
+from map_core.runs.summary import describe_run, finished_summary, to_plain, write_config, write_summary
 from map_core.runs.trackers import Trackers, check_trackers
 from map_core.training.config import TrainingConfig
 from map_core.training.finite import FiniteGuard
@@ -148,7 +148,7 @@ class Run:
     @property
     def stop(self) -> int:
         """The step to stop at."""
-        return min(self.plan.total_steps, self.config.max_steps or self.plan.total_steps)
+        return self.plan.last_step(self.config.max_steps)
 
     def from_step(self, start: int) -> dict[str, Any]:
         """Train from optimizer step ``start`` to the last, then export; return the summary."""
@@ -164,7 +164,7 @@ class Run:
         batches = training_batches(
             self.task, plan, start=start, stop=self.stop, workers=config.workers, device=accelerator.device
         )
-        guard = FiniteGuard(accelerator, state.optimizer)
+        guard = FiniteGuard(accelerator, state.optimizer, rate=config.rate_setting)
         state.model.train()
         for step in range(start, self.stop):
             recorder.start_step()
@@ -313,11 +313,20 @@ class Run:
     def summarize(self, stopped_by: Signals | None) -> dict[str, Any]:
         """Write curves.png and summary.json."""
         plot_curves(self.out)
-        summary = {
-            "task": self.task.name,
-            **self.recorder.summary(),
+        recorded = self.recorder.summary()
+        measured = {
+            "seconds": recorded.pop("seconds"),
+            "samples_per_second": recorded.pop("samples_per_second"),
             **describe_run(self.accelerator.device),
             "processes": self.plan.processes,
+        }
+        before = finished_summary(self.out)
+        if not self.recorder.steps and before.get("samples") == recorded["samples"]:  # nothing was trained
+            measured |= {name: before[name] for name in measured if name in before}
+        summary = {
+            "task": self.task.name,
+            **recorded,
+            **measured,
             "interrupted": stopped_by is not None,
             "stopped_by": stopped_by and stopped_by.name,
         }

@@ -14,7 +14,7 @@ from timm.optim import (
 )
 from torch import Tensor, nn
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, near_matches, reason
 from map_core.training.config import TrainingConfig
 
 
@@ -48,7 +48,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> tor
     """Build the optimizer that ``config.optimizer`` names.
 
     Raises:
-        UserError: timm knows no such optimizer.
+        UserError: timm knows no such optimizer, or cannot make it here, or the training loop cannot use it.
     """
     known = list_optimizers()
     if config.optimizer.lower() not in known:
@@ -63,9 +63,14 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> tor
         options["eps"] = config.eps
     if config.optimizer.lower() in ("adam", "adamw"):
         options["fused"] = True  # one pass over parameters and states, on CPUs too
-    optimizer = create_optimizer_v2(
-        groups, config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **options
-    )
+    try:
+        optimizer = create_optimizer_v2(
+            groups, config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **options
+        )
+    except (AssertionError, ImportError) as error:  # of those that need a GPU or another package
+        raise UserError(
+            f"training.optimizer {config.optimizer} cannot be used here: {reason(error)}; choose another"
+        ) from error
     if why := why_unfit(optimizer, second_order=info.second_order):
         raise UserError(f"training.optimizer {config.optimizer} {why}; choose another")
     return optimizer
@@ -78,6 +83,8 @@ def why_unfit(optimizer: torch.optim.Optimizer, *, second_order: bool) -> str | 
     for name, value in optimizer.param_groups[0].items():
         if isinstance(value, torch.dtype):
             return f"keeps {name} as a dtype, which checkpoints of plain values cannot hold"
+    if more := optimizer.state_dict().keys() - {"state", "param_groups"}:
+        return f"keeps {', '.join(sorted(more))} beside the state of parameters, which checkpoints leave out"
     return None
 
 

@@ -89,6 +89,10 @@ class RunPlan:
         """Optimizer steps in the whole run."""
         return self.epochs * self.steps_per_epoch
 
+    def last_step(self, max_steps: int | None) -> int:
+        """The optimizer step that a run stops at."""
+        return min(self.total_steps, max_steps or self.total_steps)
+
     def draw(self, step: int, micro: int) -> Draw:
         """What is random in micro-step ``micro`` of optimizer step ``step`` on this process."""
         size = self.batch_size // (self.processes * self.accumulation_steps)
@@ -98,10 +102,11 @@ class RunPlan:
     def describe(self, task: str, config: TrainingConfig, device: torch.device, start: int) -> str:
         """Say what is about to run, from step ``start``."""
         scaled = f" = {config.base_lr:g} * {config.batch_size} / {REFERENCE_BATCH}"
+        as_it_is = " as training.lr says (training.base_lr counts where that is null)"
         return (
             f"{task}: {self.samples} samples, {config.epochs} epochs of {self.steps_per_epoch} steps, batch "
             f"{config.batch_size} on {self.processes} process(es) ({device}, {config.precision}), learning rate "
-            f"{config.peak_lr:g}{scaled if config.lr is None else ''}"
+            f"{config.peak_lr:g}{scaled if config.lr is None else as_it_is}"
             + self._left_out()
             + (f"; going on after step {start}" if start else "")
         )

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from map_core.errors import UserError, in_one_line, reason
+from map_core.errors import UserError, reason, some_of
 
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SCATTER = StateDictOptions(full_state_dict=True)
@@ -81,8 +81,7 @@ def refuse_differences(own: Mapping[str, Any], saved: Mapping[str, Any], source:
         if name in saved and saved[name] != own[name]
     ]
     if differences:
-        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(
-            f"{source} belongs to another model: {in_one_line('; '.join(differences[:SHOWN]), most=600)}{more}; "
+            f"{source} belongs to another model: {some_of(differences, SHOWN, '; ')}; "
             "resume with the settings that wrote it, or start anew with another --out"
         )
