@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 REFUSING = "refuses"  # USER of repositories that are answered with the status that their name says
+WHOSE_TOKEN = "me"  # the owner of what is made without one
 ERRORS = {404: "RepoNotFound"}
 
 
@@ -95,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         """The status of a refusal, if it is one."""
         if parts == ["api", "repos", "create"]:
             asked = json.loads(self.body)
-            owner, name = asked["organization"], asked["name"]
+            owner, name = asked["organization"] or WHOSE_TOKEN, asked["name"]
         else:
             owner, name = parts[2:4] if parts[:2] == ["api", "models"] else parts[:2]
         name = name.removesuffix(".git")
@@ -128,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         if parts == ["api", "repos", "create"]:
             asked = json.loads(self.body)
-            repo = f"{asked['organization']}/{asked['name']}"
+            repo = f"{asked['organization'] or WHOSE_TOKEN}/{asked['name']}"
             if asked.get("private") or asked.get("visibility") == "private":
                 server.private.add(repo)
             status = 409 if repo in server.repositories else 200

@@ -19,7 +19,7 @@ from map_points.domain import DOMAIN as POINTS
 from map_vision.domain import DOMAIN as IMAGES
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub_stand_in import REFUSING, stand_in
+from hub_stand_in import REFUSING, WHOSE_TOKEN, stand_in
 
 TOKEN = "hf_onlyForThisTest0123456789"
 REPO, POINT_REPO = "someone/nano", "someone/points"
@@ -78,6 +78,7 @@ with torch.no_grad():
         "clouds": map_points.from_pretrained("{POINT_REPO}")(clouds),
         "another order": refusal(lambda: timm.create_model("hf-hub:{REPO}", pretrained=True, order="column")),
         "cfg": timm.create_model("hf-hub:{REPO}").pretrained_cfg,
+        "our cfg": map_vision.from_pretrained("{REPO}").pretrained_cfg,
         "classes": map_vision.from_pretrained("{REPO}").classes,
     }}, sys.argv[1])
 """
@@ -102,6 +103,7 @@ from map_vision.cli import main
 sys.argv[1:] = ["push-to-hub", {str(root / "card")!r}, "--repo", {REPO!r}]
 assert main() == 0
 print(map_points.push_to_hub({str(root / "points")!r}, {POINT_REPO!r}, private=True))
+print(map_points.push_to_hub({str(root / "points")!r}, "points"))  # in the name of whoever has the token
 """
     home, read = (
         root / "home",
@@ -121,7 +123,8 @@ def test_all_of_a_card_and_nothing_else_is_uploaded(shared):
         for name in ("model.safetensors", "model.json", "config.json", "README.md")
     }
     assert hub.private == {POINT_REPO}
-    assert f"{hub.endpoint}/{POINT_REPO}/commit/" in said
+    for repo in (POINT_REPO, f"{WHOSE_TOKEN}/points"):
+        assert f"{hub.endpoint}/{repo}/commit/" in said
 
 
 @pytest.mark.parametrize("when", WHEN)
@@ -137,9 +140,10 @@ def test_what_comes_down_is_what_went_up(shared, when, how):
     torch.testing.assert_close(torch.load(root / f"{when}.pt")[how], expected)
 
 
-def test_timm_is_told_how_images_are_prepared_and_what_the_outputs_mean(shared):
+@pytest.mark.parametrize("how", ["cfg", "our cfg"])
+def test_timm_is_told_how_images_are_prepared_and_what_the_outputs_mean(shared, how):
     read = torch.load(shared[0] / "online.pt")
-    cfg = read["cfg"]
+    cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in read[how].items()}
     assert (cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 1.0)
     assert (cfg["input_size"], cfg["num_classes"], cfg["label_names"]) == ([3, 32, 32], 3, CLASSES)
     assert read["classes"] == tuple(CLASSES)
@@ -228,6 +232,13 @@ def test_a_folder_that_is_no_card_is_not_uploaded(tmp_path, absent):
 def test_what_is_no_name_is_said(name):
     with pytest.raises(UserError, match=r"a model on the Hub is called USER/NAME or USER/NAME@REVISION"):
         from_pretrained(IMAGES.models, name)
+
+
+def test_a_folder_that_is_not_there_is_no_name(tmp_path):
+    with pytest.raises(UserError, match=r"^./runs/finetune: there is no such file or folder"):
+        from_pretrained(IMAGES.models, "./runs/finetune")
+    with pytest.raises(UserError, match=r"there is no such file or folder"):
+        from_pretrained(IMAGES.models, tmp_path / "run")
 
 
 def test_a_folder_is_read_without_a_hub(shared):

@@ -102,6 +102,10 @@ READ = {
     "listed": f"{IMAGE_MODEL!r} in timm.list_models(pretrained=True)",
     "cfg": f"{CREATE}).pretrained_cfg",
     "another order": f"said(lambda: {CREATE}, order='column'))",
+    "another order of a card": "said(lambda: timm.create_model(card, pretrained=True, order='column'))",
+    "more layers": f"said(lambda: {CREATE}, num_classes=3, layout='(MMMT)x3'))",
+    "registers": f"said(lambda: {CREATE}, num_classes=3, num_registers=4, global_pool='register'))",
+    "one way": f"said(lambda: {CREATE}, num_classes=3, bidirectional=False))",
     "the same order": f"{CREATE}, order='row').order",
 }
 EXPECTED = {
@@ -120,7 +124,14 @@ def read(clone, tmp_path_factory):
     """What a process that runs from the clone gets of each of ``READ``."""
     out = tmp_path_factory.mktemp("read") / "values.pt"
     values = ", ".join(f"{name!r}: {code}" for name, code in READ.items())
-    _, errors = python(clone[0], f"with torch.no_grad(): torch.save({{{values}}}, {str(out)!r})")
+    folder = clone[0][0].parents[2] / "weights" / IMAGE_MODEL
+    domain = map_vision.domain.DOMAIN
+    config = domain.timm_config(domain.models.described(folder), read_description(folder))
+    card = tmp_path_factory.mktemp("cards") / "card"
+    shutil.copytree(folder, card)
+    (card / "config.json").write_text(json.dumps(config))
+    code = f"card = {f'local-dir:{card}'!r}\nwith torch.no_grad(): torch.save({{{values}}}, {str(out)!r})"
+    _, errors = python(clone[0], code)
     assert out.exists(), errors
     return torch.load(out)
 
@@ -146,8 +157,21 @@ def test_timm_is_told_of_them(read):
 
 
 def test_weights_are_not_made_to_mean_something_else(read):
-    assert "were trained with order='row'; with 'column' they would fit" in read["another order"]
+    for where in ("another order", "another order of a card"):
+        assert "were trained with order='row'; with 'column' they would fit" in read[where]
     assert read["the same order"] == "row"
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("more layers", "missing: encoder.blocks.8.norm.weight"),
+        ("registers", "missing: encoder.registers.token, encoder.registers.position;"),
+        ("one way", "not used: encoder.blocks.0.mixer.scan_backward"),
+    ],
+)
+def test_no_layer_but_the_head_is_random_or_left_out(read, what, message):
+    assert f"the pretrained weights do not fit this model: {message}" in read[what]
 
 
 def test_a_broken_description_is_told_and_timm_still_imports(clone, tmp_path):

@@ -86,6 +86,13 @@ class TestPretrained:
         assert model.num_classes == trained.num_classes
         assert torch.equal(model(clouds), trained(clouds))
 
+    def test_settings_are_the_runs(self, run):
+        path, trained = run
+        model = create_point_model("hybridnet3d", pretrained=path).eval()
+        clouds = torch.randn(2, 64, 3)
+        assert torch.equal(model(clouds), trained(clouds))
+        assert create_point_model("hybridnet3d", pretrained=path, num_patches=9).num_patches == 9
+
     def test_another_number_of_classes_starts_the_head_anew(self, run):
         path, trained = run
         model = create_point_model("hybridnet3d", 7, pretrained=path, **TINY)

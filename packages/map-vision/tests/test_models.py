@@ -295,6 +295,8 @@ def test_classifier_can_be_read_and_replaced(make_tiny):
     ):
         model.reset_classifier(3, global_pool="register")
     assert model(images(1, 3, 32, 32)).shape == (1, 20, 3)  # the refused change left it as it was
+    model.double().reset_classifier(2)
+    assert model.head.weight.dtype == torch.float64
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -380,6 +382,14 @@ class TestIntermediates:
         for one, layer in zip(wrapped(x), (0, 2), strict=True):
             torch.testing.assert_close(one, every[layer])
         assert not any(".blocks.3." in key for key in wrapped.state_dict())
+
+    @pytest.mark.parametrize(
+        "form", [{"global_pool": "register", "neck_reduction": 2}, {"pool_norm": True, "global_pool": "avg"}]
+    )
+    def test_features_only_keeps_nothing_that_learns_nothing(self, make_tiny, form):
+        wrapped = make_tiny(features_only=True, out_indices=(0, 2), **form)
+        sum(one.square().sum() for one in wrapped(images(1, 3, 32, 32))).backward()
+        assert [name for name, parameter in wrapped.named_parameters() if parameter.grad is None] == []
 
     def test_features_only_takes_other_layers_the_next_time(self, make_tiny):
         chosen = [make_tiny(features_only=True, **layers) for layers in ({}, {"out_indices": (0, 1)}, {})]
@@ -467,7 +477,7 @@ class TestImageSizes:
         torch.testing.assert_close(made_for_it(x), model(x))
 
     @pytest.mark.parametrize("position", ["learned", "sincos"])
-    def test_input_size_can_be_set_for_good(self, make_tiny, position):
+    def test_input_size_can_be_set_for_good(self, make_tiny, position, tmp_path):
         model, x = make_tiny(position=position), images(2, 3, 16, 48)
         expected = model(x)
         model.set_input_size((16, 48))
@@ -477,6 +487,10 @@ class TestImageSizes:
         shapes = {name: value.shape for name, value in made_for_it.state_dict().items()}
         assert {name: value.shape for name, value in model.state_dict().items()} == shapes
         assert all(parameter.requires_grad for parameter in model.parameters())
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        assert again.img_size == (16, 48)
+        torch.testing.assert_close(again(x), expected)
         with pytest.raises(UserError, match="image size 20x20 does not fit patch size 8x8"):
             model.set_input_size(20)
         assert model.img_size == (16, 48)

@@ -146,7 +146,7 @@ SMALL_OBJECTIVES = {
     "autoregression": SMALL_DECODER,
     "masked_diffusion": (*SMALL_DECODER, "--objective.diffusion_dim=16", "--objective.sampling_steps=2"),
     "simmim": (),
-    "contrastive": ("--objective.hidden_dim=16", "--objective.out_dim=8", "--objective.queue=8"),
+    "contrastive": ("--objective.hidden_dim=16", "--objective.out_dim=8"),
 }
 
 
@@ -181,11 +181,11 @@ def shrunken(name, image_folder):
     if name.endswith("_digits"):
         return SHORT  # its images and its model are small as they are
     overrides = [*SHORT, *small_model(name), f"--data.root={image_folder}"]
-    return (
-        [*overrides, *SMALL_OBJECTIVES[resolved(name).objective.method]]
-        if kind(name) == "pretrain"
-        else overrides
-    )
+    if kind(name) != "pretrain":
+        return overrides
+    objective = resolved(name).objective
+    queue = ["--objective.queue=8"] if getattr(objective, "version", None) == "v2" else []
+    return [*overrides, *SMALL_OBJECTIVES[objective.method], *queue]
 
 
 def resolved(name, overrides=()):

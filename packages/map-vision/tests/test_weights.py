@@ -211,6 +211,7 @@ def test_description_is_plain_json_and_weights_plain_tensors(make_tiny, tmp_path
         ({"name": "map_vit_tiny_patch16_224"}, {"name": "mambar_tiny_patch16_224"}, "num_heads 3, this model has 12"),
         ({"order": "block", "block_size": (2, 2)}, {"order": "block"}, "block_size (2, 2), this model has (4, 4)"),
         ({"position": "sincos"}, {}, "position 'sincos', this model has 'learned'"),
+        ({"patch_stride": 8}, {"patch_stride": 16}, "patch_stride (8, 8), this model has None"),
     ],
 )  # fmt: skip
 def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, told):

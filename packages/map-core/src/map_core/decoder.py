@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from map_core.blocks import TransformerBlock, make_norm, residual_stream
 from map_core.masking import TokenMask, predicted_tokens
 from map_core.ops import Linear
-from map_core.tokens import Features, Tokens
+from map_core.tokens import Features, Regions, Tokens
 
 
 class RegionDecoder(nn.Module):
@@ -50,6 +50,13 @@ class RegionDecoder(nn.Module):
             for _ in range(depth)
         )
         self.norm = make_norm("layer", embed_dim, norm_eps)
+
+    def check(self, tokens: Tokens, regions: Regions) -> None:
+        """Check that it can decode tokens of these regions; a Transformer can whatever they are.
+
+        Raises:
+            UserError: it cannot.
+        """
 
     def forward(
         self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]

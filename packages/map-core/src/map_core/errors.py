@@ -2,7 +2,7 @@
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -65,6 +65,12 @@ def in_one_line(text: str, most: int = 200) -> str:
     line = " ".join(text[: 4 * most].split())
     shown = "".join(c if c.isprintable() else "?" for c in line[:most])
     return shown if len(line) <= most else f"{shown}..."
+
+
+def some_of(names: Sequence[str], most: int = 6, between: str = ", ") -> str:
+    """The first of many names, in one line, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return in_one_line(between.join(names[:most]), most=600) + more
 
 
 def reason(error: BaseException) -> str:

@@ -29,9 +29,9 @@ def check(
         at_least_one: Fields of 1 or more.
         positive: Above 0, and finite.
         not_negative: 0 or more, and finite.
-        shares: In [0, 1], such as label smoothing.
+        shares: In [0, 1], such as the probability of mixing.
         shares_below_one: In [0, 1), such as drop path: at 1 nothing would be left.
-        inside_zero_and_one: In (0, 1), such as the share of hidden tokens.
+        inside_zero_and_one: In (0, 1), such as the decay of an average of weights.
         seeds: Of 63 bits, as generators of random numbers take them.
 
     Raises:

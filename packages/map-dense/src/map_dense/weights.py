@@ -9,7 +9,7 @@ from timm.layers import resample_patch_embed
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.weights import read_weights, weights_file
+from map_core.tasks.weights import read_weights, told_keys, weights_file
 from map_dense.backbone import HybridBackbone
 from map_vision.factory import UNSEEN, ModelConfig, described_model, resolved
 from map_vision.registry import MODEL_NAMES
@@ -21,7 +21,6 @@ PART = re.compile(
     r"(?:.*\.)?blocks\.\d+\.|encoder\.position\."
 )  # what is kept with all that it has, or left out
 MEANING = (*UNSEEN, "bidirectional")  # without these settings the weights mean nothing
-SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,8 @@ def refuse_misfits(
         "without a place": [key for key in state if key not in own and _part(key) in kept],
     }
     if any(faults.values()):
-        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
         raise UserError(
-            f"{file} does not fit the backbone: {told}; set model.backbone as the run's model was "
+            f"{file} does not fit the backbone: {told_keys(faults)}; set model.backbone as the run's model was "
             "(name, layout, mlp_ratio, in_chans, position, bidirectional, ...)"
         )
 
@@ -170,8 +168,3 @@ def _fitting_patches(theirs: Tensor, own: Tensor, file: Path, *, resample: bool)
             "or model.backbone.init_cfg.resample_patches=True to resample the patch embedding"
         )
     return resample_patch_embed(theirs, list(own.shape[2:]))
-
-
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more

@@ -28,7 +28,6 @@ from map_points.data import (
 from map_points.data.clouds import Clouds
 from map_points.evaluation import EvaluationConfig, voted_logits
 from map_points.factory import MODELS, PointModelConfig, resolved
-from map_points.model import MODEL_NAMES, create_point_model
 from map_points.patches.accelerators import describe_backends
 from map_points.pictures import draw_cloud, draw_reconstructions
 from map_points.pretraining import OBJECTIVES, build_objective
@@ -153,16 +152,6 @@ def example_cloud(config: PointModelConfig) -> Float[Tensor, "1 n c"]:
     return torch.randn(1, count, config.in_chans or 3, generator=torch.Generator().manual_seed(0))
 
 
-def describe_models() -> list[str]:
-    """Lines of ``map-points info``: point operations, and every model with its size."""
-    lines = [*describe_backends(), "models (parameters of the classifier for 40 classes)"]
-    for name in MODEL_NAMES:
-        with torch.device("meta"):
-            model = create_point_model(name, 40)
-        lines.append(f"  {name:14} {sum(p.numel() for p in model.parameters()):>12,}")
-    return lines
-
-
 DOMAIN = Domain(
     program="map-points",
     recipes="map_points.recipes",
@@ -188,5 +177,5 @@ DOMAIN = Domain(
     protocol=EvaluationConfig.describe,
     evaluators={PART_SEGMENTER: evaluate_segmenter},
     builders={PART_SEGMENTER: described_segmenter},
-    info=describe_models,
+    info=describe_backends,
 )

@@ -242,7 +242,7 @@ class HybridNet3D(nn.Module):
         return self.encoder.encode(tokens, mask)
 
     def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
-        """The same of tokens that are laid out region by region, where none reads a later region."""
+        """Features of the visible patches of tokens laid out region by region; none reads a later region."""
         return self.encoder.encode_causally(tokens, regions, mask)
 
     @property

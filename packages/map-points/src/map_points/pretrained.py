@@ -21,7 +21,7 @@ def load_pretrained(
         name: Of the model.
         num_classes: Classes; those of the weights when None.
         source: A run or weights file; the repository's weights when None.
-        changes: To the model's arguments.
+        changes: To the model's arguments, which are those of the weights where they are of this model.
 
     Raises:
         UserError: there are no weights, or they are of another model.
@@ -31,10 +31,13 @@ def load_pretrained(
     if path is None:
         raise UserError(not_here(name))
     description, whole = read_description(path), num_classes is None
+    trained = MODELS.described(path)
+    own = {} if trained is None or trained.name != name else trained.arguments()
     if num_classes is None:
         num_classes = len(description.get("classes") or ())
         if num_classes == 0:  # an encoder: a class token would be one that nothing trained
-            changes = {**PRETRAINED, **changes}
+            own |= PRETRAINED
+    changes = {**own, **changes}
     known = {entry.name for entry in fields(PointModelConfig)}
     config = PointModelConfig(name, **{key: value for key, value in changes.items() if key in known})
     MODELS.refuse_other_settings(config, path)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -17,12 +16,10 @@ from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped, input_of
 from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
-from map_vision.factory import MODELS, ModelConfig, input_size, without_registers
+from map_vision.factory import MODELS, ModelConfig, input_size, timm_config
 from map_vision.finetuning import ClassificationConfig
 from map_vision.pictures import draw_reconstructions
-from map_vision.pretrained import described_cfg
 from map_vision.pretraining import OBJECTIVES, build_objective
-from map_vision.registry import MODEL_NAMES, default_cfgs
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -83,8 +80,12 @@ def data_defaults(
 ) -> dict[str, Any]:
     """Settings of a run's data for later commands: pixels are normalised as in training, whatever the images."""
     pixels = {key: description[key] for key in ("mean", "std", "pixels") if key in description}
+    unit = description.get("pixels", "scaled")
     if "data.statistics" in given:
         pixels = {}  # as they say
+    elif given.get("data.pixels", unit) != unit:  # of which the run's mean and deviation are not
+        pixels = {}
+        values = {key: value for key, value in values.items() if key not in ("statistics", "mean", "std")}
     elif pixels:
         values = {key: value for key, value in values.items() if key != "statistics"}  # which said the same
     if "data.root" in given and values.get("source") == "digits":
@@ -120,42 +121,6 @@ def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt
     return map_vision.pictures.thumbnail(input_of(samples[index]), prepared)
 
 
-def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` from which timm makes a described model and prepares its images."""
-    form = config if description.get("classes") else without_registers(config)
-    arguments = {key: value for key, value in form.arguments().items() if key != "keep_registers"}
-    base, size = default_cfgs[config.name].default, input_size(config)
-    said = described_cfg(description, max(size[1:]))
-    return {
-        "architecture": config.name,
-        "num_classes": said["num_classes"],
-        "model_args": arguments,
-        **({"label_names": said.pop("label_names")} if "label_names" in said else {}),
-        "pretrained_cfg": {
-            "input_size": size,
-            "fixed_input_size": False,
-            "pool_size": None,
-            "crop_pct": base.crop_pct,
-            "interpolation": base.interpolation,
-            "mean": base.mean,
-            "std": base.std,
-            "first_conv": base.first_conv,
-            "classifier": base.classifier,
-            **said,
-        },
-    }
-
-
-def describe_models() -> list[str]:
-    """Lines of ``map-vision info``: every model and its size."""
-    lines = ["models (parameters at 1000 classes)"]
-    for name in MODEL_NAMES:
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=1000)
-        lines.append(f"  {name:30} {sum(p.numel() for p in model.parameters()):>12,}")
-    return lines
-
-
 DOMAIN = Domain(
     program="map-vision",
     recipes="map_vision.recipes",
@@ -173,6 +138,5 @@ DOMAIN = Domain(
     size_axes={2: "height", 3: "width"},
     outputs=1000,
     data_defaults=data_defaults,
-    info=describe_models,
     timm_config=timm_config,
 )

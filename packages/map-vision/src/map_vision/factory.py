@@ -1,6 +1,7 @@
 """From the ``model`` section of a configuration to a model."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from map_core.ranges import check
 from map_core.tasks.trained_models import Models
 from map_vision.checkpoints import FAMILIES
 from map_vision.model import GlobalPool
+from map_vision.pretrained import SOURCES, described_cfg
 from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class, named_settings
 from map_vision.weights import load_init
 
@@ -173,10 +175,55 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
     known = inspect.signature(model_class(known_name(config))).parameters.items()
     settings = {name: entry.default for name, entry in known}
     settings |= named_settings(config.name) | config.arguments()
-    return settings | ({} if settings.get("order") == "block" else {"block_size": None})
+    if settings.get("order") != "block":
+        settings["block_size"] = None
+    if settings.get("patch_stride") is not None:
+        stride, patch = to_2tuple(settings["patch_stride"]), to_2tuple(settings["patch_size"])
+        settings["patch_stride"] = None if stride == patch else stride
+    return settings
 
 
-UNSEEN = ("num_heads", "wiring", "order", "block_size", "position", "window_size")
+def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` from which timm makes a described model and prepares its images."""
+    form = config if description.get("classes") else without_registers(config)
+    arguments = {key: value for key, value in form.arguments().items() if key != "keep_registers"}
+    arguments.setdefault(
+        "global_pool", resolved(form)["global_pool"]
+    )  # timm passes over a card without arguments
+    base, size = default_cfgs[config.name].default, input_size(config)
+    said = described_cfg(description, max(size[1:]))
+    return {
+        "architecture": config.name,
+        "num_classes": said["num_classes"],
+        "model_args": arguments,
+        **({"label_names": said.pop("label_names")} if "label_names" in said else {}),
+        "pretrained_cfg": {
+            "input_size": size,
+            "fixed_input_size": False,
+            "pool_size": None,
+            "crop_pct": base.crop_pct,
+            "interpolation": base.interpolation,
+            "mean": base.mean,
+            "std": base.std,
+            "first_conv": base.first_conv,
+            "classifier": base.classifier,
+            **said,
+        },
+    }
+
+
+def tell_timm(model: nn.Module, config: ModelConfig, description: Mapping[str, Any]) -> None:
+    """Make the ``pretrained_cfg`` of a loaded model that of its weights, as timm reads it off a card of them."""
+    said, of_name = timm_config(config, description), getattr(model, "pretrained_cfg", {})
+    cfg = {key: value for key, value in of_name.items() if key not in (*SOURCES, "label_names")}
+    cfg |= said["pretrained_cfg"]
+    if "label_names" in said:
+        cfg["label_names"] = said["label_names"]
+    for name in ("pretrained_cfg", "default_cfg"):  # the latter is timm's older name
+        setattr(model, name, cfg)
+
+
+UNSEEN = ("num_heads", "wiring", "order", "block_size", "position", "window_size", "patch_stride")
 MODELS = Models(
     config=ModelConfig,
     names=MODEL_NAMES,
@@ -189,5 +236,6 @@ MODELS = Models(
     inputs=("in_chans",),
     resolved=resolved,
     families=FAMILIES,
+    loaded=tell_timm,
 )
 described_model = MODELS.described

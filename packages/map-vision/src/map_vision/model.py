@@ -31,6 +31,14 @@ from map_vision.patches import PatchEmbed
 from map_vision.tokenizer import tokenize_images
 from map_vision.weights import convert_state
 
+try:
+    from timm.models._input import update_model_input_size
+except ImportError:  # a timm that does not write a model's size into what it saves
+
+    def update_model_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
+        """Nothing to tell."""
+
+
 GlobalPool = Literal["register", "avg", ""]
 
 
@@ -209,6 +217,7 @@ class HybridNet(nn.Module):
         self.img_size = size
         if isinstance(self.encoder.position, LearnedPosition):
             self.encoder.position.resize(grid)
+        update_model_input_size(self, size)
 
     def forward_intermediates(
         self,
@@ -265,6 +274,8 @@ class HybridNet(nn.Module):
             self.encoder.norm = nn.Identity()
             self.switches.pop("pool_norm", None)
         if prune_head:
+            self.neck, self.pool_norm, self.global_pool = None, None, ""  # no parameter without a gradient
+            self.head_hidden_size = self.embed_dim
             self.reset_classifier(0)
         return take
 
@@ -288,7 +299,7 @@ class HybridNet(nn.Module):
                 )
             self.global_pool = global_pool
         self.num_classes = num_classes
-        self.head = self._make_head(num_classes).to(self.patch_embed.proj.weight.device)
+        self.head = self._make_head(num_classes).to(self.patch_embed.proj.weight)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -324,7 +335,7 @@ class HybridNet(nn.Module):
         return self.encoder.encode(tokens, mask)
 
     def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
-        """The same of tokens that are laid out region by region, where none reads a later region."""
+        """Features of the visible patches of tokens laid out region by region; none reads a later region."""
         return self.encoder.encode_causally(tokens, regions, mask)
 
     def _make_head(self, num_classes: int) -> nn.Module:

@@ -94,10 +94,13 @@ def refuse_other_meaning(name: str, settings: Mapping[str, Any]) -> None:
     overlay = settings.get("pretrained_cfg_overlay") or {}
     if of_source is None and (settings.get("pretrained_cfg") or any(overlay.get(name) for name in SOURCES)):
         return  # weights of the user's, made as the user says
-    trained = {**resolved(ModelConfig(name)), **(of_source or {})}
+    trained, now = (
+        resolved(ModelConfig(name, **{key: value for key, value in given.items() if key in UNSEEN}))
+        for given in (of_source or {}, settings)
+    )
     for key in UNSEEN:
-        if key in settings and to_plain(settings[key]) != to_plain(trained.get(key)):
+        if to_plain(now.get(key)) != to_plain(trained.get(key)):
             raise UserError(
                 f"the pretrained weights of {name} were trained with {key}={trained.get(key)!r}; with "
-                f"{settings[key]!r} they would fit, but mean something else: leave it out, or train anew"
+                f"{now[key]!r} they would fit, but mean something else: leave it out, or train anew"
             )

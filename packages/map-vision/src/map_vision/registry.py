@@ -203,7 +203,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         feature_cfg = {"out_indices": 3, "feature_cls": "getter"}
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # a wrapper with features_only
-        from map_vision.weights import convert_state
+        from map_vision.weights import pretrained_state
 
         if pretrained:
             require_source(name, kwargs)
@@ -212,7 +212,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
             model_class(name),
             name,
             pretrained,
-            pretrained_filter_fn=convert_state,
+            pretrained_filter_fn=pretrained_state,
             feature_cfg=dict(feature_cfg),  # timm takes entries out of it
             **{**defaults, **kwargs},
         )

@@ -6,13 +6,19 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import map_core.tasks.weights
+from map_core.errors import UserError
 from map_core.tasks.families import family_of
-from map_core.tasks.weights import LoadReport, refuse_other_switches
+from map_core.tasks.weights import LoadReport, refuse_other_switches, told_keys
 from map_vision.checkpoints import FAMILIES
 
 # what a pretraining run does not have and a classifier starts anew
 NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "pool_norm.", "head.")
 MASK_TOKEN = "mask_token"  # of pyramids, in pretraining alone
+NOT_RANDOM = (
+    "head.",
+    "pool_norm.",
+    MASK_TOKEN,
+)  # new without surprise: a head of other classes, a norm of ones
 LAST_NORM = "encoder.norm."
 WRAPPERS = ("module.", "model.")  # prefixes under which other programs save a whole model
 
@@ -53,6 +59,25 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
         if model is not None:
             refuse_other_switches(model, converted, "the state dict", family)
     return state if model is None else adapted(state, model)
+
+
+def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """:func:`convert_state` for ``pretrained=True``, where timm takes whatever fits as soon as the head differs.
+
+    Raises:
+        UserError: the model has a layer that the weights lack, other than its head, or the other way round.
+    """
+    state, own = convert_state(state, model), model.state_dict()
+    faults = {
+        "missing": [key for key in own if key not in state and not key.startswith(NOT_RANDOM)],
+        "not used": [key for key in state if key not in own and not key.startswith(NEW_IN_CLASSIFIER)],
+    }
+    if any(faults.values()):
+        raise UserError(
+            f"the pretrained weights do not fit this model: {told_keys(faults)}; leave out what changes its layers or "
+            "its pooling, or load them as they are with map_vision.load"
+        )
+    return state
 
 
 def adapted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import states
 import timm
 import torch
 from other_shapes import refused_shapes
+from safetensors.torch import save_file
 
 import map_vision
 from map_core import UserError
@@ -114,6 +115,15 @@ def test_a_classifier_that_would_get_a_random_head_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
     report = convert_checkpoint(DOMAIN, file, tmp_path / "run", model={"num_heads": 4})
     assert (report.left, report.fresh) == ((), ())
+
+
+def test_a_checkpoint_is_not_overwritten_by_what_it_becomes(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file({key: value.contiguous() for key, value in states.authors().items()}, file)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=r"is where .* lies, which would be overwritten; give another"):
+        convert_checkpoint(DOMAIN, file, tmp_path, model={"num_heads": 4})
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,8 @@ def test_classifier_can_be_read_and_replaced(make_pyramid):
     assert model(x).shape == (1, 4, 3)
     model.reset_classifier(0, global_pool="avg")
     assert model(x).shape == (1, model.head_hidden_size) == (1, 64)
+    model.double().reset_classifier(2)
+    assert model.head.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ class FourWayMixer(nn.Module):
 
     Args:
         embed_dim: Width, and the number of scanned channels.
-        state_dim: States a channel.
-        conv_width: Taps of the depthwise convolutions.
+        state_dim: States of a channel (mamba_ssm: ``d_state``).
+        conv_width: Taps of the depthwise convolutions (``d_conv``).
     """
 
     def __init__(self, embed_dim: int, *, state_dim: int = 16, conv_width: int = 4) -> None:

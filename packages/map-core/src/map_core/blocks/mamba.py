@@ -24,9 +24,9 @@ class ScanDirection(nn.Module):
 
     Args:
         inner_dim: Channels that are scanned.
-        state_dim: States a channel.
+        state_dim: States of a channel (mamba_ssm: ``d_state``).
         dt_rank: Rank of the time-step projection.
-        conv_width: Taps of the depthwise convolution.
+        conv_width: Taps of the depthwise convolution (``d_conv``).
         reverse: Scan from the last token to the first.
     """
 
@@ -71,13 +71,13 @@ class ScanDirection(nn.Module):
 class MambaMixer(nn.Module):
     """Gated selective scan; bidirectional: both directions share the in and out projections and are averaged.
 
-    Source: Mamba (arXiv 2312.00752); the averaged bidirectional form is the paper's (design decision 3).
+    Source: Mamba (arXiv 2312.00752); the averaged bidirectional form is the paper's.
 
     Args:
         embed_dim: Width.
-        state_dim: States a channel.
+        state_dim: States of a channel (mamba_ssm: ``d_state``).
         expand: Scanned channels over ``embed_dim``.
-        conv_width: Taps of the depthwise convolution.
+        conv_width: Taps of the depthwise convolution (``d_conv``).
         dt_rank: Rank of the time-step projection; ceil(embed_dim / 16) when None.
         bidirectional: Scan both ways; False scans in sequence order only.
 

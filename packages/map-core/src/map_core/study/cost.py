@@ -74,7 +74,7 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
     task, config = make_task(domain, run, out)
     training = config.training
     plan = RunPlan.of(training, len(task.train_data), processes=1, process=0)
-    samples = min(plan.total_steps, training.max_steps or plan.total_steps) * training.batch_size
+    samples = plan.last_step(training.max_steps) * training.batch_size
     count = min(training.batch_size, len(task.train_data), 8)
     batch = (task.collate or default_collate)([task.train_data[i] for i in range(count)])
     with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
@@ -130,10 +130,12 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
     seed = study.seeds[0]
     by_name = {arm.name: arm for arm in study.arms}
 
-    def cost(arm: Arm, stage: str, labels: int | None) -> Cost:
+    def first_run(arm: Arm, stage: str, labels: int | None) -> PlannedRun:
         plain = replace(study, arms=(replace(arm, compute_of=None),), learning_rates={})
-        runs = [run for run in planned_runs(plain, []) if run.stage == stage and run.seed == seed]
-        return count_cost(domain, next(run for run in runs if run.labels == labels), scratch)
+        return next(run for run in planned_runs(plain, []) if run.stage == stage and run.labels == labels)
+
+    def flops(arm: Arm, stage: str, labels: int | None) -> float:
+        return count_cost(domain, first_run(arm, stage, labels), scratch).flops
 
     def resolved(arm: Arm) -> Arm:
         if arm.compute_of is None:
@@ -148,15 +150,13 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
         }
         for labels in [labels for labels in study.labels if labels not in lengths]:
             other = by_name[arm.compute_of]
-            before = cost(other, "pretrain", None).flops if other.pretrain is not None else 0.0
-            mine, theirs = cost(arm, "finetune", labels), cost(other, "finetune", labels)
-            plan = replace(study, arms=(replace(arm, compute_of=None),), learning_rates={})
-            run = next(r for r in planned_runs(plan, []) if r.stage == "finetune" and r.labels == labels)
-            training = configuration(domain, run, scratch).training
+            before = flops(other, "pretrain", None) if other.pretrain is not None else 0.0
+            mine, theirs = flops(arm, "finetune", labels), flops(other, "finetune", labels)
+            training = configuration(domain, first_run(arm, "finetune", labels), scratch).training
             name, length = "training.epochs", training.epochs
             if training.sample_budget is not None:  # which sets the epochs
                 name, length = "training.sample_budget", training.sample_budget
-            lengths[labels] = {name: max(1, round(length * (before + theirs.flops) / mine.flops))}
+            lengths[labels] = {name: max(1, round(length * (before + theirs) / mine))}
         return replace(arm, lengths=lengths)
 
     return replace(study, arms=tuple(resolved(arm) for arm in study.arms))

@@ -88,7 +88,7 @@ def _measured(
             trials = list(_trials(study, arm, stage, command, labels, results))
             if seed == study.seeds[0]:
                 yield from trials
-            lr = chosen_rate(study, trials, results)
+            lr = chosen_rate(trials, results)
             if lr is None:
                 continue
             settings |= {"training.lr": lr}
@@ -144,7 +144,7 @@ def tries(run: PlannedRun | Result, stage: str) -> bool:
     return run.key.startswith(f"{run.arm}/trials/{stage}")
 
 
-def chosen_rate(study: Study, trials: Sequence[PlannedRun], results: Sequence[Result]) -> float | None:
+def chosen_rate(trials: Sequence[PlannedRun], results: Sequence[Result]) -> float | None:
     """The learning rate with the best score on the held-out part, once all trials are done."""
     scores = {result.key: result.score for result in results}
     if not all(run.key in scores for run in trials):

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,7 +11,7 @@ from typing import Any, get_type_hints
 from map_core.errors import UserError, reason
 from map_core.json_values import is_finite
 from map_core.reading import read_small
-from map_core.runs.files import is_full, save_text
+from map_core.runs.files import is_full
 from map_core.tasks.typed import fits, name_of
 
 
@@ -149,9 +148,3 @@ def parse_result(line: bytes) -> Result:
         if not all(number is None or is_finite(number) for number in numbers):
             raise ValueError(f"{name} holds {value!r:.60}, which is no finite number")
     return Result(**values)
-
-
-def merge_results(paths: Iterable[Path], out: Path) -> None:
-    """Write the results of several files, each run once."""
-    merged = {(r.study, r.key): r for path in paths for r in read_results(path)}
-    save_text(out, "".join(json.dumps(asdict(r), sort_keys=True) + "\n" for r in merged.values()))

@@ -14,6 +14,7 @@ from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.objectives.settings import Settings
 from map_core.randomness import Draw
+from map_core.ranges import check
 from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain, OpenedData, data_settings, refuse_other_samples
 from map_core.tasks.evaluation import (
@@ -51,8 +52,7 @@ class ClassificationConfig(Settings):
 
     def validate(self) -> None:
         super().validate()
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"objective.smoothing must lie in [0, 1); got {self.smoothing}")
+        check("objective", self, shares_below_one=("smoothing",))
 
     def mixer(self, num_classes: int) -> Mixer | None:
         """What mixes batches, giving soft labels that are smoothed already; None where nothing does."""
@@ -103,10 +103,8 @@ class ClassificationTask(Task):
 
     def refuse_other_settings(self) -> None:
         """Raise a :class:`UserError` where the weights of ``init`` would mean something else in this model."""
-        config = self.config
-        if config.init is not None:
-            models = self.domain.models
-            models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
+        config, models = self.config, self.domain.models
+        models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs, labels = batch

@@ -10,7 +10,7 @@ from map_core.errors import UserError
 from map_core.objective import Objective
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
-from map_core.tasks.pretraining import load_rest, rest_of_state
+from map_core.tasks.pretraining import DECODER, load_rest, rest_of_state
 from map_core.tasks.weights import (
     MODEL_FILE,
     LoadReport,
@@ -20,7 +20,7 @@ from map_core.tasks.weights import (
     weights_file,
 )
 
-DECODER_FILE = "pretraining.safetensors"
+DECODER_FILE = f"{DECODER}.safetensors"
 
 
 def convert_checkpoint(
@@ -45,10 +45,12 @@ def convert_checkpoint(
         classes: Names of a classifier's outputs; the family's when empty.
 
     Raises:
-        UserError: a file of no known family, settings that do not fit it or are not given, or another number of
-            classes.
+        UserError: a file of no known family, or one that would be overwritten; settings that do not fit it or are not
+            given; or another number of classes.
     """
     file = weights_file(path)
+    if file.resolve() in {(out / name).resolve() for name in (MODEL_FILE, DECODER_FILE)}:
+        raise UserError(f"out {out} is where {file} lies, which would be overwritten; give another directory")
     converted, family = read_family(domain, file)
     if objective and not converted.rest:
         told = ", ".join(f"--{name}" for name in objective)

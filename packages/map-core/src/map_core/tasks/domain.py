@@ -218,7 +218,7 @@ class Domain:
         collate: Makes a batch of samples.
         logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
         protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
-        info: Further lines of the command ``info``.
+        info: Lines of the command ``info`` besides versions and models.
         timm_config: Of a model section and its description: the ``config.json`` from which ``timm.create_model`` makes
             the model; None for a domain whose models timm does not know.
     """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from map_core.errors import UserError
+from map_core.ranges import check
 from map_core.runs.summary import describe_run
 from map_core.training.config import PRECISIONS
 from map_core.training.loading import batches_in_order
@@ -44,10 +45,7 @@ class EvaluationConfig:
 
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no evaluation can have."""
-        if self.batch_size < 1:
-            raise UserError(f"evaluation.batch_size must be at least 1; got {self.batch_size}")
-        if self.workers < 0:
-            raise UserError(f"evaluation.workers must be 0 or more; got {self.workers}")
+        check("evaluation", self, at_least_one=("batch_size",), not_negative=("workers",))
         if self.precision not in PRECISIONS:
             known = " or ".join(PRECISIONS)
             raise UserError(f"evaluation.precision must be {known}; got {self.precision!r}")

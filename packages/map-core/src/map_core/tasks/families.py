@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.errors import UserError, in_one_line, reason
+from map_core.errors import UserError, reason, some_of
 
 State = Mapping[str, Tensor]
 SHOWN = 3  # keys in a message
@@ -130,9 +130,9 @@ def refuse_unknown(state: State, families: Sequence[Family], source: Path) -> No
     keys = list(state)
     nearest = min(families, key=lambda family: (len(family.unknown(keys)), len(family.lacking(keys))))
     odd, lacking = nearest.unknown(keys), nearest.lacking(keys)
-    against = f"{len(odd)} of its {len(keys)} keys are none of that: {_some(odd)}" if odd else ""
+    against = f"{len(odd)} of its {len(keys)} keys are none of that: {some_of(odd, SHOWN)}" if odd else ""
     if lacking:
-        against += f"{', and ' if odd else ''}it lacks {_some(lacking)}"
+        against += f"{', and ' if odd else ''}it lacks {some_of(lacking, SHOWN)}"
     raise UserError(
         f"{source} is a checkpoint of no family that is known here; nearest: {nearest.name}, but {against}; known: "
         f"{', '.join(family.name for family in families)}"
@@ -152,9 +152,3 @@ def depth(state: State, prefix: str) -> int:
             f"it has {len(numbers)} layers called {prefix}#, and none of them is {prefix}{missing}"
         )
     return len(numbers)
-
-
-def _some(keys: Sequence[str]) -> str:
-    return in_one_line(", ".join(keys[:SHOWN]), most=600) + (
-        f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    )

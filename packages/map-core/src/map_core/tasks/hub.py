@@ -58,7 +58,9 @@ def push_to_hub(
     files = [name for name in SHARED if (place / name).is_file()]
     api = HfApi(token=token)
     with hub_faults_told(f"{repo} was not uploaded"):
-        api.create_repo(repo, private=private, exist_ok=True)
+        repo = api.create_repo(
+            repo, private=private, exist_ok=True
+        ).repo_id  # with the user, if it was given without
         operations = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(place / name)) for name in files
         ]
@@ -86,6 +88,8 @@ def from_pretrained(
         UserError: no such model, or no model of ours; a Hub that refuses, or that is away while the cache is empty.
     """
     local = expanded(name)
+    if not local.exists() and (local.is_absolute() or str(name).startswith(".")):
+        raise UserError(f"{name}: there is no such file or folder")
     return models.load(local if local.exists() else download(str(name), cache_dir=cache_dir, token=token))
 
 

@@ -13,7 +13,8 @@ from torch.utils.data import Subset
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.randomness import Draw
-from map_core.tasks.domain import Domain, OpenedData
+from map_core.ranges import check
+from map_core.tasks.domain import Domain, OpenedData, input_of
 from map_core.tasks.evaluation import EvaluationConfig, autocast, collect, pooled_features
 from map_core.tasks.features import knn_accuracy
 from map_core.training.loading import batches_in_order
@@ -48,8 +49,7 @@ class MonitorConfig:
         """Raise a :class:`UserError` for the first field that no monitor can have."""
         if self.samples < 0 or self.samples == 1:
             raise UserError(f"monitor.samples must be 0 or at least 2; got {self.samples}")
-        if self.neighbors < 1:
-            raise UserError(f"monitor.neighbors must be at least 1; got {self.neighbors}")
+        check("monitor", self, at_least_one=("neighbors",))
         if self.keep_best is not None and self.keep_best not in MEASURES:
             raise UserError(f"monitor.keep_best {self.keep_best!r}: {near_matches(self.keep_best, MEASURES)}")
         if self.keep_best is not None and not self.samples:
@@ -91,9 +91,9 @@ class Monitor:
         """All measures; every process computes the same ones."""
         features, labels = self._features(objective.backbone, self.seen, device)
         measures: dict[str, float] = {}
-        if self.held_out is not None and self.loses:
+        if self.held_out is not None and "heldout_loss" in self.names:
             measures["heldout_loss"] = self._loss(objective, self.held_out, device)
-        if self.held_out is None or self.num_classes < 2:
+        if self.held_out is None or "rankme" in self.names:
             return measures | {"rankme": rankme(features)}
         queries, answers = self._features(objective.backbone, self.held_out, device)
         arrays = [value.numpy() for value in (features, labels, queries, answers)]
@@ -121,7 +121,7 @@ class Monitor:
         for batch in batches_in_order(
             samples, batch_size=batch_size, workers=workers, device=device, collate=self.domain.collate
         ):
-            yield batch[0]
+            yield input_of(batch)
 
 
 def open_monitor(

@@ -62,6 +62,8 @@ class Models(Generic[Config]):
         resolved: Of a configuration: every setting of its model, those of its name where it gives none.
         families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
             that has all of a file's keys is the file's.
+        loaded: Of a model that was loaded, its configuration and the description of its weights: tells the model what
+            its users want to know of them.
     """
 
     config: type[Config]
@@ -77,6 +79,7 @@ class Models(Generic[Config]):
     inputs: tuple[str, ...] = ()
     resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
     families: tuple[Family, ...] = ()
+    loaded: Callable[[nn.Module, Config, Mapping[str, Any]], None] = lambda model, config, description: None
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
         """The JSON description that makes a weights file readable without its recipe."""
@@ -99,18 +102,22 @@ class Models(Generic[Config]):
         return read_settings(self.config, values, description_file(path))
 
     def refuse_other_settings(
-        self, config: Config, path: str | Path, *, may_differ: Sequence[str] | None = None
+        self, config: Config, path: str | Path | None, *, may_differ: Sequence[str] | None = None
     ) -> None:
         """Compare a model with the description of the weights that it starts from: its inputs, and what no shape shows.
 
         Args:
             config: Of the model.
-            path: A run or weights file; one without description is taken as it is.
+            path: A run or weights file, if there is one; one without description is taken as it is.
             may_differ: Settings whose difference is meant.
 
         Raises:
             UserError: a setting differs, or ``may_differ`` names none that could.
         """
+        if path is None:
+            if may_differ:
+                raise UserError("init_may_differ needs a run or file to start from: give --init")
+            return
         for name in may_differ or ():
             if name not in self.unseen:
                 raise UserError(f"--init_may_differ {name}: {near_matches(name, self.unseen)}")
@@ -131,8 +138,8 @@ class Models(Generic[Config]):
             if values[0] != values[1] and not seen and name not in (may_differ or ()):
                 raise UserError(
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}: "
-                    f"its weights fit, but would mean something else; leave --model.{name} to the run, or say that "
-                    f"it is meant with --init_may_differ {name}"
+                    f"its weights fit, but would mean something else; set --model.{name} as there, or say that it "
+                    f"is meant with --init_may_differ {name}"
                 )
 
     def classifier(self, path: str | Path, changes: Changes = NONE) -> tuple[nn.Module, tuple[str, ...]]:
@@ -189,8 +196,10 @@ class Models(Generic[Config]):
         Raises:
             UserError: nothing there, or nothing that describes its model.
         """
-        model = self.encoder(path)
-        model.classes = tuple(read_description(path).get("classes") or ())  # type: ignore[assignment]
+        model, config, description = self.encoder(path), self.described(path), read_description(path)
+        assert config is not None  # else there would be no encoder
+        model.classes = tuple(description.get("classes") or ())  # type: ignore[assignment]
+        self.loaded(model, config, description)
         return model
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from map_core import shipped
-from map_core.errors import UserError, in_one_line, reason
+from map_core.errors import UserError, in_one_line, reason, some_of
 from map_core.paths import expanded
 from map_core.reading import read_small
 from map_core.runs.checkpoint import content_of
@@ -56,11 +56,13 @@ class LoadReport:
 
     def __str__(self) -> str:
         if self.family is None:
-            left = f"; left: {_some(list(self.left))}" if self.left else ""
-            return f"{self.source}: loaded; new: {_some(list(self.fresh)) if self.fresh else 'nothing'}{left}"
+            left = f"; left: {some_of(list(self.left))}" if self.left else ""
+            return (
+                f"{self.source}: loaded; new: {some_of(list(self.fresh)) if self.fresh else 'nothing'}{left}"
+            )
         parts = [f"{self.source}: {self.family}, {len(self.mapped)} parameters mapped"]
         for what, keys in (("resampled", self.resampled), ("left", self.left), ("new", self.fresh)):
-            parts.append(f"{len(keys)} {what} ({_some(list(keys))})" if keys else f"none {what}")
+            parts.append(f"{len(keys)} {what} ({some_of(list(keys))})" if keys else f"none {what}")
         return "; ".join([*parts, *self.notes])
 
 
@@ -244,9 +246,8 @@ def load_init(
         ],
     }
     if any(faults.values()):
-        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in faults.items() if keys)
         raise UserError(
-            f"{file} does not fit this model: {told}; choose the model that was pretrained "
+            f"{file} does not fit this model: {told_keys(faults)}; choose the model that was pretrained "
             f"({_cure(family, converted)})"
         )
     fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
@@ -342,6 +343,6 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in state.items() if key.startswith("head.")}
 
 
-def _some(keys: list[str], most: int = 6) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return in_one_line(", ".join(keys[:most]), most=600) + more
+def told_keys(faults: Mapping[str, list[str]]) -> str:
+    """Names of parameters by what is wrong with them, in one line."""
+    return "; ".join(f"{what}: {some_of(keys)}" for what, keys in faults.items() if keys)

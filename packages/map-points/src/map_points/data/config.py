@@ -49,7 +49,7 @@ class PointDataConfig:
             read by "folder" from .ply, .pcd, .las, .npz and files with a line of names. Normals and velocities turn
             with their cloud. The model then takes 3 and so many (model.in_chans).
         columns: Names of the columns, x, y and z among them, of files that do not name theirs.
-        statistics: File of ``map-points statistics``, whose mean and std go before those here.
+        statistics: File of ``map-points statistics``, whose mean and std override those here.
         channel_mean: Mean of every channel, which is subtracted; channels stay as they are when not given.
         channel_std: Standard deviation of every channel, which is divided by.
         channel_dropout: Probability that a training cloud is shown without its channels (zeros in their place).

@@ -171,8 +171,8 @@ class SegmentTask(Task):
         num_parts = 1 + max(max(own) for own in self.data.parts)
         model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)
         recompute_activations(model.backbone, config.training)
+        MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
         if config.init is not None:
-            MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
             start_from(model, config.init)
         self.model = model
 
@@ -236,7 +236,8 @@ def segmentation_totals(
 ) -> Float[Tensor, "4 c"]:
     """Sums of :func:`~map_points.segmentation.metrics.part_totals` over the samples (or a shard), on the CPU.
 
-    The arguments are those of :func:`~map_core.training.loading.batches_in_order`; ``parts`` lists each category's.
+    ``parts`` lists each category's and ``precision`` is the forward pass's; the rest are those of
+    :func:`~map_core.training.loading.batches_in_order`.
     """
     model.eval()
     totals = torch.zeros(4, len(parts), dtype=torch.float64)

@@ -180,7 +180,7 @@ class MambaVision(nn.Module):
         if global_pool is not None:
             self.global_pool = _checked_pool(global_pool)
         self.num_classes = num_classes
-        self.head = self._make_head(num_classes).to(next(self.patch_embed.parameters()).device)
+        self.head = self._make_head(num_classes).to(next(self.patch_embed.parameters()))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
