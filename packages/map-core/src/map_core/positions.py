@@ -102,7 +102,8 @@ class LearnedPosition(nn.Module):
 
     def resize(self, grid: tuple[int, int]) -> None:
         """Make the table one of another grid, for good."""
-        self.table = nn.Parameter(resize_table(self.table.detach(), grid), self.table.requires_grad)
+        resized = resize_table(self.table.detach(), grid).contiguous()  # as files of weights want it
+        self.table = nn.Parameter(resized, self.table.requires_grad)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         key = prefix + "table"

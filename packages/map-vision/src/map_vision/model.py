@@ -108,8 +108,8 @@ class HybridNet(nn.Module):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: GlobalPool = "register",
@@ -125,11 +125,11 @@ class HybridNet(nn.Module):
         norm_eps: float = 1e-5,
         bidirectional: bool = True,
         order: ScanOrder = "row",
-        block_size: tuple[int, int] = (4, 4),
+        block_size: Sequence[int] = (4, 4),
         position: PositionKind = "learned",
         wiring: Wiring = "residual",
         pool_norm: bool = False,
-        patch_stride: int | tuple[int, int] | None = None,
+        patch_stride: int | Sequence[int] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -143,7 +143,7 @@ class HybridNet(nn.Module):
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.in_chans = in_chans
         self.order: ScanOrder = order
-        self.block_size = block_size
+        self.block_size: tuple[int, int] = to_2tuple(block_size)
         self.patch_embed = PatchEmbed(
             self.patch_size,
             in_chans,
@@ -206,7 +206,7 @@ class HybridNet(nn.Module):
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Make this the model of images of another size: positions are resampled for good, not in every pass.
 
         Raises:

@@ -55,7 +55,7 @@ class MambaVision(nn.Module):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
+        img_size: int | Sequence[int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: Literal["avg", ""] = "avg",
@@ -63,8 +63,8 @@ class MambaVision(nn.Module):
         embed_dim: int = 640,
         stem_dim: int = 32,
         depths: Sequence[int] = (1, 3, 8, 4),
-        num_heads: int | tuple[int, int] = (8, 16),
-        window_size: int | tuple[int, int] = (14, 7),
+        num_heads: int | Sequence[int] = (8, 16),
+        window_size: int | Sequence[int] = (14, 7),
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         drop_rate: float = 0.0,
