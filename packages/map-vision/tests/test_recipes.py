@@ -22,6 +22,7 @@ from map_core.masking import hidden_count
 from map_core.randomness import Draw
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.pretraining import PretrainTask
+from map_core.tasks.weights import save_weights
 from map_core.training import train
 from map_core.training.optimizer import build_optimizer
 from map_vision.domain import DOMAIN
@@ -60,6 +61,9 @@ NAMES = (
     "finetune_vit_base_in1k_scratch",
     "finetune_vit_large_in1k",
     "linear_base_in1k",
+    "linear_cifar10",
+    "linear_digits",
+    "linear_folder",
     "pretrain_base_in1k",
     "pretrain_base_in1k_ar",
     "pretrain_base_in1k_ar_table6",
@@ -455,10 +459,13 @@ def test_table_2_predicts_in_the_order_of_the_scan_or_in_another(row, predicted,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shrunken_recipe_takes_two_steps(name, tmp_path, image_folder, undrawn, request):
+def test_a_shrunken_recipe_takes_two_steps(name, tmp_path, image_folder, undrawn):
     overrides = [*shrunken(name, image_folder), f"--out={tmp_path / 'run'}"]
     if kind(name) == "linear":
-        overrides.append(f"--init={request.getfixturevalue('pretrained')}")
+        model = resolved(name, overrides).model
+        state = DOMAIN.models.create_backbone(model).state_dict()
+        save_weights(tmp_path / "model.safetensors", state, DOMAIN.models.describe(model, holds="encoder"))
+        overrides.append(f"--init={tmp_path / 'model.safetensors'}")
     config = resolved(name, overrides)
     task = TASKS[kind(name)](DOMAIN, config)
     assert task.data.train.transform is not task.data.plain_train.transform
