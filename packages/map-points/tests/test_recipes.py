@@ -11,7 +11,7 @@ import yaml
 from map_core.commands.parser import load_recipe, parse
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.standard import configs
-from map_core.tasks.classification import FinetuneTask
+from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.pretraining import PretrainTask, load_objective
 from map_core.tasks.weights import save_weights
 from map_core.training import train
@@ -37,6 +37,8 @@ NAMES = (
     "finetune_scanobjectnn_objonly",
     "finetune_scanobjectnn_pbt50rs",
     "finetune_shapes",
+    "linear_clouds",
+    "linear_shapes",
     "pretrain_clouds",
     "pretrain_modelnet40_cpu",
     "pretrain_shapenet55",
@@ -55,6 +57,7 @@ NAMES = (
 CONFIGS = {
     "pretrain": configs(DOMAIN).pretrain,
     "finetune": configs(DOMAIN).finetune,
+    "linear": configs(DOMAIN).finetune,
     "fewshot": FewShotConfig,
     "segment": SegmentConfig,
 }
@@ -94,7 +97,7 @@ def of_kind(*kinds):
 
 def some_root(name):
     """A path for the data of every recipe but those of shapes that are made on the spot."""
-    return () if name in ("pretrain_shapes", "finetune_shapes") else ("--data.root=.",)
+    return () if name in ("pretrain_shapes", "finetune_shapes", "linear_shapes") else ("--data.root=.",)
 
 
 def recipe(name, *overrides):
@@ -182,6 +185,22 @@ def test_a_finetuning_recipe_takes_two_steps_and_is_read_back(name, tmp_path):
     assert changed == set(dict(task.model.named_parameters()))
 
 
+@pytest.mark.parametrize("name", of_kind("linear"))
+def test_a_probing_recipe_takes_two_steps_of_its_head_alone(name, tmp_path):
+    model = shrunken(name, tmp_path).model
+    backbone = create_backbone(model)
+    described = MODELS.describe(model, holds="encoder")
+    save_weights(tmp_path / "model.safetensors", backbone.state_dict(), described)
+    config = shrunken(name, tmp_path / "run", f"--init={tmp_path / 'model.safetensors'}")
+    task = LinearProbeTask(DOMAIN, config, made_up(config))
+    train(task, config.training, tmp_path / "run", run_config=config)
+    classifier, classes = MODELS.classifier(tmp_path / "run")
+    assert classes == ("a", "b", "c")
+    state = classifier.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
+    assert torch.any(state["head.weight"] != 0)
+
+
 @pytest.mark.parametrize("name", of_kind("segment"))
 def test_a_segmentation_recipe_takes_two_steps_and_is_read_back(name, two_part_shapes, tmp_path):
     config = shrunken(name, tmp_path / "run", "--objective.hidden_dim=16", f"--data.root={two_part_shapes}")
@@ -213,7 +232,8 @@ def test_the_few_shot_recipe_takes_two_steps_a_fold(way, shot, tmp_path):
 def test_a_header_names_its_own_command(name):
     with find_recipe(DOMAIN.recipes, name) as path:
         text = path.read_text()
-    assert f"map-points {kind(name)} --config {name} " in text
+    command = "linear-probe" if kind(name) == "linear" else kind(name)
+    assert f"map-points {command} --config {name} " in text
     assert "# number    " in text
 
 
