@@ -62,9 +62,8 @@ class Draw:
     @torch.compiler.disable
     def uniform(self, what: str, length: int, device: torch.device | None = None) -> Float[Tensor, "s l"]:
         """Uniform numbers in [0, 1), a row for each sample that this process holds."""
-        noise = torch.rand((self.global_batch, length), generator=self.generator(what), device="cpu")[
-            self.samples
-        ]
+        whole = torch.rand((self.global_batch, length), generator=self.generator(what), device="cpu")
+        noise = whole[self.samples]
         if device is None or device.type == "cpu":
             return noise
         if device.type == "cuda":

@@ -1,5 +1,7 @@
 """The options of the paper's objective: a causal encoder, ratio 0, a Mamba decoder, targets of several scales."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -182,7 +184,11 @@ def test_scans_within_regions_need_regions_of_one_size(vectors):
 
 
 def test_a_mamba_decoder_has_no_heads_to_divide_its_width():
-    MaskedAutoregressionConfig(decoder="mamba", decoder_dim=40).validate()
+    config = MaskedAutoregressionConfig(decoder="mamba", decoder_dim=40)
+    assert config.decoder_dim % config.decoder_heads
+    config.validate()
+    with pytest.raises(UserError, match=r"decoder_dim \(40\) must be a multiple of objective.decoder_heads"):
+        replace(config, decoder="transformer").validate()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Parameter groups, optimizers, and settings that no run can have."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -95,7 +97,13 @@ def test_an_unknown_optimizer_names_its_near_matches():
 
 
 def test_a_budget_of_samples_sets_epochs_and_warmup_whatever_is_said_of_them():
-    TrainingConfig(sample_budget=1000, epochs=1, warmup_epochs=5.0).validate()
+    said = TrainingConfig(sample_budget=1000, epochs=1, warmup_epochs=5.0, batch_size=10)
+    said.validate()
+    fitted = said.fitted(100)
+    assert fitted.epochs == 10
+    assert fitted.warmup_epochs < fitted.epochs
+    with pytest.raises(UserError, match=r"training.warmup_epochs must be below epochs \(1\)"):
+        replace(said, sample_budget=None).validate()
 
 
 @pytest.mark.parametrize(

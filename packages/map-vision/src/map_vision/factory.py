@@ -187,9 +187,8 @@ def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str
     """The ``config.json`` from which timm makes a described model and prepares its images."""
     form = config if description.get("classes") else without_registers(config)
     arguments = {key: value for key, value in form.arguments().items() if key != "keep_registers"}
-    arguments.setdefault(
-        "global_pool", resolved(form)["global_pool"]
-    )  # timm passes over a card without arguments
+    # never empty: timm tells of no source's arguments where a card has none
+    arguments.setdefault("global_pool", resolved(form)["global_pool"])
     base, size = default_cfgs[config.name].default, input_size(config)
     said = described_cfg(description, max(size[1:]))
     return {

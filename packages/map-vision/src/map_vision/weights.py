@@ -14,11 +14,8 @@ from map_vision.checkpoints import FAMILIES
 # what a pretraining run does not have and a classifier starts anew
 NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "pool_norm.", "head.")
 MASK_TOKEN = "mask_token"  # of pyramids, in pretraining alone
-NOT_RANDOM = (
-    "head.",
-    "pool_norm.",
-    MASK_TOKEN,
-)  # new without surprise: a head of other classes, a norm of ones
+# what may be new without surprise: a head of other classes, a norm of ones
+NOT_RANDOM = ("head.", "pool_norm.", MASK_TOKEN)
 LAST_NORM = "encoder.norm."
 WRAPPERS = ("module.", "model.")  # prefixes under which other programs save a whole model
 

@@ -58,9 +58,8 @@ def push_to_hub(
     files = [name for name in SHARED if (place / name).is_file()]
     api = HfApi(token=token)
     with hub_faults_told(f"{repo} was not uploaded"):
-        repo = api.create_repo(
-            repo, private=private, exist_ok=True
-        ).repo_id  # with the user, if it was given without
+        made = api.create_repo(repo, private=private, exist_ok=True)
+        repo = made.repo_id  # with the user, if it was given without
         operations = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(place / name)) for name in files
         ]
