@@ -63,10 +63,12 @@ def run_study(
     budget = Budget(budget_minutes)
     launcher = launcher or Processes(threads=1 if jobs > 1 else None)
     running = RunningStudy(study, place, launcher, flops, progress=progress)
-    with sigterm_as_exit():
+    with sigterm_noted() as noted:
         try:
             while True:
                 running.start(jobs, budget)
+                if noted:
+                    sys.exit(128 + noted[0])
                 if not running.started:
                     return running.outcome(budget)
                 time.sleep(POLL_SECONDS)
@@ -187,14 +189,18 @@ class RunningStudy:
 
 
 @contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Let a scheduler's SIGTERM end the study as an error would, its runs with it."""
+def sigterm_noted() -> Iterator[list[int]]:
+    """Note a scheduler's SIGTERM, for the study to end between two steps and its runs with it.
+
+    A handler that raised would lose a run whose process is being started: nobody would end that one.
+    """
+    noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield noted
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
     try:
-        yield
+        yield noted
     finally:
         signal.signal(signal.SIGTERM, before)
 
