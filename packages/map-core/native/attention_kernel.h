@@ -22,8 +22,10 @@ inline int64_t round_up(int64_t n, int64_t unit) { return parts(n, unit) * unit;
 inline int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
 inline int64_t wide(const AttentionCall& call) { return round_up(call.width, kLanes); }
 
-inline const float* row(const Heads& heads, int64_t batch, int64_t head, int64_t step) {
-  return heads.data + batch * heads.batch_stride + step * heads.step_stride + head * heads.head_stride;
+template <class T>
+inline const T* row(const Heads& heads, int64_t batch, int64_t head, int64_t step) {
+  return static_cast<const T*>(heads.data) + batch * heads.batch_stride + step * heads.step_stride +
+         head * heads.head_stride;
 }
 
 // Which keys the queries of a block see. A mask of one row, and no mask, are the same for every query.
@@ -193,34 +195,46 @@ inline void gather_all(float* acc, const float* weight, const float* values, con
 }
 
 // Rows of a head lie far apart: the processor does not guess the next ones by itself.
+template <class T>
 __attribute__((always_inline)) inline void fetch_row(const Heads& from, int64_t batch, int64_t head, int64_t step,
                                                      int64_t width) {
-  const float* source = row(from, batch, head, step);
-  for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(source + c);
+  const T* source = row<T>(from, batch, head, step);
+  for (int64_t c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(source + c);
 }
 
 // Copies `count` rows of a head, scaled and filled up with zeros to `rows` rows of `filled` numbers.
+template <class T>
 inline void copy_rows(const Heads& from, int64_t batch, int64_t head, int64_t first, int64_t count, int64_t rows,
                       int64_t width, int64_t filled, float scale, float* into) {
   for (int64_t i = 0; i < count; ++i, into += filled) {
-    if (i + kAhead < count) fetch_row(from, batch, head, first + i + kAhead, width);
-    const float* source = row(from, batch, head, first + i);
+    if (i + kAhead < count) fetch_row<T>(from, batch, head, first + i + kAhead, width);
+    const T* source = row<T>(from, batch, head, first + i);
     for (int64_t c = 0; c < filled; c += kLanes) store_all(into + c, load(source + c, width - c) * scale);
   }
   memset(into, 0, static_cast<size_t>((rows - count) * filled) * sizeof *into);
 }
 
-// A tile of keys with its axes turned: (width, kKeys), zero past the last key.
+// A tile of keys with its axes turned, (wide, kKeys), by way of rows (kKeys, wide); zero past the last key.
+template <class T>
 inline void turn_rows(const Heads& from, int64_t batch, int64_t head, int64_t first, int64_t count, int64_t width,
-                      float* into) {
-  if (count < kKeys) memset(into, 0, static_cast<size_t>(width * kKeys) * sizeof *into);
-  for (int64_t i = 0; i < count; i += kAhead) {
-    const int64_t here = at_most(count - i, kAhead);
-    for (int64_t next = i + kAhead; next < at_most(count, i + 2 * kAhead); ++next) {
-      fetch_row(from, batch, head, first + next, width);
-    }
-    turn(row(from, batch, head, first + i), from.step_stride, into + i, kKeys, here, width);
+                      int64_t filled, float* rows, float* into) {
+  const int64_t turned = round_up(count, kLanes);
+  copy_rows<T>(from, batch, head, first, count, kKeys, width, filled, 1.0f, rows);
+  turn(rows, filled, into, kKeys, turned, filled);
+  for (int64_t c = 0; turned < kKeys && c < filled; ++c) {
+    memset(into + c * kKeys + turned, 0, static_cast<size_t>(kKeys - turned) * sizeof *into);
   }
+}
+
+// Where a row of a head lies in the contiguous arrays that are written, of as many tokens.
+inline int64_t row_of(const AttentionCall& call, int64_t tokens, int64_t batch, int64_t head, int64_t step) {
+  return ((batch * tokens + step) * call.heads + head) * call.width;
+}
+
+template <class T>
+inline void store_row(void* into, int64_t place, const float* row, float scale, int64_t width) {
+  T* here = static_cast<T*>(into) + place;
+  for (int64_t c = 0; c < width; c += kLanes) store(here + c, load_all(row + c) * scale, width - c);
 }
 
 inline float query_scale(const AttentionCall& call) {
@@ -276,42 +290,42 @@ inline void attend_tile(const AttentionCall& call, const Sight& sight, const Run
 inline int64_t tiled(int64_t keys) { return round_up(keys, kKeys); }
 
 int64_t attention_forward_scratch(const AttentionCall& call) {
-  const int64_t width = call.width, per_query = 2 * wide(call) + kLanes + 1;
-  return tiled(call.keys) * (width + wide(call)) + kSpan * per_query + kQueries * kKeys;
+  const int64_t per_query = 2 * wide(call) + kLanes + 1;
+  return 2 * tiled(call.keys) * wide(call) + kSpan * per_query + kQueries * kKeys;
 }
 
-void attention_forward(const AttentionCall& call, int64_t item, float* scratch) {
+template <class T>
+void attention_forward_of(const AttentionCall& call, int64_t item, float* scratch) {
   const int64_t batch = item / call.heads, head = item % call.heads, width = call.width, filled = wide(call);
   const int64_t keys_end = tiled(call.keys);
   float* sums = scratch;
   float* keys = sums + kSpan * kLanes;
-  float* values = keys + keys_end * width;
+  float* values = keys + keys_end * filled;
   float* queries = values + keys_end * filled;
   float* acc = queries + kSpan * filled;
   float* weight = acc + kSpan * filled;
   float* top = weight + kQueries * kKeys;
   for (int64_t first = 0; first < call.keys; first += kKeys) {
     const int64_t count = at_most(call.keys - first, kKeys);
-    turn_rows(call.k, batch, head, first, count, width, keys + first * width);
-    copy_rows(call.v, batch, head, first, count, kKeys, width, filled, 1.0f, values + first * filled);
+    turn_rows<T>(call.k, batch, head, first, count, width, filled, values + first * filled, keys + first * filled);
+    copy_rows<T>(call.v, batch, head, first, count, kKeys, width, filled, 1.0f, values + first * filled);
   }
   for (int64_t start = 0; start < call.queries; start += kSpan) {
     const int64_t count = at_most(call.queries - start, kSpan), rows = round_up(count, kQueries);
-    copy_rows(call.q, batch, head, start, count, rows, width, filled, query_scale(call), queries);
+    copy_rows<T>(call.q, batch, head, start, count, rows, width, filled, query_scale(call), queries);
     for (int64_t i = 0; i < rows * filled; ++i) acc[i] = 0.0f;
     for (int64_t i = 0; i < rows * kLanes; ++i) sums[i] = 0.0f;
     for (int64_t i = 0; i < rows; ++i) top[i] = kNone;
     for (int64_t first = 0; first < call.keys; first += kKeys) {
       for (int64_t i = 0; i < rows; i += kQueries) {
         const Running now{queries + i * filled, acc + i * filled, sums + i * kLanes, top + i, weight};
-        attend_tile(call, Sight(call, batch, start + i), now, keys + first * width, values + first * filled, first);
+        attend_tile(call, Sight(call, batch, start + i), now, keys + first * filled, values + first * filled, first);
       }
     }
     for (int64_t i = 0; i < count; ++i) {
       const float sum = fold(load_all(sums + i * kLanes), sum_of);
       const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;  // nothing, for a query that sees no key
-      float* out = call.out + ((batch * call.queries + start + i) * call.heads + head) * width;
-      for (int64_t c = 0; c < width; c += kLanes) store(out + c, load_all(acc + i * filled + c) * scale, width - c);
+      store_row<T>(call.out, row_of(call, call.queries, batch, head, start + i), acc + i * filled, scale, width);
       call.log_sum[(batch * call.heads + head) * call.queries + start + i] =
           sum == 0.0f ? 0.0f : top[i] + __builtin_log2f(sum);
     }
@@ -320,18 +334,19 @@ void attention_forward(const AttentionCall& call, int64_t item, float* scratch) 
 
 // What the gradients need of all queries of a head, and of one tile of keys.
 struct Gradients {
-  float *queries, *grad_out, *grad_queries, *log_sum, *dot;           // (queries, wide | 1)
-  float *keys, *values, *key_rows, *grad_keys, *grad_values, *shares, *slopes;  // (width, kKeys), (kKeys, wide), (kQueries, kKeys)
+  float *queries, *grad_out, *grad_queries, *log_sum, *dot;  // (queries, wide | 1)
+  float *keys, *values, *grad_keys, *grad_values;            // (wide, kKeys)
+  float *key_rows, *rows, *shares, *slopes;                  // (kKeys, wide), (kQueries, kKeys)
 };
 
 inline Gradients cut(const AttentionCall& call, float* scratch) {
-  const int64_t rows = round_up(call.queries, kQueries), width = call.width, tile = width * kKeys;
+  const int64_t rows = round_up(call.queries, kQueries), tile = wide(call) * kKeys;
   Gradients g;
   float** const places[] = {&g.queries, &g.grad_out, &g.grad_queries, &g.log_sum, &g.dot, &g.keys, &g.values,
-                           &g.key_rows, &g.grad_keys, &g.grad_values, &g.shares, &g.slopes};
+                           &g.grad_keys, &g.grad_values, &g.key_rows, &g.rows, &g.shares, &g.slopes};
   const int64_t sizes[] = {rows * wide(call), rows * wide(call), rows * wide(call), rows, rows, tile, tile,
-                           kKeys * wide(call), tile, tile, kQueries * kKeys, kQueries * kKeys};
-  for (int i = 0; i < 12; ++i) {
+                           tile, tile, tile, tile, kQueries * kKeys, kQueries * kKeys};
+  for (int i = 0; i < 13; ++i) {
     *places[i] = scratch;
     scratch += sizes[i];
   }
@@ -340,7 +355,7 @@ inline Gradients cut(const AttentionCall& call, float* scratch) {
 
 int64_t attention_backward_scratch(const AttentionCall& call) {
   const int64_t rows = round_up(call.queries, kQueries), per_query = 3 * wide(call) + 2;
-  return rows * per_query + kKeys * (4 * call.width + wide(call) + 2 * kQueries);
+  return rows * per_query + kKeys * (6 * wide(call) + 2 * kQueries);
 }
 
 inline void differentiate_tile(const AttentionCall& call, const Sight& sight, const Gradients& g, int64_t query,
@@ -372,27 +387,28 @@ inline void differentiate_tile(const AttentionCall& call, const Sight& sight, co
   gather_all(g.grad_queries + query * filled, g.slopes, g.key_rows, found, filled);
 }
 
-// Writes the first `count` keys' gradients of a tile as rows.
+// Writes the first `count` keys' gradients of a tile, by way of rows (kKeys, wide).
+template <class T>
 inline void write_tile(const AttentionCall& call, const float* tile, float scale, int64_t batch, int64_t head,
-                       int64_t first, int64_t count, float* grad) {
-  float* into = grad + ((batch * call.keys + first) * call.heads + head) * call.width;
-  turn(tile, kKeys, into, call.heads * call.width, call.width, count);
-  for (int64_t j = 0; j < count; ++j, into += call.heads * call.width) {
-    for (int64_t c = 0; c < call.width; ++c) into[c] *= scale;
+                       int64_t first, int64_t count, float* rows, void* grad) {
+  turn(tile, kKeys, rows, wide(call), wide(call), round_up(count, kLanes));
+  for (int64_t j = 0; j < count; ++j) {
+    store_row<T>(grad, row_of(call, call.keys, batch, head, first + j), rows + j * wide(call), scale, call.width);
   }
 }
 
-void attention_backward(const AttentionCall& call, int64_t item, float* scratch) {
+template <class T>
+void attention_backward_of(const AttentionCall& call, int64_t item, float* scratch) {
   const int64_t batch = item / call.heads, head = item % call.heads, width = call.width, filled = wide(call);
   const int64_t rows = round_up(call.queries, kQueries);
   const Gradients g = cut(call, scratch);
-  copy_rows(call.q, batch, head, 0, call.queries, rows, width, filled, query_scale(call), g.queries);
-  copy_rows(call.grad_out, batch, head, 0, call.queries, rows, width, filled, 1.0f, g.grad_out);
+  copy_rows<T>(call.q, batch, head, 0, call.queries, rows, width, filled, query_scale(call), g.queries);
+  copy_rows<T>(call.grad_out, batch, head, 0, call.queries, rows, width, filled, 1.0f, g.grad_out);
   for (int64_t i = 0; i < rows * filled; ++i) g.grad_queries[i] = 0.0f;
   for (int64_t i = 0; i < rows; ++i) {
     g.log_sum[i] = g.dot[i] = 0.0f;
     if (i >= call.queries) continue;
-    const float* out = call.out + ((batch * call.queries + i) * call.heads + head) * width;
+    const T* out = static_cast<const T*>(call.out) + row_of(call, call.queries, batch, head, i);
     vf dot = {};
     for (int64_t c = 0; c < width; c += kLanes) dot += load(out + c, width - c) * load_all(g.grad_out + i * filled + c);
     g.dot[i] = fold(dot, sum_of);
@@ -400,23 +416,27 @@ void attention_backward(const AttentionCall& call, int64_t item, float* scratch)
   }
   for (int64_t first = 0; first < call.keys; first += kKeys) {
     const int64_t count = at_most(call.keys - first, kKeys);
-    turn_rows(call.k, batch, head, first, count, width, g.keys);
-    turn_rows(call.v, batch, head, first, count, width, g.values);
-    copy_rows(call.k, batch, head, first, count, kKeys, width, filled, 1.0f, g.key_rows);
-    memset(g.grad_keys, 0, static_cast<size_t>(2 * width * kKeys) * sizeof(float));  // and grad_values behind it
+    turn_rows<T>(call.k, batch, head, first, count, width, filled, g.key_rows, g.keys);
+    turn_rows<T>(call.v, batch, head, first, count, width, filled, g.rows, g.values);
+    memset(g.grad_keys, 0, static_cast<size_t>(2 * filled * kKeys) * sizeof(float));  // and grad_values behind it
     for (int64_t query = 0; query < rows; query += kQueries) {
       differentiate_tile(call, Sight(call, batch, query), g, query, first);
     }
-    write_tile(call, g.grad_keys, kLn2, batch, head, first, count, call.grad_k);
-    write_tile(call, g.grad_values, 1.0f, batch, head, first, count, call.grad_v);
+    write_tile<T>(call, g.grad_keys, kLn2, batch, head, first, count, g.rows, call.grad_k);
+    write_tile<T>(call, g.grad_values, 1.0f, batch, head, first, count, g.rows, call.grad_v);
   }
   const float scale = query_scale(call) * kLn2;
   for (int64_t i = 0; i < call.queries; ++i) {
-    float* into = call.grad_q + ((batch * call.queries + i) * call.heads + head) * width;
-    for (int64_t c = 0; c < width; c += kLanes) {
-      store(into + c, load_all(g.grad_queries + i * filled + c) * scale, width - c);
-    }
+    store_row<T>(call.grad_q, row_of(call, call.queries, batch, head, i), g.grad_queries + i * filled, scale, width);
   }
+}
+
+void attention_forward(const AttentionCall& call, int64_t item, float* scratch) {
+  (call.half ? attention_forward_of<uint16_t> : attention_forward_of<float>)(call, item, scratch);
+}
+
+void attention_backward(const AttentionCall& call, int64_t item, float* scratch) {
+  (call.half ? attention_backward_of<uint16_t> : attention_backward_of<float>)(call, item, scratch);
 }
 
 }  // namespace

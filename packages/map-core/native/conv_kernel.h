@@ -23,16 +23,19 @@ inline Reach reach_at(const ConvCall& call, const Item& item, int64_t channel) {
   return {item.batch, channel, count, call.length, call.taps, call.reverse != 0};
 }
 
-inline const float* place(const Rows& rows, const Reach& at, int64_t t) {
-  return row(rows, at.batch, t) + at.channel;
+template <class T>
+inline vf load(const Rows& rows, const Reach& at, int64_t t) {
+  return load(row<T>(rows, at.batch, t) + at.channel, at.count);
 }
 
-inline float* place(float* contiguous, const ConvCall& call, const Reach& at, int64_t t) {
-  return contiguous + (at.batch * call.length + t) * call.channels + at.channel;
+// Where a vector of channels is written.
+template <class T>
+inline T* place(void* contiguous, const ConvCall& call, const Reach& at, int64_t t) {
+  return static_cast<T*>(contiguous) + (at.batch * call.length + t) * call.channels + at.channel;
 }
 
 // kTaps is the number of taps, or 0 when it is only known at run time; the last one multiplies the present step.
-template <int kTaps>
+template <class T, int kTaps>
 inline vf convolve(const ConvCall& call, const Reach& at, const vf* weight, vf bias, int64_t t) {
   const int64_t taps = kTaps ? kTaps : at.taps;
   const bool inside = at.inside(t);
@@ -40,7 +43,7 @@ inline vf convolve(const ConvCall& call, const Reach& at, const vf* weight, vf b
 #pragma GCC unroll 4
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t from = at.before(t, taps - 1 - tap);
-    if (inside || at.has(from)) y += weight[tap] * load(place(call.x, at, from), at.count);
+    if (inside || at.has(from)) y += weight[tap] * load<T>(call.x, at, from);
   }
   return y;
 }
@@ -53,91 +56,152 @@ inline void load_weights(const ConvCall& call, const Reach& at, vf* weight) {
   }
 }
 
-// Asks for the place where a step will be written.
-__attribute__((always_inline)) inline void fetch_to_write(float* contiguous, const ConvCall& call, const Reach& at,
-                                                          int64_t t) {
-  __builtin_prefetch(place(contiguous, call, at, t), 1);
-}
-
-template <int kTaps>
-void conv_forward_lanes(const ConvCall call, const Reach at, vf* scratch) {
+template <class T, int kTaps>
+void conv_forward_tile(const ConvCall call, const Reach at, int64_t start, int64_t end, vf* scratch) {
   vf fixed[kTaps ? kTaps : 1];
   vf* weight = kTaps ? fixed : scratch;
   load_weights<kTaps>(call, at, weight);
   const vf bias = call.bias ? load(call.bias + at.channel, at.count) : vf{};
-  for (int64_t t = 0; t < call.length; ++t) {
-    if (t + kAhead < call.length) {
-      fetch(call.x, at, t + kAhead);
-      fetch_to_write(call.out, call, at, t + kAhead);
+  for (int64_t t = start; t < end; ++t) {
+    if (t + kTile < call.length) {
+      fetch<T>(call.x, at, t + kTile);
+      __builtin_prefetch(place<T>(call.out, call, at, t + kTile), 1);
     }
-    vf y = convolve<kTaps>(call, at, weight, bias, t);
+    vf y = convolve<T, kTaps>(call, at, weight, bias, t);
     if (call.silu) y *= sigmoid(y);
-    store(place(call.out, call, at, t), y, at.count);
+    store(place<T>(call.out, call, at, t), y, at.count);
   }
 }
 
-template <int kTaps>
-void conv_backward_lanes(const ConvCall call, const Reach at, vf* scratch) {
-  const int64_t taps = kTaps ? kTaps : at.taps;
-  vf fixed[kTaps ? kTaps : 1], fixed_grad[kTaps ? kTaps : 1];
-  vf* weight = kTaps ? fixed : scratch;
-  vf* grad_weight = kTaps ? fixed_grad : scratch + taps;
-  vf* grad_y = scratch + 2 * taps;  // of every step, before the activation
+// What backward holds of a vector of channels; `grad_y` is of every step, before the activation.
+struct ConvRoom {
+  vf *weight, *grad_weight, *grad_bias, *grad_y;
+
+  ConvRoom(const ConvCall& call, vf* scratch, int64_t vector) {
+    weight = scratch;
+    grad_weight = scratch + call.taps + vector * (call.taps + 1 + call.length);
+    grad_bias = grad_weight + call.taps;
+    grad_y = grad_bias + 1;
+  }
+};
+
+// Takes the gradient of a tile's outputs through the activation.
+template <class T, int kTaps>
+void conv_activation_tile(const ConvCall call, const Reach at, int64_t start, int64_t end, const ConvRoom room) {
+  vf fixed[kTaps ? kTaps : 1];
+  vf* weight = kTaps ? fixed : room.weight;
   load_weights<kTaps>(call, at, weight);
   const vf bias = call.bias ? load(call.bias + at.channel, at.count) : vf{};
-  vf grad_bias = {};
-  for (int64_t tap = 0; tap < taps; ++tap) grad_weight[tap] = vf{};
-  for (int64_t t = 0; t < call.length; ++t) {
-    if (t + kAhead < call.length) {
-      fetch(call.x, at, t + kAhead);
-      fetch(call.grad_out, at, t + kAhead);
+  vf grad_bias = *room.grad_bias;
+  for (int64_t t = start; t < end; ++t) {
+    if (t + kTile < call.length) {
+      fetch<T>(call.x, at, t + kTile);
+      fetch<T>(call.grad_out, at, t + kTile);
     }
-    vf grad = load(place(call.grad_out, at, t), at.count);
+    vf grad = load<T>(call.grad_out, at, t);
     if (call.silu) {
-      const vf y = convolve<kTaps>(call, at, weight, bias, t), gate = sigmoid(y);
+      const vf y = convolve<T, kTaps>(call, at, weight, bias, t), gate = sigmoid(y);
       grad *= gate * (1.0f + y * (1.0f - gate));
     }
-    grad_y[t] = grad;
+    room.grad_y[t] = grad;
     grad_bias += grad;
   }
-  for (int64_t t = 0; t < call.length; ++t) {
-    if (t + kAhead < call.length) fetch_to_write(call.grad_x, call, at, t + kAhead);
-    const vf x = load(place(call.x, at, t), at.count);
+  *room.grad_bias = grad_bias;
+}
+
+template <class T, int kTaps>
+void conv_backward_tile(const ConvCall call, const Reach at, int64_t start, int64_t end, const ConvRoom room) {
+  const int64_t taps = kTaps ? kTaps : at.taps;
+  vf fixed[kTaps ? kTaps : 1], fixed_grad[kTaps ? kTaps : 1];
+  vf *weight = kTaps ? fixed : room.weight, *grad_weight = kTaps ? fixed_grad : room.grad_weight;
+  load_weights<kTaps>(call, at, weight);
+  for (int64_t tap = 0; tap < taps; ++tap) grad_weight[tap] = room.grad_weight[tap];
+  for (int64_t t = start; t < end; ++t) {
+    if (t + kTile < call.length) __builtin_prefetch(place<T>(call.grad_x, call, at, t + kTile), 1);
+    const vf x = load<T>(call.x, at, t);
     const bool inside = at.inside(t);
     vf grad_x = {};
 #pragma GCC unroll 4
     for (int64_t tap = 0; tap < taps; ++tap) {
       const int64_t to = at.after(t, taps - 1 - tap);
       if (!inside && !at.has(to)) continue;
-      grad_x += weight[tap] * grad_y[to];
-      grad_weight[tap] += x * grad_y[to];
+      grad_x += weight[tap] * room.grad_y[to];
+      grad_weight[tap] += x * room.grad_y[to];
     }
-    store(place(call.grad_x, call, at, t), grad_x, at.count);
+    store(place<T>(call.grad_x, call, at, t), grad_x, at.count);
   }
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    float* part = call.part_weight + (at.batch * taps + tap) * call.channels + at.channel;
-    store(part, grad_weight[tap], at.count);
+  for (int64_t tap = 0; tap < taps; ++tap) room.grad_weight[tap] = grad_weight[tap];
+}
+
+// Runs over all vectors of channels of a tile of steps, then over the next tile: rows of steps lie far apart, and the
+// vectors of one share lines of the cache.
+template <class Run>
+inline void by_tiles(const ConvCall& call, const Item& item, const Run& run) {
+  for (int64_t start = 0; start < call.length; start += kTile) {
+    const int64_t end = start + kTile < call.length ? start + kTile : call.length;
+    int64_t vector = 0;
+    for (int64_t channel = item.first; channel < item.last; channel += kLanes, ++vector) {
+      run(reach_at(call, item, channel), start, end, vector);
+    }
   }
-  store(call.part_bias + at.batch * call.channels + at.channel, grad_bias, at.count);
 }
 
 int64_t conv_forward_scratch(const ConvCall& call) { return call.taps * kLanes; }
-int64_t conv_backward_scratch(const ConvCall& call) { return (call.length + 2 * call.taps) * kLanes; }
+int64_t conv_backward_scratch(const ConvCall& call) {
+  return (call.taps + kVectors * (call.taps + 1 + call.length)) * kLanes;
+}
 
-void conv_forward(const ConvCall& call, int64_t number, float* scratch) {
+template <class T, int kTaps>
+void conv_forward_of(const ConvCall& call, int64_t number, float* scratch) {
+  by_tiles(call, locate(number, call.channels), [&](const Reach& at, int64_t start, int64_t end, int64_t) {
+    conv_forward_tile<T, kTaps>(call, at, start, end, reinterpret_cast<vf*>(scratch));
+  });
+}
+
+template <class T, int kTaps>
+void conv_backward_of(const ConvCall& call, int64_t number, float* scratch) {
   const Item item = locate(number, call.channels);
-  const auto run = call.taps == 4 ? conv_forward_lanes<4> : conv_forward_lanes<0>;
-  for (int64_t channel = item.first; channel < item.last; channel += kLanes) {
-    run(call, reach_at(call, item, channel), reinterpret_cast<vf*>(scratch));
+  vf* rooms = reinterpret_cast<vf*>(scratch);
+  for (int64_t vector = 0; vector < kVectors; ++vector) {
+    const ConvRoom room(call, rooms, vector);
+    memset(room.grad_weight, 0, sizeof(vf) * static_cast<size_t>(call.taps + 1));  // and grad_bias behind it
+  }
+  by_tiles(call, item, [&](const Reach& at, int64_t start, int64_t end, int64_t vector) {
+    conv_activation_tile<T, kTaps>(call, at, start, end, ConvRoom(call, rooms, vector));
+  });
+  by_tiles(call, item, [&](const Reach& at, int64_t start, int64_t end, int64_t vector) {
+    conv_backward_tile<T, kTaps>(call, at, start, end, ConvRoom(call, rooms, vector));
+  });
+  int64_t vector = 0;
+  for (int64_t channel = item.first; channel < item.last; channel += kLanes, ++vector) {
+    const Reach at = reach_at(call, item, channel);
+    const ConvRoom room(call, rooms, vector);
+    for (int64_t tap = 0; tap < call.taps; ++tap) {
+      float* part = call.part_weight + (at.batch * call.taps + tap) * call.channels + at.channel;
+      store(part, room.grad_weight[tap], at.count);
+    }
+    store(call.part_bias + at.batch * call.channels + at.channel, *room.grad_bias, at.count);
   }
 }
 
-void conv_backward(const ConvCall& call, int64_t number, float* scratch) {
-  const Item item = locate(number, call.channels);
-  const auto run = call.taps == 4 ? conv_backward_lanes<4> : conv_backward_lanes<0>;
-  for (int64_t channel = item.first; channel < item.last; channel += kLanes) {
-    run(call, reach_at(call, item, channel), reinterpret_cast<vf*>(scratch));
-  }
+using ConvRun = void (*)(const ConvCall&, int64_t, float*);
+
+template <class T>
+constexpr ConvRun conv_forward_with(int64_t taps) {
+  return taps == 4 ? conv_forward_of<T, 4> : conv_forward_of<T, 0>;
+}
+
+template <class T>
+constexpr ConvRun conv_backward_with(int64_t taps) {
+  return taps == 4 ? conv_backward_of<T, 4> : conv_backward_of<T, 0>;
+}
+
+void conv_forward(const ConvCall& call, int64_t item, float* scratch) {
+  (call.half ? conv_forward_with<uint16_t> : conv_forward_with<float>)(call.taps)(call, item, scratch);
+}
+
+void conv_backward(const ConvCall& call, int64_t item, float* scratch) {
+  (call.half ? conv_backward_with<uint16_t> : conv_backward_with<float>)(call.taps)(call, item, scratch);
 }
 
 }  // namespace

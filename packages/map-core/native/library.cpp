@@ -24,7 +24,10 @@ Parallel openmp = nullptr;
 
 bool runs_here(const Kernels& kernels) {
 #if defined(__x86_64__)
-  if (&kernels == &kAvx512) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+  if (&kernels == &kAvx512) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  }
   if (&kernels == &kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return &kernels == &kPortable;

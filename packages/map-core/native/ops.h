@@ -6,35 +6,38 @@
 
 namespace map_ops {
 
-constexpr int64_t kAbi = 4;          // raise when a structure or the meaning of a field changes
+constexpr int64_t kAbi = 5;          // raise when a structure or the meaning of a field changes
 constexpr int64_t kGroup = 64;       // channels that one work item covers; fixes the order of all sums
 constexpr int64_t kQueryBlock = 6;   // queries of attention that are taken at once
 
+// What is void is of float32, or of bfloat16 in a call whose `half` is 1.
 struct Rows {  // (batch, length, x) with any stride between rows
-  const float* data;
+  const void* data;
   int64_t batch_stride, step_stride;
 };
 
 struct ScanDirection {
-  Rows u, delta, B, C;
+  Rows u, delta, B, C;        // B and C are float32 always
   const float *A, *D, *bias;  // (state, channels), (channels), (channels); D and bias may be null
   int64_t state, softplus, reverse;
-  float *grad_u, *grad_delta, *grad_B, *grad_C, *grad_A, *grad_D, *grad_bias;  // contiguous, backward only
+  void *grad_u, *grad_delta;                             // contiguous, backward only
+  float *grad_B, *grad_C, *grad_A, *grad_D, *grad_bias;  // the same
   float *part_B, *part_C, *part_A, *part_D, *part_bias;  // per work item, set by the library
 };
 
 struct ScanCall {
-  int64_t batch, length, channels, directions, threads;
+  int64_t batch, length, channels, directions, half, threads;
   Rows z, grad_out;  // z.data may be null
-  float *out, *grad_z;
+  void *out, *grad_z;
   ScanDirection direction[2];
 };
 
 struct ConvCall {
-  int64_t batch, length, channels, taps, silu, reverse, threads;
+  int64_t batch, length, channels, taps, silu, reverse, half, threads;
   Rows x, grad_out;
   const float *weight, *bias;  // (taps, channels), (channels) or null
-  float *out, *grad_x, *grad_weight, *grad_bias;
+  void *out, *grad_x;
+  float *grad_weight, *grad_bias;
   float *part_weight, *part_bias;  // per work item, set by the library
 };
 
@@ -45,17 +48,18 @@ struct TransposeCall {  // from (rows, columns) with any stride between rows, in
 };
 
 struct Heads {  // (batch, length, heads, width) with any strides but the last, which is 1
-  const float* data;
+  const void* data;
   int64_t batch_stride, step_stride, head_stride;
 };
 
 struct AttentionCall {
-  int64_t batch, heads, queries, keys, width, threads;
+  int64_t batch, heads, queries, keys, width, half, threads;
   Heads q, k, v, grad_out;
   int64_t mask_batch, mask_rows;  // of the mask: 1 or batch, 1 or queries; both 1 without one
   const uint8_t* mask;            // (mask_batch, mask_rows, keys), 1 where a query sees a key; may be null
-  float *out, *log_sum;           // (batch, queries, heads, width), (batch, heads, queries); forward writes them
-  float *grad_q, *grad_k, *grad_v;  // as out, of queries or keys
+  void* out;                      // (batch, queries, heads, width); forward writes it
+  float* log_sum;                 // (batch, heads, queries); forward writes it
+  void *grad_q, *grad_k, *grad_v;  // as out, of queries or keys
   uint32_t* mask_words;           // a bit for every key: (mask_batch, padded rows, words), set by the library
   uint8_t* mask_kinds;            // (mask_batch, row blocks, blocks of keys), set by the library
 };

@@ -30,13 +30,13 @@ inline void load_decay(const ScanCall& call, const ScanDirection& dir, const Lan
 
 struct Step {
   vf u, delta, slope;
-  const float *B, *C;
 };
 
+template <class T>
 inline Step load_step(const ScanDirection& dir, const Lanes& at, int64_t t) {
   Step step;
-  step.u = load(row(dir.u, at.batch, t) + at.channel, at.count);
-  const vf raw = load(row(dir.delta, at.batch, t) + at.channel, at.count) + at.bias;
+  step.u = load(row<T>(dir.u, at.batch, t) + at.channel, at.count);
+  const vf raw = load(row<T>(dir.delta, at.batch, t) + at.channel, at.count) + at.bias;
   if (dir.softplus) {
     const Softplus smooth = softplus(raw);
     step.delta = smooth.value;
@@ -45,8 +45,6 @@ inline Step load_step(const ScanDirection& dir, const Lanes& at, int64_t t) {
     step.delta = raw;
     step.slope = splat(1.0f);
   }
-  step.B = row(dir.B, at.batch, t);
-  step.C = row(dir.C, at.batch, t);
   return step;
 }
 
@@ -62,20 +60,23 @@ inline int64_t place_of(const ScanCall& call, const Lanes& at, int64_t t) {
 
 inline float share(const ScanCall& call) { return call.directions == 2 ? 0.5f : 1.0f; }
 
-constexpr int64_t kTile = 16;                  // steps that forward takes through its three stages together
+// Vectors of outputs of one direction that wait for those of the next.
+inline int64_t others(const ScanCall& call) { return call.directions == 2 ? kVectors * call.length : 0; }
 
-// What forward holds of one direction, per vector of channels and per step of a tile.
+// What forward holds of one direction, per vector of channels and per step of a tile; `other` is what the direction
+// before gave at every step.
 struct ForwardRoom {
-  vf *A, *states, *delta, *drive, *y;
+  vf *A, *states, *delta, *drive, *y, *other;
 
   // Returns the number of vectors used; `from` may be null to only count them.
-  int64_t lay_out(vf* from, int64_t n) {
+  int64_t lay_out(vf* from, const ScanCall& call, int64_t n) {
     int64_t used = 0;
     auto take = [&](int64_t count) {
       vf* here = from + used;
       used += count;
       return here;
     };
+    other = take(others(call));
     A = take(kVectors * n);
     states = take(kVectors * n);
     delta = take(kVectors * kTile);
@@ -86,11 +87,12 @@ struct ForwardRoom {
 };
 
 // Reads a tile: the step sizes, what enters the states, and what bypasses them.
+template <class T>
 inline void enter_tile(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
                        const ForwardRoom room, int64_t vector) {
   vf *delta = room.delta + vector * kTile, *drive = room.drive + vector * kTile, *y = room.y + vector * kTile;
   for (int64_t k = 0; k < steps; ++k) {
-    const Step step = load_step(dir, at, time_of(call, dir, start + k));
+    const Step step = load_step<T>(dir, at, time_of(call, dir, start + k));
     delta[k] = step.delta;
     drive[k] = step.delta * step.u;
     y[k] = at.skip * step.u;
@@ -99,7 +101,7 @@ inline void enter_tile(const ScanCall call, const ScanDirection dir, const Lanes
 
 // Runs the recurrence of one vector of channels over a tile. kState is the number of states a channel has, or 0
 // when it is only known at run time.
-template <int kState>
+template <class T, int kState>
 void advance_tile(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
                   const ForwardRoom room, int64_t vector) {
   const int64_t n = kState ? kState : dir.state;
@@ -113,13 +115,13 @@ void advance_tile(const ScanCall call, const ScanDirection dir, const Lanes at, 
   }
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = time_of(call, dir, start + k);
-    const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
+    const float *B = row<float>(dir.B, at.batch, t), *C = row<float>(dir.C, at.batch, t);
     if (start + k + kTile < call.length) {
       const int64_t ahead = time_of(call, dir, start + k + kTile);
-      fetch(dir.u, at, ahead);
-      fetch(dir.delta, at, ahead);
-      fetch(call.z, at, ahead);
-      __builtin_prefetch(call.out + place_of(call, at, ahead), 1);
+      fetch<T>(dir.u, at, ahead);
+      fetch<T>(dir.delta, at, ahead);
+      fetch<T>(call.z, at, ahead);
+      __builtin_prefetch(static_cast<T*>(call.out) + place_of(call, at, ahead), 1);
     }
     vf sum = y[k];
 #pragma GCC unroll 16
@@ -135,32 +137,35 @@ void advance_tile(const ScanCall call, const ScanDirection dir, const Lanes at, 
 }
 
 // Writes a tile: adds the direction before, and after the last one averages and gates.
+template <class T>
 inline void leave_tile(const ScanCall call, int which, const Lanes at, int64_t start, int64_t steps,
                        const ForwardRoom room, int64_t vector) {
   const ScanDirection dir = call.direction[which];
   const bool add = which > 0, finish = which + 1 == call.directions;
   const vf* y = room.y + vector * kTile;
+  vf* other = room.other + vector * call.length;
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = time_of(call, dir, start + k);
-    float* out = call.out + place_of(call, at, t);
     vf result = y[k];
-    if (add) result += load(out, at.count);
-    if (finish) {
-      result *= share(call);
-      if (call.z.data) {
-        const vf z = load(row(call.z, at.batch, t) + at.channel, at.count);
-        result *= z * sigmoid(z);
-      }
+    if (add) result += other[t];
+    if (!finish) {
+      other[t] = result;
+      continue;
     }
-    store(out, result, at.count);
+    result *= share(call);
+    if (call.z.data) {
+      const vf z = load(row<T>(call.z, at.batch, t) + at.channel, at.count);
+      result *= z * sigmoid(z);
+    }
+    store(static_cast<T*>(call.out) + place_of(call, at, t), result, at.count);
   }
 }
 
-template <int kState>
+template <class T, int kState>
 void forward_direction(const ScanCall& call, int which, const Item& item, vf* scratch) {
   const ScanDirection& dir = call.direction[which];
   ForwardRoom room;
-  room.lay_out(scratch, dir.state);
+  room.lay_out(scratch, call, dir.state);
   Lanes lanes[kVectors];
   int64_t vectors = 0;
   for (int64_t channel = item.first; channel < item.last; channel += kLanes, ++vectors) {
@@ -170,9 +175,9 @@ void forward_direction(const ScanCall& call, int which, const Item& item, vf* sc
   memset(room.states, 0, sizeof(vf) * static_cast<size_t>(vectors * dir.state));
   for (int64_t start = 0; start < call.length; start += kTile) {
     const int64_t left = call.length - start, steps = left < kTile ? left : kTile;
-    for (int64_t v = 0; v < vectors; ++v) enter_tile(call, dir, lanes[v], start, steps, room, v);
-    for (int64_t v = 0; v < vectors; ++v) advance_tile<kState>(call, dir, lanes[v], start, steps, room, v);
-    for (int64_t v = 0; v < vectors; ++v) leave_tile(call, which, lanes[v], start, steps, room, v);
+    for (int64_t v = 0; v < vectors; ++v) enter_tile<T>(call, dir, lanes[v], start, steps, room, v);
+    for (int64_t v = 0; v < vectors; ++v) advance_tile<T, kState>(call, dir, lanes[v], start, steps, room, v);
+    for (int64_t v = 0; v < vectors; ++v) leave_tile<T>(call, which, lanes[v], start, steps, room, v);
   }
 }
 
@@ -180,20 +185,21 @@ int64_t scan_forward_scratch(const ScanCall& call) {
   int64_t most = 0;
   for (int i = 0; i < call.directions; ++i) {
     ForwardRoom room;
-    const int64_t used = room.lay_out(nullptr, call.direction[i].state);
+    const int64_t used = room.lay_out(nullptr, call, call.direction[i].state);
     if (used > most) most = used;
   }
   return most * kLanes;
 }
 
-void scan_forward(const ScanCall& call, int64_t number, float* scratch) {
+template <class T>
+void scan_forward_of(const ScanCall& call, int64_t number, float* scratch) {
   const Item item = locate(number, call.channels);
   for (int which = 0; which < call.directions; ++which) {
     vf* room = reinterpret_cast<vf*>(scratch);
     if (call.direction[which].state == 16) {
-      forward_direction<16>(call, which, item, room);
+      forward_direction<T, 16>(call, which, item, room);
     } else {
-      forward_direction<0>(call, which, item, room);
+      forward_direction<T, 0>(call, which, item, room);
     }
   }
 }
@@ -220,15 +226,17 @@ struct BackwardRoom {
   vf *states, *decays;                                        // per step of a chunk and state
   vf *sum_B, *sum_C;                                          // per step of a chunk; a lane holds one state
   vf *u, *delta, *slope, *y, *grad_y;                         // per step of a chunk
+  vf* other;                                                  // what the direction before gave at every step
 
   // Returns the number of vectors used; `from` may be null to only count them.
-  int64_t lay_out(vf* from, int64_t n, const Chunks& chunks) {
+  int64_t lay_out(vf* from, const ScanCall& call, int64_t n, const Chunks& chunks) {
     int64_t used = 0;
     auto take = [&](int64_t count) {
       vf* here = from + used;
       used += count;
       return here;
     };
+    other = take(call.z.data ? others(call) : 0);
     A = take(kVectors * n);
     grad_A = take(kVectors * n);
     carry = take(kVectors * n);
@@ -249,15 +257,16 @@ struct BackwardRoom {
 };
 
 // Reads a chunk: inputs, step sizes, and what bypasses the states.
+template <class T>
 inline void enter_chunk(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
                         const BackwardRoom room) {
   for (int64_t k = 0; k < steps; ++k) {
     if (start + k + kAhead < call.length) {
       const int64_t ahead = time_of(call, dir, start + k + kAhead);
-      fetch(dir.u, at, ahead);
-      fetch(dir.delta, at, ahead);
+      fetch<T>(dir.u, at, ahead);
+      fetch<T>(dir.delta, at, ahead);
     }
-    const Step step = load_step(dir, at, time_of(call, dir, start + k));
+    const Step step = load_step<T>(dir, at, time_of(call, dir, start + k));
     room.u[k] = step.u;
     room.delta[k] = step.delta;
     room.slope[k] = step.slope;
@@ -266,7 +275,7 @@ inline void enter_chunk(const ScanCall call, const ScanDirection dir, const Lane
 }
 
 // Keeps the state before every chunk of one vector of channels.
-template <int kState>
+template <class T, int kState>
 void keep_states(const ScanCall call, const ScanDirection dir, const Lanes at, const Chunks chunks,
                  const BackwardRoom room, int64_t vector) {
   const int64_t n = kState ? kState : dir.state;
@@ -275,13 +284,13 @@ void keep_states(const ScanCall call, const ScanDirection dir, const Lanes at, c
   for (int64_t i = 0; i < n; ++i) before[i] = vf{};
   for (int64_t chunk = 0; chunk + 1 < chunks.count; ++chunk) {
     const int64_t start = chunk * chunks.size;
-    enter_chunk(call, dir, at, start, chunks.size, room);
+    enter_chunk<T>(call, dir, at, start, chunks.size, room);
     vf fixed[kState ? kState : 1];
     vf* next = before + kVectors * n;
     vf* h = kState ? fixed : next;
     for (int64_t i = 0; i < n; ++i) h[i] = before[i];
     for (int64_t k = 0; k < chunks.size; ++k) {
-      const float* B = row(dir.B, at.batch, time_of(call, dir, start + k));
+      const float* B = row<float>(dir.B, at.batch, time_of(call, dir, start + k));
       const vf delta = room.delta[k], drive = delta * room.u[k];
 #pragma GCC unroll 16
       for (int64_t i = 0; i < n; ++i) h[i] = exp2(delta * A[i]) * h[i] + drive * B[i];
@@ -292,7 +301,7 @@ void keep_states(const ScanCall call, const ScanDirection dir, const Lanes at, c
 }
 
 // Rebuilds the states and outputs of a chunk.
-template <int kState>
+template <class T, int kState>
 void rebuild_chunk(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
                    const BackwardRoom room, int64_t vector, int64_t chunk) {
   const int64_t n = kState ? kState : dir.state;
@@ -306,13 +315,13 @@ void rebuild_chunk(const ScanCall call, const ScanDirection dir, const Lanes at,
   }
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = time_of(call, dir, start + k);
-    const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
+    const float *B = row<float>(dir.B, at.batch, t), *C = row<float>(dir.C, at.batch, t);
     if (start + k + kAhead < call.length) {
       const int64_t ahead = time_of(call, dir, start + k + kAhead);
-      fetch(call.grad_out, at, ahead);
+      fetch<T>(call.grad_out, at, ahead);
       if (call.z.data) {
-        fetch(call.z, at, ahead);
-        __builtin_prefetch(call.grad_z + place_of(call, at, ahead), 1);
+        fetch<T>(call.z, at, ahead);
+        __builtin_prefetch(static_cast<T*>(call.grad_z) + place_of(call, at, ahead), 1);
       }
     }
     const vf delta = room.delta[k], drive = delta * room.u[k];
@@ -334,20 +343,25 @@ void rebuild_chunk(const ScanCall call, const ScanDirection dir, const Lanes at,
 }
 
 // Takes the gradient of the output, and with it that of the gate, through the gate.
+template <class T>
 inline void gate_chunk(const ScanCall call, int which, const Lanes at, int64_t start, int64_t steps,
-                       const BackwardRoom room) {
+                       const BackwardRoom room, int64_t vector) {
   const ScanDirection dir = call.direction[which];
   const bool add = which > 0, finish = which + 1 == call.directions;
+  vf* other = room.other + vector * call.length;
   for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = time_of(call, dir, start + k);
-    vf grad = load(row(call.grad_out, at.batch, t) + at.channel, at.count) * share(call);
+    vf grad = load(row<T>(call.grad_out, at.batch, t) + at.channel, at.count) * share(call);
     if (call.z.data) {
-      float* grad_z = call.grad_z + place_of(call, at, t);
       vf y = room.y[k];
-      if (add) y += load(grad_z, at.count);  // the other direction's output waits there
-      const vf z = load(row(call.z, at.batch, t) + at.channel, at.count);
+      if (add) y += other[t];
+      const vf z = load(row<T>(call.z, at.batch, t) + at.channel, at.count);
       const vf gate = sigmoid(z);
-      store(grad_z, finish ? grad * y * (gate * (1.0f + z * (1.0f - gate))) : y, at.count);
+      if (finish) {
+        store(static_cast<T*>(call.grad_z) + place_of(call, at, t), grad * y * (gate * (1.0f + z * (1.0f - gate))), at.count);
+      } else {
+        other[t] = y;
+      }
       grad *= z * gate;
     }
     room.grad_y[k] = grad;
@@ -355,7 +369,7 @@ inline void gate_chunk(const ScanCall call, int which, const Lanes at, int64_t s
 }
 
 // Walks one chunk from its last step to its first with the gradient of the state in registers.
-template <int kState>
+template <class T, int kState>
 void backward_chunk(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
                     const BackwardRoom room, int64_t vector) {
   const int64_t n = kState ? kState : dir.state;
@@ -369,11 +383,11 @@ void backward_chunk(const ScanCall call, const ScanDirection dir, const Lanes at
   vf grad_D = room.grad_D[vector], grad_bias = room.grad_bias[vector];
   for (int64_t k = steps - 1; k >= 0; --k) {
     const int64_t t = time_of(call, dir, start + k);
-    const float *B = row(dir.B, at.batch, t), *C = row(dir.C, at.batch, t);
+    const float *B = row<float>(dir.B, at.batch, t), *C = row<float>(dir.C, at.batch, t);
     if (k >= kAhead) {
       const int64_t ahead = place_of(call, at, time_of(call, dir, start + k - kAhead));
-      __builtin_prefetch(dir.grad_u + ahead, 1);
-      __builtin_prefetch(dir.grad_delta + ahead, 1);
+      __builtin_prefetch(static_cast<T*>(dir.grad_u) + ahead, 1);
+      __builtin_prefetch(static_cast<T*>(dir.grad_delta) + ahead, 1);
     }
     const vf u = room.u[k], delta = room.delta[k], grad_y = room.grad_y[k], drive = delta * u;
     const vf *h = room.states + k * n, *next = h + n, *decay = room.decays + k * n;
@@ -411,8 +425,8 @@ void backward_chunk(const ScanCall call, const ScanDirection dir, const Lanes at
     }
     const vf grad_delta = (grad_rate * kLn2 + grad_drive * u) * room.slope[k];
     const int64_t place = place_of(call, at, t);
-    store(dir.grad_u + place, grad_drive * delta + at.skip * grad_y, at.count);
-    store(dir.grad_delta + place, grad_delta, at.count);
+    store(static_cast<T*>(dir.grad_u) + place, grad_drive * delta + at.skip * grad_y, at.count);
+    store(static_cast<T*>(dir.grad_delta) + place, grad_delta, at.count);
     grad_D += grad_y * u;
     grad_bias += grad_delta;
   }
@@ -423,19 +437,19 @@ void backward_chunk(const ScanCall call, const ScanDirection dir, const Lanes at
   room.grad_bias[vector] = grad_bias;
 }
 
-template <int kState>
+template <class T, int kState>
 void backward_direction(const ScanCall& call, int which, const Item& item, vf* scratch) {
   const ScanDirection& dir = call.direction[which];
   const int64_t n = dir.state;
   const Chunks chunks = chunks_of(call, dir);
   BackwardRoom room;
-  room.lay_out(scratch, n, chunks);
+  room.lay_out(scratch, call, n, chunks);
   Lanes lanes[kVectors];
   int64_t vectors = 0;
   for (int64_t channel = item.first; channel < item.last; channel += kLanes, ++vectors) {
     lanes[vectors] = lanes_at(dir, item, channel);
     load_decay(call, dir, lanes[vectors], room.A + vectors * n);
-    keep_states<kState>(call, dir, lanes[vectors], chunks, room, vectors);
+    keep_states<T, kState>(call, dir, lanes[vectors], chunks, room, vectors);
   }
   memset(room.grad_A, 0, sizeof(vf) * kVectors * static_cast<size_t>(n));
   memset(room.carry, 0, sizeof(vf) * kVectors * static_cast<size_t>(n));
@@ -449,10 +463,10 @@ void backward_direction(const ScanCall& call, int which, const Item& item, vf* s
     memset(room.sum_B, 0, sizeof(vf) * static_cast<size_t>(steps * state_vectors(n)));
     memset(room.sum_C, 0, sizeof(vf) * static_cast<size_t>(steps * state_vectors(n)));
     for (int64_t v = 0; v < vectors; ++v) {
-      enter_chunk(call, dir, lanes[v], start, steps, room);
-      rebuild_chunk<kState>(call, dir, lanes[v], start, steps, room, v, chunk);
-      gate_chunk(call, which, lanes[v], start, steps, room);
-      backward_chunk<kState>(call, dir, lanes[v], start, steps, room, v);
+      enter_chunk<T>(call, dir, lanes[v], start, steps, room);
+      rebuild_chunk<T, kState>(call, dir, lanes[v], start, steps, room, v, chunk);
+      gate_chunk<T>(call, which, lanes[v], start, steps, room, v);
+      backward_chunk<T, kState>(call, dir, lanes[v], start, steps, room, v);
     }
     for (int64_t k = 0; k < steps; ++k) {
       const int64_t t = time_of(call, dir, start + k);
@@ -477,22 +491,31 @@ int64_t scan_backward_scratch(const ScanCall& call) {
   for (int i = 0; i < call.directions; ++i) {
     BackwardRoom room;
     const ScanDirection& dir = call.direction[i];
-    const int64_t used = room.lay_out(nullptr, dir.state, chunks_of(call, dir));
+    const int64_t used = room.lay_out(nullptr, call, dir.state, chunks_of(call, dir));
     if (used > most) most = used;
   }
   return most * kLanes;
 }
 
-void scan_backward(const ScanCall& call, int64_t number, float* scratch) {
+template <class T>
+void scan_backward_of(const ScanCall& call, int64_t number, float* scratch) {
   const Item item = locate(number, call.channels);
   for (int which = 0; which < call.directions; ++which) {
     vf* room = reinterpret_cast<vf*>(scratch);
     if (call.direction[which].state == 16) {
-      backward_direction<16>(call, which, item, room);
+      backward_direction<T, 16>(call, which, item, room);
     } else {
-      backward_direction<0>(call, which, item, room);
+      backward_direction<T, 0>(call, which, item, room);
     }
   }
+}
+
+void scan_forward(const ScanCall& call, int64_t item, float* scratch) {
+  (call.half ? scan_forward_of<uint16_t> : scan_forward_of<float>)(call, item, scratch);
+}
+
+void scan_backward(const ScanCall& call, int64_t item, float* scratch) {
+  (call.half ? scan_backward_of<uint16_t> : scan_backward_of<float>)(call, item, scratch);
 }
 
 }  // namespace

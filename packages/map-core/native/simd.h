@@ -19,6 +19,8 @@ constexpr int kLanes = 4;
 #endif
 typedef float vf __attribute__((vector_size(kLanes * 4)));
 typedef int32_t vi __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
 
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
@@ -76,6 +78,41 @@ inline void store(float* to, vf v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
 #endif
+
+// The same of bfloat16, the upper half of a float: read exactly, written rounded to the nearest, of two to the even one.
+inline vf widen(vh half) { return reinterpret_cast<vf>(__builtin_convertvector(half, vu) << 16); }
+
+inline vh narrow(vf v) {
+  const vu bits = reinterpret_cast<vu>(v), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : vu{} + 0x7fc0, vh);  // NaN could round to infinity
+}
+
+inline vf load(const uint16_t* from, int64_t count) {
+  vh half = {};
+#if defined(__AVX512F__)
+  half = reinterpret_cast<vh>(_mm256_maskz_loadu_epi16(first_lanes(count), from));
+#else
+  if (count >= kLanes) {
+    memcpy(&half, from, sizeof half);
+  } else {
+    for (int64_t i = 0; i < count; ++i) half[i] = from[i];
+  }
+#endif
+  return widen(half);
+}
+
+inline void store(uint16_t* to, vf v, int64_t count) {
+  const vh half = narrow(v);
+#if defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(to, first_lanes(count), reinterpret_cast<__m256i>(half));
+#else
+  if (count >= kLanes) {
+    memcpy(to, &half, sizeof half);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = half[i];
+  }
+#endif
+}
 
 // Sums over the lanes of four vectors, in two steps so that few vectors are alive at once: quad_sum leaves partial
 // sums of its four in every 128 bits, join_quads turns kLanes / 4 of these into one vector of kLanes sums.

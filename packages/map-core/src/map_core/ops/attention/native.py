@@ -4,26 +4,30 @@ import torch
 from torch import Tensor
 
 from map_core.ops.attention.flops import backward_flops, forward_flops
-from map_core.ops.native.calls import AttentionCall, address, heads, widen
+from map_core.ops.native.calls import AttentionCall, address, common_dtype, heads, readable
 from map_core.ops.native.library import native_unfit, run
 from map_core.ops.operator import register_operator
 from map_core.ops.registry import Request
 
-# of a head, from which on PyTorch's is faster; of a mask, what the kernel leaves out counts too
-WIDEST, WIDEST_MASKED = 16, 64
+# of a head, from which on PyTorch's is faster; of a mask, what the kernel leaves out counts too, and PyTorch's is slow
+# in bfloat16 (docs/performance.md)
+WIDEST, WIDEST_MASKED_OR_HALF = 16, 64
 
 
 def native_attention_unfit(request: Request) -> str | None:
     """Why the native attention cannot, or by 'auto' should not, serve this request, or None."""
     reason = native_unfit(request)
-    widest = WIDEST_MASKED if "masked" in request.facts else WIDEST
+    easy = "masked" in request.facts or request.dtype == torch.bfloat16
+    widest = WIDEST_MASKED_OR_HALF if easy else WIDEST
     if reason is None and not request.named and request.size > widest:
         return f"PyTorch's is faster for heads of more than {widest} numbers"
     return reason
 
 
-def _call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[AttentionCall, list[Tensor | None]]:
-    """Describe attention, and return the tensors that must live until it has run.
+def _call(
+    dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[AttentionCall, list[Tensor | None]]:
+    """Describe attention of a dtype, and return the tensors that must live until it has run.
 
     Raises:
         ValueError: shapes that do not belong together, or a mask that is not of bool: the kernel reads what it is told.
@@ -44,7 +48,7 @@ def _call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Attenti
             f"the mask must be of bool, {(batch, queries, keys)} or 1 for the first two; got {mask.dtype}, "
             f"{(*mask.shape,)}"
         )
-    wide_q, wide_k, wide_v = (widen(x) for x in (q, k, v))
+    read_q, read_k, read_v = (readable(x, dtype) for x in (q, k, v))
     seen = None if mask is None else mask.contiguous()
     call = AttentionCall(
         batch=batch,
@@ -52,15 +56,16 @@ def _call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Attenti
         queries=queries,
         keys=keys,
         width=width,
+        half=dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
-        q=heads(wide_q),
-        k=heads(wide_k),
-        v=heads(wide_v),
+        q=heads(read_q),
+        k=heads(read_k),
+        v=heads(read_v),
         mask=address(seen),
     )
     if mask is not None:
         call.mask_batch, call.mask_rows = mask.shape[:2]
-    return call, [wide_q, wide_k, wide_v, seen]
+    return call, [read_q, read_k, read_v, seen]
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -69,8 +74,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tens
     Returns:
         The result (b, q, h, d), and for backward the logarithms to base 2 of softmax's denominators (b, h, q).
     """
-    call, kept = _call(q, k, v, mask)
-    out = torch.empty(q.shape, dtype=torch.float32)
+    dtype = common_dtype(q, k, v)
+    call, kept = _call(dtype, q, k, v, mask)
+    out = torch.empty(q.shape, dtype=dtype)
     log_sum = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
     call.out, call.log_sum = out.data_ptr(), log_sum.data_ptr()
     run("map_ops_attention_forward", call)
@@ -81,11 +87,12 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tens
 def _backward(
     grad_out: Tensor, out: Tensor, log_sum: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> list[Tensor]:
-    call, kept = _call(q, k, v, mask)
-    wide_grad, wide_out = widen(grad_out), widen(out).contiguous()
-    call.grad_out = heads(wide_grad)
-    call.out, call.log_sum = wide_out.data_ptr(), log_sum.data_ptr()
-    grads = [torch.empty(x.shape, dtype=torch.float32) for x in (q, k, v)]
+    dtype = common_dtype(q, k, v, out, grad_out)
+    call, kept = _call(dtype, q, k, v, mask)
+    read_grad, read_out = readable(grad_out, dtype), readable(out, dtype).contiguous()
+    call.grad_out = heads(read_grad)
+    call.out, call.log_sum = read_out.data_ptr(), log_sum.data_ptr()
+    grads = [torch.empty(x.shape, dtype=dtype) for x in (q, k, v)]
     call.grad_q, call.grad_k, call.grad_v = (grad.data_ptr() for grad in grads)
     run("map_ops_attention_backward", call)
     del kept

@@ -4,18 +4,18 @@ import torch
 from torch import Tensor
 
 from map_core.ops.conv.flops import backward_flops, forward_flops
-from map_core.ops.native.calls import ConvCall, address, rows, widen
+from map_core.ops.native.calls import ConvCall, address, common_dtype, readable, rows
 from map_core.ops.native.library import run
 from map_core.ops.operator import register_operator
 
 
 def _call(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+    dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[ConvCall, list[Tensor | None]]:
-    """Describe a convolution, and return the widened tensors that must live until it has run."""
-    wide = widen(x)
-    taps = widen(weight).t().contiguous()  # (d, k) -> (k, d), as the kernel reads them
-    shift = None if bias is None else widen(bias).contiguous()
+    """Describe a convolution of a dtype, and return the tensors that must live until it has run."""
+    read = readable(x, dtype)
+    taps = readable(weight).t().contiguous()  # (d, k) -> (k, d), as the kernel reads them
+    shift = None if bias is None else readable(bias).contiguous()
     batch, length, channels = x.shape
     call = ConvCall(
         batch=batch,
@@ -24,17 +24,19 @@ def _call(
         taps=weight.shape[1],
         silu=silu,
         reverse=reverse,
+        half=dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
-        x=rows(wide),
+        x=rows(read),
         weight=address(taps),
         bias=address(shift),
     )
-    return call, [wide, taps, shift]
+    return call, [read, taps, shift]
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    call, kept = _call(x, weight, bias, silu, reverse)
-    out = torch.empty(x.shape, dtype=torch.float32)
+    dtype = common_dtype(x)
+    call, kept = _call(dtype, x, weight, bias, silu, reverse)
+    out = torch.empty(x.shape, dtype=dtype)
     call.out = out.data_ptr()
     run("map_ops_conv_forward", call)
     del kept
@@ -44,10 +46,11 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse
 def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> list[Tensor]:
-    call, kept = _call(x, weight, bias, silu, reverse)
-    grad = widen(grad_out)
+    dtype = common_dtype(x, grad_out)
+    call, kept = _call(dtype, x, weight, bias, silu, reverse)
+    grad = readable(grad_out, dtype)
     call.grad_out = rows(grad)
-    grad_x = torch.empty(x.shape, dtype=torch.float32)
+    grad_x = torch.empty(x.shape, dtype=dtype)
     grad_weight = torch.empty((weight.shape[1], weight.shape[0]), dtype=torch.float32)
     grad_bias = torch.empty(0 if bias is None else bias.shape[0], dtype=torch.float32)
     call.grad_x, call.grad_weight, call.grad_bias = (g.data_ptr() for g in (grad_x, grad_weight, grad_bias))

@@ -31,7 +31,7 @@ class ScanCall(ctypes.Structure):
     """A scan over one direction, or the average of two."""
 
     _fields_ = (
-        *((name, _Size) for name in ("batch", "length", "channels", "directions", "threads")),
+        *((name, _Size) for name in ("batch", "length", "channels", "directions", "half", "threads")),
         *((name, Rows) for name in ("z", "grad_out")),
         *((name, _Pointer) for name in ("out", "grad_z")),
         ("direction", ScanDirection * 2),
@@ -42,7 +42,7 @@ class ConvCall(ctypes.Structure):
     """A depthwise causal convolution."""
 
     _fields_ = (
-        *((name, _Size) for name in ("batch", "length", "channels", "taps", "silu", "reverse", "threads")),
+        *((name, _Size) for name in ("batch", "length", "channels", "taps", "silu", "reverse", "half", "threads")),
         *((name, Rows) for name in ("x", "grad_out")),
         *((name, _Pointer) for name in ("weight", "bias", "out", "grad_x", "grad_weight", "grad_bias")),
         *((name, _Pointer) for name in ("part_weight", "part_bias")),
@@ -59,7 +59,7 @@ class AttentionCall(ctypes.Structure):
     """Attention of every head, under a mask or none."""
 
     _fields_ = (
-        *((name, _Size) for name in ("batch", "heads", "queries", "keys", "width", "threads")),
+        *((name, _Size) for name in ("batch", "heads", "queries", "keys", "width", "half", "threads")),
         *((name, Heads) for name in ("q", "k", "v", "grad_out")),
         *((name, _Size) for name in ("mask_batch", "mask_rows")),
         *((name, _Pointer) for name in ("mask", "out", "log_sum", "grad_q", "grad_k", "grad_v")),
@@ -76,20 +76,26 @@ class TransposeCall(ctypes.Structure):
     )
 
 
-def widen(x: Tensor) -> Tensor:
-    """Return the tensor as float32 with a contiguous last axis."""
-    if x.dtype != torch.float32:
-        x = x.to(torch.float32)
+def common_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Return what a kernel reads and writes of these tensors: bfloat16 if all are of it, else float32."""
+    halved = all(x is None or x.dtype == torch.bfloat16 for x in tensors)
+    return torch.bfloat16 if halved else torch.float32
+
+
+def readable(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the tensor in that dtype with a contiguous last axis."""
+    if x.dtype != dtype:
+        x = x.to(dtype)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def rows(x: Tensor | None) -> Rows:
-    """Describe a widened (b, l, x) tensor."""
+    """Describe a readable (b, l, x) tensor."""
     return Rows(None, 0, 0) if x is None else Rows(x.data_ptr(), x.stride(0), x.stride(1))
 
 
 def heads(x: Tensor) -> Heads:
-    """Describe a widened (b, l, h, d) tensor."""
+    """Describe a readable (b, l, h, d) tensor."""
     return Heads(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
 
 

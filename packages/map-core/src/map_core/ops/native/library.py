@@ -10,7 +10,7 @@ from map_core.ops.registry import Request
 
 PATH = Path(__file__).with_name("_kernels.so")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ABI = 4  # kAbi in native/ops.h
+ABI = 5  # kAbi in native/ops.h
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 
 

@@ -5,30 +5,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from map_core.ops.native.calls import ScanCall, ScanDirection, address, rows, widen
+from map_core.ops.native.calls import ScanCall, ScanDirection, address, common_dtype, readable, rows
 from map_core.ops.native.library import run
 from map_core.ops.scan.directions import by_direction
 from map_core.ops.scan.inputs import ScanInputs
 from map_core.ops.scan.operator import scan_operator
 
 _WEIGHTS = ("A", "D", "bias")
+_HALVED = ("u", "delta")  # read and written in bfloat16 if all are of it, as z and the result are; the others never
+
+
+def _dtype(directions: list[dict[str, Tensor]], *others: Tensor | None) -> torch.dtype:
+    return common_dtype(*others, *(tensors[name] for tensors in directions for name in _HALVED))
 
 
 def _call(
-    directions: list[dict[str, Tensor]], z: Tensor | None, softplus: Sequence[int], reverse: Sequence[int]
+    dtype: torch.dtype,
+    directions: list[dict[str, Tensor]],
+    z: Tensor | None,
+    softplus: Sequence[int],
+    reverse: Sequence[int],
 ) -> tuple[ScanCall, list[object]]:
-    """Describe a scan, and return the widened tensors that must live until it has run."""
-    wide_z = None if z is None else widen(z)
-    kept: list[object] = [wide_z]
-    call = ScanCall(threads=torch.get_num_threads(), directions=len(directions), z=rows(wide_z))
+    """Describe a scan of a dtype, and return the tensors that must live until it has run."""
+    read_z = None if z is None else readable(z, dtype)
+    kept: list[object] = [read_z]
+    call = ScanCall(threads=torch.get_num_threads(), directions=len(directions), z=rows(read_z))
+    call.half = dtype == torch.bfloat16
     call.batch, call.length, call.channels = directions[0]["u"].shape
     for number, tensors in enumerate(directions):
-        wide = {name: widen(x) for name, x in tensors.items()}
-        wide["A"] = wide["A"].t()  # (d, n) -> (n, d), as the kernel reads it
-        weights = {name: wide[name].contiguous() for name in _WEIGHTS if name in wide}
-        kept += [wide, weights]
+        read = {name: readable(x, dtype if name in _HALVED else torch.float32) for name, x in tensors.items()}
+        read["A"] = read["A"].t()  # (d, n) -> (n, d), as the kernel reads it
+        weights = {name: read[name].contiguous() for name in _WEIGHTS if name in read}
+        kept += [read, weights]
         call.direction[number] = ScanDirection(
-            **{name: rows(wide[name]) for name in ("u", "delta", "B", "C")},
+            **{name: rows(read[name]) for name in ("u", "delta", "B", "C")},
             **{name: address(weights.get(name)) for name in _WEIGHTS},
             state=weights["A"].shape[0],
             softplus=softplus[number],
@@ -45,8 +55,10 @@ def _forward(
     reverse: Sequence[int],
 ) -> Tensor:
     """Average the scans whose inputs are listed in ``tensors``, in the order of ``FIELDS``."""
-    call, kept = _call(by_direction(tensors, present), z, softplus, reverse)
-    out = torch.empty(tensors[0].shape, dtype=torch.float32)
+    directions = by_direction(tensors, present)
+    dtype = _dtype(directions, z)
+    call, kept = _call(dtype, directions, z, softplus, reverse)
+    out = torch.empty(tensors[0].shape, dtype=dtype)
     call.out = out.data_ptr()
     run("map_ops_scan_forward", call)
     del kept
@@ -62,22 +74,25 @@ def _backward(
     reverse: Sequence[int],
 ) -> list[Tensor]:
     """Return the gradients of ``tensors``, then that of ``z`` if there is one."""
-    call, kept = _call(by_direction(tensors, present), z, softplus, reverse)
-    wide_grad = widen(grad_out)
-    call.grad_out = rows(wide_grad)
-    inputs = [*tensors] if z is None else [*tensors, z]
-    grads = [torch.empty(x.shape, dtype=torch.float32) for x in inputs]
-    by_state = []
-    for number, named in enumerate(by_direction(grads, present)):
-        by_state.append(torch.empty(named["A"].t().shape, dtype=torch.float32))
-        for name, grad in (named | {"A": by_state[-1]}).items():
+    directions = by_direction(tensors, present)
+    dtype = _dtype(directions, z, grad_out)
+    call, kept = _call(dtype, directions, z, softplus, reverse)
+    read_grad = readable(grad_out, dtype)
+    call.grad_out = rows(read_grad)
+    grads = []
+    for number, named in enumerate(directions):
+        for name, x in named.items():
+            shape = x.t().shape if name == "A" else x.shape
+            grad = torch.empty(shape, dtype=dtype if name in _HALVED else torch.float32)
             setattr(call.direction[number], f"grad_{name}", grad.data_ptr())
-    call.grad_z = None if z is None else grads[-1].data_ptr()
+            grads.append(grad.t() if name == "A" else grad)
+    if z is not None:
+        grads.append(torch.empty(z.shape, dtype=dtype))
+        call.grad_z = grads[-1].data_ptr()
     run("map_ops_scan_backward", call)
     del kept
-    for named, grad in zip(by_direction(grads, present), by_state, strict=True):
-        named["A"].copy_(grad.t())
-    return [grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
+    inputs = [*tensors] if z is None else [*tensors, z]
+    return [grad.to(x.dtype).contiguous() for grad, x in zip(grads, inputs, strict=True)]
 
 
 _apply = scan_operator("selective_scan", "cpu", _forward, _backward)
