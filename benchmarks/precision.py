@@ -1,0 +1,92 @@
+"""Pretraining steps in bf16 beside float32, by turns in one process: ``python benchmarks/precision.py``.
+
+    python benchmarks/precision.py --threads 1 2 --out runs/precision.json
+
+The models are those of packaged recipes, their inputs random numbers in memory. A step is forward, backward, gradient
+clipping and AdamW; the ratio is the median of those of the rounds.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pretrain_step import make_step
+from results_file import save_results
+
+import map_points.domain
+import map_points.pretraining
+import map_vision.domain
+import map_vision.factory
+import map_vision.pretraining
+from map_core import Draw
+from map_core.commands.parser import load_recipe
+from map_core.commands.standard import configs
+
+BATCHES = {"pretrain_tiny_in1k": 8, "pretrain_cifar10": 128, "pretrain_modelnet40_cpu": 64}
+PRECISIONS = ("fp32", "bf16")
+
+
+def main() -> None:
+    """Time every recipe with every number of threads."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipes", nargs="+", default=list(BATCHES), choices=BATCHES)
+    parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    rows = []
+    for recipe in arguments.recipes:
+        for threads in arguments.threads:
+            rows.append(measured(recipe, threads, arguments.rounds))
+            print(rows[-1], flush=True)
+    save_results(arguments.out, rows)
+
+
+def measured(recipe: str, threads: int, rounds: int) -> dict[str, Any]:
+    """The row of one recipe: milliseconds a step in both precisions, and their ratio."""
+    torch.set_num_threads(threads)
+    steps = [pretraining_step(recipe, precision) for precision in PRECISIONS]
+    for step in steps * 2:
+        step()
+    took = [[seconds(step) for step in steps] for _ in range(rounds)]
+    plain, half = (statistics.median(column) for column in zip(*took, strict=True))
+    return {
+        "recipe": recipe,
+        "batch": BATCHES[recipe],
+        "threads": threads,
+        "float32, ms": round(1000 * plain),
+        "bf16, ms": round(1000 * half),
+        "bf16, samples/s": round(BATCHES[recipe] / half, 1),
+        "ratio": round(statistics.median(a / b for a, b in took), 2),
+    }
+
+
+def pretraining_step(recipe: str, precision: str) -> Callable[[], None]:
+    """One step of a recipe's model."""
+    points = "modelnet40" in recipe
+    package = map_points if points else map_vision
+    config = load_recipe(package.domain.DOMAIN.recipes, recipe, configs(package.domain.DOMAIN).pretrain, [])
+    torch.manual_seed(0)
+    backbone = package.domain.DOMAIN.models.create_backbone(config.model)
+    objective = package.pretraining.build_objective(backbone, config.objective)
+    size = (1024, 3) if points else map_vision.factory.input_size(config.model)
+    samples = torch.rand(BATCHES[recipe], *size)
+    draw = Draw.of_batch(len(samples))
+    return make_step("pretrain", objective, lambda model: model(samples, draw).loss, precision, samples.device)
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """How long one step takes."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
