@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import map_points.domain
 import map_vision.domain
-from map_core.ops.linear.rates import processor_name
+from map_core.processor import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit
 from map_core.tasks.domain import Domain

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from map_core.ops import selective_scan
 from map_core.ops.exporting import for_export
-from map_core.ops.linear.rates import processor_name
+from map_core.processor import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit
 from map_core.tasks.onnx_file import quietly

@@ -27,7 +27,7 @@ from cpu.cases import PARTS, Case, groups, quick
 from cpu.contenders import use_peers
 from cpu.measuring import CAP, Row, measure
 
-from map_core.ops.linear.rates import processor_name
+from map_core.processor import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit, versions
 

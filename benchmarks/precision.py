@@ -78,7 +78,9 @@ def pretraining_step(recipe: str, precision: str) -> Callable[[], None]:
     size = (1024, 3) if points else map_vision.factory.input_size(config.model)
     samples = torch.rand(BATCHES[recipe], *size)
     draw = Draw.of_batch(len(samples))
-    return make_step("pretrain", objective, lambda model: model(samples, draw).loss, precision, samples.device)
+    return make_step(
+        "pretrain", objective, lambda model: model(samples, draw).loss, precision, samples.device
+    )
 
 
 def seconds(step: Callable[[], None]) -> float:

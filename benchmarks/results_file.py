@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from map_core.ops.linear.rates import processor_name
+from map_core.processor import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit, versions
 

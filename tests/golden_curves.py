@@ -61,13 +61,13 @@ def curve(name: str, folder: Path, steps: int = STEPS) -> Curve:
         return dense_curve() if name == "dense" else command_curve(name, folder, steps)
 
 
-def command_curve(recipe: str, folder: Path, steps: int) -> Curve:
-    """The first steps of a packaged recipe, by its command."""
+def command_curve(recipe: str, folder: Path, steps: int, *more: str) -> Curve:
+    """The first steps of a packaged recipe, by its command; ``more`` are further options."""
     program, command = RUNS[recipe]
     out = folder / recipe
     arguments = [program, command, "--config", recipe, "--out", str(out), "--training.max_steps", str(steps)]
     arguments += ["--training.log_steps", "1", "--training.tensorboard", "false"]
-    arguments += ["--training.progress", "false"]
+    arguments += ["--training.progress", "false", *more]
     before, sys.argv = sys.argv, arguments
     try:
         assert COMMANDS[program]() == 0

@@ -29,3 +29,13 @@ def test_losses_and_gradient_norms_are_as_recorded(name: str, tmp_path: Path) ->
         loose = 1.0 if step < 3 else 50.0
         assert loss == pytest.approx(recorded["loss"][step], rel=3e-4 * loose)
         assert norm == pytest.approx(recorded["grad_norm"][step], rel=2e-3 * loose)
+
+
+def test_losses_in_bf16_follow_those_in_float32(tmp_path: Path) -> None:
+    plain, half = (
+        golden_curves.command_curve("pretrain_digits", tmp_path / name, 20, "--training.precision", name)
+        for name in ("fp32", "bf16")
+    )
+    assert plain.loss[-1] < 0.9 * plain.loss[0]
+    assert half.loss != plain.loss
+    assert half.loss == pytest.approx(plain.loss, rel=5e-3)

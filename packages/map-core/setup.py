@@ -26,7 +26,14 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # One translation unit per instruction set; which one runs is decided when the library is first used.
 SPECIAL = {
     "native/avx2.cpp": ["-mavx2", "-mfma"],
-    "native/avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+    "native/avx512.cpp": [
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mfma",
+        "-mprefer-vector-width=512",
+    ],
 }
 
 

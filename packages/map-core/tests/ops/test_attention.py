@@ -189,8 +189,10 @@ def test_an_unknown_or_unfit_implementation_is_refused() -> None:
     ("width", "dtype", "facts", "chosen"),
     [
         (16, torch.float32, (), "native"),
-        (16, torch.bfloat16, (), "native"),
+        (64, torch.bfloat16, (), "native"),
+        (128, torch.bfloat16, (), "torch"),
         (32, torch.float32, (), "torch"),
+        (32, torch.float16, (), "torch"),
         (64, torch.float32, (), "torch"),
         (64, torch.float32, ("masked",), "native"),
         (128, torch.float32, ("masked",), "torch"),

@@ -107,6 +107,57 @@ def test_every_instruction_set_computes_the_definition(
         assert torch.equal(transposed_copy(matrix), matrix.t())
 
 
+def halved(arguments: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    """The arguments with these in bfloat16, which is where mixed precision has them."""
+    return {name: x.bfloat16() if name in names else x for name, x in arguments.items()}
+
+
+@needs_kernels
+@pytest.mark.usefixtures("_restored_instruction_set")
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_every_instruction_set_reads_and_writes_bfloat16(
+    name: str, scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
+) -> None:
+    places = instruction_sets()
+    if name not in places or library.kernels().map_ops_use_instruction_set(places.index(name)) is None:
+        pytest.skip(f"this processor has no {name}")
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(
+        torch.bfloat16
+    )  # every number, NaN and infinities
+    x = every[: 6 * 10_922].view(1, -1, 6)  # a width that fills no vector
+    for weight in (1.0, 1.0009765625, -3.1415927):
+        y = depthwise_causal_conv1d(x, torch.full((6, 1), weight), backend="native")
+        assert torch.equal(y.nan_to_num(7.0), (x.float() * weight).bfloat16().nan_to_num(7.0))
+    scanned = halved(scan_arguments(300, channels=75, state=16), "u", "delta", "B", "C", "z")
+    both = halved(conv_arguments(31), "x")
+    heads = halved(attention_arguments(), "q", "k", "v")
+    for run, define, arguments in (
+        (run_scan, lambda **kw: selective_scan(**kw, delta_softplus=True, backend="reference"), scanned),
+        (run_conv, lambda **kw: depthwise_causal_conv1d(**kw, activation="silu", backend="reference"), both),
+        (run_attention, lambda **kw: attention(**kw, mask=REGIONS, backend="reference"), heads),
+    ):
+        wide = {key: x.float() for key, x in arguments.items()}
+        actual, expected = output_and_gradients(run, arguments), output_and_gradients(define, wide)
+        assert actual["output"].dtype == torch.bfloat16
+        assert_same({key: x.float() for key, x in actual.items()}, expected, 8e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("names", [("u",), ("delta", "z"), ("u", "delta"), ("z",), ("B",)])
+def test_a_scan_of_several_dtypes_is_computed_in_float32(
+    names: tuple[str, ...], scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
+) -> None:
+    arguments = halved(scan_arguments(30, channels=75, state=16), *names)
+    actual = output_and_gradients(run_scan, arguments)
+    for name, x in arguments.items():
+        assert actual[f"gradient of {name}"].dtype == x.dtype
+    assert actual["output"].dtype == arguments["u"].dtype
+    expected = output_and_gradients(
+        lambda **kw: selective_scan(**kw, delta_softplus=True, backend="reference"), arguments
+    )
+    assert_same(actual, expected, 8e-3)
+
+
 @needs_kernels
 def test_results_do_not_depend_on_the_number_of_threads(
     scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import sys
 import threading
 import time
@@ -21,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from map_core.paths import cache_folder
+from map_core.processor import processor_name
 
 SHAPE = (
     784,
     192,
     768,
 )  # rows, inputs, outputs: four images in an MLP of the smallest width that is trained in earnest
-NUMBERS = {"family": "cpu family", "model": "model"}  # as /proc/cpuinfo calls them
 SECONDS, LEAST_ROUNDS = 0.1, 10  # at most two or three times as long, on the slowest processors
 MARGIN = 1.15  # less is not worth other bits than everybody's, and would not be measured alike twice
 # Time that this thread had a core, so that other programs do not decide; Windows counts it too coarsely.
@@ -66,20 +65,6 @@ def rates_file() -> Path:
     """Where the rates are kept; its name tells one processor and one PyTorch from others that share a home."""
     about = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     return cache_folder() / "linear" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
-
-
-def processor_name() -> str:
-    """What the processor calls itself, with family and model, as names of virtual ones say little."""
-    fields: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = fields.get("model name") or platform.machine()
-    numbers = [f"{key} {fields[field]}" for key, field in NUMBERS.items() if field in fields]
-    return ", ".join([name, *numbers])
 
 
 def read_rates(path: Path) -> Rates | None:

@@ -42,7 +42,10 @@ class ConvCall(ctypes.Structure):
     """A depthwise causal convolution."""
 
     _fields_ = (
-        *((name, _Size) for name in ("batch", "length", "channels", "taps", "silu", "reverse", "half", "threads")),
+        *(
+            (name, _Size)
+            for name in ("batch", "length", "channels", "taps", "silu", "reverse", "half", "threads")
+        ),
         *((name, Rows) for name in ("x", "grad_out")),
         *((name, _Pointer) for name in ("weight", "bias", "out", "grad_x", "grad_weight", "grad_bias")),
         *((name, _Pointer) for name in ("part_weight", "part_bias")),

@@ -12,7 +12,10 @@ from map_core.ops.scan.inputs import ScanInputs
 from map_core.ops.scan.operator import scan_operator
 
 _WEIGHTS = ("A", "D", "bias")
-_HALVED = ("u", "delta")  # read and written in bfloat16 if all are of it, as z and the result are; the others never
+_HALVED = (
+    "u",
+    "delta",
+)  # read and written in bfloat16 if all are of it, as z and the result are; the others never
 
 
 def _dtype(directions: list[dict[str, Tensor]], *others: Tensor | None) -> torch.dtype:
