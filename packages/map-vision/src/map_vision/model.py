@@ -32,12 +32,9 @@ from map_vision.tokenizer import tokenize_images
 from map_vision.weights import convert_state
 
 try:
-    from timm.models._input import update_model_input_size
+    from timm.models import _input as timm_input
 except ImportError:  # a timm that does not write a model's size into what it saves
-
-    def update_model_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
-        """Nothing to tell."""
-
+    timm_input = None
 
 GlobalPool = Literal["register", "avg", ""]
 
@@ -217,7 +214,8 @@ class HybridNet(nn.Module):
         self.img_size = size
         if isinstance(self.encoder.position, LearnedPosition):
             self.encoder.position.resize(grid)
-        update_model_input_size(self, size)
+        if timm_input is not None:
+            timm_input.update_model_input_size(self, size)
 
     def forward_intermediates(
         self,
