@@ -192,16 +192,31 @@ print(json.dumps(said))
         ("up 403", "refuses/403 was not uploaded: the Hub answers 403: it refuses this token"),
         ("up 404", "refuses/404 was not uploaded: the Hub answers 404: it has no such repository"),
         ("up 500", "refuses/500 was not uploaded: the Hub answers 500: try again later"),
-        ("down 401", "refuses/401 was not loaded: the Hub answers 401: it asks who you are: log in"),
-        ("down 403", "refuses/403 was not loaded: the Hub answers 403: it refuses this token"),
-        ("down 404", "refuses/404 was not loaded: the Hub answers 404: it has no such repository"),
-        ("down 501", "refuses/501 was not loaded: the Hub answers 501: try again later"),
+        (
+            "down 401",
+            "refuses/401 is no file or folder here, and was not loaded: the Hub answers 401: it asks who you are: log in",
+        ),
+        (
+            "down 403",
+            "refuses/403 is no file or folder here, and was not loaded: the Hub answers 403: it refuses this token",
+        ),
+        (
+            "down 404",
+            "refuses/404 is no file or folder here, and was not loaded: the Hub answers 404: it has no such repository",
+        ),
+        (
+            "down 501",
+            "refuses/501 is no file or folder here, and was not loaded: the Hub answers 501: try again later",
+        ),
         ("anonymous", "someone/new was not uploaded: the Hub answers 401: it asks who you are"),
         (
             "no metadata",
             "someone/bare was not uploaded: the Hub answers 400: it does not take the front matter",
         ),
-        ("absent", "someone/absent was not loaded: the Hub answers 404: it has no such repository"),
+        (
+            "absent",
+            "someone/absent is no file or folder here, and was not loaded: the Hub answers 404: it has no such repository",
+        ),
     ],
 )
 def test_a_refusal_is_one_sentence(refusals, what, message):
@@ -215,7 +230,8 @@ def test_a_hub_that_is_away_is_said(tmp_path, monkeypatch):
         huggingface_hub.constants, "HF_HUB_OFFLINE", True
     )  # as the variable, read at import, does
     with pytest.raises(
-        UserError, match=r"^a/b was not loaded: the Hub cannot be reached, nor is it in the cache"
+        UserError,
+        match=r"^a/b is no file or folder here, and was not loaded: the Hub cannot be reached, nor is it in the cache",
     ):
         from_pretrained(IMAGES.models, "a/b", cache_dir=tmp_path)
 
@@ -239,6 +255,12 @@ def test_a_folder_that_is_not_there_is_no_name(tmp_path):
         from_pretrained(IMAGES.models, "./runs/finetune")
     with pytest.raises(UserError, match=r"there is no such file or folder"):
         from_pretrained(IMAGES.models, tmp_path / "run")
+    with pytest.raises(UserError, match=r"^runs/finetune.safetensors: there is no such file or folder"):
+        from_pretrained(IMAGES.models, "runs/finetune.safetensors")
+    with pytest.raises(
+        UserError, match=r"^finetune: there is no such .* a model on the Hub is called USER/NAME"
+    ):
+        from_pretrained(IMAGES.models, "finetune")
 
 
 def test_a_folder_is_read_without_a_hub(shared):

@@ -182,3 +182,25 @@ def test_a_run_of_something_else_is_refused(tmp_path, capsys):
     assert (
         "describes neither an encoder nor a classifier (its .json says: decoder)" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["num_heads", "4"], "its weights fit, but would mean something else; leave out model.num_heads"),
+        (["in_chans", "1"], "which its first layer does not fit; leave out model.in_chans"),
+        (
+            ["img_size", "30"],
+            "makes no model with model.img_size 30: image size 30x30 does not fit patch size",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_a_run_are_to_be_left_out(option, told, tmp_path, capsys):
+    config = MODELS_TRIED["hybridnet"]
+    weights = MODELS.create_classifier(config, len(CLASSES)).state_dict()
+    described = {"name": config.name, "arguments": SMALL, "holds": "classifier", "classes": CLASSES}
+    save_weights(tmp_path / "model.safetensors", weights, described)
+    name, value = option
+    arguments = ["export", str(tmp_path), f"--model.{name}", value]
+    assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == 2
+    assert told in capsys.readouterr().err

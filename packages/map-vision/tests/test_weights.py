@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from map_core import UserError
 from map_core.tasks.weights import read_description, read_weights, save_weights, weights_file
 from map_vision.factory import MODELS, ModelConfig
-from map_vision.weights import load_init
+from map_vision.weights import load_init, pretrained_state
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -228,3 +228,12 @@ def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, t
 def test_weights_without_a_description_are_taken_as_they_are(tmp_path):
     save_weights(tmp_path / "model.safetensors", {}, {})
     MODELS.refuse_other_settings(ModelConfig(), tmp_path)
+
+
+def test_an_encoder_is_no_classifier_and_what_is_missing_says_so(backbone, make_tiny):
+    state = backbone.state_dict()
+    assert pretrained_state(state, backbone).keys() == state.keys()
+    with pytest.raises(UserError, match=r"an encoder's: add num_registers=0, global_pool='avg', or load"):
+        pretrained_state(state, make_tiny())
+    with pytest.raises(UserError, match=r"leave out what changes its layers or its pooling"):
+        pretrained_state(state, make_tiny(layout="MTMT"))

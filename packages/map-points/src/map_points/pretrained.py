@@ -40,7 +40,7 @@ def load_pretrained(
     changes = {**own, **changes}
     known = {entry.name for entry in fields(PointModelConfig)}
     config = PointModelConfig(name, **{key: value for key, value in changes.items() if key in known})
-    MODELS.refuse_other_settings(config, path)
+    MODELS.refuse_other_settings(config, path, starts=False)
     model = create_point_model(name, num_classes, **changes)
     fresh = MODELS.load_init(model, path).fresh
     if whole and fresh:

@@ -16,6 +16,7 @@ NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "pool_norm.", "head.")
 MASK_TOKEN = "mask_token"  # of pyramids, in pretraining alone
 # what may be new without surprise: a head of other classes, a norm of ones
 NOT_RANDOM = ("head.", "pool_norm.", MASK_TOKEN)
+NOT_PRETRAINED = ("encoder.registers.", "neck.")  # what an encoder's weights lack
 LAST_NORM = "encoder.norm."
 WRAPPERS = ("module.", "model.")  # prefixes under which other programs save a whole model
 
@@ -70,9 +71,12 @@ def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
         "not used": [key for key in state if key not in own and not key.startswith(NEW_IN_CLASSIFIER)],
     }
     if any(faults.values()):
+        cure = "leave out what changes its layers or its pooling"
+        if not faults["not used"] and all(key.startswith(NOT_PRETRAINED) for key in faults["missing"]):
+            cure = "they are an encoder's: add num_registers=0, global_pool='avg'"
         raise UserError(
-            f"the pretrained weights do not fit this model: {told_keys(faults)}; leave out what changes its layers or "
-            "its pooling, or load them as they are with map_vision.load"
+            f"the pretrained weights do not fit this model: {told_keys(faults)}; {cure}, or load them as they are "
+            "with map_vision.load"
         )
     return state
 

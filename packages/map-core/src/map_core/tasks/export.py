@@ -76,7 +76,7 @@ def export_run(
             f"{path} describes neither an encoder nor a classifier (its .json says: {holds}); give a run of pretrain, "
             "finetune or linear-probe"
         )
-    domain.models.refuse_other_settings(config, path)
+    domain.models.refuse_other_settings(config, path, starts=False)
     model = domain.models.encoder(path, changes)
     only_features = encoder or description["holds"] == "encoder"
     return export_model(

@@ -16,6 +16,7 @@ from map_core.tasks.trained_models import Models
 from map_core.tasks.weights import MODEL_FILE, weights_file
 
 PREFIX = "hf-hub:"  # as timm has it
+SUFFIXES = (".safetensors", ".pth", ".pt", ".json")  # of files, which no repository is called by
 SHARED = (MODEL_FILE, DESCRIPTION, TIMM_CONFIG, CARD)  # of a folder, all that is ever uploaded
 CURES = {
     400: f"it does not take the front matter of {CARD}: write the folder with the command card",
@@ -87,9 +88,16 @@ def from_pretrained(
         UserError: no such model, or no model of ours; a Hub that refuses, or that is away while the cache is empty.
     """
     local = expanded(name)
-    if not local.exists() and (local.is_absolute() or str(name).startswith(".")):
+    if local.exists():
+        return models.load(local)
+    on_the_hub = str(name).startswith(PREFIX)
+    if not on_the_hub and (local.is_absolute() or str(name).startswith(".") or local.suffix in SUFFIXES):
         raise UserError(f"{name}: there is no such file or folder")
-    return models.load(local if local.exists() else download(str(name), cache_dir=cache_dir, token=token))
+    if not on_the_hub and "/" not in str(name):
+        raise UserError(
+            f"{name}: there is no such file or folder, and a model on the Hub is called USER/NAME"
+        )
+    return models.load(download(str(name), cache_dir=cache_dir, token=token))
 
 
 def download(name: str, *, cache_dir: str | Path | None = None, token: str | None = None) -> Path:
@@ -99,7 +107,8 @@ def download(name: str, *, cache_dir: str | Path | None = None, token: str | Non
         UserError: there is none, or the Hub refuses.
     """
     repo, _, revision = name.removeprefix(PREFIX).partition("@")
-    with hub_faults_told(f"{name} was not loaded"):
+    missing = "" if name.startswith(PREFIX) else "is no file or folder here, and "
+    with hub_faults_told(f"{name} {missing}was not loaded"):
         # the weights first: which revision they are of says which description is theirs
         weights = Path(
             hf_hub_download(repo, MODEL_FILE, revision=revision or None, cache_dir=cache_dir, token=token)

@@ -102,7 +102,12 @@ class Models(Generic[Config]):
         return read_settings(self.config, values, description_file(path))
 
     def refuse_other_settings(
-        self, config: Config, path: str | Path | None, *, may_differ: Sequence[str] | None = None
+        self,
+        config: Config,
+        path: str | Path | None,
+        *,
+        may_differ: Sequence[str] | None = None,
+        starts: bool = True,
     ) -> None:
         """Compare a model with the description of the weights that it starts from: its inputs, and what no shape shows.
 
@@ -110,6 +115,7 @@ class Models(Generic[Config]):
             config: Of the model.
             path: A run or weights file, if there is one; one without description is taken as it is.
             may_differ: Settings whose difference is meant.
+            starts: A training run from the weights, by --init; else they are taken as they are.
 
         Raises:
             UserError: a setting differs, or ``may_differ`` names none that could.
@@ -127,19 +133,25 @@ class Models(Generic[Config]):
         before, now = self.resolved(trained), self.resolved(config)
         for name in self.inputs:
             if before.get(name) != now.get(name):
+                cure = f"leave out model.{name}"
+                if starts:
+                    cure = f"leave --model.{name} to the run, for which the data are prepared, or train without --init"
                 raise UserError(
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}, "
-                    f"which its first layer does not fit; leave --model.{name} to the run, for which the data are "
-                    "prepared, or train without --init"
+                    f"which its first layer does not fit; {cure}"
                 )
         for name in self.unseen:
             values = before.get(name), now.get(name)
             seen = name in self.shown and self.shown[name] in values
             if values[0] != values[1] and not seen and name not in (may_differ or ()):
+                cure = f"leave out model.{name}"
+                if starts:
+                    cure = (
+                        f"set --model.{name} as there, or say that it is meant with --init_may_differ {name}"
+                    )
                 raise UserError(
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}: "
-                    f"its weights fit, but would mean something else; set --model.{name} as there, or say that it "
-                    f"is meant with --init_may_differ {name}"
+                    f"its weights fit, but would mean something else; {cure}"
                 )
 
     def classifier(self, path: str | Path, changes: Changes = NONE) -> tuple[nn.Module, tuple[str, ...]]:
@@ -162,7 +174,7 @@ class Models(Generic[Config]):
             )
         classes = tuple(description["classes"])
         create = self.create_probed if description.get("task") == "linear-probe" else self.create_classifier
-        model = made(lambda: create(config, len(classes)), path)
+        model = made(lambda: create(config, len(classes)), path, changes)
         return load_whole(model, path, self.load_init), classes
 
     def encoder(self, path: str | Path, changes: Changes = NONE) -> nn.Module:
@@ -183,7 +195,7 @@ class Models(Generic[Config]):
             )
         if read_description(path).get("classes"):
             return self.classifier(path, changes)[0]
-        return load_whole(made(lambda: self.create_backbone(config), path), path, self.load_init)
+        return load_whole(made(lambda: self.create_backbone(config), path, changes), path, self.load_init)
 
     def load(self, path: str | Path) -> nn.Module:
         """The model of a run, in evaluation mode, with the sizes that it was trained with.
@@ -203,11 +215,16 @@ class Models(Generic[Config]):
         return model
 
 
-def made(create: Callable[[], nn.Module], path: str | Path) -> nn.Module:
+def made(create: Callable[[], nn.Module], path: str | Path, changes: Changes = NONE) -> nn.Module:
     """Make the model that a run or weights file describes, unless it claims more parameters than its file has bytes.
 
+    Args:
+        create: Makes it.
+        path: The run or weights file.
+        changes: Settings that differ from the description's.
+
     Raises:
-        UserError: the description is of no model, or of a larger one.
+        UserError: the description, or what differs from it, is of no model, or of a larger one.
     """
     file, described = weights_file(path), description_file(path)
     size = file.stat().st_size
@@ -216,6 +233,9 @@ def made(create: Callable[[], nn.Module], path: str | Path) -> nn.Module:
         if parameters <= size:
             return create()
     except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if changes:
+            differing = ", ".join(f"model.{name} {value!r}" for name, value in changes.items())
+            raise UserError(f"{path} makes no model with {differing}: {reason(error)}") from error
         raise UserError(
             f"{described} describes no model that can be made ({reason(error)}); export the run again"
         ) from error
