@@ -205,14 +205,14 @@ inline vf exp2(vf x) {
 
 inline vf exp2_between(vf x) { return exp2(x); }
 #else
-// A polynomial on [-1/2, 1/2], then the exponent; for x within [-126, 127]. Its terms are paired: a short chain, of
+// A polynomial on [-1/2, 1/2] times a power of two; for x within [-126, 127]. Its terms are paired: a short chain, of
 // which the processor has several in flight.
 inline vf exp2_between(vf x) {
-  const vf shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds x to an integer in the low bits
-  const vf f = x - (shifted - 12582912.0f), square = f * f;
+  constexpr float kRound = 12582912.0f + 127.0f;  // 1.5 * 2^23 rounds x to an integer; 127 makes it an exponent
+  const vf shifted = x + kRound, f = x - (shifted - kRound), square = f * f;
   const vf last = 1.3264730e-3f * f + 9.6715130e-3f, middle = 5.5507336e-2f * f + 2.4022242e-1f;
   const vf p = (last * square + middle) * square + (6.9314700e-1f * f + 1.0f);
-  return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
+  return p * reinterpret_cast<vf>(reinterpret_cast<vi>(shifted) << 23);  // a sum of integers would lose NaN
 }
 
 inline vf exp2(vf x) { return exp2_between(clamp(x, -126.0f, 127.0f)); }

@@ -1,6 +1,8 @@
 """The native kernels: instruction sets, threads, operators, and life without them."""
 
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from map_core.ops import (
+    ScanInputs,
     attention,
     attention_backends,
+    bidirectional_selective_scan,
     conv_backends,
     depthwise_causal_conv1d,
     linear,
@@ -43,6 +47,17 @@ def run_scan(**arguments: Tensor) -> Tensor:
 
 def run_conv(**arguments: Tensor) -> Tensor:
     return depthwise_causal_conv1d(**arguments, activation="silu", backend="native")  # type: ignore[arg-type]
+
+
+def scan_both_ways(z: Tensor, backend: str, **arguments: Tensor) -> Tensor:
+    """The gated average of two scans of inputs that differ."""
+    backward = {name: x.flip(0) if name in ("u", "delta", "B", "C") else x for name, x in arguments.items()}
+    return bidirectional_selective_scan(
+        ScanInputs(**arguments),
+        ScanInputs(**backward),
+        z,
+        backend,  # type: ignore[arg-type]
+    )
 
 
 def conv_arguments(length: int) -> dict[str, Tensor]:
@@ -102,6 +117,17 @@ def test_every_instruction_set_computes_the_definition(
     x = torch.cat([huge, -huge]).reshape(1, -1, 1).expand(1, -1, 75)
     y = depthwise_causal_conv1d(x, torch.ones(75, 1), activation="silu", backend="native")
     torch.testing.assert_close(y, F.silu(x))
+    any_nan = torch.tensor([0x7FFFFFFF, 0x7FC00001, -1], dtype=torch.int32).view(
+        torch.float32
+    )  # a GPU's is the first
+    for name, number in itertools.product(("u", "delta", "A", "B", "z"), any_nan):
+        poisoned = scan_arguments(10, channels=75, state=16)
+        poisoned[name].view(-1)[0] = number
+        assert run_scan(**poisoned).isnan().any(), name
+    for name, number in itertools.product("qkv", any_nan):
+        poisoned = attention_arguments()
+        poisoned[name].view(-1)[0] = number
+        assert run_attention(**poisoned).isnan().any(), name
     for rows, columns in ((1, 1), (16, 64), (31, 150), (200, 5)):
         matrix = torch.randn(rows, columns + 3)[:, :columns]
         assert torch.equal(transposed_copy(matrix), matrix.t())
@@ -125,13 +151,14 @@ def test_every_instruction_set_reads_and_writes_bfloat16(
         torch.bfloat16
     )  # every number, NaN and infinities
     x = every[: 6 * 10_922].view(1, -1, 6)  # a width that fills no vector
-    for weight in (1.0, 1.0009765625, -3.1415927):
+    for weight in (1.0, 1.5, 1.0009765625, -3.1415927):  # 1.5 makes ties
         y = depthwise_causal_conv1d(x, torch.full((6, 1), weight), backend="native")
         assert torch.equal(y.nan_to_num(7.0), (x.float() * weight).bfloat16().nan_to_num(7.0))
     scanned = halved(scan_arguments(300, channels=75, state=16), "u", "delta", "B", "C", "z")
     both = halved(conv_arguments(31), "x")
     heads = halved(attention_arguments(), "q", "k", "v")
     for run, define, arguments in (
+        (partial(scan_both_ways, backend="native"), partial(scan_both_ways, backend="reference"), scanned),
         (run_scan, lambda **kw: selective_scan(**kw, delta_softplus=True, backend="reference"), scanned),
         (run_conv, lambda **kw: depthwise_causal_conv1d(**kw, activation="silu", backend="reference"), both),
         (run_attention, lambda **kw: attention(**kw, mask=REGIONS, backend="reference"), heads),
