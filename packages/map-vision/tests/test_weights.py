@@ -183,7 +183,8 @@ class TestRefusedFiles:
     def test_no_state_dict(self, backbone, tmp_path):
         torch.save({"epoch": 3}, tmp_path / "model.pth")
         with pytest.raises(
-            UserError, match=r"model.pth holds no state dict of tensors; expected parameter names"
+            UserError,
+            match=r"model.pth holds no state dict of tensors: it has epoch; expected parameter names",
         ):
             load_init(backbone, tmp_path / "model.pth")
 

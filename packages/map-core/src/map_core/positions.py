@@ -84,6 +84,11 @@ def unit_coordinates(
     return torch.stack(axes, dim=-1)
 
 
+def resamples(key: str, source: Tensor, own: Tensor) -> bool:
+    """Whether a parameter is the table of a :class:`LearnedPosition`, which takes a file's of any grid of its width."""
+    return key.endswith("position.table") and source.ndim == 3 and source.shape[2] == own.shape[2]
+
+
 class LearnedPosition(nn.Module):
     """A learned table over the grid; resampled for another grid, at run time and when weights are loaded.
 

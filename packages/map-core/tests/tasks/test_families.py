@@ -1,7 +1,9 @@
 """Checkpoints of others are recognised by their keys, converted and reported, or refused where they do not fit."""
 
+import errno
 import logging
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from toy_domain import DOMAIN, ToyNet
 from map_core import UserError
 from map_core.commands.listing import convert_command
 from map_core.commands.program import main
-from map_core.tasks.families import Converted, Family, family_of
+from map_core.tasks import conversion
+from map_core.tasks.conversion import convert_checkpoint
+from map_core.tasks.families import Converted, Family, family_of, guess
 from map_core.tasks.pretraining import load_objective, rest_of_state
 from map_core.tasks.weights import load_init, read_description, save_weights
 
@@ -210,6 +214,72 @@ def test_a_converted_encoder_with_its_decoder_is_a_pretraining_run(tmp_path):
     assert convert(file, "--out", tmp_path / "run") == 0
     whole = load_objective(TOYS, tmp_path / "run").objective
     assert same(whole.state_dict(), objective.state_dict())
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["written", "the disk is full"])
+def test_no_part_of_an_earlier_model_stays_beside_another(tmp_path, monkeypatch, written):
+    backbone = ToyNet(WIDTH)
+    rest = rest_of_state(TOYS.build_objective(backbone, TOYS.objective()))
+    decoder = {f"rest.{key}": value for key, value in rest.items()}
+    whole = saved(theirs(backbone.state_dict()) | decoder, tmp_path / "whole.pth")
+    encoder = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "encoder.pth")
+    assert convert(whole, "--out", tmp_path / "run") == 0
+    assert load_objective(TOYS, tmp_path / "run")
+    if written:
+        assert convert(encoder, "--out", tmp_path / "run") == 0
+        left = {"model.safetensors", "model.json"}
+    else:
+        monkeypatch.setattr(conversion, "save_weights", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            convert_checkpoint(TOYS, encoder, tmp_path / "run")
+        left = set()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == left
+    with pytest.raises(UserError, match=r"has no pretraining.safetensors"):
+        load_objective(TOYS, tmp_path / "run")
+
+
+def test_a_model_of_ours_is_not_converted_again(tmp_path, capsys):
+    assert (
+        convert(saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth"), "--out", tmp_path / "run")
+        == 0
+    )
+    assert convert(tmp_path / "run", "--out", tmp_path / "again") == 2
+    assert "is one of ours already, which model.json describes as toy: start from it with --init" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (None, "has the names of Net, but other shapes; download it again: decoder.mask_token"),
+        (
+            {"decoder_heads": 2},
+            "does not fit --decoder_heads 2; leave out what changes its sizes: decoder.mask_",
+        ),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_told_with_its_file(tmp_path, objective, message):
+    backbone = ToyNet(WIDTH)
+    rest = rest_of_state(TOYS.build_objective(backbone, TOYS.objective()))
+    rest["decoder.mask_token"] = rest["decoder.mask_token"][1:]
+    decoder = {f"rest.{key}": value for key, value in rest.items()}
+    file = saved(theirs(backbone.state_dict()) | decoder, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=rf"net.pth .*{message}"):
+        convert_checkpoint(TOYS, file, tmp_path / "run", objective=objective)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_guess_is_told_unless_the_setting_is_given(tmp_path):
+    sentence = guess("embed_dim", "how wide it is", WIDTH)
+    family = replace(NET, convert=lambda state: replace(convert_net(state), guessed=sentence))
+    toys = replace(TOYS, models=replace(TOYS.models, families=(family,)))
+    file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
+    report = convert_checkpoint(toys, file, tmp_path / "run")
+    assert report.notes == (sentence["embed_dim"], "toys are not real")
+    report = convert_checkpoint(toys, file, tmp_path / "run", model={"embed_dim": WIDTH})
+    assert report.notes == ("toys are not real",)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import torch
 import yaml
 from toy_domain import DOMAIN
 
-from map_core.commands.card import card, card_config, command_of, stages_of, words_of
+from map_core.commands.card import card, card_config, command_of, stages_of
 from map_core.commands.listing import sharing_commands
 from map_core.commands.program import main
 from map_core.errors import UserError
 from map_core.runs.files import save_json
+from map_core.tasks.typed import words_of
 from map_core.tasks.weights import read_description, read_weights
 from map_core.training import TrainingConfig
 
@@ -148,6 +149,7 @@ def test_the_command_has_what_is_not_by_default_and_no_place_of_this_machine(fin
         (None, "null"),
         (True, "true"),
         ([1, 2], "1 2"),
+        ((64, 64), "64 64"),
         ("/home/me/photos of mine", "'photos of mine'"),
         ("runs/p", "runs/p"),
     ],

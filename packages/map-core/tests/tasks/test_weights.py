@@ -1,5 +1,6 @@
 """Weights files: what is written comes back, and what does not fit is named."""
 
+import argparse
 import logging
 import os
 import pickle
@@ -7,8 +8,10 @@ import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from map_core import UserError
@@ -73,6 +76,15 @@ def test_weights_and_description_come_back(tmp_path, name):
         (lambda state: {"state_dict": state}, "weights taken from state_dict"),
         (lambda state: {"base_model": state}, "weights taken from base_model"),
         (lambda state: {"student": {}, "teacher": state}, "weights taken from teacher"),
+        (lambda state: {"model_ema": state, "epoch": 3}, "weights taken from model_ema"),
+        (lambda state: {"state_dict": {}, "state_dict_ema": state}, "weights taken from state_dict_ema"),
+        *(
+            (
+                lambda state, raw=raw, ema=ema: {ema: {"w": torch.ones(1)}, raw: state},
+                f"weights taken from {raw}, not from {ema}, which is there too: save that alone to take it",
+            )
+            for raw, ema in (("model", "model_ema"), ("state_dict", "state_dict_ema"))
+        ),
         (lambda state: {"state_dict": {"model": state}}, "weights taken from state_dict.model"),
         *(
             (
@@ -88,6 +100,62 @@ def test_torch_files_of_tensors_are_read_whatever_others_put_around_them(tmp_pat
     torch.save(wrap(state), tmp_path / "model.pth")
     assert same(read_weights(tmp_path / "model.pth"), state)
     assert caplog.messages == ([] if message is None else [f"{tmp_path / 'model.pth'}: {message}"])
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        np.float64(91.2),
+        np.bool_(True),
+        np.dtype(">f4"),
+        np.arange(6).reshape(2, 3),
+        argparse.Namespace(lr=0.1, seeds=np.arange(2), deeper=argparse.Namespace(a=[1])),
+    ],
+    ids=repr,
+)
+def test_what_training_programs_put_beside_the_weights_is_no_hindrance(tmp_path, beside, legacy):
+    path, state = tmp_path / "model.pth", Toy().state_dict()
+    torch.save({"model": state, "more": [beside]}, path, _use_new_zipfile_serialization=not legacy)
+    assert same(read_weights(path), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [("model.pth", save_file), ("model.safetensors", torch.save)],
+    ids=["safetensors", "torch"],
+)
+def test_a_suffix_does_not_say_what_a_file_is(tmp_path, name, save):
+    state = Toy().state_dict()
+    save(state, tmp_path / name)
+    assert same(read_weights(tmp_path / name), state)
+
+
+def save_script(path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+
+
+def save_arrays(path):
+    with path.open("wb") as opened:
+        np.savez(opened, **{"Transformer/norm": np.ones(2)})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["model.pt", "model.npz", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (save_script, r"a TorchScript archive, .*: save the state_dict\(\) of torch.jit.load"),
+        (save_arrays, r"an .npz archive of numpy, .*: if timm reads it .*, save the model's state_dict\(\)"),
+    ],
+    ids=["TorchScript", "npz"],
+)
+def test_other_archives_are_named(tmp_path, recwarn, name, save, message):
+    save(tmp_path / name)
+    recwarn.clear()
+    with pytest.raises(UserError, match=rf"{name} is {message}"):
+        read_weights(tmp_path / name)
+    assert not recwarn.list
 
 
 def test_a_prefix_of_some_names_only_stays(tmp_path):
@@ -190,10 +258,15 @@ def test_a_file_cut_off_is_named(tmp_path, name):
         read_weights(path)
 
 
-def test_numbers_are_no_weights(tmp_path):
-    torch.save({"step": 3}, tmp_path / "model.pth")
+@pytest.mark.parametrize(
+    ("content", "has"),
+    [({"step": 3, "weights": {}}, "step, weights"), ([1], "no names"), (np.ones(2), "no names")],
+    ids=["keys", "list", "array"],
+)
+def test_numbers_are_no_weights(tmp_path, content, has):
+    torch.save(content, tmp_path / "model.pth")
     with pytest.raises(
-        UserError, match=r"model.pth holds no state dict of tensors; expected parameter names"
+        UserError, match=rf"model.pth holds no state dict of tensors: it has {has}; expected .*, model_ema,"
     ):
         read_weights(tmp_path / "model.pth")
 
@@ -206,11 +279,62 @@ class Malice:
         return os.mkdir, (str(self.target),)
 
 
-def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path):
+class Reduced:
+    """Pickled as the call of a function with arguments, and a state, of the attacker's choice."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __reduce__(self):
+        return self.parts
+
+
+ARRAY, ARGUMENTS, CONTENT = np.arange(2).__reduce__()[:3]
+NUMBER, (CODE, BYTES) = np.float64(1).__reduce__()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (lambda evil: evil, os.mkdir.__module__),
+        (lambda evil: argparse.Namespace(a=evil), os.mkdir.__module__),
+        (lambda evil: Reduced(ARRAY, (evil, *ARGUMENTS[1:]), CONTENT), os.mkdir.__module__),
+        (lambda evil: Reduced(ARRAY, (Malice, *ARGUMENTS[1:]), CONTENT), r"\S+\.Malice"),
+        (lambda evil: Reduced(ARRAY, ARGUMENTS, (*CONTENT[:4], evil)), os.mkdir.__module__),
+        (lambda evil: Reduced(NUMBER, (CODE, evil)), os.mkdir.__module__),
+        (
+            lambda evil: Reduced(ARRAY, (np.dtype, *ARGUMENTS[1:]), CONTENT),
+            "another array than numpy.ndarray",
+        ),
+        (lambda evil: Reduced(ARRAY, ARGUMENTS, (*CONTENT[:4], [1])), "an array without bytes"),
+        (lambda evil: Reduced(NUMBER, ("f8", BYTES)), "an array of objects"),
+        (lambda evil: np.array([{}], dtype=object), "numpy's data type 'O8'"),
+        (lambda evil: np.zeros(1, dtype=[("a", "i4")]), "numpy's data type 'V4'"),
+        (lambda evil: Reduced(eval, ("1",)), "eval"),
+        (lambda evil: Reduced(getattr, (CODE, "type")), "getattr"),
+    ],
+    ids=[
+        *("bare", "option", "kind of an array", "class of an array", "content", "number", "kind", "no bytes"),
+        *("no type", "objects", "fields", "eval", "getattr"),
+    ],
+)
+def test_a_file_that_would_run_code_is_refused_by_name_and_not_run(tmp_path, wrap, named, legacy):
+    path, target = tmp_path / "model.pth", tmp_path / "executed"
+    content = {"model": Toy().state_dict(), "more": wrap(Malice(target))}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        UserError, match=rf"model.pth holds more than tensors and was refused: {named}.* could run code; save"
+    ):
+        read_weights(path)
+    assert not target.exists()
+
+
+def test_a_plain_pickle_that_would_run_code_is_not_run(tmp_path):
     target = tmp_path / "executed"
     (tmp_path / "model.pth").write_bytes(pickle.dumps({"a": Malice(target)}, protocol=2))
     with pytest.raises(
-        UserError, match=r"model.pth holds more than tensors and was refused: loading it could"
+        UserError, match=r"model.pth holds more than tensors and was refused: \w+\.mkdir could"
     ):
         read_weights(tmp_path / "model.pth")
     assert not target.exists()

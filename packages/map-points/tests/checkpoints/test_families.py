@@ -1,5 +1,6 @@
 """Point checkpoints are recognised by their keys, described as what they are, and refused where they do not fit."""
 
+import re
 from dataclasses import replace
 
 import point_states as states
@@ -15,6 +16,7 @@ from map_core import Draw
 from map_core.commands.program import main
 from map_core.commands.standard import configs
 from map_core.errors import UserError
+from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import family_of
 from map_core.tasks.pretraining import PretrainTask
 from map_core.tasks.weights import read_description, read_settings
@@ -181,10 +183,37 @@ def test_a_classifier_starts_from_a_pretraining_file_and_leaves_its_decoder(tmp_
         report = load_init(model, save(FILES[name](), tmp_path / "file.pth"))
         assert {key.split(".")[0] for key in report.fresh} == fresh
         assert any("mask_token" in key for key in report.left)
-        assert "no file says how clouds are cut: 64 patches of" in caplog.text
+        assert (
+            "how many patches a cloud is cut into: 64, as published, unless --model.num_patches"
+            in caplog.text
+        )
 
 
 # ---- convert
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_given_is_called_no_guess(tmp_path, name):
+    file = save(FILES[name](), tmp_path / "file.pth")
+    guesses = {"num_patches": 8, "patch_size": 4, "num_heads": 4}
+    if "pretraining" in name:
+        del guesses["patch_size"]  # which the decoder shows
+    if name not in ("Point-MAE", "Point-MAE's pretraining", "Point-MAE's part segmentation"):
+        del guesses["num_heads"]
+    for given in ({}, *({setting: value} for setting, value in guesses.items())):
+        notes = " ".join(convert_checkpoint(DOMAIN, file, tmp_path / "run", model=given).notes)
+        told = {setting for setting in guesses if f"unless --model.{setting} says otherwise" in notes}
+        assert told == guesses.keys() - given.keys()
+
+
+def test_a_head_of_other_points_is_refused_with_the_setting_that_asks_for_it(tmp_path, capsys):
+    file = save(states.point_mae_pretraining(), tmp_path / "file.pth")
+    assert convert(file, tmp_path / "run", "--model.patch_size", "16") == 2
+    assert re.search(
+        r"file.pth has a decoder that does not fit .*--model.patch_size 16; leave out what changes .*: head.bias",
+        capsys.readouterr().err,
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def convert(file, out, *more):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import map_core.tasks.weights
 from map_core.errors import UserError
+from map_core.positions import resamples
 from map_core.tasks.families import family_of
 from map_core.tasks.weights import LoadReport, refuse_other_switches, told_keys
 from map_vision.checkpoints import FAMILIES
@@ -34,13 +35,9 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
         may_be_missing=(*NEW_IN_CLASSIFIER, MASK_TOKEN),
         families=FAMILIES,
         convert=lambda state: adapted(state, model),
-        resampled=_resamples,
+        resampled=resamples,
         keep_head=keep_head,
     )
-
-
-def _resamples(key: str, source: Tensor, own: Tensor) -> bool:
-    return key.endswith("position.table") and source.ndim == 3 and source.shape[2] == own.shape[2]
 
 
 def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 import map_vision
 from map_core import UserError
 from map_core.commands.program import main
+from map_core.positions import resize_table
 from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import family_of
 from map_core.tasks.weights import read_description, read_settings
 from map_vision.checkpoints import FAMILIES
-from map_vision.checkpoints.description import named
+from map_vision.checkpoints.description import named, table
 from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, create_model
@@ -380,6 +381,10 @@ def test_a_pyramid_is_converted_with_the_windows_that_it_is_run_in(tmp_path):
     images = torch.randn(1, 3, 96, 80)
     assert torch.equal(map_vision.load(tmp_path / "run")(images), source(images))
     assert read_description(tmp_path / "run")["family"] == "MambaVision"
+    with pytest.raises(
+        UserError, match=r"is one of ours already, which model.json describes as map_mambavision"
+    ):
+        convert_checkpoint(DOMAIN, tmp_path / "run", tmp_path / "again", model={"num_heads": (2, 4)})
 
 
 def test_heads_of_a_pyramid_of_another_width_are_asked_for(tmp_path, capsys):
@@ -402,6 +407,41 @@ def test_positions_are_resampled_where_another_size_is_asked_for(tmp_path, capsy
     model = map_vision.load(tmp_path / "run")
     assert model.img_size == (48, 48)
     assert model.encoder.position.table.shape == (6, 6, 32)
+
+
+def test_positions_of_a_decoder_are_resampled_too(tmp_path, capsys):
+    file = save(states.mae(), tmp_path / "mae.pth")
+    sizes = ("--model.num_heads", "4", "--decoder_heads", "3", "--model.img_size", "48")
+    assert convert(file, tmp_path / "run", *sizes) == 0
+    assert "2 resampled (encoder.position.table, decoder.position.table)" in capsys.readouterr().out
+    objective = map_vision.load_objective(tmp_path / "run").objective
+    source = table(states.mae()["decoder_pos_embed"][0, 1:])
+    torch.testing.assert_close(objective.decoder.position.table, resize_table(source, (6, 6)), rtol=0, atol=0)
+    assert reconstruct(objective, torch.randn(2, 3, 48, 48)).reconstruction.shape == (2, 3, 48, 48)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [states.vit(), states.mae(), below("backbone.", states.vit(with_head=False))],
+    ids=["ViT", "MAE", "DINO"],
+)
+def test_heads_are_called_a_guess_unless_they_are_given(tmp_path, state):
+    file, told = save(state, tmp_path / "file.pth"), "how many attention heads there are: "
+    changes = {"decoder_heads": 3} if "mask_token" in state else {}
+    guessed = convert_checkpoint(DOMAIN, file, tmp_path / "guessed", objective=changes)
+    assert sum(told in note for note in guessed.notes) == 1
+    given = convert_checkpoint(DOMAIN, file, tmp_path / "given", model={"num_heads": 4}, objective=changes)
+    assert not any(told in note for note in given.notes)
+
+
+def test_heads_and_windows_of_a_pyramid_are_guessed_one_by_one():
+    with torch.device("meta"):
+        state = timm.create_model("map_mambavision_tiny").state_dict()
+    guessed = family_of(state, FAMILIES).convert(state).guessed
+    assert re.search(
+        r"how large windows are .*: 14 7, as published, unless --model.window_size", guessed["window_size"]
+    )
+    assert "attention heads there are: 8 16, as published, unless --model.num_heads" in guessed["num_heads"]
 
 
 def test_classes_are_named_by_a_file(tmp_path, capsys):

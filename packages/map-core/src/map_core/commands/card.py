@@ -20,7 +20,7 @@ from map_core.runs.metrics import read_metrics
 from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain
 from map_core.tasks.model_card import MEASURED, Stage, Terms, write_model_card
-from map_core.tasks.typed import fits, name_of
+from map_core.tasks.typed import fits, name_of, words_of
 
 COMMANDS = {
     "pretrain": "pretrain",
@@ -142,13 +142,3 @@ def defaults_of(domain: Domain, task: str, config: Mapping[str, Any]) -> dict[st
         values["objective"] = {entry.name: own_default(entry) for entry in fields(section)}
         values["objective"]["method"] = REQUIRED if method != next(iter(domain.objectives)) else method
     return flatten(to_plain(values))
-
-
-def words_of(value: Any) -> list[str]:
-    """A setting's value as the command line has it; of a place on this machine only the last name."""
-    if isinstance(value, list):
-        return [word for entry in value for word in words_of(entry)]
-    if value is None or isinstance(value, bool):
-        return ["null" if value is None else str(value).lower()]
-    text = str(value)
-    return [Path(text).name if isinstance(value, str) and Path(text).is_absolute() else text]

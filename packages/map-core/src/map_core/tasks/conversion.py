@@ -1,19 +1,22 @@
 """Other projects' checkpoints written as runs of ours: weights, their description, and what decoder there is."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_core.objective import Objective
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
-from map_core.tasks.pretraining import DECODER, load_rest, rest_of_state
+from map_core.tasks.pretraining import DECODER, ENCODER, load_rest, rest_of_state
 from map_core.tasks.weights import (
     MODEL_FILE,
     LoadReport,
+    description_file,
+    read_description,
     read_settings,
     read_weights,
     save_weights,
@@ -34,7 +37,8 @@ def convert_checkpoint(
 ) -> LoadReport:
     """Write a checkpoint of a known family as the directory of a run.
 
-    The model is made and loaded first, so that what is written fits what describes it.
+    The model is made and loaded first, so that what is written fits what describes it; what ``out`` has of another
+    model goes.
 
     Args:
         domain: Whose families are tried.
@@ -45,8 +49,8 @@ def convert_checkpoint(
         classes: Names of a classifier's outputs; the family's when empty.
 
     Raises:
-        UserError: a file of no known family, or one that would be overwritten; settings that do not fit it or are not
-            given; or another number of classes.
+        UserError: a file of ours, of no known family, or one that would be overwritten; settings that do not fit it or
+            are not given; or another number of classes.
     """
     file = weights_file(path)
     if file.resolve() in {(out / name).resolve() for name in (MODEL_FILE, DECODER_FILE)}:
@@ -67,6 +71,14 @@ def convert_checkpoint(
             f"{file} is a classifier, of which {config.name} would keep no {', '.join(report.fresh)}: they would be "
             "random; say with --model what it is"
         )
+    guessed = (note for name, note in converted.guessed.items() if name not in (model or {}))
+    report = replace(report, notes=(*guessed, *converted.notes))
+    whole: Objective | None = None
+    settings: Any = None
+    if converted.rest:
+        settings = read_settings(domain.objective, {**converted.objective, **(objective or {})}, file)
+        whole = domain.build_objective(built, settings)
+        report = with_decoder(report, whole, converted, other_decoder(model or {}, objective or {}, family))
     origin = {"family": family.name, "source": file.name}
     described = domain.models.describe(
         config,
@@ -80,10 +92,9 @@ def convert_checkpoint(
     if classes:
         described["classes"] = list(classes)
     out.mkdir(parents=True, exist_ok=True)
-    if converted.rest:
-        settings: Any = read_settings(domain.objective, {**converted.objective, **(objective or {})}, file)
-        write_decoder(domain.build_objective(built, settings), settings, converted, out)
-        report = replace(report, left=converted.left, mapped=(*report.mapped, *converted.rest))
+    remove_model(out)
+    if whole is not None:
+        write_decoder(whole, settings, out)
     save_weights(out / MODEL_FILE, built.state_dict(), described)
     return report
 
@@ -92,8 +103,13 @@ def read_family(domain: Domain, file: Path) -> tuple[Converted, Family]:
     """Read and convert another project's checkpoint.
 
     Raises:
-        UserError: of no known family.
+        UserError: it is one of ours, or of no known family.
     """
+    if (name := read_description(file).get("name")) is not None:
+        raise UserError(
+            f"{file} is one of ours already, which {description_file(file).name} describes as {in_one_line(name)}: "
+            "start from it with --init, or load it as it is"
+        )
     state = read_weights(file)
     family = family_of(state, domain.models.families)
     if family is None:
@@ -128,8 +144,34 @@ def fitting_classes(classes: tuple[str, ...], converted: Converted, file: Path) 
     return classes
 
 
-def write_decoder(objective: Objective, settings: Any, converted: Converted, out: Path) -> None:
+def with_decoder(report: LoadReport, objective: Objective, converted: Converted, misfit: str) -> LoadReport:
+    """Load decoder and head, and report them as taken over."""
+    resampled = load_rest(objective, converted.rest, report.source, misfit)
+    return replace(
+        report,
+        left=converted.left,
+        mapped=(*report.mapped, *converted.rest),
+        resampled=(*report.resampled, *resampled),
+    )
+
+
+def other_decoder(model: Mapping[str, Any], objective: Mapping[str, Any], family: Family) -> str:
+    """What to say of a file whose decoder has other sizes than the objective that these settings make."""
+    told = [f"--model.{name} {value}" for name, value in model.items()]
+    told += [f"--{name} {value}" for name, value in objective.items()]
+    if not told:
+        return f"has the names of {family.name}, but other shapes; download it again"
+    return f"has a decoder that does not fit {', '.join(told)}; leave out what changes its sizes"
+
+
+def remove_model(out: Path) -> None:
+    """Remove an earlier model and its decoder, weights first: no crash leaves a part of it beside a new one's."""
+    for suffix in (".safetensors", ".json"):
+        for name in (ENCODER, DECODER):
+            (out / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+def write_decoder(objective: Objective, settings: Any, out: Path) -> None:
     """Write decoder and head as a pretraining run would."""
-    load_rest(objective, converted.rest, out)
     description = {"objective": asdict(settings), "holds": "decoder and head", "weights": "raw"}
     save_weights(out / DECODER_FILE, rest_of_state(objective), description)

@@ -24,6 +24,8 @@ class Converted:
         model: The ``model`` section that fits them: ``name``, and what differs from it.
         asked: Settings of ``model`` that neither the file nor a published model shows; a sentence for each says so, and
             whoever converts the file gives them.
+        guessed: Settings of ``model`` that no file shows and a published model does; a sentence for each, of
+            :func:`guess`, says so to whoever does not give them.
         holds: What that is: ``encoder`` (as pretrained, probed), ``classifier``, or what else the domain builds.
         switches: Settings of ``model`` that say what the weights compute and that no shape shows; a model that
             starts from the file must have been made with them. It says so in its ``switches``, where a name that
@@ -40,6 +42,7 @@ class Converted:
     state: dict[str, Tensor]
     model: dict[str, Any]
     asked: dict[str, str] = field(default_factory=dict)
+    guessed: dict[str, str] = field(default_factory=dict)
     holds: str = "encoder"
     switches: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
@@ -49,6 +52,15 @@ class Converted:
     objective: dict[str, Any] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def guess(setting: str, what: str, value: Any) -> dict[str, str]:
+    """One of :attr:`Converted.guessed`: what no file says of a setting, and its published value.
+
+    >>> guess("num_heads", "how many attention heads there are", 12)["num_heads"]
+    'no file says how many attention heads there are: 12, as published, unless --model.num_heads says otherwise'
+    """
+    return {setting: f"no file says {what}: {value}, as published, unless --model.{setting} says otherwise"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Weights as others keep them: what is no weights file at all, wrappers around state dicts, prefixes of names."""
 
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "base_model", "teacher")
+WRAPPERS = (
+    *("model", "state_dict", "model_state_dict", "base_model", "teacher"),
+    *("model_ema", "state_dict_ema"),  # the last ones: taken where the raw weights are not there
+)
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 BEGINNING = 4096  # bytes that are looked at
+LONGEST_HEADER = 100_000_000  # bytes, of safetensors
 
 
 def looks_like(file: Path) -> str | None:
@@ -41,17 +46,45 @@ def is_text(beginning: bytes) -> bool:
     return True
 
 
+def is_safetensors(file: Path) -> bool:
+    """Whether a file begins as safetensors do, with the length of a header of JSON, whatever it is called."""
+    with file.open("rb") as opened:
+        length, header = opened.read(8), opened.read(1)
+    return header == b"{" and int.from_bytes(length, "little") <= LONGEST_HEADER
+
+
+def other_archive(file: Path) -> str | None:
+    """Say what a zip archive is that ``torch.save`` did not write, and what to do; None for any other file."""
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        return (
+            "a TorchScript archive, which holds a program: save the state_dict() of torch.jit.load(...) with "
+            "torch.save and give that file"
+        )
+    if names and all(name.endswith(".npy") for name in names):
+        return (
+            "an .npz archive of numpy, whose names are not known here: if timm reads it (create_model(name, "
+            "checkpoint_path=...)), save the model's state_dict() with torch.save and give that file"
+        )
+    return None
+
+
 def unwrapped(state: Any, file: Path) -> Any:
     """Return the state dict inside the wrappers that training programs put around it, and say which were taken off."""
-    taken = []
+    taken, others = list[str](), list[str]()
     while isinstance(state, Mapping):
-        inner = next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None)
-        if inner is None:
+        inner = [key for key in WRAPPERS if isinstance(state.get(key), Mapping) and state[key]]
+        if not inner:
             break
-        taken.append(inner)
-        state = state[inner]
+        others += [".".join([*taken, key]) for key in inner[1:]]
+        taken.append(inner[0])
+        state = state[inner[0]]
     if taken:
-        log.warning("%s: weights taken from %s", file, ".".join(taken))
+        beside = f", not from {' or '.join(others)}, which is there too: save that alone to take it"
+        log.warning("%s: weights taken from %s%s", file, ".".join(taken), beside if others else "")
     return state
 
 

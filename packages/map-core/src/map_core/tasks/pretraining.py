@@ -13,6 +13,7 @@ from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective, Reconstruction, Terms
 from map_core.objectives.settings import Mix, Settings
 from map_core.paths import expanded
+from map_core.positions import resamples
 from map_core.randomness import Draw
 from map_core.tasks.classification import report_skipped, required_training_samples
 from map_core.tasks.domain import Domain, OpenedData, data_settings, input_of, refuse_other_samples
@@ -186,7 +187,8 @@ def load_decoder(domain: Domain, objective: Objective, settings: Settings, path:
     file = decoder_beside(path)
     if file.is_file() and file != weights_file(path):
         refuse_another_decoder(settings, read_description(file).get("objective", {}), file)
-        return load_rest(objective, read_weights(file), file, OTHER_DECODER)
+        load_rest(objective, read_weights(file), file, OTHER_DECODER)
+        return
     state = read_weights(path)
     family = family_of(state, domain.models.families)
     converted = None if family is None else family.converted(state, path)
@@ -194,7 +196,7 @@ def load_decoder(domain: Domain, objective: Objective, settings: Settings, path:
         raise UserError(f"{path} has no decoder to start from; leave --init_decoder out")
     known = {name: value for name, value in converted.objective.items() if name != HEADS}  # which is guessed
     refuse_another_decoder(settings, known, weights_file(path))
-    return load_rest(objective, converted.rest, weights_file(path), OTHER_DECODER)
+    load_rest(objective, converted.rest, weights_file(path), OTHER_DECODER)
 
 
 def refuse_another_decoder(settings: Settings, trained: Mapping[str, Any], source: Path) -> None:
@@ -233,8 +235,8 @@ def load_rest(
     state: Mapping[str, Tensor],
     source: Path,
     misfit: str = "does not fit the objective that it describes",
-) -> None:
-    """Load what :func:`rest_of_state` gave.
+) -> tuple[str, ...]:
+    """Load what :func:`rest_of_state` gave, and say which positions were resampled.
 
     Args:
         objective: Gets the state.
@@ -243,17 +245,16 @@ def load_rest(
         misfit: What to say of the source where names or shapes differ.
 
     Raises:
-        UserError: names or shapes differ.
+        UserError: names differ, or shapes other than a position table's grid.
     """
-    shapes = {key: tuple(value.shape) for key, value in rest_of_state(objective).items()}
-    wrong = [
-        key
-        for key in shapes.keys() | state.keys()
-        if tuple(getattr(state.get(key), "shape", ())) != shapes.get(key)
-    ]
+    own = rest_of_state(objective)
+    other_size = [key for key in own if key in state and own[key].shape != state[key].shape]
+    resampled = [key for key in other_size if resamples(key, state[key], own[key])]
+    wrong = (own.keys() ^ state.keys()) | (set(other_size) - set(resampled))
     if wrong:
         raise UserError(f"{source} {misfit}: {', '.join(sorted(wrong)[:5])}")
     objective.load_state_dict(dict(state), strict=False)
+    return tuple(resampled)
 
 
 def hide_and_reconstruct(

@@ -1,7 +1,8 @@
-"""Whether a value that was read from a file is of the type that its setting has."""
+"""Values of settings: whether one that was read from a file is of its setting's type, and how it is written."""
 
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, Union
 
 
@@ -35,3 +36,13 @@ def fit_each(values: tuple[Any, ...], kinds: tuple[Any, ...]) -> bool:
 def name_of(kind: Any) -> str:
     """An annotation as people write it."""
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+
+
+def words_of(value: Any) -> list[str]:
+    """A setting's value as the command line has it; of a place on this machine only the last name."""
+    if isinstance(value, list | tuple):
+        return [word for entry in value for word in words_of(entry)]
+    if value is None or isinstance(value, bool):
+        return ["null" if value is None else str(value).lower()]
+    text = str(value)
+    return [Path(text).name if isinstance(value, str) and Path(text).is_absolute() else text]

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import pickle
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -19,8 +19,16 @@ from map_core.reading import read_small
 from map_core.runs.checkpoint import content_of
 from map_core.runs.files import replacing, save_json, save_tensors
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
-from map_core.tasks.foreign_weights import looks_like, unwrapped, without_prefix
-from map_core.tasks.typed import fits, name_of
+from map_core.tasks.foreign_weights import (
+    WRAPPERS,
+    is_safetensors,
+    looks_like,
+    other_archive,
+    unwrapped,
+    without_prefix,
+)
+from map_core.tasks.torch_files import Refused, read_torch
+from map_core.tasks.typed import fits, name_of, words_of
 
 Settings = TypeVar("Settings")
 log = logging.getLogger(__name__)
@@ -93,7 +101,7 @@ def start_of(init: str | None) -> str | None:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a run directory, a safetensors file or a torch file of tensors.
+    """Read a state dict from a run directory, a safetensors file or a torch file, known by their content.
 
     Raises:
         UserError: nothing there, an unreadable file, or one that holds more than tensors.
@@ -103,16 +111,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         what = looks_like(file)
         if what is not None:
             raise UserError(f"{file} is no weights file (looks like {what})")
-        if file.suffix == ".safetensors":
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        if (archive := other_archive(file)) is not None:
+            raise UserError(f"{file} is {archive}")
+        state: Any = load_file(file) if is_safetensors(file) else read_torch(file)
     except UserError:
         raise
-    except pickle.UnpicklingError as error:
+    except Refused as error:
         raise UserError(
-            f"{file} holds more than tensors and was refused: loading it could run code; "
-            "convert it to safetensors"
+            f"{file} holds more than tensors and was refused: {error} could run code; save its state_dict alone, "
+            "with the program that wrote it"
         ) from error
     except Exception as error:  # a broken file raises whatever the reader stumbles on
         raise UserError(
@@ -122,7 +129,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        raise UserError(f"{file} holds no state dict of tensors; expected parameter names with tensors")
+        keys = f"has {some_of([str(key) for key in state])}" if isinstance(state, Mapping) else "has no names"
+        raise UserError(
+            f"{file} holds no state dict of tensors: it {keys}; expected parameter names with tensors, alone or in "
+            f"{', '.join(WRAPPERS)}"
+        )
     return without_prefix(state, file)
 
 
@@ -258,7 +269,7 @@ def load_init(
         mapped=tuple(state),
         resampled=tuple(other_size),
         left=(*converted.left, *converted.rest, *dropped),
-        notes=converted.notes,
+        notes=(*converted.guessed.values(), *converted.notes),
     )
     unremarkable = family is None and not without_place
     log.log(logging.INFO if unremarkable else logging.WARNING, "%s", report)
@@ -312,7 +323,9 @@ def _cure(family: Family | None, converted: Converted) -> str:
     """The settings that would make the model that a file fits."""
     if family is None:
         return "--model.name and its sizes"
-    return f"{family.name}: " + " ".join(f"--model.{key} {value}" for key, value in converted.model.items())
+    return f"{family.name}: " + " ".join(
+        f"--model.{key} {shlex.join(words_of(value))}" for key, value in converted.model.items()
+    )
 
 
 def both_directions(

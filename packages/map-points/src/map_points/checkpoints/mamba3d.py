@@ -13,7 +13,7 @@ from map_points.checkpoints.parts import (
     PATCHES,
     class_names,
     described,
-    said,
+    guessed,
     sizes,
     switches,
     trunk,
@@ -51,13 +51,13 @@ def convert_mamba3d(state: Mapping[str, Tensor]) -> Converted:
     return Converted(
         ours,
         described("mamba3d_authors", **arguments),
+        guessed=guessed("mamba3d_authors", arguments),
         holds="classifier",
         switches=switches(
             "mamba3d_authors", "order", "scan", "local_spread", "local_class_token", "pool", "second_order"
         ),
         classes=class_names(ours),
         notes=(
-            *said("mamba3d_authors", arguments),
             "the original's bimamba_type is taken to be v4, as in the published models",
             "the original's spread of the local norm is one of a whole batch, and its pooling adds the mean of the "
             "batch's first cloud to all: this model computes for every cloud what the original does for one alone",

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family
-from map_points.checkpoints.parts import DENSE, NORM, as_linear, described, said, switches
-from map_points.checkpoints.point_mae import TRUNK, said_of_heads, transformer
+from map_points.checkpoints.parts import DENSE, NORM, as_linear, described, guessed, switches
+from map_points.checkpoints.point_mae import TRUNK, transformer
 from map_points.data.shapenetpart import PARTS_OF_SYNSET
 
 SEGMENTER = (
@@ -66,11 +66,11 @@ def convert_parts(state: Mapping[str, Tensor]) -> Converted:
     return Converted(
         found,
         described("point_mae", **arguments),
+        guessed=guessed("point_mae", arguments),
         holds="part segmenter",
         switches={**switches("point_mae"), "category_slope": LEAKY, "layers": head["layers"]},
         classes=CATEGORIES,
         more={"parts": parts_of_categories(), "head": head},
-        notes=(*said("point_mae", arguments), said_of_heads(arguments)),
     )
 
 

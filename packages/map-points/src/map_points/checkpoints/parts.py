@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from map_core.tasks.families import guess
 from map_points.data.scanobjectnn import CLASSES as SCANOBJECTNN
 from map_points.model import ARCHITECTURES
 
@@ -145,10 +146,12 @@ def class_names(ours: Mapping[str, Tensor]) -> tuple[str, ...]:
     return CLASSES.get(count, tuple(map(str, range(count))))
 
 
-def said(name: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """What no file says, a sentence each."""
+def guessed(name: str, arguments: Mapping[str, Any], *, head_shows_points: bool = False) -> dict[str, str]:
+    """What no file says of how clouds are cut, and of attention."""
     has = {"num_patches": 64, "patch_size": 32, **ARCHITECTURES[name], **arguments}
-    return (
-        f"no file says how clouds are cut: {has['num_patches']} patches of {has['patch_size']} points are taken "
-        "(--model.num_patches, --model.patch_size)",
-    )
+    found = guess("num_patches", "how many patches a cloud is cut into", has["num_patches"])
+    if not head_shows_points:
+        found |= guess("patch_size", "how many points a patch has", has["patch_size"])
+    if "num_heads" in arguments:
+        found |= guess("num_heads", "how many attention heads there are", has["num_heads"])
+    return found

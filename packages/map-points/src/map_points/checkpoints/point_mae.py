@@ -17,9 +17,9 @@ from map_points.checkpoints.parts import (
     decoder,
     described,
     encoder_of,
+    guessed,
     patch_size_of,
     pretraining_keys,
-    said,
     sizes,
     switches,
     trunk,
@@ -52,21 +52,16 @@ def transformer(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return ours, arguments
 
 
-def said_of_heads(arguments: Mapping[str, Any]) -> str:
-    """That the number of attention heads is a guess."""
-    return f"nor how many attention heads there are: {arguments['num_heads']} are taken (--model.num_heads changes it)"
-
-
 def convert_point_mae(state: Mapping[str, Tensor]) -> Converted:
     """A classifier: class token in front, which it reads beside the patches' maximum."""
     ours, arguments = transformer(state)
     return Converted(
         ours,
         described("point_mae", **arguments),
+        guessed=guessed("point_mae", arguments),
         holds="classifier",
         switches=switches("point_mae", "pool", "second_order"),
         classes=class_names(ours),
-        notes=(*said("point_mae", arguments), said_of_heads(arguments)),
     )
 
 
@@ -90,12 +85,11 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
     return Converted(
         ours,
         described("point_mae", **arguments),
+        guessed=guessed("point_mae", arguments, head_shows_points=True),
         switches=switches("point_mae"),
         rest=decoder(state, str, width) | biases,
         objective=objective,
         notes=(
-            *said("point_mae", arguments),
-            said_of_heads(arguments),
             "the decoder's projection and its query, key and value biases, which Point-MAE has not, start as "
             "identity and zero",
         ),

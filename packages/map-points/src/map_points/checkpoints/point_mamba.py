@@ -16,10 +16,10 @@ from map_points.checkpoints.parts import (
     decoder,
     described,
     encoder_of,
+    guessed,
     patch_size_of,
     pretraining_keys,
     renamed,
-    said,
     sizes,
     switches,
     trunk,
@@ -62,11 +62,11 @@ def convert_point_mamba(state: Mapping[str, Tensor]) -> Converted:
     return Converted(
         ours,
         described("point_mamba", **arguments),
+        guessed=guessed("point_mamba", arguments),
         holds="classifier",
         switches=switches("point_mamba", "order", "second_order", "pool") | pooled(arguments),
         classes=class_names(ours),
         notes=(
-            *said("point_mamba", arguments),
             "the original's curve is as fine as the largest cloud of a batch asks for; here 128 cells an axis, or 256 "
             "where a cloud is wider than 2.56",
         ),
@@ -85,6 +85,7 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
     return Converted(
         ours,
         described("point_mamba", **arguments),
+        guessed=guessed("point_mamba", arguments, head_shows_points=True),
         switches=switches("point_mamba", "order"),
         rest=decoder(state, renamed_scans, arguments["embed_dim"]),
         objective={
@@ -98,7 +99,6 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
             "decoder_depth": depth(state, "MAE_decoder.blocks.layers."),
         },
         notes=(
-            *said("point_mamba", arguments),
             "pretraining goes on along one curve, where the original draws one of two in each step; the decoder's "
             "projection, which PointMamba has not, starts as identity",
         ),

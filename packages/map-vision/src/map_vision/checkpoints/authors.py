@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.families import Converted, Family, depth
+from map_core.tasks.families import Converted, Family, depth, guess
 from map_vision.checkpoints import mamba
 from map_vision.checkpoints.description import IMAGENET, class_names, named, sizes, table
 from map_vision.checkpoints.vit import BLOCK
@@ -31,10 +31,6 @@ DECODER = (
 CLASSIFIER = ("cls_token", "pos_embed_cls", "neck.weight", "norm_neck.weight", *mamba.HEAD)
 ENCODER = (*(key for key in mamba.TRUNK if key != "cls_token"), *(f"blocks.#.{part}" for part in BLOCK))
 DECODER_HEADS = 16
-HEADS_ARE_TAKEN = (
-    "no file says how many attention heads there are: 12 are taken, 16 at width 1024 (--model.num_heads changes "
-    "it)"
-)
 HEADS_ARE_ASKED = (
     "no file says how many attention heads there are, and the published 12 do not divide its width: give "
     "--model.num_heads N"
@@ -53,22 +49,22 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
     encoder = {**interleaved(state), "encoder.position.table": positions}
     shown = arguments(state)
     model = named("hybridnet_", **sizes(state, len(positions)), **shown) | {"wiring": "branch"}
+    heads = shown.get("num_heads")
     common: dict[str, Any] = {
-        "asked": {} if "num_heads" in shown else {"num_heads": HEADS_ARE_ASKED},
+        "asked": {"num_heads": HEADS_ARE_ASKED} if heads is None else {},
+        "guessed": {} if heads is None else guess("num_heads", "how many attention heads there are", heads),
         "switches": {"wiring": "branch", "patch_stride": None},
         "prepared": IMAGENET,
     }
-    heads = (HEADS_ARE_TAKEN,) if "num_heads" in shown else ()
     if not pretraining and "head.weight" in state:
         classes = class_names(len(state["head.bias"]))
         encoder |= mamba.registers(state) | mamba.copied(state, r"head\.")
         model |= mamba.register_arguments(state)
-        return Converted(encoder, model, holds="classifier", classes=classes, notes=heads, **common)
+        return Converted(encoder, model, holds="classifier", classes=classes, **common)
     left = tuple(key for key in classifying if key in state)
     if not pretraining:
-        return Converted(encoder, model, left=left, notes=heads, **common)
+        return Converted(encoder, model, left=left, **common)
     notes = (
-        *heads,
         "the decoder's norms of queries and of keys are folded into the projections behind them: the same function, "
         "trained on with one norm",
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.tasks.families import Converted, Family, depth
+from map_core.tasks.families import Converted, Family, depth, guess
 from map_vision.checkpoints.description import IMAGENET, class_names
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -32,6 +32,7 @@ HEADS_ARE_ASKED = (
     "no file says how many attention heads a MambaVision has, and none of embed_dim {width} is published: give those "
     "of its last two stages, as in --model.num_heads 8 16"
 )
+WINDOWS = (14, 7)  # of the others
 LARGE3: dict[str, Any] = {"num_heads": (16, 32), "window_size": (16, 8), "img_size": 256}
 
 
@@ -49,21 +50,27 @@ def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
         "layer_scale": 1e-5 if f"{first}gamma_1" in state else None,
         **published(dims),
     }
-    asked = {} if "num_heads" in arguments else {"num_heads": HEADS_ARE_ASKED.format(width=dims)}
+    heads, windows = arguments.get("num_heads"), arguments.get("window_size", WINDOWS)
+    asked = {"num_heads": HEADS_ARE_ASKED.format(width=dims)} if heads is None else {}
+    guessed = guess("window_size", "how large windows are (32 16 in files for 512 pixels)", in_words(windows))
+    if heads is not None:
+        guessed |= guess("num_heads", "how many attention heads there are", in_words(heads))
     model = nearest(arguments)
     classes = class_names(len(state["head.bias"])) if "head.bias" in state else ()
     return Converted(
         dict(state),
         model,
         asked=asked,
+        guessed=guessed,
         holds="classifier" if classes else "encoder",
         classes=classes,
         prepared={**IMAGENET, "crop_pct": default_cfgs[model["name"]].default.crop_pct},
-        notes=(
-            "no file says the attention heads and windows: a published model's are taken (--model.num_heads and "
-            "--model.window_size change them; files for 512 pixels have windows of 32 16)",
-        ),
     )
+
+
+def in_words(of_stages: tuple[int, int]) -> str:
+    """A setting of the last two stages as the command line has it."""
+    return " ".join(map(str, of_stages))
 
 
 def published(width: int) -> dict[str, Any]:

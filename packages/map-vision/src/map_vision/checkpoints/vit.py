@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.families import Converted, Family, depth
+from map_core.tasks.families import Converted, Family, depth, guess
 from map_vision.checkpoints.description import IMAGENET, class_names, named, sizes, table
 
 BLOCK = tuple(
@@ -78,15 +79,12 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
     return Converted(
         trunk,
         model,
+        guessed=guess("num_heads", "how many attention heads there are", arguments["num_heads"]),
         holds="classifier" if "head.weight" in state else "encoder",
         switches={"pool_norm": pool_norm, "patch_stride": None},
         classes=class_names(len(state["head.bias"])) if "head.weight" in state else (),
         prepared=IMAGENET,
-        notes=(
-            f"no file says how many attention heads there are: {arguments['num_heads']} are taken "
-            "(--model.num_heads changes it)",
-            "images are taken to be normalised as ImageNet's",
-        ),
+        notes=("images are taken to be normalised as ImageNet's",),
     )
 
 
@@ -123,11 +121,12 @@ def convert_mae(state: Mapping[str, Tensor]) -> Converted:
     return Converted(
         encoder.state,
         {**encoder.model, "global_pool": "avg"},
+        guessed=encoder.guessed,
         switches=encoder.switches,
         prepared=IMAGENET,
         rest=rest,
         objective=objective,
-        notes=(*encoder.notes[:1], "positions, which MAE keeps fixed, are learned from here on"),
+        notes=("positions, which MAE keeps fixed, are learned from here on",),
     )
 
 
@@ -152,9 +151,7 @@ def inside(state: Mapping[str, Tensor], prefix: str, *, heads: int | None = None
     trunk = {own.sub("", key, count=1): value for key, value in state.items() if own.match(key)}
     found = convert_vit(trunk, heads=heads)
     left = tuple(key for key in state if not own.match(key))
-    return Converted(
-        found.state, found.model, switches=found.switches, prepared=IMAGENET, left=left, notes=found.notes
-    )
+    return replace(found, left=left)
 
 
 def below(prefix: str, keys: tuple[str, ...]) -> tuple[str, ...]:
