@@ -68,7 +68,10 @@ def test_data_in_order_only_is_read_into_memory(monkeypatch: pytest.MonkeyPatch)
     [
         ("digit", r"unknown data source 'digit': did you mean digits\?.*names of timm begin with torch/"),
         ("torch/cifar11", r"source 'torch/cifar11', split 'train'.* cannot be opened: Unknown torchvision"),
-        ("torch/cifar10", r"source 'torch/cifar10'.*cannot be opened: Dataset not found"),
+        (
+            "torch/cifar10",
+            r"source 'torch/cifar10'.*cannot be opened: its files are not there or damaged; fetch them once",
+        ),
     ],
 )
 def test_what_cannot_be_opened(source: str, message: str, tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_cifar_with_a_foreign_pickle_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
         (folder / name).write_text(f"cos\nsystem\n(S'touch {marker}'\ntR.")
-    with pytest.raises(UserError, match="Dataset not found or corrupted"):
+    with pytest.raises(UserError, match="files are not there or damaged"):
         load("torch/cifar10", tmp_path)
     assert not marker.exists()
 

@@ -93,7 +93,7 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
         reason = " ".join(str(error).split()) or type(error).__name__
         if "download=True" in reason:  # torchvision's advice, which no option here follows
             call = f"timm.data.create_dataset('{name}', root='{folder}', download=True)"
-            reason = f'its files are not there; fetch them once: python -c "import timm; {call}"'
+            reason = f'its files are not there or damaged; fetch them once: python -c "import timm; {call}"'
         raise UserError(
             f"source '{name}', split '{split}', root {root} cannot be opened: {reason}"
         ) from error
