@@ -8,12 +8,12 @@ clipping and AdamW; the ratio is the median of those of the rounds.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from attention import seconds
 from pretrain_step import make_step
 from results_file import save_results
 
@@ -81,13 +81,6 @@ def pretraining_step(recipe: str, precision: str) -> Callable[[], None]:
     return make_step(
         "pretrain", objective, lambda model: model(samples, draw).loss, precision, samples.device
     )
-
-
-def seconds(step: Callable[[], None]) -> float:
-    """How long one step takes."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The native kernels: instruction sets, threads, operators, and life without them."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -41,15 +40,15 @@ def look_again() -> None:
     library.native_missing.cache_clear()
 
 
-def run_scan(**arguments: Tensor) -> Tensor:
-    return selective_scan(**arguments, delta_softplus=True, backend="native")  # type: ignore[arg-type]
+def run_scan(backend: str = "native", **arguments: Tensor) -> Tensor:
+    return selective_scan(**arguments, delta_softplus=True, backend=backend)  # type: ignore[arg-type]
 
 
-def run_conv(**arguments: Tensor) -> Tensor:
-    return depthwise_causal_conv1d(**arguments, activation="silu", backend="native")  # type: ignore[arg-type]
+def run_conv(backend: str = "native", **arguments: Tensor) -> Tensor:
+    return depthwise_causal_conv1d(**arguments, activation="silu", backend=backend)  # type: ignore[arg-type]
 
 
-def scan_both_ways(z: Tensor, backend: str, **arguments: Tensor) -> Tensor:
+def scan_both_ways(z: Tensor, backend: str = "native", **arguments: Tensor) -> Tensor:
     """The gated average of two scans of inputs that differ."""
     backward = {name: x.flip(0) if name in ("u", "delta", "B", "C") else x for name, x in arguments.items()}
     return bidirectional_selective_scan(
@@ -65,8 +64,8 @@ def conv_arguments(length: int) -> dict[str, Tensor]:
     return {"x": torch.randn(3, length, 150), "weight": torch.randn(150, 4), "bias": torch.randn(150)}
 
 
-def run_attention(**arguments: Tensor) -> Tensor:
-    return attention(**arguments, mask=REGIONS, backend="native")
+def run_attention(backend: str = "native", **arguments: Tensor) -> Tensor:
+    return attention(**arguments, mask=REGIONS, backend=backend)
 
 
 def attention_arguments() -> dict[str, Tensor]:
@@ -77,60 +76,59 @@ def attention_arguments() -> dict[str, Tensor]:
 REGIONS = region_attention_mask(torch.arange(150).div(11, rounding_mode="floor")[None], "map")
 
 
-@pytest.fixture
-def _restored_instruction_set() -> Iterator[None]:
-    before = library.kernels().map_ops_instruction_set().decode()
-    yield
-    library.kernels().map_ops_use_instruction_set(instruction_sets().index(before))
-
-
 def instruction_sets() -> tuple[str, ...]:
     """Names in the order of the library's list, which on other processors holds only the portable one."""
     first = library.kernels().map_ops_use_instruction_set(0)
     return INSTRUCTION_SETS if first != b"portable" else ("portable",)
 
 
+@pytest.fixture(params=INSTRUCTION_SETS)
+def _instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each in turn, as far as this processor has it."""
+    places, use = instruction_sets(), library.kernels().map_ops_use_instruction_set
+    if request.param not in places or use(places.index(request.param)) is None:
+        pytest.skip(f"this processor has no {request.param}")
+    yield
+    next(place for place in range(len(places)) if use(place) is not None)  # the best one, as before
+
+
 @needs_kernels
-@pytest.mark.usefixtures("_restored_instruction_set")
-@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@pytest.mark.usefixtures("_instruction_set")
 def test_every_instruction_set_computes_the_definition(
-    name: str, scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
+    scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
 ) -> None:
-    places = instruction_sets()
-    if name not in places or library.kernels().map_ops_use_instruction_set(places.index(name)) is None:
-        pytest.skip(f"this processor has no {name}")
-    for state in (16, 3):
-        arguments = scan_arguments(300, channels=75, state=state)
-        expected = output_and_gradients(
-            lambda **kw: selective_scan(**kw, delta_softplus=True, backend="reference"), arguments
-        )
-        assert_same(output_and_gradients(run_scan, arguments), expected, 2e-5)
-    expected = output_and_gradients(
-        lambda **kw: depthwise_causal_conv1d(**kw, activation="silu", backend="reference"), conv_arguments(31)
-    )
-    assert_same(output_and_gradients(run_conv, conv_arguments(31)), expected, 2e-5)
-    expected = output_and_gradients(
-        lambda **kw: attention(**kw, mask=REGIONS, backend="reference"), attention_arguments()
-    )
-    assert_same(output_and_gradients(run_attention, attention_arguments()), expected, 2e-5)
+    for run, arguments in (
+        (run_scan, scan_arguments(300, channels=75, state=16)),
+        (run_scan, scan_arguments(300, channels=75, state=3)),
+        (run_conv, conv_arguments(31)),
+        (run_attention, attention_arguments()),
+    ):
+        expected = output_and_gradients(partial(run, backend="reference"), arguments)
+        assert_same(output_and_gradients(run, arguments), expected, 2e-5)
     huge = torch.tensor([0.0, 1.0, 150.0, 1e10, 1e30, 3e38])
     x = torch.cat([huge, -huge]).reshape(1, -1, 1).expand(1, -1, 75)
     y = depthwise_causal_conv1d(x, torch.ones(75, 1), activation="silu", backend="native")
     torch.testing.assert_close(y, F.silu(x))
-    any_nan = torch.tensor([0x7FFFFFFF, 0x7FC00001, -1], dtype=torch.int32).view(
-        torch.float32
-    )  # a GPU's is the first
-    for name, number in itertools.product(("u", "delta", "A", "B", "z"), any_nan):
-        poisoned = scan_arguments(10, channels=75, state=16)
-        poisoned[name].view(-1)[0] = number
-        assert run_scan(**poisoned).isnan().any(), name
-    for name, number in itertools.product("qkv", any_nan):
-        poisoned = attention_arguments()
-        poisoned[name].view(-1)[0] = number
-        assert run_attention(**poisoned).isnan().any(), name
     for rows, columns in ((1, 1), (16, 64), (31, 150), (200, 5)):
         matrix = torch.randn(rows, columns + 3)[:, :columns]
         assert torch.equal(transposed_copy(matrix), matrix.t())
+
+
+@needs_kernels
+@pytest.mark.usefixtures("_instruction_set")
+@pytest.mark.parametrize(
+    "bits", [0x7FFFFFFF, 0x7FC00000, 0x7FC00001, -1], ids=["a GPU's", "PyTorch's", "1", "-1"]
+)
+def test_nan_of_any_bits_reaches_the_output(bits: int, scan_arguments: Tool) -> None:
+    nan = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    for run, names, make in (
+        (run_scan, ("u", "delta", "A", "B", "z"), partial(scan_arguments, 10, channels=75, state=16)),
+        (run_attention, "qkv", attention_arguments),
+    ):
+        for name in names:
+            poisoned = make()
+            poisoned[name].view(-1)[0] = nan
+            assert run(**poisoned).isnan().any(), name
 
 
 def halved(arguments: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
@@ -139,33 +137,33 @@ def halved(arguments: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
 
 
 @needs_kernels
-@pytest.mark.usefixtures("_restored_instruction_set")
-@pytest.mark.parametrize("name", INSTRUCTION_SETS)
-def test_every_instruction_set_reads_and_writes_bfloat16(
-    name: str, scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
-) -> None:
-    places = instruction_sets()
-    if name not in places or library.kernels().map_ops_use_instruction_set(places.index(name)) is None:
-        pytest.skip(f"this processor has no {name}")
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(
+@pytest.mark.usefixtures("_instruction_set")
+def test_every_instruction_set_rounds_to_bfloat16_as_pytorch_does() -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(
         torch.bfloat16
-    )  # every number, NaN and infinities
-    x = every[: 6 * 10_922].view(1, -1, 6)  # a width that fills no vector
+    )  # all, NaN and infinities too
+    x = numbers[: 6 * 10_922].view(1, -1, 6)  # a width that fills no vector
     for weight in (1.0, 1.5, 1.0009765625, -3.1415927):  # 1.5 makes ties
         y = depthwise_causal_conv1d(x, torch.full((6, 1), weight), backend="native")
         assert torch.equal(y.nan_to_num(7.0), (x.float() * weight).bfloat16().nan_to_num(7.0))
+
+
+@needs_kernels
+@pytest.mark.usefixtures("_instruction_set")
+def test_every_instruction_set_computes_bfloat16_in_float32(
+    scan_arguments: Tool, output_and_gradients: Tool, assert_same: Tool
+) -> None:
     scanned = halved(scan_arguments(300, channels=75, state=16), "u", "delta", "B", "C", "z")
-    both = halved(conv_arguments(31), "x")
-    heads = halved(attention_arguments(), "q", "k", "v")
-    for run, define, arguments in (
-        (partial(scan_both_ways, backend="native"), partial(scan_both_ways, backend="reference"), scanned),
-        (run_scan, lambda **kw: selective_scan(**kw, delta_softplus=True, backend="reference"), scanned),
-        (run_conv, lambda **kw: depthwise_causal_conv1d(**kw, activation="silu", backend="reference"), both),
-        (run_attention, lambda **kw: attention(**kw, mask=REGIONS, backend="reference"), heads),
+    for run, arguments in (
+        (run_scan, scanned),
+        (scan_both_ways, scanned),
+        (run_conv, halved(conv_arguments(31), "x")),
+        (run_attention, halved(attention_arguments(), "q", "k", "v")),
     ):
         wide = {key: x.float() for key, x in arguments.items()}
-        actual, expected = output_and_gradients(run, arguments), output_and_gradients(define, wide)
+        actual = output_and_gradients(run, arguments)
         assert actual["output"].dtype == torch.bfloat16
+        expected = output_and_gradients(partial(run, backend="reference"), wide)
         assert_same({key: x.float() for key, x in actual.items()}, expected, 8e-3)
 
 
@@ -179,10 +177,7 @@ def test_a_scan_of_several_dtypes_is_computed_in_float32(
     for name, x in arguments.items():
         assert actual[f"gradient of {name}"].dtype == x.dtype
     assert actual["output"].dtype == arguments["u"].dtype
-    expected = output_and_gradients(
-        lambda **kw: selective_scan(**kw, delta_softplus=True, backend="reference"), arguments
-    )
-    assert_same(actual, expected, 8e-3)
+    assert_same(actual, output_and_gradients(partial(run_scan, backend="reference"), arguments), 8e-3)
 
 
 @needs_kernels

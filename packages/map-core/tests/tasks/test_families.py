@@ -63,8 +63,8 @@ TREE = Family("Tree", ("root.weight", "branch.#.leaf.#.bias"), (), lambda state:
 FAMILIES = (TREE, NET)
 
 
-def load(model, path, *, keep_head=True):
-    return load_init(model, path, may_be_missing=("head.",), families=FAMILIES, keep_head=keep_head)
+def load(model, path, *, keep_head=True, families=FAMILIES):
+    return load_init(model, path, may_be_missing=("head.",), families=families, keep_head=keep_head)
 
 
 TOYS = replace(DOMAIN, models=replace(DOMAIN.models, families=FAMILIES, load_init=load))
@@ -145,6 +145,17 @@ def test_another_size_is_told_with_the_model_that_fits(tmp_path):
     file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
     with pytest.raises(UserError, match=r"shapes: .*\(Net: --model.name toy --model.embed_dim 12\)"):
         load(ToyNet(16), file)
+
+
+def test_the_settings_that_would_fit_are_told_as_the_command_line_takes_them(tmp_path):
+    def sized(state):
+        return replace(convert_net(state), model={"name": "toy", "size": (8, 8), "layout": "(MT)x2"})
+
+    file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
+    with pytest.raises(
+        UserError, match=r"\(Net: --model.name toy --model.size 8 8 --model.layout '\(MT\)x2'\)"
+    ):
+        load(ToyNet(16), file, families=(replace(NET, convert=sized),))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from map_core.objective import Objective
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.pretraining import DECODER, ENCODER, load_rest, rest_of_state
+from map_core.tasks.typed import told_options
 from map_core.tasks.weights import (
     MODEL_FILE,
     LoadReport,
@@ -157,8 +158,7 @@ def with_decoder(report: LoadReport, objective: Objective, converted: Converted,
 
 def other_decoder(model: Mapping[str, Any], objective: Mapping[str, Any], family: Family) -> str:
     """What to say of a file whose decoder has other sizes than the objective that these settings make."""
-    told = [f"--model.{name} {value}" for name, value in model.items()]
-    told += [f"--{name} {value}" for name, value in objective.items()]
+    told = [*told_options(model, "model."), *told_options(objective)]
     if not told:
         return f"has the names of {family.name}, but other shapes; download it again"
     return f"has a decoder that does not fit {', '.join(told)}; leave out what changes its sizes"

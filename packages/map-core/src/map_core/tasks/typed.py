@@ -1,7 +1,9 @@
 """Values of settings: whether one that was read from a file is of its setting's type, and how it is written."""
 
+import shlex
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -46,3 +48,12 @@ def words_of(value: Any) -> list[str]:
         return ["null" if value is None else str(value).lower()]
     text = str(value)
     return [Path(text).name if isinstance(value, str) and Path(text).is_absolute() else text]
+
+
+def told_options(settings: Mapping[str, Any], section: str = "") -> list[str]:
+    """Settings as a shell takes them.
+
+    >>> told_options({"img_size": (64, 64), "layout": "(MMMT)x8"}, "model.")
+    ['--model.img_size 64 64', "--model.layout '(MMMT)x8'"]
+    """
+    return [f"--{section}{name} {shlex.join(words_of(value))}" for name, value in settings.items()]

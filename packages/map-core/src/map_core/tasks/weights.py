@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -28,7 +27,7 @@ from map_core.tasks.foreign_weights import (
     without_prefix,
 )
 from map_core.tasks.torch_files import Refused, read_torch
-from map_core.tasks.typed import fits, name_of, words_of
+from map_core.tasks.typed import fits, name_of, told_options
 
 Settings = TypeVar("Settings")
 log = logging.getLogger(__name__)
@@ -323,9 +322,7 @@ def _cure(family: Family | None, converted: Converted) -> str:
     """The settings that would make the model that a file fits."""
     if family is None:
         return "--model.name and its sizes"
-    return f"{family.name}: " + " ".join(
-        f"--model.{key} {shlex.join(words_of(value))}" for key, value in converted.model.items()
-    )
+    return f"{family.name}: {' '.join(told_options(converted.model, 'model.'))}"
 
 
 def both_directions(
