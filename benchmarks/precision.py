@@ -3,7 +3,9 @@
     python benchmarks/precision.py --threads 1 2 --out runs/precision.json
 
 The models are those of packaged recipes, their inputs random numbers in memory. A step is forward, backward, gradient
-clipping and AdamW; the ratio is the median of those of the rounds.
+clipping and AdamW; the ratio is the median of those of the rounds. "Of products alone" compares the float32 step with
+what as many threads would do if they only multiplied matrices in cache, by the faster of MKL and oneDNN. Its operations
+are those of products, scans, convolutions and attention, forward and backward.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import torch
 from attention import seconds
 from pretrain_step import make_step
 from results_file import save_results
+from torch.utils.flop_counter import FlopCounterMode
 
 import map_points.domain
 import map_points.pretraining
@@ -25,6 +28,8 @@ import map_vision.pretraining
 from map_core import Draw
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
+from map_core.ops.attention.flops import ON_A_CPU
+from map_core.ops.linear.rates import measured_rates
 
 BATCHES = {"pretrain_tiny_in1k": 8, "pretrain_cifar10": 128, "pretrain_modelnet40_cpu": 64}
 PRECISIONS = ("fp32", "bf16")
@@ -52,10 +57,13 @@ def measured(recipe: str, threads: int, rounds: int) -> dict[str, Any]:
     """The row of one recipe: milliseconds a step in both precisions, and their ratio."""
     torch.set_num_threads(threads)
     steps = [pretraining_step(recipe, precision) for precision in PRECISIONS]
+    operations = counted_operations(steps[0])
     for step in steps * 2:
         step()
     took = [[seconds(step) for step in steps] for _ in range(rounds)]
     plain, half = (statistics.median(column) for column in zip(*took, strict=True))
+    rates = measured_rates()  # with as many threads
+    limit = max(rates.onednn, rates.torch)
     return {
         "recipe": recipe,
         "batch": BATCHES[recipe],
@@ -64,7 +72,17 @@ def measured(recipe: str, threads: int, rounds: int) -> dict[str, Any]:
         "bf16, ms": round(1000 * half),
         "bf16, samples/s": round(BATCHES[recipe] / half, 1),
         "ratio": round(statistics.median(a / b for a, b in took), 2),
+        "float32, GFLOP/s": round(operations / plain / 1e9),
+        "products alone, GFLOP/s": round(limit),
+        "of products alone, %": round(100 * operations / plain / 1e9 / limit),
     }
+
+
+def counted_operations(step: Callable[[], None]) -> int:
+    """Floating-point operations of one step: two for each multiply-add."""
+    with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 def pretraining_step(recipe: str, precision: str) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -14,13 +15,15 @@ import warm
 import yaml
 
 from map_core.commands.program import main
-from map_core.errors import UserError
+from map_core.errors import RunStopped, UserError
+from map_core.study import cost
 from map_core.study.cost import count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
 from map_core.study.place import Place
 from map_core.study.plan import planned_runs
 from map_core.study.results import Result, read_results
 from map_core.study.runner import refuse_other_settings
+from map_core.tasks.classification import FinetuneTask
 from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
 
@@ -143,6 +146,41 @@ def test_a_dry_run_costs_what_is_left(study_file: Path, whole: Path, tmp_path: P
     assert told["equal", "compute", "finetune"][:2] == ["3", "2"]
     assert told["scratch", "finetune"][:3] == ["3", "2", str(2 * 2 * 64)]
     assert lines[-1][0] == "about"
+
+
+def test_a_dry_run_times_steps_alone(
+    study_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any) -> Any:
+        raise AssertionError("neither needs to be timed")
+
+    monkeypatch.setattr(FinetuneTask, "evaluate", refused)
+    monkeypatch.setattr(FinetuneTask, "finish", refused)
+    (arm,) = [arm for arm in read_study(study_file, "map_vision.studies").arms if arm.name == "scratch"]
+    study = replace(read_study(study_file, "map_vision.studies"), arms=(arm,), measures=("finetune",))
+    (run,) = planned_runs(study, [])
+    assert count_cost(DOMAIN, run, tmp_path / "run", timed=True).seconds > 0
+    assert not capfd.readouterr().err
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_a_signal_ends_a_dry_run(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it ends a run that trains only after its step."""
+    study = read_study(study_file, "map_vision.studies")
+    (run,) = [run for run in planned_runs(study, []) if run.arm == "scratch" and run.stage == "finetune"]
+    endless = replace(run, settings=run.settings | {"training.epochs": 10**6, "training.log_steps": 1})
+    monkeypatch.setattr(cost, "TIMED_STEPS", 10**6)
+
+    def stop() -> None:
+        lines = tmp_path / "run" / "metrics.jsonl"
+        while not (lines.exists() and lines.stat().st_size):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=stop, daemon=True).start()
+    with pytest.raises(RunStopped) as stopped:
+        count_cost(DOMAIN, endless, tmp_path / "run", timed=True)
+    assert stopped.value.status == 128 + signal.SIGTERM
 
 
 def test_runs_from_before_an_arm_had_a_budget_give_it_none(study_file: Path, tmp_path: Path) -> None:

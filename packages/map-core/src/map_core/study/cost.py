@@ -1,18 +1,24 @@
 """What the runs of a study cost: operations counted on one batch, seconds timed on this machine."""
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
+from map_core.errors import RunStopped
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.study.definition import Arm, Settings, Study
@@ -37,8 +43,29 @@ UNCOUNTED = (
 )  # settings that change no number of operations
 
 
-class CountedProbe(LinearProbeTask):
-    """A probe of weights that are not there yet: those of a new model take the same operations."""
+class StepsAlone(Task):
+    """A task without what follows its steps."""
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        return {}
+
+    def export(self, model: nn.Module, directory: Path, weights: str) -> None:
+        pass
+
+    def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
+        pass
+
+
+class StepsOfPretraining(StepsAlone, PretrainTask):
+    """Of a pretraining."""
+
+
+class StepsOfFinetuning(StepsAlone, FinetuneTask):
+    """Of a finetuning."""
+
+
+class StepsOfProbe(StepsAlone, LinearProbeTask):
+    """Of a probe of weights that are not there yet: those of a new model take the same operations."""
 
     def build_model(self) -> nn.Module:
         if self.config.init is not None:
@@ -57,18 +84,23 @@ def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
 
 
 def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
-    """The task of a training run of a study, from scratch, and its configuration, a budget of samples as epochs."""
+    """The steps of a training run of a study, from scratch, and its configuration, a budget of samples as epochs."""
     makers: dict[str, Callable[[Domain, Any], Any]] = {
-        "pretrain": PretrainTask,
-        "finetune": FinetuneTask,
-        "linear-probe": CountedProbe,
+        "pretrain": StepsOfPretraining,
+        "finetune": StepsOfFinetuning,
+        "linear-probe": StepsOfProbe,
     }
     task = makers[run.command](domain, configuration(domain, run, out))
+    task.keep_best = None
     return task, task.config
 
 
 def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = False) -> Cost:
-    """Count the operations of one batch, and time some steps if asked to."""
+    """Count the operations of one batch, and time some steps if asked to.
+
+    Raises:
+        RunStopped: a signal arrived while they were timed.
+    """
     if run.stage in added_measures():
         return load_measure(run.stage).cost(run.settings, timed=timed)
     task, config = make_task(domain, run, out)
@@ -82,8 +114,11 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
     seconds = 0.0
     if timed:
         brief = replace(training, max_steps=TIMED_STEPS, progress=False, tensorboard=False)
-        speed = train(task, brief, out, run_config=config)["samples_per_second"]
-        seconds = samples / speed
+        with contextlib.redirect_stderr(io.StringIO()):  # what a run tells of itself
+            summary = train(task, brief, out, run_config=config)
+        if summary["stopped_by"]:
+            raise RunStopped(Signals[summary["stopped_by"]])
+        seconds = samples / summary["samples_per_second"]
     return Cost(samples, counter.get_total_flops() / count * samples, seconds)
 
 
@@ -176,7 +211,8 @@ def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence
         kinds.setdefault((run.arm, stage, run.labels), []).append(run)
     lines = ["arm                  stage         labels  runs  left    samples      GFLOP    hours"]
     total = 0.0
-    for number, ((arm, stage, labels), runs) in enumerate(kinds.items()):
+    bar = tqdm(kinds.items(), desc="timing", unit="kind of run", leave=False, disable=None)
+    for number, ((arm, stage, labels), runs) in enumerate(bar):
         if stage == "knn":
             continue
         left = [run for run in runs if run.key not in finished]
