@@ -105,6 +105,8 @@ READ = {
     "another order of a card": "said(lambda: timm.create_model(card, pretrained=True, order='column'))",
     "more layers": f"said(lambda: {CREATE}, num_classes=3, layout='(MMMT)x3'))",
     "registers": f"said(lambda: {CREATE}, num_classes=3, num_registers=4, global_pool='register'))",
+    "another width": f"said(lambda: {CREATE}, num_classes=3, embed_dim=64))",
+    "larger patches": f"said(lambda: {CREATE}, num_classes=3, patch_size=8))",
     "one way": f"said(lambda: {CREATE}, num_classes=3, bidirectional=False))",
     "the same order": f"{CREATE}, order='row').order",
 }
@@ -168,6 +170,8 @@ def test_weights_are_not_made_to_mean_something_else(read):
         ("more layers", "missing: encoder.blocks.8.norm.weight"),
         ("registers", "missing: encoder.registers.token, encoder.registers.position;"),
         ("one way", "not used: encoder.blocks.0.mixer.scan_backward"),
+        ("another width", "shapes: patch_embed.proj.weight (128, 3, 4, 4) for (64, 3, 4, 4), "),
+        ("larger patches", "shapes: patch_embed.proj.weight (128, 3, 4, 4) for (128, 3, 8, 8); leave out"),
     ],
 )
 def test_no_layer_but_the_head_is_random_or_left_out(read, what, message):

@@ -82,6 +82,24 @@ def test_a_model_without_weights_says_where_some_come_from():
     assert "hybridnet_base_patch16_224" not in timm.list_models(pretrained=True)
 
 
+def test_a_missing_file_of_weights_is_told():
+    with pytest.raises(
+        UserError, match=r"^hybridnet_tiny_patch16_224: .* file no\.safetensors does not exist"
+    ):
+        timm.create_model(
+            "hybridnet_tiny_patch16_224",
+            pretrained=True,
+            pretrained_cfg_overlay={"file": "no.safetensors"},
+        )
+
+
+@pytest.mark.parametrize("setting", ["in_chans", "img_size", "embed_dim", "num_heads"])
+@pytest.mark.parametrize("name", ["hybridnet_nano_patch4_32", "map_mambavision_tiny"])
+def test_no_setting_of_a_name_is_nothing(name, setting):
+    with pytest.raises(UserError, match=rf"^model\.{setting} must be at least 1; got 0"):
+        timm.create_model(name, **{setting: 0})
+
+
 @pytest.mark.parametrize(
     ("name", "count"), [("map_vim_tiny_patch16_224", 7_250_344), ("map_vim_small_patch16_224", 26_001_256)]
 )

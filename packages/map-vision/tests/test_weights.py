@@ -236,5 +236,5 @@ def test_an_encoder_is_no_classifier_and_what_is_missing_says_so(backbone, make_
     assert pretrained_state(state, backbone).keys() == state.keys()
     with pytest.raises(UserError, match=r"an encoder's: add num_registers=0, global_pool='avg', or load"):
         pretrained_state(state, make_tiny())
-    with pytest.raises(UserError, match=r"leave out what changes its layers or its pooling"):
+    with pytest.raises(UserError, match=r"leave out what changes its layers, their sizes"):
         pretrained_state(state, make_tiny(layout="MTMT"))

@@ -99,6 +99,20 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 
 
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Check what a model's name is called with, as far as it is settings of :class:`ModelConfig`.
+
+    Raises:
+        UserError: a value that no model can have.
+    """
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value  # config.json has lists
+        for key, value in arguments.items()
+        if key in {field.name for field in fields(ModelConfig)}
+    }
+    ModelConfig(name, **settings).validate()
+
+
 def input_size(config: ModelConfig) -> tuple[int, int, int]:
     """Channels, height and width of the images that the model takes, read from its name without building it."""
     known_name(config)

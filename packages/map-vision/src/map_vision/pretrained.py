@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from map_core.errors import UserError
+from map_core.errors import UserError, visible
 from map_core.reading import read_small
 from map_core.shipped import DESCRIPTION, MODEL, not_here
 
@@ -58,7 +58,7 @@ def require_source(name: str, settings: Mapping[str, Any]) -> None:
         settings: Arguments of timm's ``create_model``, which may name another source.
 
     Raises:
-        UserError: there are none; or the description beside the repository's cannot be read.
+        UserError: there are none; their file is missing; or the description beside the repository's cannot be read.
     """
     from timm.models import PretrainedCfg, get_pretrained_cfg
 
@@ -71,6 +71,8 @@ def require_source(name: str, settings: Mapping[str, Any]) -> None:
     said = {**cfg, **overlay}
     if not any(said.get(source) for source in SOURCES):
         raise UserError(not_here(name))
+    if said.get("file") and not Path(said["file"]).is_file():
+        raise UserError(f"{name}: the pretrained_cfg's file {visible(str(said['file']))} does not exist")
     if not given and not overlay:
         from map_core.tasks.weights import read_description
 

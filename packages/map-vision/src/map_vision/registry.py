@@ -203,8 +203,10 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         feature_cfg = {"out_indices": 3, "feature_cls": "getter"}
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # a wrapper with features_only
+        from map_vision.factory import check_arguments
         from map_vision.weights import pretrained_state
 
+        check_arguments(name, kwargs)
         if pretrained:
             require_source(name, kwargs)
             refuse_other_meaning(name, kwargs)

@@ -60,22 +60,39 @@ def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
     """:func:`convert_state` for ``pretrained=True``, where timm takes whatever fits as soon as the head differs.
 
     Raises:
-        UserError: the model has a layer that the weights lack, other than its head, or the other way round.
+        UserError: the model has a layer that the weights lack, other than its head, or the other way round, or one of
+            another shape.
     """
     state, own = convert_state(state, model), model.state_dict()
     faults = {
         "missing": [key for key in own if key not in state and not key.startswith(NOT_RANDOM)],
         "not used": [key for key in state if key not in own and not key.startswith(NEW_IN_CLASSIFIER)],
+        "shapes": [
+            f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
+            for key, value in own.items()
+            if key in state and not (key.startswith(NOT_RANDOM) or _adaptable(key, state[key], value))
+        ],
     }
     if any(faults.values()):
-        cure = "leave out what changes its layers or its pooling"
-        if not faults["not used"] and all(key.startswith(NOT_PRETRAINED) for key in faults["missing"]):
+        cure = "leave out what changes its layers, their sizes or its pooling"
+        if (
+            not faults["not used"]
+            and not faults["shapes"]
+            and all(key.startswith(NOT_PRETRAINED) for key in faults["missing"])
+        ):
             cure = "they are an encoder's: add num_registers=0, global_pool='avg'"
         raise UserError(
             f"the pretrained weights do not fit this model: {told_keys(faults)}; {cure}, or load them as they are "
             "with map_vision.load"
         )
     return state
+
+
+def _adaptable(key: str, given: Tensor, own: Tensor) -> bool:
+    """Whether weights fit, if need be resampled, or a first convolution's by timm for other channels of images."""
+    if given.shape == own.shape or resamples(key, given, own):
+        return True
+    return given.ndim == own.ndim == 4 and given.shape[:1] + given.shape[2:] == own.shape[:1] + own.shape[2:]
 
 
 def adapted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
