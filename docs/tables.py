@@ -21,9 +21,12 @@ from peers_tables import TABLES
 
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.tables import markdown_table, read_tables
+from map_core.study.cost import resolve_known_compute
 from map_core.study.definition import Study, read_study
+from map_core.study.place import Place
 from map_core.study.report import comparisons, page, table
 from map_core.study.results import Result, read_results
+from map_core.study.runner import results_asked_for
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "lab" / "studies"
@@ -49,7 +52,10 @@ def find_study(name: str) -> tuple[Study, str]:
 def measured(name: str) -> tuple[Study, list[Result], str]:
     """A study, its committed results, and its command."""
     study, command = find_study(name)
-    return study, read_results(STUDIES / f"{name}.jsonl", study.name), command
+    place = Place(name, STUDIES, STUDIES / f"{name}.jsonl")
+    results = read_results(place.results, study.name)
+    study = resolve_known_compute(study, results)
+    return study, results_asked_for(study, results, place), command
 
 
 def block(name: str) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from map_core.commands.program import main
 from map_core.errors import RunStopped, UserError
+from map_core.processor import processor_name
 from map_core.study import cost
 from map_core.study.cost import count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
@@ -83,6 +84,9 @@ def test_every_run_is_measured_once_and_reported(whole: Path) -> None:
     page = (whole / "report.md").read_text()
     accuracy = scores(whole)["scratch/seed0/finetune_64"]
     assert f"{accuracy:.2f}" in page
+    results = read_results(whole / "results.jsonl")
+    assert all(processor_name() in result.facts["device"] for result in results)
+    assert len({result.facts["commit"] for result in results}) == 1
 
 
 def test_a_report_of_nothing_and_of_no_study_says_so(

@@ -19,7 +19,7 @@ from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import needed_first, run_study
+from map_core.study.runner import needed_first, results_asked_for, run_study
 from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
@@ -132,6 +132,38 @@ def test_a_best_rate_at_an_edge_extends_the_grid(tmp_path: Path, best: float, ex
     assert tried == pytest.approx(sorted([*grid, *expected]))
     chosen = [result.lr for result in results if result.stage == "finetune" and result.arm == "map"]
     assert chosen == pytest.approx([expected[-1]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [([7, 8, 8], [1, 2, 4, 8]), ([8, 8, 7], [0.5, 1, 2, 4]), ([7, 8, 7], [1, 2, 4])]
+)
+def test_an_edge_that_is_as_good_as_the_best_extends_the_grid(
+    tmp_path: Path, scores: list[float], expected: list[float]
+) -> None:
+    study = study_of(
+        tmp_path, learning_rates=[1, 2, 4], measures=["finetune"], labels={"all": {}}, extensions=1
+    )
+    by_rate = dict(zip([1, 2, 4], scores, strict=True))
+    results = run_all(study, lambda run: by_rate.get(run.lr or 0, 5))
+    assert sorted({r.lr or 0 for r in results if r.stage == "trial"}) == expected
+    lowest = min(lr for lr, score in by_rate.items() if score == 8)
+    assert {r.lr for r in results if r.stage == "finetune"} == {lowest}
+
+
+def test_a_report_is_of_what_the_study_asks_for(tmp_path: Path) -> None:
+    study = study_of(tmp_path, learning_rates=[1, 2, 4], measures=["finetune"], labels={"all": {}})
+    results = run_all(study, lambda run: 50 + (run.lr == 2))
+    place = Place("map_vision", tmp_path, tmp_path / "r.jsonl")
+    assert results_asked_for(study, results, place) == results
+    fewer = replace(study, seeds=study.seeds[:1], arms=study.arms[:1])
+    own = [r for r in results if r.seed == study.seeds[0] and r.arm == study.arms[0].name]
+    assert results_asked_for(fewer, results, place) == own != results
+    trial = next(r for r in results if r.stage == "trial")
+    some = [r for r in results if r is not trial]  # finished runs whose rate is to be tried again
+    assert results_asked_for(study, some, place) == some
+    other = [replace(r, settings=r.settings | {"training.epochs": 99}) for r in results]
+    with pytest.raises(UserError, match=r"with other settings \(training.epochs was 99 and is None\)"):
+        results_asked_for(study, other, place)
 
 
 def test_a_grid_of_rates_can_be_one_stage_s_alone(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def test_concatenated_files_hold_each_run_once(tmp_path: Path) -> None:
     assert {(r.key, r.score) for r in read_results(both)} == {("map/seed0/finetune", 90.0), ("other", 81.5)}
 
 
+def test_blank_lines_between_results_are_none(tmp_path: Path) -> None:
+    append_result(tmp_path / "r", RESULT)
+    (tmp_path / "r").write_text(f"\n{(tmp_path / 'r').read_text()}\n \n")
+    assert read_results(tmp_path / "r") == [RESULT]
+
+
 def test_results_of_another_study_are_refused(tmp_path: Path) -> None:
     append_result(tmp_path / "r", RESULT)
     with pytest.raises(UserError, match=r"results of the study 's' \(line 1\), not of 'mine'"):
@@ -106,7 +112,7 @@ def test_a_disk_that_fills_up_within_a_line_leaves_the_lines_before(tmp_path: Pa
 
 @pytest.mark.parametrize("degrees", sorted(T95))
 def test_quantiles_are_students(degrees: int) -> None:
-    assert t_quantile(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), abs=6e-4)
+    assert t_quantile(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), abs=6e-5)
 
 
 @pytest.mark.parametrize("degrees", [12, 17, 25, 31, 200])
@@ -158,13 +164,15 @@ def test_the_report_holds_every_number_of_the_results(tmp_path: Path) -> None:
             arm=arm,
             seed=seed,
             score=score,
-            facts={"device": "cpu", "commit": "abc"},
+            facts={"device": "cpu", "commit": "0123456789abcdef-dirty"},
         )
         for (arm, seed), score in scores.items()
     ]
     assert "| map | 81.00 ± 1.41 |" in table(study, results)
     assert "| scratch | 71.25 ± 1.77 |" in table(study, results)
     assert "+9.75 [" in comparisons(study, results)
+    assert "| scratch | 70.00 (1 of 2 seeds) |" in table(study, results[:-1])
+    assert "commit 0123456789ab-dirty; cpu." in page(study, results, "command")
     assert "map-vision study --study s" in page(study, results, "map-vision study --study s")
     path = write_report(study, results, tmp_path / "report", "command")
     assert json.loads((path.parent / "report.json").read_text())["map/finetune/all"] == {"0": 80.0, "1": 82.0}
@@ -242,6 +250,35 @@ def test_arms_are_compared_with_those_of_the_same_model(tmp_path: Path) -> None:
     assert pairs(study, [r for r in results if r.arm in ("map", "scratch")]) == ""
 
 
+def test_arms_from_scratch_of_other_lengths_are_each_compared_with_given_weights(tmp_path: Path) -> None:
+    arms = {"given": {"init": "weights"}, "longer": {"finetune": {"training.epochs": 9}}, "scratch": {}}
+    values = {"name": "s", "arms": arms, "finetune": {"recipe": "finetune_digits"}, "measures": ["finetune"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**values, "seeds": [0]}, sort_keys=False))
+    results = [replace(RESULT, key=arm, arm=arm) for arm in arms]
+    told = comparisons(read_study(tmp_path / "study.yaml", "map_core.study"), results)
+    heads = [part.splitlines()[0] for part in told.split("\n\n")]
+    assert heads == [
+        f"| arm minus {baseline} | measure | difference [95 % interval] |"
+        for baseline in ("scratch", "longer")
+    ]
+    assert told.count("| given |") == 2
+
+
+def test_losses_of_two_objectives_are_not_compared(tmp_path: Path) -> None:
+    arms = {name: {"pretrain": {"recipe": "pretrain_digits"}} for name in ("map", "mae")}
+    values = {"name": "s", "arms": arms, "seeds": [0], "measures": ["knn", "heldout_loss"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    study = read_study(tmp_path / "study.yaml", "map_core.study")
+    results = [
+        replace(RESULT, key=f"{arm}/{stage}", arm=arm, stage=stage, measures={"heldout_loss": 0.5})
+        for arm in arms
+        for stage in ("pretrain", "knn")
+    ]
+    assert "| map | 81.50 | 0.50 |" in table(study, results)
+    assert "| map | mae | nearest neighbours (%) |" in pairs(study, results)
+    assert "loss" not in pairs(study, results)
+
+
 @pytest.mark.parametrize(
     ("arms", "told"),
     [
@@ -277,6 +314,9 @@ def test_the_report_says_what_every_rate_scored_and_which_was_taken(tmp_path: Pa
     ]
     trials[0] = replace(trials[0], score=0.0, facts={"diverged": "the loss is nan"})
     text = page(read_study(file, "map_core.study"), [*trials, RESULT], "command")
-    assert "| map | finetune | all | 0.001: 71.50, 0.01: diverged | 0.001 |" in text
+    assert "| map | finetune | all | 0.001: 71.50, 0.01: diverged | 0.001, an edge |" in text
+    within = [*trials, replace(trials[1], key="map/trials/finetune_lr0.0001", lr=0.0001, score=70.0), RESULT]
+    text_within = page(read_study(file, "map_core.study"), within, "command")
+    assert "| 0.0001: 70.00, 0.001: 71.50, 0.01: diverged | 0.001 |" in text_within
     assert "| late | finetune | all | 0.01: 60.00 | - |" in text
     assert "by learning rate" not in page(read_study(file, "map_core.study"), [], "command")

@@ -70,7 +70,8 @@ def test_two_splits_with_classes_are_written_and_scored(tmp_path, capsys):
         "test": SplitFeatures(*test, [f"test {i}" for i in range(50)]),
     }
     out = tmp_path / "features.npz"
-    write_features(out, splits, ["a", "b", "c", "d"], neighbors=5, evaluated_on="held-out part")
+    told = {"evaluated_on": "held-out part", "facts": {"device": "cpu"}}
+    write_features(out, splits, ["a", "b", "c", "d"], neighbors=5, **told)
     written = np.load(out)
     for name, split in splits.items():
         assert np.array_equal(written[f"{name}_features"], split.features)
@@ -79,7 +80,12 @@ def test_two_splits_with_classes_are_written_and_scored(tmp_path, capsys):
     assert written["classes"].tolist() == ["a", "b", "c", "d"]
     score = slow_knn(*train, *test, neighbors=5)
     report = json.loads(out.with_suffix(".json").read_text())
-    assert report == {"task": "features", "knn_accuracy": pytest.approx(score), "neighbors": 5}
+    assert report == {
+        "task": "features",
+        "knn_accuracy": pytest.approx(score),
+        "neighbors": 5,
+        "device": "cpu",
+    }
     assert (
         f"kNN accuracy (5 neighbours): {score:.2f} % on held-out part -> {tmp_path}/features.json"
         in capsys.readouterr().out

@@ -8,7 +8,6 @@
 import ast
 import contextlib
 import json
-import platform
 import sys
 import time
 import warnings
@@ -22,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.errors import UserError
 from map_core.ops.attention.flops import ON_A_CPU
-from map_core.runs.summary import commit, versions
+from map_core.runs.summary import commit, device_name, versions
 from map_core.study.measures import Cost, Settings
 from map_dense import catalogue
 
@@ -75,7 +74,7 @@ class Segmentation:
             "seconds": sum(steps[step] * (step - before) for step, before in gaps),
             "commit": commit(),
             "versions": versions(TOOLBOX, "onedl-mmcv"),
-            "device": torch.cuda.get_device_name() if on_gpu else f"cpu ({platform.machine()})",
+            "device": device_name(torch.device("cuda" if on_gpu else "cpu")),
         }
 
     def cost(self, settings: Settings, *, timed: bool = False) -> Cost:

@@ -14,7 +14,7 @@ from map_core.ranges import check
 from map_core.runs.files import require_file, require_folder
 from map_core.runs.notes import is_main_process, tell
 from map_core.runs.pictures import require_picture
-from map_core.runs.summary import write_summary
+from map_core.runs.summary import describe_run, write_summary
 from map_core.tasks.domain import Domain, OpenedData, Samples
 from map_core.tasks.embedding_page import page_file, write_page
 from map_core.tasks.evaluation import (
@@ -159,7 +159,8 @@ def features(domain: Domain, config: Any) -> None:
                 measured[split] = SplitFeatures(values, labels, samples_or_none.names)
                 opened[split] = samples_or_none
         if is_main_process():
-            told = {"neighbors": config.neighbors, "evaluated_on": data.evaluated_on}
+            facts = describe_run(choose_device(config.evaluation.device))
+            told = {"neighbors": config.neighbors, "evaluated_on": data.evaluated_on, "facts": facts}
             with parts.finishing():
                 write_features(out, measured, data.classes, **told)
                 if config.report:

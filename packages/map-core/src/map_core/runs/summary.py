@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from map_core.processor import processor_name
 from map_core.reading import read_small
 from map_core.runs.files import save_json, save_text
 
@@ -94,7 +95,8 @@ def device_name(device: torch.device) -> str:
     """Name the device as a reader would."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+    count = torch.get_num_threads()
+    return f"{device.type} ({processor_name()}, {count} thread{'s' if count > 1 else ''})"
 
 
 def describe_run(device: torch.device) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from map_core.commands.recipes import find_recipe
 from map_core.errors import UserError
 from map_core.paths import expanded
 from map_core.runs.files import require_file, require_folder
-from map_core.study.cost import Operations, describe_plan, resolve_compute
+from map_core.study.cost import Operations, describe_plan, resolve_compute, resolve_known_compute
 from map_core.study.definition import Study, read_study
 from map_core.study.launching import ClusterJobs, refuse_link
 from map_core.study.place import Place
 from map_core.study.report import table, write_report
 from map_core.study.results import read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import run_study
+from map_core.study.runner import results_asked_for, run_study
 from map_core.tasks.domain import Domain
 
 STUDY = Option(str, "A packaged study's name, or a YAML file.")
@@ -100,6 +100,7 @@ def study(domain: Domain, config: Any) -> None:
         launcher=launcher,
         flops=Operations(domain),
     )
+    results = results_asked_for(found, results, place)
     page = write_report(found, results, place.out, command_of(domain, config))
     print(f"{table(found, results)}\n\nreport -> {page}, results -> {place.results}")
 
@@ -108,13 +109,15 @@ def study_report(domain: Domain, config: Any) -> None:
     """Write the report of what a study has measured so far."""
     if config.report:
         require_folder(expanded(config.report), option="--report")
-    found, place = open_study(domain, config)
-    results = read_results(place.results, found.name)
+    asked, place = open_study(domain, config)
+    results = read_results(place.results, asked.name)
     if not results:
         raise UserError(
             f"{place.results} holds no results; start the study ({command_of(domain, config)}), or name a file that "
             "has some with --results"
         )
+    found = resolve_known_compute(asked, results)
+    results = results_asked_for(found, results, place)
     page = write_report(found, results, expanded(config.report or place.out), command_of(domain, config))
     print(f"{table(found, results)}\n\nreport -> {page}")
 

@@ -24,7 +24,7 @@ from map_core.randomness import Draw
 from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import Cost, added_measures, load_measure
 from map_core.study.place import as_option
-from map_core.study.plan import PlannedRun, planned_runs, stage_settings, tries
+from map_core.study.plan import PlannedRun, every_run, planned_runs, stage_settings, tries
 from map_core.study.results import Result
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
@@ -162,7 +162,6 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
     """
     if not any(arm.compute_of for arm in study.arms):
         return study
-    seed = study.seeds[0]
     by_name = {arm.name: arm for arm in study.arms}
 
     def first_run(arm: Arm, stage: str, labels: int | None) -> PlannedRun:
@@ -175,14 +174,7 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
     def resolved(arm: Arm) -> Arm:
         if arm.compute_of is None:
             return arm
-        lengths = {
-            result.labels: length
-            for result in results
-            if result.arm == arm.name and result.labels in study.labels and is_finetuning(result)
-            # runs as long as the arm was without ``compute_of`` are of another study
-            if (length := length_of(result.settings))
-            != length_of(stage_settings(study, arm, "finetune", result.labels, seed))
-        }
+        lengths = lengths_so_far(study, arm, results)
         for labels in [labels for labels in study.labels if labels not in lengths]:
             other = by_name[arm.compute_of]
             before = flops(other, "pretrain", None) if other.pretrain is not None else 0.0
@@ -195,6 +187,27 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
         return replace(arm, lengths=lengths)
 
     return replace(study, arms=tuple(resolved(arm) for arm in study.arms))
+
+
+def resolve_known_compute(study: Study, results: Sequence[Result]) -> Study:
+    """As :func:`resolve_compute`, as far as runs so far tell: nothing is counted, and no data are needed."""
+    arms = (
+        replace(arm, lengths=lengths_so_far(study, arm, results)) if arm.compute_of else arm
+        for arm in study.arms
+    )
+    return replace(study, arms=tuple(arms))
+
+
+def lengths_so_far(study: Study, arm: Arm, results: Sequence[Result]) -> dict[int | None, Settings]:
+    """By number of labels, how long the runs of an arm with ``compute_of`` were."""
+    return {
+        result.labels: length
+        for result in results
+        if result.arm == arm.name and result.labels in study.labels and is_finetuning(result)
+        # runs as long as the arm was without ``compute_of`` are of another study
+        if (length := length_of(result.settings))
+        != length_of(stage_settings(study, arm, "finetune", result.labels, study.seeds[0]))
+    }
 
 
 def is_finetuning(result: Result) -> bool:
@@ -229,13 +242,6 @@ def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence
     return "\n".join(
         [*lines, f"about {total:.2f} hours one run after the other on this machine, evaluation apart"]
     )
-
-
-def every_run(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
-    """All runs: those known to be needed, and at each seed the one whose rate its trials are still to choose."""
-    runs = {run.key: run for run in planned_runs(replace(study, learning_rates={}), [])}
-    runs |= {run.key: run for run in planned_runs(study, results)}
-    return list(runs.values())
 
 
 def study_stage(study: Study, run: PlannedRun) -> str:

@@ -1,7 +1,7 @@
 """What a study runs: a function of its file and of the results so far, so that a killed study needs no other state."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import added_measures
@@ -50,6 +50,13 @@ def planned_runs(study: Study, results: Sequence[Result]) -> Iterator[PlannedRun
     for seed in study.seeds:
         for arm in study.arms:
             yield from _runs_of(study, arm, seed, results)
+
+
+def every_run(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
+    """All runs: those known to be needed, and at each seed the one whose rate its trials are still to choose."""
+    runs = {run.key: run for run in planned_runs(replace(study, learning_rates={}), [])}
+    runs |= {run.key: run for run in planned_runs(study, results)}
+    return list(runs.values())
 
 
 def _runs_of(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> Iterator[PlannedRun]:
@@ -111,7 +118,10 @@ def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed:
 def _trials(
     study: Study, arm: Arm, stage: str, command: str, labels: int | None, results: Sequence[Result]
 ) -> Iterator[PlannedRun]:
-    """One run a learning rate on the training split without its held-out part; a best rate at an edge adds one."""
+    """One run a learning rate on the training split without its held-out part; a best rate at an edge adds one.
+
+    So does one at the edge that is as good as another within: the lower one is tried first.
+    """
     seed = study.seeds[0]
     start = f"{arm.name}/seed{seed}/pretrain" if arm.pretrain is not None else None
     scores = {result.key: result.score for result in results}
@@ -128,10 +138,10 @@ def _trials(
         runs = [trial(lr) for lr in rates]
         if not all(run.key in scores for run in runs) or len(rates) < 2:
             break
-        best = max(runs, key=lambda run: scores[run.key])
-        if best is runs[0]:
+        best = max(scores[run.key] for run in runs)
+        if scores[runs[0].key] == best:
             rates.insert(0, rates[0] ** 2 / rates[1])
-        elif best is runs[-1]:
+        elif scores[runs[-1].key] == best:
             rates.append(rates[-1] ** 2 / rates[-2])
         else:
             break
@@ -145,7 +155,7 @@ def tries(run: PlannedRun | Result, stage: str) -> bool:
 
 
 def chosen_rate(trials: Sequence[PlannedRun], results: Sequence[Result]) -> float | None:
-    """The learning rate with the best score on the held-out part, once all trials are done."""
+    """The learning rate with the best score on the held-out part, the lowest of equals, once all trials are done."""
     scores = {result.key: result.score for result in results}
     if not all(run.key in scores for run in trials):
         return None

@@ -49,13 +49,15 @@ def table(study: Study, results: Sequence[Result]) -> str:
         cells = []
         for stage, labels in columns(study):
             values = list(scores(results, arm.name, stage, labels).values())
-            cells.append(str(estimate(values)) if values else "-")
+            missing = f" ({len(values)} of {len(study.seeds)} seeds)"
+            cell = str(estimate(values)) if values else "-"
+            cells.append(cell + (missing if 0 < len(values) < len(study.seeds) else ""))
         lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def comparisons(study: Study, results: Sequence[Result]) -> str:
-    """Paired differences with 95 % intervals: from each arm's baseline, then from what has another arm's compute."""
+    """Paired differences with 95 % intervals: from each arm's baseline, then from every other arm from scratch."""
     baselines = {arm.name: baseline_of(study, arm) for arm in study.arms}
     tables = []
     for baseline in study.arms:
@@ -63,19 +65,22 @@ def comparisons(study: Study, results: Sequence[Result]) -> str:
         tables.append(differences(study, results, compared, baseline))
     by_name = {arm.name: arm for arm in study.arms}
     for arm in study.arms:
-        if arm.compute_of:  # which pretrained arms of the same model have
-            model = by_name[arm.compute_of].model
-            trained = [one for one in study.arms if one.pretrain is not None and one.model == model]
+        if not is_pretrained(arm):  # such as one with the whole compute of pretrained ones of the same model
+            model = by_name[arm.compute_of or arm.name].model
+            trained = [one for one in study.arms if is_pretrained(one) and one.model == model]
             alike = [one for one in trained if baselines[one.name] is not arm]
             tables.append(differences(study, results, alike, arm))
     return "\n\n".join(table for table in tables if table)
 
 
+def is_pretrained(arm: Arm) -> bool:
+    """Whether an arm starts from weights, of the study or given."""
+    return arm.pretrain is not None or arm.init is not None
+
+
 def baseline_of(study: Study, arm: Arm) -> Arm | None:
     """The arm from scratch that has the same ``model``, or else the last one; None where that is compared with it."""
-    scratch = [
-        one for one in study.arms if one.pretrain is None and one.init is None and one.compute_of is None
-    ]
+    scratch = [one for one in study.arms if not is_pretrained(one) and one.compute_of is None]
 
     def of_the_same_model(one: Arm) -> Arm | None:
         alike = [] if one in scratch else [other for other in scratch if other.model == one.model]
@@ -86,33 +91,42 @@ def baseline_of(study: Study, arm: Arm) -> Arm | None:
 
 
 def pairs(study: Study, results: Sequence[Result]) -> str:
-    """Paired differences between pretrained arms of one ``model``, each with each; empty where no seed has two."""
-    trained = [arm for arm in study.arms if arm.pretrain is not None or arm.init is not None]
+    """Paired differences between pretrained arms of one ``model``, each with each; empty where no seed has two.
+
+    Not of their own losses, which may be of different objectives.
+    """
+    trained = [arm for arm in study.arms if is_pretrained(arm)]
+    measured = [column for column in columns(study) if column[0] != "heldout_loss"]
     rows = [
         row
         for place, arm in enumerate(trained)
         for other in trained[place + 1 :]
         if arm.model == other.model
-        for row in rows_of(study, results, arm, other, f"{arm.name} | {other.name}")
+        for row in rows_of(measured, results, arm, other, f"{arm.name} | {other.name}")
     ]
     if not rows:
         return ""
     head = ["| arm | minus | measure | difference [95 % interval] |", "|---|---|---|---|"]
-    told = "Between pretrained arms; of twenty such intervals one leaves out 0 by chance:"
-    return "\n".join([told, "", *head, *rows])
+    return "\n".join(["Between pretrained arms:", "", *head, *rows])
 
 
 def differences(study: Study, results: Sequence[Result], arms: Sequence[Arm], baseline: Arm) -> str:
     """Each of ``arms`` minus ``baseline``, by seed; empty where no seed has both."""
-    rows = [row for arm in arms for row in rows_of(study, results, arm, baseline, arm.name)]
+    rows = [row for arm in arms for row in rows_of(columns(study), results, arm, baseline, arm.name)]
     head = [f"| arm minus {baseline.name} | measure | difference [95 % interval] |", "|---|---|---|"]
     return "\n".join([*head, *rows]) if rows else ""
 
 
-def rows_of(study: Study, results: Sequence[Result], arm: Arm, baseline: Arm, cells: str) -> list[str]:
+def rows_of(
+    measured: Sequence[tuple[str, int | None]],
+    results: Sequence[Result],
+    arm: Arm,
+    baseline: Arm,
+    cells: str,
+) -> list[str]:
     """Rows that begin with ``cells``: the difference of two arms in each measure that a seed has of both."""
     rows = []
-    for stage, labels in columns(study):
+    for stage, labels in measured:
         one, other = (scores(results, name, stage, labels) for name in (arm.name, baseline.name))
         if shared := sorted(one.keys() & other.keys()):
             told = verdict([one[seed] - other[seed] for seed in shared])
@@ -163,9 +177,12 @@ def rates(study: Study, results: Sequence[Result]) -> str:
             tried = [r for r in own if tries(r, stage)]
             taken = {f"{r.lr:g}" for r in own if r.stage == stage}
             if tried or taken:
-                held_out = ", ".join(trial_score(r) for r in sorted(tried, key=lambda r: r.lr or 0))
+                tried.sort(key=lambda r: r.lr or 0)
+                held_out = ", ".join(trial_score(r) for r in tried)
+                edges = {f"{r.lr:g}" for r in (tried[:1] + tried[-1:] if len(tried) > 1 else [])}
+                told = ", ".join(f"{lr}, an edge" if lr in edges else lr for lr in sorted(taken))
                 count = "all" if labels is None else labels
-                rows.append(f"| {arm.name} | {stage} | {count} | {held_out} | {', '.join(taken) or '-'} |")
+                rows.append(f"| {arm.name} | {stage} | {count} | {held_out} | {told or '-'} |")
     head = ["| arm | measure | labels | held out (%), by learning rate | taken |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows]) if rows else ""
 
@@ -178,7 +195,7 @@ def trial_score(trial: Result) -> str:
 def page(study: Study, results: Sequence[Result], command: str) -> str:
     """A Markdown page: question, table, differences, rates that were tried, budget, how to run it."""
     devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
-    commits = sorted({str(r.facts.get("commit"))[:12] for r in results if r.facts.get("commit")})
+    commits = sorted({short(str(r.facts["commit"])) for r in results if r.facts.get("commit")})
     flops = sum(r.flops for r in results) / 1e12
     counted = f", {flops:.1f} TFLOP" if flops else ""
     seconds, begun = sum(r.seconds for r in results), sorted({r.seed for r in results})
@@ -186,17 +203,24 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
         f"# {study.name}",
         study.question,
         table(study, results),
-        "Mean ± standard deviation over seeds. Paired differences by seed:",
+        "Mean ± standard deviation over seeds. Paired differences by seed with their 95 % intervals, of which one in "
+        "twenty leaves out 0 by chance:",
         comparisons(study, results),
         pairs(study, results),
         rates(study, results),
         f"{len(results)} runs ({sum(r.stage == 'trial' for r in results)} trials of learning rates on a held-out "
-        f"part), {seconds / 3600:.2f} hours of training{counted}, seeds {', '.join(map(str, begun))} of "
+        f"part), {seconds / 3600:.2f} hours of runs{counted}, seeds {', '.join(map(str, begun))} of "
         f"{', '.join(map(str, study.seeds))}; "
         f"commit {', '.join(commits) or 'unknown'}; {', '.join(devices) or 'hardware unknown'}. Run it with\n\n"
         f"```\n{command}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def short(commit: str) -> str:
+    """A commit as a page names it, with the mark of a tree that had changes beside it."""
+    number, _, mark = commit.partition("-")
+    return number[:12] + (f"-{mark}" if mark else "")
 
 
 def write_report(study: Study, results: Sequence[Result], out: Path, command: str) -> Path:

@@ -115,6 +115,8 @@ def read_results(path: Path, study: str | None = None) -> list[Result]:
         ) from error
     found: dict[tuple[str, str], Result] = {}
     for number, line in enumerate(lines, start=1):
+        if not line.strip():  # between files that were put together
+            continue
         try:
             result = parse_result(line)
         except (ValueError, TypeError, RecursionError) as error:

@@ -16,7 +16,7 @@ from map_core.study.definition import Study
 from map_core.study.launching import Job, Launcher, Processes
 from map_core.study.outcomes import finish
 from map_core.study.place import Place, command_line
-from map_core.study.plan import PlannedRun, next_runs, planned_runs
+from map_core.study.plan import PlannedRun, every_run, next_runs, planned_runs
 from map_core.study.results import Result, append_result, read_results
 from map_core.tasks.weights import MODEL_FILE, weights_file
 
@@ -221,6 +221,17 @@ def refuse_other_settings(study: Study, results: Sequence[Result], place: Place)
                 f"{place.results} holds {run.key} with other settings ({told}): give the changed study another name, "
                 "or remove that line and the run's folder"
             )
+
+
+def results_asked_for(study: Study, results: Sequence[Result], place: Place) -> list[Result]:
+    """Results of the runs that the study asks for now; those of other seeds or arms are left out.
+
+    Raises:
+        UserError: the study now asks for one of them with other settings.
+    """
+    refuse_other_settings(study, results, place)
+    keys = {run.key for run in every_run(study, results)}
+    return [result for result in results if result.key in keys]
 
 
 def refuse_missing_weights(study: Study, results: Sequence[Result]) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ def write_features(
     *,
     neighbors: int,
     evaluated_on: str | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the features of each split as NPZ; where "train" and "test" have several classes, score them by kNN.
 
@@ -59,6 +61,7 @@ def write_features(
         classes: In the order of the labels.
         neighbors: Of the score.
         evaluated_on: What "test" is, where it is not plain.
+        facts: What else the score's file says, such as the device.
     """
     arrays = {"classes": np.array(classes, dtype=str)}
     for split, found in splits.items():
@@ -74,7 +77,7 @@ def write_features(
     every = ", every training sample" if used < neighbors else ""
     tell(f"kNN accuracy ({used} neighbours{every}): {score:.2f} %{told} -> {score_file(out)}")
     neighbors = used
-    report = {"task": "features", "knn_accuracy": score, "neighbors": neighbors}
+    report = {"task": "features", "knn_accuracy": score, "neighbors": neighbors, **(facts or {})}
     save_text(score_file(out), json.dumps(report) + "\n")
 
 
