@@ -11,9 +11,11 @@ from torch import nn
 
 from map_core import ConsecutiveRegions, Draw, GridRegions, Masking, RegionsAfterMask, make_position
 from map_core.blocks import MambaBlock
+from map_core.blocks.four_way import FourWayBlock
 from map_core.objectives.autoregression import Autoregression, NextRegionDecoder
 from map_core.objectives.contrastive import Contrastive
 from map_core.objectives.simmim import SimMIM
+from map_core.orders import scan_order
 from map_core.testing import (
     ACCELERATOR,
     GridBackbone,
@@ -22,6 +24,7 @@ from map_core.testing import (
     toy_encoder,
     toy_objective,
 )
+from map_core.tracing import kept_whole
 from map_core.training.finite import FiniteGuard
 
 ROWS, COLS, CHANNELS = 4, 4, 4
@@ -75,6 +78,30 @@ def test_regions_read_nothing_from_the_device(rule):
 def test_positions_read_nothing_from_the_device(kind):
     position = make_position(kind, 16, grid=(ROWS, COLS))
     step(toy_objective(backbone=GridBackbone(CHANNELS, toy_encoder(position=position))), Draw.of_batch(2))
+
+
+@pytest.mark.parametrize("order", ["row", "snake", "hilbert", "random"])
+def test_orders_read_nothing_from_the_device(order):
+    cells = torch.cartesian_prod(torch.arange(ROWS), torch.arange(COLS))[None].float().to(ACCELERATOR)
+    with NoWaiting():
+        assert scan_order(cells, order, grid=(ROWS, COLS)).device == ACCELERATOR
+
+
+def test_blocks_that_scan_rows_and_columns_read_nothing_from_the_device():
+    tokens = torch.randn(2, ROWS * COLS + 3, 16, device=ACCELERATOR)
+    position = torch.zeros(1, ROWS * COLS, 2, device=ACCELERATOR)
+    block = FourWayBlock(16).to(ACCELERATOR)
+    with NoWaiting():
+        block(tokens, position)
+
+
+def test_what_is_kept_whole_in_graphs_is_looked_into():
+    @kept_whole
+    def waits(x):
+        return x + torch.tensor(1.0, device=x.device)
+
+    with pytest.raises(AssertionError, match="tensor copies to the device"), NoWaiting():
+        waits(torch.zeros(3, device=ACCELERATOR))
 
 
 def test_layers_read_nothing_from_the_device():

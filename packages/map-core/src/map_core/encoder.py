@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -374,7 +375,7 @@ class HybridEncoder(nn.Module):
             assert branch is not None
             added = self._run(i, block, branch, position, *mask)
             return x + added, branch + added
-        branch = self._run(i, block.branch, x, position)  # type: ignore[arg-type]
+        branch = self._run(i, partial(block, residual=False), x, position)
         return x + branch, branch
 
     def _run(

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError, near_matches
-from map_core.randomness import keyed_generator
+from map_core.randomness import copied, keyed_generator
 from map_core.tracing import kept_whole
 
 ScanOrder = Literal["given", "row", "column", "snake", "block", "z_order", "hilbert", "random"]
@@ -53,7 +53,7 @@ def scan_order(
         return torch.arange(length, device=position.device).expand(batch, -1)
     if order == "random":
         permutation = torch.randperm(length, generator=keyed_generator(0, "patch order", length))
-        return permutation.to(position.device).expand(batch, -1)
+        return copied(permutation, position.device).expand(batch, -1)
     curves: dict[str, Callable[[Tensor], Tensor]] = {"z_order": z_code, "hilbert": hilbert_code}
     if order in curves:
         if grid is not None and max(grid) > 2**BITS:

@@ -64,8 +64,13 @@ class Draw:
         """Uniform numbers in [0, 1), a row for each sample that this process holds."""
         whole = torch.rand((self.global_batch, length), generator=self.generator(what), device="cpu")
         noise = whole[self.samples]
-        if device is None or device.type == "cpu":
-            return noise
-        if device.type == "cuda":
-            noise = noise.pin_memory()  # a copy from pageable memory would wait for the device
-        return noise.to(device, non_blocking=True)
+        return noise if device is None else copied(noise, device)
+
+
+def copied(values: Tensor, device: torch.device) -> Tensor:
+    """What the host drew, on ``device``, for which the host does not wait."""
+    if device.type == "cpu":
+        return values
+    if device.type == "cuda":
+        values = values.pin_memory()  # a copy from pageable memory would wait
+    return values.to(device, non_blocking=True)

@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,7 +20,7 @@ def kept_whole(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if has_torch_function(args):
+        if any(isinstance(arg, Proxy) for arg in args):
             return handle_torch_function(call, args, *args, **kwargs)
         return function(*args, **kwargs)
 

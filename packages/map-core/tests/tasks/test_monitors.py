@@ -54,6 +54,14 @@ def test_measures_are_written_at_every_evaluation(make_config, tmp_path):
     assert "rankme" not in lines[-1]
 
 
+@pytest.mark.parametrize("count", [10, 64, 100])
+def test_samples_are_spread_over_sorted_classes_and_of_none_alone_where_classes_take_turns(count):
+    chosen = list(spread(ToySamples(1000), count).indices)
+    parts = [range(part * 1000 // count, (part + 1) * 1000 // count) for part in range(count)]
+    assert all(index in part for index, part in zip(chosen, parts, strict=True))
+    assert {index % 2 for index in chosen} == {0, 1}
+
+
 def test_the_held_out_loss_is_the_objective_s_over_the_evaluation_split(make_config, tmp_path):
     summary, task = run(make_config, tmp_path / "run", samples=100)
     samples = ToySamples(10, first=1000)
@@ -158,6 +166,7 @@ def test_data_that_cannot_be_monitored_stops_no_run(make_config, tmp_path, caplo
     [
         ({"samples": -1}, "monitor.samples must be 0 or at least 2; got -1"),
         ({"samples": 1}, "monitor.samples must be 0 or at least 2; got 1"),
+        ({"neighbors": 5}, "monitor.neighbors 5 has no effect with monitor.samples 0: leave it at 20"),
         ({"neighbors": 0}, "monitor.neighbors must be at least 1; got 0"),
         ({"samples": 4, "keep_best": "knn"}, "monitor.keep_best 'knn'.*knn_accuracy"),
         ({"keep_best": "rankme"}, "needs measures: set monitor.samples"),

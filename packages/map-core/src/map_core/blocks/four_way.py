@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from map_core.blocks.mamba import ScanDirection
 from map_core.blocks.norm import make_norm
 from map_core.ops import Linear, bidirectional_selective_scan
-from map_core.tokens import gather_tokens, spread_places
+from map_core.tokens import gather_tokens
 
 
 def column_order(position: Float[Tensor, "#b m 2"], length: int) -> Int[Tensor, "#b {length}"]:
@@ -26,11 +26,14 @@ def column_order(position: Float[Tensor, "#b m 2"], length: int) -> Int[Tensor, 
         length: Of the sequence, registers included.
     """
     batch, others = position.shape[:2]
-    registers = set(spread_places(length - others, others))
-    place = torch.tensor([i for i in range(length) if i not in registers], device=position.device)
+    index = torch.arange(length, device=position.device)
+    is_register = torch.zeros_like(index)
+    gap = others // (length - others + 1)
+    is_register[gap :: gap + 1][: length - others] = 1  # the places of spread_places
+    place = is_register.argsort(stable=True)[:others]
     row, column = position.double().unbind(-1)
     order = torch.argsort(column * length + row, dim=1, stable=True)  # a column has at most `length` rows
-    by_column = torch.arange(length, device=position.device).repeat(batch, 1)
+    by_column = index.repeat(batch, 1)
     by_column[:, place] = place[order]
     return by_column
 

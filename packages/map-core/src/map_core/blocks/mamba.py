@@ -157,12 +157,12 @@ class MambaBlock(nn.Module):
         x: Float[Tensor, "b l d"],
         position: Float[Tensor, "#b n p"] | None = None,
         attention_mask: Bool[Tensor, "#b l l"] | None = None,
+        *,
+        residual: bool = True,
     ) -> Float[Tensor, "b l d"]:
-        """Mix all tokens; a mask of who may read whom is for other layers: a scan keeps to its direction."""
-        return x + self.branch(x, position)
+        """Mix all tokens; a mask of who may read whom is for other layers: a scan keeps to its direction.
 
-    def branch(
-        self, x: Float[Tensor, "b l d"], position: Float[Tensor, "#b n p"] | None = None
-    ) -> Float[Tensor, "b l d"]:
-        """What the block adds to x."""
-        return self.drop_path(self.mixer(self.norm(x)))
+        Without ``residual`` return what the block adds to x alone.
+        """
+        added = self.drop_path(self.mixer(self.norm(x)))
+        return x + added if residual else added

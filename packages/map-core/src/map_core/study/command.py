@@ -1,4 +1,4 @@
-"""The commands ``study`` and ``study-report``: arms compared at equal trials, equal data and stated compute."""
+"""The commands ``study`` and ``study-report``: arms compared at equal grids of rates, equal data and stated compute."""
 
 import tempfile
 from dataclasses import replace

@@ -9,7 +9,7 @@
     labels:                          # data.subset of finetuning and probing, with what else differs; all: every label
       50: {training.epochs: 100, training.batch_size: 50}
       all: {}
-    learning_rates:                  # tried on a held-out part, the same number for every arm; one list for both stages
+    learning_rates:                  # tried on a held-out part, the same grid for every arm; one list for both stages
       finetune: [0.001, 0.002, 0.004]
     seeds: [0, 1, 2]
     measures: [finetune, linear_probe, knn, heldout_loss]

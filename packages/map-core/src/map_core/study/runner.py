@@ -128,8 +128,13 @@ class RunningStudy:
         self.diverged = dict[str, Diverged]()
         place.out.mkdir(parents=True, exist_ok=True)
         self.ran = False
-        total = len(list(planned_runs(study, self.results)))
-        self.bar = tqdm(total=total, initial=len(self.results), unit="run", disable=not progress)
+        total, done = self.counts()
+        self.bar = tqdm(total=total, initial=done, unit="run", disable=not progress)
+
+    def counts(self) -> tuple[int, int]:
+        """How many runs the study asks for as far as is known, and how many of them are done."""
+        keys = {run.key for run in every_run(self.study, self.results)}
+        return len(keys), sum(result.key in keys for result in self.results)
 
     def start(self, jobs: int, budget: Budget) -> None:
         """Start what can be and fits into ``budget``, until ``jobs`` runs go on."""
@@ -163,8 +168,8 @@ class RunningStudy:
             self.ran = True
             append_result(self.place.results, replace(result, flops=self.flops(item.run)))
             self.results = read_results(self.place.results, self.study.name)
-            self.bar.total = len(list(planned_runs(self.study, self.results)))
-            self.bar.update(len(self.results) - self.bar.n)
+            self.bar.total, done = self.counts()
+            self.bar.update(done - self.bar.n)
 
     def outcome(self, budget: Budget) -> list[Result]:
         """All results, once nothing goes on or can be started.
