@@ -196,8 +196,8 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
     """A Markdown page: question, table, differences, rates that were tried, budget, how to run it."""
     devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
     commits = sorted({short(str(r.facts["commit"])) for r in results if r.facts.get("commit")})
-    flops = sum(r.flops for r in results) / 1e12
-    counted = f", {flops:.1f} TFLOP" if flops else ""
+    operations = [r.flops for r in results if r.stage != "knn"]  # 0 where an earlier version did not count
+    counted = f", {sum(operations) / 1e12:.1f} TFLOP" if operations and all(operations) else ""
     seconds, begun = sum(r.seconds for r in results), sorted({r.seed for r in results})
     parts = [
         f"# {study.name}",
