@@ -1,12 +1,13 @@
 """Ranges of settings."""
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
 from map_core import UserError
-from map_core.ranges import LARGEST_SEED, check, require
+from map_core.ranges import LARGEST_SEED, check, refuse_without_effect, require
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,23 @@ def test_a_rule_of_its_own_and_a_setting_outside_of_sections():
     require("", config, "top", lambda value: value < 4, "must be below 4")
     with pytest.raises(UserError, match=r"^top must be below 2; got 3; change --top$"):
         require("", config, "top", lambda value: value < 2, "must be below 2")
+
+
+@dataclass
+class Settings:
+    size: int = 4
+    order: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "message"),
+    [
+        ("model", {"size": 5}, "^model.size 5 has no effect with rows: leave it at 4$"),
+        ("model", {"order": "row"}, "^model.order row has no effect with rows: leave it out$"),
+        ("", {"size": 5}, "^size 5 has no effect with rows: leave it at 4$"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_unless_it_is_the_default(section, settings, message):
+    refuse_without_effect(section, Settings(), "size", "order", because="rows")
+    with pytest.raises(UserError, match=message):
+        refuse_without_effect(section, Settings(**settings), "size", "order", because="rows")

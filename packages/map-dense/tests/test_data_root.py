@@ -1,6 +1,7 @@
 """One option, data_root, moves the data sets and the annotations of the evaluator."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmengine.config import Config
@@ -48,3 +49,22 @@ def test_a_missing_root_names_the_option_that_sets_it(root: str | None) -> None:
     told = r"data_root is not set" if root is None else r"data_root \(/there/is/none\) is no directory"
     with pytest.raises(UserError, match=told + ".*--cfg-options data_root=PATH"):
         with_data_root(dict(dataset=dict(type="CocoDataset")), Config(dict(data_root=root)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "missing"),
+    [
+        (dict(data_prefix=dict(img_path="images", seg_map_path="labels")), "labels, .* seg_map_path"),
+        (dict(data_prefix=dict(img="images/"), ann_file="annotations.json"), "annotations.json, .* ann_file"),
+    ],
+)
+def test_a_root_that_lacks_a_part_of_the_data_set_is_told(
+    tmp_path: Path, parts: dict[str, Any], missing: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    loader, config = dict(dataset=dict(type="Some", **parts)), Config(dict(data_root=str(tmp_path)))
+    with pytest.raises(UserError, match=rf"data_root \({tmp_path}\) has no {missing}: .* data_root=PATH"):
+        with_data_root(loader, config)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "annotations.json").touch()
+    assert with_data_root(loader, config)["dataset"]["data_root"] == str(tmp_path)

@@ -379,6 +379,18 @@ MISTAKES = {
         ["features", "--init", "{pretrained}", "--neighbors", "0"],
         "neighbors must be at least 1; got 0",
     ),
+    "features with votes": (
+        ["features", "--init", "{pretrained}", "--evaluation.protocol", "vote_10"],
+        "evaluation.protocol vote_10 has no effect with features, which are read once, without votes: leave it at no_v",
+    ),
+    "neighbours of files": (
+        ["features", "--init", "{pretrained}", "--clouds", "{tmp}/0.npy", "--neighbors", "5"],
+        "neighbors 5 has no effect with --clouds, which have no labels to score by: leave it at 20",
+    ),
+    "a split of files": (
+        ["reconstruct", "--init", "{pretrained}", "--clouds", "{tmp}/0.npy", "--split", "test"],
+        "split test has no effect with --clouds: leave it at train",
+    ),
     "features of no run": (["features", "--init", "{tmp}"], "no weights at"),
     "probe nothing": (
         ["linear-probe", "--config", "finetune_shapes", "--out", "{tmp}/p"],

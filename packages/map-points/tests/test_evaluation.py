@@ -18,9 +18,9 @@ def model(tiny_model):
     return create_classifier(tiny_model, 2).eval()
 
 
-def logits_of(model, samples, title="evaluate", **settings):
+def logits_of(model, samples, labelled=True, **settings):
     config = EvaluationConfig(progress=False, device="cpu", **settings)
-    return voted_logits(model, samples, config, collate=collate_clouds, title=title)
+    return voted_logits(model, samples, config, collate=collate_clouds, title="a title", labelled=labelled)
 
 
 def test_metrics_by_hand():
@@ -90,7 +90,7 @@ def test_the_best_round_is_refused_where_there_are_no_labels(model, two_classes)
     with pytest.raises(
         UserError, match="'best_of_299' chooses a round by labels, which clouds to predict lack"
     ):
-        logits_of(model, two_classes.evaluation, title="predict", protocol="best_of_299")
+        logits_of(model, two_classes.evaluation, labelled=False, protocol="best_of_299")
 
 
 @pytest.mark.parametrize("protocol", ["no_vote", "vote_10"])
@@ -120,6 +120,7 @@ def test_bf16_logits_are_those_of_autocast(model, two_classes):
             {"protocol": "vote_11"},
             "evaluation.protocol must be one of no_vote, vote_10, best_of_299; got 'vote_11'",
         ),
+        ({"seed": 7}, "evaluation.seed 7 has no effect with evaluation.protocol no_vote: leave it at 0"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )

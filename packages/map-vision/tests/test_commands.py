@@ -541,6 +541,8 @@ class TestMistakes:
         )
 
     def test_unknown_setting(self, says):
+        told = says("finetune", "--config", "finetune_digits", "--out", "x", "--model.num_classes", "7")
+        assert "unknown option --model.num_classes; classes are counted from the data" in told
         assert "unknown option --training.epoch; did you mean --training.epochs" in says(
             "pretrain", "--training.epoch=4"
         )

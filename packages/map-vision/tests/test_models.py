@@ -575,3 +575,48 @@ def test_one_direction_has_no_backward_scan(make_tiny):
 def test_exports_as_one_graph(make_tiny):
     model, x = make_tiny(order="column"), images(2, 3, 32, 32)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+
+
+NANO = "hybridnet_nano_patch4_32"  # whose patches are averaged
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"name": NANO, "block_size": (2, 2)},
+            r"model.block_size \(2, 2\) has no effect with model.order row: leave it out",
+        ),
+        (
+            {"name": NANO, "order": "hilbert", "block_size": (2, 2)},
+            r"model.block_size \(2, 2\) has no effect with model.order hilbert: leave it out",
+        ),
+        (
+            {"name": NANO, "neck_reduction": 4},
+            "model.neck_reduction 4 has no effect with model.global_pool 'avg': leave it out",
+        ),
+        (
+            {"global_pool": "avg", "neck_reduction": 4},
+            "model.neck_reduction 4 has no effect with model.global_pool 'avg': leave it out",
+        ),
+    ],
+)
+def test_a_section_with_a_setting_that_its_model_never_reads_is_refused(settings, message):
+    """Nevertheless the model is made: trained models that were described so stay of use."""
+    config = ModelConfig(**settings)
+    with pytest.raises(UserError, match=message):
+        config.validate()
+    with torch.device("meta"):
+        assert DOMAIN.models.create_classifier(config, 10) is not None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"order": "block", "block_size": (2, 2)},
+        {"neck_reduction": 4},
+        {"name": NANO, "global_pool": "register", "num_registers": 2, "neck_reduction": 4},
+    ],
+)
+def test_a_setting_that_its_model_reads_is_accepted(settings):
+    ModelConfig(**settings).validate()

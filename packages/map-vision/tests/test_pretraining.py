@@ -39,6 +39,8 @@ def build(recipe):
     def make(*, order="row", **objective):
         torch.manual_seed(0)
         backbone = create_backbone(replace(recipe.model, order=order, block_size=(2, 2)))
+        if objective.get("region") == "block":
+            objective = {"block_size": (2, 2), **objective}
         return build_objective(backbone, replace(recipe.objective, **objective)).eval()
 
     return make
@@ -70,7 +72,7 @@ ORDERS_AND_REGIONS = [
 @pytest.mark.parametrize("attention", MAY_SEE)
 @pytest.mark.parametrize(("order", "region"), ORDERS_AND_REGIONS)
 def test_prediction_has_gradient_from_exactly_what_it_may_see(build, digits, attention, order, region):
-    objective = build(order=order, attention=attention, region=region, block_size=(2, 2))
+    objective = build(order=order, attention=attention, region=region)
     found = decoder_dependencies(objective, digits, DRAW)
     region_of = found.region[0].tolist()
     assert set(region_of) == {0, 1, 2, 3}
@@ -155,6 +157,22 @@ def test_pretraining_has_no_registers(make_tiny):
             r"objective.decoder_dim \(64\) must be a multiple of objective.decoder_heads \(7\)",
         ),
         ({"block_size": (0, 2), "region": "block"}, r"objective.block_size must be at least 1x1; got 0x2"),
+        (
+            {"block_size": (2, 2), "region": "column"},
+            r"objective.block_size \(2, 2\) has no effect with objective.region column: leave it at \(4, 4\)",
+        ),
+        (
+            {"mix_prob": 0.5},
+            r"objective.mix_prob 0.5 has no effect with objective.mixup 0 and objective.cutmix 0: leave it at 1.0",
+        ),
+        (
+            {"mix_switch_prob": 0.1},
+            r"objective.mix_switch_prob 0.1 has no effect with objective.mixup 0 and .*: leave it at 0.5",
+        ),
+        (
+            {"cutmix": 1.0, "mix_prob": 0.5, "mix_switch_prob": 0.1},
+            r"objective.mix_switch_prob 0.1 has no effect with objective.cutmix alone: leave it at 0.5",
+        ),
         ({"mask_ratio": 0.99}, r"mask ratio 0.99 of 16 tokens hides 16"),
         (
             {"mask_ratio_std": 0.25, "mask_ratio_bounds": (0.01, 0.5)},
@@ -348,6 +366,11 @@ class TestExport:
         pretraining = json.loads((tmp_path / "pretraining.json").read_text())
         assert pretraining["objective"] == json.loads(json.dumps(vars(BLOCKS)))
         assert (pretraining["holds"], pretraining["weights"]) == ("decoder and head", "raw")
+
+    def test_a_run_that_has_not_finished_is_to_be_resumed(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        with pytest.raises(UserError, match=r"no weights at .* \(the run has not finished: resume it\)"):
+            load_objective(DOMAIN, tmp_path)
 
     def test_run_without_its_decoder_cannot_be_reconstructed(self, task, tmp_path):
         task.export(task.model, tmp_path, "raw")

@@ -76,6 +76,15 @@ class TestInit:
         assert load_init(model, tmp_path).fresh == ()
         assert torch.equal(model(X), source(X))
 
+    def test_a_description_says_which_model_would_fit(self, make_tiny, tmp_path):
+        described = {"name": "hybridnet_tiny_patch16_224", "arguments": {"embed_dim": 16, "layout": "MT"}}
+        save_weights(
+            tmp_path / "model.safetensors", make_tiny(layout="MT", embed_dim=16).state_dict(), described
+        )
+        cure = r"\(--model.name hybridnet_tiny_patch16_224 --model.embed_dim 16 --model.layout MT\)$"
+        with pytest.raises(UserError, match=cure):
+            load_init(make_tiny(layout="MT"), tmp_path)
+
     def test_other_model_is_refused_with_keys_and_shapes(self, make_tiny, tmp_path):
         save_weights(tmp_path / "model.safetensors", make_tiny(layout="MT", embed_dim=16).state_dict(), {})
         model = make_tiny(layout="TT")
@@ -87,7 +96,7 @@ class TestInit:
         assert "encoder.blocks.0.attn.qkv.weight" in message
         assert "; not used: encoder.blocks.0.mixer." in message
         assert "patch_embed.proj.weight (16, 3, 8, 8) for (32, 3, 8, 8)" in message
-        assert " more; choose the model that was pretrained" in message
+        assert " more; choose the model that was pretrained (--model.name and its sizes)" in message
         assert "\n" not in message
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

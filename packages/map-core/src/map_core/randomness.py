@@ -1,7 +1,7 @@
 """Randomness is keyed, not streamed: every draw is a function of a seed and of what it is drawn for.
 
-So two processes of eight see what one of sixteen sees (but for drop path, dropout and the noise of diffusion), and a
-resumed run redraws exactly its own numbers.
+So two processes of eight samples draw what one of sixteen draws (but for drop path, dropout, the noise of diffusion and
+the pairs of mixup, which are drawn for each micro-batch), and a resumed run redraws exactly its own numbers.
 """
 
 import hashlib

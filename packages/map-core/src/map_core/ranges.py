@@ -51,6 +51,26 @@ def check(
             require(section, config, name, holds, rule)
 
 
+def refuse_without_effect(section: str, config: Any, *names: str, because: str) -> None:
+    """Refuse settings that nothing reads, where they are other than by default.
+
+    Args:
+        section: As in :func:`check`.
+        config: Has the fields, whose defaults are values.
+        names: Of the fields.
+        because: What they have no effect with.
+
+    Raises:
+        UserError: naming the first, its value, what it has no effect with and its default.
+    """
+    for name in names:
+        value, default = getattr(config, name), getattr(type(config), name)
+        if value != default:
+            place = f"{section}.{name}" if section else name
+            cure = "leave it out" if default is None else f"leave it at {default}"
+            raise UserError(f"{place} {value} has no effect with {because}: {cure}")
+
+
 def require(section: str, config: Any, name: str, holds: Callable[[Any], bool], rule: str) -> None:
     """Check one field by a rule of its own.
 

@@ -53,6 +53,14 @@ def test_a_number_that_no_float_can_be_is_refused(tmp_path, place, number):
         read(tmp_path, json.dumps(state))
 
 
+@pytest.mark.parametrize("step", [-1, 1.5, "4"])
+def test_a_step_of_the_best_that_is_no_step_is_refused(tmp_path, step):
+    state = copy.deepcopy(STATE)
+    state["recorder"]["best_step"] = step
+    with pytest.raises(UserError, match=r"is no account of a run \(recorder.best_step is no count\)"):
+        read(tmp_path, json.dumps(state))
+
+
 def test_a_mean_of_nothing_is_refused(tmp_path):
     state = copy.deepcopy(STATE)
     state["recorder"]["window"]["counts"]["loss"] = 0

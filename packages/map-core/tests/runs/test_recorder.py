@@ -43,9 +43,9 @@ def test_the_best_is_the_lowest_loss_or_the_highest_accuracy_and_never_nan(recor
         found = []
         for value in values:
             recorder.write_evaluation(1, {name: value})
-            found.append(recorder.improved(name))
+            found.append(recorder.improved(name, 1))
         return found
 
     assert better("heldout_loss", math.nan, 3.0, 2.0, math.nan, 2.5) == [False, True, True, False, False]
-    assert recorder.state()["best"] == 2
+    assert (recorder.state()["best"], recorder.state()["best_step"]) == (2, 1)
     assert better("knn_accuracy", 1.0, 0.5, 11.0) == [True, False, True]  # another measure begins anew

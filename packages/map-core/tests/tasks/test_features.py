@@ -84,6 +84,7 @@ def test_two_splits_with_classes_are_written_and_scored(tmp_path, capsys):
         "task": "features",
         "knn_accuracy": pytest.approx(score),
         "neighbors": 5,
+        "evaluated_on": "held-out part",
         "device": "cpu",
     }
     assert (
@@ -97,7 +98,9 @@ def test_the_score_says_how_many_neighbours_there_were(tmp_path, capsys):
     splits = {"train": SplitFeatures(*train, ["x"] * 13), "test": SplitFeatures(*test, ["y"] * 50)}
     write_features(tmp_path / "f.npz", splits, ["a", "b", "c", "d"], neighbors=20)
     assert "kNN accuracy (13 neighbours, every training sample): " in capsys.readouterr().out
-    assert json.loads((tmp_path / "f.json").read_text())["neighbors"] == 13
+    report = json.loads((tmp_path / "f.json").read_text())
+    assert report["neighbors"] == 13
+    assert "evaluated_on" not in report
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,21 @@ def test_without_two_splits_or_two_classes_there_is_no_score(tmp_path, names, cl
         f"{name}_{what}" for name in names for what in ("features", "labels", "names")
     }
     assert not out.with_suffix(".json").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "stays"),
+    [
+        ('{"task": "features", "knn_accuracy": 90.0}', False),
+        ('{"name": "a model"}', True),
+        ("[1, 2]", True),
+        ("no JSON", True),
+    ],
+)
+def test_features_without_a_score_leave_no_older_one_but_every_other_file(tmp_path, before, stays):
+    out = tmp_path / "features.npz"
+    out.with_suffix(".json").write_text(before)
+    write_features(out, {"train": SplitFeatures(*clusters(10, 1), ["x"] * 10)}, ["a", "b"], neighbors=5)
+    assert out.with_suffix(".json").exists() == stays
+    if stays:
+        assert out.with_suffix(".json").read_text() == before

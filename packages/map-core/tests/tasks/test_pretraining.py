@@ -15,6 +15,7 @@ from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
 from map_core.objectives.simmim import SimMIM
 from map_core.tasks.classification import FinetuneTask
 from map_core.tasks.domain import OpenedData, Skipped
+from map_core.tasks.monitors import MonitorConfig
 from map_core.tasks.pretraining import (
     PretrainTask,
     hide_and_reconstruct,
@@ -325,6 +326,51 @@ def test_any_labelled_data_set_is_finetuned_on_to_the_end(make_config, tmp_path)
     task = FinetuneTask(DOMAIN, make_config("finetune"), own_data(Labelled(ToySamples(24))))
     train(task, task.config.training, tmp_path / "run", run_config=task.config)
     assert DOMAIN.models.classifier(tmp_path / "run")[1] == CLASSES
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda x, label: x, lambda x, label: (x,), lambda x, label: (x, "name"), lambda x, label: (x, label, "name")],
+    ids=["inputs", "one part", "a name", "three parts"],
+)  # fmt: skip
+def test_samples_of_every_form_are_monitored_alike(make_config, tmp_path, form):
+    config = make_config("pretrain", monitor=MonitorConfig(samples=16))
+    summaries = []
+    for name, mine in (("plain", all_of(24)), ("other", [form(*sample) for sample in all_of(24)])):
+        data = dataclasses.replace(own_data(mine), classes=(), plain_train=mine, evaluation=mine)
+        task = PretrainTask(DOMAIN, config, data)
+        summaries.append(train(task, config.training, tmp_path / name, run_config=config))
+    for name in ("loss", "heldout_loss", "rankme"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def all_of(count):
+    samples = ToySamples(count)
+    return [samples[i] for i in range(count)]
+
+
+def test_samples_with_more_parts_than_a_label_are_finetuned_on_and_measured_alike(make_config, tmp_path):
+    samples, config = all_of(24), make_config("finetune")
+    summaries = []
+    for name, mine in (("plain", samples), ("named", [(x, int(label), "name") for x, label in samples])):
+        data = dataclasses.replace(own_data(mine), classes=CLASSES, evaluation=mine)
+        task = FinetuneTask(DOMAIN, config, data)
+        summaries.append(train(task, config.training, tmp_path / name, run_config=config))
+    for name in ("loss", "test_accuracy", "test_loss"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def test_samples_to_measure_on_have_the_form_of_those_to_train_on(make_config):
+    """Labels that are missing would be measured as class 0."""
+    bare, labelled = BareInputs(ToySamples(8)), Labelled(ToySamples(24))
+    data = dataclasses.replace(own_data(labelled), classes=CLASSES, plain_train=labelled, evaluation=bare)
+    told = r"a sample must be \(input tensor, whole number\); sample 0 of BareInputs is Tensor"
+    with pytest.raises(UserError, match=told):
+        FinetuneTask(DOMAIN, make_config("finetune"), data)
+    with pytest.raises(UserError, match=told):
+        PretrainTask(DOMAIN, make_config("pretrain", monitor=MonitorConfig(samples=16)), data)
+    with pytest.raises(UserError, match="list has no samples; give a data set that has some"):
+        FinetuneTask(DOMAIN, make_config("finetune"), dataclasses.replace(data, evaluation=[]))
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run_two
+from safetensors.torch import load_file
 from toy_task import ToyTask, metrics_without_times, toy_config
 
+from map_core.runs.best import step_of_files
 from map_core.training import train
 
 TOY_TASK = Path(__file__).parents[1] / "toys/toy_task.py"
+NORMED_TASK = TOY_TASK.with_name("normed_task.py")
 SHARDED_ROUND_TRIP = Path(__file__).with_name("sharded_round_trip.py")
 SETTINGS = {"ema_decay": 0.9, "log_steps": 1}
 
@@ -52,6 +55,20 @@ def test_two_processes_are_one_also_when_one_of_them_is_stopped_and_they_resume(
     second = run_two(TOY_TASK, out, "auto", training, json.dumps({"dropout": 0}))
     assert json.loads(second.splitlines()[0])["processes"] == 2
     assert_close_runs(out, one_process)
+
+
+def test_processes_evaluate_the_same_buffers_and_keep_the_best_of_the_first(tmp_path):
+    """Were it for each of them to say what is the best, one would wait for the other in the export."""
+    run_two(NORMED_TASK, tmp_path / "run", tmp_path)
+    (one, loss), (other, others_loss) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert len(one) == 8, "raw and averaged weights, once an epoch"
+    assert one == other
+    assert loss == others_loss == -6.0
+    assert step_of_files(tmp_path / "run") == 16
+    best, last = (load_file(tmp_path / f"run/{name}.safetensors") for name in ("model_best", "model"))
+    assert all(torch.equal(best[name], last[name]) for name in last)
 
 
 def test_a_sharded_model_is_saved_and_loaded_whole(tmp_path):

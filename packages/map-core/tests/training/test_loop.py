@@ -13,8 +13,10 @@ from PIL import Image
 from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core import UserError
+from map_core.errors import Diverged
 from map_core.training import loop, state, train
 from map_core.training.finite import FiniteGuard
+from map_core.training.processes import Peers
 from map_core.training.sampling import RunPlan
 from map_core.training.schedule import Schedule
 
@@ -128,6 +130,40 @@ def test_fsdp_on_a_cpu_is_refused_rather_than_turned_into_ddp(tmp_path, monkeypa
         UserError, match=r"FSDP was asked for, but Accelerate does not shard on cpu .* without FSDP"
     ):
         train(ToyTask(), toy_config(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("variable", "engine"),
+    [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")],
+)
+def test_another_engine_of_the_launcher_is_refused(tmp_path, monkeypatch, variable, engine):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(
+        UserError, match=rf"{engine} is not supported \({variable} is true\); launch with DDP"
+    ):
+        train(ToyTask(), toy_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_launcher_s_accumulation_divides_no_gradient(tmp_path, monkeypatch, accumulation_steps):
+    config = toy_config(accumulation_steps=accumulation_steps, max_steps=4, clip_grad=None)
+    train(ToyTask(), config, tmp_path / "without")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(ToyTask(), config, tmp_path / "with")
+    assert metrics_without_times(tmp_path / "with") == metrics_without_times(tmp_path / "without")
+
+
+def test_an_error_of_the_main_process_keeps_its_kind_and_its_cause():
+    cause = OSError("disk")
+
+    def fail():
+        raise Diverged("at step 3") from cause
+
+    with pytest.raises(Diverged, match="at step 3") as raised:
+        Peers().agree(fail)
+    assert raised.value.__cause__ is cause
+    assert raised.traceback[-1].name == "fail"
 
 
 def test_a_device_that_the_launcher_would_not_use_is_refused(tmp_path, monkeypatch):

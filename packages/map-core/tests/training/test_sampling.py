@@ -2,6 +2,7 @@
 
 import random
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,6 +226,27 @@ def test_a_budget_of_samples_fits_any_number_of_them(samples, epochs, batch, eve
 
 def test_a_batch_in_parts_stays_whole_under_a_budget():
     assert TrainingConfig(sample_budget=100, batch_size=64, accumulation_steps=4).fitted(14).batch_size == 12
+
+
+@pytest.mark.parametrize(
+    ("samples", "processes", "steps", "pairs", "batch"),
+    [
+        (101, 1, 1, True, 100),
+        (101, 2, 1, False, 100),
+        (101, 2, 3, True, 96),
+        (101, 8, 4, True, 64),
+        (3, 2, 1, True, 256),
+    ],
+)
+def test_a_budget_fits_a_batch_that_micro_batches_share_evenly(samples, processes, steps, pairs, batch):
+    config = TrainingConfig(sample_budget=1000, accumulation_steps=steps)
+    fitted = config.fitted(samples, processes=processes, pairs=pairs)
+    assert fitted.batch_size == batch
+    if batch <= samples:
+        assert RunPlan.of(fitted, samples, processes, 0).steps_per_epoch == 1
+    assert (
+        replace(config, batch_size=33).fitted(1000, processes=1, pairs=pairs).batch_size == 33
+    )  # as it was set
 
 
 def test_the_cure_for_an_uneven_batch_needs_no_more_samples_than_there_are():

@@ -8,7 +8,7 @@ of their data sets instead, and name these loops, which fill it in.
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.fileio import isdir, join_path
+from mmengine.fileio import exists, isdir, join_path
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
@@ -38,7 +38,7 @@ def with_data_root(dataloader: Any, config: Any) -> Any:
     """Copy a data loader's settings with ``data_root`` filled into every data set that has none; keep a built one.
 
     Raises:
-        UserError: it is needed and is not set, or no directory.
+        UserError: it is needed and is not set, or no directory, or lacks a part of the data set.
     """
     if not isinstance(dataloader, Mapping):
         return dataloader
@@ -52,7 +52,19 @@ def _with_data_root(dataset: Mapping[str, Any], config: Any) -> Mapping[str, Any
         return {**dataset, "datasets": [_with_data_root(part, config) for part in dataset["datasets"]]}
     if dataset.get("data_root"):
         return dataset
-    return {**dataset, "data_root": config_data_root(config)}
+    root = config_data_root(config)
+    _check_parts(dataset, root)
+    return {**dataset, "data_root": root}
+
+
+def _check_parts(dataset: Mapping[str, Any], root: str) -> None:
+    parts = {**(dataset.get("data_prefix") or {}), "ann_file": dataset.get("ann_file")}
+    for name, part in parts.items():
+        if part and not is_abs(part) and not exists(join_path(root, part)):
+            raise UserError(
+                f"data_root ({root}) has no {part}, which is the data set's {name}: see its layout in "
+                "docs/segmentation_and_detection.md, or set another directory by --cfg-options data_root=PATH"
+            )
 
 
 def with_annotation_paths(evaluator: Any, config: Any) -> Any:

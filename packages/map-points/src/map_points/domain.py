@@ -12,7 +12,8 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.classification import ClassificationConfig
-from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, input_of
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
+from map_core.tasks.evaluation import input_of
 from map_points.data import (
     CloudSamples,
     PointDataConfig,

@@ -8,7 +8,7 @@ from torch import nn
 
 import map_core.tasks.evaluation
 from map_core.errors import UserError
-from map_core.ranges import check
+from map_core.ranges import check, refuse_without_effect
 from map_core.tasks.domain import Logits, Samples
 from map_core.tasks.evaluation import Collate, Gather, choose_device, collect
 from map_points.data import CloudSamples
@@ -42,6 +42,8 @@ class EvaluationConfig(map_core.tasks.evaluation.EvaluationConfig):
     def validate(self) -> None:
         super().validate()
         check("evaluation", self, seeds=("seed",))
+        if self.protocol == "no_vote":
+            refuse_without_effect("evaluation", self, "seed", because="evaluation.protocol no_vote")
         if self.protocol not in PROTOCOLS:
             raise UserError(
                 f"evaluation.protocol must be one of {', '.join(PROTOCOLS)}; got {self.protocol!r}"
@@ -59,11 +61,12 @@ def voted_logits(
     *,
     collate: Collate,
     title: str,
+    labelled: bool = True,
     gather: Gather = collect,
 ) -> Logits:
     """Logits and labels under the configured protocol: plain, of one round of votes, or of the best round.
 
-    ``gather`` collects those of each pass.
+    ``gather`` collects those of each pass; ``labelled`` says whether the samples have labels.
 
     Raises:
         UserError: the best round is asked for where there are no labels to choose it by.
@@ -91,7 +94,7 @@ def voted_logits(
 
     if config.protocol == "vote_10":
         return one_round(0)
-    if title == "predict":
+    if not labelled:
         raise UserError(
             "evaluation.protocol 'best_of_299' chooses a round by labels, which clouds to predict lack"
         )

@@ -76,6 +76,16 @@ def test_a_broken_description_is_one_sentence(segmented, tmp_path, change, told)
         load_segmenter(run)
 
 
+def test_a_budget_of_samples_is_measured_in_batches_that_fit_the_data(config, tmp_path):
+    """Three parts of a batch of 64 do not fit it; those of the batch that the budget makes of it do."""
+    training = replace(config.training, sample_budget=30, batch_size=64, accumulation_steps=3)
+    task = SegmentTask(replace(config, training=training))
+    samples = len(task.train_data)
+    assert task.config.training == training.fitted(samples)
+    assert task.config.training.batch_size % 3 == 0
+    assert "test_instance_miou" in train(task, training, tmp_path / "run", run_config=task.config)
+
+
 @pytest.mark.parametrize("batch_size", [3, 10])
 def test_the_summary_measures_the_segmenter_that_was_exported(segmented, config, batch_size):
     out, _, summary = segmented

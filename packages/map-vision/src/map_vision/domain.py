@@ -13,7 +13,8 @@ from torch import Tensor
 import map_vision.pictures
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
-from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped, input_of
+from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped
+from map_core.tasks.evaluation import input_of
 from map_vision.data import DataConfig, load_image_data, load_images
 from map_vision.data.preprocessing import Preprocessing
 from map_vision.factory import MODELS, ModelConfig, input_size, timm_config

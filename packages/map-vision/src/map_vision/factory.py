@@ -14,7 +14,7 @@ from map_core.encoder import Wiring
 from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
-from map_core.ranges import check
+from map_core.ranges import check, refuse_without_effect
 from map_core.tasks.trained_models import Models
 from map_vision.checkpoints import FAMILIES
 from map_vision.model import GlobalPool
@@ -82,6 +82,17 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
     drop_path_rate: float | None = None
 
     def validate(self) -> None:
+        """Raise a :class:`UserError` for the first setting that no model can have, or that its model never reads."""
+        self.check_ranges()
+        if self.name not in MODEL_NAMES or self.name in PYRAMIDS:  # which is told when one is made
+            return
+        settings = resolved(self)
+        if (order := settings["order"]) != "block":
+            refuse_without_effect("model", self, "block_size", because=f"model.order {order}")
+        if (pool := settings["global_pool"]) != "register":
+            refuse_without_effect("model", self, "neck_reduction", because=f"model.global_pool {pool!r}")
+
+    def check_ranges(self) -> None:
         """Raise a :class:`UserError` for the first setting that no model can have."""
         check(
             "model",
@@ -105,12 +116,12 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     Raises:
         UserError: a value that no model can have.
     """
-    settings = {
+    settings: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value  # config.json has lists
         for key, value in arguments.items()
         if key in {field.name for field in fields(ModelConfig)}
     }
-    ModelConfig(name, **settings).validate()
+    ModelConfig(name, **settings).check_ranges()
 
 
 def input_size(config: ModelConfig) -> tuple[int, int, int]:
@@ -166,7 +177,7 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
     Raises:
         UserError: it does not have one of them, or one is out of its range.
     """
-    config.validate()
+    config.check_ranges()  # settings without effect are no reason to keep a trained model from use
     arguments = config.arguments()
     if arguments.pop("keep_registers", None) and config.name in PYRAMIDS:  # else it says which form is made
         raise UserError(f"model.keep_registers of {config.name}: it has no registers to keep; leave it out")

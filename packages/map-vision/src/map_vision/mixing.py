@@ -9,7 +9,7 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.objectives.settings import Settings
 from map_core.randomness import Draw, derive_seed
-from map_core.ranges import check
+from map_core.ranges import check, refuse_without_effect
 
 
 @dataclass
@@ -31,6 +31,13 @@ class MixingConfig(Settings):
     def validate(self) -> None:
         super().validate()
         check("objective", self, not_negative=("mixup", "cutmix"), shares=("mix_prob", "mix_switch_prob"))
+        if not (self.mixup or self.cutmix):
+            because = "objective.mixup 0 and objective.cutmix 0"
+            refuse_without_effect("objective", self, "mix_prob", "mix_switch_prob", because=because)
+        elif not (self.mixup and self.cutmix):
+            alone = "mixup" if self.mixup else "cutmix"
+            because = f"objective.{alone} alone"
+            refuse_without_effect("objective", self, "mix_switch_prob", because=because)
 
     def make_mixer(self, num_classes: int, smoothing: float = 0.0) -> "BatchMixer | None":
         """What mixes batches as these settings say, or None where they say nothing."""

@@ -17,11 +17,11 @@ from map_core.objectives.autoregression import AutoregressionConfig
 from map_core.objectives.contrastive import ContrastiveConfig
 from map_core.objectives.diffusion import MaskedDiffusionConfig
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
-from map_core.objectives.settings import ObjectiveSettings, Settings
+from map_core.objectives.settings import Mixer, ObjectiveSettings, Settings
 from map_core.objectives.simmim import SimMIMConfig
 from map_core.orders import scan_order
+from map_core.ranges import refuse_without_effect
 from map_core.regions import GridRegionKind
-from map_core.tasks.classification import Mixer
 from map_core.tasks.domain import OpenedData
 from map_core.tokens import Tokens, with_global_tokens
 from map_vision.backbone import ImageBackbone
@@ -77,6 +77,8 @@ class ImageRegions(Settings):
         if min(self.block_size) < 1:
             rows, cols = self.block_size
             raise UserError(f"objective.block_size must be at least 1x1; got {rows}x{cols}")
+        if self.region != "block":
+            refuse_without_effect("objective", self, "block_size", because=f"objective.region {self.region}")
 
     def make_regions(self, backbone: ImageBackbone) -> GridRegions:
         return GridRegions(self.region, self.block_size)

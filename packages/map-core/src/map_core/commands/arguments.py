@@ -28,6 +28,10 @@ class Arguments:
     request: str | None = None
 
 
+# what other programs have as a setting
+NO_SETTINGS = {"model.num_classes": "classes are counted from the data: their folders, or the labels"}
+
+
 def sort_arguments(arguments: Sequence[str], known: Mapping[str, Setting]) -> Arguments:
     """Sort a command's arguments: ``--key value``, ``--key=value``, and ``--key a b`` where several are allowed.
 
@@ -47,7 +51,9 @@ def sort_arguments(arguments: Sequence[str], known: Mapping[str, Setting]) -> Ar
             raise UserError(f"unexpected argument {option!r}; settings are given as --key value")
         if option != CONFIG and (name not in known or not option.startswith("--")):
             listed = [*(f"--{name}" for name in known), CONFIG, *REQUESTS[1:]]
-            raise UserError(f"unknown option {option}; {near_matches(option, listed)}")
+            raise UserError(
+                f"unknown option {option}; {NO_SETTINGS.get(name) or near_matches(option, listed)}"
+            )
         values = (
             [value]
             if equals

@@ -1,7 +1,7 @@
 """The commands that run a trained model: evaluate, predict, features, reconstruct; written once for every domain."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from map_core.errors import UserError, visible
 from map_core.paths import expanded
-from map_core.ranges import check
+from map_core.ranges import check, refuse_without_effect
 from map_core.runs.files import require_file, require_folder
 from map_core.runs.notes import is_main_process, tell
 from map_core.runs.pictures import require_picture
@@ -19,13 +19,14 @@ from map_core.tasks.domain import Domain, OpenedData, Samples
 from map_core.tasks.embedding_page import page_file, write_page
 from map_core.tasks.evaluation import (
     ROWS,
+    EvaluationConfig,
     Stopwatch,
     choose_device,
     class_totals,
     classification_metrics,
     extract_features,
 )
-from map_core.tasks.features import SplitFeatures, save_arrays, score_file, write_features
+from map_core.tasks.features import SplitFeatures, remove_score, save_arrays, score_file, write_features
 from map_core.tasks.parts import results_in_parts
 from map_core.tasks.predictions import write_predictions
 from map_core.tasks.pretraining import inputs_to_draw, load_objective
@@ -108,6 +109,7 @@ def predict(domain: Domain, config: Any) -> None:
             config.evaluation,
             collate=domain.collate,
             title="predict",
+            labelled=False,
             gather=parts.of("predictions"),
         )
         if is_main_process():
@@ -120,7 +122,11 @@ def features(domain: Domain, config: Any) -> None:
     """Write features of files, or of the run's training and evaluation splits with a kNN score."""
     check("", config, at_least_one=("neighbors",))
     config.evaluation.validate()
+    refuse_protocol(config.evaluation)
     files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
+    if files is not None:
+        because = f"--{domain.sample}s, which have no labels to score by"
+        refuse_without_effect("", config, "neighbors", because=because)
     require_file(out)
     if config.report:
         require_file(page_file(out))
@@ -140,6 +146,7 @@ def features(domain: Domain, config: Any) -> None:
             values, _ = extract(samples=samples, gather=parts.of("features"))
             if is_main_process():
                 with parts.finishing():
+                    remove_score(out)
                     save_arrays(out, {"features": values, "names": np.array(samples.names)})
                     if config.report:
                         unlabelled = SplitFeatures(
@@ -168,6 +175,19 @@ def features(domain: Domain, config: Any) -> None:
                     report(domain, config, out, measured[split], opened[split], data.classes)
 
 
+def refuse_protocol(config: EvaluationConfig) -> None:
+    """Keep features from what a domain's evaluation adds, its protocols of voting: no head is run, each is read once.
+
+    Raises:
+        UserError: such a setting is other than by default.
+    """
+    known = {field.name for field in fields(EvaluationConfig)}
+    added = [field.name for field in fields(config) if field.name not in known]
+    refuse_without_effect(
+        "evaluation", config, *added, because="features, which are read once, without votes"
+    )
+
+
 def report(
     domain: Domain, config: Any, out: Path, split: SplitFeatures, samples: Samples, classes: Sequence[str]
 ) -> None:
@@ -185,6 +205,8 @@ def reconstruct(domain: Domain, config: Any) -> None:
     """Write a picture of what a pretrained model reconstructs."""
     check("", config, at_least_one=("count",))
     files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
+    if files is not None:
+        refuse_without_effect("", config, "split", because=f"--{domain.sample}s")
     require_picture(out)
     trained = load_objective(domain, config.init)
     if files is not None:

@@ -23,6 +23,7 @@ from map_core.tasks.monitors import MonitorConfig
 from map_core.tasks.pretraining import PretrainTask
 from map_core.tasks.weights import read_description
 from map_core.training import Task, TrainingConfig, train
+from map_core.training.processes import launched_processes
 
 TRAINING = Option(TrainingConfig, "Epochs, batch, learning rate and the like.")
 RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None)
@@ -202,16 +203,17 @@ def train_task(make: Callable[[Any], Task], config: Any) -> None:
     out = expanded(config.out)
     require_run_directory(out, config.resume)
     task = make(config)
-    config = fitted(config, len(task.train_data))
+    config = fitted(config, task)
     summary = train(task, config.training, out, resume=config.resume, run_config=config)
     if summary["stopped_by"]:
         raise RunStopped(Signals[summary["stopped_by"]])
     tell(closing_line(out, summary))
 
 
-def fitted(config: Any, samples: int) -> Any:
+def fitted(config: Any, task: Task) -> Any:
     """A configuration whose budget of samples, if it has one, is turned into epochs, which is said."""
-    training = config.training.fitted(samples)
+    samples = len(task.train_data)
+    training = config.training.fitted(samples, processes=launched_processes(), pairs=task.mixes_pairs)
     if training != config.training:
         note(
             f"training.sample_budget {config.training.sample_budget} of {samples} samples: {training.epochs} epochs in "

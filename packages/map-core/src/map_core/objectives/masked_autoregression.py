@@ -12,6 +12,7 @@ from map_core.objective import EncoderKind, MaskedAutoregression
 from map_core.objectives.mamba_decoder import MambaRegionDecoder
 from map_core.objectives.settings import DecoderSettings, MaskingSettings, Method, ObjectiveSettings
 from map_core.ops import Linear
+from map_core.ranges import refuse_without_effect
 from map_core.regions import AttentionMaskKind
 
 
@@ -48,9 +49,8 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
                 "leave it out"
             )
         if not self.has_transformer:  # recipes set heads where the default does not divide their width
-            self.refuse_without_effect(
-                "decoder_mlp_ratio", "decoder_norm_eps", because="objective.decoder mamba"
-            )
+            of_transformer, because = ("decoder_mlp_ratio", "decoder_norm_eps"), "objective.decoder mamba"
+            refuse_without_effect("objective", self, *of_transformer, because=because)
         if self.decoder == "transformer" and self.decoder_norm != "rms":
             raise UserError(
                 f"objective.decoder_norm ({self.decoder_norm}) is of a Mamba decoder; a Transformer decoder has layer "

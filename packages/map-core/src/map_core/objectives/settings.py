@@ -14,11 +14,11 @@ from map_core.errors import UserError
 from map_core.masking import Masking, MaskPlacement, MaskScope, MaskStrategy
 from map_core.objective import Loss, MoreTargets, Objective
 from map_core.randomness import Draw
-from map_core.ranges import check
+from map_core.ranges import check, refuse_without_effect
 from map_core.regions import RegionRule
 
 Method = Literal["masked_autoregression", "autoregression", "simmim", "masked_diffusion", "contrastive"]
-Mix = Callable[[Tensor, Tensor, Draw], tuple[Tensor, Tensor]]
+Mixer = Callable[[Tensor, Tensor, Draw], tuple[Tensor, Tensor]]  # of inputs, and of their labels likewise
 
 
 class Settings:
@@ -30,23 +30,6 @@ class Settings:
         Raises:
             UserError: naming the field, its value and the rule.
         """
-
-    def refuse_without_effect(self, *names: str, because: str) -> None:
-        """Refuse settings that nothing reads, where they are other than by default.
-
-        Args:
-            names: Of the settings.
-            because: What they have no effect with.
-
-        Raises:
-            UserError: naming the first.
-        """
-        for name in names:
-            value, default = getattr(self, name), getattr(type(self), name)
-            if value != default:
-                raise UserError(
-                    f"objective.{name} {value} has no effect with {because}: leave it at {default}"
-                )
 
 
 @dataclass
@@ -80,7 +63,7 @@ class ObjectiveSettings(Settings):
         """
         raise NotImplementedError
 
-    def mixer(self) -> Mix | None:
+    def mixer(self) -> Mixer | None:
         """What mixes the inputs of a batch with one another; None where nothing does."""
         return None
 
@@ -151,9 +134,8 @@ class MaskingSettings(Settings):
         if self.mask_ratio_std is not None and not 0 < self.mask_ratio_std < math.inf:
             raise UserError(f"objective.mask_ratio_std must be positive; got {self.mask_ratio_std}")
         if self.mask_ratio_std is None:
-            self.refuse_without_effect(
-                "mask_ratio_bounds", because="a fixed ratio (no objective.mask_ratio_std)"
-            )
+            because = "a fixed ratio (no objective.mask_ratio_std)"
+            refuse_without_effect("objective", self, "mask_ratio_bounds", because=because)
         if self.mask_placement == "random" and self.mask_strategy == "random":
             raise UserError(
                 "objective.mask_placement 'random' has no effect with objective.mask_strategy 'random': choose "

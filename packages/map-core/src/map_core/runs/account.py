@@ -110,6 +110,8 @@ def find_fault_of_state(state: Any) -> str | None:
         return "recorder.evaluation does not hold numbers"
     if recorder.get("best") is not None and not is_number(recorder["best"]):
         return "recorder.best is no number"
+    if recorder.get("best_step") is not None and not is_count(recorder["best_step"]):
+        return "recorder.best_step is no count"
     return None if is_number(recorder.get("seconds")) else "recorder.seconds is no number"
 
 

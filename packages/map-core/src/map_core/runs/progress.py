@@ -2,10 +2,32 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30.0
+T = TypeVar("T")
+
+
+def shown(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[T]:
+    """Yield ``items``, with a bar on a terminal and a line now and then elsewhere, both on stderr.
+
+    Args:
+        items: What is waited for.
+        total: How many there are.
+        title: What is done with them.
+        unit: What one of them is.
+    """
+    lines, last = not sys.stderr.isatty(), time.monotonic()
+    with tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, disable=lines, leave=False) as bar:
+        for done, item in enumerate(items, start=1):
+            yield item
+            bar.update()
+            if lines and time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                print(f"{title}: {unit} {done} of {total}", file=sys.stderr, flush=True)
 
 
 class Progress:

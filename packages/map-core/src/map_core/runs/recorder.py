@@ -52,6 +52,7 @@ class Recorder:
         self.evaluation: dict[str, float] | None = state.get("evaluation")
         self._best: float | None = state.get("best")
         self._best_of: str | None = state.get("best_of")
+        self._best_step: int | None = state.get("best_step")
         self._seconds_before: float = state.get("seconds", 0.0)
         self._began = self._mark = time.perf_counter()
         self._window_steps, self._window_seconds = 0, 0.0
@@ -100,8 +101,8 @@ class Recorder:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             self.progress.say(f"epoch {epoch:g}: {shown}")
 
-    def improved(self, name: str) -> bool:
-        """Whether the last evaluation's ``name`` is the best so far: the lowest of a loss, else the highest."""
+    def improved(self, name: str, step: int) -> bool:
+        """Whether the evaluation after ``step`` steps is the best so far: the lowest loss, the highest of others."""
         value = (self.evaluation or {})[name]
         sign = -1 if name.endswith("loss") else 1
         if math.isnan(value):
@@ -110,7 +111,8 @@ class Recorder:
             self._best = None
         better = self._best is None or sign * value > sign * self._best
         self._best_of = name
-        self._best = value if better else self._best
+        if better:
+            self._best, self._best_step = value, step
         return better
 
     def say(self, message: str) -> None:
@@ -152,6 +154,7 @@ class Recorder:
             "seconds": self.seconds,
             "best": self._best,
             "best_of": self._best_of,
+            "best_step": self._best_step,
         }
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from map_core.errors import UserError
 from map_core.paths import expanded
-from map_core.runs import lock, metrics, trackers
+from map_core.runs import best, lock, metrics, trackers
 from map_core.runs.checkpoint import REMOVING, SUPERSEDED, WRITING, Checkpoints, find_fault
 from map_core.runs.files import UNFINISHED, is_full, require_folder
 from map_core.runs.lock import RunLock
@@ -27,7 +27,6 @@ LEFT_BY_A_START = {
     "curves.png",
     trackers.FOLDER,
 }
-BEST = ("*_best.safetensors", "*_best.json")  # kept weights: the same command makes them again
 TEMPORARY = (f"{UNFINISHED}*", ".tmp*", "*.partial")
 
 
@@ -71,8 +70,8 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
     refuse_links(out)
     clear(out, checkpoints)
     if anew:
-        for path in (out / metrics.FILE, *(path for pattern in BEST for path in out.glob(pattern))):
-            path.unlink(missing_ok=True)
+        (out / metrics.FILE).unlink(missing_ok=True)
+        best.remove(out)
         if resume == "auto":
             print(f"nothing to resume in {out}: starting anew", file=sys.stderr)
         return checkpoint
@@ -127,7 +126,8 @@ def nothing_to_lose(out: Path, resume: str | None) -> bool:
     """Whether ``out`` is absent, empty, or holds just what a run left that wrote no checkpoint and would do again."""
     if not out.is_dir():
         return not out.exists()
-    done_again = TEMPORARY if resume is None else (*TEMPORARY, *BEST)
+    # kept weights, too, are made again by the same command
+    done_again = TEMPORARY if resume is None else (*TEMPORARY, *best.PATTERNS)
     names = {path.name for path in out.iterdir() if not any(path.match(pattern) for pattern in done_again)}
     return names <= LEFT_BY_A_START and not any((out / "checkpoints").glob("step_*"))
 
@@ -155,11 +155,22 @@ def clear(out: Path, checkpoints: Checkpoints) -> None:
                 path.unlink()
 
 
-def rewind(out: Path, checkpoints: Checkpoints, state: dict[str, Any]) -> None:
-    """Take ``out`` back to the step of ``state``."""
-    step = state["step"]
-    truncate_metrics(out, step, evaluated=state["recorder"].get("evaluation") is not None)
+def rewind(out: Path, checkpoints: Checkpoints, checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Take ``out`` back to the step of ``checkpoint``.
+
+    Args:
+        out: The run directory.
+        checkpoints: Those in it.
+        checkpoint: What the run goes on from; it may be of another directory.
+        state: Its account.
+
+    Returns:
+        The account of the recorder to go on from, see :func:`~map_core.runs.best.follow`.
+    """
+    step, recorder = state["step"], state["recorder"]
+    truncate_metrics(out, step, evaluated=recorder.get("evaluation") is not None)
     checkpoints.set_aside_after(step)
+    return best.follow(out, checkpoint, recorder)
 
 
 @contextlib.contextmanager

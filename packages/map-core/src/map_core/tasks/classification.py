@@ -3,16 +3,16 @@
 import abc
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from map_core.errors import UserError
 from map_core.objective import Terms
-from map_core.objectives.settings import Settings
+from map_core.objectives.settings import Mixer, Settings
 from map_core.randomness import Draw
 from map_core.ranges import check
 from map_core.runs.notes import tell
@@ -22,22 +22,17 @@ from map_core.tasks.evaluation import (
     class_totals,
     classification_metrics,
     collect,
+    input_of,
+    labels_of,
 )
 from map_core.tasks.probe import LinearProbe
 from map_core.tasks.weights import read_description, save_weights, start_of
 from map_core.training import Task
-from map_core.training.processes import sum_over_processes
+from map_core.training.processes import launched_processes, sum_over_processes
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import MapStyleDataset, exported_file
 
 EVALUATION_BATCH = 64  # the smallest; more where a micro-batch of training is larger
-
-
-@runtime_checkable
-class Mixer(Protocol):
-    """Mixes the inputs of a batch with one another, and their labels likewise."""
-
-    def __call__(self, inputs: Tensor, labels: Tensor, draw: Draw, /) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
@@ -72,14 +67,19 @@ class ClassificationTask(Task):
         config.objective.validate()
         if data is not None:
             refuse_other_samples(required_training_samples(data), labelled=True)
+            if data.evaluation is not None:
+                refuse_other_samples(data.evaluation, labelled=True)
         self.domain, self.config = domain, config
         self.collate = domain.collate
         self.refuse_other_settings()
         torch.manual_seed(config.training.seed)
         self.data = data or domain.open_data(config.data, config.model, "finetune")
         self.train_data = required_training_samples(self.data)
-        self.config = config = replace(config, training=config.training.fitted(len(self.train_data)))
         self.mixer: Mixer | None = config.objective.mixer(len(self.data.classes))
+        self.mixes_pairs = self.mixer is not None
+        samples, processes = len(self.train_data), launched_processes()
+        training = config.training.fitted(samples, processes=processes, pairs=self.mixes_pairs)
+        self.config = config = replace(config, training=training)
         self.model = self.build_model()
 
     @abc.abstractmethod
@@ -107,7 +107,7 @@ class ClassificationTask(Task):
         models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
-        inputs, labels = batch
+        inputs, labels = input_of(batch), labels_of(batch)
         smoothing = self.config.objective.smoothing
         if self.mixer is not None:
             inputs, labels = self.mixer(inputs, labels, draw)

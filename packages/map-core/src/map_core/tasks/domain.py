@@ -75,22 +75,19 @@ class OpenedData:
     skipped: Callable[[], Skipped] = Skipped
 
 
-def input_of(sample: Any) -> Any:
-    """The input of a sample or batch: its first part, or all of it where it is a tensor."""
-    return sample if isinstance(sample, Tensor) else sample[0]
-
-
 def refuse_other_samples(samples: Any, *, labelled: bool) -> None:
-    """Read one sample of a user's data set before anything is trained on it.
+    """Read one sample of a user's data set before anything is trained or measured on it.
 
     Args:
         samples: The data set.
         labelled: Whether a label must follow the input.
 
     Raises:
-        UserError: its samples are not of the form that tasks read.
+        UserError: it has no samples, or they are not of the form that tasks read.
     """
     refuse_other_data_sets(samples)
+    if not len(samples):
+        raise UserError(f"{type(samples).__name__} has no samples; give a data set that has some")
     sample = samples[0]
     parts = sample if isinstance(sample, tuple | list) else (sample,)
     if isinstance(parts[0], Tensor) and (not labelled or (len(parts) > 1 and is_label(parts[1]))):
@@ -182,9 +179,10 @@ def plain_logits(
     *,
     collate: Collate,
     title: str,
+    labelled: bool = True,
     gather: Gather = collect,
 ) -> Logits:
-    """Logits and labels of all samples, in order, as ``gather`` collects them."""
+    """Logits and labels of all samples, in order, as ``gather`` collects them; zeros for labels that there are not."""
     device = choose_device(config.device)
     model = model.to(device).eval()
     return gather(model, samples, config, device, collate=collate, title=title)
@@ -216,7 +214,8 @@ class Domain:
         any_size: Whether exported programs leave that size free unless told otherwise.
         outputs: Classes of the classifiers whose sizes ``info`` prints.
         collate: Makes a batch of samples.
-        logits: How a classifier is run over samples; the plain way, or a domain's protocols of voting.
+        logits: How a classifier is run over samples, ``labelled`` or not; the plain way, or a domain's protocols of
+            voting.
         protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
         info: Lines of the command ``info`` besides versions and models.
         timm_config: Of a model section and its description: the ``config.json`` from which ``timm.create_model`` makes

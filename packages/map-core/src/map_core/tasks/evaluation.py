@@ -71,6 +71,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def input_of(sample: Any) -> Any:
+    """The input of a sample or batch: its first part, or all of it where it is a tensor."""
+    return sample if isinstance(sample, Tensor) else sample[0]
+
+
+def labels_of(batch: Any) -> Int[Tensor, " b"]:
+    """The labels of a batch: its second part where that is a whole number for each sample, else zeros."""
+    if not isinstance(batch, Tensor) and len(batch) > 1:
+        second = batch[1]
+        if isinstance(second, Tensor) and second.ndim == 1 and not second.is_floating_point():
+            return second
+    return torch.zeros(len(input_of(batch)), dtype=torch.long)
+
+
 class Stopwatch:
     """Wall time, speed and memory of a block, for summary.json."""
 
@@ -107,7 +121,7 @@ def results_in_order(
 
     Args:
         function: Of a batch of inputs, such as a classifier.
-        samples: (input, label) by index.
+        samples: By index, as :func:`input_of` and :func:`labels_of` read them.
         config: Batch size, workers, precision, progress.
         device: Where ``function`` computes.
         collate: Makes a batch of samples.
@@ -116,7 +130,7 @@ def results_in_order(
         seed, draw: Keys of the samples' randomness.
         title: Of the progress bar, where ``config`` wants one.
     """
-    for inputs, targets in batches_in_order(
+    for batch in batches_in_order(
         samples,
         batch_size=config.batch_size,
         workers=config.workers,
@@ -129,8 +143,8 @@ def results_in_order(
         progress=title if config.progress else None,
     ):
         with torch.no_grad(), autocast(device, config.precision):
-            values = function(inputs).float().cpu()
-        yield values, targets.cpu()
+            values = function(input_of(batch)).float().cpu()
+        yield values, labels_of(batch).cpu()
 
 
 def collect(

@@ -1,5 +1,6 @@
 """Features of samples as files, and how well their nearest neighbours tell classes apart."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from map_core.reading import read_small
 from map_core.runs.files import replacing, save_text
 from map_core.runs.notes import tell
 
+TASK = "features"  # by which a score's file says what it is
 QUERIES = 1024  # of a score, at once
 BANK_ROWS = 65536  # of the features among which neighbours are sought, at once
 
@@ -31,6 +34,15 @@ def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def score_file(out: Path) -> Path:
     """Where the score of features goes: beside them, as JSON."""
     return out.with_suffix(".json")
+
+
+def remove_score(out: Path) -> None:
+    """Remove the score of what ``out`` held before, which is none of what it will hold; other JSON files stay."""
+    file = score_file(out)
+    with contextlib.suppress(OSError, ValueError):  # there is none, or it is no JSON
+        said = json.loads(read_small(file))
+        if isinstance(said, dict) and said.get("task") == TASK:
+            file.unlink()
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ def write_features(
 ) -> None:
     """Write the features of each split as NPZ; where "train" and "test" have several classes, score them by kNN.
 
-    The score is printed and written beside ``out`` as JSON.
+    The score is printed and written beside ``out`` as JSON; an older one there goes.
 
     Args:
         out: NPZ to write.
@@ -63,6 +75,7 @@ def write_features(
         evaluated_on: What "test" is, where it is not plain.
         facts: What else the score's file says, such as the device.
     """
+    remove_score(out)
     arrays = {"classes": np.array(classes, dtype=str)}
     for split, found in splits.items():
         arrays[f"{split}_features"], arrays[f"{split}_labels"] = found.features, found.labels
@@ -76,8 +89,10 @@ def write_features(
     used = min(neighbors, len(train.features))
     every = ", every training sample" if used < neighbors else ""
     tell(f"kNN accuracy ({used} neighbours{every}): {score:.2f} %{told} -> {score_file(out)}")
-    neighbors = used
-    report = {"task": "features", "knn_accuracy": score, "neighbors": neighbors, **(facts or {})}
+    report: dict[str, Any] = {"task": TASK, "knn_accuracy": score, "neighbors": used}
+    if evaluated_on is not None:
+        report["evaluated_on"] = evaluated_on
+    report |= facts or {}
     save_text(score_file(out), json.dumps(report) + "\n")
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch.utils.data import Subset
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.randomness import Draw
-from map_core.ranges import check
-from map_core.tasks.domain import Domain, OpenedData, input_of
-from map_core.tasks.evaluation import EvaluationConfig, autocast, collect, pooled_features
+from map_core.ranges import check, refuse_without_effect
+from map_core.tasks.domain import Domain, OpenedData, refuse_other_samples
+from map_core.tasks.evaluation import EvaluationConfig, autocast, collect, input_of, pooled_features
 from map_core.tasks.features import knn_accuracy
 from map_core.training.loading import batches_in_order
 from map_core.training.task import MapStyleDataset
@@ -38,7 +39,7 @@ class MonitorConfig:
         samples: Of the training split (without augmentation) and of the evaluation split; 0 measures nothing.
         neighbors: That vote.
         keep_best: Measure by which the best encoder so far is kept as ``model_best.safetensors``, such as
-            knn_accuracy.
+            knn_accuracy; on the test split unless ``data.holdout`` sets a part of the training split apart.
     """
 
     samples: int = 0
@@ -50,6 +51,8 @@ class MonitorConfig:
         if self.samples < 0 or self.samples == 1:
             raise UserError(f"monitor.samples must be 0 or at least 2; got {self.samples}")
         check("monitor", self, at_least_one=("neighbors",))
+        if not self.samples:
+            refuse_without_effect("monitor", self, "neighbors", because="monitor.samples 0")
         if self.keep_best is not None and self.keep_best not in MEASURES:
             raise UserError(f"monitor.keep_best {self.keep_best!r}: {near_matches(self.keep_best, MEASURES)}")
         if self.keep_best is not None and not self.samples:
@@ -138,12 +141,17 @@ def open_monitor(
         data: Opened data, from ``config.data`` when None.
 
     Raises:
-        UserError: settings that no monitor can have; a best encoder by what the data cannot tell.
+        UserError: settings that no monitor can have; samples of another form; a best encoder by what the data cannot
+            tell.
     """
     asked: MonitorConfig = config.monitor
     asked.validate()
     if not asked.samples:
         return None
+    if data is not None:
+        for samples in (data.plain_train, data.evaluation):
+            if samples is not None:
+                refuse_other_samples(samples, labelled=len(data.classes) > 1)
     try:
         data = data or domain.open_data(config.data, config.model, "features")
         if data.plain_train is None:
@@ -172,11 +180,19 @@ def open_monitor(
 
 
 def spread(samples: MapStyleDataset, count: int) -> MapStyleDataset:
-    """``count`` samples spread evenly over ``samples``, or all of fewer."""
+    """``count`` samples, one at a fixed random place in each of so many equal parts of ``samples``, or all of fewer.
+
+    Spread over data sets that are sorted by class, and of no class alone where classes take turns.
+    """
     total = len(samples)
     if total <= count:
         return samples
-    return Subset(samples, [i * total // count for i in range(count)])  # type: ignore[arg-type]
+    bounds = [part * total // count for part in range(count + 1)]
+    places = torch.rand(count, generator=torch.Generator().manual_seed(0)).tolist()
+    chosen = [
+        low + int(place * (high - low)) for place, (low, high) in zip(places, pairwise(bounds), strict=True)
+    ]
+    return Subset(samples, chosen)  # type: ignore[arg-type]
 
 
 def rankme(features: Float[Tensor, "n f"]) -> float:

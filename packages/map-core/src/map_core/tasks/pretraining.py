@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective, Reconstruction, Terms
-from map_core.objectives.settings import Mix, Settings
+from map_core.objectives.settings import Mixer, Settings
 from map_core.paths import expanded
 from map_core.positions import resamples
 from map_core.randomness import Draw
 from map_core.tasks.classification import report_skipped, required_training_samples
-from map_core.tasks.domain import Domain, OpenedData, data_settings, input_of, refuse_other_samples
+from map_core.tasks.domain import Domain, OpenedData, data_settings, refuse_other_samples
+from map_core.tasks.evaluation import input_of
 from map_core.tasks.families import family_of
 from map_core.tasks.monitors import Monitor, open_monitor
 from map_core.tasks.weights import (
@@ -29,6 +30,7 @@ from map_core.tasks.weights import (
     weights_file,
 )
 from map_core.training import Task
+from map_core.training.processes import launched_processes
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import MapStyleDataset, exported_file
 
@@ -67,9 +69,11 @@ class PretrainTask(Task):
             load_decoder(domain, self.model, config.objective, config.init)
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
         samples = len(required_training_samples(self.data))
-        self.config = config = replace(config, training=config.training.fitted(samples))
+        self.mixer: Mixer | None = config.objective.mixer()
+        self.mixes_pairs = self.mixer is not None
+        training = config.training.fitted(samples, processes=launched_processes(), pairs=self.mixes_pairs)
+        self.config = config = replace(config, training=training)
         self.train_data = config.objective.training_samples(self.data, batch_size=config.training.batch_size)
-        self.mixer: Mix | None = config.objective.mixer()
         steps_per_epoch = len(self.train_data) // config.training.batch_size
         self.model.begin(config.training.epochs * steps_per_epoch)
         self.monitor: Monitor | None = open_monitor(domain, config, self.model, data)
@@ -154,6 +158,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     Raises:
         UserError: the run has no decoder (``pretraining.safetensors``) or no description of its model.
     """
+    weights_file(path)  # of a run that has finished
     decoder_file = decoder_beside(path)
     description, model = read_description(decoder_file), domain.models.described(path)
     if model is None or "objective" not in description:

@@ -258,7 +258,7 @@ def load_init(
     if any(faults.values()):
         raise UserError(
             f"{file} does not fit this model: {told_keys(faults)}; choose the model that was pretrained "
-            f"({_cure(family, converted)})"
+            f"({_cure(family, converted, file)})"
         )
     fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
     report = LoadReport(
@@ -318,10 +318,14 @@ def refuse_other_switches(
             )
 
 
-def _cure(family: Family | None, converted: Converted) -> str:
+def _cure(family: Family | None, converted: Converted, file: Path) -> str:
     """The settings that would make the model that a file fits."""
     if family is None:
-        return "--model.name and its sizes"
+        description = read_description(file)
+        if "name" not in description:
+            return "--model.name and its sizes"
+        settings = {"name": description["name"], **(description.get("arguments") or {})}
+        return " ".join(told_options(settings, "model."))
     return f"{family.name}: {' '.join(told_options(converted.model, 'model.'))}"
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from map_core.errors import UserError
-from map_core.ranges import check, require
+from map_core.ranges import check, refuse_without_effect, require
 
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
 Precision = Literal["fp32", "bf16"]
@@ -38,8 +38,8 @@ class TrainingConfig:
 
     Args:
         sample_budget: Train on about so many samples in all, whatever the size of the data: epochs follow from it, the
-            batch is at most all samples, the warmup is a twentieth of the epochs, and checkpoints and evaluations
-            come at most twenty times a run.
+            batch is at most all samples that micro-batches share evenly, the warmup is a twentieth of the epochs, and
+            checkpoints and evaluations come at most twenty times a run.
         epochs: Passes over the training data.
         batch_size: Samples per optimizer step, over all processes and accumulation steps together.
         accumulation_steps: Micro-batches that each process sums into one optimizer step.
@@ -124,11 +124,18 @@ class TrainingConfig:
         """The setting that the learning rate comes from."""
         return "base_lr" if self.lr is None else "lr"
 
-    def fitted(self, samples: int) -> "TrainingConfig":
-        """The same for so many training samples: a ``sample_budget`` becomes epochs and what follows from them."""
+    def fitted(self, samples: int, *, processes: int = 1, pairs: bool = False) -> "TrainingConfig":
+        """The same for so many training samples: a ``sample_budget`` becomes epochs and what follows from them.
+
+        Args:
+            samples: That there are to train on.
+            processes: Of the run; a batch of all samples leaves out those that they cannot share evenly.
+            pairs: Whether samples of a micro-batch are mixed in pairs, so that it must be even.
+        """
         if self.sample_budget is None:
             return self
-        whole = samples // self.accumulation_steps * self.accumulation_steps
+        parts = processes * self.accumulation_steps * (2 if pairs else 1)
+        whole = samples // parts * parts
         epochs = max(1, round(self.sample_budget / samples))
         every = math.ceil(epochs / PARTS_OF_A_BUDGET)
         return replace(
@@ -193,6 +200,8 @@ class TrainingConfig:
                 f"training.recompute_every {self.recompute_every} chooses blocks of activation_checkpointing, which is "
                 "off; set --training.activation_checkpointing true"
             )
+        if self.compile == "none":
+            refuse_without_effect("training", self, "compile_mode", because="training.compile none")
         if self.compile != "none" and self.compile_mode == "reduce-overhead" and self.accumulation_steps > 1:
             raise UserError(
                 f"training.compile_mode reduce-overhead reuses the memory of gradients: they cannot be summed over "

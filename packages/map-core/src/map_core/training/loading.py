@@ -8,9 +8,9 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, default_collate
-from tqdm import tqdm
 
 from map_core.errors import UserError
+from map_core.runs.progress import shown
 from map_core.training.sampling import Collate, Failure, KeyedDataset, RunPlan, RunSampler, SamplesInOrder
 from map_core.training.task import MapStyleDataset, Task
 from map_core.training.workers import LOOK_SECONDS, PATIENCE_SECONDS, Reading, begin_loading, watched
@@ -83,20 +83,20 @@ def batches_in_order(
     draw: int = 0,
     collate: Callable[[list[Any]], Any] = default_collate,
     progress: str | None = None,
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Iterator[Any]:
     """Yield batches of all samples (or some of them) in their order, on ``device``, for evaluation and the like.
 
     The randomness of a sample, where it has any, is keyed by (seed, draw, index).
 
     Args:
-        samples: Tuples, such as (inputs, label).
+        samples: By index: tuples, such as (input, label), or inputs alone.
         batch_size, workers: Of the loader.
         device: Where the batches go.
         shard: (i, n): take samples i, i + n, i + 2n, ...
         indices: Of the samples to take instead of a shard.
         seed, draw: Keys of the samples' randomness.
         collate: Makes a batch of samples.
-        progress: Title of a progress bar, None for none.
+        progress: Title of what shows how far it is, None for nothing.
 
     Raises:
         UserError: what the data set raises, in whichever process; a process that died or hangs.
@@ -113,8 +113,10 @@ def batches_in_order(
         sampler=SamplesInOrder(indices, draw),
     )
     count = -(-len(indices) // batch_size)
-    for batch in tqdm(batches, total=count, desc=progress, disable=progress is None, leave=False):
-        yield tuple(delivered(batch, device))
+    if progress is not None:
+        batches = shown(batches, total=count, title=progress, unit="batch")
+    for batch in batches:
+        yield delivered(batch, device)
 
 
 def loaded(

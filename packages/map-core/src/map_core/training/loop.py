@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from map_core.errors import visible
 from map_core.paths import expanded
 from map_core.randomness import derive_seed
+from map_core.runs import best
 from map_core.runs.account import STATE, read_state
 from map_core.runs.checkpoint import Checkpoints, write_json
 from map_core.runs.lock import RunLock
@@ -30,6 +31,7 @@ from map_core.training.processes import (
     build_accelerator,
     mean_over_processes,
     on_main_process,
+    share_buffers,
     signal_of_any_process,
 )
 from map_core.training.sampling import RunPlan, seed_everything, single_samples_told
@@ -65,9 +67,9 @@ def train(
     config.validate()
     check_trackers(config.trackers)
     refuse_other_data_sets(task.train_data)
-    config = config.fitted(len(task.train_data))
     out, resume = expanded(out), None if resume is None else str(resume)
     accelerator = build_accelerator(config)
+    config = config.fitted(len(task.train_data), processes=accelerator.num_processes, pairs=task.mixes_pairs)
     plan = RunPlan.of(
         config,
         len(task.train_data),
@@ -91,7 +93,9 @@ def train(
         state = TrainingState(task, config, accelerator)
         if checkpoint:
             state.load(checkpoint)
-            on_main_process(accelerator, lambda: rewind(out, checkpoints, saved))
+            saved["recorder"] = on_main_process(
+                accelerator, lambda: rewind(out, checkpoints, checkpoint, saved)
+            )
         on_main_process(accelerator, lambda: write_config(out, run_config or {"training": config}))
         recorder = Recorder(
             out,
@@ -107,7 +111,17 @@ def train(
             trackers=open_trackers(config, out, run_config) if accelerator.is_main_process else None,
         )
         run = Run(
-            task, config, plan, out, lock, settings, checkpoints, accelerator, state, recorder, interruption
+            task=task,
+            config=config,
+            plan=plan,
+            out=out,
+            lock=lock,
+            settings=settings,
+            checkpoints=checkpoints,
+            accelerator=accelerator,
+            state=state,
+            recorder=recorder,
+            interruption=interruption,
         )
         try:
             return run.from_step(saved["step"])
@@ -124,7 +138,7 @@ def open_trackers(config: TrainingConfig, out: Path, run_config: Any) -> Tracker
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A run whose parts are all set up."""
 
@@ -244,32 +258,35 @@ class Run:
         except BrokenOff:
             return
         self.recorder.write_evaluation(done, metrics)
-        if self.task.keep_best is not None and self.recorder.improved(self.task.keep_best):
-            self.export_best()
+        name = self.task.keep_best
+        if name is not None and self.recorder.improved(name, done):
+            self.export_best(done, name, metrics[name])
 
-    def export_best(self) -> None:
-        """Export the weights as the best so far."""
+    def export_best(self, done: int, name: str, value: float) -> None:
+        """Export the weights after ``done`` steps as the best so far, by the measure ``name``."""
         model = self.state.whole_weights()["raw"]
 
         def write() -> None:
             self.lock.check()
+            best.write_record(self.out, done, name, value)
             self.task.export(model, self.out, "best")
 
         on_main_process(self.accelerator, write)
 
     @torch.no_grad()
     def measure(self, done: int) -> dict[str, float]:
-        """Return the metrics of all sets of weights."""
+        """Return the metrics of all sets of weights: those of the main process, on all, as what follows from them."""
         metrics: dict[str, float] = {}
         for weights, model in self.state.weights().items():
             prefix = "ema_" if weights == "ema" else ""
+            share_buffers(self.accelerator, model)
             model.eval()
             seed_everything(derive_seed(self.plan.seed, "evaluate", done, self.plan.process))
             with self.accelerator.autocast():
                 found = self.task.evaluate(model, self.accelerator)
             metrics |= {prefix + name: float(value) for name, value in found.items()}
         self.state.model.train()
-        return metrics
+        return on_main_process(self.accelerator, lambda: metrics)
 
     def save(self, done: int) -> None:
         """Write the checkpoint of ``done`` steps."""

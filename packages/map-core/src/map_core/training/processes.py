@@ -10,21 +10,23 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
-from torch import Tensor
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from map_core.errors import UserError
 from map_core.training.config import TrainingConfig
 from map_core.training.workers import STOPPING_SIGNALS
 
 Result = TypeVar("Result")
+OTHER_ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
     """Start Accelerate on ``config.device``, alone or as one of the launcher's processes.
 
     Raises:
-        UserError: the device is not there, or FSDP is asked of one that Accelerate would not shard on.
+        UserError: the device is not there, FSDP is asked of one that Accelerate would not shard on, or another engine.
     """
     device = config.device
     if device == "cuda" and not torch.cuda.is_available():
@@ -36,13 +38,23 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
             f"training.device is {device}, but Accelerate was told to use the CPU (ACCELERATE_USE_CPU, or accelerate "
             "launch --cpu); drop one of them"
         )
+    for variable, engine in OTHER_ENGINES.items():
+        if parse_flag_from_env(variable):
+            raise UserError(
+                f"{engine} is not supported ({variable} is {os.environ[variable]}); launch with DDP, or with FSDP and "
+                "--fsdp_version 2"
+            )
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or (device == "auto" and not has_gpu)
     # A process may train several times, one run after the other, with other settings each time.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     GradientState._reset_state()
     accelerator = Accelerator(
-        cpu=cpu, mixed_precision="bf16" if config.precision == "bf16" else "no", rng_types=[]
+        cpu=cpu,
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        rng_types=[],
+        # the loop sums micro-batches; without this a launcher's setting would divide gradients a second time
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
         raise UserError(
@@ -62,17 +74,22 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
     """Run ``function`` on the main process and return its result, or raise its :class:`UserError`, on all."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function()
-        except UserError as error:
-            outcome[1] = str(error)
-    if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]
+    return Peers(accelerator.process_index, accelerator.num_processes).agree(function)
+
+
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give all processes the main one's floating-point buffers, such as batch normalisation's statistics.
+
+    Each process follows its own samples, and DDP brings them together only before a step's forward pass, FSDP never.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point() and not isinstance(buffer, DTensor):  # FSDP shards parameters alone
+            shared = buffer.contiguous()
+            torch.distributed.broadcast(shared, src=0)
+            if shared is not buffer:
+                buffer.copy_(shared)
 
 
 def sum_over_processes(accelerator: Accelerator, totals: Tensor) -> Tensor:
@@ -112,15 +129,21 @@ class Peers:
     count: int = 1
 
     def agree(self, function: Callable[[], Result]) -> Result:
-        """Run ``function`` on the first process and return its result, or raise its :class:`UserError`, on all."""
+        """Run ``function`` on the first process and return its result, or raise its :class:`UserError`, on all.
+
+        The first process raises the error itself, with its type, cause and traceback; the others what it says.
+        """
         outcome: list[Any] = [None, None]
+        raised: UserError | None = None
         if self.rank == 0:
             try:
                 outcome[0] = function()
             except UserError as error:
-                outcome[1] = str(error)
+                raised, outcome[1] = error, str(error)
         if self.count > 1:
             torch.distributed.broadcast_object_list(outcome)
+        if raised is not None:
+            raise raised
         if outcome[1] is not None:
             raise UserError(outcome[1])
         return outcome[0]
@@ -131,13 +154,18 @@ class Peers:
             torch.distributed.barrier()
 
 
+def launched_processes() -> int:
+    """How many processes the launcher started, as it says before they have joined; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_peers() -> Peers:
     """Join the processes that a launcher such as torchrun started, if one did; each takes a GPU, if there are any.
 
     They exchange words, not tensors: gloo serves on every machine. The launcher stops them all where one fails, so
     that they wait for one another however long one reads.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if launched_processes() == 1:
         return Peers()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

@@ -10,7 +10,9 @@ from map_core.runs.summary import to_plain
 from map_core.training.config import TrainingConfig
 from map_core.training.sampling import RunPlan
 
-FREE_TO_CHANGE = {  # what a resumed run may set otherwise without becoming another run
+# What a resumed run may set otherwise without becoming another run. accumulation_steps changes micro-batches, on which
+# batch normalisation, mixed pairs and contrastive learning depend, as another number of processes does.
+FREE_TO_CHANGE = {
     "accumulation_steps", "activation_checkpointing", "recompute_every", "compile", "compile_mode", "workers",
     "checkpoint_steps", "checkpoint_epochs", "keep_checkpoints", "evaluate_epochs", "log_steps", "device",
     "max_steps", "progress", "tensorboard", "trackers",

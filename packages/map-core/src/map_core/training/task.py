@@ -62,6 +62,7 @@ class Task(abc.ABC):
     train_data: MapStyleDataset
     collate: Callable[[list[Any]], Any] | None = None
     keep_best: str | None = None  # the measure by which the best weights so far are exported, as 'best'
+    mixes_pairs: bool = False  # whether the loss pairs the samples of a micro-batch, which must then be even
 
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:

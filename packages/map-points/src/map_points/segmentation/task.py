@@ -1,7 +1,7 @@
 """Part segmentation, as a task of the training engine."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from map_core.tasks.trained_models import load_whole
 from map_core.tasks.weights import read_description, read_settings, read_weights, save_weights, start_of
 from map_core.training import Task, TrainingConfig
 from map_core.training.loading import batches_in_order
-from map_core.training.processes import sum_over_processes
+from map_core.training.processes import launched_processes, sum_over_processes
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import exported_file
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
@@ -164,10 +164,11 @@ class SegmentTask(Task):
     collate: Callable[[list[Any]], Any] | None = staticmethod(collate_clouds)
 
     def __init__(self, config: SegmentConfig, data: PartData | None = None) -> None:
-        self.config = config
         torch.manual_seed(config.training.seed)
         self.data = data or load_part_data(config.data)
         self.train_data = self.data.train
+        training = config.training.fitted(len(self.train_data), processes=launched_processes())
+        self.config = config = replace(config, training=training)
         num_parts = 1 + max(max(own) for own in self.data.parts)
         model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)
         recompute_activations(model.backbone, config.training)

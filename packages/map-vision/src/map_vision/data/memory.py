@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.runs.progress import shown
 from map_core.training.sampling import Shuffled
 
 from .decoding import UnreadableImageError, unreadable
@@ -69,7 +70,7 @@ def cache_images(
     pixels = bytearray()
     start = torch.zeros(len(source), dtype=torch.int64)
     shape = torch.zeros(len(source), 2, dtype=torch.int64)
-    for index in indices.tolist():
+    for index in shown(indices.tolist(), total=len(indices), title="reading into memory", unit="image"):
         try:
             image = source.image(index, mode)
             assert isinstance(image, Image.Image)  # stored values are not cached, see load_image_data

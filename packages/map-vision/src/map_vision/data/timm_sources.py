@@ -55,7 +55,7 @@ class TimmImages(ImageSource):
 
 @dataclass(frozen=True)
 class StreamedImages(ImageSource):
-    """A data set that can only be read in order, read once into memory as encoded by Pillow."""
+    """A data set that can only be read in order, read once into memory as decoded pictures."""
 
     images: tuple[Image.Image, ...]
     title: str

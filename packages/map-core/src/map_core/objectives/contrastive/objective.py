@@ -17,7 +17,7 @@ from map_core.objectives.contrastive.keys import Queue, of_all_processes, this_p
 from map_core.objectives.contrastive.projection import direction, normalized_mlp, plain_projector
 from map_core.objectives.settings import Method, ObjectiveSettings
 from map_core.randomness import Draw
-from map_core.ranges import check
+from map_core.ranges import check, refuse_without_effect
 
 Version = Literal["v2", "v3"]
 
@@ -220,7 +220,7 @@ class ContrastiveConfig(ObjectiveSettings):
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise UserError(f"objective.momentum must lie in [0, 1]; got {self.momentum}")
         if self.version != "v2":
-            self.refuse_without_effect("queue", because=f"objective.version {self.version}")
+            refuse_without_effect("objective", self, "queue", because=f"objective.version {self.version}")
 
     def build(self, backbone: Any) -> Contrastive:
         of_version: dict[str, Any] = (
