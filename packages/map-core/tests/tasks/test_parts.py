@@ -70,10 +70,10 @@ def launched(processes, arguments):
 
 
 def result(out):
-    """What a command wrote, without what its time and its memory depend on."""
+    """What a command wrote, without what depends on its time, memory and threads."""
     if out.suffix == ".npz":
         score = json.loads(out.with_suffix(".json").read_text())
-        del score["peak_memory_bytes"]
+        del score["peak_memory_bytes"], score["device"]  # which says how many threads there were
         return {name: value.tolist() for name, value in np.load(out).items()}, score
     if out.suffix == ".csv":
         return out.read_bytes()

@@ -34,26 +34,29 @@ def config_data_root(config: Any) -> str:
     return str(root)
 
 
-def with_data_root(dataloader: Any, config: Any) -> Any:
+def with_data_root(dataloader: Any, config: Any, *, complete: bool = True) -> Any:
     """Copy a data loader's settings with ``data_root`` filled into every data set that has none; keep a built one.
 
     Raises:
-        UserError: it is needed and is not set, or no directory, or lacks a part of the data set.
+        UserError: it is needed and is not set, or no directory, or lacks a part of the data set although it is to be
+            ``complete``.
     """
     if not isinstance(dataloader, Mapping):
         return dataloader
-    return {**dataloader, "dataset": _with_data_root(dataloader["dataset"], config)}
+    return {**dataloader, "dataset": _with_data_root(dataloader["dataset"], config, complete)}
 
 
-def _with_data_root(dataset: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
+def _with_data_root(dataset: Mapping[str, Any], config: Any, complete: bool) -> Mapping[str, Any]:
     if "dataset" in dataset:  # a wrapper: RepeatDataset, ClassBalancedDataset, ...
-        return {**dataset, "dataset": _with_data_root(dataset["dataset"], config)}
+        return {**dataset, "dataset": _with_data_root(dataset["dataset"], config, complete)}
     if "datasets" in dataset:  # ConcatDataset
-        return {**dataset, "datasets": [_with_data_root(part, config) for part in dataset["datasets"]]}
+        parts = [_with_data_root(part, config, complete) for part in dataset["datasets"]]
+        return {**dataset, "datasets": parts}
     if dataset.get("data_root"):
         return dataset
     root = config_data_root(config)
-    _check_parts(dataset, root)
+    if complete:
+        _check_parts(dataset, root)
     return {**dataset, "data_root": root}
 
 
@@ -91,7 +94,8 @@ def with_data_root_everywhere(config: Any) -> Any:
     """
     for split in ("train", "val", "test"):
         if config.get(f"{split}_dataloader"):
-            config[f"{split}_dataloader"] = with_data_root(config[f"{split}_dataloader"], config)
+            loader = with_data_root(config[f"{split}_dataloader"], config, complete=False)
+            config[f"{split}_dataloader"] = loader
         if config.get(f"{split}_evaluator"):
             config[f"{split}_evaluator"] = with_annotation_paths(config[f"{split}_evaluator"], config)
     return config

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any
 
 import timm
@@ -110,18 +111,16 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 
 
-def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Check what a model's name is called with, as far as it is settings of :class:`ModelConfig`.
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check numbers that a model's name is called with; what more a model asks of them is its own to say.
 
     Raises:
-        UserError: a value that no model can have.
+        UserError: a number below 1 of what there must be one of.
     """
-    settings: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value  # config.json has lists
-        for key, value in arguments.items()
-        if key in {field.name for field in fields(ModelConfig)}
+    numbers = {
+        key: value for key, value in arguments.items() if key in AT_LEAST_ONE and isinstance(value, int)
     }
-    ModelConfig(name, **settings).check_ranges()
+    check("model", SimpleNamespace(**numbers), at_least_one=tuple(numbers))
 
 
 def input_size(config: ModelConfig) -> tuple[int, int, int]:

@@ -206,7 +206,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         from map_vision.factory import check_arguments
         from map_vision.weights import pretrained_state
 
-        check_arguments(name, kwargs)
+        check_arguments(kwargs)
         if pretrained:
             require_source(name, kwargs)
             refuse_other_meaning(name, kwargs)
