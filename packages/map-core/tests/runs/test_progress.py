@@ -21,6 +21,15 @@ def test_a_terminal_sees_a_bar_that_leaves_nothing(monkeypatch: pytest.MonkeyPat
     assert terminal.getvalue().rpartition("\r")[0].endswith(" ")
 
 
+def test_other_processes_show_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setenv("RANK", "1")
+    assert list(shown("ab", total=2, title="reading", unit="image")) == ["a", "b"]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_log_gets_a_line_now_and_then_and_nothing_of_what_is_quick(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,12 +7,14 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from map_core.runs.notes import is_main_process
+
 SECONDS_BETWEEN_LINES = 30.0
 T = TypeVar("T")
 
 
 def shown(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[T]:
-    """Yield ``items``, with a bar on a terminal and a line now and then elsewhere, both on stderr.
+    """Yield ``items``, with a bar on a terminal and a line now and then elsewhere, both on the main process's stderr.
 
     Args:
         items: What is waited for.
@@ -20,6 +22,9 @@ def shown(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[
         title: What is done with them.
         unit: What one of them is.
     """
+    if not is_main_process():
+        yield from items
+        return
     lines, last = not sys.stderr.isatty(), time.monotonic()
     with tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, disable=lines, leave=False) as bar:
         for done, item in enumerate(items, start=1):

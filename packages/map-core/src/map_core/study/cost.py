@@ -14,13 +14,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_core.errors import RunStopped
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
+from map_core.runs.progress import shown
 from map_core.study.definition import Arm, Settings, Study
 from map_core.study.measures import Cost, added_measures, load_measure
 from map_core.study.place import as_option
@@ -224,8 +224,8 @@ def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence
         kinds.setdefault((run.arm, stage, run.labels), []).append(run)
     lines = ["arm                  stage         labels  runs  left    samples      GFLOP    hours"]
     total = 0.0
-    bar = tqdm(kinds.items(), desc="timing", unit="kind of run", leave=False, disable=None)
-    for number, ((arm, stage, labels), runs) in enumerate(bar):
+    progress = shown(kinds.items(), total=len(kinds), title="timing", unit="kind of run")
+    for number, ((arm, stage, labels), runs) in enumerate(progress):
         if stage == "knn":
             continue
         left = [run for run in runs if run.key not in finished]

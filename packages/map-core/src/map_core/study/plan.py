@@ -120,7 +120,7 @@ def _trials(
 ) -> Iterator[PlannedRun]:
     """One run a learning rate on the training split without its held-out part; a best rate at an edge adds one.
 
-    So does one at the edge that is as good as another within: the lower one is tried first.
+    So does an edge that is as good as a rate within, the lower edge first.
     """
     seed = study.seeds[0]
     start = f"{arm.name}/seed{seed}/pretrain" if arm.pretrain is not None else None
