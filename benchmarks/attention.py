@@ -1,10 +1,10 @@
-"""Attention of narrow heads beside PyTorch's, under a mask of rows and under none: ``python benchmarks/attention.py``.
+"""Attention with narrow heads against PyTorch's, with a mask of rows and without: ``python benchmarks/attention.py``.
 
     taskset -c 0 python benchmarks/attention.py --out runs/attention.json
-    taskset -c 0 python benchmarks/attention.py --precision bf16    # as mixed precision hands them over
+    taskset -c 0 python benchmarks/attention.py --precision bf16    # as in mixed precision
 
-Both take queries, keys and values as a projection leaves them, one thread; they are timed by turns and the
-ratio is the median of those of the rounds. The mask is the objective's (``map``, 14 regions), which hides half.
+Both read queries, keys and values in the layout of a projection, on one thread. They are timed alternately, and the
+ratio is the median of the ratios of all rounds. The mask is the objective's (``map``, 14 regions), which hides half.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import Tensor
 from map_core.ops import attention
 from map_core.regions import region_attention_mask
 
-SIZES = [  # sequences, heads, tokens, numbers in a head
+SIZES = [  # sequences, heads, tokens, head dimension
     (128, 4, 32, 32),
     (64, 4, 64, 16),
     (8, 12, 98, 16),
@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [
-        measured(size, arguments.precision, masked=masked, training=training, rounds=arguments.rounds)
+        measure_row(size, arguments.precision, masked=masked, training=training, rounds=arguments.rounds)
         for size in SIZES
         for masked in (False, True)
         for training in (False, True)
@@ -56,7 +56,7 @@ def main() -> None:
     save_results(arguments.out, rows)
 
 
-def measured(
+def measure_row(
     size: tuple[int, int, int, int], precision: str, *, masked: bool, training: bool, rounds: int
 ) -> dict[str, Any]:
     """The row of one size: milliseconds of both and their ratio."""
@@ -72,10 +72,10 @@ def measured(
         y = attention(q, k, v, mask, backend)
         return torch.autograd.grad(y, (q, k, v), grad)[0] if training else y
 
-    near = {"rtol": 1e-3, "atol": 1e-4} if precision == "fp32" else {"rtol": 0.1, "atol": 0.02}
-    torch.testing.assert_close(run("native"), run("torch"), **near)
-    took = [[seconds(lambda name=name: run(name)) for name in ("torch", "native")] for _ in range(rounds)]
-    theirs, ours = (1000 * statistics.median(column) for column in zip(*took, strict=True))
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision == "fp32" else {"rtol": 0.1, "atol": 0.02}
+    torch.testing.assert_close(run("native"), run("torch"), **tolerance)
+    times = [[seconds(lambda name=name: run(name)) for name in ("torch", "native")] for _ in range(rounds)]
+    theirs, ours = (1000 * statistics.median(column) for column in zip(*times, strict=True))
     row = {
         "sequences x heads": f"{batch} x {heads}",
         "tokens": tokens,
@@ -85,14 +85,14 @@ def measured(
         "pass": "both" if training else "forward",
         "PyTorch, ms": round(theirs, 2),
         "native, ms": round(ours, 2),
-        "ratio": round(statistics.median(a / b for a, b in took), 2),
+        "ratio": round(statistics.median(a / b for a, b in times), 2),
     }
     print(row, flush=True)
     return row
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long one call takes."""
+    """Duration of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

@@ -1,10 +1,11 @@
-"""Every depthwise causal convolution that serves here, checked and timed: ``python benchmarks/conv.py``.
+"""Check and time every depthwise causal convolution available on this machine: ``python benchmarks/conv.py``.
 
     python benchmarks/conv.py --shape 8x98x384 --dtype float32           # batch, tokens, channels
     python benchmarks/conv.py --device cuda --dtype bfloat16              # the shapes of docs/performance.md
 
-Width 4, bias and SiLU, as a Mamba block calls it; x is half of a projection, so its rows lie apart. Times of a GPU are
-its own (events, the cache emptied before each), without the launch; forward + backward is one gradient of all inputs.
+Width 4, bias and SiLU, as in a Mamba block; x is half of a projection, so its rows are not contiguous. GPU times are
+device times (events, the cache flushed before each), without the launch; forward + backward computes the gradients of
+all inputs.
 """
 
 import argparse
@@ -26,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}  # of the norm
 
 
 def arguments(batch: int, length: int, channels: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs whose gradients are asked for."""
+    """Inputs that require gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -56,8 +57,8 @@ def milliseconds(call: Callable[[], object], device: str, budget: float) -> floa
     return do_bench(call, rep=int(1e3 * budget), return_mode="median")
 
 
-def off(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """The largest difference of an output or gradient, over its norm."""
+def relative_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest error of the output or a gradient, relative to its norm."""
     pairs = zip(actual, expected, strict=True)
     return max(float((a.float() - b.float()).detach().norm() / b.float().detach().norm()) for a, b in pairs)
 
@@ -66,7 +67,7 @@ def main() -> None:
     """Print a row for each implementation and shape.
 
     Raises:
-        SystemExit: one is wrong.
+        SystemExit: an implementation is wrong.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,25 +82,25 @@ def main() -> None:
     print("| shape | implementation | off by | forward, ms | forward + backward, ms |\n" + "|---" * 5 + "|")
     for shape in options.shape:
         values = arguments(*map(int, shape.split("x")), options.device, dtype)
-        leaves, wide = list(values.values()), {name: x.float() for name, x in values.items()}
+        leaves, float32_values = list(values.values()), {name: x.float() for name, x in values.items()}
         grad = torch.ones_like(values["x"])
-        wanted = Request(options.device, dtype, TAPS)
+        request = Request(options.device, dtype, TAPS)
         expected = both(
-            partial(depthwise_causal_conv1d, **wide, activation="silu", backend="reference"),
+            partial(depthwise_causal_conv1d, **float32_values, activation="silu", backend="reference"),
             leaves,
             grad.float(),
         )
         for status in REGISTRY.statuses():
-            if not status.available or REGISTRY[status.name].unfit(wanted) is not None:
+            if not status.available or REGISTRY[status.name].unfit(request) is not None:
                 continue
             call = partial(depthwise_causal_conv1d, **values, activation="silu", backend=status.name)
-            error = off(both(call, leaves, grad), expected)
+            error = relative_error(both(call, leaves, grad), expected)
             if not error <= TOLERANCE[dtype]:
                 raise SystemExit(f"{status.name} is off by {error:.1e} of the norm at {shape}")
             with torch.no_grad():
-                forward = milliseconds(call, options.device, options.budget)
-            whole = milliseconds(partial(both, call, leaves, grad), options.device, options.budget)
-            print(f"| {shape} | {status.name} | {error:.1e} | {forward:.3f} | {whole:.3f} |", flush=True)
+                forward_ms = milliseconds(call, options.device, options.budget)
+            both_ms = milliseconds(partial(both, call, leaves, grad), options.device, options.budget)
+            print(f"| {shape} | {status.name} | {error:.1e} | {forward_ms:.3f} | {both_ms:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

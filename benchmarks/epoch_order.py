@@ -18,7 +18,7 @@ MEGABYTE = 2**20
 
 
 def main() -> None:
-    """Measure each size in a process of its own, as memory is the process's peak."""
+    """Measure each size in a separate process, as memory is the process's peak."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--samples", type=int, nargs="+", default=[1_281_167, 14_200_000], help="of data sets"
@@ -30,18 +30,18 @@ def main() -> None:
     rows = []
     for _, samples in itertools.product(range(arguments.rounds), arguments.samples):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(measured, (samples, arguments.batch)))
+            rows.append(pool.apply(measure, (samples, arguments.batch)))
         print(rows[-1], flush=True)
     save_results(arguments.out, rows)
 
 
-def measured(samples: int, batch: int) -> dict[str, Any]:
-    """Begin an epoch, and go on for 100 steps."""
+def measure(samples: int, batch: int) -> dict[str, Any]:
+    """Start an epoch and draw 100 more batches."""
     plan = RunPlan.of(TrainingConfig(batch_size=batch), samples, 1, 0)
     before, start = peak_memory_bytes(torch.device("cpu")), time.perf_counter()
     batches = iter(RunSampler(plan, 0, plan.steps_per_epoch))
     next(batches)
-    first, grown = time.perf_counter() - start, peak_memory_bytes(torch.device("cpu")) - before
+    first, growth = time.perf_counter() - start, peak_memory_bytes(torch.device("cpu")) - before
     start, steps = time.perf_counter(), min(100, plan.steps_per_epoch - 1)
     for _ in itertools.islice(batches, steps):
         pass
@@ -49,7 +49,7 @@ def measured(samples: int, batch: int) -> dict[str, Any]:
     return {
         "samples": samples,
         "seconds_to_the_first_batch": round(first, 4),
-        "megabytes": round(grown / MEGABYTE, 1),
+        "megabytes": round(growth / MEGABYTE, 1),
         "milliseconds_a_further_batch": round(1000 * step, 3),
         "batch": batch,
     }

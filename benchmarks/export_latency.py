@@ -1,10 +1,10 @@
-"""How long exported programs take on one core beside PyTorch, and what int8 weights make of them.
+"""Latency of exported programs on one core against PyTorch, and the effect of int8 weights.
 
     python benchmarks/export_latency.py --write    # ONNX files of random weights into build/export, some minutes
     python benchmarks/export_latency.py            # time them; docs/lab/export_latency.json
 
 PyTorch runs the model as `map-vision predict` does, with this project's kernels. int8 is ONNX Runtime's dynamic
-quantisation of the weights of matrix products. Every time is the median of at least three passes after one.
+quantisation of the weights of matrix products. Every time is the median of at least three passes after a warm-up pass.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MODELS: dict[str, Domain] = {
     "hybridnet3d_nano": map_points.domain.DOMAIN,
 }
 BATCHES = 1, 32
-ENOUGH = 2.0  # seconds of passes
+MIN_SECONDS = 2.0  # seconds of passes
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -48,31 +48,31 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def write(name: str) -> None:
-    """The model as ONNX files, in float32 and with int8 weights."""
+    """Write the model as ONNX files, in float32 and with int8 weights."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model, example = build(name)
     file, domain = FILES / f"{name}.onnx", MODELS[name]
     export_model(model, example, file, format="onnx", free=domain.size_axes if domain.any_size else None)
-    quantize_dynamic(file, int8_of(file), weight_type=QuantType.QInt8)
+    quantize_dynamic(file, int8_path(file), weight_type=QuantType.QInt8)
 
 
-def int8_of(file: Path) -> Path:
+def int8_path(file: Path) -> Path:
     return file.with_suffix(".int8.onnx")
 
 
-def session_of(file: Path | bytes) -> onnxruntime.InferenceSession:
-    """A model, by its file or its bytes, on one thread."""
+def open_session(file: Path | bytes) -> onnxruntime.InferenceSession:
+    """Open a model from a file or from bytes, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
-def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    """What the first pass gives, and the median milliseconds of those after it."""
+def time_call(run: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of the first pass, and the median milliseconds of the passes after it."""
     result = run()
     seconds: list[float] = []
-    while len(seconds) < 3 or (sum(seconds) < ENOUGH and len(seconds) < 100):
+    while len(seconds) < 3 or (sum(seconds) < MIN_SECONDS and len(seconds) < 100):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
@@ -83,23 +83,23 @@ def row(name: str, batch: int) -> dict[str, Any]:
     """Times of a batch, and how far int8 is from float32 in units of the results' spread."""
     model, example = build(name)
     file = FILES / f"{name}.onnx"
-    exact, small = session_of(file), session_of(int8_of(file))
+    float32_session, int8_session = open_session(file), open_session(int8_path(file))
     inputs = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(1))
     feed = {"inputs": inputs.numpy()}
     with torch.inference_mode():
-        wanted, eager = timed(lambda: model(inputs).numpy())
-    (results,), onnx = timed(lambda: exact.run(None, feed))
-    (rounded,), int8 = timed(lambda: small.run(None, feed))
+        expected, eager_ms = time_call(lambda: model(inputs).numpy())
+    (results,), onnx_ms = time_call(lambda: float32_session.run(None, feed))
+    (int8_results,), int8_ms = time_call(lambda: int8_session.run(None, feed))
     return {
         "model": name,
         "batch": batch,
-        "PyTorch ms": eager,
-        "ONNX Runtime ms": onnx,
-        "int8 ms": int8,
-        "largest difference": float(f"{np.abs(results - wanted).max():.1e}"),
-        "int8 error": round(float((rounded - wanted).std() / wanted.std()), 4),
+        "PyTorch ms": eager_ms,
+        "ONNX Runtime ms": onnx_ms,
+        "int8 ms": int8_ms,
+        "largest difference": float(f"{np.abs(results - expected).max():.1e}"),
+        "int8 error": round(float((int8_results - expected).std() / expected.std()), 4),
         "MB": round(file.stat().st_size / 1e6, 1),
-        "int8 MB": round(int8_of(file).stat().st_size / 1e6, 1),
+        "int8 MB": round(int8_path(file).stat().st_size / 1e6, 1),
     }
 
 

@@ -1,6 +1,6 @@
-"""Start-up and reading of a folder of images against its shards: ``python benchmarks/folder_or_shards.py FOLDER``.
+"""Compare start-up and reading of an image folder with its shards: ``python benchmarks/folder_or_shards.py FOLDER``.
 
-Files are in the system's cache, so that the program is measured, not the disk. Rounds alternate.
+Files are in the system's cache, so that the program is measured, not the disk. Rounds alternate between the two.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as place:
-        shards, start = Path(place) / "shards", time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        shards, start = Path(folder) / "shards", time.perf_counter()
         splits = files_by_split(DataConfig(root=str(arguments.folder)))
         write_shards(splits, shards, size=parse_size(arguments.size, "size"))
         count, seconds = sum(len(files.names) for files in splits.values()), time.perf_counter() - start
@@ -37,26 +37,26 @@ def main() -> None:
         print(rows[-1], flush=True)
         for _ in range(arguments.rounds):
             for name, root in (("folder", arguments.folder), ("shards", shards)):
-                rows.append({"what": name} | measured(root, arguments.images))
+                rows.append({"what": name} | measure(root, arguments.images))
                 print(rows[-1], flush=True)
     save_results(arguments.out, rows)
 
 
-def measured(root: Path, images: int) -> dict[str, Any]:
-    """Time the start, and one thread that reads images in a random order."""
+def measure(root: Path, images: int) -> dict[str, Any]:
+    """Time the start, and reading images in random order in one thread."""
     start = time.perf_counter()
     data = load_image_data(DataConfig(root=str(root)), img_size=(32, 32), in_chans=3, purpose="pretrain")
-    opened = time.perf_counter() - start
+    start_seconds = time.perf_counter() - start
     samples = data.train
     assert isinstance(samples, ImageSamples)
-    numbers = np.random.default_rng(0).permutation(len(samples))[:images].tolist()
+    indices = np.random.default_rng(0).permutation(len(samples))[:images].tolist()
     start = time.perf_counter()
-    for number in numbers:
-        samples.image(number)
+    for index in indices:
+        samples.image(index)
     return {
         "images": len(samples),
-        "start_seconds": round(opened, 3),
-        "decoded_images_per_second": round(len(numbers) / (time.perf_counter() - start)),
+        "start_seconds": round(start_seconds, 3),
+        "decoded_images_per_second": round(len(indices) / (time.perf_counter() - start)),
     }
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What one GPU says about this project, in at most 8 minutes: run it in a checkout on a machine with a CUDA GPU, torch
-# 2.10 to 2.12 and no network. Every part has its own time limit, and runs whatever became of the others.
+# Check and measure this project on one GPU, in at most 8 minutes: run it in a checkout on a machine with a CUDA GPU,
+# torch 2.10 to 2.12 and no network. Every part has its own time limit, and runs whether or not the others failed.
 #
 #   benchmarks/gpu_check.sh                    all parts; results in $OUT (runs/gpu_check): results.json, results.md
 #   benchmarks/gpu_check.sh cases scans        some of them
-#   WHEELS=folder benchmarks/gpu_check.sh      install the wheels in a folder first, beside what the machine has
-#   DATA=CIFAR10 benchmarks/gpu_check.sh arm   the arm of the study on real images instead of drawn ones
+#   WHEELS=folder benchmarks/gpu_check.sh      first install the wheels of a folder, on top of the machine's packages
+#   DATA=CIFAR10 benchmarks/gpu_check.sh arm   the arm of the study on real images instead of synthetic ones
 #   QUICK=1 benchmarks/gpu_check.sh            tiny sizes, to try the script itself on a CPU
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)

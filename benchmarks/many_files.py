@@ -1,6 +1,6 @@
 """How long a folder of many files takes to open, before anything is read: ``python benchmarks/many_files.py``.
 
-The files are links to one picture a folder, made below ``--place`` and removed afterwards.
+The files are hard links to one picture per folder, made below ``--place`` and removed afterwards.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     rows = []
     try:
         for _ in range(arguments.rounds):
-            rows.append(measured(arguments.place))
+            rows.append(measure(arguments.place))
             print(rows[-1], flush=True)
     finally:
         if not arguments.keep:
@@ -47,29 +47,29 @@ def main() -> None:
 
 
 def make(root: Path, folders: int, files: int) -> None:
-    """Folders as ImageNet has them."""
+    """Make folders in ImageNet's layout."""
     for number in range(folders):
         folder = root / f"n{number:08}"
         folder.mkdir(parents=True)
         first = folder / f"{folder.name}_00000.JPEG"
         Image.new("RGB", (8, 8)).save(first, "JPEG")
-        for place in range(1, files):
-            os.link(first, folder / f"{folder.name}_{place:05}.JPEG")
+        for index in range(1, files):
+            os.link(first, folder / f"{folder.name}_{index:05}.JPEG")
 
 
-def measured(root: Path) -> dict[str, Any]:
-    """Time the listing alone, then all that happens before the first image."""
+def measure(root: Path) -> dict[str, Any]:
+    """Time the listing alone, then everything that happens before the first image."""
     before, start = peak_memory_bytes(torch.device("cpu")), time.perf_counter()
     files = len(list_folder(root).images)
-    listed, start = time.perf_counter() - start, time.perf_counter()
+    listing_seconds, start = time.perf_counter() - start, time.perf_counter()
     config = DataConfig(source="folder", root=str(root))
     data = load_image_data(config, img_size=(224, 224), in_chans=3, purpose="pretrain")
-    opened = time.perf_counter() - start
+    opening_seconds = time.perf_counter() - start
     assert len(data.train) == files
     return {
         "files": files,
-        "listing_seconds": round(listed, 2),
-        "opening_seconds": round(opened, 2),
+        "listing_seconds": round(listing_seconds, 2),
+        "opening_seconds": round(opening_seconds, 2),
         "megabytes": round((peak_memory_bytes(torch.device("cpu")) - before) / MEGABYTE),
     }
 

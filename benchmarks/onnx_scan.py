@@ -1,9 +1,9 @@
-"""Two ways in which ONNX can say a selective scan, on one core: the loop that exports write, and LinearAttention.
+"""Two ways to express a selective scan in ONNX, on one core: the loop that exports write, and LinearAttention.
 
     python benchmarks/onnx_scan.py            # docs/lab/onnx_scan.json
 
-LinearAttention (opset 27; ONNX Runtime has it as com.microsoft) has a decay for each head and key. With a head for
-each channel, its states as keys and a value of one number, that is the scan of ``reference_scan``.
+LinearAttention (opset 27; ONNX Runtime has it as com.microsoft) has a decay for each head and key. With one head per
+channel, the states as keys and values of size 1, that is the scan of ``reference_scan``.
 """
 
 import functools
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from export_latency import session_of, timed
+from export_latency import open_session, time_call
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -37,17 +37,17 @@ class Scan(nn.Module):
         return selective_scan(u, delta, self.A, B, C)
 
 
-def loop(A: Tensor, inputs: list[Tensor]) -> bytes:
-    """The model that the exporter writes."""
+def loop_model(A: Tensor, inputs: list[Tensor]) -> bytes:
+    """The scan as the exporter writes it, a loop."""
     with torch.no_grad(), for_export(), quietly():
         program = torch.export.export(Scan(A), tuple(inputs))
-        written = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=NAMES)
-    assert written is not None
-    return written.model_proto.SerializeToString()
+        onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=NAMES)
+    assert onnx_program is not None
+    return onnx_program.model_proto.SerializeToString()
 
 
-def linear_attention(A: Tensor, inputs: list[Tensor]) -> bytes:
-    """The same by one operator, whose keys and queries are repeated for every channel."""
+def linear_attention_model(A: Tensor, inputs: list[Tensor]) -> bytes:
+    """The same scan as one operator, with keys and queries repeated for every channel."""
     heads = {"q_num_heads": CHANNELS, "kv_num_heads": CHANNELS, "update_rule": "gated", "scale": 1.0}
     nodes = [
         helper.make_node("Unsqueeze", ["delta", "last"], ["steps"]),
@@ -81,7 +81,7 @@ def linear_attention(A: Tensor, inputs: list[Tensor]) -> bytes:
 
 
 def row(batch: int) -> dict[str, float]:
-    """Milliseconds of each, which must give the same, and of this project's kernel."""
+    """Milliseconds of each, after checking that they agree, and of this project's kernel."""
     torch.manual_seed(0)
     A = -4 * torch.rand(CHANNELS, STATES)
     widths = (CHANNELS, CHANNELS, STATES, STATES)
@@ -89,12 +89,12 @@ def row(batch: int) -> dict[str, float]:
     inputs[1] = 0.3 * torch.rand_like(inputs[1])
     feed = {name: x.numpy() for name, x in zip(NAMES, inputs, strict=True)}
     with torch.inference_mode():
-        wanted, kernel = timed(lambda: selective_scan(inputs[0], inputs[1], A, *inputs[2:]).numpy())
-    times = {"batch": batch, "PyTorch, native kernel ms": kernel}
-    for name, make in {"Scan ms": loop, "LinearAttention ms": linear_attention}.items():
-        session = session_of(make(A, inputs))
-        (result, *_), times[name] = timed(functools.partial(session.run, None, feed))
-        np.testing.assert_allclose(result, wanted, rtol=1e-3, atol=1e-4)
+        expected, kernel_ms = time_call(lambda: selective_scan(inputs[0], inputs[1], A, *inputs[2:]).numpy())
+    times = {"batch": batch, "PyTorch, native kernel ms": kernel_ms}
+    for name, make_model in {"Scan ms": loop_model, "LinearAttention ms": linear_attention_model}.items():
+        session = open_session(make_model(A, inputs))
+        (result, *_), times[name] = time_call(functools.partial(session.run, None, feed))
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
     return times
 
 

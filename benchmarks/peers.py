@@ -1,13 +1,14 @@
-"""Blocks, whole models, inference and commands on one core of a CPU, ours beside those of other projects.
+"""Blocks, whole models, inference and commands on one CPU core, ours against those of other projects.
 
     pip install --no-deps --target FOLDER mambapy transformers tokenizers regex
     taskset -c 0 python benchmarks/peers.py --peers FOLDER --out runs/peers.json
 
-Every case runs in a process of its own, forked after everything was imported: a pass that warms up and tells memory,
-then at least five, the contenders of a size by turns. A pass that takes longer than 10 s is not repeated. Peers are in
-no list of dependencies; without ``--peers`` they fail. The file is written after every size, and the same command goes
-on where it stopped; ``--seconds`` bounds one go, for a machine that is quiet only for minutes. docs/lab/peers.json is
-such a file, from which ``python docs/tables.py`` writes tables of docs/performance.md and docs/figures/cost.py draws.
+Every case runs in a separate process, forked after everything was imported: a pass that warms up and measures memory,
+then at least five more, alternating between the contenders of a size. A pass that takes longer than 10 s is not
+repeated. Peers are not in any list of dependencies; without ``--peers`` they fail. The file is written after every
+size, and the same command continues where it stopped; ``--seconds`` limits one session, for a machine that is only
+quiet for minutes. docs/lab/peers.json is such a file: ``python docs/tables.py`` writes tables of docs/performance.md
+from it, and docs/figures/cost.py draws it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a child of fork has no threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a forked child has no threads
 
 import torch
 from cpu.cases import PARTS, Case, groups, quick
@@ -34,45 +35,45 @@ from map_core.runs.summary import commit, versions
 PEERS = ("mambapy", "transformers")
 
 
-def heading(core: str) -> dict[str, Any]:
-    """What all cases of a file share."""
+def metadata(core: str, cap: float) -> dict[str, Any]:
+    """The facts that all cases of a file share."""
     return {
         "date": str(datetime.date.today()),
         "processor": processor_name(),
         "core": core,
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "cap_s": CAP,
+        "cap_s": cap,
         "commits": [commit()],
         "versions": versions(*PEERS),
         "command": "taskset -c 0 python benchmarks/peers.py --peers FOLDER",
     }
 
 
-def expected_over(case: Case, rows: list[Row]) -> bool:
-    """Whether fewer tokens took so long that these, at a cost no less than in proportion, take longer than the cap."""
+def expected_over(case: Case, rows: list[Row], cap: float) -> bool:
+    """Whether a case will exceed ``cap`` seconds, judging by fewer tokens and a cost that grows at least linearly."""
     same = {key: value for key, value in asdict(case).items() if key not in ("tokens", "batch")}
     shorter = [row for row in rows if same.items() <= row.items() and row["tokens"] < case.tokens]
     if case.part == "commands" or not shorter:
         return False
     row = max(shorter, key=lambda row: row["tokens"])
-    share = case.tokens * case.batch / (row["tokens"] * row["batch"])
-    return share >= 1 and ("over" in row or row.get("ms", 0.0) * share > 1e3 * CAP)
+    scale = case.tokens * case.batch / (row["tokens"] * row["batch"])
+    return scale >= 1 and ("over" in row or row.get("ms", 0.0) * scale > 1e3 * cap)
 
 
-def read(path: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """The file so far.
+def read_results(path: Path, current: dict[str, Any]) -> dict[str, Any]:
+    """The results so far.
 
     Raises:
-        SystemExit: it was begun on another machine or with other versions.
+        SystemExit: the file was begun on another machine or with other versions.
     """
     if not path.exists():
-        return {**head, "cases": []}
+        return {**current, "cases": []}
     results = json.loads(path.read_text())
     for key in ("processor", "isa", "threads", "versions"):
-        if results[key] != head[key]:
-            raise SystemExit(f"{path} has {key} {results[key]}, now it is {head[key]}: name another --out")
-    results["commits"] += [commit for commit in head["commits"] if commit not in results["commits"]]
+        if results[key] != current[key]:
+            raise SystemExit(f"{path} has {key} {results[key]}, now it is {current[key]}: name another --out")
+    results["commits"] += [commit for commit in current["commits"] if commit not in results["commits"]]
     return results
 
 
@@ -92,7 +93,7 @@ def main() -> int:
     start = time.monotonic()
     torch.set_num_threads(1)
     use_peers(arguments.peers)
-    results = read(arguments.out, heading(arguments.core))
+    results = read_results(arguments.out, metadata(arguments.core, arguments.cap))
     rows = results["cases"]
     done = {Case(**{key: row[key] for key in asdict(Case("", "", 0, 0))}) for row in rows}
     cases = tuple(case for part in arguments.parts for case in PARTS[part]())
@@ -103,7 +104,7 @@ def main() -> int:
         if time.monotonic() - start > arguments.seconds:
             print("more to go")
             return 1
-        slow = [case for case in group if expected_over(case, rows)]
+        slow = [case for case in group if expected_over(case, rows, arguments.cap)]
         rows += [asdict(case) | {"over": True, "not run": True} for case in slow]
         ready = [case for case in group if case not in slow]
         rows += [asdict(case) | row for case, row in zip(ready, measure(ready, arguments.cap), strict=True)]

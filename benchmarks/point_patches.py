@@ -1,4 +1,4 @@
-"""Time the cutting of clouds into patches: 32 clouds of 1024 points into 64 patches of 32 by default."""
+"""Time the division of clouds into patches: 32 clouds of 1024 points into 64 patches of 32 by default."""
 
 import argparse
 import time
@@ -11,7 +11,7 @@ from map_points.patches.sampling import farthest_point_sample
 
 
 def median_ms(function, repeats):
-    """Median wall time of a call, after one to warm up."""
+    """Median wall time of a call in milliseconds, after a warm-up call."""
     function()
     times = []
     for _ in range(repeats):

@@ -1,11 +1,11 @@
-"""Pretraining steps in bf16 beside float32, by turns in one process: ``python benchmarks/precision.py``.
+"""Pretraining steps in bf16 against float32, alternating in one process: ``python benchmarks/precision.py``.
 
     python benchmarks/precision.py --threads 1 2 --out runs/precision.json
 
 The models are those of packaged recipes, their inputs random numbers in memory. A step is forward, backward, gradient
-clipping and AdamW; the ratio is the median of those of the rounds. "Of products alone" compares the float32 step with
-what as many threads would do if they only multiplied matrices in cache, by the faster of MKL and oneDNN. Its operations
-are those of products, scans, convolutions and attention, forward and backward.
+clipping and AdamW; the ratio is the median of the ratios of all rounds. "Of products alone" compares the float32 step
+with the rate at which as many threads multiply matrices in cache, with the faster of MKL and oneDNN. The operations of
+a step are those of products, scans, convolutions and attention, forward and backward.
 """
 
 import argparse
@@ -48,37 +48,37 @@ def main() -> None:
     rows = []
     for recipe in arguments.recipes:
         for threads in arguments.threads:
-            rows.append(measured(recipe, threads, arguments.rounds))
+            rows.append(measure_row(recipe, threads, arguments.rounds))
             print(rows[-1], flush=True)
     save_results(arguments.out, rows)
 
 
-def measured(recipe: str, threads: int, rounds: int) -> dict[str, Any]:
+def measure_row(recipe: str, threads: int, rounds: int) -> dict[str, Any]:
     """The row of one recipe: milliseconds a step in both precisions, and their ratio."""
     torch.set_num_threads(threads)
     steps = [pretraining_step(recipe, precision) for precision in PRECISIONS]
-    operations = counted_operations(steps[0])
+    operations = count_operations(steps[0])
     for step in steps * 2:
         step()
-    took = [[seconds(step) for step in steps] for _ in range(rounds)]
-    plain, half = (statistics.median(column) for column in zip(*took, strict=True))
+    times = [[seconds(step) for step in steps] for _ in range(rounds)]
+    float32_seconds, bf16_seconds = (statistics.median(column) for column in zip(*times, strict=True))
     rates = measured_rates()  # with as many threads
     limit = max(rates.onednn, rates.torch)
     return {
         "recipe": recipe,
         "batch": BATCHES[recipe],
         "threads": threads,
-        "float32, ms": round(1000 * plain),
-        "bf16, ms": round(1000 * half),
-        "bf16, samples/s": round(BATCHES[recipe] / half, 1),
-        "ratio": round(statistics.median(a / b for a, b in took), 2),
-        "float32, GFLOP/s": round(operations / plain / 1e9),
+        "float32, ms": round(1000 * float32_seconds),
+        "bf16, ms": round(1000 * bf16_seconds),
+        "bf16, samples/s": round(BATCHES[recipe] / bf16_seconds, 1),
+        "ratio": round(statistics.median(a / b for a, b in times), 2),
+        "float32, GFLOP/s": round(operations / float32_seconds / 1e9),
         "products alone, GFLOP/s": round(limit),
-        "of products alone, %": round(100 * operations / plain / 1e9 / limit),
+        "of products alone, %": round(100 * operations / float32_seconds / 1e9 / limit),
     }
 
 
-def counted_operations(step: Callable[[], None]) -> int:
+def count_operations(step: Callable[[], None]) -> int:
     """Floating-point operations of one step: two for each multiply-add."""
     with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
         step()

@@ -1,17 +1,17 @@
-"""How fast and in how much memory training and inference steps run on this machine.
+"""Speed and memory of training and inference steps on this machine.
 
     python benchmarks/pretrain_step.py                               # tiny, batch 8, float32: a pretraining step
     python benchmarks/pretrain_step.py --scan torch --conv torch     # without the native kernels
     python benchmarks/pretrain_step.py --profile                     # where the time goes
-    python benchmarks/pretrain_step.py --model map_mambavision_tiny  # a pyramid: hidden patches are painted over
+    python benchmarks/pretrain_step.py --model map_mambavision_tiny  # a pyramid: mask tokens instead of hidden patches
     python benchmarks/pretrain_step.py --task finetune inference --model all --batch-size 128 \
-        --precision bf16                                             # beside the paper's Table 8, on a GPU
+        --precision bf16                                             # compared with the paper's Table 8, on a GPU
     python benchmarks/pretrain_step.py --batch-size 128 --precision bf16 --compile model \
         --compile-mode reduce-overhead                               # CUDA graphs, on a GPU
 
 A training step is forward, backward, gradient clipping and AdamW, on images in memory. Peak memory is the process's on
-a CPU (libraries included) and the allocator's on a GPU; every setting is measured in a process of its own, and one
-that fails (out of memory, say) leaves a row that says so.
+a CPU (libraries included) and the allocator's on a GPU; every setting is measured in a separate process, and one that
+fails (out of memory, say) leaves a row that says so.
 """
 
 import argparse
@@ -95,9 +95,9 @@ def median_seconds(step: Callable[[], None], steps: int, device: torch.device) -
 
 
 def paper_row(task: str, model: str, batch_size: int) -> str:
-    """Images/s and GB of the paper's Table 8: of the classifier, which sees every token.
+    """Images/s and GB in the paper's Table 8, of the classifier, which reads every token.
 
-    Whether of training or of inference the paper does not say.
+    The paper does not say whether they are of training or of inference.
     """
     if task == "pretrain" or batch_size != 128 or model not in HYBRIDNETS:
         return ""
@@ -183,9 +183,9 @@ def main() -> None:
         measure(arguments, *settings[0])
         return
     for task, name in settings:
-        own = ["--row", "--task", task, "--model", name]  # the last of a repeated option counts
-        done = subprocess.run([sys.executable, *sys.argv, *own], check=False)
-        if done.returncode:
+        options = ["--row", "--task", task, "--model", name]  # of a repeated option, the last one counts
+        result = subprocess.run([sys.executable, *sys.argv, *options], check=False)
+        if result.returncode:
             print(
                 f"| {task} | {name} | {arguments.batch_size} | {arguments.precision} | failed | | | | |",
                 flush=True,

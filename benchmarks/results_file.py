@@ -1,4 +1,4 @@
-"""The JSON file that a benchmark leaves: its rows, and with what they were measured."""
+"""The JSON file that a benchmark writes: its rows, and how they were measured."""
 
 import datetime
 import os
@@ -13,10 +13,10 @@ from map_core.runs.summary import commit, versions
 
 
 def save_results(path: Path | None, rows: list[dict[str, Any]]) -> None:
-    """Write rows under their command, commit, processor and versions; nothing where no file was asked for."""
+    """Write rows with their command, date, commit, processor and versions; do nothing if ``path`` is None."""
     if path is None:
         return
-    account = {
+    metadata = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
@@ -24,4 +24,4 @@ def save_results(path: Path | None, rows: list[dict[str, Any]]) -> None:
         "versions": versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_json(path, account | {"rows": rows})
+    save_json(path, metadata | {"rows": rows})

@@ -1,9 +1,8 @@
-"""How fast is each implementation of the selective scan, and is it right?
+"""How fast is each implementation of the selective scan, and is it correct?
 
-Every implementation that can run here is first compared with the definition, outputs and gradients; one that
-is wrong ends the run. Then all are timed side by side, beside a plain PyTorch scan that materialises
-(b, d, l, n) tensors as reference code does. "Forward" records no gradients, "recorded" does, as in training; both
-sides of a ratio are run the same way.
+The outputs and gradients of every implementation available here are first compared with the definition; a wrong one
+ends the run. Then all are timed, along with a plain PyTorch scan that materialises (b, d, l, n) tensors as reference
+code does. "Forward" records no graph, "recorded" does, as in training; both sides of a ratio run in the same way.
 
     python benchmarks/scan.py --batch 32 --length 98                  the headline numbers
     python benchmarks/scan.py --batch 1 8 32 --length 98 196 1024     a grid
@@ -32,12 +31,12 @@ from map_core.ops.registry import Request
 from map_core.ops.scan.interface import REGISTRY
 
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2}  # of the largest value, as in docs/numerics.md
-MATERIALISED_STEPS = 512  # its backward fills whole tensors at every step: quadratic in the length
+MATERIALISED_STEPS = 512  # its backward writes whole tensors at every step: quadratic in the length
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: a call, and the tensors it is differentiated by."""
+    """Something to time: a call, and the tensors to differentiate with respect to."""
 
     call: Callable[[], Tensor]
     leaves: list[Tensor]
@@ -87,28 +86,28 @@ def materialised_scan(
 
 
 def scan(backend: str, both_ways: bool, values: dict[str, Tensor]) -> Tensor:
-    """Run one direction, or average two that read the same inputs."""
+    """Run one direction, or the average of two that read the same inputs."""
     if not both_ways:
         return selective_scan(**values, delta_softplus=True, backend=backend)  # type: ignore[arg-type]
     inputs = ScanInputs(**{name: x for name, x in values.items() if name != "z"})
     return bidirectional_selective_scan(inputs, inputs, values["z"], backend=backend)
 
 
-def serves(backend: str, values: dict[str, Tensor]) -> bool:
+def supports(backend: str, values: dict[str, Tensor]) -> bool:
     request = Request(values["u"].device.type, values["u"].dtype, values["A"].shape[1])
     return backend != "reference" and REGISTRY[backend].unfit(request) is None
 
 
 def contenders(values: dict[str, Tensor], both_ways: bool) -> dict[str, Contender]:
-    """Return every implementation that serves these arguments, the slowest first."""
+    """Return every implementation that supports these arguments, the slowest first."""
     leaves = list(values.values())
-    found: dict[str, Contender] = {}
+    by_name: dict[str, Contender] = {}
     if values["u"].shape[1] <= MATERIALISED_STEPS and not both_ways:
-        found["materialised"] = Contender(lambda: materialised_scan(**values), leaves)
+        by_name["materialised"] = Contender(lambda: materialised_scan(**values), leaves)
     for status in reversed(scan_backends()):
-        if status.available and serves(status.name, values):
-            found[status.name] = Contender(partial(scan, status.name, both_ways, values), leaves)
-    return found
+        if status.available and supports(status.name, values):
+            by_name[status.name] = Contender(partial(scan, status.name, both_ways, values), leaves)
+    return by_name
 
 
 def check(device: str, dtype: torch.dtype, both_ways: bool) -> None:
@@ -141,7 +140,7 @@ def synchronize(device: str) -> None:
 
 
 def seconds(call: Callable[[], object], device: str, budget: float) -> float:
-    """Return the median duration over about ``budget`` seconds, at least three runs after one to warm up."""
+    """Return the median duration over about ``budget`` seconds, at least three runs after a warm-up run."""
     call()
     synchronize(device)
     durations: list[float] = []
@@ -150,12 +149,12 @@ def seconds(call: Callable[[], object], device: str, budget: float) -> float:
         result = call()
         synchronize(device)
         durations.append(time.perf_counter() - start)
-        del result  # a recorded graph is freed outside the measurement
+        del result  # frees a recorded graph outside the measurement
     return statistics.median(durations)
 
 
 def peak_megabytes(call: Callable[[], object], device: str) -> float:
-    """Return the most memory that ``call`` takes, its results included (nan where it cannot be measured)."""
+    """Return the peak memory of ``call`` in MB, results included (nan where it cannot be measured)."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -165,38 +164,38 @@ def peak_megabytes(call: Callable[[], object], device: str) -> float:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the resident set
-        before = resident("VmRSS")
-        kept = call()
-        peak = resident("VmHWM") - before
-        del kept
+        before = status_kilobytes("VmRSS")
+        result = call()
+        peak = status_kilobytes("VmHWM") - before
+        del result
     except (AttributeError, OSError):
         return float("nan")
     return peak / 2**10
 
 
-def resident(field: str) -> int:
+def status_kilobytes(field: str) -> int:
     """Read kilobytes from the process status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def copy_bandwidth(device: str) -> float:
-    """Return bytes a second, read and written, of a large copy."""
+    """Return the bytes per second, read and written, of a large copy."""
     source = torch.empty(2**26, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), device, 0.3)
 
 
 def measure(
-    values: dict[str, Tensor], options: argparse.Namespace, copy: float
+    values: dict[str, Tensor], options: argparse.Namespace, copy_rate: float
 ) -> list[tuple[str, dict[str, float]]]:
-    """Time all implementations at one size, print rows, return (name, seconds of each kind of pass)."""
+    """Time all implementations at one size, print rows, return (name, seconds by kind of pass)."""
     batch, length, channels = values["u"].shape
-    moved = ["z", "u", *("u", "delta", "B", "C") * (2 if options.both_ways else 1)]  # the first u: the output
-    traffic = sum(values[name].numel() * values[name].element_size() for name in moved)
-    timed = contenders(values, options.both_ways)
+    operands = ["z", "u", *("u", "delta", "B", "C") * (2 if options.both_ways else 1)]  # first u: the output
+    traffic = sum(values[name].numel() * values[name].element_size() for name in operands)
+    candidates = contenders(values, options.both_ways)
     rows: list[tuple[str, dict[str, float]]] = []
-    for name, contender in timed.items():
+    for name, contender in candidates.items():
         cotangent = torch.ones_like(contender.call())
 
         def forward(contender: Contender = contender) -> Tensor:
@@ -212,11 +211,11 @@ def measure(
             "recorded": contender.call,
             "both": both,
         }
-        taken = {kind: seconds(f, options.device, options.budget) for kind, f in passes.items()}
-        rows.append((name, taken))
-        times = " | ".join(f"{t * 1e3:.2f} | {rows[0][1][kind] / t:.3g}x" for kind, t in taken.items())
-        reached = traffic / taken["forward"]
-        bandwidth = f"{reached / 1e9:.1f} ({reached / copy:.0%})"
+        durations = {kind: seconds(f, options.device, options.budget) for kind, f in passes.items()}
+        rows.append((name, durations))
+        times = " | ".join(f"{t * 1e3:.2f} | {rows[0][1][kind] / t:.3g}x" for kind, t in durations.items())
+        achieved = traffic / durations["forward"]
+        bandwidth = f"{achieved / 1e9:.1f} ({achieved / copy_rate:.0%})"
         print(
             f"| {batch} | {length} | {channels} | {name} | {times} | {peak_megabytes(both, options.device):.0f} "
             f"| {bandwidth} |",
@@ -258,11 +257,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
 
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
-    print(f"torch {torch.__version__}, {where}, {options.dtype}, state {options.state}")
+    device_text = (
+        torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"
+    )
+    print(f"torch {torch.__version__}, {device_text}, {options.dtype}, state {options.state}")
     check(options.device, dtype, options.both_ways)
-    copy = copy_bandwidth(options.device)
-    print(f"copy bandwidth {copy / 1e9:.1f} GB/s\n")
+    copy_rate = copy_bandwidth(options.device)
+    print(f"copy bandwidth {copy_rate / 1e9:.1f} GB/s\n")
     print(
         "| batch | length | channels | implementation | forward ms | | recorded ms | | forward + backward ms | "
         "| MB | forward GB/s (of copy) |"
@@ -271,8 +272,8 @@ def main() -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
     for batch, length in itertools.product(options.batch, options.length):
         values = arguments(batch, length, options.channels, options.state, options.device, dtype)
-        for name, taken in measure(values, options, copy):
-            curves.setdefault(name, []).append((length, taken["both"] * 1e3 / batch))
+        for name, durations in measure(values, options, copy_rate):
+            curves.setdefault(name, []).append((length, durations["both"] * 1e3 / batch))
     if options.plot:
         plot(options.plot, curves)
 

@@ -1,4 +1,4 @@
-"""Tables of what benchmarks/peers.py and GPUs measured, as docs/tables.py writes them into docs/performance.md."""
+"""Tables of the results of benchmarks/peers.py and of GPUs, which docs/tables.py writes into docs/performance.md."""
 
 import itertools
 import json
@@ -13,52 +13,54 @@ LAB = Path(__file__).parent / "lab"
 Row = dict[str, Any]
 IMAGENET = 1_281_167
 STEPS = "steps (run 3: benchmarks/gpu_check.sh steps, out of time after five)"
-GRAPHS, A_GRAPH = "steps (run 2)", "one CUDA graph of forward and backward, a fixed draw"
+GRAPH_STEPS, CUDA_GRAPH = "steps (run 2)", "one CUDA graph of forward and backward, a fixed draw"
 
 
-def measured() -> dict[str, Any]:
-    """The results."""
+def read_results() -> dict[str, Any]:
+    """The results of benchmarks/peers.py."""
     return json.loads((LAB / "peers.json").read_text())
 
 
-def of_part(part: str, **wanted: Any) -> list[Row]:
-    """The rows of a part that are as wanted."""
-    rows = [row for row in measured()["cases"] if row["part"] == part]
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+def select_rows(part: str, **conditions: Any) -> list[Row]:
+    """The rows of a part that meet the conditions, a value for each key."""
+    rows = [row for row in read_results()["cases"] if row["part"] == part]
+    return [row for row in rows if all(row[key] == value for key, value in conditions.items())]
 
 
 def number(value: float) -> str:
-    """Three digits."""
+    """A number with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def milliseconds(row: Row) -> str:
-    """A cell: the median, or what is known of a pass beyond the cap."""
+    """A cell: the median, or what is known about a pass that exceeded the cap."""
     if "failed" in row:
         return "fails"
     if "over" in row:
-        cap = f"> {1e3 * measured()['cap_s']:.0f}"
+        cap = f"> {1e3 * read_results()['cap_s']:.0f}"
         return f"{row['first']:.0f} (once)" if "first" in row else cap
     return number(row["ms"])
 
 
 def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def grid(part: str, precision: str, cell: Callable[[Row], str] = milliseconds) -> str:
-    """Contenders by tokens; in each cell forward and forward + backward."""
-    rows = of_part(part, precision=precision)
+    """A table of contenders by tokens; each cell has forward and forward + backward."""
+    rows = select_rows(part, precision=precision)
     sizes = list(dict.fromkeys((row["tokens"], row["batch"]) for row in rows))
     lines = []
     for what in dict.fromkeys(row["what"] for row in rows):
-        own = [row for row in rows if row["what"] == what]
-        parameters = next(row["parameters"] for row in own if "parameters" in row)
+        contender_rows = [row for row in rows if row["what"] == what]
+        parameters = next(row["parameters"] for row in contender_rows if "parameters" in row)
         line = [what, f"{parameters / 1e6:.2f}M"]
         for tokens, batch in sizes:
-            passes = {row["kind"]: row for row in own if (row["tokens"], row["batch"]) == (tokens, batch)}
+            passes = {
+                row["kind"]: row for row in contender_rows if (row["tokens"], row["batch"]) == (tokens, batch)
+            }
             line.append(
                 " / ".join(cell(passes[kind]) if kind in passes else "-" for kind in ("forward", "both"))
             )
@@ -68,8 +70,8 @@ def grid(part: str, precision: str, cell: Callable[[Row], str] = milliseconds) -
 
 
 def machine() -> str:
-    """Where and how it was measured."""
-    results = measured()
+    """Where and how the numbers were measured."""
+    results = read_results()
     versions = ", ".join(
         f"{name} {results['versions'][name]}" for name in ("torch", "timm", "mambapy", "transformers")
     )
@@ -92,39 +94,42 @@ def blocks() -> str:
 
 
 def crossover(what: str, kind: str) -> str:
-    """From how many tokens a model is faster than the Vision Transformer, between what was measured."""
-    curves = {}
+    """From how many tokens on a model is faster than the Vision Transformer, interpolated between measured lengths."""
+    ms_by_tokens = {}
     for name in (what, "ViT (timm)"):
-        rows = of_part("models", what=name, kind=kind, precision="fp32")
-        curves[name] = {
+        rows = select_rows("models", what=name, kind=kind, precision="fp32")
+        ms_by_tokens[name] = {
             row["tokens"]: row.get("ms", row.get("first", math.nan)) / row["batch"] for row in rows
         }
     ratios = [
-        (tokens, math.log(taken / curves["ViT (timm)"][tokens])) for tokens, taken in curves[what].items()
+        (tokens, math.log(time / ms_by_tokens["ViT (timm)"][tokens]))
+        for tokens, time in ms_by_tokens[what].items()
     ]
-    for (less, before), (more, after) in itertools.pairwise(ratios):
+    for (shorter, before), (longer, after) in itertools.pairwise(ratios):
         if before > 0 >= after:
-            share = before / (before - after)
-            crossing = math.exp(math.log(less) + share * math.log(more / less))
+            fraction = before / (before - after)
+            crossing = math.exp(math.log(shorter) + fraction * math.log(longer / shorter))
             return f"from about {round(crossing, -1):,.0f} tokens on"
     return "at every length" if ratios[0][1] <= 0 else "at none of these lengths"
 
 
 def models() -> str:
     """Encoders of equal parameters, and where they cross."""
-    said = [
+    crossovers = [
         f"{what}: {crossover(what, 'forward')} (forward), {crossover(what, 'both')} (forward + backward)."
         for what in ("hybrid", "Mamba")
     ]
-    faster = "Faster than the Vision Transformer, in float32, between the lengths measured: " + " ".join(said)
+    faster = "Faster than the Vision Transformer, in float32, between the lengths measured: " + " ".join(
+        crossovers
+    )
     return f"\nfloat32, milliseconds, forward / forward + backward:\n\n{grid('models', 'fp32')}\n{faster}\n\n"
 
 
 def inference() -> str:
-    """Latency of classifiers, and images a second of them and of the commands."""
+    """Latency of classifiers, and images per second of the classifiers and of the commands."""
     lines = []
-    for what in dict.fromkeys(row["what"] for row in of_part("inference")):
-        alone, many = (of_part("inference", what=what, batch=batch)[0] for batch in (1, 32))
+    for what in dict.fromkeys(row["what"] for row in select_rows("inference")):
+        alone, many = (select_rows("inference", what=what, batch=batch)[0] for batch in (1, 32))
         line = [
             what,
             f"{alone['parameters'] / 1e6:.2f}M",
@@ -133,7 +138,7 @@ def inference() -> str:
             number(32e3 / many["ms"]),
         ]
         for command in ("predict", "features"):
-            rows = of_part("commands", what=what, kind=command)
+            rows = select_rows("commands", what=what, kind=command)
             line.append(number(1e3 * rows[0]["batch"] / rows[0]["ms"]) if rows else "-")
         lines.append(line)
     heading = ["", "parameters", "1 image, ms", "32 images, ms", "images/s", "`predict`, images/s"]
@@ -142,7 +147,7 @@ def inference() -> str:
 
 def cost_fit() -> tuple[np.ndarray, float]:
     """c, a, b of ms = depth * (c + batch * (a * tokens + b * tokens^2)), and the largest relative error."""
-    rows = of_part("cost")
+    rows = select_rows("cost")
     depth, batch, tokens, ms = (
         np.array([row[key] for row in rows], float) for key in ("depth", "batch", "tokens", "ms")
     )
@@ -152,36 +157,38 @@ def cost_fit() -> tuple[np.ndarray, float]:
 
 
 def memory_fit() -> tuple[float, float]:
-    """Kilobytes of memory that a token takes in a block of the training pass, and MB beside."""
-    rows = of_part("cost")
-    places = np.array([row["tokens"] * row["batch"] * row["depth"] for row in rows], float)
-    slope, rest = np.polyfit(places, [row["MB"] for row in rows], 1)
-    return 1024 * slope, rest
+    """Kilobytes of memory per token and block of the training pass, and constant MB."""
+    rows = select_rows("cost")
+    block_tokens = np.array([row["tokens"] * row["batch"] * row["depth"] for row in rows], float)
+    slope, constant = np.polyfit(block_tokens, [row["MB"] for row in rows], 1)
+    return 1024 * slope, constant
 
 
 def cost() -> str:
-    """The laws that were fitted."""
+    """The fitted laws of time and memory."""
     (fixed, linear, quadratic), error = cost_fit()
-    kilobytes, rest = memory_fit()
-    alike = linear / quadratic
+    kilobytes, constant = memory_fit()
+    break_even = linear / quadratic
     return (
-        f"\nmilliseconds = depth x ({fixed:.1f} + {linear:.4f} x batch x tokens x (1 + tokens / {alike:,.0f})), within "
-        f"{100 * error:.0f} %: attention, which grows with the square, is as much as the rest at {alike:,.0f} tokens. "
-        f"Memory: {kilobytes:.1f} KB a token and block, and {rest:.0f} MB.\n\n"
+        f"\nmilliseconds = depth x ({fixed:.1f} + {linear:.4f} x batch x tokens x (1 + tokens / {break_even:,.0f})), "
+        f"within {100 * error:.0f} %: attention, which grows with the square, is as much as the rest at "
+        f"{break_even:,.0f} tokens. Memory: {kilobytes:.1f} KB a token and block, and {constant:.0f} MB.\n\n"
     )
 
 
-def on_a_gpu(card: str) -> dict[str, Any]:
-    """What one card told: its file of results."""
+def gpu_results(card: str) -> dict[str, Any]:
+    """The results of one card."""
     return json.loads((LAB / f"gpu_{card}.json").read_text())
 
 
 def imagenet() -> str:
     """How long 1,600 epochs of ImageNet would take on eight cards, from one card's steps."""
-    as_they_are = [("H100, as they are", row) for row in on_a_gpu("h100")[STEPS]]
-    graphs = [("H200, one CUDA graph", row) for row in on_a_gpu("h200")[GRAPHS] if row["how"] == A_GRAPH]
+    eager = [("H100, as they are", row) for row in gpu_results("h100")[STEPS]]
+    captured = [
+        ("H200, one CUDA graph", row) for row in gpu_results("h200")[GRAPH_STEPS] if row["how"] == CUDA_GRAPH
+    ]
     lines = []
-    for how, row in [*as_they_are, *graphs]:
+    for how, row in [*eager, *captured]:
         if row["task"] == "pretrain" and row.get("convolution") != "before":
             days = 1600 * IMAGENET / (8 * row["images/s"]) / 86400
             lines.append([row["model"], how, number(row["images/s"]), f"{days:.1f}"])
@@ -189,10 +196,10 @@ def imagenet() -> str:
 
 
 def gpu_steps() -> str:
-    """Whole steps on one H200, as they are and captured in CUDA graphs."""
+    """Whole steps on one H200, launched normally and captured in CUDA graphs."""
     lines = []
-    for run in ("steps (run 1)", GRAPHS):
-        for row in on_a_gpu("h200")[run]:
+    for run in ("steps (run 1)", GRAPH_STEPS):
+        for row in gpu_results("h200")[run]:
             how = row["how"] + (f"; convolution {row['convolution']}" if "convolution" in row else "")
             busy = [str(row[key]) if key in row else "" for key in ("device busy ms", "launches")]
             what, speed = [row["task"], row["model"], str(row["batch"]), how], number(1e3 * row["s a step"])
@@ -203,7 +210,7 @@ def gpu_steps() -> str:
 
 def gpu_scans() -> str:
     """The Triton scan on one H200, two timings of each."""
-    ((_, rows),) = ((key, rows) for key, rows in on_a_gpu("h200").items() if key.startswith("scans"))
+    ((_, rows),) = ((key, rows) for key, rows in gpu_results("h200").items() if key.startswith("scans"))
     lines = [
         [f"{row['length']}, {row['batch']}"]
         + [" to ".join(number(ms) for ms in sorted(row[key])) for key in ("forward ms", "both ms")]
@@ -214,15 +221,18 @@ def gpu_scans() -> str:
 
 
 def gpu_convolutions() -> str:
-    """Cuts of the Triton convolution on one H200: microseconds forward / backward."""
-    runs = [rows for key, rows in on_a_gpu("h200").items() if key.startswith("convolutions")]
+    """Tilings of the Triton convolution on one H200: microseconds forward / backward."""
+    runs = [rows for key, rows in gpu_results("h200").items() if key.startswith("convolutions")]
     shapes = list(dict.fromkeys(row["shape"] for row in runs[0]))
     lines = []
     for run, rows in enumerate(runs, start=2):
         for kernels in {str(row["kernels"]): row["kernels"] for row in rows}.values():
-            own = {row["shape"]: row for row in rows if row["kernels"] == kernels}
+            by_shape = {row["shape"]: row for row in rows if row["kernels"] == kernels}
             cut = kernels if isinstance(kernels, str) else ", ".join(map(str, kernels.values()))
-            cells = [f"{own[shape]['forward us']:.0f} / {own[shape]['backward us']:.0f}" for shape in shapes]
+            cells = [
+                f"{by_shape[shape]['forward us']:.0f} / {by_shape[shape]['backward us']:.0f}"
+                for shape in shapes
+            ]
             lines.append([str(run), cut, *cells])
     return f"\n{markdown(['run', 'channels, ahead, programs', *shapes], lines)}\n"
 

@@ -1,6 +1,6 @@
-"""Gathers the pages of the documentation site where their links among each other hold, then builds it.
+"""Gather the pages of the documentation site so that links between them hold, then build the site.
 
-python docs/site.py            build/site/index.html, every broken link an error
+python docs/site.py            build/site/index.html; a broken link is an error
 """
 
 import importlib
@@ -12,9 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "pages"
-GATHERED = (
-    "*.md", "LICENSE", "Dockerfile", "docs/**/*", "examples/*", "packages/*/README.md", "benchmarks/*.py",
-    "packages/map-core/src/map_core/objective.py",
+SOURCE_PATTERNS = (
+    "*.md", "LICENSE", "Dockerfile", "docs/**/*", "examples/*", "packages/*/README.md", "weights/*/README.md",
+    "benchmarks/*.py", "packages/map-core/src/map_core/objective.py",
 )  # fmt: skip
 PACKAGES = {
     "map_core": "the objective, the encoder and the engine, for any domain",
@@ -24,9 +24,9 @@ PACKAGES = {
 
 
 def gather() -> None:
-    """Copy what people read into ``PAGES``, in the repository's own tree."""
+    """Copy the files that people read into ``PAGES``, in the same tree as in the repository."""
     shutil.rmtree(PAGES, ignore_errors=True)
-    for pattern in GATHERED:
+    for pattern in SOURCE_PATTERNS:
         for file in ROOT.glob(pattern):
             if file.is_file() and "__pycache__" not in file.parts:
                 copy = PAGES / file.relative_to(ROOT)
@@ -35,15 +35,15 @@ def gather() -> None:
 
 
 def api_page(package: str) -> str:
-    """A page of what ``import package`` gives, each documented by its docstring where it is defined."""
+    """A page of the public names of a package, each documented by its docstring."""
     module = importlib.import_module(package)
-    documented = [getattr(module, name) for name in sorted(module.__all__)]
-    places = [
-        f"::: {thing.__module__}.{thing.__qualname__}"
-        for thing in documented
-        if inspect.isclass(thing) or inspect.isfunction(thing)
+    members = [getattr(module, name) for name in sorted(module.__all__)]
+    directives = [
+        f"::: {member.__module__}.{member.__qualname__}"
+        for member in members
+        if inspect.isclass(member) or inspect.isfunction(member)
     ]
-    return "\n\n".join([f"# {package}: {PACKAGES[package]}", *places]) + "\n"
+    return "\n\n".join([f"# {package}: {PACKAGES[package]}", *directives]) + "\n"
 
 
 def main() -> int:

@@ -1,12 +1,12 @@
-"""Write what studies measured into the pages that speak of it, from docs/lab/studies/*.jsonl; nobody types a number.
+"""Write the results of studies into the pages that report them, from docs/lab/studies/*.jsonl; nobody types a number.
 
     python docs/tables.py            rewrite the pages
-    python docs/tables.py --check    say which ones differ from the results, and fail
+    python docs/tables.py --check    list the pages that differ from the results, and fail
 
-A page asks for a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``; for the paper's
-tables as map_vision or map_points lists them by ``<!-- paper PACKAGE -->``, for its recipes by ``<!-- recipes
-PACKAGE -->``, for the rows of docs/lab/NAME.json by ``<!-- rows NAME -->``, and for what benchmarks/peers.py measured
-by ``<!-- peers PART -->``. A study's own page, docs/lab/studies/NAME.md, is its report.
+A page places a study's table between two comments, ``<!-- study NAME -->`` and ``<!-- end -->``. ``<!-- paper PACKAGE
+-->`` stands for the paper's tables in map_vision or map_points, ``<!-- recipes PACKAGE -->`` for its recipes, ``<!--
+rows NAME -->`` for the rows of docs/lab/NAME.json, and ``<!-- peers PART -->`` for results of benchmarks/peers.py. The
+page of a study itself, docs/lab/studies/NAME.md, is its report.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.tables import markdown_table, read_tables
 from map_core.study.cost import resolve_known_compute
 from map_core.study.definition import Study, read_study
-from map_core.study.place import Place
+from map_core.study.location import StudyLocation
 from map_core.study.report import comparisons, page, table
 from map_core.study.results import Result, read_results
-from map_core.study.runner import results_asked_for
+from map_core.study.runner import planned_results
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "lab" / "studies"
@@ -40,7 +40,7 @@ def find_study(name: str) -> tuple[Study, str]:
     """A packaged study and the command that runs it.
 
     Raises:
-        FileNotFoundError: no package has it.
+        FileNotFoundError: no package has a study of that name.
     """
     for package, program in PROGRAMS.items():
         path = Path(str(files(package))) / f"{name}.yaml"
@@ -49,24 +49,24 @@ def find_study(name: str) -> tuple[Study, str]:
     raise FileNotFoundError(f"no package has a study {name}")
 
 
-def measured(name: str) -> tuple[Study, list[Result], str]:
+def load_study(name: str) -> tuple[Study, list[Result], str]:
     """A study, its committed results, and its command."""
     study, command = find_study(name)
-    place = Place(name, STUDIES, STUDIES / f"{name}.jsonl")
-    results = read_results(place.results, study.name)
+    location = StudyLocation(name, STUDIES, STUDIES / f"{name}.jsonl")
+    results = read_results(location.results, study.name)
     study = resolve_known_compute(study, results)
-    return study, results_asked_for(study, results, place), command
+    return study, planned_results(study, results, location), command
 
 
-def block(name: str) -> str:
-    """The table of a study, the differences, and where the rest stands."""
-    study, results, _ = measured(name)
-    told = comparisons(study, results)
-    return f"\n{table(study, results)}\n\n{told}\n\n"
+def study_table(name: str) -> str:
+    """The table of a study, and the differences between its arms."""
+    study, results, _ = load_study(name)
+    differences = comparisons(study, results)
+    return f"\n{table(study, results)}\n\n{differences}\n\n"
 
 
-def papers_tables(package: str) -> str:
-    """The paper's tables as a package lists them."""
+def paper_tables(package: str) -> str:
+    """The paper's tables in a package."""
     domain = import_module(f"{package}.domain").DOMAIN
     return "".join(f"\n{markdown_table(table, domain.program)}\n" for table in read_tables(domain)) + "\n"
 
@@ -80,8 +80,8 @@ def recipes_table(package: str) -> str:
     return "\n".join(["| recipe | |", "|---|---|", *rows]).replace("*", r"\*") + "\n"
 
 
-def rows_of(name: str) -> str:
-    """The rows of a benchmark's results, and what ran where."""
+def results_table(name: str) -> str:
+    """The rows of a benchmark's results, with command, processor, versions and commit."""
     results = json.loads((ROOT / "docs" / "lab" / f"{name}.json").read_text())
     heading = list(results["rows"][0])
     lines = [
@@ -89,10 +89,12 @@ def rows_of(name: str) -> str:
         ["---"] * len(heading),
         *([str(row[key]) for key in heading] for row in results["rows"]),
     ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
-    ran = f"`{results['command']}` on {results['processor']}; {versions}; commit {results['commit'][:7]}."
-    return f"\n{table}\n\n{ran}\n\n"
+    provenance = (
+        f"`{results['command']}` on {results['processor']}; {versions}; commit {results['commit'][:7]}."
+    )
+    return f"\n{text}\n\n{provenance}\n\n"
 
 
 def peers_table(part: str) -> str:
@@ -100,28 +102,28 @@ def peers_table(part: str) -> str:
     return TABLES[part]()
 
 
-def asked_for(comment: re.Match[str]) -> str:
-    """The first comment of a block, and what it asks for."""
-    make = {
-        "study": block,
-        "paper": papers_tables,
+def render_block(comment: re.Match[str]) -> str:
+    """The opening comment of a block, followed by the content that it names."""
+    render = {
+        "study": study_table,
+        "paper": paper_tables,
         "recipes": recipes_table,
-        "rows": rows_of,
+        "rows": results_table,
         "peers": peers_table,
     }[comment["kind"]]
-    return comment[1] + make(comment["name"])
+    return comment[1] + render(comment["name"])
 
 
 def pages() -> dict[Path, str]:
-    """What every page that speaks of studies should hold."""
-    found = {}
+    """The text that every page with such a block should have."""
+    contents = {}
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         text = path.read_text()
         if BLOCK.search(text):
-            found[path] = BLOCK.sub(asked_for, text)
+            contents[path] = BLOCK.sub(render_block, text)
     for path in sorted(STUDIES.glob("*.jsonl")):
-        found[path.with_suffix(".md")] = page(*measured(path.stem))
-    return found
+        contents[path.with_suffix(".md")] = page(*load_study(path.stem))
+    return contents
 
 
 def main() -> int:
@@ -129,13 +131,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true")
-    differing = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
-    if parser.parse_args().check:
+    arguments = parser.parse_args()
+    differing = {
+        path: text for path, text in pages().items() if not path.exists() or path.read_text() != text
+    }
+    if arguments.check:
         for path in differing:
             print(f"{path.relative_to(ROOT)} differs from the results: run python docs/tables.py")
         return int(bool(differing))
-    for path in differing:
-        path.write_text(pages()[path])
+    for path, text in differing.items():
+        path.write_text(text)
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Features of any number of images on a Ray cluster, as Parquet files, from a finished run.
+"""Compute features of any number of images on a Ray cluster, as Parquet files, from a finished run.
 
 pip install 'ray[data]'
 python examples/features_on_ray.py --init runs/pretrain --images photos --out runs/features --workers 2
 
-Every machine of the cluster has the packages and sees the run, the images and the output, such as on a shared disk.
-Ray needs a processor beside the workers' for writing.
+Every machine of the cluster needs the packages and access to the run, the images and the output, such as on a shared
+disk. Besides the workers' processors, Ray needs one for writing.
 """
 
 import argparse
@@ -34,10 +34,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192, help="of a file, which one worker computes")
     arguments = parser.parse_args()
 
-    import ray.data  # here, as the rest of the file needs none
+    import ray.data  # here, as the rest of the file does not need Ray
 
     init = arguments.init.resolve()
-    names = opened(init, str(arguments.images.resolve())).names
+    names = open_images(init, str(arguments.images.resolve())).names
     parts = max(arguments.workers, math.ceil(len(names) / arguments.rows))
     paths = ray.data.from_items([{"path": name} for name in names], override_num_blocks=parts)
     paths.map_batches(
@@ -50,14 +50,14 @@ def main() -> None:
     ).write_parquet(str(arguments.out.resolve()))
 
 
-def opened(init: Path, images: str | list[str]) -> Any:
-    """Images as the run's model takes them, read when they are asked for."""
-    described = DOMAIN.models.described(init)
-    return DOMAIN.open_files(images, DataConfig(), described, read_description(init))
+def open_images(init: Path, images: str | list[str]) -> Any:
+    """Images prepared for the run's model, read on access."""
+    config = DOMAIN.models.read_model_config(init)
+    return DOMAIN.open_files(images, DataConfig(), config, read_description(init))
 
 
 class Worker:
-    """A process of the cluster: it reads the run once, then maps batches of paths to batches of features."""
+    """A process of the cluster: it loads the run once, then maps batches of paths to batches of features."""
 
     def __init__(self, init: Path) -> None:
         self.init = init
@@ -65,7 +65,7 @@ class Worker:
         self.model: Any = map_vision.load(init).to(self.device)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Any:
-        import pyarrow  # which Ray Data brings
+        import pyarrow  # comes with Ray Data
 
         paths = batch["path"].tolist()
         features = self.features(paths)
@@ -74,8 +74,8 @@ class Worker:
 
     @torch.inference_mode()
     def features(self, paths: list[str]) -> np.ndarray:
-        """What the model's head reads of each image."""
-        images = torch.stack([image for image, _ in opened(self.init, paths)]).to(self.device)
+        """The input of the model's head for each image."""
+        images = torch.stack([image for image, _ in open_images(self.init, paths)]).to(self.device)
         tokens = self.model.forward_features(images)
         return self.model.forward_head(tokens, pre_logits=True).float().cpu().numpy()
 

@@ -33,7 +33,7 @@ def main() -> None:
     order = torch.randperm(len(images))
     labelled, held_out = order[:LABELLED], order[-360:]
 
-    # timm loads the encoder before it makes the head of ten classes
+    # timm loads the encoder first; then it gets a head for ten classes
     model = timm.create_model(
         "hybridnet_tiny_patch16_224",
         num_classes=0,

@@ -1,7 +1,6 @@
-"""One encoder reads an image and a cloud of the same thing as one sequence, and both are reconstructed.
+"""One encoder reads an image and a point cloud of the same object as one sequence, and both are reconstructed.
 
-Patches of both are tokens at places in space, which one set of Fourier features embeds: x, y, z, and which of the two
-it is.
+Patches of both are tokens at positions in space, embedded by one set of Fourier features: x, y, z, and the modality.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from map_core import (
 )
 from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 
-PATCH, SIDE, VALUES = 4, 16, 48  # of an image of 16 x 16: 4 x 4 colours; of a cloud: 16 points
+PATCH, SIDE, VALUES = 4, 16, 48  # 16 x 16 image: patches of 4 x 4 colours; cloud: patches of 16 points
 AXIS = torch.linspace(-1, 1, SIDE)
 
 
@@ -44,17 +43,17 @@ class SceneNet(nn.Module):
         images, clouds = inputs
         cells = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # (b, 3, rows, columns, 4, 4)
         pixels = cells.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
-        center = clouds[:, :SIDE]  # drawn at random, as all points are
-        near = torch.cdist(center, clouds).topk(SIDE, largest=False).indices.flatten(1)
-        around = clouds.gather(1, near[..., None].expand(-1, -1, 3)).unflatten(1, (SIDE, SIDE))
-        points = (around - center[:, :, None]).flatten(2)  # the nearest first
-        middle = AXIS.reshape(-1, PATCH).mean(1)
-        y, x = torch.meshgrid(middle, middle, indexing="ij")
-        on_image = torch.stack([x, y, -torch.ones_like(x), -torch.ones_like(x)], -1).flatten(0, 1)
-        in_space = torch.cat([center, torch.ones_like(center[..., :1])], -1)
+        center = clouds[:, :SIDE]  # random points, as all are sampled at random
+        nearest = torch.cdist(center, clouds).topk(SIDE, largest=False).indices.flatten(1)
+        neighbors = clouds.gather(1, nearest[..., None].expand(-1, -1, 3)).unflatten(1, (SIDE, SIDE))
+        points = (neighbors - center[:, :, None]).flatten(2)  # the nearest first
+        cell_centers = AXIS.reshape(-1, PATCH).mean(1)
+        y, x = torch.meshgrid(cell_centers, cell_centers, indexing="ij")
+        image_position = torch.stack([x, y, -torch.ones_like(x), -torch.ones_like(x)], -1).flatten(0, 1)
+        cloud_position = torch.cat([center, torch.ones_like(center[..., :1])], -1)
         return Tokens(
             torch.cat([self.embed_image(pixels), self.embed_cloud(points)], 1),
-            torch.cat([on_image.expand(len(images), -1, -1), in_space], 1),
+            torch.cat([image_position.expand(len(images), -1, -1), cloud_position], 1),
             torch.cat([pixels, points], 1) if targets else None,
         )
 
@@ -63,13 +62,13 @@ class SceneNet(nn.Module):
 
 
 def ellipsoids(batch: int, points: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images whose colours are the surface's direction, seen from above, and clouds of the same surfaces."""
+    """Images of surfaces from above, coloured by their normals, and point clouds of the same surfaces."""
     axes = 0.4 + 0.6 * torch.rand(batch, 1, 3)
     cloud = axes * nn.functional.normalize(torch.randn(batch, points, 3), dim=-1)
     y, x = torch.meshgrid(AXIS, AXIS, indexing="ij")
-    seen = torch.stack([x, y], -1).flatten(0, 1) / axes[..., :2]  # (b, pixels, 2)
-    height = (1 - seen.square().sum(-1, keepdim=True)).clamp_min(0).sqrt()
-    direction = nn.functional.normalize(torch.cat([seen, height], -1) / axes, dim=-1)
+    surface_xy = torch.stack([x, y], -1).flatten(0, 1) / axes[..., :2]  # (b, pixels, 2)
+    height = (1 - surface_xy.square().sum(-1, keepdim=True)).clamp_min(0).sqrt()
+    direction = nn.functional.normalize(torch.cat([surface_xy, height], -1) / axes, dim=-1)
     image = torch.where(height > 0, direction, 0).transpose(1, 2).unflatten(2, (SIDE, SIDE))
     return image, cloud
 

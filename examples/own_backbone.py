@@ -1,9 +1,9 @@
 """Pretrain a backbone of your own with the objective.
 
 A backbone needs `embed_dim`, `tokenize(inputs, targets=...) -> Tokens` and `encode(tokens, mask) -> Features`. This
-one is a pyramid in miniature, as in convolutional hybrids: it cannot drop tokens, so it paints a mask token over the
-hidden patches, runs convolutions over the whole grid and returns every place of it. The decoder puts its own mask token
-at the hidden places, so nothing that the backbone wrote there leaks into the prediction.
+one works as convolutional hybrids do, in miniature: it cannot drop tokens, so it writes a mask token over the hidden
+patches, runs convolutions over the whole grid and returns every cell of it. The decoder puts its own mask token at the
+hidden cells, so nothing that the backbone wrote there leaks into the prediction.
 """
 
 import argparse

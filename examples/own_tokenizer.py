@@ -1,7 +1,7 @@
-"""Pretrain on data of your own kind: a tokenizer for one-dimensional signals, everything else as it is.
+"""Pretrain on a new kind of data: a tokenizer for one-dimensional signals, everything else unchanged.
 
 A signal is cut into windows; a window is a token, its samples are its target, and its time is its position. Regions are
-groups of consecutive windows, so the decoder reconstructs the signal from its beginning to its end.
+groups of consecutive windows, so the decoder reconstructs the signal from beginning to end.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Pretrain on point clouds made on the spot and draw what the model puts where patches were hidden.
+"""Pretrain on generated point clouds and draw what the model predicts where patches were hidden.
 
 python examples/point_cloud.py --out clouds.png
 """
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("clouds.png"))
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    # the form that is pretrained: no class token, no head
+    # for pretraining: no class token, no head
     model = create_point_model(
         "hybridnet3d",
         0,

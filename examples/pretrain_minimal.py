@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    # the form that is pretrained: no registers, no head, mean-pooled patches
+    # for pretraining: no registers, no head, mean-pooled patches
     model = timm.create_model(
         "hybridnet_tiny_patch16_224", num_classes=0, num_registers=0, global_pool="avg", **SMALL
     )

@@ -1,10 +1,10 @@
-"""The first losses and gradient norms of small runs, written by a program and compared by ``test_golden.py``.
+"""The first losses and gradient norms of small runs, written by this program and compared by ``test_golden.py``.
 
     python tests/golden_curves.py            compare with tests/golden_curves.json, to the last bit
-    python tests/golden_curves.py --write    replace it: only when numerics were meant to change
+    python tests/golden_curves.py --write    replace that file: only if numerics were meant to change
 
-One thread, float32 and the plain ``torch`` implementation of every op, so that the numbers hold on any processor but
-for the rounding of its matrix products.
+One thread, float32 and the plain ``torch`` implementation of every op, so that the numbers hold on any processor, up
+to the rounding of its matrix products.
 """
 
 import argparse
@@ -36,7 +36,7 @@ NAMES = (*RUNS, "dense")
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss and norm of the whole gradient at each step."""
+    """Loss and total gradient norm at each step."""
 
     loss: list[float]
     grad_norm: list[float]
@@ -61,21 +61,21 @@ def curve(name: str, folder: Path, steps: int = STEPS) -> Curve:
         return dense_curve() if name == "dense" else command_curve(name, folder, steps)
 
 
-def command_curve(recipe: str, folder: Path, steps: int, *more: str) -> Curve:
-    """The first steps of a packaged recipe, by its command; ``more`` are further options."""
+def command_curve(recipe: str, folder: Path, steps: int, *extra: str) -> Curve:
+    """The first steps of a packaged recipe, run by its command; ``extra`` are further options."""
     program, command = RUNS[recipe]
     out = folder / recipe
     arguments = [program, command, "--config", recipe, "--out", str(out), "--training.max_steps", str(steps)]
     arguments += ["--training.log_steps", "1", "--training.tensorboard", "false"]
-    arguments += ["--training.progress", "false", *more]
-    before, sys.argv = sys.argv, arguments
+    arguments += ["--training.progress", "false", *extra]
+    saved_argv, sys.argv = sys.argv, arguments
     try:
         assert COMMANDS[program]() == 0
     finally:
-        sys.argv = before
+        sys.argv = saved_argv
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if line["kind"] == "train"]
-    return Curve([line["loss"] for line in trained], [line["grad_norm"] for line in trained])
+    train_lines = [line for line in lines if line["kind"] == "train"]
+    return Curve([line["loss"] for line in train_lines], [line["grad_norm"] for line in train_lines])
 
 
 def dense_curve(steps: int = 3) -> Curve:
@@ -120,13 +120,13 @@ def main() -> int:
     arguments = parser.parse_args()
     recorded = json.loads(FILE.read_text()) if FILE.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: vars(curve(name, Path(folder))) for name in arguments.names}
+        curves = {name: vars(curve(name, Path(folder))) for name in arguments.names}
     if arguments.write:
-        FILE.write_text(json.dumps(recorded | found, indent=1) + "\n")
+        FILE.write_text(json.dumps(recorded | curves, indent=1) + "\n")
         return 0
-    for name in found:
-        print(f"{name}: {'equal' if found[name] == recorded[name] else 'DIFFERS'}")
-    return int(any(found[name] != recorded[name] for name in found))
+    for name in curves:
+        print(f"{name}: {'equal' if curves[name] == recorded[name] else 'DIFFERS'}")
+    return int(any(curves[name] != recorded[name] for name in curves))
 
 
 if __name__ == "__main__":

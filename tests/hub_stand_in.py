@@ -1,4 +1,4 @@
-"""A stand-in for the Hub's HTTP interface: what huggingface_hub asks for to make, fill and read a repository."""
+"""A stand-in for the Hub's HTTP interface: what huggingface_hub needs to create, fill and read a repository."""
 
 import base64
 import hashlib
@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-REFUSING = "refuses"  # USER of repositories that are answered with the status that their name says
-WHOSE_TOKEN = "me"  # the owner of what is made without one
+REFUSING = "refuses"  # USER whose repositories are answered with the status in their name
+TOKEN_OWNER = "me"  # the owner of repositories that are created without one
 ERRORS = {404: "RepoNotFound"}
 
 
@@ -19,11 +19,11 @@ class StandIn(ThreadingHTTPServer):
     """Repositories in memory.
 
     Attributes:
-        repositories: By name, the commits: each its number and all files by name.
-        private: Names of repositories that only the token sees.
+        repositories: Commits by repository name; each is its id and all files by name.
+        private: Names of repositories that are visible only with the token.
         objects: Contents uploaded by the LFS protocol, by their SHA-256.
         requests: Method and path of every request.
-        token: That may write.
+        token: The token that may write.
     """
 
     daemon_threads = True
@@ -41,7 +41,7 @@ class StandIn(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def files(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """A commit's number and files; ``main`` is the last one."""
+        """A commit's id and files; ``main`` is the last commit."""
         commits = self.repositories.get(repo, [])
         if revision == "main":
             return commits[-1] if commits else None
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append((self.command, path))
         parts = path.strip("/").split("/")
-        status = self.refused(parts)
+        status = self.refusal_status(parts)
         if status is not None:
             self.answer({"error": "no"}, status, {"X-Error-Code": ERRORS.get(status, "")})
         elif self.command in ("GET", "HEAD"):
@@ -88,49 +88,49 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = handle_request
 
     @property
-    def known(self) -> bool:
-        """Whether the request comes with the token."""
+    def is_authorized(self) -> bool:
+        """Whether the request carries the token."""
         return self.headers.get("Authorization") == f"Bearer {self.server.token}"
 
-    def refused(self, parts: list[str]) -> int | None:
-        """The status of a refusal, if it is one."""
+    def refusal_status(self, parts: list[str]) -> int | None:
+        """The status with which to refuse the request, or None."""
         if parts == ["api", "repos", "create"]:
-            asked = json.loads(self.body)
-            owner, name = asked["organization"] or WHOSE_TOKEN, asked["name"]
+            request = json.loads(self.body)
+            owner, name = request["organization"] or TOKEN_OWNER, request["name"]
         else:
             owner, name = parts[2:4] if parts[:2] == ["api", "models"] else parts[:2]
         name = name.removesuffix(".git")
         if owner == REFUSING:
             return int(name)
-        if (self.command in ("POST", "PUT") and not self.known) or (
-            f"{owner}/{name}" in self.server.private and not self.known
+        if (self.command in ("POST", "PUT") and not self.is_authorized) or (
+            f"{owner}/{name}" in self.server.private and not self.is_authorized
         ):
             return 401
         return None
 
     def resolve(self, parts: list[str]) -> None:
         """GET or HEAD of a file: USER/NAME/resolve/REVISION/FILE."""
-        found = self.server.files("/".join(parts[:2]), parts[3]) if parts[2:3] == ["resolve"] else None
+        revision = self.server.files("/".join(parts[:2]), parts[3]) if parts[2:3] == ["resolve"] else None
         name = "/".join(parts[4:])
-        if found is None or name not in found[1]:
+        if revision is None or name not in revision[1]:
             code = (
                 "RepoNotFound" if "/".join(parts[:2]) not in self.server.repositories else "RevisionNotFound"
             )
-            self.answer({}, 404, {"X-Error-Code": code if found is None else "EntryNotFound"})
+            self.answer({}, 404, {"X-Error-Code": code if revision is None else "EntryNotFound"})
             return
-        commit, content = found[0], found[1][name]
+        commit, content = revision[0], revision[1][name]
         etag = hashlib.sha256(content).hexdigest()
         self.answer(
             content, 200, {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
         )
 
     def change(self, parts: list[str]) -> None:
-        """POST and PUT: making a repository, and the steps of an upload."""
+        """POST and PUT: creating a repository, and the steps of an upload."""
         server = self.server
         if parts == ["api", "repos", "create"]:
-            asked = json.loads(self.body)
-            repo = f"{asked['organization'] or WHOSE_TOKEN}/{asked['name']}"
-            if asked.get("private") or asked.get("visibility") == "private":
+            request = json.loads(self.body)
+            repo = f"{request['organization'] or TOKEN_OWNER}/{request['name']}"
+            if request.get("private") or request.get("visibility") == "private":
                 server.private.add(repo)
             status = 409 if repo in server.repositories else 200
             server.repositories.setdefault(repo, [])
@@ -151,8 +151,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"files": files})
         elif parts[-2:] == ["objects", "batch"]:
             objects = [
-                {**one, "actions": {"upload": {"href": f"{server.endpoint}/lfs/{one['oid']}"}}}
-                for one in json.loads(self.body)["objects"]
+                {**lfs_object, "actions": {"upload": {"href": f"{server.endpoint}/lfs/{lfs_object['oid']}"}}}
+                for lfs_object in json.loads(self.body)["objects"]
             ]
             self.answer({"transfer": "basic", "objects": objects})
         elif parts[4:5] == ["commit"]:
@@ -176,25 +176,25 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"commitUrl": f"{self.server.endpoint}/{repo}/commit/{number}", "commitOid": number})
 
     def do_PUT(self) -> None:
-        """A large file's content, as LFS sends it: no token, the place is the permission."""
+        """A large file's content, as LFS sends it: without a token, since the address is the permission."""
         content = self.rfile.read(int(self.headers["Content-Length"]))
         number = self.path.rpartition("/")[2]
-        right = hashlib.sha256(content).hexdigest() == number
+        is_intact = hashlib.sha256(content).hexdigest() == number
         self.server.objects[number] = content
         self.server.requests.append(("PUT", self.path))
-        self.answer({}, 200 if right else 400)
+        self.answer({}, 200 if is_intact else 400)
 
     def answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Send bytes, or anything else as JSON."""
-        sent = content if isinstance(content, bytes) else json.dumps(content).encode()
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(sent)))
+        self.send_header("Content-Length", str(len(body)))
         self.send_header(
-            "Content-Type", "application/octet-stream" if content is sent else "application/json"
+            "Content-Type", "application/octet-stream" if content is body else "application/json"
         )
         for key, value in (headers or {}).items():
             if value:
                 self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(sent)
+            self.wfile.write(body)

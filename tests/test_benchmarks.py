@@ -1,4 +1,4 @@
-"""What the benchmarks print beside what they measure."""
+"""Published numbers that benchmarks print next to their measurements."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is built for upload holds every file of its package."""
+"""Distributions contain every file of their package."""
 
 import re
 import subprocess
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSION = (ROOT / "packages/VERSION").read_text().strip()
 
 
-def tracked(package: str, folder: str) -> set[str]:
-    """Files below a folder of a package that are no leftovers of a build."""
+def package_files(package: str, folder: str) -> set[str]:
+    """Files below a folder of a package, except leftovers of a build."""
     base = ROOT / "packages" / package / folder
     skipped = {"__pycache__", f"{package.replace('-', '_')}.egg-info"}
     files = (file.relative_to(base) for file in base.rglob("*") if file.is_file())
@@ -24,8 +24,8 @@ def tracked(package: str, folder: str) -> set[str]:
 def build(kind: str, package: str, out: Path) -> Path:
     command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out)]
     subprocess.run([*command, str(ROOT / "packages" / package)], check=True, capture_output=True)
-    (made,) = out.iterdir()
-    return made
+    (artifact,) = out.iterdir()
+    return artifact
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_wheel_holds_its_package_and_needs_its_base_of_the_same_version(
     with zipfile.ZipFile(build("wheel", package, tmp_path)) as archive:
         names = archive.namelist()
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith("/METADATA"))
-    assert tracked(package, "src") <= set(names)
+    assert package_files(package, "src") <= set(names)
     assert f"\nVersion: {VERSION}\n" in metadata
     assert re.findall(r"(?m)^Requires-Dist: (map-.*)$", metadata) == [f"{base}=={VERSION}"]
 
@@ -47,13 +47,13 @@ def test_a_source_distribution_knows_its_version_outside_the_repository(tmp_path
         archive.extractall(tmp_path, filter="data")
     command = [sys.executable, "setup.py", "--version"]
     folder = tmp_path / f"map_points-{VERSION}"
-    printed = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
-    assert printed.splitlines()[-1] == VERSION
+    output = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    assert output.splitlines()[-1] == VERSION
 
 
 def test_the_sources_of_the_kernels_can_be_compiled_elsewhere(tmp_path: Path) -> None:
     with tarfile.open(build("sdist", "map-core", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {f"native/{file}" for file in tracked("map-core", "native")} <= names
-    assert {f"src/{file}" for file in tracked("map-core", "src")} <= names
+    assert {f"native/{file}" for file in package_files("map-core", "native")} <= names
+    assert {f"src/{file}" for file in package_files("map-core", "src")} <= names
     assert "setup.py" in names

@@ -1,4 +1,4 @@
-"""Every command in the documentation is one that the programs take: options exist, values fit, recipes are there."""
+"""The programs accept every command in the documentation: options exist, values are valid, recipes are packaged."""
 
 import re
 import shlex
@@ -20,8 +20,8 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 PROGRAMS = {"map-vision": (IMAGE_COMMANDS, IMAGES), "map-points": (POINT_COMMANDS, POINTS)}
 
 
-def lines(page: Path) -> Iterator[str]:
-    """The lines of a page's blocks of shell commands."""
+def shell_lines(page: Path) -> Iterator[str]:
+    """The lines of a page's shell blocks."""
     blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     for language, block in blocks:
         if language in ("", "sh", "bash"):
@@ -30,7 +30,7 @@ def lines(page: Path) -> Iterator[str]:
 
 def commands() -> Iterator[Any]:
     for page in PAGES:
-        for line in lines(page):
+        for line in shell_lines(page):
             if not any(program in line for program in (*PROGRAMS, "-m map_vision")):
                 continue
             words = shlex.split(line.replace("-m map_vision", "map-vision"), comments=True)
@@ -41,11 +41,11 @@ def commands() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("program", "arguments"), list(commands()))
 def test_a_command_of_the_documentation_is_taken(program: str, arguments: list[str]) -> None:
-    offered, domain = PROGRAMS[program]
+    commands_of_program, domain = PROGRAMS[program]
     name, *options = arguments
-    command = next(entry for entry in offered if entry.name == name)
+    command = next(entry for entry in commands_of_program if entry.name == name)
     if "--help" not in options:
-        parse(f"{program} {name}", command, offered, domain.recipes, options)
+        parse(f"{program} {name}", command, commands_of_program, domain.recipes, options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

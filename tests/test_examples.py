@@ -20,11 +20,11 @@ def run_example(name: str, *arguments: str) -> str:
 
 def test_the_visible_loop_leaves_an_encoder_that_timm_finetunes(tmp_path: Path) -> None:
     weights = str(tmp_path / "digits.safetensors")
-    printed = run_example("pretrain_minimal.py", "--steps", "40", "--out", weights)
-    losses = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("step")]
+    output = run_example("pretrain_minimal.py", "--steps", "40", "--out", weights)
+    losses = [float(line.split()[-1]) for line in output.splitlines() if line.startswith("step")]
     assert losses[-1] < losses[0]
-    tuned = run_example("finetune_timm.py", "--steps", "60", "--init", weights)
-    accuracy = float(tuned.split(":")[-1].removesuffix(" %\n"))
+    finetuning_output = run_example("finetune_timm.py", "--steps", "60", "--init", weights)
+    accuracy = float(finetuning_output.split(":")[-1].removesuffix(" %\n"))
     assert accuracy > 40  # ten classes
 
 
@@ -51,21 +51,21 @@ def test_a_worker_of_the_cluster_gives_the_features_of_the_command(tmp_path: Pat
         Image.fromarray(picture).save(tmp_path / "photos" / f"{number}.png")
     small = {"model.img_size": 16, "model.patch_size": 4, "model.embed_dim": 16, "model.layout": "MT"}
     small |= {"objective.decoder_dim": 16, "objective.decoder_depth": 1, "objective.decoder_heads": 2}
-    here = {
+    settings = {
         "training.workers": 0,
         "training.device": "cpu",
         "training.max_steps": 1,
         "training.batch_size": 4,
         "model.num_heads": 2,
     }
-    map_vision.pretrain(tmp_path / "photos", out=tmp_path / "run", **small, **here)
+    map_vision.pretrain(tmp_path / "photos", out=tmp_path / "run", **small, **settings)
     evaluation = {"evaluation.workers": 0, "evaluation.device": "cpu"}
     map_vision.features(tmp_path / "run", tmp_path / "photos", out=tmp_path / "features.npz", **evaluation)
     expected = np.load(tmp_path / "features.npz")
     example = runpy.run_path(str(ROOT / "examples" / "features_on_ray.py"))
-    found = example["Worker"](tmp_path / "run").features(expected["names"].tolist())
-    assert found.shape == (5, 16)
-    np.testing.assert_array_equal(found, expected["features"])
+    features = example["Worker"](tmp_path / "run").features(expected["names"].tolist())
+    assert features.shape == (5, 16)
+    np.testing.assert_array_equal(features, expected["features"])
 
 
 def test_the_code_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

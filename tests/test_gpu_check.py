@@ -1,4 +1,4 @@
-"""What benchmarks/gpu_check.sh runs on a GPU, tried here in tiny sizes."""
+"""The parts that benchmarks/gpu_check.sh runs on a GPU, here in tiny sizes."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ PROGRAM = "from report import Part\npart = Part(None)\n"
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import a script of the check; in this process, as importing torch again takes longer than all they do."""
+    """A function that imports a script of the check, in this process: importing torch again would take longer."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.syspath_prepend(str(SCRIPTS / "gpu"))
@@ -34,7 +34,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             del sys.modules[name]
 
 
-def rows_of(part: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def run_part(part: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(sys, "argv", ["part", "--quick", "--out", str(out), "--seconds", "600"])
     assert part.main() == 0
     return json.loads(out.read_text())
@@ -53,7 +53,7 @@ def rows_of(part: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch) -> lis
 def test_a_part_measures_what_it_names(
     name: str, column: str, expected: set[str], load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = rows_of(load(name), tmp_path / "rows.json", monkeypatch)
+    rows = run_part(load(name), tmp_path / "rows.json", monkeypatch)
     assert expected <= {row[column] for row in rows}
     assert not any("failed" in row for row in rows)
 
@@ -65,10 +65,10 @@ def test_the_script_runs_the_cases_of_the_device(tmp_path: Path) -> None:
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
+    result = subprocess.run(
         [str(SCRIPTS / "gpu_check.sh"), "cases"], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + (tmp_path / "results.md").read_text()
+    assert result.returncode == 0, result.stdout + (tmp_path / "results.md").read_text()
     (row,) = json.loads((tmp_path / "results.json").read_text())["parts"]["cases"]["rows"]
     assert row["cases"] == "cuda_cases.py"
     assert row["passed"] >= 3

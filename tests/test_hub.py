@@ -1,4 +1,4 @@
-"""Sharing through the Hub's HTTP interface: up, down, offline, refused; no token in any file. A stand-in answers."""
+"""Sharing through the Hub: upload, download, offline, refusals; no token in any file. A stand-in answers requests."""
 
 import json
 import os
@@ -19,19 +19,19 @@ from map_points.domain import DOMAIN as POINTS
 from map_vision.domain import DOMAIN as IMAGES
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub_stand_in import REFUSING, WHOSE_TOKEN, stand_in
+from hub_stand_in import REFUSING, TOKEN_OWNER, stand_in
 
 TOKEN = "hf_onlyForThisTest0123456789"
 REPO, POINT_REPO = "someone/nano", "someone/points"
 MODEL = {"embed_dim": 32, "layout": "MT", "num_heads": 4}
 WHEN = ("online", "offline")
 CLASSES = ["cat", "dog", "owl"]
-STATUSES = (401, 403, 404, 500)  # up
-ALSO = (401, 403, 404, 501)  # down, where the client asks again for half a minute after 500
+UPLOAD_STATUSES = (401, 403, 404, 500)
+DOWNLOAD_STATUSES = (401, 403, 404, 501)  # after 500 the client would retry for half a minute
 
 
-def python(code, home, endpoint, **environment):
-    """Run code whose huggingface_hub asks ``endpoint`` and keeps its files under ``home``; return what it printed."""
+def run_python(code, home, endpoint, **environment):
+    """Run code with huggingface_hub's ``endpoint`` and its cache below ``home``; return the output."""
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
@@ -42,19 +42,21 @@ def python(code, home, endpoint, **environment):
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         **environment,
     }
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-def write_folder(folder, domain, model, name, arguments, **more):
-    """The files of a card."""
+def write_folder(folder, domain, model, name, arguments, **extra):
+    """Write the files of a card."""
     folder.mkdir()
-    description = {"name": name, "arguments": arguments, "holds": "classifier", "classes": CLASSES, **more}
+    description = {"name": name, "arguments": arguments, "holds": "classifier", "classes": CLASSES, **extra}
     save_weights(folder / "model.safetensors", model.state_dict(), description)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     if domain.timm_config is not None:
-        config = domain.timm_config(domain.models.described(folder), description)
+        config = domain.timm_config(domain.models.read_model_config(folder), description)
         (folder / "config.json").write_text(json.dumps(config))
     (folder / "secrets.txt").write_text("of no card")
 
@@ -86,16 +88,16 @@ with torch.no_grad():
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Two models that were uploaded, read, and read again after the Hub is gone; and everything that was written."""
+    """Two models that were uploaded, read, and read again without the Hub; and everything that was written."""
     root = tmp_path_factory.mktemp("hub")
     torch.manual_seed(0)
     arguments = {**MODEL, "img_size": 32, "patch_size": 8, "num_registers": 0, "global_pool": "avg"}
     image = timm.create_model("hybridnet_tiny_patch16_224", num_classes=3, **arguments).eval()
     sizes = {**MODEL, "num_patches": 16, "patch_size": 8}
     point = create_point_model("hybridnet3d", 3, **sizes).eval()
-    prepared = {"channels": 3, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    prepared |= {"interpolation": "bilinear", "crop_pct": 0.9, "crop_pct_small": 1.0}
-    write_folder(root / "card", IMAGES, image, "hybridnet_tiny_patch16_224", arguments, **prepared)
+    preprocessing = {"channels": 3, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    preprocessing |= {"interpolation": "bilinear", "crop_pct": 0.9, "crop_pct_small": 1.0}
+    write_folder(root / "card", IMAGES, image, "hybridnet_tiny_patch16_224", arguments, **preprocessing)
     write_folder(root / "points", POINTS, point, "hybridnet3d", sizes)
     push = f"""
 import sys, map_points
@@ -105,31 +107,31 @@ assert main() == 0
 print(map_points.push_to_hub({str(root / "points")!r}, {POINT_REPO!r}, private=True))
 print(map_points.push_to_hub({str(root / "points")!r}, "points"))  # in the name of whoever has the token
 """
-    home, read = (
+    home, scripts = (
         root / "home",
         {name: READ.replace("sys.argv[1]", repr(str(root / f"{name}.pt"))) for name in WHEN},
     )
     with stand_in(TOKEN) as hub:
-        said = python(push + read["online"], home, hub.endpoint, HF_TOKEN=TOKEN)
-    python(read["offline"], home, hub.endpoint, HF_TOKEN=TOKEN)
-    return root, hub, image, point, said
+        output = run_python(push + scripts["online"], home, hub.endpoint, HF_TOKEN=TOKEN)
+    run_python(scripts["offline"], home, hub.endpoint, HF_TOKEN=TOKEN)
+    return root, hub, image, point, output
 
 
 def test_all_of_a_card_and_nothing_else_is_uploaded(shared):
-    root, hub, *_, said = shared
+    root, hub, *_, output = shared
     _, files = hub.files(REPO, "main")
     assert files == {
         name: (root / "card" / name).read_bytes()
         for name in ("model.safetensors", "model.json", "config.json", "README.md")
     }
     assert hub.private == {POINT_REPO}
-    for repo in (POINT_REPO, f"{WHOSE_TOKEN}/points"):
-        assert f"{hub.endpoint}/{repo}/commit/" in said
+    for repo in (POINT_REPO, f"{TOKEN_OWNER}/points"):
+        assert f"{hub.endpoint}/{repo}/commit/" in output
 
 
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("how", ["ours", "by the prefix", "timm", "timm, another head", "clouds"])
-def test_what_comes_down_is_what_went_up(shared, when, how):
+def test_the_download_equals_the_upload(shared, when, how):
     root, _, image, point, _ = shared
     torch.manual_seed(0)
     x, clouds = torch.randn(2, 3, 32, 32), torch.randn(2, 128, 3)
@@ -141,13 +143,13 @@ def test_what_comes_down_is_what_went_up(shared, when, how):
 
 
 @pytest.mark.parametrize("how", ["cfg", "our cfg"])
-def test_timm_is_told_how_images_are_prepared_and_what_the_outputs_mean(shared, how):
-    read = torch.load(shared[0] / "online.pt")
-    cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in read[how].items()}
+def test_timm_knows_the_preprocessing_and_the_classes(shared, how):
+    values = torch.load(shared[0] / "online.pt")
+    cfg = {key: list(value) if isinstance(value, tuple) else value for key, value in values[how].items()}
     assert (cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 1.0)
     assert (cfg["input_size"], cfg["num_classes"], cfg["label_names"]) == ([3, 32, 32], 3, CLASSES)
-    assert read["classes"] == tuple(CLASSES)
-    assert "were trained with order='row'; with 'column' they would fit" in read["another order"]
+    assert values["classes"] == tuple(CLASSES)
+    assert "were trained with order='row'; with 'column' they would fit" in values["another order"]
 
 
 def test_the_token_is_in_no_file(shared):
@@ -159,30 +161,30 @@ def test_the_token_is_in_no_file(shared):
 
 @pytest.fixture(scope="module")
 def refusals(shared, tmp_path_factory):
-    """What is said of each status, uploading and downloading, and of a Hub that is not there."""
+    """The error message for each status, uploading and downloading, and for faulty requests."""
     home, bare = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("bare")
     for name in ("model.safetensors", "model.json", "README.md"):
         (bare / name).write_text("no front matter")
     code = f"""
 import json, map_vision
-said = {{}}
-def tell(key, act):
+messages = {{}}
+def record(key, act):
     try:
         act()
-        said[key] = "nothing"
+        messages[key] = "nothing"
     except ValueError as error:
-        said[key] = str(error)
-for status in {STATUSES}:
-    tell(f"up {{status}}", lambda: map_vision.push_to_hub({str(shared[0] / "card")!r}, f"{REFUSING}/{{status}}"))
-for status in {ALSO}:
-    tell(f"down {{status}}", lambda: map_vision.from_pretrained(f"{REFUSING}/{{status}}"))
-tell("anonymous", lambda: map_vision.push_to_hub({str(shared[0] / "card")!r}, "someone/new", token=False))
-tell("no metadata", lambda: map_vision.push_to_hub({str(bare)!r}, "someone/bare"))
-tell("absent", lambda: map_vision.from_pretrained("someone/absent"))
-print(json.dumps(said))
+        messages[key] = str(error)
+for status in {UPLOAD_STATUSES}:
+    record(f"up {{status}}", lambda: map_vision.push_to_hub({str(shared[0] / "card")!r}, f"{REFUSING}/{{status}}"))
+for status in {DOWNLOAD_STATUSES}:
+    record(f"down {{status}}", lambda: map_vision.from_pretrained(f"{REFUSING}/{{status}}"))
+record("anonymous", lambda: map_vision.push_to_hub({str(shared[0] / "card")!r}, "someone/new", token=False))
+record("no metadata", lambda: map_vision.push_to_hub({str(bare)!r}, "someone/bare"))
+record("absent", lambda: map_vision.from_pretrained("someone/absent"))
+print(json.dumps(messages))
 """
     with stand_in(TOKEN) as hub:
-        return json.loads(python(code, home, hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1])
+        return json.loads(run_python(code, home, hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -225,10 +227,10 @@ def test_a_refusal_is_one_sentence(refusals, what, message):
     assert TOKEN not in refusals[what]
 
 
-def test_a_hub_that_is_away_is_said(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(
         huggingface_hub.constants, "HF_HUB_OFFLINE", True
-    )  # as the variable, read at import, does
+    )  # as the environment variable does, which is read at import
     with pytest.raises(
         UserError,
         match=r"^a/b is no file or folder here, and was not loaded: the Hub cannot be reached, nor is it in the cache",
@@ -245,7 +247,7 @@ def test_a_folder_that_is_no_card_is_not_uploaded(tmp_path, absent):
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "who?/what"])
-def test_what_is_no_name_is_said(name):
+def test_an_invalid_name_is_reported(name):
     with pytest.raises(UserError, match=r"a model on the Hub is called USER/NAME or USER/NAME@REVISION"):
         from_pretrained(IMAGES.models, name)
 
@@ -269,7 +271,7 @@ def test_a_folder_is_read_without_a_hub(shared):
     assert all(torch.equal(value, image.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
-PASTED = """
+RUN_PAGE = """
 import re, shlex, sys
 from map_core.commands.program import main
 from map_vision.cli import COMMANDS
@@ -288,8 +290,8 @@ def test_the_page_on_sharing_does_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = Path(__file__).parents[1] / "docs" / "sharing.md"
     with stand_in(TOKEN) as hub:
-        code = PASTED.replace("sys.argv[1]", repr(str(page)))
-        said = python(code, tmp_path / "home", hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1]
-        assert said == f"{hub.endpoint}/USER/NAME/commit/{hub.files('USER/NAME', 'main')[0]} 3"
+        code = RUN_PAGE.replace("sys.argv[1]", repr(str(page)))
+        output = run_python(code, tmp_path / "home", hub.endpoint, HF_TOKEN=TOKEN).splitlines()[-1]
+        assert output == f"{hub.endpoint}/USER/NAME/commit/{hub.files('USER/NAME', 'main')[0]} 3"
         assert len(hub.repositories["USER/NAME"]) == 2
         assert hub.private == {"USER/NAME"}

@@ -1,4 +1,4 @@
-"""``import map_vision`` costs next to nothing, and timm knows the models whichever of the two is imported first."""
+"""``import map_vision`` is cheap, and timm knows the models whichever of the two is imported first."""
 
 import os
 import subprocess
@@ -7,25 +7,27 @@ import sys
 import pytest
 import warm
 
-# the process that was forked for it has imported timm, and forgets it
+# the forked process has imported timm already, so it removes it
 WITHOUT_TIMM = (
     "import sys; [sys.modules.pop(name) for name in [*sys.modules] if name.partition('.')[0] == 'timm']"
 )
-KNOWN = "assert timm.is_model('hybridnet_tiny_patch16_224') and timm.is_model('map_mambavision_tiny')"
+MODELS_ARE_REGISTERED = (
+    "assert timm.is_model('hybridnet_tiny_patch16_224') and timm.is_model('map_mambavision_tiny')"
+)
 
 
-def python(code):
+def run_python(code):
     """Run code in a fresh interpreter; return what it printed."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": path},
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.parametrize(
@@ -40,13 +42,13 @@ def python(code):
 )
 def test_timm_knows_the_models_whatever_is_imported_first(imports):
     create = "timm.create_model('hybridnet_tiny_patch16_224', num_classes=2)"
-    warm.run("-c", f"{WITHOUT_TIMM}; {imports}; {KNOWN}; {create}")
+    warm.run("-c", f"{WITHOUT_TIMM}; {imports}; {MODELS_ARE_REGISTERED}; {create}")
 
 
 @pytest.mark.parametrize("package", ["map_core", "map_vision", "map_points"])
 def test_a_package_waits_for_nothing(package):
     assert (
-        python(f"import sys, {package}; print({{'torch', 'timm', 'accelerate'}} & sys.modules.keys())")
+        run_python(f"import sys, {package}; print({{'torch', 'timm', 'accelerate'}} & sys.modules.keys())")
         == "set()\n"
     )
 
@@ -55,17 +57,17 @@ def test_a_package_waits_for_nothing(package):
 def test_public_names_are_there_and_load_no_optional_package(package):
     optional = {"mamba_ssm", "causal_conv1d", "sklearn", "mmcv", "mmengine", "trimesh", "tifffile", "laspy"}
     optional |= set() if package == "map_points" else {"h5py"}
-    printed = warm.run(
+    output = warm.run(
         "-c",
         f"import sys, {package}; [getattr({package}, name) for name in {package}.__all__]; "
         f"from {package} import *; print({optional} & sys.modules.keys())",
     )
-    assert printed == "set()\n"
+    assert output == "set()\n"
 
 
 @pytest.mark.parametrize("package", ["map_vision", "map_points"])
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonsense"]], ids=lambda value: value[0])
 def test_a_program_that_only_talks_imports_no_torch(package, arguments):
     code = f"import sys; sys.argv[1:] = {arguments}; from {package}.cli import main; main()"
-    said = python(f"{code}; print({{'torch', 'timm', 'sklearn', 'h5py'}} & sys.modules.keys())")
-    assert said.splitlines()[-1] == "set()"
+    output = run_python(f"{code}; print({{'torch', 'timm', 'sklearn', 'h5py'}} & sys.modules.keys())")
+    assert output.splitlines()[-1] == "set()"

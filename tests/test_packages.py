@@ -1,4 +1,4 @@
-"""What each package pulls in, from the installed metadata, and that imports stay light."""
+"""Dependencies of each package, from the installed metadata, and what documentation and hints say about them."""
 
 import importlib.metadata
 import re
@@ -17,22 +17,24 @@ def canonical(name: str) -> str:
 
 def closure(package: str) -> set[str]:
     """All distributions that installing ``package`` without extras pulls in, itself included."""
-    found: set[str] = set()
+    names: set[str] = set()
     queue = [(package, frozenset[str]())]
     while queue:
         name, extras = queue.pop()
-        if canonical(name) in found:
+        if canonical(name) in names:
             continue
-        found.add(canonical(name))
+        names.add(canonical(name))
         try:
             requirements = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue  # not installed here (another platform's)
         for requirement in map(Requirement, requirements):
-            wanted = [{"extra": extra} for extra in (*extras, "")]
-            if requirement.marker is None or any(requirement.marker.evaluate(extra) for extra in wanted):
+            environments = [{"extra": extra} for extra in (*extras, "")]
+            if requirement.marker is None or any(
+                requirement.marker.evaluate(extra) for extra in environments
+            ):
                 queue.append((requirement.name, frozenset(requirement.extras)))
-    return found
+    return names
 
 
 @pytest.mark.parametrize(
@@ -50,11 +52,18 @@ def test_a_package_pulls_in_only_what_it_builds_on(package: str, ours: set[str])
 
 @pytest.mark.parametrize("package", sorted(OURS))
 def test_no_package_needs_a_cuda_build_or_another_domains_tools(package: str) -> None:
-    pulled = closure(package)
-    assert not pulled & {"mamba-ssm", "causal-conv1d", "pointnet2-ops", "knn-cuda", "onedl-mmcv", "mmcv"}
+    dependencies = closure(package)
+    assert not dependencies & {
+        "mamba-ssm",
+        "causal-conv1d",
+        "pointnet2-ops",
+        "knn-cuda",
+        "onedl-mmcv",
+        "mmcv",
+    }
     if package != "map-points":
-        assert not pulled & {"h5py", "trimesh"}
-    assert "scikit-learn" not in pulled
+        assert not dependencies & {"h5py", "trimesh"}
+    assert "scikit-learn" not in dependencies
 
 
 def test_constraints_pin_everything_that_is_pulled_in() -> None:
@@ -64,8 +73,8 @@ def test_constraints_pin_everything_that_is_pulled_in() -> None:
         if "==" in line
     }
     installed = {canonical(d.metadata["Name"]) for d in importlib.metadata.distributions()}
-    pulled = set().union(*(closure(package) for package in OURS)) & installed
-    assert pulled - OURS <= pinned, "add to constraints.txt"
+    dependencies = set().union(*(closure(package) for package in OURS)) & installed
+    assert dependencies - OURS <= pinned, "add to constraints.txt"
 
 
 def test_the_readme_names_the_tested_versions() -> None:
@@ -83,7 +92,7 @@ def test_the_readme_names_the_tested_versions() -> None:
         assert f"Python {least} or newer" in readme
 
 
-def test_hints_name_no_package_of_ours_as_if_an_index_had_it() -> None:
+def test_hints_do_not_install_our_packages_from_an_index() -> None:
     hints = [
         hint
         for file in ROOT.glob("packages/*/src/**/*.py")

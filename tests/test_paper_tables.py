@@ -1,4 +1,4 @@
-"""The paper's tables: a cell's commands run recipes that exist, each from the weights that the one before leaves."""
+"""The paper's tables: a cell's commands run existing recipes, each from the weights that the previous one writes."""
 
 import json
 import shlex
@@ -21,13 +21,14 @@ from map_points.domain import DOMAIN as POINTS
 from map_vision.cli import COMMANDS as IMAGE_COMMANDS
 from map_vision.domain import DOMAIN as IMAGES
 
-LEFT = {"mask_token", "encoder.norm.weight", "encoder.norm.bias"}  # a norm may go behind the pooling
+# a norm may move behind the pooling
+UNUSED_WEIGHTS = {"mask_token", "encoder.norm.weight", "encoder.norm.bias"}
 COMMANDS = {"map-vision": IMAGE_COMMANDS, "map-points": POINT_COMMANDS}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A cell and where it stands."""
+    """A cell, with its table and package."""
 
     domain: Domain
     table: Table
@@ -35,7 +36,7 @@ class Case:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of the commands of this package's program."""
+        """The commands of this package's program, split into words."""
         lines = map(shlex.split, commands_of(self.cell, self.table, self.domain.program))
         return [words for words in lines if words[0] == self.domain.program]
 
@@ -53,11 +54,11 @@ CHAINS = [
     for runs, case in {tuple(case.values[0].cell.runs): case.values[0] for case in CASES}.items()
     if len(runs) > 1
 ]
-SHAPES: dict[tuple[str, str, bool], dict[str, torch.Size]] = {}  # of models that were made before
-COUNTED = [case for case in CASES if case.values[0].cell.row.endswith("parameters")]
+SHAPES: dict[tuple[str, str, bool], dict[str, torch.Size]] = {}  # of models that were already built
+PARAMETER_CASES = [case for case in CASES if case.values[0].cell.row.endswith("parameters")]
 
 
-def parsed(words: list[str], domain: Domain) -> Any:
+def resolve_config(words: list[str], domain: Domain) -> Any:
     """The configuration that a command resolves to, as ``--print_config`` shows it."""
     program, name, *arguments = words
     command: Command = next(entry for entry in COMMANDS[program] if entry.name == name)
@@ -69,47 +70,49 @@ def test_the_commands_of_a_cell_resolve(case: Case) -> None:
     assert bool(case.cell.runs) != bool(case.cell.command)
     assert {run.partition(" ")[0] for run in case.cell.runs} <= set(recipe_names(case.domain.recipes))
     for words in case.commands:
-        config = parsed(words, case.domain)
+        config = resolve_config(words, case.domain)
         if hasattr(config, "training"):
             config.training.validate()
 
 
 def test_one_directory_is_for_one_command() -> None:
-    places: dict[str, set[str]] = {}
+    commands_by_directory: dict[str, set[str]] = {}
     for case in CASES:
         for words in case.values[0].commands:
             if "--out" in words:
-                places.setdefault(words[words.index("--out") + 1], set()).add(" ".join(words))
-    assert [command for command in places.values() if len(command) > 1] == []
+                commands_by_directory.setdefault(words[words.index("--out") + 1], set()).add(" ".join(words))
+    assert [command for command in commands_by_directory.values() if len(command) > 1] == []
 
 
 @pytest.mark.parametrize("case", CHAINS)
 def test_each_run_of_a_cell_starts_from_the_one_before(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights as large as the recipes say, on no device: names and shapes fit, and so do unseen settings."""
+    """Full-size models on the meta device: names and shapes fit, and so do settings that shapes do not show."""
     monkeypatch.chdir(tmp_path)
-    before: dict[str, torch.Size] = {}
+    previous: dict[str, torch.Size] = {}
     for words in case.commands:
-        config = parsed(words, case.domain)
-        now = shapes_of(case.domain, config, pretrained=words[1] == "pretrain")
-        if before:
+        config = resolve_config(words, case.domain)
+        current = record_shapes(case.domain, config, pretrained=words[1] == "pretrain")
+        if previous:
             models = case.domain.models
             models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
-            assert before.keys() - now.keys() <= LEFT
-            differing = {name for name in before.keys() & now.keys() if before[name] != now[name]}
+            assert previous.keys() - current.keys() <= UNUSED_WEIGHTS
+            differing = {name for name in previous.keys() & current.keys() if previous[name] != current[name]}
             assert differing <= {"encoder.position.table"}, "positions are resampled to another grid"
-        before = now
+        previous = current
 
 
-def shapes_of(domain: Domain, config: Any, *, pretrained: bool) -> dict[str, torch.Size]:
-    """The shapes of what a run trains; leaves the description that the next one reads."""
-    holds: dict[str, Any] = {"task": "pretrain", "holds": "encoder"}
+def record_shapes(domain: Domain, config: Any, *, pretrained: bool) -> dict[str, torch.Size]:
+    """The shapes of a run's weights; also writes the description that the next run reads."""
+    description: dict[str, Any] = {"task": "pretrain", "holds": "encoder"}
     if not pretrained:
         classes = [str(number) for number in range(domain.outputs)]
-        holds = {"task": "finetune", "holds": "classifier", "classes": classes}
+        description = {"task": "finetune", "holds": "classifier", "classes": classes}
     Path(config.out).mkdir(parents=True)
-    (Path(config.out) / "model.json").write_text(json.dumps(domain.models.describe(config.model, **holds)))
+    (Path(config.out) / "model.json").write_text(
+        json.dumps(domain.models.describe(config.model, **description))
+    )
     key = domain.program, repr(config.model), pretrained
     if key not in SHAPES:
         with torch.device("meta"):
@@ -138,9 +141,9 @@ def test_one_table_is_printed_with_its_commands_and_all_without(capsys: pytest.C
         "--out runs/finetune_base_in1k_of_pretrain_base_in1k_diffusion"
     )
     assert main("map-vision", IMAGE_COMMANDS, IMAGES.recipes, ["tables"]) == 0
-    printed = capsys.readouterr().out
-    assert [f"Table {number}: " in printed for number in range(1, 10)] == [True] * 8 + [False]
-    assert "--out" not in printed
+    output = capsys.readouterr().out
+    assert [f"Table {number}: " in output for number in range(1, 10)] == [True] * 8 + [False]
+    assert "--out" not in output
 
 
 def test_a_table_without_cells_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,9 +153,9 @@ def test_a_table_without_cells_here_is_refused(capsys: pytest.CaptureFixture[str
     )
 
 
-@pytest.mark.parametrize("case", COUNTED)
-def test_parameters_are_what_is_said(case: Case) -> None:
-    config = parsed(case.commands[0], case.domain)
+@pytest.mark.parametrize("case", PARAMETER_CASES)
+def test_parameters_are_as_stated(case: Case) -> None:
+    config = resolve_config(case.commands[0], case.domain)
     with torch.device("meta"):
         model = case.domain.models.create_classifier(config.model, case.domain.outputs)
     count = sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""benchmarks/peers.py measures what it names, goes on where it stopped, and its tables say what it measured."""
+"""benchmarks/peers.py measures its cases, resumes where it stopped, and its tables show what it measured."""
 
 import importlib
 import json
@@ -19,7 +19,7 @@ FOLDERS = (ROOT / "benchmarks", ROOT / "docs")
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import a script of the benchmarks or of the documentation."""
+    """A function that imports a script of the benchmarks or of the documentation."""
     before = set(sys.modules)
     for folder in reversed(FOLDERS):
         monkeypatch.syspath_prepend(str(folder))
@@ -40,7 +40,7 @@ def run(out: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_measures_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_it_measures_and_resumes_where_it_stopped(tmp_path: Path) -> None:
     out = tmp_path / "peers.json"
     first = run(out)
     assert first.returncode == 0, first.stderr
@@ -56,7 +56,7 @@ def test_it_measures_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "expected"),
+    ("previous", "expected"),
     [
         ({"ms": 2400.0}, False),
         ({"ms": 2600.0}, True),  # four times as many tokens take longer than 10 s
@@ -64,22 +64,24 @@ def test_it_measures_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
         ({"failed": "no"}, False),
     ],
 )
-def test_what_is_sure_to_be_too_slow_is_not_run(known: dict[str, Any], expected: bool, load: Any) -> None:
+def test_cases_that_are_sure_to_be_too_slow_are_not_run(
+    previous: dict[str, Any], expected: bool, load: Any
+) -> None:
     peers: ModuleType = load("peers")
     case = peers.Case("blocks", "some", 4096, 1, kind="both")
     shorter = asdict(replace(case, tokens=1024))
-    assert peers.expected_over(case, [shorter | known]) is expected
-    assert not peers.expected_over(case, [shorter | known | {"kind": "forward"}])
-    assert not peers.expected_over(case, [shorter | known | {"what": "other"}])
+    assert peers.expected_over(case, [shorter | previous], cap=10.0) is expected
+    assert not peers.expected_over(case, [shorter | previous | {"kind": "forward"}], cap=10.0)
+    assert not peers.expected_over(case, [shorter | previous | {"what": "other"}], cap=10.0)
 
 
 def test_contenders_of_a_size_take_turns(load: Any) -> None:
     cases = load("cpu.cases")
     for part in ("blocks", "models", "inference", "commands"):
-        every = tuple(cases.PARTS[part]())
-        grouped = cases.groups(every)
-        assert sorted(map(str, every)) == sorted(str(case) for group in grouped for case in group)
-        for group in grouped:
+        all_cases = tuple(cases.PARTS[part]())
+        case_groups = cases.groups(all_cases)
+        assert sorted(map(str, all_cases)) == sorted(str(case) for group in case_groups for case in group)
+        for group in case_groups:
             assert len({replace(case, what="") for case in group}) == 1
             assert len({case.what for case in group}) == len(group) >= 2
 
@@ -104,13 +106,13 @@ def test_models_that_are_compared_have_equal_parameters(load: Any) -> None:
 def test_the_crossover_lies_between_what_was_measured(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = load("peers_tables")
 
-    def rows(part: str, *, what: str, **wanted: Any) -> list[dict[str, Any]]:
-        taken = {"hybrid": (200.0, 800.0), "Mamba": (50.0, 200.0), "ViT (timm)": (100.0, 1600.0)}[what]
+    def rows(part: str, *, what: str, **conditions: Any) -> list[dict[str, Any]]:
+        times = {"hybrid": (200.0, 800.0), "Mamba": (50.0, 200.0), "ViT (timm)": (100.0, 1600.0)}[what]
         return [
-            {"tokens": tokens, "batch": 1, "ms": ms} for tokens, ms in zip((100, 400), taken, strict=True)
+            {"tokens": tokens, "batch": 1, "ms": ms} for tokens, ms in zip((100, 400), times, strict=True)
         ]
 
-    monkeypatch.setattr(tables, "of_part", rows)
+    monkeypatch.setattr(tables, "select_rows", rows)
     assert tables.crossover("hybrid", "both") == "from about 200 tokens on"
     assert tables.crossover("Mamba", "both") == "at every length"
 
@@ -127,7 +129,7 @@ def test_the_law_of_cost_is_the_one_that_made_the_numbers(load: Any, monkeypatch
         }
         for d, b, n in ((4, 1, 196), (16, 1, 196), (16, 4, 196), (16, 1, 49), (16, 1, 3136))
     ]
-    monkeypatch.setattr(tables, "of_part", lambda part: rows)
+    monkeypatch.setattr(tables, "select_rows", lambda part: rows)
     fit, error = tables.cost_fit()
     assert fit == pytest.approx([5, 0.02, 1e-5])
     assert error < 1e-6

@@ -1,4 +1,4 @@
-"""Every number of every section that a command has is checked before anything is read or built."""
+"""Every number in every section of a command is checked before anything is read or built."""
 
 import math
 import typing
@@ -15,26 +15,26 @@ from map_core.commands.settings import FORMS
 from map_core.errors import UserError
 
 PROGRAMS = {"map-vision": map_vision.cli.COMMANDS, "map-points": map_points.cli.COMMANDS}
-# numbers below 0 that mean something
+# settings whose negative values are valid
 MAY_BE_NEGATIVE = {"data.ignore_label", "data.mean", "data.holdout_seed", "data.subset_seed"}
 
 
 @cache
 def sections() -> dict[tuple[str, type], Any]:
-    """Each section of each command, by its place and class, with the settings that are checked."""
-    found = {}
+    """Each form of each section of the commands, by the section's name and the form's class."""
+    by_place_and_form = {}
     for commands in PROGRAMS.values():
         for command in commands:
             for entry in fields(command.config_class):
                 kind = typing.get_type_hints(command.config_class)[entry.name]
                 if is_dataclass(kind):
                     for form in (*entry.metadata.get(FORMS, {}).values(), kind):
-                        found[entry.name, form] = form
-    return found
+                        by_place_and_form[entry.name, form] = form
+    return by_place_and_form
 
 
-def numbers_of(kind: Any) -> Iterator[tuple[type, int]]:
-    """The numbers that a type allows, each with the length of the tuple that holds it; 0 for a plain one."""
+def number_types(kind: Any) -> Iterator[tuple[type, int]]:
+    """The number types that a type allows, each with the length of the tuple around it; 0 for a plain number."""
     if kind in (int, float):
         yield kind, 0
     elif typing.get_origin(kind) is tuple:
@@ -43,20 +43,20 @@ def numbers_of(kind: Any) -> Iterator[tuple[type, int]]:
             yield number, max(len(members), 1)
     else:
         for member in typing.get_args(kind):
-            yield from numbers_of(member)
+            yield from number_types(member)
 
 
 def cases() -> Iterator[Any]:
-    seen = set()
+    visited = set()
     for place, section in sections():
         for name, kind in typing.get_type_hints(section).items():
-            if (section, name) in seen or name.startswith("_"):
+            if (section, name) in visited or name.startswith("_"):
                 continue
-            seen.add((section, name))
-            for number, length in numbers_of(kind):
-                wrong = [] if f"{place}.{name}" in MAY_BE_NEGATIVE else [-1]
-                wrong += [math.nan] if number is float else [2**70] if "seed" in name else []
-                for value in wrong:
+            visited.add((section, name))
+            for number, length in number_types(kind):
+                invalid = [] if f"{place}.{name}" in MAY_BE_NEGATIVE else [-1]
+                invalid += [math.nan] if number is float else [2**70] if "seed" in name else []
+                for value in invalid:
                     case = number(value) if length == 0 else (number(value),) * length
                     yield pytest.param(place, section, name, case, id=f"{section.__module__}-{name}-{case}")
 
@@ -71,9 +71,9 @@ def test_the_sections_are_found():
 def test_a_number_out_of_its_range_is_refused_by_name(place, section, name, value):
     config = section()
     setattr(config, name, value)
-    with pytest.raises(UserError, match=rf"\b{name}\b") as refused:
+    with pytest.raises(UserError, match=rf"\b{name}\b") as error:
         config.validate()
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("place", "section"), list(sections()))

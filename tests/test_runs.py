@@ -1,7 +1,7 @@
-"""Whole pretraining runs of map-vision as users start them: killed and resumed, on one process and on two.
+"""Whole pretraining runs of map-vision as users start them: killed and resumed, in one process and in two.
 
-On data in memory, and on shards: there the undisturbed run reads them in their folder, the others fetch them, through a
-cache that holds half of them, from a server that drops every third connection.
+On data in memory and on shards. The undisturbed run reads the shards from their folder; the others fetch them from a
+server that drops every third connection, through a cache that holds half of them.
 """
 
 import itertools
@@ -54,7 +54,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Data(NamedTuple):
-    """Arguments of runs that read the same data."""
+    """Arguments of runs on the same data."""
 
     undisturbed: list[str]
     disturbed: list[str]
@@ -78,14 +78,14 @@ def data(
 
 
 @pytest.fixture(scope="module")
-def whole(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed_run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     pretrain(out, "--training.workers", "2", *data.undisturbed)
     return out
 
 
 def test_killed_in_mid_epoch_and_resumed_is_the_uninterrupted_run_bit_for_bit(
-    tmp_path: Path, whole: Path, data: Data
+    tmp_path: Path, undisturbed_run: Path, data: Data
 ) -> None:
     out = tmp_path / "run"
     process = warm.Program(*PRETRAIN, "--out", out, "--training.workers", "2", *data.disturbed)
@@ -99,13 +99,18 @@ def test_killed_in_mid_epoch_and_resumed_is_the_uninterrupted_run_bit_for_bit(
     saved = max(int(path.name.removeprefix("step_")) for path in out.glob("checkpoints/step_*"))
     assert 0 < saved < 20
     pretrain(out, "--training.workers", "2", "--resume", "auto", *data.disturbed)
-    assert metrics(out) == metrics(whole)
-    resumed, uninterrupted = load_file(out / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert metrics(out) == metrics(undisturbed_run)
+    resumed, uninterrupted = (
+        load_file(out / "model.safetensors"),
+        load_file(undisturbed_run / "model.safetensors"),
+    )
     assert resumed.keys() == uninterrupted.keys()
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in resumed)
 
 
-def test_two_processes_are_one_at_the_same_global_batch(tmp_path: Path, whole: Path, data: Data) -> None:
+def test_two_processes_are_one_at_the_same_global_batch(
+    tmp_path: Path, undisturbed_run: Path, data: Data
+) -> None:
     out = tmp_path / "run"
     pretrain(
         out,
@@ -114,8 +119,9 @@ def test_two_processes_are_one_at_the_same_global_batch(tmp_path: Path, whole: P
         *data.disturbed,
         launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
     )
-    for one, other in zip(metrics(whole), metrics(out), strict=True):
+    for one, other in zip(metrics(undisturbed_run), metrics(out), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-    alone, together = load_file(whole / "model.safetensors"), load_file(out / "model.safetensors")
-    for key in alone:
-        torch.testing.assert_close(together[key], alone[key], rtol=0, atol=1e-5)
+    single_process = load_file(undisturbed_run / "model.safetensors")
+    two_processes = load_file(out / "model.safetensors")
+    for key in single_process:
+        torch.testing.assert_close(two_processes[key], single_process[key], rtol=0, atol=1e-5)

@@ -1,7 +1,7 @@
 """Run directories written by version 0.1 (commit 78dae61) load, resume, finetune and evaluate.
 
-Each holds what ``--training.max_steps 4`` left of a run of 8 steps, and ``whole.jsonl``, the metrics of the same run
-uninterrupted, both by that version.
+Each is a run of 8 steps that ``--training.max_steps 4`` stopped, with ``whole.jsonl``, the metrics of the same run
+uninterrupted, both written by that version.
 """
 
 import json
@@ -49,7 +49,7 @@ RUNS = {
 PROGRAMS = {"map-vision": map_vision.cli.main, "map-points": map_points.cli.main}
 
 
-def command(monkeypatch: pytest.MonkeyPatch, program: str, *arguments: str) -> None:
+def run_command(monkeypatch: pytest.MonkeyPatch, program: str, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     assert PROGRAMS[program]() == 0
 
@@ -61,7 +61,7 @@ def test_a_run_is_resumed_as_if_its_version_had_gone_on(
     program, arguments = RUNS[name]
     out = tmp_path / name
     shutil.copytree(FOLDER / name, out)
-    command(monkeypatch, program, *arguments, "--out", str(out), "--resume", "auto")
+    run_command(monkeypatch, program, *arguments, "--out", str(out), "--resume", "auto")
     resumed, whole = (
         [json.loads(line) for line in (out / file).read_text().splitlines()]
         for file in ("metrics.jsonl", "whole.jsonl")
@@ -77,13 +77,13 @@ def test_features_of_a_pretraining_run(
     domain: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, init = tmp_path / "features.npz", str(FOLDER / f"{domain}_pretrain")
-    command(monkeypatch, f"map-{domain}", "features", "--init", init, "--out", str(out))
+    run_command(monkeypatch, f"map-{domain}", "features", "--init", init, "--out", str(out))
     assert np.load(out)["test_features"].shape == (count, 16)
 
 
 def test_a_classifier_scores_as_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     init = FOLDER / "vision_finetune"
-    command(monkeypatch, "map-vision", "evaluate", "--init", str(init), "--out", str(tmp_path))
+    run_command(monkeypatch, "map-vision", "evaluate", "--init", str(init), "--out", str(tmp_path))
     before = json.loads((init / "summary.json").read_text())
     after = json.loads((tmp_path / "summary.json").read_text())
     assert after["test_accuracy"] == pytest.approx(before["test_accuracy"])
@@ -93,5 +93,5 @@ def test_a_classifier_scores_as_it_did(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_decoder_is_read_for_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "picture.png"
     init = str(FOLDER / "points_pretrain")
-    command(monkeypatch, "map-points", "reconstruct", "--init", init, "--count", "2", "--out", str(out))
+    run_command(monkeypatch, "map-points", "reconstruct", "--init", init, "--count", "2", "--out", str(out))
     assert out.stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""Weights that the repository ships: a clone reads them without a network, an installation says where they are."""
+"""Weights that the repository ships: a clone reads them offline, an installation tells where to get them."""
 
 import json
 import os
@@ -29,7 +29,7 @@ INPUTS = (
 IMPORTS = """
 import timm, map_vision
 from map_points import create_point_model
-def said(create):
+def refusal(create):
     try:
         create()
     except ValueError as error:
@@ -38,8 +38,8 @@ def said(create):
 CREATE = f"timm.create_model({IMAGE_MODEL!r}, pretrained=True"
 
 
-def copy_of_packages(root, layout):
-    """The packages' sources under another root, as a clone or as an installation has them; returns sys.path."""
+def copy_packages(root, layout):
+    """Copy the packages' sources below another root, laid out as a clone or an installation; return sys.path."""
     places = []
     for package in PACKAGES:
         place = root / layout.format(package)
@@ -53,24 +53,24 @@ def copy_of_packages(root, layout):
     return list(dict.fromkeys(places))
 
 
-def python(places, code):
-    """Run code with only these packages of ours; return what it printed, the last line, and its error output."""
+def run_python(places, code):
+    """Run code with only these copies of our packages; return its output and its error output."""
     path = os.pathsep.join(map(str, places))
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", IMPORTS + INPUTS + code], capture_output=True, text=True, env=env, check=False
     )
-    return done.stdout.strip(), done.stderr
+    return result.stdout.strip(), result.stderr
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A clone that ships a classifier of images and one of clouds."""
     root = tmp_path_factory.mktemp("clone")
-    places = copy_of_packages(root, "packages/{}/src")
+    places = copy_packages(root, "packages/{}/src")
     torch.manual_seed(0)
     image, point = timm.create_model(IMAGE_MODEL), create_point_model(POINT_MODEL, 10)
-    prepared = {
+    preprocessing = {
         "channels": 3,
         "mean": MEAN,
         "std": STD,
@@ -79,10 +79,10 @@ def clone(tmp_path_factory):
         "crop_pct_small": 1.0,
     }
     common = {"arguments": {}, "holds": "classifier", "task": "finetune", "classes": CLASSES}
-    for model, name, more in ((image, IMAGE_MODEL, prepared), (point, POINT_MODEL, {})):
+    for model, name, extra in ((image, IMAGE_MODEL, preprocessing), (point, POINT_MODEL, {})):
         folder = root / "weights" / name
         folder.mkdir(parents=True)
-        save_weights(folder / "model.safetensors", model.state_dict(), {"name": name, **common, **more})
+        save_weights(folder / "model.safetensors", model.state_dict(), {"name": name, **common, **extra})
     return places, image.eval(), point.eval()
 
 
@@ -101,13 +101,13 @@ READ = {
     "another head for clouds": f"create_point_model({POINT_MODEL!r}, 4, pretrained=True).eval()(clouds).shape",
     "listed": f"{IMAGE_MODEL!r} in timm.list_models(pretrained=True)",
     "cfg": f"{CREATE}).pretrained_cfg",
-    "another order": f"said(lambda: {CREATE}, order='column'))",
-    "another order of a card": "said(lambda: timm.create_model(card, pretrained=True, order='column'))",
-    "more layers": f"said(lambda: {CREATE}, num_classes=3, layout='(MMMT)x3'))",
-    "registers": f"said(lambda: {CREATE}, num_classes=3, num_registers=4, global_pool='register'))",
-    "another width": f"said(lambda: {CREATE}, num_classes=3, embed_dim=64))",
-    "larger patches": f"said(lambda: {CREATE}, num_classes=3, patch_size=8))",
-    "one way": f"said(lambda: {CREATE}, num_classes=3, bidirectional=False))",
+    "another order": f"refusal(lambda: {CREATE}, order='column'))",
+    "another order of a card": "refusal(lambda: timm.create_model(card, pretrained=True, order='column'))",
+    "more layers": f"refusal(lambda: {CREATE}, num_classes=3, layout='(MMMT)x3'))",
+    "registers": f"refusal(lambda: {CREATE}, num_classes=3, num_registers=4, global_pool='register'))",
+    "another width": f"refusal(lambda: {CREATE}, num_classes=3, embed_dim=64))",
+    "larger patches": f"refusal(lambda: {CREATE}, num_classes=3, patch_size=8))",
+    "one way": f"refusal(lambda: {CREATE}, num_classes=3, bidirectional=False))",
     "the same order": f"{CREATE}, order='row').order",
 }
 EXPECTED = {
@@ -123,17 +123,17 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def read(clone, tmp_path_factory):
-    """What a process that runs from the clone gets of each of ``READ``."""
+    """The value of each expression of ``READ`` in a process that runs from the clone."""
     out = tmp_path_factory.mktemp("read") / "values.pt"
     values = ", ".join(f"{name!r}: {code}" for name, code in READ.items())
     folder = clone[0][0].parents[2] / "weights" / IMAGE_MODEL
     domain = map_vision.domain.DOMAIN
-    config = domain.timm_config(domain.models.described(folder), read_description(folder))
+    config = domain.timm_config(domain.models.read_model_config(folder), read_description(folder))
     card = tmp_path_factory.mktemp("cards") / "card"
     shutil.copytree(folder, card)
     (card / "config.json").write_text(json.dumps(config))
     code = f"card = {f'local-dir:{card}'!r}\nwith torch.no_grad(): torch.save({{{values}}}, {str(out)!r})"
-    _, errors = python(clone[0], code)
+    _, errors = run_python(clone[0], code)
     assert out.exists(), errors
     return torch.load(out)
 
@@ -144,7 +144,7 @@ def test_a_clone_reads_its_weights(clone, read, what):
         torch.testing.assert_close(read[what], EXPECTED[what](*clone[1:]))
 
 
-def test_timm_is_told_of_them(read):
+def test_timm_lists_them(read):
     cfg = read["cfg"]
     assert read["listed"]
     assert (cfg["mean"], cfg["std"], cfg["interpolation"], cfg["crop_pct"]) == (
@@ -178,37 +178,37 @@ def test_no_layer_but_the_head_is_random_or_left_out(read, what, message):
     assert f"the pretrained weights do not fit this model: {message}" in read[what]
 
 
-def test_a_broken_description_is_told_and_timm_still_imports(clone, tmp_path):
-    places = copy_of_packages(tmp_path, "packages/{}/src")
+def test_a_broken_description_is_reported_and_timm_still_imports(clone, tmp_path):
+    places = copy_packages(tmp_path, "packages/{}/src")
     folder = tmp_path / "weights" / IMAGE_MODEL
     shutil.copytree(clone[0][0].parents[2] / "weights" / IMAGE_MODEL, folder)
     (folder / "model.json").write_text('{"name": ')
-    _, errors = python(places, f"timm.create_model('resnet10t'); {CREATE})")
+    _, errors = run_python(places, f"timm.create_model('resnet10t'); {CREATE})")
     assert f"UserError: {folder / 'model.json'} is no JSON" in errors
 
 
-def test_an_installation_says_where_they_come_from(tmp_path):
-    places = copy_of_packages(tmp_path, "site-packages")
-    said, _ = python(
+def test_an_installation_says_where_to_get_them(tmp_path):
+    places = copy_packages(tmp_path, "site-packages")
+    output, _ = run_python(
         places,
         f"""
 for create in (lambda: {CREATE}), lambda: create_point_model({POINT_MODEL!r}, pretrained=True)):
-    print(said(create))
+    print(refusal(create))
 print(timm.list_models(pretrained=True, filter="hybridnet*"))
 """,
     )
-    *errors, listed = said.splitlines()
+    *errors, model_list = output.splitlines()
     for name, error in zip((IMAGE_MODEL, POINT_MODEL), errors, strict=True):
         assert (
             f"no pretrained weights of {name} are here (this package was installed without the repository)"
             in error
         )
         assert "hf-hub:USER/NAME" in error
-    assert listed == "[]"
+    assert model_list == "[]"
 
 
-def sharing_page_says(folder):
-    """Whether the page on weights has the parameters and the accuracy of a folder's card."""
+def sharing_page_matches(folder):
+    """Whether the sharing page has the number of parameters and the accuracy of a folder's card."""
     card = (folder / "README.md").read_text()
     parameters = re.search(r"([\d,]+) parameters", card)[1]
     accuracy = re.search(r"^\| test_accuracy \| (\S+) \|", card, re.MULTILINE)[1]
@@ -216,22 +216,22 @@ def sharing_page_says(folder):
     return row.endswith(f"| {parameters} | {accuracy} |")
 
 
-def test_what_is_shipped_is_what_its_name_says():
+def test_shipped_models_match_their_names():
     for folder in (ROOT / "weights").glob("*/"):
         description, size = read_description(folder), (folder / "model.safetensors").stat().st_size
         assert (description["name"], description["arguments"]) == (folder.name, {})
         assert size <= 6e6, folder
         front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
         assert front["license"] != "unknown"
-        assert sharing_page_says(folder)
+        assert sharing_page_matches(folder)
         domain = map_vision.domain.DOMAIN if (folder / "config.json").exists() else map_points.domain.DOMAIN
-        loaded = domain.models.load(folder)  # whole, or refused
+        loaded = domain.models.load(folder)  # complete, or refused
         if domain.timm_config is not None:
-            made = timm.create_model(folder.name, pretrained=True)
+            timm_model = timm.create_model(folder.name, pretrained=True)
             state = loaded.state_dict()
-            assert all(torch.equal(value, state[key]) for key, value in made.state_dict().items())
-            written = domain.timm_config(domain.models.described(folder), description)
-            assert json.loads((folder / "config.json").read_text()) == json.loads(json.dumps(written))
+            assert all(torch.equal(value, state[key]) for key, value in timm_model.state_dict().items())
+            timm_config = domain.timm_config(domain.models.read_model_config(folder), description)
+            assert json.loads((folder / "config.json").read_text()) == json.loads(json.dumps(timm_config))
         else:
             state = create_point_model(folder.name, pretrained=True).state_dict()
             assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())

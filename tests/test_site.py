@@ -1,4 +1,4 @@
-"""The documentation site leaves no page out, names none that is not there, and has whatever its pages link to."""
+"""The documentation site lists every page and no missing one, and has every file that its pages link to."""
 
 import re
 import runpy
@@ -13,21 +13,23 @@ ELSEWHERE = {"docs/lab/results.md"}  # reached from the lab notes
 
 
 def pages(entries: list[Any]) -> list[str]:
-    """The files of a navigation, however deep."""
-    found: list[str] = []
+    """The files of a navigation tree, at any depth."""
+    files: list[str] = []
     for entry in entries:
         for value in entry.values():
-            found += pages(value) if isinstance(value, list) else [value]
-    return found
+            files += pages(value) if isinstance(value, list) else [value]
+    return files
 
 
 def test_the_navigation_names_every_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
-    named = set(pages(yaml.safe_load(text)["nav"]))
-    written = {name for name in named if not name.startswith("api/")}
-    assert {name for name in written if not (ROOT / name).is_file()} == set()
-    there = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/lab/*.md")]}
-    assert there - named == ELSEWHERE
+    listed_pages = set(pages(yaml.safe_load(text)["nav"]))
+    listed_files = {name for name in listed_pages if not name.startswith("api/")}
+    assert {name for name in listed_files if not (ROOT / name).is_file()} == set()
+    existing = {
+        str(path.relative_to(ROOT)) for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/lab/*.md")]
+    }
+    assert existing - listed_pages == ELSEWHERE
 
 
 def test_every_link_of_a_page_leads_to_what_the_site_has(

@@ -1,4 +1,4 @@
-"""Every packaged study says of each arm what its commands accept and its objective can be built of."""
+"""For every packaged study, the commands accept the settings of each arm, and its models can be built."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,17 +11,17 @@ from map_core.commands.parser import load_recipe
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.standard import configs
 from map_core.study.definition import read_study
+from map_core.study.location import as_option
 from map_core.study.measures import added_measures, load_measure
-from map_core.study.place import as_option
 from map_core.study.plan import PlannedRun, planned_runs
 from map_core.tasks.domain import Domain
 
 DOMAINS = (map_vision.domain.DOMAIN, map_points.domain.DOMAIN)
-SIZES = {  # parameters of classifiers that a study calls equal: the most over the least
+SIZES = {  # largest over smallest number of parameters, in studies that call their classifiers equal
     "cifar10_encoders": 1.05,
     "cifar10_table1": 1.05,
 }
-SHORT = {"segment": {"model.data_preprocessor.size": [64, 64]}}  # settings with which a step is soon counted
+SHORT = {"segment": {"model.data_preprocessor.size": [64, 64]}}  # settings with which counting a step is fast
 
 
 def studies() -> Iterator[tuple[Domain, str]]:
@@ -31,7 +31,7 @@ def studies() -> Iterator[tuple[Domain, str]]:
 
 
 def first_runs(domain: Domain, name: str) -> list[PlannedRun]:
-    """Each arm's runs at the first seed, as far as they are known before there are results."""
+    """Each arm's runs at the first seed, as far as they can be planned without results."""
     package = f"{domain.module}.studies"
     with find_recipe(package, name) as path:
         study = read_study(path, package)
@@ -70,6 +70,6 @@ def test_null_in_a_study_is_no_text_and_leaves_the_rest_of_its_section() -> None
     kind = configs(domain).finetune
     before = load_recipe(domain.recipes, recipe, kind, [])
     assert isinstance(before.data.auto_augment, str)
-    given = {"data.augmentation": "crop_flip", "data.auto_augment": None}
-    found = load_recipe(domain.recipes, recipe, kind, [as_option(*one) for one in given.items()])
-    assert found.data == replace(before.data, augmentation="crop_flip", auto_augment=None)
+    overrides = {"data.augmentation": "crop_flip", "data.auto_augment": None}
+    config = load_recipe(domain.recipes, recipe, kind, [as_option(*item) for item in overrides.items()])
+    assert config.data == replace(before.data, augmentation="crop_flip", auto_augment=None)

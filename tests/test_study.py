@@ -1,4 +1,4 @@
-"""A study as a user starts it: killed in the middle and started again it gives the same results."""
+"""A study as users start it: killed halfway and started again, it gives the same results."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from map_core.processor import processor_name
 from map_core.study import cost
 from map_core.study.cost import count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
-from map_core.study.place import Place
+from map_core.study.location import StudyLocation
 from map_core.study.plan import planned_runs
 from map_core.study.results import Result, read_results
 from map_core.study.runner import refuse_other_settings
@@ -53,8 +53,8 @@ STUDY: dict[str, Any] = {
 }
 
 
-def command(file: Path, out: Path, *more: str) -> list[str]:
-    return ["-m", "map_vision", "study", "--study", str(file), "--out", str(out), *more]
+def command(file: Path, out: Path, *extra: str) -> list[str]:
+    return ["-m", "map_vision", "study", "--study", str(file), "--out", str(out), *extra]
 
 
 def scores(out: Path) -> dict[str, float]:
@@ -71,20 +71,20 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_study(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
     warm.run(*command(study_file, out, "--jobs", "2"))
     return out
 
 
-def test_every_run_is_measured_once_and_reported(whole: Path) -> None:
+def test_every_run_is_measured_once_and_reported(finished_study: Path) -> None:
     expected = {f"pretrained/seed0/{stage}" for stage in ("pretrain", "linear_probe_64", "knn")}
     expected |= {f"{arm}/seed0/finetune_64" for arm in ("pretrained", "equal compute", "scratch")}
-    assert scores(whole).keys() == expected
-    page = (whole / "report.md").read_text()
-    accuracy = scores(whole)["scratch/seed0/finetune_64"]
+    assert scores(finished_study).keys() == expected
+    page = (finished_study / "report.md").read_text()
+    accuracy = scores(finished_study)["scratch/seed0/finetune_64"]
     assert f"{accuracy:.2f}" in page
-    results = read_results(whole / "results.jsonl")
+    results = read_results(finished_study / "results.jsonl")
     assert all(processor_name() in result.facts["device"] for result in results)
     assert len({result.facts["commit"] for result in results}) == 1
 
@@ -92,7 +92,7 @@ def test_every_run_is_measured_once_and_reported(whole: Path) -> None:
 def test_a_report_of_nothing_and_of_no_study_says_so(
     study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for study, told in (
+    for study, message in (
         (str(study_file), "results.jsonl holds no results; start the study (map-vision study --study"),
         ("digits_label", "unknown study 'digits_label'; did you mean digits_labels"),
         (
@@ -100,13 +100,13 @@ def test_a_report_of_nothing_and_of_no_study_says_so(
             "--study none.yaml: there is no such file; give a file or the name of a packaged study",
         ),
     ):
-        asked = ["study-report", "--study", study, "--out", str(tmp_path / "out")]
-        assert main("map-vision", COMMANDS, "map_vision.recipes", asked) == UserError.status
-        assert told in capsys.readouterr().err
+        arguments = ["study-report", "--study", study, "--out", str(tmp_path / "out")]
+        assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == UserError.status
+        assert message in capsys.readouterr().err
 
 
-def test_equal_compute_means_more_epochs(whole: Path) -> None:
-    lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
+def test_equal_compute_means_more_epochs(finished_study: Path) -> None:
+    lines = [json.loads(line) for line in (finished_study / "results.jsonl").read_text().splitlines()]
     epochs = {
         line["arm"]: line["settings"]["training.epochs"] for line in lines if line["stage"] == "finetune"
     }
@@ -115,51 +115,58 @@ def test_equal_compute_means_more_epochs(whole: Path) -> None:
     assert all(line["flops"] > 0 for line in lines if line["stage"] != "knn")
     compared = [line for line in lines if line["stage"] in ("pretrain", "finetune")]
     flops = {arm: sum(line["flops"] for line in compared if line["arm"] == arm) for arm in epochs}
-    # whole epochs, and scratch has the finetuning of the pretrained arm
+    # whole epochs; scratch costs as much as the finetuning of the pretrained arm
     assert flops["equal compute"] == pytest.approx(flops["pretrained"], abs=flops["scratch"] / 4)
 
 
-def test_a_budget_that_runs_were_given_stays_theirs(study_file: Path, whole: Path, tmp_path: Path) -> None:
-    """However another version or device counts operations, seeds of one arm are compared at one budget."""
-    study, done = read_study(study_file, "map_vision.studies"), read_results(whole / "results.jsonl")
+def test_runs_keep_the_budget_that_they_started_with(
+    study_file: Path, finished_study: Path, tmp_path: Path
+) -> None:
+    """Seeds of an arm are compared at one budget, even if another version or device counts operations differently."""
+    study = read_study(study_file, "map_vision.studies")
+    earlier_results = read_results(finished_study / "results.jsonl")
 
     def lengths(results: list[Result]) -> dict[str, Any]:
         arms = resolve_compute(study, DOMAIN, tmp_path / "none", results).arms
         return {arm.name: arm.lengths for arm in arms if arm.lengths}
 
-    (counted,) = lengths([]).values()
-    assert lengths(done) == {"equal compute": counted}
-    longer = {"training.epochs": 100 + counted[64]["training.epochs"]}
-    changed = [replace(result, settings=result.settings | longer) for result in done]
+    (resolved,) = lengths([]).values()
+    assert lengths(earlier_results) == {"equal compute": resolved}
+    longer = {"training.epochs": 100 + resolved[64]["training.epochs"]}
+    changed = [replace(result, settings=result.settings | longer) for result in earlier_results]
     assert lengths(changed) == {"equal compute": {64: longer}}
     segmented = replace(
-        done[0], key="equal compute/seed0/segment", arm="equal compute", stage="segment", labels=64
+        earlier_results[0],
+        key="equal compute/seed0/segment",
+        arm="equal compute",
+        stage="segment",
+        labels=64,
     )
     assert lengths([*changed, segmented]) == lengths(changed)
 
 
-def test_a_dry_run_costs_what_is_left(study_file: Path, whole: Path, tmp_path: Path) -> None:
-    results = read_results(whole / "results.jsonl")
+def test_a_dry_run_counts_the_remaining_runs(study_file: Path, finished_study: Path, tmp_path: Path) -> None:
+    results = read_results(finished_study / "results.jsonl")
     study = resolve_compute(read_study(study_file, "map_vision.studies"), DOMAIN, tmp_path / "none", results)
     study = replace(study, learning_rates={"finetune": (0.1, 0.2)})
     trial = replace(results[0], key="scratch/trials/finetune_64_lr0.1", arm="scratch", labels=64)
-    some = [*(result for result in results if result.arm != "scratch"), trial]
-    lines = [line.split() for line in describe_plan(study, DOMAIN, tmp_path, some).splitlines()]
-    told = {(*line[:-7], line[-7]): line[-5:] for line in lines[1:-1]}
-    assert told["pretrained", "pretrain"] == ["1", "0", "0", "0", "0.00"]
-    assert told["equal", "compute", "finetune"][:2] == ["3", "2"]
-    assert told["scratch", "finetune"][:3] == ["3", "2", str(2 * 2 * 64)]
+    partial_results = [*(result for result in results if result.arm != "scratch"), trial]
+    lines = [line.split() for line in describe_plan(study, DOMAIN, tmp_path, partial_results).splitlines()]
+    table = {(*line[:-7], line[-7]): line[-5:] for line in lines[1:-1]}
+    assert table["pretrained", "pretrain"] == ["1", "0", "0", "0", "0.00"]
+    assert table["equal", "compute", "finetune"][:2] == ["3", "2"]
+    assert table["scratch", "finetune"][:3] == ["3", "2", str(2 * 2 * 64)]
     assert lines[-1][0] == "about"
 
 
 def test_a_dry_run_times_steps_alone(
     study_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*arguments: Any) -> Any:
+    def fail(*arguments: Any) -> Any:
         raise AssertionError("neither needs to be timed")
 
-    monkeypatch.setattr(FinetuneTask, "evaluate", refused)
-    monkeypatch.setattr(FinetuneTask, "finish", refused)
+    monkeypatch.setattr(FinetuneTask, "evaluate", fail)
+    monkeypatch.setattr(FinetuneTask, "finish", fail)
     (arm,) = [arm for arm in read_study(study_file, "map_vision.studies").arms if arm.name == "scratch"]
     study = replace(read_study(study_file, "map_vision.studies"), arms=(arm,), measures=("finetune",))
     (run,) = planned_runs(study, [])
@@ -169,7 +176,7 @@ def test_a_dry_run_times_steps_alone(
 
 
 def test_a_signal_ends_a_dry_run(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though it ends a run that trains only after its step."""
+    """Although in a training run a signal takes effect only after the step."""
     study = read_study(study_file, "map_vision.studies")
     (run,) = [run for run in planned_runs(study, []) if run.arm == "scratch" and run.stage == "finetune"]
     endless = replace(run, settings=run.settings | {"training.epochs": 10**6, "training.log_steps": 1})
@@ -182,26 +189,28 @@ def test_a_signal_ends_a_dry_run(study_file: Path, tmp_path: Path, monkeypatch: 
         os.kill(os.getpid(), signal.SIGTERM)
 
     Thread(target=stop, daemon=True).start()
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RunStopped) as error:
         count_cost(DOMAIN, endless, tmp_path / "run", timed=True)
-    assert stopped.value.status == 128 + signal.SIGTERM
+    assert error.value.status == 128 + signal.SIGTERM
 
 
 def test_runs_from_before_an_arm_had_a_budget_give_it_none(study_file: Path, tmp_path: Path) -> None:
     study, key = read_study(study_file, "map_vision.studies"), "equal compute/seed0/finetune_64"
     settings = {**study.stages["finetune"], "training.seed": 0, "data.subset": 64, "data.subset_seed": 0}
-    before = Result("tiny", key, "equal compute", 0, 64, "finetune", None, settings, 50.0)
-    found = resolve_compute(study, DOMAIN, tmp_path / "none", [before])
-    (lengths,) = [arm.lengths for arm in found.arms if arm.lengths]
+    earlier = Result("tiny", key, "equal compute", 0, 64, "finetune", None, settings, 50.0)
+    resolved = resolve_compute(study, DOMAIN, tmp_path / "none", [earlier])
+    (lengths,) = [arm.lengths for arm in resolved.arms if arm.lengths]
     assert lengths[64]["training.epochs"] > settings["training.epochs"] == 2
     with pytest.raises(
         UserError, match=r"holds equal compute/seed0/finetune_64 with other settings .*epochs was 2"
     ):
-        refuse_other_settings(found, [before], Place("map_vision", tmp_path, tmp_path / "results.jsonl"))
+        refuse_other_settings(
+            resolved, [earlier], StudyLocation("map_vision", tmp_path, tmp_path / "results.jsonl")
+        )
 
 
 def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:
-    """``training.sample_budget`` sets the epochs, of which equal compute means more."""
+    """``training.sample_budget`` sets the epochs; equal compute raises the budget."""
     budget = {"training.sample_budget": 640}
     values = STUDY | {"finetune": STUDY["finetune"] | budget, "measures": ["finetune"]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
@@ -223,8 +232,8 @@ def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:
         )
 
 
-def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path) -> None:
-    """Also where it goes on with settings of another machine, which its results name."""
+def test_a_killed_study_resumes_to_the_same_results(finished_study: Path, tmp_path: Path) -> None:
+    """Also if it continues with settings for another machine, which its results name."""
     out, study_file = tmp_path / "out", tmp_path / "tiny.yaml"
     one_arm = {name: arm for name, arm in STUDY["arms"].items() if name == "pretrained"}
     study_file.write_text(yaml.safe_dump(STUDY | {"arms": one_arm, "measures": ["finetune"]}))
@@ -237,14 +246,14 @@ def test_a_killed_study_goes_on_to_the_same_results(whole: Path, tmp_path: Path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     runs = [f"pretrained/seed0/{stage}" for stage in ("pretrain", "finetune_64")]
-    expected = {run: scores(whole)[run] for run in runs}
+    expected = {run: scores(finished_study)[run] for run in runs}
     assert 0 < len(scores(out)) < len(expected)
-    here = {"training.workers": 1, "training.log_steps": 1}
-    (tmp_path / "here.yaml").write_text(yaml.safe_dump(here))
+    machine_settings = {"training.workers": 1, "training.log_steps": 1}
+    (tmp_path / "here.yaml").write_text(yaml.safe_dump(machine_settings))
     warm.run(*command(study_file, out, "--run_settings", str(tmp_path / "here.yaml")))
     assert scores(out) == pytest.approx(expected)
     results = read_results(out / "results.jsonl")
-    assert [result.facts.get("run_settings") for result in results] == [None, here]
+    assert [result.facts.get("run_settings") for result in results] == [None, machine_settings]
     assert not any("training.workers" in result.settings for result in results)
 
 

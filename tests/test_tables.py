@@ -1,4 +1,4 @@
-"""The documentation's tables of studies are what their results files say."""
+"""The documentation's tables of studies agree with their results files."""
 
 import subprocess
 import sys
@@ -9,5 +9,5 @@ ROOT = Path(__file__).parents[1]
 
 def test_no_table_differs_from_its_results() -> None:
     command = [sys.executable, str(ROOT / "docs" / "tables.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

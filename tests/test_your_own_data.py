@@ -33,7 +33,7 @@ SMALLER = {
     "map-points": "--model.embed_dim 16 --model.patch_hidden_dim 8 --model.layout MT --model.num_heads 2 "
     "--model.num_patches 8 --model.patch_size 4 --data.num_points 32",
 }
-HERE = {
+SHORT_RUN = {
     "pretrain": f"{TRAINING} {DECODER}",
     "finetune": TRAINING,
     "evaluate": EVALUATION,
@@ -47,7 +47,7 @@ HERE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every layout: photos, their tar file, scans with labels.csv, scenes, clouds with clouds.csv, ..."""
+    """A folder with every layout: photos, a tar of them, scans with labels.csv, scenes, clouds with clouds.csv, ..."""
     root, generator = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     rows = {"labels.csv": ["path,label,split"], "clouds.csv": ["path,label,split"]}
     lists: dict[str, list[str]] = {"train": [], "test": []}
@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(folder: Path) -> Iterator[FaultyStore]:
-    """The folder behind an address."""
+    """The folder behind an HTTP address."""
     with faulty_store(folder) as server:
         yield server
 
@@ -98,7 +98,7 @@ def test_every_command_does_what_the_page_says(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The commands go on from each other's runs, in the order of the page."""
+    """The commands continue from each other's runs, in the order of the page."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "caches"))
     command = command.replace("https://data.example.org", store.address).replace(
@@ -108,7 +108,7 @@ def test_every_command_does_what_the_page_says(
     if (program, arguments[0]) == ("map-vision", "statistics"):
         arguments += ["--workers", "0"]
     smaller = SMALLER[program] if arguments[0] in ("pretrain", "finetune") else ""
-    arguments += shlex.split(f"{HERE[arguments[0]]} {smaller}")
+    arguments += shlex.split(f"{SHORT_RUN[arguments[0]]} {smaller}")
     status = map_core.commands.program.main(
         program, PROGRAMS[program], f"{program.replace('-', '_')}.recipes", arguments
     )
@@ -124,6 +124,6 @@ def test_every_command_does_what_the_page_says(
 
 
 def test_the_page_speaks_of_every_layout() -> None:
-    named = {word for command in COMMANDS for word in shlex.split(command)}
+    words = {word for command in COMMANDS for word in shlex.split(command)}
     layouts = {"photos", "tars", "scans", "scenes", "clouds", "listed", "scanned", "columns"}
-    assert layouts | {"labels.csv", "clouds.csv"} <= named
+    assert layouts | {"labels.csv", "clouds.csv"} <= words

@@ -1,13 +1,13 @@
-"""What is measured on a CPU: one case is one model or block at one size, precision and kind of pass."""
+"""The cases measured on a CPU: a case is one model or block at one size, precision and kind of pass."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 WIDTH = 192  # of the blocks
-TOKENS_AT_ONCE = 1568  # of the blocks, where sequences are short: 8 images of 196
+TOKENS_AT_ONCE = 1568  # of the blocks, for short sequences: 8 images of 196
 BLOCK_TOKENS = (49, 196, 784, 4096, 16384)
 MODEL_TOKENS = (196, 784, 4096)
-BF16_TOKENS = (196, 4096)  # of blocks: enough to see what it brings or costs
+BF16_TOKENS = (196, 4096)  # of the blocks: enough to see what bf16 gains or costs
 COST_TOKENS = (49, 196, 784, 1600)
 COST_BATCHES = (1, 2, 4, 8, 16)
 COST_DEPTHS = (4, 8, 16, 32)
@@ -35,12 +35,12 @@ class Case:
 
     Attributes:
         part: ``blocks``, ``models``, ``inference``, ``commands`` or ``cost``.
-        what: Which contender; of commands, which model.
-        tokens: A sequence's.
-        batch: Sequences at once; of commands, images in all.
+        what: The contender; for commands, the model.
+        tokens: Length of a sequence.
+        batch: Sequences per pass; for commands, images in total.
         precision: ``fp32``, or ``bf16``: autocast around float32 weights.
         kind: ``forward`` without gradients, ``both`` (forward and backward), or the command.
-        depth: Blocks of the model; 0 where the name says.
+        depth: Blocks of the model; 0 for the named model's.
     """
 
     part: str
@@ -53,7 +53,7 @@ class Case:
 
 
 def block_cases(precision: str, lengths: Iterable[int]) -> Iterator[Case]:
-    """Blocks of one width, from short sequences to long ones, so that what is too slow is known before."""
+    """Blocks of one width, from short sequences to long ones, so that those that would be too slow can be skipped."""
     for tokens in lengths:
         for kind in ("forward", "both"):
             for what in BLOCKS:
@@ -61,7 +61,7 @@ def block_cases(precision: str, lengths: Iterable[int]) -> Iterator[Case]:
 
 
 def model_cases() -> Iterator[Case]:
-    """Encoders of equal parameters, in float32."""
+    """Encoders with equal numbers of parameters, in float32."""
     for tokens in MODEL_TOKENS:
         for kind in ("forward", "both"):
             for what in MODELS:
@@ -72,7 +72,7 @@ def inference_cases() -> Iterator[Case]:
     """Classifiers at one image and at 32."""
     for tokens in dict.fromkeys(CLASSIFIERS.values()):
         for batch in (1, 32):
-            for what in of_tokens(tokens):
+            for what in classifiers_of_length(tokens):
                 yield Case("inference", what, tokens, batch)
 
 
@@ -80,17 +80,17 @@ def command_cases() -> Iterator[Case]:
     """Whole commands over images in a folder."""
     for tokens in dict.fromkeys(CLASSIFIERS.values()):
         for command in COMMANDS:
-            for what in of_tokens(tokens):
+            for what in classifiers_of_length(tokens):
                 yield Case("commands", what, tokens, 16 if tokens == 196 else 128, kind=command)
 
 
-def of_tokens(tokens: int) -> list[str]:
-    """The classifiers of images of so many patches."""
+def classifiers_of_length(tokens: int) -> list[str]:
+    """The classifiers of images with this number of patches."""
     return [what for what, count in CLASSIFIERS.items() if count == tokens]
 
 
 def cost_cases() -> Iterator[Case]:
-    """A hybrid encoder's training pass against each of length, batch and depth, the other two kept."""
+    """A hybrid encoder's training pass against each of length, batch and depth, the other two fixed."""
     sizes = [(tokens, 1, 8) for tokens in COST_TOKENS]
     sizes += [(196, batch, 8) for batch in COST_BATCHES]
     sizes += [(196, 1, depth) for depth in COST_DEPTHS]
@@ -108,15 +108,15 @@ PARTS: dict[str, Callable[[], Iterable[Case]]] = {
 
 
 def groups(cases: Iterable[Case]) -> list[list[Case]]:
-    """Cases that are run alternately: the same pass of the same tokens, by different contenders."""
-    found: dict[Case, list[Case]] = {}
+    """Groups of cases that run alternately: the same pass on the same shape, by different contenders."""
+    by_shape: dict[Case, list[Case]] = {}
     for case in cases:
-        found.setdefault(replace(case, what=""), []).append(case)
-    return list(found.values())
+        by_shape.setdefault(replace(case, what=""), []).append(case)
+    return list(by_shape.values())
 
 
 def quick(cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """The same contenders in tiny sizes, to try the scripts: 16 tokens at once, four blocks."""
+    """The same contenders in tiny sizes, to try the scripts: 16 tokens, two sequences, four blocks."""
     tiny = (
         replace(
             case,

@@ -1,6 +1,6 @@
-"""The modules that are compared, and what they are fed.
+"""The modules that are compared, and their inputs.
 
-Peers are imported where they are made, so that everything else runs without them.
+Peers are imported where they are built, so that everything else runs without them.
 """
 
 import math
@@ -20,18 +20,18 @@ from map_vision.model import HybridNet
 
 PATCH = 16
 HEADS = WIDTH // 64
-# Vision Transformers of as many parameters (to 5 %) as the hybrids that they stand beside, heads 64 or 32 wide.
+# Vision Transformers with as many parameters (to 5 %) as the hybrids that they are compared with, heads 64 or 32 wide.
 ENCODER = dict(embed_dim=256, depth=12, num_heads=4)
 TINY = dict(embed_dim=256, depth=14, num_heads=4)
 NANO = dict(embed_dim=96, depth=10, num_heads=3)
-# Everything that a linear classifier's encoder has, and nothing else.
+# The encoder of a linear classifier, and nothing else.
 BARE = dict(num_classes=0, global_pool="avg", num_registers=0)
 
 
 def use_peers(folder: Path | None) -> None:
-    """Let Python look for peers there, after everywhere else.
+    """Let Python look for peers in ``folder``, after everywhere else.
 
-    transformers says once a process that it has no CUDA kernel, which is what is measured.
+    transformers warns once per process that it has no CUDA kernel, which is intended here.
     """
     if folder is not None:
         sys.path.append(str(folder.resolve()))
@@ -54,7 +54,7 @@ def make(case: Case) -> tuple[nn.Module, Tensor]:
 
 
 def make_block(what: str) -> nn.Module:
-    """A block of the common width: norm, mixer (and MLP), residual additions."""
+    """A block of the common width: norm, mixer (and MLP), residual connections."""
     match what:
         case "Mamba, both ways (ours)":
             return MambaBlock(WIDTH)
@@ -99,7 +99,7 @@ def make_classifier(what: str) -> nn.Module:
 
 
 def model_config(what: str) -> ModelConfig:
-    """What the commands serve in a classifier's place: of timm's the same layers, by our class."""
+    """The model that the commands run in place of a classifier: for timm's, the same layers in our class."""
     match what:
         case "ViT as large (timm), 224 px":
             shape = dict(TINY)

@@ -1,4 +1,4 @@
-"""Time and memory of cases, each in a process of its own that is forked after everything was imported."""
+"""Time and memory of cases, each in a separate process, forked after everything was imported."""
 
 import contextlib
 import ctypes
@@ -29,32 +29,30 @@ from map_core.tasks.weights import save_weights
 from map_vision.factory import MODELS, create_model, input_size
 
 Row = dict[str, Any]
-CAP, ONCE = (
-    10.0,
-    900.0,
-)  # seconds a pass: what takes longer (of the core) is not repeated, or (by the clock) given up
-LEAST_RUNS, LEAST_SECONDS, MOST_RUNS = 5, 2.0, 15
-GIGABYTES = 10  # a case that wants more fails
+CAP = 10.0  # core seconds: a longer pass is not repeated
+GIVE_UP = 900.0  # seconds by the clock: a longer pass is killed
+MIN_RUNS, MIN_SECONDS, MAX_RUNS = 5, 2.0, 15
+GIGABYTES = 10  # a case that needs more fails
 
 
 class Child:
-    """A process that runs one case, a pass whenever it is told to."""
+    """A process that runs one case, one pass per request."""
 
     def __init__(self, case: Case, cap: float) -> None:
         self.cap = cap
         context = multiprocessing.get_context("fork")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(case, theirs), daemon=True)
+        self.pipe, child_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(case, child_end), daemon=True)
         self.process.start()
-        theirs.close()
-        self.row = self.ask("first", ONCE)
-        self.passes: list[tuple[float, float]] = []  # seconds, and those that it had the core
+        child_end.close()
+        self.row = self.ask("first", GIVE_UP)
+        self.passes: list[tuple[float, float]] = []  # seconds by the clock, seconds on the core
 
     def ask(self, what: str, limit: float) -> Row:
-        """Have it do something, and wait for the answer; or for so many seconds, and end it."""
+        """Send a request and wait for the answer; kill the process after ``limit`` seconds."""
         try:
             self.pipe.send(what)
-            for _ in range(round(limit)):  # second by second: one in which all was suspended counts as one
+            for _ in range(round(limit)):  # second by second: a suspension of the machine counts as one
                 if self.pipe.poll(1):
                     answer: Row = self.pipe.recv()
                     return answer
@@ -66,12 +64,12 @@ class Child:
 
     @property
     def repeats(self) -> bool:
-        """Whether its passes are short enough to be repeated, and run."""
+        """Whether its passes run, and are short enough to be repeated."""
         return "first" in self.row and self.row["first"] <= 1e3 * self.cap
 
     def run(self) -> None:
         """Run a pass."""
-        answer = self.ask("again", ONCE)
+        answer = self.ask("again", GIVE_UP)
         if "seconds" in answer:
             self.passes.append((answer["seconds"], answer["core"]))
         else:
@@ -79,7 +77,7 @@ class Child:
             self.row.pop("first", None)
 
     def end(self) -> Row:
-        """What was measured."""
+        """End the process and return its measurements."""
         self.process.kill()
         self.process.join()
         if self.repeats:
@@ -96,19 +94,19 @@ class Child:
 
 
 def measure(cases: Sequence[Case], cap: float = CAP) -> list[Row]:
-    """Run cases alternately, each in a child: a first pass for memory and to warm up, then at least five.
+    """Run cases alternately, each in a child: a first pass that warms up and measures memory, then at least five.
 
     Returns:
-        For each ``ms``, the median time that a pass had the core, which is what an idle machine's clock shows of one
-        thread; ``least`` of it; ``clock``, the median by the clock; ``runs``; ``first``, of the first pass, and ``MB``,
-        by which the peak of the resident set grew in it; ``parameters``. Or ``over``, that a pass takes longer than
-        the cap (and ``first`` where it was waited for); or ``failed``, why.
+        For each case ``ms``, the median core time of a pass, which for one thread is the clock time on an idle machine;
+        ``least``, the shortest core time; ``clock``, the median clock time; ``runs``; ``first``, the core time of the
+        first pass; ``MB``, by which the peak of the resident set grew in it; ``parameters``. Or ``over``: a pass takes
+        longer than the cap (with ``first`` if it ended at all); or ``failed``: the reason.
     """
     children = [Child(case, cap) for case in cases]
     start = time.monotonic()
-    for rounds in range(MOST_RUNS):
+    for round_number in range(MAX_RUNS):
         running = [child for child in children if child.repeats]
-        if rounds >= LEAST_RUNS and time.monotonic() - start > LEAST_SECONDS:
+        if round_number >= MIN_RUNS and time.monotonic() - start > MIN_SECONDS:
             break
         for child in running:
             child.run()
@@ -120,18 +118,18 @@ def _serve(case: Case, pipe: Connection) -> None:
     with contextlib.ExitStack() as stack:
         try:
             if case.part == "commands":
-                run, known = stack.enter_context(prepared_command(case)), {}
+                run, facts = stack.enter_context(prepare_command(case)), {}
             else:
-                run, known = prepared_pass(case)
+                run, facts = prepare_pass(case)
             parent = os.getppid()
             while True:
                 if not pipe.poll(1):
                     if os.getppid() != parent:
-                        return  # it was killed; later children hold this pipe open
+                        return  # the parent was killed; later children hold this pipe open
                     continue
                 if pipe.recv() == "first":
                     seconds, megabytes = first_pass(run)
-                    pipe.send(known | {"first": round(1e3 * seconds, 3), "MB": round(megabytes, 1)})
+                    pipe.send(facts | {"first": round(1e3 * seconds, 3), "MB": round(megabytes, 1)})
                     continue
                 seconds, core = time.perf_counter(), time.process_time()
                 run()
@@ -140,8 +138,8 @@ def _serve(case: Case, pipe: Connection) -> None:
             pipe.send({"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
 
 
-def prepared_pass(case: Case) -> tuple[Callable[[], None], Row]:
-    """A pass of a case, and how many parameters its module has."""
+def prepare_pass(case: Case) -> tuple[Callable[[], None], Row]:
+    """A pass of a case, and the number of parameters of its module."""
     module, inputs = make(case)
     device = torch.device("cpu")
     both = case.kind == "both"
@@ -160,8 +158,8 @@ def prepared_pass(case: Case) -> tuple[Callable[[], None], Row]:
 
 
 @contextlib.contextmanager
-def prepared_command(case: Case) -> Iterator[Callable[[], None]]:
-    """A command that reads JPEG files and writes its results, as from a shell but for Python's start."""
+def prepare_command(case: Case) -> Iterator[Callable[[], None]]:
+    """A command that reads JPEG files and writes its results, as from a shell except for Python's start-up."""
     config = model_config(case.what)
     _, height, width = input_size(config)
     generator = np.random.default_rng(0)
@@ -187,11 +185,11 @@ def prepared_command(case: Case) -> Iterator[Callable[[], None]]:
             sys.argv = ["map-vision", case.kind, "--init", str(folder / "model.safetensors")]
             sys.argv += ["--images", str(folder), "--out", str(folder / f"out{count}.{SUFFIX[case.kind]}")]
             sys.argv += ["--evaluation.batch_size", "32", "--evaluation.workers", "0"]
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 code = map_vision.cli.main()
             if code:
-                raise RuntimeError(said.getvalue().strip()[-200:])
+                raise RuntimeError(output.getvalue().strip()[-200:])
 
         yield run
 
@@ -206,14 +204,14 @@ def first_pass(run: Callable[[], object]) -> tuple[float, float]:
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak
-        before = resident("VmRSS")
+        before = status_kilobytes("VmRSS")
     start = time.process_time()
     run()
     seconds = time.process_time() - start
-    return seconds, (resident("VmHWM") - before) / 1024 if before == before else math.nan
+    return seconds, (status_kilobytes("VmHWM") - before) / 1024 if before == before else math.nan
 
 
-def resident(field: str) -> float:
-    """Kilobytes of the process's status."""
+def status_kilobytes(field: str) -> float:
+    """A field of the process's status, in kilobytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(field))

@@ -1,6 +1,6 @@
 """One arm of the study of the paper's Table 6, at its first seed: pretrained, then finetuned and evaluated.
 
-On CIFAR-10 where there is a folder of it (``--data``); else on gratings of ten directions, drawn here.
+On CIFAR-10 from a folder (``--data``); without one, on synthetic gratings of ten directions.
 """
 
 import json
@@ -19,12 +19,12 @@ from report import Part
 import map_vision.cli
 from map_core.commands.recipes import find_recipe
 from map_core.study.definition import Study, read_study
-from map_core.study.place import Place, command_line
+from map_core.study.location import StudyLocation, command_line
 from map_core.study.plan import planned_runs
 
 STUDIES, STUDY, ARM = "map_vision.studies", "cifar10_table6", "map"
-DRAWN = {"train": 200, "test": 50}  # images of each of ten classes
-EVERYWHERE = {"training.tensorboard": False, "training.progress": False}
+IMAGES_PER_CLASS = {"train": 200, "test": 50}  # ten classes
+COMMON = {"training.tensorboard": False, "training.progress": False}
 TINY = {
     "model.embed_dim": 16,
     "model.layout": "MT",
@@ -34,8 +34,8 @@ TINY = {
 }
 
 
-def draw(root: Path, splits: dict[str, int]) -> None:
-    """Write so many images of each class as a folder of images: noisy gratings, their direction the class."""
+def write_gratings(root: Path, splits: dict[str, int]) -> None:
+    """Write an image folder of noisy gratings whose direction is the class; ``splits`` has the images per class."""
     random = np.random.default_rng(0)
     rows, cols = np.mgrid[:32, :32] / 32
     for split, count in splits.items():
@@ -52,20 +52,20 @@ def draw(root: Path, splits: dict[str, int]) -> None:
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
 
 
-def one_arm(root: Path, drawn: bool, quick: bool) -> Study:
-    """The study cut down to its first arm and seed, at its recipes' learning rates."""
+def single_arm(root: Path, synthetic: bool, quick: bool) -> Study:
+    """The study reduced to one arm and its first seed, at the learning rates of its recipes."""
     with find_recipe(STUDIES, STUDY) as path:
         study = read_study(path, STUDIES)
     arm = next(arm for arm in study.arms if arm.name == ARM)
     assert arm.pretrain is not None
-    own: dict[str, Any] = EVERYWHERE | {"data.root": str(root), "training.workers": 0 if quick else 4}
-    own |= TINY if quick else {"training.precision": "bf16" if torch.cuda.is_available() else "fp32"}
-    images = {"data.subset": 10 * DRAWN["train"]} if drawn and not quick else {}
+    overrides: dict[str, Any] = COMMON | {"data.root": str(root), "training.workers": 0 if quick else 4}
+    overrides |= TINY if quick else {"training.precision": "bf16" if torch.cuda.is_available() else "fp32"}
+    subset = {"data.subset": 10 * IMAGES_PER_CLASS["train"]} if synthetic and not quick else {}
     labels = 16 if quick else next(iter(study.labels))
     return replace(
         study,
-        arms=(replace(arm, pretrain=arm.pretrain | own | images),),
-        stages=study.stages | {"finetune": study.stages["finetune"] | own},
+        arms=(replace(arm, pretrain=arm.pretrain | overrides | subset),),
+        stages=study.stages | {"finetune": study.stages["finetune"] | overrides},
         labels={labels: {}},
         learning_rates={},
         seeds=study.seeds[:1],
@@ -79,17 +79,17 @@ def main() -> int:
     shutil.rmtree(out, ignore_errors=True)
     root = Path(part.data).resolve() if part.data else out / "images"
     if not part.data:
-        draw(root, {"train": 2, "test": 1} if part.quick else DRAWN)
-    place = Place("map_vision", out, out / "results.jsonl")
-    for run in planned_runs(one_arm(root, not part.data, part.quick), []):
-        _, _, _, *options = command_line(run, place)
+        write_gratings(root, {"train": 2, "test": 1} if part.quick else IMAGES_PER_CLASS)
+    location = StudyLocation("map_vision", out, out / "results.jsonl")
+    for run in planned_runs(single_arm(root, not part.data, part.quick), []):
+        _, _, _, *options = command_line(run, location)
         sys.argv = ["map-vision", *options]
         start = time.monotonic()
         code = map_vision.cli.main()
         if code:
             part.fail(f"map-vision {run.command} ended with {code}")
             break
-        summary = json.loads((place.directory(run.key) / "summary.json").read_text())
+        summary = json.loads((location.directory(run.key) / "summary.json").read_text())
         part.add(
             run=run.key,
             data=part.data or "drawn",

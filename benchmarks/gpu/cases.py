@@ -1,6 +1,6 @@
 """The tests that need a GPU: kernels against their definitions, and whole objectives on the device.
 
-Each case is compiled for itself by Triton, which takes a core for seconds, so that several processes share them out.
+Triton compiles each case separately, which takes seconds on a core, so the cases are shared among several processes.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from report import Part
 
-ROOT = Path(__file__).parents[2]  # names of cases are relative to it
+ROOT = Path(__file__).parents[2]  # names of cases are relative to this
 TESTS = Path("packages/map-core/tests")
 FILES = [TESTS / "cuda_cases.py", TESTS / "ops/triton_conv_cases.py", TESTS / "ops/triton_cases.py"]
 # without the runtime shape checker, whose decorators Triton cannot compile
@@ -22,12 +22,12 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # 
 
 
 def collect(files: list[Path]) -> list[str]:
-    """The names of all cases of some files."""
+    """The names of all cases in some files."""
     command = [*PYTEST, "--collect-only", "-q", *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    names = [line for line in done.stdout.splitlines() if "::" in line]
-    if done.returncode or not names:
-        raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    names = [line for line in result.stdout.splitlines() if "::" in line]
+    if result.returncode or not names:
+        raise SystemExit(result.stdout[-3000:] + result.stderr[-3000:])
     return names
 
 
@@ -43,10 +43,10 @@ def main() -> int:
     logs = [part.out.with_suffix(f".{i}.log") for i in range(len(shares))]
     processes = []
     for log, share in zip(logs, shares, strict=True):
-        with log.open("w") as written:
+        with log.open("w") as log_file:
             processes.append(
                 subprocess.Popen(
-                    [*PYTEST, "-v", *share], stdout=written, stderr=written, env=environment, cwd=ROOT
+                    [*PYTEST, "-v", *share], stdout=log_file, stderr=log_file, env=environment, cwd=ROOT
                 )
             )
     while any(process.poll() is None for process in processes) and not part.is_over:
@@ -55,23 +55,23 @@ def main() -> int:
         process.kill()
         process.wait()
 
-    said = "\n".join(log.read_text(errors="replace") for log in logs)
-    outcomes = dict(OUTCOME.findall(said))
-    counted: dict[str, dict[str, int]] = {}
+    output = "\n".join(log.read_text(errors="replace") for log in logs)
+    outcomes = dict(OUTCOME.findall(output))
+    totals: dict[str, dict[str, int]] = {}
     for name, outcome in outcomes.items():
-        of_file = counted.setdefault(Path(name.split("::")[0]).name, {})
-        of_file[outcome.lower()] = of_file.get(outcome.lower(), 0) + 1
-    for file, counts in sorted(counted.items()):
+        file_totals = totals.setdefault(Path(name.split("::")[0]).name, {})
+        file_totals[outcome.lower()] = file_totals.get(outcome.lower(), 0) + 1
+    for file, counts in sorted(totals.items()):
         part.add(cases=file, **counts)
     for name, outcome in outcomes.items():
         if outcome not in ("PASSED", "SKIPPED"):
             part.add(cases=name, outcome=outcome)
             part.fail(name)
-    if not part.quick and (missed := [name for name in names if name not in outcomes]):
-        part.add(cases=f"{len(missed)} of {len(names)}", outcome="not reached")
-        part.fail(f"{len(missed)} cases were not reached")
+    if not part.quick and (missing := [name for name in names if name not in outcomes]):
+        part.add(cases=f"{len(missing)} of {len(names)}", outcome="not reached")
+        part.fail(f"{len(missing)} cases were not reached")
     if not outcomes or part.failures:
-        print(said[-6000:])
+        print(output[-6000:])
     return part.end() or int(not outcomes)
 
 

@@ -1,7 +1,7 @@
-"""Run the parts of the check one after the other and gather what they measured; ``gpu_check.sh`` calls this.
+"""Run the parts of the check one after the other and collect their rows; ``gpu_check.sh`` calls this.
 
-A part is a script beside this one that writes its rows to a file as it goes, so that a part which runs out of time, or
-takes its process down, leaves what it has measured. This file imports nothing that could fail.
+A part is a script in this folder that writes its rows to a file as it goes, so that a part that runs out of time, or
+crashes, leaves its rows so far. This file imports nothing that could fail.
 """
 
 import argparse
@@ -27,33 +27,33 @@ LIMITS = {  # seconds; together below 8 minutes
     "learning": 105,
     "arm": 45,
 }
-PATIENCE = 10  # of a machine that only tries the script
+PATIENCE = 10  # factor for a machine that only tries the script
 LAST_LINES = 15
 
 
 def run_part(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run one part within its limit; return its outcome, its rows and, of a failure, the last lines of its log."""
+    """Run one part within its limit; return its outcome, its rows and, if it failed, the last lines of its log."""
     out: Path = arguments.out
-    rows, log = out / f"{name}.json", out / f"{name}.log"
-    rows.unlink(missing_ok=True)
+    rows_file, log = out / f"{name}.json", out / f"{name}.log"
+    rows_file.unlink(missing_ok=True)
     limit = LIMITS[name] * (PATIENCE if arguments.quick else 1)
-    command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(rows), "--seconds", str(limit)]
+    command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(rows_file), "--seconds", str(limit)]
     command += ["--quick"] if arguments.quick else []
     command += ["--data", arguments.data] if arguments.data and name == "arm" else []
     start = time.monotonic()
-    with log.open("w") as written:
-        process = subprocess.Popen(command, stdout=written, stderr=written, start_new_session=True)
+    with log.open("w") as log_file:
+        process = subprocess.Popen(command, stdout=log_file, stderr=log_file, start_new_session=True)
         try:
             code = process.wait(limit)
             outcome = "passed" if code == 0 else f"failed ({code})"
         except subprocess.TimeoutExpired:
             outcome = "out of time"
         finally:
-            with contextlib.suppress(ProcessLookupError):  # its own processes end with it
+            with contextlib.suppress(ProcessLookupError):  # kills its child processes too
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    found = json.loads(rows.read_text()) if rows.exists() else []
-    result = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1), "rows": found}
+    rows = json.loads(rows_file.read_text()) if rows_file.exists() else []
+    result = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1), "rows": rows}
     if outcome != "passed":
         result["log"] = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
     return result

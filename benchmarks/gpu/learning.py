@@ -1,6 +1,6 @@
-"""Half a minute of pretraining as a user starts it, stopped by a signal and resumed for as long: the loss must fall.
+"""Half a minute of pretraining as users run it, stopped by a signal and resumed for as long: the loss must fall.
 
-The images are drawn here (smooth shapes and gratings, kept as bytes in memory); loaders, mixed precision, optimizer,
+The images are synthetic (smooth shapes and gratings, kept as bytes in memory); loaders, mixed precision, optimizer,
 checkpoint and resumption are those of every run.
 """
 
@@ -30,8 +30,8 @@ from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig
 
 
-class DrawnImages:
-    """Images by number, mirrored at random, normalised."""
+class SyntheticImages:
+    """Synthetic images by index, mirrored at random, normalised."""
 
     def __init__(self, count: int, size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ class DrawnImages:
         return image.flip(-1) if torch.rand(()) < 0.5 else image
 
 
-def config_of(quick: bool, out: Path) -> Any:
+def make_config(quick: bool, out: Path) -> Any:
     """The run's configuration."""
     training = TrainingConfig(
         epochs=1000,
@@ -76,10 +76,10 @@ def config_of(quick: bool, out: Path) -> Any:
     return configs(DOMAIN).pretrain(model=model, training=training, out=str(out))
 
 
-class Stopped(PretrainTask):
-    """A run that is sent SIGTERM so many seconds after its first step is done, or steps, whichever comes first.
+class SelfStoppingTask(PretrainTask):
+    """A run that sends itself SIGTERM a number of seconds after its first step, or after a number of steps.
 
-    The first step may wait half a minute for kernels to be compiled.
+    Whichever comes first; the first step may wait half a minute for kernels to be compiled.
     """
 
     deadline = math.inf
@@ -98,8 +98,8 @@ class Stopped(PretrainTask):
         return super().loss(model, batch, draw)
 
 
-def losses_of(out: Path) -> dict[int, float]:
-    """The loss of each line, by step."""
+def read_losses(out: Path) -> dict[int, float]:
+    """The logged losses, by step."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 
@@ -108,15 +108,15 @@ def main() -> int:
     part = Part(__doc__)
     out = part.out.with_suffix(".run")
     shutil.rmtree(out, ignore_errors=True)
-    config = config_of(part.quick, out)
-    images = DrawnImages(16, 32) if part.quick else DrawnImages(1024, 224)
+    config = make_config(part.quick, out)
+    images = SyntheticImages(16, 32) if part.quick else SyntheticImages(1024, 224)
     data = OpenedData("drawn images", (), images, None, None)
     last = 0
     for resume in (None, "auto"):
-        task = Stopped(DOMAIN, config, data)
+        task = SelfStoppingTask(DOMAIN, config, data)
         task.stop_after(30, 10 if part.quick else 10**9)
         summary = train(task, config.training, out, resume=resume, run_config=config)
-        steps = {step: loss for step, loss in losses_of(out).items() if step > last}
+        steps = {step: loss for step, loss in read_losses(out).items() if step > last}
         first_step, (*_, last) = min(steps), steps
         rate = summary.get("samples_per_second")
         part.add(
@@ -126,13 +126,13 @@ def main() -> int:
         )
         if not summary["interrupted"]:
             part.fail("the run was not stopped by its signal")
-    whole = list(losses_of(out).items())
-    tenth = max(1, len(whole) // 10)
-    before, after = (sum(loss for _, loss in some) / tenth for some in (whole[:tenth], whole[-tenth:]))
-    part.add(run="both", steps=len(whole), **{"loss at first": before, "loss at last": after})
+    curve = list(read_losses(out).items())
+    tenth = max(1, len(curve) // 10)
+    before, after = (sum(loss for _, loss in end) / tenth for end in (curve[:tenth], curve[-tenth:]))
+    part.add(run="both", steps=len(curve), **{"loss at first": before, "loss at last": after})
     if not (math.isfinite(after) and after < before):
         part.fail(f"the loss did not fall: {before} to {after}")
-    if [step for step, _ in whole] != sorted({step for step, _ in whole}):
+    if [step for step, _ in curve] != sorted({step for step, _ in curve}):
         part.fail("steps were repeated or left out of order")
     shutil.rmtree(out, ignore_errors=True)
     return part.end()

@@ -1,4 +1,4 @@
-"""What ran where: card, versions, commit, and which implementations of each op this machine has."""
+"""The environment: card, versions, commit, and the implementations of each op available on this machine."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What the parts of the GPU check share: options, rows written as they are measured, and the page made of them."""
+"""Shared by the parts of the GPU check: options, rows that are written as they are measured, and the final page."""
 
 import argparse
 import json
@@ -14,8 +14,8 @@ class Part:
     """The options of a part and its rows.
 
     Attributes:
-        quick: Whether sizes are to be tiny.
-        failures: What was wrong; the part's exit code says whether there was anything.
+        quick: Whether to use tiny sizes.
+        failures: Descriptions of what was wrong; the exit code is 1 if there are any.
     """
 
     def __init__(self, description: str | None) -> None:
@@ -41,13 +41,13 @@ class Part:
     def add(self, **row: Any) -> None:
         """Add a row and write all of them, so that they outlive this process."""
         self._rows.append(row)
-        print(*(f"{key} {shown(value)}" for key, value in row.items()), sep=" | ", flush=True)
-        written = self.out.with_suffix(".writing")
-        written.write_text(json.dumps(self._rows, indent=1))
-        os.replace(written, self.out)
+        print(*(f"{key} {format_cell(value)}" for key, value in row.items()), sep=" | ", flush=True)
+        temporary = self.out.with_suffix(".writing")
+        temporary.write_text(json.dumps(self._rows, indent=1))
+        os.replace(temporary, self.out)
 
     def fail(self, what: str) -> None:
-        """Note that something was wrong, and go on."""
+        """Record that something was wrong, and continue."""
         print(f"WRONG: {what}", flush=True)
         self.failures.append(what)
 
@@ -56,8 +56,8 @@ class Part:
         return int(bool(self.failures))
 
 
-def shown(value: Any) -> str:
-    """A value as a table shows it."""
+def format_cell(value: Any) -> str:
+    """Format a value for a table."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
     return "" if value is None else str(value).replace("|", "/").replace("\n", " ")
@@ -66,21 +66,25 @@ def shown(value: Any) -> str:
 def table(rows: list[Row]) -> str:
     """Rows as a Markdown table; a column for every key that any of them has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns), *([shown(row.get(key)) for key in columns] for row in rows)]
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([format_cell(row.get(key)) for key in columns] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The page of all results."""
+    """The page of all results, in Markdown."""
     machine = {row["what"]: row["value"] for row in results["parts"].get("machine", {}).get("rows", [])}
-    named = [machine[key] for key in ("device", "torch", "commit") if key in machine]
-    page = [f"# GPU check, {', '.join([results['date'], *map(str, named)])}"]
+    facts = [machine[key] for key in ("device", "torch", "commit") if key in machine]
+    sections = [f"# GPU check, {', '.join([results['date'], *map(str, facts)])}"]
     if results["quick"]:
-        page.append("Tiny sizes: this tried the script, its numbers say nothing.")
+        sections.append("Tiny sizes: this tried the script, its numbers say nothing.")
     for name, part in results["parts"].items():
-        page.append(f"## {name}: {part['outcome']}, {part['seconds']} s")
+        sections.append(f"## {name}: {part['outcome']}, {part['seconds']} s")
         if part["rows"]:
-            page.append(table(part["rows"]))
+            sections.append(table(part["rows"]))
         if "log" in part:
-            page.append("```\n" + "\n".join(part["log"]) + "\n```")
-    return "\n\n".join(page) + "\n"
+            sections.append("```\n" + "\n".join(part["log"]) + "\n```")
+    return "\n\n".join(sections) + "\n"

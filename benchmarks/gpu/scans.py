@@ -1,4 +1,4 @@
-"""Every implementation of the selective scan side by side: right or wrong, and how fast.
+"""Every implementation of the selective scan: correct or not, and how fast.
 
 Both directions of a base block (1536 channels, 16 states), as training runs them.
 """
@@ -15,27 +15,27 @@ from map_core.ops import scan_backends
 from map_core.ops.registry import Request
 from map_core.ops.scan.interface import REGISTRY
 
-LENGTHS = {49: 128, 98: 128, 196: 128, 1024: 8, 4096: 1}  # and the batch of each
-REFERENCE_STEPS = 1024  # it takes a launch for every step
+LENGTHS = {49: 128, 98: 128, 196: 128, 1024: 8, 4096: 1}  # length: batch size
+REFERENCE_STEPS = 1024  # it launches kernels for every step
 DTYPE = torch.bfloat16
 PASSES = ("forward", "both")
 
 
 def error(backend: str, device: str) -> float:
-    """The largest error of the output or a gradient, each over its largest value, at a small size."""
+    """The largest error of the output or a gradient, each relative to its largest value, at a small size."""
     values = timing.arguments(2, 130, 72, 16, device, DTYPE)
     leaves = list(values.values())
-    found = []
+    results = []
     for name in (backend, "reference"):
         y = timing.scan(name, True, values)
         cotangent = torch.ones_like(y)
-        found.append([y.detach(), *torch.autograd.grad(y, leaves, cotangent)])
-    pairs = zip(*found, strict=True)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, cotangent)])
+    pairs = zip(*results, strict=True)
     return max(float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs)
 
 
 def measure(backend: str, values: dict[str, Tensor], device: str, budget: float) -> dict[str, float]:
-    """Milliseconds of each pass, and megabytes beside the inputs."""
+    """Milliseconds of each pass, and megabytes on top of the inputs."""
     leaves = list(values.values())
     run = partial(timing.scan, backend, True, values)
     cotangent = torch.ones_like(run())
@@ -47,10 +47,10 @@ def measure(backend: str, values: dict[str, Tensor], device: str, budget: float)
     def both() -> tuple[Tensor, ...]:
         return torch.autograd.grad(run(), leaves, cotangent)
 
-    taken = {
+    durations = {
         name: timing.seconds(call, device, budget) for name, call in zip(PASSES, (forward, both), strict=True)
     }
-    row = {f"{name} ms": seconds * 1e3 for name, seconds in taken.items()}
+    row = {f"{name} ms": seconds * 1e3 for name, seconds in durations.items()}
     return row | {"MB": timing.peak_megabytes(both, device)}
 
 
@@ -59,24 +59,24 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     channels, lengths = (8, {7: 1}) if part.quick else (1536, LENGTHS)
     budget = 0.001 if part.quick else 0.25
-    wanted = Request(device, DTYPE, 16, named=True)
+    request = Request(device, DTYPE, 16, named=True)
     available = [status.name for status in scan_backends() if status.available]
-    names = [name for name in available if REGISTRY[name].unfit(wanted) is None]
-    right = []
+    names = [name for name in available if REGISTRY[name].unfit(request) is None]
+    correct = []
     for name in names:
         try:
-            off = error(name, device)
+            deviation = error(name, device)
         except Exception as problem:
             part.fail(f"{name}: {type(problem).__name__}: {problem}")
             continue
-        part.add(implementation=name, length=130, batch=2, error=off)
-        if off <= timing.TOLERANCE[DTYPE]:
-            right.append(name)
+        part.add(implementation=name, length=130, batch=2, error=deviation)
+        if deviation <= timing.TOLERANCE[DTYPE]:
+            correct.append(name)
         else:
-            part.fail(f"{name} is off by {off:.1e} of the largest value")
+            part.fail(f"{name} is off by {deviation:.1e} of the largest value")
     for length, batch in lengths.items():
         values = timing.arguments(batch, length, channels, 16, device, DTYPE)
-        for name in right:
+        for name in correct:
             if part.is_over or (name == "reference" and length > REFERENCE_STEPS):
                 continue
             try:

@@ -1,8 +1,8 @@
 """Whole steps of HybridNet and ViT, tiny to base: images/s, peak memory, and model FLOPs utilisation (MFU).
 
-MFU is the operations that one step asks for (counted by ``torch.utils.flop_counter``, scan and convolution included; a
-multiplication and an addition are two), over its time, over what the maker says this card multiplies in bfloat16
-without sparsity; where that is not known here, over a product of large matrices measured on it.
+MFU is the operations of one step (counted by ``torch.utils.flop_counter``, scan and convolution included; a
+multiplication and an addition are two), over its time, over the maker's peak rate of this card in bfloat16 without
+sparsity; if that is not listed here, over the measured rate of a product of large matrices.
 """
 
 import gc
@@ -32,8 +32,8 @@ BFLOAT16_TFLOPS = {
 }
 
 
-def tflops(device: torch.device, size: int) -> tuple[float, str]:
-    """What the card multiplies in a second at most, and who says so."""
+def peak_tflops(device: torch.device, size: int) -> tuple[float, str]:
+    """The card's peak TFLOP/s in bfloat16, and the source of the number."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     for card, value in BFLOAT16_TFLOPS.items():
         if card in name:
@@ -43,7 +43,7 @@ def tflops(device: torch.device, size: int) -> tuple[float, str]:
 
 
 def settings() -> list[tuple[str, str, str]]:
-    """What is measured (task, model, torch.compile's mode or none), the most wanted first."""
+    """The settings to measure (task, model, torch.compile's mode or none), the most important first."""
     pretrain, *others = (
         [(task, family.format(size), "") for size in SIZES for family in FAMILIES] for task in TASKS
     )
@@ -54,7 +54,7 @@ def settings() -> list[tuple[str, str, str]]:
 def measure(
     task: str, name: str, mode: str, batch: int, device: torch.device, steps: int
 ) -> dict[str, float]:
-    """Images a second, seconds a step, memory and operations of one setting."""
+    """Images per second, seconds per step, memory and operations of one setting."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -79,19 +79,19 @@ def measure(
 def main() -> int:
     part = Part(__doc__)
     device = choose_device("auto")
-    limit, source = tflops(device, 64 if part.quick else 8192)
+    limit, source = peak_tflops(device, 64 if part.quick else 8192)
     part.add(model="bfloat16 TFLOP/s at most", task=source, **{"images/s": limit})
     batch, steps = (1, 1) if part.quick else (128, 5)
-    chosen = [("pretrain", FAMILIES[0].format("tiny"), "")] if part.quick else settings()
-    for task, name, mode in chosen:
+    runs = [("pretrain", FAMILIES[0].format("tiny"), "")] if part.quick else settings()
+    for task, name, mode in runs:
         row: dict[str, Any] = {"model": name, "task": f"{task}, compiled ({mode})" if mode else task}
         if part.is_over:
             part.add(**row, failed="not reached")
             continue
         try:
-            found = measure(task, name, mode, batch, device, steps)
-            found["MFU %"] = found["GFLOP an image"] * found["images/s"] / limit / 10
-            part.add(**row, **found)
+            measures = measure(task, name, mode, batch, device, steps)
+            measures["MFU %"] = measures["GFLOP an image"] * measures["images/s"] / limit / 10
+            part.add(**row, **measures)
         except Exception as problem:  # out of memory, say: the others go on
             part.add(**row, failed=type(problem).__name__)
             part.fail(f"{task} of {name}: {problem}")

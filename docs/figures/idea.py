@@ -42,7 +42,7 @@ def _square(left: float, top: float, *, inset: float = 0.0, **style: object):  #
 
 
 def show_mask(axis: Axes, allowed: np.ndarray) -> None:
-    """Draw who may attend to whom, rows of patches in their colours."""
+    """Draw which patches may attend to which, rows of patches in their colours."""
     picture = np.ones((16, 16, 3))
     for query in range(16):
         color = np.array(_rgb(ROWS[query // 4]))

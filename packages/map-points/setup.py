@@ -1,4 +1,4 @@
-"""What metadata depends on the version, which all four packages have in one file; the rest is in pyproject.toml."""
+"""The metadata that depends on the version, which all four packages share; the rest is in pyproject.toml."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-# Beside the packages in the repository; a source distribution has it in its metadata.
+# Beside the packages in the repository; in the metadata of a source distribution.
 FILE, PATTERN = HERE.parent / "VERSION", "(.+)"
 if not FILE.is_file():
     FILE, PATTERN = HERE / "PKG-INFO", "(?m)^Version: (.+)$"

@@ -1,7 +1,7 @@
 """Commands as processes that can be watched, stopped and killed, one for each rank.
 
-They are forked from a process that has imported everything, so that a kill costs a run and not the import of its
-libraries. From the command line on they do what a command does that a shell starts.
+They are forked from a process that has imported everything, so that restarting a run does not import its libraries
+again. From the parsing of the command line on, they do the same as a command started by a shell.
 """
 
 import os
@@ -26,26 +26,30 @@ COMMANDS = {"map-vision": map_vision.cli.main, "map-points": map_points.cli.main
 
 
 class Running:
-    """A command that runs, in one process or in several that talk over gloo.
+    """A running command, in one process or in several that communicate over gloo.
 
     Args:
         command: The program's name and its arguments.
-        log: Where its output goes; appended to.
-        ranks: How many processes there are.
+        log: File that its output is appended to.
+        ranks: Number of processes.
     """
 
     def __init__(self, command: Sequence[str], log: Path, ranks: int = 1) -> None:
         environments: list[dict[str, str]] = [{}]
         if ranks > 1:
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-            environments = [{**meeting, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(ranks)]
+            rendezvous = {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free_port()),
+                "WORLD_SIZE": str(ranks),
+            }
+            environments = [{**rendezvous, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(ranks)]
         self.processes = [psutil.Process(fork(command, log, environment)) for environment in environments]
         self.log = log
         self.statuses: dict[int, int] = {}
         self._children: set[psutil.Process] = set()
 
     def poll(self) -> bool:
-        """Note who ended and say whether all did."""
+        """Record which processes ended, and return whether all did."""
         for process in self.processes:
             if process.pid in self.statuses:
                 continue
@@ -55,7 +59,7 @@ class Running:
         return len(self.statuses) == len(self.processes)
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long for the end and say whether it came."""
+        """Wait for the command to end, at most ``seconds``, and return whether it did."""
         end = time.monotonic() + seconds
         while not (ended := self.poll()) and time.monotonic() < end:
             time.sleep(0.005)
@@ -67,21 +71,21 @@ class Running:
         return [process for process in self.processes if process.pid not in self.statuses]
 
     def send(self, number: signal.Signals, ranks: Sequence[psutil.Process] | None = None) -> None:
-        """Send a signal to ranks, to all that live if none are named, and not to their loading processes."""
+        """Send a signal to ranks, by default to all that are alive, but not to their loading processes."""
         for process in self.alive() if ranks is None else ranks:
             self._children |= set(process.children(recursive=True))
             os.kill(process.pid, number)
 
     def left_behind(self, seconds: float) -> list[int]:
-        """Loading processes that outlive what started them by more than so many seconds."""
+        """Loading processes that outlive their parent by more than ``seconds``."""
         end = time.monotonic() + seconds
-        while (living := [child.pid for child in self._children if lives(child)]) and time.monotonic() < end:
+        while (orphans := [c.pid for c in self._children if is_alive(c)]) and time.monotonic() < end:
             time.sleep(0.02)
-        return living
+        return orphans
 
 
 def fork(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    """Run a command in a child that leads a session, as a terminal or a scheduler starts it; return its number."""
+    """Run a command in a child that leads its own session, as under a terminal or scheduler; return its process id."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -105,13 +109,13 @@ def fork(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> i
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine that is not in use."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def lives(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     """Whether a process is neither gone nor a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

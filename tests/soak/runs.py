@@ -1,4 +1,4 @@
-"""The runs that are attacked: images, clouds, and images on two processes, each from files that are read as it goes."""
+"""The runs that are attacked: images, clouds, and images in two processes, each reading files as it trains."""
 
 import json
 import os
@@ -32,7 +32,7 @@ IMAGES = {
     "model.embed_dim": 32,
     "model.layout": "MT",
 }
-AVERAGED = {"training.ema_decay": 0.9}
+EMA = {"training.ema_decay": 0.9}
 CLOUDS = {
     "data.source": "shapenet55",
     "data.num_points": 64,
@@ -47,7 +47,7 @@ CLOUDS = {
     "objective.decoder_depth": 1,
     "objective.num_regions": 4,
 }
-MEASURED = {"monitor.samples": 12, "monitor.neighbors": 3}
+MONITOR = {"monitor.samples": 12, "monitor.neighbors": 3}
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Kind:
     """A kind of run.
 
     Attributes:
-        name: For reports.
+        name: Name in reports.
         command: Program, subcommand, recipe and settings.
-        data: The folder of its data.
-        ranks: Processes.
+        data: Folder of the data.
+        ranks: Number of processes.
     """
 
     name: str
@@ -67,33 +67,33 @@ class Kind:
     ranks: int = 1
 
     def start(self, out: Path, log: Path, **changes: object) -> Running:
-        """Start the run in ``out``, or go on with it: it is one command."""
+        """Start the run in ``out``, or resume it, with the same command."""
         settings = {f"training.{name}": value for name, value in changes.items()}
         command = [*self.command, *options(settings), "--out", str(out), "--resume", "auto"]
         return Running(command, log, self.ranks)
 
     def files(self) -> list[Path]:
-        """The files of the samples that are trained on."""
-        kept = ("val", "test")
+        """The files of the training samples."""
+        held_out = ("val", "test")
         paths = (path for path in self.data.rglob("*") if path.suffix in (".png", ".npy"))
-        return sorted(path for path in paths if not set(path.parts) & set(kept))
+        return sorted(path for path in paths if not set(path.parts) & set(held_out))
 
 
 def options(settings: dict[str, object]) -> list[str]:
-    """Settings as a command takes them."""
+    """Settings as command-line options."""
     return [text for name, value in settings.items() for text in (f"--{name}", json.dumps(value).strip('"'))]
 
 
-def kinds(folder: Path) -> list[Kind]:
+def prepare_kinds(folder: Path) -> list[Kind]:
     """Write the data below ``folder`` and return the runs on them."""
     images, clouds = folder / "images", folder / "clouds"
     write_images(images)
     write_clouds(clouds)
-    of_images = options({**IMAGES, "data.root": str(images), **TRAINING})
-    finetune = ("map-vision", "finetune", "--config", "finetune_digits", *of_images, *options(AVERAGED))
-    pretrain = ("map-vision", "pretrain", "--config", "pretrain_digits", *of_images, *options(MEASURED))
-    of_clouds = options({**CLOUDS, "data.root": str(clouds), **TRAINING})
-    points = ("map-points", "pretrain", "--config", "pretrain_shapes", *of_clouds, *options(MEASURED))
+    image_options = options({**IMAGES, "data.root": str(images), **TRAINING})
+    finetune = ("map-vision", "finetune", "--config", "finetune_digits", *image_options, *options(EMA))
+    pretrain = ("map-vision", "pretrain", "--config", "pretrain_digits", *image_options, *options(MONITOR))
+    cloud_options = options({**CLOUDS, "data.root": str(clouds), **TRAINING})
+    points = ("map-points", "pretrain", "--config", "pretrain_shapes", *cloud_options, *options(MONITOR))
     return [
         Kind("images", finetune, images),
         Kind("points", points, clouds),
@@ -126,20 +126,20 @@ def write_clouds(root: Path) -> None:
         (root / f"{split}.txt").write_text("\n".join(names) + "\n")
 
 
-def undisturbed(kind: Kind, out: Path, log: Path) -> float:
-    """Run ``kind`` to its end and return how many seconds it took.
+def run_undisturbed(kind: Kind, out: Path, log: Path) -> float:
+    """Run ``kind`` to its end and return its duration in seconds.
 
     Raises:
-        AssertionError: it failed.
+        AssertionError: the run failed.
     """
-    began, run = time.monotonic(), kind.start(out, log)
+    start, run = time.monotonic(), kind.start(out, log)
     if not run.wait(600) or set(run.statuses.values()) != {0}:
         raise AssertionError(f"{kind.name} fails undisturbed: {log.read_text()[-2000:]}")
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def find_difference(out: Path, whole: Path) -> str | None:
-    """Say in what a run differs from the undisturbed one, beyond times, or return None."""
+    """Describe how a run differs from the undisturbed one, except in times, or return None."""
     if metrics(out) != metrics(whole):
         return "metrics.jsonl differs"
     for path in sorted(path for path in files(whole) if path.suffix == ".safetensors"):
@@ -154,18 +154,18 @@ def find_difference(out: Path, whole: Path) -> str | None:
 
 
 def files(out: Path) -> set[Path]:
-    """What an undisturbed run leaves, too: all but older checkpoints, which a warning may have asked for."""
+    """The files to compare: all but older checkpoints, which a SIGTERM may have added."""
     newest = max((out / "checkpoints").glob("step_*"))
     older = set((out / "checkpoints").iterdir()) - {newest}
     return {path.relative_to(out) for path in out.rglob("*") if not older & {path, *path.parents}}
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl but for times."""
+    """The lines of metrics.jsonl, without times."""
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
-def unfinished(out: Path) -> list[str]:
-    """Files and folders of a run that a kill may leave, but an end may not."""
+def temporary_files(out: Path) -> list[str]:
+    """Temporary files and folders, which a killed run may leave but a finished one may not."""
     return [str(path) for path in out.rglob("*") if path.name.startswith(".") and os.path.lexists(path)]

@@ -1,12 +1,12 @@
-"""Runs under load: long ones that must not grow, and short ones that are disturbed at random until they are through.
+"""Long runs that must not grow, and short runs that are disturbed at random until they finish.
 
     python tests/soak/soak.py --minutes 60 --kills 100
 
-Images, clouds, and images on two processes are trained from files with evaluations, checkpoints and loading processes.
-The disturbed ones are killed (SIGKILL), warned (SIGTERM), lose one of two ranks, find a rank stopped, or find data
-files gone or cut off for a while; each is started again by the same command and must end with the undisturbed run's
-metrics and weights, bit for bit. Prints what was counted, as JSON; the first broken promise ends it with status 1 and
-leaves its folder.
+Runs on images, on clouds, and on images in two processes train from files, with evaluations, checkpoints and loading
+processes. A disturbed run is killed (SIGKILL) or warned (SIGTERM), loses one of two ranks, has a rank stopped, or has a
+data file missing or truncated for a while; it is started again by the same command and must end with the metrics and
+weights of the undisturbed run, bit for bit. Prints counts as JSON; the first broken promise ends the program with
+status 1 and leaves its folder.
 """
 
 import argparse
@@ -21,48 +21,50 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from disturbances import Broken, attack
-from runs import Kind, kinds, undisturbed
+from disturbances import BrokenPromise, attack
+from runs import Kind, prepare_kinds, run_undisturbed
 from steady import find_growth, train_for, work_done
 
 KILLING = ("kill", "kill_one", "stop_one")
 
 
-def disturb(runs: list[Kind], folder: Path, kills: int, seed: int, until: float) -> dict[str, dict[str, int]]:
-    """Attack runs of all kinds in turn until there were so many kills, or the time is over.
+def disturb(
+    runs: list[Kind], folder: Path, kills: int, seed: int, deadline: float
+) -> dict[str, dict[str, int]]:
+    """Attack runs of all kinds in turn, up to ``kills`` kills or until ``deadline``.
 
     Raises:
-        Broken: a promise was not kept.
+        BrokenPromise: a run did not respond as it must.
     """
     draw = random.Random(seed)
     counts: dict[str, Counter[str]] = {kind.name: Counter() for kind in runs}
     seconds: dict[str, float] = {}
     for kind in runs:
-        seconds[kind.name] = undisturbed(
+        seconds[kind.name] = run_undisturbed(
             kind, folder / f"{kind.name}_whole", folder / f"{kind.name}_whole.log"
         )
     number = 0
-    while killed(counts) < kills and time.monotonic() < until:
+    while count_kills(counts) < kills and time.monotonic() < deadline:
         kind = runs[number % len(runs)]
         out = folder / f"{kind.name}_{number}"
         attack(kind, out, folder / f"{kind.name}_whole", seconds[kind.name], draw, counts[kind.name])
         counts[kind.name]["runs"] += 1
         shutil.rmtree(out)
         number += 1
-        print(f"{number} runs, {killed(counts)} kills", file=sys.stderr, flush=True)
+        print(f"{number} runs, {count_kills(counts)} kills", file=sys.stderr, flush=True)
     return {name: dict(sorted(count.items())) for name, count in counts.items()}
 
 
-def killed(counts: dict[str, Counter[str]]) -> int:
-    """How often a rank or a run was killed or stopped."""
+def count_kills(counts: dict[str, Counter[str]]) -> int:
+    """How often a rank or a whole run was killed or stopped."""
     return sum(count[name] for count in counts.values() for name in KILLING)
 
 
 def stay_steady(runs: list[Kind], folder: Path, minutes: float) -> dict[str, dict[str, Any]]:
-    """Train runs of one process for so many minutes together.
+    """Train single-process runs for ``minutes`` in total.
 
     Raises:
-        Broken: one of them grew.
+        BrokenPromise: one of them grew.
     """
     report = {}
     single = [kind for kind in runs if kind.ranks == 1]
@@ -71,8 +73,8 @@ def stay_steady(runs: list[Kind], folder: Path, minutes: float) -> dict[str, dic
         sizes = train_for(kind, seconds, out, every=min(1.0, seconds / 80))
         with out.with_suffix(".sizes.jsonl").open("w") as file:
             file.writelines(json.dumps(asdict(size)) + "\n" for size in sizes)
-        if grown := find_growth(sizes):
-            raise Broken(f"{kind.name}: {'; '.join(grown)}; see {out.with_suffix('.sizes.jsonl')}")
+        if growth := find_growth(sizes):
+            raise BrokenPromise(f"{kind.name}: {'; '.join(growth)}; see {out.with_suffix('.sizes.jsonl')}")
         first, last = asdict(sizes[len(sizes) // 4]), asdict(sizes[-1])
         report[kind.name] = {"seconds": round(seconds), **work_done(out), "early": first, "late": last}
         print(f"{kind.name} is steady: {report[kind.name]}", file=sys.stderr, flush=True)
@@ -80,7 +82,7 @@ def stay_steady(runs: list[Kind], folder: Path, minutes: float) -> dict[str, dic
 
 
 def main() -> int:
-    """Run what the arguments ask for."""
+    """Run the tests that the arguments select."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,12 +93,12 @@ def main() -> int:
     parser.add_argument("--at_most", type=float, default=float("inf"), help="minutes of the disturbed runs")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak_"))
-    runs = [kind for kind in kinds(folder) if kind.name in options.kinds]
+    runs = [kind for kind in prepare_kinds(folder) if kind.name in options.kinds]
     try:
-        until = time.monotonic() + 60 * options.at_most
-        counts = disturb(runs, folder, options.kills, options.seed, until) if options.kills else {}
+        deadline = time.monotonic() + 60 * options.at_most
+        counts = disturb(runs, folder, options.kills, options.seed, deadline) if options.kills else {}
         steady = stay_steady(runs, folder, options.minutes) if options.minutes else {}
-    except Broken as fault:
+    except BrokenPromise as fault:
         print(f"broken promise: {fault}; seed {options.seed}, folder {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Whether a long run stays as large as it is: memory, descriptors, threads and processes, by time."""
+"""Whether a long run keeps its size over time: memory, descriptors, threads and processes."""
 
 import signal
 import time
@@ -14,7 +14,7 @@ MEGABYTES = 1e6
 
 @dataclass(frozen=True)
 class Size:
-    """Of a run at one moment; all but the last are of its main process."""
+    """The size of a run at one moment; all but ``processes`` are of its main process."""
 
     megabytes: float
     descriptors: float
@@ -22,26 +22,26 @@ class Size:
     processes: float
 
 
-# what may be added between the second quarter and the last: noise of the allocator, a loader caught starting
+# allowed growth between the second quarter and the last: noise of the allocator, a loader that is just starting
 BOUNDS = Size(megabytes=24.0, descriptors=4, threads=1, processes=1)
 RELATIVE = Size(megabytes=0.05, descriptors=0, threads=0, processes=0)
 
 
 def find_growth(sizes: list[Size]) -> list[str]:
-    """Compare the largest of the second quarter with the largest of the last, and name what grew beyond its bound."""
+    """Compare the maxima of the second and the last quarter, and list what grew beyond its bound."""
     quarter = len(sizes) // 4
     early, late = sizes[quarter : 2 * quarter], sizes[-quarter:]
-    grown = []
+    growth = []
     for entry in fields(Size):
         before, after = (max(getattr(size, entry.name) for size in part) for part in (early, late))
         bound = getattr(BOUNDS, entry.name) + before * getattr(RELATIVE, entry.name)
         if after - before > bound:
-            grown.append(f"{entry.name} grew from {before:g} to {after:g}, by more than {bound:g}")
-    return grown
+            growth.append(f"{entry.name} grew from {before:g} to {after:g}, by more than {bound:g}")
+    return growth
 
 
 def measure(run: Running) -> Size | None:
-    """The size of a run now, None if it ends just then."""
+    """The current size of a run, or None if it is just ending."""
     try:
         main = run.processes[0]
         with main.oneshot():
@@ -56,14 +56,14 @@ def measure(run: Running) -> Size | None:
 
 
 def train_for(kind: Kind, seconds: float, out: Path, *, every: float) -> list[Size]:
-    """Train for so long with evaluations, checkpoints and loading processes, and return the run's sizes.
+    """Train for ``seconds`` with evaluations, checkpoints and loading processes, and return the run's sizes.
 
     Raises:
-        AssertionError: the run ends early, or not as a stopped one does.
+        AssertionError: the run ends early, or does not respond to SIGTERM.
     """
     log = out.with_suffix(".log")
     run = kind.start(out, log, epochs=1_000_000, tensorboard=True, evaluate_epochs=5)
-    while not (out / "checkpoints").exists():  # from here on everything has been used once
+    while not (out / "checkpoints").exists():  # by then everything has been used once
         assert not run.wait(0.05), log.read_text()[-2000:]
     sizes, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
@@ -77,7 +77,7 @@ def train_for(kind: Kind, seconds: float, out: Path, *, every: float) -> list[Si
 
 
 def work_done(out: Path) -> dict[str, int]:
-    """Steps and evaluations of a run."""
+    """Numbers of steps and evaluations of a run."""
     lines = metrics(out)
     evaluations = sum(line["kind"] == "evaluation" for line in lines)
     return {"steps": int(max(line["step"] for line in lines)), "evaluations": evaluations}

@@ -1,7 +1,7 @@
 // Attention of one head: softmax(q k' / sqrt(width)) v, and its gradients, without the matrix of scores in memory.
 // One work item is one batch element and one head. Keys are taken in tiles that stay in the first-level cache and
-// lie there with their axes turned, so that a vector holds the same number of several keys; queries are taken
-// kQueries at a time, as many as registers hold. Blocks of keys that the mask hides from all of these are left out.
+// lie there transposed, so that a vector holds the same component of several keys; queries are taken kQueries at a
+// time, as many as registers hold. Blocks of keys that the mask hides from all of these are skipped.
 //
 // Scores are in units of log 2: queries are scaled by log2(e) / sqrt(width), so that softmax is 2^score / sum.
 #pragma once
@@ -45,13 +45,13 @@ struct Sight {
   uint32_t seen(int query, int64_t key) const { return words[query * word_stride + key / 32] >> key % 32; }
 };
 
-// Writes a bit for every query and key, and what kind each block of both is; keys past the last are hidden.
+// Writes a bit for every query and key, and the kind of each block of both; keys past the last are hidden.
 void attention_mask(const AttentionCall& call, int64_t item, float*) {
   const int64_t row_blocks = mask_row_blocks(call), words = mask_words(call), first = item % row_blocks * kQueries;
   const int64_t element = item / row_blocks, count = at_most(call.mask_rows - first, kQueries);
   uint32_t* into = call.mask_words + (element * mask_padded_rows(call) + first) * words;
   for (int64_t i = 0; i < (call.mask_rows == 1 ? 1 : kQueries); ++i) {
-    const int64_t at = element * call.mask_rows + first + (i < count ? i : count - 1);  // the last one's, once more
+    const int64_t at = element * call.mask_rows + first + (i < count ? i : count - 1);  // rows past the last repeat it
     for (int64_t word = 0; word < words; ++word) {
       const int64_t keys = at_most(call.keys - word * 32, 32);
       uint32_t bits = 0;
@@ -79,7 +79,7 @@ struct Block {
   vf at[kQueries][2];
 };
 
-// Keeps the compiler from reading the number again from memory at each use.
+// Keeps the compiler from rereading the number from memory at each use.
 inline vf in_register(vf v) {
 #if defined(__x86_64__)
   asm("" : "+v"(v));
@@ -87,7 +87,7 @@ inline vf in_register(vf v) {
   return v;
 }
 
-// Products of kQueries rows of x with a block of keys, whose numbers lie a tile apart.
+// Products of kQueries rows of x with a block of keys, whose components lie a tile apart.
 inline Block products(const float* x, const float* keys, int64_t width, int64_t filled) {
   Block s = {};
   for (int64_t c = 0; c < width; ++c) {
@@ -102,7 +102,7 @@ inline Block products(const float* x, const float* keys, int64_t width, int64_t 
   return s;
 }
 
-// into[c] += sum over the rows of x[row][c] * weight[row]; the other way round than products.
+// into[c] += sum over the rows of x[row][c] * weight[row]; the counterpart of products.
 inline void add_products(float* into, const float* x, const float* weight, int64_t width, int64_t filled) {
   Block w;
 #pragma GCC unroll 6
@@ -139,10 +139,10 @@ inline void hide(Block& s, const Sight& sight, int64_t key, float value) {
   }
 }
 
-// 2^x of a score less the largest, which is not above 0 but for rounding; 0 where x is below -126.
+// 2^x of a score minus the largest, which is above 0 by rounding only; 0 where x is below -126.
 inline vf share(vf x) { return x < splat(-126.0f) ? vf{} : exp2_between(x); }
 
-// All lanes joined in pairs.
+// All lanes reduced pairwise.
 template <class Join>
 inline float fold(vf v, Join join) {
   float x[kLanes];
@@ -156,13 +156,13 @@ inline float fold(vf v, Join join) {
 inline float larger_of(float a, float b) { return a < b ? b : a; }
 inline float sum_of(float a, float b) { return a + b; }
 
-// The blocks of a tile that any of a block of queries sees, by their first keys within it.
+// The blocks of a tile that any of a block of queries sees, by their first key in the tile.
 struct Found {
   int64_t count = 0;
   int64_t key[kKeys / kBlock];
 };
 
-// acc[row] += sum over the found keys of weight[row][key] * values[key], kWide vectors of the head at a time.
+// acc[row] += sum over the visible keys of weight[row][key] * values[key], kWide vectors of the head at a time.
 template <int kWide>
 inline void gather(float* acc, const float* weight, const float* values, const Found& found, int64_t width) {
   vf sum[kQueries][kWide];
@@ -194,7 +194,7 @@ inline void gather_all(float* acc, const float* weight, const float* values, con
   if (c < width) gather<1>(acc + c, weight, values + c, found, width);
 }
 
-// Rows of a head lie far apart: the processor does not guess the next ones by itself.
+// Rows of a head lie far apart: the processor does not prefetch the next ones by itself.
 template <class T>
 __attribute__((always_inline)) inline void fetch_row(const Heads& from, int64_t batch, int64_t head, int64_t step,
                                                      int64_t width) {
@@ -202,7 +202,7 @@ __attribute__((always_inline)) inline void fetch_row(const Heads& from, int64_t 
   for (int64_t c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(source + c);
 }
 
-// Copies `count` rows of a head, scaled and filled up with zeros to `rows` rows of `filled` numbers.
+// Copies `count` rows of a head, scaled and padded with zeros to `rows` rows of `filled` numbers.
 template <class T>
 inline void copy_rows(const Heads& from, int64_t batch, int64_t head, int64_t first, int64_t count, int64_t rows,
                       int64_t width, int64_t filled, float scale, float* into) {
@@ -214,7 +214,7 @@ inline void copy_rows(const Heads& from, int64_t batch, int64_t head, int64_t fi
   memset(into, 0, static_cast<size_t>((rows - count) * filled) * sizeof *into);
 }
 
-// A tile of keys with its axes turned, (wide, kKeys), by way of rows (kKeys, wide); zero past the last key.
+// A transposed tile of keys, (wide, kKeys), by way of rows (kKeys, wide); zero past the last key.
 template <class T>
 inline void turn_rows(const Heads& from, int64_t batch, int64_t head, int64_t first, int64_t count, int64_t width,
                       int64_t filled, float* rows, float* into) {
@@ -226,7 +226,7 @@ inline void turn_rows(const Heads& from, int64_t batch, int64_t head, int64_t fi
   }
 }
 
-// Where a row of a head lies in the contiguous arrays that are written, of as many tokens.
+// The offset of a row of a head in the contiguous output arrays of that many tokens.
 inline int64_t row_of(const AttentionCall& call, int64_t tokens, int64_t batch, int64_t head, int64_t step) {
   return ((batch * tokens + step) * call.heads + head) * call.width;
 }
@@ -241,7 +241,7 @@ inline float query_scale(const AttentionCall& call) {
   return kLog2E / __builtin_sqrtf(static_cast<float>(call.width));
 }
 
-// What softmax knows of kSpan queries so far.
+// The running softmax of kSpan queries.
 struct Running {
   float *queries, *acc, *sum, *top;  // (kSpan, wide | wide | kLanes | 1)
   float* weight;                     // (kQueries, kKeys)
@@ -269,7 +269,7 @@ inline void attend_tile(const AttentionCall& call, const Sight& sight, const Run
   const int64_t width = wide(call);
   for (int i = 0; i < kQueries; ++i) {
     const float highest = larger_of(now.top[i], fold(top[i], larger_of));
-    const float base = highest == kNone ? 0.0f : highest;  // a query that sees none yet
+    const float base = highest == kNone ? 0.0f : highest;  // a query that has seen no key yet
     const vf shrink = share(splat(now.top[i] - base));
     now.top[i] = highest;
     vf sum = load_all(now.sum + i * kLanes) * shrink;
@@ -324,7 +324,7 @@ void attention_forward_of(const AttentionCall& call, int64_t item, float* scratc
     }
     for (int64_t i = 0; i < count; ++i) {
       const float sum = fold(load_all(sums + i * kLanes), sum_of);
-      const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;  // nothing, for a query that sees no key
+      const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;  // zeros for a query that sees no key
       store_row<T>(call.out, row_of(call, call.queries, batch, head, start + i), acc + i * filled, scale, width);
       call.log_sum[(batch * call.heads + head) * call.queries + start + i] =
           sum == 0.0f ? 0.0f : top[i] + __builtin_log2f(sum);
@@ -332,7 +332,7 @@ void attention_forward_of(const AttentionCall& call, int64_t item, float* scratc
   }
 }
 
-// What the gradients need of all queries of a head, and of one tile of keys.
+// The buffers of the gradients: for all queries of a head, and for one tile of keys.
 struct Gradients {
   float *queries, *grad_out, *grad_queries, *log_sum, *dot;  // (queries, wide | 1)
   float *keys, *values, *grad_keys, *grad_values;            // (wide, kKeys)
@@ -418,7 +418,7 @@ void attention_backward_of(const AttentionCall& call, int64_t item, float* scrat
     const int64_t count = at_most(call.keys - first, kKeys);
     turn_rows<T>(call.k, batch, head, first, count, width, filled, g.key_rows, g.keys);
     turn_rows<T>(call.v, batch, head, first, count, width, filled, g.rows, g.values);
-    memset(g.grad_keys, 0, static_cast<size_t>(2 * filled * kKeys) * sizeof(float));  // and grad_values behind it
+    memset(g.grad_keys, 0, static_cast<size_t>(2 * filled * kKeys) * sizeof(float));  // and grad_values after it
     for (int64_t query = 0; query < rows; query += kQueries) {
       differentiate_tile(call, Sight(call, batch, query), g, query, first);
     }

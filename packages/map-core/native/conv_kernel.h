@@ -10,11 +10,11 @@ struct Reach {
   int64_t batch, channel, count, length, taps;
   bool reverse;
 
-  // The step that lies `back` steps before t in the order of the convolution.
+  // The step `back` steps before t in the order of the convolution.
   int64_t before(int64_t t, int64_t back) const { return reverse ? t + back : t - back; }
   int64_t after(int64_t t, int64_t back) const { return reverse ? t - back : t + back; }
   bool has(int64_t t) const { return t >= 0 && t < length; }
-  // Whether all taps find a step, before and after t.
+  // Whether all taps reach existing steps, before and after t.
   bool inside(int64_t t) const { return t >= taps - 1 && t <= length - taps; }
 };
 
@@ -34,7 +34,7 @@ inline T* place(void* contiguous, const ConvCall& call, const Reach& at, int64_t
   return static_cast<T*>(contiguous) + (at.batch * call.length + t) * call.channels + at.channel;
 }
 
-// kTaps is the number of taps, or 0 when it is only known at run time; the last one multiplies the present step.
+// kTaps is the number of taps, or 0 when it is only known at run time; the last tap multiplies the present step.
 template <class T, int kTaps>
 inline vf convolve(const ConvCall& call, const Reach& at, const vf* weight, vf bias, int64_t t) {
   const int64_t taps = kTaps ? kTaps : at.taps;
@@ -73,7 +73,7 @@ void conv_forward_tile(const ConvCall call, const Reach at, int64_t start, int64
   }
 }
 
-// What backward holds of a vector of channels; `grad_y` is of every step, before the activation.
+// The buffers of backward for a vector of channels; `grad_y` covers every step, before the activation.
 struct ConvRoom {
   vf *weight, *grad_weight, *grad_bias, *grad_y;
 
@@ -85,7 +85,7 @@ struct ConvRoom {
   }
 };
 
-// Takes the gradient of a tile's outputs through the activation.
+// Propagates the gradient of a tile's outputs through the activation.
 template <class T, int kTaps>
 void conv_activation_tile(const ConvCall call, const Reach at, int64_t start, int64_t end, const ConvRoom room) {
   vf fixed[kTaps ? kTaps : 1];
@@ -164,7 +164,7 @@ void conv_backward_of(const ConvCall& call, int64_t number, float* scratch) {
   vf* rooms = reinterpret_cast<vf*>(scratch);
   for (int64_t vector = 0; vector < kVectors; ++vector) {
     const ConvRoom room(call, rooms, vector);
-    memset(room.grad_weight, 0, sizeof(vf) * static_cast<size_t>(call.taps + 1));  // and grad_bias behind it
+    memset(room.grad_weight, 0, sizeof(vf) * static_cast<size_t>(call.taps + 1));  // and grad_bias after it
   }
   by_tiles(call, item, [&](const Reach& at, int64_t start, int64_t end, int64_t vector) {
     conv_activation_tile<T, kTaps>(call, at, start, end, ConvRoom(call, rooms, vector));

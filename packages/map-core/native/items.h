@@ -7,8 +7,8 @@ namespace {
 using namespace map_ops;
 
 constexpr int64_t kVectors = kGroup / kLanes;  // vectors of channels in one item
-constexpr int64_t kAhead = 8;                  // steps between asking for a row and using it
-constexpr int64_t kTile = 16;                  // steps that are taken for all vectors of an item before the next ones
+constexpr int64_t kAhead = 8;                  // steps between prefetching a row and using it
+constexpr int64_t kTile = 16;                  // steps that are done for all vectors of an item before the next ones
 
 struct Item {
   int64_t batch, group, first, last;  // channels [first, last)
@@ -20,14 +20,14 @@ inline Item locate(int64_t item, int64_t channels) {
   return {item / count, group, first, last < channels ? last : channels};
 }
 
-// T is what a call's void data is of: float, or uint16_t for bfloat16.
+// T is the type of a call's void data: float, or uint16_t for bfloat16.
 template <class T>
 inline const T* row(const Rows& rows, int64_t batch, int64_t step) {
   return static_cast<const T*>(rows.data) + batch * rows.batch_stride + step * rows.step_stride;
 }
 
-// Asks for a vector of channels of a step: rows lie far apart, the processor does not guess the next ones by itself.
-// Always inlined because GCC may take a function that only prefetches for one without effect, and drop its calls.
+// Prefetches a vector of channels of a step: rows lie far apart, so the processor does not fetch the next by itself.
+// Always inlined because GCC may think that a function that only prefetches has no effect, and drop its calls.
 template <class T, class At>
 __attribute__((always_inline)) inline void fetch(const Rows& rows, const At& at, int64_t t) {
   if (rows.data) __builtin_prefetch(row<T>(rows, at.batch, t) + at.channel);

@@ -7,7 +7,7 @@
 
 namespace {
 
-// A constant: nothing of a newer processor's code runs when the library is loaded.
+// A constant, so that no code for a newer processor runs when the library is loaded.
 constexpr Kernels kernels_called(const char* name) {
   return {name,
           scan_forward_scratch,

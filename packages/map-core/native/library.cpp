@@ -18,7 +18,7 @@
 namespace map_ops {
 namespace {
 
-// GOMP_parallel of the OpenMP runtime that PyTorch uses: its waiting threads are ours then, instead of competing.
+// GOMP_parallel of the OpenMP runtime that PyTorch uses: then its waiting threads work for us instead of competing.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 Parallel openmp = nullptr;
 
@@ -153,7 +153,7 @@ class Pieces {
   std::unique_ptr<float[]> memory_;
 };
 
-// What the mask hides, once for all heads; the memory must live as long as the call.
+// Prepares the mask once for all heads; the memory must live as long as the call.
 bool read_mask(AttentionCall& call, Pieces& memory) {
   if (!call.mask) call.mask_batch = call.mask_rows = 1;
   const int64_t words = memory.add(call.mask_batch * mask_padded_rows(call) * mask_words(call));
@@ -175,7 +175,7 @@ MAP_EXPORT void map_ops_use_openmp(void* gomp_parallel) { openmp = reinterpret_c
 
 MAP_EXPORT const char* map_ops_instruction_set() { return kernels().name; }
 
-// Uses the instruction set of that place in the list, best first; returns its name, or null if it cannot run here.
+// Uses the instruction set at that index of the list, best first; returns its name, or null if it cannot run here.
 MAP_EXPORT const char* map_ops_use_instruction_set(int64_t place) {
   if (place < 0 || place >= static_cast<int64_t>(sizeof kAll / sizeof *kAll)) return nullptr;
   if (!runs_here(*kAll[place])) return nullptr;

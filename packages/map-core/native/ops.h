@@ -8,16 +8,16 @@ namespace map_ops {
 
 constexpr int64_t kAbi = 5;          // raise when a structure or the meaning of a field changes
 constexpr int64_t kGroup = 64;       // channels that one work item covers; fixes the order of all sums
-constexpr int64_t kQueryBlock = 6;   // queries of attention that are taken at once
+constexpr int64_t kQueryBlock = 6;   // queries of attention that are processed at once
 
-// What is void is of float32, or of bfloat16 in a call whose `half` is 1.
+// Void data are float32, or bfloat16 in a call whose `half` is 1.
 struct Rows {  // (batch, length, x) with any stride between rows
   const void* data;
   int64_t batch_stride, step_stride;
 };
 
 struct ScanDirection {
-  Rows u, delta, B, C;        // B and C are float32 always
+  Rows u, delta, B, C;        // B and C are always float32
   const float *A, *D, *bias;  // (state, channels), (channels), (channels); D and bias may be null
   int64_t state, softplus, reverse;
   void *grad_u, *grad_delta;                             // contiguous, backward only
@@ -55,7 +55,7 @@ struct Heads {  // (batch, length, heads, width) with any strides but the last, 
 struct AttentionCall {
   int64_t batch, heads, queries, keys, width, half, threads;
   Heads q, k, v, grad_out;
-  int64_t mask_batch, mask_rows;  // of the mask: 1 or batch, 1 or queries; both 1 without one
+  int64_t mask_batch, mask_rows;  // sizes of the mask: 1 or batch, 1 or queries; both 1 without one
   const uint8_t* mask;            // (mask_batch, mask_rows, keys), 1 where a query sees a key; may be null
   void* out;                      // (batch, queries, heads, width); forward writes it
   float* log_sum;                 // (batch, heads, queries); forward writes it

@@ -1,9 +1,9 @@
 // The selective scan over one work item: one batch element, up to kGroup channels, all time steps.
 // The state of a vector of channels stays in registers over time when its size is known at compile time.
 //
-// The loops take their arguments by value: through a reference they would be read again after every store, which
-// might have changed them. Where a step's inputs need a long chain of operations (softplus, gate), a stage of its own
-// does it for many steps, because the processor looks ahead less far than one step of the recurrence.
+// The loops take their arguments by value: through a reference they would be reread after every store, which might
+// have changed them. Where a step's inputs need a long chain of operations (softplus, gate), a separate stage computes
+// them for many steps, because the processor looks ahead less far than one step of the recurrence.
 #pragma once
 #include "items.h"
 
@@ -53,7 +53,7 @@ inline int64_t time_of(const ScanCall& call, const ScanDirection& dir, int64_t s
   return dir.reverse ? call.length - 1 - s : s;
 }
 
-// Where a vector of channels lies in the contiguous (batch, length, channels) arrays that are written.
+// The offset of a vector of channels in the contiguous (batch, length, channels) output arrays.
 inline int64_t place_of(const ScanCall& call, const Lanes& at, int64_t t) {
   return (at.batch * call.length + t) * call.channels + at.channel;
 }
@@ -63,12 +63,12 @@ inline float share(const ScanCall& call) { return call.directions == 2 ? 0.5f : 
 // Vectors of outputs of one direction that wait for those of the next.
 inline int64_t others(const ScanCall& call) { return call.directions == 2 ? kVectors * call.length : 0; }
 
-// What forward holds of one direction, per vector of channels and per step of a tile; `other` is what the direction
-// before gave at every step.
+// The buffers of forward for one direction, per vector of channels and per step of a tile; `other` is the previous
+// direction's output at every step.
 struct ForwardRoom {
   vf *A, *states, *delta, *drive, *y, *other;
 
-  // Returns the number of vectors used; `from` may be null to only count them.
+  // Returns the number of vectors used; `from` may be null to count them only.
   int64_t lay_out(vf* from, const ScanCall& call, int64_t n) {
     int64_t used = 0;
     auto take = [&](int64_t count) {
@@ -86,7 +86,7 @@ struct ForwardRoom {
   }
 };
 
-// Reads a tile: the step sizes, what enters the states, and what bypasses them.
+// Reads a tile: the step sizes, the input of the states, and the skip connection.
 template <class T>
 inline void enter_tile(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
                        const ForwardRoom room, int64_t vector) {
@@ -136,7 +136,7 @@ void advance_tile(const ScanCall call, const ScanDirection dir, const Lanes at, 
   }
 }
 
-// Writes a tile: adds the direction before, and after the last one averages and gates.
+// Writes a tile: adds the previous direction, and after the last one averages and gates.
 template <class T>
 inline void leave_tile(const ScanCall call, int which, const Lanes at, int64_t start, int64_t steps,
                        const ForwardRoom room, int64_t vector) {
@@ -204,9 +204,9 @@ void scan_forward_of(const ScanCall& call, int64_t number, float* scratch) {
   }
 }
 
-constexpr int64_t kChunkBytes = 128 * 1024;  // states of a chunk of steps: they should stay in the second-level cache
+constexpr int64_t kChunkBytes = 128 * 1024;  // of states in a chunk, which should stay in the second-level cache
 
-// How backward cuts time: the states and decays of one chunk exist at once, the state before each chunk is kept.
+// How backward cuts time: the states and decays of one chunk exist at once; the state before each chunk is stored.
 struct Chunks {
   int64_t size, count;
 };
@@ -226,9 +226,9 @@ struct BackwardRoom {
   vf *states, *decays;                                        // per step of a chunk and state
   vf *sum_B, *sum_C;                                          // per step of a chunk; a lane holds one state
   vf *u, *delta, *slope, *y, *grad_y;                         // per step of a chunk
-  vf* other;                                                  // what the direction before gave at every step
+  vf* other;                                                  // the previous direction's output at every step
 
-  // Returns the number of vectors used; `from` may be null to only count them.
+  // Returns the number of vectors used; `from` may be null to count them only.
   int64_t lay_out(vf* from, const ScanCall& call, int64_t n, const Chunks& chunks) {
     int64_t used = 0;
     auto take = [&](int64_t count) {
@@ -256,7 +256,7 @@ struct BackwardRoom {
   }
 };
 
-// Reads a chunk: inputs, step sizes, and what bypasses the states.
+// Reads a chunk: inputs, step sizes, and the skip connection.
 template <class T>
 inline void enter_chunk(const ScanCall call, const ScanDirection dir, const Lanes at, int64_t start, int64_t steps,
                         const BackwardRoom room) {
@@ -274,7 +274,7 @@ inline void enter_chunk(const ScanCall call, const ScanDirection dir, const Lane
   }
 }
 
-// Keeps the state before every chunk of one vector of channels.
+// Stores the state before every chunk of one vector of channels.
 template <class T, int kState>
 void keep_states(const ScanCall call, const ScanDirection dir, const Lanes at, const Chunks chunks,
                  const BackwardRoom room, int64_t vector) {
@@ -342,7 +342,7 @@ void rebuild_chunk(const ScanCall call, const ScanDirection dir, const Lanes at,
   }
 }
 
-// Takes the gradient of the output, and with it that of the gate, through the gate.
+// Propagates the gradient of the output through the gate, and computes that of the gate.
 template <class T>
 inline void gate_chunk(const ScanCall call, int which, const Lanes at, int64_t start, int64_t steps,
                        const BackwardRoom room, int64_t vector) {

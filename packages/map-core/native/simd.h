@@ -25,7 +25,7 @@ typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
 
-// Less zero and not plus zero: that changes no number, not even -0, and so is no instruction.
+// Subtracts zero instead of adding it: that changes no number, not even -0, and so needs no instruction.
 inline vf splat(float x) { return x - vf{}; }
 
 inline vf load_all(const float* from) {
@@ -36,7 +36,7 @@ inline vf load_all(const float* from) {
 
 inline void store_all(float* to, vf v) { memcpy(to, &v, sizeof v); }
 
-// The first `count` lanes, all when there are more of them; the others are zero, and are not touched in memory.
+// The first `count` lanes, or all if `count` is larger; the others are zero, and their memory is not touched.
 #if defined(__AVX512F__)
 inline __mmask16 first_lanes(int64_t count) {
   return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1 << count) - 1);
@@ -55,7 +55,7 @@ inline __m256i first_lanes(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
 }
 
-// AMD's processors take tens of instructions for a store under a mask.
+// AMD's processors need tens of instructions for a masked store.
 inline vf load(const float* from, int64_t count) {
   if (count >= kLanes) return load_all(from);
   return reinterpret_cast<vf>(_mm256_maskload_ps(from, first_lanes(count)));
@@ -79,7 +79,7 @@ inline void store(float* to, vf v, int64_t count) {
 }
 #endif
 
-// The same of bfloat16, the upper half of a float: read exactly, written rounded to the nearest, of two to the even one.
+// The same for bfloat16, the upper half of a float: read exactly, written rounded to the nearest, ties to even.
 inline vf widen(vh half) { return reinterpret_cast<vf>(__builtin_convertvector(half, vu) << 16); }
 
 inline vh narrow(vf v) {
@@ -193,7 +193,7 @@ alignas(64) constexpr float kRoots[32] = {  // 2^(i / 32)
 
 // The nearest multiple of 1/32 comes from the table and the exponent, the rest from a polynomial on [-1/64, 1/64].
 inline vf exp2(vf x) {
-  asm("" : "+v"(x));  // else x is a product that is never rounded, whose lost digits count in f when it is huge
+  asm("" : "+v"(x));  // else x may be a product that is never rounded, whose extra digits matter in f when it is huge
   const vf shifted = x + 393216.0f;  // 1.5 * 2^18 rounds x to 1/32, its multiple in the low bits
   const vf near = shifted - 393216.0f, f = x - near;
   const __m512 root = _mm512_permutex2var_ps(_mm512_load_ps(kRoots), reinterpret_cast<__m512i>(shifted),
@@ -205,8 +205,8 @@ inline vf exp2(vf x) {
 
 inline vf exp2_between(vf x) { return exp2(x); }
 #else
-// A polynomial on [-1/2, 1/2] times a power of two; for x within [-126, 127]. Its terms are paired: a short chain, of
-// which the processor has several in flight.
+// A polynomial on [-1/2, 1/2] times a power of two; for x within [-126, 127]. Its terms are paired into a short chain,
+// of which the processor has several in flight.
 inline vf exp2_between(vf x) {
   constexpr float kRound = 12582912.0f + 127.0f;  // 1.5 * 2^23 rounds x to an integer; 127 makes it an exponent
   const vf shifted = x + kRound, f = x - (shifted - kRound), square = f * f;

@@ -1,4 +1,4 @@
-// Copies a matrix so that its columns become rows. One work item writes up to kGroup rows.
+// Transposes a matrix into a copy. One work item writes up to kGroup rows.
 #pragma once
 #include "ops.h"
 #include "simd.h"
@@ -6,7 +6,7 @@
 namespace {
 using namespace map_ops;
 
-constexpr int64_t kSide = kLanes;  // of the blocks that are turned at once
+constexpr int64_t kSide = kLanes;  // of the blocks that are transposed at once
 
 inline void turn_any(const float* from, int64_t stride, float* into, int64_t rows, int64_t high, int64_t wide) {
   for (int64_t j = 0; j < wide; ++j) {
@@ -32,7 +32,7 @@ inline Register high_pairs(Register a, Register b) { return _mm256_shuffle_ps(a,
 inline Register read(const float* from) { return _mm256_loadu_ps(from); }
 #endif
 
-// Turns the 4 x 4 numbers in every 128 bits of four registers, then the groups of 128 bits.
+// Transposes the 4 x 4 numbers in every 128 bits of four registers, then the groups of 128 bits.
 inline void turn_block(const float* from, int64_t stride, float* into, int64_t rows) {
   Register b[kSide];
   for (int k = 0; k < kSide; k += 4) {

@@ -14,7 +14,7 @@ def _seeded():
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Switch the type checks of the test run off, to see our own message about a value of the wrong kind."""
+    """Switch off the test run's type checks, to see our own message about a value of the wrong type."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,9 +1,9 @@
-"""Whole objectives on a GPU: determinism, mixed precision, compilation, nothing that waits for the device.
+"""Whole objectives on a GPU: determinism, mixed precision, compilation, and no waiting for the device.
 
     python -m pytest -o addopts=--import-mode=importlib packages/map-core/tests/cuda_cases.py
 
-``benchmarks/gpu_check.sh`` runs this file, without the runtime shape checker, which does not compile. Where there is no
-GPU it runs on the CPU.
+``benchmarks/gpu_check.sh`` runs this file without the runtime shape checker, which does not compile. Without a GPU it
+runs on the CPU.
 """
 
 import copy
@@ -72,7 +72,7 @@ def test_a_compiled_step_equals_the_plain_one(objective, vectors, mode):
 
 @pytest.mark.skipif(not CUDA, reason="only a GPU is waited for")
 def test_a_step_waits_for_nothing(objective, vectors):
-    loss_and_gradients(objective, vectors)  # kernels are compiled and loaded by the first
+    loss_and_gradients(objective, vectors)  # the first step compiles and loads kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
         objective(vectors, DRAW).loss.backward()
@@ -85,13 +85,13 @@ def test_a_step_waits_for_nothing(objective, vectors):
 def test_flex_attention_equals_the_dense_mask(kind):
     region = torch.arange(1100, device=DEVICE).div(64, rounding_mode="floor").unsqueeze(0)
     mask = region_attention_mask(region, kind)
-    found = []
+    results = []
     for backend in ("flex", "torch"):
         generator = torch.Generator().manual_seed(0)
         leaves = [
             torch.randn(2, 2, 1100, 32, generator=generator).to(DEVICE).requires_grad_() for _ in range(3)
         ]
         y = attention(*leaves, mask, backend=backend)
-        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
-    for a, b in zip(*found, strict=True):
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
+    for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-3)

@@ -1,4 +1,4 @@
-"""Mamba and Transformer blocks against slow compositions, by gradient, and at their initial values."""
+"""Mamba and Transformer blocks: equality with slow compositions, gradients and initial values."""
 
 from functools import partial
 from inspect import unwrap
@@ -19,7 +19,7 @@ WIDTH, LENGTH = 8, 11
 
 
 def slow_direction(direction, x, z):
-    """One direction of a mixer over a sequence that is already turned its way, by torch's own operations."""
+    """One direction of a mixer over a sequence already in its scan direction, by torch's operations."""
     channels, width = x.shape[-1], direction.conv1d.weight.shape[-1]
     padded = F.pad(x.mT, (width - 1, 0))
     u = F.silu(F.conv1d(padded, direction.conv1d.weight, direction.conv1d.bias, groups=channels)).mT
@@ -32,7 +32,7 @@ def slow_direction(direction, x, z):
 
 
 def slow_mixer(mixer, x):
-    """The gated scan, averaged with the scan of the turned sequence."""
+    """The gated scan, averaged with the scan of the reversed sequence."""
     x, z = (x @ mixer.in_proj.weight.T).chunk(2, dim=-1)
     y = slow_direction(mixer.scan_forward, x, z)
     if mixer.scan_backward is not None:
@@ -114,12 +114,12 @@ def test_the_rank_of_the_time_step_is_a_sixteenth_of_the_width(embed_dim, rank):
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("proj_bias", [True, False])
 def test_attention_starts_and_computes_as_timms(proj_bias, qkv_bias, masked):
-    made = []
+    modules = []
     for make in (Attention, timm.layers.Attention):
         torch.manual_seed(1)
-        made.append(make(WIDTH, 2, qkv_bias=qkv_bias, proj_bias=proj_bias))
-        made[-1].random = torch.rand(())  # what is drawn next
-    ours, theirs = made
+        modules.append(make(WIDTH, 2, qkv_bias=qkv_bias, proj_bias=proj_bias))
+        modules[-1].random = torch.rand(())  # the next random number
+    ours, theirs = modules
     assert ours.random == theirs.random
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     x = torch.randn(2, LENGTH, WIDTH, requires_grad=True)
@@ -207,8 +207,8 @@ def test_blocks_use_the_norm_they_are_given(make, norm):
 @pytest.mark.parametrize("make", [MambaBlock, partial(TransformerBlock, num_heads=2, mlp_ratio=0.0)])
 def test_a_dropped_branch_leaves_the_input(make):
     block, x = make(WIDTH, drop_path=0.5), torch.randn(200, 3, WIDTH)
-    kept = (block(x) != x).flatten(1).any(1)
-    assert 60 < kept.sum() < 140
+    is_changed = (block(x) != x).flatten(1).any(1)
+    assert 60 < is_changed.sum() < 140
     branch = block.eval()(x) - x
     torch.testing.assert_close(block.train().eval()(x), x + branch)
     assert (branch.flatten(1) != 0).any(1).all()
@@ -230,9 +230,10 @@ def test_time_steps_are_log_uniform_and_survive_the_general_rule(initialised):
     for direction in (initialised[0].mixer.scan_forward, initialised[0].mixer.scan_backward):
         step = F.softplus(direction.dt_proj.bias.detach())
         assert 1e-3 * 0.999 <= step.min() <= step.max() <= 0.1 * 1.001
-        place = (step / 1e-3).log() / torch.tensor(100.0).log()  # uniform in [0, 1]
-        expected = torch.linspace(0, 1, len(place))
-        assert (place.sort().values - expected).abs().max() < 1.95 / len(place) ** 0.5  # Kolmogorov, p = 1e-3
+        quantile = (step / 1e-3).log() / torch.tensor(100.0).log()  # uniform in [0, 1]
+        expected = torch.linspace(0, 1, len(quantile))
+        largest = (quantile.sort().values - expected).abs().max()
+        assert largest < 1.95 / len(quantile) ** 0.5  # Kolmogorov, p = 1e-3
         bound = 16**-0.5
         assert direction.dt_proj.weight.abs().max() <= bound
         assert direction.dt_proj.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
@@ -252,14 +253,14 @@ def test_directions_start_differently(initialised):
 
 
 def test_linear_layers_start_small(initialised):
-    seen = []
+    names = []
     for block in initialised:
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear) and not name.endswith("dt_proj"):
-                seen.append(name)
+                names.append(name)
                 assert module.weight.std().item() == pytest.approx(0.02, rel=0.03), name
                 assert module.bias is None or (module.bias == 0).all(), name
-    assert len(seen) == 4 + 4
+    assert len(names) == 4 + 4
 
 
 def test_convolutions_keep_torchs_spread(initialised):

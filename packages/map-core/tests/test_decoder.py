@@ -49,7 +49,7 @@ def test_an_encoder_that_returns_the_whole_grid_tells_nothing_about_hidden_token
 
 
 def every_token(decoder, x, attention_mask):
-    """The plain computation: all blocks over all tokens."""
+    """The plain computation: all blocks applied to all tokens."""
     for block in decoder.blocks:
         x = block(x, None, attention_mask)
     return decoder.norm(x)
@@ -71,25 +71,25 @@ def test_returns_what_all_blocks_over_all_tokens_make_of_the_hidden_ones_in_sequ
     cotangent = torch.randn_like(hidden)
     parameters = dict(decoder.named_parameters())
     gradients = (torch.autograd.grad(y, parameters.values(), cotangent) for y in (hidden, expected))
-    for name, actual, want in zip(parameters, *gradients, strict=True):
-        torch.testing.assert_close(actual, want, msg=lambda m, n=name: n + m)
+    for name, actual, expected_gradient in zip(parameters, *gradients, strict=True):
+        torch.testing.assert_close(actual, expected_gradient, msg=lambda m, n=name: n + m)
 
 
 def test_hidden_tokens_differ_by_their_position_alone(decoder):
-    """Without positions all mask tokens are one and the same query."""
+    """Without positions all mask tokens are the same query."""
     tokens, mask = masked_tokens()
     features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
     attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
     assert decoder(features, tokens, mask, attention_mask).std(dim=1).min() > 0
-    here = replace(tokens, position=torch.zeros_like(tokens.position))
-    decoded = decoder(features, here, mask, attention_mask)
+    unplaced = replace(tokens, position=torch.zeros_like(tokens.position))
+    decoded = decoder(features, unplaced, mask, attention_mask)
     torch.testing.assert_close(decoded, decoded[:, :1].expand_as(decoded))
 
 
 def test_output_is_normalised_and_the_mask_token_is_not_decayed(decoder):
-    everything = torch.arange(LENGTH).expand(2, LENGTH)
+    query = torch.arange(LENGTH).expand(2, LENGTH)
     attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
-    decoded = decoder.decode(torch.randn(2, LENGTH, WIDTH), attention_mask, everything)
+    decoded = decoder.decode(torch.randn(2, LENGTH, WIDTH), attention_mask, query)
     torch.testing.assert_close(decoded.mean(-1), torch.zeros(2, LENGTH), rtol=0, atol=1e-5)
     assert undecayed_parameters(decoder) == {"mask_token"}
 
@@ -149,5 +149,5 @@ def test_positions_are_added_before_every_block_where_asked_for():
     for i, block in enumerate(decoder.blocks):
         x = block(x if i == 0 else x + position)
     expected = torch.stack([decoder.norm(x)[b, mask.hidden[b]] for b in range(3)])
-    everyone = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
-    torch.testing.assert_close(decoder(features, tokens, mask, everyone), expected)
+    all_pairs = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
+    torch.testing.assert_close(decoder(features, tokens, mask, all_pairs), expected)

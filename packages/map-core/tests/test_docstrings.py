@@ -1,4 +1,4 @@
-"""The examples in docstrings are run, so that they are true."""
+"""The examples in docstrings are run, so that they stay true."""
 
 import doctest
 import importlib
@@ -24,5 +24,5 @@ def test_the_public_parts_of_the_method_have_examples():
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_of_a_module_print_what_they_say(name):
     result = doctest.testmod(importlib.import_module(name))
-    assert result.attempted > 0, f"the examples of {name} stand where they are not found"
+    assert result.attempted > 0, f"doctest does not find the examples of {name}"
     assert result.failed == 0, "see the captured output"

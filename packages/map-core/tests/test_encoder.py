@@ -1,4 +1,4 @@
-"""The hybrid encoder: layouts, what it reads of a masked sequence, registers, depth and precision."""
+"""The hybrid encoder: layouts, reading of masked sequences, registers, depth and precision."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from map_core.tokens import gather_tokens, with_global_tokens
 WIDTH = 16
 
 
-def tokens_of(batch=3, length=12):
+def make_tokens(batch=3, length=12):
     return toy_tokens(length, batch=batch, embed_dim=WIDTH)
 
 
@@ -75,7 +75,7 @@ def test_a_letter_without_a_maker_is_refused():
 
 def test_hidden_tokens_are_never_read():
     """Encoding under a mask equals encoding the visible tokens alone, at their own positions."""
-    encoder, tokens = toy_encoder(WIDTH, "MTM"), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "MTM"), make_tokens()
     mask = sample_mask(tokens, 0.4)
     alone = replace(
         tokens,
@@ -88,7 +88,7 @@ def test_hidden_tokens_are_never_read():
 
 
 def test_gradient_reaches_exactly_the_visible_tokens():
-    tokens = tokens_of()
+    tokens = make_tokens()
     tokens = replace(tokens, embedding=tokens.embedding.requires_grad_())
     mask = sample_mask(tokens, 0.4)
     toy_encoder(WIDTH, "MT").encode(tokens, mask).embedding.square().sum().backward()
@@ -98,7 +98,7 @@ def test_gradient_reaches_exactly_the_visible_tokens():
 @pytest.mark.parametrize("moved", ["hidden", "visible"])
 def test_positions_of_each_token_travel_with_it(moved):
     """Moving hidden tokens elsewhere changes nothing; moving visible ones does."""
-    encoder, tokens = toy_encoder(WIDTH), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH), make_tokens()
     mask = sample_mask(tokens, 0.4)
     before = encoder.encode(tokens, mask).embedding
     place = mask.hidden if moved == "hidden" else ~mask.hidden
@@ -107,13 +107,13 @@ def test_positions_of_each_token_travel_with_it(moved):
 
 
 def test_without_a_mask_everything_is_read_in_order():
-    features = toy_encoder(WIDTH).encode(tokens_of())
+    features = toy_encoder(WIDTH).encode(make_tokens())
     assert features.index.tolist() == [list(range(12))]
     assert features.embedding.shape == (3, 12, WIDTH)
 
 
 def test_a_domains_own_blocks_get_the_coordinates_of_what_they_read():
-    seen = []
+    calls = []
 
     class Neighbours(nn.Module):
         def __init__(self, dim, drop_path):
@@ -121,17 +121,17 @@ def test_a_domains_own_blocks_get_the_coordinates_of_what_they_read():
             self.built = (dim, drop_path)
 
         def forward(self, x, position):
-            seen.append((x.shape, position))
+            calls.append((x.shape, position))
             return x + 1
 
     encoder = toy_encoder(
         WIDTH, "PPP", block_makers={"P": Neighbours}, drop_path_rate=0.2, registers=Registers(2, WIDTH)
     )
-    tokens = tokens_of()
+    tokens = make_tokens()
     mask = sample_mask(tokens, 0.5)
     layers = list(encoder.layers(tokens, mask))
     assert [block.built for block in encoder.blocks] == [(WIDTH, 0.0), (WIDTH, 0.1), (WIDTH, 0.2)]
-    for shape, position in seen:
+    for shape, position in calls:
         assert shape == (3, 6 + 2, WIDTH)
         assert torch.equal(position, gather_tokens(tokens.position, mask.keep))
     torch.testing.assert_close(
@@ -145,7 +145,7 @@ def test_a_domains_own_blocks_get_the_coordinates_of_what_they_read():
 @pytest.mark.parametrize("num_registers", [0, 3])
 def test_the_last_intermediate_normalised_is_the_encoding(num_registers):
     registers = Registers(num_registers, WIDTH) if num_registers else None
-    encoder, tokens = toy_encoder(WIDTH, "MTM", registers=registers), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "MTM", registers=registers), make_tokens()
     layers = list(encoder.layers(tokens))
     assert len(layers) == 3
     assert torch.equal(encoder.normalize(layers[-1]).patches.embedding, encoder.encode(tokens).embedding)
@@ -159,7 +159,7 @@ def test_the_last_intermediate_normalised_is_the_encoding(num_registers):
 
 
 def test_intermediates_stop_where_asked():
-    encoder, tokens = toy_encoder(WIDTH, "MTM"), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "MTM"), make_tokens()
     calls = []
     for block in encoder.blocks:
         block.register_forward_hook(lambda *_: calls.append(1))
@@ -196,8 +196,8 @@ def test_a_class_token_stands_in_front():
 
 
 def test_registers_are_spread_through_the_visible_tokens():
-    """Under a mask the places follow from what is left, and patches keep their own indices."""
-    encoder, tokens = toy_encoder(WIDTH, "T", registers=Registers(2, WIDTH)), tokens_of()
+    """Under a mask the places follow from the visible tokens, and patches keep their indices."""
+    encoder, tokens = toy_encoder(WIDTH, "T", registers=Registers(2, WIDTH)), make_tokens()
     mask = sample_mask(tokens, 0.5)
     features = encoder.last_layer(tokens, mask)
     assert features.patches.embedding.shape == (3, 6, WIDTH)
@@ -219,7 +219,7 @@ def test_one_layer_has_no_stochastic_depth():
 
 
 def test_stochastic_depth_drops_whole_branches_in_training_only():
-    encoder, tokens = toy_encoder(WIDTH, "TTMM", drop_path_rate=0.9), tokens_of(batch=16)
+    encoder, tokens = toy_encoder(WIDTH, "TTMM", drop_path_rate=0.9), make_tokens(batch=16)
     plain = toy_encoder(WIDTH, "TTMM")
     plain.load_state_dict(encoder.state_dict())
     training = encoder.encode(tokens).embedding
@@ -229,7 +229,7 @@ def test_stochastic_depth_drops_whole_branches_in_training_only():
 
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
 def test_activation_checkpointing_changes_no_number(drop_path_rate):
-    encoder, tokens = toy_encoder(WIDTH, "MTMT", drop_path_rate=drop_path_rate), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "MTMT", drop_path_rate=drop_path_rate), make_tokens()
     calls = []
     encoder.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
 
@@ -252,7 +252,7 @@ def test_activation_checkpointing_changes_no_number(drop_path_rate):
 @pytest.mark.parametrize("wiring", ["residual", "branch"])
 @pytest.mark.parametrize(("every", "again"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
 def test_every_nth_block_is_computed_again(every, again, wiring):
-    encoder, tokens = toy_encoder(WIDTH, "MTMTM", wiring=wiring), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "MTMTM", wiring=wiring), make_tokens()
     calls = []
     for i, block in enumerate(encoder.blocks):
         norm = block.norm if isinstance(block, MambaBlock) else block.norm1
@@ -287,7 +287,7 @@ def test_builds_on_the_meta_device():
 
 
 def test_bf16_autocast_is_close_and_keeps_float32_gradients():
-    encoder, tokens = toy_encoder(WIDTH, "MTM", registers=Registers(2, WIDTH)), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "MTM", registers=Registers(2, WIDTH)), make_tokens()
     mask = sample_mask(tokens, 0.25)
     full = encoder.encode(tokens, mask).embedding
     with torch.autocast("cpu", torch.bfloat16):
@@ -301,8 +301,8 @@ def test_bf16_autocast_is_close_and_keeps_float32_gradients():
 
 
 def test_the_residual_stream_is_float32_under_autocast_and_unchanged_without():
-    """A tokenizer gives bf16 tokens under autocast; 32 layers that add to a bf16 stream lose what they add."""
-    encoder, tokens = toy_encoder(WIDTH, "MT", registers=Registers(2, WIDTH)), tokens_of()
+    """Under autocast tokens are bf16; 32 layers that add to a bf16 stream lose what they add."""
+    encoder, tokens = toy_encoder(WIDTH, "MT", registers=Registers(2, WIDTH)), make_tokens()
     narrow = replace(tokens, embedding=tokens.embedding.bfloat16(), position=tokens.position.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert [x.patches.embedding.dtype for x in encoder.layers(narrow)] == [torch.float32] * 2
@@ -320,7 +320,7 @@ def test_a_backbone_is_what_tokenizes_and_encodes(module, fits):
 
 
 def test_calling_an_encoder_encodes():
-    encoder, tokens = toy_encoder(WIDTH), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH), make_tokens()
     features = encoder(tokens)
     assert isinstance(features, Features)
     assert torch.equal(features.embedding, encoder.encode(tokens).embedding)
@@ -339,14 +339,14 @@ def plain_stack(encoder, tokens, mask):
 
 
 def test_positions_can_be_added_before_every_block():
-    encoder, tokens = toy_encoder(WIDTH, "MTM", repeat_position=True), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "MTM", repeat_position=True), make_tokens()
     mask = sample_mask(tokens, 0.25)
     torch.testing.assert_close(encoder.encode(tokens, mask).embedding, plain_stack(encoder, tokens, mask))
 
 
 def test_registers_add_their_positions_before_every_block_too():
     registers = Registers(2, WIDTH, spread=False)
-    encoder, tokens = toy_encoder(WIDTH, "TM", repeat_position=True, registers=registers), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "TM", repeat_position=True, registers=registers), make_tokens()
     position = encoder.position(tokens.position, tokens.grid).expand(3, -1, -1)
     front = registers.position.expand(3, -1, -1)
     added = torch.cat([front, position], dim=1)
@@ -362,7 +362,7 @@ def test_registers_add_their_positions_before_every_block_too():
 @pytest.mark.parametrize("masked", [False, True])
 def test_registers_in_the_tokens_are_the_registers_put_in_front(masked):
     """A class token that the tokens carry is encoded as one that the encoder puts in front of them."""
-    plain = tokens_of()
+    plain = make_tokens()
     registers = Registers(2, WIDTH, spread=False)
     encoder = toy_encoder(WIDTH, "MT", registers=registers).eval()
     tokens = with_global_tokens(plain, registers.token, registers.num_registers)
@@ -370,8 +370,8 @@ def test_registers_in_the_tokens_are_the_registers_put_in_front(masked):
     if masked:
         mask = sample_mask(plain, 0.5)
         front = mask.hidden.new_zeros(3, 2)
-        kept = torch.cat([torch.arange(2).expand(3, 2), mask.keep + 2], dim=1)
-        whole = TokenMask(torch.cat([front, mask.hidden], dim=1), kept, mask.drop + 2)
+        keep_index = torch.cat([torch.arange(2).expand(3, 2), mask.keep + 2], dim=1)
+        whole = TokenMask(torch.cat([front, mask.hidden], dim=1), keep_index, mask.drop + 2)
     inserted = encoder.normalize(encoder.last_layer(plain, mask))
     carried = encoder.encode(tokens, whole)
     assert torch.equal(carried.embedding, torch.cat([inserted.registers, inserted.patches.embedding], dim=1))
@@ -380,7 +380,7 @@ def test_registers_in_the_tokens_are_the_registers_put_in_front(masked):
 
 def test_global_tokens_are_counted_first_in_the_order_before_the_scan():
     plain = replace(
-        tokens_of(batch=2, length=4), origin=torch.tensor([[2, 0, 1, 3]]), target=torch.ones(2, 4, 5)
+        make_tokens(batch=2, length=4), origin=torch.tensor([[2, 0, 1, 3]]), target=torch.ones(2, 4, 5)
     )
     tokens = with_global_tokens(plain, torch.full((2, WIDTH), 7.0), 2)
     assert tokens.origin.tolist() == [[0, 1, 4, 2, 3, 5]]
@@ -395,7 +395,7 @@ def test_global_tokens_are_counted_first_in_the_order_before_the_scan():
 def test_wired_by_branches_a_transformer_block_reads_what_was_added_last(checkpointing):
     encoder = toy_encoder(WIDTH, "MMTTM", wiring="branch").train()
     encoder.activation_checkpointing = checkpointing
-    tokens = tokens_of()
+    tokens = make_tokens()
     x = tokens.embedding + encoder.position(tokens.position, None)
     stream, hidden = 0, x
     for letter, block in zip("MMTTM", encoder.blocks, strict=True):
@@ -408,7 +408,7 @@ def test_wired_by_branches_a_transformer_block_reads_what_was_added_last(checkpo
 
 
 def test_without_transformer_blocks_both_wirings_are_one():
-    encoder, tokens = toy_encoder(WIDTH, "MM").eval(), tokens_of()
+    encoder, tokens = toy_encoder(WIDTH, "MM").eval(), make_tokens()
     expected = encoder(tokens).embedding
     encoder.wiring = "branch"
     assert torch.equal(encoder(tokens).embedding, expected)

@@ -1,4 +1,4 @@
-"""Four scans: along rows and columns, registers in their places."""
+"""Four scans, along rows and columns both ways, with registers in their places."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from map_core.tokens import spread_places
 
 
 def raster(rows, cols):
-    place = torch.arange(rows * cols)
-    return torch.stack([place // cols, place % cols], dim=-1).float()[None]
+    index = torch.arange(rows * cols)
+    return torch.stack([index // cols, index % cols], dim=-1).float()[None]
 
 
 @pytest.mark.parametrize(("rows", "cols", "registers"), [(2, 3, 0), (4, 4, 1), (3, 5, 1), (4, 6, 3)])
@@ -43,7 +43,7 @@ def test_the_mixer_is_the_mean_of_four_scans():
         (mixer.column_forward, by_column[0]),
         (mixer.column_backward, by_column[0].flip(0)),
     ):
-        reverse, scan.reverse = scan.reverse, False  # what is read backwards is turned round beforehand
+        reverse, scan.reverse = scan.reverse, False  # the order already reverses the backward scans
         total = (
             total
             + selective_scan(**vars(scan(u[:, order].contiguous(), "reference")), backend="reference")[

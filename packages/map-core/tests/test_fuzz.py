@@ -1,4 +1,4 @@
-"""Mutants of every kind of file that models and runs are read from: what it says, or a sentence that names it."""
+"""Mutants of every kind of file that models and runs are read from: read correctly, or refused by naming the file."""
 
 import json
 import shutil
@@ -35,12 +35,14 @@ def classifier():
 
 
 def write_classifier(folder):
-    described = DOMAIN.models.describe(ToyModelConfig(embed_dim=8), holds="classifier", classes=list(CLASSES))
-    save_weights(folder / "model.safetensors", classifier().state_dict(), described)
+    description = DOMAIN.models.describe(
+        ToyModelConfig(embed_dim=8), holds="classifier", classes=list(CLASSES)
+    )
+    save_weights(folder / "model.safetensors", classifier().state_dict(), description)
 
 
 def read_classifier(folder):
-    """A model, and a name for each of its outputs."""
+    """Read a model and the names of its outputs."""
     model, classes = DOMAIN.models.classifier(folder)
     assert len(classes) == model.head.out_features
     assert all(isinstance(name, str) for name in classes)
@@ -51,7 +53,7 @@ def write_torch_file(folder, wrap=dict, **options):
 
 
 def read_torch_file(folder):
-    """Parameters whose every element is there, and which a model takes."""
+    """Read parameters that are complete, and that a model accepts."""
     path = folder / "model.pth"
     for name, value in read_weights(path).items():
         assert isinstance(name, str)
@@ -77,7 +79,7 @@ def write_run(folder):
 
 
 def read_account(folder):
-    """An account that a run of its settings goes on from: its step is one of the run, its means are numbers."""
+    """Read a state that its run can resume from: the step lies in the run, the means are numbers."""
     settings = read_state_of(finished_run())["settings"]
     state = read_state(folder / CHECKPOINT, settings, total_steps=4)
     assert 0 <= state["step"] <= 4
@@ -91,7 +93,7 @@ def read_state_of(out):
 
 
 def read_learned(folder):
-    """Weights, average and optimizer that a step can be taken with."""
+    """Read weights, average and optimizer, and take a step with them."""
     state = toy_state()
     state.load(folder / CHECKPOINT)
     state.raw(torch.zeros(2, 8)).sum().backward()
@@ -100,14 +102,14 @@ def read_learned(folder):
 
 
 def read_manifest(folder):
-    """A checkpoint that is usable, or one that is named and passed over."""
+    """Check a checkpoint that is usable, or name the fault for which it is skipped."""
     fault = find_fault(folder / CHECKPOINT)
     if fault is not None:
         raise UserError(f"{folder / CHECKPOINT}: {visible(fault, keep='')}")
 
 
 def read_lines_of_run(folder):
-    """Lines with a step and a kind, which can be cut at a step, and numbers to draw."""
+    """Read lines that can be truncated at a step, and whose values are numbers to plot."""
     truncate_metrics(folder / "run", 4, evaluated=True)
     for line in read_metrics(folder / "run"):
         assert line["step"] <= 4
@@ -120,7 +122,7 @@ def write_config(folder):
 
 
 def read_config(folder):
-    """The sections of a run, and the same file as a recipe."""
+    """Read the sections of a run, and the same file as a recipe."""
     assert isinstance(section_of_run({"init": str(folder)}, "data"), dict)
     assert recipe_layers("map_core", str(folder / "config.yaml"))
 
@@ -132,7 +134,7 @@ def write_results(folder):
 
 
 def read_lines(folder):
-    """Results whose fields are of the types that tables are made of."""
+    """Read results whose fields have the types that tables need."""
     for result in read_results(folder / "results.jsonl"):
         assert isinstance(result.arm, str)
         assert isinstance(result.score, int | float)
@@ -143,7 +145,7 @@ def wrapped(state):
     return {"model": state, "epoch": 3, "args": {"lr": 1e-3}, "optimizer": {"state": {}}}
 
 
-def of_checkpoint(name, read, **options):
+def checkpoint_case(name, read, **options):
     return Case(name, f"{CHECKPOINT}/{name}", write_run, read, **options)
 
 
@@ -154,11 +156,11 @@ CASES = (
     Case("pth", "model.pth", write_torch_file, read_torch_file, complete=True),
     Case("pth_wrapped", "model.pth", partial(write_torch_file, wrap=wrapped), read_torch_file, complete=True),
     Case("pth_old", "model.pth", partial(write_torch_file, **OLD), read_torch_file, complete=True),
-    of_checkpoint("state.json", read_account, lists=True),
-    of_checkpoint("model.safetensors", read_learned, lists=True, complete=True),
-    of_checkpoint("ema.safetensors", read_learned, complete=True),
-    of_checkpoint("optimizer.pt", read_learned, lists=True, complete=True),
-    of_checkpoint("manifest.json", read_manifest, lists=True),
+    checkpoint_case("state.json", read_account, lists=True),
+    checkpoint_case("model.safetensors", read_learned, lists=True, complete=True),
+    checkpoint_case("ema.safetensors", read_learned, complete=True),
+    checkpoint_case("optimizer.pt", read_learned, lists=True, complete=True),
+    checkpoint_case("manifest.json", read_manifest, lists=True),
     Case("metrics.jsonl", "run/metrics.jsonl", write_run, read_lines_of_run),
     Case("config.yaml", "config.yaml", write_config, read_config),
     Case("results.jsonl", "results.jsonl", write_results, read_lines),

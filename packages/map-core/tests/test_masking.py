@@ -1,4 +1,4 @@
-"""Hiding tokens: exact counts, each strategy against a loop over samples, keyed randomness."""
+"""Masking: exact counts, each strategy against a loop over samples, keyed randomness."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from map_core.testing import toy_tokens
 LENGTH = 30
 
 
-def regions_of(index):
+def make_regions(index):
     """Regions of each sample's tokens; a list is shared by all samples."""
     index = torch.as_tensor(index).reshape(-1, torch.as_tensor(index).shape[-1])
     sizes = [(index == region).sum(1).min().item() for region in range(int(index.max()) + 1)]
@@ -22,7 +22,7 @@ def regions_of(index):
 
 
 def slow_hidden(score, candidates, count):
-    """The ``count`` candidates with the largest score, equal scores to the later one."""
+    """The ``count`` candidates with the largest scores; ties go to the later one."""
     return set(sorted(candidates, key=lambda i: (score[i], i))[len(candidates) - count :])
 
 
@@ -31,7 +31,7 @@ def hidden_sets(mask):
 
 
 def assert_partition(mask):
-    """keep and drop are ascending, disjoint and complete, and say the same as hidden."""
+    """keep and drop are ascending, disjoint and complete, and agree with hidden."""
     for hidden, keep, drop in zip(mask.hidden, mask.keep.tolist(), mask.drop.tolist(), strict=True):
         assert keep == sorted(keep)
         assert drop == sorted(drop)
@@ -71,9 +71,24 @@ def test_a_share_that_rounds_to_nothing_or_everything_is_refused(length, ratio):
         (8, r"mask unit 8 does not tile a grid of 4x4"),
     ],
 )
-def test_squares_as_large_as_the_grid_are_told_from_too_few_tokens(unit, message):
+def test_squares_as_large_as_the_grid_are_distinguished_from_too_few_tokens(unit, message):
     with pytest.raises(UserError, match=message):
         sample_mask(toy_tokens(grid=(4, 4)), 0.6, unit=unit)
+
+
+@pytest.mark.parametrize(
+    ("masking", "chosen"),
+    [
+        (Masking(0.5, strategy="diagonal", unit=2), "strategy 'diagonal'"),
+        (Masking(0.5, strategy="sequential", unit=2), "strategy 'sequential'"),
+        (Masking(0.5, scope="region", unit=2), "scope 'region'"),
+    ],
+)
+def test_squares_are_hidden_at_random_over_the_grid_only(masking, chosen):
+    tokens = toy_tokens(grid=(4, 4))
+    message = f"mask unit 2 needs squares hidden at random over the grid; got {chosen}: use unit 1"
+    with pytest.raises(UserError, match=message):
+        masking(tokens, Draw.of_batch(tokens.batch_size), GridRegions("row")(tokens))
 
 
 @pytest.mark.parametrize("ratio", [1.0, -0.5, 1.5, 50.0, math.nan])
@@ -138,7 +153,7 @@ def test_diagonal_needs_a_grid():
         sample_mask(toy_tokens(LENGTH), 0.5, "diagonal")
 
 
-# ---- sequential and diagonal from a drawn beginning
+# ---- sequential and diagonal from a random start
 
 
 @pytest.mark.parametrize(
@@ -165,10 +180,10 @@ def test_only_a_drawn_beginning_trains_every_place(strategy):
     tokens, draw = toy_tokens(batch=256, grid=(6, 5)), Draw.of_batch(256, seed=0)
     fixed = Masking(0.5, strategy=strategy)(tokens, draw).hidden
     assert torch.equal(fixed, fixed[:1].expand(256, 30))
-    drawn = Masking(0.5, strategy=strategy, placement="random")(tokens, draw).hidden
-    assert drawn.sum(1).tolist() == [15] * 256
-    assert drawn.float().mean(0) == pytest.approx([0.5] * 30, abs=5 * 0.5 / math.sqrt(256))
-    assert len(drawn.unique(dim=0)) == {"sequential": 30, "diagonal": 4}[strategy]
+    random = Masking(0.5, strategy=strategy, placement="random")(tokens, draw).hidden
+    assert random.sum(1).tolist() == [15] * 256
+    assert random.float().mean(0) == pytest.approx([0.5] * 30, abs=5 * 0.5 / math.sqrt(256))
+    assert len(random.unique(dim=0)) == {"sequential": 30, "diagonal": 4}[strategy]
 
 
 def test_a_beginning_is_one_number_a_sample():
@@ -184,8 +199,8 @@ def test_a_beginning_is_one_number_a_sample():
 def test_region_scope_splits_the_total_evenly_and_hides_the_largest_scores_of_each(strategy, ratio):
     region = torch.stack([torch.arange(30)[torch.randperm(30)] // 5 for _ in range(5)])
     tokens, noise = toy_tokens(batch=5, grid=(6, 5)), torch.rand(5, 30)
-    drawn = noise if strategy == "random" else None
-    mask = sample_mask(tokens, ratio, strategy, noise=drawn, within=regions_of(region))
+    sample_noise = noise if strategy == "random" else None
+    mask = sample_mask(tokens, ratio, strategy, noise=sample_noise, within=make_regions(region))
     assert_partition(mask)
     score = {
         "random": noise,
@@ -205,7 +220,7 @@ def test_region_scope_splits_the_total_evenly_and_hides_the_largest_scores_of_ea
 def test_extra_tokens_of_region_scope_fall_on_every_region_alike():
     """Also where regions differ in size: 10 of 6 + 5 + 4 + 4 is 2 of each and one more of two."""
     sizes = (6, 5, 4, 4)
-    region = regions_of([r for r, size in enumerate(sizes) for _ in range(size)])
+    region = make_regions([r for r, size in enumerate(sizes) for _ in range(size)])
     mask = sample_mask(toy_tokens(19, batch=4000), 10 / 19, within=region)
     counts = torch.stack([part.sum(1) for part in mask.hidden.split(sizes, dim=1)], dim=1)
     assert set(counts.flatten().tolist()) == {2, 3}
@@ -214,7 +229,7 @@ def test_extra_tokens_of_region_scope_fall_on_every_region_alike():
 
 
 def test_extra_tokens_do_not_favour_a_place_within_their_region():
-    mask = sample_mask(toy_tokens(6, batch=4000), 0.5, within=regions_of([0, 0, 0, 1, 1, 1]))
+    mask = sample_mask(toy_tokens(6, batch=4000), 0.5, within=make_regions([0, 0, 0, 1, 1, 1]))
     assert mask.hidden.float().mean(0) == pytest.approx([0.5] * 6, abs=5 * 0.5 / math.sqrt(4000))
 
 
@@ -225,7 +240,7 @@ def test_a_region_smaller_than_its_share_is_refused_at_every_draw(region):
         with pytest.raises(
             UserError, match=r"scope 'region' must hide up to \d tokens .* the smallest has \d; lower"
         ):
-            sample_mask(toy_tokens(10), 0.5, within=regions_of(region))
+            sample_mask(toy_tokens(10), 0.5, within=make_regions(region))
 
 
 # ---- global tokens
@@ -238,8 +253,8 @@ def test_global_tokens_stay_visible_and_do_not_count(strategy, scope):
     tokens = toy_tokens(batch=6, grid=(6, 5), num_global=3)
     noise = torch.cat([torch.full((6, 3), 2.0), torch.rand(6, 30)], dim=1)
     within = GridRegions("row")(tokens) if scope == "region" else None
-    drawn = noise if strategy == "random" else torch.rand(6, 1)
-    mask = sample_mask(tokens, 0.5, strategy, noise=drawn, within=within)
+    sample_noise = noise if strategy == "random" else torch.rand(6, 1)
+    mask = sample_mask(tokens, 0.5, strategy, noise=sample_noise, within=within)
     assert not mask.hidden[:, :3].any()
     assert mask.hidden.sum(1).tolist() == [15] * 6
     assert mask.keep.shape == (6, 18)
@@ -264,9 +279,9 @@ def test_global_tokens_do_not_change_what_else_is_hidden(scope):
 def test_random_hiding_is_uniform_over_subsets():
     """Each of the 20 ways to hide 3 of 6 tokens is equally likely (chi-squared, 19 degrees of freedom)."""
     hidden = sample_mask(toy_tokens(6, batch=8000), 0.5).hidden
-    _, seen = (hidden.long() * 2 ** torch.arange(6)).sum(1).unique(return_counts=True)
-    assert len(seen) == 20
-    assert ((seen - 400.0) ** 2 / 400).sum() < 50  # p = 1e-4
+    _, counts = (hidden.long() * 2 ** torch.arange(6)).sum(1).unique(return_counts=True)
+    assert len(counts) == 20
+    assert ((counts - 400.0) ** 2 / 400).sum() < 50  # p = 1e-4
 
 
 @pytest.mark.parametrize("scope", ["all", "region"])
@@ -310,14 +325,14 @@ def test_settings_reach_the_mask(masking, ratio, strategy):
     ("mean", "std", "bounds"), [(0.5, 0.25, (0.3, 0.7)), (0.35, 0.1, (0.3, 0.7)), (0.9, 0.2, (0.2, 0.6))]
 )
 def test_drawn_ratios_follow_the_truncated_normal(mean, std, bounds):
-    """Against throwing away what falls outside the bounds."""
+    """Compared with rejection sampling from the normal distribution."""
     masking = Masking(mean, std, bounds)
-    drawn = np.array([masking.step_ratio(Draw.of_batch(2, seed=1, step=step)) for step in range(4000)])
+    ratios = np.array([masking.step_ratio(Draw.of_batch(2, seed=1, step=step)) for step in range(4000)])
     normal = np.random.default_rng(0).normal(mean, std, 400_000)
     expected = normal[(normal > bounds[0]) & (normal < bounds[1])]
-    assert bounds[0] <= drawn.min() <= drawn.max() <= bounds[1]
-    assert drawn.mean() == pytest.approx(expected.mean(), abs=5 * expected.std() / math.sqrt(4000))
-    assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx(
+    assert bounds[0] <= ratios.min() <= ratios.max() <= bounds[1]
+    assert ratios.mean() == pytest.approx(expected.mean(), abs=5 * expected.std() / math.sqrt(4000))
+    assert np.quantile(ratios, [0.1, 0.5, 0.9]) == pytest.approx(
         np.quantile(expected, [0.1, 0.5, 0.9]), abs=0.015
     )
 
@@ -340,9 +355,9 @@ def test_a_fixed_ratio_is_that_of_every_step():
 
 
 def test_the_extremes_are_the_bounds_of_what_is_drawn():
-    fixed, drawn = Masking(0.4, unit=2), Masking(0.4, 0.1, (0.2, 0.6), scope="region")
+    fixed, random = Masking(0.4, unit=2), Masking(0.4, 0.1, (0.2, 0.6), scope="region")
     assert fixed.extremes == (fixed,)
-    assert drawn.extremes == (
+    assert random.extremes == (
         Masking(0.2, None, (0.2, 0.6), scope="region"),
         Masking(0.6, None, (0.2, 0.6), scope="region"),
     )

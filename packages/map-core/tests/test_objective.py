@@ -1,4 +1,4 @@
-"""Masked autoregression: what each prediction may depend on, shown by gradient, and what makes the loss."""
+"""Masked autoregression: what each prediction may depend on, measured by gradient, and how the loss is made."""
 
 from dataclasses import replace
 from functools import partial
@@ -61,7 +61,7 @@ def may_depend(kind, region, i, j):
 
 
 def assert_dependencies(measured: Dependencies, kind):
-    """Gradients are exactly zero where the definition forbids to look, and nowhere else."""
+    """Gradients are exactly zero where the definition forbids looking, and nowhere else."""
     for b, region in enumerate(measured.region.tolist()):
         for h, i in enumerate(measured.mask.drop[b].tolist()):
             expected = [may_depend(kind, region, i, j) for j in range(len(region))]
@@ -74,7 +74,7 @@ def test_predictions_depend_on_what_the_decoder_mask_allows(vectors, kind):
 
 
 def test_map_predicts_regions_from_themselves_and_earlier_ones(vectors):
-    """The same in the paper's words: nothing from later rows, something from its row and all before it."""
+    """The same in the paper's words: nothing from later rows, something from its own row and all earlier ones."""
     measured = decoder_dependencies(toy_objective(), vectors, DRAW)
     later = measured.region.unsqueeze(1) > measured.hidden_region.unsqueeze(2)  # (b, h, l)
     assert later.any()
@@ -119,7 +119,7 @@ def test_causality_holds_whatever_is_hidden_and_predicted_together(vectors, mask
 
 
 def test_the_region_rule_decides_what_is_predicted_together(vectors):
-    """Here regions are counted from the last row upwards, by a rule that gets to see the mask."""
+    """Here regions are counted from the last row upwards, by a rule that also receives the mask."""
     masks = []
 
     def upwards(tokens, mask=None):
@@ -134,16 +134,16 @@ def test_the_region_rule_decides_what_is_predicted_together(vectors):
 
 
 def test_a_leak_would_be_seen(vectors, monkeypatch):
-    """The harness itself: one attention mask entry that looks ahead must not pass, even two blocks deep.
+    """The harness itself: one attention mask entry that looks ahead must be caught, even two blocks deep.
 
-    Nothing is predicted at token 0, which reads the last token; but every prediction reads token 0.
+    Nothing is predicted at token 0, which reads the last token, but every prediction reads token 0.
     """
     import map_core.objective as module
 
-    honest = module.region_attention_mask
+    correct = module.region_attention_mask
 
     def leaky(region, kind):
-        mask = honest(region, kind).clone()
+        mask = correct(region, kind).clone()
         mask[..., 0, LENGTH - 1] = True
         return mask
 
@@ -189,17 +189,18 @@ def test_a_pyramid_has_its_hidden_positions_replaced(vectors):
 
 
 @pytest.mark.parametrize("missing", ["embed_dim", "tokenize", "encode"])
-def test_what_is_no_backbone_is_refused(missing):
+def test_an_incomplete_backbone_is_refused(missing):
     parts = {"embed_dim": 16, "tokenize": Pyramid.tokenize, "encode": Pyramid.encode}
-    nothing = type("Nothing", (nn.Module,), {name: part for name, part in parts.items() if name != missing})()
-    honest = toy_objective()
+    parts.pop(missing)
+    incomplete = type("Nothing", (nn.Module,), parts)()
+    objective = toy_objective()
     with pytest.raises(
         UserError, match=r"backbone Nothing needs embed_dim, tokenize\(inputs, targets=...\) and encode"
     ):
-        type(honest)(nothing, honest.decoder, honest.head)
+        type(objective)(incomplete, objective.decoder, objective.head)
 
 
-def test_the_backbone_is_what_is_exported(vectors):
+def test_the_backbone_is_exported(vectors):
     """Its state, under its own names, gives another objective the same features."""
     trained, fresh = toy_objective(), toy_objective()
     fresh.backbone.load_state_dict(trained.backbone.state_dict())
@@ -225,7 +226,7 @@ def test_the_loss_is_the_mean_over_hidden_tokens_of_the_batch(vectors):
 
 
 def test_predictions_stand_in_sequence_order(vectors):
-    """A decoder that gives each token's target away: prediction h belongs to sequence index drop[h]."""
+    """With a decoder that returns each token's target: prediction h belongs to sequence index drop[h]."""
     objective = toy_objective(loss=lambda prediction, target: (prediction - target).abs().mean())
     objective.decoder.forward = lambda features, tokens, mask, attention_mask: gather_tokens(
         tokens.target, mask.drop
@@ -238,7 +239,7 @@ def test_predictions_stand_in_sequence_order(vectors):
 
 @pytest.mark.parametrize("changed", ["hidden", "visible"])
 def test_the_loss_depends_on_the_targets_of_hidden_tokens_only(vectors, changed):
-    """Shifts targets, not embeddings, of all hidden or of all visible tokens."""
+    """Shifts the targets, not the embeddings, of all hidden or of all visible tokens."""
     objective = toy_objective()
     before = objective(vectors, DRAW)
     where = before.mask.hidden if changed == "hidden" else ~before.mask.hidden
@@ -256,8 +257,8 @@ def test_hidden_tokens_reach_the_loss_as_targets_only(vectors):
     vectors.requires_grad_()
     result = toy_objective()(vectors, DRAW)
     result.prediction.square().sum().backward()
-    seen = (vectors.grad.flatten(1, 2) != 0).any(-1)
-    assert torch.equal(seen, ~result.mask.hidden)
+    is_read = (vectors.grad.flatten(1, 2) != 0).any(-1)
+    assert torch.equal(is_read, ~result.mask.hidden)
 
 
 def test_another_loss_is_called_with_prediction_and_target(vectors):
@@ -270,8 +271,9 @@ def test_another_loss_is_called_with_prediction_and_target(vectors):
 def test_every_parameter_learns(vectors):
     objective = toy_objective()
     objective(vectors, DRAW).loss.backward()
-    still = [name for name, p in objective.named_parameters() if p.grad is None or not (p.grad != 0).any()]
-    assert still == []
+    for name, parameter in objective.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad != 0).any(), name
 
 
 @pytest.mark.usefixtures("unchecked")  # 200 steps
@@ -283,7 +285,7 @@ def test_learning_overfits_a_batch(vectors):
 
 
 def test_a_first_loss_is_that_of_predicting_the_mean(vectors):
-    """Normalised targets of c values have mean square (c - 1) / c; a fresh head predicts about nothing."""
+    """Normalised targets of c values have mean square (c - 1) / c; a fresh head predicts about zero."""
     loss = toy_objective()(vectors, DRAW).loss
     assert loss.item() == pytest.approx((CHANNELS - 1) / CHANNELS, rel=0.1)
 
@@ -322,7 +324,7 @@ def test_the_strategy_reaches_the_mask(vectors):
 
 @pytest.mark.parametrize(("kind", "axis"), [("row", 2), ("column", 1)])
 def test_scope_region_hides_alike_in_every_region_of_the_objective(vectors, kind, axis):
-    """A quarter of 4 x 3 is 3: in 3 columns one of each; a third is 4: in 4 rows one of each."""
+    """A quarter of 4 x 3 is 3, one in each of 3 columns; a third is 4, one in each of 4 rows."""
     ratio = 1 / 3 if kind == "row" else 1 / 4
     objective = toy_objective(masking=Masking(ratio, scope="region"), regions=GridRegions(kind))
     hidden = objective(vectors, DRAW).mask.hidden.reshape(2, ROWS, COLS)
@@ -333,10 +335,10 @@ def test_scope_region_hides_alike_in_every_region_of_the_objective(vectors, kind
 
 
 def test_decoder_and_head_follow_the_general_rule_and_the_backbone_keeps_its_own():
-    given = backbone()
-    before = {name: value.clone() for name, value in given.state_dict().items()}
-    objective = toy_objective(backbone=given, decoder_dim=64, channels=200)
-    for name, value in given.state_dict().items():
+    original = backbone()
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    objective = toy_objective(backbone=original, decoder_dim=64, channels=200)
+    for name, value in original.state_dict().items():
         assert torch.equal(value, before[name]), name
     for module in [*objective.decoder.blocks.modules(), objective.head]:
         if isinstance(module, nn.Linear):

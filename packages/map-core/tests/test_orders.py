@@ -1,4 +1,4 @@
-"""Scan orders: permutations that go where their name says, over grids and point sets alike."""
+"""Scan orders: permutations that follow the path they are named after, on grids and point sets alike."""
 
 import itertools
 from typing import get_args
@@ -74,7 +74,7 @@ def test_random_shuffles_all_samples_alike_and_other_lengths_otherwise():
     ],
 )
 def test_a_grid_of_three_by_three_is_read_as_its_name_says(order, expected):
-    """Cells are 0 1 2 / 3 4 5 / 6 7 8; blocks are two by two, cut off at the right and lower edge."""
+    """Cells are 0 1 2 / 3 4 5 / 6 7 8; blocks are two by two, smaller at the right and lower edge."""
     assert scan_order(cells(3, 3), order, grid=(3, 3), block_size=(2, 2)).tolist() == [expected]
 
 
@@ -154,8 +154,8 @@ def test_points_on_a_grid_are_ordered_as_the_grid_is(order):
 def test_curves_do_not_depend_on_the_order_of_the_points(order):
     position, shuffle = torch.randn(1, 64, 3), torch.randperm(64)
     shuffled = position[:, shuffle]
-    first, again = (gather_tokens(p, scan_order(p, order)) for p in (position, shuffled))
-    assert torch.equal(first, again)
+    expected, actual = (gather_tokens(p, scan_order(p, order)) for p in (position, shuffled))
+    assert torch.equal(expected, actual)
 
 
 @pytest.mark.parametrize("order", CURVES)

@@ -1,4 +1,4 @@
-"""``~`` is a home folder wherever a path is taken, from Python too."""
+"""``~`` is a home folder wherever a path is accepted, also in Python."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from toy_task import ToyTask, toy_config
 
 from map_core import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.runs.checkpoint import Checkpoints
 from map_core.runs.run_directory import named_checkpoint
 from map_core.tasks.weights import read_description, read_weights, save_weights
@@ -22,7 +22,7 @@ def home(tmp_path, monkeypatch):
 
 def test_home_folders_are_meant_at_the_beginning_only(home):
     paths = ("~", "~/a", Path("~/a"), "a/~/b", "~a~")
-    assert [expanded(path) for path in paths] == [home, home / "a", home / "a", Path("a/~/b"), Path("~a~")]
+    assert [expand_user(path) for path in paths] == [home, home / "a", home / "a", Path("a/~/b"), Path("~a~")]
 
 
 def test_a_run_starts_and_resumes_there_and_takes_texts(home):

@@ -31,8 +31,8 @@ def test_a_token_gets_the_embedding_of_its_place_wherever_it_stands(kind):
     position, places = make_position(kind, 16, grid=grid), cells(grid)
     whole = position(places, grid)
     assert whole.shape == (1, 15, 16)
-    some = torch.tensor([[7, 2, 2], [0, 14, 9]])  # other tokens in every sample
-    torch.testing.assert_close(position(places[0, some], grid), whole[0, some])
+    index = torch.tensor([[7, 2, 2], [0, 14, 9]])  # other tokens in every sample
+    torch.testing.assert_close(position(places[0, index], grid), whole[0, index])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -41,8 +41,8 @@ def test_positions_cast_as_a_whole_compute_in_that_type(kind, dtype):
     grid = (3, 5)
     position = make_position(kind, 16, grid=grid)
     expected = position(cells(grid), grid)
-    found = position.to(dtype)(cells(grid), grid)
-    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+    actual = position.to(dtype)(cells(grid), grid)
+    torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,7 +78,7 @@ def test_a_table_is_resampled_at_run_time_as_timm_does(grid):
 
 
 @pytest.mark.parametrize("grid", [(6, 6), (2, 3), (5, 8)])
-def test_a_table_is_resampled_on_loading_and_that_is_said(grid, caplog):
+def test_a_table_is_resampled_on_loading_with_a_note(grid, caplog):
     source, loaded = LearnedPosition((4, 4), 8), LearnedPosition(grid, 8)
     expected = resample_abs_pos_embed(flat(source.table), grid, old_size=[4, 4], num_prefix_tokens=0)
     state = source.state_dict()
@@ -135,7 +135,7 @@ def test_fourier_features_are_linear_in_sines_and_cosines_at_octaves():
 
 @pytest.mark.parametrize("kind", [FourierPosition, MlpPosition])
 def test_a_grid_is_the_unit_square_for_functions_of_coordinates(kind):
-    """A cell is embedded as the point at its centre, so that grids of any size share what is learned."""
+    """A cell is embedded as the point at its centre, so that grids of any size share the learned function."""
     position = kind(8, coordinates=2)
     centres = torch.tensor(
         [[[-2 / 3, -0.5], [-2 / 3, 0.5], [0, -0.5], [0, 0.5], [2 / 3, -0.5], [2 / 3, 0.5]]]

@@ -1,4 +1,4 @@
-"""What ``info`` tells of the processor."""
+"""What ``info`` reports about the processor."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             X86.format("avx512_bf16 amx_bf16"),
@@ -33,12 +33,12 @@ def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (None, "this system does not tell"),
     ],
 )
-def test_info_says_whether_bf16_pays(text: str | None, told: str, cpuinfo: Path) -> None:
+def test_info_says_whether_bf16_pays(text: str | None, expected: str, cpuinfo: Path) -> None:
     if text is not None:
         cpuinfo.write_text(text)
-    assert f"bf16 on it     {told}" in describe_environment()
+    assert f"bf16 on it     {expected}" in describe_environment()
 
 
-def test_a_processor_is_told_by_name_family_and_model(cpuinfo: Path) -> None:
+def test_a_processor_is_identified_by_name_family_and_model(cpuinfo: Path) -> None:
     cpuinfo.write_text(X86.format(""))
     assert processor.processor_name() == "A processor, family 26, model 17"

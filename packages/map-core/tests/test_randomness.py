@@ -1,4 +1,4 @@
-"""Draws are functions of their keys: the same on every machine, whoever holds which samples."""
+"""Draws are functions of their keys: the same on every machine, however samples are distributed."""
 
 import pytest
 import torch
@@ -29,9 +29,9 @@ def test_processes_draw_the_parts_of_what_one_draws(processes):
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_what_belongs_to_the_whole_batch_is_the_same_on_every_process(process):
-    one, other = Draw(7, 31, slice(0, 16), 16), Draw(7, 31, slice(8 * process, 8 * process + 8), 16)
-    assert other.scalar("ratio") == one.scalar("ratio")
-    first, second = (torch.randperm(16, generator=draw.generator("pairs")) for draw in (one, other))
+    whole, half = Draw(7, 31, slice(0, 16), 16), Draw(7, 31, slice(8 * process, 8 * process + 8), 16)
+    assert half.scalar("ratio") == whole.scalar("ratio")
+    first, second = (torch.randperm(16, generator=draw.generator("pairs")) for draw in (whole, half))
     assert torch.equal(first, second)
 
 

@@ -26,9 +26,9 @@ def test_bounds(rule, allowed, refused):
     for value in (*allowed, None, allowed, [*allowed, None]):
         check("data", SimpleNamespace(field=value), **{rule: ("field",)})
     for value in refused:
-        for one in (value, (allowed[0], value)):
+        for invalid in (value, (allowed[0], value)):
             with pytest.raises(UserError, match=r"^data.field must .*; got .*; change --data.field$"):
-                check("data", SimpleNamespace(field=one), **{rule: ["field"]})
+                check("data", SimpleNamespace(field=invalid), **{rule: ["field"]})
 
 
 def test_a_rule_of_its_own_and_a_setting_outside_of_sections():

@@ -1,4 +1,4 @@
-"""Small files are read whole, and what is no small file is refused without waiting for it."""
+"""Small files are read whole; anything else is refused without blocking."""
 
 import os
 from pathlib import Path
@@ -44,6 +44,6 @@ def test_a_small_file_is_read_whole(tmp_path, size):
         (terabyte_of_nothing, "it has more than 1,000 bytes"),
     ],
 )
-def test_what_is_no_small_file_is_refused_at_once(tmp_path, make, message):
+def test_anything_but_a_small_file_is_refused_at_once(tmp_path, make, message):
     with pytest.raises(OSError, match=message):
         read_small(make(tmp_path / "file"), 1000)

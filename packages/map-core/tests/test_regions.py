@@ -19,7 +19,7 @@ from map_core.tokens import gather_tokens
 
 
 def may_attend(kind, region, i, j):
-    """design.md: the definition of each mask for query i and key j of one sequence."""
+    """The definition of each mask for query i and key j of one sequence."""
     if region[j] == -1:
         return True
     if kind == "map":
@@ -65,14 +65,14 @@ def test_samples_of_a_batch_have_their_own_masks(kind):
 
 @pytest.mark.parametrize("kind", ["map", "mae", "local_mae", "ar"])
 def test_every_token_may_attend_to_itself(kind):
-    """A row without any True would be NaN behind the softmax."""
+    """A row without any True would be NaN after the softmax."""
     mask = region_attention_mask(torch.randint(-1, 4, (3, 20)), kind)
     assert mask.diagonal(dim1=-2, dim2=-1).all()
 
 
 @pytest.mark.parametrize("kind", ["map", "mae", "local_mae", "ar"])
 def test_depth_adds_no_reach(kind):
-    """What two layers reach, one layer may reach: otherwise depth would leak later regions."""
+    """Two layers reach no more than one does: otherwise depth would leak later regions."""
     mask = region_attention_mask(torch.randint(-1, 4, (12,)), kind).int()
     assert torch.equal((mask @ mask) > 0, mask > 0)
 
@@ -89,7 +89,7 @@ def test_an_unknown_kind_names_its_near_matches():
 
 
 def scanned(tokens, order):
-    """The same tokens in another sequence, which ``origin`` remembers."""
+    """The same tokens in another order, with their ``origin``."""
     index = scan_order(tokens.position, order, grid=tokens.grid)
     return replace(
         tokens,
@@ -114,7 +114,7 @@ def with_global(tokens, n):
 
 
 def cloud(length=20, batch=3):
-    """Points in no grid."""
+    """Points without a grid."""
     return replace(toy_tokens(length, batch=batch), position=torch.randn(batch, length, 3))
 
 
@@ -132,7 +132,7 @@ def region_of_cell(kind, block_size, grid, row, col):
     ("kind", "block_size"), [("row", (4, 4)), ("column", (4, 4)), ("block", (2, 3)), ("block", (8, 8))]
 )
 def test_regions_of_a_grid_follow_the_coordinates(kind, block_size, grid, order, num_global):
-    """Whatever the scan order; and how many there are, and how small, is what counting finds."""
+    """Whatever the scan order; number and smallest size are those found by counting."""
     plain = scanned(toy_tokens(grid=grid), order)
     regions = GridRegions(kind, block_size)(with_global(plain, num_global))
     cells = plain.position[0].int().tolist()
@@ -161,7 +161,7 @@ def test_consecutive_regions_leave_global_tokens_out():
 @pytest.mark.parametrize("scan", ["hilbert", "random", "given"])
 @pytest.mark.parametrize("order", ["hilbert", "z_order", "given", "random"])
 def test_regions_along_another_order_belong_to_the_token_not_to_its_place(scan, order, num_global):
-    """Point p is in the region that cutting ``order`` gives it, wherever the scan puts it."""
+    """A point's region comes from cutting ``order``, wherever the scan puts the point."""
     before = cloud()
     tokens = before if scan == "given" else scanned(before, scan)
     along = scan_order(before.position, order).expand(3, -1)

@@ -1,4 +1,4 @@
-"""Indexing what travels with the tokens."""
+"""Indexing tokens and the values that belong to them."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_gathering_equals_indexing_each_sample(tail, shared_values, shared_index
 
 @pytest.mark.parametrize("shared_origin", [True, False])
 def test_undoing_the_scan_puts_every_value_back(shared_origin):
-    """``origin`` says where each token of the sequence stood before, for all samples or for each."""
+    """``origin`` holds each token's index before the scan, for all samples together or for each."""
     before = torch.randn(3, 7, 2)
     origin = torch.stack([torch.randperm(7) for _ in range(1 if shared_origin else 3)])
     tokens = Tokens(torch.randn(3, 7, 4), torch.randn(1, 7, 2), origin=origin)

@@ -1,4 +1,4 @@
-"""Blocks under torch.jit.trace and torch.fx, in a process of its own: the test run's shape checker sees no tracers."""
+"""Blocks under torch.jit.trace and torch.fx, in a separate process: the test run's shape checker rejects tracers."""
 
 import textwrap
 
@@ -21,13 +21,13 @@ PRELUDE = """
             for block in (self.mamba, self.one_way):
                 block.mixer.scan_backend = block.mixer.conv_backend = sys.argv[1]
 
-        def forward(self, x, allowed, wanted):
+        def forward(self, x, allowed, query):
             x = self.transformer(self.one_way(self.mamba(residual_stream(x))), None, allowed)
-            return self.last(x, None, allowed, wanted)
+            return self.last(x, None, allowed, query)
 
     def arguments(batch):
-        wanted = torch.stack([torch.randperm(11)[:4] for _ in range(batch)])
-        return torch.randn(batch, 11, 16), torch.rand(batch, 11, 11) < 0.7, wanted
+        query = torch.stack([torch.randperm(11)[:4] for _ in range(batch)])
+        return torch.randn(batch, 11, 16), torch.rand(batch, 11, 11) < 0.7, query
 
     torch.manual_seed(0)
     stack = Stack().eval()

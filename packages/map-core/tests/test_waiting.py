@@ -1,6 +1,6 @@
-"""Nothing in a step of training waits for the device: it would stand idle, or the host would.
+"""Nothing in a training step waits for the device: either it or the host would be idle.
 
-See :class:`map_core.testing.NoWaiting` for how that is seen on a machine without one.
+See :class:`map_core.testing.NoWaiting` for how this is checked on a machine without one.
 """
 
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from map_core.testing import (
     toy_encoder,
     toy_objective,
 )
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 from map_core.training.finite import FiniteGuard
 
 ROWS, COLS, CHANNELS = 4, 4, 4
@@ -95,8 +95,8 @@ def test_blocks_that_scan_rows_and_columns_read_nothing_from_the_device():
         block(tokens, position)
 
 
-def test_what_is_kept_whole_in_graphs_is_looked_into():
-    @kept_whole
+def test_waiting_inside_an_fx_leaf_is_detected():
+    @fx_leaf
     def waits(x):
         return x + torch.tensor(1.0, device=x.device)
 
@@ -132,7 +132,7 @@ OBJECTIVES = {
 
 
 class Paired(Contrastive):
-    """Makes views of its inputs, so that it takes what the others take."""
+    """Makes views of its inputs, so that it accepts the same inputs as the others."""
 
     def __init__(self, version):
         super().__init__(GridBackbone(CHANNELS, toy_encoder()), version, hidden_dim=8, out_dim=8, queue=4)

@@ -1,4 +1,4 @@
-"""What the tests of this package share."""
+"""Fixtures shared by the tests of this package."""
 
 from collections.abc import Iterator
 
@@ -7,8 +7,8 @@ import pytest
 
 
 @pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Switch the type checks of the test run off, to see our own message about a value of the wrong kind."""
+def without_type_checks() -> Iterator[None]:
+    """Switch off the type checks of the test run, to see our error message for a value of the wrong type."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

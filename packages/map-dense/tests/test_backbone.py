@@ -23,8 +23,8 @@ def small(**changes: Any) -> HybridBackbone:
 def test_importing_map_dense_imports_no_openmmlab_package() -> None:
     code = (
         "import sys, map_dense, map_dense.backbone, map_dense.weights, map_dense.cli\n"
-        "found = {name.split('.')[0] for name in sys.modules} & {'mmengine', 'mmcv', 'mmseg', 'mmdet', 'mim'}\n"
-        "sys.exit(', '.join(sorted(found)) or 0)"
+        "loaded = {name.split('.')[0] for name in sys.modules} & {'mmengine', 'mmcv', 'mmseg', 'mmdet', 'mim'}\n"
+        "sys.exit(', '.join(sorted(loaded)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
@@ -32,7 +32,7 @@ def test_importing_map_dense_imports_no_openmmlab_package() -> None:
 @pytest.mark.parametrize(
     "name", ["hybridnet_tiny_patch16_224", "mambar_tiny_patch16_224", "map_vit_tiny_patch16_224"]
 )
-def test_features_are_map_visions_own_intermediates_at_224(name: str) -> None:
+def test_features_are_the_intermediates_of_map_vision_at_224(name: str) -> None:
     model = timm.create_model(name, num_classes=0, num_registers=0, global_pool="avg").eval()
     backbone = HybridBackbone(name).eval()
     backbone.model.load_state_dict({key: model.state_dict()[key] for key in backbone.model.state_dict()})
@@ -111,7 +111,7 @@ def test_frozen_layers_stay_in_evaluation_mode() -> None:
     assert not backbone.model.patch_embed.training
 
 
-def test_layers_behind_the_last_chosen_one_are_left_out() -> None:
+def test_layers_after_the_last_chosen_one_are_left_out() -> None:
     backbone = small(out_indices=[1, 6])
     assert backbone.num_layers == 7
     assert backbone.layout == "MMMTMMM"
@@ -139,7 +139,7 @@ def test_checkpointed_activations_change_no_gradient() -> None:
         (5, (0, 1, 2, 4)),
     ],
 )
-def test_features_are_taken_behind_the_quarters_of_the_depth(layers: int, expected: tuple[int, ...]) -> None:
+def test_features_are_taken_after_each_quarter_of_the_depth(layers: int, expected: tuple[int, ...]) -> None:
     assert default_out_indices(layers) == expected
 
 
@@ -152,7 +152,7 @@ def test_hybridnets_features_come_from_transformer_blocks(size: str) -> None:
 
 
 @pytest.mark.parametrize("indices", [[3, 16], [-1], [], [5, 3], [3, 3]])
-def test_out_indices_beyond_the_depth_tell_the_depth(indices: list[int]) -> None:
+def test_out_indices_beyond_the_depth_are_refused_with_the_depth(indices: list[int]) -> None:
     with pytest.raises(
         UserError, match=r"out_indices .* must be ascending and lie in 0\.\.15: .* has 16 layers"
     ):
@@ -160,14 +160,14 @@ def test_out_indices_beyond_the_depth_tell_the_depth(indices: list[int]) -> None
 
 
 @pytest.mark.parametrize("indices", [7, "7", [1.5]])
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_type_checks")
 def test_out_indices_that_are_no_list_of_layers_are_refused(indices: Any) -> None:
     with pytest.raises(UserError, match=r"out_indices must be a list of layers, such as \[15\]"):
         small(out_indices=indices)
 
 
 @pytest.mark.parametrize("size", [[64], [64, 64, 3], [], "64", [64, 0], 0, 64.0])
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_type_checks")
 def test_an_img_size_that_is_neither_a_number_nor_two_is_refused(size: Any) -> None:
     with pytest.raises(UserError, match=r"img_size must be a number of pixels or \[height, width\]"):
         small(img_size=size)
@@ -179,8 +179,8 @@ def test_too_few_layers_have_no_default() -> None:
 
 
 @pytest.mark.parametrize("stages", [17, -2, "1", 1.0, True])
-@pytest.mark.usefixtures("unchecked")
-def test_frozen_stages_that_are_no_number_of_layers_tell_the_depth(stages: Any) -> None:
+@pytest.mark.usefixtures("without_type_checks")
+def test_frozen_stages_beyond_the_depth_are_refused_with_the_depth(stages: Any) -> None:
     with pytest.raises(
         UserError, match=rf"frozen_stages must be a whole number in -1\.\.16, .*; got {stages!r}: "
     ):
@@ -188,7 +188,7 @@ def test_frozen_stages_that_are_no_number_of_layers_tell_the_depth(stages: Any) 
 
 
 @pytest.mark.parametrize("heads", [[4, 4], (4, 4), "4", 4.0, 0])
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_type_checks")
 def test_num_heads_is_one_number(heads: Any) -> None:
     with pytest.raises(
         UserError, match="num_heads must be a whole number of at least 1, or None for the name's; got"

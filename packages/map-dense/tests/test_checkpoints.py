@@ -1,4 +1,4 @@
-"""Checkpoints: nothing in them runs, and what mmengine writes itself comes back bit for bit."""
+"""Checkpoints: no code in them runs, and what mmengine writes is read back bit for bit."""
 
 import os
 import pickle
@@ -20,8 +20,8 @@ from map_core.errors import UserError
 from map_dense.checkpoints import load_from_local
 
 
-class Runs:
-    """What an attacker saves: unpickling it would call a function."""
+class CallOnUnpickling:
+    """An attacker's object: unpickling it would call a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -31,7 +31,7 @@ class Runs:
 
 
 class NumpyPickle:
-    """Pickled as numpy's data type with a state of the attacker's choice."""
+    """Pickles as a numpy data type with a state of the attacker's choice."""
 
     def __init__(self, name: str, state: tuple[Any, ...]) -> None:
         self.parts = (np.dtype, (name, False, True), state)
@@ -41,7 +41,7 @@ class NumpyPickle:
 
 
 class Regression(BaseModel):
-    """The smallest model that a runner trains."""
+    """The smallest model that a runner can train."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,12 +111,12 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
 )
 def test_plain_values_come_back_as_they_were(tmp_path: Path, value: Any) -> None:
     torch.save({"state_dict": {"w": torch.ones(1)}, "value": value}, tmp_path / "file.pth")
-    read = load_from_local(str(tmp_path / "file.pth"))["value"]
-    assert type(read) is type(value)
-    np.testing.assert_equal(read, value)
+    loaded = load_from_local(str(tmp_path / "file.pth"))["value"]
+    assert type(loaded) is type(value)
+    np.testing.assert_equal(loaded, value)
     if isinstance(value, np.ndarray):
-        assert read.dtype == value.dtype
-        assert read.flags.writeable
+        assert loaded.dtype == value.dtype
+        assert loaded.flags.writeable
 
 
 def test_a_log_buffer_without_values_comes_back(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_a_file_that_would_run_a_command_is_refused_by_name(
     tmp_path: Path, resume: bool, legacy: bool
 ) -> None:
     marker, file = tmp_path / "marker", tmp_path / "evil.pth"
-    hidden = Runs(os.system, f"touch {marker}")
+    payload = CallOnUnpickling(os.system, f"touch {marker}")
     torch.save(
-        {"state_dict": {}, "meta": {"x": hidden}, "message_hub": {}},
+        {"state_dict": {}, "meta": {"x": payload}, "message_hub": {}},
         file,
         _use_new_zipfile_serialization=not legacy,
     )
@@ -156,7 +156,7 @@ def test_a_file_that_would_run_a_command_is_refused_by_name(
     ids=["eval", "getattr", "numpy.load", "Config"],
 )
 def test_no_other_function_is_called(tmp_path: Path, function: Any, arguments: tuple[Any, ...]) -> None:
-    torch.save({"x": Runs(function, *arguments)}, tmp_path / "evil.pth")
+    torch.save({"x": CallOnUnpickling(function, *arguments)}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match=r"evil\.pth (was not loaded|cannot be read)"):
         load_from_local(str(tmp_path / "evil.pth"))
 
@@ -225,7 +225,7 @@ def test_python_in_the_checkpoints_meta_is_not_run(tmp_path: Path) -> None:
 def test_every_way_of_mmengine_leads_here(tmp_path: Path) -> None:
     loaders = set(CheckpointLoader._schemes.values())
     assert loaders == {map_dense.checkpoints.load_from_local, map_dense.checkpoints.load_from_elsewhere}
-    torch.save(Runs(os.system, f"touch {tmp_path / 'marker'}"), tmp_path / "evil.pth")
+    torch.save(CallOnUnpickling(os.system, f"touch {tmp_path / 'marker'}"), tmp_path / "evil.pth")
     with pytest.raises(UserError, match=r"holds posix\.system"):
         load_checkpoint(Regression(), str(tmp_path / "evil.pth"))
 
@@ -250,12 +250,12 @@ def test_nothing_is_downloaded(address: str) -> None:
     ],
     ids=["empty", "page", "pointer", "pickle", "zip", "cut off"],
 )
-def test_a_broken_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_file_is_reported_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"broken\.pth (cannot be read as a checkpoint|was not loaded)"):
         load_from_local(str(tmp_path / "broken.pth"))
 
 
-def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no checkpoint at .*nowhere\.pth; give a file that mim train wrote"):
         load_from_local(str(tmp_path / "nowhere.pth"))

@@ -1,4 +1,4 @@
-"""The commands: where configs lie, what they say, how their parameters are grouped."""
+"""The commands: paths of configs, their headers, their parameter groups."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_the_path_of_a_config_is_printed(capsys: pytest.CaptureFixture[str]) -> 
     assert path.stem == name
 
 
-def test_an_unknown_config_is_told_with_near_matches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_config_is_reported_with_near_matches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config-path", "upernet_hybridnet-mini_cpu_camvit"]) == 2
     error = capsys.readouterr().err
     assert (
@@ -30,19 +30,19 @@ def test_an_unknown_config_is_told_with_near_matches(capsys: pytest.CaptureFixtu
 def test_all_configs_are_listed_with_model_size_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     entries = capsys.readouterr().out.split("\n  ")
-    listed = "\n  ".join(entries)
+    output = "\n  ".join(entries)
     for name in catalogue.config_names():
-        assert name in listed
-        assert catalogue.read_header(catalogue.config_path(name))["Status"] in listed
-    assert listed.count(" parameters\n") == len(catalogue.config_names())
-    assert "67,081,772 parameters" in listed
+        assert name in output
+        assert catalogue.read_header(catalogue.config_path(name))["Status"] in output
+    assert output.count(" parameters\n") == len(catalogue.config_names())
+    assert "67,081,772 parameters" in output
 
 
 @pytest.mark.parametrize("name", catalogue.config_names())
 def test_every_config_states_command_hardware_time_number_and_status(name: str) -> None:
     header = catalogue.read_header(catalogue.config_path(name))
     assert not [field for field in FIELDS if not header.get(field)]
-    assert any(known in header["Command"] for known in catalogue.config_names())  # its own or one like it
+    assert any(known in header["Command"] for known in catalogue.config_names())  # itself or a similar one
 
 
 @pytest.mark.parametrize("path", sorted(catalogue.CONFIGS.rglob("*.py")), ids=lambda path: path.stem)
@@ -62,7 +62,7 @@ def test_the_layer_decay_of_a_config_counts_every_parameter_once(capsys: pytest.
 
 
 @pytest.mark.parametrize("name", catalogue.config_names())
-def test_every_config_says_its_layer_decay_or_that_it_has_none(
+def test_every_config_shows_its_layer_decay_or_that_it_has_none(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, (out, err) = main(["layer-decay", name]), capsys.readouterr()
@@ -78,7 +78,7 @@ def test_every_config_says_its_layer_decay_or_that_it_has_none(
 @pytest.mark.parametrize(
     ("file", "text"), [("notes.txt", "notes"), ("broken.py", "model = dict("), ("empty.py", "")]
 )
-def test_what_is_no_config_is_one_sentence(
+def test_a_file_that_is_no_config_is_reported_in_one_sentence(
     file: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / file).write_text(text)
@@ -86,15 +86,17 @@ def test_what_is_no_config_is_one_sentence(
     assert capsys.readouterr().err.startswith("map-dense: error: ")
 
 
-def test_the_layer_decay_of_a_file_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_layer_decay_of_a_users_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = catalogue.config_path("upernet_hybridnet-mini_cpu_camvid")
-    mine = tmp_path / "mine.py"
-    mine.write_text(f"_base_ = {str(base)!r}\noptim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.5))\n")
-    assert main(["layer-decay", str(mine)]) == 0
+    config_file = tmp_path / "mine.py"
+    config_file.write_text(
+        f"_base_ = {str(base)!r}\noptim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.5))\n"
+    )
+    assert main(["layer-decay", str(config_file)]) == 0
     assert "0.5000" in capsys.readouterr().out
 
 
-def test_a_missing_toolbox_is_told_by_its_extra(
+def test_a_missing_toolbox_is_reported_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mmengine.config", None)  # as if mmengine were not there

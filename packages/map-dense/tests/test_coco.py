@@ -41,7 +41,7 @@ def coco_file(folder: Path, names: tuple[str, ...] = NAMES, **changes: Any) -> P
     return file
 
 
-def read(file: Path, classes: tuple[str, ...] = NAMES, pipeline: Any = ()) -> Any:
+def build_dataset(file: Path, classes: tuple[str, ...] = NAMES, pipeline: Any = ()) -> Any:
     settings = dict(
         type="CocoDataset", ann_file=str(file), metainfo=dict(classes=classes), pipeline=list(pipeline)
     )
@@ -49,17 +49,19 @@ def read(file: Path, classes: tuple[str, ...] = NAMES, pipeline: Any = ()) -> An
 
 
 def test_configs_that_name_mmdets_data_set_get_the_checked_one(tmp_path: Path) -> None:
-    dataset = read(coco_file(tmp_path), pipeline=LOAD_MASKS)
+    dataset = build_dataset(coco_file(tmp_path), pipeline=LOAD_MASKS)
     assert type(dataset) is CheckedCocoDataset
     settings = dict(ann_file=str(tmp_path / "instances.json"), data_prefix=dict(img=str(tmp_path)))
-    theirs = CocoDataset(metainfo=dict(classes=NAMES), **settings)
-    assert dataset.get_data_info(0)["instances"] == theirs.get_data_info(0)["instances"]
+    reference = CocoDataset(metainfo=dict(classes=NAMES), **settings)
+    assert dataset.get_data_info(0)["instances"] == reference.get_data_info(0)["instances"]
     assert dataset.get_data_info(0)["instances"][0]["bbox_label"] == 1
 
 
 def test_a_class_is_learned_under_its_name_where_the_file_has_more(tmp_path: Path) -> None:
     file = coco_file(tmp_path, names=("apple", "fig", "kiwi", "hazelnut"))
-    assert read(file, classes=("fig", "hazelnut")).get_data_info(0)["instances"][0]["bbox_label"] == 0
+    assert (
+        build_dataset(file, classes=("fig", "hazelnut")).get_data_info(0)["instances"][0]["bbox_label"] == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,9 +74,9 @@ def test_a_class_is_learned_under_its_name_where_the_file_has_more(tmp_path: Pat
         (("date", "hazelnut", "fig"), r"number 2 is 'hazelnut' in the file and 'fig' in the config"),
         (
             ("date", "fig", "Hazelnut"),
-            r"no category 'hazelnut', a class of the config; did you mean Hazelnut\?",
+            r"no category 'hazelnut', a class of the config \(did you mean Hazelnut\?\): set",
         ),
-        (("date", "fig"), r"no category 'hazelnut', a class of the config"),
+        (("date", "fig"), r"no category 'hazelnut', a class of the config \(known names: date, fig\): set"),
         (
             ("date", "fig", "hazelnut", "fig"),
             r"number 4 is 'fig' in the file and 'nothing more' in the config",
@@ -86,20 +88,20 @@ def test_other_categories_than_the_configs_classes_are_refused(
     tmp_path: Path, names: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(UserError, match=r"instances\.json .*" + message):
-        read(coco_file(tmp_path, names))
+        build_dataset(coco_file(tmp_path, names))
 
 
 def test_an_evaluator_of_another_file_is_compared_too(tmp_path: Path) -> None:
-    dataset = read(coco_file(tmp_path))
+    dataset = build_dataset(coco_file(tmp_path))
     (tmp_path / "other").mkdir()
     other = CocoMetric(ann_file=str(coco_file(tmp_path / "other", names=("fig", "date", "hazelnut"))))
     with pytest.raises(UserError, match=r"ann_file of the evaluator lists its categories in another order"):
-        check_evaluator(Holder([other]), dataset)
-    check_evaluator(Holder([CocoMetric(ann_file=str(tmp_path / "instances.json"))]), dataset)
+        check_evaluator(EvaluatorStub([other]), dataset)
+    check_evaluator(EvaluatorStub([CocoMetric(ann_file=str(tmp_path / "instances.json"))]), dataset)
 
 
-class Holder:
-    """What the loops' evaluators are: a list of metrics."""
+class EvaluatorStub:
+    """Stands for a loop's evaluator: a list of metrics."""
 
     def __init__(self, metrics: list[Any]) -> None:
         self.metrics = metrics
@@ -123,12 +125,12 @@ def test_an_annotation_that_lacks_something_is_named(
 ) -> None:
     box = {key: value for key, value in {**BOX, **change}.items() if value is not None}
     with pytest.raises(UserError, match=r"instances\.json: " + message):
-        read(coco_file(tmp_path, annotations=[box]), pipeline=LOAD_MASKS)
+        build_dataset(coco_file(tmp_path, annotations=[box]), pipeline=LOAD_MASKS)
 
 
 def test_boxes_alone_need_no_segmentation(tmp_path: Path) -> None:
     box = {key: value for key, value in BOX.items() if key != "segmentation"}
-    dataset = read(
+    dataset = build_dataset(
         coco_file(tmp_path, annotations=[box]), pipeline=[dict(type="LoadAnnotations", with_bbox=True)]
     )
     assert len(dataset.get_data_info(0)["instances"]) == 1
@@ -147,12 +149,12 @@ def test_another_file_is_refused_by_name(tmp_path: Path, content: str, message: 
     file = coco_file(tmp_path)
     file.write_text(content)
     with pytest.raises(UserError, match=r"instances\.json " + message):
-        read(file)
+        build_dataset(file)
 
 
 def test_an_image_without_its_size_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"instances\.json: image 3 has no width and no height"):
-        read(coco_file(tmp_path, images=[dict(id=3, file_name="a.jpg")]))
+        build_dataset(coco_file(tmp_path, images=[dict(id=3, file_name="a.jpg")]))
 
 
 def test_order_counts_among_the_configs_classes_alone() -> None:

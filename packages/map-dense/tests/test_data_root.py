@@ -38,7 +38,7 @@ def test_relative_annotations_of_evaluators_lie_under_it(tmp_path: Path) -> None
     assert with_annotation_paths(dict(type="IoUMetric"), config) == dict(type="IoUMetric")
 
 
-def test_what_is_built_already_is_kept() -> None:
+def test_built_objects_are_returned_as_they_are() -> None:
     loader, evaluator = DataLoader([1, 2]), Evaluator([])  # type: ignore[arg-type]
     assert with_data_root(loader, Config()) is loader
     assert with_annotation_paths(evaluator, Config()) is evaluator
@@ -46,8 +46,8 @@ def test_what_is_built_already_is_kept() -> None:
 
 @pytest.mark.parametrize("root", [None, "/there/is/none"])
 def test_a_missing_root_names_the_option_that_sets_it(root: str | None) -> None:
-    told = r"data_root is not set" if root is None else r"data_root \(/there/is/none\) is no directory"
-    with pytest.raises(UserError, match=told + ".*--cfg-options data_root=PATH"):
+    message = r"data_root is not set" if root is None else r"data_root \(/there/is/none\) is no directory"
+    with pytest.raises(UserError, match=message + ".*--cfg-options data_root=PATH"):
         with_data_root(dict(dataset=dict(type="CocoDataset")), Config(dict(data_root=root)))
 
 
@@ -58,7 +58,7 @@ def test_a_missing_root_names_the_option_that_sets_it(root: str | None) -> None:
         (dict(data_prefix=dict(img="images/"), ann_file="annotations.json"), "annotations.json, .* ann_file"),
     ],
 )
-def test_a_root_that_lacks_a_part_of_the_data_set_is_told(
+def test_a_root_that_lacks_a_part_of_the_data_set_is_reported(
     tmp_path: Path, parts: dict[str, Any], missing: str
 ) -> None:
     (tmp_path / "images").mkdir()

@@ -1,4 +1,4 @@
-"""The counter behind mmengine's get_flops counts scans; in a process without the shape checker of this test run."""
+"""mmengine's get_flops counts scans; tested in a process without the shape checker of this test run."""
 
 import textwrap
 

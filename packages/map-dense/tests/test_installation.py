@@ -1,4 +1,4 @@
-"""What an OpenMMLab installation may lack, told with the cure."""
+"""Faults of an OpenMMLab installation: each error tells how to fix it."""
 
 import pytest
 import warm
@@ -65,7 +65,7 @@ def test_either_distribution_alone_is_fine(only: str) -> None:
     check_distributions({only: "2.0"}.get)
 
 
-def test_mmcv_without_its_operators_tells_how_to_build_them() -> None:
+def test_mmcv_without_its_operators_says_how_to_build_them() -> None:
     def load(name: str) -> object:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
@@ -76,7 +76,7 @@ def test_mmcv_without_its_operators_tells_how_to_build_them() -> None:
     assert BUILD_OPERATORS in str(caught.value)
 
 
-def test_a_toolbox_that_is_not_installed_tells_the_extra() -> None:
+def test_a_toolbox_that_is_not_installed_names_its_extra() -> None:
     with pytest.raises(
         UserError,
         match=r"mmnothing is not installed .*: in the repository, pip install .* './packages/map-dense\[mmnothing\]'",

@@ -1,4 +1,4 @@
-"""Label maps: the values are mmseg's, and a map that would train on something else is refused by name."""
+"""Label maps: values are those of mmseg, and a map whose labels would be misread is refused by name."""
 
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,10 @@ def test_labels_are_read_as_they_are(tmp_path: Path) -> None:
 
 
 def test_ade20ks_zero_is_ignored(tmp_path: Path) -> None:
-    read = load(
+    labels = load(
         tmp_path, np.array([[0, 1, 150], [2, 3, 4]], dtype=np.uint8), num_classes=150, reduce_zero_label=True
     )
-    assert read.tolist() == [[255, 0, 149], [1, 2, 3]]
+    assert labels.tolist() == [[255, 0, 149], [1, 2, 3]]
 
 
 def test_a_palette_is_read_by_its_numbers(tmp_path: Path) -> None:

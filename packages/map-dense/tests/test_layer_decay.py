@@ -1,4 +1,4 @@
-"""Layer decay: each parameter once, the rates of the hybrid's depth, what weight decay leaves alone."""
+"""Layer decay: every parameter in one group, rates by depth, exemptions from weight decay."""
 
 import pytest
 import torch
@@ -19,14 +19,14 @@ class Detector(nn.Module):
         self.neck = SimpleFeaturePyramid(16, 8)
 
 
-def small_detector(**changes: object) -> Detector:
+def small_detector(**overrides: object) -> Detector:
     settings: dict[str, object] = dict(
         img_size=32, embed_dim=16, layout="(MMMT)x2", num_heads=2, out_indices=[7]
     )
-    return Detector(HybridBackbone("hybridnet_tiny_patch16_224", **{**settings, **changes}))  # type: ignore[arg-type]
+    return Detector(HybridBackbone("hybridnet_tiny_patch16_224", **{**settings, **overrides}))  # type: ignore[arg-type]
 
 
-def scale_of(groups: list[map_dense.layer_decay.ParameterGroup], part: str) -> set[float]:
+def lr_scales(groups: list[map_dense.layer_decay.ParameterGroup], part: str) -> set[float]:
     return {round(group.lr_scale, 10) for group in groups if any(part in name for name in group.parameters)}
 
 
@@ -42,9 +42,9 @@ def test_each_trainable_parameter_is_in_exactly_one_group(layout: str) -> None:
 def test_one_step_a_layer_mamba_and_transformer_alike() -> None:
     groups = layer_decay_groups(small_detector(), decay_rate=0.5, weight_decay=0.1)
     for layer in range(8):
-        assert scale_of(groups, f"blocks.{layer}.") == {0.5 ** (8 - layer)}
-    assert scale_of(groups, "patch_embed") == scale_of(groups, "position") == {0.5**9}
-    assert scale_of(groups, "neck.") == {1.0}
+        assert lr_scales(groups, f"blocks.{layer}.") == {0.5 ** (8 - layer)}
+    assert lr_scales(groups, "patch_embed") == lr_scales(groups, "position") == {0.5**9}
+    assert lr_scales(groups, "neck.") == {1.0}
     assert [group.depth for group in groups] == sorted(group.depth for group in groups)
 
 
@@ -52,21 +52,21 @@ def test_a_rate_for_24_layers_is_rescaled_to_the_depth() -> None:
     assert rescaled_rate(0.92, 32, 24) == pytest.approx(0.92**0.75)
     assert rescaled_rate(0.92, 32, None) == 0.92
     groups = layer_decay_groups(small_detector(), decay_rate=0.5, weight_decay=0.1, reference_layers=4)
-    assert scale_of(groups, "blocks.0.") == {round(0.5**4, 10)}  # as layer 0 of four would be
+    assert lr_scales(groups, "blocks.0.") == {round(0.5**4, 10)}  # as for layer 0 of four
 
 
-def test_depth_counts_the_layers_that_are_kept() -> None:
+def test_depth_counts_the_remaining_layers() -> None:
     groups = layer_decay_groups(small_detector(out_indices=[3]), decay_rate=0.5, weight_decay=0.1)
-    assert scale_of(groups, "blocks.3.") == {0.5}
-    assert scale_of(groups, "patch_embed") == {0.5**5}
+    assert lr_scales(groups, "blocks.3.") == {0.5}
+    assert lr_scales(groups, "patch_embed") == {0.5**5}
 
 
 def test_vectors_positions_and_mambas_a_keep_their_weight() -> None:
     groups = layer_decay_groups(small_detector(), decay_rate=0.9, weight_decay=0.1)
-    kept = {name for group in groups if group.weight_decay == 0 for name in group.parameters}
+    undecayed = {name for group in groups if group.weight_decay == 0 for name in group.parameters}
     decayed = {name for group in groups if group.weight_decay == 0.1 for name in group.parameters}
     for part in ("A_log", ".D", "position", ".bias", "norm", "dt_proj.bias"):
-        assert any(part in name for name in kept)
+        assert any(part in name for name in undecayed)
         assert not any(part in name for name in decayed)
     for part in (
         "in_proj.weight",
@@ -81,8 +81,8 @@ def test_vectors_positions_and_mambas_a_keep_their_weight() -> None:
 
 def test_frozen_parameters_are_left_out() -> None:
     groups = layer_decay_groups(small_detector(frozen_stages=3), decay_rate=0.5, weight_decay=0.1)
-    assert scale_of(groups, "blocks.2.") == scale_of(groups, "patch_embed") == set()
-    assert scale_of(groups, "blocks.3.") == {0.5**5}
+    assert lr_scales(groups, "blocks.2.") == lr_scales(groups, "patch_embed") == set()
+    assert lr_scales(groups, "blocks.3.") == {0.5**5}
 
 
 def test_layers_under_unknown_names_are_an_error_not_a_silent_rate_of_one() -> None:
@@ -135,15 +135,17 @@ def test_the_constructor_hands_the_groups_to_the_optimizer() -> None:
     model = small_detector()
     wrapper = constructor(decay_rate=0.5)(model)
     expected = optimizer_groups(layer_decay_groups(model, decay_rate=0.5, weight_decay=0.1), 1e-2)
-    made = wrapper.optimizer.param_groups
-    assert [(g["lr"], g["weight_decay"]) for g in made] == [(g["lr"], g["weight_decay"]) for g in expected]
+    param_groups = wrapper.optimizer.param_groups
+    assert [(g["lr"], g["weight_decay"]) for g in param_groups] == [
+        (g["lr"], g["weight_decay"]) for g in expected
+    ]
     assert wrapper.get_lr()["base_lr"] == [1e-2]
-    trained = {id(p) for group in made for p in group["params"]}
-    assert trained == {id(p) for p in model.parameters()}
+    parameter_ids = {id(p) for group in param_groups for p in group["params"]}
+    assert parameter_ids == {id(p) for p in model.parameters()}
 
 
 def test_a_step_moves_a_layer_in_proportion_to_its_rate() -> None:
-    """Adam's first step is the rate times the sign of the gradient, so its size tells the rate."""
+    """Adam's first step is the rate times the sign of the gradient, so its size shows the rate."""
     torch.manual_seed(0)
     model = small_detector(drop_path_rate=0.0)
     wrapper = constructor(decay_rate=0.5)(model)
@@ -158,9 +160,9 @@ def test_a_step_moves_a_layer_in_proportion_to_its_rate() -> None:
         + model.backbone(torch.randn(1, 3, 32, 32))[-1].square().sum()
     )
     wrapper.update_params(loss)
-    moved = [(weight - old).abs().max().item() for weight, old in zip(weights, before, strict=True)]
-    assert moved[0] == pytest.approx(1e-2 * 0.5**5, rel=1e-3)
-    assert moved[1] == pytest.approx(1e-2 * 0.5, rel=1e-3)
+    step_sizes = [(weight - old).abs().max().item() for weight, old in zip(weights, before, strict=True)]
+    assert step_sizes[0] == pytest.approx(1e-2 * 0.5**5, rel=1e-3)
+    assert step_sizes[1] == pytest.approx(1e-2 * 0.5, rel=1e-3)
 
 
 def test_wrong_options_of_the_constructor() -> None:

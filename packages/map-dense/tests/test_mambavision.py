@@ -1,4 +1,4 @@
-"""MambaVision as a backbone: its stages' maps, normalised, at any size, from the weights of a classifier."""
+"""MambaVision as a backbone: the normalised maps of its stages, at any size, from the weights of a classifier."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from map_core.tasks.weights import save_weights
 from map_dense import catalogue
 from map_dense.backbone import HybridBackbone
 from map_dense.mambavision import MambaVisionBackbone
-from map_vision.factory import MODELS as MODELS_OF_VISION
+from map_vision.factory import MODELS as VISION_MODELS
 from map_vision.factory import ModelConfig, create_backbone, create_model
 
 SMALL: dict[str, Any] = {
@@ -80,7 +80,7 @@ def test_sides_are_those_of_the_image_over_the_stride(size: tuple[int, int]) -> 
     assert all(one.isfinite().all() for one in maps)
 
 
-def test_chosen_stages_leave_those_behind_them_out() -> None:
+def test_stages_after_the_last_chosen_one_are_left_out() -> None:
     backbone, whole, images = small(out_indices=[0, 2]).eval(), small().eval(), torch.randn(1, 3, 64, 64)
     assert backbone.out_channels == [8, 32]
     assert not any("levels.3" in key or "levels.2.downsample" in key for key in backbone.state_dict())
@@ -113,6 +113,8 @@ def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) 
         ({"out_indices": [2, 1]}, r"out_indices \[2, 1\] must be ascending stages in 0..3"),
         ({"out_indices": 7}, r"out_indices must be a list of stages, such as \[0, 1, 2, 3\]; got 7"),
         ({"out_indices": [4]}, r"out_indices \[4\] must be ascending stages in 0..3"),
+        ({"out_indices": [0.5]}, r"out_indices \[0.5\] must be ascending stages in 0..3"),
+        ({"out_indices": ["0"]}, r"out_indices \['0'\] must be ascending stages in 0..3"),
         (
             {"frozen_stages": 5},
             r"frozen_stages must be a whole number in -1\.\.4, the stages of the backbone; got 5: ",
@@ -120,8 +122,8 @@ def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) 
         ({"frozen_stages": "1"}, r"frozen_stages must be a whole number in -1\.\.4, .*; got '1'"),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
-def test_what_no_backbone_can_be_is_refused(changes: dict[str, Any], message: str) -> None:
+@pytest.mark.usefixtures("without_type_checks")
+def test_invalid_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         small(**changes)
 
@@ -134,16 +136,16 @@ def test_weights_of_another_size_are_refused(classifier: torch.nn.Module, tmp_pa
         small(depths=(2, 1, 2, 2)).load(tmp_path)
 
 
-def described(folder: Path, **changes: Any) -> Path:
-    """A directory with the weights and the description of a small pretrained pyramid."""
+def write_run(folder: Path, **changes: Any) -> Path:
+    """Write a directory with the weights and the description of a small pretrained pyramid."""
     config = ModelConfig("map_mambavision_tiny", **{**SMALL, **changes})
     state = create_backbone(config).state_dict()
-    save_weights(folder / "model.safetensors", state, MODELS_OF_VISION.describe(config))
+    save_weights(folder / "model.safetensors", state, VISION_MODELS.describe(config))
     return folder
 
 
 def test_a_run_with_other_heads_is_refused_although_its_shapes_fit(tmp_path: Path) -> None:
-    run = described(tmp_path, num_heads=(1, 2))
+    run = write_run(tmp_path, num_heads=(1, 2))
     with pytest.raises(
         UserError,
         match=r"trained with num_heads \(1, 2\), the backbone has \(2, 4\); set model\.backbone\.num_heads=\(1, 2\)",
@@ -154,11 +156,11 @@ def test_a_run_with_other_heads_is_refused_although_its_shapes_fit(tmp_path: Pat
 
 def test_a_run_with_smaller_windows_loads_into_larger_ones(tmp_path: Path) -> None:
     backbone = small(window_size=[64, 32])
-    assert backbone.load(described(tmp_path)).used == len(backbone.model.state_dict())
+    assert backbone.load(write_run(tmp_path)).used == len(backbone.model.state_dict())
 
 
 def test_scales_of_a_kept_layer_without_a_place_are_refused(tmp_path: Path) -> None:
-    run = described(tmp_path, layer_scale=1e-5)
+    run = write_run(tmp_path, layer_scale=1e-5)
     (run / "model.json").unlink()
     with pytest.raises(UserError, match=r"without a place: levels\.2\.blocks\.0\."):
         small().load(run)

@@ -46,7 +46,7 @@ def count(module: torch.nn.Module) -> int:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two photos of a bright square and a dark bar, as coco_fruits lays them out."""
+    """Two photos of a bright square and a dark bar, in the layout of coco_fruits."""
     (tmp_path / "images").mkdir()
     generator = np.random.default_rng(0)
     images, annotations = [], []
@@ -69,9 +69,9 @@ def photos(tmp_path: Path) -> Path:
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.jpg", quality=95)
         images.append(dict(id=number, file_name=f"{number}.jpg", width=96, height=64))
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
-    told = json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    content = json.dumps(dict(images=images, annotations=annotations, categories=categories))
     for split in ("train", "val"):
-        (tmp_path / f"instances_{split}.json").write_text(told)
+        (tmp_path / f"instances_{split}.json").write_text(content)
     return tmp_path
 
 
@@ -85,12 +85,12 @@ def test_a_config_states_what_a_recipe_must(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "backbone", "whole"),
+    ("size", "backbone", "total"),
     [("tiny", 10_079_424, 67_744_878), ("small", 36_379_008, 94_677_726), ("base", 128_195_328, 188_755_902)],
 )
-def test_the_full_configs_build(size: str, backbone: int, whole: int) -> None:
+def test_the_full_configs_build(size: str, backbone: int, total: int) -> None:
     model = build_on_meta(read_config(f"cascade-mask-rcnn_hybridnet-{size}_lsj-100e_coco"))
-    assert (count(model.backbone), count(model)) == (backbone, whole)
+    assert (count(model.backbone), count(model)) == (backbone, total)
     assert len(model.backbone.model.encoder.blocks) == 32
     assert model.backbone.model.encoder.position.table.shape[:2] == (64, 64)
 
@@ -109,7 +109,7 @@ def test_heads_normalise_over_channels() -> None:
 
 
 def test_stages_and_masks_weigh_as_in_vitdet() -> None:
-    """One box loss a stage, each of weight 1, and mask losses that together have the weight of one."""
+    """One box loss per stage, each with weight 1, and mask losses whose weights add up to 1."""
     model = build_on_meta(read_config("cascade-mask-rcnn_hybridnet-tiny_lsj-100e_coco"))
     roi = model.roi_head
     boxes = zip(roi.stage_loss_weights, roi.bbox_head, strict=True)
@@ -206,26 +206,26 @@ def test_a_detector_trains_and_its_checkpoint_predicts_the_same(photos: Path, tm
     losses, _ = runner.message_hub.get_scalar("train/loss").data
     assert np.isfinite(losses).all()
     assert losses[-3:].mean() < 0.8 * losses[:3].mean()
-    still = [
+    unchanged = [
         name for name, parameter in runner.model.named_parameters() if torch.equal(parameter, start[name])
     ]
-    assert still == []
+    assert unchanged == []
 
-    saved = small(tmp_path / "again", photos)
-    saved.load_from = str(tmp_path / "work" / "epoch_1.pth")
-    tester = Runner.from_cfg(saved)
+    config = small(tmp_path / "again", photos)
+    config.load_from = str(tmp_path / "work" / "epoch_1.pth")
+    tester = Runner.from_cfg(config)
     metrics = tester.test()
     assert {"coco/bbox_mAP_50", "coco/segm_mAP_50"} <= set(metrics)
     photo = next(iter(tester.test_dataloader))
     trained, loaded = predictions(runner, photo), predictions(tester, photo)
     assert len(trained) > 0
-    for found in ("bboxes", "scores", "labels", "masks"):
-        assert torch.equal(getattr(trained, found), getattr(loaded, found))
+    for field in ("bboxes", "scores", "labels", "masks"):
+        assert torch.equal(getattr(trained, field), getattr(loaded, field))
 
 
 @pytest.fixture
 def detector(photos: Path, tmp_path: Path) -> Path:
-    """The small detector's config in one file, and beside it a checkpoint of its first weights."""
+    """The small detector's config in one file, and beside it a checkpoint of its initial weights."""
     config = small(tmp_path / "work", photos)
     config.dump(tmp_path / "detector.py")
     torch.manual_seed(0)
@@ -256,8 +256,8 @@ def test_augmented_testing_says_that_mmdet_merges_no_masks(
 def test_augmented_testing_scores_boxes_alone(
     detector: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    cure = ("--cfg-options", "model.roi_head.mask_head=None", "test_evaluator.metric=bbox")
-    run_tool("test", detector, detector.with_suffix(".pth"), "--tta", *cure, monkeypatch=monkeypatch)
+    options = ("--cfg-options", "model.roi_head.mask_head=None", "test_evaluator.metric=bbox")
+    run_tool("test", detector, detector.with_suffix(".pth"), "--tta", *options, monkeypatch=monkeypatch)
     output = "".join(capfd.readouterr())
     assert "bbox_mAP_copypaste" in output
     assert "segm" not in output.split("bbox_mAP_copypaste")[-1]
@@ -282,8 +282,8 @@ def test_data_are_browsed_under_data_root(
 def test_a_repeated_data_set_ends(photos: Path, tmp_path: Path) -> None:
     config = small(tmp_path, photos)
     dataset = DATASETS.build(with_data_root(config.train_dataloader, config)["dataset"])
-    read = [sample["data_samples"].img_id for sample in itertools.islice(dataset, 100)]
-    assert read == [0, 1] * 12
+    image_ids = [sample["data_samples"].img_id for sample in itertools.islice(dataset, 100)]
+    assert image_ids == [0, 1] * 12
 
 
 def test_swapped_categories_are_refused_when_the_loop_starts(photos: Path, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_swapped_categories_are_refused_when_the_loop_starts(photos: Path, tmp_p
         Runner.from_cfg(config).test()
 
 
-def test_a_missing_data_root_is_told_before_training(tmp_path: Path) -> None:
+def test_a_missing_data_root_is_reported_before_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data_root \(.*/nothing\) is no directory; set it by --cfg-options"):
         Runner.from_cfg(small(tmp_path, tmp_path / "nothing")).train()
 

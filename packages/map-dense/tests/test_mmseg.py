@@ -1,4 +1,4 @@
-"""Segmentation in mmseg: the configs build, labels are read as published, a segmenter trains, tests and paints."""
+"""Segmentation in mmseg: configs build, labels are read as published, a segmenter trains, is tested and draws."""
 
 import os
 import subprocess
@@ -19,14 +19,14 @@ from torch import nn
 from map_core import UserError
 from map_core.study.cost import Operations
 from map_core.study.definition import read_study
-from map_core.study.place import Place
+from map_core.study.location import StudyLocation
 from map_core.study.report import page
 from map_core.study.runner import run_study
 from map_core.tasks.weights import save_weights
 from map_dense import catalogue
 from map_dense.measures import SEGMENTATION
 from map_vision.domain import DOMAIN
-from map_vision.factory import MODELS as MODELS_OF_VISION
+from map_vision.factory import MODELS as VISION_MODELS
 from map_vision.factory import ModelConfig, create_backbone
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "layout": "(MMMT)x1", "num_heads": 4, "img_size": 64}
@@ -39,7 +39,7 @@ def scope() -> None:
     init_default_scope("mmseg")
 
 
-def read(name: str, **changes: Any) -> Config:
+def read_config(name: str, **changes: Any) -> Config:
     config = Config.fromfile(catalogue.config_path(name))
     config.merge_from_dict(changes)
     return config
@@ -51,7 +51,7 @@ def count(module: nn.Module) -> int:
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    """Two training scenes and one to validate on as CamVid lays them out: sky above road, void between."""
+    """Two training scenes and one validation scene in CamVid's layout: sky above road, void between."""
     root = tmp_path / "scenes"
     generator = np.random.default_rng(0)
     for split, number in (("train", 2), ("val", 1)):
@@ -107,7 +107,7 @@ def test_every_family_is_known_to_both_toolboxes(toolbox: str) -> None:
 
 
 def test_a_backbone_of_another_family_is_refused() -> None:
-    read("upernet_hybridnet-mini_cpu_camvid")
+    read_config("upernet_hybridnet-mini_cpu_camvid")
     with pytest.raises(UserError, match=r"MambaR takes models mambar_\*; got 'hybridnet_tiny_patch16_224'"):
         MODELS.build(dict(type="MambaR", name="hybridnet_tiny_patch16_224"))
 
@@ -124,19 +124,19 @@ def test_a_backbone_of_another_family_is_refused() -> None:
     ],
 )
 def test_a_wrong_init_cfg_is_refused(init_cfg: dict[str, Any], message: str) -> None:
-    read("upernet_hybridnet-mini_cpu_camvid")
+    read_config("upernet_hybridnet-mini_cpu_camvid")
     with pytest.raises(UserError, match=message):
         MODELS.build(dict(type="HybridNet", init_cfg=init_cfg))
 
 
-# UperNet with HybridNet-S is 67,082,156 and, with the 384 channels of Vim, 54,919,340 where the final norm is counted,
-# which is neither needed nor trained here: 384 parameters less.
+# UperNet with HybridNet-S has 67,082,156 parameters, and with Vim's 384 channels 54,919,340, if the final norm is
+# counted. It is neither needed nor trained here: 384 parameters fewer.
 @pytest.mark.parametrize(
     ("size", "parameters"), [("tiny", 38_028_716), ("small", 67_082_156 - 384), ("base", 167_059_244)]
 )
 @pytest.mark.parametrize("preset", ["vim-code-60k", "vim-paper-160k"])
 def test_the_full_configs_build(size: str, parameters: int, preset: str) -> None:
-    config = read(f"upernet_hybridnet-{size}_{preset}_ade20k-512x512")
+    config = read_config(f"upernet_hybridnet-{size}_{preset}_ade20k-512x512")
     assert config.model.decode_head.channels == 512
     assert config.model.decode_head.num_classes == config.model.auxiliary_head.num_classes == 150
     assert (
@@ -148,27 +148,27 @@ def test_the_full_configs_build(size: str, parameters: int, preset: str) -> None
 
 
 def test_vims_head_is_as_wide_as_its_encoder_and_its_size_the_published_one() -> None:
-    vim = read("upernet_vim-small_vim-code-60k_ade20k-512x512")
+    vim = read_config("upernet_vim-small_vim-code-60k_ade20k-512x512")
     assert vim.model.decode_head.channels == vim.model.neck.embed_dim == 384
     assert vim.model.auxiliary_head.channels == 256
     assert count(catalogue.build_model(vim)) == 45_447_980  # 46M in the paper
-    vit = read("upernet_vit-small_vim-code-60k_ade20k-512x512")
+    vit = read_config("upernet_vit-small_vim-code-60k_ade20k-512x512")
     assert vim.model.decode_head == vit.model.decode_head
     assert count(catalogue.build_model(vit)) == 41_701_676
-    hybrid = read(
+    hybrid = read_config(
         "upernet_hybridnet-small_vim-code-60k_ade20k-512x512", **{"model.decode_head.channels": 384}
     )
     assert count(catalogue.build_model(hybrid)) == 54_919_340 - 384  # 69M in the paper
 
 
 def test_the_tiny_model_takes_an_optimizer_step_of_its_config() -> None:
-    config = read("upernet_hybridnet-tiny_vim-code-60k_ade20k-512x512")
+    config = read_config("upernet_hybridnet-tiny_vim-code-60k_ade20k-512x512")
     config.model.neck.norm = "batch"
     config.model.backbone.drop_path_rate = 0.0  # a block that both samples leave out would not move
     config.model.decode_head.norm_cfg = config.model.auxiliary_head.norm_cfg = dict(type="BN")
     config.model.data_preprocessor.size = (64, 64)
     model = MODELS.build(config.model)
-    optimizer = Runner.build_optim_wrapper(_Holder(model), config.optim_wrapper)
+    optimizer = Runner.build_optim_wrapper(_RunnerStub(model), config.optim_wrapper)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     data = dict(inputs=list(torch.randint(0, 256, (2, 3, 64, 64)).byte()), data_samples=_labels(2, 64))
     losses = model.train_step(data, optimizer)
@@ -176,8 +176,8 @@ def test_the_tiny_model_takes_an_optimizer_step_of_its_config() -> None:
     assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, start[name])] == []
 
 
-class _Holder:
-    """What Runner.build_optim_wrapper reads of a runner."""
+class _RunnerStub:
+    """The part of a runner that Runner.build_optim_wrapper reads."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -196,7 +196,7 @@ def _labels(images: int, side: int) -> list[Any]:
 
 
 def test_ade20k_ignores_its_label_zero_and_has_150_classes(tmp_path: Path) -> None:
-    config = read("upernet_hybridnet-tiny_vim-code-60k_ade20k-512x512")
+    config = read_config("upernet_hybridnet-tiny_vim-code-60k_ade20k-512x512")
     for kind in ("images", "annotations"):
         (tmp_path / kind / "validation").mkdir(parents=True)
     labels = np.repeat(np.array([0, 1, 150], dtype=np.uint8), 12).reshape(1, 36).repeat(24, 0)
@@ -217,13 +217,11 @@ def test_a_segmenter_starts_from_pretraining_learns_and_its_checkpoint_scores_th
     model = ModelConfig("hybridnet_tiny_patch16_224", **SMALL, patch_size=16)
     encoder = create_backbone(model)
     (tmp_path / "run").mkdir()
-    save_weights(
-        tmp_path / "run" / "model.safetensors", encoder.state_dict(), MODELS_OF_VISION.describe(model)
-    )
+    save_weights(tmp_path / "run" / "model.safetensors", encoder.state_dict(), VISION_MODELS.describe(model))
     options = small_camvid(
         scenes, tmp_path / "work", **{"model.backbone.init_cfg.checkpoint": str(tmp_path / "run")}
     )
-    runner = Runner.from_cfg(read("upernet_hybridnet-mini_cpu_camvid", **options))
+    runner = Runner.from_cfg(read_config("upernet_hybridnet-mini_cpu_camvid", **options))
     runner.call_hook("before_run")
     runner._init_model_weights()
     loaded, pretrained = runner.model.backbone.model.state_dict(), encoder.state_dict()
@@ -231,13 +229,13 @@ def test_a_segmenter_starts_from_pretraining_learns_and_its_checkpoint_scores_th
     log = next((tmp_path / "work").rglob("*.log")).read_text()
     assert "1 not used: encoder.norm.weight" in log
 
-    runner = Runner.from_cfg(read("upernet_hybridnet-mini_cpu_camvid", **options))
+    runner = Runner.from_cfg(read_config("upernet_hybridnet-mini_cpu_camvid", **options))
     runner.train()
     losses, _ = runner.message_hub.get_scalar("train/loss").data
     assert losses[-3:].mean() < 0.8 * losses[:3].mean()
     trained = runner.message_hub.get_scalar("val/mIoU").current()
     options |= {"load_from": str(tmp_path / "work" / "iter_12.pth"), "work_dir": str(tmp_path / "again")}
-    tester = Runner.from_cfg(read("upernet_hybridnet-mini_cpu_camvid", **options))
+    tester = Runner.from_cfg(read_config("upernet_hybridnet-mini_cpu_camvid", **options))
     assert tester.test()["mIoU"] == trained
 
 
@@ -265,9 +263,9 @@ def test_mim_trains_in_two_processes_and_the_checkpoint_paints_pictures(scenes: 
     name, work = "upernet_hybridnet-mini_cpu_camvid", tmp_path / "work"
     changes = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2, "default_hooks.checkpoint.interval": 2}
     options = small_camvid(scenes, work, **changes)
-    given = [f"{key}={str(value).replace(' ', '')}" for key, value in options.items()]
+    cfg_options = [f"{key}={str(value).replace(' ', '')}" for key, value in options.items()]
     config = str(catalogue.config_path(name))
-    printed = mim(
+    output = mim(
         "train",
         "onedl-mmsegmentation",
         config,
@@ -276,18 +274,18 @@ def test_mim_trains_in_two_processes_and_the_checkpoint_paints_pictures(scenes: 
         "--gpus",
         "2",
         "--cfg-options",
-        *given,
+        *cfg_options,
     )
-    assert "GPU number: 2" in printed
-    assert "Distributed training: True" in printed
+    assert "GPU number: 2" in output
+    assert "Distributed training: True" in output
 
     options |= {"load_from": str(work / "iter_2.pth"), "work_dir": str(tmp_path / "test")}
     options |= {"default_hooks.visualization.draw": True, "visualizer.save_dir": str(tmp_path / "painted")}
     options["visualizer.name"] = (
         "painter"  # mmengine keeps one visualizer of a name for all runners of a process
     )
-    metrics = Runner.from_cfg(read(name, **options)).test()
-    assert f"mIoU: {metrics['mIoU']:.4f}" in printed
+    metrics = Runner.from_cfg(read_config(name, **options)).test()
+    assert f"mIoU: {metrics['mIoU']:.4f}" in output
     (picture,) = (tmp_path / "painted").rglob("*.png")
     assert np.asarray(Image.open(picture)).shape == (72, 2 * 96, 3)  # the labels beside the prediction
 
@@ -301,7 +299,7 @@ def test_mim_trains_in_two_processes_and_the_checkpoint_paints_pictures(scenes: 
     ],
 )
 def test_the_rows_beside_the_hybrid_take_an_optimizer_step(name: str, strides: list[int]) -> None:
-    config = read(name)
+    config = read_config(name)
     config.model.backbone.drop_path_rate = 0.0
     if config.model.neck is not None:
         config.model.neck.norm = "batch"
@@ -310,7 +308,7 @@ def test_the_rows_beside_the_hybrid_take_an_optimizer_step(name: str, strides: l
     model = MODELS.build(config.model)
     maps = model.backbone(torch.zeros(2, 3, 64, 64))
     assert [64 // one.shape[-1] for one in maps] == strides
-    optimizer = Runner.build_optim_wrapper(_Holder(model), config.optim_wrapper)
+    optimizer = Runner.build_optim_wrapper(_RunnerStub(model), config.optim_wrapper)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     data = dict(inputs=list(torch.randint(0, 256, (2, 3, 64, 64)).byte()), data_samples=_labels(2, 64))
     assert model.train_step(data, optimizer)["loss"].isfinite()
@@ -322,39 +320,39 @@ def test_a_study_measures_segmentation_from_a_run_s_weights_and_from_scratch(
 ) -> None:
     encoder = ModelConfig("hybridnet_tiny_patch16_224", **SMALL)
     weights = create_backbone(encoder).state_dict()
-    save_weights(tmp_path / "encoder.safetensors", weights, MODELS_OF_VISION.describe(encoder))
+    save_weights(tmp_path / "encoder.safetensors", weights, VISION_MODELS.describe(encoder))
     name = "upernet_hybridnet-mini_cpu_camvid"
     changes = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2, "default_hooks.checkpoint.interval": 2}
     options = small_camvid(scenes, tmp_path, **changes)
     del options["work_dir"]
-    given = {key: str(value) if isinstance(value, tuple) else value for key, value in options.items()}
-    values = {
+    settings = {key: str(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    definition = {
         "name": "small",
         "arms": {"map, longer": {"init": str(tmp_path / "encoder.safetensors")}, "scratch": {}},
-        "segment": {"recipe": name, **given},
+        "segment": {"recipe": name, **settings},
         "seeds": [0],
         "measures": ["segment"],
     }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(definition))
     study = read_study(tmp_path / "study.yaml", "map_vision.studies")
-    place = Place("map_vision", tmp_path / "out", tmp_path / "results.jsonl")
-    results = run_study(study, place, flops=Operations(DOMAIN), progress=False)
-    assert run_study(study, place, progress=False) == results  # nothing is trained twice
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "results.jsonl")
+    results = run_study(study, location, flops=Operations(DOMAIN), progress=False)
+    assert run_study(study, location, progress=False) == results  # nothing is trained twice
     assert {result.arm for result in results} == {"map, longer", "scratch"}
-    logs = {result.arm: place.log(result.key).read_text() for result in results}
+    logs = {result.arm: location.log(result.key).read_text() for result in results}
     assert {arm: "encoder.norm.weight" in log for arm, log in logs.items()} == {
         "map, longer": True,
         "scratch": False,
     }
     result = next(result for result in results if result.arm == "map, longer")
-    saved = {
-        "load_from": str(place.directory(result.key) / "iter_2.pth"),
+    overrides = {
+        "load_from": str(location.directory(result.key) / "iter_2.pth"),
         "work_dir": str(tmp_path / "again"),
     }
-    metrics = Runner.from_cfg(read(name, **options, **saved)).test()
+    metrics = Runner.from_cfg(read_config(name, **options, **overrides)).test()
     assert (result.score, result.measures["aAcc"]) == (metrics["mIoU"], metrics["aAcc"])
     assert (result.seconds > 0, result.samples) == (True, 2 * 2)
-    longer = SEGMENTATION.cost({"recipe": name, **given, "train_cfg.max_iters": 6})
+    longer = SEGMENTATION.cost({"recipe": name, **settings, "train_cfg.max_iters": 6})
     assert (longer.samples, longer.flops) == (6 * 2, pytest.approx(3 * result.flops))
     assert "segmentation, mean IoU (%)" in page(study, results, "command")
 
@@ -370,14 +368,14 @@ def test_a_study_measures_segmentation_from_a_run_s_weights_and_from_scratch(
 def test_arms_that_segmentation_would_not_compare_are_refused(
     tmp_path: Path, arm: dict[str, Any], message: str
 ) -> None:
-    values = {
+    definition = {
         "name": "small",
         "arms": {"a": arm, "b": {}},
         "segment": {"recipe": "upernet_hybridnet-mini_cpu_camvid"},
         "seeds": [0],
         "measures": ["segment"],
     }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(definition))
     with pytest.raises(UserError, match=message):
         read_study(tmp_path / "study.yaml", "map_vision.studies")
 

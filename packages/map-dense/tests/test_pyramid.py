@@ -43,8 +43,8 @@ def test_upernet_levels_are_vims() -> None:
 def test_each_upernet_level_reads_its_own_map() -> None:
     maps = [torch.randn(2, 8, 4, 4, requires_grad=True) for _ in range(4)]
     for i, level in enumerate(UperNetPyramid(8)(maps)):
-        read = torch.autograd.grad(level.square().sum(), maps, allow_unused=True, retain_graph=True)
-        assert [gradient is not None for gradient in read] == [j == i for j in range(4)]
+        gradients = torch.autograd.grad(level.square().sum(), maps, allow_unused=True, retain_graph=True)
+        assert [gradient is not None for gradient in gradients] == [j == i for j in range(4)]
 
 
 def test_the_norm_can_be_synchronised() -> None:

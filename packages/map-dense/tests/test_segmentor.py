@@ -1,4 +1,4 @@
-"""Padding to whole patches: it shifts no label, in testing (whole, sliding, mirrored) or in training."""
+"""Padding to whole patches shifts no label, in testing (whole, sliding, mirrored) or in training."""
 
 from typing import Any
 
@@ -28,8 +28,8 @@ def segmenter(**changes: Any) -> Any:
     return MODELS.build(config.model).eval()
 
 
-def whole(images: Tensor, value: float = 0.0) -> Tensor:
-    """Images padded to multiples of 16, written out."""
+def pad_to_patches(images: Tensor, value: float = 0.0) -> Tensor:
+    """Pad images to multiples of 16, spelled out."""
     rows, cols = (-(-side // 16) * 16 for side in images.shape[-2:])
     padded = images.new_full((*images.shape[:-2], rows, cols), value)
     padded[..., : images.shape[-2], : images.shape[-1]] = images
@@ -50,7 +50,7 @@ def test_logits_are_those_of_the_whole_patches_without_the_padding(size: tuple[i
     model, images = segmenter(), torch.randn(2, 3, *size)
     with torch.no_grad():
         ours = model.encode_decode(images, metas(images))
-        theirs = model.encode_decode(whole(images), metas(whole(images)))
+        theirs = model.encode_decode(pad_to_patches(images), metas(pad_to_patches(images)))
     assert ours.shape == (2, CLASSES, *size)
     torch.testing.assert_close(ours, theirs[..., : size[0], : size[1]], rtol=0.0, atol=0.0)
 
@@ -66,7 +66,7 @@ def test_an_image_of_whole_patches_is_read_as_mmseg_reads_it() -> None:
 
 
 def test_labels_lie_where_the_image_is() -> None:
-    """A model whose logits tell the patch's colour: the border of the colours stays where it is in the image."""
+    """A model whose logits are the patch's colour: the border between the colours stays where it is in the image."""
     model = segmenter()
     model.extract_feat = lambda x: x  # the "head" below reads the padded image at a quarter of its size
     model.decode_head.forward = lambda x: torch.nn.functional.avg_pool2d(x[:, :2], 4)
@@ -81,10 +81,10 @@ def test_labels_lie_where_the_image_is() -> None:
 def test_a_mirrored_image_is_mirrored_back_without_the_padding(direction: str) -> None:
     model, images = segmenter(), torch.randn(1, 3, 225, 231)
     with torch.no_grad():
-        (seen,) = model.predict(images, [sample(225, 231, flip=True, flip_direction=direction)])
-        logits = model.encode_decode(whole(images), metas(whole(images)))[0, :, :225, :231]
+        (prediction,) = model.predict(images, [sample(225, 231, flip=True, flip_direction=direction)])
+        logits = model.encode_decode(pad_to_patches(images), metas(pad_to_patches(images)))[0, :, :225, :231]
     expected = logits.flip(-1 if direction == "horizontal" else -2)
-    torch.testing.assert_close(seen.seg_logits.data, expected)
+    torch.testing.assert_close(prediction.seg_logits.data, expected)
 
 
 @pytest.mark.parametrize(("size", "crop"), [((225, 225), 64), ((130, 97), 50), ((30, 225), 64)])
@@ -94,18 +94,18 @@ def test_sliding_windows_are_averages_of_windows_without_padding(size: tuple[int
     model, images = segmenter(**{"model.test_cfg": test_cfg}), torch.randn(1, 3, *size)
     total, count = torch.zeros(1, CLASSES, *size), torch.zeros(*size)
     with torch.no_grad():
-        seen = model.inference(images, metas(images))
-        for top in starts(size[0], crop, stride):
-            for left in starts(size[1], crop, stride):
-                place = (..., slice(top, top + crop), slice(left, left + crop))
-                window = images[place]
-                logits = model.encode_decode(whole(window), metas(whole(window)))
-                total[place] += logits[..., : window.shape[-2], : window.shape[-1]]
-                count[place] += 1
-    torch.testing.assert_close(seen, total / count)
+        logits_of_image = model.inference(images, metas(images))
+        for top in window_starts(size[0], crop, stride):
+            for left in window_starts(size[1], crop, stride):
+                region = (..., slice(top, top + crop), slice(left, left + crop))
+                window = images[region]
+                logits = model.encode_decode(pad_to_patches(window), metas(pad_to_patches(window)))
+                total[region] += logits[..., : window.shape[-2], : window.shape[-1]]
+                count[region] += 1
+    torch.testing.assert_close(logits_of_image, total / count)
 
 
-def starts(side: int, crop: int, stride: int) -> list[int]:
+def window_starts(side: int, crop: int, stride: int) -> list[int]:
     """Where windows begin, so that the last one ends with the image."""
     return sorted(
         {min(start, max(side - crop, 0)) for start in range(0, max(side - crop, 0) + stride, stride)}
@@ -118,10 +118,10 @@ def test_training_ignores_the_padding() -> None:
     ).train()
     images, labels = torch.randn(2, 3, 225, 225), torch.randint(0, CLASSES, (2, 1, 225, 225))
     losses = []
-    for pictures, maps in ((images, labels), (whole(images), whole(labels, VOID))):
+    for pictures, maps in ((images, labels), (pad_to_patches(images), pad_to_patches(labels, VOID))):
         samples = [sample(*maps.shape[-2:]) for _ in maps]
-        for one, map_ in zip(samples, maps, strict=True):
-            one.gt_sem_seg = PixelData(data=map_)
+        for data_sample, map_ in zip(samples, maps, strict=True):
+            data_sample.gt_sem_seg = PixelData(data=map_)
         losses.append(model.loss(pictures, samples))
     assert {"decode.loss_ce", "aux.loss_ce"} <= set(losses[0])
     for name, value in losses[0].items():
@@ -136,9 +136,9 @@ def test_a_backbone_without_patches_is_left_to_mmseg() -> None:
 
 def test_a_batch_of_one_is_refused_where_a_head_normalises_one_pixel() -> None:
     model, images = segmenter().train(), torch.randn(1, 3, 64, 64)
-    one = sample(64, 64)
-    one.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 64, dtype=torch.long))
+    data_sample = sample(64, 64)
+    data_sample.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 64, dtype=torch.long))
     with pytest.raises(UserError, match=r"batch of 1 image .*set train_dataloader.batch_size to 2 or more"):
-        model.loss(images, [one])
-    without = segmenter(**{"model.decode_head.pool_scales": (2, 3)}).train()
-    assert without.loss(images, [one])["decode.loss_ce"].isfinite()
+        model.loss(images, [data_sample])
+    unaffected_model = segmenter(**{"model.decode_head.pool_scales": (2, 3)}).train()
+    assert unaffected_model.loss(images, [data_sample])["decode.loss_ce"].isfinite()

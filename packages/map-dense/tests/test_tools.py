@@ -1,4 +1,4 @@
-"""mmseg's tools on a config that is written out: they see ``data_root``, and augmented testing works."""
+"""mmseg's tools on a config from write-config: they see ``data_root``, and augmented testing works."""
 
 import re
 import runpy
@@ -28,7 +28,7 @@ TOOLS = Path(mmseg.__file__).parent / ".mim" / "tools"
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A small segmenter's config in one file, a checkpoint beside it, and two scenes a split under its data_root."""
+    """A small segmenter's config in one file, a checkpoint beside it, and two scenes per split under its data_root."""
     generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for kind in ("images", "annotations"):
@@ -120,7 +120,7 @@ def test_tools_see_the_data(config: Path, tmp_path: Path, monkeypatch: pytest.Mo
         ),
     ],
 )
-def test_what_cannot_be_written_is_told(
+def test_a_file_that_cannot_be_written_is_reported(
     arguments: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, option = arguments

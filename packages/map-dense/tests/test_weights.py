@@ -1,4 +1,4 @@
-"""Weights of map-vision in a dense backbone: what is used, reported and refused."""
+"""Loading map-vision's weights into a dense backbone: what is used, reported and refused."""
 
 import re
 from pathlib import Path
@@ -28,8 +28,8 @@ def backbone(**changes: Any) -> HybridBackbone:
     return HybridBackbone(NAME, **{**SMALL, **changes}).eval()
 
 
-def written(folder: Path, *, classes: int = 0, described: bool = True, **changes: Any) -> Path:
-    """A run directory with the weights of a small pretrained encoder, or of a classifier."""
+def write_run(folder: Path, *, classes: int = 0, described: bool = True, **changes: Any) -> Path:
+    """Write a run directory with the weights of a small pretrained encoder, or of a classifier."""
     config = ModelConfig(NAME, **{**SMALL, **changes})
     torch.manual_seed(0)
     model = create_model(config, classes) if classes else create_backbone(config)
@@ -75,7 +75,7 @@ def test_a_pretraining_run_starts_the_backbone_and_its_features(tmp_path: Path) 
 
 
 def test_every_key_of_a_classifier_that_is_not_used_is_reported(tmp_path: Path) -> None:
-    run = written(tmp_path / "run", classes=10)
+    run = write_run(tmp_path / "run", classes=10)
     dense = backbone(out_indices=[0, 1])
     report = load_backbone(dense, run / "model.safetensors")
     unused = {
@@ -89,12 +89,12 @@ def test_every_key_of_a_classifier_that_is_not_used_is_reported(tmp_path: Path) 
 
 
 def test_positions_of_another_grid_are_resampled_and_reported(tmp_path: Path) -> None:
-    report = load_backbone(backbone(img_size=96), written(tmp_path / "run"))
+    report = load_backbone(backbone(img_size=96), write_run(tmp_path / "run"))
     assert report.resampled == ("encoder.position.table",)
 
 
 def test_another_patch_size_is_an_error_or_an_explicit_resample(tmp_path: Path) -> None:
-    run = written(tmp_path / "run", patch_size=8)
+    run = write_run(tmp_path / "run", patch_size=8)
     dense = backbone()
     with pytest.raises(
         UserError, match=r"patches of 8x8 pixels, the backbone of 16x16: set model\.backbone\.patch_size=8"
@@ -108,9 +108,8 @@ def test_another_patch_size_is_an_error_or_an_explicit_resample(tmp_path: Path) 
     large = torch.nn.functional.interpolate(
         small, size=(16, 16), mode="bicubic", antialias=True, align_corners=False
     )
-    with (
-        torch.no_grad()
-    ):  # the resampled patch embedding sees an enlarged patch as the old one sees the patch
+    # the resampled patch embedding maps an enlarged patch to what the old one makes of the patch itself
+    with torch.no_grad():
         torch.testing.assert_close(
             dense.model.patch_embed(large), source.patch_embed(small), rtol=1e-3, atol=1e-3
         )
@@ -130,7 +129,7 @@ def test_another_patch_size_is_an_error_or_an_explicit_resample(tmp_path: Path) 
 def test_another_architecture_is_refused_with_both_values(
     tmp_path: Path, changes: dict[str, Any], message: str, described: bool
 ) -> None:
-    run = written(tmp_path / "run", described=described)
+    run = write_run(tmp_path / "run", described=described)
     with pytest.raises(UserError, match=message):
         load_backbone(backbone(**changes), run)
 
@@ -145,19 +144,19 @@ def test_another_architecture_is_refused_with_both_values(
         ({"bidirectional": False}, "trained with bidirectional True, the backbone has False"),
     ],
 )
-def test_what_no_shape_tells_is_read_from_the_runs_description(
+def test_settings_that_shapes_do_not_show_are_read_from_the_runs_description(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        load_backbone(backbone(**changes), written(tmp_path / "run"))
+        load_backbone(backbone(**changes), write_run(tmp_path / "run"))
 
 
 def test_blocks_of_another_size_are_refused_where_the_scan_goes_by_blocks(tmp_path: Path) -> None:
-    run = written(tmp_path / "run", order="block", block_size=(2, 2))
+    run = write_run(tmp_path / "run", order="block", block_size=(2, 2))
     with pytest.raises(UserError, match=r"trained with block_size \(2, 2\), the backbone has \(4, 4\); set"):
         load_backbone(backbone(order="block"), run)
     load_backbone(backbone(order="block", block_size=[2, 2]), run)  # configs have lists
-    load_backbone(backbone(block_size=[2, 2]), written(tmp_path / "rows"))  # no blocks, no size
+    load_backbone(backbone(block_size=[2, 2]), write_run(tmp_path / "rows"))  # no blocks, no size
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_blocks_of_another_size_are_refused_where_the_scan_goes_by_blocks(tmp_pa
 def test_weights_of_kept_layers_without_a_place_are_refused_without_a_description(
     tmp_path: Path, changes: dict[str, Any], unused: str
 ) -> None:
-    run = written(tmp_path / "run", described=False)
+    run = write_run(tmp_path / "run", described=False)
     with pytest.raises(UserError, match=rf"does not fit the backbone: without a place: {unused}"):
         load_backbone(backbone(**changes), run)
 
@@ -179,7 +178,7 @@ def test_weights_of_kept_layers_without_a_place_are_refused_without_a_descriptio
 @pytest.mark.parametrize("described", [True, False])
 def test_larger_images_fewer_layers_and_windows_load(tmp_path: Path, described: bool) -> None:
     dense = backbone(img_size=128, out_indices=[1], window_size=2)
-    report = load_backbone(dense, written(tmp_path / "run", described=described))
+    report = load_backbone(dense, write_run(tmp_path / "run", described=described))
     assert report.used == len(dense.model.state_dict())
     assert {".".join(key.split(".")[1:3]) for key in report.unused} == {"blocks.2", "blocks.3", "norm.weight"}
 
@@ -192,12 +191,12 @@ def test_a_file_without_any_key_of_the_backbone_is_refused(tmp_path: Path) -> No
         load_backbone(backbone(), tmp_path / "resnet.pth")
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no weights at .*nowhere; give a finished run's directory"):
         load_backbone(backbone(), tmp_path / "nowhere")
 
 
-def test_timms_own_vit_starts_the_transformer_only_family(tmp_path: Path) -> None:
+def test_timms_vit_initialises_the_transformer_only_family(tmp_path: Path) -> None:
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     dense = HybridBackbone("map_vit_tiny_patch16_224", img_size=64)
@@ -216,17 +215,17 @@ SUFFIXES = {"scan_forward": "", "scan_backward": "_b"}
 def authors_name(key: str) -> str:
     """The name that MAP's authors give a parameter of layout MMMT."""
     direct = {"encoder.position.table": "pos_embed", "encoder.norm.weight": "norm_f.weight"}
-    if found := re.match(r"encoder\.blocks\.(\d)\.mixer\.(scan_\w+)\.(\w+)(.*)", key):
-        suffix = SUFFIXES[found[2]]
-        name = f"A{suffix}_log" if found[3] == "A_log" else f"{found[3]}{suffix}{found[4]}"
-        return f"layers.{found[1]}.mixer.{name}"
+    if match := re.match(r"encoder\.blocks\.(\d)\.mixer\.(scan_\w+)\.(\w+)(.*)", key):
+        suffix = SUFFIXES[match[2]]
+        name = f"A{suffix}_log" if match[3] == "A_log" else f"{match[3]}{suffix}{match[4]}"
+        return f"layers.{match[1]}.mixer.{name}"
     if key.startswith("encoder.blocks.3."):
         return key.replace("encoder.blocks.3.", "blocks.0.")
     return direct.get(key, key.replace("encoder.blocks.", "layers."))
 
 
 def authors_file(folder: Path) -> tuple[Path, HybridNet]:
-    """A checkpoint of MAP's authors, and the model that it is of."""
+    """A checkpoint in the format of MAP's authors, and its model."""
     model = create_backbone(ModelConfig(NAME, **SMALL, wiring="branch"))
     assert isinstance(model, HybridNet)
     state = {authors_name(key): value for key, value in model.state_dict().items()}

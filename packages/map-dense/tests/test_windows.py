@@ -47,7 +47,7 @@ def test_it_is_attention_under_a_mask_of_windows(
         torch.testing.assert_close(windowed, masked, rtol=1e-4, atol=1e-4)
 
 
-def make(**changes: Any) -> HybridBackbone:
+def small_backbone(**changes: Any) -> HybridBackbone:
     torch.manual_seed(0)
     options = {"layout": "(MMMT)x4", "num_heads": 4, "out_indices": [7, 15], **changes}
     return HybridBackbone(img_size=64, embed_dim=32, **options).eval()
@@ -55,13 +55,14 @@ def make(**changes: Any) -> HybridBackbone:
 
 def test_the_last_transformer_block_of_each_group_attends_globally() -> None:
     windowed = [
-        isinstance(block, WindowedTransformerBlock) for block in make(window_size=2).model.encoder.blocks
+        isinstance(block, WindowedTransformerBlock)
+        for block in small_backbone(window_size=2).model.encoder.blocks
     ]
     assert [index for index, is_windowed in enumerate(windowed) if is_windowed] == [3, 11]
 
 
 def test_windows_change_no_parameter_name_and_large_ones_no_feature() -> None:
-    plain, large, small = make(), make(window_size=9), make(window_size=2)
+    plain, large, small = small_backbone(), small_backbone(window_size=9), small_backbone(window_size=2)
     assert list(plain.state_dict()) == list(large.state_dict()) == list(small.state_dict())
     images = torch.randn(1, 3, 80, 64)
     with torch.no_grad():
@@ -72,9 +73,9 @@ def test_windows_change_no_parameter_name_and_large_ones_no_feature() -> None:
 
 @pytest.mark.parametrize("size", [0, -1, [4, 4], "4", 4.0, True])
 @pytest.mark.parametrize("out_indices", [[7, 15], [0, 1, 2, 3]])  # the latter leave no block with windows
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_type_checks")
 def test_a_window_is_a_number_of_patches(size: Any, out_indices: list[int]) -> None:
     with pytest.raises(
         UserError, match="window_size must be a whole number of at least 1, or None for global attention; got"
     ):
-        make(window_size=size, out_indices=out_indices)
+        small_backbone(window_size=size, out_indices=out_indices)

@@ -1,4 +1,4 @@
-"""Every test starts from the same random numbers."""
+"""Shared fixtures; every test starts from the same random numbers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from map_core.tasks.pretraining import PretrainTask
 from map_core.training import TrainingConfig, train
 from map_points.data import PointDataConfig, write_part_shapes
 from map_points.data.clouds import ArrayClouds
-from map_points.domain import DOMAIN, opened
+from map_points.domain import DOMAIN, as_opened_data
 from map_points.factory import PointModelConfig
 from map_points.pretraining import PointObjectiveConfig
 
@@ -80,7 +80,7 @@ def two_classes() -> OpenedData:
         points[count // 2 :, :, 2] *= 0.1
         return ArrayClouds(np.arange(count) // (count // 2), ("round", "flat"), points, "made up")
 
-    return opened(config, "made up", split(8), split(4), "test split")
+    return as_opened_data(config, "made up", split(8), split(4), "test split")
 
 
 @pytest.fixture(scope="session")

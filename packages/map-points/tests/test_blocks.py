@@ -39,33 +39,33 @@ def test_local_norm_pool_equals_its_definition():
         near = (centers[:, None] - centers[None]).square().sum(dim=2).argsort(dim=1)[:, :3]
         relative = torch.stack([features[near[i]] - features[i] for i in range(7)])
         relative = relative / (relative.var(correction=0) + pool.eps).sqrt()
-        own = torch.stack([features[i].expand(3, -1) for i in range(7)])
-        joined = torch.cat([relative, own], dim=2) * pool.scale + pool.shift
+        repeated = torch.stack([features[i].expand(3, -1) for i in range(7)])
+        joined = torch.cat([relative, repeated], dim=2) * pool.scale + pool.shift
         clouds.append((joined * joined.softmax(dim=1)).sum(dim=1))
     expected = torch.nn.functional.silu(pool.project(pool.norm(torch.stack(clouds))))
 
     actual = pool(x, position)
     torch.testing.assert_close(actual, expected)
     cotangent = torch.randn_like(expected)
-    for got, wanted in zip(
+    for gradient, expected_gradient in zip(
         torch.autograd.grad(actual, parameters, cotangent),
         torch.autograd.grad(expected, parameters, cotangent),
         strict=True,
     ):
-        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_local_norm_pool_of_one_neighbour_is_a_layer_of_its_own_features():
     pool = LocalNormPool(6, neighbors=1)
     x = torch.randn(1, 5, 6, requires_grad=True)
     position = torch.randn(1, 5, 3)
-    own = torch.cat([torch.zeros_like(x), x], dim=-1)  # nothing differs from the patch itself
-    expected = torch.nn.functional.silu(pool.project(pool.norm(own)))
+    joined = torch.cat([torch.zeros_like(x), x], dim=-1)  # nothing differs from the patch itself
+    expected = torch.nn.functional.silu(pool.project(pool.norm(joined)))
     torch.testing.assert_close(pool(x, position), expected)
     (gradient,) = torch.autograd.grad(pool(x, position).square().sum(), x)
-    (wanted,) = torch.autograd.grad(expected.square().sum(), x)
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), x)
     # where the root of no variance would give NaN
-    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_the_deviation_is_unbiased_and_its_eps_outside_the_root():

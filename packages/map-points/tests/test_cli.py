@@ -69,7 +69,7 @@ def summary_of(folder):
     ],
 )  # fmt: skip
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(command, option, tmp_path, capsys):
-    """The data and the study do not exist, which would be the first thing to be noticed otherwise."""
+    """The data and the study do not exist either, which would otherwise be noticed first."""
     (tmp_path / "file").touch()
     place = tmp_path / "file/place"
     others = {
@@ -78,8 +78,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(command, opti
         "write-part-shapes": [],
     }
     assert run(command, *others.get(command, ["--study", tmp_path / "none.yaml"]), option, place) == 2
-    said = f"map-points: error: cannot write to {place}: {tmp_path}/file is a file; choose another {option}\n"
-    assert capsys.readouterr().err == said
+    message = (
+        f"map-points: error: cannot write to {place}: {tmp_path}/file is a file; choose another {option}\n"
+    )
+    assert capsys.readouterr().err == message
 
 
 @pytest.fixture(scope="module")
@@ -124,30 +126,30 @@ def inputs_of(clouds):
 
 @pytest.mark.parametrize("name", ["finetuned", "probed"])
 def test_evaluate_repeats_the_end_of_training(runs, name, tmp_path, capsys):
-    trained = summary_of(getattr(runs, name))
+    training_summary = summary_of(getattr(runs, name))
     assert run("evaluate", "--init", getattr(runs, name), "--out", tmp_path, *QUIET) == 0
-    found = summary_of(tmp_path)
-    assert found["protocol"].startswith("no_vote: ")
-    assert found["clouds"] == 200
-    assert found["evaluated_on"] == "test split"
+    summary = summary_of(tmp_path)
+    assert summary["protocol"].startswith("no_vote: ")
+    assert summary["clouds"] == 200
+    assert summary["evaluated_on"] == "test split"
     for measure in ("test_accuracy", "test_accuracy_top5", "test_accuracy_class_mean"):
-        assert found[measure] == pytest.approx(trained[measure])
-    assert found["test_loss"] == pytest.approx(trained["test_loss"], rel=1e-4)
-    assert f"test_accuracy              {trained['test_accuracy']:.4g}" in capsys.readouterr().out
+        assert summary[measure] == pytest.approx(training_summary[measure])
+    assert summary["test_loss"] == pytest.approx(training_summary["test_loss"], rel=1e-4)
+    assert f"test_accuracy              {training_summary['test_accuracy']:.4g}" in capsys.readouterr().out
 
 
 def test_eight_classes_are_also_measured_among_five(runs):
-    found = summary_of(runs.finetuned)
+    summary = summary_of(runs.finetuned)
     model, _ = MODELS.classifier(runs.finetuned)
     data = DOMAIN.open_data(
-        PointDataConfig(num_points=64), MODELS.described(runs.finetuned), "evaluate"
+        PointDataConfig(num_points=64), MODELS.read_model_config(runs.finetuned), "evaluate"
     ).evaluation
     with torch.no_grad():
         scores = model(torch.stack([data[i][0] for i in range(200)]))
     labels = torch.arange(200) // 25
-    right = (scores.topk(5, dim=1).indices == labels[:, None]).any(1)
-    assert found["test_accuracy_top5"] == pytest.approx(100 * float(right.float().mean()), abs=0.51)
-    assert found["test_accuracy"] == pytest.approx(
+    is_in_top5 = (scores.topk(5, dim=1).indices == labels[:, None]).any(1)
+    assert summary["test_accuracy_top5"] == pytest.approx(100 * float(is_in_top5.float().mean()), abs=0.51)
+    assert summary["test_accuracy"] == pytest.approx(
         100 * float((scores.argmax(1) == labels).float().mean()), abs=0.51
     )
 
@@ -172,13 +174,13 @@ def test_evaluate_computes_in_bf16_when_asked_to(runs, tmp_path):
 def test_the_best_of_many_rounds_is_named_for_what_it_is(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "ROUNDS", 2)
     monkeypatch.setattr(evaluation, "VOTES", 2)
-    found = {}
+    summaries = {}
     for protocol in ("vote_10", "best_of_299"):
         options = ("--out", tmp_path / protocol, "--evaluation.protocol", protocol)
         assert run("evaluate", "--init", runs.finetuned, *QUIET, *options) == 0
-        found[protocol] = summary_of(tmp_path / protocol)
-    assert "selects on the test split" in found["best_of_299"]["protocol"]
-    assert found["best_of_299"]["test_accuracy"] >= found["vote_10"]["test_accuracy"]
+        summaries[protocol] = summary_of(tmp_path / protocol)
+    assert "selects on the test split" in summaries["best_of_299"]["protocol"]
+    assert summaries["best_of_299"]["test_accuracy"] >= summaries["vote_10"]["test_accuracy"]
 
 
 def test_evaluating_on_other_classes_is_refused(runs, tmp_path, capsys):
@@ -192,7 +194,7 @@ def test_evaluating_on_other_classes_is_refused(runs, tmp_path, capsys):
 def test_segmentation_starts_from_the_pretrained_encoder(runs, two_part_shapes):
     config = SegmentConfig(
         data=PointDataConfig("shapenetpart", str(two_part_shapes)),
-        model=MODELS.described(runs.pretrained),
+        model=MODELS.read_model_config(runs.pretrained),
         init=str(runs.pretrained),
     )
     state = SegmentTask(config).model.state_dict()
@@ -204,10 +206,10 @@ def test_segmentation_starts_from_the_pretrained_encoder(runs, two_part_shapes):
 def test_evaluate_repeats_a_segmentation_run(segmented, tmp_path, precision):
     options = ("--evaluation.precision", precision)
     assert run("evaluate", "--init", segmented, "--out", tmp_path, *QUIET, *options) == 0
-    trained, found = summary_of(segmented), summary_of(tmp_path)
+    training_summary, summary = summary_of(segmented), summary_of(tmp_path)
     for name in ("test_instance_miou", "test_class_miou", "test_point_accuracy"):
-        assert found[name] == pytest.approx(trained[name], abs=1e-3 if precision == "fp32" else 3)
-    assert found["evaluated_on"] == "test split"
+        assert summary[name] == pytest.approx(training_summary[name], abs=1e-3 if precision == "fp32" else 3)
+    assert summary["evaluated_on"] == "test split"
 
 
 @pytest.mark.parametrize("name", ["finetuned", "probed"])
@@ -247,14 +249,14 @@ def test_features_of_the_runs_own_data(runs, tmp_path, capsys):
         assert arrays["train_labels"].tolist() == [i // 2 for i in range(16)]
         assert arrays["test_labels"].tolist() == [i // 25 for i in range(200)]
         assert arrays["classes"].tolist() == list(CLASSES)
-    printed = capsys.readouterr().out
+    output = capsys.readouterr().out
     score = json.loads(out.with_suffix(".json").read_text())["knn_accuracy"]
-    assert f"neighbours, every training sample): {score:.2f} %" in printed
+    assert f"neighbours, every training sample): {score:.2f} %" in output
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """What ``reconstruct`` hands over to be drawn: clouds and settings."""
+def draw_calls(monkeypatch):
+    """The clouds and settings that ``reconstruct`` passes on to be drawn, call by call."""
     calls = []
     draw = domain.draw_reconstructions
 
@@ -266,11 +268,11 @@ def drawn(monkeypatch):
     return calls
 
 
-def test_reconstruct_draws_clouds_of_files(runs, clouds, drawn, capsys):
+def test_reconstruct_draws_clouds_of_files(runs, clouds, draw_calls, capsys):
     out = clouds / "a" / "r.png"
     options = ("--clouds", clouds, "--mask_ratio", 0.25, "--seed", 3, "--out", out)
     assert run("reconstruct", "--init", runs.pretrained, *options) == 0
-    ((points, settings),) = drawn
+    ((points, settings),) = draw_calls
     assert torch.equal(points, inputs_of(clouds))
     assert (settings["ratio"], settings["seed"]) == (0.25, 3)
     assert f"3 clouds -> {out}" in capsys.readouterr().out
@@ -278,14 +280,14 @@ def test_reconstruct_draws_clouds_of_files(runs, clouds, drawn, capsys):
 
 
 @pytest.mark.parametrize(("split", "length"), [("train", 16), ("test", 200)])
-def test_reconstruct_draws_the_runs_own_clouds(runs, tmp_path, drawn, split, length):
+def test_reconstruct_draws_the_runs_own_clouds(runs, tmp_path, draw_calls, split, length):
     options = ("--split", split, "--count", 2, "--out", tmp_path / "r.png")
     assert run("reconstruct", "--init", runs.pretrained, *options) == 0
     config = PointDataConfig(num_points=64, shapes_per_class=2)
-    data = DOMAIN.open_data(config, MODELS.described(runs.pretrained), "features")
+    data = DOMAIN.open_data(config, MODELS.read_model_config(runs.pretrained), "features")
     samples = data.plain_train if split == "train" else data.evaluation
-    assert torch.equal(drawn[0][0], torch.stack([samples[i][0] for i in (0, length // 2)]))
-    assert drawn[0][1]["up_axis"] == "z"
+    assert torch.equal(draw_calls[0][0], torch.stack([samples[i][0] for i in (0, length // 2)]))
+    assert draw_calls[0][1]["up_axis"] == "z"
 
 
 def test_write_part_shapes_says_how_to_go_on(tmp_path, capsys):
@@ -294,7 +296,7 @@ def test_write_part_shapes_says_how_to_go_on(tmp_path, capsys):
     assert f"--data.root {tmp_path / 'set'}" in capsys.readouterr().out
 
 
-def test_a_head_for_other_classes_starts_anew(runs, tmp_path, capsys):
+def test_a_head_for_other_classes_is_reinitialised(runs, tmp_path, capsys):
     points = np.random.default_rng(0).normal(size=(8, 64, 3)).astype(np.float32)
     classes, labels = np.array([f"other_{i}" for i in range(8)]), np.arange(8)
     np.savez(
@@ -313,9 +315,9 @@ def test_a_head_for_other_classes_starts_anew(runs, tmp_path, capsys):
 
 def test_info_lists_the_models(capsys):
     assert run("info") == 0
-    printed = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in (("mamba3d", "16,934,184"), ("hybridnet3d", "19,298,088"), ("torch", "available")):
-        assert any(line.split()[:2] == list(words) for line in printed.splitlines())
+        assert any(line.split()[:2] == list(words) for line in output.splitlines())
 
 
 MISTAKES = {
@@ -420,9 +422,9 @@ MISTAKES = {
 def test_a_mistake_gives_one_sentence(runs, segmented, clouds, tmp_path, monkeypatch, capsys, mistake):
     monkeypatch.chdir(tmp_path)  # what a command writes when --out is left out
     np.save(clouds / "small.npy", np.random.default_rng(0).normal(size=(10, 3)))
-    arguments, told = MISTAKES[mistake]
+    arguments, message = MISTAKES[mistake]
     names = {"tmp": clouds, "segmented": segmented, **vars(runs)}
     assert run(*(argument.format(**names) for argument in arguments)) == 2
-    printed = capsys.readouterr().err
-    assert told in printed
-    assert "Traceback" not in printed
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors

@@ -13,8 +13,8 @@ from map_points.factory import PointModelConfig, create_classifier
 
 def costs(name, num_patches):
     config = PointModelConfig(name, num_patches=num_patches)
-    found = costs_of(partial(create_classifier, config, 40), DOMAIN.example(config), classify=True)
-    return found.tokens, found.multiply_adds
+    result = costs_of(partial(create_classifier, config, 40), DOMAIN.example(config), classify=True)
+    return result.tokens, result.multiply_adds
 
 
 def joined_once(num_patches, patch_size=32, hidden=256, width=512):
@@ -39,7 +39,7 @@ def test_the_hybrid_adds_four_attentions_to_mamba3d():
 def test_info_prints_what_was_counted(capsys):
     arguments = ["info", "--model.num_patches", "128", "--flops"]
     assert main("map-points", COMMANDS, DOMAIN.recipes, arguments) == 0
-    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     _, counts = costs("hybridnet3d", 128)
-    assert printed[0] == "hybridnet3d, one cloud of 1024 x 3"
-    assert f"classifier of 40 19,298,088 {counts.total() / 1e9:.3f} G 129" in printed
+    assert lines[0] == "hybridnet3d, one cloud of 1024 x 3"
+    assert f"classifier of 40 19,298,088 {counts.total() / 1e9:.3f} G 129" in lines

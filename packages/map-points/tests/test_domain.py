@@ -73,9 +73,9 @@ def test_a_run_names_its_protocol_and_its_classes(classified):
     run, task, summary = classified
     assert summary["protocol"].startswith("last epoch: no_vote: ")
     assert summary["evaluated_on"] == "test split"
-    described = read_description(run)
-    assert described["classes"] == ["round", "flat"]
-    assert (described["task"], described["holds"]) == (task.name, "classifier")
+    description = read_description(run)
+    assert description["classes"] == ["round", "flat"]
+    assert (description["task"], description["holds"]) == (task.name, "classifier")
 
 
 def test_a_probe_leaves_the_encoder_and_its_statistics_as_they_were(
@@ -134,8 +134,8 @@ def test_smoothing_is_of_the_loss(tiny_model, short_training, two_classes):
     )
     model = task.model.eval()
     log_probability = model(batch[0]).log_softmax(1)
-    right = log_probability[torch.arange(4), batch[1]]
-    expected = -(0.8 * right + 0.2 * log_probability.mean(1)).mean()
+    label_log_probability = log_probability[torch.arange(4), batch[1]]
+    expected = -(0.8 * label_log_probability + 0.2 * log_probability.mean(1)).mean()
     torch.testing.assert_close(task.loss(model, batch, Draw.of_batch(4)).loss, expected)
 
 

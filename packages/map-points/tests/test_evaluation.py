@@ -26,30 +26,30 @@ def logits_of(model, samples, labelled=True, **settings):
 def test_metrics_by_hand():
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     labels = torch.tensor([0, 0, 0, 1])
-    found = classification_metrics(class_totals(logits, labels))
-    assert set(found) == {"test_accuracy", "test_accuracy_class_mean", "test_loss"}
-    assert found["test_accuracy"] == pytest.approx(75)
-    assert found["test_accuracy_class_mean"] == pytest.approx((100 * 2 / 3 + 100) / 2)
+    metrics = classification_metrics(class_totals(logits, labels))
+    assert set(metrics) == {"test_accuracy", "test_accuracy_class_mean", "test_loss"}
+    assert metrics["test_accuracy"] == pytest.approx(75)
+    assert metrics["test_accuracy_class_mean"] == pytest.approx((100 * 2 / 3 + 100) / 2)
     expected = torch.nn.functional.cross_entropy(logits, labels)
-    assert found["test_loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert metrics["test_loss"] == pytest.approx(float(expected), rel=1e-6)
     halves = sum(class_totals(logits[i::2], labels[i::2]) for i in range(2))
-    assert classification_metrics(halves) == pytest.approx(found)
+    assert classification_metrics(halves) == pytest.approx(metrics)
 
 
 def test_more_than_five_classes_are_also_measured_among_five():
     logits = torch.arange(8.0).flip(0).expand(8, 8)  # class 0 first, class 7 last, for every cloud
-    found = classification_metrics(class_totals(logits, torch.arange(8)))
-    assert found["test_accuracy"] == pytest.approx(100 / 8)
-    assert found["test_accuracy_top5"] == pytest.approx(100 * 5 / 8)
+    metrics = classification_metrics(class_totals(logits, torch.arange(8)))
+    assert metrics["test_accuracy"] == pytest.approx(100 / 8)
+    assert metrics["test_accuracy_top5"] == pytest.approx(100 * 5 / 8)
 
 
 def test_votes_are_keyed_averaged_and_differ(model, two_classes):
-    seen = []
-    model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    outputs = []
+    model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
     logits, labels = logits_of(model, two_classes.evaluation, protocol="vote_10")
-    assert len(seen) == VOTES
-    torch.testing.assert_close(logits, torch.stack(seen).mean(0))
-    assert not torch.allclose(seen[0], seen[1])
+    assert len(outputs) == VOTES
+    torch.testing.assert_close(logits, torch.stack(outputs).mean(0))
+    assert not torch.allclose(outputs[0], outputs[1])
     assert torch.equal(labels, torch.tensor([0, 0, 1, 1]))
     assert torch.equal(logits, logits_of(model, two_classes.evaluation, protocol="vote_10")[0])
     other_seed, _ = logits_of(model, two_classes.evaluation, protocol="vote_10", seed=1)
@@ -60,12 +60,17 @@ def test_votes_in_parts_are_the_votes(model, two_classes, tmp_path):
     """Each vote is a pass of parts, with draws of its own."""
     parts = ResultsInParts(tmp_path, Peers(), "job")
     config = EvaluationConfig(progress=False, device="cpu", protocol="vote_10", batch_size=3)
-    found, labels = voted_logits(
-        model, two_classes.evaluation, config, collate=collate_clouds, title="evaluate", gather=parts.of("x")
+    logits, labels = voted_logits(
+        model,
+        two_classes.evaluation,
+        config,
+        collate=collate_clouds,
+        title="evaluate",
+        gather=parts.collector("x"),
     )
     assert len(parts.passes) == VOTES == len(set(parts.passes))
     expected = logits_of(model, two_classes.evaluation, protocol="vote_10", batch_size=3)
-    assert torch.equal(found, expected[0])
+    assert torch.equal(logits, expected[0])
     assert torch.equal(labels, expected[1])
 
 
@@ -78,12 +83,12 @@ def test_without_votes_every_cloud_is_seen_once_as_it_is(model, two_classes):
 def test_the_best_round_is_the_one_with_most_clouds_right(model, two_classes, monkeypatch):
     monkeypatch.setattr(evaluation, "ROUNDS", 4)
     monkeypatch.setattr(evaluation, "VOTES", 1)
-    seen = []
-    model.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    outputs = []
+    model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
     logits, labels = logits_of(model, two_classes.evaluation, protocol="best_of_299")
-    right = [int((votes.argmax(1) == labels).sum()) for votes in seen]
-    assert len(seen) == 4
-    assert torch.equal(logits, seen[right.index(max(right))])
+    correct_counts = [int((votes.argmax(1) == labels).sum()) for votes in outputs]
+    assert len(outputs) == 4
+    assert torch.equal(logits, outputs[correct_counts.index(max(correct_counts))])
 
 
 def test_the_best_round_is_refused_where_there_are_no_labels(model, two_classes):

@@ -30,8 +30,8 @@ def run(tmp_path_factory):
     """A classifier with random weights as the directory of a run, exported."""
     torch.manual_seed(0)
     folder, model = tmp_path_factory.mktemp("run"), MODELS.create_classifier(CONFIG, 3)
-    told = {"task": "finetune", "holds": "classifier", "classes": ["a", "b", "c"], "weights": "raw"}
-    save_weights(folder / "model.safetensors", model.state_dict(), MODELS.describe(CONFIG, **told))
+    description = {"task": "finetune", "holds": "classifier", "classes": ["a", "b", "c"], "weights": "raw"}
+    save_weights(folder / "model.safetensors", model.state_dict(), MODELS.describe(CONFIG, **description))
     warm.run("-m", "map_points", "export", folder, "--out", folder / "model.onnx")
     return folder
 
@@ -53,10 +53,10 @@ def clouds_of(kind):
 @pytest.mark.parametrize("kind", ["random", "grid"])
 def test_onnx_runtime_gives_what_the_model_gives(session, run, kind):
     clouds = clouds_of(kind)
-    wanted = MODELS.load(run)(clouds).detach()
-    (got,) = session.run(None, {"clouds": clouds.numpy()})
-    assert wanted.std() > 1e-3
-    np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
+    expected = MODELS.load(run)(clouds).detach()
+    (output,) = session.run(None, {"clouds": clouds.numpy()})
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(output, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_leaves_the_number_of_clouds_and_points_free(session):

@@ -88,9 +88,9 @@ def test_the_summary_measures_the_classifier_of_each_fold(few_shot, published, t
         model, classes = MODELS.classifier(tmp_path / "run" / f"fold_{i}")
         samples = [fold.evaluation[j] for j in range(len(fold.evaluation))]
         predicted = model(torch.stack([points for points, _ in samples])).argmax(1)
-        right = predicted == torch.tensor([label for _, label in samples])
+        is_correct = predicted == torch.tensor([label for _, label in samples])
         assert classes == fold.classes
-        assert accuracies[i] == pytest.approx(100 * float(right.float().mean()))
+        assert accuracies[i] == pytest.approx(100 * float(is_correct.float().mean()))
 
 
 def test_other_sources_give_generated_folds(few_shot, labelled, tmp_path):
@@ -152,15 +152,15 @@ def test_a_signal_ends_the_folds_and_resuming_completes_them(
     few_shot, labelled, tmp_path, monkeypatch, moment, number
 ):
     """While a fold is exported it is finished; the next one does not begin."""
-    plain = getattr(FinetuneTask, moment)
+    original = getattr(FinetuneTask, moment)
 
-    def signalled(*arguments):
+    def with_signal(*arguments):
         os.kill(os.getpid(), number)
-        return plain(*arguments)
+        return original(*arguments)
 
     config = few_shot(labelled, "modelnet40_npz", tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(FinetuneTask, moment, signalled)
+        patch.setattr(FinetuneTask, moment, with_signal)
         with pytest.raises(RunStopped) as stop:
             run_folds(config)
     assert stop.value.status == 128 + number

@@ -24,8 +24,8 @@ SCRIPT = """
         model = create_point_model(name, 3, **{**sizes, "layout": "MT", **changes}).eval()
         values = changes.get("in_chans", 3)
         points, other = torch.randn(2, 64, values), torch.randn(5, 48, values)
-        seen = []
-        hook = model.encoder.blocks[0].register_forward_hook(lambda *call: seen.append(call[-1]))
+        outputs = []
+        hook = model.encoder.blocks[0].register_forward_hook(lambda *call: outputs.append(call[-1]))
         scores = model(points)
         hook.remove()
         graph = torch.fx.symbolic_trace(model)
@@ -33,7 +33,7 @@ SCRIPT = """
         return {
             "graph": torch.equal(graph(points), scores),
             "another size": torch.equal(graph(other), model(other)),
-            "inner": torch.equal(extracted["inner"], seen[0]),
+            "inner": torch.equal(extracted["inner"], outputs[0]),
             "scores": torch.equal(extracted["scores"], scores),
         }
 
@@ -50,8 +50,8 @@ SCRIPT = """
 
 @pytest.fixture(scope="module")
 def outcomes():
-    printed = warm.run("-c", textwrap.dedent(SCRIPT), json.dumps(CASES))
-    return json.loads(printed.splitlines()[-1])
+    output = warm.run("-c", textwrap.dedent(SCRIPT), json.dumps(CASES))
+    return json.loads(output.splitlines()[-1])
 
 
 @pytest.mark.parametrize("case", CASES)

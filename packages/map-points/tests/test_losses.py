@@ -21,11 +21,11 @@ def slow_chamfer(a, b, kind):
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 def test_chamfer_equals_a_loop(kind):
     a, b = torch.randn(2, 3, 7, 3), torch.randn(2, 3, 40, 3)
-    found = chamfer_distance(a, b, kind)
-    assert found.shape == (2, 3)
+    distance = chamfer_distance(a, b, kind)
+    assert distance.shape == (2, 3)
     for i in range(2):
         for j in range(3):
-            torch.testing.assert_close(found[i, j], slow_chamfer(a[i, j], b[i, j], kind))
+            torch.testing.assert_close(distance[i, j], slow_chamfer(a[i, j], b[i, j], kind))
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
@@ -84,9 +84,9 @@ def best_assignment(a, b, kind):
 def test_transport_is_close_to_the_best_assignment(kind):
     a, b = torch.randn(4, 6, 3), torch.randn(4, 6, 3)
     expected = torch.stack([best_assignment(x, y, kind) for x, y in zip(a, b, strict=True)])
-    found = transport_distance(a, b, kind)
-    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
-    assert (found >= chamfer_distance(a, b, kind) * 0.99).all()
+    distance = transport_distance(a, b, kind)
+    torch.testing.assert_close(distance, expected, rtol=0.05, atol=0)
+    assert (distance >= chamfer_distance(a, b, kind) * 0.99).all()
 
 
 @pytest.mark.parametrize(("n", "m"), [(8, 8), (8, 24)])

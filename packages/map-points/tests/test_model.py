@@ -75,8 +75,10 @@ class TestPretrained:
         classes = ["bed", "chair", "desk"] if request.param == "classifier" else []
         config = PointModelConfig("hybridnet3d", **TINY)
         trained = create_classifier(config, 3) if classes else create_backbone(config)
-        described = MODELS.describe(config, holds=request.param, **({"classes": classes} if classes else {}))
-        save_weights(tmp_path / "model.safetensors", trained.state_dict(), described)
+        description = MODELS.describe(
+            config, holds=request.param, **({"classes": classes} if classes else {})
+        )
+        save_weights(tmp_path / "model.safetensors", trained.state_dict(), description)
         return tmp_path, trained.eval()
 
     def test_the_model_is_the_runs(self, run):
@@ -93,7 +95,7 @@ class TestPretrained:
         assert torch.equal(model(clouds), trained(clouds))
         assert create_point_model("hybridnet3d", pretrained=path, num_patches=9).num_patches == 9
 
-    def test_another_number_of_classes_starts_the_head_anew(self, run):
+    def test_another_number_of_classes_reinitialises_the_head(self, run):
         path, trained = run
         model = create_point_model("hybridnet3d", 7, pretrained=path, **TINY)
         assert model.num_classes == 7
@@ -121,13 +123,13 @@ def test_the_original_scan_has_as_many_parameters():
 
 def test_the_position_is_added_before_every_block():
     model = tiny(class_token=True)
-    seen = []
+    inputs = []
     for block in model.encoder.blocks:
-        block.forward = lambda x, position: seen.append(x) or x
+        block.forward = lambda x, position: inputs.append(x) or x
     tokens = model.tokenize(torch.randn(2, 64, 3))
     model.encoder.last_layer(tokens)
     position = model.encoder.position(tokens.position)
-    for i, x in enumerate(seen):
+    for i, x in enumerate(inputs):
         torch.testing.assert_close(x[:, 1:], tokens.embedding + (i + 1) * position)
         registers = model.encoder.registers
         expected = registers.token + (i + 1) * registers.position
@@ -195,9 +197,9 @@ def test_the_head_reads_maximum_and_mean_beside_the_class_token(class_token):
     patches = tokens[:, class_token:]
     pooled = patches.max(dim=1).values + patches.sum(dim=1) / 16
     expected = torch.cat([tokens[:, 0], pooled], dim=1) if class_token else pooled
-    found = model.forward_head(tokens, pre_logits=True)
-    torch.testing.assert_close(found, expected)
-    assert found.shape[1] == model.head_hidden_size
+    features = model.forward_head(tokens, pre_logits=True)
+    torch.testing.assert_close(features, expected)
+    assert features.shape[1] == model.head_hidden_size
     torch.testing.assert_close(model(clouds), model.head(expected))
 
 
@@ -207,9 +209,9 @@ def test_patches_are_pooled_as_asked_for(pool, width):
     tokens = model.forward_features(clouds)
     parts = {"max": tokens.max(dim=1).values, "mean": tokens.sum(dim=1) / 16}
     expected = torch.cat([parts[part] for part in pool.split("_and_")], dim=1)
-    found = model.forward_head(tokens, pre_logits=True)
-    torch.testing.assert_close(found, expected)
-    assert found.shape[1] == width == model.head_hidden_size
+    features = model.forward_head(tokens, pre_logits=True)
+    torch.testing.assert_close(features, expected)
+    assert features.shape[1] == width == model.head_hidden_size
 
 
 @pytest.mark.usefixtures("unchecked")

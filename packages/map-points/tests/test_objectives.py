@@ -58,38 +58,42 @@ def build(tiny_model):
 
 def test_every_method_that_makes_sense_for_clouds_has_its_section():
     assert list(OBJECTIVES) == ["masked_autoregression", "autoregression", "simmim", "contrastive"]
-    for method, form in OBJECTIVES.items():
-        assert form().method == method
-        form().validate()
+    for method, settings in OBJECTIVES.items():
+        assert settings().method == method
+        settings().validate()
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("region_order", [None, "z_order"])
 def test_no_patch_of_a_later_region_reaches_a_prediction(build, clouds, name, region_order, monkeypatch):
     """Patches overlap, so that it is their embeddings that a prediction must not depend on."""
-    objective, seen = build(name, region_order=region_order), []
+    objective, embeddings = build(name, region_order=region_order), []
     tokenize = objective.backbone.tokenize
 
     def remember(inputs, *, targets=False):
         tokens = tokenize(inputs, targets=targets)
-        seen.append(tokens.embedding.detach().requires_grad_())
-        return replace(tokens, embedding=seen[-1])
+        embeddings.append(tokens.embedding.detach().requires_grad_())
+        return replace(tokens, embedding=embeddings[-1])
 
     monkeypatch.setattr(objective.backbone, "tokenize", remember)
     result = objective(clouds, Draw.of_batch(2))
     region = objective.regions(result.tokens, result.mask).index.expand(2, -1)
-    # from the order of prediction to that of the scan, in which the embeddings were seen
+    # from the order of prediction to that of the scan, in which the embeddings were recorded
     place = result.tokens.origin.argsort(1)
-    scanned = tokenize(clouds).origin
-    region_as_seen = torch.gather(torch.gather(region, 1, place), 1, scanned)
-    reached = 0
-    for h, one in enumerate(result.prediction.unbind(1)):
-        gradient = torch.autograd.grad(one.square().sum(), seen[0], retain_graph=True)[0].any(-1)
-        own = torch.gather(region, 1, result.index)[:, h : h + 1]
-        forbidden = region_as_seen >= own if name == "autoregression" else region_as_seen > own
+    scan_order = tokenize(clouds).origin
+    scanned_region = torch.gather(torch.gather(region, 1, place), 1, scan_order)
+    dependencies = 0
+    for h, patch_prediction in enumerate(result.prediction.unbind(1)):
+        gradient = torch.autograd.grad(patch_prediction.square().sum(), embeddings[0], retain_graph=True)[
+            0
+        ].any(-1)
+        patch_region = torch.gather(region, 1, result.index)[:, h : h + 1]
+        forbidden = (
+            scanned_region >= patch_region if name == "autoregression" else scanned_region > patch_region
+        )
         assert not gradient[forbidden].any()
-        reached += int(gradient.sum())
-    assert reached > 0
+        dependencies += int(gradient.sum())
+    assert dependencies > 0
 
 
 def test_a_patch_is_described_by_neighbours_that_it_may_read():
@@ -99,7 +103,7 @@ def test_a_patch_is_described_by_neighbours_that_it_may_read():
         for parameter in local.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     attention_mask = region_attention_mask(torch.tensor([[0, 0, 1, 1, 1, 2]]), "map")
-    found = local(x, position, attention_mask)
+    output = local(x, position, attention_mask)
     for sample in range(2):
         relative = []
         for i in range(6):
@@ -113,9 +117,9 @@ def test_a_patch_is_described_by_neighbours_that_it_may_read():
             variance = torch.stack([relative[j] for j in readable]).var(correction=0)
             scaled = relative[i] * local.scale[:4] / (variance + local.eps).sqrt() + local.shift[:4]
             pooled = (scaled * scaled.softmax(0)).sum(0)
-            own = x[sample, i] * local.scale[4:] + local.shift[4:]
-            expected = torch.nn.functional.silu(local.project(local.norm(torch.cat([pooled, own]))))
-            torch.testing.assert_close(found[sample, i], expected, rtol=1e-4, atol=1e-5)
+            patch = x[sample, i] * local.scale[4:] + local.shift[4:]
+            expected = torch.nn.functional.silu(local.project(local.norm(torch.cat([pooled, patch]))))
+            torch.testing.assert_close(output[sample, i], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_patches_than_neighbours_are_refused_by_autoregression_too(tiny_model, clouds):
@@ -150,9 +154,9 @@ def test_a_run_learns_and_comes_back(name, tiny_model, short_training, two_class
     )
     task = PretrainTask(DOMAIN, config, data)
     train(task, config.training, tmp_path, run_config=config)
-    learning = {key: value for key, value in task.model.named_parameters() if value.requires_grad}
-    still = {key for key, value in learning.items() if value.grad is None or not value.grad.any()}
-    assert still == ({"decoder.mask_token"} if name == "ratio0" else set())
+    learnable = {key: value for key, value in task.model.named_parameters() if value.requires_grad}
+    without_gradient = {key for key, value in learnable.items() if value.grad is None or not value.grad.any()}
+    assert without_gradient == ({"decoder.mask_token"} if name == "ratio0" else set())
     trained = load_objective(DOMAIN, tmp_path)
     assert trained.settings == config.objective
     state = trained.objective.state_dict()
@@ -174,7 +178,7 @@ def test_a_one_directional_run_starts_a_bidirectional_classifier(
     task = FinetuneTask(DOMAIN, finetune, two_classes)
     mixer = task.model.encoder.blocks[0].mixer
     assert torch.equal(mixer.scan_backward.x_proj.weight, mixer.scan_forward.x_proj.weight)
-    assert "scans one way and the model both: its 2 layers begin backwards" in caplog.text
+    assert "scans one way and the model both: its 2 layers start their backward scan" in caplog.text
 
 
 # ---- targets of several scales

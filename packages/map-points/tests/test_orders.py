@@ -37,9 +37,9 @@ def test_z_order_interleaves_bits(small_grid):
 @pytest.mark.parametrize("order", ["fps", "z_order", "hilbert", "random"])
 def test_every_order_is_a_permutation_and_deterministic(order):
     center = torch.randn(3, 64, 3)
-    found = order_patches(center, order)
-    assert torch.equal(found.sort(dim=1).values, torch.arange(64).expand(3, -1))
-    assert torch.equal(found, order_patches(center, order))
+    indices = order_patches(center, order)
+    assert torch.equal(indices.sort(dim=1).values, torch.arange(64).expand(3, -1))
+    assert torch.equal(indices, order_patches(center, order))
 
 
 @pytest.mark.parametrize("order", ["z_order", "hilbert"])

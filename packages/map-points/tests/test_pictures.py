@@ -31,9 +31,9 @@ def test_visible_patches_are_points_of_the_cloud(objective):
 
 def test_predictions_lie_at_the_centres_of_the_hidden_patches(objective):
     points = torch.randn(2, 64, 3)
-    views, found = reconstruct(objective, points, seed=5), hide_and_reconstruct(objective, points, seed=5)
-    center = gather_tokens(found.tokens.position, found.mask.drop)
-    expected = found.prediction.reshape(2, 8, 4, 3) + center.reshape(2, 8, 1, 3)
+    views, result = reconstruct(objective, points, seed=5), hide_and_reconstruct(objective, points, seed=5)
+    center = gather_tokens(result.tokens.position, result.mask.drop)
+    expected = result.prediction.reshape(2, 8, 4, 3) + center.reshape(2, 8, 1, 3)
     torch.testing.assert_close(views.predicted, expected.reshape(2, 32, 3))
 
 
@@ -54,17 +54,17 @@ def test_a_picture_explains_its_colours_and_what_of_the_truth_it_uses(objective)
     views = reconstruct(objective, torch.randn(2, 64, 3))
     figure = figure_of(views)
     (legend,) = figure.legends
-    named = {
+    legend_colors = {
         text.get_text(): to_hex(handle.get_color())
         for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
     }
     (axis,) = figure.axes
     visible, predicted = axis.collections
-    assert named == {
+    assert legend_colors == {
         name: to_hex(part.get_facecolor()[0])
         for name, part in (("visible", visible), ("predicted", predicted))
     }
-    assert named["visible"] != named["predicted"]
+    assert legend_colors["visible"] != legend_colors["predicted"]
     assert len(predicted.get_offsets()) == views.predicted.shape[:2].numel()
     assert len(visible.get_offsets()) == 2 * (
         64 + 2 * views.visible.shape[1]

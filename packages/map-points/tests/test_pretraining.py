@@ -32,21 +32,21 @@ def make(tiny_model, tiny_objective):
 
 
 def test_each_hidden_patch_is_predicted_once(make):
-    found = make()(torch.randn(3, 64, 3), Draw.of_batch(3))
-    assert found.mask.hidden.sum(1).tolist() == [8, 8, 8]
-    assert found.prediction.shape == (3, 8, 12)
-    assert found.tokens.target.shape == (3, 16, 4, 3)
-    for drop, hidden in zip(found.mask.drop, found.mask.hidden, strict=True):
+    result = make()(torch.randn(3, 64, 3), Draw.of_batch(3))
+    assert result.mask.hidden.sum(1).tolist() == [8, 8, 8]
+    assert result.prediction.shape == (3, 8, 12)
+    assert result.tokens.target.shape == (3, 16, 4, 3)
+    for drop, hidden in zip(result.mask.drop, result.mask.hidden, strict=True):
         assert drop.tolist() == hidden.nonzero().flatten().tolist()
-    target = torch.stack([t[d] for t, d in zip(found.tokens.target, found.mask.drop, strict=True)])
-    torch.testing.assert_close(found.loss, masked_distance(found.prediction, target))
+    target = torch.stack([t[d] for t, d in zip(result.tokens.target, result.mask.drop, strict=True)])
+    torch.testing.assert_close(result.loss, masked_distance(result.prediction, target))
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 def test_the_loss_is_of_the_kind_asked_for(make, kind):
-    found = make(chamfer=kind)(torch.randn(2, 64, 3), Draw.of_batch(2))
-    target = torch.stack([t[d] for t, d in zip(found.tokens.target, found.mask.drop, strict=True)])
-    torch.testing.assert_close(found.loss, masked_distance(found.prediction, target, kind=kind))
+    result = make(chamfer=kind)(torch.randn(2, 64, 3), Draw.of_batch(2))
+    target = torch.stack([t[d] for t, d in zip(result.tokens.target, result.mask.drop, strict=True)])
+    torch.testing.assert_close(result.loss, masked_distance(result.prediction, target, kind=kind))
 
 
 SETTINGS = [
@@ -61,29 +61,30 @@ SETTINGS = [
     "changes", SETTINGS, ids=lambda changes: "-".join(map(str, changes.values())) or "scan"
 )
 def test_predictions_see_their_region_and_the_ones_before_it(make, changes):
-    seen = decoder_dependencies(make(**changes), torch.randn(1, 64, 3), Draw.of_batch(1))
-    expected = seen.region.unsqueeze(1) <= seen.hidden_region.unsqueeze(2)
-    assert torch.equal(seen.depends, expected)
-    assert len(seen.region.unique()) == changes.get("num_regions", 8)
+    dependencies = decoder_dependencies(make(**changes), torch.randn(1, 64, 3), Draw.of_batch(1))
+    expected = dependencies.region.unsqueeze(1) <= dependencies.hidden_region.unsqueeze(2)
+    assert torch.equal(dependencies.depends, expected)
+    assert len(dependencies.region.unique()) == changes.get("num_regions", 8)
 
 
 def test_a_recipe_sees_its_region_and_the_ones_before_it():
     config = load_recipe(DOMAIN.recipes, "pretrain_shapes", configs(DOMAIN).pretrain)
     objective = build_objective(create_backbone(config.model), config.objective).eval()
-    seen = decoder_dependencies(objective, torch.randn(1, 256, 3), Draw.of_batch(1))
-    assert torch.equal(seen.depends, seen.region.unsqueeze(1) <= seen.hidden_region.unsqueeze(2))
+    dependencies = decoder_dependencies(objective, torch.randn(1, 256, 3), Draw.of_batch(1))
+    expected = dependencies.region.unsqueeze(1) <= dependencies.hidden_region.unsqueeze(2)
+    assert torch.equal(dependencies.depends, expected)
 
 
 def test_hidden_points_reach_no_prediction(make):
-    objective, captured = make(), []
+    objective, embeddings = make(), []
     objective.backbone.patch_embed.register_forward_hook(
-        lambda module, arguments, output: captured.append(output) or output.retain_grad()
+        lambda module, arguments, output: embeddings.append(output) or output.retain_grad()
     )
-    found = objective(torch.randn(1, 64, 3), Draw.of_batch(1))
-    found.prediction.square().sum().backward()
-    gradient = captured[0].grad[0].abs().sum(-1)
-    assert (gradient[found.mask.hidden[0]] == 0).all()
-    assert (gradient[~found.mask.hidden[0]] > 0).all()
+    result = objective(torch.randn(1, 64, 3), Draw.of_batch(1))
+    result.prediction.square().sum().backward()
+    gradient = embeddings[0].grad[0].abs().sum(-1)
+    assert (gradient[result.mask.hidden[0]] == 0).all()
+    assert (gradient[~result.mask.hidden[0]] > 0).all()
 
 
 def test_after_mask_puts_all_that_is_visible_before_all_that_is_hidden(make):
@@ -154,9 +155,9 @@ def test_a_class_token_is_refused(tiny_model, tiny_objective):
 def test_a_pretraining_run_can_be_read_back(pretrained):
     run, task = pretrained
     points, draw = torch.randn(2, 64, 3), Draw.of_batch(2, seed=3)
-    read = load_objective(DOMAIN, run).objective.eval()
+    loaded = load_objective(DOMAIN, run).objective.eval()
     expected = task.model.eval()(points, draw)
-    torch.testing.assert_close(read(points, draw).prediction, expected.prediction)
+    torch.testing.assert_close(loaded(points, draw).prediction, expected.prediction)
     assert {path.name for path in run.iterdir()} >= {
         "config.yaml",
         "metrics.jsonl",
@@ -190,7 +191,7 @@ def test_a_run_describes_its_model(pretrained, tiny_model):
     }
 
 
-def test_a_data_set_of_ones_own_is_trained_on_to_the_picture(
+def test_a_users_data_set_is_trained_on_up_to_the_picture(
     tiny_model, tiny_objective, short_training, tmp_path
 ):
     """Bare tensors, no names, no axis that points up."""

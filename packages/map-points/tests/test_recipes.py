@@ -17,7 +17,7 @@ from map_core.tasks.weights import save_weights
 from map_core.training import train
 from map_points.cli import COMMANDS
 from map_points.data.clouds import ArrayClouds
-from map_points.domain import DOMAIN, opened
+from map_points.domain import DOMAIN, as_opened_data
 from map_points.factory import MODELS, PointModelConfig, create_backbone, create_classifier
 from map_points.fewshot import FewShotConfig, run_folds
 from map_points.segmentation.task import SegmentConfig, SegmentTask, load_segmenter
@@ -91,7 +91,7 @@ def kind(name):
     return name.split("_")[0]
 
 
-def of_kind(*kinds):
+def names_of_kind(*kinds):
     return [name for name in NAMES if kind(name) in kinds]
 
 
@@ -104,7 +104,7 @@ def recipe(name, *overrides):
     return load_recipe(DOMAIN.recipes, name, CONFIGS[kind(name)], [*some_root(name), *overrides])
 
 
-def shrunken(name, out, *more):
+def small_config(name, out, *more):
     layouts = {"mamba3d": "Mx2", "point_mae": "Tx2", "point_mamba": "Sx2"}
     layout = next((layout for part, layout in layouts.items() if part in name), "MT")
     config = recipe(name, *SHORT, *SMALL, f"--model.layout={layout}", f"--out={out}", *more)
@@ -112,31 +112,31 @@ def shrunken(name, out, *more):
     return config
 
 
-def made_up(config):
+def random_data(config):
     """Twelve clouds of three classes."""
     points = np.random.default_rng(0).normal(size=(12, 80, 3)).astype(np.float32)
     clouds = ArrayClouds(np.arange(12) % 3, ("a", "b", "c"), points, "made up")
-    return opened(config.data, "made up", clouds, clouds, "test split")
+    return as_opened_data(config.data, "made up", clouds, clouds, "test split")
 
 
-def learnt(task):
+def learnable_parameters(task):
     """Parameters by name, without those that follow others (a momentum encoder's)."""
     return {name: value for name, value in task.model.named_parameters() if value.requires_grad}
 
 
-def largest_slopes(task):
+def largest_gradients(task):
     """The largest gradient of each parameter in the training to come, by its name."""
-    slopes = {}
-    for name, parameter in learnt(task).items():
+    gradients = {}
+    for name, parameter in learnable_parameters(task).items():
         parameter.register_post_accumulate_grad_hook(
-            lambda own, name=name: slopes.update(
-                {name: max(slopes.get(name, 0), float(own.grad.abs().max()))}
+            lambda p, name=name: gradients.update(
+                {name: max(gradients.get(name, 0), float(p.grad.abs().max()))}
             )
         )
-    return slopes
+    return gradients
 
 
-def holds(model, other):
+def have_same_state(model, other):
     """Whether two models have the same state."""
     state = other.state_dict()
     return model.state_dict().keys() == state.keys() and all(
@@ -153,46 +153,46 @@ def test_the_recipes_are_these():
     assert tuple(recipe_names(DOMAIN.recipes)) == NAMES
 
 
-@pytest.mark.parametrize("name", of_kind("pretrain"))
+@pytest.mark.parametrize("name", names_of_kind("pretrain"))
 def test_a_pretraining_recipe_takes_two_steps_and_is_read_back(name, tmp_path):
     small = SMALL_OBJECTIVES[recipe(name).objective.method]
-    config = shrunken(name, tmp_path / "run", *small)
-    task = PretrainTask(DOMAIN, config, made_up(config))
-    before, slopes = (
+    config = small_config(name, tmp_path / "run", *small)
+    task = PretrainTask(DOMAIN, config, random_data(config))
+    before, gradients = (
         {key: value.clone() for key, value in task.model.state_dict().items()},
-        largest_slopes(task),
+        largest_gradients(task),
     )
     train(task, config.training, tmp_path / "run", run_config=config)
-    assert holds(load_objective(DOMAIN, tmp_path / "run").objective, task.model)
+    assert have_same_state(load_objective(DOMAIN, tmp_path / "run").objective, task.model)
     changed = {key for key, value in task.model.named_parameters() if not torch.equal(value, before[key])}
-    assert slopes.keys() == learnt(task).keys()  # every parameter learns
-    assert min(slopes.values()) > 0
+    assert gradients.keys() == learnable_parameters(task).keys()  # every parameter learns
+    assert min(gradients.values()) > 0
     # at this width steps along the smallest gradients, below AdamW's eps, are lost in float32's rounding
-    lost = {key for key, slope in slopes.items() if slope <= 1e-8}
-    assert changed >= set(dict(task.model.named_parameters())) - lost
+    negligible = {key for key, gradient in gradients.items() if gradient <= 1e-8}
+    assert changed >= set(dict(task.model.named_parameters())) - negligible
 
 
-@pytest.mark.parametrize("name", of_kind("finetune"))
+@pytest.mark.parametrize("name", names_of_kind("finetune"))
 def test_a_finetuning_recipe_takes_two_steps_and_is_read_back(name, tmp_path):
-    config = shrunken(name, tmp_path / "run")
-    task = FinetuneTask(DOMAIN, config, made_up(config))
+    config = small_config(name, tmp_path / "run")
+    task = FinetuneTask(DOMAIN, config, random_data(config))
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     train(task, config.training, tmp_path / "run", run_config=config)
     model, classes = MODELS.classifier(tmp_path / "run")
     assert classes == ("a", "b", "c")
-    assert holds(model, task.model)
+    assert have_same_state(model, task.model)
     changed = {key for key, value in task.model.named_parameters() if not torch.equal(value, before[key])}
     assert changed == set(dict(task.model.named_parameters()))
 
 
-@pytest.mark.parametrize("name", of_kind("linear"))
+@pytest.mark.parametrize("name", names_of_kind("linear"))
 def test_a_probing_recipe_takes_two_steps_of_its_head_alone(name, tmp_path):
-    model = shrunken(name, tmp_path).model
+    model = small_config(name, tmp_path).model
     backbone = create_backbone(model)
-    described = MODELS.describe(model, holds="encoder")
-    save_weights(tmp_path / "model.safetensors", backbone.state_dict(), described)
-    config = shrunken(name, tmp_path / "run", f"--init={tmp_path / 'model.safetensors'}")
-    task = LinearProbeTask(DOMAIN, config, made_up(config))
+    description = MODELS.describe(model, holds="encoder")
+    save_weights(tmp_path / "model.safetensors", backbone.state_dict(), description)
+    config = small_config(name, tmp_path / "run", f"--init={tmp_path / 'model.safetensors'}")
+    task = LinearProbeTask(DOMAIN, config, random_data(config))
     train(task, config.training, tmp_path / "run", run_config=config)
     classifier, classes = MODELS.classifier(tmp_path / "run")
     assert classes == ("a", "b", "c")
@@ -201,12 +201,14 @@ def test_a_probing_recipe_takes_two_steps_of_its_head_alone(name, tmp_path):
     assert torch.any(state["head.weight"] != 0)
 
 
-@pytest.mark.parametrize("name", of_kind("segment"))
+@pytest.mark.parametrize("name", names_of_kind("segment"))
 def test_a_segmentation_recipe_takes_two_steps_and_is_read_back(name, two_part_shapes, tmp_path):
-    config = shrunken(name, tmp_path / "run", "--objective.hidden_dim=16", f"--data.root={two_part_shapes}")
+    config = small_config(
+        name, tmp_path / "run", "--objective.hidden_dim=16", f"--data.root={two_part_shapes}"
+    )
     task = SegmentTask(config)
     train(task, config.training, tmp_path / "run", run_config=config)
-    assert holds(load_segmenter(tmp_path / "run").model, task.model)
+    assert have_same_state(load_segmenter(tmp_path / "run").model, task.model)
 
 
 @pytest.mark.parametrize("way", [5, 10])
@@ -219,7 +221,7 @@ def test_the_few_shot_recipe_takes_two_steps_a_fold(way, shot, tmp_path):
         items = [(rng.normal(size=(80, 6)), i % way, 0) for i in range(2 * way)]
         (folder / f"{fold}.pkl").write_bytes(pickle.dumps({"train": items, "test": items}))
     more = (f"--fewshot.way={way}", f"--fewshot.shot={shot}", "--fewshot.folds=2")
-    config = shrunken("fewshot_modelnet40", tmp_path / "run", f"--data.root={tmp_path / 'folds'}", *more)
+    config = small_config("fewshot_modelnet40", tmp_path / "run", f"--data.root={tmp_path / 'folds'}", *more)
     summary = run_folds(config)
     assert summary["folds"] == "published"
     for i in range(2):
@@ -304,60 +306,70 @@ def mamba_run(tmp_path_factory) -> Path:
     return run
 
 
-def resolved(name, *arguments):
+def parse_recipe(name, *arguments):
     """The configuration that the recipe's command resolves."""
-    (command,) = (one for one in COMMANDS if one.name == kind(name))
-    asked = ["--config", name, *some_root(name), *map(str, arguments)]
-    return parse(f"map-points {command.name}", command, COMMANDS, DOMAIN.recipes, asked)
+    (command,) = (entry for entry in COMMANDS if entry.name == kind(name))
+    argv = ["--config", name, *some_root(name), *map(str, arguments)]
+    return parse(f"map-points {command.name}", command, COMMANDS, DOMAIN.recipes, argv)
 
 
-@pytest.mark.parametrize("name", of_kind("finetune", "fewshot", "segment"))
+@pytest.mark.parametrize("name", names_of_kind("finetune", "fewshot", "segment"))
 def test_the_model_is_that_of_the_weights_to_start_from(name, mamba_run):
-    model, alone = resolved(name, "--init", mamba_run).model, recipe(name).model
-    described = MODELS.described(mamba_run)
-    for key in MODELS.tied:
-        assert getattr(model, key) == getattr(described, key), key
-    for key in vars(model).keys() - set(MODELS.tied):
-        assert getattr(model, key) in (getattr(alone, key), getattr(described, key))
-    assert (model.num_patches, model.drop_path_rate) == (alone.num_patches, alone.drop_path_rate)
+    model, recipe_model = parse_recipe(name, "--init", mamba_run).model, recipe(name).model
+    trained_model = MODELS.read_model_config(mamba_run)
+    for key in MODELS.inherited_settings:
+        assert getattr(model, key) == getattr(trained_model, key), key
+    for key in vars(model).keys() - set(MODELS.inherited_settings):
+        assert getattr(model, key) in (getattr(recipe_model, key), getattr(trained_model, key))
+    assert (model.num_patches, model.drop_path_rate) == (
+        recipe_model.num_patches,
+        recipe_model.drop_path_rate,
+    )
 
 
-@pytest.mark.parametrize("name", of_kind("finetune", "fewshot", "segment"))
+@pytest.mark.parametrize("name", names_of_kind("finetune", "fewshot", "segment"))
 def test_without_weights_to_start_from_the_model_is_the_recipes(name):
-    assert resolved(name).model == recipe(name).model
+    assert parse_recipe(name).model == recipe(name).model
 
 
-def test_the_command_line_goes_before_the_weights_to_start_from(mamba_run):
-    model = resolved("finetune_shapes", "--init", mamba_run, "--model.order", "hilbert").model
+def test_the_command_line_overrides_the_weights_to_start_from(mamba_run):
+    model = parse_recipe("finetune_shapes", "--init", mamba_run, "--model.order", "hilbert").model
     assert (model.order, model.name) == ("hilbert", "mamba3d")
 
 
-def test_what_a_recipe_gives_way_in_is_said(mamba_run, caplog):
-    resolved("finetune_shapes", "--init", mamba_run)
-    said = "model.{}: {} of the weights that --init names goes before {} of the recipe"
-    assert said.format("name", "'mamba3d'", "'hybridnet3d'") in caplog.text
-    assert said.format("layout", "'Mx2'", "'MMMT'") in caplog.text
-    assert said.format("patch_size", 8, 32) in caplog.text
-    assert said.format("num_heads", "the default", 4) in caplog.text
+def test_settings_of_a_recipe_that_weights_override_are_reported(mamba_run, caplog):
+    parse_recipe("finetune_shapes", "--init", mamba_run)
+    template = "model.{}: {} of the weights that --init names goes before {} of the recipe"
+    assert template.format("name", "'mamba3d'", "'hybridnet3d'") in caplog.text
+    assert template.format("layout", "'Mx2'", "'MMMT'") in caplog.text
+    assert template.format("patch_size", 8, 32) in caplog.text
+    assert template.format("num_heads", "the default", 4) in caplog.text
     assert "drop_path_rate" not in caplog.text
 
 
-def test_a_recipe_that_agrees_gives_way_in_nothing(mamba_run, tmp_path, caplog):
+def test_a_recipe_that_agrees_with_the_weights_is_not_reported(mamba_run, tmp_path, caplog):
     agreeing = tmp_path / "finetune_agreeing.yaml"
-    agreeing.write_text(yaml.safe_dump({"model": {**vars(MODELS.described(mamba_run)), "num_patches": 4}}))
-    (finetune,) = (one for one in COMMANDS if one.name == "finetune")
-    asked = ["--config", str(agreeing), "--init", str(mamba_run)]
-    model = parse("map-points finetune", finetune, COMMANDS, DOMAIN.recipes, asked).model
+    agreeing.write_text(
+        yaml.safe_dump({"model": {**vars(MODELS.read_model_config(mamba_run)), "num_patches": 4}})
+    )
+    (finetune,) = (entry for entry in COMMANDS if entry.name == "finetune")
+    argv = ["--config", str(agreeing), "--init", str(mamba_run)]
+    model = parse("map-points finetune", finetune, COMMANDS, DOMAIN.recipes, argv).model
     assert (model.name, model.num_patches) == ("mamba3d", 4)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["finetune_shapes", "finetune_modelnet40"])
 def test_a_recipe_finetunes_a_mamba3d_run(name, mamba_run, tmp_path):
-    config = resolved(
+    config = parse_recipe(
         name, "--init", mamba_run, *SHORT, "--training.warmup_epochs=0",
         "--data.num_points=64", "--model.num_patches=16", f"--out={tmp_path / 'run'}",
     )  # fmt: skip
-    train(FinetuneTask(DOMAIN, config, made_up(config)), config.training, tmp_path / "run", run_config=config)
+    train(
+        FinetuneTask(DOMAIN, config, random_data(config)),
+        config.training,
+        tmp_path / "run",
+        run_config=config,
+    )
     model, _ = MODELS.classifier(tmp_path / "run")
     assert model.encoder.layout == "MM"

@@ -72,12 +72,12 @@ def test_a_number_that_does_not_divide_gives_regions_of_two_sizes():
 def test_regions_along_another_order_are_ranks_in_it_gathered_by_the_scan(order, region_order):
     points = torch.randn(3, 64, 3)
     tokens = tokenize(points, order=order)
-    found = PointObjectiveConfig(num_regions=5, region_order=region_order).region_rule(order)(tokens)
+    regions = PointObjectiveConfig(num_regions=5, region_order=region_order).region_rule(order)(tokens)
     centers = group_points(points, num_patches=16, patch_size=4).center
     rank = scan_order(centers, SCAN_ORDERS[region_order]).argsort(dim=1)
     expected = gather_tokens(rank * 5 // 16, scan_order(centers, SCAN_ORDERS[order]))
-    assert torch.equal(found.index.expand(3, -1), expected)
-    assert (found.count, found.smallest) == (5, 3)
+    assert torch.equal(regions.index.expand(3, -1), expected)
+    assert (regions.count, regions.smallest) == (5, 3)
 
 
 def test_regions_are_not_cut_along_an_order_that_only_models_have():

@@ -21,8 +21,8 @@ def head_of(model):
 
 
 @pytest.fixture
-def saved(tmp_path):
-    """Saves a model's weights and gives their file."""
+def save_model(tmp_path):
+    """Saves a model's weights and returns their file."""
 
     def save(model):
         save_weights(tmp_path / "model.safetensors", model.state_dict(), {})
@@ -31,21 +31,23 @@ def saved(tmp_path):
     return save
 
 
-def test_a_classifier_starts_from_the_pretrained_encoder(saved, tiny_model):
-    file = saved(create_backbone(tiny_model))
+def test_a_classifier_starts_from_the_pretrained_encoder(save_model, tiny_model):
+    file = save_model(create_backbone(tiny_model))
     model = create_classifier(tiny_model, 2)
-    fresh = load_init(model, file).fresh
-    assert set(fresh) == head_of(model) | CLASS_TOKEN
+    missing = load_init(model, file).missing
+    assert set(missing) == head_of(model) | CLASS_TOKEN
     for name, value in read_weights(file).items():
         assert torch.equal(model.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("create", [create_backbone, lambda model: create_probed(model, 2)])
-def test_an_encoder_starts_from_a_classifier_without_class_token_and_head(saved, tiny_model, caplog, create):
+def test_an_encoder_starts_from_a_classifier_without_class_token_and_head(
+    save_model, tiny_model, caplog, create
+):
     classifier, model = create_classifier(tiny_model, 3), create(tiny_model)
-    file = saved(classifier)
+    file = save_model(classifier)
     report = load_init(model, file)
-    assert set(report.left) >= head_of(classifier) | CLASS_TOKEN
+    assert set(report.unused) >= head_of(classifier) | CLASS_TOKEN
     for name, value in classifier.state_dict().items():
         if name.startswith("encoder.blocks."):
             assert torch.equal(model.state_dict()[name], value)
@@ -53,20 +55,20 @@ def test_an_encoder_starts_from_a_classifier_without_class_token_and_head(saved,
     assert "encoder.registers.token" in caplog.text.partition("; left: ")[2]
 
 
-def test_a_head_of_another_number_of_classes_starts_anew(saved, tiny_model):
-    file, model = saved(create_classifier(tiny_model, 2)), create_classifier(tiny_model, 5)
-    assert set(load_init(model, file).fresh) == head_of(model)
+def test_a_head_for_another_number_of_classes_is_reinitialised(save_model, tiny_model):
+    file, model = save_model(create_classifier(tiny_model, 2)), create_classifier(tiny_model, 5)
+    assert set(load_init(model, file).missing) == head_of(model)
 
 
-def test_a_head_of_another_kind_starts_anew(saved, tiny_model):
-    file, model = saved(create_probed(tiny_model, 2)), create_classifier(tiny_model, 2)
-    assert set(load_init(model, file).fresh) == head_of(model) | CLASS_TOKEN
+def test_a_head_of_another_kind_is_reinitialised(save_model, tiny_model):
+    file, model = save_model(create_probed(tiny_model, 2)), create_classifier(tiny_model, 2)
+    assert set(load_init(model, file).missing) == head_of(model) | CLASS_TOKEN
 
 
 @pytest.mark.parametrize("keep_head", [True, False])
-def test_a_head_of_the_same_shape_is_kept_where_asked_for(saved, tiny_model, keep_head):
+def test_a_head_of_the_same_shape_is_kept_where_asked_for(save_model, tiny_model, keep_head):
     source, model = create_classifier(tiny_model, 2), create_classifier(tiny_model, 2)
-    load_init(model, saved(source), keep_head=keep_head)
+    load_init(model, save_model(source), keep_head=keep_head)
     assert torch.equal(model.head[0].weight, source.head[0].weight) == keep_head
     assert torch.equal(model.encoder.blocks[0].norm1.weight, source.encoder.blocks[0].norm1.weight)
 
@@ -80,8 +82,8 @@ def test_a_head_of_the_same_shape_is_kept_where_asked_for(saved, tiny_model, kee
     ],
     ids=["missing", "not used", "shapes"],
 )
-def test_weights_of_another_model_are_refused(saved, tiny_model, changes, message):
-    file = saved(create_backbone(tiny_model))
+def test_weights_of_another_model_are_refused(save_model, tiny_model, changes, message):
+    file = save_model(create_backbone(tiny_model))
     with pytest.raises(UserError, match=message):
         load_init(create_classifier(replace(tiny_model, **changes), 2), file)
 
@@ -91,15 +93,15 @@ def test_a_path_without_weights_is_refused(tmp_path):
         read_weights(tmp_path / "nothing")
 
 
-def test_a_file_that_is_cut_off_is_refused(saved, tiny_model):
-    file = saved(create_backbone(tiny_model))
+def test_a_file_that_is_cut_off_is_refused(save_model, tiny_model):
+    file = save_model(create_backbone(tiny_model))
     file.write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"is no weights file \(looks like text\)"):
         load_init(create_backbone(tiny_model), file)
 
 
 @pytest.mark.parametrize(
-    ("trained", "now", "told"),
+    ("trained", "now", "message"),
     [
         ({}, {"order": "z_order"}, "order 'fps', this model has 'z_order'"),
         ({"num_heads": 3}, {}, "num_heads 3, this model has 6"),
@@ -108,15 +110,15 @@ def test_a_file_that_is_cut_off_is_refused(saved, tiny_model):
         ({"patch_size": 16}, {}, "patch_size 16, this model has 32"),
     ],
 )  # fmt: skip
-def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, told):
+def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, message):
     before, after = PointModelConfig(**trained), PointModelConfig(**now)
     save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(before))
     MODELS.refuse_other_settings(before, tmp_path)
     with pytest.raises(
-        UserError, match=f"was trained with model.{re.escape(told)}: its weights fit, but would mean"
+        UserError, match=f"was trained with model.{re.escape(message)}: its weights fit, but would mean"
     ):
         MODELS.refuse_other_settings(after, tmp_path)
-    MODELS.refuse_other_settings(after, tmp_path, may_differ=[told.split()[0]])
+    MODELS.refuse_other_settings(after, tmp_path, may_differ=[message.split()[0]])
 
 
 def test_weights_without_a_description_are_taken_as_they_are(tmp_path):

@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def make_tiny() -> Callable[..., HybridNet]:
-    """Create a registered model, made small: 16 patches, 4 layers of width 32, in evaluation mode."""
+    """Create a small version of a registered model: 16 patches, 4 layers of width 32, in evaluation mode."""
 
     def make(name: str = "hybridnet_tiny_patch16_224", **changes: Any) -> HybridNet:
         torch.manual_seed(0)
@@ -37,7 +37,7 @@ def make_tiny() -> Callable[..., HybridNet]:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes that their brightness tells apart, 6 training and 4 evaluation images of 18 x 20 each."""
+    """Three classes of different brightness, with 6 training and 4 evaluation images of 18 x 20 each."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 4)):
@@ -52,7 +52,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Switch the type checks of the test run off, to see our own message about a value of the wrong kind."""
+    """Switch off the test run's type checks, to see our own message about a value of the wrong kind."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: chains of commands, and the sentence that each mistake gives."""
+"""The command line as a user sees it: chains of commands, and the error message for each mistake."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ SHORT = [
 ]
 QUICK = ["--evaluation.workers=0", "--evaluation.progress=false", "--evaluation.device=cpu"]
 DECODER = ["--objective.decoder_dim=16", "--objective.decoder_depth=1", "--objective.decoder_heads=2"]
-OF_EVERY_RUN = {"task", "seconds", "samples_per_second", "peak_memory_bytes", "versions", "commit"}
+COMMON_KEYS = {"task", "seconds", "samples_per_second", "peak_memory_bytes", "versions", "commit"}
 
 
 def command(*arguments):
@@ -70,8 +70,8 @@ def pixels(file):
         return np.asarray(image.convert("RGB"))
 
 
-def drawn(run, root, out, *, split="train", count=6, **choice):
-    """Pixels of the picture that the objective of a run makes of images of the folder ``root``."""
+def picture_of(run, root, out, *, split="train", count=6, **choice):
+    """Pixels of the picture that a run's objective draws of images in the folder ``root``."""
     trained = load_objective(DOMAIN, run)
     data = DOMAIN.open_data(DataConfig(root=str(root)), trained.model, "features")
     samples = data.plain_train if split == "train" else data.evaluation
@@ -81,7 +81,7 @@ def drawn(run, root, out, *, split="train", count=6, **choice):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, image_folder, curves_drawn):
-    """Pretrain, finetune from it, and probe it, on the image folder."""
+    """Pretrain on the image folder, then finetune and probe the result."""
     root = tmp_path_factory.mktemp("runs")
     data = ["--data.root", image_folder]
     init = ["--init", root / "pretrain"]
@@ -95,28 +95,28 @@ def runs(tmp_path_factory, image_folder, curves_drawn):
 class TestRuns:
     def test_pretraining_run_explains_itself(self, runs, image_folder, tmp_path):
         run = runs / "pretrain"
-        told = summary(run)
-        assert set(told) >= OF_EVERY_RUN | {"loss"}
-        assert told["task"] == "pretrain"
-        assert told["loss"] == metrics(run)[-1]["loss"]
+        results = summary(run)
+        assert set(results) >= COMMON_KEYS | {"loss"}
+        assert results["task"] == "pretrain"
+        assert results["loss"] == metrics(run)[-1]["loss"]
         config = yaml.safe_load((run / "config.yaml").read_text())
         assert config["model"]["layout"] == "MT"
         assert config["objective"]["decoder_dim"] == 16
-        picture = drawn(run, image_folder, tmp_path / "expected.png")
+        picture = picture_of(run, image_folder, tmp_path / "expected.png")
         assert np.array_equal(pixels(run / "reconstructions.png"), picture)
         assert pixels(run / "curves.png").std() > 0
 
     def test_its_configuration_repeats_a_run(self, runs, tmp_path):
-        again = tmp_path / "again"
+        repeated = tmp_path / "repeated"
         config = runs / "pretrain" / "config.yaml"
-        assert command("pretrain", "--config", config, "--out", again) == 0
-        assert weights_equal(again, runs / "pretrain")
-        assert weights_equal(again, runs / "pretrain", "pretraining.safetensors")
-        losses = [[line["loss"] for line in metrics(run)] for run in (again, runs / "pretrain")]
+        assert command("pretrain", "--config", config, "--out", repeated) == 0
+        assert weights_equal(repeated, runs / "pretrain")
+        assert weights_equal(repeated, runs / "pretrain", "pretraining.safetensors")
+        losses = [[line["loss"] for line in metrics(run)] for run in (repeated, runs / "pretrain")]
         assert losses[0] == losses[1]
 
     @pytest.mark.parametrize("name", ["pretrain", "linear-probe"])
-    def test_encoders_start_from_a_finetuned_run_without_what_is_a_classifiers(
+    def test_encoders_start_from_a_finetuned_run_without_the_parts_of_a_classifier(
         self, runs, image_folder, tmp_path, caplog, name
     ):
         line = [
@@ -130,17 +130,17 @@ class TestRuns:
         ]
         line += DECODER if name == "pretrain" else []
         assert command(*line, "--init", runs / "finetune", "--out", tmp_path / "run") == 0
-        (said,) = [message for message in caplog.messages if f"{runs}/finetune" in message]
-        assert "loaded; new: nothing; left: " in said
+        (report,) = [message for message in caplog.messages if f"{runs}/finetune" in message]
+        assert "loaded; new: nothing; left: " in report
         for part in ("encoder.registers.token", "head.weight"):
-            assert part in said
-        trained, started = (
+            assert part in report
+        trained, initial = (
             load_file(run / "model.safetensors") for run in (runs / "finetune", tmp_path / "run")
         )
-        encoder = [key for key in started if key.startswith(("encoder.", "patch_embed."))]
+        encoder = [key for key in initial if key.startswith(("encoder.", "patch_embed."))]
         assert len(encoder) > 20
         for key in encoder:
-            torch.testing.assert_close(started[key], trained[key], rtol=0, atol=1e-20)
+            torch.testing.assert_close(initial[key], trained[key], rtol=0, atol=1e-20)
 
     @pytest.mark.parametrize("name", ["pretrain", "linear-probe"])
     def test_encoders_start_from_a_vit_of_timms_without_class_token_and_head(
@@ -160,13 +160,13 @@ class TestRuns:
         line += ["--model.name=map_vit_tiny_patch16_224", "--model.layout=Tx2"]
         line += DECODER if name == "pretrain" else []
         assert command(*line, "--init", tmp_path / "vit.pth", "--out", tmp_path / "run") == 0
-        (said,) = [message for message in caplog.messages if "vit.pth" in message]
+        (report,) = [message for message in caplog.messages if "vit.pth" in message]
         for part in ("encoder.registers.token", "head.weight"):
-            assert part in said
-        started = load_file(tmp_path / "run" / "model.safetensors")
+            assert part in report
+        initial = load_file(tmp_path / "run" / "model.safetensors")
         for i in range(2):
             key = f"blocks.{i}.mlp.fc1.weight"
-            torch.testing.assert_close(started[f"encoder.{key}"], vit.state_dict()[key], rtol=0, atol=1e-20)
+            torch.testing.assert_close(initial[f"encoder.{key}"], vit.state_dict()[key], rtol=0, atol=1e-20)
 
     @pytest.mark.parametrize("name", ["pretrain", "finetune", "linear-probe"])
     def test_other_channels_than_the_runs_are_refused_as_such(
@@ -182,8 +182,8 @@ class TestRuns:
         line = ["finetune", "--data.root", image_folder, *MODEL, *SHORT, "--init", runs / "pretrain"]
         line += ["--model.num_heads=4", "--out", tmp_path / "run"]
         assert command(*line) == 2
-        told = f"{runs}/pretrain was trained with model.num_heads 2, this model has 4: its weights fit, but would "
-        assert told in capsys.readouterr().err
+        error = f"{runs}/pretrain was trained with model.num_heads 2, this model has 4: its weights fit, but would "
+        assert error in capsys.readouterr().err
         assert command(*line, "--init_may_differ", "order") == 2
         assert "say that it is meant with --init_may_differ num_heads" in capsys.readouterr().err
         assert command(*line, "--init_may_differ", "heads") == 2
@@ -191,7 +191,7 @@ class TestRuns:
         assert command(*line, "--init_may_differ", "num_heads") == 0
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "message"),
         [
             ("", "lacks the section data"),
             ("[]", "lacks the section data"),
@@ -201,17 +201,19 @@ class TestRuns:
         ],
     )
     @pytest.mark.parametrize("name", ["evaluate", "features"])
-    def test_broken_settings_of_a_run_are_one_sentence(self, runs, tmp_path, capsys, name, text, told):
+    def test_broken_settings_of_a_run_are_reported_in_one_sentence(
+        self, runs, tmp_path, capsys, name, text, message
+    ):
         run = shutil.copytree(runs / "finetune", tmp_path / "run")
         (run / "config.yaml").write_text(text)
         model = json.loads((run / "model.json").read_text())
         del model["mean"], model["std"]
         (run / "model.json").write_text(json.dumps(model))
         assert command(name, "--init", run, *QUICK, "--out", tmp_path / "out") == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             ({"crop_pct": None}, "the .json beside the weights: preprocessing must have the keys"),
             ({"channels": "x"}, "preprocessing: channels must be 1 (gray) or 3 (RGB); got 'x'; export the run again"),
@@ -223,14 +225,16 @@ class TestRuns:
         ],
         ids=lambda value: "" if isinstance(value, str) else "-".join(value),
     )  # fmt: skip
-    def test_a_broken_description_of_a_run_is_one_sentence(self, runs, tmp_path, capsys, change, told):
-        """A None leaves its key out."""
+    def test_a_broken_description_of_a_run_is_reported_in_one_sentence(
+        self, runs, tmp_path, capsys, change, message
+    ):
+        """None removes a key."""
         run = shutil.copytree(runs / "finetune", tmp_path / "run")
         model = json.loads((run / "model.json").read_text()) | change
-        kept = {key: value for key, value in model.items() if change.get(key, value) is not None}
-        (run / "model.json").write_text(json.dumps(kept))
+        description = {key: value for key, value in model.items() if change.get(key, value) is not None}
+        (run / "model.json").write_text(json.dumps(description))
         assert command("evaluate", "--init", run, *QUICK, "--out", tmp_path / "out") == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     def test_exported_encoder_is_a_backbone(self, runs):
         state = load_file(runs / "pretrain" / "model.safetensors")
@@ -243,17 +247,17 @@ class TestRuns:
         assert command("finetune", *data, *MODEL, *SHORT, "--training.ema_decay=0.5", "--out", run) == 0
         init = ["--init", run / "model_ema.safetensors"]
         assert command("evaluate", *init, *QUICK, "--out", tmp_path / "evaluate") == 0
-        of_average = summary(run)["ema_test_loss"]
-        assert summary(tmp_path / "evaluate")["test_loss"] == pytest.approx(of_average, rel=1e-4)
-        assert of_average != summary(run)["test_loss"]
+        average_loss = summary(run)["ema_test_loss"]
+        assert summary(tmp_path / "evaluate")["test_loss"] == pytest.approx(average_loss, rel=1e-4)
+        assert average_loss != summary(run)["test_loss"]
 
     @pytest.mark.parametrize("name", ["finetune", "linear-probe"])
     def test_classifier_run_explains_itself(self, runs, name):
-        told = summary(runs / name)
-        assert set(told) >= OF_EVERY_RUN | {"test_accuracy", "test_accuracy_class_mean", "test_loss"}
-        assert told["task"] == name
+        results = summary(runs / name)
+        assert set(results) >= COMMON_KEYS | {"test_accuracy", "test_accuracy_class_mean", "test_loss"}
+        assert results["task"] == name
         (*_, last) = metrics(runs / name, "evaluation")
-        assert {key: told[key] for key in last if key.startswith("test_")} == {
+        assert {key: results[key] for key in last if key.startswith("test_")} == {
             key: value for key, value in last.items() if key.startswith("test_")
         }
         described = json.loads((runs / name / "model.json").read_text())
@@ -264,14 +268,14 @@ class TestRuns:
     def test_evaluation_repeats_the_end_of_training(self, runs, name, file, tmp_path, capsys):
         at_end, out = summary(runs / name), tmp_path / "evaluate"
         assert command("evaluate", "--init", runs / name / file, *QUICK, "--out", out) == 0
-        told = summary(out)
-        assert told["test_accuracy"] == at_end["test_accuracy"]
-        assert told["test_loss"] == pytest.approx(at_end["test_loss"], rel=1e-4)
-        assert set(told) >= OF_EVERY_RUN | {"images"}
-        assert told["images"] == 12
+        results = summary(out)
+        assert results["test_accuracy"] == at_end["test_accuracy"]
+        assert results["test_loss"] == pytest.approx(at_end["test_loss"], rel=1e-4)
+        assert set(results) >= COMMON_KEYS | {"images"}
+        assert results["images"] == 12
         first, *measures, last = capsys.readouterr().out.splitlines()
         assert (first, last) == ("evaluated on val", f"-> {out}/summary.json")
-        expected = {key: f"{value:.4g}" for key, value in told.items() if key.startswith("test_")}
+        expected = {key: f"{value:.4g}" for key, value in results.items() if key.startswith("test_")}
         assert dict(line.split() for line in measures) == expected
 
     def test_evaluation_in_bf16_is_near_that_in_fp32(self, runs, tmp_path):
@@ -300,8 +304,8 @@ class TestRuns:
         assert command("predict", "--init", runs / "finetune", "--images", images, *QUICK, "--out", out) == 0
         rows = list(csv.DictReader(out.open()))
         assert len(rows) == 12
-        right = sum(f"/{row['class_1']}/" in row["image"] for row in rows)
-        assert 100 * right / 12 == pytest.approx(summary(runs / "finetune")["test_accuracy"])
+        correct = sum(f"/{row['class_1']}/" in row["image"] for row in rows)
+        assert 100 * correct / 12 == pytest.approx(summary(runs / "finetune")["test_accuracy"])
         for row in rows:
             assert sum(float(row[f"probability_{i}"]) for i in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
             assert {row[f"class_{i}"] for i in (1, 2, 3)} == {"bright", "dark", "gray"}
@@ -331,9 +335,9 @@ class TestRuns:
             for i, path in zip(arrays["test_labels"], arrays["test_names"], strict=True)
         )
         score = json.loads(out.with_suffix(".json").read_text())["knn_accuracy"]
-        told = capsys.readouterr().out
-        assert f"kNN accuracy (3 neighbours): {score:.2f} %" in told
-        assert "18 training" in told.splitlines()[0], "which data they are features of"
+        output = capsys.readouterr().out
+        assert f"kNN accuracy (3 neighbours): {score:.2f} %" in output
+        assert "18 training" in output.splitlines()[0], "which data the features are of"
         assert score > 50  # brightness tells the classes apart, even in random features
 
     def test_features_of_images_without_labels(self, runs, image_folder, tmp_path):
@@ -351,7 +355,7 @@ class TestRuns:
         options = [f"--{names[key]}={value}" for key, value in choice.items()]
         assert command("reconstruct", "--init", run, "--count=2", *options, "--out", out) == 0
         assert capsys.readouterr().out == f"2 images -> {out}\n"
-        expected = drawn(run, image_folder, tmp_path / "expected.png", count=2, **choice)
+        expected = picture_of(run, image_folder, tmp_path / "expected.png", count=2, **choice)
         assert np.array_equal(pixels(out), expected)
 
     @pytest.mark.parametrize(("split", "folder", "count"), [("train", "train", 18), ("test", "val", 12)])
@@ -430,7 +434,7 @@ class TestRuns:
             assert f"skipped 1 unreadable images: {broken}\n" in capsys.readouterr().out
 
     def test_normalisation_goes_with_the_weights(self, image_folder, tmp_path):
-        """A run's mean and deviation are used wherever its weights go, not the defaults of the images."""
+        """A run's mean and deviation are used wherever its weights are, not the defaults of the images."""
         stats = ["--data.mean=[0.1]", "--data.std=[0.9]"]
         run, moved = tmp_path / "run", tmp_path / "moved"
         assert command("finetune", "--data.root", image_folder, *stats, *MODEL, *SHORT, "--out", run) == 0
@@ -454,7 +458,7 @@ class TestRuns:
 
 
 def test_digits_recipes(tmp_path, capsys):
-    """The packaged recipes one after the other, cut to two steps."""
+    """The packaged recipes one after the other, shortened to two steps."""
     short = [*SHORT, "--training.epochs=1", "--training.max_steps=2", "--training.batch_size=64"]
     pretrained, finetuned = tmp_path / "pretrain", tmp_path / "finetune"
     assert command("pretrain", "--config", "pretrain_digits", *short, "--out", pretrained) == 0
@@ -472,7 +476,7 @@ def test_digits_recipes(tmp_path, capsys):
 
 def test_info_lists_what_there_is(capsys):
     assert command("info") == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for title in (
         "versions",
         "devices",
@@ -480,105 +484,111 @@ def test_info_lists_what_there_is(capsys):
         "causal conv1d",
         "models (parameters at 1000 classes)",
     ):
-        assert f"{title}\n" in told
-    assert all(name in told for name in MODEL_NAMES)
-    assert "hybridnet_base_patch16_224      127,674,088" in told
-    assert "refused: " in told  # at least one of the CUDA packages is absent or unable here
+        assert f"{title}\n" in output
+    assert all(name in output for name in MODEL_NAMES)
+    assert "hybridnet_base_patch16_224      127,674,088" in output
+    assert "refused: " in output  # at least one of the CUDA packages is missing or unusable here
     assert command("--help") == 0
     assert "pretrain_digits" in capsys.readouterr().out
 
 
 @pytest.fixture
-def says(capsys, tmp_path):
-    """Run a command that must fail, with status 2 if not told; return the sentence with which it ends."""
+def error_of(capsys, tmp_path):
+    """Run a command that must fail, by default with status 2, and return its error message."""
 
     def run(*arguments, status=2):
         capsys.readouterr()
         assert command(*arguments, "--out", tmp_path / "out") == status
-        *announced, told = capsys.readouterr().err.splitlines()
-        assert told.startswith("map-vision: error: ")
-        assert not any("Traceback" in line for line in announced)
+        *log_lines, error = capsys.readouterr().err.splitlines()
+        assert error.startswith("map-vision: error: ")
+        assert not any("Traceback" in line for line in log_lines)
         assert not (tmp_path / "out" / "summary.json").exists()
-        return told
+        return error
 
     return run
 
 
 class TestMistakes:
-    """Issue 2, section 5: one clear sentence that names what, where and the cure."""
+    """Issue 2, section 5: one clear sentence that says what is wrong, where, and how to fix it."""
 
-    def test_missing_data_folder(self, says, tmp_path):
-        told = says("pretrain", "--data.root", tmp_path / "nowhere", *MODEL, *SHORT)
-        assert f"data folder {tmp_path}/nowhere does not exist ({tmp_path} does): correct --data.root" in told
+    def test_missing_data_folder(self, error_of, tmp_path):
+        error = error_of("pretrain", "--data.root", tmp_path / "nowhere", *MODEL, *SHORT)
+        assert (
+            f"data folder {tmp_path}/nowhere does not exist ({tmp_path} does): correct --data.root" in error
+        )
 
-    def test_empty_data_folder(self, says, tmp_path):
+    def test_empty_data_folder(self, error_of, tmp_path):
         (tmp_path / "empty").mkdir()
-        told = says("pretrain", "--data.root", tmp_path / "empty", *MODEL, *SHORT)
-        assert f"no images in {tmp_path}/empty: looked in all subfolders for " in told
+        error = error_of("pretrain", "--data.root", tmp_path / "empty", *MODEL, *SHORT)
+        assert f"no images in {tmp_path}/empty: looked in all subfolders for " in error
 
-    def test_unreadable_image(self, says, tmp_path):
+    def test_unreadable_image(self, error_of, tmp_path):
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
-        told = says("pretrain", "--data.root", tmp_path / "data", *MODEL, *SHORT, "--training.batch_size=1")
-        assert f"cannot read image {tmp_path}/data/broken.png (" in told
-        assert "replace or remove it, or pass --data.on_error skip" in told
+        error = error_of(
+            "pretrain", "--data.root", tmp_path / "data", *MODEL, *SHORT, "--training.batch_size=1"
+        )
+        assert f"cannot read image {tmp_path}/data/broken.png (" in error
+        assert "replace or remove it, or pass --data.on_error skip" in error
 
-    def test_unknown_recipe(self, says):
-        told = says("pretrain", "--config", "pretrain_digit")
-        assert "unknown recipe 'pretrain_digit'; did you mean pretrain_digits" in told
+    def test_unknown_recipe(self, error_of):
+        error = error_of("pretrain", "--config", "pretrain_digit")
+        assert "unknown recipe 'pretrain_digit'; did you mean pretrain_digits" in error
 
-    def test_recipe_of_another_command(self, says):
-        assert "finetune_digits is a recipe for the command finetune, not pretrain" in says(
+    def test_recipe_of_another_command(self, error_of):
+        assert "finetune_digits is a recipe for the command finetune, not pretrain" in error_of(
             "pretrain", "--config", "finetune_digits"
         )
 
     @pytest.mark.parametrize("name", ["pretrain", "finetune"])
-    def test_unknown_model(self, says, name):
-        told = says(name, "--model.name", "hybridnet_tiny_patch16_225", *SHORT)
+    def test_unknown_model(self, error_of, name):
+        error = error_of(name, "--model.name", "hybridnet_tiny_patch16_225", *SHORT)
         assert (
             "model.name 'hybridnet_tiny_patch16_225' is unknown; did you mean hybridnet_tiny_patch16_224"
-            in told
+            in error
         )
 
-    def test_unknown_setting(self, says):
-        told = says("finetune", "--config", "finetune_digits", "--out", "x", "--model.num_classes", "7")
-        assert "unknown option --model.num_classes; classes are counted from the data" in told
-        assert "unknown option --training.epoch; did you mean --training.epochs" in says(
+    def test_unknown_setting(self, error_of):
+        error = error_of("finetune", "--config", "finetune_digits", "--out", "x", "--model.num_classes", "7")
+        assert "unknown option --model.num_classes; classes are counted from the data" in error
+        assert "unknown option --training.epoch; did you mean --training.epochs" in error_of(
             "pretrain", "--training.epoch=4"
         )
 
     @pytest.mark.parametrize("ratio", ["1.5", "1", "-0.5"])
-    def test_ratio_outside_its_range(self, says, ratio):
-        told = says("pretrain", f"--objective.mask_ratio={ratio}", *MODEL, *SHORT)
-        assert f"objective.mask_ratio must lie in [0, 1); got {float(ratio)}" in told
+    def test_ratio_outside_its_range(self, error_of, ratio):
+        error = error_of("pretrain", f"--objective.mask_ratio={ratio}", *MODEL, *SHORT)
+        assert f"objective.mask_ratio must lie in [0, 1); got {float(ratio)}" in error
 
-    def test_ratio_of_a_picture_outside_its_range(self, says, runs):
+    def test_ratio_of_a_picture_outside_its_range(self, error_of, runs):
         for ratio in ("1.5", "1"):
-            told = says("reconstruct", "--init", runs / "pretrain", f"--mask_ratio={ratio}")
-            assert f"mask ratio must lie in [0, 1); got {float(ratio)}" in told
+            error = error_of("reconstruct", "--init", runs / "pretrain", f"--mask_ratio={ratio}")
+            assert f"mask ratio must lie in [0, 1); got {float(ratio)}" in error
 
-    def test_layout_that_does_not_parse(self, says):
-        told = says("pretrain", *MODEL, "--model.layout=(MMT", *SHORT)
-        assert "layout '(MMT' does not parse at '(MMT'; write letters with counts, for example" in told
+    def test_layout_that_does_not_parse(self, error_of):
+        error = error_of("pretrain", *MODEL, "--model.layout=(MMT", *SHORT)
+        assert "layout '(MMT' does not parse at '(MMT'; write letters with counts, for example" in error
 
-    def test_layout_of_unknown_layers(self, says):
-        assert "layout 'MX' uses X; known layers: F, M, T" in says(
+    def test_layout_of_unknown_layers(self, error_of):
+        assert "layout 'MX' uses X; known layers: F, M, T" in error_of(
             "pretrain", *MODEL, "--model.layout=MX", *SHORT
         )
 
-    def test_image_size_that_does_not_fit_the_patch(self, says):
-        told = says("finetune", *MODEL, "--model.img_size=18", *SHORT)
-        assert "image size 18x18 does not fit patch size 4x4: height and width must be multiples of" in told
+    def test_image_size_that_does_not_fit_the_patch(self, error_of):
+        error = error_of("finetune", *MODEL, "--model.img_size=18", *SHORT)
+        assert "image size 18x18 does not fit patch size 4x4: height and width must be multiples of" in error
 
-    def test_checkpoint_of_another_model(self, says, runs, image_folder):
+    def test_checkpoint_of_another_model(self, error_of, runs, image_folder):
         data = ["--data.root", image_folder]
-        told = says("finetune", *data, *MODEL, "--model.layout=TM", *SHORT, "--init", runs / "pretrain")
+        error = error_of("finetune", *data, *MODEL, "--model.layout=TM", *SHORT, "--init", runs / "pretrain")
         assert (
-            f"{runs}/pretrain/model.safetensors does not fit this model: missing: encoder.blocks.0." in told
+            f"{runs}/pretrain/model.safetensors does not fit this model: missing: encoder.blocks.0." in error
         )
-        assert "not used: encoder.blocks.0.mixer." in told
-        told = says("finetune", *data, *MODEL, "--model.embed_dim=32", *SHORT, "--init", runs / "pretrain")
-        assert "shapes: patch_embed.proj.weight (16, 3, 4, 4) for (32, 3, 4, 4)" in told
+        assert "not used: encoder.blocks.0.mixer." in error
+        error = error_of(
+            "finetune", *data, *MODEL, "--model.embed_dim=32", *SHORT, "--init", runs / "pretrain"
+        )
+        assert "shapes: patch_embed.proj.weight (16, 3, 4, 4) for (32, 3, 4, 4)" in error
 
     def test_nothing_to_resume_is_a_first_start(self, image_folder, tmp_path, capsys):
         out = tmp_path / "out"
@@ -604,72 +614,74 @@ class TestMistakes:
         assert summary(runs / "finetune") == before
 
     @pytest.mark.parametrize("name", ["evaluate", "predict"])
-    def test_classifying_with_a_pretraining_run(self, says, runs, image_folder, name):
+    def test_classifying_with_a_pretraining_run(self, error_of, runs, image_folder, name):
         images = ["--images", image_folder] if name == "predict" else []
-        told = says(name, "--init", runs / "pretrain", *images)
+        error = error_of(name, "--init", runs / "pretrain", *images)
         assert (
-            "pretrain describes no classifier (its .json says: encoder); give a run that trained one" in told
+            "pretrain describes no classifier (its .json says: encoder); give a run that trained one" in error
         )
 
     @pytest.mark.parametrize("name", ["evaluate", "features", "finetune", "linear-probe"])
-    def test_nothing_at_init(self, says, image_folder, tmp_path, name):
+    def test_nothing_at_init(self, error_of, image_folder, tmp_path, name):
         training = [*MODEL, *SHORT] if name in ("finetune", "linear-probe") else []
-        told = says(name, "--init", tmp_path / "nowhere", "--data.root", image_folder, *training)
-        assert f"no weights at {tmp_path}/nowhere; give a finished run's directory or a weights file" in told
+        error = error_of(name, "--init", tmp_path / "nowhere", "--data.root", image_folder, *training)
+        assert f"no weights at {tmp_path}/nowhere; give a finished run's directory or a weights file" in error
 
-    def test_reconstructing_with_a_classifier(self, says, runs):
-        told = says("reconstruct", "--init", runs / "finetune")
+    def test_reconstructing_with_a_classifier(self, error_of, runs):
+        error = error_of("reconstruct", "--init", runs / "finetune")
         assert (
             "has no pretraining.safetensors with its description beside it: reconstruction needs the decoder"
-            in told
+            in error
         )
 
-    def test_evaluating_on_other_classes(self, says, runs, image_folder, tmp_path):
+    def test_evaluating_on_other_classes(self, error_of, runs, image_folder, tmp_path):
         (tmp_path / "data").mkdir()
         for split in ("train", "val"):
             (tmp_path / "data" / split).mkdir()
             for old, new in (("dark", "night"), ("gray", "fog"), ("bright", "day")):
                 (tmp_path / "data" / split / new).symlink_to(image_folder / split / old)
-        told = says("evaluate", "--init", runs / "finetune", "--data.root", tmp_path / "data")
+        error = error_of("evaluate", "--init", runs / "finetune", "--data.root", tmp_path / "data")
         assert (
             "3 classes day, fog, night, ... against 3 bright, dark, gray, ...; evaluate on data with the same"
-            in told
+            in error
         )
 
-    def test_folder_replaces_the_digits_of_a_run(self, says, image_folder, tmp_path):
+    def test_folder_replaces_the_digits_of_a_run(self, error_of, image_folder, tmp_path):
         run = tmp_path / "run"
         recipe = ["--config", "finetune_digits", *SHORT, "--training.epochs=1", "--training.max_steps=1"]
         assert command("finetune", *recipe, "--out", run) == 0
-        told = says("evaluate", "--init", run, "--data.root", image_folder)
-        assert "3 classes bright, dark, gray, ... against 10 0, 1, 2, 3, ..." in told
+        error = error_of("evaluate", "--init", run, "--data.root", image_folder)
+        assert "3 classes bright, dark, gray, ... against 10 0, 1, 2, 3, ..." in error
 
     @pytest.mark.parametrize("name", ["evaluate", "predict", "features"])
-    def test_precision_that_does_not_exist(self, says, runs, image_folder, name):
+    def test_precision_that_does_not_exist(self, error_of, runs, image_folder, name):
         images = ["--images", image_folder] if name == "predict" else []
-        told = says(name, "--init", runs / "finetune", "--evaluation.precision=fp16", *images)
-        assert "evaluation.precision must be fp32 or bf16; got 'fp16'" in told
+        error = error_of(name, "--init", runs / "finetune", "--evaluation.precision=fp16", *images)
+        assert "evaluation.precision must be fp32 or bf16; got 'fp16'" in error
 
-    def test_split_that_does_not_exist(self, says, runs):
-        told = says("reconstruct", "--init", runs / "pretrain", "--split=val")
-        assert "--split" in told
-        assert "'val'" in told
+    def test_split_that_does_not_exist(self, error_of, runs):
+        error = error_of("reconstruct", "--init", runs / "pretrain", "--split=val")
+        assert "--split" in error
+        assert "'val'" in error
 
-    def test_counts_below_one(self, says, runs, image_folder):
+    def test_counts_below_one(self, error_of, runs, image_folder):
         images = ["--images", image_folder]
-        assert "top must be at least 1; got 0" in says(
+        assert "top must be at least 1; got 0" in error_of(
             "predict", "--init", runs / "finetune", "--top=0", *images
         )
-        assert "count must be at least 1; got 0" in says(
+        assert "count must be at least 1; got 0" in error_of(
             "reconstruct", "--init", runs / "pretrain", "--count=0"
         )
-        assert "neighbors must be at least 1; got 0" in says(
+        assert "neighbors must be at least 1; got 0" in error_of(
             "features", "--init", runs / "pretrain", "--neighbors=0"
         )
 
-    def test_probe_without_a_pretrained_encoder(self, says, image_folder):
-        told = says("linear-probe", "--data.root", image_folder, *MODEL, *SHORT)
-        assert "a linear probe reads a pretrained encoder: give --init RUN" in told
+    def test_probe_without_a_pretrained_encoder(self, error_of, image_folder):
+        error = error_of("linear-probe", "--data.root", image_folder, *MODEL, *SHORT)
+        assert "a linear probe reads a pretrained encoder: give --init RUN" in error
 
-    def test_loss_that_is_not_finite(self, says, image_folder):
-        told = says("finetune", "--data.root", image_folder, *MODEL, *SHORT, "--data.std=[1e-38]", status=3)
-        assert "the loss is not finite at step 1" in told
+    def test_loss_that_is_not_finite(self, error_of, image_folder):
+        error = error_of(
+            "finetune", "--data.root", image_folder, *MODEL, *SHORT, "--data.std=[1e-38]", status=3
+        )
+        assert "the loss is not finite at step 1" in error

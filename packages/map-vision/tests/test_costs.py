@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and tokens of ``info --flops`` against arithmetic, and against what others published."""
+"""Parameters, multiply-adds and tokens of ``info --flops`` against arithmetic and published numbers."""
 
 from functools import partial
 
@@ -15,8 +15,8 @@ from map_vision.factory import ModelConfig, create_backbone, create_model, input
 def costs(name, *, classify=True, **changes):
     config = ModelConfig(name, **changes)
     create = partial(create_model, config, 1000) if classify else partial(create_backbone, config)
-    found = costs_of(create, torch.zeros(1, *input_size(config)), classify=classify)
-    return found.tokens, found.multiply_adds
+    counts = costs_of(create, torch.zeros(1, *input_size(config)), classify=classify)
+    return counts.tokens, counts.multiply_adds
 
 
 def test_a_vit_takes_what_its_shapes_say():
@@ -44,7 +44,7 @@ def test_a_hybrid_scans_both_ways_registers_included(classify, tokens):
     [("map_vit_base_patch16_224", 17.6), ("map_mambavision_tiny", 4.4), ("map_mambavision_small", 7.5)],
 )
 def test_others_publish_the_same_within_a_few_percent(name, published):
-    """DeiT's and MambaVision's papers; counters of the latter's day left out attention's products and the scan."""
+    """From the papers of DeiT and MambaVision; counters of that time left out attention's products and the scan."""
     assert costs(name)[1].total() / 1e9 == pytest.approx(published, rel=0.05)
 
 

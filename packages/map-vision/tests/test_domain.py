@@ -1,4 +1,4 @@
-"""What commands that start from a run are told of its pixels."""
+"""The pixel settings of a run, as passed to the commands that start from it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from map_vision.factory import ModelConfig
 TRAINED = {"mean": [1.0] * 4, "std": [2.0] * 4, "pixels": "stored"}
 
 
-def test_a_run_goes_on_with_what_it_measured_and_not_with_the_file_that_said_it() -> None:
+def test_a_run_continues_with_its_own_statistics_not_with_their_file() -> None:
     values = data_defaults({"root": "scenes", "statistics": "gone.json"}, TRAINED, {})
     assert values == {"root": "scenes", **TRAINED}
 
 
 def test_other_statistics_take_the_place_of_the_runs() -> None:
-    given = {"data.statistics": "new.json"}
-    assert data_defaults({"root": "scenes", "statistics": "old.json"}, TRAINED, given) == {
+    overrides = {"data.statistics": "new.json"}
+    assert data_defaults({"root": "scenes", "statistics": "old.json"}, TRAINED, overrides) == {
         "root": "scenes",
-        "statistics": "old.json",  # the command line goes before it
+        "statistics": "old.json",  # the command line overrides it
     }
 
 
@@ -48,8 +48,8 @@ def test_what_is_opened_is_prepared_as_the_description_says(tmp_path: Path, purp
     model = ModelConfig(img_size=8, in_chans=4)
     root = str(tmp_path / "scenes")
     save_statistics(tmp_path / "s.json", Statistics("stored", (1.0,) * 4, (2.0,) * 4, 4))
-    said = DataConfig(root=root, statistics=str(tmp_path / "s.json"), augmentation="none")
-    first = open_data(said, model, purpose)
+    config = DataConfig(root=root, statistics=str(tmp_path / "s.json"), augmentation="none")
+    first = open_data(config, model, purpose)
     later = open_data(DataConfig(root=root, augmentation="none"), model, purpose, first.preprocessing)
     assert later.preprocessing == first.preprocessing
     for opened in (first, later):
@@ -57,4 +57,4 @@ def test_what_is_opened_is_prepared_as_the_description_says(tmp_path: Path, purp
         assert samples is not None
         assert samples[1][0].unique().tolist() == [0.5]  # the second of class a, whose values are 2
     with pytest.raises(UserError, match=r"s.json is of 4 channels, the model takes 13"):
-        open_data(said, ModelConfig(img_size=8, in_chans=13), purpose)
+        open_data(config, ModelConfig(img_size=8, in_chans=13), purpose)

@@ -1,4 +1,4 @@
-"""Exported programs give what their models give, run without this project, and say what they do not take.
+"""Exported programs give the models' outputs, run without this project, and refuse what they do not take.
 
 Commands run in a process of their own, as the shape checker of the test run cannot be exported.
 """
@@ -26,7 +26,7 @@ PYRAMID = {
     "num_heads": (2, 2),
     "window_size": (3, 2),
 }
-MODELS_TRIED = {
+CONFIGS = {
     "hybridnet": ModelConfig("hybridnet_nano_patch4_32", **SMALL),
     "mambavision": ModelConfig("map_mambavision_tiny", **PYRAMID),
 }
@@ -46,7 +46,7 @@ EXPORT = """
 
 
 def export(*commands):
-    """Several in one process, as the first one's imports cost the most."""
+    """Export several runs in one process: imports take most of the time."""
     arguments = json.dumps([[str(part) for part in command] for command in commands])
     return warm.run("-c", textwrap.dedent(EXPORT), arguments)
 
@@ -58,27 +58,29 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(folder):
-    """Classifiers and a pretrained encoder with random weights as directories of runs."""
+    """Run directories of classifiers and a pretrained encoder with random weights."""
     torch.manual_seed(0)
     classifier = {"task": "finetune", "holds": "classifier", "classes": CLASSES, "weights": "raw"}
     encoder = {"task": "pretrain", "holds": "encoder", "weights": "raw"}
-    for kind, told in {"hybridnet": classifier, "mambavision": classifier, "pretrained": encoder}.items():
-        config = MODELS_TRIED["hybridnet" if kind == "pretrained" else kind]
-        classified = told is classifier
+    for kind, info in {"hybridnet": classifier, "mambavision": classifier, "pretrained": encoder}.items():
+        config = CONFIGS["hybridnet" if kind == "pretrained" else kind]
+        is_classifier = info is classifier
         model = (
-            MODELS.create_classifier(config, len(CLASSES)) if classified else MODELS.create_backbone(config)
+            MODELS.create_classifier(config, len(CLASSES))
+            if is_classifier
+            else MODELS.create_backbone(config)
         )
         for value in model.state_dict().values():
             if value.is_floating_point():
-                value.add_(0.05 * torch.rand_like(value))  # no parameter is 0, no mean either
+                value.add_(0.05 * torch.rand_like(value))  # no parameter is 0, nor any mean
         (folder / kind).mkdir()
-        save_weights(folder / kind / "model.safetensors", model.state_dict(), MODELS.describe(config, **told))
+        save_weights(folder / kind / "model.safetensors", model.state_dict(), MODELS.describe(config, **info))
     return folder
 
 
 @pytest.fixture(scope="module")
 def exported(runs):
-    """Every program of this file."""
+    """Every exported program that this file tests."""
     commands = [
         [runs / kind, "--out", runs / f"{name}.onnx", *options] for name, (kind, options) in ONNX.items()
     ]
@@ -111,9 +113,9 @@ def test_onnx_runtime_gives_what_the_model_gives(program, batch):
     for size in sizes:
         images = torch.randn(batch, 3, *size)
         results = session.run(None, {"images": images.numpy()})
-        for result, wanted in zip(results, results_of(model, images, name), strict=True):
-            assert wanted.std() > 1e-3
-            np.testing.assert_allclose(result, wanted.numpy(), rtol=1e-4, atol=1e-5)
+        for result, expected in zip(results, results_of(model, images, name), strict=True):
+            assert expected.std() > 1e-3
+            np.testing.assert_allclose(result, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_says_what_it_is(program):
@@ -123,10 +125,10 @@ def test_a_file_says_what_it_is(program):
     assert (images.name, images.shape) == ("images", ["batch", 3, *size])
     outputs = [output.name for output in session.get_outputs()]
     assert outputs == (["features", "tokens"] if name == "encoder" else ["logits"])
-    told = json.loads(session.get_modelmeta().custom_metadata_map["map"])
-    assert (told["inputs"], told["outputs"]) == ({"images": images.shape}, outputs)
-    assert told["classes"] == CLASSES
-    assert told["arguments"]["embed_dim"] == model.embed_dim
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["map"])
+    assert (metadata["inputs"], metadata["outputs"]) == ({"images": images.shape}, outputs)
+    assert metadata["classes"] == CLASSES
+    assert metadata["arguments"]["embed_dim"] == model.embed_dim
 
 
 @pytest.mark.parametrize(
@@ -150,11 +152,11 @@ ELSEWHERE = """
     import json, torch
 
     folder = sys.argv[1]
-    told = {"map.json": ""}
-    program = torch.export.load(f"{folder}/model.pt2", extra_files=told).module()
-    assert json.loads(told["map.json"])["outputs"] == ["features", "tokens"]
-    for images, wanted in torch.load(f"{folder}/wanted.pt"):
-        torch.testing.assert_close(program(images), wanted, rtol=1e-4, atol=1e-5)
+    metadata = {"map.json": ""}
+    program = torch.export.load(f"{folder}/model.pt2", extra_files=metadata).module()
+    assert json.loads(metadata["map.json"])["outputs"] == ["features", "tokens"]
+    for images, expected in torch.load(f"{folder}/expected.pt"):
+        torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-5)
     try:
         program(torch.zeros(1, 3, 48, 32))
     except AssertionError as error:
@@ -167,7 +169,8 @@ def test_a_program_of_torch_export_runs_where_this_project_is_not(exported):
     model.set_input_size(32)
     samples = [torch.randn(batch, 3, 32, 32) for batch in (1, 5)]
     torch.save(
-        [(images, tuple(results_of(model, images, "encoder"))) for images in samples], exported / "wanted.pt"
+        [(images, tuple(results_of(model, images, "encoder"))) for images in samples],
+        exported / "expected.pt",
     )
     printed = warm.run("-c", textwrap.dedent(ELSEWHERE), exported)
     assert "Guard failed: inputs.size()[2] == 32" in printed
@@ -185,7 +188,7 @@ def test_a_run_of_something_else_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         (["num_heads", "4"], "its weights fit, but would mean something else; leave out model.num_heads"),
         (["in_chans", "1"], "which its first layer does not fit; leave out model.in_chans"),
@@ -195,12 +198,12 @@ def test_a_run_of_something_else_is_refused(tmp_path, capsys):
         ),
     ],
 )
-def test_settings_that_do_not_fit_a_run_are_to_be_left_out(option, told, tmp_path, capsys):
-    config = MODELS_TRIED["hybridnet"]
+def test_settings_that_do_not_fit_a_run_are_to_be_left_out(option, message, tmp_path, capsys):
+    config = CONFIGS["hybridnet"]
     weights = MODELS.create_classifier(config, len(CLASSES)).state_dict()
-    described = {"name": config.name, "arguments": SMALL, "holds": "classifier", "classes": CLASSES}
-    save_weights(tmp_path / "model.safetensors", weights, described)
+    description = {"name": config.name, "arguments": SMALL, "holds": "classifier", "classes": CLASSES}
+    save_weights(tmp_path / "model.safetensors", weights, description)
     name, value = option
     arguments = ["export", str(tmp_path), f"--model.{name}", value]
     assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

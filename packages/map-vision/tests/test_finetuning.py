@@ -98,7 +98,7 @@ def digits(recipe):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A pretraining run's directory, as far as ``--init`` reads it."""
+    """A pretraining run's directory, with what ``--init`` reads of it."""
     directory = tmp_path_factory.mktemp("pretrained")
     task = PretrainTask(DOMAIN, load_recipe(DOMAIN.recipes, "pretrain_digits", configs(DOMAIN).pretrain))
     task.export(task.model, directory, "raw")

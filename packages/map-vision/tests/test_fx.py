@@ -45,8 +45,8 @@ SCRIPT = """
         model = timm.create_model(name, img_size=64, num_classes=3, **{"embed_dim": 24, **changes}).eval()
         images, other = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 32, 96)
         part = "levels.3" if "mambavision" in name else "encoder.blocks.1"
-        seen = []
-        hook = model.get_submodule(part).register_forward_hook(lambda *call: seen.append(call[-1]))
+        outputs = []
+        hook = model.get_submodule(part).register_forward_hook(lambda *call: outputs.append(call[-1]))
         scores = model(images)
         hook.remove()
         graph = torch.fx.symbolic_trace(model)
@@ -54,7 +54,7 @@ SCRIPT = """
         return {
             "graph": torch.equal(graph(images), scores),
             "another size": torch.equal(graph(other), model(other)),
-            "inner": torch.equal(extracted["inner"], seen[0]),
+            "inner": torch.equal(extracted["inner"], outputs[0]),
             "scores": torch.equal(extracted["scores"], scores),
             "refusal": message(lambda: graph(images[:, :1])),
         }

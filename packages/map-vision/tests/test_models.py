@@ -82,7 +82,7 @@ def test_a_model_without_weights_says_where_some_come_from():
     assert "hybridnet_base_patch16_224" not in timm.list_models(pretrained=True)
 
 
-def test_a_missing_file_of_weights_is_told():
+def test_a_missing_weights_file_is_reported():
     with pytest.raises(
         UserError, match=r"^hybridnet_tiny_patch16_224: .* file no\.safetensors does not exist"
     ):
@@ -195,7 +195,7 @@ def test_crops_of_evaluation_are_those_of_the_family(name, crop):
 
 
 class TestContract:
-    """A model is what :class:`map_core.Backbone` asks for: it makes tokens of images and encodes them."""
+    """A model satisfies :class:`map_core.Backbone`: it makes tokens of images and encodes them."""
 
     FAMILIES = ("hybridnet_tiny_patch16_224", "mambar_tiny_patch16_224", "map_vit_tiny_patch16_224")
 
@@ -312,7 +312,7 @@ def test_classifier_can_be_read_and_replaced(make_tiny):
         UserError, match=r"global_pool cannot change from '' to 'register'; create the model with it"
     ):
         model.reset_classifier(3, global_pool="register")
-    assert model(images(1, 3, 32, 32)).shape == (1, 20, 3)  # the refused change left it as it was
+    assert model(images(1, 3, 32, 32)).shape == (1, 20, 3)  # the refused change had no effect
     model.double().reset_classifier(2)
     assert model.head.weight.dtype == torch.float64
 
@@ -332,7 +332,7 @@ def test_a_new_classifier_pools_as_the_model_can(make_tiny, changes, pool, messa
     before = model(x)
     with pytest.raises(UserError, match=message):
         model.reset_classifier(3, global_pool=pool)
-    assert torch.equal(model(x), before)  # the refused change left it as it was
+    assert torch.equal(model(x), before)  # the refused change had no effect
 
 
 def test_head_without_classes_gives_features(make_tiny):
@@ -475,9 +475,10 @@ class TestLayerDecay:
             )
         }
         undecayed = set(names.values()) - decayed
-        kept = {"encoder.position.table", "encoder.registers.token", "encoder.registers.position"}
+        embeddings = {"encoder.position.table", "encoder.registers.token", "encoder.registers.position"}
         assert (
-            kept | {name for name in names.values() if name.endswith((".A_log", ".D", "bias"))} <= undecayed
+            embeddings | {name for name in names.values() if name.endswith((".A_log", ".D", "bias"))}
+            <= undecayed
         )
         assert model.no_weight_decay() <= undecayed
 
@@ -602,7 +603,7 @@ NANO = "hybridnet_nano_patch4_32"  # whose patches are averaged
     ],
 )
 def test_a_section_with_a_setting_that_its_model_never_reads_is_refused(settings, message):
-    """Nevertheless the model is made: trained models that were described so stay of use."""
+    """The model is created nevertheless: trained models with such a description stay usable."""
     config = ModelConfig(**settings)
     with pytest.raises(UserError, match=message):
         config.validate()

@@ -1,4 +1,4 @@
-"""The objectives over images: what recipes choose, to the pixel, and what runs leave."""
+"""The objectives over images: their settings, their effect down to the pixel, and the files of runs."""
 
 import json
 from dataclasses import replace
@@ -117,8 +117,8 @@ def test_a_run_learns_is_described_and_comes_back(name, tmp_path):
     state = trained.objective.state_dict()
     assert state.keys() == task.model.state_dict().keys()
     assert all(torch.equal(value, state[key]) for key, value in task.model.state_dict().items())
-    drawn = (tmp_path / "reconstructions.png").is_file()
-    assert drawn == (not name.startswith("moco"))
+    has_picture = (tmp_path / "reconstructions.png").is_file()
+    assert has_picture == (not name.startswith("moco"))
     assert read_description(tmp_path)["holds"] == "encoder"
 
 
@@ -150,7 +150,7 @@ BLOCKS = ("region=block", "block_size=[2,2]")
     [
         (),
         ("--objective.region=column",),
-        (*(f"--objective.{one}" for one in BLOCKS), "--model.order=block", "--model.block_size=[2,2]"),
+        (*(f"--objective.{block}" for block in BLOCKS), "--model.order=block", "--model.block_size=[2,2]"),
     ],
     ids=["rows", "columns", "blocks"],
 )
@@ -159,13 +159,13 @@ def test_no_pixel_of_a_later_region_reaches_a_prediction(name, settings, digits)
     images = digits.requires_grad_()
     result = objective(images, DRAW)
     region = objective.regions(result.tokens, result.mask).index[0]
-    places = result.tokens.position[0].long().tolist()
-    for h, one in enumerate(result.prediction.unbind(1)):
-        (gradient,) = torch.autograd.grad(one[0].square().sum(), images, retain_graph=True)
-        own = region[result.index[0, h]]
-        for token, (row, col) in enumerate(places):
+    positions = result.tokens.position[0].long().tolist()
+    for h, prediction in enumerate(result.prediction.unbind(1)):
+        (gradient,) = torch.autograd.grad(prediction[0].square().sum(), images, retain_graph=True)
+        own_region = region[result.index[0, h]]
+        for token, (row, col) in enumerate(positions):
             window = gradient[0, 0, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2]
-            if region[token] > own or (name == "autoregression" and region[token] == own):
+            if region[token] > own_region or (name == "autoregression" and region[token] == own_region):
                 assert not window.any()
             elif name == "autoregression":
                 assert window.any()
@@ -203,14 +203,14 @@ def test_a_neighbourhood_is_the_mean_of_what_lies_around_a_patch(order):
 
     images = torch.randn(2, 3, 12, 8)
     tokens = tokenize_images(images, PatchEmbed((4, 2), 3, 8), order=order, targets=True)
-    (found,) = Neighbourhoods((4, 2), (3,))(images, tokens)
+    (targets,) = Neighbourhoods((4, 2), (3,))(images, tokens)
     for token, (row, col) in enumerate(tokens.position[0].long().tolist()):
         for y in range(4):
             for x in range(2):
                 rows = [min(max(4 * row - 4 + 3 * y + i, 0), 11) for i in range(3)]
                 cols = [min(max(2 * col - 2 + 3 * x + i, 0), 7) for i in range(3)]
                 expected = images[:, :, rows][:, :, :, cols].mean((2, 3))
-                value = found[:, token].unflatten(1, (4, 2, 3))[:, y, x]
+                value = targets[:, token].unflatten(1, (4, 2, 3))[:, y, x]
                 torch.testing.assert_close(value, expected)
 
 
@@ -237,8 +237,8 @@ def test_even_scales_have_no_middle():
 )
 def test_a_causal_objective_over_another_order_than_the_scans_is_warned_of(settings, warns, caplog):
     build("masked_autoregression", *settings)
-    said = "what is predicted in one order is scanned in another, a mismatch that costs accuracy by the paper's Table 2"
-    assert (said in caplog.text) == warns
+    text = "what is predicted in one order is scanned in another, a mismatch that costs accuracy by the paper's Table 2"
+    assert (text in caplog.text) == warns
 
 
 # ---- pictures
@@ -250,10 +250,10 @@ def test_a_picture_shows_predictions_of_all_patches_where_all_are_predicted(name
     pictures = reconstruct(objective, digits)
     result = objective(digits, Draw.of_batch(2))
     patches = objective.loss.to_values(result.prediction, result.tokens.target)
-    shown = (
+    pixels = (
         pictures.reconstruction.unflatten(3, (4, 2)).unflatten(2, (4, 2)).permute(0, 2, 4, 3, 5, 1).flatten(3)
     )
-    torch.testing.assert_close(shown.flatten(1, 2), patches)
+    torch.testing.assert_close(pixels.flatten(1, 2), patches)
 
 
 def test_a_ratio_for_an_objective_that_draws_no_mask_is_refused(digits):
@@ -291,7 +291,7 @@ def test_a_one_directional_run_starts_a_bidirectional_model_and_says_so(tmp_path
     ):
         assert torch.equal(forward, backward), name
     assert (
-        "scans one way and the model both: its 1 layers begin backwards with the weights of the way forward"
+        "scans one way and the model both: its 1 layers start their backward scan from the forward weights"
         in (caplog.text)
     )
 
@@ -358,8 +358,8 @@ def test_scales_of_a_model_with_a_class_token_are_those_of_its_patches():
         model = create_backbone(config)
         tokens = model.tokenize(images, targets=True)
         assert tokens.num_global == 1
-        (found,) = Neighbourhoods((4, 4), (1,))(images, tokens)
-        torch.testing.assert_close(found[:, 1:], tokens.target[:, 1:])
+        (targets,) = Neighbourhoods((4, 4), (1,))(images, tokens)
+        torch.testing.assert_close(targets[:, 1:], tokens.target[:, 1:])
     objective = build_objective(
         create_backbone(config),
         ImageObjectiveConfig(decoder_depth=1, decoder_dim=16, decoder_heads=2, target_scales=(1, 3)),
@@ -385,7 +385,7 @@ def test_scales_of_a_model_with_a_class_token_are_those_of_its_patches():
     ids=["pooling", "contrastive"],
 )  # fmt: skip
 def test_all_that_is_trained_has_a_gradient(model, objective):
-    """A process would wait for what has none, and an optimizer would have no state of it to resume from."""
+    """A process would wait for a missing gradient, and an optimizer would have no state for it to resume from."""
     built = build_objective(create_backbone(model), objective)
     images = torch.randn(2, 2, 3, 32, 32) if objective.method == "contrastive" else torch.randn(2, 3, 32, 32)
     built(images, DRAW).loss.backward()

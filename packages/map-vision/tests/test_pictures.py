@@ -1,4 +1,4 @@
-"""Reconstructions as pictures: what is shown of visible and hidden patches, and where it stands in the file."""
+"""Reconstructions as pictures: what they show of visible and hidden patches, and where in the file."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_visible_patches_are_the_images_and_hidden_ones_predicted(build, digits,
 
 @pytest.mark.parametrize("order", ["row", "column", "block"])
 def test_one_picture_reads_nothing_of_hidden_patches(build, digits, order):
-    """Other hidden pixels change the picture with true statistics, and not the one with those of visible patches."""
+    """Other hidden pixels change the picture with true statistics, but not the one with those of visible patches."""
     objective = build(order=order)
     pictures = reconstruct(objective, digits, seed=3)
     hidden = pictures.masked == 0
@@ -91,8 +91,8 @@ def test_unaided_predictions_have_the_average_statistics_of_visible_patches(buil
             result.mask.drop[sample].tolist(), result.prediction[sample], strict=True
         ):
             row, col = result.tokens.position[0, token].int().tolist()
-            shown = pictures.unaided[sample, 0, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2].flatten()
-            torch.testing.assert_close(shown, prediction * deviation + mean)
+            window = pictures.unaided[sample, 0, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2].flatten()
+            torch.testing.assert_close(window, prediction * deviation + mean)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_picture_says_what_of_the_truth_it_uses(build, digits, normalized, tit
 
 
 @pytest.mark.parametrize(
-    ("channels", "shown", "words"),
+    ("channels", "indices", "words"),
     [
         (1, [0], ""),
         (2, [0], "Channel 1 of 2."),
@@ -124,7 +124,7 @@ def test_a_picture_says_what_of_the_truth_it_uses(build, digits, normalized, tit
         (13, [0, 1, 2], "Channels 1 to 3 of 13."),
     ],
 )
-def test_of_many_channels_the_first_ones_are_shown_between_two_deviations(channels, shown, words):
+def test_of_many_channels_the_first_ones_are_shown_between_two_deviations(channels, indices, words):
     image = torch.arange(channels).sub(1).reshape(1, -1, 1, 1).expand(-1, -1, 4, 4).float()
     figure = figure_of(
         Pictures(image, image, image), mean=(9.0,) * channels, std=(5.0,) * channels, stored=True
@@ -132,7 +132,7 @@ def test_of_many_channels_the_first_ones_are_shown_between_two_deviations(channe
     assert figure.get_supxlabel().split()[: len(words.split())] == words.split()
     assert SHADES.split() == figure.get_supxlabel().split()[-len(SHADES.split()) :]
     values = np.asarray(figure.axes[0].images[0].get_array())[0, 0]
-    np.testing.assert_allclose(values.reshape(-1), [(i - 1) / 4 + 0.5 for i in shown])
+    np.testing.assert_allclose(values.reshape(-1), [(i - 1) / 4 + 0.5 for i in indices])
 
 
 def test_channels_stay_apart(make_tiny):
@@ -154,8 +154,8 @@ def test_ratio_and_seed_choose_what_is_hidden(build, digits):
 
     assert hidden() == 2 * 8 * 4
     assert hidden(ratio=0.75) == 2 * 12 * 4
-    first, again, other = (reconstruct(objective, digits, seed=seed).masked for seed in (0, 0, 1))
-    assert torch.equal(first, again)
+    first, repeated, other = (reconstruct(objective, digits, seed=seed).masked for seed in (0, 0, 1))
+    assert torch.equal(first, repeated)
     assert not torch.equal(first, other)
 
 
@@ -172,7 +172,7 @@ MEAN, STD = (0.2, 0.4, 0.6), (0.5, 0.25, 0.125)
 
 
 def test_picture_shows_original_masked_and_reconstruction_in_their_colours(make_tiny, tmp_path):
-    """One row an image, three panels: plain colours, so that each panel's pixels can be read back."""
+    """One row per image, three panels: plain colours, so that each panel's pixels can be read back."""
     backbone = make_tiny(img_size=32, num_registers=0, global_pool="avg", num_classes=0, layout="T")
     config = ImageObjectiveConfig(decoder_dim=32, decoder_depth=1, normalize_targets=False)
     objective = build_objective(backbone, config)
@@ -205,9 +205,9 @@ def test_a_small_picture_shows_the_pixels_before_normalisation(channels):
     pixels = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
     mean, std = [0.3 + 0.1 * i for i in range(channels)], [0.2 + 0.05 * i for i in range(channels)]
     image = (pixels / 255 - torch.tensor(mean).reshape(-1, 1, 1)) / torch.tensor(std).reshape(-1, 1, 1)
-    shown = pixels[:3] if channels >= 3 else pixels[:1].expand(3, -1, -1)
+    expected = pixels[:3] if channels >= 3 else pixels[:1].expand(3, -1, -1)
     picture = thumbnail(image, {"mean": mean, "std": std})
-    assert picture.tolist() == shown.permute(1, 2, 0).tolist()
+    assert picture.tolist() == expected.permute(1, 2, 0).tolist()
 
 
 def test_a_small_picture_of_stored_values_lies_between_two_deviations():

@@ -73,14 +73,14 @@ ORDERS_AND_REGIONS = [
 @pytest.mark.parametrize(("order", "region"), ORDERS_AND_REGIONS)
 def test_prediction_has_gradient_from_exactly_what_it_may_see(build, digits, attention, order, region):
     objective = build(order=order, attention=attention, region=region)
-    found = decoder_dependencies(objective, digits, DRAW)
-    region_of = found.region[0].tolist()
+    dependencies = decoder_dependencies(objective, digits, DRAW)
+    region_of = dependencies.region[0].tolist()
     assert set(region_of) == {0, 1, 2, 3}
     for sample in range(2):
-        for i, token in enumerate(found.mask.drop[sample].tolist()):
+        for i, token in enumerate(dependencies.mask.drop[sample].tolist()):
             query = (region_of[token], token)
             expected = [MAY_SEE[attention](query, (region_of[j], j)) for j in range(TOKENS)]
-            assert found.depends[sample, i].tolist() == expected
+            assert dependencies.depends[sample, i].tolist() == expected
 
 
 @pytest.mark.parametrize("attention", MAY_SEE)
@@ -96,15 +96,15 @@ def test_no_prediction_reads_another_image(build, digits, attention):
 
 
 def test_recipe_predicts_rows_in_order(build, digits):
-    """As packaged: exactly zero gradient from later rows, non-zero from the own and every earlier row."""
+    """As packaged: exactly zero gradient from later rows, non-zero from its own and every earlier row."""
     objective = build()
     assert objective.attention == "map"
-    found = decoder_dependencies(objective, digits, DRAW)
+    dependencies = decoder_dependencies(objective, digits, DRAW)
     for sample in range(2):
-        for i, token in enumerate(found.mask.drop[sample].tolist()):
+        for i, token in enumerate(dependencies.mask.drop[sample].tolist()):
             row = token // 4
-            assert not found.depends[sample, i, 4 * (row + 1) :].any()
-            assert found.depends[sample, i, : 4 * (row + 1)].all()
+            assert not dependencies.depends[sample, i, 4 * (row + 1) :].any()
+            assert dependencies.depends[sample, i, : 4 * (row + 1)].all()
 
 
 @pytest.mark.parametrize("order", ["row", "column", "block"])
@@ -212,7 +212,7 @@ def test_a_class_token_is_refused_for_a_mamba_decoder_before_the_first_step(reci
 
 
 def test_building_draws_nothing_more_than_weights(recipe):
-    """The rehearsal is keyed, so that seeds mean what they meant."""
+    """The rehearsal is keyed, so that seeds keep their meaning."""
     backbone = create_backbone(recipe.model)
     torch.manual_seed(0)
     build_objective(backbone, recipe.objective)
@@ -224,12 +224,12 @@ def test_building_draws_nothing_more_than_weights(recipe):
 
 def test_a_ratio_that_some_step_could_not_hide_is_refused_before_the_first(recipe):
     """Blocks of 3x3 on 4x4 patches leave one of a single patch at the corner."""
-    uneven = {"mask_scope": "region", "region": "block", "block_size": (3, 3), "mask_ratio": 0.25}
+    uneven_blocks = {"mask_scope": "region", "region": "block", "block_size": (3, 3), "mask_ratio": 0.25}
     backbone = create_backbone(recipe.model)
-    build_objective(backbone, replace(recipe.objective, **uneven))
-    drawn = {"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.2, 0.4)}
+    build_objective(backbone, replace(recipe.objective, **uneven_blocks))
+    random_ratio = {"mask_ratio_std": 0.1, "mask_ratio_bounds": (0.2, 0.4)}
     with pytest.raises(UserError, match=r"must hide up to 2 tokens of every region, but the smallest has 1"):
-        build_objective(backbone, replace(recipe.objective, **uneven, **drawn))
+        build_objective(backbone, replace(recipe.objective, **uneven_blocks, **random_ratio))
 
 
 def step(index=0, samples=slice(0, 8), seed=0):
@@ -266,9 +266,9 @@ class TestTask:
         torch.testing.assert_close(sum(halves) / 2, whole)
 
     def test_drawn_ratio_is_keyed_and_bounded(self, recipe, digits):
-        drawn = replace(recipe.objective, mask_ratio_std=0.25).masking
-        ratios = [drawn.step_ratio(step(index)) for index in range(50)]
-        assert ratios == [drawn.step_ratio(step(index)) for index in range(50)]
+        masking = replace(recipe.objective, mask_ratio_std=0.25).masking
+        ratios = [masking.step_ratio(step(index)) for index in range(50)]
+        assert ratios == [masking.step_ratio(step(index)) for index in range(50)]
         assert len(set(ratios)) == 50
         assert 0.3 <= min(ratios) < 0.4 < 0.6 < max(ratios) <= 0.7
 
@@ -320,7 +320,7 @@ BLOCKS = ImageObjectiveConfig(
 
 
 class TestExport:
-    """A pretraining run's files: the backbone as it is, and beside it what reconstruction needs."""
+    """A pretraining run's files: the unchanged backbone, and beside it what reconstruction needs."""
 
     @pytest.fixture(params=["column", "block"])
     def task(self, recipe, request):
@@ -355,8 +355,8 @@ class TestExport:
     def test_descriptions_say_what_inference_needs(self, task, tmp_path):
         task.export(task.model, tmp_path, "raw")
         model = json.loads((tmp_path / "model.json").read_text())
-        given = {key: value for key, value in vars(task.config.model).items() if value is not None}
-        assert {"name": given.pop("name"), "arguments": json.loads(json.dumps(given))} == {
+        settings = {key: value for key, value in vars(task.config.model).items() if value is not None}
+        assert {"name": settings.pop("name"), "arguments": json.loads(json.dumps(settings))} == {
             key: model[key] for key in ("name", "arguments")
         }
         assert (model["task"], model["holds"], model["weights"]) == ("pretrain", "encoder", "raw")
@@ -402,8 +402,8 @@ def test_masking_is_the_configurations(recipe):
     assert config.masking == Masking(0.25, 0.1, (0.2, 0.4), "diagonal", "region")
 
 
-def test_a_data_set_of_ones_own_is_trained_on_to_the_picture(recipe, tmp_path):
-    """Bare tensors, no names, nothing said of their preparation."""
+def test_a_users_data_set_is_trained_on_up_to_the_picture(recipe, tmp_path):
+    """Bare tensors without names, and nothing about their preprocessing."""
     images = list(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
     quick = {
         "epochs": 1,

@@ -1,4 +1,4 @@
-"""The packaged recipes: that their headers can be held to account, and that they train, shrunken."""
+"""The packaged recipes: their headers hold, and shrunken versions train."""
 
 import json
 import re
@@ -164,7 +164,7 @@ def layers_of(name):
 
 
 def small_model(name, img_size=24):
-    """Overrides that keep what kinds of layers a recipe's model has, and nothing of its size."""
+    """Overrides that keep the kinds of layers of a recipe's model and shrink everything else."""
     if "mambavision" in name:
         pyramid = ("embed_dim=64", "stem_dim=4", "depths=[1,1,2,2]", "num_heads=[2,2]", "window_size=[2,2]")
         return (
@@ -181,7 +181,7 @@ def small_model(name, img_size=24):
 
 
 def shrunken(name, image_folder):
-    """Overrides with which the recipe takes two steps in a moment; what it is about stays."""
+    """Overrides with which the recipe takes two fast steps; what characterises it stays."""
     if name.endswith("_digits"):
         return SHORT  # its images and its model are small as they are
     overrides = [*SHORT, *small_model(name), f"--data.root={image_folder}"]
@@ -197,7 +197,7 @@ def resolved(name, overrides=()):
 
 
 def header(name):
-    """The rows of a recipe's header by their first word; each row goes on in indented lines."""
+    """The rows of a recipe's header by their first word; indented lines continue a row."""
     rows, key = {}, None
     with find_recipe(RECIPES, name) as path:
         lines = path.read_text().splitlines()
@@ -218,16 +218,16 @@ def arguments_in(command):
     return words[program + 1 :]
 
 
-MADE = {}  # most recipes are of few models
+MODEL_CACHE = {}  # most recipes share a few models
 
 
-def on_no_device(create, model, **options):
-    """A model without values, made once for all recipes that have it."""
+def on_meta_device(create, model, **options):
+    """A model on the meta device, created once for all recipes that use it."""
     key = create, repr(model), repr(options)
-    if key not in MADE:
+    if key not in MODEL_CACHE:
         with torch.device("meta"):
-            MADE[key] = create(model, **options)
-    return MADE[key]
+            MODEL_CACHE[key] = create(model, **options)
+    return MODEL_CACHE[key]
 
 
 def parameters(module):
@@ -254,11 +254,11 @@ def test_the_packaged_recipes_are_the_promised_ones():
 
 
 def test_the_module_lists_every_recipe_as_the_program_does():
-    shown = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "map_vision", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert shown.startswith("usage: map-vision COMMAND")
-    assert set(NAMES) <= set(shown.split())
+    assert output.startswith("usage: map-vision COMMAND")
+    assert set(NAMES) <= set(output.split())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -306,8 +306,8 @@ def test_the_finetuning_command_in_the_header_fits_the_encoder(name):
     assert command == "finetune"
     entry = next(entry for entry in COMMANDS if entry.name == command)
     config = parse("map-vision", entry, COMMANDS, RECIPES, arguments)
-    encoder = on_no_device(create_backbone, resolved(name).model)
-    classifier = on_no_device(create_model, config.model, num_classes=1000)
+    encoder = on_meta_device(create_backbone, resolved(name).model)
+    classifier = on_meta_device(create_model, config.model, num_classes=1000)
     missing = set(adapted(encoder.state_dict(), classifier)) - set(classifier.state_dict())
     assert not missing
     peers = 0.75**24 if "large" in name else 0.65**12
@@ -319,9 +319,9 @@ def test_the_finetuning_command_in_the_header_fits_the_encoder(name):
 def test_the_model_has_the_parameters_of_the_header(name):
     config = resolved(name)
     if kind(name) == "finetune":
-        counts = [parameters(on_no_device(create_model, config.model, num_classes=1000))]
+        counts = [parameters(on_meta_device(create_model, config.model, num_classes=1000))]
     else:
-        encoder = on_no_device(create_backbone, config.model)
+        encoder = on_meta_device(create_backbone, config.model)
         counts = [parameters(encoder), encoder.embed_dim * 1000 + 1000]
     if kind(name) == "pretrain":
         with torch.device("meta"):
@@ -394,7 +394,7 @@ def test_the_authors_recipe_draws_ratios_between_their_bounds():
 )
 def test_layer_decay_slows_the_first_layer_as_the_peers_do(name, peer, layers):
     config = resolved(name)
-    depth = len(on_no_device(create_backbone, config.model).encoder.blocks)
+    depth = len(on_meta_device(create_backbone, config.model).encoder.blocks)
     assert config.training.layer_decay**depth == pytest.approx(peer**layers, rel=0.02)
     assert config.training.epochs == 400
 
@@ -494,7 +494,7 @@ def test_a_shrunken_recipe_takes_two_steps(name, tmp_path, image_folder, undrawn
 
 
 def test_from_pretraining_to_384_by_command_line(tmp_path, image_folder, pretrained):
-    """Sizes come from the run that --init names; the recipe's own settings go before them."""
+    """Sizes come from the run that --init names; the recipe's own settings override them."""
     runs = {name: str(tmp_path / name) for name in ("finetune_base_in1k", "finetune_base_in1k_384")}
     data = f"--data.root={image_folder}"
     first = ["finetune", "--config", "finetune_base_in1k", "--init", str(pretrained), data, *SHORT]
@@ -517,7 +517,7 @@ def test_from_pretraining_to_384_by_command_line(tmp_path, image_folder, pretrai
 
 
 def test_lars_adapts_the_step_of_the_probes_weight_and_not_of_its_bias(image_folder, pretrained):
-    """timm's LARS adapts decayed weights alone, none if the decay is 0: hence the recipe's 1e-12."""
+    """timm's LARS adapts only weights with decay, and none if the decay is 0: hence the recipe's 1e-12."""
     rate = resolved("linear_base_in1k").training.peak_lr
     assert rate == pytest.approx(6.4)
     overrides = [*shrunken("linear_base_in1k", image_folder), f"--init={pretrained}", f"--training.lr={rate}"]

@@ -1,4 +1,4 @@
-"""Images to tokens: the scan order decides where a patch stands, and everything it is stands there with it."""
+"""Images to tokens: the scan order gives each patch its place, and all that belongs to the patch moves with it."""
 
 import json
 from typing import get_args
@@ -11,7 +11,7 @@ from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
 from map_core.tasks.weights import save_weights
 from map_core.tokens import undo_scan
-from map_vision.factory import MODELS, ModelConfig, create_backbone, described_model
+from map_vision.factory import MODELS, ModelConfig, create_backbone, read_model_config
 from map_vision.patches import PatchEmbed, patchify
 from map_vision.tokenizer import grid_position, tokenize_images
 
@@ -70,7 +70,7 @@ def test_undoing_the_scan_gives_raster_order(embed, grid, order):
 
 
 def test_block_order_reads_block_after_block(embed):
-    """Block 1 is two columns wide, block 2 one: what is left of the grid at the right and below."""
+    """Block 1 is two columns wide, block 2 one: the rest of the grid at the right and below."""
     tokens = tokenize_images(images((3, 3)), embed, order="block", block_size=(2, 2))
     assert tokens.position[0].int().tolist() == [
         *([0, 0], [0, 1], [1, 0], [1, 1]),
@@ -100,7 +100,7 @@ def test_unknown_order_is_answered_with_near_ones(make_tiny):
 
 
 class TestPositions:
-    """A patch gets the embedding of its own place, whatever the order in which places are read."""
+    """A patch gets the embedding of its own position, whatever the scan order."""
 
     @pytest.mark.parametrize("kind", get_args(PositionKind))
     @pytest.mark.parametrize("order", ["row", "column", "block", "hilbert"])
@@ -133,4 +133,4 @@ def test_order_and_block_size_survive_the_description(tmp_path):
     )
     written = json.loads((tmp_path / "model.json").read_text())["arguments"]
     assert (written["order"], written["block_size"]) == ("block", [2, 1])
-    assert described_model(tmp_path) == config
+    assert read_model_config(tmp_path) == config

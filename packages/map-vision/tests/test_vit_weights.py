@@ -44,7 +44,7 @@ def test_file_of_timms_weights_starts_ours(vit, ours, tmp_path, wrapped):
     state = vit.state_dict()
     torch.save({"model": state} if wrapped else state, tmp_path / "vit.pth")
     model = ours()
-    assert load_init(model, tmp_path / "vit.pth").fresh == ()
+    assert load_init(model, tmp_path / "vit.pth").missing == ()
     assert_equal_outputs(vit, model)
 
 

@@ -1,4 +1,4 @@
-"""Weights files: what may be missing, what is refused, and how it is said."""
+"""Weights files: what may be missing, what is refused, and the error messages."""
 
 import json
 import pickle
@@ -45,9 +45,11 @@ class TestInit:
         model = make_tiny(neck_reduction=2)
         before = {key: value.clone() for key, value in model.state_dict().items()}
         report = load_init(model, tmp_path)
-        assert sorted(report.fresh) == sorted(self.NEW + self.HEAD)
+        assert sorted(report.missing) == sorted(self.NEW + self.HEAD)
         for key, value in model.state_dict().items():
-            assert torch.equal(value, before[key] if key in report.fresh else backbone.state_dict()[key]), key
+            assert torch.equal(value, before[key] if key in report.missing else backbone.state_dict()[key]), (
+                key
+            )
 
     def test_every_part_that_may_be_missing(self, make_tiny, tmp_path):
         model = make_tiny(neck_reduction=2)
@@ -55,25 +57,25 @@ class TestInit:
             state = {other: value for other, value in model.state_dict().items() if other != key}
             save_weights(tmp_path / "one.safetensors", state, {})
             if key in self.NEW + self.HEAD:
-                # half a head is none
-                fresh = self.HEAD if key in self.HEAD else (key,)
-                assert load_init(model, tmp_path / "one.safetensors").fresh == fresh
+                # half a head does not count as one
+                missing = self.HEAD if key in self.HEAD else (key,)
+                assert load_init(model, tmp_path / "one.safetensors").missing == missing
             else:
                 with pytest.raises(UserError, match=rf"does not fit this model: missing: {key}; choose"):
                     load_init(model, tmp_path / "one.safetensors")
 
-    def test_head_of_other_classes_starts_anew(self, make_tiny, tmp_path):
+    def test_head_for_other_classes_is_reinitialised(self, make_tiny, tmp_path):
         save_weights(tmp_path / "model.safetensors", make_tiny(num_classes=7).state_dict(), {})
         model = make_tiny()
         head = model.head.weight.clone()
-        assert load_init(model, tmp_path).fresh == self.HEAD
+        assert load_init(model, tmp_path).missing == self.HEAD
         assert torch.equal(model.head.weight, head)
 
     def test_head_of_equal_classes_is_kept(self, make_tiny, tmp_path):
         source, model = make_tiny(), make_tiny()
         torch.nn.init.normal_(source.head.weight)
         save_weights(tmp_path / "model.safetensors", source.state_dict(), {})
-        assert load_init(model, tmp_path).fresh == ()
+        assert load_init(model, tmp_path).missing == ()
         assert torch.equal(model(X), source(X))
 
     def test_a_description_says_which_model_would_fit(self, make_tiny, tmp_path):
@@ -89,9 +91,9 @@ class TestInit:
         save_weights(tmp_path / "model.safetensors", make_tiny(layout="MT", embed_dim=16).state_dict(), {})
         model = make_tiny(layout="TT")
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             load_init(model, tmp_path)
-        message = str(told.value)
+        message = str(caught.value)
         assert message.startswith(f"{tmp_path / 'model.safetensors'} does not fit this model: missing: ")
         assert "encoder.blocks.0.attn.qkv.weight" in message
         assert "; not used: encoder.blocks.0.mixer." in message
@@ -129,7 +131,7 @@ class TestInit:
 
 
 class Malicious:
-    """Unpickled naively, it writes a file."""
+    """It writes a file when unpickled naively."""
 
     def __init__(self, path):
         self.path = path
@@ -213,7 +215,7 @@ def test_description_is_plain_json_and_weights_plain_tensors(make_tiny, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("trained", "now", "told"),
+    ("trained", "requested", "difference"),
     [
         ({}, {"order": "column"}, "order 'row', this model has 'column'"),
         ({"order": "column"}, {}, "order 'column', this model has 'row'"),
@@ -224,15 +226,15 @@ def test_description_is_plain_json_and_weights_plain_tensors(make_tiny, tmp_path
         ({"patch_stride": 8}, {"patch_stride": 16}, "patch_stride (8, 8), this model has None"),
     ],
 )  # fmt: skip
-def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, told):
-    before, after = ModelConfig(**trained), ModelConfig(**now)
+def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, requested, difference):
+    before, after = ModelConfig(**trained), ModelConfig(**requested)
     save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(before))
     MODELS.refuse_other_settings(before, tmp_path)
     with pytest.raises(
-        UserError, match=f"was trained with model.{re.escape(told)}: its weights fit, but would mean"
+        UserError, match=f"was trained with model.{re.escape(difference)}: its weights fit, but would mean"
     ):
         MODELS.refuse_other_settings(after, tmp_path)
-    MODELS.refuse_other_settings(after, tmp_path, may_differ=[told.split()[0]])
+    MODELS.refuse_other_settings(after, tmp_path, may_differ=[difference.split()[0]])
 
 
 def test_weights_without_a_description_are_taken_as_they_are(tmp_path):

@@ -1,6 +1,6 @@
 """Masked autoregressive pretraining: the objective, hybrid blocks and the training engine, for any domain.
 
-Public names, imported at their first use: a command line that only shows its help does not wait for torch.
+Public names are imported at their first use, so that a command line that only shows its help does not wait for torch.
 """
 
 import importlib
@@ -90,7 +90,7 @@ _NAMES = {
     ),
     "map_core.tokens": ("Features", "Regions", "Tokens"),
 }
-_PLACES = {name: module for module, names in _NAMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -98,6 +98,6 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("map-core")
-    if name not in _PLACES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

@@ -1,4 +1,4 @@
-"""The Transformer decoder that reconstructs hidden tokens, region by region through its attention mask."""
+"""The Transformer decoder, which reconstructs the hidden tokens; its attention mask makes it go region by region."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,18 +11,18 @@ from map_core.tokens import Features, Regions, Tokens
 
 
 class RegionDecoder(nn.Module):
-    """Read all tokens in sequence order, visible features and mask tokens alike, under an attention mask.
+    """A Transformer over all tokens in sequence order, visible features and mask tokens, under an attention mask.
 
     Source: paper, section 4; depth 4, width 192 and 16 heads as in the authors' code.
 
     Args:
         encoder_dim: Width of the encoder's features.
-        position: Position embedding of the decoder's width: module of (raw coordinates, grid).
+        position: Position embedding in the decoder's width: a module of (raw coordinates, grid).
         embed_dim, depth, num_heads, mlp_ratio: Shape of the Transformer.
-        norm_eps: Of its norms.
-        num_global: Global tokens at the front of every sequence that learn their positions here; 0 where there are
-            none, or where ``position`` knows them.
-        repeat_position: Add the positions before every block, not once.
+        norm_eps: Epsilon of its norms.
+        num_global: Global tokens at the front of every sequence whose positions are learned here; 0 where there are
+            none, or where ``position`` covers them.
+        repeat_position: Add the position embedding before every block, not only before the first.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RegionDecoder(nn.Module):
         self.norm = make_norm("layer", embed_dim, norm_eps)
 
     def check(self, tokens: Tokens, regions: Regions) -> None:
-        """Check that it can decode tokens of these regions; a Transformer can whatever they are.
+        """Check that the decoder can handle these regions; a Transformer handles any.
 
         Raises:
             UserError: it cannot.
@@ -62,12 +62,12 @@ class RegionDecoder(nn.Module):
         self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]
     ) -> Float[Tensor, "b h e"]:
         """Return the decoded features of the hidden tokens (of all if none is hidden), in sequence order."""
-        wanted = predicted_tokens(tokens, mask)
-        again = self._embedded_position(tokens) if self.repeat_position else None
-        return self.decode(self.sequence(features, tokens, mask), attention_mask, wanted, again=again)
+        query = predicted_tokens(tokens, mask)
+        repeated = self._embedded_position(tokens) if self.repeat_position else None
+        return self.decode(self.sequence(features, tokens, mask), attention_mask, query, repeated=repeated)
 
     def sequence(self, features: Features, tokens: Tokens, mask: TokenMask) -> Float[Tensor, "b l e"]:
-        """Lay out the input: encoded features where tokens are visible, the mask token where hidden."""
+        """Assemble the input: encoded features where tokens are visible, the mask token where they are hidden."""
         visible = residual_stream(self.embed(features.embedding))
         index = features.index.unsqueeze(-1).expand_as(visible)
         x = visible.new_zeros(tokens.batch_size, tokens.length, self.embed_dim).scatter(1, index, visible)
@@ -85,19 +85,19 @@ class RegionDecoder(nn.Module):
         self,
         x: Float[Tensor, "b l e"],
         attention_mask: Bool[Tensor, "#b l l"],
-        wanted: Int[Tensor, "b h"],
+        query: Int[Tensor, "b h"],
         *,
-        again: Float[Tensor, "#b l e"] | None = None,
+        repeated: Float[Tensor, "#b l e"] | None = None,
     ) -> Float[Tensor, "b h e"]:
-        """Run the blocks and the norm. The last block computes only the wanted tokens: nothing reads the others.
+        """Run the blocks and the norm. The last block computes only the query tokens: nothing reads the others.
 
         Args:
             x: The sequence.
-            attention_mask: Which tokens each may attend to.
-            wanted: Indices of the tokens to return.
-            again: Added before every block but the first.
+            attention_mask: True where query i may attend to key j.
+            query: Indices of the tokens to return.
+            repeated: Position embedding to add again before every block but the first.
         """
         for block in self.blocks[:-1]:
             x = block(x, None, attention_mask)
-            x = x if again is None else x + again.to(x.dtype)
-        return self.norm(self.blocks[-1](x, None, attention_mask, query=wanted))
+            x = x if repeated is None else x + repeated.to(x.dtype)
+        return self.norm(self.blocks[-1](x, None, attention_mask, query=query))

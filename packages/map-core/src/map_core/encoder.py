@@ -1,4 +1,4 @@
-"""Encoders read the visible tokens; the hybrid one stacks Mamba and Transformer blocks by a layout string."""
+"""Encoders of the visible tokens; the hybrid one stacks Mamba and Transformer blocks as a layout string says."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ from map_core.errors import UserError, near_matches
 from map_core.masking import TokenMask
 from map_core.regions import region_attention_mask
 from map_core.tokens import Features, Regions, Tokens, gather_tokens, spread_places
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 
 Wiring = Literal["residual", "branch"]
 BlockMaker = Callable[[int, float], nn.Module]  # (embed_dim, drop_path) -> block
@@ -25,11 +25,11 @@ BlockMaker = Callable[[int, float], nn.Module]  # (embed_dim, drop_path) -> bloc
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What is pretrained, exported and finetuned: a module that makes tokens of inputs and encodes them.
+    """The module that is pretrained, exported and finetuned: it turns inputs into tokens and encodes them.
 
-    ``tokenize`` attaches what an objective reconstructs if ``targets``. ``encode`` returns features of (at
+    With ``targets``, ``tokenize`` attaches what an objective reconstructs. ``encode`` returns features of (at
     least) the visible tokens; a backbone that cannot drop tokens paints over the hidden ones and returns
-    every place, where the decoder puts its own mask token.
+    features at every position, where the decoder replaces those of hidden tokens by its mask token.
     """
 
     embed_dim: int
@@ -41,9 +41,9 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class CausalBackbone(Backbone, Protocol):
-    """A backbone that can keep the features of a token from reading later regions.
+    """A backbone that can encode each token without reading later regions.
 
-    ``encode_causally`` is ``encode`` of tokens that are laid out region by region, see
+    ``encode_causally`` is ``encode`` for tokens laid out region by region, see
     :func:`~map_core.regions.region_by_region`.
     """
 
@@ -56,7 +56,7 @@ def require_causal(backbone: nn.Module) -> None:
     """Check that a backbone can encode causally.
 
     Raises:
-        UserError: it has no way to, its Mamba layers read backwards, or it has registers.
+        UserError: it has no ``encode_causally``, its Mamba layers also scan backwards, or it has registers.
     """
     if not isinstance(backbone, CausalBackbone):
         raise UserError(
@@ -74,7 +74,7 @@ def require_causal(backbone: nn.Module) -> None:
 
 
 def expand_layout(layout: str) -> str:
-    """Expand a layout with counts to one letter a layer.
+    """Expand a layout with counts to one letter per layer.
 
     >>> expand_layout("(MMT)x2"), expand_layout("Mx2,Tx1")
     ('MMTMMT', 'MMT')
@@ -96,22 +96,22 @@ def expand_layout(layout: str) -> str:
     return letters
 
 
-@kept_whole
+@fx_leaf
 def register_order(x: Float[Tensor, "b m d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
-    """Indices that bring registers, then the tokens of ``x``, into sequence order."""
+    """Indices that rearrange the registers, followed by the tokens of ``x``, into sequence order."""
     return _sequence_places(x.shape[1], num_registers, spread, x.device).argsort()
 
 
-@kept_whole
+@fx_leaf
 def registers_first(x: Float[Tensor, "b n d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
-    """Indices that undo :func:`register_order` for a sequence with its registers."""
+    """Indices that undo :func:`register_order`, from the sequence with its registers."""
     return _sequence_places(x.shape[1] - num_registers, num_registers, spread, x.device)
 
 
 def _sequence_places(length: Any, num_registers: int, spread: bool, device: torch.device) -> Tensor:
-    """Sequence indices of registers, then of ``length`` other tokens, without lists: exports leave the length free."""
+    """Sequence indices of the registers, then of ``length`` other tokens; no lists, as exports keep the length free."""
     if isinstance(length, Tensor):
-        length = int(length)  # a tracer's size
+        length = int(length)  # a size under tracing
     registers = torch.arange(num_registers, device=device)
     others = torch.arange(length, device=device)
     gap = length // (num_registers + 1) if spread else 0
@@ -121,7 +121,7 @@ def _sequence_places(length: Any, num_registers: int, spread: bool, device: torc
     return torch.cat([(registers + 1) * gap + registers, others + before])
 
 
-@kept_whole
+@fx_leaf
 def every_index(x: Float[Tensor, "b l d"]) -> Int[Tensor, "1 l"]:
     """The sequence index of every token."""
     return torch.arange(x.shape[1], device=x.device).unsqueeze(0)
@@ -131,9 +131,9 @@ class Registers(nn.Module):
     """Learned global tokens in a sequence: spread evenly through it, or all in front (a class token).
 
     Args:
-        num_registers: How many, n.
+        num_registers: Number of registers, n.
         embed_dim: Width.
-        spread: Put register i behind ``(i + 1) * (l // (n + 1))`` tokens; False puts all first.
+        spread: Put register i after ``(i + 1) * (l // (n + 1))`` of the l tokens; False puts all of them first.
     """
 
     def __init__(self, num_registers: int, embed_dim: int, *, spread: bool = True) -> None:
@@ -145,7 +145,7 @@ class Registers(nn.Module):
         nn.init.trunc_normal_(self.position, std=0.02)
 
     def places(self, length: int) -> list[int]:
-        """Sequence indices of the registers among ``length`` other tokens: what insert and split are tested against."""
+        """Sequence indices of the registers among ``length`` other tokens: the definition for insert and split."""
         return spread_places(self.num_registers, length) if self.spread else list(range(self.num_registers))
 
     def insert(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
@@ -153,22 +153,23 @@ class Registers(nn.Module):
         return self._place(self.token + self.position, x)
 
     def insert_position(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
-        """Put the registers' positions alone among those of the tokens."""
+        """Put only the registers' positions among those of the tokens."""
         return self._place(self.position, x)
 
     def split(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`insert`: registers (b, n, d) and the other tokens in their order."""
+        """Undo :meth:`insert`: return the registers (b, n, d) and the other tokens in their order."""
         x = x.index_select(1, registers_first(x, self.num_registers, self.spread))
         return x[:, : self.num_registers], x[:, self.num_registers :]
 
-    def _place(self, own: Float[Tensor, "n d"], x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n+m d"]:
+    def _place(self, registers: Float[Tensor, "n d"], x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n+m d"]:
         order = register_order(x, self.num_registers, self.spread)
-        return torch.cat([own.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1).index_select(1, order)
+        registers = registers.to(x.dtype).expand(x.shape[0], -1, -1)  # (n, d) -> (b, n, d)
+        return torch.cat([registers, x], dim=1).index_select(1, order)
 
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """Features behind one layer, not normalised: of the patches, and of the registers where there are any."""
+    """Unnormalised output of one layer: features of the patches, and of the registers where there are any."""
 
     patches: Features
     registers: Float[Tensor, "b n d"] | None
@@ -176,15 +177,15 @@ class LayerFeatures:
 
 @dataclass(frozen=True)
 class _Visible:
-    """What enters the stack.
+    """The input of the stack of blocks.
 
     Attributes:
         x: The sequence.
         position: Raw coordinates of its tokens.
-        index: Where they stand among all tokens.
-        repeated: What is added again before every block.
-        inserted: Whether registers stand among the tokens.
-        attention_mask: Who may read whom; everyone where None.
+        index: Their indices among all tokens.
+        repeated: Position embedding to add again before every block but the first.
+        inserted: Whether registers were inserted among the tokens.
+        attention_mask: True where query i may attend to key j; None allows all pairs.
     """
 
     x: Float[Tensor, "b n d"]
@@ -214,16 +215,16 @@ class HybridEncoder(nn.Module):
 
     Args:
         embed_dim: Width.
-        layout: See :func:`expand_layout`; each letter names a maker.
-        block_makers: Maker of each letter's block, called with width and drop-path rate. Blocks map
-            (x, position) to x's shape; position holds raw coordinates of the tokens that are no registers. To
-            encode causally they are called with a third argument, a mask of who may read whom.
-        position: Position embedding: module of (raw coordinates (b or 1, l, p), grid) giving (b or 1, l, d).
+        layout: See :func:`expand_layout`; each letter is a key of ``block_makers``.
+        block_makers: Function of (width, drop-path rate) that makes the block of each letter. Blocks map
+            (x, position) to x's shape; position holds raw coordinates of the tokens, without the registers. To
+            encode causally they are called with a third argument, the attention mask.
+        position: Position embedding: a module that maps raw coordinates (b or 1, l, p) and grid to (b or 1, l, d).
         norm: The final norm.
         drop_path_rate: Stochastic depth, growing linearly from 0 at the first layer to this rate at the last.
-        registers: Global tokens of the classification form, put among tokens that carry none (``num_global``);
-            where these do, the registers' positions are theirs. None in pretraining without global tokens.
-        repeat_position: Add the position embedding before every block, not once.
+        registers: Global tokens of the classification form, inserted where the tokens carry none (``num_global``);
+            tokens that do carry some get the registers' positions. None in pretraining without global tokens.
+        repeat_position: Add the position embedding before every block, not only before the first.
         wiring: What a Transformer block reads: see :meth:`_add_block`.
 
     Raises:
@@ -261,24 +262,24 @@ class HybridEncoder(nn.Module):
         self.wiring = wiring
         rates = [drop_path_rate * i / max(len(letters) - 1, 1) for i in range(len(letters))]
         self.blocks = nn.ModuleList(
-            block_makers[kind](embed_dim, rate) for kind, rate in zip(letters, rates, strict=True)
+            block_makers[letter](embed_dim, rate) for letter, rate in zip(letters, rates, strict=True)
         )
         self.norm = norm
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
-        """Encode the visible tokens (all of them without a mask) and apply the final norm."""
+        """Encode the visible tokens (all tokens if there is no mask) and apply the final norm."""
         return self.normalize(self.last_layer(tokens, mask)).patches
 
     def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
-        """Encode the visible tokens so that none reads a later region than its own.
+        """Encode the visible tokens so that none reads a region later than its own.
 
         Args:
-            tokens: Laid out region by region, so that a scan reads none either.
-            regions: The region of each.
-            mask: Which are hidden.
+            tokens: Laid out region by region, so that a scan reads no later region either.
+            regions: The region of each token.
+            mask: Which tokens are hidden.
 
         Raises:
-            UserError: an encoder with registers, which would read all regions.
+            UserError: the encoder has registers, which would read all regions.
         """
         self.refuse_registers()
         visible = self._visible(tokens, mask)
@@ -286,7 +287,7 @@ class HybridEncoder(nn.Module):
         return self.normalize(self._last_layer(replace(visible, attention_mask=attention_mask))).patches
 
     def refuse_registers(self) -> None:
-        """Refuse to encode causally with registers.
+        """Check that there are no registers, which rule out encoding causally.
 
         Raises:
             UserError: there are some.
@@ -301,11 +302,11 @@ class HybridEncoder(nn.Module):
         return self.encode(tokens, mask)
 
     def last_layer(self, tokens: Tokens, mask: TokenMask | None = None) -> LayerFeatures:
-        """Features behind the last layer, registers included, not normalised."""
+        """Output of the last layer, registers included, before the final norm."""
         return self._last_layer(self._visible(tokens, mask))
 
     def layers(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
-        """Yield the features behind every layer in turn."""
+        """Yield the output of every layer in turn, before the final norm."""
         visible = self._visible(tokens, mask)
         for layer in self._stack(visible):
             yield self._layer_features(layer, visible)
@@ -336,7 +337,7 @@ class HybridEncoder(nn.Module):
         return _Visible(x, position, index, repeated, inserted)
 
     def _embedded_position(self, tokens: Tokens) -> Float[Tensor, "#b l d"]:
-        """Positions of the tokens; global ones have those of the registers, where there are any."""
+        """Position embedding of the tokens; global tokens take the registers' positions, where there are registers."""
         n = tokens.num_global
         if n == 0 or self.registers is None:
             return self.position(tokens.position, tokens.grid)
@@ -365,10 +366,10 @@ class HybridEncoder(nn.Module):
     def _add_block(
         self, i: int, x: Tensor, branch: Tensor | None, position: Tensor, *mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Run block i wired as the authors' code does; return the stream and what its last addition was.
+        """Run block i with the wiring of the authors' code; return the stream and the branch, its latest addition.
 
-        Mamba blocks read the stream and add to it, as ever. A Transformer block reads not the stream but the last
-        addition h, and adds Block(h) = h + attention + MLP to the stream, which makes the addition h + Block(h).
+        Mamba blocks read the stream and add to it, as usual. A Transformer block reads the latest addition h instead
+        of the stream, and adds Block(h) = h + attention + MLP to the stream; the latest addition is then h + Block(h).
         """
         block = self.blocks[i]
         if self.layout[i] == "T":
@@ -381,7 +382,7 @@ class HybridEncoder(nn.Module):
     def _run(
         self, i: int, block: Callable[..., Tensor], x: Tensor, position: Tensor, *mask: Tensor
     ) -> Tensor:
-        """Run block i, or what it adds; every n-th is run again in the backward pass, where that is asked for."""
+        """Run block i, or its branch; activation checkpointing recomputes every n-th block in the backward pass."""
         if self.activation_checkpointing and self.training and i % self.recompute_every == 0:
             return checkpoint(block, x, position, *mask, use_reentrant=False)
         return block(x, position, *mask)

@@ -1,4 +1,4 @@
-"""Errors that a user can cause, told so that the user can cure them."""
+"""Errors that a user can cause, worded so that the user can fix them."""
 
 import difflib
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """A wrong argument, file or environment; its one-sentence message names what, where and the cure.
+    """A wrong argument, file or environment; the one-sentence message says what is wrong, where, and the cure.
 
     Commands print the message without a traceback and exit with ``status``.
     """
@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """A loss or gradient that is not finite ended a run: in a study that rate has lost, whoever asked for it."""
+    """A loss or gradient that is not finite ended a run; a study then counts that learning rate as lost."""
 
     status = 3
 
@@ -23,10 +23,10 @@ class Diverged(UserError):
 class RunStopped(Exception):
     """A signal stopped a run early, after its checkpoint was saved.
 
-    Commands exit with ``status``, as a shell numbers an end by signal, so that ``&&`` does not go on.
+    Commands exit with ``status``, the shell's number for a death by signal, so that ``&&`` does not go on.
 
     Args:
-        number: Of the signal.
+        number: The signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -35,44 +35,46 @@ class RunStopped(Exception):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Return ``'did you mean a, b?'`` for the known names most like ``name``, or the list of all of them."""
+    """Return ``'did you mean a, b?'`` for the known names most like ``name``, or the list of all known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {visible(', '.join(close), keep='')}?"
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if matches:
+        return f"did you mean {visible(', '.join(matches), keep='')}?"
     return f"known names: {visible(', '.join(known), keep='')}"
 
 
-ACTED_ON = ("Cc", "Zl", "Zp")  # Unicode's categories of what a terminal acts on instead of showing it
-TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in another order
+CONTROL_CATEGORIES = ("Cc", "Zl", "Zp")  # Unicode categories that a terminal acts on instead of showing
+# Unicode characters that change the direction in which the text after them is shown
+DIRECTION_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def visible(text: str, *, keep: str = "\n") -> str:
-    """A text from a file or folder with nothing in it that a terminal acts on, such as escape sequences.
+    """Escape in a text from a file or folder what a terminal acts on, such as escape sequences.
 
     Args:
-        text: Any.
-        keep: Control characters that stay as they are; the others are shown as Python writes them.
+        text: Any text.
+        keep: Control characters that stay as they are; the others are escaped as in Python's ``repr``.
     """
-    return "".join(
-        repr(c)[1:-1] if c not in keep and (unicodedata.category(c) in ACTED_ON or c in TURNS) else c
-        for c in text
-    )
+    return "".join(repr(c)[1:-1] if _is_control(c) and c not in keep else c for c in text)
 
 
-def in_one_line(text: str, most: int = 200) -> str:
-    """A text from a file, folded into one line and cut where it is long, with ``?`` for what would not be seen."""
-    line = " ".join(text[: 4 * most].split())
-    shown = "".join(c if c.isprintable() else "?" for c in line[:most])
-    return shown if len(line) <= most else f"{shown}..."
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in CONTROL_CATEGORIES or character in DIRECTION_MARKS
 
 
-def some_of(names: Sequence[str], most: int = 6, between: str = ", ") -> str:
-    """The first of many names, in one line, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return in_one_line(between.join(names[:most]), most=600) + more
+def in_one_line(text: str, limit: int = 200) -> str:
+    """A text from a file, joined into one line and cut after ``limit`` characters, with ``?`` for unprintable ones."""
+    line = " ".join(text[: 4 * limit].split())
+    printable = "".join(c if c.isprintable() else "?" for c in line[:limit])
+    return printable if len(line) <= limit else f"{printable}..."
+
+
+def abbreviate(names: Sequence[str], limit: int = 6, separator: str = ", ") -> str:
+    """The first ``limit`` of many names, in one line, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return in_one_line(separator.join(names[:limit]), limit=600) + more
 
 
 def reason(error: BaseException) -> str:
-    """What an error of a library says, as one line that a message can quote."""
-    return in_one_line(str(error).partition("\n")[0] or type(error).__name__, most=300)
+    """The first line of a library's error, fit to be quoted in a message."""
+    return in_one_line(str(error).partition("\n")[0] or type(error).__name__, limit=300)

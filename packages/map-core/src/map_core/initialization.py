@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def init_weights(module: nn.Module) -> None:
     """Give a Linear layer truncated-normal weights (std .02) and a zero bias; use with ``model.apply``.
 
-    Layers given to :func:`keep_init` keep theirs: a general rule must not wipe Mamba's initial time steps.
+    Layers marked by :func:`keep_init` keep their weights: a general rule must not wipe Mamba's initial time steps.
     """
     if isinstance(module, nn.Linear) and not getattr(module, "_keep_init", False):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -23,9 +23,9 @@ def keep_init(module: nn.Module) -> None:
 
 
 def undecayed_parameters(module: nn.Module) -> set[str]:
-    """Names of what weight decay must leave alone: Mamba's A, tables of positions, registers, mask tokens.
+    """Names of parameters exempt from weight decay: Mamba's A, position tables, registers, mask tokens.
 
-    Vectors (biases, norms, D) are not decayed either; timm's parameter groups see to those.
+    Vectors (biases, norms, D) are not decayed either; timm's parameter groups take care of those.
     """
     tables = ("position.table", "global_position", "registers.", "mask_token", "A_log")
     return {name for name, _ in module.named_parameters() if any(table in name for table in tables)}

@@ -1,26 +1,26 @@
-"""What values of JSON are: a file that anybody wrote may have anything anywhere."""
+"""Type checks for values read from JSON: a file that anybody may have written can hold anything anywhere."""
 
 import math
 from typing import Any
 
-LARGEST = 2**63  # of a number
+LARGEST = 2**63  # bound on the size of whole numbers
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number, and none of hundreds of digits, which no float can be."""
+    """Whether a JSON value is a number; whole numbers of hundreds of digits, which no float can hold, are not."""
     return isinstance(value, float) or (is_whole(value) and abs(value) < LARGEST)
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value of JSON is such a number, and neither infinite nor NaN, which Python reads from JSON too."""
+    """Whether a JSON value is such a number, and neither infinite nor NaN, which Python also reads from JSON."""
     return is_number(value) and math.isfinite(value)
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value of JSON is a whole number from 0 on."""
+    """Whether a JSON value is a whole number, 0 or more."""
     return is_whole(value) and value >= 0
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value of JSON is a whole number."""
+    """Whether a JSON value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -22,7 +22,7 @@ def normalize_targets(target: Float[Tensor, "b h t"], eps: float = 1e-6) -> Floa
 def denormalize_prediction(
     prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"], eps: float = 1e-6
 ) -> Float[Tensor, "b h t"]:
-    """Undo :func:`normalize_targets` with the target's own statistics, to look at a prediction in pixels."""
+    """Undo :func:`normalize_targets` with the target's statistics, to view a prediction in pixels."""
     mean = target.mean(-1, keepdim=True)
     if target.shape[-1] == 1:
         return prediction + mean
@@ -36,13 +36,13 @@ def masked_mse(
     normalize: bool = True,
     eps: float = 1e-6,
 ) -> Float[Tensor, ""]:
-    """Mean squared error over hidden tokens, in float32, on per-patch-normalised targets by default.
+    """Mean squared error over hidden tokens, in float32; targets are normalised per patch by default.
 
     Source: paper section 4 (MSE beats the diffusion loss, Table 7).
 
     Args:
         prediction, target: Values of the hidden tokens only.
-        normalize: Compare with :func:`normalize_targets` of the target.
+        normalize: Normalise the target by :func:`normalize_targets` first.
         eps: Added to the variance.
     """
     target = target.float()
@@ -53,10 +53,10 @@ def masked_mse(
 
 @dataclass(frozen=True)
 class PatchLoss(abc.ABC):
-    """A loss of (prediction, target) over values of tokens, with or without their own normalisation.
+    """A loss of (prediction, target) over the values of tokens, with or without normalising each target.
 
     Attributes:
-        normalize: Compare with per-patch-normalised targets.
+        normalize: Normalise the targets per patch first.
     """
 
     normalize: bool = True
@@ -69,7 +69,7 @@ class PatchLoss(abc.ABC):
     def to_values(
         self, prediction: Float[Tensor, "b h t"], target: Float[Tensor, "b h t"]
     ) -> Float[Tensor, "b h t"]:
-        """The prediction in the target's own values, with the target's statistics where they were taken out."""
+        """The prediction in the units of the target, with the target's statistics put back if they were removed."""
         return denormalize_prediction(prediction, target) if self.normalize else prediction
 
 

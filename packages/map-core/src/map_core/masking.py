@@ -19,10 +19,10 @@ MaskPlacement = Literal["fixed", "random"]
 
 @dataclass(frozen=True)
 class TokenMask:
-    """A partition of every sample's tokens into kept and hidden, with the same counts in every sample.
+    """A partition of every sample's tokens into visible and hidden ones, with the same counts in every sample.
 
     Attributes:
-        hidden: True = hidden from the encoder.
+        hidden: True where a token is hidden from the encoder.
         keep: Sequence indices of the visible tokens, ascending.
         drop: Sequence indices of the hidden tokens, ascending.
     """
@@ -43,15 +43,15 @@ class Masking:
 
     Attributes:
         ratio: Share of the tokens to hide, in [0, 1); 0 hides none.
-        ratio_std: Draw the ratio of each step from a normal around ``ratio`` with this deviation, truncated to
-            ``ratio_bounds``, one for all samples and processes (the authors' code: .25 within [.3, .7]);
-            None fixes it.
-        ratio_bounds: Lowest and highest drawn ratio.
+        ratio_std: Draw the ratio of each step from a normal distribution around ``ratio`` with this standard deviation,
+            truncated to ``ratio_bounds``, one ratio for all samples and processes (the authors' code: .25 within
+            [.3, .7]); None keeps the ratio fixed.
+        ratio_bounds: Lowest and highest ratio that can be drawn.
         strategy: See :func:`sample_mask`.
         scope: ``all`` chooses among all tokens; ``region`` within each region (paper eq. 2).
-        unit: Hide squares of so many rows and columns of a grid, at random (SimMIM).
-        placement: Where ``sequential`` and ``diagonal`` begin: ``fixed`` hides the same tokens of every sample,
-            ``random`` draws a beginning for each.
+        unit: Hide squares of ``unit`` x ``unit`` tokens of a grid, at random (SimMIM).
+        placement: Where ``sequential`` and ``diagonal`` start: ``fixed`` hides the same tokens of every sample,
+            ``random`` draws a start for each sample.
     """
 
     ratio: float = 0.5
@@ -69,18 +69,18 @@ class Masking:
 
     @property
     def extremes(self) -> tuple["Masking", ...]:
-        """What hides the smallest share that a step may hide, and what hides the largest."""
+        """The maskings with the smallest and the largest ratio that a step may use; one if the ratio is fixed."""
         ratios = (self.ratio,) if self.ratio_std is None else self.ratio_bounds
         return tuple(replace(self, ratio=ratio, ratio_std=None) for ratio in ratios)
 
     def step_ratio(self, draw: Draw) -> float:
-        """The masking ratio of a step: fixed, or one keyed draw for all processes."""
+        """The mask ratio of a step: fixed, or one keyed draw for all processes."""
         if self.ratio_std is None:
             return self.ratio
         return truncated_normal(draw.scalar("ratio"), self.ratio, self.ratio_std, self.ratio_bounds)
 
     def __call__(self, tokens: Tokens, draw: Draw, regions: Regions | None = None) -> TokenMask:
-        """Hide tokens of a batch; ``regions`` are needed for scope ``region`` only."""
+        """Hide tokens of a batch; only scope ``region`` needs ``regions``."""
         if self.scope not in get_args(MaskScope):
             known = get_args(MaskScope)
             raise UserError(f"mask scope {self.scope!r} is unknown; {near_matches(self.scope, known)}")
@@ -95,7 +95,7 @@ class Masking:
 
 
 def truncated_normal(uniform: float, mean: float, std: float, bounds: tuple[float, float]) -> float:
-    """Turn a uniform number into one of a normal that is truncated to ``bounds``."""
+    """Map a uniform number to a sample of the normal distribution truncated to ``bounds`` (inverse CDF)."""
     low, high = (0.5 * (1 + math.erf((bound - mean) / (std * math.sqrt(2)))) for bound in bounds)
     quantile = torch.tensor(low + (high - low) * uniform, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
     normal = math.sqrt(2) * torch.erfinv(2 * quantile - 1)
@@ -115,39 +115,47 @@ def sample_mask(
 
     Args:
         tokens: The tokens in scan order.
-        ratio: Hidden share, in [0, 1); unless it is 0, at least one token is hidden, and one is kept.
+        ratio: Share to hide, in [0, 1); unless it is 0, at least one token must be hidden and one visible.
         strategy: ``random``; ``sequential`` hides the last tokens in scan order; ``diagonal`` those with the
             largest row + column, ties to the later one in scan order (our reading of the paper's Figure 5).
-        noise: Uniform noise, see :meth:`Draw.uniform`. Of the random strategy it decides, a number for each token,
-            and is drawn from torch's global generator when None. One number for each sample lets ``sequential``
-            end anywhere in the scan, going on from its end to its start, and ``diagonal`` begin in any of the four
-            corners; None hides the same tokens of every sample, so that half of the places never train.
-        within: Choose within each of these regions (paper eq. 2), the total split over them so that their
+        noise: Uniform noise, see :meth:`Draw.uniform`. ``random`` hides the tokens with the largest noise, one number
+            for each token, drawn from torch's global generator when None. For the other strategies it is one number
+            for each sample: ``sequential`` then hides a run that ends anywhere in the scan and may wrap around,
+            ``diagonal`` counts from any of the four corners. None hides the same tokens of every sample, so that
+            half of the positions never train at a ratio of 0.5.
+        within: Choose within each of these regions (paper eq. 2), with the total split over them so that their
             counts differ by at most one; among all tokens when None.
-        unit: Hide squares of so many rows and columns of the grid together.
+        unit: Hide squares of ``unit`` x ``unit`` tokens of the grid together.
 
     Raises:
         UserError: the ratio is outside [0, 1), hides all tokens or rounds to none; an unknown strategy;
-            ``diagonal`` or units on tokens that are no grid; units that do not tile it; a region smaller than its
-            share.
+            ``diagonal`` or units for tokens without a grid; units that do not tile it, with another strategy than
+            ``random`` or within regions; a region smaller than its share.
     """
+    if unit > 1 and (strategy != "random" or within is not None):
+        chosen = f"strategy {strategy!r}" if strategy != "random" else "scope 'region'"
+        raise UserError(
+            f"mask unit {unit} needs squares hidden at random over the grid; got {chosen}: use unit 1"
+        )
     score = _hiding_score(tokens, strategy, noise)
     if unit > 1:
-        score = _of_units(score, tokens, unit)
+        score = _unit_score(score, tokens, unit)
     count = hidden_count(ratio, tokens.num_maskable, unit)
     if within is not None:
         hidden = _hidden_within_regions(tokens, score, count, within, shuffle=strategy == "random")
     else:
-        score = torch.cat([score.new_full(_front(tokens), -math.inf), score[:, tokens.num_global :]], dim=1)
+        score = torch.cat(
+            [score.new_full(_global_shape(tokens), -math.inf), score[:, tokens.num_global :]], dim=1
+        )
         hidden = _descending_rank(score) < count
     # visible first, each part in scan order
     order = torch.argsort(hidden.to(torch.uint8), dim=1, stable=True)
-    kept = tokens.length - count
-    return TokenMask(hidden=hidden, keep=order[:, :kept], drop=order[:, kept:])
+    num_visible = tokens.length - count
+    return TokenMask(hidden=hidden, keep=order[:, :num_visible], drop=order[:, num_visible:])
 
 
 def hidden_count(ratio: float, length: int, unit: int = 1) -> int:
-    """How many tokens are hidden, in squares of ``unit``, checked to be some and not all unless the ratio is 0."""
+    """Number of tokens to hide, in squares of ``unit``; unless the ratio is 0 it must be neither none nor all."""
     if not 0 <= ratio < 1:
         raise UserError(f"mask ratio must lie in [0, 1); got {ratio}")
     if ratio == 0:
@@ -166,82 +174,82 @@ def hidden_count(ratio: float, length: int, unit: int = 1) -> int:
 
 
 def predicted_tokens(tokens: Tokens, mask: TokenMask) -> Int[Tensor, "b h"]:
-    """Sequence indices of what is predicted: the hidden tokens; where none is hidden, all but the global ones."""
+    """Sequence indices of the predicted tokens: the hidden ones, or all but the global ones where none is hidden."""
     return mask.drop if mask.drop.shape[1] else mask.keep[:, tokens.num_global :]
 
 
-def _of_units(score: Float[Tensor, "b l"], tokens: Tokens, unit: int) -> Float[Tensor, "b l"]:
-    """Give all tokens of a square of the grid the score of one of them."""
+def _unit_score(score: Float[Tensor, "b l"], tokens: Tokens, unit: int) -> Float[Tensor, "b l"]:
+    """Give all tokens of a square of the grid the same score, one of the random scores."""
     if tokens.grid is None or any(side % unit for side in tokens.grid):
-        sides = (
+        grid = (
             "tokens without a grid" if tokens.grid is None else f"a grid of {tokens.grid[0]}x{tokens.grid[1]}"
         )
-        raise UserError(f"mask unit {unit} does not tile {sides}: choose one that divides both sides, or 1")
+        raise UserError(f"mask unit {unit} does not tile {grid}: choose one that divides both sides, or 1")
     front = score[:, : tokens.num_global]
     row, col = tokens.position[:, tokens.num_global :].long().unbind(-1)
     square = (row // unit * (tokens.grid[1] // unit) + col // unit).expand(score.shape[0], -1)
     return torch.cat([front, torch.gather(score[:, tokens.num_global :], 1, square)], dim=1)
 
 
-def _front(tokens: Tokens) -> tuple[int, int]:
-    """Shape of the global tokens at the front of every sequence."""
+def _global_shape(tokens: Tokens) -> tuple[int, int]:
+    """Shape (b, n) of the global tokens at the front of every sequence."""
     return tokens.batch_size, tokens.num_global
 
 
 def _hiding_score(tokens: Tokens, strategy: str, noise: Tensor | None) -> Float[Tensor, "b l"]:
-    """Score every token; the largest scores are hidden."""
+    """Score every token; those with the largest scores are hidden."""
     shape, device = (tokens.batch_size, tokens.length), tokens.embedding.device
     if strategy not in get_args(MaskStrategy):
         known = get_args(MaskStrategy)
         raise UserError(f"mask strategy {strategy!r} is unknown; {near_matches(strategy, known)}")
     if noise is not None:
-        drawn = shape if strategy == "random" else (tokens.batch_size, 1)
-        if tuple(noise.shape) != drawn:
+        expected = shape if strategy == "random" else (tokens.batch_size, 1)
+        if tuple(noise.shape) != expected:
             raise UserError(
-                f"noise has shape {tuple(noise.shape)}, strategy {strategy!r} of these tokens needs {drawn}; draw "
+                f"noise has shape {tuple(noise.shape)}, strategy {strategy!r} of these tokens needs {expected}; draw "
                 "it for these tokens"
             )
         noise = noise.to(device)
     if strategy == "random":
         return torch.rand(shape, device=device) if noise is None else noise
     if strategy == "sequential":
-        return _along_the_scan(tokens, noise).expand(shape)
-    return _along_the_diagonal(tokens, noise).expand(shape)
+        return _scan_score(tokens, noise).expand(shape)
+    return _diagonal_score(tokens, noise).expand(shape)
 
 
-def _along_the_scan(tokens: Tokens, start: Float[Tensor, "b 1"] | None) -> Float[Tensor, "#b l"]:
-    """Score tokens by their place in the scan, which begins at ``start``, a share of it, and goes round."""
-    place = torch.arange(tokens.length, device=tokens.embedding.device) - tokens.num_global
+def _scan_score(tokens: Tokens, start: Float[Tensor, "b 1"] | None) -> Float[Tensor, "#b l"]:
+    """Score tokens by their rank in the scan, which starts at the fraction ``start`` of it and wraps around."""
+    rank = torch.arange(tokens.length, device=tokens.embedding.device) - tokens.num_global
     if start is not None:
-        place = place - (start * tokens.num_maskable).long()
-    return place.remainder(tokens.num_maskable).double().view(-1, tokens.length)
+        rank = rank - (start * tokens.num_maskable).long()
+    return rank.remainder(tokens.num_maskable).double().view(-1, tokens.length)
 
 
-def _along_the_diagonal(tokens: Tokens, corner: Float[Tensor, "b 1"] | None) -> Float[Tensor, "#b l"]:
-    """Score tokens by row + column, counted from a corner: the first quarter of [0, 1) is the top left one."""
+def _diagonal_score(tokens: Tokens, corner: Float[Tensor, "b 1"] | None) -> Float[Tensor, "#b l"]:
+    """Score tokens by row + column, counted from a corner; ``corner`` in the first quarter of [0, 1) is top left."""
     if tokens.grid is None:
         raise UserError(
             "mask strategy 'diagonal' needs tokens on a grid; these have none: use 'random' or 'sequential'"
         )
     row, col = tokens.position.double().unbind(-1)
     if corner is not None:
-        which = (corner * 4).long()
-        row = torch.where(which // 2 == 1, tokens.grid[0] - 1 - row, row)
-        col = torch.where(which % 2 == 1, tokens.grid[1] - 1 - col, col)
+        quarter = (corner * 4).long()
+        row = torch.where(quarter // 2 == 1, tokens.grid[0] - 1 - row, row)
+        col = torch.where(quarter % 2 == 1, tokens.grid[1] - 1 - col, col)
     index = torch.arange(tokens.length, device=row.device, dtype=torch.float64)
-    return row + col + index / tokens.length  # of equal sums the later in scan order is hidden first
+    return row + col + index / tokens.length  # ties: the later in scan order is hidden first
 
 
 def _descending_rank(score: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-    """Rank of each entry in its row, 0 for the largest; equal scores by index."""
+    """Rank of each entry in its row, 0 for the largest; ties by index."""
     return torch.argsort(torch.argsort(score, dim=1, descending=True, stable=True), dim=1)
 
 
 def require_room(count: int, regions: Regions) -> None:
-    """Check that ``count`` tokens can be hidden within regions, of all alike but for one.
+    """Check that ``count`` tokens can be hidden evenly over the regions, whose shares differ by at most one.
 
     Raises:
-        UserError: the smallest has too few.
+        UserError: the smallest region has too few tokens.
     """
     share = -(-count // regions.count)
     if regions.smallest < share:
@@ -254,23 +262,22 @@ def require_room(count: int, regions: Regions) -> None:
 def _hidden_within_regions(
     tokens: Tokens, score: Float[Tensor, "b l"], count: int, regions: Regions, *, shuffle: bool
 ) -> Bool[Tensor, "b l"]:
-    """Hide ``count`` tokens of each sample, the largest scores of each region, all regions alike but for one."""
+    """Hide ``count`` tokens of each sample: the largest scores of each region, evenly over the regions."""
     require_room(count, regions)
     base, extra = divmod(count, regions.count)
     n = tokens.num_global
     score, region = score[:, n:], regions.index[:, n:].expand(tokens.batch_size, -1).long()
-    member = region.unsqueeze(1) == torch.arange(regions.count, device=region.device).unsqueeze(
-        -1
-    )  # (b, r, m)
+    numbers = torch.arange(regions.count, device=region.device)
+    member = region.unsqueeze(1) == numbers.unsqueeze(-1)  # (b, r, m)
     size = member.sum(-1)
-    # The sum of a region's uniform scores, modulo 1, is uniform whatever the region's size, and independent
-    # of their ranks: the extra tokens fall on random regions. Scores that are not random favour late regions.
+    # The sum of a region's uniform scores, modulo 1, is uniform whatever the region's size and independent
+    # of their ranks, so the extra tokens go to random regions. Scores that are not random favour late regions.
     total = (member * score.unsqueeze(1).double()).sum(-1)
     quota = base + (_descending_rank(total.remainder(1) if shuffle else total) < extra).long()  # (b, r)
-    # rank within the region: tokens of the same region with a larger score, equal scores by index
+    # rank within the region: the number of tokens of the same region with a larger score, ties by index
     order = torch.argsort(score, dim=1, descending=True, stable=True)
     by_region = torch.argsort(torch.gather(region, 1, order), dim=1, stable=True)
     place = torch.argsort(torch.gather(order, 1, by_region), dim=1)  # region by region, largest score first
     rank = place - torch.gather(size.cumsum(1) - size, 1, region)
     hidden = rank < torch.gather(quota, 1, region)
-    return torch.cat([hidden.new_zeros(_front(tokens)), hidden], dim=1)
+    return torch.cat([hidden.new_zeros(_global_shape(tokens)), hidden], dim=1)

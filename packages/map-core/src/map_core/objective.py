@@ -1,8 +1,9 @@
-"""Masked autoregressive pretraining: hide tokens, encode the rest, reconstruct the hidden region by region.
+"""Masked autoregressive pretraining: hide tokens, encode the rest, and reconstruct the hidden ones region by region.
 
-READ FIRST. ``MaskedAutoregression.forward`` is the method; every call in it is one step of the paper (arXiv
-2410.00871, section 4). MAE, local MAE and masked AR pretraining are the attention masks ``mae``, ``local_mae`` and
-``ar``. The objectives that it is compared with are in ``objectives/``.
+READ FIRST. ``MaskedAutoregression.forward`` is the method; each call in it is one step of the paper (arXiv 2410.00871,
+section 4). The decoder reconstructs all hidden tokens in one pass, and its attention mask sets the order: with ``map``
+a token attends to its own region and the earlier ones. The masks ``mae``, ``local_mae`` and ``ar`` give MAE, local MAE
+and masked AR pretraining instead. The objectives that it is compared with are in ``objectives/``.
 """
 
 import abc
@@ -31,18 +32,17 @@ from map_core.regions import (
 from map_core.tokens import Features, Tokens, gather_tokens
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-MoreTargets = Callable[
-    [Any, Tokens], Sequence[Tensor]
-]  # (inputs, tokens) -> one (b, l, ...) for each coarser scale
+# (inputs, tokens) -> one tensor (b, l, ...) for each coarser scale
+MoreTargets = Callable[[Any, Tokens], Sequence[Tensor]]
 EncoderKind = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What one pass of an objective leaves.
+    """The result of one pass of an objective.
 
     Attributes:
-        loss: What is minimised.
+        loss: The value to minimise.
         scalars: Further numbers to log, by name.
     """
 
@@ -51,22 +51,22 @@ class Terms:
 
 
 class Objective(nn.Module, abc.ABC):
-    """From inputs and what is random in a step to a loss; its ``backbone`` is what is exported.
+    """Maps inputs, and the random draws of a step, to a loss; its ``backbone`` is the part that is exported.
 
     Attributes:
-        backbone: A module that is a :class:`~map_core.encoder.Backbone`.
-        unfit_for_sharding: Why it cannot be trained under FSDP; None where it can.
+        backbone: The module to pretrain, a :class:`~map_core.encoder.Backbone`.
+        reason_not_to_shard: Why the objective cannot be trained under FSDP; None where it can.
     """
 
     backbone: Any
-    unfit_for_sharding: str | None = None
+    reason_not_to_shard: str | None = None
 
     @abc.abstractmethod
     def forward(self, inputs: Any, draw: Draw) -> Terms:
-        """Compute the loss of a batch of inputs that the backbone's ``tokenize`` reads."""
+        """Compute the loss of a batch of inputs, in the form that the backbone's ``tokenize`` accepts."""
 
     def begin(self, total_steps: int) -> None:
-        """Be told that training begins, for so many optimizer steps, with the backbone as it is now."""
+        """Prepare for ``total_steps`` optimizer steps that start from the backbone's present weights."""
 
     def no_weight_decay(self) -> set[str]:
         return undecayed_parameters(self)
@@ -74,13 +74,13 @@ class Objective(nn.Module, abc.ABC):
 
 @dataclass(frozen=True)
 class Reconstruction(Terms):
-    """What one pass of an objective that predicts tokens leaves: the loss, and what a picture of it needs.
+    """The result of one pass of an objective that predicts tokens: the loss, and what is needed to visualise it.
 
     Attributes:
         prediction: The head's output for the predicted tokens, in sequence order.
         tokens: The tokens of the batch.
         mask: Which of them were hidden.
-        index: Which of them are predicted; the hidden ones unless said otherwise.
+        index: Sequence indices of the predicted tokens: the hidden ones, unless the objective says otherwise.
     """
 
     prediction: Float[Tensor, "b h ..."]
@@ -90,11 +90,11 @@ class Reconstruction(Terms):
 
 
 class ReconstructingObjective(Objective):
-    """An objective that predicts targets of tokens, which a picture can show.
+    """An objective that predicts the targets of tokens, so that its predictions can be visualised.
 
     Attributes:
-        masking: How many tokens are hidden, and which; None where the objective does not draw them.
-        loss: Of (prediction, target).
+        masking: How many tokens are hidden, and which; None where the objective does not sample them.
+        loss: A function of (prediction, target).
     """
 
     masking: Masking | None = None
@@ -104,28 +104,28 @@ class ReconstructingObjective(Objective):
     def forward(self, inputs: Any, draw: Draw) -> Reconstruction: ...
 
     def rehearse(self, tokens: Tokens) -> None:
-        """Do with the places of tokens what steps will do, before the first of them; nothing is encoded.
+        """Check before training that every step can hide and predict such tokens; nothing is encoded.
 
         Raises:
-            UserError: some step could not hide or predict them.
+            UserError: some step could not.
         """
 
     @torch.no_grad()
     def reconstruct(self, inputs: Any, draw: Draw) -> Reconstruction:
-        """Predict values to look at."""
+        """Predict values for visualisation, without gradients."""
         return self(inputs, draw)
 
 
 class MaskedAutoregression(ReconstructingObjective):
-    """The objective, for any backbone and loss.
+    """Masked autoregressive pretraining (MAP) of any backbone, with any loss.
 
-    At a ratio of 0 nothing is hidden and all tokens are predicted, each from its own region and those before it: the
-    autoencoding control of the paper's Table 5.
+    At a mask ratio of 0 nothing is hidden and all tokens are predicted, each from its own region and the earlier ones:
+    the autoencoding control of the paper's Table 5.
 
     >>> import torch
     >>> from map_core import Draw
     >>> from map_core.testing import toy_objective
-    >>> objective = toy_objective()               # over grids of vectors (b, rows, cols, channels)
+    >>> objective = toy_objective()               # on grids of vectors (b, rows, cols, channels)
     >>> vectors = torch.randn(2, 4, 4, 4)
     >>> result = objective(vectors, Draw.of_batch(2, seed=0))
     >>> result.prediction.shape                   # half of the 16 tokens are hidden
@@ -133,19 +133,19 @@ class MaskedAutoregression(ReconstructingObjective):
     >>> result.loss.backward()
 
     Args:
-        backbone: What is pretrained, and exported: ``objective.backbone.state_dict()``.
-        decoder: Reconstructs the hidden tokens' features.
-        head: From the decoder's width to the values of a target, times the number of scales.
-        loss: Of (prediction, target), both (b, h, ...) of the hidden tokens; masked MSE when None.
-        masking: How many tokens are hidden, and which.
-        regions: Which tokens are predicted together.
+        backbone: The module to pretrain and to export: ``objective.backbone.state_dict()``.
+        decoder: Reconstructs the features of the hidden tokens.
+        head: Maps the decoder's width to the values of a target, times the number of scales.
+        loss: A function of (prediction, target), both (b, h, ...) of the hidden tokens; masked MSE when None.
+        masking: How many tokens are hidden, and which; half of them at random when None.
+        regions: Which tokens are predicted together; each row of the grid when None.
         attention: Kind of decoder mask, see :func:`~map_core.regions.region_attention_mask`.
-        encoder: ``bidirectional`` reads all visible tokens; ``causal`` keeps to equations 3 to 5, where nothing of a
+        encoder: ``bidirectional`` reads all visible tokens; ``causal`` follows equations 3 to 5, where nothing from a
             later region reaches a prediction. It needs a backbone that scans one way.
-        coarser: Further targets, of (inputs, tokens): one tensor for each coarser scale, each with its own loss.
+        coarser: Maps (inputs, tokens) to further targets: one tensor for each coarser scale, each with its own loss.
 
     Raises:
-        UserError: ``backbone`` lacks what the objective asks of one.
+        UserError: ``backbone`` lacks something that the objective calls, or must encode causally and cannot.
     """
 
     def __init__(
@@ -183,11 +183,11 @@ class MaskedAutoregression(ReconstructingObjective):
         # hide some of them; the encoder reads the rest
         mask = self.masking(tokens, draw, self._regions_to_hide_in(tokens))
         features = self._encode(tokens, mask)
-        # the decoder sees its own region and those before it
+        # each prediction sees its own region and the earlier ones
         regions = self.regions(tokens, mask)
         attention_mask = region_attention_mask(regions.index, self.attention)
         decoded = self.decoder(features, tokens, mask, attention_mask)
-        # predictions of the hidden tokens against their targets
+        # compare the predictions of the hidden tokens with their targets
         index = predicted_tokens(tokens, mask)
         targets = [tokens.target, *(self.coarser(inputs, tokens) if self.coarser else ())]
         prediction, loss = self.compare(decoded, [gather_tokens(target, index) for target in targets], draw)
@@ -201,9 +201,10 @@ class MaskedAutoregression(ReconstructingObjective):
     def compare(
         self, decoded: Float[Tensor, "b h e"], targets: Sequence[Tensor], draw: Draw
     ) -> tuple[Tensor, Tensor]:
-        """Predict each scale's targets; return the finest's prediction, and the mean loss of all scales."""
+        """Predict the targets of every scale; return the finest prediction and the mean loss over all scales."""
         predictions = self.head(decoded).chunk(len(targets), dim=-1)
-        losses = [self.loss(one, target) for one, target in zip(predictions, targets, strict=True)]
+        pairs = zip(predictions, targets, strict=True)
+        losses = [self.loss(prediction, target) for prediction, target in pairs]
         return predictions[0], losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def _encode(self, tokens: Tokens, mask: TokenMask) -> Features:
@@ -216,10 +217,10 @@ class MaskedAutoregression(ReconstructingObjective):
 
 
 def require_backbone(backbone: nn.Module) -> None:
-    """Check that a module is a backbone.
+    """Check that a module is a :class:`~map_core.encoder.Backbone`.
 
     Raises:
-        UserError: it lacks something of one.
+        UserError: an attribute or method is missing.
     """
     if not isinstance(backbone, Backbone):
         raise UserError(

@@ -1,6 +1,6 @@
 """Scan orders: the sequence in which tokens are read, as a function of their coordinates.
 
-One module for patches on a grid (row, column) and for sets of points (x, y, z): a space-filling curve asks for
+One module serves patches on a grid (row, column) and sets of points (x, y, z): a space-filling curve needs
 nothing but coordinates.
 """
 
@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError, near_matches
-from map_core.randomness import copied, keyed_generator
-from map_core.tracing import kept_whole
+from map_core.randomness import copy_to_device, keyed_generator
+from map_core.tracing import fx_leaf
 
 ScanOrder = Literal["given", "row", "column", "snake", "block", "z_order", "hilbert", "random"]
-BITS = 10  # cells of an axis of a cloud's bounding cube: 2 ** BITS
+BITS = 10  # a cloud's bounding cube has 2 ** BITS cells along each axis
 
 
-@kept_whole
+@fx_leaf
 def scan_order(
     position: Float[Tensor, "#b l p"],
     order: ScanOrder,
@@ -27,13 +27,13 @@ def scan_order(
     grid: tuple[int, int] | None = None,
     block_size: tuple[int, int] = (4, 4),
 ) -> Int[Tensor, "#b l"]:
-    """Indices that bring tokens from the order in which they are given into scan order.
+    """Indices that rearrange tokens from their input order into scan order.
 
-    ``given`` keeps their order. ``row`` reads row by row, ``column`` column by column, ``snake`` row by row
+    ``given`` keeps the input order. ``row`` reads row by row, ``column`` column by column, ``snake`` row by row
     with every second row backwards, ``block`` block by block, each row by row: these need a grid. ``z_order``
-    and ``hilbert`` follow space-filling curves, over the grid's cells or a cloud's bounding cube; tokens in
-    one cell keep their order. ``random`` is one fixed permutation for each number of tokens, so that it needs
-    no generator at evaluation.
+    and ``hilbert`` follow space-filling curves over the grid's cells or a cloud's bounding cube; tokens in
+    the same cell keep their order. ``random`` is one fixed permutation for each number of tokens, so that it
+    needs no generator at evaluation.
 
     >>> from map_core.testing import toy_tokens
     >>> scan_order(toy_tokens(grid=(2, 3)).position, "snake", grid=(2, 3))
@@ -42,18 +42,18 @@ def scan_order(
     Args:
         position: Raw coordinates.
         order: Name of the order.
-        grid: Rows and columns, where the tokens tile a grid; their coordinates are then whole numbers.
+        grid: Rows and columns where the tokens tile a grid; their coordinates are then whole numbers.
         block_size: Rows and columns of a block.
 
     Raises:
-        UserError: an unknown order, or one that needs a grid without one.
+        UserError: the order is unknown, or needs a grid that the tokens do not have.
     """
     batch, length, _ = position.shape
     if order == "given":
         return torch.arange(length, device=position.device).expand(batch, -1)
     if order == "random":
         permutation = torch.randperm(length, generator=keyed_generator(0, "patch order", length))
-        return copied(permutation, position.device).expand(batch, -1)
+        return copy_to_device(permutation, position.device).expand(batch, -1)
     curves: dict[str, Callable[[Tensor], Tensor]] = {"z_order": z_code, "hilbert": hilbert_code}
     if order in curves:
         if grid is not None and max(grid) > 2**BITS:
@@ -72,7 +72,7 @@ def scan_order(
 def _grid_code(
     cell: Int[Tensor, "#b l 2"], order: str, grid: tuple[int, int], block_size: tuple[int, int]
 ) -> Int[Tensor, "#b l"]:
-    """A number for each cell that grows along the order."""
+    """A number for each cell that increases along the order."""
     rows, cols = grid
     row, col = cell.unbind(-1)
     if order == "row":
@@ -110,7 +110,7 @@ def hilbert_code(cell: Int[Tensor, "*s p"], bits: int | None = None) -> Int[Tens
 
     Args:
         cell: Whole numbers from 0.
-        bits: Of a curve through 2 ** bits cells an axis; BITS when None.
+        bits: The curve has 2 ** bits cells along each axis; BITS when None.
     """
     bits = BITS if bits is None else bits
     axes = list(cell.unbind(-1))

@@ -4,18 +4,18 @@ import os
 from pathlib import Path
 
 
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path whose first part may be ``~`` or ``~user``, a home folder; nothing else in it has a meaning."""
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """A path with a leading ``~`` or ``~user`` replaced by the home folder; nothing else in it is special."""
     return Path(os.path.expanduser(path))
 
 
 def cache_folder() -> Path:
-    """Where this user's programs keep what can be had again."""
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "map"
+    """This user's cache folder, for files that can be made or fetched again."""
+    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "map"
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is of a file; a text of thousands of letters, which no file system takes, is of none."""
+    """Whether a path is a file; False also for texts that are no path, such as one of thousands of letters."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Position embeddings, as functions of coordinates: one module for grids of patches and for sets of points.
+"""Position embeddings as functions of coordinates, the same for grids of patches and for sets of points.
 
 Each maps raw coordinates (b or 1, l, p), and the grid where there is one, to embeddings (b or 1, l, d).
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.ops import Linear
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 
 PositionKind = Literal["learned", "sincos", "fourier", "mlp"]
 MlpActivation = Literal["gelu", "silu"]
@@ -28,18 +28,18 @@ def make_position(
 ) -> nn.Module:
     """Return a position embedding: a learned table, fixed sin-cos, Fourier features or an MLP of coordinates.
 
-    >>> centres = torch.rand(2, 64, 3)  # of a batch of clouds, which have no grid
+    >>> centres = torch.rand(2, 64, 3)  # for a batch of clouds, which have no grid
     >>> make_position("fourier", 32, coordinates=3)(centres, None).shape
     torch.Size([2, 64, 32])
 
     Args:
         kind: ``learned`` (needs a grid), ``sincos``, ``fourier`` or ``mlp``.
         embed_dim: Width.
-        grid: Rows and columns that a table is made for.
-        coordinates: Coordinates of a token, p.
+        grid: Rows and columns of the learned table.
+        coordinates: Number of coordinates of a token, p.
 
     Raises:
-        UserError: an unknown kind, a table without a grid, or a width that the kind cannot have.
+        UserError: an unknown kind, a learned table without a grid, or a width that does not suit the kind.
     """
     if kind == "learned":
         if grid is None:
@@ -54,11 +54,11 @@ def make_position(
     raise UserError(f"position embedding {kind!r} is unknown; {near_matches(kind, get_args(PositionKind))}")
 
 
-@kept_whole
+@fx_leaf
 def resize_table(table: Float[Tensor, "rows cols d"], grid: tuple[int, int]) -> Tensor:
     """Resample a table of positions to another grid (bicubic, antialiased, in float32)."""
-    known = all(isinstance(side, int) for side in grid)  # else a program for any size is being exported
-    if known and tuple(table.shape[:2]) == grid:
+    is_static = all(isinstance(side, int) for side in grid)  # else a program for any size is being exported
+    if is_static and tuple(table.shape[:2]) == grid:
         return table
     resized = F.interpolate(table.float().permute(2, 0, 1)[None], size=grid, mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).to(table.dtype)
@@ -72,25 +72,25 @@ def look_up(
     return F.embedding(row * table.shape[1] + col, table.flatten(0, 1))
 
 
-@kept_whole
+@fx_leaf
 def unit_coordinates(
     position: Float[Tensor, "#b l p"], grid: tuple[int, int] | None
 ) -> Float[Tensor, "#b l p"]:
-    """Coordinates within about [-1, 1]: centres of a grid's cells; those of points as they are."""
+    """Coordinates within about [-1, 1]: the centres of a grid's cells; coordinates of points stay as they are."""
     if grid is None:
         return position
-    # axis by axis, as a copy of the grid's size to the device would wait for it
+    # axis by axis, as copying the grid's size to the device would wait for the device
     axes = [(axis + 0.5) * (2.0 / size) - 1.0 for axis, size in zip(position.unbind(-1), grid, strict=True)]
     return torch.stack(axes, dim=-1)
 
 
-def resamples(key: str, source: Tensor, own: Tensor) -> bool:
-    """Whether a parameter is the table of a :class:`LearnedPosition`, which takes a file's of any grid of its width."""
-    return key.endswith("position.table") and source.ndim == 3 and source.shape[2] == own.shape[2]
+def resamples(key: str, source: Tensor, parameter: Tensor) -> bool:
+    """Whether ``parameter`` is a table of a :class:`LearnedPosition`, which loading resamples from another grid."""
+    return key.endswith("position.table") and source.ndim == 3 and source.shape[2] == parameter.shape[2]
 
 
 class LearnedPosition(nn.Module):
-    """A learned table over the grid; resampled for another grid, at run time and when weights are loaded.
+    """A learned table over the grid, resampled for another grid at run time and when weights are loaded.
 
     Args:
         grid: Rows and columns of patches.
@@ -106,46 +106,46 @@ class LearnedPosition(nn.Module):
         return look_up(resize_table(self.table, grid), position)
 
     def resize(self, grid: tuple[int, int]) -> None:
-        """Make the table one of another grid, for good."""
-        resized = resize_table(self.table.detach(), grid).contiguous()  # as files of weights want it
+        """Resample the table to another grid permanently."""
+        resized = resize_table(self.table.detach(), grid).contiguous()  # as weight files require
         self.table = nn.Parameter(resized, self.table.requires_grad)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         key = prefix + "table"
-        source, own = state_dict.get(key), tuple(self.table.shape)
+        source, (rows, cols, width) = state_dict.get(key), self.table.shape
         if (
             source is not None
             and source.ndim == 3
-            and source.shape[2] == own[2]
-            and tuple(source.shape) != own
+            and source.shape[2] == width
+            and tuple(source.shape[:2]) != (rows, cols)
         ):
-            log.warning("%s: positions resampled from %dx%d to %dx%d", key, *source.shape[:2], *own[:2])
-            state_dict[key] = resize_table(source, (own[0], own[1]))
+            log.warning("%s: positions resampled from %dx%d to %dx%d", key, *source.shape[:2], rows, cols)
+            state_dict[key] = resize_table(source, (rows, cols))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@kept_whole
+@fx_leaf
 def sincos(position: Float[Tensor, "#b l p"], bands: int) -> Float[Tensor, "#b l d"]:
-    """Sines and cosines of coordinates at geometrically falling frequencies, ``bands`` of them."""
+    """Sines and cosines of coordinates at ``bands`` geometrically decreasing frequencies."""
     exponent = torch.arange(bands, device=position.device, dtype=torch.float32) / bands
     angle = position.float().unsqueeze(-1) * (1.0 / MAX_PERIOD**exponent)  # (b, l, p) -> (b, l, p, bands)
     return torch.cat([angle.sin(), angle.cos()], dim=2).flatten(2)
 
 
-@kept_whole
+@fx_leaf
 def octave_sincos(position: Float[Tensor, "#b l p"], octaves: int) -> Float[Tensor, "#b l d"]:
-    """Sines and cosines of coordinates at octaves, the lowest with half a period over [-1, 1]."""
+    """Sines and cosines of coordinates at ``octaves`` frequencies, the lowest with half a period over [-1, 1]."""
     frequency = math.pi / 2 * 2.0 ** torch.arange(octaves, device=position.device)
     angle = (position.float().unsqueeze(-1) * frequency).flatten(2)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class SinCosPosition(nn.Module):
-    """Fixed sines and cosines of every coordinate: on a grid those of timm's ``build_sincos2d_pos_embed``.
+    """Fixed sines and cosines of every coordinate; on a grid the same as timm's ``build_sincos2d_pos_embed``.
 
     Args:
         embed_dim: Width; a multiple of twice the number of coordinates.
-        coordinates: Coordinates of a token, p.
+        coordinates: Number of coordinates of a token, p.
     """
 
     def __init__(self, embed_dim: int, coordinates: int = 2) -> None:
@@ -164,14 +164,14 @@ class SinCosPosition(nn.Module):
 
 
 class FourierPosition(nn.Module):
-    """A linear map of sines and cosines of the coordinates at octaves, from half a period over [-1, 1] up.
+    """A linear map of sines and cosines of the coordinates, at octaves from half a period over [-1, 1] upwards.
 
     Source: the encoding of NeRF (arXiv 2003.08934, section 5.1). The same for patches and points.
 
     Args:
         embed_dim: Width.
-        coordinates: Coordinates of a token, p.
-        octaves: Frequencies of each coordinate.
+        coordinates: Number of coordinates of a token, p.
+        octaves: Number of frequencies of each coordinate.
     """
 
     def __init__(self, embed_dim: int, coordinates: int = 2, *, octaves: int = 6) -> None:
@@ -190,10 +190,10 @@ class MlpPosition(nn.Module):
     """An MLP of the coordinates.
 
     Args:
-        embed_dim: Width of the result.
-        coordinates: Coordinates of a token, p.
+        embed_dim: Width of the output.
+        coordinates: Number of coordinates of a token, p.
         hidden_dim: Width of the hidden layer.
-        activation: Between the layers: ``gelu`` or ``silu``.
+        activation: Activation between the layers: ``gelu`` or ``silu``.
 
     Raises:
         UserError: an unknown activation.

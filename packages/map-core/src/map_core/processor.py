@@ -1,16 +1,16 @@
-"""What the processor says of itself."""
+"""Facts that the operating system reports about the processor."""
 
 import functools
 import platform
 from pathlib import Path
 
-NUMBERS = {"family": "cpu family", "model": "model"}  # as /proc/cpuinfo calls them
-BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, the last of ARM
+NUMBERS = {"family": "cpu family", "model": "model"}  # field names in /proc/cpuinfo
+BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, ARM
 
 
 @functools.cache
 def _fields() -> dict[str, str]:
-    """What Linux tells of the first core; nothing elsewhere."""
+    """The fields of the first core in /proc/cpuinfo; empty on systems other than Linux."""
     fields: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -22,7 +22,7 @@ def _fields() -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """What the processor calls itself, with family and model, as names of virtual ones say little."""
+    """The processor's name with family and model, as the names of virtual ones say little."""
     fields = _fields()
     if not fields:
         return platform.processor() or platform.machine()
@@ -32,14 +32,14 @@ def processor_name() -> str:
 
 
 def bf16_units() -> tuple[str, ...] | None:
-    """The instructions that multiply bfloat16, by Linux's names; None where the system does not tell."""
+    """Instruction sets that multiply bfloat16, by Linux's names; None where the system does not report them."""
     fields = _fields()
     flags = fields.get("flags") or fields.get("Features")
     return None if flags is None else tuple(name for name in BF16_UNITS if name in flags.split())
 
 
 def describe_bf16() -> str:
-    """Whether bf16 trains faster here than float32; measured with avx512_bf16 (docs/performance.md)."""
+    """Say whether bf16 trains faster here than float32; measured with avx512_bf16 (docs/performance.md)."""
     units = bf16_units()
     if units is None:
         return "this system does not tell whether the processor has units for it"

@@ -1,7 +1,7 @@
-"""Randomness is keyed, not streamed: every draw is a function of a seed and of what it is drawn for.
+"""Randomness is keyed, not streamed: every draw is a function of a seed and of its purpose.
 
-So two processes of eight samples draw what one of sixteen draws (but for drop path, dropout, the noise of diffusion and
-the pairs of mixup, which are drawn for each micro-batch), and a resumed run redraws exactly its own numbers.
+So two processes with eight samples each draw the same numbers as one with sixteen (except for drop path, dropout,
+diffusion noise and mixup pairs, which are drawn per micro-batch), and a resumed run draws exactly the same numbers.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def derive_seed(*keys: int | str) -> int:
-    """Hash ``keys`` (a seed, then what the draw is for) to a 63-bit seed, the same on every machine."""
+    """Hash ``keys`` (a seed, then the purpose of the draw) to a 63-bit seed, the same on every machine."""
     digest = hashlib.blake2b("/".join(map(str, keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -25,9 +25,9 @@ def keyed_generator(*keys: int | str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Draw:
-    """All that is random in one step of one process, asked for once the tokens exist.
+    """The source of all random numbers in one step of one process.
 
-    Two processes that hold different samples of one global batch draw different parts of the same numbers.
+    Processes that hold different samples of a global batch get different rows of the same random numbers.
 
     >>> Draw.of_batch(2, seed=0).uniform("mask", 4).shape
     torch.Size([2, 4])
@@ -49,9 +49,9 @@ class Draw:
         """The draw of one process that holds a whole batch of ``batch_size``."""
         return cls(seed, step, slice(0, batch_size), batch_size)
 
-    @torch.compiler.disable  # a number of the host's that differs each step would be a constant of the graph
+    @torch.compiler.disable  # the step is a Python number, which the graph would hold as a constant
     def generator(self, what: str) -> torch.Generator:
-        """A generator for ``what`` (a name), the same on every process of the step."""
+        """A generator for the purpose ``what`` (a name), the same in every process of the step."""
         return keyed_generator(self.seed, what, self.step)
 
     @torch.compiler.disable
@@ -61,14 +61,14 @@ class Draw:
 
     @torch.compiler.disable
     def uniform(self, what: str, length: int, device: torch.device | None = None) -> Float[Tensor, "s l"]:
-        """Uniform numbers in [0, 1), a row for each sample that this process holds."""
-        whole = torch.rand((self.global_batch, length), generator=self.generator(what), device="cpu")
-        noise = whole[self.samples]
-        return noise if device is None else copied(noise, device)
+        """Uniform numbers in [0, 1), one row for each sample that this process holds."""
+        batch_noise = torch.rand((self.global_batch, length), generator=self.generator(what), device="cpu")
+        noise = batch_noise[self.samples]
+        return noise if device is None else copy_to_device(noise, device)
 
 
-def copied(values: Tensor, device: torch.device) -> Tensor:
-    """What the host drew, on ``device``, for which the host does not wait."""
+def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values drawn on the host to ``device`` without making the host wait."""
     if device.type == "cpu":
         return values
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Ranges of settings, checked before anything is read or built."""
+"""Range checks of settings, made before anything is read or built."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,21 +21,21 @@ def check(
     inside_zero_and_one: Iterable[str] = (),
     seeds: Iterable[str] = (),
 ) -> None:
-    """Check fields of a configuration; each value of a list or tuple counts, None does not.
+    """Check fields of a configuration; every value of a list or tuple is checked, None is not.
 
     Args:
-        section: What messages put before the fields' names; empty for settings outside of any section.
-        config: Has the fields.
-        at_least_one: Fields of 1 or more.
+        section: Prefix of the fields' names in messages; empty for settings outside any section.
+        config: The configuration.
+        at_least_one: Names of fields that must be 1 or more.
         positive: Above 0, and finite.
         not_negative: 0 or more, and finite.
         shares: In [0, 1], such as the probability of mixing.
         shares_below_one: In [0, 1), such as drop path: at 1 nothing would be left.
         inside_zero_and_one: In (0, 1), such as the decay of an average of weights.
-        seeds: Of 63 bits, as generators of random numbers take them.
+        seeds: 63 bits, as random number generators accept them.
 
     Raises:
-        UserError: naming the first field outside of its range, its value and the range.
+        UserError: naming the first field outside its range, its value and the range.
     """
     rules: tuple[tuple[Iterable[str], Callable[[Any], bool], str], ...] = (
         (at_least_one, lambda value: 1 <= value < math.inf, "must be at least 1"),
@@ -52,16 +52,16 @@ def check(
 
 
 def refuse_without_effect(section: str, config: Any, *names: str, because: str) -> None:
-    """Refuse settings that nothing reads, where they are other than by default.
+    """Refuse settings without effect that differ from their defaults.
 
     Args:
         section: As in :func:`check`.
-        config: Has the fields, whose defaults are values.
-        names: Of the fields.
-        because: What they have no effect with.
+        config: The configuration; the defaults of its fields are plain values.
+        names: Names of the fields.
+        because: The setting that leaves them without effect, as a message names it.
 
     Raises:
-        UserError: naming the first, its value, what it has no effect with and its default.
+        UserError: naming the first such field, its value, the reason and its default.
     """
     for name in names:
         value, default = getattr(config, name), getattr(type(config), name)
@@ -72,20 +72,20 @@ def refuse_without_effect(section: str, config: Any, *names: str, because: str) 
 
 
 def require(section: str, config: Any, name: str, holds: Callable[[Any], bool], rule: str) -> None:
-    """Check one field by a rule of its own.
+    """Check one field by a custom rule.
 
     Args:
         section: As in :func:`check`.
-        config: Has the field.
-        name: Of the field.
-        holds: Whether a value is allowed; asked of each value of a list or tuple, and never of None.
-        rule: What to say otherwise, such as "must be below epochs (100)".
+        config: The configuration.
+        name: Name of the field.
+        holds: Whether a value is allowed; called for each value of a list or tuple, and never for None.
+        rule: The rule in words for the message, such as "must be below epochs (100)".
 
     Raises:
         UserError: naming the field, its value and the rule.
     """
     value = getattr(config, name)
     values = value if isinstance(value, (list, tuple)) else (value,)
-    if not all(one is None or holds(one) for one in values):
+    if not all(item is None or holds(item) for item in values):
         place = f"{section}.{name}" if section else name
         raise UserError(f"{place} {rule}; got {value}; change --{place}")

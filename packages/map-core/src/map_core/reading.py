@@ -1,4 +1,4 @@
-"""Reading files that may be anything: pipes that nobody writes to, devices without end, terabytes of nothing."""
+"""Safe reading of paths that may be anything: pipes that nobody writes to, endless devices, terabytes of zeros."""
 
 import contextlib
 import errno
@@ -8,28 +8,28 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
-MOST = 2**26  # bytes of a file of settings or the like
+MAX_BYTES = 2**26  # of a settings file or the like
 
 
-def read_small(path: Path, most: int = MOST) -> bytes:
-    """The bytes of a file, without ever waiting for them.
+def read_small(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Read a whole file, without ever blocking.
 
     Args:
-        path: Of the file.
-        most: Bytes that it may have.
+        path: Path of the file.
+        limit: Largest size in bytes.
 
     Raises:
-        OSError: it cannot be read, is larger, or is a folder, a pipe or a device.
+        OSError: the file cannot be read, is larger, or is a folder, a pipe or a device.
     """
     with open_file(path) as file:
-        if os.fstat(file.fileno()).st_size <= most and len(content := file.read(most + 1)) <= most:
+        if os.fstat(file.fileno()).st_size <= limit and len(content := file.read(limit + 1)) <= limit:
             return content
-    raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
 
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file; others have no end, or keep whoever opens them waiting.
+    """Open a regular file for reading; other kinds can be endless, or block whoever opens them.
 
     Raises:
         OSError: it is a folder, a pipe or a device, or cannot be opened.
@@ -39,7 +39,7 @@ def open_file(path: Path) -> Iterator[BufferedReader]:
 
 
 def file_descriptor(path: Path) -> int:
-    """A descriptor of a regular file, which the caller closes; see :func:`open_file`."""
+    """Open a regular file and return its descriptor, which the caller closes; see :func:`open_file`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):

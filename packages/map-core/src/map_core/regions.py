@@ -1,4 +1,4 @@
-"""Regions are what is predicted together; rules say which token lies in which, attention masks who sees whom."""
+"""Regions: tokens that are predicted together. Rules assign tokens to them; attention masks say who sees whom."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -19,16 +19,16 @@ GridRegionKind = Literal["row", "column", "block"]
 
 @runtime_checkable
 class RegionRule(Protocol):
-    """From tokens, and the mask where the rule depends on it, to the region of each token."""
+    """Maps tokens, and the mask where the rule depends on it, to the region of each token."""
 
     def __call__(self, tokens: Tokens, mask: TokenMask | None = None) -> Regions: ...
 
 
 @dataclass(frozen=True)
 class GridRegions:
-    """A region is a row of the grid, a column, or a block; in the order in which those are counted.
+    """Regions are the rows, columns or blocks of the grid, predicted in the order of their numbers.
 
-    Blocks are counted row by row; those at the right and lower edge may be smaller.
+    Blocks are numbered row by row; those at the right and lower edge may be smaller.
 
     >>> from map_core.testing import toy_tokens
     >>> GridRegions("block", block_size=(2, 2))(toy_tokens(grid=(3, 4))).index.reshape(3, 4)
@@ -73,7 +73,7 @@ class ConsecutiveRegions:
     tensor([[0, 0, 0, 1, 1, 1, 2, 2]])
 
     Attributes:
-        num_regions: How many, n.
+        num_regions: Number of regions, n.
         order: Cut along this order instead of the scan order (to show what the mismatch costs).
     """
 
@@ -89,11 +89,11 @@ class ConsecutiveRegions:
         index = rank * self.num_regions // length
         return _with_globals(tokens, index, self.num_regions, smallest=length // self.num_regions)
 
-    def _rank_in_order(self, tokens: Tokens, place: Tensor) -> Tensor:
-        """Rank of each token of the sequence along ``order``, which starts from the order before the scan."""
+    def _rank_in_order(self, tokens: Tokens, rank: Tensor) -> Tensor:
+        """Rank of each token along ``order``, which is applied to the tokens as they were before the scan."""
         assert self.order is not None
         n = tokens.num_global
-        origin = place if tokens.origin is None else tokens.origin[:, n:] - n
+        origin = rank if tokens.origin is None else tokens.origin[:, n:] - n
         position = gather_tokens(tokens.position[:, n:], origin.argsort(dim=1))
         rank = scan_order(position, self.order, grid=tokens.grid).argsort(dim=1)
         return gather_tokens(rank, origin)
@@ -106,7 +106,7 @@ class RegionsAfterMask:
     At a ratio of one half the first half of the regions has nothing to predict and the rest nothing visible.
 
     Attributes:
-        num_regions: How many.
+        num_regions: Number of regions.
     """
 
     num_regions: int
@@ -130,7 +130,7 @@ def _check_number(num_regions: int, length: int) -> None:
 
 
 def _with_globals(tokens: Tokens, index: Int[Tensor, "#b m"], count: int, *, smallest: int) -> Regions:
-    """Put the global tokens' region in front of those of the others."""
+    """Put the region of the global tokens in front of those of the other tokens."""
     if tokens.num_global:
         front = index.new_full((index.shape[0], tokens.num_global), GLOBAL_REGION)
         index = torch.cat([front, index], dim=1)
@@ -142,7 +142,7 @@ class RegionByRegion:
     """Tokens laid out region by region, global ones in front, each region in scan order.
 
     Attributes:
-        tokens: The tokens; their ``origin`` leads back.
+        tokens: The tokens; their ``origin`` leads back to the order before the scan.
         regions: The region of each, ascending.
     """
 
@@ -151,7 +151,7 @@ class RegionByRegion:
 
 
 def region_by_region(tokens: Tokens, regions: Regions) -> RegionByRegion:
-    """Lay tokens out in the order in which they are predicted: what scans them then reads no later region."""
+    """Put tokens into the order in which they are predicted, so that a scan over them reads no later region."""
     index = torch.argsort(regions.index, dim=1, stable=True)
     return RegionByRegion(
         reorder_tokens(tokens, index), replace(regions, index=gather_tokens(regions.index, index))
@@ -162,11 +162,11 @@ def region_attention_mask(region: Int[Tensor, "*b l"], kind: AttentionMaskKind) 
     """Build the decoder's attention mask; entry (i, j) is True where query i may attend to key j.
 
     ``map``: j's region is i's or an earlier one. ``local_mae``: the same region. ``mae``: always. ``ar``: j
-    stands in an earlier region, or in the same one and not after i in the sequence. Global tokens (region -1)
+    is in an earlier region, or in the same one and not after i in the sequence. Global tokens (region -1)
     are seen by every query. Source: paper, section 4 and Figure 6.
 
     Raises:
-        UserError: ``kind`` is none of the four.
+        UserError: ``kind`` is none of these four.
     """
     query, key = region.unsqueeze(-1), region.unsqueeze(-2)
     if kind == "mae":

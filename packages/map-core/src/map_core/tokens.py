@@ -1,4 +1,4 @@
-"""What travels through the objective: tokens, what the encoder made of them, and how to index both."""
+"""The data that travel through the objective: tokens, their regions and features, and functions that index them."""
 
 from dataclasses import dataclass, replace
 
@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 
-GLOBAL_REGION = -1  # of class tokens and registers: seen by every query
+GLOBAL_REGION = -1  # region of class tokens and registers, which every query sees
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Tokens:
 
     Attributes:
         embedding: Token features without any position embedding.
-        position: Raw coordinates: row and column of a patch, or xyz of a centre. A leading axis of 1 says
+        position: Raw coordinates: row and column of a patch, or xyz of a centre. A leading axis of 1 means
             that all samples share them.
         target: What the objective reconstructs (pixels of a patch, points of a group), or None.
         grid: Rows and columns when the tokens tile a grid, else None.
-        origin: Place of each token before the scan order was applied (raster index of a patch, index among
-            the sampled centres; global tokens are counted first); None where the scan order is that order.
-        num_global: How many tokens at the front of the sequence are global (class tokens): never hidden, in
+        origin: Index of each token before the scan order was applied (raster index of a patch, index among
+            the sampled centres; global tokens are counted first); None where the scan changes nothing.
+        num_global: Number of global tokens (class tokens) at the front of the sequence: never hidden, in
             no region, seen by every query.
     """
 
@@ -44,18 +44,18 @@ class Tokens:
 
     @property
     def num_maskable(self) -> int:
-        """Tokens that may be hidden: all but the global ones."""
+        """Number of tokens that may be hidden: all but the global ones."""
         return self.length - self.num_global
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Which tokens are predicted together; how many there are is known without looking into a tensor.
+    """Which tokens are predicted together; counts are plain integers, so that nothing waits for a device.
 
     Attributes:
         index: Region of each token, counted from 0 in the order of prediction; -1 for global tokens.
         count: Number of regions.
-        smallest: Tokens in the smallest region.
+        smallest: Number of tokens in the smallest region.
     """
 
     index: Int[Tensor, "#b l"]
@@ -65,18 +65,18 @@ class Regions:
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder returns: features of the tokens it read, and where in the sequence they stand.
+    """The output of an encoder: features of the tokens it read, and their indices in the sequence.
 
     Attributes:
         embedding: Encoded tokens.
-        index: Sequence index of each, ascending.
+        index: Sequence index of each token, ascending.
     """
 
     embedding: Float[Tensor, "b m d"]
     index: Int[Tensor, "#b m"]
 
 
-@kept_whole
+@fx_leaf
 def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     """Pick tokens along axis 1: ``values`` (b or 1, l, ...) at ``index`` (b or 1, k) -> (b, k, ...)."""
     batch = max(values.shape[0], index.shape[0])
@@ -120,7 +120,7 @@ def with_global_tokens(tokens: Tokens, front: Float[Tensor, "{n} d"], n: int) ->
 
 
 def reorder_tokens(tokens: Tokens, index: Int[Tensor, "#b l"]) -> Tokens:
-    """Lay tokens out anew; ``index`` says which of them stands at each place, global ones in front as before."""
+    """Reorder tokens: token ``index[i]`` goes to place i; global ones must stay in front."""
     origin = tokens.origin
     if origin is None:
         origin = torch.arange(tokens.length, device=tokens.embedding.device).unsqueeze(0)
@@ -134,5 +134,5 @@ def reorder_tokens(tokens: Tokens, index: Int[Tensor, "#b l"]) -> Tokens:
 
 
 def undo_scan(values: Tensor, tokens: Tokens) -> Tensor:
-    """Bring per-token ``values`` (b, l, ...) from scan order back to the order before it."""
+    """Bring per-token ``values`` (b, l, ...) from scan order back to the original order."""
     return values if tokens.origin is None else gather_tokens(values, tokens.origin.argsort(dim=1))

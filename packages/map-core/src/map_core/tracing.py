@@ -1,4 +1,4 @@
-"""What ``torch.fx`` is to keep as one call of a graph, because it reads sizes."""
+"""Functions that ``torch.fx`` keeps as a single call in a graph, because they read sizes."""
 
 import functools
 from collections.abc import Callable
@@ -11,11 +11,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def kept_whole(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function one call of a ``torch.fx`` graph instead of what it does to the sizes of one input.
+def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
+    """Trace a function as one call in a ``torch.fx`` graph, instead of as its operations at the sizes of one input.
 
     Args:
-        function: Of a module's top level, called with what is traced among its positional arguments.
+        function: Defined at the top level of a module, and called with the traced values as positional arguments.
     """
 
     @functools.wraps(function)

@@ -109,18 +109,18 @@ def recipes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(recipes, capsys):
-    """Run a command line, a list or a line; return its status, the configuration it ran with, and what it printed."""
+    """Run a command line, a list or a line; return its status, the configuration it ran with, and its output."""
 
     def call(line):
-        ran = []
+        configs = []
         commands = [
-            Command("pretrain", "pretrain a model", PretrainConfig, ran.append),
-            Command("predict", "predict classes", PredictConfig, ran.append),
+            Command("pretrain", "pretrain a model", PretrainConfig, configs.append),
+            Command("predict", "predict classes", PredictConfig, configs.append),
             Command("fail", "fail", PredictConfig, fail),
             Command("crash", "crash", PredictConfig, crash),
         ]
         status = main("map-toy", commands, recipes, line if isinstance(line, list) else line.split())
-        return status, ran[0] if ran else None, capsys.readouterr()
+        return status, configs[0] if configs else None, capsys.readouterr()
 
     return call
 
@@ -130,17 +130,17 @@ def refusal(run):
     """The sentence that refuses a command line."""
 
     def call(line):
-        status, config, printed = run(line)
-        assert (status, config, printed.out) == (2, None, "")
-        assert printed.err.count("\n") == 1
-        return printed.err.removeprefix("map-toy: error: ").strip()
+        status, config, output = run(line)
+        assert (status, config, output.out) == (2, None, "")
+        assert output.err.count("\n") == 1
+        return output.err.removeprefix("map-toy: error: ").strip()
 
     return call
 
 
 @pytest.fixture
-def shown(run, capsys):
-    """What a command line prints instead of running its command."""
+def printout(run, capsys):
+    """The text that a command line prints instead of running its command."""
 
     def call(line):
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""A section whose settings depend on its ``method``: typed, refused by name, and inherited with sense."""
+"""A section whose settings depend on its ``method``: they are typed, refused by name, and inherited sensibly."""
 
 from dataclasses import asdict, dataclass
 
@@ -55,7 +55,7 @@ def resolve(*arguments):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Write a recipe; give its path."""
+    """Write a recipe and return its path."""
 
     def write(name, text):
         (tmp_path / f"{name}.yaml").write_text(text)
@@ -121,23 +121,23 @@ def test_a_recipe_with_a_setting_of_another_method_is_named(recipe):
 
 def test_a_recipe_that_names_another_method_leaves_behind_what_that_does_not_have(recipe):
     recipe("below", "wall: {color: blue, coats: 5}\nout: there")
-    above = recipe("above", "base: below.yaml\nwall: {method: paper, width: 1.5}")
-    assert asdict(resolve("--config", above)) == {
+    upper = recipe("above", "base: below.yaml\nwall: {method: paper, width: 1.5}")
+    assert asdict(resolve("--config", upper)) == {
         "wall": {"method": "paper", "coats": 5, "width": 1.5},
         "out": "there",
     }
 
 
 def test_the_command_line_may_change_the_method_of_a_recipe(recipe):
-    below = recipe("below", "wall: {color: blue, coats: 5}")
-    assert resolve("--config", below, "--wall.method", "paper").wall == Paper(coats=5)
+    lower = recipe("below", "wall: {color: blue, coats: 5}")
+    assert resolve("--config", lower, "--wall.method", "paper").wall == Paper(coats=5)
 
 
 def test_a_recipe_above_the_one_that_names_the_method_must_fit_it(recipe):
     recipe("below", "wall: {method: paper}")
-    above = recipe("above", "base: below.yaml\nwall: {color: red}")
+    upper = recipe("above", "base: below.yaml\nwall: {color: red}")
     with pytest.raises(UserError, match=r"wall.color in .*above.yaml is no setting of wall.method paper"):
-        resolve("--config", above)
+        resolve("--config", upper)
 
 
 def test_a_loaded_recipe_has_the_form_it_names(recipe):
@@ -148,10 +148,10 @@ def test_a_loaded_recipe_has_the_form_it_names(recipe):
 def test_help_and_print_show_the_chosen_methods_settings(capsys):
     with pytest.raises(SystemExit):
         resolve("--wall.method", "paper", "--help-all")
-    told = capsys.readouterr().out
-    assert "--wall.width" in told
-    assert "Of a roll." in told
-    assert "--wall.color" not in told
+    output = capsys.readouterr().out
+    assert "--wall.width" in output
+    assert "Of a roll." in output
+    assert "--wall.color" not in output
     with pytest.raises(SystemExit):
         resolve("--wall.method", "paper", "--print_config")
     assert "method: paper" in capsys.readouterr().out

@@ -13,7 +13,7 @@ class Section:
     size: int = 3
 
 
-KIND = config_class(
+CONFIG = config_class(
     "PaintConfig",
     "Paint a wall.",
     color=Option(str, "Its colour."),
@@ -23,26 +23,26 @@ KIND = config_class(
 
 
 def test_fields_have_the_types_of_the_table_in_its_order():
-    assert [(entry.name, entry.type) for entry in dataclasses.fields(KIND)] == [
+    assert [(entry.name, entry.type) for entry in dataclasses.fields(CONFIG)] == [
         ("color", str),
         ("wall", Section),
         ("coats", int | None),
     ]
-    assert KIND.__name__ == "PaintConfig"
+    assert CONFIG.__name__ == "PaintConfig"
 
 
 def test_defaults_are_those_of_the_table_and_sections_are_not_shared():
-    one, other = KIND(color="red"), KIND(color="blue")
-    assert one == KIND("red", Section(3), None)
+    one, other = CONFIG(color="red"), CONFIG(color="blue")
+    assert one == CONFIG("red", Section(3), None)
     assert one.wall is not other.wall
 
 
 def test_an_option_without_a_default_must_be_given():
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'color'"):
-        KIND()
+        CONFIG()
 
 
 def test_the_docstring_explains_every_field():
-    assert inspect.getdoc(KIND) == (
+    assert inspect.getdoc(CONFIG) == (
         "Paint a wall.\n\nArgs:\n    color: Its colour.\n    wall: The wall.\n    coats: How often."
     )

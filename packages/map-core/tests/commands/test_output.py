@@ -1,4 +1,4 @@
-"""Output that nobody reads any longer."""
+"""Output whose reader has gone away."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-TALKS = """
+TALKING_PROGRAM = """
 import sys
 from dataclasses import dataclass
 from map_core.commands.command import Command
@@ -24,7 +24,7 @@ sys.exit(main("map-toy", [Command("talk", "Talk", Config, talk)], "map_core"))
 """
 
 
-RUNS = """
+RUNNER = """
 import sys
 from map_core.commands.output import while_somebody_reads
 
@@ -34,49 +34,56 @@ def run():
 
 sys.exit(while_somebody_reads(run))
 """
-QUIET = {**os.environ, "MAP_DEBUG": "", "PYTHONUNBUFFERED": ""}
+ENVIRONMENT = {**os.environ, "MAP_DEBUG": "", "PYTHONUNBUFFERED": ""}
 
 
 @pytest.mark.parametrize(
     ("arguments", "unbuffered"),
     [
-        (["talk"], ""),  # told when main flushes
-        (["talk", "--words=9999"], "1"),  # told in the middle of the command
-        (["talk", "--help"], ""),  # told after the parser's exit
+        (["talk"], ""),  # noticed when main flushes
+        (["talk", "--words=9999"], "1"),  # noticed in the middle of the command
+        (["talk", "--help"], ""),  # noticed after the parser's exit
     ],
 )
 def test_ends_without_a_word_when_nobody_reads_on(arguments, unbuffered):
-    reading, writing = os.pipe()
-    os.close(reading)
-    ended = subprocess.run(
-        [sys.executable, "-c", TALKS, *arguments],
-        stdout=writing,
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-c", TALKING_PROGRAM, *arguments],
+        stdout=writer,
         stderr=subprocess.PIPE,
-        env={**QUIET, "PYTHONUNBUFFERED": unbuffered},
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
         check=False,
     )
-    os.close(writing)
-    assert (ended.returncode, ended.stderr) == (1, b"")
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (1, b"")
 
 
 def test_other_broken_pipes_and_errors_keep_their_traceback():
-    reading, writing = os.pipe()
-    os.close(reading)
-    dead = "import os, sys\nreading, writing = os.pipe()\nos.close(reading)\nos.write(writing, b'x')"
+    reader, writer = os.pipe()
+    os.close(reader)
+    broken_pipe = "import os, sys\nreading, writing = os.pipe()\nos.close(reading)\nos.write(writing, b'x')"
     bug = "print('a word')\nraise RuntimeError('a bug')"
-    for body, stdout, expected in ((dead, subprocess.PIPE, b"BrokenPipeError"), (bug, writing, b"a bug")):
-        ended = subprocess.run(
-            [sys.executable, "-c", RUNS, body], stdout=stdout, stderr=subprocess.PIPE, env=QUIET, check=False
+    for body, stdout, expected in (
+        (broken_pipe, subprocess.PIPE, b"BrokenPipeError"),
+        (bug, writer, b"a bug"),
+    ):
+        process = subprocess.run(
+            [sys.executable, "-c", RUNNER, body],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            check=False,
         )
-        assert ended.returncode != 0
-        assert expected in ended.stderr
-    os.close(writing)
+        assert process.returncode != 0
+        assert expected in process.stderr
+    os.close(writer)
 
 
 @pytest.mark.parametrize("closing", ["2>&-", ">&- 2>&-"])
 def test_a_progress_bar_without_an_output_harms_no_command(tmp_path, closing):
-    """Nor does what is written to a stream that is not there reach a file that was opened later."""
-    program = TALKS.replace(
+    """Nor does output to a closed stream end up in a file that was opened later."""
+    program = TALKING_PROGRAM.replace(
         'print("a word")',
         f"""
         import os
@@ -87,11 +94,11 @@ def test_a_progress_bar_without_an_output_harms_no_command(tmp_path, closing):
             file.write("whole")
 """,
     )
-    closed = ["sh", "-c", f'"$0" -c "$1" talk {closing}', sys.executable, program]
-    assert subprocess.run(closed, env=QUIET, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    command = ["sh", "-c", f'"$0" -c "$1" talk {closing}', sys.executable, program]
+    assert subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=False).returncode == 0
     assert (tmp_path / "file").read_text() == "whole"
 
 
 def test_works_without_an_output():
-    closed = ["sh", "-c", '"$0" -c "$1" pass >&-', sys.executable, RUNS]
-    assert subprocess.run(closed, env=QUIET, check=False).returncode == 0
+    command = ["sh", "-c", '"$0" -c "$1" pass >&-', sys.executable, RUNNER]
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0

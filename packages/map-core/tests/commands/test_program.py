@@ -1,4 +1,4 @@
-"""Command lines: what is resolved, and the one sentence that each mistake gives."""
+"""Command lines: the configurations they resolve to, and the one-sentence message on each mistake."""
 
 import os
 import subprocess
@@ -31,12 +31,12 @@ def test_the_last_of_two_values_wins_and_sections_keep_the_defaults_of_their_con
 
 def test_recipes_layer_in_order(run, tmp_path):
     (tmp_path / "mine.yaml").write_text("training: {epochs: 50}\ndata:\n")
-    two = f"pretrain --out x --config pretrain_more_digits --config {tmp_path}/mine.yaml"
-    config = run(two)[1]
+    two_recipes = f"pretrain --out x --config pretrain_more_digits --config {tmp_path}/mine.yaml"
+    config = run(two_recipes)[1]
     assert (config.training.epochs, config.training.lr, config.data.root) == (50, 1e-4, "digits")
-    turned = f"pretrain --out x --config {tmp_path}/mine.yaml --config pretrain_more_digits"
-    assert run(turned)[1].training.epochs == 30
-    assert run(f"{two} --training.epochs 2")[1].training.epochs == 2
+    reversed_recipes = f"pretrain --out x --config {tmp_path}/mine.yaml --config pretrain_more_digits"
+    assert run(reversed_recipes)[1].training.epochs == 30
+    assert run(f"{two_recipes} --training.epochs 2")[1].training.epochs == 2
 
 
 def test_an_empty_section_means_defaults(run, tmp_path):
@@ -53,11 +53,11 @@ def test_a_text_on_the_command_line_is_that_text(run, text):
 
 
 @pytest.mark.parametrize(
-    ("written", "root"),
+    ("text", "root"),
     [("null", None), ("~", None), ("", None), ("'null'", "null"), ("012", "012"), ("no", "no")],
 )
-def test_null_in_a_file_is_none_and_other_words_are_text(run, tmp_path, written, root):
-    (tmp_path / "mine.yaml").write_text(f"data:\n  root: {written}\n")
+def test_null_in_a_file_is_none_and_other_words_are_text(run, tmp_path, text, root):
+    (tmp_path / "mine.yaml").write_text(f"data:\n  root: {text}\n")
     line = f"pretrain --out x --config pretrain_more_digits --config {tmp_path}/mine.yaml"
     assert run(line)[1].data.root == root
 
@@ -103,34 +103,34 @@ def test_a_negative_number_is_a_value(run):
 
 
 def test_a_commands_own_defaults_yield_to_recipe_and_overrides(recipes, toy):
-    ran, seen = [], []
+    configs, explicit_settings = [], []
 
-    def defaults(given):
-        seen.append(given)
+    def defaults(explicit):
+        explicit_settings.append(explicit)
         return {"training.epochs": 50, "training.lr": "0.5", "data.size": [8, 8], "data.kind": "points"}
 
-    command = Command("pretrain", "Pretrain a model", toy.PretrainConfig, ran.append, defaults)
+    command = Command("pretrain", "Pretrain a model", toy.PretrainConfig, configs.append, defaults)
     line = "pretrain --config pretrain_digits --out=x --data.kind images --init ~/y"
     assert main("map-toy", [command], recipes, line.split()) == 0
-    assert (ran[0].training.epochs, ran[0].training.lr) == (3, 1e-4)
-    assert (ran[0].data.size, ran[0].data.kind) == ((8, 8), "images")
-    named = {"training.lr": "1e-4", "training.epochs": "3", "out": "x", "data.kind": "images"}
-    named["init"] = os.path.expanduser("~/y")
-    assert seen == [named]
+    assert (configs[0].training.epochs, configs[0].training.lr) == (3, 1e-4)
+    assert (configs[0].data.size, configs[0].data.kind) == ((8, 8), "images")
+    expected = {"training.lr": "1e-4", "training.epochs": "3", "out": "x", "data.kind": "images"}
+    expected["init"] = os.path.expanduser("~/y")
+    assert explicit_settings == [expected]
     assert main("map-toy", [command], recipes, ["pretrain"]) == 2  # nothing given: an error, no traceback
-    assert seen[1] == {}
+    assert explicit_settings[1] == {}
 
 
 def test_defaults_from_the_run_that_init_names(tmp_path, toy):
     (tmp_path / "config.yaml").write_text("data: {root: '012', size: [3, 3], gone: 1}\ntraining:\n")
-    given = {"init": str(tmp_path / "model.safetensors")}
-    values = section_of_run(given, "data")
+    explicit = {"init": str(tmp_path / "model.safetensors")}
+    values = section_of_run(explicit, "data")
     assert as_defaults("data", toy.DataSection, values) == {"data.root": "012", "data.size": (3, 3)}
-    assert section_of_run(given, "training") == section_of_run({}, "data") == {}
+    assert section_of_run(explicit, "training") == section_of_run({}, "data") == {}
     with pytest.raises(
         UserError, match=r"config.yaml lacks the section model, so the settings of that run are not"
     ):
-        section_of_run(given, "model")
+        section_of_run(explicit, "model")
 
 
 def test_what_a_command_needs_is_imported_when_it_runs(recipes, tmp_path):
@@ -144,24 +144,24 @@ def test_what_a_command_needs_is_imported_when_it_runs(recipes, tmp_path):
     assert sys.modules.pop("late_module").ran == [4]
 
 
-def test_print_config_can_be_used_as_a_config(run, shown, tmp_path):
-    printed = shown("pretrain --config pretrain_more_digits --out x --print_config")
-    assert yaml.safe_load(printed) == {
+def test_print_config_can_be_used_as_a_config(run, printout, tmp_path):
+    output = printout("pretrain --config pretrain_more_digits --out x --print_config")
+    assert yaml.safe_load(output) == {
         "out": "x",
         "init": None,
         "data": {"root": "digits", "kind": "images", "size": [224, 224]},
         "training": {"epochs": 30, "lr": 1e-4, "clip": 3.0, "progress": True},
     }
-    (tmp_path / "printed.yaml").write_text(printed)
-    assert shown(f"pretrain --config {tmp_path}/printed.yaml --print_config") == printed
-    assert yaml.safe_load(shown("pretrain --print_config"))["out"] is None
+    (tmp_path / "printed.yaml").write_text(output)
+    assert printout(f"pretrain --config {tmp_path}/printed.yaml --print_config") == output
+    assert yaml.safe_load(printout("pretrain --print_config"))["out"] is None
 
 
 @pytest.mark.parametrize("line", ["--version", "pretrain --version"])
 def test_version(run, line):
-    status, config, printed = run(line)
+    status, config, output = run(line)
     assert (status, config) == (0, None)
-    assert "map-core 0." in printed.out
+    assert "map-core 0." in output.out
 
 
 @pytest.mark.parametrize(
@@ -248,16 +248,16 @@ def test_a_section_file_runs_nothing_either(run, refusal, tmp_path):
     assert run(f"pretrain --out x --training {file}")[1].training.epochs == 4
 
 
-def test_what_is_no_users_mistake_keeps_its_traceback(run):
+def test_an_error_that_is_no_user_error_keeps_its_traceback(run):
     with pytest.raises(ZeroDivisionError):
         run("crash")
 
 
 def test_the_program_lists_commands_and_recipes(run):
-    status, _, printed = run("--help")
+    status, _, output = run("--help")
     assert status == 0
-    assert "pretrain a model" in printed.out
-    assert "pretrain_digits" in printed.out
+    assert "pretrain a model" in output.out
+    assert "pretrain_digits" in output.out
     assert run([])[0] == 2
 
 
@@ -289,7 +289,7 @@ def test_the_plumbing_imports_no_torch():
 
 
 def test_a_message_shows_escape_sequences_and_any_name(recipes, toy, tmp_path):
-    """Of a file whose name would colour the terminal, and is not UTF-8."""
+    """Such as the name of a file that would colour the terminal and is not UTF-8."""
     code = (
         "import sys; from map_core import UserError; from map_core.commands.command import Command;"
         "from map_core.commands.program import main; import dataclasses\n"
@@ -298,5 +298,5 @@ def test_a_message_shows_escape_sequences_and_any_name(recipes, toy, tmp_path):
         f"main('map-toy', [Command('go', 'Go', C, run)], {recipes!r}, ['go'])"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
-    assert done.stderr == b"map-toy: error: \\x1b[31mcaf\\udce9.png is red\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert process.stderr == b"map-toy: error: \\x1b[31mcaf\\udce9.png is red\n"

@@ -31,8 +31,8 @@ def on_the_command_line(name, *arguments):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    more = {"model.embed_dim": np.int64(12), "data.flip": True}
-    pretrained = TOYS.pretrain("sea", model="toy", out=root / "pretrain", **QUICK, **more)
+    options = {"model.embed_dim": np.int64(12), "data.flip": True}
+    pretrained = TOYS.pretrain("sea", model="toy", out=root / "pretrain", **QUICK, **options)
     return {"pretrain": pretrained, "finetune": TOYS.finetune(init=pretrained.out, out=root / "f", **QUICK)}
 
 
@@ -70,15 +70,15 @@ def test_predictions_and_features_are_those_of_the_command(runs, tmp_path):
         (tmp_path / f"{name}.json").write_text("no JSON of ours")
     assert TOYS.predict(run, toys, out=tmp_path / "p.csv", top=2, **RUNNING).metrics == {}
     assert TOYS.features(run, toys, out=tmp_path / "some.npz", **RUNNING).metrics == {}
-    found = TOYS.features(run, out=tmp_path / "all.npz", neighbors=1, **RUNNING)
-    with np.load(found.out) as arrays:
+    features = TOYS.features(run, out=tmp_path / "all.npz", neighbors=1, **RUNNING)
+    with np.load(features.out) as arrays:
         assert arrays["train_features"].shape == (24, 12)
-    assert found.metrics == json.loads((tmp_path / "all.json").read_text())
-    assert found.metrics["neighbors"] == 1
+    assert features.metrics == json.loads((tmp_path / "all.json").read_text())
+    assert features.metrics["neighbors"] == 1
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("arguments", "message"),
     [
         ({"training.epoch": 3}, r"pretrain\(\) has no setting training\.epoch; did you mean .*training\.epochs"),
         ({"settings": {"training": {"lrr": 3}}}, r"has no setting training\.lrr; did you mean .*training\.lr"),
@@ -91,16 +91,20 @@ def test_predictions_and_features_are_those_of_the_command(runs, tmp_path):
         ({"objective.method": "simmim", "objective.decoder_dim": 8}, r"--objective\.decoder_dim is no setting of"),
     ],
 )  # fmt: skip
-def test_what_no_command_takes_is_refused(call, told, tmp_path, unchecked):
-    with pytest.raises(UserError, match=told):
-        TOYS.pretrain(**{"out": tmp_path / "run", **call})
+def test_what_no_command_takes_is_refused(arguments, message, tmp_path, unchecked):
+    with pytest.raises(UserError, match=message):
+        TOYS.pretrain(**{"out": tmp_path / "run", **arguments})
     assert not (tmp_path / "run").exists()
 
 
-def test_settings_go_before_recipes_and_none_is_null(tmp_path):
+def test_settings_override_recipes_and_none_is_null(tmp_path):
     (tmp_path / "one.yaml").write_text("training: {clip_grad: 2.0, epochs: 5}\ndata: {count: 16}\n")
     run = TOYS.pretrain(
         config=tmp_path / "one.yaml", out=tmp_path / "run", **QUICK, **{"training.clip_grad": None}
     )
-    said = yaml.safe_load((Path(run.out) / "config.yaml").read_text())
-    assert (said["training"]["clip_grad"], said["training"]["epochs"], said["data"]["count"]) == (None, 2, 16)
+    config = yaml.safe_load((Path(run.out) / "config.yaml").read_text())
+    assert (config["training"]["clip_grad"], config["training"]["epochs"], config["data"]["count"]) == (
+        None,
+        2,
+        16,
+    )

@@ -80,10 +80,10 @@ def test_dotted_keys_are_those_of_their_sections(run, tmp_path):
 )
 def test_a_fault_in_a_dotted_key_is_named(refusal, tmp_path, text, message):
     write(tmp_path, a=text)
-    told = refusal(f"pretrain --out x --config {tmp_path}/a.yaml")
-    assert told.startswith(message.format(file=tmp_path / "a.yaml"))
+    error = refusal(f"pretrain --out x --config {tmp_path}/a.yaml")
+    assert error.startswith(message.format(file=tmp_path / "a.yaml"))
 
 
 def test_a_dotted_key_in_a_section_of_the_command_line(refusal):
-    told = refusal(["pretrain", "--out", "x", "--training", "{epochs.x: 3}"])
-    assert told == "training.epochs in --training must be a whole number; got {'x': '3'}"
+    error = refusal(["pretrain", "--out", "x", "--training", "{epochs.x: 3}"])
+    assert error == "training.epochs in --training must be a whole number; got {'x': '3'}"

@@ -74,17 +74,17 @@ def test_a_training_command_leaves_a_finished_run(runs, name, task):
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "last_words"),
     [
         ("pretrain", "results in {out}: summary.json, model.safetensors, curves.png, reconstructions.png"),
         ("finetune", "on evaluation split; results in {out}: summary.json, model.safetensors, curves.png"),
     ],
 )
-def test_a_training_command_says_its_data_and_where_its_results_are(tmp_path, capsys, command, told):
+def test_a_training_command_says_its_data_and_where_its_results_are(tmp_path, capsys, command, last_words):
     assert run(command, *QUICK, "--data.root=sea", "--out", tmp_path / "run") == 0
-    printed = capsys.readouterr()
-    assert f"sea for {command}\n{command}: 24 samples" in printed.err
-    assert printed.out.endswith(f"{told.format(out=tmp_path / 'run')}\n")
+    output = capsys.readouterr()
+    assert f"sea for {command}\n{command}: 24 samples" in output.err
+    assert output.out.endswith(f"{last_words.format(out=tmp_path / 'run')}\n")
 
 
 def test_other_processes_than_the_first_print_nothing(capsys, monkeypatch):
@@ -96,20 +96,20 @@ def test_other_processes_than_the_first_print_nothing(capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["finetune", "probe"])
 def test_model_and_preparation_of_inputs_are_those_of_the_run_that_init_names(runs, name):
-    """Not the defaults: they were given to the pretraining run only."""
+    """Not the defaults: these settings were passed to the pretraining run only."""
     config = yaml.safe_load((getattr(runs, name) / "config.yaml").read_text())
     assert config["model"] == {"name": "toy", "embed_dim": 12}
     assert config["data"]["flip"] is True
 
 
-def test_the_command_line_goes_before_the_run_that_init_names(runs, tmp_path, capsys):
+def test_the_command_line_overrides_the_run_that_init_names(runs, tmp_path, capsys):
     assert (
         run("finetune", *QUICK, "--init", runs.pretrain, "--model.embed_dim=8", "--out", tmp_path / "x") == 2
     )
     assert "does not fit this model: shapes: " in capsys.readouterr().err
 
 
-def test_a_recipe_does_not_go_before_what_the_weights_are_tied_to(runs, tmp_path):
+def test_inherited_settings_override_those_of_a_recipe(runs, tmp_path):
     """The width of the run that ``--init`` names stays; the number of samples is the recipe's."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {embed_dim: 8}\ndata: {count: 16}\n")
@@ -120,11 +120,11 @@ def test_a_recipe_does_not_go_before_what_the_weights_are_tied_to(runs, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulation", "told"),
+    ("batch", "accumulation", "cure"),
     [(1, 1, "set --training.batch_size to 2 or more"), (4, 4, "set --training.batch_size to 8 or more")],
 )
-def test_a_probe_needs_two_samples_in_a_micro_batch(runs, tmp_path, capsys, batch, accumulation, told):
-    """Batch normalisation has no deviation of one."""
+def test_a_probe_needs_two_samples_in_a_micro_batch(runs, tmp_path, capsys, batch, accumulation, cure):
+    """Batch normalisation needs more than one sample for a deviation."""
     split = [f"--training.batch_size={batch}", f"--training.accumulation_steps={accumulation}"]
     line = ["linear-probe", *QUICK, "--init", runs.pretrain, "--out", tmp_path / "run"]
     assert run(*line, *split) == 2
@@ -136,7 +136,7 @@ def test_a_probe_needs_two_samples_in_a_micro_batch(runs, tmp_path, capsys, batc
         f"training.batch_size {batch} is split over 1 process(es) times accumulation_steps {accumulation}"
         in message
     )
-    assert told in message
+    assert cure in message
     assert run(*line) == 0, "what failed at its first step starts anew in its place"
 
 
@@ -149,14 +149,14 @@ def test_a_probe_needs_two_samples_in_a_micro_batch(runs, tmp_path, capsys, batc
 )  # fmt: skip
 def test_what_says_how_to_start_from_a_run_needs_one(tmp_path, capsys, command, setting):
     assert run(command, *QUICK, f"--{setting}", "--out", tmp_path / "run") == 2
-    told = f"{setting.partition('=')[0]} needs a run or file to start from: give --init"
-    assert told in capsys.readouterr().err
+    message = f"{setting.partition('=')[0]} needs a run or file to start from: give --init"
+    assert message in capsys.readouterr().err
 
 
-def test_a_budget_of_samples_tells_how_to_train_by_epochs(tmp_path, capsys):
+def test_a_budget_of_samples_says_how_to_train_by_epochs(tmp_path, capsys):
     assert run("pretrain", *QUICK, "--training.sample_budget=24", "--out", tmp_path / "run") == 0
-    told = "1 epochs in batches of 8, warmup 0.05 epochs, a checkpoint every 1; --training.sample_budget null trains by"
-    assert told in capsys.readouterr().err
+    note = "1 epochs in batches of 8, warmup 0.05 epochs, a checkpoint every 1; --training.sample_budget null trains by"
+    assert note in capsys.readouterr().err
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -175,7 +175,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 def test_a_disk_that_is_full_during_the_export_loses_nothing(
     tmp_path, capsys, monkeypatch, module, name, file
 ):
-    """One sentence, the checkpoints as they were, and resuming writes what an undisturbed run leaves."""
+    """One sentence, untouched checkpoints, and resuming writes what an undisturbed run writes."""
     line, out = ["pretrain", *QUICK], tmp_path / "run"
 
     def full(*arguments, **more):
@@ -183,11 +183,11 @@ def test_a_disk_that_is_full_during_the_export_loses_nothing(
 
     with monkeypatch.context() as patch:
         if module == "toy_domain":
-            broken = dataclasses.replace(DOMAIN, draw_picture=full)
+            full_domain = dataclasses.replace(DOMAIN, draw_picture=full)
             assert (
                 main(
                     "map-toy",
-                    standard_commands(broken, sample="toy"),
+                    standard_commands(full_domain, sample="toy"),
                     DOMAIN.recipes,
                     [*line, "--out", str(out)],
                 )
@@ -196,8 +196,8 @@ def test_a_disk_that_is_full_during_the_export_loses_nothing(
         else:
             patch.setattr(f"{module}.{name}", full)
             assert run(*line, "--out", out) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told == (
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == (
         f"map-toy: error: the disk is full ({FULL}) while writing the run in {out}; its checkpoints are unharmed; "
         "make room, then continue with --resume auto"
     )
@@ -212,13 +212,13 @@ def test_a_disk_that_is_full_during_the_export_loses_nothing(
 
 def test_a_signal_during_the_export_is_in_the_status_of_a_finished_run(tmp_path, monkeypatch):
     """So that ``&&`` does not go on, although nothing is lost."""
-    plain = PretrainTask.finish
+    original_finish = PretrainTask.finish
 
-    def signalled(*arguments):
+    def finish_with_signal(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return plain(*arguments)
+        return original_finish(*arguments)
 
-    monkeypatch.setattr(PretrainTask, "finish", signalled)
+    monkeypatch.setattr(PretrainTask, "finish", finish_with_signal)
     assert run("pretrain", *QUICK, "--out", tmp_path / "run") == 143
     assert json.loads((tmp_path / "run/summary.json").read_text())["interrupted"] is False
     assert (tmp_path / "run/reconstructions.png").exists()
@@ -230,15 +230,17 @@ def test_pretrained_weights_are_what_finetuning_learns_classes_from(runs):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "difference"),
     [("--data.flip=true", "data.flip was False and is True"), ("--data.count=32", "training samples was 24 and is 32")],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
-def test_resuming_on_other_data_is_refused_by_naming_the_difference(tmp_path, capsys, command, change, told):
+def test_resuming_on_other_data_is_refused_by_naming_the_difference(
+    tmp_path, capsys, command, change, difference
+):
     out = tmp_path / "run"
     assert run(command, *QUICK, "--out", out) == 0
     assert run(command, *QUICK, "--out", out, "--resume=auto", change) == 2
-    assert told in capsys.readouterr().err
+    assert difference in capsys.readouterr().err
     assert run(command, *QUICK, "--out", out, "--resume=auto", "--data.root=moved") == 0
 
 
@@ -257,11 +259,13 @@ def test_a_run_is_resumed_from_the_weights_that_it_started_from_wherever_they_li
     moved.with_suffix(".json").write_bytes(start.with_suffix(".json").read_bytes())
     assert run("finetune", *QUICK, "--init", moved, "--out", out, "--resume=auto") == 0
     capsys.readouterr()
-    for other, told in (([], "is None"), (["--init", runs.finetune], "is 'a file with the SHA-256")):
-        before = (out / "config.yaml").read_text()
+    for other, difference in (([], "is None"), (["--init", runs.finetune], "is 'a file with the SHA-256")):
+        config_before = (out / "config.yaml").read_text()
         assert run("finetune", *QUICK, *other, "--out", out, "--resume=auto") == 2
-        assert re.search(f"init was 'a file with the SHA-256 [0-9a-f]+' and {told}", capsys.readouterr().err)
-        assert (out / "config.yaml").read_text() == before
+        assert re.search(
+            f"init was 'a file with the SHA-256 [0-9a-f]+' and {difference}", capsys.readouterr().err
+        )
+        assert (out / "config.yaml").read_text() == config_before
 
 
 # ---- evaluate
@@ -272,27 +276,27 @@ def test_evaluating_a_run_repeats_its_last_evaluation(runs, tmp_path, capsys, na
     out = tmp_path / "evaluated"
     init = getattr(runs, name)
     assert run("evaluate", "--init", init, *RUNNING, "--out", out) == 0
-    summary, trained = (json.loads((path / "summary.json").read_text()) for path in (out, init))
-    printed = capsys.readouterr().out
+    summary, training_summary = (json.loads((path / "summary.json").read_text()) for path in (out, init))
+    output = capsys.readouterr().out
     for metric in ("test_accuracy", "test_accuracy_class_mean", "test_loss"):
-        assert summary[metric] == pytest.approx(trained[metric], rel=1e-4)
-        assert f"{metric:26} {summary[metric]:.4g}\n" in printed
-    assert printed.startswith("evaluated on evaluation split\n")
-    assert printed.endswith(f"-> {out}/summary.json\n")
+        assert summary[metric] == pytest.approx(training_summary[metric], rel=1e-4)
+        assert f"{metric:26} {summary[metric]:.4g}\n" in output
+    assert output.startswith("evaluated on evaluation split\n")
+    assert output.endswith(f"-> {out}/summary.json\n")
     assert (summary["task"], summary["init"], summary["toys"]) == ("evaluate", str(init), 10)
     assert summary["evaluated_on"] == "evaluation split"
 
 
 def test_an_evaluation_never_replaces_a_training_run(runs, capsys):
-    before = (runs.finetune / "summary.json").read_text()
+    summary_before = (runs.finetune / "summary.json").read_text()
     assert run("evaluate", "--init", runs.finetune, "--out", runs.finetune) == 2
     assert (
         f"{runs.finetune} is a training run, whose summary.json would be replaced" in capsys.readouterr().err
     )
-    assert (runs.finetune / "summary.json").read_text() == before
+    assert (runs.finetune / "summary.json").read_text() == summary_before
 
 
-def test_what_is_no_classifier_cannot_be_evaluated_as_one(runs, tmp_path, capsys):
+def test_an_encoder_cannot_be_evaluated_as_a_classifier(runs, tmp_path, capsys):
     assert run("evaluate", "--init", runs.pretrain, *RUNNING, "--out", tmp_path / "x") == 2
     assert "describes no classifier (its .json says: encoder)" in capsys.readouterr().err
 
@@ -315,7 +319,7 @@ def test_settings_are_checked_before_a_model_is_loaded(command, tmp_path, capsys
 def test_a_place_that_cannot_be_written_is_refused_before_data_and_model_are_opened(
     command, is_file, place, tmp_path, capsys
 ):
-    """The run that ``--init`` names does not exist, which would be the first thing to be noticed otherwise."""
+    """The run that ``--init`` names does not exist, which would otherwise be noticed first."""
     (tmp_path / "file").touch()
     if place == "below a file":
         out, message = (
@@ -386,23 +390,23 @@ def test_predictions_are_the_classifiers(runs, tmp_path, top):
 def test_features_of_a_runs_splits_are_pooled_and_scored(runs, tmp_path, name):
     out, init = tmp_path / "features.npz", getattr(runs, name)
     assert run("features", "--init", init, *RUNNING, "--neighbors=3", "--out", out) == 0
-    written, model = np.load(out), DOMAIN.models.encoder(init)
+    arrays, model = np.load(out), DOMAIN.models.encoder(init)
     for split, samples in (("train", ToySamples(24, sign=-1)), ("test", ToySamples(10, first=1000, sign=-1))):
         inputs = torch.stack([samples[i][0] for i in range(len(samples))])
         with torch.no_grad():
             expected = model.forward_features(inputs).mean(1).numpy()
-        np.testing.assert_allclose(written[f"{split}_features"], expected, rtol=1e-4, atol=1e-5)
-        assert written[f"{split}_names"].tolist() == samples.names
+        np.testing.assert_allclose(arrays[f"{split}_features"], expected, rtol=1e-4, atol=1e-5)
+        assert arrays[f"{split}_names"].tolist() == samples.names
     assert json.loads(out.with_suffix(".json").read_text())["neighbors"] == 3
 
 
 def test_features_of_files_have_neither_labels_nor_a_score(runs, tmp_path):
     out = tmp_path / "features.npz"
     assert run("features", "--init", runs.pretrain, "--toys=['5','6']", *RUNNING, "--out", out) == 0
-    written = np.load(out)
-    assert set(written) == {"features", "names"}
-    assert written["features"].shape == (2, 12)
-    assert written["names"].tolist() == ["sample 5", "sample 6"]
+    arrays = np.load(out)
+    assert set(arrays) == {"features", "names"}
+    assert arrays["features"].shape == (2, 12)
+    assert arrays["names"].tolist() == ["sample 5", "sample 6"]
     assert not out.with_suffix(".json").exists()
 
 
@@ -445,7 +449,7 @@ def test_counts_below_one_are_refused(command, option, tmp_path, capsys):
 # ---- info, and how commands are put together
 
 
-def test_info_tells_versions_devices_and_models(capsys):
+def test_info_lists_versions_devices_and_models(capsys):
     assert run("info") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "versions"
@@ -463,17 +467,17 @@ def test_info_counts_what_a_model_costs(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "toy, one toy of 4 x 3 x 4"
     for form in ("classifier of 3", "encoder, all patches"):
-        (told,) = (line for line in lines if form in line)
-        assert told.split()[-1] == "12"  # tokens
+        (row,) = (line for line in lines if form in line)
+        assert row.split()[-1] == "12"  # tokens
     assert any(line.split()[0] == "scans" for line in lines)
 
 
 def test_files_are_given_by_the_name_of_the_domains_samples():
-    kinds = configs(DOMAIN)
-    for kind in (kinds.predict, kinds.features, kinds.reconstruct):
-        assert "toys" in kind.__dataclass_fields__
-    assert kinds.reconstruct.__dataclass_fields__["count"].default == DOMAIN.rows
-    assert configs(DOMAIN) is kinds, "made twice, its classes would differ"
+    config_classes = configs(DOMAIN)
+    for config_class in (config_classes.predict, config_classes.features, config_classes.reconstruct):
+        assert "toys" in config_class.__dataclass_fields__
+    assert config_classes.reconstruct.__dataclass_fields__["count"].default == DOMAIN.rows
+    assert configs(DOMAIN) is config_classes, "made twice, its classes would differ"
 
 
 def test_every_command_is_there_once_in_the_order_of_the_help():
@@ -483,9 +487,9 @@ def test_every_command_is_there_once_in_the_order_of_the_help():
 
 
 def test_defaults_of_a_run_are_its_settings_by_dotted_key(runs):
-    given = {"init": str(runs.pretrain)}
-    assert data_of_run(DOMAIN, given) == {"data.count": 24, "data.root": "toys", "data.flip": True}
-    assert model_of_run(DOMAIN, given) == {"model.name": "toy", "model.embed_dim": 12, "data.flip": True}
+    explicit = {"init": str(runs.pretrain)}
+    assert data_of_run(DOMAIN, explicit) == {"data.count": 24, "data.root": "toys", "data.flip": True}
+    assert model_of_run(DOMAIN, explicit) == {"model.name": "toy", "model.embed_dim": 12, "data.flip": True}
     assert ToyDataConfig().flip is False
     assert ToyModelConfig().embed_dim is None
 

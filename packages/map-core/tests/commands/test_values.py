@@ -40,9 +40,9 @@ from map_core.commands.values import MismatchError, convert, expectation
     ],
 )
 def test_values(value, kind, expected):
-    converted = convert(value, kind)
-    assert converted == expected
-    assert type(converted) is type(expected)
+    result = convert(value, kind)
+    assert result == expected
+    assert type(result) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_values(value, kind, expected):
         ({}, int, "a whole number"),
     ],
 )
-def test_what_was_expected_is_said_in_words(value, kind, words):
-    with pytest.raises(MismatchError, match=f"^{words}") as refused:
+def test_expected_types_are_described_in_words(value, kind, words):
+    with pytest.raises(MismatchError, match=f"^{words}") as error:
         convert(value, kind)
-    assert str(refused.value) == expectation(kind)
+    assert str(error.value) == expectation(kind)

@@ -1,4 +1,4 @@
-"""CSV files of labels: what rows mean, and one sentence for whatever is wrong with them."""
+"""CSV files of labels: the meaning of rows, and a one-sentence error for each mistake."""
 
 from pathlib import Path
 
@@ -19,30 +19,31 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def table_of(root: Path, text: str | bytes) -> LabelTable:
+def read_table(root: Path, text: str | bytes) -> LabelTable:
     file = root.parent / "labels.csv"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     return read_labels(file, root, endings=[".png"])
 
 
-def rows_of(table: LabelTable) -> list[tuple[str, str]]:
+def labelled_rows(table: LabelTable) -> list[tuple[str, str]]:
     return [(path.name, table.classes[i]) for path, i in zip(table.paths, table.labels, strict=True)]
 
 
 def test_rows_keep_their_order_and_classes_are_sorted(root: Path) -> None:
-    table = table_of(root, "path,label\nb.png,dog\na.png,cat\ndeep/c.png,dog\n")
+    table = read_table(root, "path,label\nb.png,dog\na.png,cat\ndeep/c.png,dog\n")
     assert table.classes == ("cat", "dog")
-    assert rows_of(table) == [("b.png", "dog"), ("a.png", "cat"), ("c.png", "dog")]
+    assert labelled_rows(table) == [("b.png", "dog"), ("a.png", "cat"), ("c.png", "dog")]
     assert table.paths[2] == root / "deep" / "c.png"
-    again = table_of(root, "path,label\ndeep/c.png,dog\na.png,cat\nb.png,dog\n")
-    assert sorted(rows_of(again)) == sorted(rows_of(table))  # the order of rows moves no class
+    reordered = read_table(root, "path,label\ndeep/c.png,dog\na.png,cat\nb.png,dog\n")
+    # the order of rows does not change the classes
+    assert sorted(labelled_rows(reordered)) == sorted(labelled_rows(table))
 
 
 def test_whole_numbers_are_sorted_by_value(root: Path) -> None:
-    table = table_of(root, "path,label\na.png,10\nb.png,9\n")
+    table = read_table(root, "path,label\na.png,10\nb.png,9\n")
     assert table.classes == ("9", "10")
-    assert rows_of(table) == [("a.png", "10"), ("b.png", "9")]
-    assert table_of(root, "path,label\na.png,10\nb.png,x9\n").classes == ("10", "x9")
+    assert labelled_rows(table) == [("a.png", "10"), ("b.png", "9")]
+    assert read_table(root, "path,label\na.png,10\nb.png,x9\n").classes == ("10", "x9")
 
 
 @pytest.mark.parametrize(
@@ -57,20 +58,20 @@ def test_whole_numbers_are_sorted_by_value(root: Path) -> None:
     ids=["byte order mark", "semicolons", "tabs", "other columns", "blanks and dots"],
 )
 def test_spellings_of_the_same_table(root: Path, text: str) -> None:
-    table = table_of(root, text)
-    assert rows_of(table) == [("a.png", "cat"), ("b.png", "dog")]
+    table = read_table(root, text)
+    assert labelled_rows(table) == [("a.png", "cat"), ("b.png", "dog")]
     assert table.paths == (root / "a.png", root / "b.png")
 
 
 def test_quoted_commas_and_endings_in_capitals(root: Path) -> None:
-    assert rows_of(table_of(root, 'path,label\n"d,e.png",x\ndeep/d.PNG,y\n')) == [
+    assert labelled_rows(read_table(root, 'path,label\n"d,e.png",x\ndeep/d.PNG,y\n')) == [
         ("d,e.png", "x"),
         ("d.PNG", "y"),
     ]
 
 
 def test_splits_choose_rows(root: Path) -> None:
-    table = table_of(
+    table = read_table(
         root, "path,label,split\na.png,x,train\nb.png,x,test\ndeep/c.png,y,train\ndeep/d.PNG,y,val\n"
     )
     assert table.train_rows().tolist() == [0, 2]
@@ -84,7 +85,7 @@ def test_splits_choose_rows(root: Path) -> None:
 
 
 def test_without_a_column_of_splits_every_row_trains(root: Path) -> None:
-    table = table_of(root, "path,label\na.png,x\nb.png,y\n")
+    table = read_table(root, "path,label\na.png,x\nb.png,y\n")
     assert table.train_rows().tolist() == [0, 1]
     assert table.evaluation_split() is None
     with pytest.raises(
@@ -103,14 +104,14 @@ def test_without_a_column_of_splits_every_row_trains(root: Path) -> None:
     ],
 )
 def test_rows_without_a_label_serve_where_none_is_needed(root: Path, text: str, message: str) -> None:
-    table = table_of(root, text)
+    table = read_table(root, text)
     assert (table.classes, set(table.labels.tolist())) == ((), {0})
     with pytest.raises(UserError, match=message):
         table.require_labels()
 
 
 def test_a_class_that_is_never_trained_on_is_named(root: Path) -> None:
-    table = table_of(root, "path,label,split\na.png,x,train\nb.png,y,val\n")
+    table = read_table(root, "path,label,split\na.png,x,train\nb.png,y,val\n")
     with pytest.raises(UserError, match=r"classes without a training row: y; add rows"):
         table.require_classes_to_train()
     table.require_classes_to_train(".")
@@ -151,10 +152,10 @@ def test_a_class_that_is_never_trained_on_is_named(root: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_one_sentence(root: Path, text: str | bytes, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        table_of(root, text)
-    assert "\n" not in str(caught.value)
+def test_a_wrong_table_is_reported_in_one_sentence(root: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        read_table(root, text)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_file_that_is_not_there(root: Path) -> None:

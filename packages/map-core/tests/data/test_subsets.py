@@ -10,24 +10,24 @@ LABELS = np.repeat([0, 1, 2], [50, 30, 21])
 
 
 def test_parts_are_disjoint_complete_and_stratified() -> None:
-    kept, held = hold_out(LABELS, 0.2, seed=0)
-    assert sorted(np.concatenate([kept, held])) == list(range(101))
-    assert np.bincount(LABELS[held]).tolist() == [10, 6, 4]
+    training, held_out = hold_out(LABELS, 0.2, seed=0)
+    assert sorted(np.concatenate([training, held_out])) == list(range(101))
+    assert np.bincount(LABELS[held_out]).tolist() == [10, 6, 4]
 
 
 def test_choice_is_fixed_by_its_seed() -> None:
-    chosen = stratified_choice(LABELS, 20, seed=0, what="subset")
+    subset_index = stratified_choice(LABELS, 20, seed=0, what="subset")
     # sha256 of the int64 indices: a change would change every subset in use.
-    assert hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()[:16] == "272e590636252cc5"
-    assert not np.array_equal(chosen, stratified_choice(LABELS, 20, seed=1, what="subset"))
+    assert hashlib.sha256(subset_index.astype("<i8").tobytes()).hexdigest()[:16] == "272e590636252cc5"
+    assert not np.array_equal(subset_index, stratified_choice(LABELS, 20, seed=1, what="subset"))
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, 101])
 def test_subset_has_the_asked_size_and_proportions(count: int) -> None:
-    chosen = take_subset(LABELS, count, seed=0)
-    assert len(set(chosen)) == count
+    subset = take_subset(LABELS, count, seed=0)
+    assert len(set(subset)) == count
     exact = np.array([50, 30, 21]) * count / 101
-    assert np.all(np.abs(np.bincount(LABELS[chosen], minlength=3) - exact) < 1)
+    assert np.all(np.abs(np.bincount(LABELS[subset], minlength=3) - exact) < 1)
 
 
 @pytest.mark.parametrize("count", [0, 102])
@@ -43,11 +43,11 @@ def test_holdout_that_leaves_nothing_names_both_numbers() -> None:
 
 def test_fewer_samples_than_classes_are_of_classes_that_the_seed_draws() -> None:
     labels = np.repeat(np.arange(100), 5)
-    of_seeds = [np.unique(labels[hold_out(labels, 0.1, seed=seed)[1]]) for seed in (0, 1)]
-    for classes in of_seeds:
+    classes_by_seed = [np.unique(labels[hold_out(labels, 0.1, seed=seed)[1]]) for seed in (0, 1)]
+    for classes in classes_by_seed:
         assert len(classes) == 50
         assert 0 < np.sum(classes < 50) < 50
-    assert not np.array_equal(*of_seeds)
+    assert not np.array_equal(*classes_by_seed)
     few = np.unique(labels[take_subset(labels, 30, seed=0)])
     assert len(few) == 30
     assert few.max() >= 30

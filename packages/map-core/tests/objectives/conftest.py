@@ -1,4 +1,4 @@
-"""Backbones whose layers all keep to the order of the sequence, over grids of vectors."""
+"""Backbones over grids of vectors whose layers all follow the order of the sequence."""
 
 from collections.abc import Callable
 

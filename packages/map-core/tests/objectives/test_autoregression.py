@@ -1,4 +1,4 @@
-"""Autoregression: what a prediction depends on, to the value of the input, and what makes the loss."""
+"""Autoregression: which input values a prediction depends on, and what the loss is."""
 
 import pytest
 import torch
@@ -70,29 +70,32 @@ def test_an_encoder_that_reads_ahead_would_be_seen(one_way, vectors, monkeypatch
     assert (depends & later).any()
 
 
-@pytest.mark.parametrize(("asked", "count"), [(None, COLS), (0, 0), (1, 1), (5, 5), (LENGTH - 1, LENGTH - 1)])
-def test_the_last_tokens_never_enter_the_encoder(one_way, vectors, asked, count):
-    objective = build(one_way(), hidden_tokens=asked)
+@pytest.mark.parametrize(
+    ("hidden_tokens", "count"), [(None, COLS), (0, 0), (1, 1), (5, 5), (LENGTH - 1, LENGTH - 1)]
+)
+def test_the_last_tokens_never_enter_the_encoder(one_way, vectors, hidden_tokens, count):
+    objective = build(one_way(), hidden_tokens=hidden_tokens)
     result = objective(vectors, DRAW)
     assert result.mask.drop.tolist() == [list(range(LENGTH - count, LENGTH))] * 2
-    read = []
+    lengths = []
     objective.backbone.encoder.blocks[0].register_forward_hook(
-        lambda _, args, out: read.append(args[0].shape[1])
+        lambda _, args, out: lengths.append(args[0].shape[1])
     )
     objective(vectors, DRAW)
-    assert read == [LENGTH - count]
+    assert lengths == [LENGTH - count]
 
 
-@pytest.mark.parametrize("asked", [-1, LENGTH, 100])
-def test_hiding_all_is_refused(one_way, vectors, asked):
-    message = rf"objective.hidden_tokens must lie between 0 and {LENGTH - 1}, .* of the {LENGTH} tokens; got {asked}"
+@pytest.mark.parametrize("hidden_tokens", [-1, LENGTH, 100])
+def test_hiding_all_is_refused(one_way, vectors, hidden_tokens):
+    bounds = rf"between 0 and {LENGTH - 1}, .* of the {LENGTH} tokens"
+    message = rf"objective.hidden_tokens must lie {bounds}; got {hidden_tokens}"
     with pytest.raises(UserError, match=message):
-        build(one_way(), hidden_tokens=asked)(vectors, DRAW)
+        build(one_way(), hidden_tokens=hidden_tokens)(vectors, DRAW)
 
 
-@pytest.mark.parametrize("asked", [None, 0])
-def test_a_single_region_is_refused_as_nothing_comes_before_it(one_way, vectors, asked):
-    objective = build(one_way(), regions=GridRegions("block", (ROWS, COLS)), hidden_tokens=asked)
+@pytest.mark.parametrize("hidden_tokens", [None, 0])
+def test_a_single_region_is_refused_as_nothing_comes_before_it(one_way, vectors, hidden_tokens):
+    objective = build(one_way(), regions=GridRegions("block", (ROWS, COLS)), hidden_tokens=hidden_tokens)
     message = rf"but these {LENGTH} tokens are one: choose smaller regions"
     with pytest.raises(UserError, match=message):
         objective(vectors, DRAW)
@@ -127,7 +130,7 @@ def test_every_parameter_learns(one_way, vectors):
 def test_learning_overfits_a_batch(one_way, vectors):
     objective = build(one_way())
     losses = learn_batch(objective, vectors, DRAW, steps=150, lr=1e-2)
-    # of the first region nothing is known but the mean of two samples
+    # for the first region only the mean of the two samples can be learned
     assert losses[-1] < 0.45 * losses[0]
 
 

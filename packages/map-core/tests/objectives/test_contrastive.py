@@ -41,8 +41,8 @@ def test_v3_is_the_cross_entropy_of_each_view_among_all_others(views):
     objective = build("v3", temperature=0.5)
     first, second = views.unbind(1)
     expected = 0
-    for asking, asked in ((first, second), (second, first)):
-        q, k = objective.query(asking), objective.key(asked)
+    for query_view, key_view in ((first, second), (second, first)):
+        q, k = objective.query(query_view), objective.key(key_view)
         for i in range(BATCH):
             scores = torch.stack([q[i] @ k[j] / 0.5 for j in range(BATCH)])
             expected = expected - 2 * 0.5 * (scores[i] - scores.logsumexp(0)) / BATCH
@@ -66,7 +66,7 @@ def test_v2_tells_the_other_view_from_the_queue(views):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_views_are_compared_in_float32_in_bf16_runs_as_well(version):
-    """Samples so alike that bf16, whose numbers lie .004 apart just below 1, cannot tell them from each other."""
+    """Samples so alike that bf16, whose numbers lie .004 apart just below 1, cannot tell them apart."""
     samples, others = torch.randn(128) + 0.05 * torch.randn(2, 64, 128)
     queries, keys = (direction(samples + 0.01 * torch.randn(64, 128)) for _ in range(2))
     objective = build(version, out_dim=128, queue=64).eval()
@@ -109,11 +109,11 @@ def test_the_copy_follows_once_a_step_however_many_micro_batches_it_has(views, v
     before = [p.clone() for p in objective.slow["backbone"].parameters()]
     for micro in range(3):
         objective(views, Draw(0, 7, slice(micro, micro + BATCH), 3 * BATCH))
-    stays = objective.step_momentum(7)
+    momentum = objective.step_momentum(7)
     for slow, old, new in zip(
         objective.slow["backbone"].parameters(), before, objective.backbone.parameters(), strict=True
     ):
-        torch.testing.assert_close(slow, stays * old + (1 - stays) * new)
+        torch.testing.assert_close(slow, momentum * old + (1 - momentum) * new)
 
 
 def test_v3s_momentum_rises_to_1_and_v2s_stays():
@@ -154,10 +154,10 @@ def test_the_queue_keeps_the_last_keys_oldest_first_out(views):
     for step in range(4):
         objective(views, draw(step))
         keys.append(objective.key(views[:, 1]))
-    last = torch.cat(keys)[-10:]
+    latest = torch.cat(keys)[-10:]
     assert objective.queue.place == 4 * BATCH % 10
-    turned = objective.queue.keys.roll(-int(objective.queue.place), dims=0)
-    torch.testing.assert_close(turned, last)
+    oldest_first = objective.queue.keys.roll(-int(objective.queue.place), dims=0)
+    torch.testing.assert_close(oldest_first, latest)
 
 
 def test_a_resumed_objective_goes_on_as_if_it_had_not_stopped(views):
@@ -168,9 +168,9 @@ def test_a_resumed_objective_goes_on_as_if_it_had_not_stopped(views):
         if step == 3:
             resumed = build("v2")
             resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
-            second = torch.optim.SGD([p for p in resumed.parameters() if p.requires_grad], 0.1)
-        both = ((whole, optimizer), *([(resumed, second)] if step >= 3 else []))
-        assert len({take_step(objective, of, views, draw(step)) for objective, of in both}) == 1
+            resumed_optimizer = torch.optim.SGD([p for p in resumed.parameters() if p.requires_grad], 0.1)
+        pairs = ((whole, optimizer), *([(resumed, resumed_optimizer)] if step >= 3 else []))
+        assert len({take_step(objective, stepper, views, draw(step)) for objective, stepper in pairs}) == 1
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -180,10 +180,10 @@ def test_a_resumed_objective_goes_on_as_if_it_had_not_stopped(views):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_two_processes_compare_with_the_keys_of_both_and_learn_as_one(version):
-    off = json.loads(run_two(PROCESSES, version).splitlines()[-1])
-    assert off["loss"] < 1e-5
-    assert off["gradient"] < 1e-4
-    assert off["queue"] < 1e-5
+    errors = json.loads(run_two(PROCESSES, version).splitlines()[-1])
+    assert errors["loss"] < 1e-5
+    assert errors["gradient"] < 1e-4
+    assert errors["queue"] < 1e-5
 
 
 # ---- learning
@@ -199,7 +199,7 @@ def test_learning_finds_the_other_view_of_samples_that_it_has_not_seen(version, 
     for step in range(120):
         samples = torch.randn(16, 1, 3, 4, CHANNELS) + 0.5 * torch.randn(16, 2, 3, 4, CHANNELS)
         losses.append(take_step(objective, optimizer, samples, Draw(0, step, slice(0, 16), 16)))
-    # v2's queue is random vectors, easily told from samples, for its first three steps
+    # for the first three steps v2's queue is random vectors, easily told apart from samples
     assert sum(losses[-10:]) < 0.93 * sum(losses[10:20])
 
 
@@ -261,7 +261,7 @@ def test_wrong_settings_are_named(settings, message):
 @pytest.mark.parametrize(
     ("version", "hidden", "out", "momentum"), [("v2", 16, 128, 0.999), ("v3", 4096, 256, 0.99)]
 )
-def test_what_is_not_given_is_the_versions(version, hidden, out, momentum):
+def test_settings_that_are_not_given_are_those_of_the_version(version, hidden, out, momentum):
     objective = ContrastiveConfig(version=version, queue=32).build(GridBackbone(CHANNELS, toy_encoder(16)))
     assert objective.projector[0].weight.shape == (hidden, 16)
     assert objective.momentum == momentum

@@ -1,6 +1,6 @@
 """The diffusion head: its process against the definitions, what it learns, and the objective around it.
 
-Against what the published code computes, ``parity.py`` compares the head.
+``parity.py`` compares the head with the published code.
 """
 
 import math
@@ -30,7 +30,7 @@ def values(*shape):
 
 
 def test_noise_is_added_step_by_step():
-    """q(x_t | x_0) is what t + 1 single steps of variance beta amount to."""
+    """q(x_t | x_0) equals t + 1 single steps of variance beta."""
     betas, process = cosine_betas(STEPS), Process.cosine(STEPS)
     mean, variance = 1.0, 0.0
     for t in range(STEPS):
@@ -44,11 +44,11 @@ def test_noise_is_added_step_by_step():
 
 def posterior(process, betas, x_0, x_t, t):
     """q(x_{t-1} | x_t, x_0) by Bayes' rule: the product of two Gaussians in x_{t-1}."""
-    before = torch.cumprod(1 - betas, 0)[t - 1]
-    prior_mean, prior_var = before.sqrt() * x_0, 1 - before
-    of_x_t_mean, of_x_t_var = x_t / (1 - betas[t]).sqrt(), betas[t] / (1 - betas[t])
-    variance = 1 / (1 / prior_var + 1 / of_x_t_var)
-    return Normal(variance * (prior_mean / prior_var + of_x_t_mean / of_x_t_var), variance.sqrt())
+    alpha_bar = torch.cumprod(1 - betas, 0)[t - 1]
+    prior_mean, prior_var = alpha_bar.sqrt() * x_0, 1 - alpha_bar
+    likelihood_mean, likelihood_var = x_t / (1 - betas[t]).sqrt(), betas[t] / (1 - betas[t])
+    variance = 1 / (1 / prior_var + 1 / likelihood_var)
+    return Normal(variance * (prior_mean / prior_var + likelihood_mean / likelihood_var), variance.sqrt())
 
 
 @pytest.mark.parametrize("t", [1, 7, STEPS - 1])
@@ -57,8 +57,8 @@ def test_the_bound_is_the_divergence_from_the_true_step_back(t):
     x_0, noise, predicted, share = values(4, 3, 5).double().unbind(0)
     step = torch.full((3,), t)
     x_t = process.add_noise(x_0, step, noise)
-    bar = torch.cumprod(1 - betas, 0)[t]
-    start = (x_t - (1 - bar).sqrt() * predicted) / bar.sqrt()
+    alpha_bar = torch.cumprod(1 - betas, 0)[t]
+    start = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
     true = posterior(process, betas, x_0, x_t, t)
     part = (share + 1) / 2
     log_variance = part * betas[t].log() + (1 - part) * 2 * true.stddev.log()
@@ -75,7 +75,7 @@ def test_at_the_first_step_the_bound_is_the_datas_own_probability():
     x_0[0, :2] = torch.tensor([-1.5, 1.5])  # beyond the outer bins
     x_t = process.add_noise(x_0, step, noise)
     mean, log_variance = (
-        process._mean_back(process._start(predicted, x_t, step), x_t, step),
+        process._posterior_mean(process._predict_x_0(predicted, x_t, step), x_t, step),
         process._log_variance(share, step),
     )
     normal = Normal(mean, (0.5 * log_variance).exp())
@@ -136,17 +136,17 @@ def test_samples_follow_the_distribution_of_each_condition():
     torch.manual_seed(0)
     head = DiffusionHead(1, 2, depth=2, width=64, sampling_steps=40)
     optimizer = torch.optim.Adam(head.parameters(), 3e-3)
-    which = torch.arange(256) % 2
-    condition = nn.functional.one_hot(which, 2).float()
+    labels = torch.arange(256) % 2
+    condition = nn.functional.one_hot(labels, 2).float()
     for _ in range(400):
         coin = torch.randint(2, (256,)) * 2.0 - 1
-        x_0 = torch.where(which == 0, coin, 0.5).unsqueeze(-1)
+        x_0 = torch.where(labels == 0, coin, 0.5).unsqueeze(-1)
         loss = head.loss(x_0, condition, torch.randint(1000, (256,)), torch.randn(256, 1)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     samples = head.sample(condition, torch.Generator().manual_seed(1)).squeeze(-1)
-    two, one = samples[which == 0], samples[which == 1]
+    two, one = samples[labels == 0], samples[labels == 1]
     assert (two.abs() - 1).abs().median() < 0.25
     assert 0.25 < (two > 0).float().mean() < 0.75
     assert (one - 0.5).abs().median() < 0.25
@@ -174,14 +174,14 @@ def vectors():
 
 
 def test_the_loss_denoises_normalised_targets_of_hidden_tokens(vectors):
-    objective, seen = build(repeats=3), []
-    objective.head.loss = lambda x_0, condition, t, noise: seen.append((x_0, condition, t)) or x_0.mean(-1)
+    objective, calls = build(repeats=3), []
+    objective.head.loss = lambda x_0, condition, t, noise: calls.append((x_0, condition, t)) or x_0.mean(-1)
     result = objective(vectors, DRAW)
-    x_0, condition, t = seen[0]
+    x_0, condition, t = calls[0]
     target = normalize_targets(gather_tokens(vectors.flatten(1, 2), result.mask.drop))
     assert torch.equal(x_0, target.flatten(0, 1).repeat(3, 1))
     assert torch.equal(condition, result.prediction.flatten(0, 1).repeat(3, 1))
-    assert t.unique().numel() > 20  # every token has steps of its own
+    assert t.unique().numel() > 20  # every token has its own steps
 
 
 def test_the_loss_is_a_function_of_the_draw(vectors):
@@ -196,8 +196,8 @@ def test_the_loss_is_a_function_of_the_draw(vectors):
 def test_hidden_vectors_reach_the_conditions_of_none(vectors):
     result = build()(vectors.requires_grad_(), DRAW)
     result.prediction.square().sum().backward()
-    seen = (vectors.grad.flatten(1, 2) != 0).any(-1)
-    assert torch.equal(seen, ~result.mask.hidden)
+    has_gradient = (vectors.grad.flatten(1, 2) != 0).any(-1)
+    assert torch.equal(has_gradient, ~result.mask.hidden)
 
 
 def test_a_reconstruction_has_values(vectors):

@@ -49,10 +49,10 @@ def reaches_from_later_regions(objective, vectors):
     vectors = vectors.clone().requires_grad_()
     result = objective(vectors, DRAW)
     region = undo_scan(objective.regions(result.tokens, result.mask).index.expand(2, -1), result.tokens)
-    of_prediction = gather_tokens(objective.regions(result.tokens, result.mask).index, result.index)
+    predicted_region = gather_tokens(objective.regions(result.tokens, result.mask).index, result.index)
     for h, one in enumerate(result.prediction.unbind(1)):
         (gradient,) = torch.autograd.grad(one.square().sum(), vectors, retain_graph=True)
-        later = region > of_prediction[:, h : h + 1]
+        later = region > predicted_region[:, h : h + 1]
         if gradient.flatten(1, 2)[later].any():
             return True
     return False
@@ -103,9 +103,9 @@ def test_at_ratio_0_all_tokens_are_seen_and_all_are_predicted(one_way, vectors, 
 
 
 def test_at_ratio_0_a_prediction_still_reads_no_later_region(vectors):
-    measured = decoder_dependencies(toy_objective(masking=Masking(0.0)), vectors, DRAW)
-    region = measured.region
-    assert torch.equal(measured.depends, region.unsqueeze(1) <= region.unsqueeze(2))
+    dependencies = decoder_dependencies(toy_objective(masking=Masking(0.0)), vectors, DRAW)
+    region = dependencies.region
+    assert torch.equal(dependencies.depends, region.unsqueeze(1) <= region.unsqueeze(2))
 
 
 # ---- a Mamba decoder
@@ -133,16 +133,16 @@ def test_the_scans_read_what_the_attention_mask_would_allow(one_way, vectors, at
 
 def input_dependencies(objective, vectors):
     """Which entries of the decoder's sequence reach each prediction."""
-    seen, lay_out = [], objective.decoder.sequence
+    sequences, original = [], objective.decoder.sequence
 
-    def remember(*arguments):
-        seen.append(lay_out(*arguments).detach().requires_grad_())
-        return seen[-1]
+    def record(*arguments):
+        sequences.append(original(*arguments).detach().requires_grad_())
+        return sequences[-1]
 
-    objective.decoder.sequence = remember
+    objective.decoder.sequence = record
     result = objective(vectors, DRAW)
     gradients = [
-        torch.autograd.grad(one.square().sum(), seen[0], retain_graph=True)[0].any(-1)
+        torch.autograd.grad(one.square().sum(), sequences[0], retain_graph=True)[0].any(-1)
         for one in result.prediction.unbind(1)
     ]
     return torch.stack(gradients, 1), result
@@ -200,7 +200,7 @@ def test_what_a_mamba_decoder_does_not_read_is_refused(name, value, default):
         MaskedAutoregressionConfig(decoder="mamba", **{name: value}).validate()
 
 
-# ---- told before the first step
+# ---- refused before the first step
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.99])

@@ -28,12 +28,12 @@ def test_hidden_vectors_reach_the_loss_as_targets_only(vectors):
     objective = build()
     result = objective(vectors.requires_grad_(), DRAW)
     result.prediction.square().sum().backward()
-    seen = (vectors.grad.flatten(1, 2) != 0).any(-1)
-    assert torch.equal(seen, ~result.mask.hidden)
+    has_gradient = (vectors.grad.flatten(1, 2) != 0).any(-1)
+    assert torch.equal(has_gradient, ~result.mask.hidden)
 
 
 def test_a_leak_would_be_seen(vectors):
-    """The test above fails where the painting does not happen."""
+    """The test above fails if hidden tokens are not painted over."""
     objective = build()
     objective.encode_painted = lambda tokens, mask: objective.backbone.encode(tokens)
     result = objective(vectors.requires_grad_(), DRAW)
@@ -75,7 +75,7 @@ def test_the_exported_backbone_has_no_mask_token(vectors):
 
 
 class Painting(nn.Module):
-    """A backbone that paints for itself."""
+    """A backbone that paints by itself."""
 
     embed_dim = WIDTH
 

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for a GPU that need not be there: what the interpreter accepts, the compiler may not.
+"""Compile the Triton kernels for a GPU that need not be present: the compiler may refuse what the interpreter accepts.
 
     python compile_triton.py 80       compute capability, e.g. 80 (A100) or 90 (H100)
 
@@ -18,7 +18,7 @@ from map_core.ops.scan.triton import grid, loading, scan
 
 
 class FakeDriver:
-    """Says that a GPU of the wanted capability is there; nothing is launched on it."""
+    """Reports a GPU of the given capability; nothing is launched on it."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -34,18 +34,18 @@ class FakeDriver:
 
 
 class CompileOnly:
-    """Stands for a kernel and compiles it where it would be launched."""
+    """Stands in for a kernel, and compiles it instead of launching it."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def compile_it(*arguments: Any, **sizes: Any) -> None:
+        def compile_kernel(*arguments: Any, **sizes: Any) -> None:
             compiled = self.kernel.warmup(*arguments, grid=grid, **sizes)
             assert compiled.asm["cubin"]
             print(self.kernel.__name__, len(compiled.asm["ptx"].splitlines()), "lines of PTX")
 
-        return compile_it
+        return compile_kernel
 
 
 def main(capability: int, chunk: int) -> None:
@@ -55,8 +55,8 @@ def main(capability: int, chunk: int) -> None:
     stand_in = SimpleNamespace(**{name: CompileOnly(getattr(kernels, name)) for name in kernels.__all__})
     scan.kernels = lambda: stand_in  # type: ignore[assignment, return-value]
     convolutions = conv.kernels()
-    both = {name: CompileOnly(getattr(convolutions, name)) for name in convolutions.__all__}
-    conv.kernels = lambda: SimpleNamespace(**both)  # type: ignore[assignment, return-value]
+    conv_kernels = {name: CompileOnly(getattr(convolutions, name)) for name in convolutions.__all__}
+    conv.kernels = lambda: SimpleNamespace(**conv_kernels)  # type: ignore[assignment, return-value]
     sequence, weight = torch.zeros(2, 9, 96, dtype=torch.bfloat16), torch.zeros(96)
     projection = torch.zeros(2, 9, 16, dtype=torch.bfloat16)
     full = [sequence, sequence, torch.zeros(96, 16), projection, projection, weight, weight]

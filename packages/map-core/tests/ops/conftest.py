@@ -1,4 +1,4 @@
-"""What the tests of the ops share: random arguments, gradients, comparison, poisoned memory."""
+"""Fixtures of the tests of the ops: random arguments, gradients, comparison, poisoned memory."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ Arguments = dict[str, Tensor]
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
-    """Fill every torch.empty with NaN, so that a kernel which reads what it did not write shows."""
+    """Fill every torch.empty with NaN, so that a kernel that reads what it did not write is exposed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -72,11 +72,13 @@ def assert_same() -> Callable[..., None]:
 
     def check(actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
         assert actual.keys() == expected.keys()
-        for name, want in expected.items():
-            got = actual[name]
-            assert (got.dtype, got.shape) == (want.dtype, want.shape), name
-            atol = relative * float(want.abs().max()) if want.numel() else 0.0
-            torch.testing.assert_close(got, want, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+        for name, reference in expected.items():
+            value = actual[name]
+            assert (value.dtype, value.shape) == (reference.dtype, reference.shape), name
+            atol = relative * float(reference.abs().max()) if reference.numel() else 0.0
+            torch.testing.assert_close(
+                value, reference, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
     return check
 

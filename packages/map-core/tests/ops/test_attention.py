@@ -11,7 +11,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.ops import attention, attention_backends
-from map_core.ops.attention import flex as flexible
+from map_core.ops.attention import flex
 from map_core.ops.attention.flex import flex_attention, make_block_mask
 from map_core.ops.attention.interface import REGISTRY
 from map_core.ops.attention.native import native_attention
@@ -20,14 +20,14 @@ from map_core.regions import region_attention_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 FAST = [s.name for s in attention_backends() if s.available and s.name in ("native", "torch")]
-LENGTH = 300  # of FlexAttention's blocks two whole and a part of one
+LENGTH = 300  # two whole blocks of FlexAttention and a part of one
 Tool = Callable[..., Any]
 
 
 def heads(
     queries: int, keys: int, width: int, *, batch: int = 2, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Queries, keys and values of three heads, as a projection leaves them: the heads' axis behind the tokens'."""
+    """Queries, keys and values of three heads, laid out as by a projection: the heads' axis after the tokens'."""
     generator = torch.Generator().manual_seed(queries + keys + width)
     parts = {"q": queries, "k": keys, "v": keys}
     return {
@@ -43,10 +43,10 @@ def defined(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
 
 def mask_of(kind: str, queries: int, keys: int, batch: int = 2) -> Tensor | None:
     generator = torch.Generator().manual_seed(queries)
-    drawn = torch.rand(batch, queries, keys, generator=generator)
+    random = torch.rand(batch, queries, keys, generator=generator)
     if kind == "causal":
         return torch.ones(1, queries, keys, dtype=torch.bool).tril(keys - queries)
-    masks = {"none": None, "shared": drawn[:1] > 0.5, "each": drawn > 0.9, "row": drawn[:, :1] > 0.3}
+    masks = {"none": None, "shared": random[:1] > 0.5, "each": random > 0.9, "row": random[:, :1] > 0.3}
     mask = masks[kind]
     if mask is not None:
         mask[..., 0] = True  # every query sees a key
@@ -138,11 +138,11 @@ def test_bfloat16_is_computed_in_float32(backend: str, output_and_gradients: Too
 def test_other_strides_and_empty_batches(backend: str, output_and_gradients: Tool, assert_same: Tool) -> None:
     values = heads(25, 25, 16)
     dense = {name: x.contiguous() for name, x in values.items()}
-    turned = {name: x.transpose(2, 3).contiguous().transpose(2, 3) for name, x in values.items()}
+    transposed = {name: x.transpose(2, 3).contiguous().transpose(2, 3) for name, x in values.items()}
     mask = torch.ones(1, 25, 50, dtype=torch.bool)[..., ::2].tril()
     run = partial(attention, mask=mask, backend=backend)
     expected = output_and_gradients(run, values)
-    for other in (dense, turned):
+    for other in (dense, transposed):
         assert_same(output_and_gradients(run, other), expected, 1e-6)
     empty = attention(**{name: x[:0] for name, x in values.items()}, backend=backend)
     assert empty.shape == (0, 3, 25, 16)
@@ -170,11 +170,11 @@ def test_transformations_of_pytorch_see_its_own_operator() -> None:
     ],
 )
 def test_the_kernel_reads_no_memory_that_is_not_there(changes: dict[str, Any], message: str) -> None:
-    """As outside of tests, where no shape is checked before."""
-    given: dict[str, Any] = {"q": (3, 2, 4, 8), "k": (3, 2, 5, 8), "v": (3, 2, 5, 8), "mask": None} | changes
-    q, k, v = (torch.randn(given[name]) for name in "qkv")
+    """As outside of tests, where no shape is checked before the call."""
+    values: dict[str, Any] = {"q": (3, 2, 4, 8), "k": (3, 2, 5, 8), "v": (3, 2, 5, 8), "mask": None} | changes
+    q, k, v = (torch.randn(values[name]) for name in "qkv")
     with pytest.raises(ValueError, match=message):
-        native_attention(q, k, v, given["mask"])
+        native_attention(q, k, v, values["mask"])
 
 
 def test_an_unknown_or_unfit_implementation_is_refused() -> None:
@@ -218,19 +218,19 @@ def test_what_serves_on_a_cpu(width: int, dtype: torch.dtype, facts: tuple[str, 
 )
 def test_where_flex_attention_serves(changes: dict[str, Any], refusal: str | None) -> None:
     call = {"device": "cuda", "dtype": torch.float32, "size": 64, "facts": ("masked", "long")}
-    reason = flexible.flex_unfit(Request(**call | changes))
+    reason = flex.flex_unfit(Request(**call | changes))
     assert (reason is None) if refusal is None else (refusal in (reason or ""))
 
 
-def test_lengths_and_masks_are_told_to_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(REGISTRY, "choose", lambda *request: asked.append(request) or "torch")
+def test_the_choice_of_a_backend_depends_on_lengths_and_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(REGISTRY, "choose", lambda *request: requests.append(request) or "torch")
     with torch.no_grad():
         attention(**heads(3, 4, 16))
         attention(**heads(3, 4, 16), mask=mask_of("row", 3, 4))
         attention(**heads(3, 4, 16), mask=mask_of("each", 3, 4))
         attention(**heads(1024, 1024, 1, batch=1))
-    assert [request[4:] for request in asked] == [(), (), ("masked",), ("long",)]
+    assert [request[4:] for request in requests] == [(), (), ("masked",), ("long",)]
 
 
 def regions_of(kind: str, batch: int, num_global: int = 3) -> Tensor:
@@ -263,8 +263,8 @@ def test_blocks_that_are_hidden_whole_are_left_out(kind: str, computed: int) -> 
 
 
 def test_layers_that_share_a_mask_share_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Tensor] = []
-    monkeypatch.setattr(flexible, "make_block_mask", lambda mask: made.append(mask) or make_block_mask(mask))
+    converted: list[Tensor] = []
+    monkeypatch.setattr(flex, "make_block_mask", lambda mask: converted.append(mask) or make_block_mask(mask))
     masks = [regions_of("map", 1), regions_of("ar", 1)]
     values = heads(LENGTH, LENGTH, 16, batch=1)
     with torch.no_grad():
@@ -272,6 +272,6 @@ def test_layers_that_share_a_mask_share_its_blocks(monkeypatch: pytest.MonkeyPat
             flex_attention(**values, mask=mask, compiled=False)
             for mask in (masks[0], masks[0], masks[1], masks[0])
         ]
-    assert len(made) == 3
+    assert len(converted) == 3
     assert torch.equal(results[0], results[3])
     assert not torch.equal(results[0], results[2])

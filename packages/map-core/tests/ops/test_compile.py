@@ -47,7 +47,7 @@ MIXER = """
     ("backend", "operator"), [("auto", "selective_scan"), ("torch", "chunked_selective_scan")]
 )
 def test_compiles_to_one_graph_and_exports(backend: str, operator: str) -> None:
-    """In a process of its own: the runtime shape checker of this test run does not compile."""
+    """In a separate process: the runtime shape checker of this test run does not compile."""
     if backend == "auto" and (reason := library.native_missing()):
         pytest.skip(reason)
     warm.run("-c", textwrap.dedent(MIXER), backend, operator)

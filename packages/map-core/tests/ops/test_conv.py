@@ -85,8 +85,8 @@ def test_no_step_sees_the_wrong_side(backend: str, reverse: bool) -> None:
     values["x"].requires_grad_()
     y = depthwise_causal_conv1d(**values, reverse=reverse, backend=backend)
     (grad,) = torch.autograd.grad(y[:, 6].sum(), values["x"])
-    seen = grad.abs().sum((0, 2)) > 0
-    assert seen.nonzero().flatten().tolist() == ([6, 7, 8, 9] if reverse else [3, 4, 5, 6])
+    has_gradient = grad.abs().sum((0, 2)) > 0
+    assert has_gradient.nonzero().flatten().tolist() == ([6, 7, 8, 9] if reverse else [3, 4, 5, 6])
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -152,7 +152,7 @@ def test_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None
 def padded_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """The convolution that sees both sides, by PyTorch's own."""
+    """PyTorch's own convolution of both sides."""
     y = F.conv1d(x.mT, weight[:, None], bias, padding="same", groups=x.shape[2]).mT
     return F.silu(y) if activation else y
 

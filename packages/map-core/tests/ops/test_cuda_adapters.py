@@ -1,4 +1,4 @@
-"""The adapters to mamba_ssm and causal_conv1d, against stand-ins that check what the real kernels demand."""
+"""The adapters to mamba_ssm and causal_conv1d, against stand-ins that check what the real kernels require."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def kernel_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Check mamba_ssm's demands on ``selective_scan_fn``, and compute it with the definition."""
+    """Check mamba_ssm's requirements of ``selective_scan_fn``, and compute it with the definition."""
     batch, channels, length = u.shape
     state = A.shape[1]
     assert delta.shape == u.shape
@@ -53,7 +53,7 @@ def kernel_scan(
 def kernel_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """Check causal_conv1d's demands on ``causal_conv1d_fn``, and compute it with the definition."""
+    """Check causal_conv1d's requirements of ``causal_conv1d_fn``, and compute it with the definition."""
     channels_last = x.stride(1) == 1 and x.stride(2) > 1
     assert x.stride(2) == 1 or channels_last
     assert not channels_last or x.shape[1] % 8 == 0
@@ -201,8 +201,8 @@ def test_mamba_ssm_without_its_scan_kernel_is_not_available(monkeypatch: pytest.
     ],
 )
 def test_limits_of_mamba_ssm(request_: Request, reason: str | None) -> None:
-    told = mamba_ssm_unfit(request_)
-    assert told is None if reason is None else reason in (told or "")
+    refusal = mamba_ssm_unfit(request_)
+    assert refusal is None if reason is None else reason in (refusal or "")
 
 
 @pytest.mark.parametrize(
@@ -215,5 +215,5 @@ def test_limits_of_mamba_ssm(request_: Request, reason: str | None) -> None:
     ],
 )
 def test_limits_of_causal_conv1d(request_: Request, reason: str | None) -> None:
-    told = causal_conv1d_unfit(request_)
-    assert told is None if reason is None else reason in (told or "")
+    refusal = causal_conv1d_unfit(request_)
+    assert refusal is None if reason is None else reason in (refusal or "")

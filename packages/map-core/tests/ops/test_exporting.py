@@ -1,4 +1,4 @@
-"""What stands for the ops in exported programs computes what their definitions say, for inputs of any size."""
+"""The ops' replacements in exported programs compute what the definitions say, for inputs of any size."""
 
 import textwrap
 
@@ -46,9 +46,9 @@ def test_the_loop_keeps_a_long_decay_and_large_steps(scan_arguments):
 @pytest.mark.parametrize(("length", "taps"), [(1, 4), (3, 4), (64, 3), (50, 1)])
 def test_the_padded_convolution_is_the_definition(length, taps, activation, reverse):
     x, weight, bias = torch.randn(2, length, 9), torch.randn(9, taps), torch.randn(9)
-    for some in (bias, None):
-        expected = reference_conv(x, weight, some, activation, reverse)
-        torch.testing.assert_close(padded_conv(x, weight, some, activation, reverse), expected)
+    for optional_bias in (bias, None):
+        expected = reference_conv(x, weight, optional_bias, activation, reverse)
+        torch.testing.assert_close(padded_conv(x, weight, optional_bias, activation, reverse), expected)
 
 
 PROGRAM = """
@@ -78,13 +78,13 @@ PROGRAM = """
     for sizes in ((1, 5), (3, 40)):
         inputs = make(*sizes)
         expected = mixer(*inputs)
-        largest = expected.abs().max()  # by which scans are measured
+        largest = expected.abs().max()  # the unit in which errors of scans are measured
         torch.testing.assert_close(program.module()(*inputs) / largest, expected / largest, rtol=0, atol=1e-6)
 """
 
 
 def test_an_exported_mixer_has_no_operator_of_ours_and_takes_any_size():
-    """In a process of its own: the runtime shape checker of this test run does not export."""
+    """In a separate process: the runtime shape checker of this test run does not export."""
     warm.run("-c", textwrap.dedent(PROGRAM))
 
 

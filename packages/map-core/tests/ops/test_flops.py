@@ -46,43 +46,43 @@ class Counted:
 
 
 def count_by_hand(values: dict[str, Tensor], gradients: bool) -> tuple[int, Tensor]:
-    """Count a scan without softplus, and its gradients if asked for, channel by channel; also return its y."""
-    get = {name: [Counted(x) for x in tensor.flatten().tolist()] for name, tensor in values.items()}
+    """Count a scan without softplus, and its gradients if requested, channel by channel; also return its y."""
+    numbers = {name: [Counted(x) for x in tensor.flatten().tolist()] for name, tensor in values.items()}
     Counted.total, outputs = 0, []
     for b in range(BATCH):
         for d in range(CHANNELS):
-            outputs.append(_count_channel(get, b, d, gradients))
+            outputs.append(_count_channel(numbers, b, d, gradients))
     return Counted.total, torch.tensor(outputs).view(BATCH, CHANNELS, LENGTH).transpose(1, 2)
 
 
-def _count_channel(get: dict[str, list[Counted]], b: int, d: int, gradients: bool) -> list[float]:
+def _count_channel(numbers: dict[str, list[Counted]], b: int, d: int, gradients: bool) -> list[float]:
     states = [[Counted(0.0) for _ in range(STATE)]]
-    y_of = []
+    outputs = []
     sequence = [(b * LENGTH + t) * CHANNELS + d for t in range(LENGTH)]
     projection = [[(b * LENGTH + t) * STATE + n for n in range(STATE)] for t in range(LENGTH)]
-    A = get["A"][d * STATE : (d + 1) * STATE]
+    A = numbers["A"][d * STATE : (d + 1) * STATE]
     decays = []
     for at, places in zip(sequence, projection, strict=True):
-        delta, u = get["delta"][at], get["u"][at]
+        delta, u = numbers["delta"][at], numbers["u"][at]
         drive, y = delta * u, Counted(0.0)
         decays.append([(delta * a).exp() for a in A])
         states.append(
-            [k * h + drive * get["B"][p] for k, h, p in zip(decays[-1], states[-1], places, strict=True)]
+            [k * h + drive * numbers["B"][p] for k, h, p in zip(decays[-1], states[-1], places, strict=True)]
         )
         for h, p in zip(states[-1], places, strict=True):
-            y = y + get["C"][p] * h
-        if "D" in get:
-            y = y + get["D"][d] * u
-        y_of.append(y.value)
+            y = y + numbers["C"][p] * h
+        if "D" in numbers:
+            y = y + numbers["D"][d] * u
+        outputs.append(y.value)
     if gradients:
-        if "z" not in get:  # the states are computed again, y only for a gate
-            Counted.total -= LENGTH * (2 * STATE + (2 if "D" in get else 0))
-        _count_gradients(get, sequence, projection, A, d, states, decays)
-    return y_of
+        if "z" not in numbers:  # the states are computed again, y only for a gate
+            Counted.total -= LENGTH * (2 * STATE + (2 if "D" in numbers else 0))
+        _count_gradients(numbers, sequence, projection, A, d, states, decays)
+    return outputs
 
 
 def _count_gradients(
-    get: dict[str, list[Counted]],
+    numbers: dict[str, list[Counted]],
     sequence: list[int],
     projection: list[list[int]],
     A: list[Counted],
@@ -93,22 +93,22 @@ def _count_gradients(
     carry = [Counted(0.0) for _ in range(STATE)]
     total = Counted(0.0)  # stands for any sum: of a gradient over channels, steps or samples
     for t in reversed(range(LENGTH)):
-        u, delta, grad_y = get["u"][sequence[t]], get["delta"][sequence[t]], Counted(1.0)
+        u, delta, grad_y = numbers["u"][sequence[t]], numbers["delta"][sequence[t]], Counted(1.0)
         drive = Counted(delta.value * u.value)  # counted with the states
         grad_drive, grad_delta = Counted(0.0), Counted(0.0)
         for n, p in enumerate(projection[t]):
             total + grad_y * states[t + 1][n]  # C
-            carry[n] = carry[n] + grad_y * get["C"][p]
+            carry[n] = carry[n] + grad_y * numbers["C"][p]
             total + carry[n] * drive  # B
-            grad_drive = grad_drive + carry[n] * get["B"][p]
+            grad_drive = grad_drive + carry[n] * numbers["B"][p]
             carry[n] = carry[n] * decays[t][n]
             exponent = carry[n] * states[t][n]
             total + exponent * delta  # A
             grad_delta = grad_delta + exponent * A[n]
         grad_u = grad_drive * delta
         grad_delta + grad_drive * u
-        if "D" in get:
-            grad_u + grad_y * get["D"][d]
+        if "D" in numbers:
+            grad_u + grad_y * numbers["D"][d]
             total + grad_y * u  # D
 
 
@@ -149,11 +149,11 @@ def test_two_directions_cost_twice_as_much(values: dict[str, Tensor], backend: s
 def test_a_convolution_is_counted_as_pytorchs(biased: bool, backend: str) -> None:
     x, weight = torch.randn(2, 9, 6, requires_grad=True), torch.randn(6, 4, requires_grad=True)
     bias = torch.randn(6, requires_grad=True) if biased else None
-    theirs = nn.Conv1d(6, 6, 4, groups=6)
+    pytorch_conv = nn.Conv1d(6, 6, 4, groups=6)
     counts = []
     for convolve in (
         lambda: depthwise_causal_conv1d(x, weight, bias, "silu", backend=backend),
-        lambda: theirs(nn.functional.pad(x, (0, 0, 3, 0)).mT),
+        lambda: pytorch_conv(nn.functional.pad(x, (0, 0, 3, 0)).mT),
     ):
         with FlopCounterMode(display=False) as counter:
             y = convolve()
@@ -165,7 +165,7 @@ def test_a_convolution_is_counted_as_pytorchs(biased: bool, backend: str) -> Non
 
 
 def test_counters_of_jit_traces_count_half() -> None:
-    """Those of fvcore and mmengine take a multiplication and an addition for one operation."""
+    """Those of fvcore and mmengine count a multiplication with its addition as one operation."""
 
     def run(u: Tensor, A: Tensor, B: Tensor, weight: Tensor) -> Tensor:
         x = depthwise_conv1d(u, weight)
@@ -176,7 +176,7 @@ def test_counters_of_jit_traces_count_half() -> None:
     arguments = (torch.randn(2, 9, 6), -torch.rand(6, 4), torch.randn(2, 9, 4), torch.randn(6, 3))
     graph, _ = torch.jit._get_trace_graph(run, arguments)
     handles: dict[str, Any] = jit_flop_handles()
-    counted = {
+    counts = {
         node.kind(): handles[node.kind()](list(node.inputs()), list(node.outputs()))
         for node in graph.nodes()
         if node.kind() in handles
@@ -186,5 +186,5 @@ def test_counters_of_jit_traces_count_half() -> None:
     expected = {
         str(op).replace(".", "::"): count // 2 for op, count in counter.get_flop_counts()["Global"].items()
     }
-    assert counted == expected
-    assert len(counted) == 3
+    assert counts == expected
+    assert len(counts) == 3

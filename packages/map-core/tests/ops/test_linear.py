@@ -17,7 +17,7 @@ from map_core.ops.linear.interface import REGISTRY
 
 Tool = Callable[..., Any]
 AVAILABLE = [status.name for status in linear_backends() if status.available]
-TOLERANCE = 2e-6  # of the largest value: both add up float32 products, in orders of their own
+TOLERANCE = 2e-6  # of the largest value: both add float32 products, each in its own order
 
 
 def arguments(rows: tuple[int, ...], inputs: int, outputs: int) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def test_outputs_and_gradients_equal_pytorchs(
 
 
 def columns(x: Tensor) -> Tensor:
-    """The same values as every second part of wider rows."""
+    """The same values, as the first half of rows twice as wide."""
     return torch.cat([x, x.new_full(x.shape, torch.nan)], dim=-1)[..., : x.shape[-1]]
 
 
@@ -64,14 +64,14 @@ def columns(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "strided", [columns, lambda x: x.t().contiguous().t()], ids=["columns", "transposed"]
 )
-@pytest.mark.parametrize("which", ["x", "weight"])
+@pytest.mark.parametrize("strided_name", ["x", "weight"])
 def test_strides_do_not_matter(
-    which: str, strided: Tool, backend: str, output_and_gradients: Tool, assert_same: Tool
+    strided_name: str, strided: Tool, backend: str, output_and_gradients: Tool, assert_same: Tool
 ) -> None:
     values = arguments((50,), 24, 40)
 
-    def through_strides(**named: Tensor) -> Tensor:
-        return linear(**named | {which: strided(named[which])}, backend=backend)
+    def through_strides(**tensors: Tensor) -> Tensor:
+        return linear(**tensors | {strided_name: strided(tensors[strided_name])}, backend=backend)
 
     actual = output_and_gradients(through_strides, values)
     assert_same(actual, output_and_gradients(F.linear, values), TOLERANCE)
@@ -185,11 +185,11 @@ def test_the_result_may_be_changed_in_place(rows: tuple[int, ...], backend: str)
 def test_frozen_weights_keep_no_activations(backend: str) -> None:
     values = arguments((9,), 5, 6)
     x = values["x"].requires_grad_()
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         h = x * 2
         linear(h, values["weight"], backend=backend).sum()
-    assert not any(tensor.shape == h.shape for tensor in kept)
+    assert not any(tensor.shape == h.shape for tensor in saved)
 
 
 def test_other_devices_and_layouts_are_pytorchs() -> None:

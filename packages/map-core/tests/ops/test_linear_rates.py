@@ -1,4 +1,4 @@
-"""Which library multiplies is measured once for a processor, and what was measured stands for every later process."""
+"""Which library multiplies is measured once for a processor, and the result holds for every later process."""
 
 import json
 from collections.abc import Iterator
@@ -11,44 +11,44 @@ from torch.utils.flop_counter import FlopCounterMode
 from map_core.commands.environment import describe_environment
 from map_core.ops import linear
 from map_core.ops.linear.interface import REGISTRY
-from map_core.ops.linear.onednn import WORTHWHILE
-from map_core.ops.linear.rates import Rates, keep_rates, kept_rates, measured_rates, rates_file, read_rates
+from map_core.ops.linear.onednn import MIN_MULTIPLICATIONS
+from map_core.ops.linear.rates import Rates, cached_rates, measured_rates, rates_file, read_rates, store_rates
 
 FAST, SLOW, ALIKE = Rates(200.0, 100.0), Rates(60.0, 100.0), Rates(110.0, 100.0)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's cache with nothing in it."""
+    """An empty user cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kept_rates.cache_clear()
+    cached_rates.cache_clear()
     yield tmp_path
-    kept_rates.cache_clear()
+    cached_rates.cache_clear()
 
 
-def chosen(size: int = WORTHWHILE) -> str:
+def automatic_choice(size: int = MIN_MULTIPLICATIONS) -> str:
     return REGISTRY.choose("auto", "cpu", torch.float32, size)
 
 
 @pytest.mark.parametrize(
-    ("kept", "size", "expected"),
+    ("rates", "size", "expected"),
     [
-        (FAST, WORTHWHILE, "onednn"),
-        (FAST, WORTHWHILE - 1, "torch"),
-        (SLOW, WORTHWHILE, "torch"),
-        (ALIKE, WORTHWHILE, "torch"),  # a measurement errs by more
+        (FAST, MIN_MULTIPLICATIONS, "onednn"),
+        (FAST, MIN_MULTIPLICATIONS - 1, "torch"),
+        (SLOW, MIN_MULTIPLICATIONS, "torch"),
+        (ALIKE, MIN_MULTIPLICATIONS, "torch"),  # within the error of a measurement
     ],
 )
-def test_auto_takes_onednn_where_it_is_faster_by_much(kept: Rates, size: int, expected: str) -> None:
-    assert keep_rates(rates_file(), kept) == kept
-    assert chosen(size) == expected
+def test_auto_takes_onednn_where_it_is_faster_by_much(rates: Rates, size: int, expected: str) -> None:
+    assert store_rates(rates_file(), rates) == rates
+    assert automatic_choice(size) == expected
     assert REGISTRY.choose("auto", "cpu", torch.float64, size) == "torch"
     assert REGISTRY.choose("auto", "cuda", torch.float32, size) == "torch"
 
 
 def test_other_processors_are_not_measured(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert chosen() == "torch"
+    assert automatic_choice() == "torch"
     assert not list(cache.iterdir())
 
 
@@ -58,12 +58,12 @@ def test_the_first_large_product_measures_and_later_processes_keep_to_it() -> No
     linear(*values)
     first = read_rates(rates_file())
     assert first is not None
-    kept_rates.cache_clear()  # as another process
-    assert kept_rates() == first
+    cached_rates.cache_clear()  # as another process
+    assert cached_rates() == first
     other = FAST if not first.onednn_pays else SLOW
     rates_file().write_text(json.dumps(vars(other)))
-    kept_rates.cache_clear()
-    assert chosen() == ("onednn" if other is FAST else "torch")
+    cached_rates.cache_clear()
+    assert automatic_choice() == ("onednn" if other is FAST else "torch")
 
 
 def test_small_products_measure_nothing(cache: Path) -> None:
@@ -72,8 +72,8 @@ def test_small_products_measure_nothing(cache: Path) -> None:
 
 
 def test_of_processes_that_measure_at_once_the_first_decides() -> None:
-    assert keep_rates(rates_file(), FAST) == FAST
-    assert keep_rates(rates_file(), SLOW) == FAST
+    assert store_rates(rates_file(), FAST) == FAST
+    assert store_rates(rates_file(), SLOW) == FAST
     assert [path.name for path in rates_file().parent.iterdir()] == [rates_file().name]
 
 
@@ -84,7 +84,7 @@ def test_a_broken_file_is_replaced(text: str) -> None:
     rates_file().parent.mkdir(parents=True)
     rates_file().write_text(text)
     assert read_rates(rates_file()) is None
-    assert keep_rates(rates_file(), SLOW) == SLOW
+    assert store_rates(rates_file(), SLOW) == SLOW
 
 
 @pytest.mark.parametrize("other", ["torch", "processor"])
@@ -102,8 +102,8 @@ def test_another_pytorch_or_processor_has_rates_of_its_own(
 def test_where_nothing_can_be_kept_pytorch_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert kept_rates() is None
-    assert chosen() == "torch"
+    assert cached_rates() is None
+    assert automatic_choice() == "torch"
     assert "oneDNN: how fast it is cannot be kept" in describe_environment()
 
 
@@ -118,9 +118,9 @@ def test_measuring_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "told"),
+    ("rates", "description"),
     [(FAST, "onednn: oneDNN 200 GFLOP/s, PyTorch 100"), (SLOW, "torch; oneDNN: it is not worth it here")],
 )
-def test_info_says_what_auto_takes(kept: Rates, told: str) -> None:
-    keep_rates(rates_file(), kept)
-    assert f"auto takes     {told}" in describe_environment()
+def test_info_says_what_auto_takes(rates: Rates, description: str) -> None:
+    store_rates(rates_file(), rates)
+    assert f"auto takes     {description}" in describe_environment()

@@ -77,5 +77,5 @@ def test_attention_costs_the_same_whatever_computes_it(masked, backend):
     assert counter.get_total_flops() == 2 * product
     with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
         y.sum().backward()
-    # the definition has its scores; the others compute them once more
+    # the definition has saved its scores; the others recompute them
     assert counter.get_total_flops() == (4 if backend == "reference" else 5) * product

@@ -1,4 +1,4 @@
-"""The native kernels: instruction sets, threads, operators, and life without them."""
+"""The native kernels: instruction sets, threads, operators, and installations without them."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,7 +35,7 @@ BUILT = library.native_missing() is None
 needs_kernels = pytest.mark.skipif(not BUILT, reason=library.native_missing() or "")
 
 
-def look_again() -> None:
+def clear_caches() -> None:
     library.kernels.cache_clear()
     library.native_missing.cache_clear()
 
@@ -77,14 +77,14 @@ REGIONS = region_attention_mask(torch.arange(150).div(11, rounding_mode="floor")
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Names in the order of the library's list, which on other processors holds only the portable one."""
+    """Names in the order of the library's list, which on other processors has only the portable one."""
     first = library.kernels().map_ops_use_instruction_set(0)
     return INSTRUCTION_SETS if first != b"portable" else ("portable",)
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def _instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each in turn, as far as this processor has it."""
+    """Each in turn, skipped where this processor does not have it."""
     places, use = instruction_sets(), library.kernels().map_ops_use_instruction_set
     if request.param not in places or use(places.index(request.param)) is None:
         pytest.skip(f"this processor has no {request.param}")
@@ -132,16 +132,15 @@ def test_nan_of_any_bits_reaches_the_output(bits: int, scan_arguments: Tool) -> 
 
 
 def halved(arguments: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
-    """The arguments with these in bfloat16, which is where mixed precision has them."""
+    """The arguments with these in bfloat16, as mixed precision has them."""
     return {name: x.bfloat16() if name in names else x for name, x in arguments.items()}
 
 
 @needs_kernels
 @pytest.mark.usefixtures("_instruction_set")
 def test_every_instruction_set_rounds_to_bfloat16_as_pytorch_does() -> None:
-    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(
-        torch.bfloat16
-    )  # all, NaN and infinities too
+    # all numbers of bfloat16, NaN and infinities too
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     x = numbers[: 6 * 10_922].view(1, -1, 6)  # a width that fills no vector
     for weight in (1.0, 1.5, 1.0009765625, -3.1415927):  # 1.5 makes ties
         y = depthwise_causal_conv1d(x, torch.full((6, 1), weight), backend="native")
@@ -231,13 +230,13 @@ def test_operators_pass_pytorchs_own_checks(scan_arguments: Tool) -> None:
     torch.library.opcheck(operator, (q, k, v, None))
 
 
-def test_without_the_library_pytorch_serves_and_the_reason_is_told(
+def test_without_the_library_pytorch_serves_and_the_reason_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scan_arguments: Tool
 ) -> None:
     monkeypatch.setattr(library, "PATH", tmp_path / "_kernels.so")
     for registry in REGISTRIES:
         registry.forget()
-    look_again()
+    clear_caches()
     try:
         for statuses in (scan_backends(), conv_backends(), attention_backends()):
             native = {status.name: status for status in statuses}["native"]
@@ -249,7 +248,7 @@ def test_without_the_library_pytorch_serves_and_the_reason_is_told(
         torch.testing.assert_close(grad, x.sum(0).expand(128, 128))
     finally:
         monkeypatch.undo()
-        look_again()
+        clear_caches()
         for registry in REGISTRIES:
             registry.forget()
 
@@ -258,12 +257,12 @@ def test_a_library_that_cannot_be_loaded_is_a_reason(monkeypatch: pytest.MonkeyP
     broken = tmp_path / "_kernels.so"
     broken.write_text("no library")
     monkeypatch.setattr(library, "PATH", broken)
-    look_again()
+    clear_caches()
     try:
         assert "_kernels.so" in (library.native_missing() or "")
     finally:
         monkeypatch.undo()
-        look_again()
+        clear_caches()
 
 
 @needs_kernels

@@ -1,4 +1,4 @@
-"""The Triton kernels: what they serve, and what they compute in Triton's interpreter, in a process of its own."""
+"""The Triton kernels: what they serve, and what they compute in Triton's interpreter, in a separate process."""
 
 import importlib.util
 import os
@@ -34,15 +34,15 @@ def _fresh_registry() -> Iterator[None]:
 
 
 def run(*command: str, **environment: str) -> None:
-    """Run Python with one thread; fail with what it printed."""
-    done = subprocess.run(
+    """Run Python with one thread; on failure show what it printed."""
+    process = subprocess.run(
         [sys.executable, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
 
 
 @needs_triton
@@ -109,8 +109,8 @@ def test_serves_cuda_before_pytorch_if_triton_imports(
     ],
 )
 def test_limits(request_: Request, reason: str | None) -> None:
-    told = loading.triton_unfit(request_)
-    assert told is None if reason is None else reason in (told or "")
+    refusal = loading.triton_unfit(request_)
+    assert refusal is None if reason is None else reason in (refusal or "")
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_limits(request_: Request, reason: str | None) -> None:
     ],
 )
 def test_limits_of_the_convolution(request_: Request, reason: str | None) -> None:
-    told = conv_loading.triton_unfit(request_)
-    assert told is None if reason is None else reason in (told or "")
+    refusal = conv_loading.triton_unfit(request_)
+    assert refusal is None if reason is None else reason in (refusal or "")
 
 
 @pytest.mark.parametrize(("failure", "served_by"), [(None, "triton"), ("ImportError: no triton", "torch")])

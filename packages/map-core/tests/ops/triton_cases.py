@@ -21,7 +21,7 @@ BFLOAT16_TOLERANCE = 8e-3
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 CHUNK_OF_A_GPU = triton_grid.CHUNK
 if DEVICE == "cpu":
-    # the interpreter takes a tenth of a second a step, and backward takes all steps of a chunk
+    # the interpreter needs a tenth of a second for a step, and backward runs all steps of a chunk
     triton_grid.CHUNK = 3
 CHUNK = triton_grid.CHUNK
 LENGTHS = [1, CHUNK - 1, CHUNK, 2 * CHUNK + 1]

@@ -1,4 +1,4 @@
-"""The Triton convolution on a GPU, or in Triton's interpreter: test_triton.py runs this file in a process of its own.
+"""The Triton convolution on a GPU, or in Triton's interpreter: test_triton.py runs this file in its own process.
 
 TRITON_INTERPRET=1 python -m pytest -o addopts=--import-mode=importlib packages/map-core/tests/ops/triton_conv_cases.py
 """
@@ -19,7 +19,7 @@ from map_core.ops.conv.triton import conv
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 CUT_OF_A_GPU = {"MIN_SPAN": conv.MIN_SPAN, "AHEAD": conv.AHEAD}
 if DEVICE == "cpu":
-    conv.MIN_SPAN, conv.AHEAD = 4, 2  # the interpreter takes milliseconds an operation
+    conv.MIN_SPAN, conv.AHEAD = 4, 2  # the interpreter needs milliseconds for an operation
 SPAN = conv.MIN_SPAN
 FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 5e-6, 8e-3  # of the largest value
 Tool = Callable[..., Any]

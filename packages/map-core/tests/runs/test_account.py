@@ -1,4 +1,4 @@
-"""The account of a checkpoint is checked before anything is made of it."""
+"""The account of a checkpoint is checked before it is used."""
 
 import copy
 import json
@@ -82,24 +82,24 @@ def test_a_step_beyond_the_run_is_refused(tmp_path, step):
 
 def mutants():
     """Every value of an account, replaced by one of each other type or left out."""
-    strange = ("x", [], [1], {"a": "b"}, -1, True, "absent")
+    wrong_values = ("x", [], [1], {"a": "b"}, -1, True, "absent")
 
     def places(value, path=()):
-        for key, inner in value.items():
+        for key, entry in value.items():
             yield (*path, key)
-            if isinstance(inner, dict):
-                yield from places(inner, (*path, key))
+            if isinstance(entry, dict):
+                yield from places(entry, (*path, key))
 
     for path in places({key: value for key, value in STATE.items() if key != "settings"}):
-        for value in strange:
+        for value in wrong_values:
             state = copy.deepcopy(STATE)
-            inner = state
+            entry = state
             for key in path[:-1]:
-                inner = inner[key]
+                entry = entry[key]
             if value == "absent":
-                del inner[path[-1]]
+                del entry[path[-1]]
             else:
-                inner[path[-1]] = value
+                entry[path[-1]] = value
             yield pytest.param(path, state, id=f"{'.'.join(path)}={value}")
 
 
@@ -131,14 +131,14 @@ def is_number(state, path):
     ["", "[]", "3", "{", "<html>", "[" * 20_000, '{"step": ' + "9" * 5000 + "}", "\ud800"],
     ids=["empty", "list", "number", "cut off", "html", "brackets", "digits", "surrogate"],
 )
-def test_what_is_no_account_is_refused(tmp_path, text):
+def test_a_file_that_is_no_account_is_refused(tmp_path, text):
     (tmp_path / "state.json").write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(UserError, match=r"state.json is no account of a run"):
         read_state(tmp_path, SETTINGS, total_steps=16)
 
 
 @pytest.mark.parametrize(
-    ("saved", "now", "told"),
+    ("saved", "now", "difference"),
     [
         ({"data.mean": [0.5]}, {"data.mean": [0.4]}, "data.mean was [0.5] and is [0.4];"),
         ({"data.classes": ["a", "b"]}, {"data.classes": ["a", "c"]}, "data.classes was ['a', 'b'] and is ['a', 'c'];"),
@@ -150,10 +150,10 @@ def test_what_is_no_account_is_refused(tmp_path, text):
         ({"lr": 1, "seed": 2}, {"lr": 2, "seed": 3}, "lr was 1 and is 2; seed was 2 and is 3;"),
     ],
 )  # fmt: skip
-def test_another_run_is_refused_by_naming_what_differs(tmp_path, saved, now, told):
+def test_another_run_is_refused_by_naming_what_differs(tmp_path, saved, now, difference):
     (tmp_path / "state.json").write_text(json.dumps(STATE | {"settings": saved}))
     with pytest.raises(
-        UserError, match=re.escape(f"with other settings: {told} set them back, or start anew with")
+        UserError, match=re.escape(f"with other settings: {difference} set them back, or start anew with")
     ):
         read_state(tmp_path, now, total_steps=16)
 

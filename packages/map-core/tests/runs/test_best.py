@@ -1,4 +1,4 @@
-"""The best weights of a run directory follow the checkpoint that a run goes on from."""
+"""The best weights of a run directory match the checkpoint that a run continues from."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ from map_core.runs import best
 from map_core.training import Task, train
 from map_core.training.task import exported_file
 
-ACCURACY = {4: 5.0, 10: 9.0}  # by step; 1 after the others
+ACCURACY = {4: 5.0, 10: 9.0}  # by step; 1 after all others
 
 
-class ToldTask(Task):
-    """Its accuracy after a step is told; its weights are that step."""
+class ScriptedTask(Task):
+    """Its accuracy after each step is prescribed; its weights are the step's number."""
 
-    name = "told"
+    name = "scripted"
     keep_best = "accuracy"
 
     def __init__(self, accuracy=ACCURACY):
@@ -39,13 +39,13 @@ class ToldTask(Task):
         save_file({"step": torch.tensor(self.step)}, exported_file(directory, "model", weights))
 
 
-def told_config(**changes):
-    """2 steps an epoch, 12 in all, each epoch evaluated and kept."""
+def scripted_config(**changes):
+    """2 steps per epoch, 12 in all; each epoch is evaluated and its checkpoint kept."""
     return toy_config(epochs=6, batch_size=4, keep_checkpoints=9, **changes)
 
 
 def best_of(out):
-    """The step that the best weights are of, which their record must say, too; None without any."""
+    """The step of the best weights, which their record must agree with; None without any."""
     if not (out / "model_best.safetensors").exists():
         assert best.step_of_files(out) is None
         return None
@@ -54,7 +54,7 @@ def best_of(out):
     return step
 
 
-def remembered(out, step):
+def saved_best(out, step):
     recorder = json.loads((checkpoint(out, step) / "state.json").read_text())["recorder"]
     return [recorder[name] for name in ("best", "best_of", "best_step")]
 
@@ -66,51 +66,51 @@ def checkpoint(out, step):
 @pytest.fixture
 def whole(tmp_path):
     out = tmp_path / "whole"
-    train(ToldTask(), told_config(), out)
+    train(ScriptedTask(), scripted_config(), out)
     return out
 
 
 def test_a_run_says_of_which_step_its_best_weights_are(whole):
     assert best_of(whole) == 10
     assert json.loads((whole / "best.json").read_text()) == {"step": 10, "accuracy": 9.0}
-    assert remembered(whole, 4) == remembered(whole, 8) == [5.0, "accuracy", 4]
-    assert remembered(whole, 12) == [9.0, "accuracy", 10]
+    assert saved_best(whole, 4) == saved_best(whole, 8) == [5.0, "accuracy", 4]
+    assert saved_best(whole, 12) == [9.0, "accuracy", 10]
 
 
 def test_a_run_taken_back_forgets_a_later_best(whole):
-    train(ToldTask({}), told_config(max_steps=6), whole, resume=str(checkpoint(whole, 4)))
-    assert best_of(whole) == 6, "of those that this run went through since"
-    train(ToldTask(), told_config(), whole, resume="auto")
+    train(ScriptedTask({}), scripted_config(max_steps=6), whole, resume=str(checkpoint(whole, 4)))
+    assert best_of(whole) == 6, "of the steps that this run took since"
+    train(ScriptedTask(), scripted_config(), whole, resume="auto")
     assert best_of(whole) == 10
 
 
 def test_a_run_taken_back_no_further_than_its_best_keeps_it(whole):
-    train(ToldTask({}), told_config(), whole, resume=str(checkpoint(whole, 10)))
+    train(ScriptedTask({}), scripted_config(), whole, resume=str(checkpoint(whole, 10)))
     assert best_of(whole) == 10
 
 
 def test_a_finished_run_that_is_resumed_keeps_its_best(whole):
-    train(ToldTask(), told_config(), whole, resume="auto")
+    train(ScriptedTask(), scripted_config(), whole, resume="auto")
     assert best_of(whole) == 10
 
 
 def test_another_directory_gets_the_best_of_the_checkpoint_that_it_begins_from(whole, tmp_path):
-    train(ToldTask({}), told_config(), tmp_path / "new", resume=str(checkpoint(whole, 10)))
+    train(ScriptedTask({}), scripted_config(), tmp_path / "new", resume=str(checkpoint(whole, 10)))
     assert best_of(tmp_path / "new") == 10
     assert best_of(whole) == 10
 
 
 def test_another_directory_begins_without_a_best_that_is_of_a_later_step(whole, tmp_path):
-    """Were it remembered, no worse one would ever be kept."""
-    train(ToldTask({}), told_config(), tmp_path / "new", resume=str(checkpoint(whole, 8)))
-    assert best_of(tmp_path / "new") == 10, "the first of those that are as good"
-    assert remembered(tmp_path / "new", 12) == [1.0, "accuracy", 10]
+    """If that best were remembered, no worse one would ever be kept."""
+    train(ScriptedTask({}), scripted_config(), tmp_path / "new", resume=str(checkpoint(whole, 8)))
+    assert best_of(tmp_path / "new") == 10, "the first of the equally good ones"
+    assert saved_best(tmp_path / "new", 12) == [1.0, "accuracy", 10]
     assert best_of(whole) == 10
 
 
 @pytest.fixture
 def earlier(tmp_path):
-    """The directory of an earlier version's run: neither its checkpoint nor a file says of which step its best is."""
+    """The directory of an earlier version's run: neither its checkpoint nor a file records the step of its best."""
     out = tmp_path / "earlier"
     checkpoint(out, 4).mkdir(parents=True)
     save_file({"step": torch.tensor(2)}, out / "model_best.safetensors")

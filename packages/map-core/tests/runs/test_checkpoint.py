@@ -1,4 +1,4 @@
-"""A checkpoint is complete or not there, and nothing in it runs code."""
+"""A checkpoint is complete or absent, and nothing in it runs code."""
 
 import errno
 import json
@@ -27,11 +27,11 @@ FILES = {"state.json": write_json({"step": 1})}
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    kept = Checkpoints(tmp_path / "checkpoints", keep=2)
-    kept.write(
+    result = Checkpoints(tmp_path / "checkpoints", keep=2)
+    result.write(
         1, {"a.safetensors": write_tensors({"w": torch.ones(1000)}), "state.json": write_json({"step": 1})}
     )
-    return kept
+    return result
 
 
 def test_only_the_newest_stay(checkpoints):
@@ -67,13 +67,13 @@ def no_file_over_50_kb():
 
 
 @pytest.mark.usefixtures("no_file_over_50_kb")
-@pytest.mark.parametrize("kind", [write_tensors, write_pickle])
-def test_a_write_that_the_system_refuses_inside_the_libraries(checkpoints, kind):
+@pytest.mark.parametrize("write", [write_tensors, write_pickle])
+def test_a_write_that_the_system_refuses_inside_the_libraries(checkpoints, write):
     with pytest.raises(
         UserError,
         match=r"cannot save checkpoint .*File too large.*step_00000001, is unharmed; see to that disk",
     ):
-        checkpoints.write(2, {"a": kind({"w": torch.ones(100_000)})})
+        checkpoints.write(2, {"a": write({"w": torch.ones(100_000)})})
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step_00000001"]
 
 
@@ -124,7 +124,7 @@ def test_tensors_and_plain_values_come_back(tmp_path):
     ],
     ids=["no manifest", "no file", "cut off", "changed", "half a manifest", "another manifest"],
 )
-def test_damage_is_told(checkpoints, capsys, damage, fault):
+def test_damage_is_reported(checkpoints, capsys, damage, fault):
     (path,) = checkpoints.paths()
     assert find_fault(path) is None
     damage(path / "a.safetensors")
@@ -144,7 +144,7 @@ def test_a_manifest_that_leads_elsewhere_is_not_followed(checkpoints, name):
 @pytest.mark.parametrize(
     "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "zeros"]
 )
-def test_a_checkpoint_without_end_is_told(checkpoints, name, make):
+def test_an_endless_checkpoint_file_is_reported(checkpoints, name, make):
     path = checkpoints.paths()[0]
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["state.json"]["bytes"] = 0
@@ -155,11 +155,11 @@ def test_a_checkpoint_without_end_is_told(checkpoints, name, make):
 
 
 def test_no_checkpoint_is_ever_half_removed(checkpoints, monkeypatch):
-    """A removal that stops in the midst, as by a kill, leaves what no reader takes for a checkpoint."""
-    removed = []
+    """A removal that stops midway, as by a kill, leaves nothing that a reader takes for a checkpoint."""
+    removals = []
 
     def stop(path, **options):
-        removed.append(path)
+        removals.append(path)
 
     monkeypatch.setattr("shutil.rmtree", stop)
     for step in (2, 3):
@@ -172,9 +172,9 @@ def test_no_checkpoint_is_ever_half_removed(checkpoints, monkeypatch):
 
 
 def test_a_run_directory_that_vanished_is_not_made_again(tmp_path):
-    gone = Checkpoints(tmp_path / "mounted/run/checkpoints", keep=2)
+    missing = Checkpoints(tmp_path / "mounted/run/checkpoints", keep=2)
     with pytest.raises(UserError, match=r"cannot save checkpoint .*No such file or directory"):
-        gone.write(1, FILES)
+        missing.write(1, FILES)
     assert not (tmp_path / "mounted").exists()
 
 
@@ -183,7 +183,7 @@ def test_checkpoints_beyond_a_step_are_set_aside_not_removed(checkpoints):
         checkpoints.write(step, {"state.json": write_json({"step": step})})
     checkpoints.set_aside_after(5)
     assert [path.name for path in checkpoints.paths()] == ["step_00000005"]
-    aside = checkpoints.directory / "superseded_step_00000007"
-    assert find_fault(aside) is None
+    superseded = checkpoints.directory / "superseded_step_00000007"
+    assert find_fault(superseded) is None
     checkpoints.set_aside_after(5)
-    assert not aside.exists(), "what an earlier start set aside stays for ever"
+    assert not superseded.exists(), "what an earlier start set aside stays forever"

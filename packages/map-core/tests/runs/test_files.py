@@ -1,4 +1,4 @@
-"""Files are complete or not there, have the usual rights, and say why they could not be written."""
+"""Files are complete or absent, have the usual permissions, and errors say why they could not be written."""
 
 import errno
 import os
@@ -16,13 +16,13 @@ from map_core.runs.files import replacing, require_file, require_folder, save_js
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002], ids=oct)
 def test_tensors_have_the_rights_of_other_files(tmp_path, mask):
-    before = os.umask(mask)
+    old_mask = os.umask(mask)
     try:
         with replacing(tmp_path / "a.safetensors") as partial:
             save_tensors(partial, {"w": torch.ones(3)})
         save_json(tmp_path / "a.json", {})
     finally:
-        os.umask(before)
+        os.umask(old_mask)
     for name in ("a.safetensors", "a.json"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
     assert torch.equal(load_file(tmp_path / "a.safetensors")["w"], torch.ones(3))
@@ -53,17 +53,17 @@ def test_nothing_is_written_through_a_link(tmp_path, name):
 
 
 def test_tensors_that_cannot_be_written_are_an_error_with_its_number(tmp_path):
-    """As the system's other errors, which safetensors gives none."""
+    """As other system errors have; safetensors' errors have none."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large") as caught:
+        with pytest.raises(OSError, match="File too large") as error:
             save_tensors(tmp_path / "a", {"w": torch.ones(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert caught.value.errno == errno.EFBIG
+    assert error.value.errno == errno.EFBIG
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
@@ -78,7 +78,7 @@ def test_a_file_system_may_refuse_to_sync_a_directory_but_no_file(tmp_path, monk
         sync(tmp_path / "file")
 
 
-def test_a_disk_that_fails_to_sync_a_directory_is_told(tmp_path, monkeypatch):
+def test_a_disk_that_fails_to_sync_a_directory_is_reported(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -108,16 +108,16 @@ def test_a_place_without_permission_is_refused_before_the_work(tmp_path, monkeyp
 
 @pytest.mark.parametrize("check", [require_folder, require_file])
 @pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("a\0b", "null")])
-def test_what_is_no_name_is_refused_before_the_work(tmp_path, check, name, reason):
+def test_an_impossible_name_is_refused_before_the_work(tmp_path, check, name, reason):
     with pytest.raises(UserError, match=f"cannot write to .*: .*{reason}.*; choose another --out"):
         check(tmp_path / name)
 
 
-@pytest.mark.parametrize(("target", "what"), [("file", "a file"), ("nowhere", "a link to nothing")])
-def test_a_folder_must_not_be_something_else(tmp_path, target, what):
+@pytest.mark.parametrize(("target", "obstacle"), [("file", "a file"), ("nowhere", "a link to nothing")])
+def test_a_folder_must_not_be_something_else(tmp_path, target, obstacle):
     (tmp_path / "file").touch()
     (tmp_path / "out").symlink_to(tmp_path / target)
-    with pytest.raises(UserError, match=f"cannot write to .*out: .*/out is {what}; choose another --out"):
+    with pytest.raises(UserError, match=f"cannot write to .*out: .*/out is {obstacle}; choose another --out"):
         require_folder(tmp_path / "out")
 
 

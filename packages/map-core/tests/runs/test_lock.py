@@ -1,4 +1,4 @@
-"""One run at a time in a directory, however the one before ended."""
+"""One run at a time in a directory, however the previous one ended."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def test_a_second_run_is_refused_by_host_process_and_start_until_the_first_is_ki
 
 
 def test_a_child_does_not_keep_the_lock_of_a_parent_that_is_gone(tmp_path):
-    """As loading processes are children."""
+    """As the data-loading processes are."""
     script = HOLD.replace("    print", "    import os\n    if os.fork(): os._exit(0)\n    print")
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
@@ -105,7 +105,7 @@ def test_a_place_that_cannot_be_a_directory_is_named(tmp_path, place):
         acquire(tmp_path / place)
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, capsys):
     def refuse(*arguments):
         raise OSError(37, "No locks available")
 

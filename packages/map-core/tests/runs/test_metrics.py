@@ -1,4 +1,4 @@
-"""metrics.jsonl: whole lines only, means that no checkpoint tears, and nothing twice."""
+"""metrics.jsonl: whole lines only, means that no checkpoint interrupts, and nothing twice."""
 
 import json
 
@@ -69,13 +69,13 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path, evaluated)
     assert read_metrics(tmp_path) == lines[: 4 if evaluated else 3]
 
 
-@pytest.mark.parametrize("torn", [0, 1, 3, 5])
-def test_a_window_is_the_mean_of_its_steps_wherever_a_checkpoint_falls(torn):
+@pytest.mark.parametrize("checkpoint_at", [0, 1, 3, 5])
+def test_a_window_is_the_mean_of_its_steps_wherever_a_checkpoint_falls(checkpoint_at):
     """Scalars may also come and go: each is averaged over the steps that have it."""
     steps = [{"loss": torch.rand(())} | ({"extra": torch.rand(())} if i % 2 else {}) for i in range(6)]
     window = Window()
     for i, scalars in enumerate(steps):
-        if i == torn:
+        if i == checkpoint_at:
             window = Window(**json.loads(json.dumps(window.state(alone))))
         window.add(scalars)
     means = window.take(alone)

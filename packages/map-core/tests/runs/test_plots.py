@@ -12,16 +12,16 @@ from map_core.runs.plots import plot_curves
 
 @pytest.fixture
 def curves(monkeypatch):
-    """What is plotted, by panel and label: epochs and values."""
-    drawn, panels = {}, {}
+    """The plotted epochs and values, by panel and label."""
+    curves_by_axis, panels = {}, {}
     plot, title = Axes.plot, Axes.set_title
 
     def remember_curve(axis, epochs, values, **options):
-        drawn.setdefault(axis, {})[options["label"]] = (list(epochs), list(values))
+        curves_by_axis.setdefault(axis, {})[options["label"]] = (list(epochs), list(values))
         return plot(axis, epochs, values, **options)
 
     def remember_title(axis, name, **options):
-        panels[name] = drawn[axis]
+        panels[name] = curves_by_axis[axis]
         return title(axis, name, **options)
 
     monkeypatch.setattr(Axes, "plot", remember_curve)
@@ -57,16 +57,18 @@ def test_every_metric_has_a_panel_shared_with_its_moving_average(tmp_path, curve
 
 
 def test_a_single_value_is_written_beside_its_dot(tmp_path, curves_drawn, monkeypatch):
-    """And no axis shows more than 100 %, or begins behind the run."""
-    drawn = []
-    hide = Axes.annotate
+    """And no axis goes beyond 100 %, or starts after the run's start."""
+    annotations = []
+    annotate = Axes.annotate
     monkeypatch.setattr(
-        Axes, "annotate", lambda axis, text, *a, **k: (drawn.append((axis, text)), hide(axis, text, *a, **k))
+        Axes,
+        "annotate",
+        lambda axis, text, *a, **k: (annotations.append((axis, text)), annotate(axis, text, *a, **k)),
     )
     write(tmp_path, {"kind": "evaluation", "step": 9, "epoch": 32.0, "test_accuracy_top5": 98.765})
     with curves_drawn():
         plot_curves(tmp_path)
-    ((axis, text),) = drawn
+    ((axis, text),) = annotations
     assert text == "98.77"
     assert (axis.get_xlim()[0], axis.get_ylim()[1]) == (0, 100)
 

@@ -1,4 +1,4 @@
-"""The account of a run: what counts as time of steps, and what counts as better."""
+"""The account of a run: what counts as training time, and what counts as an improvement."""
 
 import math
 
@@ -11,7 +11,7 @@ from map_core.runs.recorder import Recorder
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is told otherwise: ``clock[0]`` is its seconds."""
+    """A clock that stands still until a test moves it: ``clock[0]`` is its seconds."""
     seconds = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: seconds[0])
     return seconds
@@ -31,7 +31,7 @@ def test_waiting_for_the_device_is_time_of_the_steps_and_what_follows_is_not(rec
         clock[0] += 1
         recorder.end_step({"loss": torch.tensor(1.0)}, wait=False)
     clock[0] += 2
-    recorder.waited()
+    recorder.add_waiting_time()
     clock[0] += 50  # an evaluation
     recorder.start_step()
     assert recorder.samples_per_second == 2 * 8 / 4
@@ -40,12 +40,12 @@ def test_waiting_for_the_device_is_time_of_the_steps_and_what_follows_is_not(rec
 
 def test_the_best_is_the_lowest_loss_or_the_highest_accuracy_and_never_nan(recorder):
     def better(name, *values):
-        found = []
+        results = []
         for value in values:
             recorder.write_evaluation(1, {name: value})
-            found.append(recorder.improved(name, 1))
-        return found
+            results.append(recorder.improved(name, 1))
+        return results
 
     assert better("heldout_loss", math.nan, 3.0, 2.0, math.nan, 2.5) == [False, True, True, False, False]
     assert (recorder.state()["best"], recorder.state()["best_step"]) == (2, 1)
-    assert better("knn_accuracy", 1.0, 0.5, 11.0) == [True, False, True]  # another measure begins anew
+    assert better("knn_accuracy", 1.0, 0.5, 11.0) == [True, False, True]  # another measure starts afresh

@@ -1,4 +1,4 @@
-"""Which directories a run is opened in, and what it clears away there."""
+"""In which directories a run can be opened, and what it clears away there."""
 
 import os
 
@@ -8,18 +8,18 @@ from safetensors import SafetensorError
 from map_core import UserError
 from map_core.runs.checkpoint import Checkpoints, write_json
 from map_core.runs.lock import RunLock
-from map_core.runs.run_directory import disk_faults_told, open_run
+from map_core.runs.run_directory import disk_errors_as_user_errors, open_run
 
 FILES = {"state.json": write_json({"step": 1})}
 
 
-def opened(out, resume=None):
+def open_directory(out, resume=None):
     with RunLock(out) as lock:
         return open_run(out, Checkpoints(out / "checkpoints", keep=2), resume, lock)
 
 
 def failed_start(out):
-    """What a run leaves that was killed while it wrote its first checkpoint."""
+    """Write what a run leaves that was killed while it wrote its first checkpoint."""
     (out / "checkpoints/.writing_step_00000004").mkdir(parents=True)
     (out / "tensorboard").mkdir()
     (out / ".unfinished_config.yaml").touch()
@@ -28,16 +28,16 @@ def failed_start(out):
 
 
 @pytest.mark.parametrize("make", [lambda out: None, lambda out: out.mkdir(), failed_start])
-def test_resume_auto_before_the_first_checkpoint_starts_anew_and_says_so(tmp_path, capsys, make):
+def test_resume_auto_before_the_first_checkpoint_starts_over_with_a_note(tmp_path, capsys, make):
     make(tmp_path / "run")
-    assert opened(tmp_path / "run", "auto") is None
+    assert open_directory(tmp_path / "run", "auto") is None
     assert f"nothing to resume in {tmp_path / 'run'}: starting anew" in capsys.readouterr().err
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_a_start_that_failed_before_its_first_checkpoint_can_be_repeated(tmp_path):
     failed_start(tmp_path / "run")
-    assert opened(tmp_path / "run") is None
+    assert open_directory(tmp_path / "run") is None
     assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.yaml", "tensorboard"]
     assert os.listdir(tmp_path / "run/checkpoints") == []
 
@@ -50,7 +50,7 @@ def test_whatever_else_is_there_is_left_alone(tmp_path, name, resume):
     file.write_text("precious")
     message = "exists and is not empty" if resume is None else "found no usable checkpoint"
     with pytest.raises(UserError, match=message):
-        opened(tmp_path / "run", resume)
+        open_directory(tmp_path / "run", resume)
     assert file.read_text() == "precious"
     assert os.listdir(tmp_path / "run") == [name.partition("/")[0]]
 
@@ -63,7 +63,7 @@ def test_leftovers_of_a_kill_are_cleared_and_the_rest_stays(tmp_path):
         (checkpoint.parent / name).mkdir()
     for name in (".tmpAb12", "model.safetensors.partial", ".unfinished_summary.json", "notes.txt"):
         (out / name).touch()
-    assert opened(out, "auto") == checkpoint
+    assert open_directory(out, "auto") == checkpoint
     assert sorted(os.listdir(out)) == ["checkpoints", "notes.txt"]
     assert os.listdir(checkpoint.parent) == [checkpoint.name]
 
@@ -79,31 +79,31 @@ def test_a_link_in_a_run_directory_is_refused(tmp_path, name):
     with pytest.raises(
         UserError, match=rf"{name} is a symbolic link, .*{tmp_path}.* in its place, or remove"
     ):
-        opened(out, "auto")
+        open_directory(out, "auto")
 
 
 def test_a_run_directory_may_itself_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    assert opened(tmp_path / "run") is None
+    assert open_directory(tmp_path / "run") is None
 
 
-def test_a_checkpoint_that_was_set_aside_is_gone_on_from_under_its_first_name_alone(tmp_path):
-    """Under the other, the run would remove it."""
+def test_a_checkpoint_that_was_set_aside_is_resumed_under_its_first_name_only(tmp_path):
+    """Under its new name, the run would remove it."""
     out = tmp_path / "run"
     out.mkdir()
     checkpoints = Checkpoints(out / "checkpoints", keep=2)
     for step in (1, 2):
         checkpoints.write(step, FILES)
     checkpoints.set_aside_after(1)
-    aside = checkpoints.directory / "superseded_step_00000002"
+    superseded = checkpoints.directory / "superseded_step_00000002"
     with pytest.raises(
-        UserError, match=rf"--resume {aside} would be removed .*; rename it to step_00000002, "
+        UserError, match=rf"--resume {superseded} would be removed .*; rename it to step_00000002, "
     ):
-        opened(out, str(aside))
-    assert opened(tmp_path / "other", str(aside)) == aside
-    first = aside.rename(aside.with_name("step_00000002"))
-    assert opened(out, str(first)) == first
+        open_directory(out, str(superseded))
+    assert open_directory(tmp_path / "other", str(superseded)) == superseded
+    first = superseded.rename(superseded.with_name("step_00000002"))
+    assert open_directory(out, str(first)) == first
 
 
 def test_a_run_that_began_from_another_ones_checkpoint_goes_on_from_its_own(tmp_path):
@@ -113,14 +113,14 @@ def test_a_run_that_began_from_another_ones_checkpoint_goes_on_from_its_own(tmp_
     one = tmp_path / "one"
     message = f"continue the run in {one} with --resume auto, or choose another --out"
     with pytest.raises(UserError, match=message):
-        opened(one, str(checkpoint))
+        open_directory(one, str(checkpoint))
 
 
 def fail(out, error):
-    """Meet an error of the system in the midst of a run."""
+    """Raise a system error in the middle of a run."""
     with RunLock(out) as lock:
         lock.acquire()
-        with disk_faults_told(out, lock):
+        with disk_errors_as_user_errors(out, lock):
             raise error
 
 
@@ -142,7 +142,7 @@ def fail(out, error):
     ],
     ids=["full", "read-only", "safetensors"],
 )
-def test_faults_of_the_disk_are_one_sentence(tmp_path, error, message):
+def test_disk_errors_are_reported_in_one_sentence(tmp_path, error, message):
     with pytest.raises(UserError, match=message):
         fail(tmp_path / "run", error(tmp_path / "run"))
 

@@ -1,4 +1,4 @@
-"""Configurations and summaries as YAML and JSON can say them."""
+"""Configurations and summaries as YAML and JSON can represent them."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from map_core.runs.summary import to_plain, versions, write_config, write_summary
+from map_core.runs.summary import to_serializable, versions, write_config, write_summary
 
 
 class Color(Enum):
@@ -37,14 +37,14 @@ class Config:
     ],
 )
 def test_values_become_plain(value, plain):
-    assert to_plain(value) == plain
+    assert to_serializable(value) == plain
 
 
 def test_a_configuration_is_yaml_in_the_order_of_its_fields(tmp_path):
     write_config(tmp_path, Config(Section(Path("data"))))
-    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert written == {"data": {"root": "data", "size": [2, 3]}, "color": "red", "ratio": 0.5}
-    assert list(written) == ["data", "color", "ratio"]
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert config == {"data": {"root": "data", "size": [2, 3]}, "color": "red", "ratio": 0.5}
+    assert list(config) == ["data", "color", "ratio"]
 
 
 def test_a_summary_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
@@ -58,6 +58,6 @@ def test_versions_are_those_of_what_is_imported():
     import timm
     import torch
 
-    found = versions()
-    assert found["timm"] == timm.__version__
-    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    result = versions()
+    assert result["timm"] == timm.__version__
+    assert result["torch"].split("+")[0] == torch.__version__.split("+")[0]

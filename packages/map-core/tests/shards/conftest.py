@@ -1,4 +1,4 @@
-"""A set of 40 small samples in shards, and shards of other people's making."""
+"""A sharded set of 40 small samples, and shards as other people make them."""
 
 import io
 import tarfile
@@ -22,7 +22,7 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_tar(tmp_path: Path) -> MakeTar:
-    """Write a tar file of {name: content}, where a content may be a TarInfo of another kind."""
+    """Write a tar file of {name: content}, where content may be a TarInfo of another type."""
 
     def make(name: str, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
         path = tmp_path / "tars" / name

@@ -1,4 +1,4 @@
-"""The cache holds what was read last, keeps to its limit, and touches nothing that is not its own."""
+"""The cache holds the most recently read shards, keeps to its limit, and touches no other files."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def bytes_of(folder):
+def cached_bytes(folder):
     return sum(path.stat().st_size for path in folder.glob("*.tar"))
 
 
@@ -44,7 +44,7 @@ def test_shards_that_were_opened_longest_ago_make_room(store, folder, shards, mo
     read.clock = 1000
     for number in (0, 1, 0, 2, 0, 1):
         read(number)
-        assert bytes_of(folder) <= 100_000
+        assert cached_bytes(folder) <= 100_000
     assert [name for name, _ in store.requests] == [f"00000{number}.tar" for number in (0, 1, 2, 1)]
 
 
@@ -100,12 +100,12 @@ def test_a_cache_that_is_smaller_than_the_set_reads_right_and_holds_no_removed_s
     store, folder, limit
 ):
     reader = ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
-    reader.place.limit = limit
+    reader.source.limit = limit
     numbers = [number * 7 % 40 for number in range(60)]
     for number in numbers:
         assert reader.read(number) == CONTENT[number]
-        assert bytes_of(folder) <= limit
-        assert sum(shard.removed for shard in reader._open.values()) == 0
+        assert cached_bytes(folder) <= limit
+        assert sum(shard.is_removed for shard in reader._open.values()) == 0
 
 
 def test_a_cache_that_would_drop_what_is_read_next_is_refused(store, folder):
@@ -125,7 +125,7 @@ def test_a_cache_that_would_drop_what_is_read_next_is_refused(store, folder):
     ("number", "cure"),
     [(errno.ENOSPC, "lower data.shard_cache_size, or free some space"), (errno.EROFS, "choose another")],
 )
-def test_a_disk_that_refuses_is_one_sentence(store, folder, shards, monkeypatch, number, cure):
+def test_a_failing_disk_is_reported_in_one_sentence(store, folder, shards, monkeypatch, number, cure):
     def refuse(source, target):
         raise OSError(number, os.strerror(number))
 

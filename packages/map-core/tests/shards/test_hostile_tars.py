@@ -1,4 +1,4 @@
-"""Tar files that were made to harm whoever indexes them: bounded work and one sentence."""
+"""Malicious tar files cost bounded work and give a one-sentence error."""
 
 import io
 import os
@@ -52,7 +52,7 @@ def with_pax(**headers: str) -> bytes:
     ],
     ids=range(11),
 )
-def test_headers_that_lie_are_one_sentence(tmp_path, content, message):
+def test_headers_that_lie_are_reported_in_one_sentence(tmp_path, content, message):
     (tmp_path / "0.tar").write_bytes(content + bytes(2 * BLOCK))
     with pytest.raises(UserError, match=message):
         index_shards(tmp_path, ENDINGS)
@@ -81,7 +81,7 @@ def test_what_lies_beside_the_samples_is_not_read_into_memory(make_tar):
         tracemalloc.stop()
 
 
-def test_a_pipe_in_the_place_of_the_names_is_one_sentence(make_tar):
+def test_a_pipe_in_place_of_the_names_is_reported_in_one_sentence(make_tar):
     folder = make_tar("0.tar", {"a.png": b"a", "a.cls": b"0"}).parent
     os.mkfifo(folder / "classnames.txt")
     with pytest.raises(UserError, match=r"cannot index the shards in .* \(it is a pipe, socket or device"):

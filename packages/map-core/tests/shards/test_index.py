@@ -1,4 +1,4 @@
-"""Nothing in an index is taken on trust: it may have come from a store, or been damaged on its way."""
+"""Everything in an index is verified: it may have come from a store, or been damaged on the way."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from map_core.shards.index import SAMPLE, TABLE, checksum_of
 from map_core.shards.reader import Folder
 
 HUGE = {"name": "x", "bytes": 2**63, "samples": 1, "sha256": "0" * 64}
-SOMEWHERE_ELSE = ["../000000.tar", "/etc/passwd", "a/b.tar", "..", "", "a\\b", "x\0", 5, None, "C:x"]
+OUTSIDE_NAMES = ["../000000.tar", "/etc/passwd", "a/b.tar", "..", "", "a\\b", "x\0", 5, None, "C:x"]
 
 
 CLAIM = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,)}\n"
@@ -33,22 +33,22 @@ def change_samples(shards, column, row, value):
 def save_samples(shards, samples):
     with (shards / TABLE).open("wb") as file:
         np.save(file, samples)
-    told = json.loads((shards / "index.json").read_text())["files"]
-    change(shards, files=told | {TABLE: checksum_of(shards / TABLE)})
+    recorded = json.loads((shards / "index.json").read_text())["files"]
+    change(shards, files=recorded | {TABLE: checksum_of(shards / TABLE)})
 
 
-@pytest.mark.parametrize("name", SOMEWHERE_ELSE, ids=repr)
+@pytest.mark.parametrize("name", OUTSIDE_NAMES, ids=repr)
 def test_a_shard_that_lies_elsewhere_is_refused(shards, name):
-    told = json.loads((shards / "index.json").read_text())["shards"]
-    told[2]["name"] = name
-    change(shards, shards=told)
+    entries = json.loads((shards / "index.json").read_text())["shards"]
+    entries[2]["name"] = name
+    change(shards, shards=entries)
     with pytest.raises(
         UserError, match=r"is no index of shards \(shard 2 (is called .*no file in the folder|has)"
     ):
         read_index(shards)
 
 
-@pytest.mark.parametrize("name", SOMEWHERE_ELSE, ids=repr)
+@pytest.mark.parametrize("name", OUTSIDE_NAMES, ids=repr)
 def test_a_split_that_lies_elsewhere_is_refused(tmp_path, name):
     write_shards({"train": files(), "val": files()}, tmp_path / "out", size=41_000)
     change(tmp_path / "out", splits=["train", name])
@@ -96,7 +96,7 @@ def test_a_row_that_points_at_nothing_is_refused(shards, column, value, message)
 )
 def test_an_index_of_another_form_is_refused(shards, changes, message):
     change(shards, **changes)
-    if message is None:  # of a folder of splits: not read here
+    if message is None:  # the index of a folder of splits, which is not read here
         assert len(read_index(shards)) == 40
         return
     with pytest.raises(UserError, match=f"shards/index.json is no index of shards \\({message}"):
@@ -116,8 +116,8 @@ def test_objects_in_the_table_are_not_unpickled(shards, tmp_path):
 
     with (shards / TABLE).open("wb") as file:
         np.save(file, np.array([Malice()], dtype=object), allow_pickle=True)
-    told = json.loads((shards / "index.json").read_text())["files"]
-    change(shards, files=told | {TABLE: checksum_of(shards / TABLE)})
+    recorded = json.loads((shards / "index.json").read_text())["files"]
+    change(shards, files=recorded | {TABLE: checksum_of(shards / TABLE)})
     with pytest.raises(UserError, match=r"is no index of shards \(samples.table: "):
         read_index(shards)
     assert not (tmp_path / "executed").exists()
@@ -135,10 +135,10 @@ def test_objects_in_the_table_are_not_unpickled(shards, tmp_path):
     ],
     ids=["empty", "zip", "no header", "more rows than bytes", "brackets", "quote"],
 )
-def test_a_table_that_is_no_array_is_one_sentence(shards, content):
+def test_a_table_that_is_no_array_is_reported_in_one_sentence(shards, content):
     (shards / TABLE).write_bytes(content)
-    told = json.loads((shards / "index.json").read_text())["files"]
-    change(shards, files=told | {TABLE: checksum_of(shards / TABLE)})
+    recorded = json.loads((shards / "index.json").read_text())["files"]
+    change(shards, files=recorded | {TABLE: checksum_of(shards / TABLE)})
     with pytest.raises(UserError, match=r"is no index of shards \(samples.table: "):
         read_index(shards)
 
@@ -158,7 +158,7 @@ def test_a_damaged_file_of_the_index_is_named(shards, name):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000], ids=range(5))
-def test_a_broken_index_json_is_one_sentence(shards, content):
+def test_a_broken_index_json_is_reported_in_one_sentence(shards, content):
     (shards / "index.json").write_bytes(content)
     with pytest.raises(
         UserError, match=r"^.*index.json is no index of shards \(.*\): write it with the command shard"
@@ -169,7 +169,7 @@ def test_a_broken_index_json_is_one_sentence(shards, content):
 @pytest.mark.parametrize(
     "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "zeros"]
 )
-def test_an_index_json_without_end_is_one_sentence(shards, make):
+def test_an_endless_index_json_is_reported_in_one_sentence(shards, make):
     (shards / "index.json").unlink()
     make(shards / "index.json")
     assert not has_index(str(shards))
@@ -196,8 +196,8 @@ def test_an_address_is_one_of_shards(address):
 
 
 def test_two_shards_of_one_name_are_refused(shards):
-    told = json.loads((shards / "index.json").read_text())["shards"]
-    change(shards, shards=[told[0], *told[:3]])
+    entries = json.loads((shards / "index.json").read_text())["shards"]
+    change(shards, shards=[entries[0], *entries[:3]])
     with pytest.raises(UserError, match="two shards have one name"):
         read_index(shards)
 

@@ -1,4 +1,4 @@
-"""Tar files in WebDataset's layout become a set by an index; unsafe or broken ones are refused."""
+"""An index makes tar files in WebDataset's layout a data set; unsafe or broken files are refused."""
 
 import errno
 import os
@@ -182,7 +182,7 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(make_tar, end):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar", b"\x1f\x8b compressed"], ids=range(3))
-def test_what_is_no_tar_is_refused(make_tar, content):
+def test_a_file_that_is_no_tar_is_refused(make_tar, content):
     path = make_tar("0.tar", {})
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"(is no whole tar file|hold no .jpg .png)"):
@@ -192,7 +192,7 @@ def test_what_is_no_tar_is_refused(make_tar, content):
 @pytest.mark.parametrize(
     ("number", "cure"), [(errno.ENOSPC, "free some space"), (errno.EIO, "make the folder")]
 )
-def test_an_index_that_cannot_be_written_is_one_sentence(make_tar, monkeypatch, number, cure):
+def test_an_index_that_cannot_be_written_is_reported_in_one_sentence(make_tar, monkeypatch, number, cure):
     def fails(source, target):
         raise OSError(number, os.strerror(number))
 

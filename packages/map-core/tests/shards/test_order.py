@@ -1,4 +1,4 @@
-"""An order that reads few shards at a time visits every sample once and mixes what it reads."""
+"""An order that reads few shards at a time visits every sample once and mixes the samples."""
 
 import pytest
 import torch

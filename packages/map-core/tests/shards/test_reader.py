@@ -1,4 +1,4 @@
-"""Samples are read at random by any number of processes and threads; a damaged shard is named, never decoded."""
+"""Samples are read in any order by any number of processes and threads; errors name a damaged shard."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ def open_reader(shards):
     return ShardReader(read_index(shards), Folder(shards))
 
 
-def opened(shards):
+def open_root(shards):
     return ShardRoot(str(shards), ShardSettings(shards / "unused", 10**9)).open("")
 
 
@@ -35,14 +35,14 @@ class Bytes:
         return torch.tensor(len(self.reader.read(index))), torch.tensor(os.getpid())
 
 
-@pytest.mark.parametrize("kept", [1, 2, 64])
-def test_threads_that_close_each_others_shards_read_right(shards, monkeypatch, kept):
-    monkeypatch.setattr(reading, "OPEN_SHARDS", kept)
+@pytest.mark.parametrize("open_shards", [1, 2, 64])
+def test_threads_that_close_each_others_shards_read_right(shards, monkeypatch, open_shards):
+    monkeypatch.setattr(reading, "OPEN_SHARDS", open_shards)
     reader = open_reader(shards)
     numbers = [number * 7 % 40 for number in range(2000)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(reader.read, numbers)) == [CONTENT[number] for number in numbers]
-    assert len(reader._open) <= kept
+    assert len(reader._open) <= open_shards
 
 
 def test_no_descriptor_is_left_open(shards):
@@ -51,7 +51,7 @@ def test_no_descriptor_is_left_open(shards):
     for number in range(40):
         reader.read(number)
     assert len(os.listdir("/proc/self/fd")) == before + 4
-    reader.place = reader._open = None
+    reader.source = reader._open = None
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -79,7 +79,7 @@ def test_a_shard_that_is_cut_off_is_named_before_anything_is_read(shards):
         file.truncate(20_000)
     message = r"shard .*/000002.tar has 20000 bytes, of 40960 in the index \(it was cut off\): copy it again"
     with pytest.raises(UserError, match=message.replace("40960", r"\d+")):
-        opened(shards)
+        open_root(shards)
 
 
 def test_a_shard_that_grew_is_another(shards):
@@ -88,7 +88,7 @@ def test_a_shard_that_grew_is_another(shards):
     with pytest.raises(
         UserError, match=r"shard .*/000001.tar has .* in the index \(it is another\): copy it again"
     ):
-        opened(shards)
+        open_root(shards)
 
 
 def test_a_missing_shard_is_named_before_anything_is_read(shards):
@@ -96,23 +96,23 @@ def test_a_missing_shard_is_named_before_anything_is_read(shards):
     with pytest.raises(
         UserError, match=r"shard .*/000003.tar is missing, which the index names: copy it there again"
     ):
-        opened(shards)
+        open_root(shards)
 
 
-def test_a_shard_that_is_cut_off_while_it_is_read_is_one_sentence(shards):
-    reader = opened(shards)
+def test_a_shard_that_is_cut_off_while_it_is_read_is_reported_in_one_sentence(shards):
+    reader = open_root(shards)
     number = last_sample_of(reader, 2)
     reader.read(number)
     with (shards / "000002.tar").open("r+b") as file:
         file.truncate(int(reader.index.samples["offset"][number]) + 3)
     with pytest.raises(
-        UserError, match=r"/000002.tar ends \d+ bytes too early than the index says, so the shard was"
+        UserError, match=r"/000002.tar ends \d+ bytes earlier than the index says, so the shard was"
     ):
         reader.read(number)
 
 
 def test_a_changed_byte_is_found_when_its_sample_is_read(shards):
-    reader = opened(shards)
+    reader = open_root(shards)
     first, other = (
         next(n for n in range(40) if reader.index.samples["shard"][n] == shard) for shard in (1, 0)
     )
@@ -128,7 +128,7 @@ def test_a_changed_byte_is_found_when_its_sample_is_read(shards):
     assert reader.read(other) == CONTENT[other]
 
 
-def test_a_shard_that_may_not_be_read_is_one_sentence(shards, tmp_path):
+def test_a_shard_without_read_permission_is_reported_in_one_sentence(shards, tmp_path):
     reader = open_reader(shards)
     shutil.move(shards / "000000.tar", tmp_path / "away.tar")
     (shards / "000000.tar").mkdir()

@@ -1,4 +1,4 @@
-"""Shards of a store are those of the folder, whatever happens on the way; what does not come is one sentence."""
+"""Shards from a store equal those of the folder, whatever happens on the way; a failure is one sentence."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from map_core.shards import ShardRoot, ShardSettings, fetching, stores, write_sh
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Wait as often as usual, but not for as long."""
+    """Retry as often as usual, with shorter waits."""
     monkeypatch.setattr(stores, "TIMEOUT", 0.3)
     monkeypatch.setattr(fetching, "WAIT", 0.001)
 
@@ -90,7 +90,7 @@ def test_splits_lie_below_the_address(tmp_path, settings):
         ("drop", r"the connection ended after 40959 of 40960 bytes"),
     ],
 )
-def test_a_store_that_does_not_recover_is_one_sentence_with_cure(store, settings, fault, reason):
+def test_a_store_that_does_not_recover_is_reported_in_one_sentence_with_cure(store, settings, fault, reason):
     reader = ShardRoot(store.address, settings).open("")
     store.faults = itertools.repeat(fault)
     with pytest.raises(
@@ -103,7 +103,7 @@ def test_a_store_that_does_not_recover_is_one_sentence_with_cure(store, settings
     assert [reader.read(number) for number in range(40)] == CONTENT
 
 
-def test_a_server_that_is_gone_is_one_sentence(shards, settings):
+def test_a_server_that_is_gone_is_reported_in_one_sentence(shards, settings):
     with faulty_store(shards) as server:
         address = server.address
     with pytest.raises(UserError, match=rf"cannot fetch {address}/index.json \(Connection refused, 6 times"):
@@ -130,7 +130,7 @@ def test_a_server_that_is_gone_is_one_sentence(shards, settings):
     ],
     ids=str,
 )
-def test_what_a_store_has_not_or_has_otherwise_is_said_at_once(store, settings, faults, message):
+def test_missing_and_changed_files_of_a_store_are_reported_at_once(store, settings, faults, message):
     store.faults = iter(faults)
     with pytest.raises(UserError, match=message):
         contents(store.address, settings)
@@ -154,7 +154,7 @@ def test_a_set_that_changes_while_its_index_is_read_is_not_mixed(store, settings
         ("http://host:port/set", r"http://host:port/set/index.json is no address \(.*\): correct data.root"),
     ],
 )  # fmt: skip
-def test_an_address_that_leads_nowhere_is_said(settings, root, message):
+def test_an_address_that_leads_nowhere_is_reported(settings, root, message):
     fsspec.register_implementation("absent", "no_package_of_this_name.Files", clobber=True)
     with pytest.raises(UserError, match=message):
         ShardRoot(root, settings).open("")

@@ -1,4 +1,4 @@
-"""Shards hold what the files held, are the same whoever writes them, and are complete or not there."""
+"""Shards hold the content of the files, are the same whoever writes them, and are written completely or not at all."""
 
 import errno
 import hashlib
@@ -31,20 +31,20 @@ def test_sample_i_of_the_shards_is_file_i(shards):
 
 
 def test_any_tar_reads_them_as_webdataset_names_them(shards):
-    found = {}
+    entries = {}
     for path in sorted(shards.glob("*.tar")):
         assert path.stat().st_size <= 41_000
         with tarfile.open(path) as archive:
             for member in archive:
                 assert (member.mtime, member.uid, member.uname) == (0, 0, "")
-                found[member.name] = archive.extractfile(member).read()
-    keys = sorted({name.split(".")[0] for name in found})
+                entries[member.name] = archive.extractfile(member).read()
+    keys = sorted({name.split(".")[0] for name in entries})
     assert keys == [f"{number:09}" for number in range(40)]
     for key in keys:
-        told = json.loads(found[f"{key}.json"])
-        number = NAMES.index(told["path"])
-        assert found[f"{key}.bin"] == CONTENT[number]
-        assert (found[f"{key}.cls"], told["class"]) == (str(number % 2).encode(), "ab"[number % 2])
+        origin = json.loads(entries[f"{key}.json"])
+        number = NAMES.index(origin["path"])
+        assert entries[f"{key}.bin"] == CONTENT[number]
+        assert (entries[f"{key}.cls"], origin["class"]) == (str(number % 2).encode(), "ab"[number % 2])
 
 
 def test_each_shard_is_a_sample_of_the_whole(shards):
@@ -121,7 +121,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_command_left_is_in_nobodys_way(tmp_path, shards):
+def test_leftovers_of_a_killed_command_do_no_harm(tmp_path, shards):
     (tmp_path / ".unfinished_out").mkdir()
     (tmp_path / ".unfinished_out/000099.tar").write_text("half")
     write_shards({"": files()}, tmp_path / "out", size=41_000)

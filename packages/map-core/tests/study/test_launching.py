@@ -1,4 +1,4 @@
-"""Runs of a study as jobs of a cluster, through submitit's own stand-in for one."""
+"""Runs of a study as jobs of a cluster, through submitit's local stand-in for one."""
 
 import os
 import signal
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from map_core.errors import UserError
-from map_core.study.launching import ClusterJobs, Command, Job, Processes
+from map_core.study.launching import ClusterJobs, Job, JobCommand, Processes
 
 SAY = [sys.executable, "-c", "print('said', flush=True)"]
 FAIL = [sys.executable, "-c", "import sys; print('why'); sys.exit(3)"]
 WAIT = [sys.executable, "-c", "import time; print('began', flush=True); time.sleep(600)"]
 
 
-def ended(job: Job, seconds: float = 120) -> int:
+def exit_status(job: Job, seconds: float = 120) -> int:
     deadline = time.monotonic() + seconds
     while (status := job.status()) is None:
         assert time.monotonic() < deadline
@@ -26,7 +26,7 @@ def ended(job: Job, seconds: float = 120) -> int:
     return status
 
 
-def until(log: Path, text: str, seconds: float = 120) -> None:
+def wait_for_text(log: Path, text: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not (log.exists() and text in log.read_text()):
         assert time.monotonic() < deadline
@@ -35,10 +35,10 @@ def until(log: Path, text: str, seconds: float = 120) -> None:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Jobs hear SIGINT, by which submitit's local stand-in ends them, even where a shell's ``&`` had it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Jobs receive SIGINT, by which submitit's local stand-in ends them, even where a shell's ``&`` had it ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(params=["processes", "cluster"])
@@ -50,49 +50,49 @@ def test_commands_end_with_their_status_and_what_they_printed(
     launcher: Processes | ClusterJobs, tmp_path: Path
 ) -> None:
     jobs = {line[2]: launcher.start(line, tmp_path / f"a/{len(line[2])}.log") for line in (SAY, FAIL)}
-    assert [ended(job) for job in jobs.values()] == [0, 3]
+    assert [exit_status(job) for job in jobs.values()] == [0, 3]
     assert [(tmp_path / f"a/{len(line[2])}.log").read_text() for line in (SAY, FAIL)] == ["said\n", "why\n"]
 
 
 def test_a_stopped_command_is_no_longer_there(launcher: Processes | ClusterJobs, tmp_path: Path) -> None:
     job = launcher.start(WAIT, tmp_path / "log")
-    until(tmp_path / "log", "began")
+    wait_for_text(tmp_path / "log", "began")
     job.stop()
     job.wait()
-    assert ended(job) != 0
+    assert exit_status(job) != 0
 
 
 def test_a_job_whose_time_is_over_lets_its_run_save_and_asks_for_another(tmp_path: Path) -> None:
-    command = Command([sys.executable, "-c", "print('saved')"], tmp_path / "log")
+    command = JobCommand([sys.executable, "-c", "print('saved')"], tmp_path / "log")
     assert command() == 0
-    again = command.checkpoint().function
-    assert again() == 0
+    next_command = command.checkpoint().function
+    assert next_command() == 0
     assert (tmp_path / "log").read_text() == "saved\n" * 2
 
 
 def test_a_job_is_asked_for_another_while_its_run_goes_on(tmp_path: Path) -> None:
     """A signal interrupts the wait for the run, as a cluster's does."""
-    command = Command(WAIT, tmp_path / "log")
-    again = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: again.append(command.checkpoint()))
-    ask = threading.Thread(
-        target=lambda: (until(tmp_path / "log", "began"), os.kill(os.getpid(), signal.SIGUSR2))
+    command = JobCommand(WAIT, tmp_path / "log")
+    submissions = []
+    previous = signal.signal(signal.SIGUSR2, lambda number, frame: submissions.append(command.checkpoint()))
+    signaller = threading.Thread(
+        target=lambda: (wait_for_text(tmp_path / "log", "began"), os.kill(os.getpid(), signal.SIGUSR2))
     )
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ask.start()
+        signaller.start()
         assert command() == -signal.SIGTERM
     finally:
-        ask.join()
-        signal.signal(signal.SIGUSR2, before)
+        signaller.join()
+        signal.signal(signal.SIGUSR2, previous)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert [other.function.line for other in again] == [WAIT]
+    assert [submission.function.line for submission in submissions] == [WAIT]
 
 
-def test_what_a_cluster_refuses_is_one_sentence(tmp_path: Path) -> None:
+def test_a_refusal_by_the_cluster_is_reported_in_one_sentence(tmp_path: Path) -> None:
     jobs = ClusterJobs("local", tmp_path / "jobs")
-    jobs.executor = None  # as useless as one whose cluster answers nothing
+    jobs.executor = None  # as useless as one whose cluster does not answer
     with pytest.raises(UserError, match=r"the cluster refuses run \(.*\); see --cluster_settings"):
         jobs.start(SAY, tmp_path / "run.log")
 

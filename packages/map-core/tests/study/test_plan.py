@@ -14,12 +14,12 @@ import yaml
 from map_core.errors import Diverged, UserError
 from map_core.study import measures
 from map_core.study.definition import Study, read_study
-from map_core.study.place import Place, as_option, command_line
+from map_core.study.location import StudyLocation, as_option, command_line
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import needed_first, results_asked_for, run_study
+from map_core.study.runner import planned_results, run_or_prerequisite, run_study
 from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
@@ -35,13 +35,13 @@ FILE: dict[str, Any] = {
 }
 
 
-def study_of(tmp_path: Path, **changes: Any) -> Study:
+def make_study(tmp_path: Path, **changes: Any) -> Study:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({**FILE, **changes}))
     return read_study(path, "map_core.study")
 
 
-def done(study: Study, run: PlannedRun, score: float = 50.0) -> Result:
+def result_of(study: Study, run: PlannedRun, score: float = 50.0) -> Result:
     settings = run.settings
     return Result(
         study.name, run.key, run.arm, run.seed, run.labels, run.stage, run.lr, settings, float(score)
@@ -49,42 +49,45 @@ def done(study: Study, run: PlannedRun, score: float = 50.0) -> Result:
 
 
 def run_all(study: Study, score_of: Any = lambda run: 50.0) -> list[Result]:
-    """Do every run as soon as it can start."""
+    """Finish every run as soon as it can start."""
     results: list[Result] = []
     while ready := next_runs(study, results):
-        results += [done(study, run, score_of(run)) for run in ready]
+        results += [result_of(study, run, score_of(run)) for run in ready]
     return results
 
 
 def test_a_run_starts_only_when_what_it_builds_on_is_done(tmp_path: Path) -> None:
-    study = study_of(tmp_path)
+    study = make_study(tmp_path)
     first = {run.key for run in next_runs(study, [])}
     pretraining = {f"map/seed{seed}/pretrain" for seed in (0, 1)}
     scratch = {f"scratch/seed{seed}/finetune{labels}" for seed in (0, 1) for labels in ("", "_50")}
     assert first == pretraining | scratch
     run = next(run for run in planned_runs(study, []) if run.key == "map/seed0/pretrain")
-    now = {run.key for run in next_runs(study, [done(study, run)])}
-    assert {"map/seed0/finetune", "map/seed0/finetune_50", "map/seed0/knn"} <= now
-    assert "map/seed1/finetune" not in now
-    assert "map/seed0/pretrain" not in now
+    ready = {run.key for run in next_runs(study, [result_of(study, run)])}
+    assert {"map/seed0/finetune", "map/seed0/finetune_50", "map/seed0/knn"} <= ready
+    assert "map/seed1/finetune" not in ready
+    assert "map/seed0/pretrain" not in ready
 
 
 def test_every_run_has_a_log_of_its_own(tmp_path: Path) -> None:
-    """Rates have points in their names, which are no suffixes."""
-    study = study_of(tmp_path, learning_rates={"finetune": [0.001, 0.01]}, extensions=0)
-    place, runs = Place("map_vision", tmp_path, tmp_path / "results.jsonl"), list(planned_runs(study, []))
-    assert len({place.log(run.key) for run in runs}) == len(runs)
-    assert all(place.log(run.key).parent == place.directory(run.key).parent for run in runs)
+    """A learning rate in a run's name has a point, which begins no suffix."""
+    study = make_study(tmp_path, learning_rates={"finetune": [0.001, 0.01]}, extensions=0)
+    location, runs = (
+        StudyLocation("map_vision", tmp_path, tmp_path / "results.jsonl"),
+        list(planned_runs(study, [])),
+    )
+    assert len({location.log(run.key) for run in runs}) == len(runs)
+    assert all(location.log(run.key).parent == location.directory(run.key).parent for run in runs)
 
 
 def test_everything_is_run_once(tmp_path: Path) -> None:
-    study = study_of(tmp_path)
+    study = make_study(tmp_path)
     keys = [result.key for result in run_all(study)]
     assert len(keys) == len(set(keys)) == 2 * (1 + 1 + 2) + 2 * 2
 
 
 def test_arms_differ_in_their_start_alone(tmp_path: Path) -> None:
-    runs = [run for run in planned_runs(study_of(tmp_path), []) if run.stage == "finetune"]
+    runs = [run for run in planned_runs(make_study(tmp_path), []) if run.stage == "finetune"]
     by_arm = {arm: [run.settings for run in runs if run.arm == arm] for arm in ("map", "scratch")}
     assert by_arm["map"] == by_arm["scratch"]
     assert {run.after for run in runs if run.arm == "scratch"} == {None}
@@ -92,7 +95,7 @@ def test_arms_differ_in_their_start_alone(tmp_path: Path) -> None:
 
 
 def test_labels_choose_a_subset_by_seed(tmp_path: Path) -> None:
-    runs = [run for run in planned_runs(study_of(tmp_path), []) if run.key == "scratch/seed1/finetune_50"]
+    runs = [run for run in planned_runs(make_study(tmp_path), []) if run.key == "scratch/seed1/finetune_50"]
     assert runs[0].settings == {
         "recipe": "finetune_digits",
         "training.epochs": 4,
@@ -104,7 +107,7 @@ def test_labels_choose_a_subset_by_seed(tmp_path: Path) -> None:
 
 
 def test_every_arm_gets_the_same_number_of_trials_and_its_best_rate(tmp_path: Path) -> None:
-    study = study_of(tmp_path, learning_rates=[0.001, 0.002, 0.004], measures=["finetune"])
+    study = make_study(tmp_path, learning_rates=[0.001, 0.002, 0.004], measures=["finetune"])
 
     def best_in_the_middle(run: PlannedRun) -> float:
         return 90.0 if run.lr == 0.002 else 50.0
@@ -125,7 +128,7 @@ def test_every_arm_gets_the_same_number_of_trials_and_its_best_rate(tmp_path: Pa
 @pytest.mark.parametrize(("best", "expected"), [(0.004, [0.008, 0.016]), (0.001, [0.0005, 0.00025])])
 def test_a_best_rate_at_an_edge_extends_the_grid(tmp_path: Path, best: float, expected: list[float]) -> None:
     grid = [0.001, 0.002, 0.004]
-    study = study_of(tmp_path, learning_rates=grid, measures=["finetune"], labels={"all": {}})
+    study = make_study(tmp_path, learning_rates=grid, measures=["finetune"], labels={"all": {}})
     sign = 1 if best == max(grid) else -1
     results = run_all(study, lambda run: 50 + sign * 1000 * (run.lr or 0))
     tried = sorted({r.lr for r in results if r.stage == "trial" and r.arm == "map"})  # type: ignore[type-var]
@@ -140,7 +143,7 @@ def test_a_best_rate_at_an_edge_extends_the_grid(tmp_path: Path, best: float, ex
 def test_an_edge_that_is_as_good_as_the_best_extends_the_grid(
     tmp_path: Path, scores: list[float], expected: list[float]
 ) -> None:
-    study = study_of(
+    study = make_study(
         tmp_path, learning_rates=[1, 2, 4], measures=["finetune"], labels={"all": {}}, extensions=1
     )
     by_rate = dict(zip([1, 2, 4], scores, strict=True))
@@ -151,25 +154,25 @@ def test_an_edge_that_is_as_good_as_the_best_extends_the_grid(
 
 
 def test_a_report_is_of_what_the_study_asks_for(tmp_path: Path) -> None:
-    study = study_of(tmp_path, learning_rates=[1, 2, 4], measures=["finetune"], labels={"all": {}})
+    study = make_study(tmp_path, learning_rates=[1, 2, 4], measures=["finetune"], labels={"all": {}})
     results = run_all(study, lambda run: 50 + (run.lr == 2))
-    place = Place("map_vision", tmp_path, tmp_path / "r.jsonl")
-    assert results_asked_for(study, results, place) == results
-    fewer = replace(study, seeds=study.seeds[:1], arms=study.arms[:1])
-    own = [r for r in results if r.seed == study.seeds[0] and r.arm == study.arms[0].name]
-    assert results_asked_for(fewer, results, place) == own != results
+    location = StudyLocation("map_vision", tmp_path, tmp_path / "r.jsonl")
+    assert planned_results(study, results, location) == results
+    smaller_study = replace(study, seeds=study.seeds[:1], arms=study.arms[:1])
+    expected = [r for r in results if r.seed == study.seeds[0] and r.arm == study.arms[0].name]
+    assert planned_results(smaller_study, results, location) == expected != results
     trial = next(r for r in results if r.stage == "trial")
-    some = [r for r in results if r is not trial]  # finished runs whose rate is to be tried again
-    assert results_asked_for(study, some, place) == some
-    other = [replace(r, settings=r.settings | {"training.epochs": 99}) for r in results]
+    without_trial = [r for r in results if r is not trial]  # finished runs whose rate has to be tried again
+    assert planned_results(study, without_trial, location) == without_trial
+    other_settings = [replace(r, settings=r.settings | {"training.epochs": 99}) for r in results]
     with pytest.raises(UserError, match=r"with other settings \(training.epochs was 99 and is None\)"):
-        results_asked_for(study, other, place)
+        planned_results(study, other_settings, location)
 
 
 def test_a_grid_of_rates_can_be_one_stage_s_alone(tmp_path: Path) -> None:
     recipes = {"finetune": {"recipe": "finetune_digits"}, "linear_probe": {"recipe": "linear_digits"}}
     grid, measures = {"linear_probe": [0.01, 0.1]}, ["finetune", "linear_probe"]
-    results = run_all(study_of(tmp_path, **recipes, learning_rates=grid, measures=measures, extensions=0))
+    results = run_all(make_study(tmp_path, **recipes, learning_rates=grid, measures=measures, extensions=0))
     assert {result.lr for result in results if result.stage == "finetune"} == {None}
     assert {result.key for result in results if result.stage == "trial"} == {
         f"map/trials/linear_probe{labels}_lr{lr:g}" for labels in ("", "_50") for lr in (0.01, 0.1)
@@ -179,7 +182,7 @@ def test_a_grid_of_rates_can_be_one_stage_s_alone(tmp_path: Path) -> None:
 def test_an_arm_can_start_from_weights_that_are_there(tmp_path: Path) -> None:
     arms = {"released": {"init": "weights/nano"}, "scratch": {}}
     recipe = {"linear_probe": {"recipe": "linear_digits"}}
-    study = study_of(
+    study = make_study(
         tmp_path,
         arms=arms,
         labels={50: {}},
@@ -194,28 +197,31 @@ def test_an_arm_can_start_from_weights_that_are_there(tmp_path: Path) -> None:
         "scratch/seed0/finetune_50",
     }
     line = command_line(
-        runs["released/seed0/finetune_50"], Place("map_vision", tmp_path, tmp_path / "r.jsonl")
+        runs["released/seed0/finetune_50"], StudyLocation("map_vision", tmp_path, tmp_path / "r.jsonl")
     )
     assert "--init=weights/nano" in line
-    assert as_option("data.auto_augment", None) == '--data={"auto_augment": null}'  # no text of that name
+    assert as_option("data.auto_augment", None) == '--data={"auto_augment": null}'  # not a text of that name
     released, scratch = (runs[f"{arm}/seed0/finetune_50"].settings for arm in arms)
     assert released == {**scratch, "init": "weights/nano"}
 
 
 def test_all_arms_come_to_a_seed_before_the_next_begins(tmp_path: Path) -> None:
-    seeds = [run.seed for run in planned_runs(study_of(tmp_path), [])]
+    seeds = [run.seed for run in planned_runs(make_study(tmp_path), [])]
     assert seeds == sorted(seeds)
 
 
 def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) -> None:
-    study, place = study_of(tmp_path), Place("map_vision", tmp_path / "runs", tmp_path / "results.jsonl")
+    study, location = (
+        make_study(tmp_path),
+        StudyLocation("map_vision", tmp_path / "runs", tmp_path / "results.jsonl"),
+    )
     pretraining = next(run for run in planned_runs(study, []) if run.key == "map/seed0/pretrain")
-    results = [done(study, pretraining)]
+    results = [result_of(study, pretraining)]
     knn = next(run for run in next_runs(study, results) if run.key == "map/seed0/knn")
-    assert needed_first(knn, study, results, place) == pretraining
-    place.directory(pretraining.key).mkdir(parents=True)
-    (place.directory(pretraining.key) / MODEL_FILE).touch()
-    assert needed_first(knn, study, results, place) == knn
+    assert run_or_prerequisite(knn, study, results, location) == pretraining
+    location.directory(pretraining.key).mkdir(parents=True)
+    (location.directory(pretraining.key) / MODEL_FILE).touch()
+    assert run_or_prerequisite(knn, study, results, location) == knn
 
 
 @pytest.mark.parametrize(
@@ -270,12 +276,12 @@ def test_a_file_that_compares_nothing_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        study_of(tmp_path, **changes)
+        make_study(tmp_path, **changes)
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
-    """The measures that installed packages add; none, to begin with."""
+def installed_measures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
+    """The measures that installed packages add; none at first."""
     points: list[EntryPoint] = []
     monkeypatch.setattr(measures, "entry_points", lambda group: points if group == measures.GROUP else [])
     measures.added_measures.cache_clear()
@@ -284,51 +290,53 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
 
 
 def test_a_package_adds_a_measure_of_its_own(
-    tmp_path: Path, installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, installed_measures: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("w.safetensors").touch()
-    installed.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    installed_measures.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
     arms = {"weights": {"init": "w.safetensors"}, "scratch": {"length": {"more": "word"}}}
-    study = study_of(tmp_path, arms=arms, measures=["length"], length={"recipe": "short"})
-    results = run_study(study, Place("map_vision", tmp_path / "out", tmp_path / "results"), progress=False)
+    study = make_study(tmp_path, arms=arms, measures=["length"], length={"recipe": "short"})
+    results = run_study(
+        study, StudyLocation("map_vision", tmp_path / "out", tmp_path / "results"), progress=False
+    )
     assert scores(results, "weights", "length", None) == {n: len("w.safetensors 0 short") for n in (0, 1)}
     assert scores(results, "scratch", "length", None) == {n: len("scratch 0 short word") for n in (0, 1)}
     assert "| weights | length | +1.00 [+1.00, +1.00] |" in page(study, results, "command")
     with pytest.raises(UserError, match=r"arm scratch of .* sets file: all arms share data"):
-        study_of(tmp_path, arms={"scratch": {"length": {"file": "other"}}}, measures=["length"])
+        make_study(tmp_path, arms={"scratch": {"length": {"file": "other"}}}, measures=["length"])
 
 
 def test_a_measure_starts_from_the_pretraining_of_its_arm(
-    tmp_path: Path, installed: list[EntryPoint]
+    tmp_path: Path, installed_measures: list[EntryPoint]
 ) -> None:
-    installed.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
-    study = study_of(tmp_path, measures=["length"], length={"recipe": "short"})
-    place = Place("map_vision", tmp_path / "out", tmp_path / "results")
+    installed_measures.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    study = make_study(tmp_path, measures=["length"], length={"recipe": "short"})
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "results")
     (run,) = [
         run for run in planned_runs(study, []) if (run.arm, run.seed, run.stage) == ("map", 1, "length")
     ]
-    assert command_line(run, place)[-1] == f"{tmp_path}/out/map/seed1/pretrain 1 short"
+    assert command_line(run, location)[-1] == f"{tmp_path}/out/map/seed1/pretrain 1 short"
 
 
-def test_a_measure_that_cannot_be_had_is_named(tmp_path: Path, installed: list[EntryPoint]) -> None:
+def test_an_unavailable_measure_is_named(tmp_path: Path, installed_measures: list[EntryPoint]) -> None:
     segment = {"measures": ["segment"], "segment": {"recipe": "upernet"}}
     with pytest.raises(UserError, match=r"measure 'segment' of .* is unknown; .* \(map-dense: segment\)"):
-        study_of(tmp_path, **segment)
-    installed.append(EntryPoint("segment", "no_such_package:SEGMENT", measures.GROUP))
+        make_study(tmp_path, **segment)
+    installed_measures.append(EntryPoint("segment", "no_such_package:SEGMENT", measures.GROUP))
     measures.added_measures.cache_clear()
     with pytest.raises(
         UserError, match=r"measure segment cannot be loaded .*no_such_package.*install what it"
     ):
         measures.load_measure("segment")
-    installed[:] = [EntryPoint("segment", "toy_measure:CODE", measures.GROUP)]
+    installed_measures[:] = [EntryPoint("segment", "toy_measure:CODE", measures.GROUP)]
     measures.added_measures.cache_clear()
     with pytest.raises(UserError, match="measure segment is str, which has not what a measure needs"):
         measures.load_measure("segment")
 
 
-STEP_OUT = "a name without / and"
-OF_SETTINGS = "a mapping of names of settings to values; got"
+PLAIN_NAME = "a name without / and"
+SETTINGS_MAPPING = "a mapping of names of settings to values; got"
 
 
 @pytest.mark.parametrize(
@@ -339,19 +347,19 @@ OF_SETTINGS = "a mapping of names of settings to values; got"
             {"arms": {"map": "pretrained"}},
             "arm map of .* must be a mapping of stages to settings; got 'pretrained'",
         ),
-        ({"arms": {"../../evil": {}}}, f"the name of an arm of .* must be {STEP_OUT}"),
-        ({"arms": {"/tmp/evil": {}}}, STEP_OUT),
-        ({"arms": {"": {}}}, STEP_OUT),
-        ({"arms": {"a\nb": {}}}, STEP_OUT),
+        ({"arms": {"../../evil": {}}}, f"the name of an arm of .* must be {PLAIN_NAME}"),
+        ({"arms": {"/tmp/evil": {}}}, PLAIN_NAME),
+        ({"arms": {"": {}}}, PLAIN_NAME),
+        ({"arms": {"a\nb": {}}}, PLAIN_NAME),
         ({"arms": {"a" * 200: {}}}, r"characters; got 'a+\.\.\. \(202 characters\)"),
-        ({"arms": {3: {}}}, STEP_OUT),
-        ({"name": "../evil"}, f"name of .* must be {STEP_OUT}"),
-        ({"name": ["small"]}, STEP_OUT),
+        ({"arms": {3: {}}}, PLAIN_NAME),
+        ({"name": "../evil"}, f"name of .* must be {PLAIN_NAME}"),
+        ({"name": ["small"]}, PLAIN_NAME),
         ({"question": {"a": 1}}, "question of .* must be text; got"),
-        ({"arms": {"a": {"model": "large"}}}, f"model of arm a of .* must be {OF_SETTINGS}"),
-        ({"arms": {"a": {"pretrain": [1]}}}, f"pretrain of arm a of .* must be {OF_SETTINGS}"),
-        ({"arms": {"a": {"finetune": {3: 4}}}}, f"finetune of arm a of .* must be {OF_SETTINGS}"),
-        ({"finetune": "recipe"}, f"finetune of .* must be {OF_SETTINGS}"),
+        ({"arms": {"a": {"model": "large"}}}, f"model of arm a of .* must be {SETTINGS_MAPPING}"),
+        ({"arms": {"a": {"pretrain": [1]}}}, f"pretrain of arm a of .* must be {SETTINGS_MAPPING}"),
+        ({"arms": {"a": {"finetune": {3: 4}}}}, f"finetune of arm a of .* must be {SETTINGS_MAPPING}"),
+        ({"finetune": "recipe"}, f"finetune of .* must be {SETTINGS_MAPPING}"),
         ({"finetune": {"recipe": 3}}, "recipe in finetune of .* must be a recipe's name or file; got 3"),
         (
             {"finetune": {"recipe": "r", "lr": datetime.date(2026, 1, 1)}},
@@ -385,19 +393,19 @@ OF_SETTINGS = "a mapping of names of settings to values; got"
     ],
     ids=range(39),
 )
-def test_a_file_of_another_form_is_one_sentence(
+def test_a_file_of_another_form_is_reported_in_one_sentence(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        study_of(tmp_path, **changes)
+        make_study(tmp_path, **changes)
 
 
 def test_rates_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
-    assert study_of(tmp_path, learning_rates=["9e-4", 1e-3]).learning_rates["finetune"] == (9e-4, 1e-3)
+    assert make_study(tmp_path, learning_rates=["9e-4", 1e-3]).learning_rates["finetune"] == (9e-4, 1e-3)
 
 
 def test_a_study_builds_on_another(tmp_path: Path) -> None:
-    study_of(tmp_path, finetune={"recipe": "finetune_digits", "training.epochs": 4})
+    make_study(tmp_path, finetune={"recipe": "finetune_digits", "training.epochs": 4})
     other = tmp_path / "other.yaml"
     arms = {"scratch": {}}
     other.write_text(
@@ -416,20 +424,20 @@ def test_a_study_builds_on_another(tmp_path: Path) -> None:
 
 def test_an_arm_s_model_is_that_of_all_its_stages(tmp_path: Path) -> None:
     arms = {"map": {"model": {"layout": "Mx2"}, "pretrain": {"recipe": "pretrain_digits"}}}
-    runs = list(planned_runs(study_of(tmp_path, arms=arms), []))
+    runs = list(planned_runs(make_study(tmp_path, arms=arms), []))
     assert {run.settings.get("model.layout") for run in runs if run.command != "features"} == {"Mx2"}
 
 
 def test_an_arm_s_pretraining_may_differ_from_its_model(tmp_path: Path) -> None:
     pretrain = {"recipe": "pretrain_digits", "model.layout": "Mx4"}
-    study = study_of(tmp_path, arms={"map": {"model": {"layout": "Mx2"}, "pretrain": pretrain}})
+    study = make_study(tmp_path, arms={"map": {"model": {"layout": "Mx2"}, "pretrain": pretrain}})
     layouts = {run.stage: run.settings.get("model.layout") for run in planned_runs(study, [])}
     assert (layouts["pretrain"], layouts["finetune"]) == ("Mx4", "Mx2")
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A job that ended at once."""
+class FinishedJob:
+    """A job that has ended at once."""
 
     code: int
 
@@ -442,60 +450,66 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """A launcher whose runs leave a summary, or an end of another kind where their command holds a word."""
+class FakeLauncher:
+    """A launcher whose runs leave a summary, and end with another status where their command holds a word."""
 
     summary: dict[str, Any]
-    ends: dict[str, int] = field(default_factory=dict)
+    statuses: dict[str, int] = field(default_factory=dict)
 
-    def start(self, line: Sequence[str], log: Path) -> Ended:
-        code = next((code for word, code in self.ends.items() if word in " ".join(line)), 0)
+    def start(self, line: Sequence[str], log: Path) -> FinishedJob:
+        code = next((code for word, code in self.statuses.items() if word in " ".join(line)), 0)
         directory = Path(line[line.index("--out") + 1])
         directory.mkdir(parents=True)
         (directory / "summary.json").write_text(json.dumps(self.summary))
         log.write_text("what was wrong\n")
-        return Ended(code)
+        return FinishedJob(code)
 
 
 SCRATCH: dict[str, Any] = {"arms": {"scratch": {}}, "labels": {"all": {}}, "measures": ["finetune"]}
 
 
 def test_results_of_a_study_that_was_another_are_refused(tmp_path: Path) -> None:
-    place, done_in = Place("map_vision", tmp_path / "out", tmp_path / "r"), Writing({"test_accuracy": 50.0})
-    run_study(study_of(tmp_path, **SCRATCH), place, launcher=done_in, progress=False)
-    changed = study_of(tmp_path, **SCRATCH, finetune={"recipe": "finetune_digits", "training.epochs": 400})
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    launcher = FakeLauncher({"test_accuracy": 50.0})
+    run_study(make_study(tmp_path, **SCRATCH), location, launcher=launcher, progress=False)
+    changed = make_study(tmp_path, **SCRATCH, finetune={"recipe": "finetune_digits", "training.epochs": 400})
     with pytest.raises(
         UserError, match=r"r holds scratch/seed0/finetune .*training.epochs was 4 and is 400\)"
     ):
-        run_study(changed, place, launcher=done_in, progress=False)
+        run_study(changed, location, launcher=launcher, progress=False)
 
 
-HERE: dict[str, Any] = {"training.workers": 4, "training.compile": "blocks", "training.trackers": ["wandb"]}
+MACHINE_SETTINGS: dict[str, Any] = {
+    "training.workers": 4,
+    "training.compile": "blocks",
+    "training.trackers": ["wandb"],
+}
 
 
 def test_a_machine_s_settings_are_those_of_every_training_run(
-    tmp_path: Path, installed: list[EntryPoint]
+    tmp_path: Path, installed_measures: list[EntryPoint]
 ) -> None:
-    installed.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
-    every = ["finetune", "linear_probe", "knn", "length"]
+    installed_measures.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    all_measures = ["finetune", "linear_probe", "knn", "length"]
     recipes = {"linear_probe": {"recipe": "linear_digits"}, "length": {"recipe": "short"}}
-    study = study_of(tmp_path, measures=every, learning_rates=[0.1], **recipes)
-    place = Place("map_vision", tmp_path / "out", tmp_path / "r")
-    typed = ["--training.workers=4", "--training.compile=blocks", '--training.trackers=["wandb"]']
+    study = make_study(tmp_path, measures=all_measures, learning_rates=[0.1], **recipes)
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    options = ["--training.workers=4", "--training.compile=blocks", '--training.trackers=["wandb"]']
     runs = {result.key: result for result in run_all(study)}
-    assert {result.stage for result in runs.values()} == {"pretrain", "trial", *every}
+    assert {result.stage for result in runs.values()} == {"pretrain", "trial", *all_measures}
     for run in planned_runs(study, list(runs.values())):
         trains = run.stage not in ("knn", "length")
-        plain, line = command_line(run, place), command_line(run, replace(place, run_settings=HERE))
-        assert line == [*plain, *typed] if trains else line == plain
+        plain = command_line(run, location)
+        line = command_line(run, replace(location, run_settings=MACHINE_SETTINGS))
+        assert line == [*plain, *options] if trains else line == plain
 
 
 def test_a_machine_s_settings_override_the_study_s(tmp_path: Path) -> None:
-    """Also those of a section that is given as a whole, over which a later option has the last word."""
+    """Also those in a section that is set as a whole, which a later option overrides."""
     shared = {"recipe": "finetune_digits", "training.workers": 0, "training": {"workers": 1}}
-    study = study_of(tmp_path, **SCRATCH, finetune=shared)
-    place = Place("map_vision", tmp_path, tmp_path / "r", {"training.workers": 4})
-    line = command_line(next_runs(study, [])[0], place)
+    study = make_study(tmp_path, **SCRATCH, finetune=shared)
+    location = StudyLocation("map_vision", tmp_path, tmp_path / "r", {"training.workers": 4})
+    line = command_line(next_runs(study, [])[0], location)
     assert [word for word in line if "workers" in word] == [
         '--training={"workers": 1}',
         "--training.workers=4",
@@ -503,17 +517,19 @@ def test_a_machine_s_settings_override_the_study_s(tmp_path: Path) -> None:
 
 
 def test_results_keep_the_study_s_settings_and_name_the_machine_s(tmp_path: Path) -> None:
-    """So a study that was begun without goes on, and another machine goes on with what was measured here."""
-    study, plain = study_of(tmp_path, **SCRATCH), Place("map_vision", tmp_path / "out", tmp_path / "r")
+    """So a study that was begun without them continues, and another machine continues from the results here."""
+    study = make_study(tmp_path, **SCRATCH)
+    plain_location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
     first, second = next_runs(study, [])
-    append_result(plain.results, done(study, first))
-    here, launcher = replace(plain, run_settings=HERE), Writing({"test_accuracy": 50.0, "device": "cuda"})
-    run_study(study, here, launcher=launcher, progress=False)
-    before, after = read_results(plain.results, study.name)
+    append_result(plain_location.results, result_of(study, first))
+    machine_location = replace(plain_location, run_settings=MACHINE_SETTINGS)
+    launcher = FakeLauncher({"test_accuracy": 50.0, "device": "cuda"})
+    run_study(study, machine_location, launcher=launcher, progress=False)
+    before, after = read_results(plain_location.results, study.name)
     assert (before.settings, after.settings) == (first.settings, second.settings)
-    assert (before.facts, after.facts) == ({}, {"device": "cuda", "run_settings": HERE})
-    for place in (plain, here):
-        assert run_study(study, place, launcher=launcher, progress=False) == [before, after]
+    assert (before.facts, after.facts) == ({}, {"device": "cuda", "run_settings": MACHINE_SETTINGS})
+    for location in (plain_location, machine_location):
+        assert run_study(study, location, launcher=launcher, progress=False) == [before, after]
 
 
 @pytest.mark.parametrize(
@@ -547,8 +563,8 @@ def test_a_machine_s_settings_that_results_depend_on_are_refused(
 
 
 def test_a_machine_s_settings_come_as_they_are_written(tmp_path: Path) -> None:
-    (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(HERE))
-    assert read_run_settings(tmp_path / "gpu.yaml") == HERE
+    (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(MACHINE_SETTINGS))
+    assert read_run_settings(tmp_path / "gpu.yaml") == MACHINE_SETTINGS
     with pytest.raises(UserError, match=r"--run_settings: .*none.yaml cannot be read: .*choose another file"):
         read_run_settings(tmp_path / "none.yaml")
     (tmp_path / "gpu.yaml").write_text("# nothing yet\n")
@@ -556,78 +572,85 @@ def test_a_machine_s_settings_come_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path: Path) -> None:
-    place = Place("map_vision", tmp_path / "out", tmp_path / "r")
-    study = study_of(tmp_path, **SCRATCH, learning_rates={"finetune": [0.1, 0.2, 0.4]}, extensions=0)
-    launcher = Writing({"test_accuracy": 50.0}, {"--training.lr=0.4": Diverged.status})
-    results = {result.key: result for result in run_study(study, place, launcher=launcher, progress=False)}
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    study = make_study(tmp_path, **SCRATCH, learning_rates={"finetune": [0.1, 0.2, 0.4]}, extensions=0)
+    launcher = FakeLauncher({"test_accuracy": 50.0}, {"--training.lr=0.4": Diverged.status})
+    results = {result.key: result for result in run_study(study, location, launcher=launcher, progress=False)}
     lost = results["scratch/trials/finetune_lr0.4"]
     assert (lost.score, lost.facts) == (0.0, {"diverged": "what was wrong"})
     assert results["scratch/seed1/finetune"].lr == 0.1
-    failing = Writing({"test_accuracy": 50.0}, {"--training.lr=0.4": UserError.status})
+    failing = FakeLauncher({"test_accuracy": 50.0}, {"--training.lr=0.4": UserError.status})
     with pytest.raises(UserError, match=r"ended with status 2: what was wrong; see .*it goes on"):
         run_study(
             study,
-            replace(place, results=tmp_path / "s", out=tmp_path / "o"),
+            replace(location, results=tmp_path / "s", out=tmp_path / "o"),
             launcher=failing,
             progress=False,
         )
 
 
 def test_a_run_that_diverges_holds_up_no_other(tmp_path: Path) -> None:
-    place = Place("map_vision", tmp_path / "out", tmp_path / "r")
-    study = study_of(tmp_path, **SCRATCH)
-    launcher = Writing({"test_accuracy": 50.0}, {"seed0/finetune": Diverged.status})
-    told = r"run scratch/seed0/finetune of the study diverged: what was wrong; see .* ask for lower rates"
-    with pytest.raises(Diverged, match=told):
-        run_study(study, place, launcher=launcher, progress=False)
-    assert {result.key for result in read_results(place.results)} == {"scratch/seed1/finetune"}
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    study = make_study(tmp_path, **SCRATCH)
+    launcher = FakeLauncher({"test_accuracy": 50.0}, {"seed0/finetune": Diverged.status})
+    message = r"run scratch/seed0/finetune of the study diverged: what was wrong; see .* ask for lower rates"
+    with pytest.raises(Diverged, match=message):
+        run_study(study, location, launcher=launcher, progress=False)
+    assert {result.key for result in read_results(location.results)} == {"scratch/seed1/finetune"}
 
 
 def test_a_loss_is_never_taken_for_an_accuracy(tmp_path: Path) -> None:
-    place = Place("map_vision", tmp_path / "out", tmp_path / "r")
+    study, location = (
+        make_study(tmp_path, **SCRATCH),
+        StudyLocation("map_vision", tmp_path / "out", tmp_path / "r"),
+    )
     with pytest.raises(UserError, match="run scratch/seed0/finetune measured no test_accuracy"):
-        run_study(study_of(tmp_path, **SCRATCH), place, launcher=Writing({"loss": 0.3}), progress=False)
+        run_study(study, location, launcher=FakeLauncher({"loss": 0.3}), progress=False)
 
 
-def test_weights_that_are_not_there_are_told_before_anything_runs(tmp_path: Path) -> None:
-    place, launcher = Place("map_vision", tmp_path / "out", tmp_path / "r"), Writing({"test_accuracy": 50.0})
+def test_missing_weights_are_reported_before_anything_runs(tmp_path: Path) -> None:
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    launcher = FakeLauncher({"test_accuracy": 50.0})
     arms = {"scratch": {}, "map": {"init": str(tmp_path / "pretrained")}}
-    study = study_of(tmp_path, **SCRATCH | {"arms": arms})
+    study = make_study(tmp_path, **SCRATCH | {"arms": arms})
     with pytest.raises(UserError, match=r"arm map of study \w+ starts from init: .*pretrained"):
-        run_study(study, place, launcher=launcher, progress=False)
-    assert not place.out.exists()
+        run_study(study, location, launcher=launcher, progress=False)
+    assert not location.out.exists()
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained" / "model.safetensors").touch()
-    assert len(run_study(study, place, launcher=launcher, progress=False)) == 4
+    assert len(run_study(study, location, launcher=launcher, progress=False)) == 4
 
 
 def test_no_jobs_run_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--jobs must be at least 1; got 0"):
-        run_study(study_of(tmp_path), Place("map_vision", tmp_path, tmp_path / "r"), jobs=0)
+        run_study(make_study(tmp_path), StudyLocation("map_vision", tmp_path, tmp_path / "r"), jobs=0)
 
 
 def test_a_held_out_loss_asks_the_pretraining_for_it(tmp_path: Path) -> None:
-    runs = list(planned_runs(study_of(tmp_path, measures=["heldout_loss"]), []))
+    runs = list(planned_runs(make_study(tmp_path, measures=["heldout_loss"]), []))
     assert {run.stage for run in runs} == {"pretrain"}
     assert {run.settings["monitor.samples"] for run in runs} == {2048}
-    study = study_of(tmp_path, measures=["heldout_loss"])
+    study = make_study(tmp_path, measures=["heldout_loss"])
     arm = replace(study.arms[0], pretrain={**(study.arms[0].pretrain or {}), "monitor": {"samples": 300}})
     run = next(planned_runs(replace(study, arms=(arm,)), []))
     assert "monitor.samples" not in run.settings
     results = [
-        replace(done(study, run), measures={"heldout_loss": 0.5 + run.seed})
+        replace(result_of(study, run), measures={"heldout_loss": 0.5 + run.seed})
         for run in planned_runs(study, [])
     ]
     assert scores(results, "map", "heldout_loss", None) == {0: 0.5, 1: 1.5}
 
 
 def test_a_budget_that_is_too_small_for_any_run_is_an_error(tmp_path: Path) -> None:
-    study, place = study_of(tmp_path), Place("map_vision", tmp_path / "out", tmp_path / "results.jsonl")
+    study, location = (
+        make_study(tmp_path),
+        StudyLocation("map_vision", tmp_path / "out", tmp_path / "results.jsonl"),
+    )
     for run in next_runs(study, []):  # each took two minutes at the first seed
         if run.seed == 0:
-            append_result(place.results, replace(done(study, run), seconds=120.0))
-    for run in next_runs(study, read_results(place.results)):
+            append_result(location.results, replace(result_of(study, run), seconds=120.0))
+    for run in next_runs(study, read_results(location.results)):
         if run.seed == 0 and run.stage == "knn":
-            append_result(place.results, replace(done(study, run), seconds=120.0))
+            append_result(location.results, replace(result_of(study, run), seconds=120.0))
     with pytest.raises(UserError, match="budget_minutes 1 is too small for any run that is left"):
-        run_study(study, place, budget_minutes=1.0, progress=False)
+        run_study(study, location, budget_minutes=1.0, progress=False)

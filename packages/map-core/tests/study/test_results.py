@@ -1,4 +1,4 @@
-"""Results are lines that are there whole or not at all; statistics and tables say what they show."""
+"""Results are lines that are written whole or not at all; statistics and tables show what they hold."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def test_a_number_that_no_table_can_show_is_named(
 @pytest.mark.parametrize(
     ("make", "fault"), [(os.mkfifo, "it is a pipe, socket or device"), (os.mkdir, "Is a directory")]
 )
-def test_what_is_no_file_holds_no_results(tmp_path: Path, make: Callable[[Path], None], fault: str) -> None:
+def test_results_must_be_a_regular_file(tmp_path: Path, make: Callable[[Path], None], fault: str) -> None:
     make(tmp_path / "r")
     with pytest.raises(UserError, match=rf"r holds no results that can be read \({fault}"):
         read_results(tmp_path / "r")
@@ -121,23 +121,23 @@ def test_quantiles_between_tabulated_ones_err_on_the_wide_side(degrees: int) -> 
 
 
 def test_an_estimate_is_mean_sample_deviation_and_interval() -> None:
-    found = estimate([1.0, 2.0, 4.0])
-    low, high = scipy.stats.t.interval(0.95, 2, loc=found.mean, scale=scipy.stats.sem([1.0, 2.0, 4.0]))
-    assert found.mean == pytest.approx(7 / 3)
-    assert found.sd == pytest.approx(math.sqrt(7 / 3))
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx(
+    result = estimate([1.0, 2.0, 4.0])
+    low, high = scipy.stats.t.interval(0.95, 2, loc=result.mean, scale=scipy.stats.sem([1.0, 2.0, 4.0]))
+    assert result.mean == pytest.approx(7 / 3)
+    assert result.sd == pytest.approx(math.sqrt(7 / 3))
+    assert (result.mean - result.half_width, result.mean + result.half_width) == pytest.approx(
         (low, high), abs=2e-3
     )
 
 
 @pytest.mark.parametrize(
-    ("differences", "told"),
+    ("differences", "expected"),
     [([1.0, 1.1, 0.9], True), ([1.0, -1.0, 0.5], False), ([2.0, 2.0, 2.1], True), ([-0.2, 0.1], False)],
 )
 def test_arms_are_told_apart_only_where_the_interval_excludes_zero(
-    differences: list[float], told: bool
+    differences: list[float], expected: bool
 ) -> None:
-    assert ("not told apart" not in verdict(differences)) == told
+    assert ("not told apart" not in verdict(differences)) == expected
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -190,23 +190,23 @@ def test_arms_are_compared_at_equal_compute_as_well(tmp_path: Path) -> None:
         for arm, by_seed in scores.items()
         for seed, score in enumerate(by_seed)
     ]
-    of_scratch, of_compute = comparisons(read_study(file, "map_core.study"), results).split("\n\n")
-    assert [line.split("|")[1].strip() for line in of_scratch.splitlines()[2:]] == ["map", "mae", "longer"]
-    assert [line.split("|")[1].strip() for line in of_compute.splitlines()[2:]] == ["map", "mae"]
-    assert of_compute.startswith("| arm minus longer |")
-    assert "| +1.75 [" in of_compute.splitlines()[2]
+    scratch_table, compute_table = comparisons(read_study(file, "map_core.study"), results).split("\n\n")
+    assert [line.split("|")[1].strip() for line in scratch_table.splitlines()[2:]] == ["map", "mae", "longer"]
+    assert [line.split("|")[1].strip() for line in compute_table.splitlines()[2:]] == ["map", "mae"]
+    assert compute_table.startswith("| arm minus longer |")
+    assert "| +1.75 [" in compute_table.splitlines()[2]
     values["arms"] = {"other": pretrained | {"model": {"layout": "Mx4"}}, "mine": {}, **arms}
     file.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}, sort_keys=False))
-    more = [
+    other_results = [
         replace(r, key=f"{arm}{r.seed}", arm=arm)
         for r in results
         if r.arm == "mae"
         for arm in ("other", "mine")
     ]
-    assert comparisons(read_study(file, "map_core.study"), [*results, *more]).endswith(of_compute)
+    assert comparisons(read_study(file, "map_core.study"), [*results, *other_results]).endswith(compute_table)
     values["arms"] = {name: arms[name] for name in ("map", "mae", "longer")}
     file.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}, sort_keys=False))
-    assert comparisons(read_study(file, "map_core.study"), results) == of_compute
+    assert comparisons(read_study(file, "map_core.study"), results) == compute_table
     file.write_text(yaml.safe_dump({**values, "arms": arms, "seeds": [0, 1]}, sort_keys=False))
     unfinished = [r for r in results if r.arm != "longer"]
     assert comparisons(read_study(file, "map_core.study"), unfinished).count("arm minus") == 1
@@ -227,25 +227,25 @@ def test_arms_are_compared_with_those_of_the_same_model(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**values, "seeds": [0, 1]}, sort_keys=False))
     study = read_study(tmp_path / "study.yaml", "map_core.study")
     results = [
-        replace(RESULT, key=f"{arm}{seed}", arm=arm, seed=seed, score=80.0 + 3 * place + seed)
-        for place, arm in enumerate(arms)
+        replace(RESULT, key=f"{arm}{seed}", arm=arm, seed=seed, score=80.0 + 3 * index + seed)
+        for index, arm in enumerate(arms)
         for seed in (0, 1)
     ]
 
-    def firsts(table: str) -> list[tuple[str, ...]]:
+    def arms_in_rows(table: str) -> list[tuple[str, ...]]:
         return [
             tuple(cell.strip() for cell in line.split("|")[1:-2])[:-1]
             for line in table.splitlines()
             if "[+" in line or "[-" in line
         ]
 
-    of_wide, of_last = comparisons(study, results).split("\n\n")
-    assert of_wide.startswith("| arm minus wide, scratch |")
-    assert firsts(of_wide) == [("wide, map",), ("wide, mae",)]
-    assert "| wide, map | finetuned accuracy (%) | -6.00 [-6.00, -6.00] |" in of_wide
-    assert of_last.startswith("| arm minus scratch |")
-    assert firsts(of_last) == [("wide, scratch",), ("map",), ("given",), ("other",)]
-    assert firsts(pairs(study, results)) == [("wide, map", "wide, mae"), ("map", "given")]
+    wide_table, last_table = comparisons(study, results).split("\n\n")
+    assert wide_table.startswith("| arm minus wide, scratch |")
+    assert arms_in_rows(wide_table) == [("wide, map",), ("wide, mae",)]
+    assert "| wide, map | finetuned accuracy (%) | -6.00 [-6.00, -6.00] |" in wide_table
+    assert last_table.startswith("| arm minus scratch |")
+    assert arms_in_rows(last_table) == [("wide, scratch",), ("map",), ("given",), ("other",)]
+    assert arms_in_rows(pairs(study, results)) == [("wide, map", "wide, mae"), ("map", "given")]
     assert "| map | given | finetuned accuracy (%) | -3.00 [-3.00, -3.00] |" in page(study, results, "c")
     assert pairs(study, [r for r in results if r.arm in ("map", "scratch")]) == ""
 
@@ -255,13 +255,13 @@ def test_arms_from_scratch_of_other_lengths_are_each_compared_with_given_weights
     values = {"name": "s", "arms": arms, "finetune": {"recipe": "finetune_digits"}, "measures": ["finetune"]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**values, "seeds": [0]}, sort_keys=False))
     results = [replace(RESULT, key=arm, arm=arm) for arm in arms]
-    told = comparisons(read_study(tmp_path / "study.yaml", "map_core.study"), results)
-    heads = [part.splitlines()[0] for part in told.split("\n\n")]
-    assert heads == [
+    tables = comparisons(read_study(tmp_path / "study.yaml", "map_core.study"), results)
+    headers = [part.splitlines()[0] for part in tables.split("\n\n")]
+    assert headers == [
         f"| arm minus {baseline} | measure | difference [95 % interval] |"
         for baseline in ("scratch", "longer")
     ]
-    assert told.count("| given |") == 2
+    assert tables.count("| given |") == 2
 
 
 def test_losses_of_two_objectives_are_not_compared(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_losses_of_two_objectives_are_not_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arms", "told"),
+    ("arms", "expected"),
     [
         ({"map": "trained", "scratch": "", "longer": "map"}, ["scratch: map, longer", "longer: map"]),
         ({"scratch": "", "mae": "trained", "map": "trained"}, ["scratch: mae, map"]),
@@ -289,19 +289,19 @@ def test_losses_of_two_objectives_are_not_compared(tmp_path: Path) -> None:
     ],
 )
 def test_two_arms_are_compared_once_whatever_their_order(
-    tmp_path: Path, arms: dict[str, str], told: list[str]
+    tmp_path: Path, arms: dict[str, str], expected: list[str]
 ) -> None:
     forms: dict[str, Any] = {"trained": {"pretrain": {"recipe": "pretrain_digits"}}, "": {}}
     values = {"name": "s", "finetune": {"recipe": "finetune_digits"}, "measures": ["finetune"], "seeds": [0]}
     values["arms"] = {name: forms.get(form, {"compute_of": form}) for name, form in arms.items()}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     results = [replace(RESULT, key=arm, arm=arm) for arm in arms]
-    found = []
+    compared = []
     for part in comparisons(read_study(tmp_path / "study.yaml", "map_core.study"), results).split("\n\n"):
-        head, _, *rows = part.splitlines()
-        baseline = head.split("|")[1].strip().removeprefix("arm minus ")
-        found.append(f"{baseline}: " + ", ".join(row.split("|")[1].strip() for row in rows))
-    assert found == told
+        header, _, *rows = part.splitlines()
+        baseline = header.split("|")[1].strip().removeprefix("arm minus ")
+        compared.append(f"{baseline}: " + ", ".join(row.split("|")[1].strip() for row in rows))
+    assert compared == expected
 
 
 def test_the_report_says_what_every_rate_scored_and_which_was_taken(tmp_path: Path) -> None:
@@ -315,8 +315,12 @@ def test_the_report_says_what_every_rate_scored_and_which_was_taken(tmp_path: Pa
     trials[0] = replace(trials[0], score=0.0, facts={"diverged": "the loss is nan"})
     text = page(read_study(file, "map_core.study"), [*trials, RESULT], "command")
     assert "| map | finetune | all | 0.001: 71.50, 0.01: diverged | 0.001, an edge |" in text
-    within = [*trials, replace(trials[1], key="map/trials/finetune_lr0.0001", lr=0.0001, score=70.0), RESULT]
-    text_within = page(read_study(file, "map_core.study"), within, "command")
-    assert "| 0.0001: 70.00, 0.001: 71.50, 0.01: diverged | 0.001 |" in text_within
+    inner_results = [
+        *trials,
+        replace(trials[1], key="map/trials/finetune_lr0.0001", lr=0.0001, score=70.0),
+        RESULT,
+    ]
+    inner_text = page(read_study(file, "map_core.study"), inner_results, "command")
+    assert "| 0.0001: 70.00, 0.001: 71.50, 0.01: diverged | 0.001 |" in inner_text
     assert "| late | finetune | all | 0.01: 60.00 | - |" in text
     assert "by learning rate" not in page(read_study(file, "map_core.study"), [], "command")

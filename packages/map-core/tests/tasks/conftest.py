@@ -28,8 +28,8 @@ def make_config():
     return configuration
 
 
-def trained(task, out):
-    """A run's directory and the task that made it."""
+def train_task(task, out):
+    """Train a task; return its run's directory and the task."""
     train(task, task.config.training, out, run_config=task.config)
     return out, task
 
@@ -37,16 +37,16 @@ def trained(task, out):
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
     config = configuration("pretrain", training=short_training(ema_decay=0.5))
-    return trained(PretrainTask(DOMAIN, config), tmp_path_factory.mktemp("pretrained") / "run")
+    return train_task(PretrainTask(DOMAIN, config), tmp_path_factory.mktemp("pretrained") / "run")
 
 
 @pytest.fixture(scope="session")
 def finetuned(tmp_path_factory, pretrained):
     config = configuration("finetune", init=str(pretrained[0]))
-    return trained(FinetuneTask(DOMAIN, config), tmp_path_factory.mktemp("finetuned") / "run")
+    return train_task(FinetuneTask(DOMAIN, config), tmp_path_factory.mktemp("finetuned") / "run")
 
 
 @pytest.fixture(scope="session")
 def probed(tmp_path_factory, pretrained):
     config = configuration("finetune", init=str(pretrained[0]))
-    return trained(LinearProbeTask(DOMAIN, config), tmp_path_factory.mktemp("probed") / "run")
+    return train_task(LinearProbeTask(DOMAIN, config), tmp_path_factory.mktemp("probed") / "run")

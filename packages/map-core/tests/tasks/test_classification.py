@@ -105,17 +105,18 @@ def test_a_head_of_the_same_classes_is_kept(finetuned, make_config, capsys):
 
 
 @pytest.mark.parametrize("classes", [("low", "middle", "top"), ("a", "b")], ids=["as many", "fewer"])
-def test_a_head_of_other_classes_starts_anew_and_that_is_said(finetuned, make_config, capsys, classes):
+def test_a_head_for_other_classes_is_reinitialised_with_a_note(finetuned, make_config, capsys, classes):
     out, trained = finetuned
     data = dataclasses.replace(open_data(make_config("finetune").data, None, "finetune"), classes=classes)
     task = FinetuneTask(DOMAIN, make_config("finetune", init=str(out)), data)
     assert not torch.equal(task.model.head.weight, trained.model.head.weight[: len(classes)])
     assert torch.equal(task.model.embed.weight, trained.model.embed.weight)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        f"the head of {out} tells 3 classes low, middle, high, ... apart, the data has {len(classes)}" in said
+        f"the head of {out} tells 3 classes low, middle, high, ... apart, the data has {len(classes)}"
+        in output
     )
-    assert said.endswith("it starts anew\n")
+    assert output.endswith("it starts anew\n")
 
 
 def test_a_probe_needs_a_pretrained_encoder(make_config):

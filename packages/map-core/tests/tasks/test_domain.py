@@ -1,4 +1,4 @@
-"""What makes the data of a run what they are."""
+"""The settings that identify the data of a run."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ def test_a_table_of_labels_counts_by_its_bytes_wherever_it_lies(tmp_path):
     for file in (before, after):
         file.write_text("path,label\na.png,cat\n")
     other.write_text("path,label\na.png,dog\n")
-    was = data_settings(Labelled("here", str(before)), {})
-    assert was == data_settings(Labelled("there", str(after)), {})
-    assert was != data_settings(Labelled("here", str(other)), {})
+    settings = data_settings(Labelled("here", str(before)), {})
+    assert settings == data_settings(Labelled("there", str(after)), {})
+    assert settings != data_settings(Labelled("here", str(other)), {})
     assert data_settings(Labelled("here", None), {}, classes=["cat"]) == {
         "labels": None,
         "flip": False,

@@ -31,7 +31,7 @@ CLASSES = ("<b>cat</b>", "dog", "</script>")
 
 
 def picture(index):
-    """A plain colour that says which sample it is of."""
+    """A plain colour that encodes the sample's index."""
     return np.full((100, 60, 3), index % 200, dtype=np.uint8)
 
 
@@ -47,7 +47,7 @@ def split_of(count, width=5):
 
 
 class Page(HTMLParser):
-    """What a browser reads of a page: elements, and the texts of scripts."""
+    """A page as a browser reads it: its elements, and the texts of scripts."""
 
     def __init__(self, text):
         super().__init__()
@@ -71,7 +71,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def opened(encoded):
+def decode(encoded):
     return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))).convert("RGB")
 
 
@@ -93,21 +93,21 @@ def slow_neighbors(features, query, count):
 @pytest.mark.parametrize("neighbors", [1, 8, 39, 100])
 def test_neighbours_are_those_of_a_loop(neighbors):
     features = split_of(40).features
-    found = neighbors_among(features, np.array([0, 7, 39]), neighbors)
-    for query, index in zip([0, 7, 39], found.index, strict=True):
+    result = neighbors_among(features, np.array([0, 7, 39]), neighbors)
+    for query, index in zip([0, 7, 39], result.index, strict=True):
         assert index.tolist() == slow_neighbors(features, query, neighbors)
 
 
 def test_a_sample_is_not_its_neighbour_also_among_duplicates():
-    found = neighbors_among(np.ones((20, 3), dtype=np.float32), np.arange(20), 4)
-    assert found.index.shape == (20, 4)
-    assert all(len(set(row)) == 4 for row in found.index.tolist())
+    neighbors = neighbors_among(np.ones((20, 3), dtype=np.float32), np.arange(20), 4)
+    assert neighbors.index.shape == (20, 4)
+    assert all(len(set(row)) == 4 for row in neighbors.index.tolist())
 
 
 def test_the_plane_keeps_the_distances_of_features_that_lie_in_one():
     plane = np.random.default_rng(0).normal(size=(30, 2))
-    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0][:2]
-    places, shares = principal_plane((plane @ turn + 5).astype(np.float32))
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0][:2]
+    places, shares = principal_plane((plane @ rotation + 5).astype(np.float32))
 
     def distances(points):
         return np.linalg.norm(points[:, None] - points[None], axis=-1)
@@ -133,9 +133,9 @@ def test_queries_are_spread_over_the_classes():
 def test_agreement_is_counted():
     labels = np.array([0, 0, 1, 1])
     features = np.array([[1, 0], [1, 0.1], [0, 1], [1, 0.3]], dtype=np.float32)
-    found = neighbors_among(features, np.arange(4), 1)
-    assert found.index[:, 0].tolist() == [1, 0, 3, 1]
-    assert agreement(found, labels, np.arange(4)).startswith(
+    neighbors = neighbors_among(features, np.arange(4), 1)
+    assert neighbors.index[:, 0].tolist() == [1, 0, 3, 1]
+    assert agreement(neighbors, labels, np.arange(4)).startswith(
         "kNN agreement: 75.0 % of the 1 nearest neighbours are of the same class (50.0 % by chance)"
     )
 
@@ -148,9 +148,9 @@ def test_every_point_has_its_picture_label_and_name(tmp_path):
     assert points["classes"] == list(CLASSES)
     assert np.allclose(points["places"], principal_plane(split.features)[0], atol=1e-4)
     for index, encoded in enumerate(points["pictures"]):
-        shown = opened(encoded)
-        assert max(shown.size) == POINT_PIXELS
-        assert shown.getpixel((5, 5)) == pytest.approx((index,) * 3, abs=3)
+        image = decode(encoded)
+        assert max(image.size) == POINT_PIXELS
+        assert image.getpixel((5, 5)) == pytest.approx((index,) * 3, abs=3)
 
 
 def test_rows_show_queries_and_their_neighbours(tmp_path):
@@ -158,21 +158,19 @@ def test_rows_show_queries_and_their_neighbours(tmp_path):
     _, page, _ = page_of(tmp_path, split)
     images = [attributes for attributes in page.all("img") if "title" in attributes]
     assert len(images) == QUERIES * (1 + NEIGHBORS)
-    shown = [int(re.sub(r"\D", "", attributes["title"])) for attributes in images]
-    for start in range(0, len(shown), 1 + NEIGHBORS):
-        query, *neighbors = shown[start : start + 1 + NEIGHBORS]
+    indices = [int(re.sub(r"\D", "", attributes["title"])) for attributes in images]
+    for start in range(0, len(indices), 1 + NEIGHBORS):
+        query, *neighbors = indices[start : start + 1 + NEIGHBORS]
         assert neighbors == slow_neighbors(split.features, query, NEIGHBORS)
-    for number, attributes in zip(shown, images, strict=True):
-        shown_picture = opened(attributes["src"].removeprefix("data:image/jpeg;base64,"))
-        assert max(shown_picture.size) == QUERY_PIXELS
-        assert shown_picture.getpixel((5, 5)) == pytest.approx((number,) * 3, abs=3)
+    for index, attributes in zip(indices, images, strict=True):
+        image = decode(attributes["src"].removeprefix("data:image/jpeg;base64,"))
+        assert max(image.size) == QUERY_PIXELS
+        assert image.getpixel((5, 5)) == pytest.approx((index,) * 3, abs=3)
     marks = [attributes["class"] for attributes in page.all("td")]
-    for start in range(0, len(shown), 1 + NEIGHBORS):
-        label = split.labels[shown[start]]
-        told = [
-            "same" if split.labels[i] == label else "other" for i in shown[start + 1 : start + 1 + NEIGHBORS]
-        ]
-        assert marks[start : start + 1 + NEIGHBORS] == ["query", *told]
+    for start in range(0, len(indices), 1 + NEIGHBORS):
+        query, *neighbors = indices[start : start + 1 + NEIGHBORS]
+        expected = ["same" if split.labels[index] == split.labels[query] else "other" for index in neighbors]
+        assert marks[start : start + 1 + NEIGHBORS] == ["query", *expected]
 
 
 def test_names_and_classes_run_nothing(tmp_path):
@@ -187,7 +185,7 @@ def test_the_page_needs_no_network(tmp_path):
     text, page, _ = page_of(tmp_path, split_of(30))
     assert set(re.findall(r"https?://[^\"' ]+", text)) == {
         "http://www.w3.org/2000/svg"
-    }  # a name, nothing fetched
+    }  # an XML namespace, which nobody fetches
     assert page.all("link") == []
     assert all("src" not in attributes for attributes in page.all("script"))
     assert re.findall(r"\[\[[A-Z]", text) == [], "a place of the template was left open"
@@ -200,7 +198,7 @@ def test_a_large_set_of_large_noisy_pictures_makes_a_small_page(tmp_path):
     assert len(text.encode()) < 3_000_000
 
 
-def test_without_classes_nothing_is_said_of_them(tmp_path):
+def test_without_classes_the_page_does_not_mention_them(tmp_path):
     text, page, points = page_of(tmp_path, split_of(20), classes=())
     assert points["classes"] == []
     assert "kNN agreement" not in text
@@ -227,9 +225,9 @@ def test_the_command_writes_the_page_beside_the_features(tmp_path, encoder, caps
     running = ("--evaluation.workers=0", "--evaluation.device=cpu", "--report")
     assert run("features", "--init", encoder, "--out", out, *running, *files) == 0
     points = json.loads(Page((tmp_path / "f.html").read_text()).scripts[0])
-    written = np.load(out)
-    features = written["features" if files else "train_features"]
-    assert points["names"] == written["names" if files else "train_names"].tolist()
+    arrays = np.load(out)
+    features = arrays["features" if files else "train_features"]
+    assert points["names"] == arrays["names" if files else "train_names"].tolist()
     assert np.allclose(points["places"], principal_plane(features)[0], atol=1e-4)
     assert points["classes"] == ([] if files else ["low", "middle", "high"])
     assert f"map and neighbours of {count} toys -> {tmp_path}/f.html" in capsys.readouterr().out

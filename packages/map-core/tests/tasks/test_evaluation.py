@@ -30,7 +30,7 @@ def slow_metrics(logits, labels):
     """Sample by sample."""
     ranking = [sorted(range(len(row)), key=lambda c, row=row: -row[c]) for row in logits.tolist()]
     first = [order[0] == y for order, y in zip(ranking, labels.tolist(), strict=True)]
-    among = [y in order[:5] for order, y in zip(ranking, labels.tolist(), strict=True)]
+    in_top5 = [y in order[:5] for order, y in zip(ranking, labels.tolist(), strict=True)]
     by_class = {}
     for y, right in zip(labels.tolist(), first, strict=True):
         by_class.setdefault(y, []).append(right)
@@ -40,7 +40,7 @@ def slow_metrics(logits, labels):
     ]
     return {
         "test_accuracy": 100 * sum(first) / len(first),
-        "test_accuracy_top5": 100 * sum(among) / len(among),
+        "test_accuracy_top5": 100 * sum(in_top5) / len(in_top5),
         "test_accuracy_class_mean": 100 * sum(sum(r) / len(r) for r in by_class.values()) / len(by_class),
         "test_loss": sum(loss) / len(loss),
     }
@@ -98,16 +98,16 @@ def test_randomness_of_samples_is_keyed():
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_is_that_of_the_arithmetic_and_results_are_float32(precision, dtype):
-    seen = set()
+    dtypes = set()
     weight = torch.randn(48, 2)
 
     def function(x):
         y = x.flatten(1) @ weight
-        seen.add(y.dtype)
+        dtypes.add(y.dtype)
         return y
 
     values, _ = collect(function, ToySamples(4), settings(precision=precision), CPU)
-    assert seen == {dtype}
+    assert dtypes == {dtype}
     assert values.dtype == torch.float32
 
 
@@ -116,8 +116,8 @@ def test_features_are_what_the_head_reads():
     features, labels = extract_features(model, samples, settings(device="cpu"))
     with torch.no_grad():
         logits = model(torch.stack([samples[i][0] for i in range(5)]))
-        read = model.head(torch.from_numpy(features))
-    torch.testing.assert_close(read, logits)
+        head_output = model.head(torch.from_numpy(features))
+    torch.testing.assert_close(head_output, logits)
     assert labels.tolist() == [0, 1, 2, 0, 1]
 
 
@@ -143,10 +143,10 @@ def test_an_unknown_device_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "device"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+    ("name", "available", "device"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
 )
-def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, name, there, device):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, name, available, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert choose_device(name) == torch.device(device)
 
 

@@ -1,4 +1,4 @@
-"""What cannot be exported is refused in a sentence, and no file is left; test_export.py of the domains export."""
+"""What cannot be exported is refused in a sentence, and leaves no file; the domains' test_export.py export models."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from map_core.errors import UserError
 from map_core.tasks import onnx_file
-from map_core.tasks.export import compared, export_model, refusing
+from map_core.tasks.export import export_model, largest_difference, reporting_export_errors
 
 
 def test_an_ending_of_another_format_is_refused(tmp_path):
@@ -17,7 +17,7 @@ def test_an_ending_of_another_format_is_refused(tmp_path):
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_file, "REQUIRED_PACKAGES", ("onnx", "no_such_package"))
     message = "needs no_such_package, which this environment lacks: pip install no_such_package, or choose"
     with pytest.raises(UserError, match=message):
         export_model(nn.Identity(), torch.zeros(1, 2), tmp_path / "model.onnx", format="onnx")
@@ -31,15 +31,16 @@ def test_weights_beyond_what_a_file_holds_are_refused(tmp_path):
         export_model(model, torch.zeros(1, 2**15), tmp_path / "model.onnx", format="onnx")
 
 
-@pytest.mark.parametrize("wrong", [1.0, float("nan")])
-def test_results_that_differ_are_refused(wrong):
-    results = torch.ones(2), torch.tensor([1.0, 2.0])
-    assert compared([results[0], results[1] + 1e-4], results) == pytest.approx(1e-4, rel=0.01)
+@pytest.mark.parametrize("error", [1.0, float("nan")])
+def test_results_that_differ_are_refused(error):
+    expected = torch.ones(2), torch.tensor([1.0, 2.0])
+    results = [expected[0], expected[1] + 1e-4]
+    assert largest_difference(results, expected) == pytest.approx(1e-4, rel=0.01)
     with pytest.raises(UserError, match=r"results differ from the model's by up to .*, so it was not kept"):
-        compared([results[0], results[1] + wrong], results)
+        largest_difference([expected[0], expected[1] + error], expected)
 
 
-def test_what_an_exporter_stumbles_on_is_one_line():
+def test_an_exporters_error_is_reported_in_one_line():
     message = r"cannot be written as onnx by torch .* \(ValueError: no rule for x\); try another --format"
-    with pytest.raises(UserError, match=message), refusing("onnx"):
+    with pytest.raises(UserError, match=message), reporting_export_errors("onnx"):
         raise ValueError("no rule for x\nand many lines of a graph")

@@ -15,7 +15,7 @@ from map_core.commands.program import main
 from map_core.tasks import conversion
 from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import Converted, Family, family_of, guess
-from map_core.tasks.pretraining import load_objective, rest_of_state
+from map_core.tasks.pretraining import decoder_state, load_objective
 from map_core.tasks.weights import load_init, read_description, save_weights
 
 WIDTH = 12
@@ -32,14 +32,14 @@ def theirs(state):
 
 
 def convert_net(state):
-    back = {their: our for our, their in RENAMED.items()}
+    prefixes = {their: our for our, their in RENAMED.items()}
     ours, rest = {}, {}
     for key, value in state.items():
-        prefix = next((their for their in back if key.startswith(their)), None)
+        prefix = next((their for their in prefixes if key.startswith(their)), None)
         if key.startswith("rest."):
             rest[key.removeprefix("rest.")] = value
         elif prefix is not None:
-            ours[back[prefix] + key.removeprefix(prefix)] = value
+            ours[prefixes[prefix] + key.removeprefix(prefix)] = value
         elif key != "optimizer_steps":
             ours[key] = value
     classes = tuple(map(str, range(len(state["head.bias"])))) if "head.bias" in state else ()
@@ -48,9 +48,9 @@ def convert_net(state):
         {"name": "toy", "embed_dim": WIDTH},
         holds="classifier" if classes else "encoder",
         classes=classes,
-        prepared={"flip": True},
-        rest=rest,
-        left=tuple(key for key in state if key == "optimizer_steps"),
+        preprocessing={"flip": True},
+        decoder_state=rest,
+        unused=tuple(key for key in state if key == "optimizer_steps"),
         notes=("toys are not real",),
     )
 
@@ -112,7 +112,7 @@ def test_a_file_is_of_the_family_whose_keys_it_has(keys, name):
         ),
     ],
 )
-def test_a_file_of_no_family_is_told_the_nearest_one(tmp_path, keys, message):
+def test_an_unknown_file_is_refused_with_the_nearest_family(tmp_path, keys, message):
     file = saved({key: torch.ones(1) for key in keys}, tmp_path / "odd.pth")
     with pytest.raises(
         UserError, match=rf"odd.pth is a checkpoint of no family that is known here; {message}"
@@ -130,24 +130,24 @@ def test_a_converted_file_starts_a_model_and_the_report_says_how(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         report = load(model, file)
     assert same(model.state_dict(), source.state_dict())
-    assert (report.family, report.left, report.fresh) == ("Net", ("optimizer_steps",), ())
+    assert (report.family, report.unused, report.missing) == ("Net", ("optimizer_steps",), ())
     count = len(source.state_dict())
-    told = f"Net, {count} parameters mapped; none resampled; 1 left (optimizer_steps); none new; toys are not real"
-    assert f"net.pth: {told}" in caplog.text
+    line = f"Net, {count} parameters mapped; none resampled; 1 left (optimizer_steps); none new; toys are not real"
+    assert f"net.pth: {line}" in caplog.text
 
 
 def test_a_model_without_a_head_leaves_that_of_the_file(tmp_path):
     file = saved(theirs(ToyNet(WIDTH, 3).state_dict()), tmp_path / "net.pth")
-    assert load(ToyNet(WIDTH), file).left == ("head.weight", "head.bias")
+    assert load(ToyNet(WIDTH), file).unused == ("head.weight", "head.bias")
 
 
-def test_another_size_is_told_with_the_model_that_fits(tmp_path):
+def test_an_error_about_sizes_names_the_model_that_fits(tmp_path):
     file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
     with pytest.raises(UserError, match=r"shapes: .*\(Net: --model.name toy --model.embed_dim 12\)"):
         load(ToyNet(16), file)
 
 
-def test_the_settings_that_would_fit_are_told_as_the_command_line_takes_them(tmp_path):
+def test_the_settings_that_would_fit_are_written_as_the_command_line_takes_them(tmp_path):
     def sized(state):
         return replace(convert_net(state), model={"name": "toy", "size": (8, 8), "layout": "(MT)x2"})
 
@@ -217,7 +217,7 @@ def test_a_converted_classifier_is_a_run(tmp_path, capsys):
 def test_a_converted_encoder_with_its_decoder_is_a_pretraining_run(tmp_path):
     backbone = ToyNet(WIDTH)
     objective = TOYS.build_objective(backbone, TOYS.objective())
-    rest = rest_of_state(objective)
+    rest = decoder_state(objective)
     file = saved(
         theirs(backbone.state_dict()) | {f"rest.{key}": value for key, value in rest.items()},
         tmp_path / "net.pth",
@@ -230,7 +230,7 @@ def test_a_converted_encoder_with_its_decoder_is_a_pretraining_run(tmp_path):
 @pytest.mark.parametrize("written", [True, False], ids=["written", "the disk is full"])
 def test_no_part_of_an_earlier_model_stays_beside_another(tmp_path, monkeypatch, written):
     backbone = ToyNet(WIDTH)
-    rest = rest_of_state(TOYS.build_objective(backbone, TOYS.objective()))
+    rest = decoder_state(TOYS.build_objective(backbone, TOYS.objective()))
     decoder = {f"rest.{key}": value for key, value in rest.items()}
     whole = saved(theirs(backbone.state_dict()) | decoder, tmp_path / "whole.pth")
     encoder = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "encoder.pth")
@@ -238,14 +238,14 @@ def test_no_part_of_an_earlier_model_stays_beside_another(tmp_path, monkeypatch,
     assert load_objective(TOYS, tmp_path / "run")
     if written:
         assert convert(encoder, "--out", tmp_path / "run") == 0
-        left = {"model.safetensors", "model.json"}
+        remaining = {"model.safetensors", "model.json"}
     else:
         monkeypatch.setattr(conversion, "save_weights", Mock(side_effect=OSError(errno.ENOSPC, "full")))
         with pytest.raises(OSError, match="full"):
             convert_checkpoint(TOYS, encoder, tmp_path / "run")
-        left = set()
-    assert {path.name for path in (tmp_path / "run").iterdir()} == left
-    with pytest.raises(UserError, match="has no pretraining.safetensors" if left else "no weights at"):
+        remaining = set()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == remaining
+    with pytest.raises(UserError, match="has no pretraining.safetensors" if remaining else "no weights at"):
         load_objective(TOYS, tmp_path / "run")
 
 
@@ -271,9 +271,9 @@ def test_a_model_of_ours_is_not_converted_again(tmp_path, capsys):
         ),
     ],
 )
-def test_a_decoder_that_does_not_fit_is_told_with_its_file(tmp_path, objective, message):
+def test_an_error_about_a_decoder_that_does_not_fit_names_its_file(tmp_path, objective, message):
     backbone = ToyNet(WIDTH)
-    rest = rest_of_state(TOYS.build_objective(backbone, TOYS.objective()))
+    rest = decoder_state(TOYS.build_objective(backbone, TOYS.objective()))
     rest["decoder.mask_token"] = rest["decoder.mask_token"][1:]
     decoder = {f"rest.{key}": value for key, value in rest.items()}
     file = saved(theirs(backbone.state_dict()) | decoder, tmp_path / "net.pth")
@@ -282,9 +282,9 @@ def test_a_decoder_that_does_not_fit_is_told_with_its_file(tmp_path, objective, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_guess_is_told_unless_the_setting_is_given(tmp_path):
+def test_a_guess_is_reported_unless_the_setting_is_given(tmp_path):
     sentence = guess("embed_dim", "how wide it is", WIDTH)
-    family = replace(NET, convert=lambda state: replace(convert_net(state), guessed=sentence))
+    family = replace(NET, convert=lambda state: replace(convert_net(state), guessed_settings=sentence))
     toys = replace(TOYS, models=replace(TOYS.models, families=(family,)))
     file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
     report = convert_checkpoint(toys, file, tmp_path / "run")
@@ -303,10 +303,10 @@ def test_a_guess_is_told_unless_the_setting_is_given(tmp_path):
         (["--out", "{out}", "{file}"], "unexpected argument"),
     ],
 )
-def test_what_cannot_be_converted_is_told(tmp_path, capsys, arguments, message):
+def test_what_cannot_be_converted_is_refused(tmp_path, capsys, arguments, message):
     file = saved(theirs(ToyNet(WIDTH, 3).state_dict()), tmp_path / "net.pth")
-    filled = [argument.format(file=file, out=tmp_path / "run") for argument in arguments]
-    assert convert(*filled) == 2
+    arguments = [argument.format(file=file, out=tmp_path / "run") for argument in arguments]
+    assert convert(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

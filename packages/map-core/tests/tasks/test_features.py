@@ -48,14 +48,14 @@ def test_a_bank_read_in_parts_is_a_whole_one(neighbors, monkeypatch):
 
 def test_a_score_inside_a_run_in_bf16_is_that_of_the_command():
     """Features with a large mean have cosines that bf16 does not tell apart."""
-    (bank, labels), (queries, answers) = clusters(60, 1), clusters(50, 2)
-    arrays = (bank + 10, labels, queries + 10, answers)
+    (bank, labels), (queries, query_labels) = clusters(60, 1), clusters(50, 2)
+    arrays = (bank + 10, labels, queries + 10, query_labels)
     score = knn_accuracy(*arrays, neighbors=5)
     with torch.autocast("cpu", torch.bfloat16):
         assert knn_accuracy(*arrays, neighbors=5) == score
 
 
-def test_arrays_are_written_under_just_the_name_that_was_given(tmp_path, capsys):
+def test_arrays_are_written_under_exactly_the_given_name(tmp_path, capsys):
     out = tmp_path / "new/features"
     save_arrays(out, {"a": np.arange(6).reshape(2, 3)})
     assert [path.name for path in out.parent.iterdir()] == ["features"]
@@ -70,14 +70,14 @@ def test_two_splits_with_classes_are_written_and_scored(tmp_path, capsys):
         "test": SplitFeatures(*test, [f"test {i}" for i in range(50)]),
     }
     out = tmp_path / "features.npz"
-    told = {"evaluated_on": "held-out part", "facts": {"device": "cpu"}}
-    write_features(out, splits, ["a", "b", "c", "d"], neighbors=5, **told)
-    written = np.load(out)
+    facts = {"device": "cpu"}
+    write_features(out, splits, ["a", "b", "c", "d"], neighbors=5, evaluated_on="held-out part", facts=facts)
+    arrays = np.load(out)
     for name, split in splits.items():
-        assert np.array_equal(written[f"{name}_features"], split.features)
-        assert np.array_equal(written[f"{name}_labels"], split.labels)
-        assert written[f"{name}_names"].tolist() == list(split.names)
-    assert written["classes"].tolist() == ["a", "b", "c", "d"]
+        assert np.array_equal(arrays[f"{name}_features"], split.features)
+        assert np.array_equal(arrays[f"{name}_labels"], split.labels)
+        assert arrays[f"{name}_names"].tolist() == list(split.names)
+    assert arrays["classes"].tolist() == ["a", "b", "c", "d"]
     score = slow_knn(*train, *test, neighbors=5)
     report = json.loads(out.with_suffix(".json").read_text())
     assert report == {

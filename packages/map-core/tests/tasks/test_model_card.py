@@ -14,15 +14,15 @@ from map_core.commands.listing import sharing_commands
 from map_core.commands.program import main
 from map_core.errors import UserError
 from map_core.runs.files import save_json
-from map_core.tasks.typed import words_of
+from map_core.tasks.typed import command_line_words
 from map_core.tasks.weights import read_description, read_weights
 from map_core.training import TrainingConfig
 
 TERMS = "numbers drawn here, on no terms"
 
 
-def written(run, out, **more):
-    """The folder of a run's card, its front matter and its text."""
+def write_card(run, out, **more):
+    """Write the folder of a run's card; return its front matter and its text."""
     card(DOMAIN, card_config(DOMAIN)(str(run), TERMS, out=str(out), **more))
     _, front, text = (out / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(front), text
@@ -31,7 +31,7 @@ def written(run, out, **more):
 @pytest.fixture
 def finetuned_card(finetuned, tmp_path):
     out = tmp_path / "card"
-    front, text = written(finetuned[0], out, license="mit", datasets=["someone/toys", "someone/others"])
+    front, text = write_card(finetuned[0], out, license="mit", datasets=["someone/toys", "someone/others"])
     return finetuned[0], out, front, text
 
 
@@ -45,29 +45,29 @@ def finetuned_card(finetuned, tmp_path):
         ({"task": ["finetune"]}, "is not of a run of pretrain, finetune, linear-probe"),
     ],
 )
-def test_a_summary_of_other_types_is_one_sentence(finetuned, tmp_path, changes, message):
+def test_a_summary_of_other_types_is_reported_in_one_sentence(finetuned, tmp_path, changes, message):
     run = shutil.copytree(finetuned[0], tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
     save_json(run / "summary.json", summary | changes)
     with pytest.raises(UserError, match=rf"summary.json:? {message}"):
-        written(run, tmp_path / "card")
+        write_card(run, tmp_path / "card")
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "", "{", '{"a": ' + "9" * 5000 + "}"], ids=range(4))
-def test_a_summary_that_is_no_json_is_one_sentence(finetuned, tmp_path, content):
+def test_a_summary_that_is_no_json_is_reported_in_one_sentence(finetuned, tmp_path, content):
     run = shutil.copytree(finetuned[0], tmp_path / "run")
     (run / "summary.json").write_text(content)
     with pytest.raises(
         UserError, match=r"summary.json cannot be read \(.*\); give the directory of a finished"
     ):
-        written(run, tmp_path / "card")
+        write_card(run, tmp_path / "card")
 
 
 def test_no_text_of_a_run_begins_a_line_of_its_card(finetuned, tmp_path):
     run = shutil.copytree(finetuned[0], tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
     save_json(run / "summary.json", summary | {"device": "cpu\n---\n# evil", "commit": "a\n<script>"})
-    _, text = written(run, tmp_path / "card")
+    _, text = write_card(run, tmp_path / "card")
     assert not any(line.startswith(("---\n", "# evil", "<script")) for line in text.splitlines())
 
 
@@ -98,45 +98,45 @@ def test_every_measure_and_stage_is_the_runs(finetuned_card, pretrained):
     table = dict(line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| test_"))
     assert table == {key: f"{value:.4g}" for key, value in summary.items() if key.startswith("test_")}
     for directory in (pretrained[0], run):
-        said = json.loads((directory / "summary.json").read_text())
-        assert f"- time: {said['seconds'] / 60:.1f} minutes" in text
-        assert f"- commit: {said['commit'] or 'not recorded'}" in text
-        assert f"- hardware: {said['device']}, processes: {said['processes']}" in text
+        stage = json.loads((directory / "summary.json").read_text())
+        assert f"- time: {stage['seconds'] / 60:.1f} minutes" in text
+        assert f"- commit: {stage['commit'] or 'not recorded'}" in text
+        assert f"- hardware: {stage['device']}, processes: {stage['processes']}" in text
     assert TERMS in text
     assert f"{sum(value.numel() for value in read_weights(run).values()):,} parameters" in text
     assert text.index("map-toy pretrain") < text.index("map-toy finetune")
 
 
-def test_a_summary_without_commit_or_time_is_said_to_lack_them(finetuned, tmp_path):
+def test_a_card_says_what_a_summary_lacks(finetuned, tmp_path):
     run = shutil.copytree(finetuned[0], tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
     save_json(run / "summary.json", {"task": "finetune", "test_loss": summary["test_loss"]})
-    front, text = written(run, tmp_path / "card")
+    front, text = write_card(run, tmp_path / "card")
     assert "metrics" not in front
     assert "model-index" not in front
     assert front["license"] == "unknown"
     assert text.count("not recorded") == 5
 
 
-def test_a_run_that_a_signal_ended_says_how_far_it_came(finetuned, tmp_path):
+def test_the_card_of_a_run_that_a_signal_ended_says_how_far_it_came(finetuned, tmp_path):
     run = shutil.copytree(finetuned[0], tmp_path / "run")
-    assert "ended early" not in written(run, tmp_path / "whole")[1]
+    assert "ended early" not in write_card(run, tmp_path / "whole")[1]
     summary = json.loads((run / "summary.json").read_text())
     save_json(run / "summary.json", {**summary, "interrupted": True, "stopped_by": "SIGTERM"})
     line = {"kind": "train", "step": 3, "epoch": 0.75, "loss": 1.0}
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    assert "- ended early: by SIGTERM, after 0.8 epochs" in written(run, tmp_path / "card")[1]
+    assert "- ended early: by SIGTERM, after 0.8 epochs" in write_card(run, tmp_path / "card")[1]
 
 
 def test_an_encoder_has_no_classes_and_no_accuracy(pretrained, tmp_path):
-    front, text = written(pretrained[0], tmp_path / "card", datasets=["someone/toys"])
+    front, text = write_card(pretrained[0], tmp_path / "card", datasets=["someone/toys"])
     assert "metrics" not in front
     assert "an encoder that gives features" in text
     assert "On the training data, at the end of training" in text
     assert "## Classes" not in text
 
 
-def test_the_command_has_what_is_not_by_default_and_no_place_of_this_machine(finetuned):
+def test_the_command_has_settings_that_are_no_defaults_and_no_path_of_this_machine(finetuned):
     *_, stage = reversed(list(stages_of(DOMAIN, finetuned[0])))
     assert stage.command.startswith("map-toy finetune --training.epochs 2 --training.batch_size 8")
     assert "--init run" in stage.command
@@ -156,10 +156,10 @@ def test_the_command_has_what_is_not_by_default_and_no_place_of_this_machine(fin
     ids=str,
 )
 def test_settings_are_written_as_the_command_line_reads_them(value, words):
-    assert shlex.join(words_of(value)) == words
+    assert shlex.join(command_line_words(value)) == words
 
 
-def test_of_the_settings_only_those_that_are_not_by_default_are_written():
+def test_only_settings_that_differ_from_their_defaults_are_written():
     config = {
         "training": {"epochs": 1, "lr": 0.5, "workers": TrainingConfig().workers},
         "init": None,
@@ -168,13 +168,13 @@ def test_of_the_settings_only_those_that_are_not_by_default_are_written():
     assert command_of(DOMAIN, "finetune", config) == "map-toy finetune --training.epochs 1 --training.lr 0.5"
 
 
-def broken(run, what):
-    """A run with a fault."""
-    if what == "unfinished":
+def damage(run, fault):
+    """Give a run a fault."""
+    if fault == "unfinished":
         (run / "summary.json").unlink()
-    elif what == "evaluation":
+    elif fault == "evaluation":
         save_json(run / "summary.json", {"task": "evaluate"})
-    elif what == "decoder":
+    elif fault == "decoder":
         description = read_description(run)
         save_json(run / "model.json", {**description, "holds": "decoder and head"})
     else:
@@ -182,7 +182,7 @@ def broken(run, what):
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("fault", "message"),
     [
         ("unfinished", r"summary.json cannot be read .*; give the directory of a finished run"),
         ("evaluation", r"is not of a run of pretrain, finetune, linear-probe"),
@@ -190,17 +190,17 @@ def broken(run, what):
         ("no settings", r"config.yaml cannot be read"),
     ],
 )
-def test_what_is_no_finished_run_is_refused_and_nothing_written(pretrained, tmp_path, what, message):
+def test_an_unfinished_run_is_refused_and_nothing_is_written(pretrained, tmp_path, fault, message):
     run = shutil.copytree(pretrained[0], tmp_path / "run")
-    broken(run, what)
+    damage(run, fault)
     with pytest.raises(UserError, match=message):
-        written(run, tmp_path / "card")
+        write_card(run, tmp_path / "card")
     assert not (tmp_path / "card").exists()
 
 
 def test_a_run_is_not_overwritten_by_its_card(pretrained):
     with pytest.raises(UserError, match="is the run itself; give the card a folder of its own"):
-        written(pretrained[0], pretrained[0])
+        write_card(pretrained[0], pretrained[0])
 
 
 def test_the_command_line_makes_one(finetuned, tmp_path, capsys):

@@ -22,12 +22,12 @@ from map_core.training import train
 
 
 def opening(**changes):
-    """The toy domain, with other data for what is not pretraining."""
+    """The toy domain, with changes to the data that it opens."""
 
-    def opened(data, model, purpose, trained=None):
+    def open_changed(data, model, purpose, trained=None):
         return dataclasses.replace(open_data(data, model, purpose), **changes)
 
-    return dataclasses.replace(DOMAIN, open_data=opened)
+    return dataclasses.replace(DOMAIN, open_data=open_changed)
 
 
 def run(make_config, out, domain=DOMAIN, **settings):
@@ -108,12 +108,9 @@ def test_the_best_encoder_is_kept_across_a_resume(make_config, tmp_path, monkeyp
     config = make_config("pretrain", monitor=MonitorConfig(samples=16, keep_best="probe_accuracy"))
     config.training.epochs, config.training.keep_checkpoints = 4, 9
 
-    def measured(task):
-        return lambda model, accelerator: {"probe_accuracy": next(values)}
-
     def start(**changes):
         task = PretrainTask(DOMAIN, config)
-        task.evaluate = measured(task)
+        task.evaluate = lambda model, accelerator: {"probe_accuracy": next(values)}
         training = dataclasses.replace(config.training, **changes)
         train(task, training, tmp_path / "run", resume="auto", run_config=config)
 
@@ -139,12 +136,12 @@ def test_an_objective_of_pairs_is_measured_by_its_features(make_config):
     assert measures.keys() == {"knn_accuracy", "probe_accuracy"}
 
 
-def test_data_of_the_callers_own_are_what_is_monitored(make_config):
+def test_data_of_the_caller_are_monitored(make_config):
     config = make_config("pretrain", monitor=MonitorConfig(samples=16))
-    own = open_data(config.data, config.model, "features")
-    task = PretrainTask(DOMAIN, config, own)
-    assert task.monitor.seen.dataset is own.plain_train
-    assert task.unfit_for_sharding.startswith("monitor.samples asks the encoder alone")
+    data = open_data(config.data, config.model, "features")
+    task = PretrainTask(DOMAIN, config, data)
+    assert task.monitor.training_samples.dataset is data.plain_train
+    assert task.reason_not_to_shard.startswith("monitor.samples asks the encoder alone")
 
 
 def test_data_that_cannot_be_monitored_stops_no_run(make_config, tmp_path, caplog):
@@ -188,15 +185,15 @@ def test_rankme_is_the_rank_of_features_with_equal_singular_values():
 
 def test_the_probe_is_ridge_regression_of_standardised_features():
     features, queries = torch.randn(40, 5) * 3 + 1, torch.randn(30, 5)
-    labels, answers = torch.randint(0, len(CLASSES), (40,)), torch.randint(0, len(CLASSES), (30,))
+    labels, query_labels = (torch.randint(0, len(CLASSES), (count,)) for count in (40, 30))
     scaled = [(x - features.mean(0)) / (features.std(0) + 1e-6) for x in (features, queries)]
     x, q = (torch.cat([value, torch.ones(len(value), 1)], 1).double().numpy() for value in scaled)
     ridge = Ridge(alpha=1e-2 * 40, fit_intercept=False).fit(x, torch.eye(3)[labels].numpy())
-    expected = 100 * (ridge.predict(q).argmax(1) == answers.numpy()).mean()
-    assert probe_accuracy(features, labels, queries, answers, 3) == pytest.approx(expected)
+    expected = 100 * (ridge.predict(q).argmax(1) == query_labels.numpy()).mean()
+    assert probe_accuracy(features, labels, queries, query_labels, 3) == pytest.approx(expected)
 
 
-def test_a_run_that_kept_weights_and_was_killed_before_its_first_checkpoint_begins_anew(
+def test_a_run_that_kept_weights_and_was_killed_before_its_first_checkpoint_starts_over(
     make_config, tmp_path
 ):
     config = make_config("pretrain", monitor=MonitorConfig(samples=16, keep_best="probe_accuracy"))

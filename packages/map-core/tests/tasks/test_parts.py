@@ -1,4 +1,4 @@
-"""Results in parts: any number of processes writes what one does, and a killed command goes on."""
+"""Results in parts: any number of processes writes what one does, and a killed command resumes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def classifier(tmp_path_factory):
     return out
 
 
-def work(classifier, command, out, batch_size=3):
+def arguments_of(classifier, command, out, batch_size=3):
     """Arguments of a command over 25 training samples and 10 others, in uneven shards; predict over 7 files."""
     arguments = [
         command,
@@ -57,7 +57,7 @@ def work(classifier, command, out, batch_size=3):
     return arguments + (["--toys", *map(str, range(7))] if command == "predict" else ["--data.count=25"])
 
 
-def launched(processes, arguments):
+def launch(processes, arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
         [*command, str(TOYS / "toy_program.py"), *map(str, arguments)],
@@ -88,11 +88,11 @@ def result(out):
 def test_several_processes_write_what_one_does(tmp_path, classifier, command, name, processes):
     """To the last bit: a part holds whole batches, so that every batch is one that a single process has, too."""
     one, several = tmp_path / "one" / name, tmp_path / "several" / name
-    assert run(*work(classifier, command, one)) == 0
-    ran = launched(processes, work(classifier, command, several))
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert run(*arguments_of(classifier, command, one)) == 0
+    process = launch(processes, arguments_of(classifier, command, several))
+    assert process.returncode == 0, process.stderr[-3000:]
     assert result(several) == result(one)
-    assert ran.stdout.count(f"-> {several}") == 1, "more than one process spoke, or none"
+    assert process.stdout.count(f"-> {several}") == 1, "more than one process printed, or none"
     assert sorted(path.name for path in several.parent.iterdir()) == sorted(
         path.name for path in one.parent.iterdir()
     )
@@ -102,9 +102,8 @@ def test_several_processes_write_what_one_does(tmp_path, classifier, command, na
     ("command", "name"), [("features", "f.npz"), ("predict", "p.csv"), ("evaluate", "e")]
 )
 def test_a_killed_command_goes_on_after_its_last_finished_part(tmp_path, classifier, capsys, command, name):
-    arguments = work(classifier, command, tmp_path / name, batch_size=1)
-    whole = [*arguments[:-3], *arguments[-3:]]
-    whole[whole.index(tmp_path / name)] = tmp_path / "whole" / name
+    arguments = arguments_of(classifier, command, tmp_path / name, batch_size=1)
+    uninterrupted = arguments_of(classifier, command, tmp_path / "whole" / name, batch_size=1)
     parts = tmp_path / f"{name}.parts"
     process = start("slow_program.py", *arguments)
     wait_for(lambda: len(list(parts.rglob("0*.npz"))) >= 3, process)
@@ -113,18 +112,17 @@ def test_a_killed_command_goes_on_after_its_last_finished_part(tmp_path, classif
     finished = {path: path.stat().st_mtime_ns for path in parts.rglob("0*.npz")}
     assert not (tmp_path / name).exists()
     assert run(*arguments) == 0
-    told = capsys.readouterr().err
-    assert f": {len(finished)} of " in told
+    assert f": {len(finished)} of " in capsys.readouterr().err
     assert not parts.exists()
-    assert run(*whole) == 0
+    assert run(*uninterrupted) == 0
     assert result(tmp_path / name) == result(tmp_path / "whole" / name)
 
 
 class Counting(ToySamples):
-    """Notes which samples are read."""
+    """Records which samples are read."""
 
-    def __init__(self, count, **more):
-        super().__init__(count, **more)
+    def __init__(self, count, **options):
+        super().__init__(count, **options)
         self.read = []
 
     def __getitem__(self, index):
@@ -136,30 +134,32 @@ def function(inputs):
     return inputs.flatten(1)
 
 
-def config_of(classifier, **more):
-    return SimpleNamespace(init=str(classifier), evaluation=SETTINGS, **more)
+def config_of(classifier, **sections):
+    return SimpleNamespace(init=str(classifier), evaluation=SETTINGS, **sections)
 
 
-class Full(Exception):
+class Killed(Exception):
     pass
 
 
 def begin(out, config, samples, stop_at):
     """Be killed when sample ``stop_at`` is reached."""
 
-    def until(inputs):
+    def stopping(inputs):
         if stop_at in samples.read:
-            raise Full
+            raise Killed
         return function(inputs)
 
-    with pytest.raises(Full), results_in_parts(out, config) as parts:
-        parts.of("x")(until, samples, SETTINGS, CPU)
+    with pytest.raises(Killed), results_in_parts(out, config) as parts:
+        parts.collector("x")(stopping, samples, SETTINGS, CPU)
 
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Configurations of these tests are named tuples of settings."""
-    monkeypatch.setattr("map_core.tasks.parts.to_plain", lambda config: vars(config) | {"evaluation": {}})
+    """Configurations of these tests are simple namespaces."""
+    monkeypatch.setattr(
+        "map_core.tasks.parts.to_serializable", lambda config: vars(config) | {"evaluation": {}}
+    )
 
 
 def test_only_what_is_missing_or_damaged_is_read_again(tmp_path, classifier, plain):
@@ -168,11 +168,11 @@ def test_only_what_is_missing_or_damaged_is_read_again(tmp_path, classifier, pla
     begin(out, config, Counting(20), stop_at=9)
     folder = tmp_path / "f.npz.parts/x_00000"
     assert sorted(path.name for path in folder.glob("*.npz")) == [f"{part:08}.npz" for part in range(3)]
-    broken = part_file(folder, 1)
-    broken.write_bytes(broken.read_bytes()[:-30])
+    damaged = part_file(folder, 1)
+    damaged.write_bytes(damaged.read_bytes()[:-30])
     samples = Counting(20)
     with results_in_parts(out, config) as parts:
-        values, labels = parts.of("x")(function, samples, SETTINGS, CPU)
+        values, labels = parts.collector("x")(function, samples, SETTINGS, CPU)
         assert parts.computed == 14
     assert samples.read == [3, 4, 5, *range(9, 20)]
     expected = collect(function, ToySamples(20), SETTINGS, CPU)
@@ -181,7 +181,7 @@ def test_only_what_is_missing_or_damaged_is_read_again(tmp_path, classifier, pla
     assert not folder.parent.exists()
 
 
-def test_a_byte_that_turned_is_noticed(tmp_path, classifier, plain):
+def test_a_flipped_bit_is_noticed(tmp_path, classifier, plain):
     out, config = tmp_path / "f.npz", config_of(classifier)
     begin(out, config, Counting(20), stop_at=9)
     file = part_file(tmp_path / "f.npz.parts/x_00000", 0)
@@ -190,31 +190,31 @@ def test_a_byte_that_turned_is_noticed(tmp_path, classifier, plain):
     file.write_bytes(content)
     samples = Counting(20)
     with results_in_parts(out, config) as parts:
-        parts.of("x")(function, samples, SETTINGS, CPU)
+        parts.collector("x")(function, samples, SETTINGS, CPU)
     assert samples.read == [0, 1, 2, *range(9, 20)]
 
 
-def test_no_flipped_bit_of_a_part_is_more_than_a_part_to_make_again(tmp_path):
+def test_a_flipped_bit_costs_at_most_its_part(tmp_path):
     file = tmp_path / "part.npz"
     np.savez(file, values=np.arange(6.0), labels=np.arange(3))
     content = file.read_bytes()
-    for place in range(len(content)):
+    for offset in range(len(content)):
         for bit in (0, 3, 6):
-            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            file.write_bytes(content[:offset] + bytes([content[offset] ^ 1 << bit]) + content[offset + 1 :])
             assert is_whole(file) in (True, False)
 
 
-@pytest.mark.parametrize("other", ["setting", "weights", "count", "names"])
-def test_parts_of_another_command_are_not_taken(tmp_path, classifier, plain, capsys, other):
+@pytest.mark.parametrize("difference", ["setting", "weights", "count", "names"])
+def test_parts_of_another_command_are_not_reused(tmp_path, classifier, plain, capsys, difference):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"one")
     out = tmp_path / "f.npz"
     begin(out, config_of(weights, data=1), Counting(20), stop_at=9)
-    if other == "weights":
+    if difference == "weights":
         weights.write_bytes(b"two")
-    samples = Counting(19 if other == "count" else 20, first=other == "names")
-    with results_in_parts(out, config_of(weights, data=2 if other == "setting" else 1)) as parts:
-        values, _ = parts.of("x")(function, samples, SETTINGS, CPU)
+    samples = Counting(19 if difference == "count" else 20, first=difference == "names")
+    with results_in_parts(out, config_of(weights, data=2 if difference == "setting" else 1)) as parts:
+        values, _ = parts.collector("x")(function, samples, SETTINGS, CPU)
     assert samples.read == list(range(len(samples)))
     assert len(values) == len(samples)
     assert (
@@ -223,16 +223,16 @@ def test_parts_of_another_command_are_not_taken(tmp_path, classifier, plain, cap
     )
 
 
-def test_settings_that_change_no_part_take_up_the_parts(tmp_path, classifier, plain):
+def test_parts_are_reused_under_settings_that_do_not_change_them(tmp_path, classifier, plain):
     out = tmp_path / "f.npz"
     begin(out, config_of(classifier, top=1, neighbors=5), Counting(20), stop_at=9)
     samples = Counting(20)
     with results_in_parts(out, config_of(classifier, top=3, neighbors=7)) as parts:
-        parts.of("x")(function, samples, SETTINGS, CPU)
+        parts.collector("x")(function, samples, SETTINGS, CPU)
     assert samples.read == list(range(9, 20))
 
 
-def test_files_of_somebody_else_stay(tmp_path, classifier, plain):
+def test_other_files_stay(tmp_path, classifier, plain):
     folder = tmp_path / "f.npz.parts/x_00000"
     folder.mkdir(parents=True)
     (folder / "mine").write_text("precious")
@@ -242,21 +242,21 @@ def test_files_of_somebody_else_stay(tmp_path, classifier, plain):
         ),
         results_in_parts(tmp_path / "f.npz", config_of(classifier)) as parts,
     ):
-        parts.of("x")(function, ToySamples(20), SETTINGS, CPU)
+        parts.collector("x")(function, ToySamples(20), SETTINGS, CPU)
     assert (folder / "mine").read_text() == "precious"
 
 
 def test_a_second_command_at_the_same_place_is_refused(tmp_path, classifier):
     with RunLock(tmp_path / "f.npz.parts") as lock:
         lock.acquire()
-        run = launched(1, work(classifier, "features", tmp_path / "f.npz"))
-    assert run.returncode != 0
-    assert "f.npz.parts is in use by process" in run.stderr
+        process = launch(1, arguments_of(classifier, "features", tmp_path / "f.npz"))
+    assert process.returncode != 0
+    assert "f.npz.parts is in use by process" in process.stderr
 
 
 @pytest.fixture
 def small_disk():
-    """No file may become larger than what the first parts need, but the whole is larger."""
+    """Limits the size of files, such as to what a part needs but the whole exceeds."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size):
@@ -266,12 +266,12 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_disk_that_is_full_keeps_the_finished_parts_and_the_command_goes_on(
+def test_a_full_disk_keeps_the_finished_parts_and_the_command_resumes(
     tmp_path, classifier, capsys, small_disk
 ):
     """Parts fit; their merged file does not."""
     out = tmp_path / "f.npz"
-    arguments = work(classifier, "features", out)
+    arguments = arguments_of(classifier, "features", out)
     small_disk(800)
     assert run(*arguments) == 2
     small_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
@@ -285,15 +285,15 @@ def test_a_disk_that_is_full_keeps_the_finished_parts_and_the_command_goes_on(
     assert len(list(tmp_path.rglob("0*.npz"))) == 9
     assert run(*arguments) == 0
     assert "train_00000: 9 of 9 parts are there already" in capsys.readouterr().err
-    assert run(*work(classifier, "features", tmp_path / "whole.npz")) == 0
+    assert run(*arguments_of(classifier, "features", tmp_path / "whole.npz")) == 0
     assert result(out) == result(tmp_path / "whole.npz")
 
 
 @pytest.mark.parametrize("command", ["predict", "features"])
-def test_a_full_disk_is_said_in_one_sentence(tmp_path, classifier, capsys, small_disk, command):
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path, classifier, capsys, small_disk, command):
     out = tmp_path / "x"
     small_disk(500)  # less than a part
-    assert run(*work(classifier, command, out)) == 2
+    assert run(*arguments_of(classifier, command, out)) == 2
     small_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     assert capsys.readouterr().err.count("\n") == 1
     assert not out.exists()
@@ -308,7 +308,7 @@ def test_work_that_fails_before_its_first_part_leaves_nothing(tmp_path, classifi
         pytest.raises(UserError, match="an unreadable file"),
         results_in_parts(out, config_of(classifier)) as parts,
     ):
-        parts.of("x")(refuse, ToySamples(20), SETTINGS, CPU)
+        parts.collector("x")(refuse, ToySamples(20), SETTINGS, CPU)
     assert list(out.parent.iterdir()) == []
 
 
@@ -323,26 +323,30 @@ def test_parts_hold_whole_batches_and_fit_into_memory(count, batch_size):
 
 def test_a_result_for_a_pipe_has_its_parts_elsewhere(tmp_path, classifier):
     """Nothing is left beside ``/dev/stdout``."""
-    command = [sys.executable, str(TOYS / "toy_program.py"), *work(classifier, "predict", "/dev/stdout")]
+    command = [
+        sys.executable,
+        str(TOYS / "toy_program.py"),
+        *arguments_of(classifier, "predict", "/dev/stdout"),
+    ]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    piped = subprocess.run(
+    process = subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-    assert piped.returncode == 0, piped.stderr[-3000:]
-    assert piped.stdout.splitlines()[0].startswith("toy,class_1")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.splitlines()[0].startswith("toy,class_1")
     assert [path for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
     assert not Path("/dev/stdout.parts").exists()
 
 
-def test_values_are_read_from_the_file_not_held(tmp_path, classifier, plain):
+def test_values_are_memory_mapped(tmp_path, classifier, plain):
     with results_in_parts(tmp_path / "f.npz", config_of(classifier)) as parts:
-        values, _ = parts.of("x")(nn.Flatten(), ToySamples(20), SETTINGS, CPU)
+        values, _ = parts.collector("x")(nn.Flatten(), ToySamples(20), SETTINGS, CPU)
         maps = Path("/proc/self/maps").read_text()
         assert str(tmp_path / "f.npz.parts/x_00000/values.npy") in maps
     assert values.shape == (20, 48)
 
 
-def test_a_file_of_labels_or_statistics_counts_by_what_is_in_it(tmp_path):
+def test_a_file_of_labels_or_statistics_counts_by_its_content(tmp_path):
     @dataclass
     class Data:
         labels: str | None
@@ -353,5 +357,5 @@ def test_a_file_of_labels_or_statistics_counts_by_what_is_in_it(tmp_path):
         file.write_text("b" if name == "other" else "a")
     jobs = {name: job_of({"data": Data(str(file), str(file))}) for name, file in files.items()}
     assert jobs["one"] == jobs["same"] != jobs["other"]
-    elsewhere = {"labels": None, "statistics": "none.json"}  # which no command of files reads
-    assert job_of({"data": Data(**elsewhere)}) == {"data": elsewhere}
+    unread = {"labels": None, "statistics": "none.json"}  # which no command of files reads
+    assert job_of({"data": Data(**unread)}) == {"data": unread}

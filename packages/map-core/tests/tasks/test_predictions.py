@@ -11,7 +11,7 @@ from map_core.tasks.predictions import write_predictions
 
 @pytest.mark.parametrize(("top", "columns"), [(1, 1), (2, 2), (9, 3)])
 def test_a_row_holds_the_most_probable_classes_first(tmp_path, capsys, top, columns):
-    """As many as there are, where fewer are there; equal ones in the order of the classes."""
+    """All of them where there are fewer; equal ones in the order of the classes."""
     out = tmp_path / "new/predictions.csv"
     probabilities = np.array([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]])
     write_predictions(
@@ -21,7 +21,7 @@ def test_a_row_holds_the_most_probable_classes_first(tmp_path, capsys, top, colu
         header, *rows = csv.reader(file)
     assert header == [
         "toy",
-        *(f"{what}_{i + 1}" for i in range(columns) for what in ("class", "probability")),
+        *(f"{field}_{i + 1}" for i in range(columns) for field in ("class", "probability")),
     ]
     first = ["y", "0.500000", "z", "0.300000", "x", "0.200000"]
     second = ["x", "0.400000", "z", "0.400000", "y", "0.200000"]
@@ -49,13 +49,13 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize(("text", "written"), HOSTILE, ids=[ascii(text) for text, _ in HOSTILE])
-def test_names_are_written_so_that_nothing_runs_them(tmp_path, text, written):
+@pytest.mark.parametrize(("text", "escaped"), HOSTILE, ids=[ascii(text) for text, _ in HOSTILE])
+def test_names_are_written_so_that_nothing_runs_them(tmp_path, text, escaped):
     """Names of samples and of classes; neither becomes a path."""
     out = tmp_path / "a/out.csv"
     write_predictions(out, "toy", [text], [text, "x"], [np.array([[0.75, 0.25]])], top=1)
     with out.open(newline="", encoding="utf-8") as file:
-        assert list(csv.reader(file))[1] == [written, written, "0.750000"]
+        assert list(csv.reader(file))[1] == [escaped, escaped, "0.750000"]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [out]
 
 

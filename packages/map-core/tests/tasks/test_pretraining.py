@@ -31,12 +31,12 @@ def batch(count=4):
     return torch.stack([ToySamples(count)[i][0] for i in range(count)])
 
 
-def copy_weights(run, folder, changed):
-    """Copy the weights of a run with the descriptions beside them, whose text ``changed`` changes."""
+def copy_weights(run, folder, change):
+    """Copy the weights of a run with their descriptions, whose text ``change`` changes."""
     for path in run.glob("*.safetensors"):
         (folder / path.name).write_bytes(path.read_bytes())
         description = path.with_suffix(".json")
-        (folder / description.name).write_text(changed(description.read_text()))
+        (folder / description.name).write_text(change(description.read_text()))
 
 
 # ---- configuration
@@ -104,7 +104,7 @@ def test_the_loss_is_the_objectives_under_the_draw_of_the_step(make_config):
     assert terms.loss == task.model(batch(), draw).loss
 
 
-def test_a_mixer_changes_what_the_objective_gets_and_is_given_the_draw(make_config):
+def test_a_mixer_changes_the_inputs_of_the_objective_and_gets_the_draw(make_config):
     task, draw = PretrainTask(DOMAIN, make_config("pretrain")), Draw.of_batch(4, seed=3)
 
     def mixer(inputs, labels, draw):
@@ -151,8 +151,8 @@ def test_the_whole_objective_comes_back(pretrained, file):
 
 def test_the_picture_of_a_run_is_that_of_its_trained_objective(pretrained):
     out, task = pretrained
-    shown = inputs_to_draw(task.data.plain_train)
-    expected = hide_and_reconstruct(load_objective(DOMAIN, out).objective, shown).prediction
+    inputs = inputs_to_draw(task.data.plain_train)
+    expected = hide_and_reconstruct(load_objective(DOMAIN, out).objective, inputs).prediction
     assert np.array_equal(np.load(out / "reconstructions.png"), expected.numpy())
 
 
@@ -173,7 +173,7 @@ def test_training_data_is_needed(make_config):
         PretrainTask(DOMAIN, make_config("pretrain"), data)
 
 
-def test_what_was_skipped_is_said_and_summarised(make_config, tmp_path, capsys):
+def test_skipped_samples_are_reported_and_summarised(make_config, tmp_path, capsys):
     data = open_data(make_config("pretrain").data, None, "pretrain")
     data = dataclasses.replace(data, skipped=lambda: Skipped(2, "2 toys were unreadable"))
     summary = {}
@@ -210,19 +210,19 @@ def test_a_description_without_a_method_is_of_the_first(pretrained, tmp_path):
     """Up to version 0.1 there was one."""
 
     def without_method(text):
-        described = json.loads(text)
-        described.get("objective", {}).pop("method", None)
-        return json.dumps(described)
+        description = json.loads(text)
+        description.get("objective", {}).pop("method", None)
+        return json.dumps(description)
 
     copy_weights(pretrained[0], tmp_path, without_method)
     assert load_objective(DOMAIN, tmp_path).settings.method == "masked_autoregression"
 
 
 def test_the_objective_is_told_how_long_training_is(make_config, monkeypatch):
-    told = []
-    monkeypatch.setattr(SimMIM, "begin", lambda self, total_steps: told.append(total_steps), raising=False)
+    lengths = []
+    monkeypatch.setattr(SimMIM, "begin", lambda self, total_steps: lengths.append(total_steps), raising=False)
     PretrainTask(DOMAIN, make_config("pretrain", objective=ToySimMIMConfig()))
-    assert told == [6]  # two epochs of 24 samples in batches of 8
+    assert lengths == [6]  # two epochs of 24 samples in batches of 8
 
 
 # ---- loading, refused
@@ -243,7 +243,7 @@ def test_a_decoder_that_does_not_fit_names_its_keys(pretrained, tmp_path):
         load_objective(DOMAIN, tmp_path)
 
 
-def test_a_decoder_of_another_size_is_told_from_a_broken_description(pretrained, make_config):
+def test_a_decoder_of_another_size_is_distinguished_from_a_broken_description(pretrained, make_config):
     config = make_config("pretrain", init=str(pretrained[0]), init_decoder=True)
     PretrainTask(DOMAIN, config)
     wider = dataclasses.replace(config.objective, decoder_dim=4)
@@ -278,15 +278,15 @@ def test_an_error_leaves_the_objective_as_it_was_too():
 
 
 @pytest.mark.parametrize(
-    ("samples", "count", "chosen"), [(24, 6, [0, 4, 8, 12, 16, 20]), (5, 6, [0, 1, 2, 3, 4]), (7, 2, [0, 3])]
+    ("samples", "count", "indices"), [(24, 6, [0, 4, 8, 12, 16, 20]), (5, 6, [0, 1, 2, 3, 4]), (7, 2, [0, 3])]
 )
-def test_pictures_show_samples_spread_over_the_data(samples, count, chosen):
+def test_pictures_show_samples_spread_over_the_data(samples, count, indices):
     data = ToySamples(samples)
-    assert torch.equal(inputs_to_draw(data, count), torch.stack([data[i][0] for i in chosen]))
+    assert torch.equal(inputs_to_draw(data, count), torch.stack([data[i][0] for i in indices]))
 
 
 class BareInputs:
-    """A data set as others write it: tensors, no names, nothing else."""
+    """A user's minimal data set: tensors, no names, nothing else."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -304,7 +304,7 @@ class Labelled(BareInputs):
         return inputs, int(label)
 
 
-def own_data(train):
+def user_data(train):
     return OpenedData("my own", CLASSES, train, None, None)
 
 
@@ -312,18 +312,18 @@ def own_data(train):
 def test_any_map_style_data_set_is_trained_on_to_the_end(make_config, tmp_path, kind):
     samples = ToySamples(24)
     train_data = kind([samples[i] for i in range(24)])
-    task = PretrainTask(DOMAIN, make_config("pretrain"), own_data(train_data))
+    task = PretrainTask(DOMAIN, make_config("pretrain"), user_data(train_data))
     summary = train(task, task.config.training, str(tmp_path / "run"), run_config=task.config)
     assert summary["loss"] > 0
     assert (tmp_path / "run/reconstructions.png").exists()
-    plain = PretrainTask(DOMAIN, make_config("pretrain"), own_data(samples))
+    plain = PretrainTask(DOMAIN, make_config("pretrain"), user_data(samples))
     train(plain, plain.config.training, tmp_path / "plain", run_config=plain.config)
     for name in ("model.safetensors", "reconstructions.png"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 def test_any_labelled_data_set_is_finetuned_on_to_the_end(make_config, tmp_path):
-    task = FinetuneTask(DOMAIN, make_config("finetune"), own_data(Labelled(ToySamples(24))))
+    task = FinetuneTask(DOMAIN, make_config("finetune"), user_data(Labelled(ToySamples(24))))
     train(task, task.config.training, tmp_path / "run", run_config=task.config)
     assert DOMAIN.models.classifier(tmp_path / "run")[1] == CLASSES
 
@@ -336,8 +336,8 @@ def test_any_labelled_data_set_is_finetuned_on_to_the_end(make_config, tmp_path)
 def test_samples_of_every_form_are_monitored_alike(make_config, tmp_path, form):
     config = make_config("pretrain", monitor=MonitorConfig(samples=16))
     summaries = []
-    for name, mine in (("plain", all_of(24)), ("other", [form(*sample) for sample in all_of(24)])):
-        data = dataclasses.replace(own_data(mine), classes=(), plain_train=mine, evaluation=mine)
+    for name, samples in (("plain", all_of(24)), ("other", [form(*sample) for sample in all_of(24)])):
+        data = dataclasses.replace(user_data(samples), classes=(), plain_train=samples, evaluation=samples)
         task = PretrainTask(DOMAIN, config, data)
         summaries.append(train(task, config.training, tmp_path / name, run_config=config))
     for name in ("loss", "heldout_loss", "rankme"):
@@ -350,10 +350,10 @@ def all_of(count):
 
 
 def test_samples_with_more_parts_than_a_label_are_finetuned_on_and_measured_alike(make_config, tmp_path):
-    samples, config = all_of(24), make_config("finetune")
+    plain, config = all_of(24), make_config("finetune")
     summaries = []
-    for name, mine in (("plain", samples), ("named", [(x, int(label), "name") for x, label in samples])):
-        data = dataclasses.replace(own_data(mine), classes=CLASSES, evaluation=mine)
+    for name, samples in (("plain", plain), ("named", [(x, int(label), "name") for x, label in plain])):
+        data = dataclasses.replace(user_data(samples), classes=CLASSES, evaluation=samples)
         task = FinetuneTask(DOMAIN, config, data)
         summaries.append(train(task, config.training, tmp_path / name, run_config=config))
     for name in ("loss", "test_accuracy", "test_loss"):
@@ -363,18 +363,18 @@ def test_samples_with_more_parts_than_a_label_are_finetuned_on_and_measured_alik
 def test_samples_to_measure_on_have_the_form_of_those_to_train_on(make_config):
     """Labels that are missing would be measured as class 0."""
     bare, labelled = BareInputs(ToySamples(8)), Labelled(ToySamples(24))
-    data = dataclasses.replace(own_data(labelled), classes=CLASSES, plain_train=labelled, evaluation=bare)
-    told = r"a sample must be \(input tensor, whole number\); sample 0 of BareInputs is Tensor"
-    with pytest.raises(UserError, match=told):
+    data = dataclasses.replace(user_data(labelled), classes=CLASSES, plain_train=labelled, evaluation=bare)
+    message = r"a sample must be \(input tensor, whole number\); sample 0 of BareInputs is Tensor"
+    with pytest.raises(UserError, match=message):
         FinetuneTask(DOMAIN, make_config("finetune"), data)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         PretrainTask(DOMAIN, make_config("pretrain", monitor=MonitorConfig(samples=16)), data)
     with pytest.raises(UserError, match="list has no samples; give a data set that has some"):
         FinetuneTask(DOMAIN, make_config("finetune"), dataclasses.replace(data, evaluation=[]))
 
 
 @pytest.mark.parametrize(
-    ("task", "train_data", "told"),
+    ("task", "train_data", "message"),
     [
         (
             PretrainTask,
@@ -393,7 +393,7 @@ def test_samples_to_measure_on_have_the_form_of_those_to_train_on(make_config):
         ),
     ],
 )
-def test_other_data_sets_are_refused_before_anything_is_trained(make_config, task, train_data, told):
+def test_other_data_sets_are_refused_before_anything_is_trained(make_config, task, train_data, message):
     config = make_config("pretrain" if task is PretrainTask else "finetune")
-    with pytest.raises(UserError, match=told):
-        task(DOMAIN, config, own_data(train_data))
+    with pytest.raises(UserError, match=message):
+        task(DOMAIN, config, user_data(train_data))

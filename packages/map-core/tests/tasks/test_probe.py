@@ -27,8 +27,8 @@ def test_the_backbone_stays_in_evaluation_mode_and_gets_no_gradient():
     assert probe.norm.training
     assert not any(module.training for module in backbone.modules())
     probe(inputs()).square().sum().backward()
-    learning = {name for name, parameter in probe.named_parameters() if parameter.grad is not None}
-    assert learning == {"head.weight", "head.bias"}
+    trained = {name for name, parameter in probe.named_parameters() if parameter.grad is not None}
+    assert trained == {"head.weight", "head.bias"}
 
 
 def test_folding_the_normalisation_changes_no_output():

@@ -19,8 +19,10 @@ def export(directory, num_classes, **description):
 
 
 def same(one, other):
-    state, others = one.state_dict(), other.state_dict()
-    return state.keys() == others.keys() and all(torch.equal(state[key], others[key]) for key in state)
+    state, other_state = one.state_dict(), other.state_dict()
+    return state.keys() == other_state.keys() and all(
+        torch.equal(state[key], other_state[key]) for key in state
+    )
 
 
 @pytest.mark.parametrize("name", ["", "model.safetensors"], ids=["directory", "file"])
@@ -51,14 +53,14 @@ def test_an_encoder_comes_back_in_evaluation_mode(tmp_path, num_classes, descrip
         (2, {"holds": "classifier", "classes": ["cat", "dog"]}, ("cat", "dog")),
     ],
 )
-def test_a_loaded_model_knows_what_its_outputs_are_called(tmp_path, num_classes, description, classes):
+def test_a_loaded_model_knows_its_class_names(tmp_path, num_classes, description, classes):
     model = export(tmp_path, num_classes, **description)
     loaded = MODELS.load(tmp_path)
     assert same(loaded, model)
     assert loaded.classes == classes
 
 
-def test_a_model_is_described_by_its_name_and_what_was_changed():
+def test_a_model_is_described_by_its_name_and_the_changes_to_it():
     assert MODELS.describe(WIDE, holds="encoder") == {
         "name": "toy", "arguments": {"embed_dim": 12}, "holds": "encoder",
     }  # fmt: skip
@@ -67,9 +69,9 @@ def test_a_model_is_described_by_its_name_and_what_was_changed():
 
 def test_a_description_gives_the_configuration_back(tmp_path):
     export(tmp_path, 0, holds="encoder")
-    assert MODELS.described(tmp_path) == WIDE
+    assert MODELS.read_model_config(tmp_path) == WIDE
     (tmp_path / "model.json").unlink()
-    assert MODELS.described(tmp_path) is None
+    assert MODELS.read_model_config(tmp_path) is None
 
 
 def test_a_pretrained_encoder_is_no_classifier(tmp_path):
@@ -103,7 +105,7 @@ def test_weights_without_a_description_are_refused(tmp_path, rebuild, message):
 
 
 @pytest.mark.parametrize("rebuild", [MODELS.classifier, MODELS.encoder], ids=["classifier", "encoder"])
-def test_no_weights_at_all_are_told_as_such(tmp_path, rebuild):
+def test_missing_weights_are_reported_as_such(tmp_path, rebuild):
     with pytest.raises(
         UserError, match=r"no weights at .*model.safetensors; give a finished run's directory"
     ):

@@ -136,8 +136,8 @@ def save_script(path):
 
 
 def save_arrays(path):
-    with path.open("wb") as opened:
-        np.savez(opened, **{"Transformer/norm": np.ones(2)})
+    with path.open("wb") as file:
+        np.savez(file, **{"Transformer/norm": np.ones(2)})
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -177,14 +177,14 @@ def test_a_prefix_of_some_names_only_stays(tmp_path):
     ],
     ids=["empty", "lfs", "html", "xml", "text", "json"],
 )
-def test_what_is_no_weights_file_is_recognised(tmp_path, name, content, what):
+def test_files_that_are_no_weights_are_recognised(tmp_path, name, content, what):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} is no weights file \(looks like {what}"):
         read_weights(tmp_path / name)
 
 
-def read_or_refuse(path):
-    """What is said of a file that is refused, None of one that is read."""
+def refusal(path):
+    """The message with which a file is refused; None for one that is read."""
     try:
         read_weights(path)
     except UserError as error:
@@ -194,17 +194,17 @@ def read_or_refuse(path):
 
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
 def test_mutants_of_a_file_are_read_or_refused_by_name(tmp_path, name):
-    """Cut off anywhere, with bytes changed anywhere: nothing but a sentence, and nothing hangs."""
+    """Cut off anywhere, with bytes changed anywhere: no more than a sentence, and nothing hangs."""
     path, state = tmp_path / name, {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
     torch.save(state, path) if name.endswith("pth") else save_weights(path, state, {})
-    whole, chance = path.read_bytes(), random.Random(0)
+    whole, rng = path.read_bytes(), random.Random(0)
     for _ in range(300):
-        mutant = bytearray(whole[: chance.choice([len(whole), chance.randrange(len(whole))])])
-        for _ in range(chance.randrange(4)):
+        mutant = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        for _ in range(rng.randrange(4)):
             if mutant:
-                mutant[chance.randrange(len(mutant))] = chance.randrange(256)
+                mutant[rng.randrange(len(mutant))] = rng.randrange(256)
         path.write_bytes(mutant)
-        message = read_or_refuse(path)
+        message = refusal(path)
         assert message is None or str(path) in message
 
 
@@ -259,14 +259,14 @@ def test_a_file_cut_off_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("content", "has"),
+    ("content", "names"),
     [({"step": 3, "weights": {}}, "step, weights"), ([1], "no names"), (np.ones(2), "no names")],
     ids=["keys", "list", "array"],
 )
-def test_numbers_are_no_weights(tmp_path, content, has):
+def test_numbers_are_no_weights(tmp_path, content, names):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(
-        UserError, match=rf"model.pth holds no state dict of tensors: it has {has}; expected .*, model_ema,"
+        UserError, match=rf"model.pth holds no state dict of tensors: it has {names}; expected .*, model_ema,"
     ):
         read_weights(tmp_path / "model.pth")
 
@@ -280,7 +280,7 @@ class Malice:
 
 
 class Reduced:
-    """Pickled as the call of a function with arguments, and a state, of the attacker's choice."""
+    """Pickled as a call of a function with arguments and a state, all chosen by an attacker."""
 
     def __init__(self, *parts):
         self.parts = parts
@@ -295,7 +295,7 @@ NUMBER, (CODE, BYTES) = np.float64(1).__reduce__()
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
 @pytest.mark.parametrize(
-    ("wrap", "named"),
+    ("wrap", "culprit"),
     [
         (lambda evil: evil, os.mkdir.__module__),
         (lambda evil: argparse.Namespace(a=evil), os.mkdir.__module__),
@@ -319,12 +319,13 @@ NUMBER, (CODE, BYTES) = np.float64(1).__reduce__()
         *("no type", "objects", "fields", "eval", "getattr"),
     ],
 )
-def test_a_file_that_would_run_code_is_refused_by_name_and_not_run(tmp_path, wrap, named, legacy):
+def test_a_file_that_would_run_code_is_refused_by_name_and_not_run(tmp_path, wrap, culprit, legacy):
     path, target = tmp_path / "model.pth", tmp_path / "executed"
     content = {"model": Toy().state_dict(), "more": wrap(Malice(target))}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(
-        UserError, match=rf"model.pth holds more than tensors and was refused: {named}.* could run code; save"
+        UserError,
+        match=rf"model.pth holds more than tensors and was refused: {culprit}.* could run code; save",
     ):
         read_weights(path)
     assert not target.exists()
@@ -404,34 +405,34 @@ def test_a_model_starts_from_all_that_the_file_has(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         report = load_init(model, write(tmp_path, source))
     assert same(model.state_dict(), source.state_dict())
-    assert report.fresh == ()
+    assert report.missing == ()
     assert caplog.messages == [f"{tmp_path / 'model.safetensors'}: loaded; new: nothing"]
 
 
-def test_what_may_be_missing_stays_and_is_reported(tmp_path):
+def test_parameters_that_may_be_missing_stay_and_are_reported(tmp_path):
     source, model = Toy(num_classes=0), Toy()
     head = model.head.weight.clone()
     report = load_init(model, write(tmp_path, source), may_be_missing=("head.",))
     assert torch.equal(model.body.weight, source.body.weight)
     assert torch.equal(model.head.weight, head)
-    assert report.fresh == ("head.weight", "head.bias")
+    assert report.missing == ("head.weight", "head.bias")
 
 
 @pytest.mark.parametrize(("classes", "keep_head"), [(5, True), (2, False)], ids=["other classes", "not kept"])
-def test_a_head_that_does_not_fit_or_is_not_wanted_starts_anew(tmp_path, classes, keep_head):
+def test_a_head_that_does_not_fit_or_is_not_kept_is_reinitialised(tmp_path, classes, keep_head):
     source, model = Toy(num_classes=classes), Toy()
     head = model.head.weight.clone()
     report = load_init(model, write(tmp_path, source), may_be_missing=("head.",), keep_head=keep_head)
     assert torch.equal(model.body.weight, source.body.weight)
     assert torch.equal(model.head.weight, head)
-    assert report.fresh == ("head.weight", "head.bias")
+    assert report.missing == ("head.weight", "head.bias")
 
 
-def test_what_the_model_has_no_place_for_is_left_and_said(tmp_path, caplog):
+def test_parameters_that_the_model_has_no_place_for_are_skipped_and_reported(tmp_path, caplog):
     source, model = Toy(), Toy(num_classes=0)
     report = load_init(model, write(tmp_path, source), may_be_missing=("head.",))
     assert torch.equal(model.body.weight, source.body.weight)
-    assert report.left == ("head.bias", "head.weight")
+    assert report.unused == ("head.bias", "head.weight")
     assert caplog.messages == [
         f"{tmp_path / 'model.safetensors'}: loaded; new: nothing; left: head.bias, head.weight"
     ]

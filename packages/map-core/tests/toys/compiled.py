@@ -1,4 +1,4 @@
-"""Train toys compiled and plain and compare them; a script, as the shape checker of a test run does not compile.
+"""Train toys with and without compilation and compare; a script, because the shape checker of tests does not compile.
 
 python compiled.py BACKEND FOLDER
 """
@@ -15,7 +15,7 @@ from map_core.testing import GridBackbone, toy_encoder, toy_objective
 from map_core.training import Task, TrainingConfig, compilation, train
 
 compilation.BACKEND, FOLDER = sys.argv[1], Path(sys.argv[2])
-STEPS = 12  # beyond the number of times that PyTorch compiles one function again
+STEPS = 12  # more than PyTorch's limit on recompilations of a function
 
 
 class Grids:
@@ -70,7 +70,7 @@ for part in ("model", "blocks"):
         assert run("resumed", compile=part, ema_decay=0.9) == losses
         assert all(torch.equal(value, weights(part)[name]) for name, value in weights("resumed").items())
 
-# the copy of contrastive learning moves by a momentum of the step, whose number is compiled into nothing
+# the momentum of contrastive learning's copy depends on the step, whose number must not be compiled in
 torch._dynamo.reset()
 contrastive, compiled = Contrastive(GridBackbone(4, toy_encoder(16)), "v3", hidden_dim=8, out_dim=8), []
 

@@ -1,4 +1,4 @@
-"""One step of contrastive learning in this process and its peers; the main one prints what one process alone would do.
+"""One step of contrastive learning in several processes; the main one prints how far it is from that of a single one.
 
 ``python -m torch.distributed.run --nproc_per_node=2 contrastive_processes.py VERSION``
 """
@@ -21,14 +21,14 @@ BATCH = 6
 def objective(version):
     """Without batch normalisation, whose statistics are those of each process."""
     torch.manual_seed(0)
-    made = Contrastive(GridBackbone(4, toy_encoder(16)), version, hidden_dim=8, out_dim=8, queue=10)
+    model = Contrastive(GridBackbone(4, toy_encoder(16)), version, hidden_dim=8, out_dim=8, queue=10)
     torch.manual_seed(1)
-    for holder in (made, made.slow):
+    for owner in (model, model.slow):
         projector = nn.Linear(16, 8)
-        holder.projector = projector if holder is made else projector.requires_grad_(False)
+        owner.projector = projector if owner is model else projector.requires_grad_(False)
     if version == "v3":
-        made.predictor = nn.Linear(8, 8)
-    return made
+        model.predictor = nn.Linear(8, 8)
+    return model
 
 
 def step(model, views, draw):
@@ -50,9 +50,9 @@ def main(version):
     queue = model.queue.keys if model.queue is not None else torch.zeros(1)
     dist.destroy_process_group()
     if rank == 0:
-        alone = objective(version)
-        expected_loss, expected = step(alone, views, Draw.of_batch(BATCH))
-        expected_queue = alone.queue.keys if alone.queue is not None else queue
+        single = objective(version)
+        expected_loss, expected = step(single, views, Draw.of_batch(BATCH))
+        expected_queue = single.queue.keys if single.queue is not None else queue
         print(
             json.dumps(
                 {

@@ -14,11 +14,11 @@ class FaultyStore(ThreadingHTTPServer):
     """Serves the files below a folder, from any byte on.
 
     Attributes:
-        faults: What goes wrong with the next requests, one after the other; nothing with those after them. A number is
-            the status that is answered; "silent" says nothing, "stall" stops after half of the bytes, "drop" ends the
+        faults: What goes wrong with the next requests, one after the other; later requests succeed. A number is the
+            status of the answer; "silent" never answers, "stall" stops after half of the bytes, "drop" ends the
             connection there, "cut" has only half a file, "changed" has another last byte, "no ranges" sends all bytes,
-            "another range" begins one byte late, "no length" does not say how many bytes come, "endless" says a number
-            of thousands of digits.
+            "another range" begins one byte late, "no length" omits the number of bytes, "endless" gives a number of
+            thousands of digits.
         requests: File and first byte of each request.
     """
 
@@ -29,14 +29,14 @@ class FaultyStore(ThreadingHTTPServer):
         self.folder = folder
         self.faults: Iterator[Fault] = iter(())
         self.requests: list[tuple[str, int]] = []
-        self.over = threading.Event()
+        self.finished = threading.Event()
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def requested(self, ending: str) -> list[tuple[str, int]]:
-        """The requests of files of this ending."""
+        """The requests for files with this ending."""
         return [request for request in self.requests if request[0].endswith(ending)]
 
 
@@ -49,7 +49,7 @@ def faulty_store(folder: Path) -> Iterator[FaultyStore]:
     try:
         yield server
     finally:
-        server.over.set()
+        server.finished.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((name, start))
         path = self.server.folder / name
         if fault == "silent":
-            self.server.over.wait()
+            self.server.finished.wait()
         elif isinstance(fault, int):
             self.send_error(fault)
         elif not path.is_file():
@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[first:stop])
         self.wfile.flush()
         if fault == "stall":
-            self.server.over.wait()
+            self.server.finished.wait()
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""

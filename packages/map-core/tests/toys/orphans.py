@@ -1,4 +1,4 @@
-"""Loads samples that never come, in two processes whose numbers it writes to a file."""
+"""Loads samples that never arrive, in two processes whose ids it writes to a file."""
 
 import multiprocessing
 import sys
@@ -22,7 +22,7 @@ class Endless:
 def write_children(path):
     while len(children := multiprocessing.active_children()) < 2:
         time.sleep(0.05)
-    time.sleep(1)  # for them to begin
+    time.sleep(1)  # for them to start loading
     partial = path.with_suffix(".partial")
     partial.write_text(" ".join(str(child.pid) for child in children))
     partial.rename(path)

@@ -1,4 +1,4 @@
-"""Scripts of these toys in processes of their own, for tests that signal and kill them or let two be one."""
+"""Scripts of these toys in separate processes, for tests that signal or kill them or run two together."""
 
 import json
 import socket
@@ -31,18 +31,19 @@ def wait_for(condition, process, seconds=120):
 
 
 def run_two(script, *arguments):
-    """Run two processes of a script that find each other as those of torchrun do; what they printed.
+    """Run a script in two processes that find each other as under torchrun; return what they printed.
 
     torchrun itself starts those of tests/test_runs.py.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
     for rank in ("0", "1"):
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        both.append(Program(script, *arguments, environment=environment))
-    ended = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], "".join(error for _, error in ended)[-3000:]
-    return "".join(printed for printed, _ in ended)
+        processes.append(Program(script, *arguments, environment=environment))
+    outputs = [process.communicate(timeout=120) for process in processes]
+    errors = "".join(error for _, error in outputs)
+    assert [process.returncode for process in processes] == [0, 0], errors[-3000:]
+    return "".join(printed for printed, _ in outputs)

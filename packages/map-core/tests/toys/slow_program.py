@@ -1,4 +1,4 @@
-"""The toy program on a machine where a batch takes a while, so that it can be killed between two."""
+"""The toy program on a slow machine, so that it can be killed between two batches."""
 
 import sys
 import time

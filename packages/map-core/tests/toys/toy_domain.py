@@ -1,4 +1,4 @@
-"""A domain in miniature: grids of vectors whose level tells three classes apart, and a small hybrid network."""
+"""A miniature domain: grids of vectors in three classes of different level, and a small hybrid network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,8 @@ class ToyDataConfig:
 
     Args:
         count: Training samples.
-        root: Where they are.
-        flip: Turn the sign of every value.
+        root: Folder of the samples.
+        flip: Change the sign of every value.
     """
 
     count: int = 24
@@ -111,7 +111,7 @@ class ToyNet(GridBackbone):
 
 
 class ToySamples:
-    """Sample i is of class i modulo 3, whose level is in every value; ``noisy`` ones differ at every reading."""
+    """Sample i is of class i modulo 3, whose level is in every value; ``noisy`` ones differ at every read."""
 
     def __init__(self, count, first=0, *, noisy=False, sign=1):
         self.count, self.first, self.noisy, self.sign = count, first, noisy, sign
@@ -133,7 +133,7 @@ class ToySamples:
 
 
 def sign_of(data, trained):
-    """Inputs are prepared as they were in training, whatever the data section says."""
+    """Inputs are prepared as in training, whatever the data section says."""
     return -1 if trained.get("flip", data.flip) else 1
 
 
@@ -180,8 +180,8 @@ def load_toy(model, path, *, keep_head=True):
     return load_init(model, path, may_be_missing=("head.",), keep_head=keep_head)
 
 
-def data_defaults(values, description, given):
-    """How a model's inputs were prepared goes before what its run says."""
+def data_defaults(values, description, explicit):
+    """A model's own preprocessing takes precedence over the settings of its run."""
     return {**values, **({"flip": description["flip"]} if "flip" in description else {})}
 
 
@@ -197,7 +197,7 @@ DOMAIN = Domain(
         probed=lambda config: config,
         create_probed=create_classifier,
         load_init=load_toy,
-        tied=("embed_dim",),
+        inherited_settings=("embed_dim",),
     ),
     data=ToyDataConfig,
     objectives={"masked_autoregression": ToyObjectiveConfig, "simmim": ToySimMIMConfig},

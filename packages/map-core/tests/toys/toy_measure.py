@@ -1,4 +1,4 @@
-"""A measure of studies as a package would add it: how much its program wrote."""
+"""A measure for studies, as a package would add it: how much its program wrote."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ CODE = "import pathlib, sys; out = pathlib.Path(sys.argv[1]); out.mkdir(); (out 
 
 
 class Length:
-    """Bytes of a text that says what a run was asked for."""
+    """Bytes of a text that lists the settings of a run."""
 
     title, score, shared = "length", "bytes", ("file",)
 

@@ -11,7 +11,7 @@ NAMES = [f"{'ab'[number % 2]}/{number:02}.bin" for number in range(40)]
 
 
 def files(**changes: Any) -> Files:
-    """The samples as files, with what a test has otherwise."""
+    """The samples as files, with the changes of a test."""
     settings: dict[str, Any] = {
         "names": NAMES,
         "read": CONTENT.__getitem__,

@@ -1,4 +1,4 @@
-"""A task small enough to train in a blink, whose samples, dropout and loss all draw random numbers.
+"""A task that trains in a moment, whose samples, dropout and loss all draw random numbers.
 
 As a script: ``python toy_task.py OUT RESUME TRAINING_JSON TASK_JSON``.
 """
@@ -36,7 +36,7 @@ class ToyData:
 
 
 class SlowData:
-    """Makes a file when it is first read, and takes 20 seconds for all."""
+    """Creates a file when first read, and takes 20 seconds to read in full (2 workers)."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -77,12 +77,12 @@ class ToyTask(Task):
         self.model[3] = nn.BatchNorm1d(width) if dropout else nn.LayerNorm(width)
         self.train_data = ToyData(samples, broken)
         self.slow, self.nan_at, self.signal_at, self.evaluating = slow, nan_at, signal_at, evaluating
-        self.exported, self.seen = [], []
+        self.exported, self.loss_inputs = [], []
 
     def loss(self, model, batch, draw):
         images, classes = batch
         time.sleep(self.slow)
-        self.seen.append((draw, images))
+        self.loss_inputs.append((draw, images))
         if draw.step == self.signal_at and int(os.environ.get("RANK", "1")) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         logits = model(images)
@@ -110,7 +110,7 @@ def toy_config(**changes):
 
 
 def metrics_without_times(out):
-    """The lines of metrics.jsonl but for what differs from machine to machine."""
+    """The lines of metrics.jsonl without what differs between machines."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "samples_per_second")} for line in lines]
 
@@ -120,5 +120,5 @@ if __name__ == "__main__":
     summary = train(
         ToyTask(**json.loads(task)), toy_config(**json.loads(training)), Path(out), resume=resume or None
     )
-    if os.environ.get("RANK", "0") == "0":  # lines of two processes may run into each other
+    if os.environ.get("RANK", "0") == "0":  # lines of two processes may get mixed up
         print(json.dumps(summary))

@@ -1,7 +1,7 @@
-"""Programs in processes of their own that have imported PyTorch already: importing it takes longer than most tests.
+"""Programs in separate processes that have already imported PyTorch: importing it takes longer than most tests.
 
 A server imports the heavy packages and nothing of this project, then forks a process for each program. The process
-leads a session of its own, as one that a shell or a scheduler starts; ``Program`` is to it what subprocess.Popen is.
+leads its own session, like one that a shell or a scheduler starts; ``Program`` is to it what subprocess.Popen is.
 """
 
 import atexit
@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-LINE = 16  # bytes of an answer: a number and blanks
+LINE = 16  # bytes of an answer: a number padded with blanks
 HEAVY = ("torch", "torchvision", "timm", "accelerate", "matplotlib.pyplot")
 
 
 class Program:
-    """Python with these arguments: a script's path, or -m and a module, or -c and code, then the program's own."""
+    """Python with these arguments: a script's path, or -m and a module, or -c and code, then its arguments."""
 
     def __init__(self, *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
         self.output: dict[str, IO[str]] = {name: tempfile.TemporaryFile("w+") for name in ("out", "err")}  # noqa: SIM115
@@ -41,7 +41,7 @@ class Program:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """The status, once it has ended."""
+        """The exit status, or None while it runs."""
         try:
             return self.wait(timeout=0.001)
         except TimeoutError:
@@ -57,7 +57,7 @@ class Program:
         return int(self.connection.recv(LINE, socket.MSG_WAITALL))
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for the end; what was printed to standard output and standard error."""
+        """Wait for the end; return what it printed to standard output and standard error."""
         self.wait(timeout)
         return self.read("out"), self.read("err")
 
@@ -73,7 +73,7 @@ class Program:
 
 
 def run(*arguments: Any, environment: Mapping[str, str] | None = None, timeout: float = 600) -> str:
-    """What a program printed, which must end well; its errors otherwise."""
+    """Run a program, which must succeed; return what it printed."""
     program = Program(*arguments, environment=environment)
     printed, errors = program.communicate(timeout)
     assert program.returncode == 0, printed[-6000:] + errors[-4000:]
@@ -82,7 +82,7 @@ def run(*arguments: Any, environment: Mapping[str, str] | None = None, timeout: 
 
 @functools.cache
 def server_of(process: int) -> str:
-    """Start the server of this process; the socket at which it listens."""
+    """Start the server of this process; return the address of its socket."""
     address = str(Path(tempfile.mkdtemp()) / "warm")
     command = [sys.executable, __file__, address]
     server = subprocess.Popen(
@@ -105,24 +105,24 @@ def serve(address: str) -> None:
     parent = os.getppid()
     print("ready", flush=True)
     listening.settimeout(1)
-    attending = 0
+    handlers = 0
     while os.getppid() == parent:
-        while attending and os.waitpid(-1, os.WNOHANG) != (0, 0):
-            attending -= 1
+        while handlers and os.waitpid(-1, os.WNOHANG) != (0, 0):
+            handlers -= 1
         try:
             connection, _ = listening.accept()
         except TimeoutError:
             continue
         if os.fork() == 0:
             listening.close()
-            attend(connection)
+            handle(connection)
             os._exit(0)
         connection.close()
-        attending += 1
+        handlers += 1
 
 
-def attend(connection: socket.socket) -> None:
-    """Run one program in a child, and say its process and then its status."""
+def handle(connection: socket.socket) -> None:
+    """Run one program in a child; send its process id, then its exit status."""
     connection.setblocking(True)
     text, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
     while not text.endswith(b"\n"):
@@ -134,14 +134,14 @@ def attend(connection: socket.socket) -> None:
         for number, descriptor in enumerate(descriptors, start=1):
             os.dup2(descriptor, number)
             os.close(descriptor)
-        be_python(**json.loads(text))
+        act_as_python(**json.loads(text))
     connection.sendall(str(child).ljust(LINE).encode())
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     connection.sendall(str(status).ljust(LINE).encode())
 
 
-def be_python(arguments: list[str], environment: dict[str, str], folder: str) -> None:
-    """Be Python with these arguments, and end as it would."""
+def act_as_python(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+    """Act as Python with these arguments, and exit as it would."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -158,19 +158,19 @@ def be_python(arguments: list[str], environment: dict[str, str], folder: str) ->
         else:
             sys.argv = arguments
             runpy.run_path(kind, run_name="__main__")
-    except SystemExit as exit_:
-        status = exit_.code
+    except SystemExit as exit_request:
+        status = exit_request.code
         if isinstance(status, str):
             print(status, file=sys.stderr)
             status = 1
     except BaseException:
         traceback.print_exc()
         status = 1
-    end(int(status or 0))
+    exit_process(int(status or 0))
 
 
-def end(status: int) -> None:
-    """Flush, run what was registered for the end, and leave."""
+def exit_process(status: int) -> None:
+    """Run the exit handlers, flush, and exit."""
     import multiprocessing.util
     import threading
 

@@ -1,4 +1,4 @@
-"""Sums are taken in the order in which the subprocesses of these tests take them."""
+"""One thread, so that sums are taken in the same order as in the subprocesses of these tests."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(previous)

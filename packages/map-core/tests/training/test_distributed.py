@@ -1,4 +1,4 @@
-"""Several processes are one process, in real processes that talk over gloo."""
+"""Several processes train as one does, in real processes that communicate over gloo."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_two_processes_are_one_also_when_one_of_them_is_stopped_and_they_resume(
 
 
 def test_processes_evaluate_the_same_buffers_and_keep_the_best_of_the_first(tmp_path):
-    """Were it for each of them to say what is the best, one would wait for the other in the export."""
+    """If each decided for itself what is best, one would wait for the other in the export."""
     run_two(NORMED_TASK, tmp_path / "run", tmp_path)
     (one, loss), (other, others_loss) = (
         json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)

@@ -1,4 +1,4 @@
-"""A broken step never reaches the weights: noticed at once, or at the next look where looking would wait."""
+"""A broken step never reaches the weights: noticed at once, or at the next check where checking would wait."""
 
 import json
 from functools import partial
@@ -20,8 +20,8 @@ FIRST_BROKEN = (
 
 
 @pytest.fixture
-def looks_seldom(monkeypatch):
-    """Guard the run as on a GPU."""
+def deferred_checks(monkeypatch):
+    """Check the run only now and then, as on a GPU."""
     monkeypatch.setattr(loop, "FiniteGuard", partial(FiniteGuard, waits=False))
 
 
@@ -46,7 +46,7 @@ def descend(guard, optimizer, parameter, step, *, loss=1.0, gradient=None):
     ids=str,
 )
 def test_weights_stay_as_they_were_before_the_first_broken_step(broken):
-    """Also in the whole steps that follow it, until somebody looks."""
+    """Also in the unbroken steps that follow it, until the next check."""
     parameter = nn.Parameter(torch.ones(3))
     guard = FiniteGuard(Accelerator(cpu=True), optimizer_of(parameter), waits=False)
     optimizer = guard._optimizer
@@ -74,7 +74,7 @@ def test_whole_steps_are_those_of_an_optimizer_without_a_guard():
     assert torch.equal(guarded, plain)
 
 
-def test_the_message_tells_the_numbers_of_the_first_broken_step():
+def test_the_message_gives_the_numbers_of_the_first_broken_step():
     parameter = nn.Parameter(torch.ones(4))
     optimizer = optimizer_of(parameter)
     guard = FiniteGuard(Accelerator(cpu=True), optimizer, waits=False)
@@ -105,28 +105,28 @@ def test_a_run_stops_at_the_step_and_spoils_nothing(tmp_path, workers):
     config = toy_config(checkpoint_steps=3, workers=workers)
     with pytest.raises(UserError, match=FIRST_BROKEN):
         train(task, config, tmp_path / "run")
-    assert task.seen[-1][0].step == 7
+    assert task.loss_inputs[-1][0].step == 7
     assert_unspoiled(tmp_path / "run", config)
 
 
-def test_a_run_without_a_rate_of_its_own_is_told_of_that_for_a_batch_of_256(tmp_path):
+def test_without_an_absolute_rate_the_message_names_base_lr(tmp_path):
     with pytest.raises(UserError, match=r"with a lower --training.base_lr,"):
         train(ToyTask(nan_at=0), toy_config(lr=None), tmp_path / "run")
 
 
-@pytest.mark.usefixtures("looks_seldom")
+@pytest.mark.usefixtures("deferred_checks")
 def test_a_run_that_looks_seldom_stops_at_the_next_look_and_spoils_nothing(tmp_path):
     """Step 8 is broken, the next checkpoint is due after step 9, the next line after step 11."""
     task = ToyTask(nan_at=7)
     config = toy_config(checkpoint_steps=3, checkpoint_epochs=3, evaluate_epochs=3, log_steps=11)
     with pytest.raises(UserError, match=FIRST_BROKEN):
         train(task, config, tmp_path / "run")
-    assert task.seen[-1][0].step == 8
+    assert task.loss_inputs[-1][0].step == 8
     assert_unspoiled(tmp_path / "run", config)
 
 
 def assert_unspoiled(out, config):
-    """Nothing is exported, the last checkpoint is from before, and resumed from there the run is whole."""
+    """Nothing is exported, the last checkpoint is from before, and a run resumed from it ends with finite weights."""
     assert not (out / "raw.pt").exists()
     assert not (out / "summary.json").exists()
     assert max(path.name for path in (out / "checkpoints").iterdir()) == "step_00000006"
@@ -142,16 +142,16 @@ def test_looking_seldom_changes_no_number(tmp_path, monkeypatch):
     train(ToyTask(), toy_config(**settings), tmp_path / "seldom")
     assert metrics_without_times(tmp_path / "often") == metrics_without_times(tmp_path / "seldom")
     for file in ("model.safetensors", "ema.safetensors"):
-        often, seldom = (
+        every_step, deferred = (
             load_file(tmp_path / run / "checkpoints/step_00000016" / file) for run in ("often", "seldom")
         )
-        assert all(torch.equal(often[name], seldom[name]) for name in often)
+        assert all(torch.equal(every_step[name], deferred[name]) for name in every_step)
 
 
-@pytest.mark.usefixtures("looks_seldom")
+@pytest.mark.usefixtures("deferred_checks")
 def test_a_signal_is_heeded_at_the_next_look_where_several_processes_ask_each_other(tmp_path, monkeypatch):
-    """It comes in step 2; the next line is due after step 5. A run of one process ends after step 2."""
-    monkeypatch.setattr(loop.Run, "hears_a_signal", False)
+    """It arrives in step 2; the next line is due after step 5. A run of one process would end after step 2."""
+    monkeypatch.setattr(loop.Run, "signal_received", False)
     config = toy_config(log_steps=5, checkpoint_epochs=4, evaluate_epochs=4)
     summary = train(ToyTask(signal_at=1), config, tmp_path / "run")
     assert summary["interrupted"]

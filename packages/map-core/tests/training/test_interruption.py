@@ -9,7 +9,7 @@ from map_core.training.interruption import SAME_KEYPRESS_SECONDS, Interruption
 
 
 def test_a_second_ctrl_c_stops_at_once_but_an_echo_of_the_first_does_not():
-    before = signal.getsignal(signal.SIGINT)  # a shell in the background has it ignored
+    handler = signal.getsignal(signal.SIGINT)  # a background job of a shell ignores it
     with Interruption() as interruption:
         assert not interruption.requested
         signal.raise_signal(signal.SIGINT)
@@ -19,4 +19,4 @@ def test_a_second_ctrl_c_stops_at_once_but_an_echo_of_the_first_does_not():
         time.sleep(SAME_KEYPRESS_SECONDS + 0.05)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is handler

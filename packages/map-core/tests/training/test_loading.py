@@ -2,7 +2,7 @@
 
 import pytest
 
-from map_core.training.loading import one_ahead
+from map_core.training.loading import start_one_ahead
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
@@ -13,9 +13,9 @@ def test_the_next_batch_is_started_before_one_is_used(count: int) -> None:
         events.append(("started", batch))
         return 10 * batch
 
-    for batch in one_ahead(iter(range(count)), start):
+    for batch in start_one_ahead(iter(range(count)), start):
         events.append(("used", batch // 10))
-    assert [number for what, number in events if what == "used"] == list(range(count))
+    assert [number for event, number in events if event == "used"] == list(range(count))
     for number in range(count):
         before = events[: events.index(("used", number))]
-        assert [n for what, n in before if what == "started"] == list(range(min(number + 2, count)))
+        assert [n for event, n in before if event == "started"] == list(range(min(number + 2, count)))

@@ -1,4 +1,4 @@
-"""What one process's run does, step by step, and what it leaves behind."""
+"""What a run of one process does, step by step, and what it leaves behind."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from map_core.training.schedule import Schedule
 
 
 def test_a_run_is_adamw_on_the_clipped_mean_gradient_with_a_moving_average(tmp_path):
-    """Against a loop written out by hand, on the samples that the engine showed its task."""
+    """Against a loop written out by hand, on the samples that the engine passed to its task."""
     task = ToyTask(dropout=0)
     model = copy.deepcopy(task.model)
     config = toy_config(max_steps=6, clip_grad=0.3, ema_decay=0.8, weight_decay=0.0, accumulation_steps=2)
@@ -32,8 +32,8 @@ def test_a_run_is_adamw_on_the_clipped_mean_gradient_with_a_moving_average(tmp_p
     average = {name: value.clone() for name, value in model.state_dict().items()}
     norms = []
     for step in range(6):
-        halves = [image for draw, image in task.seen if draw.step == step]
-        draws = [draw for draw, _ in task.seen if draw.step == step]
+        halves = [image for draw, image in task.loss_inputs if draw.step == step]
+        draws = [draw for draw, _ in task.loss_inputs if draw.step == step]
         assert [draw.samples for draw in draws] == [slice(0, 8), slice(8, 16)]
         optimizer.param_groups[0]["lr"] = Schedule.of(config, 4)(step)
         optimizer.zero_grad()
@@ -69,7 +69,7 @@ def test_max_steps_stops_early_on_the_schedule_of_the_whole_run(tmp_path):
     assert len(short) == 7
     assert short == long[:7]
     resumed = train(ToyTask(), toy_config(log_steps=1), tmp_path / "short", resume="auto")
-    assert resumed["samples"] == 16 * 16  # those before the resume as well
+    assert resumed["samples"] == 16 * 16  # including those before the resume
 
 
 def test_a_run_directory_explains_itself(tmp_path, curves_drawn):
@@ -160,10 +160,10 @@ def test_an_error_of_the_main_process_keeps_its_kind_and_its_cause():
     def fail():
         raise Diverged("at step 3") from cause
 
-    with pytest.raises(Diverged, match="at step 3") as raised:
+    with pytest.raises(Diverged, match="at step 3") as error_info:
         Peers().agree(fail)
-    assert raised.value.__cause__ is cause
-    assert raised.traceback[-1].name == "fail"
+    assert error_info.value.__cause__ is cause
+    assert error_info.traceback[-1].name == "fail"
 
 
 def test_a_device_that_the_launcher_would_not_use_is_refused(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path):
     assert summary["interrupted"] is False
 
 
-def test_a_signal_is_heard_after_its_step_where_nothing_else_reads_the_device(tmp_path, monkeypatch):
+def test_a_signal_is_noticed_after_its_step_where_nothing_else_reads_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "FiniteGuard", partial(FiniteGuard, waits=False))
     config = toy_config(log_steps=1000, checkpoint_epochs=4, evaluate_epochs=4)
     assert train(ToyTask(signal_at=2), config, tmp_path / "run")["stopped_by"] == "SIGTERM"
@@ -203,6 +203,6 @@ def test_a_signal_is_heard_after_its_step_where_nothing_else_reads_the_device(tm
 def test_a_model_that_cannot_be_sharded_says_why(monkeypatch):
     monkeypatch.setattr(state, "is_sharded", lambda accelerator: True)
     task = ToyTask()
-    task.model.unfit_for_sharding = "this one moves a copy"
+    task.model.reason_not_to_shard = "this one moves a copy"
     with pytest.raises(UserError, match=r"^this one moves a copy; train without FSDP"):
         state.TrainingState(task, toy_config(), Accelerator(cpu=True))

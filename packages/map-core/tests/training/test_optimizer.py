@@ -16,16 +16,16 @@ def test_layer_decay_slows_early_layers_and_spares_vectors_from_decay():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=4, num_classes=5)
     groups = default_parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {
+    settings = {
         names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]
     }
-    assert found.keys() == dict(model.named_parameters()).keys()
-    assert found["head.weight"] == (1.0, 0.05)
-    assert found["blocks.3.mlp.fc1.weight"] == (0.5, 0.05)
-    assert found["blocks.0.mlp.fc1.weight"] == (0.5**4, 0.05)
-    assert found["blocks.0.mlp.fc1.bias"] == (0.5**4, 0.0)
-    assert found["patch_embed.proj.weight"] == (0.5**5, 0.05)
-    assert found["pos_embed"] == (0.5**5, 0.0)
+    assert settings.keys() == dict(model.named_parameters()).keys()
+    assert settings["head.weight"] == (1.0, 0.05)
+    assert settings["blocks.3.mlp.fc1.weight"] == (0.5, 0.05)
+    assert settings["blocks.0.mlp.fc1.weight"] == (0.5**4, 0.05)
+    assert settings["blocks.0.mlp.fc1.bias"] == (0.5**4, 0.0)
+    assert settings["patch_embed.proj.weight"] == (0.5**5, 0.05)
+    assert settings["pos_embed"] == (0.5**5, 0.0)
     optimizer = build_optimizer(groups, TrainingConfig())
     set_learning_rate(optimizer, 0.1)
     assert {group["lr"] for group in optimizer.param_groups} == {0.1 * 0.5**i for i in range(6)}
@@ -70,15 +70,15 @@ def test_adam_is_fused_so_that_a_broken_step_can_be_passed_over(name, fused):
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "problem"),
     [
         ("adafactorbv", "keeps momentum_dtype as a dtype"),
         ("adahessian", "needs gradients of gradients"),
         ("kron", "keeps rng_state beside the state of parameters"),
     ],
 )
-def test_an_optimizer_that_no_run_could_end_with_is_refused(name, why):
-    with pytest.raises(UserError, match=f"training.optimizer {name} {why}.*; choose another"):
+def test_an_optimizer_that_no_run_could_end_with_is_refused(name, problem):
+    with pytest.raises(UserError, match=f"training.optimizer {name} {problem}.*; choose another"):
         build_optimizer(one_group(), TrainingConfig(optimizer=name))
 
 
@@ -96,14 +96,14 @@ def test_an_unknown_optimizer_names_its_near_matches():
         build_optimizer(one_group(), TrainingConfig(optimizer="adamww"))
 
 
-def test_a_budget_of_samples_sets_epochs_and_warmup_whatever_is_said_of_them():
-    said = TrainingConfig(sample_budget=1000, epochs=1, warmup_epochs=5.0, batch_size=10)
-    said.validate()
-    fitted = said.fitted(100)
-    assert fitted.epochs == 10
-    assert fitted.warmup_epochs < fitted.epochs
+def test_a_budget_of_samples_overrides_epochs_and_warmup():
+    config = TrainingConfig(sample_budget=1000, epochs=1, warmup_epochs=5.0, batch_size=10)
+    config.validate()
+    resolved = config.resolved_for(100)
+    assert resolved.epochs == 10
+    assert resolved.warmup_epochs < resolved.epochs
     with pytest.raises(UserError, match=r"training.warmup_epochs must be below epochs \(1\)"):
-        replace(said, sample_budget=None).validate()
+        replace(config, sample_budget=None).validate()
 
 
 @pytest.mark.parametrize(

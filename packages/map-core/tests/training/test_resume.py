@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or damaged goes on as if nothing had happened."""
+"""A run that is killed, stopped or damaged continues as if nothing had happened."""
 
 import errno
 import json
@@ -56,7 +56,7 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tmp_pa
 
     task = ToyTask()
     train(task, toy_config(**SETTINGS, workers=2), out, resume="auto")
-    assert min(draw.step for draw, _ in task.seen) >= 9, "a step saved before the kill was repeated"
+    assert min(draw.step for draw, _ in task.loss_inputs) >= 9, "a step saved before the kill was repeated"
     assert [line["step"] for line in metrics_without_times(out)][: len(before)] == before
     assert_same_run(out, whole_run)
 
@@ -91,7 +91,7 @@ def test_stopped_at_any_step_even_before_a_due_evaluation(tmp_path, whole_run, s
 
 
 def test_a_finished_run_resumes_to_the_same_summary(whole_run):
-    """Also in what was measured of the process that trained, which this one did not."""
+    """Also in the measurements of the process that trained, which this one did not."""
     file = whole_run / "summary.json"
     before = json.loads(file.read_text()) | {"peak_memory_bytes": 1, "device": "another"}
     file.write_text(json.dumps(before))
@@ -104,8 +104,8 @@ def test_a_summary_of_another_step_or_of_an_interrupted_run_is_not_kept(half_run
     half = json.loads(file.read_text()) | {"device": "another"}
     for other in ({"samples": 1}, {"interrupted": True}):
         file.write_text(json.dumps(half | other))
-        again = train(ToyTask(), toy_config(**SETTINGS, max_steps=8), half_run, resume="auto")
-        assert (again["samples"], again["device"] != "another") == (128, True)
+        summary = train(ToyTask(), toy_config(**SETTINGS, max_steps=8), half_run, resume="auto")
+        assert (summary["samples"], summary["device"] != "another") == (128, True)
     file.write_text(json.dumps(half))
     assert train(ToyTask(), toy_config(**SETTINGS), half_run, resume="auto")["device"] != "another"
 
@@ -124,7 +124,7 @@ def test_resume_auto_is_the_command_of_a_first_start_too(tmp_path, whole_run, ca
 
 
 @pytest.mark.parametrize("resume", [None, "auto"])
-def test_a_run_that_failed_before_its_first_checkpoint_starts_anew(tmp_path, whole_run, resume):
+def test_a_run_that_failed_before_its_first_checkpoint_starts_over(tmp_path, whole_run, resume):
     with pytest.raises(UserError, match="not finite at step 3"):
         train(ToyTask(nan_at=2), toy_config(**SETTINGS | {"log_steps": 1}), tmp_path / "run")
     assert (tmp_path / "run/metrics.jsonl").read_text()
@@ -206,9 +206,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(half_run, 
         (newest / "manifest.json").unlink()
         reason = "manifest.json is missing"
     train(ToyTask(), toy_config(**SETTINGS), half_run, resume="auto")
-    assert f"skipping checkpoint {newest}: " in (printed := capfd.readouterr().err)
-    assert reason in printed
-    assert "going on after step 6" in printed
+    assert f"skipping checkpoint {newest}: " in (output := capfd.readouterr().err)
+    assert reason in output
+    assert "going on after step 6" in output
     assert_same_run(half_run, whole_run)
     with pytest.raises(UserError, match="is no usable checkpoint"):
         train(ToyTask(), toy_config(), half_run, resume=str(newest.with_name("superseded_" + newest.name)))

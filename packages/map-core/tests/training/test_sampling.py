@@ -25,16 +25,16 @@ def keys_by_step(config, processes, samples=70, start=0, stop=16):
         batches = list(sampler)
         assert len(batches) == len(sampler)
         for number, keys in enumerate(batches):
-            index, micro = start + number // plan.accumulation_steps, number % plan.accumulation_steps
-            place = plan.draw(index, micro).samples
-            steps.setdefault(index, [None] * plan.batch_size)[place] = keys
+            step, micro = start + number // plan.accumulation_steps, number % plan.accumulation_steps
+            slots = plan.draw(step, micro).samples
+            steps.setdefault(step, [None] * plan.batch_size)[slots] = keys
     return steps
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 2), (4, 2), (2, 8)])
 def test_processes_and_accumulation_split_the_same_global_batches(processes, accumulation):
-    alone = keys_by_step(toy_config(), 1)
-    assert keys_by_step(toy_config(accumulation_steps=accumulation), processes) == alone
+    expected = keys_by_step(toy_config(), 1)
+    assert keys_by_step(toy_config(accumulation_steps=accumulation), processes) == expected
 
 
 def test_a_later_start_sees_what_an_earlier_one_would_have():
@@ -44,34 +44,34 @@ def test_a_later_start_sees_what_an_earlier_one_would_have():
 
 
 @pytest.mark.parametrize(
-    ("samples", "told"),
+    ("samples", "expected"),
     [(64, None), (70, "; each epoch leaves out 6 samples, drawn anew, that fill no batch")],
 )
-def test_samples_that_fill_no_batch_are_counted(samples, told):
+def test_samples_that_fill_no_batch_are_counted(samples, expected):
     text = RunPlan.of(toy_config(), samples, 1, 0).describe("pretrain", toy_config(), torch.device("cpu"), 0)
-    assert (told in text) if told else ("leaves out" not in text)
+    assert (expected in text) if expected else ("leaves out" not in text)
 
 
 @pytest.mark.parametrize(
-    ("lr", "told"),
+    ("lr", "expected"),
     [
         (0.01, "learning rate 0.01 as training.lr says (training.base_lr counts where that is null)"),
         (None, "learning rate 3.125e-05 = 0.0005 * 16 / 256"),
     ],
 )
-def test_the_start_tells_which_setting_the_learning_rate_comes_from(lr, told):
+def test_the_first_line_names_the_setting_that_the_learning_rate_comes_from(lr, expected):
     config = toy_config(lr=lr, base_lr=5e-4)
-    assert told in RunPlan.of(config, 64, 1, 0).describe("pretrain", config, torch.device("cpu"), 0)
+    assert expected in RunPlan.of(config, 64, 1, 0).describe("pretrain", config, torch.device("cpu"), 0)
 
 
-def keys_of_epoch(plan, epoch):
+def expected_keys(plan, epoch):
     """The definition: every sample of a permutation ``repeats`` times in a row, cut to whole batches."""
     permutation = torch.randperm(plan.samples, generator=keyed_generator(plan.seed, "order", epoch)).tolist()
-    repeated = [SampleKey(epoch, n, again) for n in permutation for again in range(plan.repeats)]
+    repeated = [SampleKey(epoch, n, repeat) for n in permutation for repeat in range(plan.repeats)]
     return repeated[: plan.samples // plan.batch_size * plan.batch_size]
 
 
-def epoch_of(plan, epoch):
+def epoch_keys(plan, epoch):
     per_epoch = plan.steps_per_epoch
     return [key for batch in RunSampler(plan, epoch * per_epoch, (epoch + 1) * per_epoch) for key in batch]
 
@@ -82,7 +82,7 @@ def epoch_of(plan, epoch):
 @pytest.mark.parametrize("samples", [70, 64, 23])
 def test_the_order_of_an_epoch_is_its_definition(samples, seed, repeats, epoch):
     plan = RunPlan.of(toy_config(seed=seed, repeated_augmentation=repeats), samples, 1, 0)
-    assert epoch_of(plan, epoch) == keys_of_epoch(plan, epoch)
+    assert epoch_keys(plan, epoch) == expected_keys(plan, epoch)
 
 
 @pytest.mark.parametrize(
@@ -95,19 +95,19 @@ def test_the_order_of_an_epoch_is_its_definition(samples, seed, repeats, epoch):
 )  # fmt: skip
 def test_the_order_of_an_epoch_is_that_of_version_0_1(seed, epoch, repeats, first):
     plan = RunPlan.of(toy_config(seed=seed, repeated_augmentation=repeats), 70, 1, 0)
-    assert [(key.sample, key.repeat) for key in epoch_of(plan, epoch)[:6]] == first
+    assert [(key.sample, key.repeat) for key in epoch_keys(plan, epoch)[:6]] == first
 
 
 def test_an_epoch_visits_samples_once_in_an_order_of_its_own():
     plan = RunPlan.of(toy_config(), 70, 1, 0)
-    orders = [[key.sample for key in epoch_of(plan, epoch)] for epoch in range(3)]
+    orders = [[key.sample for key in epoch_keys(plan, epoch)] for epoch in range(3)]
     assert all(len(set(order)) == len(order) == 64 for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    assert [k.sample for k in epoch_of(RunPlan.of(toy_config(seed=1), 70, 1, 0), 0)] != orders[0]
+    assert [k.sample for k in epoch_keys(RunPlan.of(toy_config(seed=1), 70, 1, 0), 0)] != orders[0]
 
 
 def test_repeated_augmentation_repeats_samples_and_keeps_the_length():
-    keys = epoch_of(RunPlan.of(toy_config(repeated_augmentation=3), 70, 1, 0), 0)
+    keys = epoch_keys(RunPlan.of(toy_config(repeated_augmentation=3), 70, 1, 0), 0)
     assert len(keys) == len(set(keys)) == 64
     assert all(keys[3 * i].sample == keys[3 * i + 1].sample == keys[3 * i + 2].sample for i in range(21))
     assert len({key.sample for key in keys}) == 22
@@ -131,7 +131,7 @@ def test_a_data_set_may_be_read_in_an_order_of_its_own():
         return torch.arange(69, -1, -1)
 
     plan = RunPlan.of(toy_config(), 70, 1, 0, backwards)
-    assert [key.sample for key in epoch_of(plan, 1)] == [*range(69, 5, -1)]
+    assert [key.sample for key in epoch_keys(plan, 1)] == [*range(69, 5, -1)]
 
 
 def test_a_sample_is_a_function_of_its_key_and_leaves_no_trace():
@@ -148,14 +148,17 @@ def test_a_sample_is_a_function_of_its_key_and_leaves_no_trace():
 
 
 def test_workers_load_the_same_samples(tmp_path):
-    alone, helped = ToyTask(), ToyTask()
-    train(alone, toy_config(max_steps=3), tmp_path / "alone")
-    train(helped, toy_config(max_steps=3, workers=2), tmp_path / "helped")
-    assert all(torch.equal(a[1], b[1]) for a, b in zip(alone.seen, helped.seen, strict=True))
+    without_workers, with_workers = ToyTask(), ToyTask()
+    train(without_workers, toy_config(max_steps=3), tmp_path / "alone")
+    train(with_workers, toy_config(max_steps=3, workers=2), tmp_path / "helped")
+    assert all(
+        torch.equal(a[1], b[1])
+        for a, b in zip(without_workers.loss_inputs, with_workers.loss_inputs, strict=True)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_users_error_in_a_sample_arrives_as_it_was_told(tmp_path, workers):
+def test_a_users_error_in_a_sample_arrives_unchanged(tmp_path, workers):
     with pytest.raises(UserError, match=r"^picture 7 cannot be read; remove it$"):
         train(ToyTask(broken=7, samples=16), toy_config(workers=workers), tmp_path / "run")
 
@@ -177,8 +180,8 @@ def test_batches_in_order_are_those_of_their_keys(workers):
 def test_shards_in_order_are_every_third_sample(shard):
     settings = {"batch_size": 3, "workers": 0, "device": torch.device("cpu"), "seed": 5, "draw": 2}
     whole, part = (
-        torch.cat([inputs for inputs, _ in batches_in_order(ToyData(8), shard=which, **settings)])
-        for which in ((0, 1), (shard, 3))
+        torch.cat([inputs for inputs, _ in batches_in_order(ToyData(8), shard=index_and_count, **settings)])
+        for index_and_count in ((0, 1), (shard, 3))
     )
     assert torch.equal(part, whole[shard::3])
 
@@ -215,17 +218,20 @@ def test_draws_of_a_step_share_its_keys_and_split_its_samples():
     [(12, 1000, 12, 50), (300, 40, 64, 2), (5000, 2, 64, 1), (1_000_000, 1, 64, 1)],
 )
 def test_a_budget_of_samples_fits_any_number_of_them(samples, epochs, batch, every):
-    config = TrainingConfig(sample_budget=12_000, batch_size=64).fitted(samples)
+    config = TrainingConfig(sample_budget=12_000, batch_size=64).resolved_for(samples)
     config.validate()
     assert (config.epochs, config.batch_size, config.sample_budget) == (epochs, batch, None)
     assert config.checkpoint_epochs == config.evaluate_epochs == every
     assert config.warmup_epochs == epochs / 20
     assert RunPlan.of(config, samples, 1, 0).total_steps > 0
-    assert config.fitted(samples) == config
+    assert config.resolved_for(samples) == config
 
 
 def test_a_batch_in_parts_stays_whole_under_a_budget():
-    assert TrainingConfig(sample_budget=100, batch_size=64, accumulation_steps=4).fitted(14).batch_size == 12
+    assert (
+        TrainingConfig(sample_budget=100, batch_size=64, accumulation_steps=4).resolved_for(14).batch_size
+        == 12
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,22 +246,22 @@ def test_a_batch_in_parts_stays_whole_under_a_budget():
 )
 def test_a_budget_fits_a_batch_that_micro_batches_share_evenly(samples, processes, steps, pairs, batch):
     config = TrainingConfig(sample_budget=1000, accumulation_steps=steps)
-    fitted = config.fitted(samples, processes=processes, pairs=pairs)
-    assert fitted.batch_size == batch
+    resolved = config.resolved_for(samples, processes=processes, pairs=pairs)
+    assert resolved.batch_size == batch
     if batch <= samples:
-        assert RunPlan.of(fitted, samples, processes, 0).steps_per_epoch == 1
+        assert RunPlan.of(resolved, samples, processes, 0).steps_per_epoch == 1
     assert (
-        replace(config, batch_size=33).fitted(1000, processes=1, pairs=pairs).batch_size == 33
+        replace(config, batch_size=33).resolved_for(1000, processes=1, pairs=pairs).batch_size == 33
     )  # as it was set
 
 
 def test_the_cure_for_an_uneven_batch_needs_no_more_samples_than_there_are():
-    config = TrainingConfig(sample_budget=1000).fitted(101)
+    config = TrainingConfig(sample_budget=1000).resolved_for(101)
     with pytest.raises(
         UserError, match=r"batch_size \(101\) must be a multiple .*; set --training.batch_size 100"
     ):
         RunPlan.of(config, 101, 2, 0)
     assert (
-        RunPlan.of(TrainingConfig(sample_budget=1000, batch_size=100).fitted(101), 101, 2, 0).batch_size
+        RunPlan.of(TrainingConfig(sample_budget=1000, batch_size=100).resolved_for(101), 101, 2, 0).batch_size
         == 100
     )

@@ -20,10 +20,10 @@ def test_a_signal_to_the_group_during_evaluation_saves_at_once_and_loses_nothing
     out, marker = tmp_path / "run", tmp_path / "evaluating"
     process = start_training(out, {"workers": 2, "checkpoint_epochs": 4}, {"evaluating": str(marker)})
     wait_for(marker.exists, process)
-    began = time.monotonic()
+    start_time = time.monotonic()
     os.killpg(process.pid, number)
     stdout, stderr = process.communicate(timeout=60)
-    assert time.monotonic() - began < 15, "the evaluation of 20 seconds was waited for"
+    assert time.monotonic() - start_time < 15, "the evaluation of 20 seconds was waited for"
     assert process.returncode == 0, stderr
     summary = json.loads(stdout)
     assert (summary["interrupted"], summary["stopped_by"]) == (True, number.name)

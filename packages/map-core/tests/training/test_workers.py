@@ -1,4 +1,4 @@
-"""A loading process that dies or hangs is named, with what it reads; none outlives its parent."""
+"""A loading process that dies or hangs is named, with the sample that it reads; none outlives its parent."""
 
 import multiprocessing
 import os
@@ -11,32 +11,32 @@ import torch
 from processes import start, wait_for
 
 from map_core import UserError
-from map_core.training.loading import loaded
+from map_core.training.loading import load_batches
 from map_core.training.sampling import SampleKey
 from map_core.training.workers import await_death
 
 
 class Faulty:
-    """Ten samples; at the sixth something happens to whoever reads it."""
+    """Ten samples; reading the sixth calls ``fault``."""
 
     names = tuple(f"picture_{index}.png" for index in range(10))
 
-    def __init__(self, happens):
-        self.happens = happens
+    def __init__(self, fault):
+        self.fault = fault
 
     def __len__(self):
         return 10
 
     def __getitem__(self, index):
         if index == 5:
-            self.happens()
+            self.fault()
         return torch.tensor(index)
 
 
-def batches(happens, **changes):
+def batches(fault, **changes):
     settings = {"workers": 2, "device": torch.device("cpu"), "collate": torch.stack, "patience": 1.5}
     settings["sampler"] = [SampleKey(0, index, 0) for index in range(10)]
-    return loaded(Faulty(happens), 0, **(settings | changes), batch_size=2)
+    return load_batches(Faulty(fault), 0, **(settings | changes), batch_size=2)
 
 
 def kill():
@@ -48,7 +48,7 @@ def hang():
 
 
 @pytest.mark.parametrize(
-    ("happens", "message"),
+    ("fault", "message"),
     [
         (
             kill,
@@ -60,21 +60,21 @@ def hang():
         ),
         (
             hang,
-            r"no batch came within 1.5 seconds; still being read: sample 5 \(picture_5.png\); look whether",
+            r"no batch came within 1.5 seconds; still being read: sample 5 \(picture_5.png\); check that these",
         ),
     ],
     ids=["killed", "exits", "hangs"],
 )
-def test_a_process_that_does_not_go_on_is_named_with_its_sample(happens, message):
-    began = time.monotonic()
+def test_a_process_that_does_not_go_on_is_named_with_its_sample(fault, message):
+    start_time = time.monotonic()
     with pytest.raises(UserError, match=message):
-        list(batches(happens))
-    assert time.monotonic() - began < 30
+        list(batches(fault))
+    assert time.monotonic() - start_time < 30
     assert multiprocessing.active_children() == []
 
 
 def test_a_process_that_dies_while_its_batch_is_taken_is_named_with_its_sample():
-    """A batch's memory is handed over by the process that made it, which may be half dead by then."""
+    """The process that made a batch hands over its memory, and may be half dead by then."""
     half_dead = multiprocessing.Event()
 
     def die_slowly():
@@ -131,9 +131,9 @@ def test_processes_obey_nobody_but_their_parent():
 
 
 def test_what_pytorch_would_do_about_a_dead_child_is_as_before():
-    before = signal.getsignal(signal.SIGCHLD)
+    handler = signal.getsignal(signal.SIGCHLD)
     list(batches(lambda: None))
-    assert signal.getsignal(signal.SIGCHLD) is before
+    assert signal.getsignal(signal.SIGCHLD) is handler
 
 
 def test_processes_that_hang_die_with_a_parent_that_is_killed(tmp_path):
@@ -144,15 +144,15 @@ def test_processes_that_hang_die_with_a_parent_that_is_killed(tmp_path):
     process.kill()
     process.communicate(timeout=30)
     for _ in range(100):
-        if not any(lives(child) for child in children):
+        if not any(is_alive(child) for child in children):
             return
         time.sleep(0.1)
-    raise AssertionError(f"left behind: {[child for child in children if lives(child)]}")
+    raise AssertionError(f"left behind: {[child for child in children if is_alive(child)]}")
 
 
-def lives(number):
+def is_alive(pid):
     try:
-        with open(f"/proc/{number}/stat") as file:
+        with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False

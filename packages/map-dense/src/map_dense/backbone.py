@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from map_core.blocks import TransformerBlock
 from map_core.encoder import expand_layout
 from map_core.errors import UserError, near_matches
-from map_dense.settings import as_tuples, check_count, check_frozen_stages, is_whole
+from map_dense.settings import check_count, check_frozen_stages, is_whole, lists_to_tuples
 from map_dense.windows import WindowedTransformerBlock
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.model import HybridNet
@@ -27,14 +27,14 @@ CLASSIFIER_ONLY = {
     "patch_stride",
     "keep_registers",
 }
-OF_PYRAMIDS = {"stem_dim", "depths", "window_size", "layer_scale"}
-CHANGES = tuple(
-    field.name for field in fields(ModelConfig) if field.name not in CLASSIFIER_ONLY | OF_PYRAMIDS | {"name"}
+PYRAMID_ONLY = {"stem_dim", "depths", "window_size", "layer_scale"}
+MODEL_OPTIONS = tuple(
+    field.name for field in fields(ModelConfig) if field.name not in CLASSIFIER_ONLY | PYRAMID_ONLY | {"name"}
 )
 
 
 def default_out_indices(num_layers: int) -> tuple[int, ...]:
-    """Layers behind the four quarters of the depth: 7, 15, 23, 31 of 32, which are Transformer blocks in HybridNet.
+    """The last layer of each quarter of the depth: 7, 15, 23, 31 of 32, which are Transformer blocks in HybridNet.
 
     Raises:
         UserError: fewer than four layers.
@@ -46,8 +46,8 @@ def default_out_indices(num_layers: int) -> tuple[int, ...]:
     return tuple((i + 1) * num_layers // NUM_FEATURES - 1 for i in range(NUM_FEATURES))
 
 
-def _checked_size(img_size: Any) -> int | tuple[int, int] | None:
-    """One number for both sides, or two.
+def _validate_size(img_size: Any) -> int | tuple[int, int] | None:
+    """Require one number of pixels for both sides, or two numbers, or None.
 
     Raises:
         UserError: anything else, or a side below one pixel.
@@ -55,37 +55,37 @@ def _checked_size(img_size: Any) -> int | tuple[int, int] | None:
     if img_size is None:
         return None
     sides = [img_size] * 2 if isinstance(img_size, int) else img_size
-    whole = isinstance(sides, Sequence) and len(sides) == 2 and all(isinstance(side, int) for side in sides)
-    if not whole or min(sides) < 1:
+    is_valid = isinstance(sides, Sequence) and len(sides) == 2 and all(is_whole(side) for side in sides)
+    if not is_valid or min(sides) < 1:
         raise UserError(f"img_size must be a number of pixels or [height, width]; got {img_size!r}")
     return img_size if isinstance(img_size, int) else (sides[0], sides[1])
 
 
 class HybridBackbone(nn.Module):
-    """A model of map-vision without registers, head or final norm that gives maps of features behind chosen layers.
+    """A model of map-vision without registers, head or final norm that returns feature maps after chosen layers.
 
-    Any height and width is read: images are padded with zeros (the mean, once they are normalised) at the right and
-    bottom to multiples of the patch, and positions are resampled to the grid. The features are those of the residual
-    stream, as :meth:`map_vision.model.HybridNet.forward_intermediates` gives them without its norm.
+    Images may have any height and width: they are padded with zeros (the mean, once they are normalised) at the right
+    and bottom to multiples of the patch size, and positions are resampled to the grid. The features are those of the
+    residual stream, as :meth:`map_vision.model.HybridNet.forward_intermediates` returns them without its norm.
 
     Args:
         name: A model of map-vision: ``hybridnet_*``, ``mambar_*`` or ``map_vit_*``.
-        img_size: Height and width in pixels that the table of positions is made for; as the name says when None.
-        patch_size: Height and width of a patch, and the stride of the features; as the name says when None.
-        out_indices: Layers (from 0) whose features are given; four, evenly spaced, when None. Layers behind the last
-            are left out.
+        img_size: Height and width in pixels that the position table is made for; the named model's when None.
+        patch_size: Height and width of a patch, and the stride of the features; the named model's when None.
+        out_indices: Layers (from 0) whose features are returned; four, evenly spaced, when None. Layers after the last
+            one are left out.
         frozen_stages: -1 trains everything, 0 freezes patch embedding and positions, n > 0 also the first n layers.
         activation_checkpointing: Recompute each layer in the backward pass instead of storing its activations.
         window_size: Rows and columns of patches within which Transformer blocks attend, except those in
             ``out_indices``, which attend globally; None for global attention everywhere. Mamba always scans all.
-        drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
+        drop_path_rate: Stochastic depth rate of the last layer; those before rise to it linearly from 0.
         **model_changes: What differs from the named model: ``embed_dim``, ``layout``, ``num_heads``, ``mlp_ratio``,
             ``order``, ``position``, ``bidirectional``, ``wiring`` or ``in_chans``.
 
     Raises:
-        UserError: an unknown name or change, an ``img_size`` that is neither a number nor two, ``out_indices`` that
-            are no list, or beyond the depth, as ``frozen_stages`` may be; a ``window_size`` or ``num_heads`` that is
-            no number from 1 on.
+        UserError: an unknown name or option; an ``img_size`` that is neither one number nor two; ``out_indices`` that
+            are not a list; ``out_indices`` or ``frozen_stages`` beyond the depth; a ``window_size`` or ``num_heads``
+            that is not a whole number of at least 1.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class HybridBackbone(nn.Module):
         **model_changes: Any,
     ) -> None:
         super().__init__()
-        for change in set(model_changes) - set(CHANGES):
-            reason = "belongs to the classifier" if change in CLASSIFIER_ONLY else "is unknown"
-            raise UserError(f"backbone option {change!r} {reason}; {near_matches(change, CHANGES)}")
+        for option in set(model_changes) - set(MODEL_OPTIONS):
+            reason = "belongs to the classifier" if option in CLASSIFIER_ONLY else "is unknown"
+            raise UserError(f"backbone option {option!r} {reason}; {near_matches(option, MODEL_OPTIONS)}")
         check_count("patch_size", patch_size, "for the name's")
         check_count("window_size", window_size, "for global attention")
         check_count("num_heads", model_changes.get("num_heads"), "for the name's")
         self.config = ModelConfig(
             name,
-            img_size=_checked_size(img_size),
+            img_size=_validate_size(img_size),
             patch_size=patch_size,
             drop_path_rate=drop_path_rate,
-            **as_tuples(model_changes),
+            **lists_to_tuples(model_changes),
         )
         model = create_backbone(self.config)
         if not isinstance(model, HybridNet):
@@ -122,10 +122,10 @@ class HybridBackbone(nn.Module):
         self.embed_dim = self.model.embed_dim
         self.patch_size = self.model.patch_size[0]
         self.depth = len(self.model.encoder.blocks)
-        self.out_indices = self._checked_indices(out_indices)
+        self.out_indices = self._validate_indices(out_indices)
         self.out_channels = [self.embed_dim] * len(self.out_indices)
         self.model.prune_intermediate_layers(self.out_indices, prune_norm=True)
-        self.num_layers = len(self.model.encoder.blocks)  # the layers that are run
+        self.num_layers = len(self.model.encoder.blocks)  # after pruning
         self.model.set_grad_checkpointing(activation_checkpointing)
         if window_size is not None:
             self._attend_in_windows(window_size)
@@ -136,29 +136,29 @@ class HybridBackbone(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """All of the model's arguments: those of its name, and what was changed."""
+        """All arguments of the model: those of the named model, overridden by the options."""
         img_size, arguments = ARCHITECTURES[self.config.name]
         return {"img_size": img_size, **arguments, **self.config.arguments()}
 
     @property
     def layout(self) -> str:
-        """Kinds of the layers that are kept, one letter each."""
+        """The kinds of the remaining layers, one letter each."""
         return expand_layout(self.architecture["layout"])[: self.num_layers]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d rows cols"]]:
-        """Give the features behind each of ``out_indices``; rows and columns are ceil(h / p) and ceil(w / p)."""
+        """Return the features after each of ``out_indices``; rows and columns are ceil(h / p) and ceil(w / p)."""
         p = self.patch_size
         padded = F.pad(x, (0, -x.shape[-1] % p, 0, -x.shape[-2] % p))
         return self.model.forward_intermediates(padded, self.out_indices, intermediates_only=True)
 
     def train(self, mode: bool = True) -> "HybridBackbone":
-        """Switch the mode of what is not frozen: frozen layers stay in evaluation mode."""
+        """Set the mode of all but the frozen layers, which stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
         return self
 
-    def _checked_indices(self, out_indices: Sequence[int] | int | None) -> list[int]:
+    def _validate_indices(self, out_indices: Sequence[int] | int | None) -> list[int]:
         depth = self.depth
         if out_indices is None:
             return list(default_out_indices(depth))

@@ -1,4 +1,4 @@
-"""CamVid's street scenes in 11 classes, as mmseg reads a data set."""
+"""CamVid's street scenes in 11 classes, as a data set for mmseg."""
 
 from typing import Any, ClassVar
 

@@ -1,4 +1,4 @@
-"""The configs that come with this package: where they lie, what their headers say, how large their models are."""
+"""The packaged configs: their paths, headers and models."""
 
 import argparse
 import ast
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from map_core.errors import UserError, near_matches, reason
-from map_core.paths import expanded
+from map_core.paths import expand_user
 
 CONFIGS = Path(__file__).parent / "configs"
 _FIELD = re.compile(r"^([A-Z][a-z]+): +(.*)$")
@@ -23,10 +23,10 @@ def config_names() -> list[str]:
 
 
 def config_path(name: str) -> Path:
-    """Where a packaged config lies.
+    """The path of a packaged config.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no config of that name.
     """
     names = config_names()
     if name.removesuffix(".py") not in names:
@@ -36,7 +36,7 @@ def config_path(name: str) -> Path:
 
 def find_config(name_or_path: str) -> Path:
     """The file of that path if there is one, else the packaged config of that name."""
-    path = expanded(name_or_path)
+    path = expand_user(name_or_path)
     return path if path.is_file() else config_path(name_or_path)
 
 
@@ -45,10 +45,10 @@ def read_header(path: Path) -> dict[str, str]:
     lines = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines() or [""]
     header, field = {"Title": lines[0]}, None
     for line in lines[1:]:
-        found = _FIELD.match(line)
-        if found:
-            field = found[1]
-            header[field] = found[2]
+        match = _FIELD.match(line)
+        if match:
+            field = match[1]
+            header[field] = match[2]
         elif field and line.startswith(" "):
             header[field] += " " + line.strip()
         else:
@@ -57,10 +57,10 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def read_config(path: Path) -> Any:
-    """Read a config with its bases, which imports the toolbox that it is for.
+    """Read a config with its bases; this imports the toolbox that the config is for.
 
     Raises:
-        UserError: the toolbox is not installed, or installed wrongly; the file is no config.
+        UserError: the toolbox is not installed, or installed wrongly; the file is not a config.
     """
     try:
         from mmengine.config import Config
@@ -92,7 +92,7 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
 
 
 def build_model(config: Any) -> nn.Module:
-    """Build the whole model of a config without memory for its parameters (on the meta device)."""
+    """Build the whole model of a config on the meta device, without memory for its parameters."""
     from mmengine.registry import MODELS, DefaultScope
 
     with DefaultScope.overwrite_default_scope(config.default_scope), torch.device("meta"):

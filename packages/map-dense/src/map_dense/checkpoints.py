@@ -1,9 +1,9 @@
-"""Checkpoints of mmengine, read without running what they hold; importing this module makes mmengine read so.
+"""Reading mmengine's checkpoints without running code from them; importing this module makes mmengine do so.
 
-mmengine falls back to unpickling whatever a file holds when a weights-only reading fails, and lets numpy rebuild data
-types from a file, which is not memory-safe. ``--checkpoint``, ``load_from``, ``--resume`` and ``init_cfg`` all come to
-the loaders that are registered here instead: tensors, plain values, and what mmengine's runner writes beside them
-(numbers and flat arrays of numpy in its log buffers), each rebuilt by a function of this module or of
+mmengine falls back to full unpickling when a weights-only load fails, and lets numpy rebuild data types from a file,
+which is not memory-safe. ``--checkpoint``, ``load_from``, ``--resume`` and ``init_cfg`` all go through the loaders that
+are registered here instead. They read tensors, plain values, and what mmengine's runner writes beside them (numbers and
+flat arrays of numpy in its log buffers), each rebuilt by a function of this module or of
 :mod:`map_core.tasks.torch_files`.
 """
 
@@ -13,7 +13,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.tasks.torch_files import FlatArray, Harmless, NumberType, Refused, read_torch
 
 STATISTICS = ("min", "max", "current", "mean")
@@ -24,7 +24,7 @@ REMOTE = (
 
 
 class LogBuffer:
-    """mmengine's log buffer as a pickle describes it; ``value`` is mmengine's, with mmengine's statistics."""
+    """Stands for mmengine's log buffer in a pickle; ``value`` is the real one, with mmengine's statistics."""
 
     value: HistoryBuffer
 
@@ -34,10 +34,10 @@ class LogBuffer:
 
 
 def statistic(kind: type, name: str) -> str:
-    """What stands for ``getattr``, by which log buffers name their statistics: nothing is looked up.
+    """Stands for ``getattr``, by which log buffers name their statistics: nothing is looked up.
 
     Raises:
-        Refused: another use of it.
+        Refused: any other use of ``getattr``.
     """
     if kind is not LogBuffer or name not in STATISTICS:
         raise Refused(f"a look-up of {name!r}")
@@ -52,12 +52,12 @@ LOG_BUFFERS: tuple[Harmless, ...] = (
 
 @CheckpointLoader.register_scheme(prefixes="", force=True)
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Read a checkpoint of mmengine, or a state dict, without running anything that the file holds.
+    """Read a checkpoint of mmengine, or a state dict, without running any code from the file.
 
     Raises:
         UserError: no such file, a broken one, or one that holds more than tensors, plain values and log buffers.
     """
-    file = expanded(filename)
+    file = expand_user(filename)
     if not file.is_file():
         raise UserError(f"no checkpoint at {file}; give a file that mim train wrote, such as iter_500.pth")
     try:
@@ -73,12 +73,12 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
             f"{file} cannot be read as a checkpoint ({str(error).splitlines()[0] if str(error) else 'cut off'}); it "
             "may be cut off or of another kind: copy it again"
         ) from error
-    return _without_code(checkpoint)
+    return _drop_config_code(checkpoint)
 
 
 @CheckpointLoader.register_scheme(prefixes=REMOTE, force=True)
 def load_from_elsewhere(filename: str, map_location: Any = None) -> Any:
-    """Refuse what mmengine would download and unpickle.
+    """Refuse an address that mmengine would download and unpickle.
 
     Raises:
         UserError: always.
@@ -86,8 +86,8 @@ def load_from_elsewhere(filename: str, map_location: Any = None) -> Any:
     raise UserError(f"checkpoint {filename} is not on this machine; download it and give its path")
 
 
-def _without_code(checkpoint: Any) -> Any:
-    """Drop ``meta.config``, which no runner of today writes and which resuming would run as Python."""
+def _drop_config_code(checkpoint: Any) -> Any:
+    """Drop ``meta.config``, which current runners no longer write and which resuming would run as Python."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
     if isinstance(meta, dict):
         meta.pop("config", None)
@@ -95,17 +95,17 @@ def _without_code(checkpoint: Any) -> Any:
 
 
 def _restore(checkpoint: Any) -> None:
-    """Put the values of :class:`FlatArray` and :class:`LogBuffer` in their places, each container once."""
-    seen, left = set(), [checkpoint]
-    while left:
-        holder = left.pop()
-        if id(holder) in seen or not isinstance(holder, dict | list | tuple):
+    """Replace each :class:`FlatArray` and :class:`LogBuffer` by its value, in place; visit each container once."""
+    visited, pending = set(), [checkpoint]
+    while pending:
+        container = pending.pop()
+        if id(container) in visited or not isinstance(container, dict | list | tuple):
             continue
-        seen.add(id(holder))
-        for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+        visited.add(id(container))
+        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
             if not isinstance(value, FlatArray | LogBuffer | NumberType):
-                left.append(value)
-            elif isinstance(value, NumberType) or isinstance(holder, tuple):
+                pending.append(value)
+            elif isinstance(value, NumberType) or isinstance(container, tuple):
                 raise Refused("numpy's objects where mmengine writes none")
             else:
-                holder[key] = value.value
+                container[key] = value.value

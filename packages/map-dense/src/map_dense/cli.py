@@ -38,20 +38,20 @@ def list_configs() -> None:
 
 
 def print_config_path(name: str) -> None:
-    """Print where a packaged config lies."""
+    """Print the path of a packaged config."""
     print(catalogue.config_path(name))
 
 
 def write_config(name_or_path: str, file: str, options: Sequence[str]) -> None:
-    """Write a config with its bases in one file, ``data_root`` filled in wherever data are read.
+    """Write a config and its bases as one file, with ``data_root`` filled in wherever data are read.
 
     Args:
         name_or_path: A packaged config, or a file.
-        file: What to write, ``*.py``.
+        file: The file to write, ``*.py``.
         options: ``key=value`` as ``--cfg-options`` takes them.
 
     Raises:
-        UserError: another kind of file, an option without ``=``, no ``data_root``.
+        UserError: a file that is not ``*.py`` or cannot be written, an option without ``=``, no ``data_root``.
     """
     if not file.endswith(".py"):
         raise UserError(
@@ -73,7 +73,7 @@ def print_layer_decay(name_or_path: str) -> None:
     """Print the parameter groups that a config trains with.
 
     Raises:
-        UserError: it trains without layer decay.
+        UserError: the config trains without layer decay.
     """
     config = catalogue.read_config(catalogue.find_config(name_or_path))
     from map_dense.optim import HybridLayerDecayOptimWrapperConstructor
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="configs, with model size and status")
-    path = commands.add_parser("config-path", help="where a packaged config lies")
+    path = commands.add_parser("config-path", help="path of a packaged config")
     path.add_argument("name", metavar="NAME", help="as `map-dense list` shows it")
     write = commands.add_parser(
         "write-config", help="write a config in one file, with data_root in every data set"
@@ -118,12 +118,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 2 with one sentence on stderr if the user erred."""
-    warnings.simplefilter("ignore", UserWarning)  # OpenMMLab's, about models that are only counted
+    warnings.simplefilter("ignore", UserWarning)  # from OpenMMLab, about models that are never trained
     return while_somebody_reads(lambda: run_command(argv))
 
 
 def run_command(argv: Sequence[str] | None) -> int:
-    """Do what the command line asks for and return the exit status; see :func:`main`."""
+    """Run the command on the command line and return the exit status; see :func:`main`."""
     arguments = parser().parse_args(argv)
     try:
         if arguments.command == "list":

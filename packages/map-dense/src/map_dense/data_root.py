@@ -1,8 +1,8 @@
-"""Loops that read the data sets under the config's top-level ``data_root``, so that one option moves them all.
+"""Loops that look for every data set under the config's top-level ``data_root``, so that one option moves them all.
 
 OpenMMLab's configs copy ``data_root`` into every data set and every annotation path while the file is read, before
-``--cfg-options data_root=PATH`` is merged, which therefore changes nothing. The configs of this package leave it out
-of their data sets instead, and name these loops, which fill it in.
+``--cfg-options data_root=PATH`` is merged, so that option has no effect. The configs of this package leave it out of
+their data sets instead, and use these loops, which fill it in.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, V
 from mmengine.utils import is_abs
 
 from map_core import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_dense.categories import check_categories
 
 
@@ -23,23 +23,24 @@ def config_data_root(config: Any) -> str:
     """The config's ``data_root``.
 
     Raises:
-        UserError: it is not set, or no directory.
+        UserError: it is not set, or is not a directory.
     """
     root = config.get("data_root")
     if not root:
         raise UserError("data_root is not set; add --cfg-options data_root=PATH")
-    root = expanded(root)
+    root = expand_user(root)
     if not isdir(root):
         raise UserError(f"data_root ({root}) is no directory; set it by --cfg-options data_root=PATH")
     return str(root)
 
 
 def with_data_root(dataloader: Any, config: Any, *, complete: bool = True) -> Any:
-    """Copy a data loader's settings with ``data_root`` filled into every data set that has none; keep a built one.
+    """Copy a data loader's settings with ``data_root`` filled into every data set without one.
+
+    A built data loader is returned as is.
 
     Raises:
-        UserError: it is needed and is not set, or no directory, or lacks a part of the data set although it is to be
-            ``complete``.
+        UserError: it is needed but not set, or is not a directory, or (with ``complete``) lacks a part of the data set.
     """
     if not isinstance(dataloader, Mapping):
         return dataloader
@@ -73,10 +74,10 @@ def _check_parts(dataset: Mapping[str, Any], root: str) -> None:
 def with_annotation_paths(evaluator: Any, config: Any) -> Any:
     """Copy an evaluator's settings (or a list of them) with relative ``ann_file`` paths under ``data_root``.
 
-    A built evaluator is kept.
+    A built evaluator is returned as is.
 
     Raises:
-        UserError: it is needed and is not set, or no directory.
+        UserError: it is needed but not set, or is not a directory.
     """
     if isinstance(evaluator, list | tuple):
         return [with_annotation_paths(part, config) for part in evaluator]
@@ -90,7 +91,7 @@ def with_data_root_everywhere(config: Any) -> Any:
     """Fill ``data_root`` into every data loader and evaluator of a config, for tools that start no loop; in place.
 
     Raises:
-        UserError: it is not set, or no directory.
+        UserError: it is not set, or is not a directory.
     """
     for split in ("train", "val", "test"):
         if config.get(f"{split}_dataloader"):
@@ -105,7 +106,7 @@ def check_augmentation(model: Any) -> None:
     """Refuse mmdet's test-time augmentation of a detector with masks, which mmdet cannot merge.
 
     Raises:
-        UserError: that is asked for.
+        UserError: ``model`` is such a wrapper.
     """
     model = model.module if is_model_wrapper(model) else model
     if isinstance(model, BaseTTAModel) and getattr(model.module, "with_mask", False):
@@ -116,7 +117,7 @@ def check_augmentation(model: Any) -> None:
 
 
 def check_evaluator(evaluator: Any, dataset: Any) -> None:
-    """Refuse an evaluator that reads a COCO file of other categories than the data set's classes.
+    """Refuse an evaluator whose COCO file has other categories than the data set's classes.
 
     Raises:
         UserError: see :func:`map_dense.categories.check_categories`.
@@ -130,7 +131,7 @@ def check_evaluator(evaluator: Any, dataset: Any) -> None:
 
 @LOOPS.register_module()
 class DataRootEpochBasedTrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, on data sets under the config's ``data_root``."""
+    """mmengine's epoch-based training loop, on data sets under the config's ``data_root``."""
 
     def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
         super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)
@@ -138,7 +139,7 @@ class DataRootEpochBasedTrainLoop(EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class DataRootIterBasedTrainLoop(IterBasedTrainLoop):
-    """mmengine's loop over iterations, on data sets under the config's ``data_root``."""
+    """mmengine's iteration-based training loop, on data sets under the config's ``data_root``."""
 
     def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
         super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)
@@ -146,7 +147,7 @@ class DataRootIterBasedTrainLoop(IterBasedTrainLoop):
 
 @LOOPS.register_module()
 class DataRootValLoop(ValLoop):
-    """mmengine's validation, on data sets and annotations under the config's ``data_root``."""
+    """mmengine's validation loop, on data sets and annotations under the config's ``data_root``."""
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
         evaluator = with_annotation_paths(evaluator, runner.cfg)
@@ -156,7 +157,7 @@ class DataRootValLoop(ValLoop):
 
 @LOOPS.register_module()
 class DataRootTestLoop(TestLoop):
-    """mmengine's test, on data sets and annotations under the config's ``data_root``."""
+    """mmengine's test loop, on data sets and annotations under the config's ``data_root``."""
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
         check_augmentation(runner.model)

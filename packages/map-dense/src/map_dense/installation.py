@@ -1,4 +1,4 @@
-"""What is wrong with an OpenMMLab installation, told before it fails in a way that nobody understands."""
+"""Checks of an OpenMMLab installation, before it fails with an error that nobody understands."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from map_core.errors import UserError
 
-DISTRIBUTIONS = {  # the maintained distribution -> upstream's, which installs the same modules
+DISTRIBUTIONS = {  # maintained distribution -> upstream ones, which install the same modules
     "onedl-mmengine": ("mmengine",),
     "onedl-mmcv": ("mmcv", "mmcv-full", "mmcv-lite"),
     "onedl-mmdetection": ("mmdet",),
@@ -20,7 +20,7 @@ BUILD_OPERATORS = (
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of an installed distribution, None without it."""
+    """The version of an installed distribution, or None."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -28,23 +28,23 @@ def installed_version(distribution: str) -> str | None:
 
 
 def check_distributions(installed: Callable[[str], str | None] = installed_version) -> None:
-    """Refuse an environment where two distributions have written the same modules.
+    """Refuse an environment where two distributions have overwritten each other's modules.
 
     Raises:
         UserError: an upstream distribution and its maintained fork are both installed.
     """
     for maintained, upstream in DISTRIBUTIONS.items():
-        both = [name for name in upstream if installed(name)]
-        if installed(maintained) and both:
-            names = " ".join([*both, maintained])
+        forks = [name for name in upstream if installed(name)]
+        if installed(maintained) and forks:
+            names = " ".join([*forks, maintained])
             raise UserError(
-                f"{maintained} {installed(maintained)} and {both[0]} {installed(both[0])} are installed together and "
+                f"{maintained} {installed(maintained)} and {forks[0]} {installed(forks[0])} are installed together and "
                 f"overwrite each other's modules: pip uninstall -y {names}, then install one of them"
             )
 
 
 def check_operators(load: Callable[[str], object] = importlib.import_module) -> None:
-    """Refuse an mmcv without its compiled operators: a detector needs NMS and RoIAlign, and mmdet imports them.
+    """Refuse an mmcv without compiled operators: a detector needs NMS and RoIAlign, and mmdet imports them.
 
     Raises:
         UserError: mmcv._ext is missing or cannot be loaded.
@@ -59,10 +59,10 @@ def check_operators(load: Callable[[str], object] = importlib.import_module) -> 
 
 
 def check_installation(toolbox: str, distributions: Sequence[str]) -> None:
-    """Check what a toolbox needs, ``mmseg`` or ``mmdet``, but for compiled operators, which segmentation does without.
+    """Check the installation of ``mmseg`` or ``mmdet``, except compiled operators, which segmentation does not need.
 
     Raises:
-        UserError: it is not installed, or as :func:`check_distributions` says.
+        UserError: the toolbox is not installed, or as for :func:`check_distributions`.
     """
     check_distributions()
     if not any(map(installed_version, distributions)):

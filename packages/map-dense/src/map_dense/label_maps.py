@@ -1,4 +1,4 @@
-"""Label maps of segmentation as mmseg reads them, refused by name where they would train on something else."""
+"""mmseg's loading of label maps, with checks that name a map whose labels would be misread."""
 
 import io
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from map_core.errors import UserError
 
-ONE_NUMBER_A_PIXEL = ("L", "P", "1")
+LABEL_MODES = ("L", "P", "1")
 
 
 class LoadLabelMap(LoadAnnotations):
@@ -23,7 +23,8 @@ class LoadLabelMap(LoadAnnotations):
         **options: See mmseg's ``LoadAnnotations``.
 
     Raises:
-        UserError: a map of colours or of more than 8 bits, of another size than its image, or with a label above.
+        UserError: a map of colours or of more than 8 bits, of another size than its image, or with a label that is out
+            of range.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, **options: Any) -> None:
@@ -39,31 +40,31 @@ class LoadLabelMap(LoadAnnotations):
         size = tuple(results.get("ori_shape", labels.shape)[:2])
         if labels.shape != size:
             raise UserError(
-                f"label map {path} has {_times(labels.shape)} pixels, its image {_times(size)}; "
+                f"label map {path} has {_format_size(labels.shape)} pixels, its image {_format_size(size)}; "
                 "give one label to each pixel of the image"
             )
-        foreign = np.setdiff1d(labels, [*range(self.num_classes), self.ignore_index])
-        if foreign.size:
-            reduced = " after reduce_zero_label" if self.reduce_zero_label else ""
+        invalid = np.setdiff1d(labels, [*range(self.num_classes), self.ignore_index])
+        if invalid.size:
+            suffix = " after reduce_zero_label" if self.reduce_zero_label else ""
             raise UserError(
-                f"label map {path} has label {foreign[0]}{reduced}, but there are {self.num_classes} classes "
+                f"label map {path} has label {invalid[0]}{suffix}, but there are {self.num_classes} classes "
                 f"(0 to {self.num_classes - 1}, and {self.ignore_index} to ignore); set num_classes, or correct the map"
             )
 
     def _check_mode(self, path: str) -> None:
         try:
-            # the header alone is decoded
+            # decodes the header only
             mode = Image.open(io.BytesIO(fileio.get(path, backend_args=self.backend_args))).mode
         except (OSError, UnidentifiedImageError) as error:
             raise UserError(
                 f"label map {path} cannot be read ({error}); give an image of one label a pixel"
             ) from error
-        if mode not in ONE_NUMBER_A_PIXEL:
+        if mode not in LABEL_MODES:
             raise UserError(
                 f"label map {path} has pixels of kind {mode}, not one label of 8 bits each; convert colours to labels "
                 "(0, 1, 2, ...) and save them as an image of one channel"
             )
 
 
-def _times(shape: Iterable[int]) -> str:
+def _format_size(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))

@@ -1,8 +1,9 @@
 """Layer decay for a model with a hybrid backbone: the nearer a layer is to the image, the slower it learns.
 
 The depth of a parameter counts layers, Mamba and Transformer alike: the patch embedding and positions have depth 0,
-layer i of n (from 0) has i + 1, and what lies behind the last layer (final norm, pyramid, heads) n + 1. It learns at
-``rate ** (n + 1 - depth)`` times the base rate (BEiT, section 3.2 of arXiv 2106.08254; ViTDet, arXiv 2203.16527).
+layer i of n (from 0) has i + 1, and everything after the last layer (final norm, pyramid, heads) n + 1. The learning
+rate is ``rate ** (n + 1 - depth)`` times the base rate (BEiT, section 3.2 of arXiv 2106.08254; ViTDet, arXiv
+2203.16527).
 """
 
 import re
@@ -21,7 +22,7 @@ _FINAL_NORM = re.compile(r"(?:^|\.)norm\.[^.]+$")
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters of one depth that are decayed, or are not, alike."""
+    """Parameters of one depth, either all with weight decay or all without."""
 
     name: str
     depth: int
@@ -38,7 +39,7 @@ def backbone_depth(name: str, num_layers: int) -> int:
     """Depth of the backbone's parameter ``name``, between 0 and ``num_layers`` + 1.
 
     Raises:
-        UserError: the name tells no depth.
+        UserError: the name matches no layer, stem or final norm.
     """
     layer = _LAYER.search(name)
     if layer:
@@ -54,9 +55,9 @@ def backbone_depth(name: str, num_layers: int) -> int:
 
 
 def rescaled_rate(rate: float, num_layers: int, reference_layers: int | None) -> float:
-    """The rate per layer that damps the first layer of ``num_layers`` as ``rate`` does that of ``reference_layers``.
+    """The rate per layer that damps layer 0 of ``num_layers`` as much as ``rate`` damps that of ``reference_layers``.
 
-    A rate given for 24 layers becomes ``rate ** (24 / 32)`` for 32; None takes ``rate`` as it is.
+    A rate chosen for 24 layers becomes ``rate ** (24 / 32)`` for 32; None leaves ``rate`` as it is.
     """
     return rate if reference_layers is None else rate ** (reference_layers / num_layers)
 
@@ -73,17 +74,17 @@ def layer_decay_groups(
     Vectors (biases, norms, Mamba's D), Mamba's A, and positions are not decayed.
 
     Args:
-        model: A model whose ``backbone`` is a hybrid one (it says ``num_layers``).
+        model: A model whose ``backbone`` is a hybrid one (it has ``num_layers``).
         decay_rate: Factor from one layer to the one before it, in (0, 1]; 1 only exempts from weight decay.
-        weight_decay: Of what is decayed.
-        reference_layers: Layers of the network that ``decay_rate`` was chosen for, see :func:`rescaled_rate`.
+        weight_decay: Weight decay of the parameters that are not exempt.
+        reference_layers: Depth of the network that ``decay_rate`` was chosen for, see :func:`rescaled_rate`.
 
     Returns:
-        Groups from the image to the heads; the decayed one of a depth first.
+        Groups from the image to the heads; at each depth, the one with weight decay first.
 
     Raises:
-        UserError: a rate outside (0, 1], a model without such a backbone, or one of whose layers no parameter is
-            found (the rate would silently do nothing).
+        UserError: a rate outside (0, 1], a model without such a backbone, or a layer without any parameter (the rate
+            would silently do nothing).
     """
     if not 0 < decay_rate <= 1:
         raise UserError(f"decay_rate must be above 0 and at most 1; got {decay_rate}")
@@ -96,13 +97,13 @@ def layer_decay_groups(
     num_layers: int = backbone.num_layers
     rate = rescaled_rate(decay_rate, num_layers, reference_layers)
     undecayed = {f"backbone.{name}" for name in undecayed_parameters(backbone)}
-    found: set[int] = set()
+    depths: set[int] = set()
     groups: dict[tuple[int, bool], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         depth = num_layers + 1
         if name.startswith("backbone."):
             depth = backbone_depth(name.removeprefix("backbone."), num_layers)
-            found.add(depth)
+            depths.add(depth)
         if not parameter.requires_grad:
             continue
         exempt = parameter.ndim <= 1 or name in undecayed
@@ -115,7 +116,7 @@ def layer_decay_groups(
                 {},
             )
         groups[depth, exempt].parameters[name] = parameter
-    missing = set(range(1, num_layers + 1)) - found
+    missing = set(range(1, num_layers + 1)) - depths
     if missing:
         raise UserError(
             f"layer decay finds no parameter of layer(s) {sorted(depth - 1 for depth in missing)} of the "
@@ -131,7 +132,7 @@ def _group_name(depth: int, num_layers: int) -> str:
 
 
 def render_groups(groups: list[ParameterGroup]) -> str:
-    """A text table with a line per group: name, depth, scale of the rate, weight decay, tensors, parameters."""
+    """A text table with one line per group: name, depth, learning-rate scale, weight decay, tensors, parameters."""
     rows = [("group", "depth", "lr scale", "weight decay", "tensors", "parameters")]
     for group in groups:
         scale, decay = f"{group.lr_scale:.4f}", f"{group.weight_decay:g}"
@@ -146,7 +147,7 @@ def render_groups(groups: list[ParameterGroup]) -> str:
 
 
 def optimizer_groups(groups: list[ParameterGroup], lr: float) -> list[dict[str, Any]]:
-    """The groups as PyTorch optimizers take them, with their own ``lr``, ``lr_scale`` and ``weight_decay``."""
+    """The groups as PyTorch optimizers take them, each with its ``lr``, ``lr_scale`` and ``weight_decay``."""
     return [
         {
             "params": list(group.parameters.values()),

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.tasks.weights import read_weights, weights_file
-from map_dense.settings import as_tuples, check_frozen_stages
+from map_dense.settings import check_frozen_stages, is_whole, lists_to_tuples
 from map_dense.weights import BackboneReport, refuse_misfits, refuse_other_settings
 from map_vision.factory import ModelConfig, create_model
 from map_vision.mambavision import MambaVision
 from map_vision.weights import convert_state
 
 NUM_STAGES = 4
-CHANGES = tuple(
+MODEL_OPTIONS = tuple(
     field.name
     for field in fields(ModelConfig)
     if field.name in ("in_chans", "embed_dim", "num_heads", "mlp_ratio", "stem_dim", "depths", "layer_scale")
@@ -26,24 +26,25 @@ CHANGES = tuple(
 
 
 class MambaVisionBackbone(nn.Module):
-    """A MambaVision without head that gives the normalised maps of chosen stages, at strides 4, 8, 16 and 32.
+    """A MambaVision without head that returns the normalised maps of chosen stages, at strides 4, 8, 16 and 32.
 
-    Any height and width is read. Each map is taken before it is halved for the next stage, and normalised over its
-    channels at every place by a LayerNorm that classification does not have.
+    Images may have any height and width. Each map is taken before it is downsampled for the next stage, and normalised
+    over its channels at every position by a LayerNorm that the classifier does not have.
 
     Args:
         name: A model of map-vision: ``map_mambavision_*``.
-        out_indices: Stages (from 0) whose maps are given. Stages behind the last are left out.
+        out_indices: Stages (from 0) whose maps are returned. Stages after the last one are left out.
         frozen_stages: -1 trains everything, 0 freezes the stem, n > 0 also the first n stages.
         activation_checkpointing: Recompute each block of stages three and four in the backward pass.
-        window_size: Rows and columns of a window in stages three and four; as the name says when None. Larger images
-            ask for larger windows: (64, 32) is the published choice for crops of 512.
-        drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+        window_size: Window size in stages three and four; the named model's when None. Larger images need larger
+            windows: (64, 32) is the published choice for crops of 512.
+        drop_path_rate: Stochastic depth rate of the last block; those before rise to it linearly from 0.
         **model_changes: What differs from the named model: ``embed_dim``, ``depths``, ``num_heads``, ``mlp_ratio``,
             ``stem_dim``, ``layer_scale`` or ``in_chans``.
 
     Raises:
-        UserError: a name or change that no MambaVision has, ``out_indices`` or ``frozen_stages`` beyond its stages.
+        UserError: a name or option that MambaVision does not have; ``out_indices`` or ``frozen_stages`` beyond its
+            stages.
     """
 
     def __init__(
@@ -58,17 +59,17 @@ class MambaVisionBackbone(nn.Module):
         **model_changes: Any,
     ) -> None:
         super().__init__()
-        for change in set(model_changes) - set(CHANGES):
-            raise UserError(f"backbone option {change!r} is unknown; {near_matches(change, CHANGES)}")
-        changes = as_tuples({**model_changes, "window_size": window_size})
-        self.config = ModelConfig(name, drop_path_rate=drop_path_rate, **changes)
+        for option in set(model_changes) - set(MODEL_OPTIONS):
+            raise UserError(f"backbone option {option!r} is unknown; {near_matches(option, MODEL_OPTIONS)}")
+        model_options = lists_to_tuples({**model_changes, "window_size": window_size})
+        self.config = ModelConfig(name, drop_path_rate=drop_path_rate, **model_options)
         model = create_model(self.config, num_classes=0)
         if not isinstance(model, MambaVision):
             raise UserError(
                 f"{name} is no MambaVision; choose one of map_mambavision_*, or another type of backbone"
             )
         self.model = model
-        self.out_indices = _checked_stages(out_indices)
+        self.out_indices = _validate_stages(out_indices)
         self.out_channels = [model.feature_info[i]["num_chs"] for i in self.out_indices]
         model.prune_intermediate_layers(self.out_indices, prune_norm=True)
         model.set_grad_checkpointing(activation_checkpointing)
@@ -80,12 +81,15 @@ class MambaVisionBackbone(nn.Module):
             module.eval().requires_grad_(False)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ rows cols"]]:
-        """Give the map of each of ``out_indices``; its sides are the image's over the stride, rounded up."""
+        """Return the map of each of ``out_indices``; its sides are the image's over the stride, rounded up."""
         maps = self.model.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
-        return [self.get_submodule(f"outnorm{i}")(one) for i, one in zip(self.out_indices, maps, strict=True)]
+        return [
+            self.get_submodule(f"outnorm{i}")(feature_map)
+            for i, feature_map in zip(self.out_indices, maps, strict=True)
+        ]
 
     def train(self, mode: bool = True) -> "MambaVisionBackbone":
-        """Switch the mode of what is not frozen: frozen stages keep their batch statistics."""
+        """Set the mode of all but the frozen stages, which keep their batch statistics."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
@@ -94,19 +98,19 @@ class MambaVisionBackbone(nn.Module):
     def load(self, path: str | Path) -> BackboneReport:
         """Start from a run of map-vision, its weights file, or a published checkpoint.
 
-        Head, final norm and stages behind the last of ``out_indices`` are not used; the norms of the maps start anew.
+        Head, final norm and stages after the last of ``out_indices`` are not used; the norms of the maps start afresh.
 
         Raises:
-            UserError: a parameter is missing, has another shape or is one that the backbone's stages lack; or the
-                run's description says that its weights mean something else, windows apart: larger images ask for
-                larger ones.
+            UserError: a parameter is missing, has another shape or does not exist in the backbone's stages; or the run
+                was trained with settings that change the meaning of its weights, except the window size: larger
+                images need larger windows.
         """
-        file, own = weights_file(path), self.model.state_dict()
+        file, expected = weights_file(path), self.model.state_dict()
         state = convert_state(read_weights(path), self.model)
-        refuse_misfits(state, own, file)
+        refuse_misfits(state, expected, file)
         refuse_other_settings(self.config, path, may_differ=("window_size",))
-        self.model.load_state_dict({key: state[key] for key in own})
-        return BackboneReport(file, len(own), tuple(key for key in state if key not in own), ())
+        self.model.load_state_dict({key: state[key] for key in expected})
+        return BackboneReport(file, len(expected), tuple(key for key in state if key not in expected), ())
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
@@ -114,10 +118,11 @@ class MambaVisionBackbone(nn.Module):
         return [self.model.patch_embed, *self.model.stages[: self.frozen_stages]]
 
 
-def _checked_stages(out_indices: Sequence[int] | int) -> list[int]:
+def _validate_stages(out_indices: Sequence[int] | int) -> list[int]:
     if isinstance(out_indices, int | str):
         raise UserError(f"out_indices must be a list of stages, such as [0, 1, 2, 3]; got {out_indices!r}")
     indices = list(out_indices)
-    if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= NUM_STAGES:
+    is_valid = all(is_whole(index) and 0 <= index < NUM_STAGES for index in indices)
+    if not indices or not is_valid or indices != sorted(set(indices)):
         raise UserError(f"out_indices {indices} must be ascending stages in 0..{NUM_STAGES - 1}")
     return indices

@@ -1,10 +1,10 @@
-"""Registers with mmdet what its configs name: backbones, pyramid, the norm of the heads, loops, layer decay.
+"""Registers with mmdet the names that its configs use: backbones, pyramid, the norm of the heads, loops, layer decay.
 
-A config says ``custom_imports = dict(imports=["map_dense.mmdet"])`` and may then use ``type="HybridNet"``, ``"MambaR"``
+A config sets ``custom_imports = dict(imports=["map_dense.mmdet"])`` and may then use ``type="HybridNet"``, ``"MambaR"``
 or ``"MapViT"`` (backbone), ``type="SimpleFeaturePyramid"`` (neck), ``norm_cfg=dict(type="LN2d")`` (LayerNorm over
 channels, in any head), ``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of
 :mod:`map_dense.data_root` and the runner of :mod:`map_dense.cpu_processes`. ``type="CocoDataset"`` is then
-:class:`map_dense.coco.CheckedCocoDataset`, and checkpoints are read as :mod:`map_dense.checkpoints` says.
+:class:`map_dense.coco.CheckedCocoDataset`, and checkpoints are read by :mod:`map_dense.checkpoints`.
 """
 
 from map_dense.installation import check_installation, check_operators
@@ -25,7 +25,7 @@ import map_dense.repeated  # noqa: E402, F401
 from map_dense.coco import CheckedCocoDataset  # noqa: E402
 from map_dense.pyramid import SimpleFeaturePyramid  # noqa: E402
 
-# under mmdet's name, so that no config of anybody's swaps classes
+# under mmdet's name, so that nobody's config swaps classes
 DATASETS.register_module(name="CocoDataset", module=CheckedCocoDataset, force=True)
 MODELS.register_module(module=SimpleFeaturePyramid)
 ROOT_MODELS.register_module(name="LN2d", module=LayerNorm2d, force=True)  # where mmcv looks norms up

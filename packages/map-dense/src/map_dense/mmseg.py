@@ -1,10 +1,10 @@
-"""Registers with mmseg what its configs name: backbones, pyramid, loops, layer decay.
+"""Registers with mmseg the names that its configs use: backbones, pyramid, loops, layer decay.
 
-A config says ``custom_imports = dict(imports=["map_dense.mmseg"])`` and may then use ``type="HybridNet"``, ``"MambaR"``
+A config sets ``custom_imports = dict(imports=["map_dense.mmseg"])`` and may then use ``type="HybridNet"``, ``"MambaR"``
 or ``"MapViT"`` (backbone), ``type="UperNetPyramid"`` (neck), ``type="LoadLabelMap"`` (transform), ``type="CamVid"``
 (data set), ``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the
-runner of :mod:`map_dense.cpu_processes`. ``type="EncoderDecoder"`` is then that of :mod:`map_dense.segmentor`, and
-checkpoints are read as :mod:`map_dense.checkpoints` says.
+runner of :mod:`map_dense.cpu_processes`. ``type="EncoderDecoder"`` is then the class of :mod:`map_dense.segmentor`,
+and checkpoints are read by :mod:`map_dense.checkpoints`.
 """
 
 from map_dense.installation import check_installation
@@ -26,5 +26,5 @@ from map_dense.segmentor import WholePatchEncoderDecoder  # noqa: E402
 DATASETS.register_module(module=CamVid)
 TRANSFORMS.register_module(module=LoadLabelMap)
 MODELS.register_module(module=UperNetPyramid)
-# under mmseg's name, so that no config of anybody's shifts labels by its padding
+# under mmseg's name, so that padding shifts labels in nobody's config
 MODELS.register_module(name="EncoderDecoder", module=WholePatchEncoderDecoder, force=True)

@@ -1,6 +1,6 @@
-"""The backbones as OpenMMLab's configs name them, with ``init_cfg``; importing this module registers them.
+"""The backbones under the names that OpenMMLab's configs use, with ``init_cfg``; importing this module registers them.
 
-They are registered with mmengine, the root of mmseg's and mmdet's registries, and so are known to both.
+They are registered with mmengine, the root of mmseg's and mmdet's registries, so both toolboxes find them.
 """
 
 import logging
@@ -17,7 +17,7 @@ from map_dense.backbone import HybridBackbone
 from map_dense.mambavision import MambaVisionBackbone
 from map_dense.weights import BackboneReport, load_backbone
 
-# mmengine has no public way to make its own tool, get_flops, count the scan.
+# mmengine has no public way to make its get_flops count the scan.
 complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(jit_flop_handles())
 PRETRAINED_OPTIONS = ("type", "checkpoint", "resample_patches")
 
@@ -26,7 +26,7 @@ class PretrainedBackbone(HybridBackbone):
     """A backbone that OpenMMLab's runner initialises by ``init_cfg``.
 
     Args:
-        name: A model of the family; its smallest when None.
+        name: A model of the family; the tiny one when None.
         init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` with a run or weights file of map-vision, and
             ``resample_patches=True`` to accept another patch size; None starts from scratch.
         **options: See :class:`map_dense.backbone.HybridBackbone`.
@@ -51,7 +51,7 @@ class PretrainedBackbone(HybridBackbone):
             check_init_cfg(init_cfg, PRETRAINED_OPTIONS)
 
     def init_weights(self) -> None:
-        """Load what ``init_cfg`` names, and log every key that was not used."""
+        """Load the checkpoint of ``init_cfg``, and log every key that was not used."""
         if self.init_cfg and self.init_cfg.get("checkpoint"):
             report = load_backbone(
                 self,
@@ -62,7 +62,7 @@ class PretrainedBackbone(HybridBackbone):
 
 
 def log_report(report: BackboneReport) -> None:
-    """Log what a backbone took of a file, and every key that was not used."""
+    """Log how many tensors were loaded, and every key that was not used."""
     print_log(str(report), logger="current", level=logging.WARNING if report.unused else logging.INFO)
 
 
@@ -109,7 +109,7 @@ class MapViT(PretrainedBackbone):
 
 @MODELS.register_module()
 class MapVim(PretrainedBackbone):
-    """Mamba blocks only, as Vim has them: ``map_vim_{tiny,small,base}_patch16_224``."""
+    """Mamba blocks only, as in Vim: ``map_vim_{tiny,small,base}_patch16_224``."""
 
     family = "map_vim"
 
@@ -141,6 +141,6 @@ class MambaVision(MambaVisionBackbone):
             check_init_cfg(init_cfg, PRETRAINED_OPTIONS[:2])
 
     def init_weights(self) -> None:
-        """Load what ``init_cfg`` names, and log every key that was not used."""
+        """Load the checkpoint of ``init_cfg``, and log every key that was not used."""
         if self.init_cfg and self.init_cfg.get("checkpoint"):
             log_report(self.load(self.init_cfg["checkpoint"]))

@@ -16,10 +16,9 @@ _OPTIONS = ("decay_rate", "reference_layers")
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class HybridLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Groups of :func:`map_dense.layer_decay.layer_decay_groups`, printed as a table when training starts.
+    """The groups of :func:`map_dense.layer_decay.layer_decay_groups`, printed as a table when training starts.
 
-    ``paramwise_cfg`` takes ``decay_rate`` and optionally ``reference_layers``, the depth that this rate was chosen
-    for::
+    ``paramwise_cfg`` takes ``decay_rate`` and optionally ``reference_layers``, the depth that the rate was chosen for::
 
         optim_wrapper = dict(
             optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
@@ -28,7 +27,7 @@ class HybridLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         )
 
     Raises:
-        UserError: no decay rate, an option of another name, or an optimizer without lr and weight_decay.
+        UserError: no decay rate, an unknown option, or an optimizer without lr and weight_decay.
     """
 
     def _validate_cfg(self) -> None:

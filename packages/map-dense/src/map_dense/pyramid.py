@@ -1,6 +1,6 @@
-"""Feature pyramids over the single scale of a plain backbone: UperNet's four maps, and ViTDet's simple one.
+"""Feature pyramids over the single scale of a plain backbone: UperNet's four maps, and ViTDet's simple pyramid.
 
-A plain backbone gives maps of one stride, its patch size. Heads want strides 4, 8, 16, 32: finer ones come from
+A plain backbone returns maps of one stride, its patch size. Heads expect strides 4, 8, 16, 32: finer ones come from
 transposed convolutions, coarser ones from max pooling. At patch size 16 the factors are 4, 2, 1 and 1/2.
 """
 
@@ -19,7 +19,7 @@ def rescale_steps(patch_size: int, stride: int) -> int:
     """Doublings (positive) or halvings (negative) that turn a map of stride ``patch_size`` into ``stride``.
 
     Raises:
-        UserError: their ratio is no power of two.
+        UserError: their ratio is not a power of two.
     """
     fine, coarse = sorted((patch_size, stride))
     ratio = coarse // fine if fine > 0 and coarse % fine == 0 else 0
@@ -33,7 +33,7 @@ def rescale_steps(patch_size: int, stride: int) -> int:
 
 
 def _halve(steps: int) -> nn.Module:
-    """Max pooling by 2 ** steps; a border that does not fill a window makes one of its own."""
+    """Max pooling by 2 ** steps; a partial window at the border is pooled too."""
     return nn.MaxPool2d(2**steps, 2**steps, ceil_mode=True)
 
 
@@ -46,8 +46,8 @@ class UperNetPyramid(nn.Module):
     Args:
         embed_dim: Channels of every map.
         patch_size: Stride of every map.
-        strides: Wanted strides, one a map.
-        norm: ``batch``, or ``sync`` over the processes of a GPU job (PyTorch has no such norm for CPUs).
+        strides: Strides to produce, one per map.
+        norm: ``batch``, or ``sync`` across the processes of a GPU job (PyTorch has no synchronised norm for CPUs).
 
     Raises:
         UserError: a stride that is not a power of two away from the patch size, or an unknown norm.
@@ -80,7 +80,7 @@ class UperNetPyramid(nn.Module):
         """Rescale the i-th map by the i-th level.
 
         Raises:
-            UserError: another number of maps than of levels.
+            UserError: the number of maps is not the number of levels.
         """
         if len(features) != len(self.levels):
             raise UserError(
@@ -101,12 +101,12 @@ class SimpleFeaturePyramid(nn.Module):
         in_channels: Channels of the backbone's map.
         out_channels: Channels of every level.
         patch_size: Stride of the backbone's map.
-        strides: Wanted strides, finest first.
+        strides: Strides to produce, finest first.
         extra_level: Append a level of twice the coarsest stride (for the region proposals of large objects).
 
     Raises:
         UserError: a stride that is not a power of two away from the patch size; channels that cannot be halved
-            so often.
+            that often.
     """
 
     def __init__(

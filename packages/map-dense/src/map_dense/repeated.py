@@ -8,9 +8,9 @@ from mmengine.registry import DATASETS
 
 @DATASETS.register_module(name="Repeated")
 class Repeated(RepeatDataset):
-    """A data set that is read ``times`` times an epoch.
+    """A data set that is read ``times`` times per epoch.
 
-    mmengine's own gives a sample for every index, so that tools that iterate over it, such as ``browse_dataset``, never
+    mmengine's class returns a sample for every index, so tools that iterate over it, such as ``browse_dataset``, never
     end.
     """
 

@@ -1,7 +1,7 @@
-"""mmseg's ``EncoderDecoder`` for backbones of patches: what pads an image to whole patches never reaches its labels.
+"""mmseg's ``EncoderDecoder`` for patch-based backbones, which keeps padding to whole patches from shifting labels.
 
-A backbone of patches pads images that its patches do not tile. mmseg's heads know of no padding and stretch the padded
-map over the image, which shifts every label. So the segmentor pads, and cuts the padding off the logits.
+A patch-based backbone pads images that its patches do not tile. mmseg's heads do not know about the padding and stretch
+the padded map over the image, which shifts every label. So the segmentor pads, and crops the padding off the logits.
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ from map_core.errors import UserError
 
 
 class WholePatchEncoderDecoder(EncoderDecoder):
-    """mmseg's segmentor, which pads images to whole patches and cuts the padding off the logits.
+    """mmseg's segmentor, which pads images to whole patches and crops the padding off the logits.
 
-    Training pads images and labels as mmseg's ``size_divisor`` does: padded pixels are ignored by the loss. Testing
-    (whole, sliding, augmented) gives the logits of the padded image without the padding. With a backbone that has no
-    ``patch_size`` it is mmseg's own.
+    Training pads images and labels as mmseg's ``size_divisor`` does: the loss ignores padded pixels. Testing (whole,
+    sliding, augmented) returns the logits of the padded image without the padding. With a backbone that has no
+    ``patch_size`` it behaves as mmseg's.
 
     Raises:
-        UserError: a head that pools a map to one pixel and normalises it over the batch is trained on one image.
+        UserError: a batch of one image, for a head that pools a map to one pixel and normalises it over the batch.
     """
 
     @property
@@ -65,7 +65,7 @@ class WholePatchEncoderDecoder(EncoderDecoder):
 
 
 def _norms_of_one_pixel(model: nn.Module) -> list[nn.Module]:
-    """Batch norms in training mode that follow a pooling to one pixel."""
+    """Batch norms in training mode that follow pooling to one pixel."""
     pools = [
         module
         for module in model.modules()

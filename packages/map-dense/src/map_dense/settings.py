@@ -1,4 +1,4 @@
-"""Settings of a backbone as a config or a command line writes them: lists made tuples, numbers checked."""
+"""Backbone settings from a config or a command line: convert lists to tuples, check numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from map_core.errors import UserError
 
 
-def as_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with a tuple for every list."""
+def lists_to_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with every list converted to a tuple."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, which True is not."""
+    """Whether a value is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_count(name: str, value: Any, otherwise: str) -> None:
-    """Require a whole number of at least 1, or None ``otherwise``.
+    """Require a whole number of at least 1, or None, which means ``otherwise``.
 
     Raises:
         UserError: anything else.
@@ -27,10 +27,10 @@ def check_count(name: str, value: Any, otherwise: str) -> None:
 
 
 def check_frozen_stages(frozen_stages: Any, count: int, *, first: str, stages: str) -> None:
-    """Require a number of ``stages`` that are frozen behind the ``first``, which 0 freezes alone.
+    """Require a number of frozen stages: -1 for nothing, 0 for ``first`` alone, n also for the first n ``stages``.
 
     Raises:
-        UserError: no whole number, or one beyond ``count``.
+        UserError: not a whole number, or one outside -1..``count``.
     """
     if not (is_whole(frozen_stages) and -1 <= frozen_stages <= count):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Weights of map-vision for a dense backbone: what may differ, what is refused, and what was not used."""
+"""Load weights of map-vision into a dense backbone: what may differ, what is refused, what was not used."""
 
 import re
 from collections.abc import Mapping
@@ -9,23 +9,23 @@ from timm.layers import resample_patch_embed
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.weights import read_weights, told_keys, weights_file
+from map_core.tasks.weights import format_keys, read_weights, weights_file
 from map_dense.backbone import HybridBackbone
-from map_vision.factory import UNSEEN, ModelConfig, described_model, resolved
+from map_vision.factory import INVISIBLE_SETTINGS, ModelConfig, read_model_config, resolved
 from map_vision.registry import MODEL_NAMES
 from map_vision.weights import convert_state
 
 PATCHES = "patch_embed.proj.weight"
 POSITIONS = "encoder.position.table"
-PART = re.compile(
+LAYER_PREFIX = re.compile(
     r"(?:.*\.)?blocks\.\d+\.|encoder\.position\."
-)  # what is kept with all that it has, or left out
-MEANING = (*UNSEEN, "bidirectional")  # without these settings the weights mean nothing
+)  # loaded with all its tensors, or not at all
+SEMANTIC_SETTINGS = (*INVISIBLE_SETTINGS, "bidirectional")  # the weights make no sense under other values
 
 
 @dataclass(frozen=True)
 class BackboneReport:
-    """What loading did: the file, how many tensors the backbone took, and every key that it did not use."""
+    """The result of loading: the file, how many tensors were loaded, and every key that was not used."""
 
     source: Path
     used: int
@@ -42,129 +42,133 @@ class BackboneReport:
 def load_backbone(
     backbone: HybridBackbone, path: str | Path, *, resample_patches: bool = False
 ) -> BackboneReport:
-    """Start a backbone from a run of map-vision (pretraining, finetuning, probing), its weights file, or timm's ViT.
+    """Load a run of map-vision (pretraining, finetuning, probing), its weights file, or a ViT of timm's.
 
-    Positions of another grid are resampled. Registers, neck, head, final norm and layers behind the last of
+    Positions of another grid are resampled. Registers, neck, head, final norm and layers after the last of
     ``out_indices`` are not used.
 
     Args:
-        backbone: Takes the weights.
-        path: A run's directory or a weights file.
-        resample_patches: Resample the patch embedding if the file's patches have another size
+        backbone: The backbone to load into.
+        path: The directory of a run, or a weights file.
+        resample_patches: Resample the patch embedding if the patches in the file have another size
             (FlexiViT's pseudo-inverse, arXiv 2212.08013, section 3.4).
 
     Raises:
-        UserError: no key of the file fits; another width, depth or layout; a run whose description says that its
-            weights mean something else; another patch size without ``resample_patches``; a parameter that is
-            missing, has another shape or is one that the backbone's layers lack.
+        UserError: no key of the file fits; another width, depth or layout; a run trained with settings that change
+            the meaning of its weights; another patch size without ``resample_patches``; a parameter that is missing,
+            has another shape or does not exist in the backbone's layers.
     """
     file = weights_file(path)
-    own = backbone.model.state_dict()
+    expected = backbone.model.state_dict()
     state = convert_state(read_weights(path), backbone.model)
-    if not set(state) & set(own):
+    if not set(state) & set(expected):
         raise UserError(
-            f"{file} has none of the backbone's {len(own)} keys (it begins with {', '.join(list(state)[:3])}; the "
-            f"backbone with {', '.join(list(own)[:3])}); give a run of map-vision or its model.safetensors"
+            f"{file} has none of the backbone's {len(expected)} keys (it begins with {', '.join(list(state)[:3])}; the "
+            f"backbone with {', '.join(list(expected)[:3])}); give a run of map-vision or its model.safetensors"
         )
     _check_architecture(backbone, state, path)
     refuse_other_settings(backbone.config, path)
     resampled = tuple(
         key
         for key in (PATCHES, POSITIONS)
-        if key in own and key in state and state[key].shape != own[key].shape
+        if key in expected and key in state and state[key].shape != expected[key].shape
     )
     if PATCHES in state:
-        state[PATCHES] = _fitting_patches(state[PATCHES], own[PATCHES], file, resample=resample_patches)
-    refuse_misfits(state, own, file, resampled=(POSITIONS,))
-    backbone.model.load_state_dict({key: state[key] for key in own})
-    return BackboneReport(file, len(own), tuple(key for key in state if key not in own), resampled)
+        state[PATCHES] = _fit_patches(state[PATCHES], expected[PATCHES], file, resample=resample_patches)
+    refuse_misfits(state, expected, file, resampled=(POSITIONS,))
+    backbone.model.load_state_dict({key: state[key] for key in expected})
+    return BackboneReport(file, len(expected), tuple(key for key in state if key not in expected), resampled)
 
 
 def refuse_misfits(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path, *, resampled: tuple[str, ...] = ()
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    file: Path,
+    *,
+    resampled: tuple[str, ...] = (),
 ) -> None:
-    """Refuse a file whose tensors are not those of a backbone's layers and positions.
+    """Refuse a file whose tensors do not match the layers and positions of a backbone.
 
     Args:
-        state: Tensors of the file; those of other layers, of registers, head and final norm may be there too.
-        own: Those of the backbone.
-        file: Named in the message.
-        resampled: Those that may have another shape.
+        state: Tensors of the file; it may also hold other layers, registers, head and final norm.
+        expected: Tensors of the backbone.
+        file: For the message.
+        resampled: Keys of tensors that may have another shape.
 
     Raises:
-        UserError: naming what is missing, of another shape, or without a place in the backbone.
+        UserError: naming the keys that are missing, have another shape, or do not exist in the backbone.
     """
-    kept = {"encoder.position."} | {part for key in own if (part := _part(key))}
+    prefixes = {"encoder.position."} | {prefix for key in expected if (prefix := _layer_prefix(key))}
     faults = {
-        "missing": [key for key in own if key not in state],
+        "missing": [key for key in expected if key not in state],
         "shapes": [
             f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
-            for key, value in own.items()
+            for key, value in expected.items()
             if key in state and state[key].shape != value.shape and key not in resampled
         ],
-        "without a place": [key for key in state if key not in own and _part(key) in kept],
+        "without a place": [key for key in state if key not in expected and _layer_prefix(key) in prefixes],
     }
     if any(faults.values()):
         raise UserError(
-            f"{file} does not fit the backbone: {told_keys(faults)}; set model.backbone as the run's model was "
+            f"{file} does not fit the backbone: {format_keys(faults)}; set model.backbone as the run's model was "
             "(name, layout, mlp_ratio, in_chans, position, bidirectional, ...)"
         )
 
 
 def refuse_other_settings(config: ModelConfig, path: str | Path, *, may_differ: tuple[str, ...] = ()) -> None:
-    """Compare a backbone with the description of a run: whatever its weights mean nothing without.
+    """Refuse a run that was trained with other settings, where those change the meaning of its weights.
 
     Args:
-        config: Of the backbone.
-        path: A run or weights file; one without description is taken as it is.
-        may_differ: Settings whose difference is meant.
+        config: Config of the backbone.
+        path: A run or weights file; one without a description is accepted unchecked.
+        may_differ: Settings that may differ on purpose.
 
     Raises:
-        UserError: a setting differs, with both values.
+        UserError: a setting differs; the message has both values.
     """
-    described = described_model(path)
-    if described is None or described.name not in MODEL_NAMES:
+    run_config = read_model_config(path)
+    if run_config is None or run_config.name not in MODEL_NAMES:
         return
-    theirs, own = resolved(described), resolved(config)
-    for name in MEANING:
-        trained, has = theirs.get(name), own.get(name)
-        if trained != has and name not in may_differ:
+    run_settings, backbone_settings = resolved(run_config), resolved(config)
+    for name in SEMANTIC_SETTINGS:
+        run_value, backbone_value = run_settings.get(name), backbone_settings.get(name)
+        if run_value != backbone_value and name not in may_differ:
             raise UserError(
-                f"{path} was trained with {name} {trained}, the backbone has {has}; "
-                f"set model.backbone.{name}={trained}"
+                f"{path} was trained with {name} {run_value}, the backbone has {backbone_value}; "
+                f"set model.backbone.{name}={run_value}"
             )
 
 
 def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse another width, depth or layout, each with both values."""
-    own = backbone.architecture
+    """Refuse another width, depth or layout; the message has both values."""
+    architecture = backbone.architecture
     if PATCHES in state and state[PATCHES].shape[0] != backbone.embed_dim:
         raise UserError(
             f"{path} has width {state[PATCHES].shape[0]}, the backbone {backbone.embed_dim}; "
             "set model.backbone.name (or embed_dim) to the pretrained model's"
         )
-    layers = {int(found[1]) for key in state if (found := re.match(r"encoder\.blocks\.(\d+)\.", key))}
+    layers = {int(match[1]) for key in state if (match := re.match(r"encoder\.blocks\.(\d+)\.", key))}
     depth = max(layers, default=-1) + 1
     if depth != backbone.depth:
         raise UserError(
-            f"{path} has {depth} layers, the backbone {backbone.depth} (layout {own['layout']!r}); "
+            f"{path} has {depth} layers, the backbone {backbone.depth} (layout {architecture['layout']!r}); "
             "set model.backbone.name (or layout) to the pretrained model's"
         )
 
 
-def _part(key: str) -> str | None:
-    """The block that a tensor is of, or the positions; None for all else."""
-    found = PART.match(key)
-    return found[0] if found else None
+def _layer_prefix(key: str) -> str | None:
+    """The prefix of the block that a tensor belongs to, or of the positions; None for anything else."""
+    match = LAYER_PREFIX.match(key)
+    return match[0] if match else None
 
 
-def _fitting_patches(theirs: Tensor, own: Tensor, file: Path, *, resample: bool) -> Tensor:
-    if theirs.shape[2:] == own.shape[2:]:
-        return theirs
+def _fit_patches(weight: Tensor, backbone_weight: Tensor, file: Path, *, resample: bool) -> Tensor:
+    if weight.shape[2:] == backbone_weight.shape[2:]:
+        return weight
     if not resample:
-        (h, w), (oh, ow) = theirs.shape[2:], own.shape[2:]
+        (h, w), (oh, ow) = weight.shape[2:], backbone_weight.shape[2:]
         raise UserError(
             f"{file} has patches of {h}x{w} pixels, the backbone of {oh}x{ow}: set model.backbone.patch_size={h}, "
             "or model.backbone.init_cfg.resample_patches=True to resample the patch embedding"
         )
-    return resample_patch_embed(theirs, list(own.shape[2:]))
+    return resample_patch_embed(weight, list(backbone_weight.shape[2:]))

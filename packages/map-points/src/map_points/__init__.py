@@ -1,6 +1,6 @@
 """Masked autoregressive pretraining for point clouds.
 
-Public names, imported at their first use: a command line that only shows its help does not wait for torch.
+Public names are imported at their first use, so that a command line that only shows its help need not wait for torch.
 """
 
 import importlib
@@ -36,7 +36,7 @@ __all__ = [
     "push_to_hub",
     "tokenize_clouds",
 ]
-_PLACES = {
+_MODULES = {
     "HybridNet3D": "map_points.model",
     "create_point_model": "map_points.model",
     "PointDataConfig": "map_points.data",
@@ -45,8 +45,8 @@ _PLACES = {
     "build_objective": "map_points.pretraining",
     "tokenize_clouds": "map_points.tokenizer",
 }
-_PLACES["push_to_hub"] = "map_core.tasks.hub"
-_PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_points.python")
+_MODULES["push_to_hub"] = "map_core.tasks.hub"
+_MODULES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_points.python")
 
 
 def __getattr__(name: str) -> Any:
@@ -54,13 +54,13 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("map-points")
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def load(run: str | Path) -> "nn.Module":
-    """The model of a run, in evaluation mode; see :meth:`map_core.tasks.trained_models.Models.load`."""
+    """Load the model of a run, in evaluation mode; see :meth:`map_core.tasks.trained_models.Models.load`."""
     from map_points.factory import MODELS
 
     return MODELS.load(run)
@@ -69,7 +69,7 @@ def load(run: str | Path) -> "nn.Module":
 def from_pretrained(
     name: str | Path, *, cache_dir: str | Path | None = None, token: str | None = None
 ) -> "nn.Module":
-    """A model of a folder or of the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
+    """Load a model from a folder or the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
     import map_core.tasks.hub
     from map_points.factory import MODELS
 
@@ -77,7 +77,7 @@ def from_pretrained(
 
 
 def load_objective(run: str | Path) -> "TrainedObjective":
-    """Encoder, decoder and head of a pretraining run; see :func:`map_core.tasks.pretraining.load_objective`."""
+    """Load encoder, decoder and head of a pretraining run; see :func:`map_core.tasks.pretraining.load_objective`."""
     import map_core.tasks.pretraining
     from map_points.domain import DOMAIN
 

@@ -25,14 +25,14 @@ class LocalNormPool(nn.Module):
 
     Features of the ``neighbors`` nearest patches (the patch itself is one) minus its own, divided by their
     standard deviation over the whole cloud; joined to its own; scaled and shifted; pooled over neighbours
-    with softmax weights of themselves; normalised; projected.
+    with their own softmax as weights; normalised; projected.
 
     Source: Mamba3D (arXiv 2404.14966, section 3.3). The deviation is taken over one cloud, not over the
-    batch, so that a cloud's result does not depend on its company.
+    batch, so that a cloud's result does not depend on the rest of its batch.
 
     Args:
         embed_dim: Width.
-        neighbors: Patches pooled, by distance of centres.
+        neighbors: How many patches are pooled, the nearest by distance of centres.
         eps: Added to the variance, or to the deviation.
         spread: ``variance`` divides by the root of the biased variance plus eps; ``deviation``, as the original, by
             the unbiased deviation plus eps.
@@ -56,25 +56,27 @@ class LocalNormPool(nn.Module):
         position: Float[Tensor, "b m 3"],
         attention_mask: Bool[Tensor, "#b m m"] | None = None,
     ) -> Float[Tensor, "b m d"]:
-        """Describe all patches; where ``attention_mask`` says who may read whom, by what they may read alone."""
+        """Describe all patches; with ``attention_mask``, each only by the patches that it may read."""
         index = self._nearest(position, attention_mask)  # (b, m, k)
-        near = gather_tokens(x, index.flatten(1)).unflatten(1, index.shape[1:])  # (b, m, k, d)
-        relative = (near - x.unsqueeze(2)).float()
+        neighbor_features = gather_tokens(x, index.flatten(1)).unflatten(1, index.shape[1:])  # (b, m, k, d)
+        relative = (neighbor_features - x.unsqueeze(2)).float()
         if attention_mask is None:
             variance = relative.var(dim=(1, 2, 3), correction=0, keepdim=True)
             count: Tensor | int = relative.shape[1:].numel()
         else:
             variance = variance_of_readable(relative, attention_mask)
             count = attention_mask.sum(-1)[..., None, None] * relative.shape[2:].numel()
-        scale, scale_own = self.scale.chunk(2)
-        shift, shift_own = self.shift.chunk(2)
-        relative = torch.addcmul(shift, relative, scale * self._inverse_spread(variance, count))
+        relative_scale, patch_scale = self.scale.chunk(2)
+        relative_shift, patch_shift = self.shift.chunk(2)
+        relative = torch.addcmul(
+            relative_shift, relative, relative_scale * self._inverse_spread(variance, count)
+        )
         pooled = (relative * relative.softmax(dim=2)).sum(dim=2).to(x.dtype)
-        own = x * scale_own + shift_own  # the same for all neighbours: pooling leaves it as it is
-        return F.silu(self.project(self.norm(torch.cat([pooled, own], dim=-1))))
+        patch = x * patch_scale + patch_shift  # the same for all neighbours, so pooling leaves it unchanged
+        return F.silu(self.project(self.norm(torch.cat([pooled, patch], dim=-1))))
 
     def _inverse_spread(self, variance: Tensor, count: Tensor | int) -> Tensor:
-        """One over the spread of ``count`` numbers of this biased variance."""
+        """One over the spread of ``count`` numbers with this biased variance."""
         if self.spread == "variance":
             return (variance + self.eps).rsqrt()
         unbiased = variance * (count / (count - 1))
@@ -83,7 +85,7 @@ class LocalNormPool(nn.Module):
     def _nearest(
         self, position: Float[Tensor, "b m 3"], attention_mask: Bool[Tensor, "#b m m"] | None
     ) -> Int[Tensor, "b m k"]:
-        """The nearest patches; a patch stands in for neighbours that it may not read.
+        """The nearest patches; a patch itself replaces neighbours that it may not read.
 
         Raises:
             UserError: there are fewer patches than neighbours.
@@ -93,9 +95,9 @@ class LocalNormPool(nn.Module):
         require_points(position.shape[1], self.neighbors)
         points = position.detach().float()
         distance = squared_distance(points.unsqueeze(2), points.unsqueeze(1))
-        near = distance.masked_fill(~attention_mask, math.inf).topk(self.neighbors, largest=False)
-        own = torch.arange(points.shape[1], device=points.device).unsqueeze(-1)
-        return torch.where(near.values.isinf(), own, near.indices)
+        nearest = distance.masked_fill(~attention_mask, math.inf).topk(self.neighbors, largest=False)
+        self_index = torch.arange(points.shape[1], device=points.device).unsqueeze(-1)
+        return torch.where(nearest.values.isinf(), self_index, nearest.indices)
 
 
 def variance_of_readable(
@@ -103,7 +105,7 @@ def variance_of_readable(
 ) -> Float[Tensor, "b m 1 1"]:
     """For each patch, the variance over all patches that it may read."""
     share = attention_mask.float() / attention_mask.sum(-1, keepdim=True)
-    # of bf16 moments the difference is mostly rounding
+    # in bf16 the difference of the moments is mostly rounding
     with torch.autocast(relative.device.type, enabled=False):
         mean, square = (
             share @ moment.unsqueeze(-1) for moment in (relative.mean((2, 3)), relative.square().mean((2, 3)))
@@ -114,8 +116,8 @@ def variance_of_readable(
 class ChannelFlipMixer(MambaMixer):
     """Both scans in sequence order, the second over (x, z) with all their channels reversed.
 
-    That is what the original's second direction does; reversing the 2e channels also swaps x and z. Kept to
-    compare with: it never looks from the last token to the first.
+    The original's second direction does this; reversing the 2e channels also swaps x and z. Kept for
+    comparison: it never reads from the last token to the first.
 
     Args:
         embed_dim: Width.
@@ -148,7 +150,7 @@ def make_mixer(kind: ScanKind, embed_dim: int) -> nn.Module:
 class Mamba3DBlock(nn.Module):
     """``x + local(norm(x))``, then ``x + mixer(norm(x))``.
 
-    Tokens in front that have no centre (a class token) take no part in the first step.
+    Prefix tokens, which have no centre (a class token), take no part in the first step.
 
     Args:
         embed_dim: Width.
@@ -156,7 +158,7 @@ class Mamba3DBlock(nn.Module):
         scan: See :func:`make_mixer`.
         drop_path: Stochastic depth rate of both branches.
         spread: See :class:`LocalNormPool`.
-        local_class_token: The first step adds the norm of tokens in front to them, as in the original.
+        local_class_token: The first step adds the norm of prefix tokens to them, as in the original.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class Mamba3DBlock(nn.Module):
         position: Float[Tensor, "b m 3"],
         attention_mask: Bool[Tensor, "#b m m"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Mix all tokens; ``attention_mask`` limits the first step, while the scan keeps to its direction."""
+        """Mix all tokens; ``attention_mask`` limits the first step only, as the scan has a direction anyway."""
         prefix = x.shape[1] - position.shape[1]
         if self.local_class_token and prefix:
             normal = self.norm1(x)

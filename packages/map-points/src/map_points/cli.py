@@ -12,24 +12,24 @@ from map_core.commands.listing import (
     tables_command,
 )
 
-DOMAIN, HERE = "map_points.domain:DOMAIN", "map_points.commands"
+DOMAIN, MODULE = "map_points.domain:DOMAIN", "map_points.commands"
 FEWSHOT = Command(
-    "fewshot", "train a classifier on few-shot folds", "map_points.fewshot:FewShotConfig", f"{HERE}:fewshot"
+    "fewshot", "train a classifier on few-shot folds", "map_points.fewshot:FewShotConfig", f"{MODULE}:fewshot"
 )
 SEGMENT = Command(
-    "segment", "train a part segmenter", "map_points.segmentation.task:SegmentConfig", f"{HERE}:segment"
+    "segment", "train a part segmenter", "map_points.segmentation.task:SegmentConfig", f"{MODULE}:segment"
 )
 PART_SHAPES = Command(
     "write-part-shapes",
     "make two-part shapes in ShapeNetPart's layout",
-    f"{HERE}:PartShapesConfig",
-    f"{HERE}:part_shapes",
+    f"{MODULE}:PartShapesConfig",
+    f"{MODULE}:part_shapes",
 )
 STATISTICS = Command(
     "statistics",
     "mean and deviation of the channels of points",
-    f"{HERE}:StatisticsConfig",
-    f"{HERE}:statistics",
+    f"{MODULE}:StatisticsConfig",
+    f"{MODULE}:statistics",
     essential=("data.root", "data.source", "data.channels", "data.columns", "data.subset"),
 )
 COMMANDS = [

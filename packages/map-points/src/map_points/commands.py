@@ -1,10 +1,10 @@
-"""The commands that clouds have beyond those of every domain."""
+"""The commands for clouds, beyond those of every domain."""
 
 from typing import Any
 
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import train_task
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.runs.files import require_file, require_folder
 from map_core.runs.notes import tell
 from map_points.data import PointDataConfig, measure, write_part_shapes
@@ -18,14 +18,14 @@ PartShapesConfig = config_class(
     val=Option(int, "Validation shapes of each (trained on as well, as the field does).", 6),
     test=Option(int, "Test shapes of each.", 20),
     points=Option(int, "Points of each shape.", 1500),
-    seed=Option(int, "Of everything random.", 0),
-    out=Option(str, "Folder to make.", "part_shapes"),
+    seed=Option(int, "Seed of everything random.", 0),
+    out=Option(str, "Folder to create.", "part_shapes"),
 )
 
 StatisticsConfig = config_class(
     "StatisticsConfig",
     "Mean and deviation of the channels of the clouds that training would read, for --data.statistics.",
-    data=Option(PointDataConfig, "Clouds and their channels; --data.subset 1000 measures so many of them."),
+    data=Option(PointDataConfig, "Clouds and their channels; --data.subset 1000 measures that many of them."),
     progress=Option(bool, "Show a progress bar.", True),
     out=Option(str, "JSON file to write.", "statistics.json"),
 )
@@ -33,16 +33,18 @@ StatisticsConfig = config_class(
 
 def statistics(config: Any) -> None:
     """Measure channels and write the file that recipes name."""
-    out = expanded(config.out)
+    out = expand_user(config.out)
     require_file(out)
-    measured = measure(config.data, progress=config.progress)
+    channel_statistics = measure(config.data, progress=config.progress)
     out.parent.mkdir(parents=True, exist_ok=True)
-    measured.save(out)
-    for name, mean, std in zip(measured.channels, measured.mean, measured.std, strict=True):
+    channel_statistics.save(out)
+    for name, mean, std in zip(
+        channel_statistics.channels, channel_statistics.mean, channel_statistics.std, strict=True
+    ):
         tell(f"{name}: mean {mean:.6g}, deviation {std:.6g}")
-    channels, count = ", ".join(measured.channels), 3 + len(measured.channels)
+    channels, count = ", ".join(channel_statistics.channels), 3 + len(channel_statistics.channels)
     tell(
-        f"{measured.clouds} clouds -> {out} (--data.channels '[{channels}]' --model.in_chans {count} "
+        f"{channel_statistics.clouds} clouds -> {out} (--data.channels '[{channels}]' --model.in_chans {count} "
         f"--data.statistics {out})"
     )
 
@@ -60,7 +62,7 @@ def fewshot(config: FewShotConfig) -> None:
 def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     """Write two-part shapes as txt files with their lists."""
     settings = vars(config).copy()
-    out = expanded(settings.pop("out"))
+    out = expand_user(settings.pop("out"))
     require_folder(out)
     write_part_shapes(out, **settings)
     print(f"two-part shapes -> {out} (--data.root {out})")

@@ -1,4 +1,4 @@
-"""What projects settle differently about a point model, and no weight's shape shows."""
+"""Choices about a point model on which projects differ and which no weight's shape shows."""
 
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -15,16 +15,16 @@ PoolKind = Literal["max_plus_mean", "max", "mean", "mean_and_max"]
 
 @dataclass(frozen=True)
 class Conventions:
-    """Choices beside a model's sizes; the defaults are this project's.
+    """Choices beyond a model's sizes; the defaults are this project's.
 
     Attributes:
-        position_activation: Of the MLP that embeds the centres' coordinates.
+        position_activation: Activation of the MLP that embeds the centres' coordinates.
         repeat_position: Add positions before every block, not once.
-        pool: How patches are pooled, see :func:`pool_patches`; the class token, if there is one, goes before.
+        pool: How patches are pooled, see :func:`pool_patches`; the class token, if there is one, comes first.
         local_spread: What Mamba3D's local norm divides by, see :class:`~map_points.blocks.LocalNormPool`.
-        local_class_token: Add the norm of the class token to it in the local step, which else leaves it as it is.
-        skip_origin: Never sample a centre within sqrt(1e-3) of the origin, as ``pointnet2_ops``.
-        order_scale: Scale and shift the tokens, by learned numbers for each order in which they are read.
+        local_class_token: The local step adds the class token's norm to it, instead of leaving it unchanged.
+        skip_origin: Never sample a centre within sqrt(1e-3) of the origin, as in ``pointnet2_ops``.
+        order_scale: Scale and shift the tokens by learned numbers, separate for each order in which they are read.
     """
 
     position_activation: MlpActivation = "gelu"
@@ -41,7 +41,7 @@ class Conventions:
 
     @property
     def pooled_parts(self) -> int:
-        """How many vectors the pooled patches are."""
+        """How many vectors pooling the patches gives."""
         return 2 if self.pool == "mean_and_max" else 1
 
 
@@ -49,7 +49,7 @@ CONVENTIONS = tuple(field.name for field in fields(Conventions))
 
 
 def pool_patches(patches: Float[Tensor, "b l d"], kind: PoolKind) -> Float[Tensor, "b f"]:
-    """Pool patches: the sum of maximum and mean, one of them, or mean beside maximum."""
+    """Pool patches: the sum of maximum and mean, one of the two, or the mean joined to the maximum."""
     if kind == "max":
         return patches.amax(dim=1)
     if kind == "mean":

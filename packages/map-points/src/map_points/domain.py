@@ -17,6 +17,7 @@ from map_core.tasks.evaluation import input_of
 from map_points.data import (
     CloudSamples,
     PointDataConfig,
+    channel_scaling,
     choose_clouds,
     clouds_to_evaluate,
     collate_clouds,
@@ -24,7 +25,6 @@ from map_points.data import (
     read_cloud_files,
     require_classes,
     require_same_classes,
-    scaling_of,
 )
 from map_points.data.clouds import Clouds
 from map_points.evaluation import EvaluationConfig, voted_logits
@@ -33,94 +33,99 @@ from map_points.patches.accelerators import describe_backends
 from map_points.pictures import draw_cloud, draw_reconstructions
 from map_points.pretraining import OBJECTIVES, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
-from map_points.segmentation.task import PART_SEGMENTER, described_segmenter
+from map_points.segmentation.task import PART_SEGMENTER, segmenter_from_description
 
-NOTHING: Mapping[str, Any] = {}
+NO_SETTINGS: Mapping[str, Any] = {}
 
 
 def open_data(
-    config: PointDataConfig, model: PointModelConfig, purpose: Purpose, trained: Mapping[str, Any] = NOTHING
+    config: PointDataConfig,
+    model: PointModelConfig,
+    purpose: Purpose,
+    trained: Mapping[str, Any] = NO_SETTINGS,
 ) -> OpenedData:
     """Open the clouds of a run.
 
     Raises:
-        UserError: what is wrong with the files, by name.
+        UserError: a file cannot be used; the message names it.
     """
     refuse_other_channels(config, model)
     where = config.root or "embedded shapes"
     if purpose == "evaluate":
         clouds, evaluated_on = clouds_to_evaluate(config)
-        return opened(config, where, None, clouds, evaluated_on)
+        return as_opened_data(config, where, None, clouds, evaluated_on)
     evaluate = purpose == "finetune" or (purpose == "features" and has_evaluation(config))
     splits = choose_clouds(config, evaluate=evaluate)
     if purpose == "finetune":
         require_classes(splits, config)
     elif purpose == "features" and splits.evaluation is not None:
         require_same_classes(splits.train, splits.evaluation, config)
-    return opened(config, where, splits.train, splits.evaluation, splits.evaluated_on)
+    return as_opened_data(config, where, splits.train, splits.evaluation, splits.evaluated_on)
 
 
-def opened(
+def as_opened_data(
     config: PointDataConfig, where: str, train: Clouds | None, evaluation: Clouds | None, evaluated_on: str
 ) -> OpenedData:
-    """Clouds to train and evaluate on as samples."""
+    """Make samples of the clouds to train and evaluate on."""
     parts = [] if train is None else [f"{len(train)} training clouds"]
     parts += [] if evaluation is None else [f"{len(evaluation)} for evaluation ({evaluated_on})"]
-    some = train or evaluation
-    assert some is not None
+    clouds = train or evaluation
+    assert clouds is not None
     return OpenedData(
         description=f"{where}: {', '.join(parts)}",
-        classes=tuple(some.classes),
+        classes=tuple(clouds.classes),
         train=None if train is None else CloudSamples(train, config, training=True),
         plain_train=None if train is None else CloudSamples(train, config, training=False),
         evaluation=None if evaluation is None else CloudSamples(evaluation, config, training=False),
         evaluated_on=evaluated_on,
-        preprocessing=described_channels(config),
+        preprocessing=describe_channels(config),
     )
 
 
-def described_channels(config: PointDataConfig) -> dict[str, Any]:
-    """What later commands must know of the channels that a model was trained with."""
+def describe_channels(config: PointDataConfig) -> dict[str, Any]:
+    """What later commands must know about the channels that a model was trained with."""
     if not config.channels:
         return {}
-    scaling = scaling_of(config)
-    scaled = {} if scaling is None else {"channel_mean": list(scaling.mean), "channel_std": list(scaling.std)}
-    return {"channels": list(config.channels), **scaled}
+    scaling = channel_scaling(config)
+    statistics = (
+        {} if scaling is None else {"channel_mean": list(scaling.mean), "channel_std": list(scaling.std)}
+    )
+    return {"channels": list(config.channels), **statistics}
 
 
 def refuse_other_channels(config: PointDataConfig, model: PointModelConfig) -> None:
-    """Raise a :class:`UserError` where the model takes another number of values a point than the data have."""
-    named, taken = 3 + len(config.channels or ()), model.in_chans or 3
-    if named != taken:
+    """Raise a :class:`UserError` unless the model takes as many values per point as the data have."""
+    data_chans, model_chans = 3 + len(config.channels or ()), model.in_chans or 3
+    if data_chans != model_chans:
         raise UserError(
-            f"data.channels names {named - 3} channels beside x, y and z, and model.in_chans is {taken}: give "
-            f"--model.in_chans {named}, or change data.channels"
+            f"data.channels names {data_chans - 3} channels beside x, y and z, and model.in_chans is {model_chans}: "
+            f"give --model.in_chans {data_chans}, or change data.channels"
         )
 
 
 def data_defaults(
-    values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
+    values: dict[str, Any], description: dict[str, Any], options: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Settings of a run's data for later commands: points have the channels that the model was trained with."""
-    names = ["channels"] if "data.statistics" in given else ["channels", "channel_mean", "channel_std"]
-    known = {name: description[name] for name in names if name in description}
-    if "channel_mean" in known:  # which the file said
+    """A run's data settings for later commands: points keep the channels that the model was trained with."""
+    names = ["channels"] if "data.statistics" in options else ["channels", "channel_mean", "channel_std"]
+    trained = {name: description[name] for name in names if name in description}
+    if "channel_mean" in trained:  # in place of the statistics file
         values = {name: value for name, value in values.items() if name != "statistics"}
-    return values | known
+    return values | trained
 
 
 def open_files(
     paths: str | list[str],
     config: PointDataConfig,
     model: PointModelConfig,
-    trained: Mapping[str, Any] = NOTHING,
+    trained: Mapping[str, Any] = NO_SETTINGS,
 ) -> Samples:
     """Open cloud files and folders as samples without labels."""
     refuse_other_channels(config, model)
-    found = read_cloud_files(
-        paths, channels=config.channels or (), columns=config.columns, scaling=scaling_of(config)
+    clouds = read_cloud_files(
+        paths, channels=config.channels or (), columns=config.columns, scaling=channel_scaling(config)
     )
-    return CloudSamples(found, config, training=False)
+    return CloudSamples(clouds, config, training=False)
 
 
 def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
@@ -147,7 +152,7 @@ def draw_picture(
 
 
 def example_cloud(config: PointModelConfig) -> Float[Tensor, "1 n c"]:
-    """A cloud that a model can be tried on: 1,024 points, or as many as its patches need."""
+    """A random cloud to try a model on: 1,024 points, or as many as its patches need."""
     settings = resolved(config)
     count = max(1024, settings["num_patches"], settings["patch_size"])
     return torch.randn(1, count, config.in_chans or 3, generator=torch.Generator().manual_seed(0))
@@ -177,6 +182,6 @@ DOMAIN = Domain(
     logits=voted_logits,
     protocol=EvaluationConfig.describe,
     evaluators={PART_SEGMENTER: evaluate_segmenter},
-    builders={PART_SEGMENTER: described_segmenter},
+    builders={PART_SEGMENTER: segmenter_from_description},
     info=describe_backends,
 )

@@ -1,4 +1,4 @@
-"""Evaluation of classifiers, by named protocols that are kept apart."""
+"""Evaluation of classifiers by named protocols that are never mixed."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,7 +31,7 @@ class EvaluationConfig(map_core.tasks.evaluation.EvaluationConfig):
     Args:
         protocol: no_vote; vote_10, one round of 10 augmented votes; best_of_299, the literature's maximum over
             299 such rounds, which selects on the test split.
-        seed: Of the votes.
+        seed: Seed of the votes.
     """
 
     batch_size: int = 64
@@ -66,10 +66,10 @@ def voted_logits(
 ) -> Logits:
     """Logits and labels under the configured protocol: plain, of one round of votes, or of the best round.
 
-    ``gather`` collects those of each pass; ``labelled`` says whether the samples have labels.
+    ``gather`` collects logits and labels of each pass; ``labelled`` says whether the samples have labels.
 
     Raises:
-        UserError: the best round is asked for where there are no labels to choose it by.
+        UserError: the best round is asked for, but there are no labels to choose it by.
     """
     assert isinstance(samples, CloudSamples)
     device = choose_device(config.device)
@@ -99,4 +99,4 @@ def voted_logits(
             "evaluation.protocol 'best_of_299' chooses a round by labels, which clouds to predict lack"
         )
     rounds = (one_round(number) for number in range(ROUNDS))
-    return max(rounds, key=lambda found: int((found[0].argmax(dim=1) == found[1]).sum()))
+    return max(rounds, key=lambda result: int((result[0].argmax(dim=1) == result[1]).sum()))

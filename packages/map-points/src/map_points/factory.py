@@ -18,14 +18,14 @@ from map_points.weights import load_init
 
 @dataclass
 class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
-    """A point model, and what to change in it; what is not given stays as the name says.
+    """A point model by name, and changes to it; settings left out stay as the name defines them.
 
     Args:
         name: mamba3d, hybridnet3d, hybridnet3d_nano, or as published: mamba3d_authors, point_mae, point_mamba.
         embed_dim: Width.
         patch_hidden_dim: Width inside the patch embedding (256).
         in_chans: Values of a point: 3, and one for each of data.channels.
-        layout: Layers with counts, such as '(MMMT)x4' or 'Mx12'; S is a scan and nothing else.
+        layout: Layers with counts, such as '(MMMT)x4' or 'Mx12'; S is a scan alone.
         num_heads: Attention heads of Transformer blocks.
         mlp_ratio: MLP width of Transformer blocks over embed_dim; 0 for attention only.
         neighbors: Patches that the local norm pools.
@@ -34,13 +34,13 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
         patch_size: Points of a patch.
         order: Scan order of the patches.
         second_order: Read all patches a second time in this order, as PointMamba; pretraining and probes read once.
-        position_activation: Of the MLP that embeds coordinates: gelu, or silu as the original Mamba3D.
+        position_activation: Activation of the MLP that embeds coordinates: gelu, or silu as the original Mamba3D.
         repeat_position: Add positions before every block, not once.
         pool: What the classifier reads of the patches: max_plus_mean, max (Point-MAE), mean or mean_and_max.
         local_spread: What the local norm divides by: variance, or deviation as the original Mamba3D.
         local_class_token: The class token takes part in the local step, as in the original Mamba3D.
-        skip_origin: No centres of patches within sqrt(1e-3) of the origin, as pointnet2_ops has it.
-        order_scale: Scale and shift tokens for each order, as PointMamba.
+        skip_origin: Place no patch's centre within sqrt(1e-3) of the origin, as pointnet2_ops does.
+        order_scale: Scale and shift tokens separately for each order, as PointMamba.
         head_dim: Width of the hidden layers in the classifier's head.
         drop_rate: Dropout in the classifier's head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
@@ -71,7 +71,7 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
     drop_path_rate: float | None = None
 
     def validate(self) -> None:
-        """Raise a :class:`UserError` for the first setting that no model can have."""
+        """Raise a :class:`UserError` for the first setting that is invalid in every model."""
         sizes = (
             "embed_dim",
             "num_heads",
@@ -91,7 +91,7 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
         require("model", self, "in_chans", lambda values: values >= 3, "must be at least 3, for x, y and z")
 
 
-PRETRAINED = {"class_token": False, "second_order": None}
+PRETRAINING_FORM = {"class_token": False, "second_order": None}
 
 
 def create_classifier(config: PointModelConfig, num_classes: int) -> HybridNet3D:
@@ -100,22 +100,22 @@ def create_classifier(config: PointModelConfig, num_classes: int) -> HybridNet3D
 
 
 def create_backbone(config: PointModelConfig) -> HybridNet3D:
-    """Create the form that is pretrained: no class token, no head, patches read once."""
-    return create_point_model(config.name, 0, **valid_arguments(config) | PRETRAINED)
+    """Create the form to pretrain: no class token, no head, patches read once."""
+    return create_point_model(config.name, 0, **valid_arguments(config) | PRETRAINING_FORM)
 
 
 def create_probed(config: PointModelConfig, num_classes: int) -> HybridNet3D:
-    """Create what a linear probe amounts to: the pretrained form with a linear head."""
+    """Create the classifier that a linear probe gives: the pretrained form with a linear head."""
     return create_point_model(
-        config.name, num_classes, linear_head=True, **valid_arguments(config) | PRETRAINED
+        config.name, num_classes, linear_head=True, **valid_arguments(config) | PRETRAINING_FORM
     )
 
 
 def valid_arguments(config: PointModelConfig) -> dict[str, Any]:
-    """The model's keyword arguments that are given.
+    """The model's keyword arguments that the config sets.
 
     Raises:
-        UserError: one is out of its range.
+        UserError: one is out of range.
     """
     config.validate()
     return config.arguments()
@@ -123,13 +123,13 @@ def valid_arguments(config: PointModelConfig) -> dict[str, Any]:
 
 def resolved(config: PointModelConfig) -> dict[str, Any]:
     """Every setting of a model."""
-    known = inspect.signature(HybridNet3D).parameters.items()
-    settings = {name: entry.default for name, entry in known} | asdict(Conventions())
+    parameters = inspect.signature(HybridNet3D).parameters.items()
+    settings = {name: parameter.default for name, parameter in parameters} | asdict(Conventions())
     return settings | named_settings(config.name) | config.arguments()
 
 
-# the rest may differ between pretraining and what follows it: more patches, more dropout
-TIED = (
+# all other settings may differ between pretraining and what follows, such as more patches or more dropout
+INHERITED_SETTINGS = (
     "name",
     "embed_dim",
     "patch_hidden_dim",
@@ -144,7 +144,7 @@ TIED = (
     "second_order",
     *CONVENTIONS,
 )
-UNSEEN = ("num_heads", "neighbors", "scan", "patch_size", "order", "second_order", *CONVENTIONS)
+INVISIBLE_SETTINGS = ("num_heads", "neighbors", "scan", "patch_size", "order", "second_order", *CONVENTIONS)
 MODELS = Models(
     config=PointModelConfig,
     names=MODEL_NAMES,
@@ -153,10 +153,10 @@ MODELS = Models(
     probed=lambda config: config,
     create_probed=create_probed,
     load_init=load_init,
-    tied=TIED,
-    unseen=UNSEEN,
+    inherited_settings=INHERITED_SETTINGS,
+    invisible_settings=INVISIBLE_SETTINGS,
     inputs=("in_chans",),
-    shown={"scan": "forward"},  # without a way back
+    revealed_values={"scan": "forward"},  # its weights have no backward scan
     resolved=resolved,
     families=FAMILIES,
 )

@@ -1,4 +1,4 @@
-"""Few-shot classification: one finetuning run a fold, and what they come to together."""
+"""Few-shot classification: one finetuning run per fold, and the statistics over all of them."""
 
 import statistics
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from map_core.commands.standard import configs
 from map_core.errors import RunStopped, UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.ranges import check
 from map_core.runs.files import require_folder
 from map_core.runs.notes import is_main_process, tell
@@ -25,21 +25,21 @@ from map_points.data import (
     require_same_classes,
     sample_fold,
 )
-from map_points.domain import DOMAIN, opened
+from map_points.domain import DOMAIN, as_opened_data
 from map_points.evaluation import PROTOCOLS
 from map_points.factory import PointModelConfig
 
 
 @dataclass
 class FoldsConfig:
-    """Which folds.
+    """Which few-shot folds to run.
 
     Args:
         way: Classes of a fold.
         shot: Training clouds of each class.
         folds: How many folds, counted from 0.
-        queries: Clouds of each class to classify, of generated folds; published ones have 20.
-        seed: Of generated folds.
+        queries: Clouds of each class to classify in generated folds; published ones have 20.
+        seed: Seed of generated folds.
     """
 
     way: int = 5
@@ -60,14 +60,15 @@ class FewShotConfig:
     """Few-shot classification over several folds; the weights of each fold are those of its last epoch.
 
     Args:
-        data: "fewshot_pkl" reads the published folds; of any other labelled source folds are generated, which
-            the summary says.
+        data: "fewshot_pkl" reads the published folds; from any other labelled source folds are generated, and
+            the summary says so.
         fewshot: Ways, shots and folds.
         model: The classifier.
         objective: Loss and label smoothing.
-        training: Of each fold.
+        training: Training of each fold.
         init: A pretraining run or weights file to start every fold from; from scratch when not given.
-        init_may_differ: Settings of the model in which it is meant to differ from that of init, such as order.
+        init_may_differ: Model settings that are meant to differ from those of init although the weights fit, such as
+            order.
         resume: 'auto' keeps finished folds and continues the one that was interrupted.
         out: Directory; every fold is a finetuning run in it.
     """
@@ -87,7 +88,7 @@ def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[OpenedDat
     """Yield the folds: published ones from their files, else generated ones.
 
     Raises:
-        UserError: files or classes that do not give such folds.
+        UserError: the files or classes cannot provide such folds.
     """
     config.validate()
     data.validate()
@@ -125,14 +126,14 @@ def _fold_data(
     episode: FewShotEpisode, config: PointDataConfig, description: str, identity: Mapping[str, Any]
 ) -> OpenedData:
     evaluated_on = f"queries of the {description}"
-    data = opened(config, description, episode.train, episode.test, evaluated_on)
+    data = as_opened_data(config, description, episode.train, episode.test, evaluated_on)
     return replace(data, identity=identity)
 
 
 def run_folds(config: FewShotConfig) -> dict[str, Any]:
     """Train and measure every fold, write ``out/summary.json`` and return it.
 
-    Accuracy is given for each fold, as mean and as sample standard deviation over folds.
+    The summary has the accuracy of each fold, and their mean and sample standard deviation.
 
     Raises:
         UserError: a directory in use, or what any fold raises.
@@ -140,7 +141,7 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
     """
     if config.resume not in (None, "auto"):
         raise UserError(f"resume must be auto for few-shot folds; got {config.resume!r}")
-    out = expanded(config.out)
+    out = expand_user(config.out)
     require_folder(out)
     accuracies, seconds = [], 0.0
     for fold, data in enumerate(open_folds(config.data, config.fewshot)):
@@ -155,14 +156,14 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
             resume="auto" if config.resume and (directory / "checkpoints").is_dir() else None,
             out=str(directory),
         )
-        found = train(
+        fold_summary = train(
             FinetuneTask(DOMAIN, run, data), run.training, directory, resume=run.resume, run_config=run
         )
-        if found["stopped_by"]:
-            raise RunStopped(Signals[found["stopped_by"]])
-        accuracies.append(float(found["test_accuracy"]))
-        seconds += float(found["seconds"])
-    last = {key: found[key] for key in ("versions", "commit", "device", "processes")}
+        if fold_summary["stopped_by"]:
+            raise RunStopped(Signals[fold_summary["stopped_by"]])
+        accuracies.append(float(fold_summary["test_accuracy"]))
+        seconds += float(fold_summary["seconds"])
+    environment = {key: fold_summary[key] for key in ("versions", "commit", "device", "processes")}
     summary = {
         "task": "fewshot",
         "init": config.init,
@@ -174,7 +175,7 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
         "test_accuracy_of_folds": accuracies,
         "protocol": f"last epoch of each fold: {PROTOCOLS['no_vote']}; sample standard deviation over folds",
         "seconds": seconds,
-        **last,
+        **environment,
     }
     if is_main_process():
         write_config(out, config)

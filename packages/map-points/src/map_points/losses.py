@@ -1,4 +1,4 @@
-"""Distances between sets of points in plain PyTorch: each to the nearest, or matched so that none is left over."""
+"""Distances between sets of points in plain PyTorch: to the nearest point, or matched so that none is left over."""
 
 from typing import Literal
 
@@ -11,8 +11,8 @@ from map_points.patches.sampling import squared_distance
 
 ChamferKind = Literal["l1", "l2"]
 Matching = Literal["nearest", "transport"]
-TINY = 1e-12  # under a root, whose slope is infinite at 0, where a point is reproduced exactly
-SOFTNESS = torch.logspace(0, -2, 20).tolist()  # of the matching, relative to the mean cost, from step to step
+TINY = 1e-12  # added under a root, whose slope is infinite at 0, where a point is reproduced exactly
+SOFTNESS = torch.logspace(0, -2, 20).tolist()  # of the matching in each step, relative to the mean cost
 
 
 def chamfer_distance(
@@ -43,16 +43,16 @@ def _check_kind(kind: str) -> None:
 def transport_distance(
     a: Float[Tensor, "*s n 3"], b: Float[Tensor, "*s m 3"], kind: ChamferKind = "l2"
 ) -> Float[Tensor, "*s"]:
-    """Cost of moving one set of points onto another, every point its share: the earth mover's distance.
+    """Cost of moving one set of points onto another, each point its equal share: the earth mover's distance.
 
-    In the units of :func:`chamfer_distance`, which it is never below: twice the mean squared length of the moves
-    (``l2``), or their mean length (``l1``), in float32. The plan is found by Sinkhorn's iterations, ever less soft
-    (Cuturi 2013), and is not differentiated: near the best plan the cost changes by the moves alone. It is about 2 %
-    from the best one while errors are of the size of the patch; where they are a twentieth of it, ``l2`` blurs the plan
-    and is a quarter above, ``l1`` is not.
+    In the units of :func:`chamfer_distance`, and never below it: twice the mean squared length of the moves
+    (``l2``), or their mean length (``l1``), in float32. Sinkhorn's iterations, with ever less softness (Cuturi
+    2013), give the plan, which is not differentiated: near the best plan the cost changes by the moves alone. The cost
+    is about 2 % from the best while errors are as large as the patch; where they are a twentieth of it, ``l2`` blurs
+    the plan and is a quarter above, ``l1`` is not.
 
-    A point that predicts an uncertain surface costs Chamfer least near the patch's centre, where some surface
-    always is, so that predictions bunch there; here each has a part of the target of its own.
+    Where the surface is uncertain, a predicted point has the smallest Chamfer distance near the patch's centre, where
+    there is always some surface, so predictions bunch there; here each has its own part of the target.
 
     Raises:
         UserError: an unknown kind.
@@ -61,18 +61,22 @@ def transport_distance(
     cost = squared_distance(a.float().unsqueeze(-2), b.float().unsqueeze(-3))  # (*s, n, m)
     if kind == "l1":
         cost = (cost + TINY).sqrt()
-    moved = (transport_plan(cost.detach()) * cost).sum(dim=(-1, -2))
-    return 2 * moved if kind == "l2" else moved
+    total = (transport_plan(cost.detach()) * cost).sum(dim=(-1, -2))
+    return 2 * total if kind == "l2" else total
 
 
 def transport_plan(cost: Float[Tensor, "*s n m"]) -> Float[Tensor, "*s n m"]:
-    """How much of each point of one set goes to each of the other; all of it sums to 1."""
+    """How much of each point of one set goes to each point of the other; the plan sums to 1."""
     cost = cost / cost.mean(dim=(-1, -2), keepdim=True).clamp_min(TINY)
-    to = torch.zeros_like(cost[..., :1, :])
+    target_potential = torch.zeros_like(cost[..., :1, :])
     for softness in SOFTNESS:
-        out = -softness * torch.logsumexp((to - cost) / softness, dim=-1, keepdim=True)
-        to = -softness * torch.logsumexp((out - cost) / softness, dim=-2, keepdim=True)
-    plan = ((out + to - cost) / softness).exp()
+        source_potential = -softness * torch.logsumexp(
+            (target_potential - cost) / softness, dim=-1, keepdim=True
+        )
+        target_potential = -softness * torch.logsumexp(
+            (source_potential - cost) / softness, dim=-2, keepdim=True
+        )
+    plan = ((source_potential + target_potential - cost) / softness).exp()
     return plan / plan.sum(dim=(-1, -2), keepdim=True)
 
 

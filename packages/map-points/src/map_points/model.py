@@ -1,4 +1,4 @@
-"""Point models, as encoders for pretraining and as classifiers: of this project, and as others published them."""
+"""Point models, as encoders for pretraining and as classifiers: this project's own and published ones."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ from map_core.positions import MlpPosition
 from map_points.blocks import Mamba3DBlock, ScanKind
 from map_points.conventions import CONVENTIONS, Conventions, pool_patches
 from map_points.patches import PatchEmbedding
-from map_points.tokenizer import PointOrder, one_after_the_other, scan_again, tokenize_clouds
+from map_points.tokenizer import PointOrder, concatenate_scans, scan_again, tokenize_clouds
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba3d": {"layout": "Mx12"},
@@ -60,9 +60,9 @@ class ClassificationHead(nn.Sequential):
 
     Args:
         in_features: Width of the pooled features.
-        num_classes: Classes.
+        num_classes: Number of classes.
         hidden_dim: Width of the hidden layers.
-        dropout: Behind each hidden layer.
+        dropout: Dropout rate after each hidden layer.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ClassificationHead(nn.Sequential):
 
 
 class OrderScale(nn.Module):
-    """``scale * x + shift``: tells tokens that are read in one order from those read in another.
+    """``scale * x + shift``: distinguishes tokens that are read in one order from those read in another.
 
     Args:
         embed_dim: Width.
@@ -98,27 +98,27 @@ class OrderScale(nn.Module):
 class HybridNet3D(nn.Module):
     """A point model whose encoder stacks Mamba3D, Transformer and plain Mamba blocks by a layout.
 
-    Pooled features are the class token beside the pooled patches, in this project the sum of their maximum and
-    mean; without a class token those alone.
+    Pooled features are the class token joined to the pooled patches (in this project the sum of their maximum and
+    mean), or the pooled patches alone where there is no class token.
 
     Args:
-        num_classes: Classes; 0 for features.
+        num_classes: Number of classes; 0 for features.
         embed_dim: Width.
         patch_hidden_dim: Width inside the patch embedding, where most of a small model's work is.
         in_chans: Values of a point: 3 coordinates, and one for each further channel.
-        layout: Layers, see :func:`map_core.expand_layout`: M Mamba3D's, T Transformer, S a scan and nothing else.
-        num_heads, mlp_ratio: Of the Transformer blocks; ratio 0 is attention only.
-        neighbors: Of the local norm.
+        layout: Layers, see :func:`map_core.expand_layout`: M is Mamba3D, T Transformer, S a scan alone.
+        num_heads, mlp_ratio: Settings of the Transformer blocks; ratio 0 is attention only.
+        neighbors: Patches that the local norm pools.
         scan: See :func:`~map_points.blocks.make_mixer`.
-        num_patches, patch_size: How clouds are cut.
+        num_patches, patch_size: Patches of a cloud, and points of a patch.
         order: Scan order of the patches.
-        second_order: Read all patches a second time behind the first, in this order; for classification only.
-        class_token: Have one; pretraining has none.
+        second_order: Read all patches a second time, in this order, after the first; for classification only.
+        class_token: Whether there is a class token; pretraining has none.
         linear_head: Classify by one linear layer, as a probe does, instead of :class:`ClassificationHead`.
         head_dim: Width of the head's hidden layers.
         drop_rate: Dropout in the head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
-        conventions: What else projects settle differently.
+        conventions: Further choices on which projects differ.
     """
 
     def __init__(
@@ -145,14 +145,14 @@ class HybridNet3D(nn.Module):
         conventions: Conventions | None = None,
     ) -> None:
         super().__init__()
-        self.conventions = its = conventions or Conventions()
+        self.conventions = choices = conventions or Conventions()
         self.num_classes, self.embed_dim, self.scan = num_classes, embed_dim, scan
         self.order, self.second_order = order, second_order
         self.num_patches, self.patch_size = num_patches, patch_size
         self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim, in_chans)
         orders = 1 if second_order is None else 2
         self.order_scale = nn.ModuleList(
-            OrderScale(embed_dim) for _ in range(orders if its.order_scale else 0)
+            OrderScale(embed_dim) for _ in range(orders if choices.order_scale else 0)
         )
         self.encoder = HybridEncoder(
             embed_dim,
@@ -163,8 +163,8 @@ class HybridNet3D(nn.Module):
                     neighbors=neighbors,
                     scan=scan,
                     drop_path=drop_path,
-                    spread=its.local_spread,
-                    local_class_token=its.local_class_token,
+                    spread=choices.local_spread,
+                    local_class_token=choices.local_class_token,
                 ),
                 "S": lambda dim, drop_path: MambaBlock(
                     dim, norm="layer", drop_path=drop_path, bidirectional=False
@@ -173,14 +173,14 @@ class HybridNet3D(nn.Module):
                     dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=False, drop_path=drop_path
                 ),
             },
-            position=MlpPosition(embed_dim, activation=its.position_activation),
+            position=MlpPosition(embed_dim, activation=choices.position_activation),
             norm=make_norm("layer", embed_dim),
             drop_path_rate=drop_path_rate,
             registers=Registers(1, embed_dim, spread=False) if class_token else None,
-            repeat_position=its.repeat_position,
+            repeat_position=choices.repeat_position,
         )
         self.num_prefix_tokens = 1 if class_token else 0
-        self.head_hidden_size = embed_dim * (self.num_prefix_tokens + its.pooled_parts)
+        self.head_hidden_size = embed_dim * (self.num_prefix_tokens + choices.pooled_parts)
         self.head: nn.Module = nn.Identity()
         if num_classes > 0 and linear_head:
             self.head = nn.Linear(self.head_hidden_size, num_classes)
@@ -211,7 +211,7 @@ class HybridNet3D(nn.Module):
         """Tokens of clouds in scan order, with the points of their patches as targets if asked for.
 
         Raises:
-            UserError: targets of a model that reads its patches twice.
+            UserError: targets are asked for, but the model reads its patches twice.
         """
         if targets and self.second_order is not None:
             raise UserError(
@@ -230,7 +230,7 @@ class HybridNet3D(nn.Module):
         if self.second_order is None:
             return self._scaled(tokens, 0)
         again = scan_again(tokens, self.second_order)
-        return one_after_the_other(self._scaled(tokens, 0), self._scaled(again, 1))
+        return concatenate_scans(self._scaled(tokens, 0), self._scaled(again, 1))
 
     def _scaled(self, tokens: Tokens, order: int) -> Tokens:
         if not self.order_scale:
@@ -247,28 +247,28 @@ class HybridNet3D(nn.Module):
 
     @property
     def switches(self) -> dict[str, Any]:
-        """Settings that say what the weights compute and no shape shows, without those that play no part here."""
-        its, kinds = self.conventions, set(self.encoder.layout)
-        found: dict[str, Any] = {
-            "position_activation": its.position_activation,
-            "repeat_position": its.repeat_position,
-            "skip_origin": its.skip_origin,
+        """Settings that change what the weights compute and that no shape shows, as far as this model uses them."""
+        conventions, kinds = self.conventions, set(self.encoder.layout)
+        settings: dict[str, Any] = {
+            "position_activation": conventions.position_activation,
+            "repeat_position": conventions.repeat_position,
+            "skip_origin": conventions.skip_origin,
         }
         if kinds != {"T"}:
-            found["order"] = self.order
+            settings["order"] = self.order
         if "M" in kinds:
-            found |= {"scan": self.scan, "local_spread": its.local_spread}
+            settings |= {"scan": self.scan, "local_spread": conventions.local_spread}
             if self.num_prefix_tokens:
-                found["local_class_token"] = its.local_class_token
+                settings["local_class_token"] = conventions.local_class_token
         if isinstance(self.head, ClassificationHead):
-            found |= {"pool": its.pool, "second_order": self.second_order}
-        return found
+            settings |= {"pool": conventions.pool, "second_order": self.second_order}
+        return settings
 
     def no_weight_decay(self) -> set[str]:
         return undecayed_parameters(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups in the order of layer decay: embeddings, then one a layer, Mamba and Transformer alike."""
+        """Groups in the order of layer decay: embeddings, then one per layer, Mamba and Transformer alike."""
         return {
             "stem": r"^patch_embed|^order_scale|^encoder\.(?:position|registers)",
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
@@ -280,10 +280,10 @@ class HybridNet3D(nn.Module):
 
 
 def named_settings(name: str) -> dict[str, Any]:
-    """What a model's name says of it.
+    """The settings that a model's name stands for.
 
     Raises:
-        UserError: an unknown name.
+        UserError: the name is unknown.
     """
     if name not in ARCHITECTURES:
         raise UserError(f"model.name {name!r} is unknown; {near_matches(name, MODEL_NAMES)}")
@@ -299,14 +299,14 @@ def create_point_model(
     ``mamba3d_authors``, ``point_mae`` and ``point_mamba`` compute what was published under these names.
 
     Args:
-        name: Of the model.
-        num_classes: Classes, 0 for features; those of the weights when None, else 40.
+        name: Name of the model.
+        num_classes: Number of classes, 0 for features; when None, that of the weights, else 40.
         pretrained: True loads the weights that the repository ships in ``weights/NAME``, a path those of a run or
-            weights file. The head starts anew where it has another number of classes.
+            weights file. The head starts anew where its number of classes differs.
         changes: Arguments of :class:`HybridNet3D` and :class:`Conventions`.
 
     Raises:
-        UserError: an unknown name; weights that are not there, or that mean something else with these changes.
+        UserError: the name is unknown, or the weights are missing or mean something else with these changes.
     """
     if not pretrained:
         return _create(name, 40 if num_classes is None else num_classes, changes)

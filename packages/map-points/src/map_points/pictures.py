@@ -17,7 +17,7 @@ from map_points.data.config import Axis
 
 COLORS = {"visible": "tab:blue", "predicted": "tab:red"}
 CAPTION = "Predicted points stand around the true centres of the hidden patches; nothing else hidden is used."
-CELL = 2.1  # between two clouds of radius 1
+CELL = 2.1  # distance between the middles of two clouds of radius 1
 UP_LAST: dict[str, list[int]] = {"x": [1, 2, 0], "y": [2, 0, 1], "z": [0, 1, 2]}
 
 
@@ -28,7 +28,7 @@ class CloudViews:
     Attributes:
         cloud: All points.
         visible: Points of the visible patches.
-        predicted: Points that the model puts where the hidden patches are.
+        predicted: Points that the model predicts where the hidden patches are.
     """
 
     cloud: Float[Tensor, "b n 3"]
@@ -48,14 +48,14 @@ def reconstruct(
     tokens, mask = result.tokens, result.mask
     assert tokens.target is not None
 
-    def placed(patches: Tensor, index: Tensor) -> Tensor:
+    def at_centers(patches: Tensor, index: Tensor) -> Tensor:
         return (patches + gather_tokens(tokens.position, index).unsqueeze(2)).flatten(1, 2)
 
     predicted = result.prediction.to(points.dtype).unflatten(-1, (-1, 3))
     return CloudViews(
         cloud=points[..., :3],
-        visible=placed(gather_tokens(tokens.target, mask.keep), mask.keep),
-        predicted=placed(predicted, result.index),
+        visible=at_centers(gather_tokens(tokens.target, mask.keep), mask.keep),
+        predicted=at_centers(predicted, result.index),
     )
 
 
@@ -68,14 +68,14 @@ def draw_reconstructions(
     ratio: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a picture with one row a cloud: cloud, visible patches, reconstruction (predicted points red).
+    """Write a picture with one row per cloud: cloud, visible patches, reconstruction (predicted points red).
 
     Args:
         objective: A pretrained objective.
         points: Clouds as the model sees them.
-        path: Picture to write, PNG unless its ending says otherwise.
+        path: Picture to write, PNG unless its suffix says otherwise.
         up_axis: Axis drawn upright.
-        ratio: Share to hide; the objective's own when None.
+        ratio: Share of patches to hide; the objective's when None.
         seed: Chooses the hidden patches.
     """
     device = next(objective.parameters()).device
@@ -84,23 +84,23 @@ def draw_reconstructions(
 
 
 def figure_of(views: CloudViews, *, up_axis: Axis = "z") -> Figure:
-    """A row a cloud: cloud, visible patches, reconstruction; legend and caption say what is predicted, and where."""
-    seen: dict[str, list[np.ndarray]] = {name: [] for name in COLORS}
+    """One row per cloud: cloud, visible patches, reconstruction; legend and caption say what is predicted and where."""
+    points_by_name: dict[str, list[np.ndarray]] = {name: [] for name in COLORS}
     for row, cloud in enumerate(views.cloud):
         middle, radius = middle_and_radius(cloud)
-        shown = ([cloud], [views.visible[row]], [views.visible[row], views.predicted[row]])
-        for column, parts in enumerate(shown):
+        panels = ([cloud], [views.visible[row]], [views.visible[row], views.predicted[row]])
+        for column, parts in enumerate(panels):
             for part, name in zip(parts, COLORS, strict=False):
                 points = oblique_view((part - middle).cpu().numpy() / radius, up_axis)
-                seen[name].append(points + np.array([CELL * column, -CELL * row, 0]))
-    columns, rows = len(shown), len(views.cloud)
+                points_by_name[name].append(points + np.array([CELL * column, -CELL * row, 0]))
+    columns, rows = len(panels), len(views.cloud)
     figure = Figure(figsize=(2.5 * columns, 2.5 * rows + 0.8), layout="constrained")
     figure.supxlabel(CAPTION, fontsize="x-small")
     axis = figure.add_subplot(aspect="equal", xlim=(-1, CELL * columns - 1), ylim=(1 - CELL * rows, 1.3))
     axis.axis("off")
     for name, color in COLORS.items():
-        x, y, depth = np.concatenate(seen[name]).T
-        shade = np.nan_to_num(np.interp(depth, [-1, 1], [0.3, 1]))  # the near ones darker
+        x, y, depth = np.concatenate(points_by_name[name]).T
+        shade = np.nan_to_num(np.interp(depth, [-1, 1], [0.3, 1]))  # near points are darker
         axis.scatter(x, y, s=1.5, color=color, alpha=shade, linewidths=0)
     for column, title in enumerate(("cloud", "visible patches", "reconstruction")):
         axis.text(CELL * column, 1.1, title, ha="center", va="bottom", fontsize="large")
@@ -112,32 +112,33 @@ def figure_of(views: CloudViews, *, up_axis: Axis = "z") -> Figure:
 
 
 def middle_and_radius(points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3"], float]:
-    """The middle of a cloud's box, and its farthest point's distance from there."""
+    """The middle of a cloud's bounding box, and the distance of the farthest point from it."""
     middle = (points.amax(0) + points.amin(0)) / 2
     return middle, max(float((points - middle).norm(dim=1).max()), 1e-12)
 
 
 def oblique_view(points: Float[np.ndarray, "n 3"], up_axis: Axis) -> Float[np.ndarray, "n 3"]:
     """Points as seen obliquely from above: how far to the right, up, and towards the viewer."""
-    turned = points[:, UP_LAST[up_axis]]
+    upright = points[:, UP_LAST[up_axis]]
     across, up = np.deg2rad(-60), np.deg2rad(25)
-    right = turned[:, 0] * np.cos(across) - turned[:, 1] * np.sin(across)
-    away = turned[:, 0] * np.sin(across) + turned[:, 1] * np.cos(across)
-    upwards = turned[:, 2] * np.cos(up) - away * np.sin(up)
-    return np.stack((right, upwards, away * np.cos(up) + turned[:, 2] * np.sin(up)), axis=1)
+    right = upright[:, 0] * np.cos(across) - upright[:, 1] * np.sin(across)
+    away = upright[:, 0] * np.sin(across) + upright[:, 1] * np.cos(across)
+    upwards = upright[:, 2] * np.cos(up) - away * np.sin(up)
+    return np.stack((right, upwards, away * np.cos(up) + upright[:, 2] * np.sin(up)), axis=1)
 
 
 def draw_cloud(
     points: Float[Tensor, "n c"], *, up_axis: Axis = "z", side: int = 96
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A cloud seen obliquely from above, near points darker; drawn without matplotlib, which takes 0.1 s a cloud."""
+    """A cloud seen obliquely from above, near points darker; drawn without matplotlib, which takes 0.1 s per cloud."""
     xyz = points[:, :3].double()
     middle, radius = middle_and_radius(xyz)
     x, y, depth = oblique_view((xyz - middle).numpy() / radius, up_axis).T
     picture = np.full((side, side, 3), 255, dtype=np.uint8)
-    order = np.argsort(depth)  # the far ones first
+    order = np.argsort(depth)  # far points first
     column, line = (
-        ((1 + sign * place[order]) / 2 * (side - 3)).astype(int) for sign, place in ((1, x), (-1, y))
+        ((1 + sign * coordinate[order]) / 2 * (side - 3)).astype(int)
+        for sign, coordinate in ((1, x), (-1, y))
     )
     shade = np.interp(depth[order], [-1, 1], [0, 1])[:, None]
     colors = ((1 - shade) * (190, 205, 222) + shade * (22, 66, 112)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The objectives over patches of clouds: what recipes may set, and what only clouds can say to an objective."""
+"""Objectives over patches of clouds: the settings of recipes, and the parts of an objective that only clouds define."""
 
 import logging
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ class PointRegions(Settings):
     Args:
         num_regions: Groups of patches that are predicted one after the other.
         region_order: Cut regions along this order instead of the scan order (to show what the mismatch
-            costs); as scanned when not given.
+            costs); the scan order when not given.
     """
 
     num_regions: int = 8
@@ -74,9 +74,9 @@ class PointRegions(Settings):
             raise UserError(f"objective.num_regions must be at least 1; got {self.num_regions}")
 
     def region_rule(self, order: PointOrder) -> RegionRule:
-        """Which patches are predicted together, of a model that scans in ``order``."""
-        along = None if self.region_order in (None, order) else order_of_centers(self.region_order)
-        return ConsecutiveRegions(self.num_regions, along)
+        """Which patches a model that scans in ``order`` predicts together."""
+        scan_order = None if self.region_order in (None, order) else order_of_centers(self.region_order)
+        return ConsecutiveRegions(self.num_regions, scan_order)
 
     def make_regions(self, backbone: HybridNet3D) -> RegionRule:
         if self.num_regions > backbone.num_patches:
@@ -145,7 +145,7 @@ class PointSimMIMConfig(PointTargets, SimMIMConfig):
 
 @dataclass
 class PointContrastiveConfig(ContrastiveConfig):
-    """Contrastive learning of clouds, whose two views data.augmentation makes."""
+    """Contrastive learning of clouds; data.augmentation makes their two views."""
 
     hidden_dim: int | None = 1024
 
@@ -160,17 +160,22 @@ class PointContrastiveConfig(ContrastiveConfig):
 
 
 OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
-    form.method: form
-    for form in (PointObjectiveConfig, PointAutoregressionConfig, PointSimMIMConfig, PointContrastiveConfig)
+    settings.method: settings
+    for settings in (
+        PointObjectiveConfig,
+        PointAutoregressionConfig,
+        PointSimMIMConfig,
+        PointContrastiveConfig,
+    )
 }
 
 
 def build_objective(backbone: nn.Module, config: Any) -> Any:
-    """Put a model under the objective that a section describes; it stays shared.
+    """Build the objective that a section describes around a model, which is not copied.
 
     Raises:
-        UserError: a model with a class token, patches that some step could not hide or predict, or fewer visible
-            ones than the local norm pools.
+        UserError: the model has a class token, some step could not hide or predict its patches, or fewer of them
+            stay visible than the local norm pools.
     """
     config.validate()
     assert isinstance(backbone, HybridNet3D)
@@ -178,7 +183,7 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
         raise UserError("pretraining has no class token: create the model with class_token=False")
     objective: Objective = config.build(backbone)
     if isinstance(objective, ReconstructingObjective):
-        objective.rehearse(_places(backbone.num_patches))
+        objective.rehearse(_blank_tokens(backbone.num_patches))
     if isinstance(config, MaskingSettings) and not isinstance(config, SimMIMConfig):
         _check_visible(backbone, config)
     if (
@@ -195,8 +200,8 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     return objective
 
 
-def _places(num_patches: int) -> Tokens:
-    """Tokens of patches along a line, with nothing in them."""
+def _blank_tokens(num_patches: int) -> Tokens:
+    """Tokens with empty embeddings whose patches lie along a line."""
     position = torch.arange(num_patches, dtype=torch.float32, device="cpu").view(1, -1, 1)
     return Tokens(torch.zeros(1, num_patches, 1, device="cpu"), position.expand(1, -1, 3))
 

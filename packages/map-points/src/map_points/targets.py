@@ -13,13 +13,13 @@ from map_points.patches.accelerators import find_neighbors
 
 @dataclass(frozen=True)
 class WiderPatches:
-    """Patches around the same centres with so many times the points, relative to the centre.
+    """Patches around the same centres with several times the points, relative to the centre.
 
-    A prediction has as many points as a patch, whatever the scale: at a coarser one it describes more with them.
+    A prediction has as many points as a patch at every scale: at a coarser one they describe more of the cloud.
 
     Attributes:
         patch_size: Points of a patch.
-        scales: How many times as many each wider patch has.
+        scales: For each wider patch, how many times as many points it has.
     """
 
     patch_size: int
@@ -31,10 +31,10 @@ class WiderPatches:
     def around(
         self, points: Float[Tensor, "b n 3"], center: Float[Tensor, "b l 3"], scale: int
     ) -> Float[Tensor, "b l k 3"]:
-        """The nearest points to each centre, relative to it.
+        """The points nearest to each centre, relative to it.
 
         Raises:
-            UserError: a cloud does not have so many.
+            UserError: a cloud does not have that many points.
         """
         count = scale * self.patch_size
         if count > points.shape[1]:

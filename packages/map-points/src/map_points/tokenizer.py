@@ -10,7 +10,7 @@ from torch import Tensor
 from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder, hilbert_code, scan_order
 from map_core.tokens import Tokens, gather_tokens
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 from map_points.patches import PatchEmbedding, group_points
 
 PointOrder = Literal["fps", "z_order", "hilbert", "random", "hilbert_cells", "hilbert_cells_swapped"]
@@ -20,16 +20,17 @@ SCAN_ORDERS: dict[str, ScanOrder] = {
     "hilbert": "hilbert",
     "random": "random",
 }
-CELL_ORDERS = {"hilbert_cells": (0, 1, 2), "hilbert_cells_swapped": (1, 0, 2)}  # axes, the first the slowest
+CELL_ORDERS = {"hilbert_cells": (0, 1, 2), "hilbert_cells_swapped": (1, 0, 2)}  # axes, slowest first
 CELL = 0.02
-CELL_BITS = 7  # cells of an axis: enough for a cloud 2.56 wide, and with one more for any of the unit sphere, enlarged
+# per axis: enough for a cloud 2.56 wide; with one more, for any enlarged cloud of the unit sphere
+CELL_BITS = 7
 
 
 def order_of_centers(order: PointOrder) -> ScanOrder:
     """The scan order that a point order names.
 
     Raises:
-        UserError: an unknown order, or one that is PointMamba's alone.
+        UserError: the order is unknown, or PointMamba's alone.
     """
     if order in CELL_ORDERS:
         raise UserError(
@@ -44,8 +45,8 @@ def order_of_centers(order: PointOrder) -> ScanOrder:
 def order_patches(center: Float[Tensor, "b l 3"], order: PointOrder) -> Int[Tensor, "b l"]:
     """Indices that bring centres from the order of sampling into scan order.
 
-    ``hilbert_cells`` follows a Hilbert curve through cells of fixed size, as PointMamba; ``hilbert_cells_swapped``
-    does with x and y exchanged. See :func:`cell_code`.
+    ``hilbert_cells`` follows a Hilbert curve through cells of fixed size, as PointMamba does; ``hilbert_cells_swapped``
+    does so with x and y exchanged. See :func:`cell_code`.
 
     Raises:
         UserError: an unknown order.
@@ -59,25 +60,25 @@ def order_patches(center: Float[Tensor, "b l 3"], order: PointOrder) -> Int[Tens
 def cell_code(center: Float[Tensor, "b l 3"]) -> Int[Tensor, "b l"]:
     """Distance of centres along a Hilbert curve through cells of side 0.02.
 
-    The curve has 128 cells an axis, or 256 in a cloud that needs them (beyond 5.12 they run together). PointMamba
-    takes as many as the largest cloud of a batch needs, which are these in batches of clouds that fill the unit
-    sphere; here no cloud's order depends on its company.
+    The curve has 128 cells per axis, or 256 for a cloud that needs them (beyond 5.12 they coincide). PointMamba
+    takes as many as the largest cloud of a batch needs, which is the same in batches of clouds that fill the unit
+    sphere; here no cloud's order depends on the rest of its batch.
 
     Source: PointMamba (arXiv 2402.10739, section 4.2).
     """
     cell = torch.div(center.float(), CELL, rounding_mode="floor").long()
     cell = (cell - cell.amin(dim=1, keepdim=True)).clamp(max=2 ** (CELL_BITS + 1) - 1)
-    wide = cell.amax(dim=(1, 2), keepdim=False).unsqueeze(1) >= 2**CELL_BITS
-    fine = hilbert_code(cell.clamp(max=2**CELL_BITS - 1), CELL_BITS)
-    return torch.where(wide, hilbert_code(cell, CELL_BITS + 1), fine)
+    is_wide = cell.amax(dim=(1, 2), keepdim=False).unsqueeze(1) >= 2**CELL_BITS
+    narrow_code = hilbert_code(cell.clamp(max=2**CELL_BITS - 1), CELL_BITS)
+    return torch.where(is_wide, hilbert_code(cell, CELL_BITS + 1), narrow_code)
 
 
-@kept_whole
+@fx_leaf
 def coordinates(points: Float[Tensor, "b n c"], in_chans: int) -> Float[Tensor, "b n 3"]:
     """The coordinates of clouds.
 
     Raises:
-        UserError: their points do not have ``in_chans`` values.
+        UserError: points do not have ``in_chans`` values.
     """
     if points.shape[-1] != in_chans:
         raise UserError(
@@ -100,42 +101,42 @@ def tokenize_clouds(
     """Cut clouds into patches, embed them and lay them out in scan order.
 
     Args:
-        points: Clouds of one size: coordinates, then what else points have, which is embedded and no target.
+        points: Clouds of one size: coordinates, then further channels, which are embedded but no targets.
         patch_embed: Embeds the patches.
-        num_patches, patch_size: How many patches of how many points.
+        num_patches, patch_size: Number of patches, and of points in each.
         order: Order of the sequence.
         skip_origin: See :func:`~map_points.patches.group_points`.
-        targets: Attach the points of each patch, relative to its centre, as target.
+        targets: Attach the points of each patch, relative to its centre, as targets.
     """
     xyz = coordinates(points, patch_embed.in_chans)
     patches = group_points(xyz, num_patches=num_patches, patch_size=patch_size, skip_origin=skip_origin)
     origin = order_patches(patches.center, order)
-    scanned = gather_tokens(patches.points, origin)
-    embedded = scanned
+    scanned_points = gather_tokens(patches.points, origin)
+    inputs = scanned_points
     if patch_embed.in_chans > 3:
         index = gather_tokens(patches.index, origin)
         channels = gather_tokens(points[..., 3:], index.flatten(1)).unflatten(1, (num_patches, patch_size))
-        embedded = torch.cat([scanned, channels], dim=-1)
+        inputs = torch.cat([scanned_points, channels], dim=-1)
     return Tokens(
-        embedding=patch_embed(embedded),
+        embedding=patch_embed(inputs),
         position=gather_tokens(patches.center, origin),
-        target=scanned if targets else None,
+        target=scanned_points if targets else None,
         origin=origin,
     )
 
 
 def scan_again(tokens: Tokens, order: PointOrder) -> Tokens:
-    """The same patches in another order, without targets."""
+    """Lay the same patches out in another order, without targets."""
     assert tokens.origin is not None
-    back = tokens.origin.argsort(dim=1)
-    center = gather_tokens(tokens.position, back)
+    sampling_order = tokens.origin.argsort(dim=1)
+    center = gather_tokens(tokens.position, sampling_order)
     origin = order_patches(center, order)
-    place = gather_tokens(back, origin)  # in the first sequence
-    return Tokens(gather_tokens(tokens.embedding, place), gather_tokens(center, origin), origin=origin)
+    index = gather_tokens(sampling_order, origin)  # positions in the first sequence
+    return Tokens(gather_tokens(tokens.embedding, index), gather_tokens(center, origin), origin=origin)
 
 
-def one_after_the_other(first: Tokens, second: Tokens) -> Tokens:
-    """One sequence of two; places before the scans are counted through."""
+def concatenate_scans(first: Tokens, second: Tokens) -> Tokens:
+    """Join two scans to one sequence; the second's origins continue the count of the first's."""
     assert first.origin is not None
     assert second.origin is not None
     return replace(

@@ -10,19 +10,19 @@ from map_core.errors import UserError
 from map_core.tasks.weights import LoadReport
 from map_points.checkpoints import FAMILIES
 
-# what a pretraining run does not have and a classifier starts anew
+# what a pretraining run lacks and a classifier starts anew
 NEW_IN_CLASSIFIER = ("encoder.registers.", "order_scale.1.", "head.")
-OF_SEGMENTERS = "backbone."
+SEGMENTER_PREFIX = "backbone."
 
 
 def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
     """Start a point model from a pretraining run, a classifier, or a checkpoint of another project.
 
-    Exactly the class token with its position, the scale of a second order and the head may be missing. Without
+    Only the class token with its position, the scale of a second order and the head may be missing. Without
     ``keep_head`` the head starts anew. See :func:`map_core.tasks.weights.load_init`.
 
     Raises:
-        UserError: a part segmenter's file for a model that is none.
+        UserError: the file holds a part segmenter, and the model is none.
     """
     return map_core.tasks.weights.load_init(
         model,
@@ -35,13 +35,13 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
 
 
 def refuse_segmenters(state: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> dict[str, Tensor]:
-    """The state as it is.
+    """Return the state unchanged.
 
     Raises:
-        UserError: it is a part segmenter's and the model is none.
+        UserError: it is a part segmenter's, and the model is none.
     """
-    theirs = any(key.startswith(OF_SEGMENTERS) for key in state)
-    if theirs and not any(key.startswith(OF_SEGMENTERS) for key in model.state_dict()):
+    is_segmenter = any(key.startswith(SEGMENTER_PREFIX) for key in state)
+    if is_segmenter and not any(key.startswith(SEGMENTER_PREFIX) for key in model.state_dict()):
         raise UserError(
             f"{path} holds a part segmenter: map-points segment starts from it, and evaluate measures it; start "
             "this model from a pretraining run or a classifier"

@@ -1,4 +1,4 @@
-"""What this folder's tests share lies beside them."""
+"""Make the modules that this folder's tests share importable."""
 
 import sys
 from pathlib import Path

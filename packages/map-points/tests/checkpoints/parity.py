@@ -84,10 +84,10 @@ def compare(folder, name):
     """Print how far each array is off and return the number of those that are too far."""
     state = learnable(read_weights(folder / f"{name}_tiny.pth"))
     arrays, far = read_arrays(folder / f"{name}_tiny_io.npz"), 0
-    for what, found in zip(("definition", "model"), CASES[name](state, arrays), strict=True):
-        if "loss" in found:
-            found |= {f"grad:{key}": grad for key, grad in gradients(state, found["loss"]).items()}
-        far += print_deviations(found, arrays, f"{name:20} {what:11} ")
+    for what, results in zip(("definition", "model"), CASES[name](state, arrays), strict=True):
+        if "loss" in results:
+            results |= {f"grad:{key}": grad for key, grad in gradients(state, results["loss"]).items()}
+        far += print_deviations(results, arrays, f"{name:20} {what:11} ")
     return far
 
 

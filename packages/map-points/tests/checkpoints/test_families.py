@@ -98,7 +98,7 @@ def test_forty_outputs_are_modelnet40s_classes():
 
 def test_parts_are_numbered_through_as_shapenetparts():
     parts = parts_of_categories()
-    assert [part for own in parts for part in own] == list(range(50))
+    assert [part for labels in parts for part in labels] == list(range(50))
     assert parts[0] == [0, 1, 2, 3]  # of an airplane
     assert parts[15] == [47, 48, 49]  # of a table
 
@@ -160,29 +160,29 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path, name, se
 def test_a_classifier_starts_whole_or_with_a_new_head(tmp_path, name):
     file = save(FILES[name](), tmp_path / "file.pth")
     report = load_init(create_classifier(config_of(name), 10), file)
-    assert (report.family, report.fresh, report.left) == (name, (), ())
+    assert (report.family, report.missing, report.unused) == (name, (), ())
     report = load_init(create_classifier(config_of(name), 7), file)
-    assert set(report.fresh) == {key for key in report.left if not key.endswith("num_batches_tracked")}
-    assert all(key.startswith("head.") for key in report.fresh)
+    assert set(report.missing) == {key for key in report.unused if not key.endswith("num_batches_tracked")}
+    assert all(key.startswith("head.") for key in report.missing)
 
 
-def test_pretraining_starts_from_a_classifier_without_what_it_has_not(tmp_path):
+def test_pretraining_starts_from_a_classifier_without_its_head(tmp_path):
     model = create_backbone(config_of("PointMamba"))
     report = load_init(model, save(states.point_mamba(), tmp_path / "file.pth"))
-    assert report.fresh == ()
-    assert {key.split(".")[0] for key in report.left} == {"head", "order_scale"}
-    assert {key for key in report.left if "order" in key} == {"order_scale.1.scale", "order_scale.1.shift"}
+    assert report.missing == ()
+    assert {key.split(".")[0] for key in report.unused} == {"head", "order_scale"}
+    assert {key for key in report.unused if "order" in key} == {"order_scale.1.scale", "order_scale.1.shift"}
 
 
 def test_a_classifier_starts_from_a_pretraining_file_and_leaves_its_decoder(tmp_path, caplog):
-    for name, fresh in (
+    for name, missing in (
         ("Point-MAE's pretraining", {"encoder", "head"}),
         ("PointMamba's pretraining", {"head"}),
     ):
         model = create_classifier(config_of(name), 5)
         report = load_init(model, save(FILES[name](), tmp_path / "file.pth"))
-        assert {key.split(".")[0] for key in report.fresh} == fresh
-        assert any("mask_token" in key for key in report.left)
+        assert {key.split(".")[0] for key in report.missing} == missing
+        assert any("mask_token" in key for key in report.unused)
         assert (
             "how many patches a cloud is cut into: 64, as published, unless --model.num_patches"
             in caplog.text
@@ -193,17 +193,17 @@ def test_a_classifier_starts_from_a_pretraining_file_and_leaves_its_decoder(tmp_
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_given_is_called_no_guess(tmp_path, name):
+def test_given_settings_are_not_reported_as_guesses(tmp_path, name):
     file = save(FILES[name](), tmp_path / "file.pth")
     guesses = {"num_patches": 8, "patch_size": 4, "num_heads": 4}
     if "pretraining" in name:
         del guesses["patch_size"]  # which the decoder shows
     if name not in ("Point-MAE", "Point-MAE's pretraining", "Point-MAE's part segmentation"):
         del guesses["num_heads"]
-    for given in ({}, *({setting: value} for setting, value in guesses.items())):
-        notes = " ".join(convert_checkpoint(DOMAIN, file, tmp_path / "run", model=given).notes)
-        told = {setting for setting in guesses if f"unless --model.{setting} says otherwise" in notes}
-        assert told == guesses.keys() - given.keys()
+    for settings in ({}, *({setting: value} for setting, value in guesses.items())):
+        notes = " ".join(convert_checkpoint(DOMAIN, file, tmp_path / "run", model=settings).notes)
+        guessed = {setting for setting in guesses if f"unless --model.{setting} says otherwise" in notes}
+        assert guessed == guesses.keys() - settings.keys()
 
 
 def test_a_head_of_other_points_is_refused_with_the_setting_that_asks_for_it(tmp_path, capsys):
@@ -254,10 +254,10 @@ def test_a_converted_pretraining_file_reconstructs_and_goes_on(
     trained = map_points.load_objective(tmp_path / "run")
     objective = trained.objective.eval()
     objective.masking = FixedMask(HIDDEN)
-    found = objective(POINTS, Draw.of_batch(2, seed=0))
+    result = objective(POINTS, Draw.of_batch(2, seed=0))
     with_heads = {"heads": 4} if heads else {}
     expected = getattr(published, FILES[name].__name__)(state, POINTS, HIDDEN, **CUT, **with_heads)
-    torch.testing.assert_close(found.loss, expected["loss"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(result.loss, expected["loss"], rtol=1e-4, atol=0)
     for init in (tmp_path / "run", file):
         config = configs(DOMAIN).pretrain(
             model=trained.model,
@@ -269,13 +269,21 @@ def test_a_converted_pretraining_file_reconstructs_and_goes_on(
         task = PretrainTask(DOMAIN, config, two_classes)
         for key, value in trained.objective.state_dict().items():
             assert torch.equal(task.model.state_dict()[key], value)
-    unseen = () if trained.settings.decoder == "mamba" else ("decoder_repeat_position", "decoder_heads")
-    known = {tmp_path / "run": unseen, file: unseen[:1]}  # a published file's heads are a guess
-    for init, names in known.items():
+    decoder_fields = (
+        () if trained.settings.decoder == "mamba" else ("decoder_repeat_position", "decoder_heads")
+    )
+    compared = {
+        tmp_path / "run": decoder_fields,
+        file: decoder_fields[:1],
+    }  # a published file's heads are a guess
+    for init, names in compared.items():
         for setting in names:
-            was = getattr(config.objective, setting)
-            objective = replace(config.objective, **{setting: not was if isinstance(was, bool) else 1})
-            with pytest.raises(UserError, match=rf"was trained with objective.{setting} {was}, this one has"):
+            trained_value = getattr(config.objective, setting)
+            value = not trained_value if isinstance(trained_value, bool) else 1
+            objective = replace(config.objective, **{setting: value})
+            with pytest.raises(
+                UserError, match=rf"was trained with objective.{setting} {trained_value}, this one has"
+            ):
                 PretrainTask(DOMAIN, replace(config, init=str(init), objective=objective), two_classes)
     before = {key: value.clone() for key, value in task.model.named_parameters()}
     train(task, config.training, tmp_path / "on", run_config=config)

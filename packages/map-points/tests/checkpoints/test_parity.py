@@ -55,9 +55,9 @@ def test_point_mamba_computes_what_was_published(pooled):
 def test_cells_of_fixed_size_are_read_as_published(swapped):
     center = torch.rand(2, 64, 3, generator=torch.Generator().manual_seed(3)) * 1.9
     center[1] *= 1.6  # wider than 128 cells
-    found = order_patches(center, "hilbert_cells_swapped" if swapped else "hilbert_cells")
+    indices = order_patches(center, "hilbert_cells_swapped" if swapped else "hilbert_cells")
     for i in range(2):
-        assert torch.equal(found[i : i + 1], published.hilbert_order(center[i : i + 1], swapped))
+        assert torch.equal(indices[i : i + 1], published.hilbert_order(center[i : i + 1], swapped))
 
 
 def test_point_mae_reconstructs_and_learns_as_published():
@@ -81,6 +81,6 @@ def test_point_mae_finds_parts_as_published():
     theirs = published.point_mae_parts(state, POINTS, CATEGORY, **CUT, heads=4)
     ours = segment(state, POINTS, CATEGORY, **OURS, num_heads=4)
     assert_same_arrays(ours, theirs, ("label_feature", "propagated", "log_prob"))
-    for found in (ours, theirs):
-        found["loss"] = found["log_prob"].square().mean()
+    for arrays in (ours, theirs):
+        arrays["loss"] = arrays["log_prob"].square().mean()
     assert_same_gradients(state, ours["loss"], theirs["loss"])

@@ -205,15 +205,15 @@ def test_off_files_are_their_vertices(tmp_path, begin):
         ("a.npz", b"PK", r"cannot read .*a.npz"),
     ],
 )
-def test_broken_files_are_one_sentence(tmp_path, name, content, message):
+def test_broken_files_are_reported_in_one_sentence(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as excinfo:
         read_cloud_files(str(tmp_path / name)).points(0)
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert name in str(excinfo.value)
+    assert "\n" not in str(excinfo.value)
 
 
-def test_several_arrays_need_one_that_is_called_as_points_are(tmp_path):
+def test_one_of_several_arrays_must_have_a_name_for_points(tmp_path):
     np.savez(tmp_path / "a.npz", cloud=XYZ, other=XYZ)
     with pytest.raises(UserError, match=r"holds 2 arrays; one must be \(points, 3\) and called points, xyz"):
         read_cloud(tmp_path / "a.npz")
@@ -320,13 +320,13 @@ def test_channels_reach_the_embedding_and_no_target(tiny_model):
 def test_channels_stay_with_their_points(tiny_model):
     """Coordinates again as channels, less those of the centre, are what the patch has: both halves see the same."""
     model = create_backbone(PointModelConfig(**{**vars(tiny_model), "in_chans": 6})).eval()
-    seen = []
-    model.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    inputs = []
+    model.patch_embed.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     points = torch.randn(2, 64, 3)
     tokens = tokenize_clouds(
         torch.cat([points, points], dim=-1), model.patch_embed, num_patches=8, patch_size=4, order="hilbert"
     )
-    torch.testing.assert_close(seen[0][..., 3:] - tokens.position.unsqueeze(2), seen[0][..., :3])
+    torch.testing.assert_close(inputs[0][..., 3:] - tokens.position.unsqueeze(2), inputs[0][..., :3])
 
 
 @pytest.mark.parametrize(
@@ -360,15 +360,15 @@ def test_the_model_takes_as_many_values_as_the_data_have(folder, tiny_model):
         match=r"names 1 channels beside x, y and z, and model.in_chans is 3: give --model.in_chans 4",
     ):
         open_data(config_of(folder), tiny_model, "pretrain")
-    opened = open_data(config_of(folder), PointModelConfig(**{**vars(tiny_model), "in_chans": 4}), "pretrain")
-    assert opened.preprocessing == {"channels": ["height"]}
+    data = open_data(config_of(folder), PointModelConfig(**{**vars(tiny_model), "in_chans": 4}), "pretrain")
+    assert data.preprocessing == {"channels": ["height"]}
     with pytest.raises(UserError, match=r"points have 4 values, the model takes in_chans=3: x, y and z"):
-        create_backbone(tiny_model)(opened.train[0][0].unsqueeze(0))
+        create_backbone(tiny_model)(data.train[0][0].unsqueeze(0))
     with pytest.raises(UserError, match=r"model.in_chans must be at least 3, for x, y and z; got 2"):
         PointModelConfig(in_chans=2).validate()
 
 
-def test_a_channel_that_is_not_finite_is_told(folder):
+def test_a_non_finite_channel_is_reported(folder):
     broken = np.load(folder / "1.npy")
     broken[7, 3] = np.nan
     np.save(folder / "1.npy", broken)
@@ -400,22 +400,22 @@ def moving(tmp_path):
 
 def test_statistics_are_those_of_all_points_at_once(moving):
     config, rows = moving
-    measured = measure(config)
-    assert (measured.channels, measured.clouds) == (MOVING, 6)
-    np.testing.assert_allclose(measured.mean, [rows[:, 3].mean(), *[0] * 6], rtol=1e-12)
+    statistics = measure(config)
+    assert (statistics.channels, statistics.clouds) == (MOVING, 6)
+    np.testing.assert_allclose(statistics.mean, [rows[:, 3].mean(), *[0] * 6], rtol=1e-12)
     speed = np.sqrt(np.square(rows[:, 4:7]).mean())
-    np.testing.assert_allclose(measured.std, [rows[:, 3].std(), *[speed] * 3, *[1] * 3], rtol=1e-12)
+    np.testing.assert_allclose(statistics.std, [rows[:, 3].std(), *[speed] * 3, *[1] * 3], rtol=1e-12)
     assert measure(replace(config, subset=2)).clouds == 2
-    scaled = replace(config, channel_mean=measured.mean, channel_std=measured.std)
-    assert measure(scaled) == measured, "it measured what another measurement had made of the clouds"
+    scaled = replace(config, channel_mean=statistics.mean, channel_std=statistics.std)
+    assert measure(scaled) == statistics, "it measured what another measurement had made of the clouds"
 
 
 def test_clouds_are_scaled_as_the_file_says_and_coordinates_are_not(moving, tmp_path):
     config, rows = moving
-    measured = measure(config)
-    measured.save(tmp_path / "s.json")
-    scaled = choose_clouds(replace(config, statistics=str(tmp_path / "s.json")), evaluate=False).train
-    points = np.concatenate([scaled.points(index) for index in range(6)])
+    statistics = measure(config)
+    statistics.save(tmp_path / "s.json")
+    clouds = choose_clouds(replace(config, statistics=str(tmp_path / "s.json")), evaluate=False).train
+    points = np.concatenate([clouds.points(index) for index in range(6)])
     np.testing.assert_array_equal(points[:, :3], rows[:, :3])
     np.testing.assert_allclose(points[:, 3].mean(), 0, atol=1e-9)
     np.testing.assert_allclose(points[:, 3].std(), 1)
@@ -426,23 +426,23 @@ def test_clouds_are_scaled_as_the_file_says_and_coordinates_are_not(moving, tmp_
 def test_later_commands_scale_as_the_run_did(moving, tmp_path, tiny_model):
     config, _ = moving
     model = PointModelConfig(**{**vars(tiny_model), "in_chans": 10})
-    measured = measure(config)
-    measured.save(tmp_path / "s.json")
+    statistics = measure(config)
+    statistics.save(tmp_path / "s.json")
     trained = open_data(replace(config, statistics=str(tmp_path / "s.json")), model, "pretrain")
     assert trained.preprocessing == {
         "channels": list(MOVING),
-        "channel_mean": list(measured.mean),
-        "channel_std": list(measured.std),
+        "channel_mean": list(statistics.mean),
+        "channel_std": list(statistics.std),
     }
     values = data_defaults({"root": config.root, "statistics": "gone.json"}, dict(trained.preprocessing), {})
     assert values == {"root": config.root, **trained.preprocessing}
-    named = {name: tuple(value) for name, value in trained.preprocessing.items()}
-    later = replace(config, **named)
+    scaling = {name: tuple(value) for name, value in trained.preprocessing.items()}
+    later = replace(config, **scaling)
     again = open_data(later, model, "pretrain")
     assert torch.equal(again.plain_train[2][0], trained.plain_train[2][0])
     assert torch.equal(open_files(config.root, later, model)[2][0], trained.plain_train[2][0])
-    given = {"data.statistics": "new.json"}
-    assert data_defaults({"statistics": "new.json"}, dict(trained.preprocessing), given) == {
+    options = {"data.statistics": "new.json"}
+    assert data_defaults({"statistics": "new.json"}, dict(trained.preprocessing), options) == {
         "statistics": "new.json",
         "channels": list(MOVING),
     }

@@ -54,7 +54,7 @@ def test_files_are_read_in_the_order_given(folder):
 
 def test_paths_that_are_no_clouds_are_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    for paths, told in (
+    for paths, message in (
         (str(folder / "none.npy"), r"none.npy does not exist; give cloud files"),
         (
             str(folder / "notes.md"),
@@ -63,12 +63,12 @@ def test_paths_that_are_no_clouds_are_named(folder, tmp_path):
         (str(tmp_path / "empty"), "empty holds no cloud files"),
         ([], "no cloud files given"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_cloud_files(paths)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.ply", b"solid\n", "a.ply is no PLY file"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 2\n", "the header is cut off"),
@@ -97,7 +97,7 @@ def test_paths_that_are_no_clouds_are_named(folder, tmp_path):
         ("a.npy", b"no array", "cannot read .*a.npy"),
     ],
 )
-def test_broken_files_are_named(tmp_path, name, content, told):
+def test_broken_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_cloud_files(str(tmp_path)).points(0)

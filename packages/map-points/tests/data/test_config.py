@@ -11,7 +11,7 @@ from map_points.data import PointDataConfig, read_clouds
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "told"),
+    ("setting", "value", "message"),
     [
         (
             "source",
@@ -22,9 +22,9 @@ from map_points.data import PointDataConfig, read_clouds
         ("augmentation", "flip", "data.augmentation must be one of none, rotate, .*; got 'flip'"),
         ("up_axis", "w", "data.up_axis must be one of x, y, z; got 'w'"),
         ("train_sampling", "fps", "data.train_sampling must be one of fps_random, random; got 'fps'"),
-        ("num_points", 0, "data.num_points must be at least 1; got 0"),
-        ("num_points", 10.5, r"data.num_points must be at least 1; got 10\.5"),
-        ("num_points", True, "data.num_points must be at least 1; got True"),
+        ("num_points", 0, "data.num_points must be a whole number of at least 1; got 0"),
+        ("num_points", 10.5, r"data.num_points must be a whole number of at least 1; got 10\.5"),
+        ("num_points", True, "data.num_points must be a whole number of at least 1; got True"),
         ("scale", (1.0, 0.5), "data.scale must satisfy 0 < low <= high; got 1.0, 0.5"),
         ("scale", (1.0, math.inf), "data.scale must satisfy"),
         ("scale", (math.nan, 1.0), "data.scale must satisfy"),
@@ -39,8 +39,8 @@ from map_points.data import PointDataConfig, read_clouds
             "data.holdout_seed must be a whole number from 0 to 18446744073709551615; got -1",
         ),
         ("subset_seed", 2**64, "data.subset_seed must be a whole number from 0"),
-        ("subset", 0, "data.subset must be at least 1; got 0"),
-        ("shapes_per_class", 0, "data.shapes_per_class must be at least 1; got 0"),
+        ("subset", 0, "data.subset must be a whole number of at least 1; got 0"),
+        ("shapes_per_class", 0, "data.shapes_per_class must be a whole number of at least 1; got 0"),
         ("ignore_label", 2**40, "data.ignore_label must be a whole number from -2147483648"),
         ("ignore_label", 255, "data.ignore_label is for parts, which data.source 'shapes' does not have"),
         ("root", "", "data.root is empty"),
@@ -48,11 +48,11 @@ from map_points.data import PointDataConfig, read_clouds
         ("root", "x", "data.root is x, but the embedded shapes have no folder"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(setting, value, told, unchecked):
+def test_settings_that_cannot_be_are_refused(setting, value, message, unchecked):
     config = PointDataConfig()
     config.validate()
     setattr(config, setting, value)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         config.validate()
 
 

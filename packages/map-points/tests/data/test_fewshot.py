@@ -29,7 +29,7 @@ def content(episode):
     ]
 
 
-def both(episode):
+def contents(episode):
     return content((episode.train, episode.test))
 
 
@@ -43,13 +43,13 @@ def test_a_generated_fold_has_ways_shots_and_queries():
     for value, name in content((episode.test,)):
         assert "abcdef"[int(value) // 8] == name
         assert value % 1 == 0.5  # of the test split
-    assert len({value for value, _ in both(episode)}) == 18
+    assert len({value for value, _ in contents(episode)}) == 18
 
 
 def test_folds_differ_and_repeat():
-    assert both(draw()) == both(draw())
-    assert both(draw(fold=1)) != both(draw())
-    assert both(draw(seed=1)) != both(draw())
+    assert contents(draw()) == contents(draw())
+    assert contents(draw(fold=1)) != contents(draw())
+    assert contents(draw(seed=1)) != contents(draw())
 
 
 def test_classes_with_too_few_clouds_are_left_out():
@@ -84,7 +84,7 @@ def test_broken_folds_are_named(published):
     with pytest.raises(UserError, match=r"5way_20shot/3.pkl does not exist; choose --fewshot.way"):
         read_fold(root, 5, 20, 3)
     file = root / "5way_10shot" / "3.pkl"
-    for broken, told in (
+    for broken, message in (
         ({"train": fold["train"]}, "3.pkl must hold a dict with train and test"),
         ({**fold, "test": []}, r"3.pkl \(test\) must be a list of \(points, label, ...\)"),
         (
@@ -93,7 +93,7 @@ def test_broken_folds_are_named(published):
         ),
     ):
         file.write_bytes(pickle.dumps(broken))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_fold(root, 5, 10, 3)
 
 
@@ -103,7 +103,7 @@ def test_folds_are_no_splits():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda items: [item for item in items if item[1] != 3], "has no clouds of class 3 of 5"),
         (lambda items: [items[0][:1], *items[1:]], r"must be a list of \(points, label, ...\)"),
@@ -125,9 +125,9 @@ def test_folds_are_no_splits():
     ],
 )
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_folds_that_cannot_be_are_named(published, change, told, split):
+def test_folds_that_cannot_be_are_named(published, change, message, split):
     root, fold = published
     content = {**fold, split: change(fold[split])}
     (root / "5way_10shot" / "3.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError, match=rf"3.pkl \({split}\).*{told}"):
+    with pytest.raises(UserError, match=rf"3.pkl \({split}\).*{message}"):
         read_fold(root, 5, 10, 3)

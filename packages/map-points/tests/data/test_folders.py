@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from map_core.errors import UserError
-from map_points.data import PointDataConfig, load_point_data
+from map_points.data import PointDataConfig
 from map_points.data.folders import read_cloud_folder
 from map_points.domain import open_data
+from map_points.factory import PointModelConfig
 from map_points.fewshot import FoldsConfig, open_folds
 
 
@@ -24,6 +25,10 @@ def settings(root, **changes):
     return PointDataConfig("folder", str(root), num_points=32, **changes)
 
 
+def open_folder(root, purpose, **changes):
+    return open_data(settings(root, **changes), PointModelConfig(), purpose)
+
+
 @pytest.mark.parametrize("ending", ["npy", "txt", "xyz", "pts"])
 def test_classes_are_the_folders_and_points_the_files(tmp_path, ending):
     chair, table = write(tmp_path / f"chair/a.{ending}", 1), write(tmp_path / f"table/deep/b.{ending}", 2)
@@ -39,34 +44,36 @@ def test_a_cloud_beside_the_class_folders_leaves_all_without_labels(tmp_path):
     write(tmp_path / "b.npy")
     clouds = read_cloud_folder(tmp_path, "train")
     assert (clouds.classes, len(clouds)) == ((), 2)
-    data = load_point_data(settings(tmp_path), purpose="pretrain")
+    data = open_folder(tmp_path, "pretrain")
     assert (len(data.train), data.evaluation) == (2, None)
     with pytest.raises(UserError, match=r"b.npy lies in no class folder, as other clouds of .* do: move it"):
-        load_point_data(settings(tmp_path, holdout=0.5), purpose="finetune")
+        open_folder(tmp_path, "finetune", holdout=0.5)
 
 
 @pytest.mark.parametrize("test", ["val", "validation", "test"])
 def test_splits_go_by_their_names(tmp_path, test):
     for name in ("train/chair/a", "train/table/b", f"{test}/chair/c", f"{test}/table/d"):
         write(tmp_path / f"{name}.npy")
-    data = load_point_data(settings(tmp_path), purpose="finetune")
+    data = open_folder(tmp_path, "finetune")
     assert [name.rsplit("/", 1)[1] for name in data.train.names] == ["a.npy", "b.npy"]
     assert [name.rsplit("/", 1)[1] for name in data.evaluation.names] == ["c.npy", "d.npy"]
 
 
-def test_what_a_folder_lacks_is_said(tmp_path):
+def test_missing_parts_of_a_folder_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"holds no cloud files .*npy"):
         read_cloud_folder(tmp_path, "train")
     write(tmp_path / "chair/a.npy")
     write(tmp_path / "table/b.npy")
     with pytest.raises(UserError, match=r"none of the folders val, validation, test .*--data.holdout 0.1"):
-        load_point_data(settings(tmp_path), purpose="finetune")
+        open_folder(tmp_path, "finetune")
     with pytest.raises(UserError, match="is a file: give the folder"):
         read_cloud_folder(tmp_path / "chair/a.npy", "train")
     for name in ("train/chair/a", "train/table/b", "val/chair/c"):
         write(tmp_path / f"{name}.npy")
-    with pytest.raises(UserError, match=r"the classes of the splits .* differ: table is in one alone"):
-        load_point_data(settings(tmp_path), purpose="finetune")
+    with pytest.raises(
+        UserError, match=r"the classes of the splits .* differ, as only one of them has table"
+    ):
+        open_folder(tmp_path, "finetune")
 
 
 def write_labels(root, lines):
@@ -78,7 +85,7 @@ def test_labels_from_a_csv_file(tmp_path):
     points = [write(tmp_path / f"scans/{i}.npy", i) for i in range(4)]
     rows = [f"scans/{i}.npy,{'ab'[i % 2]},{'train' if i < 2 else 'test'}" for i in (3, 2, 1, 0)]
     labels = write_labels(tmp_path, ["path,label,split", *rows])
-    data = load_point_data(settings(tmp_path, **labels), purpose="finetune")
+    data = open_folder(tmp_path, "finetune", **labels)
     assert (data.classes, [data.train[i][1] for i in range(2)]) == (("a", "b"), [1, 0])
     np.testing.assert_array_equal(data.train.clouds.points(0), points[1])
     np.testing.assert_array_equal(data.evaluation.clouds.points(0), points[3])
@@ -88,9 +95,9 @@ def test_labels_of_a_csv_file_are_needed_for_finetuning_alone(tmp_path):
     for i in range(4):
         write(tmp_path / f"{i}.npy", i)
     labels = write_labels(tmp_path, ["path,label", "0.npy,a", "1.npy,b", "2.npy,"])
-    assert len(load_point_data(settings(tmp_path, **labels), purpose="pretrain").train) == 3
+    assert len(open_folder(tmp_path, "pretrain", **labels).train) == 3
     with pytest.raises(UserError, match="line 4, has no label"):
-        load_point_data(settings(tmp_path, holdout=0.5, **labels), purpose="finetune")
+        open_folder(tmp_path, "finetune", holdout=0.5, **labels)
     with pytest.raises(UserError, match=r"data.labels x.csv lists the files of data.source 'folder'"):
         PointDataConfig("hdf5", str(tmp_path), labels="x.csv").validate()
     with pytest.raises(UserError, match=r"data.labels is empty"):
@@ -107,16 +114,16 @@ def test_splits_by_lists(tmp_path, test):
     for name in ("chair/a", "chair/b", "table/c", "table/d", "table/unlisted"):
         write(tmp_path / f"{name}.npy")
     write_lists(tmp_path, train=["table/c.npy", "chair/a.npy"], **{test: ["chair/b.npy", "", "table/d.npy"]})
-    data = load_point_data(settings(tmp_path), purpose="finetune")
+    data = open_folder(tmp_path, "finetune")
     names = [name.rsplit("/", 1)[1] for samples in (data.train, data.evaluation) for name in samples.names]
     assert names == ["c.npy", "a.npy", "b.npy", "d.npy"]
     assert (data.classes, data.train[0][1], data.train[1][1]) == (("chair", "table"), 1, 0)
 
 
-def test_a_cloud_that_is_called_train_is_no_list(tmp_path):
+def test_a_cloud_file_named_train_is_no_list(tmp_path):
     write(tmp_path / "train.txt")
     write(tmp_path / "other.txt")
-    assert len(load_point_data(settings(tmp_path), purpose="pretrain").train) == 2
+    assert len(open_folder(tmp_path, "pretrain").train) == 2
 
 
 @pytest.mark.parametrize(
@@ -137,14 +144,14 @@ def test_lines_of_a_list_that_name_no_cloud(tmp_path, lines, message):
     (tmp_path / "notes.md").write_text("no cloud")
     write_lists(tmp_path, train=lines)
     with pytest.raises(UserError, match=message):
-        load_point_data(settings(tmp_path), purpose="pretrain")
+        open_folder(tmp_path, "pretrain")
 
 
 def test_a_list_to_evaluate_on_is_asked_for(tmp_path):
     write(tmp_path / "a.npy")
     write_lists(tmp_path, train=["a.npy"])
     with pytest.raises(UserError, match=r"has train.txt but none of val.txt, .*--data.holdout 0.1"):
-        load_point_data(settings(tmp_path), purpose="finetune")
+        open_folder(tmp_path, "finetune")
 
 
 @pytest.mark.parametrize("layout", ["folders", "lists", "table"])
@@ -175,10 +182,10 @@ def test_splits_whose_classes_differ_have_no_common_labels(tmp_path, tiny_model)
     """A class that is in one of them alone would shift the numbers of those behind it."""
     for name in ("train/bed/1", "train/chair/2", "train/desk/3", "test/bed/4", "test/desk/5"):
         write(tmp_path / f"{name}.npy")
-    told = (
-        r"the classes of the splits of .* differ: chair is in one alone; every class needs a folder in both"
+    message = (
+        r"the classes of the splits of .* differ, as only one of them has chair; every class needs a folder"
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         open_data(settings(tmp_path), tiny_model, "features")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         next(open_folds(settings(tmp_path), FoldsConfig(way=2, shot=1, queries=1)))

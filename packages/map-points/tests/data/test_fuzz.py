@@ -74,8 +74,8 @@ def write_parts(folder):
     lists = {"train": ["90000001/a", "90000002/b"], "val": ["90000001/a"], "test": ["90000002/b"]}
     (folder / "train_test_split").mkdir(exist_ok=True)
     for part, items in lists.items():
-        listed = json.dumps([f"shape_data/{item}" for item in items])
-        write_file(f"train_test_split/shuffled_{part}_file_list.json", listed, folder)
+        paths = json.dumps([f"shape_data/{item}" for item in items])
+        write_file(f"train_test_split/shuffled_{part}_file_list.json", paths, folder)
     write_file("synsetoffset2category.txt", "chair\t90000001\nnight_stand\t90000002\n", folder)
     for i, name in enumerate(("90000001/a.txt", "90000002/b.txt")):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -34,13 +34,13 @@ def make_pipe(path):
 
 
 def make_socket(path):
-    here = os.getcwd()
+    working_directory = os.getcwd()
     os.chdir(path.parent)  # a socket's path must be short
     try:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(path.name)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
     finally:
-        os.chdir(here)
+        os.chdir(working_directory)
 
 
 def make_device(path):
@@ -106,7 +106,7 @@ def numbers(shape, kind="<f4", fortran="False"):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (
             numbers("(1000000000000, 3)") + bytes(36),
@@ -135,11 +135,11 @@ def numbers(shape, kind="<f4", fortran="False"):
         (b"version https://git-lfs.github.com/spec/v1\noid", "it looks like a pointer of Git LFS"),
     ],
 )
-def test_npy_headers_that_lie(tmp_path, data, told):
+def test_npy_headers_that_lie(tmp_path, data, message):
     (tmp_path / "a.npy").write_bytes(data)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as excinfo:
         read_npy(tmp_path / "a.npy")
-    assert "a.npy" in str(caught.value)
+    assert "a.npy" in str(excinfo.value)
 
 
 @pytest.mark.parametrize("values", [POINTS[0], np.asfortranarray(POINTS[0]), POINTS[0].astype(">f8")])
@@ -154,8 +154,8 @@ def npy_bytes(values):
     return stream.getvalue()
 
 
-def write_npz(path, *, compression=zipfile.ZIP_STORED, **changed):
-    members = {"train_x": POINTS, "train_y": np.arange(4) % 2, "classes": np.array(["a", "b"])} | changed
+def write_npz(path, *, compression=zipfile.ZIP_STORED, **changes):
+    members = {"train_x": POINTS, "train_y": np.arange(4) % 2, "classes": np.array(["a", "b"])} | changes
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, values in members.items():
             if values is not None:
@@ -163,7 +163,7 @@ def write_npz(path, *, compression=zipfile.ZIP_STORED, **changed):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changes", "message"),
     [
         ({"train_x": numbers("(1000000000, 20, 3)") + bytes(99)}, r"\(train_x\): its header claims"),
         ({"train_x": np.array([{}] * 4)}, r"\(train_x\) holds object; only"),
@@ -180,11 +180,11 @@ def write_npz(path, *, compression=zipfile.ZIP_STORED, **changed):
         ({"classes": None}, r"has no classes; it holds train_x, train_y"),
     ],
 )
-def test_npz_files_of_other_content(tmp_path, changed, told):
-    write_npz(tmp_path / "d.npz", **changed)
-    with pytest.raises(UserError, match=told) as caught:
+def test_npz_files_of_other_content(tmp_path, changes, message):
+    write_npz(tmp_path / "d.npz", **changes)
+    with pytest.raises(UserError, match=message) as excinfo:
         read_clouds(PointDataConfig("modelnet40_npz", str(tmp_path / "d.npz")), "train")
-    assert "d.npz" in str(caught.value)
+    assert "d.npz" in str(excinfo.value)
 
 
 def test_a_zip_archive_may_not_grow_without_bounds(tmp_path):
@@ -216,7 +216,7 @@ def ply(form, count, properties="xyz", body=b""):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (ply("ascii", 10**12, body=b"0 0 0\n" * 3), "ends within vertex: 18 of 5999999999999 bytes"),
         (
@@ -241,11 +241,11 @@ def ply(form, count, properties="xyz", body=b""):
         (b"ply\ncomment " + b"x" * 10**7, "the header is cut off or has the line 'x"),
     ],
 )
-def test_ply_headers_that_lie(tmp_path, data, told):
+def test_ply_headers_that_lie(tmp_path, data, message):
     (tmp_path / "a.ply").write_bytes(data)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as excinfo:
         read_ply(tmp_path / "a.ply")
-    assert len(str(caught.value)) < 500
+    assert len(str(excinfo.value)) < 500
 
 
 @pytest.fixture
@@ -263,9 +263,9 @@ def open_release(root):
     return read_clouds(PointDataConfig("hdf5", str(root)), "train")
 
 
-def write_h5(path, **changed):
+def write_h5(path, **changes):
     with h5py.File(path, "w") as file:
-        for name, values in ({"data": POINTS, "label": np.arange(4) % 2} | changed).items():
+        for name, values in ({"data": POINTS, "label": np.arange(4) % 2} | changes).items():
             file[name] = values
 
 
@@ -349,7 +349,7 @@ def test_h5_data_must_be_stored(release, options):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changes", "message"),
     [
         ({"data": np.array(["a", "b"], dtype="S1")}, r"a.h5: data holds \|S1; expected numbers"),
         ({"data": POINTS.transpose(0, 2, 1)}, r"a.h5 \(data\) has shape \(3, 20\), more columns than points"),
@@ -368,9 +368,9 @@ def test_h5_data_must_be_stored(release, options):
         ),
     ],
 )
-def test_h5_files_of_other_content(release, changed, told):
-    write_h5(release[0] / "a.h5", **changed)
-    with pytest.raises(UserError, match=told):
+def test_h5_files_of_other_content(release, changes, message):
+    write_h5(release[0] / "a.h5", **changes)
+    with pytest.raises(UserError, match=message):
         open_release(release[0])
 
 
@@ -408,7 +408,7 @@ def test_lists_do_not_lead_out_of_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[" * 100_000, "is no JSON"),
         ("[" + "9" * 5000 + "]", "is no JSON"),
@@ -422,13 +422,13 @@ def test_lists_do_not_lead_out_of_the_folder(tmp_path):
         ('["s/\\ud800/a"]', "item 0, names .* which is no file name"),
     ],
 )
-def test_json_of_other_content(tmp_path, text, told):
+def test_json_of_other_content(tmp_path, text, message):
     (tmp_path / "train_test_split").mkdir()
     (tmp_path / "train_test_split" / "shuffled_train_file_list.json").write_text(text)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as excinfo:
         read_clouds(PointDataConfig("shapenetpart", str(tmp_path)), "train")
-    assert "shuffled_train_file_list.json" in str(caught.value)
-    assert str(caught.value).isprintable()
+    assert "shuffled_train_file_list.json" in str(excinfo.value)
+    assert str(excinfo.value).isprintable()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
@@ -437,7 +437,7 @@ def test_lists_are_read_in_the_encodings_of_editors(tmp_path, encoding):
     assert read_text(tmp_path / "names.txt") == "Stühle\nbed"
 
 
-def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_reported(tmp_path, monkeypatch):
     (tmp_path / "a.npy").write_bytes(b"")
 
     def refuse(*_):

@@ -19,7 +19,7 @@ def write(path):
     return path
 
 
-def patched(path, place, kind, value):
+def write_patched(path, place, kind, value):
     data = bytearray(write(path).read_bytes())
     struct.pack_into(kind, data, place, value)
     path.write_bytes(data)
@@ -62,7 +62,7 @@ def test_what_was_written_is_read(tmp_path, name):
 )
 def test_a_header_that_claims_too_much_is_refused(tmp_path, name, place, kind, value, message):
     with pytest.raises(UserError, match=rf"cannot read .*{name} \({message}"):
-        read_las(patched(tmp_path / name, place, kind, value))
+        read_las(write_patched(tmp_path / name, place, kind, value))
 
 
 @pytest.mark.parametrize("place", ["outside", "chunks"])

@@ -98,7 +98,7 @@ def test_an_array_referred_to_twice_is_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         # a type that would turn raw bytes into pointers, flag cleared, or set on numbers
         (array(kind=F4.replace(b"f4", b"O8") + F4_STATE), "it has an array of type 'O8'"),
@@ -183,11 +183,11 @@ def test_an_array_referred_to_twice_is_one(tmp_path):
         (b"K\x01K\x02a.", "it appends to a int"),
     ],
 )
-def test_attacks_are_refused(tmp_path, data, told):
-    with pytest.raises(UserError, match=r"x\.dat was refused \(") as caught:
+def test_attacks_are_refused(tmp_path, data, message):
+    with pytest.raises(UserError, match=r"x\.dat was refused \(") as excinfo:
         read(tmp_path, data)
-    assert told in str(caught.value)
-    assert len(str(caught.value)) < 500
+    assert message in str(excinfo.value)
+    assert len(str(excinfo.value)) < 500
 
 
 def test_the_parts_that_attacks_are_made_of_are_sound(tmp_path):
@@ -296,10 +296,10 @@ def test_mutants_give_plain_values_or_a_refusal(tmp_path, seed, unchecked):
         try:
             check_plain(read(tmp_path, bytes(data)))
         except UserError as error:
-            told = str(error)
+            message = str(error)
         else:
-            told = "x.dat was refused"
-        assert "x.dat was refused" in told
+            message = "x.dat was refused"
+        assert "x.dat was refused" in message
 
 
 def check_plain(value):

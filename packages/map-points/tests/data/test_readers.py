@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from map_core.errors import UserError
-from map_points.data import PointDataConfig, load_point_data, read_clouds
+from map_points.data import PointDataConfig, read_clouds
 from map_points.data.pickles import read_pickle
+from map_points.domain import open_data
+from map_points.factory import PointModelConfig
 
 CLASSES = ("airplane", "night_stand")
 
@@ -53,10 +55,10 @@ def test_a_broken_cloud_of_many_is_named_by_its_number(npz):
     arrays["train_x"][2, 5, 1] = np.nan
     np.savez(file, **arrays)
     config = PointDataConfig("modelnet40_npz", str(file), num_points=40)
-    told = r"modelnet40_1024.npz \(train\), cloud 2 has NaN or infinite coordinates at point 5 \(1 of 40 points\)"
-    with pytest.raises(UserError, match=told):
+    message = r"modelnet40_1024.npz \(train\), cloud 2 has NaN or infinite coordinates at point 5 \(1 of 40 points\)"
+    with pytest.raises(UserError, match=message):
         read_clouds(config, "train").points(2)
-    with pytest.raises(UserError, match=told):  # its number stays that in the file
+    with pytest.raises(UserError, match=message):  # its number stays that in the file
         read_clouds(config, "train").select(np.array([0, 2])).points(1)
 
 
@@ -130,17 +132,17 @@ def test_normal_resampled_tree(txt_tree):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("1,2\n3,4\n", r"night_stand_0002.txt has shape \(2, 2\)"),
         ("1,2,3\n1,nan,3\n", r"night_stand_0002.txt has NaN or infinite coordinates at point 1 \(1 of 2"),
         ("1,2,x\n", r"night_stand_0002.txt: line 1 has 'x', no number"),
     ],
 )
-def test_broken_clouds_are_named(txt_tree, text, told):
+def test_broken_clouds_are_named(txt_tree, text, message):
     (txt_tree / "night_stand" / "night_stand_0002.txt").write_text(text)
     clouds = read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         clouds.points(1)
 
 
@@ -201,7 +203,7 @@ def test_scanobjectnn(tmp_path, variant, file):
     for part, label in (("training", 14), ("test", 3)):
         write_h5(tmp_path / file.format(part), cloud(label)[None], np.array([label]))
     config = PointDataConfig("scanobjectnn", str(tmp_path), variant=variant, num_points=40)
-    data = load_point_data(config, purpose="finetune")
+    data = open_data(config, PointModelConfig(), "finetune")
     assert data.classes[14] == "toilet"
     assert len(data.classes) == 15
     points, label = data.evaluation[0]
@@ -241,11 +243,11 @@ def test_names_are_split_at_the_last_underscore(txt_tree, name):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"), [("airplane", "line 2, lists 'airplane'"), ("_1", "line 2, lists '_1'")]
+    ("line", "message"), [("airplane", "line 2, lists 'airplane'"), ("_1", "line 2, lists '_1'")]
 )
-def test_names_without_a_class_are_refused_by_line(txt_tree, line, told):
+def test_names_without_a_class_are_refused_by_line(txt_tree, line, message):
     (txt_tree / "modelnet40_train.txt").write_text(f"airplane_0001\n{line}\n")
-    with pytest.raises(UserError, match=f"modelnet40_train.txt, {told}"):
+    with pytest.raises(UserError, match=f"modelnet40_train.txt, {message}"):
         read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
 
 

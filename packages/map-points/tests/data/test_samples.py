@@ -6,10 +6,12 @@ import torch
 
 from map_core.errors import UserError
 from map_core.training.sampling import Collate, Failure
-from map_points.data import CloudSamples, PointDataConfig, collate_clouds, load_point_data, transforms
+from map_points.data import CloudSamples, PointDataConfig, collate_clouds, transforms
 from map_points.data.clouds import ArrayClouds
 from map_points.data.shapes import CLASSES, make_shape
 from map_points.data.transforms import farthest, rotate, scale_translate, take_points, to_unit_sphere
+from map_points.domain import open_data
+from map_points.factory import PointModelConfig
 from map_points.patches.sampling import farthest_point_sample
 
 
@@ -18,6 +20,10 @@ def samples(n=64, training=False, **changes):
     clouds = ArrayClouds(np.arange(3), ("a", "b", "c"), points, "test")
     config = PointDataConfig(**{"num_points": 64, **changes})
     return CloudSamples(clouds, config, training=training), torch.from_numpy(points)
+
+
+def open_clouds(purpose, **settings):
+    return open_data(PointDataConfig(**settings), PointModelConfig(), purpose)
 
 
 def test_the_unit_sphere():
@@ -36,23 +42,23 @@ def test_evaluation_keeps_whole_clouds_and_takes_farthest_points_of_larger_ones(
 
 def test_training_takes_a_random_part_of_the_farthest_points():
     data, points = samples(n=100, training=True, unit_sphere=False)
-    farthest = points[0][farthest_point_sample(points[:1], 75)[0]]
-    taken = data[0][0]
-    assert taken.shape == (64, 3)
-    assert {tuple(p) for p in taken.tolist()} < {tuple(p) for p in farthest.tolist()}
-    assert not torch.equal(taken, data[0][0])
+    farthest_points = points[0][farthest_point_sample(points[:1], 75)[0]]
+    result = data[0][0]
+    assert result.shape == (64, 3)
+    assert {tuple(p) for p in result.tolist()} < {tuple(p) for p in farthest_points.tolist()}
+    assert not torch.equal(result, data[0][0])
 
 
 def test_points_in_the_order_of_picking_are_taken_from_the_front(monkeypatch):
     points = torch.randn(200, 3)
     ordered = points[farthest_point_sample(points.unsqueeze(0), 200)[0]]
     expected = farthest(points, 60)
-    picked = []
+    counts = []
     monkeypatch.setattr(
-        transforms, "farthest_point_sample", lambda p, n: picked.append(n) or farthest_point_sample(p, n)
+        transforms, "farthest_point_sample", lambda p, n: counts.append(n) or farthest_point_sample(p, n)
     )
     assert torch.equal(farthest(ordered, 60), expected)
-    assert picked == [16]
+    assert counts == [16]
 
 
 def test_a_seed_decides_the_sample():
@@ -91,7 +97,7 @@ def test_a_cloud_of_too_few_points_is_named():
 
 def test_embedded_shapes():
     pytest.importorskip("trimesh")
-    data = load_point_data(PointDataConfig(shapes_per_class=2), purpose="finetune")
+    data = open_clouds("finetune", shapes_per_class=2)
     assert data.classes == CLASSES
     assert len(data.train) == 2 * len(CLASSES)
     points, label = data.evaluation[-1 + len(data.evaluation)]
@@ -125,54 +131,56 @@ def numbers(data):
 
 
 def test_a_subset_is_fixed_and_stratified(labelled):
-    data = load_point_data(PointDataConfig(**labelled, subset=8), purpose="finetune")
+    data = open_clouds("finetune", **labelled, subset=8)
     assert np.bincount(data.train.clouds.labels).tolist() == [2, 2, 2, 2]
     assert len(data.evaluation) == 4
     assert data.evaluated_on == "test split"
-    again = load_point_data(PointDataConfig(**labelled, subset=8), purpose="pretrain")
+    again = open_clouds("pretrain", **labelled, subset=8)
     assert numbers(again.train) == numbers(data.train)
-    other = load_point_data(PointDataConfig(**labelled, subset=8, subset_seed=1), purpose="pretrain")
+    other = open_clouds("pretrain", **labelled, subset=8, subset_seed=1)
     assert numbers(other.train) != numbers(data.train)
     assert data.train.clouds.name(0).endswith(f"cloud {int(data.train.clouds.points(0)[0, 0])}")
 
 
 def test_a_held_out_part_takes_the_place_of_the_test_split(labelled):
-    data = load_point_data(PointDataConfig(**labelled, holdout=0.2), purpose="finetune")
+    data = open_clouds("finetune", **labelled, holdout=0.2)
     assert np.bincount(data.evaluation.clouds.labels).tolist() == [2, 2, 2, 2]
     assert not numbers(data.evaluation) & numbers(data.train)
     assert numbers(data.evaluation) | numbers(data.train) == set(range(40))
     assert data.evaluated_on == "held-out 0.2 of the training split (seed 0)"
     assert "8 for evaluation (held-out" in data.description
-    pretrain = load_point_data(PointDataConfig(**labelled, holdout=0.2), purpose="pretrain")
+    pretrain = open_clouds("pretrain", **labelled, holdout=0.2)
     assert numbers(pretrain.train) == numbers(data.train)
-    for changes, told in (
+    for changes, message in (
         ({"holdout": 1.0}, r"data.holdout \(1.0\) must lie in \[0, 1\)"),
         ({"subset": 41}, r"subset \(41\) must lie in 1..40"),
     ):
-        with pytest.raises(UserError, match=told):
-            load_point_data(PointDataConfig(**labelled, **changes), purpose="pretrain")
+        with pytest.raises(UserError, match=message):
+            open_clouds("pretrain", **labelled, **changes)
 
 
 def test_clouds_of_different_sizes_make_no_batch():
     with pytest.raises(UserError, match="a batch holds clouds of 4, 5 points; take the same number of each"):
         collate_clouds([(torch.zeros(4, 3), 0), (torch.zeros(5, 3), 1)])
-    told = Collate(collate_clouds)([(torch.zeros(4, 3), 0), (torch.zeros(5, 3), 1)])  # in a loading process
-    assert isinstance(told, Failure)
-    assert "a batch holds clouds of 4, 5 points" in told.message
+    failure = Collate(collate_clouds)(
+        [(torch.zeros(4, 3), 0), (torch.zeros(5, 3), 1)]
+    )  # in a loading process
+    assert isinstance(failure, Failure)
+    assert "a batch holds clouds of 4, 5 points" in failure.message
     points, labels = collate_clouds([(torch.zeros(4, 3), 0), (torch.zeros(4, 3), 1)])
     assert points.shape == (2, 4, 3)
     assert labels.tolist() == [0, 1]
 
 
 def test_settings_that_cannot_be_are_refused():
-    for changes, told in (
-        ({"num_points": 0}, "num_points must be at least 1"),
+    for changes, message in (
+        ({"num_points": 0}, "num_points must be a whole number of at least 1"),
         ({"scale": (0.0, 1.0)}, "scale must satisfy"),
         ({"translate": -1.0}, "translate must be 0 or more"),
         ({"root": "x"}, "the embedded shapes have no folder"),
     ):
-        with pytest.raises(UserError, match=told):
-            load_point_data(PointDataConfig(**changes), purpose="pretrain")
+        with pytest.raises(UserError, match=message):
+            open_clouds("pretrain", **changes)
 
 
 def sample(points, **changes):
@@ -198,7 +206,7 @@ def test_far_from_the_origin_a_cloud_keeps_its_shape():
 
 @pytest.mark.parametrize("unit_sphere", [True, False])
 @pytest.mark.parametrize(
-    ("points", "told"),
+    ("points", "message"),
     [
         (np.full((64, 3), 0.1), "made up, cloud 0: its 64 points are all the same; a cloud needs a shape"),
         (np.zeros((64, 3)), "made up, cloud 0: its 64 points are all the same"),
@@ -209,8 +217,8 @@ def test_far_from_the_origin_a_cloud_keeps_its_shape():
         ),
     ],
 )
-def test_clouds_without_a_shape_are_refused(points, told, unit_sphere):
-    with pytest.raises(UserError, match=told):
+def test_clouds_without_a_shape_are_refused(points, message, unit_sphere):
+    with pytest.raises(UserError, match=message):
         sample(points, unit_sphere=unit_sphere)
 
 

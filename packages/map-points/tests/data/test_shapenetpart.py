@@ -13,7 +13,7 @@ from map_points.data.parts import draw_points
 from map_points.data.shapenetpart import IGNORED, read_shapenetpart
 from map_points.segmentation.metrics import part_totals, parts_of_categories
 
-AIRPLANE, BAG, OWN = "02691156", "02773838", "90000000"
+AIRPLANE, BAG, CUSTOM = "02691156", "02773838", "90000000"
 
 
 def rows(seed, parts, n=30):
@@ -23,17 +23,21 @@ def rows(seed, parts, n=30):
 
 @pytest.fixture
 def root(tmp_path):
-    """Two published categories and one of our own, with all three lists."""
-    lists = {"train": [(AIRPLANE, "a"), (OWN, "x")], "val": [(BAG, "b")], "test": [(BAG, "c"), (OWN, "y")]}
-    parts = {AIRPLANE: [0, 1, 2, 3], BAG: [4, 5], OWN: [7, 9]}
+    """Two published categories and a custom one, with all three lists."""
+    lists = {
+        "train": [(AIRPLANE, "a"), (CUSTOM, "x")],
+        "val": [(BAG, "b")],
+        "test": [(BAG, "c"), (CUSTOM, "y")],
+    }
+    parts = {AIRPLANE: [0, 1, 2, 3], BAG: [4, 5], CUSTOM: [7, 9]}
     (tmp_path / "train_test_split").mkdir()
     for split, items in lists.items():
-        listed = [f"shape_data/{synset}/{name}" for synset, name in items]
-        (tmp_path / "train_test_split" / f"shuffled_{split}_file_list.json").write_text(json.dumps(listed))
+        paths = [f"shape_data/{synset}/{name}" for synset, name in items]
+        (tmp_path / "train_test_split" / f"shuffled_{split}_file_list.json").write_text(json.dumps(paths))
         for synset, name in items:
             (tmp_path / synset).mkdir(exist_ok=True)
             np.savetxt(tmp_path / synset / f"{name}.txt", rows(ord(name), parts[synset]), fmt="%.6f")
-    (tmp_path / "synsetoffset2category.txt").write_text(f"Airplane\t{AIRPLANE}\nBag\t{BAG}\nOwn\t{OWN}\n")
+    (tmp_path / "synsetoffset2category.txt").write_text(f"Airplane\t{AIRPLANE}\nBag\t{BAG}\nOwn\t{CUSTOM}\n")
     return tmp_path
 
 
@@ -53,7 +57,7 @@ def test_the_layout_is_read(root):
 
 def test_without_a_list_of_categories_synsets_are_names(root):
     (root / "synsetoffset2category.txt").unlink()
-    assert read_shapenetpart(root, "train").classes == (AIRPLANE, BAG, OWN)
+    assert read_shapenetpart(root, "train").classes == (AIRPLANE, BAG, CUSTOM)
 
 
 def test_it_is_a_source_of_clouds_too(root):
@@ -62,7 +66,7 @@ def test_it_is_a_source_of_clouds_too(root):
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "message"),
     [
         (rows(0, [4, 5])[:, :6], r"c.txt has shape \(30, 6\); expected \(points, 7\)"),
         (rows(0, [4, 3]), r"c.txt: point 1 has part 3, but Bag has 4, 5"),
@@ -70,15 +74,15 @@ def test_it_is_a_source_of_clouds_too(root):
         (np.full((8, 7), np.inf), r"c.txt has NaN or infinite coordinates at point 0"),
     ],
 )
-def test_broken_files_are_named(root, broken, told):
+def test_broken_files_are_named(root, broken, message):
     np.savetxt(root / BAG / "c.txt", broken)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_shapenetpart(root, "test").labelled(0)
 
 
 def test_broken_lists_are_named(root):
     listing = root / "train_test_split" / "shuffled_test_file_list.json"
-    for text, told in (
+    for text, message in (
         ("[", r"shuffled_test_file_list.json is no JSON"),
         ('["c"]', r"lists 'c' \(item 0\); expected shape_data/<synset>/<id>"),
         (
@@ -88,7 +92,7 @@ def test_broken_lists_are_named(root):
         ("[]", "lists no clouds for test"),
     ):
         listing.write_text(text)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_shapenetpart(root, "test")
     listing.unlink()
     with pytest.raises(UserError, match=r"shuffled_test_file_list.json does not exist"):
@@ -101,8 +105,8 @@ def test_broken_lists_are_named(root):
 
 def test_draws_repeat_no_point_before_all_have_come():
     assert sorted(draw_points(10, 10).tolist()) == list(range(10))
-    drawn = draw_points(10, 25).tolist()
-    assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(10))
+    indices = draw_points(10, 25).tolist()
+    assert sorted(indices[:10]) == sorted(indices[10:20]) == list(range(10))
     assert len(set(draw_points(50, 20).tolist())) == 20
 
 
@@ -158,13 +162,13 @@ def test_a_held_out_part_and_a_subset(two_part_shapes):
     assert data.train.clouds.labelled(0)[1].shape == (200,)
 
 
-def write_rows(root, parts, *, synset=OWN, names=("x", "y")):
+def write_rows(root, parts, *, synset=CUSTOM, names=("x", "y")):
     for name in names:
         np.savetxt(root / synset / f"{name}.txt", rows(ord(name), parts), fmt="%.6f")
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "message"),
     [
         ([7, -1], r"x.txt: point 1 has part -1; parts are whole numbers from 0 .*--data.ignore_label"),
         ([7, 9.5], r"x.txt: point 1 has part 9.5; parts are whole numbers"),
@@ -174,9 +178,9 @@ def write_rows(root, parts, *, synset=OWN, names=("x", "y")):
         ([7, 255], r"90000000 has points of part 255, the usual mark .*give --data.ignore_label 255"),
     ],
 )
-def test_parts_of_categories_of_ones_own_are_checked(root, parts, told):
+def test_parts_of_a_users_categories_are_checked(root, parts, message):
     write_rows(root, parts)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_shapenetpart(root, "train")
 
 
@@ -195,10 +199,10 @@ def test_points_with_the_ignored_label_are_neither_trained_nor_measured_on(root,
         torch.nn.functional.cross_entropy(logits[labelled], parts[labelled]),
     )
     table, categories = parts_of_categories(data.parts, 10), torch.tensor([category])
-    measured = part_totals(logits[None], parts[None], categories, table)
-    without = part_totals(logits[labelled][None], parts[labelled][None], categories, table)
-    assert torch.equal(measured, without)
-    assert measured[3, category] == 20
+    totals = part_totals(logits[None], parts[None], categories, table)
+    totals_without = part_totals(logits[labelled][None], parts[labelled][None], categories, table)
+    assert torch.equal(totals, totals_without)
+    assert totals[3, category] == 20
 
 
 def test_a_cloud_without_labelled_points_is_named(root):
@@ -210,7 +214,7 @@ def test_a_cloud_without_labelled_points_is_named(root):
         read_shapenetpart(root, "train", ignore_label=255)
 
 
-def test_categories_without_clouds_are_left_out_and_said_so(root, capsys):
+def test_categories_without_clouds_are_left_out_with_a_note(root, capsys):
     with (root / "synsetoffset2category.txt").open("a") as file:
         file.write("Cap\t02954340\nMine\t90000007\n")
     data = load_part_data(PointDataConfig("shapenetpart", str(root), num_points=30))
@@ -223,9 +227,9 @@ def test_categories_without_clouds_are_left_out_and_said_so(root, capsys):
 def test_far_from_the_origin_parts_keep_their_shapes(root):
     table = rows(ord("y"), [7, 9]).astype(np.float64)
     config = PointDataConfig("shapenetpart", str(root), num_points=30)
-    found = []
+    clouds = []
     for offset in (0, 4_649_776):
-        np.savetxt(root / OWN / "y.txt", table + np.array([offset] * 3 + [0] * 4), fmt="%.9f")
+        np.savetxt(root / CUSTOM / "y.txt", table + np.array([offset] * 3 + [0] * 4), fmt="%.9f")
         torch.manual_seed(0)
-        found.append(load_part_data(config).evaluation[1][0])
-    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+        clouds.append(load_part_data(config).evaluation[1][0])
+    torch.testing.assert_close(*clouds, rtol=0, atol=1e-6)

@@ -41,7 +41,7 @@ def test_columns_that_a_header_names_keep_their_order_behind_the_coordinates(tmp
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "holds no points"),
         ("# nothing\n\n", "holds no points"),
@@ -65,8 +65,8 @@ def test_columns_that_a_header_names_keep_their_order_behind_the_coordinates(tmp
         ("1 2 3\n4 \x1b[2J 6\n", r"line 2 has '\?\[2J', no number"),
     ],
 )
-def test_errors_name_the_line(tmp_path, text, told):
+def test_errors_name_the_line(tmp_path, text, message):
     (tmp_path / "a.txt").write_text(text)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as excinfo:
         read_txt(tmp_path / "a.txt")
-    assert "a.txt" in str(caught.value)
+    assert "a.txt" in str(excinfo.value)

@@ -109,7 +109,7 @@ def test_info_names_the_package_that_is_not_there():
 
 def test_origins_are_passed_over_only_where_asked_for(stand_ins):
     class OnCuda(torch.Tensor):
-        device = torch.device("cuda")  # as far as the choice is told
+        device = torch.device("cuda")  # as far as the choice of a backend can see
 
     points = torch.randn(1, 64, 3)
     accelerators.sample_centers(points.as_subclass(OnCuda), 8, skip_origin=True)

@@ -42,5 +42,5 @@ def test_patches_do_not_mix():
     embed = PatchEmbedding(8).eval()
     points = torch.randn(2, 3, 6, 3, requires_grad=True)
     embed(points)[0, 1].sum().backward()
-    touched = points.grad.abs().sum(dim=(2, 3)) > 0
-    assert touched.tolist() == [[False, True, False], [False, False, False]]
+    has_gradient = points.grad.abs().sum(dim=(2, 3)) > 0
+    assert has_gradient.tolist() == [[False, True, False], [False, False, False]]

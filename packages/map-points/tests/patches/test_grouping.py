@@ -11,8 +11,8 @@ def test_a_permuted_cloud_gives_the_same_set_of_patches():
     points, order = torch.randn(1, 200, 3), torch.cat([torch.zeros(1).long(), 1 + torch.randperm(199)])
 
     def members(cloud):
-        grouped = group_points(cloud, num_patches=16, patch_size=8)
-        return {frozenset(map(tuple, cloud[0][index].tolist())) for index in grouped.index[0]}
+        patches = group_points(cloud, num_patches=16, patch_size=8)
+        return {frozenset(map(tuple, cloud[0][index].tolist())) for index in patches.index[0]}
 
     assert members(points) == members(points[:, order])
 

@@ -14,15 +14,15 @@ def slow_knn(queries, cloud, k, distance):
 
 def test_nearest_neighbors_equal_the_slow_reference(make_clouds, slow_distance):
     points = make_clouds(2, 60)
-    found = nearest_neighbors(points[:, :11], points, 9)
-    for cloud, rows in zip(points.numpy(), found.tolist(), strict=True):
+    index = nearest_neighbors(points[:, :11], points, 9)
+    for cloud, rows in zip(points.numpy(), index.tolist(), strict=True):
         assert rows == slow_knn(cloud[:11], cloud, 9, slow_distance)
 
 
 def test_a_batch_taken_in_parts_has_the_same_neighbours(make_clouds, monkeypatch):
     points = make_clouds(5, 30)
     whole = nearest_neighbors(points, points, 4)
-    monkeypatch.setattr(neighbors, "CACHED", 2 * 30 * 30)  # two clouds at once
+    monkeypatch.setattr(neighbors, "CACHED_DISTANCES", 2 * 30 * 30)  # two clouds at once
     assert torch.equal(nearest_neighbors(points, points, 4), whole)
 
 

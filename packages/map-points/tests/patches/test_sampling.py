@@ -9,20 +9,20 @@ from map_points.patches.sampling import farthest_point_sample
 
 
 def slow_fps(cloud, count, start, distance):
-    picked = [start]
+    indices = [start]
     nearest = [np.float32(np.inf)] * len(cloud)
-    while len(picked) < count:
+    while len(indices) < count:
         nearest = [
-            min(old, distance(point, cloud[picked[-1]])) for old, point in zip(nearest, cloud, strict=True)
+            min(old, distance(point, cloud[indices[-1]])) for old, point in zip(nearest, cloud, strict=True)
         ]
-        picked.append(max(range(len(cloud)), key=lambda i: (nearest[i], -i)))
-    return picked
+        indices.append(max(range(len(cloud)), key=lambda i: (nearest[i], -i)))
+    return indices
 
 
 def test_farthest_point_sampling_equals_the_slow_reference(make_clouds, slow_distance):
     points, start = make_clouds(3, 50), torch.tensor([0, 7, 49])
-    found = farthest_point_sample(points, 20, start=start)
-    for cloud, first, row in zip(points.numpy(), start.tolist(), found.tolist(), strict=True):
+    indices = farthest_point_sample(points, 20, start=start)
+    for cloud, first, row in zip(points.numpy(), start.tolist(), indices.tolist(), strict=True):
         assert row == slow_fps(cloud, 20, first, slow_distance)
 
 
@@ -37,8 +37,8 @@ def test_no_centre_is_near_the_origin_where_that_is_asked_for(slow_distance):
     points[:, [4, 9]] *= 0.03 / points[:, [4, 9]].norm(dim=-1, keepdim=True)  # inside sqrt(1e-3)
     points[:, 5] *= 0.033 / points[:, 5].norm(dim=-1, keepdim=True)  # outside
     allowed = [i for i in range(50) if i not in (4, 9)]
-    found = farthest_point_sample(points, 48, skip_origin=True)[0].tolist()
-    assert found == [allowed[i] for i in slow_fps(points[0, allowed].numpy(), 48, 0, slow_distance)]
+    indices = farthest_point_sample(points, 48, skip_origin=True)[0].tolist()
+    assert indices == [allowed[i] for i in slow_fps(points[0, allowed].numpy(), 48, 0, slow_distance)]
     assert sorted(farthest_point_sample(points, 50)[0].tolist()) == list(range(50))
 
 

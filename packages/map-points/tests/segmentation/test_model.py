@@ -24,14 +24,14 @@ def segmenter(tiny_model):
 
 def test_interpolation_equals_a_loop():
     features, center, points = torch.randn(2, 6, 5), torch.randn(2, 6, 3), torch.randn(2, 9, 3)
-    found = interpolate_features(features, center, points)
+    interpolated = interpolate_features(features, center, points)
     for b in range(2):
         for i in range(9):
             distance = ((center[b] - points[b, i]) ** 2).sum(-1)
             near = distance.argsort()[:3]
             weight = 1 / (distance[near] + 1e-8)
             expected = (weight[:, None] * features[b, near]).sum(0) / weight.sum()
-            torch.testing.assert_close(found[b, i], expected)
+            torch.testing.assert_close(interpolated[b, i], expected)
 
 
 def test_a_point_at_a_centre_takes_its_features():
@@ -48,14 +48,14 @@ def test_features_are_taken_a_third_two_thirds_and_all_the_way_up(depth, layers)
 
 def test_every_named_layer_the_category_and_the_point_reach_the_scores(segmenter):
     model = segmenter(layers=(1, 3)).eval()
-    kept = []
+    outputs = []
     for block in model.backbone.encoder.blocks:
-        block.register_forward_hook(lambda module, arguments, out: kept.append(out) or out.retain_grad())
+        block.register_forward_hook(lambda module, arguments, out: outputs.append(out) or out.retain_grad())
     points, category = torch.randn(2, 64, 3), torch.tensor([0, 1])
     scores = model(points, category)
     assert scores.shape == (2, 64, 5)
     scores.square().sum().backward()
-    assert all((layer.grad != 0).any() for layer in kept)
+    assert all((layer.grad != 0).any() for layer in outputs)
     assert not torch.allclose(model(points, 1 - category), scores)
     order = torch.cat(
         [torch.zeros(1).long(), 1 + torch.randperm(63)]

@@ -56,7 +56,7 @@ def test_a_run_can_be_read_back(segmented):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"parts": [[0, 1]]}, "does not list the parts of each of its classes; export the run again"),
         ({"parts": [["x"]] * 5}, "does not list the parts of each of its classes"),
@@ -68,11 +68,11 @@ def test_a_run_can_be_read_back(segmented):
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )  # fmt: skip
-def test_a_broken_description_is_one_sentence(segmented, tmp_path, change, told):
+def test_a_broken_description_is_reported_in_one_sentence(segmented, tmp_path, change, message):
     run = shutil.copytree(segmented[0], tmp_path / "run")
-    described = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps(described | change))
-    with pytest.raises(UserError, match=re.escape(told)):
+    description = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(description | change))
+    with pytest.raises(UserError, match=re.escape(message)):
         load_segmenter(run)
 
 
@@ -81,7 +81,7 @@ def test_a_budget_of_samples_is_measured_in_batches_that_fit_the_data(config, tm
     training = replace(config.training, sample_budget=30, batch_size=64, accumulation_steps=3)
     task = SegmentTask(replace(config, training=training))
     samples = len(task.train_data)
-    assert task.config.training == training.fitted(samples)
+    assert task.config.training == training.resolved_for(samples)
     assert task.config.training.batch_size % 3 == 0
     assert "test_instance_miou" in train(task, training, tmp_path / "run", run_config=task.config)
 
@@ -99,8 +99,8 @@ def test_the_summary_measures_the_segmenter_that_was_exported(segmented, config,
 
 def test_bf16_is_the_arithmetic_of_the_forward_pass(segmented, config):
     run, data = load_segmenter(segmented[0]), load_part_data(config.data)
-    seen = []
-    run.model.register_forward_hook(lambda module, arguments, output: seen.append(output.dtype))
+    dtypes = []
+    run.model.register_forward_hook(lambda module, arguments, output: dtypes.append(output.dtype))
     for precision in ("fp32", "bf16"):
         segmentation_totals(
             run.model,
@@ -110,7 +110,7 @@ def test_bf16_is_the_arithmetic_of_the_forward_pass(segmented, config):
             device=torch.device("cpu"),
             precision=precision,
         )
-    assert seen == [torch.float32, torch.bfloat16]
+    assert dtypes == [torch.float32, torch.bfloat16]
 
 
 def test_the_loss_is_the_mean_over_points_of_all_parts(config):
@@ -123,10 +123,10 @@ def test_the_loss_is_the_mean_over_points_of_all_parts(config):
         )
     )
     log_probability = model(points, category).log_softmax(-1)
-    right = F.one_hot(parts, log_probability.shape[-1])
-    expected = -(log_probability * (0.8 * right + 0.2 / log_probability.shape[-1])).sum(-1).mean()
-    found = task.loss(model, (points, category, parts), Draw.of_batch(4))
-    torch.testing.assert_close(found.loss, expected)
+    one_hot = F.one_hot(parts, log_probability.shape[-1])
+    expected = -(log_probability * (0.8 * one_hot + 0.2 / log_probability.shape[-1])).sum(-1).mean()
+    terms = task.loss(model, (points, category, parts), Draw.of_batch(4))
+    torch.testing.assert_close(terms.loss, expected)
 
 
 def test_a_segmenter_starts_from_the_pretrained_encoder(config, pretrained):
@@ -140,10 +140,10 @@ def test_a_segmenter_goes_on_from_one_that_computes_the_same(segmented, config):
     state = SegmentTask(replace(config, init=str(out))).model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in task.model.state_dict().items())
     objective = replace(config.objective, category_slope=0.2)
-    told = (
+    message = (
         "was trained with objective.category_slope 0.0, this model has 0.2: its weights fit, but would mean"
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         SegmentTask(replace(config, init=str(out), objective=objective))
 
 
@@ -157,11 +157,11 @@ def test_a_segmenter_of_other_layers_is_no_start(config):
 
 
 def test_a_run_describes_its_categories_and_parts(segmented, tiny_model):
-    described = json.loads((segmented[0] / "model.json").read_text())
-    assert (described["task"], described["holds"]) == ("segment", "part segmenter")
-    assert described["arguments"] == tiny_model.arguments()
-    assert described["classes"] == ["hammer", "lamp", "lollipop", "mug", "table"]
-    assert described["parts"] == [[2 * i, 2 * i + 1] for i in range(5)]
+    description = json.loads((segmented[0] / "model.json").read_text())
+    assert (description["task"], description["holds"]) == ("segment", "part segmenter")
+    assert description["arguments"] == tiny_model.arguments()
+    assert description["classes"] == ["hammer", "lamp", "lollipop", "mug", "table"]
+    assert description["parts"] == [[2 * i, 2 * i + 1] for i in range(5)]
 
 
 @pytest.mark.parametrize(

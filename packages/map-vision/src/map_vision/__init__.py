@@ -1,13 +1,13 @@
 """Masked autoregressive pretraining for images; importing it registers the models with timm.
 
-Public names, imported at their first use: a command line that only shows its help does not wait for torch.
+Public names are imported on first use: a command line that only shows its help does not wait for torch.
 """
 
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from map_vision.registration import register_once_timm_is_there
+from map_vision.registration import register_once_timm_is_imported
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ __all__ = [
     "registry",
     "tokenize_images",
 ]
-_PLACES = {
+_MODULES = {
     "DataConfig": "map_vision.data",
     "HybridNet": "map_vision.model",
     "ImageObjectiveConfig": "map_vision.pretraining",
@@ -47,11 +47,11 @@ _PLACES = {
     "build_objective": "map_vision.pretraining",
     "tokenize_images": "map_vision.tokenizer",
 }
-_PLACES["push_to_hub"] = "map_core.tasks.hub"
-_PLACES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_vision.python")
+_MODULES["push_to_hub"] = "map_core.tasks.hub"
+_MODULES |= dict.fromkeys(("features", "finetune", "predict", "pretrain"), "map_vision.python")
 
 
-register_once_timm_is_there()
+register_once_timm_is_imported()
 
 
 def __getattr__(name: str) -> Any:
@@ -61,9 +61,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("map-vision")
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def load(run: str | Path) -> "nn.Module":
@@ -76,7 +76,7 @@ def load(run: str | Path) -> "nn.Module":
 def from_pretrained(
     name: str | Path, *, cache_dir: str | Path | None = None, token: str | None = None
 ) -> "nn.Module":
-    """A model of a folder or of the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
+    """A model from a folder or the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
     import map_core.tasks.hub
     from map_vision.factory import MODELS
 

@@ -1,4 +1,4 @@
-"""What the objectives ask of an image model."""
+"""The interface that objectives need from an image model."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,11 +10,11 @@ class ImageBackbone(Backbone, Protocol):
     """A backbone whose tokens are patches of images.
 
     Attributes:
-        img_size: Height and width in pixels that positions are made for.
-        patch_size: Height and width of what a token stands for.
+        img_size: Height and width in pixels that the positions are made for.
+        patch_size: Height and width of a token's patch in pixels.
         in_chans: Image channels.
         num_prefix_tokens: Registers or class tokens.
-        num_global: Those of them that its tokens carry in front, so that an objective can do with them.
+        num_global: How many of them come first in its tokens as global tokens, which objectives can handle.
     """
 
     img_size: tuple[int, int]

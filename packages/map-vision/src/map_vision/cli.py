@@ -11,19 +11,19 @@ from map_core.commands.listing import (
     tables_command,
 )
 
-DOMAIN, HERE = "map_vision.domain:DOMAIN", "map_vision.commands"
+DOMAIN, COMMANDS_MODULE = "map_vision.domain:DOMAIN", "map_vision.commands"
 STATISTICS = Command(
     "statistics",
     "mean and deviation of every channel of images",
-    f"{HERE}:StatisticsConfig",
-    f"{HERE}:statistics",
+    f"{COMMANDS_MODULE}:StatisticsConfig",
+    f"{COMMANDS_MODULE}:statistics",
     essential=("data.root", "data.source", "data.subset", "data.pixels"),
 )
 SHARD = Command(
     "shard",
     "tar shards of a folder of images, or their index",
-    f"{HERE}:ShardConfig",
-    f"{HERE}:shard",
+    f"{COMMANDS_MODULE}:ShardConfig",
+    f"{COMMANDS_MODULE}:shard",
     essential=("data.root", "data.labels", "size", "index"),
 )
 COMMANDS = [

@@ -1,9 +1,9 @@
-"""The commands that images have beyond those of every domain."""
+"""The commands that only images have."""
 
 from typing import Any
 
 from map_core.commands.options import Option, config_class
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.ranges import check
 from map_core.runs.files import require_file
 from map_core.runs.notes import tell
@@ -18,10 +18,10 @@ from map_vision.data.statistics_file import save_statistics
 StatisticsConfig = config_class(
     "StatisticsConfig",
     "Mean and deviation of every channel of the images that training would read, for --data.statistics.",
-    data=Option(DataConfig, "Images; --data.subset 1000 measures so many of them."),
+    data=Option(DataConfig, "Images; --data.subset 1000 measures that many of them."),
     channels=Option(
         int | None,
-        "Channels of the images; those of the first one (3 of scaled pictures) when not given.",
+        "Channels of the images; by default those of the first one (3 for scaled pictures).",
         None,
     ),
     workers=Option(int, "Loading processes.", 2),
@@ -33,7 +33,7 @@ StatisticsConfig = config_class(
 def statistics(config: Any) -> None:
     """Measure images and write the file that recipes name."""
     check("", config, at_least_one=("channels",), not_negative=("workers",))
-    out = expanded(config.out)
+    out = expand_user(config.out)
     require_file(out)
     measured = measure(
         config.data, channels=config.channels, workers=config.workers, progress=config.progress
@@ -53,33 +53,33 @@ ShardConfig = config_class(
     "ShardConfig",
     "Tar shards of a folder of images, or an index of tar files that are there already, for --data.source shards.",
     data=Option(DataConfig, "The folder: root, its splits, and labels where a CSV file has them."),
-    size=Option(str, "What a shard may take, such as 250MB; a single image may be larger.", "250MB"),
-    seed=Option(int, "Seed by which images are spread over the shards.", 0),
+    size=Option(str, "Largest size of a shard, such as 250MB; a single image may be larger.", "250MB"),
+    seed=Option(int, "Seed for spreading images over the shards.", 0),
     index=Option(
         str | None, "Folder of tar files in WebDataset's layout: write their index, and nothing else.", None
     ),
     progress=Option(bool, "Show a progress bar.", True),
-    out=Option(str, "Folder to make.", "shards"),
+    out=Option(str, "Folder to create.", "shards"),
 )
 
 
 def shard(config: Any) -> None:
-    """Write shards, or the index of shards."""
+    """Write shards, or the index of existing ones."""
     if config.index is not None:
-        folder = expanded(config.index)
-        found = index_shards(
+        folder = expand_user(config.index)
+        counts = index_shards(
             folder, readable_extensions(), fallback=frozenset(ARRAYS), progress=config.progress
         )
     else:
-        folder, splits = expanded(config.out), files_by_split(config.data)
+        folder, splits = expand_user(config.out), files_by_split(config.data)
         size = parse_size(config.size, "size")
         write_shards(splits, folder, size=size, seed=config.seed, progress=config.progress)
-        found = {name: len(files.names) for name, files in splits.items()}
-    for split, count in found.items():
+        counts = {name: len(files.names) for name, files in splits.items()}
+    for split, count in counts.items():
         index = read_index(folder / split)
-        bytes_ = sum(shard.bytes for shard in index.shards)
+        size_in_bytes = sum(shard.bytes for shard in index.shards)
         tell(
             f"{folder / split}: {count} images of {len(index.classes) or 'no'} classes in {len(index.shards)} shards, "
-            f"{written_size(bytes_)}"
+            f"{written_size(size_in_bytes)}"
         )
     tell(f"read them with --data.root {folder}")

@@ -1,4 +1,4 @@
-"""What map-vision hands to the tasks and commands of map-core."""
+"""The image domain: what map-vision provides to the tasks and commands of map-core."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -22,11 +22,11 @@ from map_vision.finetuning import ClassificationConfig
 from map_vision.pictures import draw_reconstructions
 from map_vision.pretraining import OBJECTIVES, build_objective
 
-NOTHING: Mapping[str, Any] = {}
+EMPTY: Mapping[str, Any] = {}
 
 
 def open_data(
-    config: DataConfig, model: ModelConfig, purpose: Purpose, trained: Mapping[str, Any] = NOTHING
+    config: DataConfig, model: ModelConfig, purpose: Purpose, trained: Mapping[str, Any] = EMPTY
 ) -> OpenedData:
     """Open the images of a run; see :func:`map_vision.data.load_image_data`."""
     in_chans, height, width = input_size(model)
@@ -51,50 +51,49 @@ def open_data(
 
 
 def open_files(
-    paths: str | list[str], config: DataConfig, model: ModelConfig, trained: Mapping[str, Any] = NOTHING
+    paths: str | list[str], config: DataConfig, model: ModelConfig, trained: Mapping[str, Any] = EMPTY
 ) -> Samples:
     """Open image files and folders as samples without labels."""
     in_chans, height, width = input_size(model)
-    prepared = preprocessing_of(trained)
-    return load_images(paths, config, img_size=(height, width), in_chans=in_chans, trained=prepared)
+    preprocessing = preprocessing_of(trained)
+    return load_images(paths, config, img_size=(height, width), in_chans=in_chans, trained=preprocessing)
 
 
 def preprocessing_of(description: Mapping[str, Any]) -> Preprocessing | None:
-    """How the images of a described model were prepared; up to version 0.1 only mean and deviation were kept.
+    """How the images of a described model were prepared; up to version 0.1 only mean and deviation were stored.
 
     Raises:
-        UserError: some of it is missing, or of another type.
+        UserError: some of it is missing, or of the wrong type.
     """
-    entries = fields(Preprocessing)
-    known = {entry.name: description[entry.name] for entry in entries if entry.name in description}
-    if known.keys() == {"mean", "std"} and isinstance(known["mean"], list):
-        defaults = {entry.name: entry.default for entry in entries}
-        known = defaults | {"channels": len(known["mean"])} | known
+    settings = fields(Preprocessing)
+    values = {setting.name: description[setting.name] for setting in settings if setting.name in description}
+    if values.keys() == {"mean", "std"} and isinstance(values["mean"], list):
+        defaults = {setting.name: setting.default for setting in settings}
+        values = defaults | {"channels": len(values["mean"])} | values
     try:
-        return Preprocessing.from_dict(known) if known else None
+        return Preprocessing.from_dict(values) if values else None
     except UserError as error:
         raise UserError(f"the .json beside the weights: {error}; export the run again") from error
 
 
 def data_defaults(
-    values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
+    values: dict[str, Any], description: dict[str, Any], overrides: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Settings of a run's data for later commands: pixels are normalised as in training, whatever the images."""
+    """Data settings of a run for later commands: pixels are normalised as in training, whatever the images."""
     pixels = {key: description[key] for key in ("mean", "std", "pixels") if key in description}
-    unit = description.get("pixels", "scaled")
-    if "data.statistics" in given:
-        pixels = {}  # as they say
-    elif given.get("data.pixels", unit) != unit:  # of which the run's mean and deviation are not
+    kind = description.get("pixels", "scaled")
+    if "data.statistics" in overrides:
+        pixels = {}  # taken from that file
+    elif overrides.get("data.pixels", kind) != kind:  # the run's mean and deviation are for other pixels
         pixels = {}
         values = {key: value for key, value in values.items() if key not in ("statistics", "mean", "std")}
     elif pixels:
-        values = {key: value for key, value in values.items() if key != "statistics"}  # which said the same
-    if "data.root" in given and values.get("source") == "digits":
+        values = {key: value for key, value in values.items() if key != "statistics"}  # the same values
+    if "data.root" in overrides and values.get("source") == "digits":
         values = values | {"source": "auto"}  # the digits have no folder
-    if "data.holdout" in given and "data.eval_split" not in given:
-        values = {
-            key: value for key, value in values.items() if key != "eval_split"
-        }  # what is asked for wins
+    if "data.holdout" in overrides and "data.eval_split" not in overrides:
+        # the command line wins
+        values = {key: value for key, value in values.items() if key != "eval_split"}
     return values | pixels
 
 
@@ -110,16 +109,16 @@ def draw_picture(
     """Write a picture: original, masked, reconstruction."""
     if not isinstance(objective, ReconstructingObjective):
         raise UserError(f"{type(objective).__name__} reconstructs nothing to draw")
-    channels = inputs.shape[1]  # images of a user's data set are shown as they are
+    channels = inputs.shape[1]  # without statistics, images of a user's data set are drawn as they are
     mean = tuple(data.preprocessing.get("mean", (0.0,) * channels))
     std = tuple(data.preprocessing.get("std", (1.0,) * channels))
     stored = data.preprocessing.get("pixels") == "stored"
     draw_reconstructions(objective, inputs, path, mean=mean, std=std, stored=stored, ratio=ratio, seed=seed)
 
 
-def thumbnail(samples: Samples, index: int, prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+def thumbnail(samples: Samples, index: int, preprocessing: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
     """An image as the model sees it."""
-    return map_vision.pictures.thumbnail(input_of(samples[index]), prepared)
+    return map_vision.pictures.thumbnail(input_of(samples[index]), preprocessing)
 
 
 DOMAIN = Domain(

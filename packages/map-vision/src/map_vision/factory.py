@@ -1,4 +1,4 @@
-"""From the ``model`` section of a configuration to a model."""
+"""Create a model from the ``model`` section of a configuration."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ from map_core.ranges import check, refuse_without_effect
 from map_core.tasks.trained_models import Models
 from map_vision.checkpoints import FAMILIES
 from map_vision.model import GlobalPool
-from map_vision.pretrained import SOURCES, described_cfg
+from map_vision.pretrained import SOURCES, cfg_from_description
 from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class, named_settings
 from map_vision.weights import load_init
 
 
 @dataclass
 class ModelConfig(map_core.tasks.trained_models.ModelConfig):
-    """A registered model, and what to change in it; what is not given stays as the name says.
+    """A registered model and the settings to override; the others keep the values of that model.
 
     Args:
         name: Registered model; `map-vision info` lists them.
@@ -34,24 +34,24 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
         patch_size: Height and width of a patch in pixels.
         in_chans: Image channels: 3, 1 for grayscale, or any number of stored values (data.pixels).
         layout: Layers with counts, such as '(MMMT)x8', 'Mx24,Tx8', 'Mx32' or 'Tx32'; F scans four ways, as ARM.
-        embed_dim: Width; of a pyramid, that of its last stage.
+        embed_dim: Width; for a pyramid, the width of its last stage.
         num_heads: Attention heads of Transformer blocks; a pyramid takes one number for each of its last two stages.
         mlp_ratio: MLP width of Transformer blocks over embed_dim; 0 for attention only.
-        stem_dim: Channels inside the stem of a pyramid.
-        depths: Blocks of each stage of a pyramid.
+        stem_dim: Channels inside a pyramid's stem.
+        depths: Blocks in each stage of a pyramid.
         window_size: Rows and columns of a window, in each of the last two stages of a pyramid.
-        layer_scale: Initial scale of what the blocks of a pyramid's last two stages add.
+        layer_scale: Initial layer scale of the blocks in a pyramid's last two stages.
         num_registers: Global tokens of the classifier.
         neck_reduction: Factor by which the neck reduces each register.
         global_pool: What the classifier reads, 'register' or 'avg'.
         order: Scan order of the patches: row, column, snake, block, z_order, hilbert or random.
-        block_size: Rows and columns of patches of a block, for order block.
-        position: Positions: learned, sincos, fourier or mlp.
+        block_size: Rows and columns of patches in a block, for order block.
+        position: Position embeddings: learned, sincos, fourier or mlp.
         bidirectional: Scan both ways in Mamba blocks.
         wiring: What a Transformer block reads and adds to: residual, or branch as in the code of MAP's authors.
         pool_norm: Normalise the mean patch, as finetuned MAE does, instead of every patch.
-        patch_stride: Distance of patches in pixels where they overlap; for classification only.
-        keep_registers: Pretrain and probe with the registers too, which must stand in front: a class token.
+        patch_stride: Step from one patch to the next in pixels, for overlapping patches; for classification only.
+        keep_registers: Pretrain and probe with the registers too, such as a class token; they must come first.
         drop_rate: Dropout before the classifier's head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
     """
@@ -83,9 +83,9 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
     drop_path_rate: float | None = None
 
     def validate(self) -> None:
-        """Raise a :class:`UserError` for the first setting that no model can have, or that its model never reads."""
+        """Raise a :class:`UserError` for the first setting that is out of range, or that the model never reads."""
         self.check_ranges()
-        if self.name not in MODEL_NAMES or self.name in PYRAMIDS:  # which is told when one is made
+        if self.name not in MODEL_NAMES or self.name in PYRAMIDS:  # checked when the model is created
             return
         settings = resolved(self)
         if (order := settings["order"]) != "block":
@@ -94,7 +94,7 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
             refuse_without_effect("model", self, "neck_reduction", because=f"model.global_pool {pool!r}")
 
     def check_ranges(self) -> None:
-        """Raise a :class:`UserError` for the first setting that no model can have."""
+        """Raise a :class:`UserError` for the first setting that is out of range."""
         check(
             "model",
             self,
@@ -112,10 +112,10 @@ AT_LEAST_ONE = (
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check numbers that a model's name is called with; what more a model asks of them is its own to say.
+    """Check the integers that a model's entry point is called with; the model itself checks the rest.
 
     Raises:
-        UserError: a number below 1 of what there must be one of.
+        UserError: a size or count below 1.
     """
     numbers = {
         key: value for key, value in arguments.items() if key in AT_LEAST_ONE and isinstance(value, int)
@@ -124,18 +124,18 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def input_size(config: ModelConfig) -> tuple[int, int, int]:
-    """Channels, height and width of the images that the model takes, read from its name without building it."""
-    known_name(config)
+    """Channels, height and width of the model's images, looked up by its name without building it."""
+    checked_name(config)
     chans, *size = default_cfgs[config.name].default.input_size
     height, width = to_2tuple(config.img_size or tuple(size))
     return config.in_chans or chans, height, width
 
 
-def known_name(config: ModelConfig) -> str:
+def checked_name(config: ModelConfig) -> str:
     """The model's name.
 
     Raises:
-        UserError: it is unknown, with near matches.
+        UserError: an unknown name, with near matches.
     """
     if config.name not in MODEL_NAMES:
         raise UserError(f"model.name {config.name!r} is unknown; {near_matches(config.name, MODEL_NAMES)}")
@@ -149,11 +149,11 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
         UserError: an unknown name (with near matches), settings that the model does not have, or arguments that do
             not fit together.
     """
-    return timm.create_model(known_name(config), num_classes=num_classes, **_arguments(config))
+    return timm.create_model(checked_name(config), num_classes=num_classes, **_arguments(config))
 
 
 def without_registers(config: ModelConfig) -> ModelConfig:
-    """The form that is pretrained and probed: mean-pooled patches, and no registers unless they are to be kept."""
+    """The form that is pretrained and probed: mean-pooled patches, without registers unless ``keep_registers``."""
     changes: dict[str, Any] = {"global_pool": "avg"}
     if config.keep_registers:
         changes["global_pool"] = config.global_pool or "avg"
@@ -163,29 +163,30 @@ def without_registers(config: ModelConfig) -> ModelConfig:
 
 
 def create_backbone(config: ModelConfig) -> nn.Module:
-    """Create the form that is pretrained and probed, see :func:`without_registers`, without head."""
-    known_name(config)
-    # a pyramid drops no tokens: it learns what hides them
-    hiding = {"mask_token": True} if config.name in PYRAMIDS else {}
-    return timm.create_model(config.name, num_classes=0, **_arguments(without_registers(config)), **hiding)
+    """Create the form that is pretrained and probed, see :func:`without_registers`, without a head."""
+    checked_name(config)
+    arguments = _arguments(without_registers(config))
+    if config.name in PYRAMIDS:  # it cannot drop tokens: it learns a mask token that hides them
+        arguments["mask_token"] = True
+    return timm.create_model(config.name, num_classes=0, **arguments)
 
 
 def _arguments(config: ModelConfig) -> dict[str, Any]:
-    """The model's keyword arguments that are given.
+    """The model's keyword arguments that the configuration sets.
 
     Raises:
-        UserError: it does not have one of them, or one is out of its range.
+        UserError: one that the model does not have, or one that is out of range.
     """
-    config.check_ranges()  # settings without effect are no reason to keep a trained model from use
+    config.check_ranges()  # a setting without effect must not keep a trained model from being loaded
     arguments = config.arguments()
-    if arguments.pop("keep_registers", None) and config.name in PYRAMIDS:  # else it says which form is made
+    if arguments.pop("keep_registers", None) and config.name in PYRAMIDS:  # elsewhere it chooses the form
         raise UserError(f"model.keep_registers of {config.name}: it has no registers to keep; leave it out")
-    has = inspect.signature(model_class(config.name)).parameters
+    parameters = inspect.signature(model_class(config.name)).parameters
     for name, value in arguments.items():
-        if name not in has:
-            known = [field.name for field in fields(config) if field.name in has]
+        if name not in parameters:
+            settings = [field.name for field in fields(config) if field.name in parameters]
             raise UserError(
-                f"model.{name} ({value}) is no setting of {config.name}; it has {', '.join(known)}: leave it out"
+                f"model.{name} ({value}) is no setting of {config.name}; it has {', '.join(settings)}: leave it out"
             )
     if config.name not in PYRAMIDS and isinstance(config.num_heads, tuple):
         raise UserError(f"model.num_heads of {config.name} is one number; got {config.num_heads}")
@@ -195,9 +196,9 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
 
 
 def resolved(config: ModelConfig) -> dict[str, Any]:
-    """Every setting of a model; the size of blocks where it scans by blocks alone."""
-    known = inspect.signature(model_class(known_name(config))).parameters.items()
-    settings = {name: entry.default for name, entry in known}
+    """Every setting of a model; ``block_size`` is None unless it scans by blocks."""
+    parameters = inspect.signature(model_class(checked_name(config))).parameters
+    settings = {name: parameter.default for name, parameter in parameters.items()}
     settings |= named_settings(config.name) | config.arguments()
     if settings.get("order") != "block":
         settings["block_size"] = None
@@ -208,18 +209,18 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
 
 
 def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` from which timm makes a described model and prepares its images."""
-    form = config if description.get("classes") else without_registers(config)
-    arguments = {key: value for key, value in form.arguments().items() if key != "keep_registers"}
-    # never empty: timm tells of no source's arguments where a card has none
-    arguments.setdefault("global_pool", resolved(form)["global_pool"])
+    """The ``config.json`` from which timm creates a described model and prepares its images."""
+    exported = config if description.get("classes") else without_registers(config)
+    arguments = {key: value for key, value in exported.arguments().items() if key != "keep_registers"}
+    # never empty: timm passes pretrained_model_args on only where config.json has model_args
+    arguments.setdefault("global_pool", resolved(exported)["global_pool"])
     base, size = default_cfgs[config.name].default, input_size(config)
-    said = described_cfg(description, max(size[1:]))
+    weights_cfg = cfg_from_description(description, max(size[1:]))
     return {
         "architecture": config.name,
-        "num_classes": said["num_classes"],
+        "num_classes": weights_cfg["num_classes"],
         "model_args": arguments,
-        **({"label_names": said.pop("label_names")} if "label_names" in said else {}),
+        **({"label_names": weights_cfg.pop("label_names")} if "label_names" in weights_cfg else {}),
         "pretrained_cfg": {
             "input_size": size,
             "fixed_input_size": False,
@@ -230,23 +231,24 @@ def timm_config(config: ModelConfig, description: Mapping[str, Any]) -> dict[str
             "std": base.std,
             "first_conv": base.first_conv,
             "classifier": base.classifier,
-            **said,
+            **weights_cfg,
         },
     }
 
 
-def tell_timm(model: nn.Module, config: ModelConfig, description: Mapping[str, Any]) -> None:
-    """Make the ``pretrained_cfg`` of a loaded model that of its weights, as timm reads it off a card of them."""
-    said, of_name = timm_config(config, description), getattr(model, "pretrained_cfg", {})
-    cfg = {key: value for key, value in of_name.items() if key not in (*SOURCES, "label_names")}
-    cfg |= said["pretrained_cfg"]
-    if "label_names" in said:
-        cfg["label_names"] = said["label_names"]
+def set_pretrained_cfg(model: nn.Module, config: ModelConfig, description: Mapping[str, Any]) -> None:
+    """Set a loaded model's ``pretrained_cfg`` to that of its weights, as timm reads it from a ``config.json``."""
+    config_json, registered_cfg = timm_config(config, description), getattr(model, "pretrained_cfg", {})
+    cfg = {key: value for key, value in registered_cfg.items() if key not in (*SOURCES, "label_names")}
+    cfg |= config_json["pretrained_cfg"]
+    if "label_names" in config_json:
+        cfg["label_names"] = config_json["label_names"]
     for name in ("pretrained_cfg", "default_cfg"):  # the latter is timm's older name
         setattr(model, name, cfg)
 
 
-UNSEEN = ("num_heads", "wiring", "order", "block_size", "position", "window_size", "patch_stride")
+# settings that change what the weights compute without changing any shape
+INVISIBLE_SETTINGS = ("num_heads", "wiring", "order", "block_size", "position", "window_size", "patch_stride")
 MODELS = Models(
     config=ModelConfig,
     names=MODEL_NAMES,
@@ -255,10 +257,10 @@ MODELS = Models(
     probed=without_registers,
     create_probed=create_model,
     load_init=load_init,
-    unseen=UNSEEN,
+    invisible_settings=INVISIBLE_SETTINGS,
     inputs=("in_chans",),
     resolved=resolved,
     families=FAMILIES,
-    loaded=tell_timm,
+    on_load=set_pretrained_cfg,
 )
-described_model = MODELS.described
+read_model_config = MODELS.read_model_config

@@ -14,13 +14,13 @@ from map_core.ranges import check, refuse_without_effect
 
 @dataclass
 class MixingConfig(Settings):
-    """Mixup and CutMix of a batch; both 0 leaves batches alone.
+    """Mixup and CutMix of a batch; batches are left alone if both are 0.
 
     Args:
         mixup: Alpha of Mixup.
         cutmix: Alpha of CutMix.
         mix_prob: Probability of mixing a batch.
-        mix_switch_prob: Probability of CutMix where both are on.
+        mix_switch_prob: Probability of CutMix if both are on.
     """
 
     mixup: float = 0.0
@@ -35,23 +35,23 @@ class MixingConfig(Settings):
             because = "objective.mixup 0 and objective.cutmix 0"
             refuse_without_effect("objective", self, "mix_prob", "mix_switch_prob", because=because)
         elif not (self.mixup and self.cutmix):
-            alone = "mixup" if self.mixup else "cutmix"
-            because = f"objective.{alone} alone"
+            only = "mixup" if self.mixup else "cutmix"
+            because = f"objective.{only} alone"
             refuse_without_effect("objective", self, "mix_switch_prob", because=because)
 
     def make_mixer(self, num_classes: int, smoothing: float = 0.0) -> "BatchMixer | None":
-        """What mixes batches as these settings say, or None where they say nothing."""
+        """The mixer of these settings; None if both are 0."""
         if self.mixup <= 0 and self.cutmix <= 0:
             return None
         return BatchMixer(self, num_classes=num_classes, smoothing=smoothing)
 
 
 class BatchMixer:
-    """Mix the images and labels of a micro-batch, the same way whenever the step is repeated.
+    """Mix the images and labels of a micro-batch, in the same way whenever the step is repeated.
 
     Args:
-        config: What to mix.
-        num_classes: Classes of the soft labels.
+        config: Settings of Mixup and CutMix.
+        num_classes: Width of the soft labels.
         smoothing: Label smoothing.
     """
 

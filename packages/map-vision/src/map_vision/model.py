@@ -33,14 +33,14 @@ from map_vision.weights import convert_state
 
 try:
     from timm.models import _input as timm_input
-except ImportError:  # a timm that does not write a model's size into what it saves
+except ImportError:  # a timm version that does not record a model's input size
     timm_input = None
 
 GlobalPool = Literal["register", "avg", ""]
 
 
 class RegisterNeck(nn.Module):
-    """Turn n registers into one feature: reduce each, concatenate, normalise (Mamba-R's classifier shape).
+    """Turn n registers into one feature: reduce each, concatenate, normalise (as in Mamba-R's classifier).
 
     Args:
         embed_dim: Width.
@@ -48,7 +48,7 @@ class RegisterNeck(nn.Module):
         reduction: Width of a register over its width in the feature; 1 only concatenates.
 
     Raises:
-        UserError: a reduction that leaves nothing of a register.
+        UserError: a reduction below 1 or above the width.
     """
 
     def __init__(self, embed_dim: int, num_registers: int, reduction: int) -> None:
@@ -80,27 +80,27 @@ class HybridNet(nn.Module):
         embed_dim: Width.
         layout: Layers, see :func:`map_core.expand_layout`: M (Mamba), T (Transformer), F (four scans and a SwiGLU, as
             ARM finetunes).
-        num_heads, mlp_ratio: Of the Transformer blocks; ratio 0 leaves their MLP out.
-        num_registers, spread_registers: Global tokens; spread through the sequence or all in front.
-            Those in front are global tokens of pretraining as well, unless there are none.
+        num_heads, mlp_ratio: Heads and MLP ratio of the Transformer blocks; ratio 0 leaves their MLP out.
+        num_registers, spread_registers: Global tokens, spread through the sequence or all in front. Those in front are
+            global tokens in pretraining as well.
         neck_reduction: See :class:`RegisterNeck`.
         final_norm: Norm of the encoder's output: ``rms`` or ``layer``.
-        norm_eps: Of the Transformer blocks' and the final norm.
+        norm_eps: Epsilon of the Transformer blocks' norms and the final norm.
         bidirectional: Scan both ways in Mamba blocks.
         order: Scan order of the patches, see :func:`map_core.scan_order`.
-        block_size: Rows and columns of patches of a block, for order ``block``.
-        position: Kind of positions, see :func:`map_core.make_position`.
+        block_size: Rows and columns of patches in a block, for order ``block``.
+        position: Kind of position embedding, see :func:`map_core.make_position`.
         wiring: ``residual``, or ``branch`` as in the code of MAP's authors, see
             :class:`~map_core.encoder.HybridEncoder`; there Transformer blocks have no stochastic depth.
         pool_norm: Normalise the mean patch (MAE's finetuned form), not the encoder's output; for ``avg``.
-        patch_stride: Distance of patches; smaller than ``patch_size`` where they overlap, and then for
-            classification only. ``patch_size`` when None.
+        patch_stride: Step from one patch to the next, ``patch_size`` when None; a smaller one makes patches overlap,
+            for classification only.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
 
     Raises:
-        UserError: an image size that does not fit the patch, a layout that does not parse, a pooling of
-            registers without any, ``pool_norm`` without mean.
+        UserError: an image size that does not fit the patch, a layout that does not parse, ``register`` pooling
+            without registers, ``pool_norm`` without ``avg`` pooling.
     """
 
     def __init__(
@@ -147,9 +147,9 @@ class HybridNet(nn.Module):
             embed_dim,
             stride=None if patch_stride is None else to_2tuple(patch_stride),
         )
-        # with what the same weights would compute something else
-        overlap = None if self.patch_embed.stride == self.patch_size else self.patch_embed.stride
-        self.switches = {"wiring": wiring, "pool_norm": pool_norm, "patch_stride": overlap}
+        # settings with which the same weights compute something else
+        overlapping_stride = None if self.patch_embed.stride == self.patch_size else self.patch_embed.stride
+        self.switches = {"wiring": wiring, "pool_norm": pool_norm, "patch_stride": overlapping_stride}
         grid = self.patch_embed.grid_of(self.img_size)
         self.encoder = HybridEncoder(
             embed_dim,
@@ -204,7 +204,7 @@ class HybridNet(nn.Module):
         return x if pre_logits else self.head(x)
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
-        """Make this the model of images of another size: positions are resampled for good, not in every pass.
+        """Set the model's image size: positions are resampled once, not in every forward pass.
 
         Raises:
             UserError: a size that does not fit the patch.
@@ -227,37 +227,37 @@ class HybridNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Features behind chosen layers, as timm's models give them.
+        """Features after chosen layers, as timm's models return them.
 
         Args:
             x: Images.
             indices: Layers; the last n if an integer, all if None.
-            return_prefix_tokens: Give (patches, registers) for each layer.
+            return_prefix_tokens: Return (patches, registers) for each layer.
             norm: Apply the final norm to each.
-            stop_early: Do not run layers behind the last chosen one (with ``intermediates_only``).
+            stop_early: Do not run layers after the last chosen one (with ``intermediates_only``).
             output_fmt: ``NCHW`` or ``NLC``.
             intermediates_only: Return the list alone instead of (final features, list).
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt must be 'NCHW' or 'NLC'; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.encoder.blocks), indices)
-        tokens, taken = self.tokenize(x), []
+        take_indices, max_index = feature_take_indices(len(self.encoder.blocks), indices)
+        tokens, outputs = self.tokenize(x), []
         for i, features in enumerate(self.encoder.layers(tokens)):
-            if i in take:
-                features_of_layer = self.encoder.normalize(features) if norm else features
-                taken.append(self._prefix_first(features_of_layer, tokens))
-            if stop_early and intermediates_only and i == last:
+            if i in take_indices:
+                layer_features = self.encoder.normalize(features) if norm else features
+                outputs.append(self._prefix_first(layer_features, tokens))
+            if stop_early and intermediates_only and i == max_index:
                 break
         rows, cols = self.patch_embed.grid(x)
         n = self.num_prefix_tokens
 
-        def formatted(tokens: Tensor) -> Any:
+        def to_output_format(tokens: Tensor) -> Any:
             patches = tokens[:, n:]
             if output_fmt == "NCHW":
                 patches = patches.reshape(-1, rows, cols, self.embed_dim).permute(0, 3, 1, 2).contiguous()
             return (patches, tokens[:, :n]) if return_prefix_tokens else patches
 
-        intermediates = [formatted(tokens) for tokens in taken]
+        intermediates = [to_output_format(tokens) for tokens in outputs]
         if intermediates_only:
             return intermediates
         return self._prefix_first(self.encoder.normalize(features), tokens), intermediates
@@ -265,17 +265,18 @@ class HybridNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the layers behind the last chosen one, the norm and head if asked (``features_only``)."""
-        take, last = feature_take_indices(len(self.encoder.blocks), indices)
-        del self.encoder.blocks[last + 1 :]
+        """Drop the layers after the last chosen one, and the norm and head if requested (``features_only``)."""
+        take_indices, max_index = feature_take_indices(len(self.encoder.blocks), indices)
+        del self.encoder.blocks[max_index + 1 :]
         if prune_norm:
             self.encoder.norm = nn.Identity()
             self.switches.pop("pool_norm", None)
         if prune_head:
-            self.neck, self.pool_norm, self.global_pool = None, None, ""  # no parameter without a gradient
+            # neck and norm would get no gradient
+            self.neck, self.pool_norm, self.global_pool = None, None, ""
             self.head_hidden_size = self.embed_dim
             self.reset_classifier(0)
-        return take
+        return take_indices
 
     def get_classifier(self) -> nn.Module:
         return self.head
@@ -284,7 +285,7 @@ class HybridNet(nn.Module):
         """Replace the head; ``global_pool`` may change between ``avg`` and ``''``, not to or from registers.
 
         Raises:
-            UserError: any other pooling; one that is not the mean, with ``pool_norm``.
+            UserError: any other change of pooling; pooling other than ``avg`` with ``pool_norm``.
         """
         if global_pool is not None and global_pool != self.global_pool:
             _check_pool(
@@ -302,25 +303,25 @@ class HybridNet(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load our own weights, or those of timm's VisionTransformer where the shapes are its."""
+        """Load our own weights, or those of timm's VisionTransformer where the shapes match."""
         return super().load_state_dict(convert_state(state_dict, self), strict, assign)
 
     def no_weight_decay(self) -> set[str]:
         return undecayed_parameters(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups in the order of layer decay: embeddings, then one a layer, Mamba and Transformer alike."""
+        """Groups in the order of layer decay: embeddings, then one per layer, Mamba or Transformer."""
         return {
-            "stem": r"^patch_embed|^encoder\.(?:position|registers)",  # a capturing group would name a layer
+            "stem": r"^patch_embed|^encoder\.(?:position|registers)",  # a capturing group would give a layer number
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
-        """Recompute only every n-th block in the backward pass instead of storing its activations; 1: all."""
+        """Recompute every n-th block in the backward pass instead of storing its activations; ``every=1`` is all."""
         self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
-        """Tokens of images in scan order, with their pixels as targets if asked for; registers in front are global."""
+        """Tokens of images in scan order, with their pixels as targets on request; registers in front are global."""
         tokens = tokenize_images(
             inputs, self.patch_embed, order=self.order, block_size=self.block_size, targets=targets
         )
@@ -333,7 +334,7 @@ class HybridNet(nn.Module):
         return self.encoder.encode(tokens, mask)
 
     def encode_causally(self, tokens: Tokens, regions: Regions, mask: TokenMask | None = None) -> Features:
-        """Features of the visible patches of tokens laid out region by region; none reads a later region."""
+        """Features of the visible patches, of tokens in region order; no patch reads a later region."""
         return self.encoder.encode_causally(tokens, regions, mask)
 
     def _make_head(self, num_classes: int) -> nn.Module:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.errors import UserError
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 
 
 def patch_grid(
@@ -14,18 +14,18 @@ def patch_grid(
     """Rows and columns of patches in an image of ``img_size`` (height, width) pixels.
 
     Args:
-        img_size: Of the image.
-        patch_size: Of a patch.
-        stride: From one patch to the next, where they overlap; patches side by side when None.
+        img_size: Height and width of the image.
+        patch_size: Height and width of a patch.
+        stride: Step from one patch to the next, for overlapping patches; None for patches side by side.
 
     Raises:
-        UserError: patches do not tile the image, or overlapping ones do not end at its border.
+        UserError: patches that do not tile the image, or overlapping ones that do not end at its border.
     """
     (height, width), (ph, pw) = img_size, patch_size
     down, across = stride or patch_size
-    beyond = height - ph, width - pw
-    if min(beyond) >= 0 and not beyond[0] % down and not beyond[1] % across:
-        return beyond[0] // down + 1, beyond[1] // across + 1
+    remaining = height - ph, width - pw
+    if min(remaining) >= 0 and not remaining[0] % down and not remaining[1] % across:
+        return remaining[0] // down + 1, remaining[1] // across + 1
     if stride is None or stride == patch_size:
         raise UserError(
             f"image size {height}x{width} does not fit patch size {ph}x{pw}: height and width must be "
@@ -37,7 +37,7 @@ def patch_grid(
     )
 
 
-@kept_whole
+@fx_leaf
 def image_grid(
     images: Float[Tensor, "b c h w"], patch_size: tuple[int, int], stride: tuple[int, int] | None = None
 ) -> tuple[int, int]:
@@ -45,12 +45,12 @@ def image_grid(
     return patch_grid((images.shape[-2], images.shape[-1]), patch_size, stride)
 
 
-@kept_whole
+@fx_leaf
 def require_channels(images: Float[Tensor, "b c h w"], in_chans: int) -> Float[Tensor, "b c h w"]:
-    """Return the images as they are.
+    """Return the images unchanged.
 
     Raises:
-        UserError: they do not have ``in_chans`` channels.
+        UserError: the images do not have ``in_chans`` channels.
     """
     if images.shape[1] != in_chans:
         raise UserError(
@@ -86,10 +86,10 @@ class PatchEmbed(nn.Module):
         patch_size: Height and width of a patch in pixels.
         in_chans: Image channels.
         embed_dim: Width.
-        stride: Distance of patches, which overlap where it is smaller than ``patch_size``; that when None.
+        stride: Step from one patch to the next, ``patch_size`` when None; patches overlap if it is smaller.
 
     Raises:
-        UserError: a stride beyond the patch, which would leave pixels out.
+        UserError: a stride larger than the patch, which would leave pixels out.
     """
 
     def __init__(
@@ -122,5 +122,5 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
         images = require_channels(images, self.in_chans)
-        self.grid(images)  # refuses what the patches do not tile
+        self.grid(images)  # raises if the patches do not tile the images
         return self.proj(images).flatten(2).transpose(1, 2)  # (b, d, rows, cols) -> (b, l, d)

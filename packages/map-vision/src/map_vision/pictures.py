@@ -1,4 +1,4 @@
-"""Pictures of what a pretrained model reconstructs, which say what of the truth they use."""
+"""Pictures of a pretrained model's reconstructions, with a caption that says what they use of the hidden pixels."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -37,8 +37,8 @@ class Pictures:
         masked: Hidden patches are zero (the mean colour).
         reconstruction: Predicted patches (the hidden ones, unless the objective predicts all) hold the prediction,
             others their pixels.
-        unaided: Where targets are normalised, the prediction with the average statistics of the visible patches
-            instead of its target's own; None where the prediction is pixels as it is.
+        unaided: For normalised targets, the prediction with the average statistics of the visible patches instead of
+            its target's own; None if the model predicts pixels.
     """
 
     original: Float[Tensor, "b c h w"]
@@ -71,7 +71,7 @@ def reconstruct(
     aided, unaided = prediction, None
     if isinstance(objective.loss, PatchLoss) and objective.loss.normalize:
         aided = objective.loss.to_values(prediction, gather_tokens(target, result.index))
-        # global tokens stand in front and have no pixels
+        # global tokens come first and have no pixels
         visible = gather_tokens(target, result.mask.keep[:, tokens.num_global :])
         unaided = picture(target.scatter(1, index, with_average_statistics(prediction, visible)))
     return Pictures(
@@ -85,7 +85,7 @@ def reconstruct(
 def with_average_statistics(
     prediction: Float[Tensor, "b h t"], visible: Float[Tensor, "b v t"]
 ) -> Float[Tensor, "b h t"]:
-    """Give normalised predictions the mean and deviation that visible patches of their image have on average."""
+    """Give normalised predictions the average mean and deviation of their image's visible patches."""
     deviation = visible.std(-1).mean(1) if visible.shape[-1] > 1 else visible.new_ones(len(visible))
     return prediction * deviation.reshape(-1, 1, 1) + visible.mean((1, 2)).reshape(-1, 1, 1)
 
@@ -101,14 +101,14 @@ def draw_reconstructions(
     ratio: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a picture with one row an image, see :func:`figure_of`.
+    """Write a picture with one row per image, see :func:`figure_of`.
 
     Args:
         objective: A pretrained objective.
         images: Normalised images.
-        path: Picture to write, PNG unless its ending says otherwise.
-        mean, std: Of the images' normalisation, a value a channel.
-        stored: They are of stored values, whose black and white nobody knows.
+        path: Picture to write, PNG unless its extension says otherwise.
+        mean, std: Normalisation of the images, one value per channel.
+        stored: The images are stored values, which have no known black and white.
         ratio: Share to hide; the objective's own when None.
         seed: Chooses the hidden patches.
     """
@@ -120,10 +120,10 @@ def draw_reconstructions(
 def figure_of(
     pictures: Pictures, *, mean: tuple[float, ...], std: tuple[float, ...], stored: bool = False
 ) -> Figure:
-    """A row an image: original, masked, reconstruction, and one without the hidden patches' own statistics.
+    """One row per image: original, masked, reconstruction, and one without the hidden patches' own statistics.
 
-    Of other than 1 or 3 channels some are shown, see :func:`pixels_of`. The last column is there only if the model
-    predicts normalised patches; the caption says what either one uses.
+    Of 2 or of more than 3 channels only the first or first three are shown, see :func:`pixels_of`. The last column
+    is there only if the model predicts normalised patches; the caption says what each reconstruction uses.
     """
     columns = {"original": pictures.original, "masked": pictures.masked}
     if pictures.unaided is None:
@@ -132,9 +132,9 @@ def figure_of(
         columns["reconstruction,\ntrue statistics"] = pictures.reconstruction
         columns["reconstruction,\nvisible statistics"] = pictures.unaided
     rows, caption = len(pictures.original), WITHOUT_TRUTH if pictures.unaided is None else WITH_TRUTH
-    channels, shown = len(mean), 3 if len(mean) >= 3 else 1
-    if shown < channels:
-        caption = f"{'Channels 1 to 3' if shown == 3 else 'Channel 1'} of {channels}. {caption}"
+    channels, num_shown = len(mean), 3 if len(mean) >= 3 else 1
+    if num_shown < channels:
+        caption = f"{'Channels 1 to 3' if num_shown == 3 else 'Channel 1'} of {channels}. {caption}"
     if stored:
         caption = f"{caption} {SHADES}"
     height, width = pictures.original.shape[-2:]
@@ -143,15 +143,15 @@ def figure_of(
     cells = [
         [pixels_of(image, mean, std, stored=stored) for image in batch.cpu()] for batch in columns.values()
     ]
-    axis = figure.add_subplot()  # one for all, as matplotlib takes 30 ms for each
+    axis = figure.add_subplot()  # one for all images: each axis costs matplotlib 30 ms
     axis.axis("off")
     gap, title_height = 0.08 * width, 0.3 * width
     for column, (title, images) in enumerate(zip(columns, cells, strict=True)):
         for row, pixels in enumerate(images):
             left, top = column * (width + gap), row * (height + gap)
-            place = (left, left + width, top + height, top)
+            extent = (left, left + width, top + height, top)
             axis.imshow(
-                pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, extent=place
+                pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, extent=extent
             )
         axis.text(left + width / 2, -gap, title, ha="center", va="bottom")
     axis.set(xlim=(0, left + width), ylim=(top + height, -title_height))
@@ -161,20 +161,20 @@ def figure_of(
 def pixels_of(
     image: Float[Tensor, "c h w"], mean: Sequence[float], std: Sequence[float], *, stored: bool
 ) -> Float[Tensor, "k h w"]:
-    """The first three channels, or the first one of fewer, in 0..1.
+    """The first three channels, or the first of fewer than three, in 0..1.
 
-    Pictures are as they were before normalisation; stored values, whose black and white nobody knows, go from two
+    Pictures are shown as they were before normalisation; stored values, which have no known black and white, from two
     deviations below the mean to two above it.
     """
-    shown = image[: 3 if len(image) >= 3 else 1]
+    channels = image[: 3 if len(image) >= 3 else 1]
     if stored:
-        return (shown * 0.25 + 0.5).clamp(0, 1)
-    scale, shift = (torch.tensor(values[: len(shown)]).reshape(-1, 1, 1) for values in (std, mean))
-    return (shown * scale + shift).clamp(0, 1)
+        return (channels * 0.25 + 0.5).clamp(0, 1)
+    scale, shift = (torch.tensor(values[: len(channels)]).reshape(-1, 1, 1) for values in (std, mean))
+    return (channels * scale + shift).clamp(0, 1)
 
 
-def thumbnail(image: Float[Tensor, "c h w"], prepared: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
-    """A normalised image as a picture of 8 bits, see :func:`pixels_of`; one channel is grey."""
-    mean, std = prepared.get("mean", (0.0,) * len(image)), prepared.get("std", (1.0,) * len(image))
-    pixels = pixels_of(image, mean, std, stored=prepared.get("pixels") == "stored").expand(3, -1, -1)
+def thumbnail(image: Float[Tensor, "c h w"], preprocessing: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """A normalised image as an 8-bit picture, see :func:`pixels_of`; one channel is shown in grey."""
+    mean, std = preprocessing.get("mean", (0.0,) * len(image)), preprocessing.get("std", (1.0,) * len(image))
+    pixels = pixels_of(image, mean, std, stored=preprocessing.get("pixels") == "stored").expand(3, -1, -1)
     return (255 * pixels).round().byte().permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""The objectives over image patches: what recipes may set, and what only images can say to an objective."""
+"""Objectives over image patches: their settings, and the image-specific parts that they need."""
 
 import logging
 from collections.abc import Mapping
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ImageTargets(MixingConfig):
-    """What is predicted of a patch.
+    """Targets of a patch.
 
     Args:
-        normalize_targets: Reconstruct patches normalised by their own mean and deviation.
+        normalize_targets: Normalise each target patch by its own mean and deviation.
     """
 
     normalize_targets: bool = True
@@ -60,12 +60,12 @@ class ImageTargets(MixingConfig):
 
 @dataclass
 class ImageRegions(Settings):
-    """What is predicted together.
+    """Regions: the patches that are predicted together.
 
     Args:
-        region: What is predicted at once: a row, a column or a block of patches.
-        block_size: Rows and columns of patches of a block.
-        decoder_position: Positions of the decoder.
+        region: Patches that are predicted at once: a row, a column or a block.
+        block_size: Rows and columns of patches in a block.
+        decoder_position: Position embeddings of the decoder.
     """
 
     region: GridRegionKind = "row"
@@ -98,7 +98,7 @@ class ImageObjectiveConfig(ImageTargets, ImageRegions, MaskedAutoregressionConfi
 
 @dataclass
 class ImageAutoregressionConfig(ImageTargets, ImageRegions, AutoregressionConfig):
-    """Autoregression over image patches: regions that are blocks are ARM's clusters."""
+    """Autoregression over image patches; with blocks as regions these are ARM's clusters."""
 
 
 @dataclass
@@ -118,7 +118,7 @@ class ImageSimMIMConfig(ImageTargets, SimMIMConfig):
 
 @dataclass
 class ImageContrastiveConfig(ContrastiveConfig):
-    """Contrastive learning of images; data.augmentation makes the two views, colours come on top.
+    """Contrastive learning of images; data.augmentation makes the two views, colour changes come on top.
 
     Args:
         colors: Jitter, grey, blur and solarisation of the views, as MoCo v2 or v3 has them, or none.
@@ -127,15 +127,15 @@ class ImageContrastiveConfig(ContrastiveConfig):
     colors: Colors = "moco_v3"
 
     def make_views(self, data: OpenedData) -> TwoViews:
-        said = data.preprocessing
-        stored = said.get("pixels") == "stored"
-        changes = view_colors(self.colors, said["mean"], said["std"], stored=stored)
+        preprocessing = data.preprocessing
+        stored = preprocessing.get("pixels") == "stored"
+        changes = view_colors(self.colors, preprocessing["mean"], preprocessing["std"], stored=stored)
         return TwoViews(data.train) if changes is None else TwoViews(data.train, changes)
 
 
 OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
-    form.method: form
-    for form in (
+    config.method: config
+    for config in (
         ImageObjectiveConfig,
         ImageAutoregressionConfig,
         ImageSimMIMConfig,
@@ -146,10 +146,10 @@ OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
 
 
 def build_objective(backbone: nn.Module, config: Any) -> Any:
-    """Put a model under the objective that a section describes; it stays shared.
+    """Build the objective that a configuration section describes around a model, which is not copied.
 
     Raises:
-        UserError: a model with registers, or settings that no objective can have.
+        UserError: a model with registers among the patches, or settings out of range.
     """
     config.validate()
     assert isinstance(backbone, ImageBackbone)
@@ -159,9 +159,9 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
             "global_pool='avg'"
         )
     patch_grid(backbone.img_size, backbone.patch_size)
-    for of_pooling in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
-        if of_pooling is not None:  # nothing is pooled, so that it would get no gradient
-            of_pooling.requires_grad_(False)
+    for module in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
+        if module is not None:  # pretraining does not pool: its parameters would get no gradient
+            module.requires_grad_(False)
     objective: Objective = config.build(backbone)
     if isinstance(objective, ReconstructingObjective):
         objective.rehearse(tokens_of_grid(backbone, "row"))
@@ -177,7 +177,7 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
 
 
 def predicted_as_scanned(backbone: ImageBackbone, config: ImageRegions) -> bool:
-    """Whether the model's scan goes through one region after the other, in their order; true where it has no order."""
+    """Whether the model scans one region after the other, in their order; true for a model without a scan order."""
     order: Any = getattr(backbone, "order", None)
     if order is None:
         return True
@@ -186,11 +186,11 @@ def predicted_as_scanned(backbone: ImageBackbone, config: ImageRegions) -> bool:
 
 
 def tokens_of_grid(backbone: ImageBackbone, order: Any) -> Tokens:
-    """The places of a model's tokens, its patches in a scan order, with nothing in them."""
+    """A model's tokens in a scan order, with positions and zero embeddings."""
     grid, cpu = patch_grid(backbone.img_size, backbone.patch_size), torch.device("cpu")
     position = grid_position(grid, cpu)
     block_size = getattr(backbone, "block_size", (1, 1))
-    scanned: Tensor = scan_order(position, order, grid=grid, block_size=block_size)
-    patches = Tokens(torch.zeros(1, scanned.shape[1], 1, device=cpu), position[:, scanned[0]], grid=grid)
+    origin: Tensor = scan_order(position, order, grid=grid, block_size=block_size)
+    patches = Tokens(torch.zeros(1, origin.shape[1], 1, device=cpu), position[:, origin[0]], grid=grid)
     n = backbone.num_global
     return with_global_tokens(patches, torch.zeros(n, 1, device=cpu), n)

@@ -1,4 +1,4 @@
-"""The commands as functions, ``map_vision.pretrain(...)`` and so on; see ``map_core.commands.python.Functions``."""
+"""The commands as functions, such as ``map_vision.pretrain(...)``; see ``map_core.commands.python.Functions``."""
 
 from map_core.commands.python import Functions
 from map_vision.cli import COMMANDS

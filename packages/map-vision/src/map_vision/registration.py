@@ -1,4 +1,4 @@
-"""Registration with timm when timm is there, which takes seconds to import: ``import map_vision`` alone does not."""
+"""Registration with timm once timm is imported: that takes seconds, so ``import map_vision`` alone does not do it."""
 
 import importlib
 import importlib.util
@@ -11,8 +11,8 @@ from types import ModuleType
 TIMM, REGISTRY = "timm.models", "map_vision.registry"
 
 
-def register_once_timm_is_there() -> None:
-    """Import the registry now, or right after whoever imports timm."""
+def register_once_timm_is_imported() -> None:
+    """Import the registry now, or as soon as timm is imported."""
     if TIMM in sys.modules:
         importlib.import_module(REGISTRY)
     else:
@@ -20,7 +20,7 @@ def register_once_timm_is_there() -> None:
 
 
 class AfterTimm(MetaPathFinder):
-    """Finds timm's models as the other finders do, and has the registry imported behind them."""
+    """Finds ``timm.models`` through the other finders and imports the registry right after it."""
 
     def find_spec(
         self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None

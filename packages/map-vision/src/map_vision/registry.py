@@ -1,6 +1,6 @@
 """The models registered with timm; ``import map_vision`` makes ``timm.create_model`` know them.
 
-Nothing but timm is imported before a model is made: this runs in the midst of whoever imports timm.
+It imports nothing but timm until a model is created, because it runs while timm is being imported.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from map_core.shipped import folder_of_weights
-from map_vision.pretrained import refuse_other_meaning, require_source, shipped_cfg
+from map_vision.pretrained import refuse_changed_settings, require_source, shipped_cfg
 
 # Sizes that fit the paper's parameter counts: 12M, 37M, 128M, 443M.
 HYBRID_SIZES: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ HYBRID_SIZES: dict[str, dict[str, Any]] = {
         "neck_reduction": 8,
     },
 }
-# For images of 32 px, such as CIFAR-10's, whose classes its default is; what recipe pretrain_cifar10 trains.
+# For images of 32 px such as CIFAR-10's, with its 10 classes by default; trained by recipe pretrain_cifar10.
 NANO: dict[str, Any] = {
     "patch_size": 4,
     "embed_dim": 128,
@@ -113,7 +113,7 @@ PYRAMID_SIZES: dict[str, dict[str, Any]] = {
         "layer_scale": 1e-5,
     },
 }
-CROP = 0.875  # of evaluation at 224 pixels; Mamba-R, and models of other sizes, see whole images
+CROP = 0.875  # for evaluation at 224 pixels; Mamba-R, and models of other sizes, see whole images
 PYRAMID_CROPS = {"tiny2": 0.98, "small": 0.93}  # the others see whole images
 
 
@@ -184,7 +184,7 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 def named_settings(name: str) -> dict[str, Any]:
-    """What a registered model's name says of it."""
+    """The settings that a registered model's name stands for."""
     if name in PYRAMIDS:
         return PYRAMIDS[name]
     img_size, arguments = ARCHITECTURES[name]
@@ -202,20 +202,20 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         )
         feature_cfg = {"out_indices": 3, "feature_cls": "getter"}
 
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # a wrapper with features_only
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # wrapped with features_only
         from map_vision.factory import check_arguments
         from map_vision.weights import pretrained_state
 
         check_arguments(kwargs)
         if pretrained:
             require_source(name, kwargs)
-            refuse_other_meaning(name, kwargs)
+            refuse_changed_settings(name, kwargs)
         return build_model_with_cfg(
             model_class(name),
             name,
             pretrained,
             pretrained_filter_fn=pretrained_state,
-            feature_cfg=dict(feature_cfg),  # timm takes entries out of it
+            feature_cfg=dict(feature_cfg),  # timm pops entries from it
             **{**defaults, **kwargs},
         )
 

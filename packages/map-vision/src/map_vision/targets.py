@@ -1,4 +1,4 @@
-"""Targets coarser than a patch: the pixels around it, pooled to its size."""
+"""Targets coarser than a patch: its neighbourhood, pooled to the patch size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from map_core.tokens import Tokens, gather_tokens
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """Squares of patches around each patch, averaged down to the size of one; edges repeat the outermost pixels.
+    """Squares of patches around each patch, averaged to the size of one patch; edges repeat the outermost pixels.
 
     Attributes:
         patch_size: Height and width of a patch.
@@ -33,7 +33,7 @@ class Neighbourhoods:
             )
 
     def __call__(self, inputs: Float[Tensor, "b c h w"], tokens: Tokens) -> Sequence[Tensor]:
-        n = tokens.num_global  # in front, without a neighbourhood
+        n = tokens.num_global  # they come first and have no neighbourhood
         return [
             self._in_scan_order(F.pad(self.pooled(inputs, scale), (0, 0, n, 0)), tokens)
             for scale in self.scales
@@ -42,10 +42,10 @@ class Neighbourhoods:
     def pooled(self, images: Float[Tensor, "b c h w"], scale: int) -> Float[Tensor, "b l t"]:
         """The neighbourhood of each patch in raster order; values are ordered row, column, channel."""
         (height, width), reach = self.patch_size, scale // 2
-        around = F.pad(
+        padded = F.pad(
             images, (reach * width, reach * width, reach * height, reach * height), mode="replicate"
         )
-        squares = F.unfold(around, (scale * height, scale * width), stride=self.patch_size)
+        squares = F.unfold(padded, (scale * height, scale * width), stride=self.patch_size)
         squares = squares.unflatten(1, (images.shape[1], height, scale, width, scale))
         return squares.mean((3, 5)).permute(0, 4, 2, 3, 1).flatten(2)  # (b, c, h, w, l) -> (b, l, h * w * c)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.orders import ScanOrder, scan_order
 from map_core.tokens import Tokens, gather_tokens
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 from map_vision.patches import PatchEmbed, patchify
 
 
@@ -22,14 +22,14 @@ def tokenize_images(
     """Embed the patches of images and lay them out in scan order.
 
     Args:
-        images: Of any size that the patches tile.
-        patch_embed: Embeds them.
+        images: Images of any size that the patches tile.
+        patch_embed: Embeds the patches.
         order: Order of the sequence.
-        block_size: Rows and columns of patches of a block, for order ``block``.
+        block_size: Rows and columns of patches in a block, for order ``block``.
         targets: Attach the pixels of each patch as target.
 
     Raises:
-        UserError: targets of patches that overlap: visible ones would show what the hidden ones hold.
+        UserError: targets for overlapping patches: visible patches would show the pixels of hidden ones.
     """
     if targets and patch_embed.stride != patch_embed.patch_size:
         raise UserError(
@@ -51,9 +51,9 @@ def tokenize_images(
     )
 
 
-@kept_whole
+@fx_leaf
 def grid_position(grid: tuple[int, int], device: torch.device | None = None) -> Float[Tensor, "1 l 2"]:
     """Row and column of every patch, in raster order."""
     row, col = (torch.arange(side, device=device) for side in grid)
-    places = torch.stack([row.unsqueeze(1).expand(grid), col.expand(grid)], dim=-1)  # (rows, cols, 2)
-    return places.float().flatten(0, 1).unsqueeze(0)
+    positions = torch.stack([row.unsqueeze(1).expand(grid), col.expand(grid)], dim=-1)  # (rows, cols, 2)
+    return positions.float().flatten(0, 1).unsqueeze(0)

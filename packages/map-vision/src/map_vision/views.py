@@ -1,4 +1,4 @@
-"""Colours of the views that contrastive learning compares; crops and flips come from ``data.augmentation``."""
+"""Colour changes of the views in contrastive learning; crops and flips come from ``data.augmentation``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from map_core.errors import UserError
 
 Colors = Literal["moco_v2", "moco_v3", "none"]
 SIGMA = (0.1, 2.0)
-WIDEST_KERNEL = 13  # reaches three deviations of the widest blur
+MAX_KERNEL = 13  # reaches three deviations of the widest blur
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class ViewColors:
     """Jitter, grey, blur and solarisation of a normalised image, drawn from torch's global generator.
 
     Attributes:
-        mean, std: Of the normalisation.
+        mean, std: Normalisation of the image.
         jitter: Strengths of brightness, contrast, saturation and hue, with probability .8.
-        blur, solarize: Probabilities.
+        blur, solarize: Their probabilities.
     """
 
     mean: Sequence[float]
@@ -40,7 +40,7 @@ class ViewColors:
         return (pixels - mean) / std
 
     def _changes(self, side: int) -> list[torch.nn.Module]:
-        kernel = min(WIDEST_KERNEL, 2 * side - 1)
+        kernel = min(MAX_KERNEL, 2 * side - 1)
         return [
             tv.RandomApply([tv.ColorJitter(*self.jitter)], 0.8),
             tv.RandomGrayscale(0.2),
@@ -52,10 +52,10 @@ class ViewColors:
 def view_colors(
     colors: Colors, mean: Sequence[float], std: Sequence[float], *, stored: bool = False
 ) -> tuple[ViewColors, ViewColors] | None:
-    """The changes of the first view and of the second, as MoCo v2 or v3 has them; None for none.
+    """The colour changes of the first and the second view, as in MoCo v2 or v3; None for ``none``.
 
     Raises:
-        UserError: changes of colours of images that are neither gray nor RGB pictures.
+        UserError: colour changes of images that are neither gray nor RGB pictures.
     """
     if colors == "none":
         return None
@@ -65,7 +65,7 @@ def view_colors(
             "pass --objective.colors none"
         )
     if colors == "moco_v2":
-        same = ViewColors(mean, std, (0.4, 0.4, 0.4, 0.1), blur=0.5)
-        return same, same
+        changes = ViewColors(mean, std, (0.4, 0.4, 0.4, 0.1), blur=0.5)
+        return changes, changes
     jitter = (0.4, 0.4, 0.2, 0.1)
     return ViewColors(mean, std, jitter, blur=1.0), ViewColors(mean, std, jitter, blur=0.1, solarize=0.2)

@@ -1,4 +1,4 @@
-"""What may differ between a weights file and an image model that starts from it."""
+"""Load weights into image models: what a weights file and a model may differ in."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ import map_core.tasks.weights
 from map_core.errors import UserError
 from map_core.positions import resamples
 from map_core.tasks.families import family_of
-from map_core.tasks.weights import LoadReport, refuse_other_switches, told_keys
+from map_core.tasks.weights import LoadReport, format_keys, refuse_other_switches
 from map_vision.checkpoints import FAMILIES
 
-# what a pretraining run does not have and a classifier starts anew
+# parameters that a pretraining run lacks and a classifier initialises
 NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "pool_norm.", "head.")
-MASK_TOKEN = "mask_token"  # of pyramids, in pretraining alone
-# what may be new without surprise: a head of other classes, a norm of ones
-NOT_RANDOM = ("head.", "pool_norm.", MASK_TOKEN)
-NOT_PRETRAINED = ("encoder.registers.", "neck.")  # what an encoder's weights lack
+MASK_TOKEN = "mask_token"  # of pyramids, in pretraining only
+# may be missing or of another shape without harm: a head for other classes, a norm of ones
+MAY_DIFFER = ("head.", "pool_norm.", MASK_TOKEN)
+NOT_PRETRAINED = ("encoder.registers.", "neck.")  # parameters that an encoder's weights lack
 LAST_NORM = "encoder.norm."
 WRAPPERS = ("module.", "model.")  # prefixes under which other programs save a whole model
 
@@ -25,8 +25,8 @@ WRAPPERS = ("module.", "model.")  # prefixes under which other programs save a w
 def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
     """Start an image model from a pretraining run, a classifier, or a checkpoint of another project.
 
-    Exactly these may be missing: registers and their positions, neck and its norm, the norm behind the pooling, the
-    classifier's head, and what a pyramid paints hidden cells with. Positions of another grid are resampled. Without
+    Exactly these may be missing: registers and their positions, neck and its norm, the norm after the pooling, the
+    classifier's head, and a pyramid's mask token. Positions of another grid are resampled. Without
     ``keep_head`` the head starts anew. See :func:`map_core.tasks.weights.load_init`.
     """
     return map_core.tasks.weights.load_init(
@@ -44,12 +44,12 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
     """Rename the keys of a known family's checkpoint to ours; other states keep theirs, without a wrapper's prefix.
 
     Raises:
-        UserError: the weights would compute something else in ``model`` than in the one that they were made for.
+        UserError: the weights would compute something else in ``model`` than in the model they come from.
     """
     state = _unwrapped(state)
     family = family_of(state, FAMILIES)
     if family is not None:
-        converted = family.converted(state, "the state dict")
+        converted = family.convert_file_state(state, "the state dict")
         state = converted.state
         if model is not None:
             refuse_other_switches(model, converted, "the state dict", family)
@@ -57,20 +57,22 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
 
 
 def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """:func:`convert_state` for ``pretrained=True``, where timm takes whatever fits as soon as the head differs.
+    """:func:`convert_state` for ``pretrained=True``, where timm loads whatever fits as soon as the head differs.
 
     Raises:
-        UserError: the model has a layer that the weights lack, other than its head, or the other way round, or one of
-            another shape.
+        UserError: apart from the head, the model has a layer that the weights lack, the weights one that the model
+            lacks, or one has another shape.
     """
-    state, own = convert_state(state, model), model.state_dict()
+    state, model_state = convert_state(state, model), model.state_dict()
     faults = {
-        "missing": [key for key in own if key not in state and not key.startswith(NOT_RANDOM)],
-        "not used": [key for key in state if key not in own and not key.startswith(NEW_IN_CLASSIFIER)],
+        "missing": [key for key in model_state if key not in state and not key.startswith(MAY_DIFFER)],
+        "not used": [
+            key for key in state if key not in model_state and not key.startswith(NEW_IN_CLASSIFIER)
+        ],
         "shapes": [
             f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
-            for key, value in own.items()
-            if key in state and not (key.startswith(NOT_RANDOM) or _adaptable(key, state[key], value))
+            for key, value in model_state.items()
+            if key in state and not (key.startswith(MAY_DIFFER) or _adaptable(key, state[key], value))
         ],
     }
     if any(faults.values()):
@@ -82,29 +84,32 @@ def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
         ):
             cure = "they are an encoder's: add num_registers=0, global_pool='avg'"
         raise UserError(
-            f"the pretrained weights do not fit this model: {told_keys(faults)}; {cure}, or load them as they are "
+            f"the pretrained weights do not fit this model: {format_keys(faults)}; {cure}, or load them as they are "
             "with map_vision.load"
         )
     return state
 
 
-def _adaptable(key: str, given: Tensor, own: Tensor) -> bool:
-    """Whether weights fit, if need be resampled, or a first convolution's by timm for other channels of images."""
-    if given.shape == own.shape or resamples(key, given, own):
+def _adaptable(key: str, source: Tensor, target: Tensor) -> bool:
+    """Whether weights fit, possibly after resampling, or after timm adapts a first convolution to other in_chans."""
+    if source.shape == target.shape or resamples(key, source, target):
         return True
-    return given.ndim == own.ndim == 4 and given.shape[:1] + given.shape[2:] == own.shape[:1] + own.shape[2:]
+    return (
+        source.ndim == target.ndim == 4
+        and source.shape[:1] + source.shape[2:] == target.shape[:1] + target.shape[2:]
+    )
 
 
 def adapted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Leave out what ``model`` does without: what hid cells in pretraining, or a norm that comes behind the pooling."""
-    without: tuple[str, ...] = () if getattr(model, MASK_TOKEN, None) is not None else (MASK_TOKEN,)
+    """Leave out what ``model`` has no use for: a mask token, or a last norm where it normalises after the pooling."""
+    unused: tuple[str, ...] = () if getattr(model, MASK_TOKEN, None) is not None else (MASK_TOKEN,)
     if getattr(model, "pool_norm", None) is not None:
-        without += (LAST_NORM,)
-    return {key: value for key, value in state.items() if not key.startswith(without)}
+        unused += (LAST_NORM,)
+    return {key: value for key, value in state.items() if not key.startswith(unused)}
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state without the prefixes that all of its keys share."""
+    """The state without the wrapper prefixes that all of its keys share."""
     state = dict(state)
     for prefix in WRAPPERS:
         if state and all(key.startswith(prefix) for key in state):

@@ -1,4 +1,4 @@
-"""What this folder's tests share lies beside them."""
+"""Shared helpers of these tests lie beside them."""
 
 import sys
 from pathlib import Path

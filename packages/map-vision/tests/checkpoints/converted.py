@@ -1,4 +1,4 @@
-"""What this project's models compute of published checkpoints, with gradients under the published names."""
+"""What this project's models compute with published checkpoints, with gradients under the published names."""
 
 import torch
 from torch.func import functional_call
@@ -13,7 +13,7 @@ from map_vision.pretraining import ImageObjectiveConfig, build_objective
 
 
 class FixedMask:
-    """A masking that hides the same patches every time (True is hidden), and no global token."""
+    """A masking that always hides the same patches (True is hidden), and no global token."""
 
     scope = "all"
 
@@ -24,31 +24,33 @@ class FixedMask:
         front = self.hidden.new_zeros(len(self.hidden), tokens.num_global)
         hidden = torch.cat([front, self.hidden], dim=1)
         order = torch.argsort(hidden.to(torch.uint8), dim=1, stable=True)
-        kept = int((~hidden[0]).sum())
-        return TokenMask(hidden, order[:, :kept], order[:, kept:])
+        num_visible = int((~hidden[0]).sum())
+        return TokenMask(hidden, order[:, :num_visible], order[:, num_visible:])
 
 
 def config_of(converted, changes):
     return read_settings(ModelConfig, {**converted.model, **changes}, "the checkpoint")
 
 
-def seen(module, found, name, *, arguments=False):
-    """Keep what a module reads (or gives), of each of its calls."""
-    module.register_forward_hook(lambda _, x, y: found.setdefault(name, []).append(x[0] if arguments else y))
+def record(module, activations, name, *, arguments=False):
+    """Record the input (or the output) of every call of a module."""
+    module.register_forward_hook(
+        lambda _, x, y: activations.setdefault(name, []).append(x[0] if arguments else y)
+    )
 
 
 def classify(state, images, **changes):
     """Arrays of a classifier, as ``published`` names them; ``sequence`` without registers."""
     converted = family_of(state, FAMILIES).convert(state)
     model = create_model(config_of(converted, changes), len(converted.classes)).eval()
-    found = {}
+    activations = {}
     if hasattr(model.encoder.blocks[0], "mixer"):
-        seen(model.encoder.blocks[0].mixer, found, "layer0_mixer")
-    seen(model.encoder.blocks[-1], found, "residual_last", arguments=True)
-    seen(model.encoder.norm, found, "sequence")
-    seen(model.head, found, "features", arguments=True)
+        record(model.encoder.blocks[0].mixer, activations, "layer0_mixer")
+    record(model.encoder.blocks[-1], activations, "residual_last", arguments=True)
+    record(model.encoder.norm, activations, "sequence")
+    record(model.head, activations, "features", arguments=True)
     logits = functional_call(model, converted.state, (images,))
-    arrays = {name: values[0] for name, values in found.items()}
+    arrays = {name: values[0] for name, values in activations.items()}
     return arrays | {"logits": logits, "loss": logits.square().mean()}
 
 
@@ -59,7 +61,7 @@ def without_registers(sequence, num_patches):
 
 
 def pretrain(state, images, hidden, *, decoder_heads, **changes):
-    """Arrays of an objective whose file has a decoder: features, predictions of hidden patches, loss."""
+    """Arrays of an objective from a file with a decoder: features, predictions of hidden patches, loss."""
     converted = family_of(state, FAMILIES).convert(state)
     backbone = create_backbone(config_of(converted, changes))
     settings = {**converted.objective, "decoder_heads": decoder_heads}
@@ -67,8 +69,10 @@ def pretrain(state, images, hidden, *, decoder_heads, **changes):
         backbone, read_settings(ImageObjectiveConfig, settings, "the checkpoint")
     ).eval()
     objective.masking = FixedMask(hidden)
-    found = {}
-    seen(backbone.encoder.norm, found, "encoder")
-    whole = {f"backbone.{key}": value for key, value in converted.state.items()} | converted.rest
-    result = functional_call(objective, whole, (images, Draw.of_batch(len(images), seed=0)))
-    return {"encoder": found["encoder"][0], "prediction": result.prediction, "loss": result.loss}
+    activations = {}
+    record(backbone.encoder.norm, activations, "encoder")
+    parameters = {
+        f"backbone.{key}": value for key, value in converted.state.items()
+    } | converted.decoder_state
+    result = functional_call(objective, parameters, (images, Draw.of_batch(len(images), seed=0)))
+    return {"encoder": activations["encoder"][0], "prediction": result.prediction, "loss": result.loss}

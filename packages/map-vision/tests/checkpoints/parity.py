@@ -27,7 +27,7 @@ AUTHORS_GRADIENTS = {
 
 
 def classifier(name):
-    """Both readings of a classifier."""
+    """A classifier by the definition and by our model."""
 
     def compute(state, arrays):
         images = arrays["images"]
@@ -37,12 +37,12 @@ def classifier(name):
     return compute
 
 
-def of_hidden_patches(arrays, theirs, ours, mask):
-    """Keep predictions of hidden patches only, which are all that our models make."""
+def keep_hidden_patches(arrays, theirs, ours, mask):
+    """Keep the predictions of hidden patches only: our models make no others."""
     hidden = ours.pop("prediction")
     ours["hidden"] = hidden
-    for found in (arrays, theirs):
-        found["hidden"] = found["prediction"][mask].reshape(hidden.shape)
+    for outputs in (arrays, theirs):
+        outputs["hidden"] = outputs["prediction"][mask].reshape(hidden.shape)
 
 
 def mae(state, arrays):
@@ -50,11 +50,12 @@ def mae(state, arrays):
     images, ids = arrays["images"], arrays["ids_restore"].argsort(1)[:, : int((~mask[0]).sum())]
     theirs = published.mae(state, images, mask, 4, 3)
     ours = pretrain(state, images, mask, decoder_heads=3, num_heads=4)
-    shuffled = ids.argsort(1).argsort(1) + 1  # features as the file has them: class token, then kept as drawn
+    # features in the file's order: class token, then visible patches in random order
+    shuffled = ids.argsort(1).argsort(1) + 1
     index = torch.cat([torch.zeros_like(shuffled[:, :1]), shuffled], 1)[..., None]
     theirs["latent"] = theirs["latent"].take_along_dim(index, 1)
     ours["latent"] = ours["encoder"].take_along_dim(index, 1)
-    of_hidden_patches(arrays, theirs, ours, mask)
+    keep_hidden_patches(arrays, theirs, ours, mask)
     return theirs, ours
 
 
@@ -62,7 +63,7 @@ def official(state, arrays):
     mask, images = arrays["mask"].bool(), arrays["images"]
     theirs = published.authors(state, images, mask, 3, 4)
     ours = pretrain(state, images, mask, decoder_heads=4, num_heads=3)
-    of_hidden_patches(arrays, theirs, ours, mask)
+    keep_hidden_patches(arrays, theirs, ours, mask)
     return theirs, ours
 
 
@@ -75,23 +76,23 @@ CASES = {
 }
 
 
-def alike(expected, found):
-    """Published features, without the registers where the model gives none."""
-    with_registers = expected.ndim == 3 and expected.shape[1] != found.shape[1]
+def comparable(expected, actual):
+    """Published features, without registers if the model returns none."""
+    with_registers = expected.ndim == 3 and expected.shape[1] != actual.shape[1]
     return without_registers(expected, NUM_PATCHES) if with_registers else expected
 
 
 def compare(folder, name):
-    """Print how far each array is off and return the number of those that are too far."""
-    state, far = learnable(read_weights(folder / f"{name}_tiny.pth")), 0
+    """Print how far each array is off and return the number of arrays that are too far off."""
+    state, num_far = learnable(read_weights(folder / f"{name}_tiny.pth")), 0
     arrays = read_arrays(folder / f"{name}_tiny_io.npz")
-    for what, found in zip(("definition", "model"), CASES[name](state, arrays), strict=True):
-        grads = gradients(state, found["loss"])
-        found |= {f"grad:{key}": grad for key, grad in grads.items()}
-        found |= {key: grads[theirs] for key, theirs in AUTHORS_GRADIENTS.items() if theirs in grads}
-        expected = {key: alike(value, found[key]) for key, value in arrays.items() if key in found}
-        far += print_deviations(found, expected, f"{name:13} {what:11} ")
-    return far
+    for source, outputs in zip(("definition", "model"), CASES[name](state, arrays), strict=True):
+        grads = gradients(state, outputs["loss"])
+        outputs |= {f"grad:{key}": grad for key, grad in grads.items()}
+        outputs |= {key: grads[theirs] for key, theirs in AUTHORS_GRADIENTS.items() if theirs in grads}
+        expected = {key: comparable(value, outputs[key]) for key, value in arrays.items() if key in outputs}
+        num_far += print_deviations(outputs, expected, f"{name:13} {source:11} ")
+    return num_far
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What published checkpoints compute, written down a second time under their names: plainly, and slowly.
+"""A second, plain and slow implementation of the published models, under the published parameter names.
 
 Every function reads a state dict as its authors saved it, and images. They and the models of this project agree, and
 both agree with the published code: ``parity.py`` compares with what that computed.
@@ -79,7 +79,7 @@ def classified(sequence, features, state, first, last):
 
 
 def mamba_layers(state, x):
-    """Vim's and Mamba-R's layers; also the output of the first mixer, and what the last layer reads."""
+    """Vim's and Mamba-R's layers; also returns the output of the first mixer and the input of the last layer."""
     first = None
     for i in range(count(state, "layers.")):
         mixed = mix(state, f"layers.{i}.mixer", rms_norm(state, f"layers.{i}.norm", x), both_ways(x.shape[1]))
@@ -122,7 +122,7 @@ def arm(state, images):
     columns = torch.cat([columns[:middle], torch.tensor([count_]), columns[middle:]])
     columns = torch.tensor([middle if i == count_ else int(i) + int(i >= middle) for i in columns])
     orders = both_ways(count_ + 1) | {"_c": columns, "_c_b": columns.flip(0)}
-    found = {}
+    first_layer = {}
     for i in range(count(state, "layers.")):
         last, mixed = x, mix(state, f"layers.{i}.mixer", layer_norm(state, f"layers.{i}.norm1", x), orders)
         x = x + mixed
@@ -131,10 +131,10 @@ def arm(state, images):
             state, f"layers.{i}.mlp.w2", inner
         )
         x = x + linear(state, f"layers.{i}.mlp.w3", gated)
-        found = found or {"layer0_mixer": mixed, "layer0": x}
+        first_layer = first_layer or {"layer0_mixer": mixed, "layer0": x}
     sequence = layer_norm(state, "norm_f", x)
     features = (sequence[:, :middle].mean(1) + sequence[:, middle + 1 :].mean(1)) / 2
-    return classified(sequence, features, state, found["layer0_mixer"], last) | found
+    return classified(sequence, features, state, first_layer["layer0_mixer"], last) | first_layer
 
 
 def vit(state, images, heads):
@@ -148,7 +148,7 @@ def vit(state, images, heads):
 
 
 def mae(state, images, mask, heads, decoder_heads):
-    """``mask`` is True where a patch is hidden, equally many in every image."""
+    """``mask`` is True for hidden patches, the same number in every image."""
     x = patches_of(state, images) + state["pos_embed"][:, 1:]
     b, length, width = x.shape
     x = x[~mask].reshape(b, -1, width)

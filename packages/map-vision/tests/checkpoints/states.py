@@ -7,7 +7,7 @@ BOTH, FOUR = ("", "_b"), ("", "_b", "_c", "_c_b")
 
 
 def random_state(shapes):
-    """Weights that all matter: none is zero, and norms do something."""
+    """Weights that all have an effect: none is zero, and no norm is the identity."""
     generator = torch.Generator().manual_seed(5)
     state = {}
     for name, shape in shapes.items():

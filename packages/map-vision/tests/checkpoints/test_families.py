@@ -1,4 +1,4 @@
-"""Files are recognised by their keys, described as what they are, and refused where they are something else."""
+"""Files are recognised by their keys and described, and anything else is refused."""
 
 import re
 
@@ -18,7 +18,7 @@ from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import family_of
 from map_core.tasks.weights import read_description, read_settings
 from map_vision.checkpoints import FAMILIES
-from map_vision.checkpoints.description import named, table
+from map_vision.checkpoints.description import as_table, nearest_model
 from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, create_model
@@ -71,7 +71,7 @@ def test_a_layer_called_the_billionth_makes_no_billion_layers(name, number):
     with pytest.raises(
         UserError, match=r"file.pth: it has \d+ layers called (blocks|layers).#, and none of them is"
     ):
-        family_of(state, FAMILIES).converted(state, "file.pth")
+        family_of(state, FAMILIES).convert_file_state(state, "file.pth")
 
 
 def test_a_pyramid_of_ours_and_as_published_is_mambavision():
@@ -94,11 +94,11 @@ def test_a_pyramid_is_named_by_its_sizes(size):
 def test_a_model_is_named_by_its_width_first():
     """MAP's published base has the MLP ratio that tiny has here, and the width of base."""
     sizes = {"in_chans": 3, "patch_size": 16, "img_size": (224, 224), "layout": "(MMMT)x8", "mlp_ratio": 2.0}
-    assert named("hybridnet_", embed_dim=768, **sizes) == {
+    assert nearest_model("hybridnet_", embed_dim=768, **sizes) == {
         "name": "hybridnet_base_patch16_224",
         "mlp_ratio": 2.0,
     }
-    small = named("hybridnet_", embed_dim=48, num_heads=12, **sizes | {"layout": "(MMMT)x2"})
+    small = nearest_model("hybridnet_", embed_dim=48, num_heads=12, **sizes | {"layout": "(MMMT)x2"})
     assert small == {"name": "hybridnet_tiny_patch16_224", "embed_dim": 48, "layout": "(MMMT)x2"}
 
 
@@ -115,7 +115,7 @@ def test_a_classifier_that_would_get_a_random_head_is_refused(tmp_path):
         convert_checkpoint(DOMAIN, file, tmp_path / "run", model=other)
     assert not (tmp_path / "run").exists()
     report = convert_checkpoint(DOMAIN, file, tmp_path / "run", model={"num_heads": 4})
-    assert (report.left, report.fresh) == ((), ())
+    assert (report.unused, report.missing) == ((), ())
 
 
 def test_a_checkpoint_is_not_overwritten_by_what_it_becomes(tmp_path):
@@ -134,7 +134,7 @@ def test_a_checkpoint_is_not_overwritten_by_what_it_becomes(tmp_path):
 def test_a_pyramid_is_evaluated_at_the_crop_that_was_published(size, crop):
     with torch.device("meta"):
         state = timm.create_model(f"map_mambavision_{size}").state_dict()
-    assert family_of(state, FAMILIES).convert(state).prepared["crop_pct"] == crop
+    assert family_of(state, FAMILIES).convert(state).preprocessing["crop_pct"] == crop
 
 
 LARGE3 = {
@@ -218,7 +218,7 @@ def test_an_unknown_file_names_the_nearest_family_and_what_speaks_against_it(
 def test_a_finetuned_model_starts_from_a_file_and_says_what_became_of_it(tmp_path, caplog):
     model = create_model(ModelConfig("map_vim_tiny_patch16_224", **OURS | {"img_size": 48}, layout="Mx3"), 10)
     report = load_init(model, save(states.vim(), tmp_path / "vim.pth"))
-    assert (report.family, report.resampled, report.left, report.fresh) == (
+    assert (report.family, report.resampled, report.unused, report.missing) == (
         "Vim", ("encoder.position.table",), (), (),
     )  # fmt: skip
     assert "vim.pth: Vim, " in caplog.text
@@ -229,17 +229,17 @@ def test_a_finetuned_model_starts_from_a_file_and_says_what_became_of_it(tmp_pat
 def test_a_head_that_is_not_wanted_is_left(tmp_path):
     model = create_model(ModelConfig("map_vim_tiny_patch16_224", **OURS, layout="Mx3"), 10)
     report = load_init(model, save(states.vim(), tmp_path / "vim.pth"), keep_head=False)
-    assert report.left == report.fresh == ("head.weight", "head.bias")
+    assert report.unused == report.missing == ("head.weight", "head.bias")
 
 
 def test_pretraining_starts_from_a_classifier_without_its_registers(tmp_path):
     model = create_backbone(ModelConfig("mambar_tiny_patch16_224", **OURS, layout="Mx3"))
     report = load_init(model, save(states.mambar(), tmp_path / "mambar.pth"))
-    assert set(report.left) == {
+    assert set(report.unused) == {
         "encoder.registers.token", "encoder.registers.position", "neck.reduce.weight", "neck.norm.weight",
         "head.weight", "head.bias",
     }  # fmt: skip
-    assert report.fresh == ()
+    assert report.missing == ()
     assert torch.equal(model.encoder.norm.weight, states.mambar()["norm_f.weight"])
 
 
@@ -272,7 +272,7 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path, state, c
     config = ModelConfig(**{"name": "hybridnet_tiny_patch16_224", **OURS, **config})
     create = create_backbone if "ar_pred.weight" in state else lambda config: create_model(config, 10)
     model = create(config)
-    if "fc_norm.weight" in state:  # shapes fit but for the norms' names
+    if "fc_norm.weight" in state:  # shapes fit except for the norms' names
         state = dict(state)
     with pytest.raises(UserError, match=message):
         load_init(model, save(state, tmp_path / "file.pth"))
@@ -317,7 +317,7 @@ def test_layers_that_make_no_layout_of_maps_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("prefix", "also", "family", "left"),
+    ("prefix", "extra", "family", "unused"),
     [
         ("backbone.", {"head.mlp.0.weight": torch.ones(1)}, "DINO's training", ("head.mlp.0.weight",)),
         (
@@ -328,13 +328,13 @@ def test_layers_that_make_no_layout_of_maps_are_refused():
         ),
     ],
 )
-def test_the_encoder_inside_a_training_checkpoint_is_read(prefix, also, family, left):
+def test_the_encoder_inside_a_training_checkpoint_is_read(prefix, extra, family, unused):
     trunk = states.vit(with_head=False)
-    state = below(prefix, trunk) | also
-    found = family_of(state, FAMILIES)
-    assert found.name == family
-    converted = found.convert(state)
-    assert (converted.left, converted.holds) == (left, "encoder")
+    state = below(prefix, trunk) | extra
+    actual = family_of(state, FAMILIES)
+    assert actual.name == family
+    converted = actual.convert(state)
+    assert (converted.unused, converted.holds) == (unused, "encoder")
     plain = family_of(trunk, FAMILIES).convert(trunk)
     assert converted.state.keys() == plain.state.keys()
     assert all(torch.equal(converted.state[key], plain.state[key]) for key in plain.state)
@@ -415,7 +415,7 @@ def test_positions_of_a_decoder_are_resampled_too(tmp_path, capsys):
     assert convert(file, tmp_path / "run", *sizes) == 0
     assert "2 resampled (encoder.position.table, decoder.position.table)" in capsys.readouterr().out
     objective = map_vision.load_objective(tmp_path / "run").objective
-    source = table(states.mae()["decoder_pos_embed"][0, 1:])
+    source = as_table(states.mae()["decoder_pos_embed"][0, 1:])
     torch.testing.assert_close(objective.decoder.position.table, resize_table(source, (6, 6)), rtol=0, atol=0)
     assert reconstruct(objective, torch.randn(2, 3, 48, 48)).reconstruction.shape == (2, 3, 48, 48)
 
@@ -425,19 +425,21 @@ def test_positions_of_a_decoder_are_resampled_too(tmp_path, capsys):
     [states.vit(), states.mae(), below("backbone.", states.vit(with_head=False))],
     ids=["ViT", "MAE", "DINO"],
 )
-def test_heads_are_called_a_guess_unless_they_are_given(tmp_path, state):
-    file, told = save(state, tmp_path / "file.pth"), "how many attention heads there are: "
+def test_the_number_of_heads_is_reported_as_a_guess_unless_given(tmp_path, state):
+    file, guess = save(state, tmp_path / "file.pth"), "how many attention heads there are: "
     changes = {"decoder_heads": 3} if "mask_token" in state else {}
     guessed = convert_checkpoint(DOMAIN, file, tmp_path / "guessed", objective=changes)
-    assert sum(told in note for note in guessed.notes) == 1
-    given = convert_checkpoint(DOMAIN, file, tmp_path / "given", model={"num_heads": 4}, objective=changes)
-    assert not any(told in note for note in given.notes)
+    assert sum(guess in note for note in guessed.notes) == 1
+    configured = convert_checkpoint(
+        DOMAIN, file, tmp_path / "configured", model={"num_heads": 4}, objective=changes
+    )
+    assert not any(guess in note for note in configured.notes)
 
 
 def test_heads_and_windows_of_a_pyramid_are_guessed_one_by_one():
     with torch.device("meta"):
         state = timm.create_model("map_mambavision_tiny").state_dict()
-    guessed = family_of(state, FAMILIES).convert(state).guessed
+    guessed = family_of(state, FAMILIES).convert(state).guessed_settings
     assert re.search(
         r"how large windows are .*: 14 7, as published, unless --model.window_size", guessed["window_size"]
     )
@@ -478,11 +480,11 @@ def test_a_converted_pretraining_file_reconstructs_and_goes_on(tmp_path, state, 
     assert objective.decoder.blocks[0].attn.num_heads == heads
     pictures = reconstruct(objective, IMAGES)
     assert torch.equal(pictures.original, IMAGES)
-    shown = pictures.masked != 0
+    visible = pictures.masked != 0
     share = {"MAE with decoder": 0.25, "MAP's authors": 0.5}[read_description(tmp_path / "run")["family"]]
-    assert shown.float().mean().item() == pytest.approx(share, abs=0.2)
-    assert torch.equal(pictures.reconstruction[shown], IMAGES[shown])
-    assert (pictures.reconstruction[~shown] != 0).all()
+    assert visible.float().mean().item() == pytest.approx(share, abs=0.2)
+    assert torch.equal(pictures.reconstruction[visible], IMAGES[visible])
+    assert (pictures.reconstruction[~visible] != 0).all()
     for init, out in ((tmp_path / "run", "from_run"), (file, "from_file")):
         description = read_description(tmp_path / "run")
         settings = read_description(tmp_path / "run" / "pretraining.safetensors")["objective"]
@@ -518,7 +520,7 @@ def _text(value):
 
 
 def test_a_converted_encoder_starts_a_classifier_of_its_own_shape(tmp_path, image_folder):
-    """What --init names says which model it is: no recipe has to."""
+    """The run that --init names determines the model: no recipe is needed."""
     heads = ("--model.num_heads", "4", "--decoder_heads", "3")
     assert convert(save(states.mae(), tmp_path / "mae.pth"), tmp_path / "run", *heads) == 0
     arguments = [

@@ -1,6 +1,6 @@
 """Converted checkpoints compute what was published, features and every gradient alike.
 
-``published.py`` is that a second time; ``parity.py`` compares both with the published code.
+``published.py`` is a second implementation; ``parity.py`` compares both with the published code.
 """
 
 import published

@@ -1,4 +1,4 @@
-"""Small generated images, in the layouts that users have."""
+"""Small generated images, in the folder layouts that users have."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ MakeFolder = Callable[..., Path]
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Write ``counts[class]`` noisy images a class below ``tmp_path/split`` and return ``tmp_path``."""
+    """Write ``counts[class]`` noisy images per class below ``tmp_path/split`` and return ``tmp_path``."""
 
     def make(
         split: str, counts: dict[str, int], *, size: tuple[int, int] = (12, 10), suffix: str = ".png"
@@ -38,7 +38,7 @@ def labelled(make_folder: MakeFolder) -> Path:
 
 @pytest.fixture
 def break_images() -> Callable[[Sequence[Path]], None]:
-    """Cut files in the middle, so that they open but do not decode."""
+    """Truncate files in the middle, so that they open but do not decode."""
 
     def cut(paths: Sequence[Path]) -> None:
         for path in paths:

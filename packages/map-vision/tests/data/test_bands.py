@@ -1,4 +1,4 @@
-"""Images of any number of channels, at the values that their files hold, from file to tensor."""
+"""Images with any number of channels at their stored values, from file to tensor."""
 
 import re
 import struct
@@ -74,7 +74,7 @@ def test_pictures_serve_at_their_stored_values(tmp_path: Path) -> None:
 
 
 def png(pixels: bytes, *, bits: int, colour: int) -> bytes:
-    """A PNG of one row of two pixels: Pillow writes few of the kinds it reads."""
+    """A PNG of one row of two pixels: Pillow can read more kinds than it writes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -306,7 +306,7 @@ def test_arrays_of_8_bits_are_pictures_of_models_of_pictures(tmp_path: Path, lab
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip", "pad_crop", "shift"])
 @pytest.mark.parametrize("channels", [1, 4, 13])
 def test_augmentation_treats_every_channel_alike(augmentation: Any, channels: int) -> None:
-    """Channels that hold the same values do so after any augmentation, and a flip happens to all."""
+    """Channels with equal values stay equal under any augmentation, and a flip applies to all."""
     config = stored(channels, augmentation=augmentation, random_erasing=0.0)
     transform = (
         training_transform(config, resolve_preprocessing(config, in_chans=channels), img_size=(16, 12))
@@ -486,7 +486,7 @@ def test_a_large_offset_costs_statistics_no_precision(tmp_path: Path) -> None:
     np.testing.assert_allclose(measured.std, image.reshape(-1, 4).std(0), rtol=1e-9)
 
 
-def test_a_constant_channel_is_said(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_constant_channel_is_reported(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in scenes.rglob("*.npy"):
         np.save(path, np.load(path) * [1, 1, 0, 1])
     assert measure(DataConfig(root=str(scenes))).std[2] == 1

@@ -1,4 +1,4 @@
-"""What is decoded, to which values, and what is refused."""
+"""Which files are decoded to which values, and which are refused."""
 
 import io
 import os
@@ -26,7 +26,7 @@ EIGHT_BITS = [[0, 0, 0, 1], [1, 4, 128, 255]]  # RAMP / 257, rounded
 def tiff(
     pixels: np.ndarray, *, sample_format: int = 1, bits: int | None = None, photometric: int = 1
 ) -> bytes:
-    """One uncompressed gray strip, written by hand: Pillow writes few of the kinds it reads."""
+    """One uncompressed gray strip, written by hand: Pillow can read more kinds than it writes."""
     data = pixels.tobytes()
     tags = [
         (256, 4, pixels.shape[1]),
@@ -261,7 +261,7 @@ def test_a_pipe_a_socket_and_a_device_are_no_images(tmp_path: Path) -> None:
 
 
 def test_a_tiff_that_lacks_strips_is_refused(tmp_path: Path) -> None:
-    """Pillow leaves black what no strip covers."""
+    """Pillow leaves the part that no strip covers black."""
     path, whole = tmp_path / "x.tif", tiff(RAMP)
     path.write_bytes(whole.replace(struct.pack("<HHII", 257, 4, 1, 2), struct.pack("<HHII", 257, 4, 1, 2000)))
     with pytest.raises(UnreadableImageError, match=rf"{path} \(it holds 8 of its 4 x 2000 pixels\)"):
@@ -303,7 +303,9 @@ def test_a_tiff_of_other_samples_is_not_called_another_format(
         decode(file, "RGB", name="x.tif")
 
 
-def test_a_decompression_bomb_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_reported_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     path = tmp_path / "bomb.png"
     Image.new("1", (100, 100)).save(path)

@@ -1,4 +1,4 @@
-"""Mutants of small valid files: each gives an image, or one sentence that names the file, and nothing else."""
+"""Mutants of small valid files: each gives an image, or a one-sentence error that names the file."""
 
 import io
 import random
@@ -23,7 +23,7 @@ Mutate = Callable[[bytes, random.Random], bytes]
 
 
 def seeds() -> dict[str, bytes]:
-    """Small files of every format that is read here, in the variants that take different paths in decoders."""
+    """Small files of every supported format, in variants that take different paths through the decoders."""
     pixels = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)
     colour, gray = Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
@@ -113,7 +113,7 @@ SEEDS = seeds()
 def test_mutants_give_an_image_or_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # so that no mutant asks for much memory
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # so that no mutant needs much memory
     draw, path, data = random.Random(name), tmp_path / "mutant.png", SEEDS[name]
     path.write_bytes(data)
     whole = decode(path, "RGB", name=str(path))
@@ -147,7 +147,7 @@ def test_half_a_file_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def outcome(path: Path, mode: str) -> tuple[Image.Image | None, str]:
-    """The image, or the sentence that refuses it; any other exception is a failure."""
+    """The image, or the message with which it is refused; any other exception is a failure."""
     try:
         return decode(path, mode, name=str(path)), ""
     except UnreadableImageError as error:

@@ -99,7 +99,7 @@ def test_a_control_group_limits_memory(tmp_path: Path, files: dict[str, str], ex
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert memory._control_group_leaves(tmp_path) == expected
+    assert memory._available_in_cgroup(tmp_path) == expected
 
 
 def test_cached_pages_count_as_free(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What travels with a model's weights prepares images exactly as the training run's data did."""
+"""The preprocessing stored with a model's weights prepares images exactly as in the training run."""
 
 import json
 from dataclasses import replace
@@ -51,7 +51,7 @@ def test_a_copied_description_prepares_images_as_the_run_did(
         assert torch.equal(images[index][0], run.evaluation[index][0])
 
 
-def test_what_the_user_names_goes_before_the_runs_settings() -> None:
+def test_the_users_settings_override_those_of_the_run() -> None:
     config = DataConfig(mean=(0.5,), crop_pct=1.0)
     expected = replace(RGB, mean=(0.5, 0.5, 0.5), crop_pct=1.0, crop_pct_small=1.0)
     assert resolve_preprocessing(config, in_chans=3, trained=RGB) == expected
@@ -59,7 +59,7 @@ def test_what_the_user_names_goes_before_the_runs_settings() -> None:
 
 
 def test_a_run_says_nothing_of_values_in_another_unit() -> None:
-    """What is left of a run's settings where --data.pixels differs from the run's."""
+    """The settings that remain of a run if --data.pixels differs from the run's."""
     settings = data_defaults({"mean": [0.1]}, RGB.to_dict(), {"data.pixels": "stored"})
     with pytest.raises(
         UserError, match=r"no mean and deviation .* --data.pixels stored --channels 3 and pass"

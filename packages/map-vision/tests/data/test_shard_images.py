@@ -1,4 +1,4 @@
-"""A folder and its shards are one data set: the same images under the same numbers, in every split."""
+"""A folder and its shards are the same data set: the same images under the same indices, in every split."""
 
 import itertools
 import os
@@ -86,7 +86,7 @@ def test_a_folder_of_one_split_and_one_without_classes(make_folder: object, tmp_
         load(flat, "evaluate")
 
 
-def test_an_image_beside_class_folders_is_said_when_shards_are_written(
+def test_an_image_beside_class_folders_is_reported_when_shards_are_written(
     make_folder: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_folder("set", {"cat": 5, "dog": 3, "": 1}) / "set"  # type: ignore[operator]
@@ -227,7 +227,7 @@ def test_the_order_of_shards_is_of_the_chosen_samples(in_shards: Path) -> None:
     ],
     ids=str,
 )
-def test_settings_that_do_not_fit_are_told(
+def test_settings_that_do_not_fit_are_reported(
     unchecked: None, in_shards: Path, settings: dict[str, object], message: str
 ) -> None:
     config = DataConfig(**({"root": str(in_shards)} | settings))  # type: ignore[arg-type]

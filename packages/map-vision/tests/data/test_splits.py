@@ -1,4 +1,4 @@
-"""Which images are trained on and evaluated on, and what a purpose can do without."""
+"""Which images are used for training and evaluation, and what each purpose does without."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def load(root: Path, purpose: Purpose = "finetune", **settings: object) -> Image
 def test_a_named_split_is_evaluated_on_in_spite_of_a_holdout(
     labelled: Path, purpose: Purpose, source: str
 ) -> None:
-    """A run with a held-out part is asked, later on, about its validation split."""
+    """A run that was trained with a held-out part is later evaluated on its validation split."""
     trained = load(labelled, source=source, holdout=0.25)
     later = load(labelled, purpose, source=source, holdout=0.25, eval_split="val")
     assert later.evaluation is not None
@@ -118,7 +118,7 @@ def test_features_of_a_flat_evaluation_split_alone(make_folder: MakeFolder) -> N
 def test_names_labels_and_images_agree_without_the_unreadable(
     labelled: Path, cache: str, holdout: float
 ) -> None:
-    """Every image has a gray level of its own, so each can be told by its pixels."""
+    """Every image has a unique gray level, so it can be identified by its pixels."""
     level = {str(path): 10 * n for n, path in enumerate(sorted(labelled.rglob("*.png")))}
     for path, value in level.items():
         Image.new("L", (8, 8), value).save(path)
@@ -139,7 +139,7 @@ def test_names_labels_and_images_agree_without_the_unreadable(
 
 @pytest.mark.parametrize("purpose", ["pretrain", "finetune", "evaluate", "features"])
 @pytest.mark.parametrize("cache", ["none", "memory"])
-def test_no_readable_image_is_said_at_the_start(labelled: Path, purpose: Purpose, cache: str) -> None:
+def test_no_readable_image_is_reported_at_the_start(labelled: Path, purpose: Purpose, cache: str) -> None:
     for path in labelled.rglob("*.png"):
         path.write_bytes(b"")
     count, split = (5, "val") if purpose == "evaluate" else (20, "train")
@@ -148,7 +148,7 @@ def test_no_readable_image_is_said_at_the_start(labelled: Path, purpose: Purpose
     )
     with pytest.raises(UserError, match=message) as caught:
         load(labelled, purpose, on_error="skip", cache=cache)
-    assert "on_error" not in str(caught.value)  # advice that was taken already
+    assert "on_error" not in str(caught.value)  # the user already follows that advice
 
 
 def test_no_readable_image_in_the_evaluation_split(labelled: Path) -> None:

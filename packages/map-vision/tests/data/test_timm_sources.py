@@ -31,7 +31,7 @@ def test_torchvision_folder_equals_our_own(labelled: Path) -> None:
 
 
 def test_timm_reader(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm's own data sets are read through their reader: unreadable images are ours to handle."""
+    """timm's own data sets are read through their reader: we handle unreadable images ourselves."""
 
     def create(name: str, root: str, split: str, **_: Any) -> ImageDataset:
         return ImageDataset(f"{root}/{'val' if split == 'validation' else split}")

@@ -86,7 +86,7 @@ def test_small_images_are_not_blurred_and_large_ones_cropped() -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_very_long_image_takes_little_memory(turned: bool) -> None:
-    """1 x 60,000 pixels would be enlarged to 224 x 13,440,000; its middle is what counts."""
+    """1 x 60,000 pixels would be enlarged to 224 x 13,440,000; only its middle counts."""
     column = np.zeros((60_000, 1), dtype=np.uint8)
     column[29_990:30_010] = 200
     image = Image.fromarray(column.T if turned else column)
@@ -104,7 +104,7 @@ def test_cutting_long_images_first_changes_nothing(
     smooth = Image.fromarray((128 + 100 * np.sin(rows / 20) * np.cos(columns / 20)).astype(np.uint8))
     fill = ResizeToFill((32, 24), crop_pct=0.875, crop_pct_small=1.0, interpolation="bilinear")
     whole = np.asarray(fill(smooth)).astype(int)
-    monkeypatch.setattr(transforms, "LONGEST", 0)
+    monkeypatch.setattr(transforms, "MAX_AREA_RATIO", 0)
     np.testing.assert_allclose(np.asarray(fill(smooth)), whole, atol=6)  # the crop may differ by half a pixel
 
 
@@ -118,11 +118,11 @@ def test_offsets_reach_their_border_and_no_further(step: Callable, most: int) ->
 
 
 def test_policy_that_timm_does_not_know() -> None:
-    with pytest.raises(UserError, match="auto_augment 'rnd' is no policy of timm's"):
+    with pytest.raises(UserError, match=r"data\.auto_augment 'rnd' is no policy of timm's"):
         make(augmentation="timm", auto_augment="rnd")
-    for policy in ("rand-foo", "rand-m9-wq", "original-mstd"):  # which timm passes over
+    for policy in ("rand-foo", "rand-m9-wq", "original-mstd"):  # which timm ignores
         with pytest.raises(
-            UserError, match=f"{policy}' is no policy of timm's .*'{policy.split('-')[-1]}' says no"
+            UserError, match=f"{policy}' is no policy of timm's .*'{policy.split('-')[-1]}' has no"
         ):
             make(augmentation="timm", auto_augment=policy)
     make(augmentation="timm", auto_augment="rand-m9-t0")

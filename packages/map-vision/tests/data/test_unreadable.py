@@ -25,7 +25,7 @@ def broken(labelled: Path, break_images: Break) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image_is_one_sentence_with_path_and_cure(broken: Path, workers: int) -> None:
+def test_unreadable_image_is_reported_in_one_sentence_with_path_and_cure(broken: Path, workers: int) -> None:
     loader = DataLoader(load(broken).train, batch_size=4, num_workers=workers)
     with pytest.raises(UnreadableImageError) as caught:
         list(loader)

@@ -1,4 +1,4 @@
-"""What a folder holds, whatever its links, permissions and odd entries."""
+"""The contents of a folder, whatever its links, permissions and odd entries."""
 
 import logging
 import os
@@ -82,7 +82,7 @@ def test_a_class_folder_that_cannot_be_followed_is_named(labelled: Path, purpose
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
-    """Deeper than a path may be long, so not even the superuser can list it."""
+    """Deeper than the longest path, so that not even the superuser can list it."""
     descriptor = os.open(tmp_path, os.O_RDONLY)
     for _ in range(20):
         os.mkdir("d" * 250, dir_fd=descriptor)
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_permission_is_named_or_read(labelled: Path) -> None:
-    """Whoever may list it all the same, as the superuser may, gets all of its images."""
+    """A user who may list it nevertheless, such as the superuser, gets all of its images."""
     locked = labelled / "train" / "cat"
     locked.chmod(0)
     try:
@@ -131,14 +131,14 @@ def test_what_is_left_out_is_counted(labelled: Path, caplog: pytest.LogCaptureFi
         "1 images beside the class folders, 1 images beside train/, 1 of other kinds)"
     )
     assert data.description == expected
-    assert not caplog.records  # training says its data at the start
+    assert not caplog.records  # training reports its data at the start
     load(labelled, "features")
     assert [record.message for record in caplog.records] == [expected]
     assert "1 images beside train/" in load(labelled, "pretrain").description
     assert len(load(labelled, "pretrain").train) == 21  # the loose one of train needs no label
 
 
-def test_nothing_left_out_is_nothing_said(labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_when_nothing_is_left_out(labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert load(labelled).description.endswith("20 training images, 5 evaluation images (val)")
     assert not caplog.records

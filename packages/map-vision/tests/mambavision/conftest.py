@@ -1,4 +1,4 @@
-"""A MambaVision of 64 channels at 64 pixels: four cells, one block a stage of convolutions, two of tokens."""
+"""A MambaVision of 64 channels at 64 pixels: four cells, one block per convolution stage, two per token stage."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def make_pyramid() -> Callable[..., MambaVision]:
-    """Create a registered pyramid, made small; unless a file says which, with weights that all matter."""
+    """Create a small version of a registered pyramid, with all weights perturbed unless they come from a file."""
 
     def make(**changes: Any) -> MambaVision:
         torch.manual_seed(0)

@@ -28,30 +28,30 @@ PYRAMID = {
 }
 
 
-def computed(weights: Path, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What this project's model makes of the images in ``arrays``, under the names of the others."""
+def compute(weights: Path, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What our model computes from the images in ``arrays``, under the published names."""
     model = timm.create_model("map_mambavision_tiny", **PYRAMID).eval()
     model.load_state_dict(read_weights(weights))
     mixed: list[Tensor] = []
     model.levels[2].blocks[0].mixer.register_forward_hook(lambda _, x, y: mixed.extend((x[0], y)))
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for case in "ab":
         images = arrays[f"images_{case}"]
         features, stages = model.forward_intermediates(images)
-        found[f"stem_{case}"] = model.patch_embed(images)
-        found |= {f"stage{i}_{case}": stage for i, stage in enumerate(stages)}
-        found |= {f"mixer_in_{case}": mixed[-2], f"mixer_out_{case}": mixed[-1]}
-        found[f"pooled_{case}"] = model.forward_head(features, pre_logits=True)
-        found[f"logits_{case}"] = model.forward_head(features)
-    found["loss_a"] = found["logits_a"].square().mean()
-    found["loss_a"].backward()
-    return found | {f"grad:{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+        outputs[f"stem_{case}"] = model.patch_embed(images)
+        outputs |= {f"stage{i}_{case}": stage for i, stage in enumerate(stages)}
+        outputs |= {f"mixer_in_{case}": mixed[-2], f"mixer_out_{case}": mixed[-1]}
+        outputs[f"pooled_{case}"] = model.forward_head(features, pre_logits=True)
+        outputs[f"logits_{case}"] = model.forward_head(features)
+    outputs["loss_a"] = outputs["logits_a"].square().mean()
+    outputs["loss_a"].backward()
+    return outputs | {f"grad:{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def main(folder: Path) -> int:
     """Print how far each array is off, and return 1 if one is too far."""
     arrays = read_arrays(folder / "mambavision_tiny_io.npz")
-    return int(print_deviations(computed(folder / "mambavision_tiny.pth", arrays), arrays) > 0)
+    return int(print_deviations(compute(folder / "mambavision_tiny.pth", arrays), arrays) > 0)
 
 
 if __name__ == "__main__":

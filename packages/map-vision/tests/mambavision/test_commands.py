@@ -1,4 +1,4 @@
-"""Pyramids by command: pretrained, finetuned at another size, evaluated, and the settings that they do not have."""
+"""Pyramids on the command line: pretraining, finetuning at another size, evaluation, and settings they lack."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def resolved(name):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, image_folder):
-    """Two steps of the recipes, shrunken: pretrained at 64 pixels, finetuned from that at 96x80."""
+    """Two steps of the shrunken recipes: pretraining at 64 pixels, then finetuning at 96x80."""
     root, data = tmp_path_factory.mktemp("runs"), f"--data.root={image_folder}"
     pretrain = ["pretrain", "--config", RECIPES[0], data, *SMALL, *DECODER, *SHORT, "--model.img_size=64"]
     assert command(*pretrain, "--out", root / "pretrain") == 0
@@ -75,17 +75,17 @@ def test_a_pretraining_run_exports_the_backbone_with_its_painted_cell(runs):
     assert described["name"] == "map_mambavision_base"
     assert described["arguments"]["depths"] == [1, 1, 2, 2]
     assert state["mask_token"].shape == (32 * 32 * 3,)
-    assert set(state) == set(create_backbone(DOMAIN.models.described(runs / "pretrain")).state_dict())
+    assert set(state) == set(create_backbone(DOMAIN.models.read_model_config(runs / "pretrain")).state_dict())
     assert (runs / "pretrain" / "reconstructions.png").stat().st_size > 0
 
 
 def test_finetuning_starts_from_it_at_another_size(runs, image_folder, tmp_path):
-    config = DOMAIN.models.described(runs / "finetune")
+    config = DOMAIN.models.read_model_config(runs / "finetune")
     assert (config.img_size, config.embed_dim) == ((96, 80), 64)
     assert "mask_token" not in load_file(runs / "finetune" / "model.safetensors")
     model = create_model(config, num_classes=3)
     report = DOMAIN.models.load_init(model, runs / "pretrain")
-    assert report.fresh == ("head.weight", "head.bias")
+    assert report.missing == ("head.weight", "head.bias")
     state = load_file(runs / "pretrain" / "model.safetensors")
     for name, value in model.state_dict().items():
         assert name.startswith("head.") or torch.equal(value, state[name]), name
@@ -120,8 +120,8 @@ def test_an_objective_is_rebuilt_from_its_run(runs):
 
 
 def test_pretraining_goes_on_from_a_classifier(runs):
-    backbone = create_backbone(DOMAIN.models.described(runs / "finetune"))
-    assert DOMAIN.models.load_init(backbone, runs / "finetune", keep_head=False).fresh == ("mask_token",)
+    backbone = create_backbone(DOMAIN.models.read_model_config(runs / "finetune"))
+    assert DOMAIN.models.load_init(backbone, runs / "finetune", keep_head=False).missing == ("mask_token",)
 
 
 @pytest.mark.parametrize(

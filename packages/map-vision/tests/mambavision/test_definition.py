@@ -1,4 +1,4 @@
-"""The model is what the paper's text and published shapes say, written down a second time, slowly.
+"""The model equals a second, slow implementation after the paper's text and the published shapes.
 
 ``define`` reads a state dict with plain PyTorch calls: the scan step by step, windows cut by indices. It and the
 model are equal to the published code too: ``parity.py`` compares with what that computes.
@@ -70,7 +70,7 @@ def token_block(state, name, x, *, heads):
 
 
 def token_stage(state, name, x, *, depth, heads, window):
-    """Every window alone: zeros where it leaves the map, then all blocks over its tokens in raster order."""
+    """Every window separately: zeros outside the map, then all blocks over its tokens in raster order."""
     b, d, height, width = x.shape
     out = torch.zeros_like(x)
     for top in range(0, height, window):

@@ -116,17 +116,17 @@ def test_windows_come_back_as_they_were(height, width, size):
     rows, cols = -(-height // size), -(-width // size)
     assert windows.shape == (2 * rows * cols, size * size, 3)
     assert torch.equal(join_windows(windows, size, height, width), x)
-    assert windows.sum().item() == pytest.approx(x.sum().item(), abs=1e-4)  # what was added is zero
+    assert windows.sum().item() == pytest.approx(x.sum().item(), abs=1e-4)  # the padding is zero
 
 
 def test_windows_do_not_see_each_other(make_pyramid):
     stage = make_pyramid().levels[2]
     x = images(1, 32, 8, 8).requires_grad_()
     stage(x)[:, :, :4, 4:].square().sum().backward()
-    seen = x.grad.abs().sum(1)[0] > 0
+    reached = x.grad.abs().sum(1)[0] > 0
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[:4, 4:] = True
-    assert torch.equal(seen, expected)
+    assert torch.equal(reached, expected)
 
 
 @pytest.mark.parametrize("pool", ["avg", ""])
@@ -179,23 +179,25 @@ def test_features_only_wraps_the_stages(make_pyramid):
     wrapped = make_pyramid(features_only=True, out_indices=(0, 2))
     assert wrapped.feature_info.channels() == [8, 32]
     assert wrapped.feature_info.reduction() == [4, 16]
-    every = model.forward_intermediates(x, intermediates_only=True)
-    kept = wrapped.state_dict()
-    wrapped.load_state_dict({key: model.state_dict()[key.removeprefix("model.")] for key in kept})
-    for one, stage in zip(wrapped(x), (0, 2), strict=True):
-        torch.testing.assert_close(one, every[stage])
-    assert not any("levels.3" in key or "levels.2.downsample" in key for key in kept)
+    intermediates = model.forward_intermediates(x, intermediates_only=True)
+    wrapped_state = wrapped.state_dict()
+    wrapped.load_state_dict({key: model.state_dict()[key.removeprefix("model.")] for key in wrapped_state})
+    for features, stage in zip(wrapped(x), (0, 2), strict=True):
+        torch.testing.assert_close(features, intermediates[stage])
+    assert not any("levels.3" in key or "levels.2.downsample" in key for key in wrapped_state)
 
 
 def test_features_only_takes_other_stages_the_next_time(make_pyramid):
-    chosen = [make_pyramid(features_only=True, **stages) for stages in ({}, {"out_indices": (0, 1)}, {})]
-    widths = [[one.shape[1] for one in wrapped(images(1, 3, 64, 64))] for wrapped in chosen]
+    wrapped_models = [
+        make_pyramid(features_only=True, **stages) for stages in ({}, {"out_indices": (0, 1)}, {})
+    ]
+    widths = [[features.shape[1] for features in model(images(1, 3, 64, 64))] for model in wrapped_models]
     assert widths == [[8, 16, 32, 64], [8, 16], [8, 16, 32, 64]]
 
 
 def test_one_number_is_for_both_stages_and_two_are_for_one_each(make_pyramid):
-    for given, heads, windows in ((2, [2, 2], [2, 2]), ((2, 4), [2, 4], [2, 4])):
-        stages = make_pyramid(num_heads=given, window_size=given).levels[2:]
+    for setting, heads, windows in ((2, [2, 2], [2, 2]), ((2, 4), [2, 4], [2, 4])):
+        stages = make_pyramid(num_heads=setting, window_size=setting).levels[2:]
         assert [stage.window_size for stage in stages] == windows
         assert [stage.blocks[-1].mixer.num_heads for stage in stages] == heads
 

@@ -1,4 +1,4 @@
-"""Masked autoregression over a pyramid: hidden cells are painted, and nothing of them is left to read."""
+"""Masked autoregression over a pyramid: hidden cells are painted over, so that nothing of them can be read."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def images(*shape):
 
 
 class PaintsTooLate(MambaVision):
-    """Paints places of the stem's map, whose neighbours have read the hidden pixels by then."""
+    """Paints positions of the stem's map, whose neighbours have already read the hidden pixels."""
 
     def encode(self, tokens, mask=None):
         x = self.patch_embed(unpatchify(tokens.embedding, tokens.grid, self.patch_size))
@@ -39,14 +39,14 @@ def pretrained_form(make_pyramid, **changes):
 
 
 def change_hidden_pixels(result):
-    """The images of a pass with other pixels where cells were hidden."""
+    """The images with other pixels in the hidden cells."""
     tokens, hidden = result.tokens, result.mask.hidden.unsqueeze(-1)
     cells = torch.where(hidden, tokens.embedding.flip(0) * 3 + 1, tokens.embedding)
     return unpatchify(cells, tokens.grid, (32, 32))
 
 
 def reads_hidden_pixels(objective, x):
-    """Whether predictions change when the pixels that they stand for do."""
+    """Whether predictions change with the pixels that they predict."""
     before = objective(x, DRAW)
     changed = change_hidden_pixels(before)
     assert not torch.equal(changed, x)
@@ -80,7 +80,7 @@ def test_predictions_have_gradients_from_every_visible_cell_and_from_no_hidden_o
 def test_every_parameter_learns(make_pyramid):
     objective = build_objective(pretrained_form(make_pyramid, layer_scale=0.1), SMALL).train()
     objective(images(2, 3, 64, 96), DRAW).loss.backward()
-    # a batch's mean takes the bias before it away
+    # batch normalisation removes the bias before it
     biases = {f"backbone.levels.{i}.blocks.0.conv{j}.bias" for i in (0, 1) for j in (1, 2)}
     still = {name for name, p in objective.named_parameters() if p.grad is None or not p.grad.any()}
     assert still <= biases
@@ -121,10 +121,10 @@ def test_pictures_show_the_visible_pixels_and_predictions_elsewhere(make_pyramid
     objective = build_objective(pretrained_form(make_pyramid), SMALL)
     x = images(2, 3, 64, 96)
     pictures = reconstruct(objective, x, ratio=0.5)
-    kept = patchify(pictures.masked, (32, 32)).abs().sum(-1) > 0
-    assert kept.sum(1).tolist() == [3, 3]
-    same = (patchify(pictures.reconstruction, (32, 32)) == patchify(x, (32, 32))).all(-1)
-    assert torch.equal(same, kept)
+    visible = patchify(pictures.masked, (32, 32)).abs().sum(-1) > 0
+    assert visible.sum(1).tolist() == [3, 3]
+    unchanged = (patchify(pictures.reconstruction, (32, 32)) == patchify(x, (32, 32))).all(-1)
+    assert torch.equal(unchanged, visible)
 
 
 def test_a_few_images_are_learned_by_heart(make_pyramid):

@@ -13,13 +13,13 @@ class Attention(nn.Module):
 
     Args:
         embed_dim: Width; a multiple of ``num_heads``.
-        num_heads: Heads.
+        num_heads: Number of heads.
         qkv_bias, proj_bias: Biases of the projections.
 
     ``backend`` names the implementation of attention; set it to measure one.
 
     Raises:
-        UserError: the heads do not divide the width.
+        UserError: ``embed_dim`` is not a multiple of ``num_heads``.
     """
 
     backend = "auto"
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "#b #q l"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Attend from ``x`` to ``context``, or to ``x`` itself; the mask is True where a token may attend."""
-        q, k, v = self._project(x) if context is None else self._project_apart(x, context)
+        q, k, v = self._project(x) if context is None else self._project_separately(x, context)
         y = attention(q, k, v, mask, self.backend)
         return self.proj(y.transpose(1, 2).flatten(2))  # (b, h, q, d/h) -> (b, q, d)
 
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         q, k, v = self._by_head(self.qkv(x), 3)
         return q, k, v
 
-    def _project_apart(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+    def _project_separately(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
         """Queries of ``x``, keys and values of ``context``."""
         d, weight, bias = self.embed_dim, self.qkv.weight, self.qkv.bias
         q_bias, kv_bias = (None, None) if bias is None else (bias[:d], bias[d:])

@@ -1,4 +1,4 @@
-"""The block of ARM's finetuned encoders: a selective scan along rows and columns, each both ways, and a SwiGLU."""
+"""The block of ARM's finetuned encoders: selective scans along rows and columns in both directions, and a SwiGLU."""
 
 import math
 
@@ -22,15 +22,15 @@ def column_order(position: Float[Tensor, "#b m 2"], length: int) -> Int[Tensor, 
     tensor([[0, 3, 2, 1, 4]])
 
     Args:
-        position: Row and column of the tokens that are no registers.
-        length: Of the sequence, registers included.
+        position: Row and column of the tokens that are not registers.
+        length: Length of the sequence, registers included.
     """
-    batch, others = position.shape[:2]
+    batch, num_tokens = position.shape[:2]
     index = torch.arange(length, device=position.device)
     is_register = torch.zeros_like(index)
-    gap = others // (length - others + 1)
-    is_register[gap :: gap + 1][: length - others] = 1  # the places of spread_places
-    place = is_register.argsort(stable=True)[:others]
+    gap = num_tokens // (length - num_tokens + 1)
+    is_register[gap :: gap + 1][: length - num_tokens] = 1  # where spread_places puts them
+    place = is_register.argsort(stable=True)[:num_tokens]
     row, column = position.double().unbind(-1)
     order = torch.argsort(column * length + row, dim=1, stable=True)  # a column has at most `length` rows
     by_column = index.repeat(batch, 1)
@@ -41,7 +41,7 @@ def column_order(position: Float[Tensor, "#b m 2"], length: int) -> Int[Tensor, 
 class FourWayMixer(nn.Module):
     """Gated selective scans along rows and along columns, forward and backward, averaged.
 
-    Source: ARM (arXiv 2406.07537), the form that is finetuned.
+    Source: ARM (arXiv 2406.07537), the form used for finetuning.
 
     Args:
         embed_dim: Width, and the number of scanned channels.

@@ -20,7 +20,7 @@ from map_core.ops import (
 
 
 class ScanDirection(nn.Module):
-    """What one direction of a mixer owns: conv, the projections to dt, B and C, and the diagonal A and D.
+    """The parameters of one direction of a mixer: conv, the projections to dt, B and C, and the diagonal A and D.
 
     Args:
         inner_dim: Channels that are scanned.
@@ -42,7 +42,7 @@ class ScanDirection(nn.Module):
         self.A_log = nn.Parameter(torch.log(states).repeat(inner_dim, 1))
         self.D = nn.Parameter(torch.ones(inner_dim))
         init_time_step_(self.dt_proj.weight, self.dt_proj.bias)
-        keep_init(self.dt_proj)  # the general rule must not wipe the time steps
+        keep_init(self.dt_proj)  # the general rule must not overwrite the time steps
 
     def forward(self, x: Float[Tensor, "b l e"], conv_backend: str = "auto") -> ScanInputs:
         """Compute the arguments of the selective scan of x."""
@@ -69,17 +69,17 @@ class ScanDirection(nn.Module):
 
 
 class MambaMixer(nn.Module):
-    """Gated selective scan; bidirectional: both directions share the in and out projections and are averaged.
+    """Gated selective scan; with two directions, both share the in and out projections and are averaged.
 
     Source: Mamba (arXiv 2312.00752); the averaged bidirectional form is the paper's.
 
     Args:
         embed_dim: Width.
         state_dim: States of a channel (mamba_ssm: ``d_state``).
-        expand: Scanned channels over ``embed_dim``.
+        expand: Ratio of scanned channels to ``embed_dim``.
         conv_width: Taps of the depthwise convolution (``d_conv``).
         dt_rank: Rank of the time-step projection; ceil(embed_dim / 16) when None.
-        bidirectional: Scan both ways; False scans in sequence order only.
+        bidirectional: Scan in both directions; False scans in sequence order only.
 
     ``scan_backend`` and ``conv_backend`` name the implementations of the two ops; set them to measure one.
     """
@@ -160,9 +160,9 @@ class MambaBlock(nn.Module):
         *,
         residual: bool = True,
     ) -> Float[Tensor, "b l d"]:
-        """Mix all tokens; a mask of who may read whom is for other layers: a scan keeps to its direction.
+        """Mix all tokens. ``attention_mask`` is for other layers: a scan reads what its direction allows.
 
-        Without ``residual`` return what the block adds to x alone.
+        Without ``residual`` return only what the block adds to x.
         """
-        added = self.drop_path(self.mixer(self.norm(x)))
-        return x + added if residual else added
+        update = self.drop_path(self.mixer(self.norm(x)))
+        return x + update if residual else update

@@ -13,7 +13,7 @@ def make_norm(kind: NormKind, dim: int, eps: float = 1e-5) -> nn.Module:
     """Return an RMSNorm (weight only) or a LayerNorm (weight and bias) over the last axis.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: ``kind`` is unknown.
     """
     makers = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
     if kind not in makers:

@@ -1,16 +1,16 @@
-"""The precision of the stream that blocks add to."""
+"""The precision of the residual stream, to which blocks add."""
 
 import torch
 from torch import Tensor
 
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 
 
-@kept_whole
+@fx_leaf
 def residual_stream(x: Tensor) -> Tensor:
     """Return x in float32 under autocast, so that the small updates of many layers are not rounded away.
 
-    Without autocast x stays what it is: a model cast to bf16 as a whole computes in bf16.
+    Without autocast x is returned as it is: a model cast to bf16 as a whole computes in bf16.
     """
     if torch.is_autocast_enabled(x.device.type):
         return x.to(torch.promote_types(x.dtype, torch.float32))

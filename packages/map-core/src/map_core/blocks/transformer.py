@@ -10,12 +10,12 @@ from map_core.tokens import gather_tokens
 
 
 class TransformerBlock(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; attention only when ``mlp_ratio`` is 0.
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; only the attention when ``mlp_ratio`` is 0.
 
     Args:
         embed_dim: Width; a multiple of ``num_heads``.
         num_heads: Attention heads.
-        mlp_ratio: Hidden width of the MLP over ``embed_dim``; 0 leaves the MLP out.
+        mlp_ratio: Ratio of the MLP's hidden width to ``embed_dim``; 0 leaves the MLP out.
         qkv_bias, proj_bias: Biases of the attention's projections.
         norm, norm_eps: See :func:`make_norm`.
         drop_path: Stochastic depth rate of both branches.
@@ -70,8 +70,8 @@ class CrossBlock(nn.Module):
     Args:
         embed_dim: Width of queries and context; a multiple of ``num_heads``.
         num_heads: Attention heads.
-        mlp_ratio: Hidden width of the MLP over ``embed_dim``.
-        norm_eps: Of its norms.
+        mlp_ratio: Ratio of the MLP's hidden width to ``embed_dim``.
+        norm_eps: Epsilon of its norms.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The arguments of a command, sorted: recipes, settings and requests for help."""
+"""A command's arguments sorted into recipes, settings and requests for help."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,53 +28,53 @@ class Arguments:
     request: str | None = None
 
 
-# what other programs have as a setting
+# options of other programs that are no settings here
 NO_SETTINGS = {"model.num_classes": "classes are counted from the data: their folders, or the labels"}
 
 
-def sort_arguments(arguments: Sequence[str], known: Mapping[str, Setting]) -> Arguments:
+def sort_arguments(arguments: Sequence[str], settings: Mapping[str, Setting]) -> Arguments:
     """Sort a command's arguments: ``--key value``, ``--key=value``, and ``--key a b`` where several are allowed.
 
-    A setting that is true or false is true where its option stands alone.
+    The option of a Boolean setting means true where it stands alone.
 
     Raises:
-        UserError: an unknown option, a value without option, or an option without value.
+        UserError: an unknown option, a value without an option, or an option without a value.
     """
-    asked, rest = Arguments(), list(arguments)
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
+    result, remaining = Arguments(), list(arguments)
+    while remaining:
+        option, equals, value = remaining.pop(0).partition("=")
         if option in REQUESTS and not equals:
-            asked.request = option
+            result.request = option
             continue
         name = option.removeprefix("--")
         if not option.startswith("-"):
             raise UserError(f"unexpected argument {option!r}; settings are given as --key value")
-        if option != CONFIG and (name not in known or not option.startswith("--")):
-            listed = [*(f"--{name}" for name in known), CONFIG, *REQUESTS[1:]]
+        if option != CONFIG and (name not in settings or not option.startswith("--")):
+            options = [*(f"--{name}" for name in settings), CONFIG, *REQUESTS[1:]]
             raise UserError(
-                f"unknown option {option}; {NO_SETTINGS.get(name) or near_matches(option, listed)}"
+                f"unknown option {option}; {NO_SETTINGS.get(name) or near_matches(option, options)}"
             )
         values = (
             [value]
             if equals
-            else take_values(rest, several=name in known and takes_several(known[name].kind))
+            else take_values(remaining, several=name in settings and takes_several(settings[name].kind))
         )
         if option == CONFIG:
             if not values or not values[0]:
                 raise UserError("--config needs a recipe's name or a file")
-            asked.recipes.append(values[0])
-        elif not values and known[name].kind is bool:
-            asked.settings.append((name, ["true"]))
+            result.recipes.append(values[0])
+        elif not values and settings[name].kind is bool:
+            result.settings.append((name, ["true"]))
         elif not values:
             raise UserError(f"{option} needs a value; write {option} VALUE (or {option}=VALUE)")
         else:
-            asked.settings.append((name, values))
-    return asked
+            result.settings.append((name, values))
+    return result
 
 
-def take_values(rest: list[str], *, several: bool) -> list[str]:
-    """Take the value that follows an option off ``rest``, or all up to the next option."""
-    taken: list[str] = []
-    while rest and not rest[0].startswith("--") and (several or not taken):
-        taken.append(rest.pop(0))
-    return taken
+def take_values(remaining: list[str], *, several: bool) -> list[str]:
+    """Take the value that follows an option off ``remaining``, or all values up to the next option."""
+    values: list[str] = []
+    while remaining and not remaining[0].startswith("--") and (several or not values):
+        values.append(remaining.pop(0))
+    return values

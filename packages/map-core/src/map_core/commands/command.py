@@ -1,4 +1,4 @@
-"""A command of a program, and the defaults that it takes from the run that ``--init`` names."""
+"""A command of a program, and the defaults that it takes from the run named by ``--init``."""
 
 import dataclasses
 import importlib
@@ -8,11 +8,11 @@ from typing import Any
 
 from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 
-MISSING = object()  # in place of a section that is not there
+MISSING = object()  # stands for a section that is not there
 
-ESSENTIAL = (  # of any program's settings, those that most users set
+ESSENTIAL = (  # the settings that most users set, of every program
     "data.root", "data.source", "data.num_points", "model.name", "model.img_size", "objective.method",
     "objective.mask_ratio", "training.epochs", "training.batch_size", "training.base_lr", "training.lr",
     "training.precision", "training.accumulation_steps", "training.workers", "training.device", "training.seed",
@@ -24,8 +24,8 @@ ESSENTIAL = (  # of any program's settings, those that most users set
 class Command:
     """One command of a program.
 
-    ``config``, ``run``, ``defaults`` and ``settled`` may be given as ``"module:attribute"``, imported when the
-    command is used, so that a program lists its commands without importing what they need.
+    ``config``, ``run``, ``defaults`` and ``pinned`` may be strings ``"module:attribute"``, which are imported when the
+    command is used: a program then lists its commands without importing what they need.
 
     Attributes:
         name: As typed, such as ``pretrain``.
@@ -34,13 +34,13 @@ class Command:
             (``--training.epochs``). A configuration and its sections may have ``validate()``, which is called
             before the command runs.
         run: What to do with an instance of ``config``.
-        defaults: From the settings named on the command line or in recipes (dotted name to text) to other
-            defaults, by dotted name, such as those that a run named by ``--init`` was made with; recipes and the
-            command line override them.
+        defaults: Maps the settings of the command line and the recipes (dotted name to text) to other defaults, by
+            dotted name, such as the settings of the run named by ``--init``; recipes and the command line override
+            them.
         essential: The settings that ``--help`` shows, besides those outside of any section; ``--help-all`` shows
-            every one.
-        settled: Likewise, settings that override those of recipes, such as what the weights that ``--init`` names
-            are tied to; only the command line overrides them.
+            all of them.
+        pinned: Maps them likewise to settings that override the recipes, such as those inherited from the weights
+            that ``--init`` names; only the command line overrides these.
         positional: The setting whose value may come first, without its name, such as a file.
     """
 
@@ -50,65 +50,69 @@ class Command:
     run: Callable[[Any], None] | str
     defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     essential: Sequence[str] = ESSENTIAL
-    settled: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
+    pinned: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
     positional: str | None = None
 
     @property
     def config_class(self) -> type:
         """The configuration's class, imported if need be."""
-        config = imported(self.config)
+        config = import_target(self.config)
         return config if isinstance(config, type) else config()
 
     def execute(self, config: Any) -> None:
         """Run the command."""
-        imported(self.run)(config)
+        import_target(self.run)(config)
 
-    def other_defaults(self, given: dict[str, str]) -> dict[str, Any]:
-        """Defaults that depend on what is given, by dotted name."""
-        return {} if self.defaults is None else imported(self.defaults)(given)
+    def other_defaults(self, explicit: dict[str, str]) -> dict[str, Any]:
+        """Defaults that depend on the explicit settings, by dotted name."""
+        return {} if self.defaults is None else import_target(self.defaults)(explicit)
 
-    def settled_values(self, given: dict[str, str]) -> dict[str, Any]:
+    def pinned_settings(self, explicit: dict[str, str]) -> dict[str, Any]:
         """Settings that recipes do not change, by dotted name."""
-        return {} if self.settled is None else imported(self.settled)(given)
+        return {} if self.pinned is None else import_target(self.pinned)(explicit)
 
 
-def imported(target: Any) -> Any:
-    """What ``"module:attribute"`` names; anything but a text as it is."""
+def import_target(target: Any) -> Any:
+    """Import what ``"module:attribute"`` names; return anything but a string as it is."""
     if not isinstance(target, str):
         return target
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def section_of_run(given: Mapping[str, str], section: str) -> dict[str, Any]:
-    """The settings in a section of the run that ``--init`` names (or that its weights file lies in).
+def section_of_run(explicit: Mapping[str, str], section: str) -> dict[str, Any]:
+    """One section of the settings of the run named by ``--init``, or of the run that its weights file lies in.
 
     Empty without ``--init``, where that run left no configuration, and where its section is empty.
 
+    Args:
+        explicit: The settings of the command line and the recipes, by dotted name.
+        section: Its name.
+
     Raises:
-        UserError: its configuration is no mapping of sections, or lacks this one.
+        UserError: the run's configuration is no mapping of sections, or lacks this one.
     """
-    if "init" not in given:
+    if "init" not in explicit:
         return {}
-    path = expanded(given["init"])
+    path = expand_user(explicit["init"])
     config = (path if path.is_dir() else path.parent) / "config.yaml"
     if not config.is_file():
         return {}
     values = read_yaml(config)
-    found = values.get(section, MISSING) if isinstance(values, dict) else MISSING
-    if found is not None and not isinstance(found, dict):
-        holds = "lacks the section" if found is MISSING else "has no settings in its section"
+    settings = values.get(section, MISSING) if isinstance(values, dict) else MISSING
+    if settings is not None and not isinstance(settings, dict):
+        fault = "lacks the section" if settings is MISSING else "has no settings in its section"
         raise UserError(
-            f"{config} {holds} {section}, so the settings of that run are not known; copy the file from the run again"
+            f"{config} {fault} {section}, so the settings of that run are not known; copy the file from the run again"
         )
-    return dict(found or {})
+    return dict(settings or {})
 
 
 def as_defaults(section: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a section by dotted name, as :attr:`Command.defaults` gives them; what ``kind`` lacks is left out."""
-    known = {entry.name for entry in dataclasses.fields(kind)}
+    """A section's settings by dotted name, as :attr:`Command.defaults` returns them; only those that ``kind`` has."""
+    field_names = {entry.name for entry in dataclasses.fields(kind)}
     return {
         f"{section}.{key}": tuple(value) if isinstance(value, list) else value
         for key, value in values.items()
-        if key in known
+        if key in field_names
     }

@@ -44,7 +44,7 @@ def describe_costs(domain: Domain, config: Any) -> str:
         UserError: an unknown model, or settings that do not fit together.
     """
     models, sample = domain.models, domain.example(config)
-    forms = {
+    variants = {
         f"classifier of {domain.outputs}": costs_of(
             partial(models.create_classifier, config, domain.outputs), sample, classify=True
         ),
@@ -54,15 +54,15 @@ def describe_costs(domain: Domain, config: Any) -> str:
         f"{config.name}, one {domain.sample} of {' x '.join(map(str, sample.shape[1:]))}",
         f"{'':34}{'parameters':>13}{'multiply-adds':>16}{'tokens':>9}",
     ]
-    for form, costs in forms.items():
+    for variant, costs in variants.items():
         total = giga(costs.multiply_adds.total())
-        lines.append(f"  {form:32}{costs.parameters:>13,}{total:>16}{costs.tokens:>9}")
+        lines.append(f"  {variant:32}{costs.parameters:>13,}{total:>16}{costs.tokens:>9}")
         lines += [f"    {kind:43}{giga(count):>16}" for kind, count in costs.multiply_adds.most_common()]
     return "\n".join([*lines, *CONVENTION])
 
 
 def costs_of(create: Callable[[], Any], sample: Tensor, *, classify: bool) -> Costs:
-    """Count what a model costs; its parameters are zeros, which take no time to draw.
+    """Count what a model costs; its parameters are zeros, since random ones would take time to draw.
 
     Args:
         create: Makes a classifier or an encoder that tokenizes.

@@ -1,4 +1,4 @@
-"""What is installed, and what it can do here."""
+"""What is installed, and what this machine can do with it."""
 
 import torch
 
@@ -12,7 +12,7 @@ from map_core.runs.summary import device_name, versions
 
 
 def describe_environment() -> str:
-    """Versions, devices, and the implementations of each op with the reason of each refusal."""
+    """Versions, devices, and the implementations of each op, with the reason why one is unavailable."""
     lines = ["versions", *(f"  {name:14} {version}" for name, version in versions().items())]
     lines += ["devices", f"  {device_name(torch.device('cpu'))}", f"  {'bf16 on it':14} {describe_bf16()}"]
     lines += [f"  cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""The command ``export``: a trained model as a program that needs nothing of this package."""
+"""The command ``export``: a trained model as a program that does not need this package."""
 
 from dataclasses import asdict
 from functools import cache
@@ -6,7 +6,7 @@ from typing import Any
 
 from map_core.commands.convert import changes_of
 from map_core.commands.options import Option, config_class
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.runs.files import require_file
 from map_core.runs.notes import tell
 from map_core.tasks.domain import Domain
@@ -26,19 +26,20 @@ def export_config(domain: Domain) -> type:
         ),
         any_size=Option(bool, f"Leave {' and '.join(domain.size_axes.values())} free, too.", domain.any_size),
         model=Option(
-            changes_of(domain), "What is to differ from the run's model, such as the size of its inputs."
+            changes_of(domain),
+            "Settings that are to differ from the run's model, such as the size of its inputs.",
         ),
         out=Option(str | None, "File to write; model.onnx or model.pt2 when not given.", None),
     )
 
 
 def export(domain: Domain, config: Any) -> None:
-    """Write the program and say how near its results are to the model's.
+    """Write the program and report how close its results are to the model's.
 
     Raises:
         UserError: see :func:`~map_core.tasks.export.export_run`.
     """
-    out = expanded(config.out or f"model{ENDING[config.format]}")
+    out = expand_user(config.out or f"model{ENDING[config.format]}")
     require_file(out)
     difference = export_run(
         domain,

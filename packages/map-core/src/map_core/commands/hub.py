@@ -8,12 +8,12 @@ from map_core.tasks.hub import push_to_hub
 
 @dataclass
 class PushConfig:
-    """Upload of a folder that the command card wrote, and of nothing else in it.
+    """Upload of the files that the command card wrote into a folder, and of no others in it.
 
     Args:
         folder: The folder.
-        repo: Repository on the Hub, USER/NAME, made if it is not there.
-        private: A repository that is made is seen by its owners alone.
+        repo: Repository on the Hub, USER/NAME, created if it does not exist.
+        private: Only its owners see a repository that is created.
         revision: Branch; the main one when not given.
         message: Of the commit.
     """
@@ -26,8 +26,8 @@ class PushConfig:
 
 
 def push(config: PushConfig) -> None:
-    """Upload the folder and say where it is; the token is that of HF_TOKEN or of ``hf auth login``."""
-    where = push_to_hub(
+    """Upload the folder and print its address; the token is that of HF_TOKEN or of ``hf auth login``."""
+    url = push_to_hub(
         config.folder, config.repo, private=config.private, revision=config.revision, message=config.message
     )
-    tell(f"-> {where}")
+    tell(f"-> {url}")

@@ -1,4 +1,4 @@
-"""The one sentence that each mistake on a command line or in a recipe gives."""
+"""The one-sentence messages on mistakes in a command line or a recipe."""
 
 import typing
 from collections.abc import Iterable, Sequence
@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from map_core.commands.command import Command
 from map_core.commands.recipes import Layer
-from map_core.commands.values import MismatchError, alternatives, shown
+from map_core.commands.values import MismatchError, alternatives, short_repr
 from map_core.errors import near_matches
 
 
 def wrong_command_hint(source: str, command: Command, commands: Sequence[Command]) -> str:
-    """Say which command a recipe is for, going by the first word of its name, if it is another one."""
+    """Name the command that a recipe is for, by the first word of its name, if that is another one."""
     word = Path(source).stem.split("_")[0]
     for other in commands:
         if other.name.split("-")[0] == word and other.name != command.name:
@@ -21,26 +21,26 @@ def wrong_command_hint(source: str, command: Command, commands: Sequence[Command
 
 
 def misfit(place: str, value: Any, error: MismatchError, kind: Any) -> str:
-    """Say what a setting must be, and which of its choices the value is like."""
-    message = f"{place} must be {error}; got {'null' if value is None else shown(value)}"
+    """Say what a setting must be, and which of its choices the value resembles."""
+    message = f"{place} must be {error}; got {'null' if value is None else short_repr(value)}"
     choices = [
         str(choice)
-        for one in alternatives(kind)
-        if typing.get_origin(one) is Literal
-        for choice in typing.get_args(one)
+        for alternative in alternatives(kind)
+        if typing.get_origin(alternative) is Literal
+        for choice in typing.get_args(alternative)
     ]
-    like = near_matches(str(value), choices) if choices else ""
-    return f"{message}; {like}" if like.startswith("did you mean") else message
+    hint = near_matches(str(value), choices) if choices else ""
+    return f"{message}; {hint}" if hint.startswith("did you mean") else message
 
 
-def unknown_key(name: str, source: str, known: Iterable[str]) -> str:
-    """Say which keys of its section a key is like."""
+def unknown_key(name: str, source: str, setting_names: Iterable[str]) -> str:
+    """Say which keys of its section an unknown key resembles."""
     section, _, key = name.rpartition(".")
-    beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
-    return f"unknown key {name} in {source}; {near_matches(key, beside)}"
+    siblings = [other.rpartition(".")[2] for other in setting_names if other.rpartition(".")[0] == section]
+    return f"unknown key {name} in {source}; {near_matches(key, siblings)}"
 
 
 def no_mapping(layer: Layer, prefix: str) -> str:
     """Say that a recipe or a section of it must be a mapping."""
     place = f"section {prefix[:-1]} of {layer.source}" if prefix else layer.source
-    return f"{place} must be a mapping of keys to values; got {shown(layer.values)}"
+    return f"{place} must be a mapping of keys to values; got {short_repr(layer.values)}"

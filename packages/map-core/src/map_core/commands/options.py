@@ -14,9 +14,9 @@ class Option:
     Attributes:
         kind: Its type.
         help: One sentence.
-        default: Its value where none is given; REQUIRED where it must be (sections have their own defaults).
-        forms: Of a section that comes in several forms, each by the value of its setting ``method``; ``kind`` is the
-            default's.
+        default: Its default value, or REQUIRED where there is none (sections have their own defaults).
+        forms: The forms of a section that comes in several, by the value of its setting ``method``; ``kind`` is the
+            default form.
     """
 
     kind: Any
@@ -42,5 +42,5 @@ def config_class(name: str, summary: str, **options: Option) -> type:
             fields.append((key, option.kind))
         else:
             fields.append((key, option.kind, field(default=option.default)))
-    explained = "\n".join(f"    {key}: {option.help}" for key, option in options.items())
-    return make_dataclass(name, fields, namespace={"__doc__": f"{summary}\n\nArgs:\n{explained}\n"})
+    docs = "\n".join(f"    {key}: {option.help}" for key, option in options.items())
+    return make_dataclass(name, fields, namespace={"__doc__": f"{summary}\n\nArgs:\n{docs}\n"})

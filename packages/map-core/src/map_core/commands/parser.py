@@ -1,6 +1,6 @@
 """From a command's arguments to its configuration: defaults, then recipes in order, then the command line.
 
-Between recipes and command line stand the settings that the weights named by ``--init`` are tied to.
+Between the recipes and the command line come the settings inherited from the weights that ``--init`` names.
 """
 
 import contextlib
@@ -18,28 +18,28 @@ from map_core.commands.forms import choose_forms, forms_of, settings_of_all_form
 from map_core.commands.help import help_text
 from map_core.commands.messages import misfit, no_mapping, unknown_key, wrong_command_hint
 from map_core.commands.plain_yaml import read_document, read_texts
-from map_core.commands.recipes import Layer, nested, recipe_layers
+from map_core.commands.recipes import Layer, nest_dotted_keys, recipe_layers
 from map_core.commands.settings import (
     REQUIRED,
     Setting,
+    collect_settings,
     fill,
     flatten,
     instantiate,
     merge,
     nest,
-    settings,
-    to_plain,
+    yaml_values,
 )
-from map_core.commands.values import MismatchError, convert, convert_arguments, shown, to_text
+from map_core.commands.values import MismatchError, convert, convert_arguments, short_repr, to_text
 from map_core.errors import UserError
-from map_core.paths import expanded, is_file
+from map_core.paths import expand_user, is_file
 
 Config = TypeVar("Config")
 log = logging.getLogger(__name__)
 
 
 def load_recipe(package: str, name: str, config_class: type[Config], overrides: Sequence[str] = ()) -> Config:
-    """Resolve a packaged recipe (or a file) as a command would; ``out`` need not be given.
+    """Resolve a packaged recipe (or a file) as a command would; ``out`` may be left out.
 
     Args:
         package: The package that holds the recipes.
@@ -61,12 +61,12 @@ def load_recipe(package: str, name: str, config_class: type[Config], overrides: 
 def parse(
     program: str, command: Command, commands: Sequence[Command], recipes: str, arguments: Sequence[str]
 ) -> Any:
-    """Turn a command's arguments into an instance of its configuration, whose ranges are not checked yet.
+    """Turn a command's arguments into an instance of its configuration, without checking ranges yet.
 
     Args:
         program: As the usage line shows it.
-        command: What is to run.
-        commands: All of the program, to recognise another one's recipe.
+        command: The command to run.
+        commands: All commands of the program, to recognise a recipe of another one.
         recipes: The package that holds the recipes.
         arguments: What follows the command's name.
 
@@ -74,56 +74,61 @@ def parse(
         UserError: an unknown recipe, option or key, a missing setting, or a value of the wrong type.
         SystemExit: the arguments asked for help or for the resolved configuration, which is printed.
     """
-    known_names = settings_of_all_forms(command.config_class)
-    asked = sort_arguments(with_names(arguments, command.positional), known_names)
-    return resolve(program, command, commands, recipes, asked)
+    settings = settings_of_all_forms(command.config_class)
+    sorted_arguments = sort_arguments(name_positional(arguments, command.positional), settings)
+    return resolve(program, command, commands, recipes, sorted_arguments)
 
 
 def resolve(
-    program: str, command: Command, commands: Sequence[Command], recipes: str, asked: Arguments
+    program: str, command: Command, commands: Sequence[Command], recipes: str, arguments: Arguments
 ) -> Any:
-    """Make a command's configuration of what is asked for, on a command line or in Python; see :func:`parse`."""
-    layers = [layer for name in asked.recipes for layer in recipe_layers(recipes, name)]
-    above = command_line(asked, forms_of(command.config_class))
-    config_class, layers = choose_forms(command.config_class, layers, above)
-    known = settings(config_class)
+    """Make a command's configuration from the arguments of a command line or a Python call; see :func:`parse`."""
+    layers = [layer for name in arguments.recipes for layer in recipe_layers(recipes, name)]
+    top_layer = command_line_layer(arguments, forms_of(command.config_class))
+    config_class, layers = choose_forms(command.config_class, layers, top_layer)
+    settings = collect_settings(config_class)
 
+    # recipes in order
     tree: dict[str, Any] = {}
     for layer in layers:
         hint = wrong_command_hint(layer.source, command, commands)
-        tree = merge(tree, convert_layer(layer, known, hint))
-    named = named_texts(layers) | {name: values[0] for name, values in asked.settings}
-    given = {name: to_text(value) for name, value in named.items() if isinstance(value, str)}
-    settled = convert_defaults(command.settled_values(given), known)
-    tell_what_gives_way(tree, settled)
-    tree = merge(tree, settled)
-    for name, values in asked.settings:
-        tree = merge(tree, convert_option(known[name], values, known))
+        tree = merge(tree, convert_layer(layer, settings, hint))
 
-    filled = fill(config_class, merge(convert_defaults(command.other_defaults(given), known), tree))
-    if asked.request is not None:
-        show_and_exit(asked.request, program, command, known, filled)
-    if missing := [f"--{name}" for name, value in flatten(filled).items() if value is REQUIRED]:
+    # over them the settings inherited from the weights of --init, then the command line
+    texts = recipe_texts(layers) | {name: values[0] for name, values in arguments.settings}
+    explicit = {name: to_text(value) for name, value in texts.items() if isinstance(value, str)}
+    pinned = convert_defaults(command.pinned_settings(explicit), settings)
+    warn_of_overridden_recipes(tree, pinned)
+    tree = merge(tree, pinned)
+    for name, values in arguments.settings:
+        tree = merge(tree, convert_option(settings[name], values, settings))
+
+    # below all of these the defaults
+    defaults = convert_defaults(command.other_defaults(explicit), settings)
+    config_values = fill(config_class, merge(defaults, tree))
+    if arguments.request is not None:
+        show_and_exit(arguments.request, program, command, settings, config_values)
+    if missing := [f"--{name}" for name, value in flatten(config_values).items() if value is REQUIRED]:
         raise UserError(f"missing {', '.join(missing)}; add {missing[0]} VALUE")
-    return instantiate(config_class, filled)
+    return instantiate(config_class, config_values)
 
 
-def with_names(arguments: Sequence[str], positional: str | None) -> Sequence[str]:
-    """Put the name before a first argument that is given without."""
+def name_positional(arguments: Sequence[str], positional: str | None) -> Sequence[str]:
+    """Put its name before a first argument that comes without one."""
     if positional is None or not arguments or arguments[0].startswith("-"):
         return arguments
     return [f"--{positional}", *arguments]
 
 
 def convert_layer(
-    layer: Layer, known: Mapping[str, Setting], hint: str = "", prefix: str = ""
+    layer: Layer, settings: Mapping[str, Setting], hint: str = "", prefix: str = ""
 ) -> dict[str, Any]:
-    """Convert the nested values of a recipe; an empty section says nothing.
+    """Convert the nested values of a recipe; an empty section sets nothing.
 
     Args:
         layer: Its source and values, or those of one of its sections.
-        known: All settings.
-        hint: What to add to a message.
+        settings: All settings.
+        hint: Appended to error messages.
         prefix: Of the section, such as ``training.``.
 
     Raises:
@@ -133,23 +138,23 @@ def convert_layer(
         return {}
     if not isinstance(layer.values, dict):
         raise UserError(no_mapping(layer, prefix) + hint)
-    converted = {}
+    values = {}
     for key, value in layer.values.items():
         name = f"{prefix}{key}"
-        if name not in known:
-            raise UserError(unknown_key(name, layer.source, known) + hint)
-        if known[name].is_section:
-            converted[key] = convert_layer(Layer(layer.source, value), known, hint, f"{name}.")
+        if name not in settings:
+            raise UserError(unknown_key(name, layer.source, settings) + hint)
+        if settings[name].is_section:
+            values[key] = convert_layer(Layer(layer.source, value), settings, hint, f"{name}.")
             continue
         try:
-            converted[key] = convert(value, known[name].kind)
+            values[key] = convert(value, settings[name].kind)
         except MismatchError as error:
-            raise UserError(misfit(f"{name} in {layer.source}", value, error, known[name].kind)) from error
-    return converted
+            raise UserError(misfit(f"{name} in {layer.source}", value, error, settings[name].kind)) from error
+    return values
 
 
-def convert_option(setting: Setting, values: list[Any], known: Mapping[str, Setting]) -> dict[str, Any]:
-    """Convert what the command line says of a setting; a whole section is a file or a mapping, ``{epochs: 3}``.
+def convert_option(setting: Setting, values: list[Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """Convert a setting of the command line; a whole section is a file or a mapping, ``{epochs: 3}``.
 
     Raises:
         UserError: a value of the wrong type.
@@ -157,7 +162,7 @@ def convert_option(setting: Setting, values: list[Any], known: Mapping[str, Sett
     place = f"--{setting.name}"
     if setting.is_section:
         return nest(
-            setting.name, convert_layer(read_section(place, values[0]), known, "", f"{setting.name}.")
+            setting.name, convert_layer(read_section(place, values[0]), settings, "", f"{setting.name}.")
         )
     try:
         return nest(setting.name, convert_arguments(values, setting.kind))
@@ -166,10 +171,10 @@ def convert_option(setting: Setting, values: list[Any], known: Mapping[str, Sett
         raise UserError(misfit(place, value, error, setting.kind)) from error
 
 
-def command_line(asked: Arguments, sections: Collection[str]) -> Layer:
-    """What the command line says of some sections, not converted yet; messages show its settings with dashes."""
+def command_line_layer(arguments: Arguments, sections: Collection[str]) -> Layer:
+    """The command line's settings in some sections, not converted yet; messages show them with dashes."""
     tree: dict[str, Any] = {}
-    for name, values in asked.settings:
+    for name, values in arguments.settings:
         if name in sections:
             tree = merge(tree, {name: read_section(f"--{name}", values[0]).values})
         elif name.partition(".")[0] in sections:
@@ -178,48 +183,50 @@ def command_line(asked: Arguments, sections: Collection[str]) -> Layer:
 
 
 def read_section(place: str, text: str) -> Layer:
-    """Read a section that the command line gives as a whole.
+    """Read a whole section from the command line.
 
     Raises:
         UserError: it is neither a file nor a mapping.
     """
-    file = expanded(text)
+    file = expand_user(text)
     if is_file(file):
-        return Layer(text, nested(read_texts(file), text))
+        return Layer(text, nest_dotted_keys(read_texts(file), text))
     with contextlib.suppress(yaml.YAMLError):
         if isinstance(values := read_document(text), dict):
-            return Layer(place, nested(values, place))
-    raise UserError(f"{place} must be a YAML file or a mapping such as {{key: value}}; got {shown(text)}")
+            return Layer(place, nest_dotted_keys(values, place))
+    raise UserError(
+        f"{place} must be a YAML file or a mapping such as {{key: value}}; got {short_repr(text)}"
+    )
 
 
-def convert_defaults(values: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str, Any]:
+def convert_defaults(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Convert a command's other defaults, by dotted name."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         try:
-            tree = merge(tree, nest(name, convert(value, known[name].kind)))
+            tree = merge(tree, nest(name, convert(value, settings[name].kind)))
         except MismatchError as error:
             place = f"{name} of what --init names"
-            raise UserError(misfit(place, value, error, known[name].kind)) from error
+            raise UserError(misfit(place, value, error, settings[name].kind)) from error
     return tree
 
 
-def tell_what_gives_way(recipes: dict[str, Any], settled: dict[str, Any]) -> None:
-    """Warn of settings of recipes that those of ``--init`` replace."""
-    said = flatten(recipes)
-    for name, value in flatten(settled).items():
-        if name in said and said[name] != value:
-            theirs = "the default" if value is None else shown(value)
+def warn_of_overridden_recipes(recipes: dict[str, Any], pinned: dict[str, Any]) -> None:
+    """Warn of settings of recipes that those of ``--init`` override."""
+    recipe_values = flatten(recipes)
+    for name, value in flatten(pinned).items():
+        if name in recipe_values and recipe_values[name] != value:
+            weights_value = "the default" if value is None else short_repr(value)
             log.warning(
                 "%s: %s of the weights that --init names goes before %s of the recipe",
                 name,
-                theirs,
-                shown(said[name]),
+                weights_value,
+                short_repr(recipe_values[name]),
             )
 
 
-def named_texts(layers: Sequence[Layer]) -> dict[str, str]:
-    """What recipes say as text, by dotted name."""
+def recipe_texts(layers: Sequence[Layer]) -> dict[str, str]:
+    """The text values of recipes, by dotted name."""
     tree: dict[str, Any] = {}
     for layer in layers:
         tree = merge(tree, layer.values or {})
@@ -227,11 +234,16 @@ def named_texts(layers: Sequence[Layer]) -> dict[str, str]:
 
 
 def show_and_exit(
-    request: str, program: str, command: Command, known: Mapping[str, Setting], filled: dict[str, Any]
+    request: str,
+    program: str,
+    command: Command,
+    settings: Mapping[str, Setting],
+    config_values: dict[str, Any],
 ) -> None:
     """Print help or the resolved configuration, and end."""
     if request == "--print_config":
-        print(yaml.safe_dump(to_plain(filled), sort_keys=False), end="")
+        print(yaml.safe_dump(yaml_values(config_values), sort_keys=False), end="")
     else:
-        print(help_text(program, command, known, flatten(filled), everything=request not in HELP))
+        everything = request not in HELP
+        print(help_text(program, command, settings, flatten(config_values), everything=everything))
     raise SystemExit(0)

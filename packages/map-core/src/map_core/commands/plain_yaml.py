@@ -1,7 +1,7 @@
 """YAML of plain values, read with bounded work.
 
-Settings are read as texts: what one means is for the type of its setting to say, since a folder called 2012, no or
-1e3 is a folder.
+Settings are read as texts: the type of a setting decides what its text means, since a folder called 2012, no or 1e3
+is a folder.
 """
 
 from functools import lru_cache
@@ -14,17 +14,17 @@ from map_core.errors import UserError, in_one_line
 from map_core.reading import read_small
 
 LARGEST_FILE = 1 << 20  # bytes
-MOST_VALUES = 100_000  # aliases count as often as they are used
+MOST_VALUES = 100_000  # an alias counts each time it is used
 DEEPEST = 50
 STANDARD = "tag:yaml.org,2002:"
 MERGE = STANDARD + "merge"
 
 
 class PlainReader:
-    """Turns the nodes of a document into None, lists, mappings, and texts or what YAML makes of them.
+    """Turns the nodes of a document into None, lists, mappings, and texts or the values that YAML makes of them.
 
     Args:
-        typed: Make numbers, truth values and dates of scalars that look like it.
+        typed: Convert scalars that look like numbers, truth values or dates to these.
     """
 
     def __init__(self, *, typed: bool) -> None:
@@ -35,7 +35,7 @@ class PlainReader:
         """Return a node's value.
 
         Raises:
-            yaml.YAMLError: it asks for more than plain values, or for too many.
+            yaml.YAMLError: it has more than plain values, or too many of them.
         """
         self.values += 1
         if self.values > MOST_VALUES or depth > DEEPEST:
@@ -51,7 +51,7 @@ class PlainReader:
         return self.read_mapping(node, depth)
 
     def read_scalar(self, node: yaml.ScalarNode) -> Any:
-        """Return what is no list and no mapping."""
+        """Return a value that is neither a list nor a mapping."""
         if self.constructor is None:
             return None if node.tag == STANDARD + "null" else node.value
         try:
@@ -60,7 +60,7 @@ class PlainReader:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {error}") from error
 
     def read_mapping(self, node: yaml.Node, depth: int) -> dict[Any, Any]:
-        """Return a mapping; ``<<`` takes over what the mapping itself does not name."""
+        """Return a mapping; ``<<`` takes over the keys that the mapping itself does not have."""
         values: dict[Any, Any] = {}
         inherited: dict[Any, Any] = {}
         for key, value in node.value:
@@ -73,8 +73,8 @@ class PlainReader:
                 continue
             name = self.read_scalar(key) if isinstance(key, yaml.ScalarNode) else None
             if name is None or name in values:
-                what = "is no name" if name is None else f"names {name} again"
-                raise yaml.YAMLError(f"the key in line {key.start_mark.line + 1} {what}")
+                fault = "is no name" if name is None else f"names {name} again"
+                raise yaml.YAMLError(f"the key in line {key.start_mark.line + 1} {fault}")
             values[name] = self.read(value, depth + 1)
         return inherited | values
 
@@ -87,7 +87,7 @@ def read_document(text: str, *, typed: bool = False) -> Any:
         typed: As for :class:`PlainReader`.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or asks for more than plain values, or for too many.
+        yaml.YAMLError: it is no YAML, or has more than plain values, or too many of them.
     """
     try:
         return PlainReader(typed=typed).read(nodes_of(text))
@@ -97,7 +97,7 @@ def read_document(text: str, *, typed: bool = False) -> Any:
 
 @lru_cache(maxsize=128)
 def nodes_of(text: str) -> yaml.Node | None:
-    """The nodes of a document, which nobody changes: recipes build on the same few files, and a file takes 3 ms."""
+    """The nodes of a document, which no caller changes: recipes build on the same few files, and each takes 3 ms."""
     return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
@@ -105,7 +105,7 @@ def read_texts(path: Path) -> Any:
     """Read a file whose scalars stay texts; null is None.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or asks for more than plain values.
+        UserError: it cannot be read, is no YAML, or has more than plain values.
     """
     return read_file(path, typed=False)
 
@@ -114,7 +114,7 @@ def read_yaml(path: Path) -> Any:
     """Read a file whose scalars become numbers, truth values and the like, as in any YAML.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or asks for more than plain values.
+        UserError: it cannot be read, is no YAML, or has more than plain values.
     """
     return read_file(path, typed=True)
 
@@ -127,5 +127,5 @@ def read_file(path: Path, *, typed: bool) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror}; choose another file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is not plain YAML: {in_one_line(str(error), most=600)}; correct the file"
+            f"{path} is not plain YAML: {in_one_line(str(error), limit=600)}; correct the file"
         ) from error

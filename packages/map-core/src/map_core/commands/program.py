@@ -1,4 +1,4 @@
-"""A domain's command line as a program: find the command, run it, say what the user did wrong."""
+"""A domain's command line as a program: find the command, run it, report the user's mistakes."""
 
 import contextlib
 import dataclasses
@@ -17,26 +17,26 @@ from map_core.errors import RunStopped, UserError, near_matches, visible
 
 EXIT_USER_ERROR = UserError.status
 EXIT_INTERRUPTED = 130
-PACKAGES = ("map-core", "torch", "timm")  # whose versions --version prints besides the program's
+REPORTED_PACKAGES = ("map-core", "torch", "timm")  # whose versions --version prints besides the program's
 
 
 def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    It is 0, 2 with one sentence on stderr if the user erred, 3 where training diverged, or 130 or 143 where a signal
-    stopped a run early.
+    It is 0 on success, 2 with one sentence on stderr if the user erred, 3 where training diverged, or 130 or 143
+    where a signal stopped a run early.
 
-    Other errors, and the user's too where MAP_DEBUG is set in the environment, keep their traceback. Where whoever
-    reads the output stops reading, as in ``info | head -1``, the command ends there without a word.
+    Other errors keep their traceback, and so do the user's where MAP_DEBUG is set in the environment. Where the reader
+    of the output goes away, as in ``info | head -1``, the command ends there silently.
 
     Args:
-        program: The program's name, which is its distribution's too.
-        commands: What it can do.
+        program: The program's name, which is also its distribution's.
+        commands: Its commands.
         recipes: The package that holds its recipes (``*.yaml``).
         argv: The arguments; those of the process if None.
     """
     open_missing_output()
-    # warnings of several processes are the same: the first one's are enough
+    # all processes give the same warnings: those of the first are enough
     level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     show_any_text()
@@ -45,12 +45,12 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
 
 
 def run_command(program: str, commands: Sequence[Command], recipes: str, arguments: Sequence[str]) -> int:
-    """Do what ``arguments`` ask for and return the exit status; see :func:`main`."""
+    """Run the command in ``arguments`` and return the exit status; see :func:`main`."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(program, commands, recipes))
         return 0 if arguments else EXIT_USER_ERROR
     if "--version" in arguments[:2]:  # before or after a command
-        print(versions(program))
+        print(version_report(program))
         return 0
     try:
         command = find_command(arguments[0], commands)
@@ -73,7 +73,7 @@ def run_command(program: str, commands: Sequence[Command], recipes: str, argumen
 
 
 def validate(config: Any) -> None:
-    """Call ``validate()`` of a configuration's sections and of itself, where they have it.
+    """Call ``validate()`` of a configuration and its sections, where they have it.
 
     Raises:
         UserError: a value that no run can have.
@@ -87,7 +87,7 @@ def validate(config: Any) -> None:
 
 
 def leave_process_group() -> None:
-    """End what a command of several processes began; torch is not imported for it."""
+    """Leave the process group of a command that ran in several processes; this does not import torch."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         with contextlib.suppress(Exception):  # the error that ended the run is the one to show
@@ -124,10 +124,10 @@ def overview(program: str, commands: Sequence[Command], recipes: str) -> str:
     return "\n".join(lines)
 
 
-def versions(program: str) -> str:
-    """Return what ``program --version`` prints: its version and those of what it stands on."""
+def version_report(program: str) -> str:
+    """Return what ``program --version`` prints: its version and those of the packages it builds on."""
     lines = []
-    for package in (program, *PACKAGES):
+    for package in (program, *REPORTED_PACKAGES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             lines.append(f"{package} {importlib.metadata.version(package)}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Commands as functions: ``map_vision.pretrain("photos", out="runs/p")`` is the command of that name, parsed alike.
+"""Commands as functions: ``map_vision.pretrain("photos", out="runs/p")`` runs the command of that name.
 
-Nothing here imports torch: a package offers these functions without waiting for it.
+Its settings are parsed alike. Nothing here imports torch: a package offers these functions without waiting for it.
 """
 
 import json
@@ -19,22 +19,22 @@ from map_core.commands.parser import resolve
 from map_core.commands.program import find_command, validate
 from map_core.commands.settings import Setting, flatten
 from map_core.errors import UserError, near_matches
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.reading import read_small
 from map_core.tasks.features import score_file
 
-PICTURES = ("reconstructions.png", "curves.png")  # of a run, the one that says most first
+PICTURES = ("reconstructions.png", "curves.png")  # of a run, the most informative first
 AnyPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left; a notebook shows its picture.
+    """The result of a command; a notebook shows its picture.
 
     Attributes:
         out: The run directory, or the file that was written.
-        metrics: Of a run what its summary.json says, of features their score where there is one.
-        picture: Reconstructions, or else curves, of a run; None where there are none.
+        metrics: The summary.json of a run, or the score of features where there is one.
+        picture: The reconstructions of a run, or else its curves; None where there are none.
     """
 
     out: Path
@@ -45,7 +45,7 @@ class Result:
         """A file of the run, such as ``model.safetensors``.
 
         Raises:
-            UserError: it left none of that name.
+            UserError: there is no file of that name.
         """
         files = sorted(path.name for path in self.out.iterdir()) if self.out.is_dir() else []
         if name not in files:
@@ -60,14 +60,14 @@ class Result:
 class Functions:
     """A program's commands as functions.
 
-    Every setting of a command can be given, whatever the function's own arguments: in ``settings``, or as keyword
-    ``**{"training.lr": 1e-4}``, by the name that the command line has for it. Settings override recipes, and those
-    in Python are values: None is null, a list is several.
+    Besides a function's arguments, every setting of its command can be passed: in ``settings``, or as a keyword
+    ``**{"training.lr": 1e-4}``, by its name on the command line. Settings override recipes, and in Python they are
+    values: None is null, a list is several values.
 
     Attributes:
-        commands: Of the program.
+        commands: The program's commands.
         recipes: The package that holds its recipes.
-        files: What ``predict`` and ``features`` call the files that they read, such as "images".
+        files: The option of ``predict`` and ``features`` for the files that they read, such as "images".
     """
 
     commands: Sequence[Command] = field(repr=False)
@@ -93,7 +93,7 @@ class Functions:
         """Pretrain an encoder without labels, as the command ``pretrain`` does.
 
         Args:
-            data: Folder with the data (``data.root``); as recipe or defaults say when None, as all that follows.
+            data: Folder with the data (``data.root``). None leaves it and all arguments below to recipes and defaults.
             model: A registered model's name (``model.name``).
             out: Run directory.
             config: Recipes, by name or as files.
@@ -109,8 +109,8 @@ class Functions:
         Raises:
             UserError: what the command would refuse.
         """
-        named = self._training(data, model, init, resume, epochs, batch_size, lr, device)
-        return self._run("pretrain", config, out, named, {**(settings or {}), **more})
+        arguments = self._training_settings(data, model, init, resume, epochs, batch_size, lr, device)
+        return self._run("pretrain", config, out, arguments, {**(settings or {}), **more})
 
     def finetune(
         self,
@@ -133,13 +133,13 @@ class Functions:
         Args:
             data: Folder with labelled data (``data.root``).
             init: A pretraining run to start from; its model is taken over.
-            model, out, config, resume, epochs, batch_size, lr, device, settings, **more: As of :meth:`pretrain`.
+            model, out, config, resume, epochs, batch_size, lr, device, settings, **more: As in :meth:`pretrain`.
 
         Raises:
             UserError: what the command would refuse.
         """
-        named = self._training(data, model, init, resume, epochs, batch_size, lr, device)
-        return self._run("finetune", config, out, named, {**(settings or {}), **more})
+        arguments = self._training_settings(data, model, init, resume, epochs, batch_size, lr, device)
+        return self._run("finetune", config, out, arguments, {**(settings or {}), **more})
 
     def predict(
         self,
@@ -158,7 +158,7 @@ class Functions:
             run: A finetuning or probing run, or its weights file.
             files: Files and folders.
             out: CSV to write.
-            top: Classes a row.
+            top: Classes per row.
             device: ``cpu``, ``cuda`` or the like (``evaluation.device``).
             settings: All other settings, by dotted name.
             **more: Likewise.
@@ -166,8 +166,8 @@ class Functions:
         Raises:
             UserError: what the command would refuse.
         """
-        named = {"init": run, self.files: files, "top": top, "evaluation.device": device}
-        return self._run("predict", (), out, named, {**(settings or {}), **more})
+        arguments = {"init": run, self.files: files, "top": top, "evaluation.device": device}
+        return self._run("predict", (), out, arguments, {**(settings or {}), **more})
 
     def features(
         self,
@@ -192,10 +192,10 @@ class Functions:
         Raises:
             UserError: what the command would refuse.
         """
-        named = {"init": run, self.files: files, "evaluation.device": device}
-        return self._run("features", (), out, named, {**(settings or {}), **more})
+        arguments = {"init": run, self.files: files, "evaluation.device": device}
+        return self._run("features", (), out, arguments, {**(settings or {}), **more})
 
-    def _training(
+    def _training_settings(
         self,
         data: AnyPath | None,
         model: str | None,
@@ -206,7 +206,7 @@ class Functions:
         lr: float | None,
         device: str | None,
     ) -> dict[str, Any]:
-        """What the commands that train call their common arguments."""
+        """The common arguments of the commands that train, by dotted name."""
         return {
             "data.root": data,
             "model.name": model,
@@ -223,76 +223,81 @@ class Functions:
         name: str,
         config: AnyPath | Sequence[AnyPath],
         out: AnyPath,
-        named: Mapping[str, Any],
+        arguments: Mapping[str, Any],
         settings: Mapping[str, Any],
     ) -> Result:
-        """Run a command and say what it left.
+        """Run a command and return its result.
 
         Args:
             name: Of the command.
             config: Recipes.
             out: Where to write.
-            named: Settings of the function's own arguments; None leaves one alone.
+            arguments: The settings that the function has arguments for; None leaves one as it is.
             settings: All others.
 
         Raises:
             UserError: what the command would refuse, or a setting that it does not have.
         """
         command = find_command(name, self.commands)
-        given = {key: value for key, value in named.items() if value is not None} | {"out": out}
-        others = spelled_out(settings, settings_of_all_forms(command.config_class), f"{name}()")
-        if twice := given.keys() & others.keys():
-            raise UserError(f"{name}() was given {min(twice)} twice; give it once")
+        from_arguments = {key: value for key, value in arguments.items() if value is not None} | {"out": out}
+        others = flatten_sections(settings, settings_of_all_forms(command.config_class), f"{name}()")
+        if duplicates := from_arguments.keys() & others.keys():
+            raise UserError(f"{name}() was given {min(duplicates)} twice; give it once")
         recipes = [config] if isinstance(config, str | os.PathLike) else config
-        asked = Arguments(
+        command_arguments = Arguments(
             recipes=[os.fspath(recipe) for recipe in recipes],
-            settings=[(key, [in_plain_values(value)]) for key, value in {**given, **others}.items()],
+            settings=[(key, [to_python_value(value)]) for key, value in {**from_arguments, **others}.items()],
         )
-        made = resolve(f"{name}()", command, self.commands, self.recipes, asked)
-        validate(made)
-        command.execute(made)
-        left = expanded(out)
-        measured = left / "summary.json"
-        if name == "features" and getattr(made, self.files) is None:
-            measured = score_file(left)
-        return result_in(left, measured)
+        command_config = resolve(f"{name}()", command, self.commands, self.recipes, command_arguments)
+        validate(command_config)
+        command.execute(command_config)
+        path = expand_user(out)
+        metrics_file = path / "summary.json"
+        if name == "features" and getattr(command_config, self.files) is None:
+            metrics_file = score_file(path)
+        return read_result(path, metrics_file)
 
 
-def spelled_out(settings: Mapping[str, Any], known: Mapping[str, Setting], place: str) -> dict[str, Any]:
-    """Settings by dotted name; sections that were given as mappings are taken apart.
+def flatten_sections(
+    settings: Mapping[str, Any], command_settings: Mapping[str, Setting], place: str
+) -> dict[str, Any]:
+    """Settings by dotted name; sections passed as mappings are flattened.
 
     Args:
         settings: By dotted name.
-        known: All that there are.
-        place: What messages call the call.
+        command_settings: All settings of the command.
+        place: The name of the call in messages.
 
     Raises:
-        UserError: one that there is not.
+        UserError: a setting that the command does not have.
     """
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        takes_apart = name in known and known[name].is_section and isinstance(value, Mapping)
-        flat |= flatten(dict(value), f"{name}.") if takes_apart else {name: value}
+        is_tree = (
+            name in command_settings and command_settings[name].is_section and isinstance(value, Mapping)
+        )
+        flat |= flatten(dict(value), f"{name}.") if is_tree else {name: value}
     for name in flat:
-        if name not in known:
-            hint = "recipes are given as config" if f"--{name}" == CONFIG else near_matches(name, known)
+        if name not in command_settings:
+            is_recipe = f"--{name}" == CONFIG
+            hint = "recipes are given as config" if is_recipe else near_matches(name, command_settings)
             raise UserError(f"{place} has no setting {name}; {hint}")
-        if known[name].is_section:
+        if command_settings[name].is_section:
             raise UserError(f"{name} of {place} must be a mapping of settings; got {flat[name]!r}")
     return flat
 
 
-def in_plain_values(value: Any) -> Any:
-    """Paths as texts, numbers of NumPy as Python's; also those in lists."""
+def to_python_value(value: Any) -> Any:
+    """Convert paths to strings and NumPy's numbers to Python's, also in lists."""
     if isinstance(value, list | tuple):
-        return [in_plain_values(entry) for entry in value]
+        return [to_python_value(entry) for entry in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
-def result_in(out: Path, measured: Path) -> Result:
-    """What a command left in a run directory, or as a file, and what it measured, if it did."""
-    metrics = json.loads(read_small(measured)) if measured.is_file() else {}
+def read_result(out: Path, metrics_file: Path) -> Result:
+    """The result of a command that wrote a run directory or a file, with its metrics, if there are any."""
+    metrics = json.loads(read_small(metrics_file)) if metrics_file.is_file() else {}
     pictures = [out / name for name in PICTURES if (out / name).is_file()]
     return Result(out, metrics, pictures[0] if pictures else None)

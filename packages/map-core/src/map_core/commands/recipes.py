@@ -10,17 +10,17 @@ from typing import Any
 
 from map_core.commands.plain_yaml import DEEPEST, read_texts
 from map_core.errors import UserError, near_matches
-from map_core.paths import expanded, is_file
+from map_core.paths import expand_user, is_file
 
-BASE = "base"  # the key that names the recipe to build on
+BASE = "base"  # the key for the recipe to build on
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings of one source; later layers replace what earlier ones say.
+    """Settings of one source; later layers override earlier ones.
 
     Attributes:
-        source: What messages call it.
+        source: Its name in messages.
         values: Nested mappings.
     """
 
@@ -36,12 +36,12 @@ def recipe_names(package: str) -> list[str]:
 
 @contextlib.contextmanager
 def find_recipe(package: str, name: str, *, kind: str = "recipe", option: str = "--config") -> Iterator[Path]:
-    """Give the path of a packaged recipe or of a file; ``kind`` and ``option`` are for the message.
+    """Yield the path of a packaged recipe or of a file; ``kind`` and ``option`` are for the message.
 
     Raises:
         UserError: ``name`` is neither.
     """
-    file = expanded(name)
+    file = expand_user(name)
     if name in recipe_names(package):
         with importlib.resources.as_file(importlib.resources.files(package) / f"{name}.yaml") as path:
             yield path
@@ -56,7 +56,7 @@ def find_recipe(package: str, name: str, *, kind: str = "recipe", option: str = 
 
 
 def recipe_layers(package: str, name: str) -> list[Layer]:
-    """Read a recipe and what it builds on, the last base first.
+    """Read a recipe and the recipes that it builds on, the lowest base first.
 
     Args:
         package: The package that holds the recipes.
@@ -67,45 +67,47 @@ def recipe_layers(package: str, name: str) -> list[Layer]:
     """
     layers: list[Layer] = []
     chain: list[str] = []
-    following: str | None = name
-    while following is not None:
-        if following in chain:
+    current: str | None = name
+    while current is not None:
+        if current in chain:
             raise UserError(
-                f"recipe {following} builds on itself: {' -> '.join([*chain, following])}; remove one {BASE}"
+                f"recipe {current} builds on itself: {' -> '.join([*chain, current])}; remove one {BASE}"
             )
-        chain.append(following)
-        with find_recipe(package, following) as path:
+        chain.append(current)
+        with find_recipe(package, current) as path:
             values = read_texts(path)
         base = values.pop(BASE, None) if isinstance(values, dict) else None
-        layers.insert(0, Layer(following, nested(values, following)))
-        following = None if base is None else find_base(package, base, following, path)
+        layers.insert(0, Layer(current, nest_dotted_keys(values, current)))
+        current = None if base is None else find_base(package, base, current, path)
     return layers
 
 
-def nested(values: Any, source: str) -> Any:
-    """Put what dotted keys say, such as ``training.epochs``, into its section.
+def nest_dotted_keys(values: Any, source: str) -> Any:
+    """Move the values of dotted keys, such as ``training.epochs``, into their sections.
 
     Raises:
-        UserError: a setting is named twice.
+        UserError: a setting appears twice.
     """
     if not isinstance(values, dict):
         return values
     tree: dict[str, Any] = {}
     for key, value in values.items():
-        inner = nested(value, source)
+        branch = nest_dotted_keys(value, source)
         for part in reversed(key.split(".", DEEPEST)):
-            inner = {part: inner}
-        tree = joined(tree, inner, source)
+            branch = {part: branch}
+        tree = merge_distinct(tree, branch, source)
     return tree
 
 
-def joined(one: dict[str, Any], other: dict[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
-    """Nested values of one source; see :func:`nested`."""
+def merge_distinct(
+    one: dict[str, Any], other: dict[str, Any], source: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Merge nested values of one source that have no setting in common; see :func:`nest_dotted_keys`."""
     tree = dict(one)
     for name, value in other.items():
-        before = tree.get(name)
-        if isinstance(before, dict) and isinstance(value, dict):
-            tree[name] = joined(before, value, source, f"{prefix}{name}.")
+        existing = tree.get(name)
+        if isinstance(existing, dict) and isinstance(value, dict):
+            tree[name] = merge_distinct(existing, value, source, f"{prefix}{name}.")
         elif name in tree:
             raise UserError(f"{source} names {prefix}{name} twice, once by a dotted key; name it once")
         else:
@@ -114,13 +116,13 @@ def joined(one: dict[str, Any], other: dict[str, Any], source: str, prefix: str 
 
 
 def find_base(package: str, base: Any, name: str, path: Path) -> str:
-    """Return what :func:`find_recipe` finds the base of a recipe by.
+    """Return the name or path by which :func:`find_recipe` finds the base of a recipe.
 
     Args:
         package: The package that holds the recipes.
-        base: As the recipe names it: a packaged recipe, or a path relative to the recipe's folder.
-        name: Of the recipe, as messages call it.
-        path: Of the recipe.
+        base: As written in the recipe: a packaged recipe, or a path relative to the recipe's folder.
+        name: The recipe's name in messages.
+        path: The recipe's file.
 
     Raises:
         UserError: there is no such base.
@@ -129,7 +131,7 @@ def find_base(package: str, base: Any, name: str, path: Path) -> str:
         raise UserError(f"{BASE} in {name} must be a recipe's name or a path; got {base!r}")
     if base in recipe_names(package):
         return base
-    file = path.parent / expanded(base)
+    file = path.parent / expand_user(base)
     if not is_file(file):
         raise UserError(
             f"{BASE} {base} in {name} is neither a packaged recipe nor a file in {path.parent}; "

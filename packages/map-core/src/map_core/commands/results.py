@@ -1,4 +1,4 @@
-"""The commands that run a trained model: evaluate, predict, features, reconstruct; written once for every domain."""
+"""The commands that run a trained model (evaluate, predict, features, reconstruct), written once for every domain."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from map_core.errors import UserError, visible
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.ranges import check, refuse_without_effect
 from map_core.runs.files import require_file, require_folder
 from map_core.runs.notes import is_main_process, tell
@@ -35,15 +35,15 @@ from map_core.tasks.weights import read_description
 
 def evaluate(domain: Domain, config: Any) -> None:
     """Evaluate a run, print its measures and write summary.json."""
-    out = expanded(config.out)
+    out = expand_user(config.out)
     require_folder(out)
     config.evaluation.validate()
     refuse_training_run(out)
-    holds = read_description(config.init).get("holds", "")
-    other = domain.evaluators.get(holds)
-    if other and not is_main_process():
-        return  # these work in one process
-    summary = other(config) if other else evaluate_classifier(domain, config, out)
+    model_kind = read_description(config.init).get("holds", "")
+    evaluator = domain.evaluators.get(model_kind)
+    if evaluator and not is_main_process():
+        return  # these evaluators work in one process
+    summary = evaluator(config) if evaluator else evaluate_classifier(domain, config, out)
     if not is_main_process():
         return
     if "protocol" in summary:
@@ -58,10 +58,10 @@ def evaluate(domain: Domain, config: Any) -> None:
 
 
 def evaluate_classifier(domain: Domain, config: Any, out: Path) -> dict[str, Any]:
-    """Accuracies of a classifier, for its summary; empty on other processes than the first."""
+    """Accuracies of a classifier, for its summary; empty on all processes but the first."""
     model, classes = domain.models.classifier(config.init)
     data = domain.open_data(
-        config.data, domain.models.described(config.init), "evaluate", read_description(config.init)
+        config.data, domain.models.read_model_config(config.init), "evaluate", read_description(config.init)
     )
     assert data.evaluation is not None
     refuse_other_classes(data.classes, classes, data=data.description, init=config.init)
@@ -73,7 +73,7 @@ def evaluate_classifier(domain: Domain, config: Any, out: Path) -> dict[str, Any
                 config.evaluation,
                 collate=domain.collate,
                 title="evaluate",
-                gather=parts.of("evaluation"),
+                gather=parts.collector("evaluation"),
             )
         if not is_main_process():
             return {}
@@ -96,12 +96,12 @@ def predict(domain: Domain, config: Any) -> None:
     """Write a CSV with the most probable classes of each file."""
     check("", config, at_least_one=("top",))
     config.evaluation.validate()
-    out = expanded(config.out)
+    out = expand_user(config.out)
     require_file(out)
     model, classes = domain.models.classifier(config.init)
     files = getattr(config, f"{domain.sample}s")
-    described = domain.models.described(config.init)
-    samples = domain.open_files(files, config.data, described, read_description(config.init))
+    model_config = domain.models.read_model_config(config.init)
+    samples = domain.open_files(files, config.data, model_config, read_description(config.init))
     with results_in_parts(out, config) as parts:
         logits, _ = domain.logits(
             model,
@@ -110,11 +110,11 @@ def predict(domain: Domain, config: Any) -> None:
             collate=domain.collate,
             title="predict",
             labelled=False,
-            gather=parts.of("predictions"),
+            gather=parts.collector("predictions"),
         )
         if is_main_process():
-            probabilities = (some.softmax(dim=1).numpy() for some in logits.split(ROWS))
-            with parts.finishing():
+            probabilities = (rows.softmax(dim=1).numpy() for rows in logits.split(ROWS))
+            with parts.writing_result():
                 write_predictions(out, domain.sample, samples.names, classes, probabilities, top=config.top)
 
 
@@ -123,7 +123,7 @@ def features(domain: Domain, config: Any) -> None:
     check("", config, at_least_one=("neighbors",))
     config.evaluation.validate()
     refuse_protocol(config.evaluation)
-    files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
+    files, out = getattr(config, f"{domain.sample}s"), expand_user(config.out)
     if files is not None:
         because = f"--{domain.sample}s, which have no labels to score by"
         refuse_without_effect("", config, "neighbors", because=because)
@@ -138,14 +138,14 @@ def features(domain: Domain, config: Any) -> None:
             raise UserError(
                 f"{out} is where the score of the features goes; give --out another name, such as x.npz"
             )
-    model, described = domain.models.encoder(config.init), domain.models.described(config.init)
+    model, model_config = domain.models.encoder(config.init), domain.models.read_model_config(config.init)
     extract = partial(extract_features, model, config=config.evaluation, collate=domain.collate)
     if files is not None:
-        samples = domain.open_files(files, config.data, described, read_description(config.init))
+        samples = domain.open_files(files, config.data, model_config, read_description(config.init))
         with results_in_parts(out, config) as parts:
-            values, _ = extract(samples=samples, gather=parts.of("features"))
+            values, _ = extract(samples=samples, gather=parts.collector("features"))
             if is_main_process():
-                with parts.finishing():
+                with parts.writing_result():
                     remove_score(out)
                     save_arrays(out, {"features": values, "names": np.array(samples.names)})
                     if config.report:
@@ -154,37 +154,43 @@ def features(domain: Domain, config: Any) -> None:
                         )
                         report(domain, config, out, unlabelled, samples, ())
         return
-    data = domain.open_data(config.data, described, "features", read_description(config.init))
-    measured, opened = {}, {}
+    data = domain.open_data(config.data, model_config, "features", read_description(config.init))
+    split_features, split_samples = {}, {}
     if data.description and is_main_process():
         tell(data.description)
     with results_in_parts(out, config) as parts:
         for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
             if isinstance(samples_or_none, Samples):
                 title = f"features of {split}"
-                values, labels = extract(samples=samples_or_none, title=title, gather=parts.of(split))
-                measured[split] = SplitFeatures(values, labels, samples_or_none.names)
-                opened[split] = samples_or_none
+                values, labels = extract(samples=samples_or_none, title=title, gather=parts.collector(split))
+                split_features[split] = SplitFeatures(values, labels, samples_or_none.names)
+                split_samples[split] = samples_or_none
         if is_main_process():
             facts = describe_run(choose_device(config.evaluation.device))
-            told = {"neighbors": config.neighbors, "evaluated_on": data.evaluated_on, "facts": facts}
-            with parts.finishing():
-                write_features(out, measured, data.classes, **told)
+            with parts.writing_result():
+                write_features(
+                    out,
+                    split_features,
+                    data.classes,
+                    neighbors=config.neighbors,
+                    evaluated_on=data.evaluated_on,
+                    facts=facts,
+                )
                 if config.report:
-                    split = "train" if "train" in measured else "test"
-                    report(domain, config, out, measured[split], opened[split], data.classes)
+                    split = "train" if "train" in split_features else "test"
+                    report(domain, config, out, split_features[split], split_samples[split], data.classes)
 
 
 def refuse_protocol(config: EvaluationConfig) -> None:
-    """Keep features from what a domain's evaluation adds, its protocols of voting: no head is run, each is read once.
+    """Refuse, for features, a domain's voting protocols: no head is run, and each sample is read once.
 
     Raises:
-        UserError: such a setting is other than by default.
+        UserError: a setting that the domain adds differs from its default.
     """
-    known = {field.name for field in fields(EvaluationConfig)}
-    added = [field.name for field in fields(config) if field.name not in known]
+    core_settings = {field.name for field in fields(EvaluationConfig)}
+    domain_settings = [field.name for field in fields(config) if field.name not in core_settings]
     refuse_without_effect(
-        "evaluation", config, *added, because="features, which are read once, without votes"
+        "evaluation", config, *domain_settings, because="features, which are read once, without votes"
     )
 
 
@@ -192,10 +198,10 @@ def report(
     domain: Domain, config: Any, out: Path, split: SplitFeatures, samples: Samples, classes: Sequence[str]
 ) -> None:
     """Write the page of features beside them."""
-    prepared = read_description(config.init)
+    preprocessing = read_description(config.init)
 
     def picture(index: int) -> np.ndarray:
-        return domain.thumbnail(samples, index, prepared)
+        return domain.thumbnail(samples, index, preprocessing)
 
     title = f"Features of {config.init}"
     write_page(page_file(out), title, split, classes, picture, sample=domain.sample)
@@ -204,32 +210,34 @@ def report(
 def reconstruct(domain: Domain, config: Any) -> None:
     """Write a picture of what a pretrained model reconstructs."""
     check("", config, at_least_one=("count",))
-    files, out = getattr(config, f"{domain.sample}s"), expanded(config.out)
+    files, out = getattr(config, f"{domain.sample}s"), expand_user(config.out)
     if files is not None:
         refuse_without_effect("", config, "split", because=f"--{domain.sample}s")
     require_picture(out)
-    trained = load_objective(domain, config.init)
+    pretrained = load_objective(domain, config.init)
     if files is not None:
-        samples = domain.open_files(files, config.data, trained.model, read_description(config.init))
+        samples = domain.open_files(files, config.data, pretrained.model, read_description(config.init))
         data = OpenedData(f"{files}", (), None, None, samples)
     else:
         purpose: Any = "pretrain" if config.split == "train" else "evaluate"
-        data = domain.open_data(config.data, trained.model, purpose, read_description(config.init))
+        data = domain.open_data(config.data, pretrained.model, purpose, read_description(config.init))
         split = data.plain_train if config.split == "train" else data.evaluation
         assert isinstance(split, Samples)
         samples = split
     inputs = inputs_to_draw(samples, config.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
-    domain.draw_picture(trained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed)
+    domain.draw_picture(
+        pretrained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed
+    )
     tell(f"{len(inputs)} {domain.sample}s -> {out}")
 
 
 def refuse_training_run(out: Path) -> None:
-    """Keep an evaluation from replacing what a training run left.
+    """Keep an evaluation from replacing the summary of a training run.
 
     Raises:
-        UserError: ``out`` is the directory of one.
+        UserError: ``out`` is the directory of a training run.
     """
     if (out / "checkpoints").is_dir():
         raise UserError(
@@ -237,20 +245,24 @@ def refuse_training_run(out: Path) -> None:
         )
 
 
-def refuse_other_classes(found: Sequence[str], trained: Sequence[str], *, data: str, init: str) -> None:
+def refuse_other_classes(
+    data_classes: Sequence[str], model_classes: Sequence[str], *, data: str, init: str
+) -> None:
     """Keep a classifier from being evaluated on labels that mean something else.
 
     Args:
-        found: Classes of the data.
-        trained: Classes of the classifier.
-        data: What the data is called.
+        data_classes: Classes of the data.
+        model_classes: Classes of the classifier.
+        data: The data's name in the message.
         init: Where the classifier is from.
 
     Raises:
-        UserError: they differ.
+        UserError: the classes differ.
     """
-    if tuple(found) != tuple(trained):
+    if tuple(data_classes) != tuple(model_classes):
         raise UserError(
-            f"the classes of {data} are not those of {init}: {len(found)} classes {', '.join(found[:4])}, ... "
-            f"against {len(trained)} {', '.join(trained[:4])}, ...; evaluate on data with the same classes"
+            f"the classes of {data} are not those of {init}: "
+            f"{len(data_classes)} classes {', '.join(data_classes[:4])}, ... "
+            f"against {len(model_classes)} {', '.join(model_classes[:4])}, ...; "
+            "evaluate on data with the same classes"
         )

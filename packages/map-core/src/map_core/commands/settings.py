@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REQUIRED = object()  # in place of the value of a setting that must be given
-FORMS = "forms"  # in the metadata of a section that comes in several forms: each by name, the default first
-FORM = "method"  # the setting of such a section that names its form
+REQUIRED = object()  # stands for the value of a setting that the user must set
+FORMS = "forms"  # metadata key of a section that comes in several forms: each by name, the default first
+FORM = "method"  # the setting of such a section that selects its form
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Setting:
     Attributes:
         name: Dotted, such as ``training.epochs``.
         kind: Its type; a dataclass where it is a section.
-        help: What its configuration's docstring says of it.
+        help: The text on it in its configuration's docstring.
     """
 
     name: str
@@ -32,51 +32,51 @@ class Setting:
         return dataclasses.is_dataclass(self.kind)
 
 
-def settings(config_class: type, prefix: str = "") -> dict[str, Setting]:
-    """All settings of a configuration by dotted name, each section before what it holds."""
-    kinds, explained = typing.get_type_hints(config_class), field_docs(config_class)
-    listed = {}
+def collect_settings(config_class: type, prefix: str = "") -> dict[str, Setting]:
+    """All settings of a configuration by dotted name, each section before its settings."""
+    kinds, docs = typing.get_type_hints(config_class), field_docs(config_class)
+    settings = {}
     for entry in dataclasses.fields(config_class):
         name, kind = f"{prefix}{entry.name}", kinds[entry.name]
-        listed[name] = Setting(name, kind, explained.get(entry.name, ""))
+        settings[name] = Setting(name, kind, docs.get(entry.name, ""))
         if dataclasses.is_dataclass(kind):
-            listed |= settings(typing.cast(type, kind), f"{name}.")
-    return listed
+            settings |= collect_settings(typing.cast(type, kind), f"{name}.")
+    return settings
 
 
 def field_docs(config_class: type) -> dict[str, str]:
-    """What the ``Args`` of the docstrings of a dataclass and of its bases say of each field."""
-    explained: dict[str, str] = {}
-    for one in reversed(config_class.__mro__):
-        _, _, args = (one.__doc__ or "").partition("Args:\n")
+    """The text on each field from the ``Args`` in the docstrings of a dataclass and its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(config_class.__mro__):
+        _, _, args = (base.__doc__ or "").partition("Args:\n")
         indent = len(args) - len(args.lstrip(" "))
         section = re.split(r"\n\s*\n", args, maxsplit=1)[0]
         entries = re.split(rf"(?m)^ {{{indent}}}(?=\w)", section)[1:] if indent else []
         for entry in entries:
             names, _, text = entry.partition(":")
-            explained |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return explained
+            docs |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return docs
 
 
 def fill(config_class: type, tree: dict[str, Any], default: Any = None) -> dict[str, Any]:
-    """Complete nested values by the defaults of a configuration; REQUIRED stands where there is none.
+    """Complete nested values with the defaults of a configuration, or with REQUIRED where there is none.
 
     Args:
         config_class: The configuration, or one of its sections.
         tree: Some of its values, converted.
         default: An instance whose values override the class's defaults.
     """
-    kinds, filled = typing.get_type_hints(config_class), {}
+    kinds, values = typing.get_type_hints(config_class), {}
     for entry in dataclasses.fields(config_class):
-        value = getattr(default, entry.name) if default is not None else own_default(entry)
+        value = getattr(default, entry.name) if default is not None else field_default(entry)
         if dataclasses.is_dataclass(kinds[entry.name]):
             section = None if value is REQUIRED else value
             value = fill(typing.cast(type, kinds[entry.name]), tree.get(entry.name, {}), section)
-        filled[entry.name] = tree.get(entry.name, value) if not isinstance(value, dict) else value
-    return filled
+        values[entry.name] = tree.get(entry.name, value) if not isinstance(value, dict) else value
+    return values
 
 
-def own_default(entry: "dataclasses.Field[Any]") -> Any:
+def field_default(entry: "dataclasses.Field[Any]") -> Any:
     """A field's default, or REQUIRED."""
     if entry.default is not dataclasses.MISSING:
         return entry.default
@@ -92,7 +92,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(name: str, value: Any) -> dict[str, Any]:
-    """A dotted name's value as nested values."""
+    """Nested values that hold one value under its dotted name."""
     for part in reversed(name.split(".")):
         value = {part: value}
     return value
@@ -102,26 +102,26 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Nested values of two layers; those of ``above`` win."""
     merged = dict(below)
     for name, value in above.items():
-        under = merged.get(name)
-        merged[name] = merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        lower = merged.get(name)
+        merged[name] = merge(lower, value) if isinstance(lower, dict) and isinstance(value, dict) else value
     return merged
 
 
-def instantiate(config_class: type, filled: dict[str, Any]) -> Any:
-    """Make a configuration of what :func:`fill` completed."""
+def instantiate(config_class: type, values: dict[str, Any]) -> Any:
+    """Make a configuration from the values that :func:`fill` completed."""
     kinds = typing.get_type_hints(config_class)
     return config_class(
         **{
             name: instantiate(kinds[name], value) if dataclasses.is_dataclass(kinds[name]) else value
-            for name, value in filled.items()
+            for name, value in values.items()
         }
     )
 
 
-def to_plain(value: Any) -> Any:
-    """Values as YAML writes them: null for what is missing, lists for tuples, text for paths."""
+def yaml_values(value: Any) -> Any:
+    """Values as YAML writes them: null for REQUIRED, lists for tuples, text for paths."""
     if isinstance(value, dict):
-        return {name: to_plain(entry) for name, entry in value.items()}
+        return {name: yaml_values(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(entry) for entry in value]
+        return [yaml_values(entry) for entry in value]
     return None if value is REQUIRED else str(value) if isinstance(value, Path) else value

@@ -1,4 +1,4 @@
-"""The commands that train, ``info``, and the configurations of every domain's commands, written once."""
+"""The commands that train, ``info``, and the configurations of all standard commands, written once for every domain."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from map_core.commands.costs import describe_costs
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
 from map_core.errors import RunStopped
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.runs.notes import note, tell
 from map_core.runs.run_directory import require_run_directory
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
@@ -27,13 +27,13 @@ from map_core.training.processes import launched_processes
 
 TRAINING = Option(TrainingConfig, "Epochs, batch, learning rate and the like.")
 RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None)
-START = Option(
+INIT = Option(
     str | None, "A pretraining run or weights file to start from; from scratch when not given.", None
 )
 RESULTS = ("summary.json", "model.safetensors", "curves.png", "reconstructions.png")
 MAY_DIFFER = Option(
     list[str] | None,
-    "Settings of the model in which it is meant to differ from that of init although the weights fit, such as order.",
+    "Model settings that are meant to differ from those of init although the weights fit, such as order.",
     None,
 )
 
@@ -53,13 +53,13 @@ class Configs:
 
 @cache
 def configs(domain: Domain) -> Configs:
-    """Make the configurations of a domain's commands; its files are given as ``--images`` or ``--clouds``."""
+    """Make the configurations of a domain's commands; the option for its files is ``--images`` or ``--clouds``."""
     sample, files = domain.sample, f"{domain.sample}s"
     title = files.capitalize()
     model = Option(domain.models.config, "The model.")
     evaluation = Option(domain.evaluation, "Batch size, device and the like.")
     data_of_run = Option(domain.data, f"{title}; what is not given is as in the run.")
-    some_files = f"{title}, as files or folders, without labels; the run's own data when not given."
+    files_help = f"{title}, as files or folders, without labels; the run's own data when not given."
     classifier = Option(str, "A finetuning or probing run, or its weights file.")
     run = Option(str, "A pretraining, finetuning or probing run, or its weights file.")
     return Configs(
@@ -71,9 +71,9 @@ def configs(domain: Domain) -> Configs:
             objective=Option(
                 domain.objective, "What is hidden and how it is reconstructed.", forms=domain.objectives
             ),
-            monitor=Option(MonitorConfig, "What is measured of the encoder between epochs."),
+            monitor=Option(MonitorConfig, "What is measured on the encoder between epochs."),
             training=TRAINING,
-            init=replace(START, help="Start the encoder from this run or weights file."),
+            init=replace(INIT, help="Start the encoder from this run or weights file."),
             init_may_differ=MAY_DIFFER,
             init_decoder=Option(
                 bool, "Start decoder and head from there as well, to go on pretraining.", False
@@ -88,7 +88,7 @@ def configs(domain: Domain) -> Configs:
             model=replace(model, help="The classifier."),
             objective=Option(domain.classification, "Loss, label smoothing and the like."),
             training=TRAINING,
-            init=START,
+            init=INIT,
             init_may_differ=MAY_DIFFER,
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/finetune"),
@@ -108,14 +108,14 @@ def configs(domain: Domain) -> Configs:
             **{files: Option(str | list[str], f"{sample.capitalize()} file or folder, or a list of them.")},
             data=data_of_run,
             evaluation=evaluation,
-            top=Option(int, "Classes a row, most probable first.", 5),
+            top=Option(int, "Classes per row, most probable first.", 5),
             out=Option(str, "CSV to write.", "predictions.csv"),
         ),
         features=config_class(
             "FeaturesConfig",
             f"Pooled features of {files}.",
             init=run,
-            **{files: Option(str | list[str] | None, some_files, None)},
+            **{files: Option(str | list[str] | None, files_help, None)},
             data=data_of_run,
             evaluation=evaluation,
             neighbors=Option(int, "Neighbours of the kNN score, where there are labels and two splits.", 20),
@@ -128,7 +128,7 @@ def configs(domain: Domain) -> Configs:
             "ReconstructConfig",
             "A picture of what a pretrained model reconstructs.",
             init=replace(run, help="Directory of a pretraining run."),
-            **{files: Option(str | list[str] | None, some_files, None)},
+            **{files: Option(str | list[str] | None, files_help, None)},
             data=data_of_run,
             split=Option(Literal["train", "test"], "Which split of the run's data to draw.", "train"),
             count=Option(int, "Rows of the picture.", domain.rows),
@@ -150,29 +150,29 @@ def config_of(domain: Domain, command: str) -> type:
     return getattr(configs(domain), command)
 
 
-def data_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
-    """The data settings of the run that ``--init`` names."""
-    description = read_description(given["init"]) if "init" in given else {}
-    values = domain.data_defaults(section_of_run(given, "data"), description, given)
+def data_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
+    """The data settings of the run named by ``--init``."""
+    description = read_description(explicit["init"]) if "init" in explicit else {}
+    values = domain.data_defaults(section_of_run(explicit, "data"), description, explicit)
     return as_defaults("data", domain.data, values)
 
 
-def model_of_run(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
-    """The model of the run that ``--init`` names, and how its inputs were prepared."""
-    model = domain.models.described(given["init"]) if "init" in given else None
+def model_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
+    """The model of the run named by ``--init``, and the preparation of its inputs."""
+    model = domain.models.read_model_config(explicit["init"]) if "init" in explicit else None
     if model is None:
         return {}
-    prepared = domain.data_defaults({}, read_description(given["init"]), given)
+    preprocessing = domain.data_defaults({}, read_description(explicit["init"]), explicit)
     return as_defaults("model", domain.models.config, vars(model)) | as_defaults(
-        "data", domain.data, prepared
+        "data", domain.data, preprocessing
     )
 
 
-def model_of_weights(domain: Domain, given: dict[str, str]) -> dict[str, Any]:
-    """What the weights that ``--init`` names are tied to: a recipe's model of another kind gives way to theirs."""
-    model = domain.models.described(given["init"]) if "init" in given else None
-    tied = {} if model is None else {key: getattr(model, key) for key in domain.models.tied}
-    return as_defaults("model", domain.models.config, tied)
+def model_of_weights(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
+    """The model settings inherited from the weights that ``--init`` names; they override those of a recipe."""
+    model = domain.models.read_model_config(explicit["init"]) if "init" in explicit else None
+    values = {} if model is None else {key: getattr(model, key) for key in domain.models.inherited_settings}
+    return as_defaults("model", domain.models.config, values)
 
 
 def pretrain(domain: Domain, config: Any) -> None:
@@ -190,30 +190,30 @@ def linear_probe(domain: Domain, config: Any) -> None:
     train_task(partial(LinearProbeTask, domain), config)
 
 
-def train_task(make: Callable[[Any], Task], config: Any) -> None:
-    """Train as a configuration says.
+def train_task(create_task: Callable[[Any], Task], config: Any) -> None:
+    """Train according to a configuration.
 
     Args:
-        make: Opens the data and builds the model of a configuration, once its results are known to have a place.
-        config: Has the sections of ``make``, and ``training``, ``resume`` and ``out``.
+        create_task: Opens the data and builds the model; called once it is clear that results can be written.
+        config: Has the sections that ``create_task`` reads, and ``training``, ``resume`` and ``out``.
 
     Raises:
-        RunStopped: a signal asked it to stop.
+        RunStopped: a signal stopped it.
     """
-    out = expanded(config.out)
+    out = expand_user(config.out)
     require_run_directory(out, config.resume)
-    task = make(config)
-    config = fitted(config, task)
+    task = create_task(config)
+    config = resolve_sample_budget(config, task)
     summary = train(task, config.training, out, resume=config.resume, run_config=config)
     if summary["stopped_by"]:
         raise RunStopped(Signals[summary["stopped_by"]])
     tell(closing_line(out, summary))
 
 
-def fitted(config: Any, task: Task) -> Any:
-    """A configuration whose budget of samples, if it has one, is turned into epochs, which is said."""
+def resolve_sample_budget(config: Any, task: Task) -> Any:
+    """A configuration whose budget of samples, if it has one, is converted to epochs, with a note on stderr."""
     samples = len(task.train_data)
-    training = config.training.fitted(samples, processes=launched_processes(), pairs=task.mixes_pairs)
+    training = config.training.resolved_for(samples, processes=launched_processes(), pairs=task.mixes_pairs)
     if training != config.training:
         note(
             f"training.sample_budget {config.training.sample_budget} of {samples} samples: {training.epochs} epochs in "
@@ -224,11 +224,11 @@ def fitted(config: Any, task: Task) -> Any:
 
 
 def closing_line(out: Path, summary: Mapping[str, Any]) -> str:
-    """Say what a finished run measured, of what, and where everything is."""
-    measures = [f"{name} {value:.4g}" for name, value in summary.items() if name.startswith("test_")]
-    told = f"{', '.join(measures)} on {summary.get('evaluated_on')}; " if measures else ""
+    """Report the scores of a finished run, on which data, and where its files are."""
+    scores = [f"{name} {value:.4g}" for name, value in summary.items() if name.startswith("test_")]
+    evaluation = f"{', '.join(scores)} on {summary.get('evaluated_on')}; " if scores else ""
     files = [name for name in RESULTS if (out / name).exists()]
-    return f"{told}results in {out}: {', '.join(files)}"
+    return f"{evaluation}results in {out}: {', '.join(files)}"
 
 
 def info(domain: Domain, config: Any) -> None:
@@ -241,7 +241,7 @@ def info(domain: Domain, config: Any) -> None:
 
 
 def describe_models(domain: Domain) -> list[str]:
-    """Lines of ``info``: every model and its size."""
+    """Lines of ``info`` on every model and its size."""
     models, lines = domain.models, [f"models (parameters at {domain.outputs} classes)"]
     for name in models.names:
         with torch.device("meta"):

@@ -16,9 +16,9 @@ TablesConfig = config_class(
     "The cells of the paper's tables: its figure, ours, and the recipes that compute them.",
     table=Option(str | None, "Only this table, with its commands in full.", None),
 )
-COMMANDS = {"linear": "linear-probe"}  # of recipes whose names do not begin with their command's
+COMMAND_BY_PREFIX = {"linear": "linear-probe"}  # for recipes whose names do not begin with their command's
 ABSENT, NOT_RUN = "-", "not run"
-WIDTH = 110  # of what is printed below a table
+WIDTH = 110  # of the text printed below a table
 FROM_A_SUMMARY = "*"
 FOOTNOTE = f"{FROM_A_SUMMARY} as a summary of the paper has it"
 
@@ -28,10 +28,10 @@ class Cell:
     """One figure of a table.
 
     Attributes:
-        row: What it is a figure of.
+        row: What the figure is of.
         paper: The paper's figure, as text.
-        runs: Recipes in the order in which they run, each with options behind its name.
-        command: What else computes it, where no recipe does.
+        runs: Recipes in the order in which they run, each followed by its options.
+        command: The command that computes it, where no recipe does.
         here: Our figure, as text.
     """
 
@@ -47,13 +47,13 @@ class Table:
     """A table of the paper.
 
     Attributes:
-        name: Its number, or where it stands.
+        name: Its number, or its place in the paper.
         title: What it compares.
         measure: What its figures measure.
-        roots: What commands call the folder of the data, by a recipe's first word.
+        roots: The folder of the data in the commands, by a recipe's first word.
         cells: Its rows.
-        note: What the paper leaves open, and how it is read.
-        study: A packaged study that asks the same of smaller models.
+        note: What the paper leaves open, and how it is read here.
+        study: A packaged study that makes the same comparison on smaller models.
     """
 
     name: str
@@ -68,31 +68,38 @@ class Table:
 def read_tables(domain: Domain) -> list[Table]:
     """The tables that a domain's package holds."""
     with as_file(files(f"{domain.module}.tables") / "paper.yaml") as path:
-        listed = read_texts(path)
+        entries = read_texts(path)
     return [
         Table(entry.pop("table"), cells=[Cell(**cell) for cell in entry.pop("cells")], **entry)
-        for entry in listed
+        for entry in entries
     ]
 
 
 def commands_of(cell: Cell, table: Table, program: str) -> list[str]:
-    """The commands that compute a cell, each run started from the one before.
+    """The commands that compute a cell, each run started from the previous one.
 
     Args:
         cell: One of ``table``.
-        table: Has the names of the data's folders.
-        program: Whose recipes they are.
+        table: Names the folders of the data.
+        program: The program that has the recipes.
     """
-    commands, before = [cell.command] if cell.command else [], ""
+    commands, previous = [cell.command] if cell.command else [], ""
     for run in cell.runs:
         recipe, _, options = run.partition(" ")
-        kind = recipe.partition("_")[0]
+        first_word = recipe.partition("_")[0]
         options, _, out = options.partition("--out ")
-        out = out or "_of_".join([f"runs/{recipe}", *([before.removeprefix("runs/")] if before else [])])
-        words = [f"{program} {COMMANDS.get(kind, kind)} --config {recipe}", options.strip()]
-        words += [f"--data.root {table.roots[kind]}", f"--init {before}" if before else "", f"--out {out}"]
+        out = out or "_of_".join([f"runs/{recipe}", *([previous.removeprefix("runs/")] if previous else [])])
+        words = [
+            f"{program} {COMMAND_BY_PREFIX.get(first_word, first_word)} --config {recipe}",
+            options.strip(),
+        ]
+        words += [
+            f"--data.root {table.roots[first_word]}",
+            f"--init {previous}" if previous else "",
+            f"--out {out}",
+        ]
         commands.append(" ".join(word for word in words if word))
-        before = out
+        previous = out
     return commands
 
 
@@ -101,7 +108,7 @@ def show_table(table: Table, program: str, *, in_full: bool) -> str:
 
     Args:
         table: Of the paper.
-        program: Whose recipes compute it.
+        program: The program whose recipes compute it.
         in_full: Print the commands below each row.
     """
     texts = [("", "paper", "here"), *((cell.row, cell.paper, cell.here) for cell in table.cells)]
@@ -110,7 +117,7 @@ def show_table(table: Table, program: str, *, in_full: bool) -> str:
     lines.append(f"  {'':{row}}  {'paper':>{paper}}  {'here':>{here}}  recipes")
     for cell in table.cells:
         lines.append(
-            f"  {cell.row:{row}}  {cell.paper:>{paper}}  {cell.here:>{here}}  {', '.join(names(cell))}"
+            f"  {cell.row:{row}}  {cell.paper:>{paper}}  {cell.here:>{here}}  {', '.join(recipes_of(cell))}"
         )
         lines += [f"      {command}" for command in commands_of(cell, table, program)] if in_full else []
     for remark in remarks(table, program):
@@ -119,32 +126,32 @@ def show_table(table: Table, program: str, *, in_full: bool) -> str:
 
 
 def markdown_table(table: Table, program: str) -> str:
-    """A table as a page shows it."""
+    """A table in Markdown."""
     lines = ["| row | paper | recipes | here |", "|---|---|---|---|"]
     for cell in table.cells:
-        recipes = ", ".join(f"`{name}`" for name in names(cell))
+        recipes = ", ".join(f"`{name}`" for name in recipes_of(cell))
         lines.append(f"| {cell.row} | {cell.paper} | {recipes} | {cell.here} |")
     below = "\n".join([*lines, "", *remarks(table, program)]).replace("*", r"\*")
     return f"**{heading(table)}** ({table.measure})\n\n{below}".rstrip()
 
 
-def names(cell: Cell) -> list[str]:
-    """The recipes of a cell, or the command that takes none."""
+def recipes_of(cell: Cell) -> list[str]:
+    """The recipes of a cell, or the command that computes it without any."""
     return [run.partition(" ")[0] for run in cell.runs] or [cell.command]
 
 
 def heading(table: Table) -> str:
-    """Its number and what it compares."""
+    """The table's number and what it compares."""
     name = f"Table {table.name}" if table.name.isdigit() else table.name.capitalize()
     return f"{name}: {table.title}"
 
 
 def remarks(table: Table, program: str) -> list[str]:
-    """What is said below a table."""
-    said = [f"{table.note[0].upper()}{table.note[1:]}."] if table.note else []
-    said += [f"Asked of smaller models: {program} study --study {table.study}."] if table.study else []
+    """The sentences below a table."""
+    sentences = [f"{table.note[0].upper()}{table.note[1:]}."] if table.note else []
+    sentences += [f"Asked of smaller models: {program} study --study {table.study}."] if table.study else []
     starred = any(cell.paper.endswith(FROM_A_SUMMARY) for cell in table.cells) or FROM_A_SUMMARY in table.note
-    return [*said, *([f"{FOOTNOTE}."] if starred else [])]
+    return [*sentences, *([f"{FOOTNOTE}."] if starred else [])]
 
 
 def tables(domain: Domain, config: Any) -> None:
@@ -153,12 +160,14 @@ def tables(domain: Domain, config: Any) -> None:
     Raises:
         UserError: there is no such table here.
     """
-    listed = {table.name: table for table in read_tables(domain)}
-    if config.table is not None and config.table not in listed:
+    tables_by_name = {table.name: table for table in read_tables(domain)}
+    if config.table is not None and config.table not in tables_by_name:
         raise UserError(
-            f"--table {config.table} has no cells of {domain.program}; {near_matches(config.table, listed)}"
+            f"--table {config.table} has no cells of {domain.program}; {near_matches(config.table, tables_by_name)}"
         )
-    chosen = list(listed.values()) if config.table is None else [listed[config.table]]
+    selection = list(tables_by_name.values()) if config.table is None else [tables_by_name[config.table]]
     print(
-        "\n\n".join(show_table(table, domain.program, in_full=config.table is not None) for table in chosen)
+        "\n\n".join(
+            show_table(table, domain.program, in_full=config.table is not None) for table in selection
+        )
     )

@@ -1,4 +1,4 @@
-"""From what a user typed or wrote to a value of a setting's type, or to what was expected instead."""
+"""From what a user typed or wrote to a value of a setting's type, or to a text on what was expected instead."""
 
 import contextlib
 import math
@@ -15,17 +15,17 @@ import yaml
 from map_core.commands.plain_yaml import read_document
 
 NULL = ("null", "~")
-WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+TRUTH_VALUES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 LONGEST_NUMBER = 100  # characters
-LONGEST_SHOWN = 60
+MAX_REPR_LENGTH = 60
 
 
 class MismatchError(ValueError):
-    """A value that is not of its setting's type; the message says what is."""
+    """A value that is not of its setting's type; the message says what is expected."""
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
-    """The types that a setting's type allows: several where it is a union."""
+    """The members of a union, or a type that is none by itself."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return typing.get_args(kind)
     return (kind,)
@@ -33,13 +33,13 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 def takes_several(kind: Any) -> bool:
     """Whether a setting may have several values, as in ``--images a.png b.png``."""
-    return any(typing.get_origin(one) in (list, tuple) for one in alternatives(kind))
+    return any(typing.get_origin(alternative) in (list, tuple) for alternative in alternatives(kind))
 
 
 def convert_arguments(arguments: Sequence[Any], kind: Any) -> Any:
-    """Make a value of the arguments that follow an option: one, several, or a list as YAML writes it.
+    """Make a value from the arguments that follow an option: one, several, or a list as YAML writes it.
 
-    A call in Python gives one, which need not be a text.
+    A call in Python passes one, which need not be a text.
 
     Raises:
         MismatchError: they are no value of ``kind``.
@@ -60,29 +60,30 @@ def convert_arguments(arguments: Sequence[Any], kind: Any) -> Any:
 def convert(value: Any, kind: Any) -> Any:
     """Make a value of a type.
 
-    A text setting keeps its text, whatever YAML would make of it: only a file's null is None there.
+    A text setting keeps its text, whatever YAML would make of it: there only the null of a file is None.
 
     Args:
-        value: A text, None, a list or a mapping as :func:`~map_core.commands.plain_yaml.read_texts` gives
-            them, or numbers and truth values as JSON does.
+        value: A text, None, a list or a mapping as :func:`~map_core.commands.plain_yaml.read_texts` returns
+            them, or numbers and truth values as in JSON.
         kind: A plain type, ``Literal``, list, tuple, or a union of them.
 
     Raises:
-        MismatchError: it is none.
+        MismatchError: the value is not of that type.
     """
     allowed = alternatives(kind)
     if types.NoneType in allowed:
-        text_is_text = str in allowed or Path in allowed
-        if value is None or (not text_is_text and isinstance(value, str) and value in NULL):
+        keeps_text = str in allowed or Path in allowed
+        if value is None or (not keeps_text and isinstance(value, str) and value in NULL):
             return None
-    for one in sorted(allowed, key=lambda one: one in (str, Path)):  # text fits everything: last
+    # text types come last: they accept any string
+    for alternative in sorted(allowed, key=lambda member: member in (str, Path)):
         with contextlib.suppress(MismatchError):
-            return convert_to(value, one)
+            return convert_to(value, alternative)
     raise MismatchError(expectation(kind))
 
 
 def convert_to(value: Any, kind: Any) -> Any:
-    """Make a value of a type that is no union; see :func:`convert`."""
+    """Make a value of a type that is not a union; see :func:`convert`."""
     origin = typing.get_origin(kind)
     if kind is Any:
         return value
@@ -99,7 +100,7 @@ def convert_to(value: Any, kind: Any) -> Any:
 
 
 def to_choice(value: Any, kind: Any) -> Any:
-    """The one of a ``Literal`` that ``value`` names."""
+    """The choice of a ``Literal`` that ``value`` names."""
     for choice in typing.get_args(kind):
         if value == str(choice) or (type(value) is type(choice) and value == choice):
             return choice
@@ -110,18 +111,18 @@ def to_sequence(value: Any, kind: Any) -> Any:
     """A list or tuple of the type's length and elements."""
     if not isinstance(value, (list, tuple)):
         raise MismatchError(expectation(kind))
-    inner = typing.get_args(kind)
+    entry_types = typing.get_args(kind)
     if typing.get_origin(kind) is list:
-        return [convert(entry, inner[0]) for entry in value]
-    if inner[-1] is Ellipsis:
-        return tuple(convert(entry, inner[0]) for entry in value)
-    if len(value) != len(inner):
+        return [convert(entry, entry_types[0]) for entry in value]
+    if entry_types[-1] is Ellipsis:
+        return tuple(convert(entry, entry_types[0]) for entry in value)
+    if len(value) != len(entry_types):
         raise MismatchError(expectation(kind))
-    return tuple(convert(entry, one) for entry, one in zip(value, inner, strict=True))
+    return tuple(convert(entry, entry_type) for entry, entry_type in zip(value, entry_types, strict=True))
 
 
 def to_text(value: Any) -> str:
-    """A text; one that begins as a path in a home folder does, ``~/``, is that path."""
+    """A text; one that begins with ``~/``, as a path in a home folder does, is expanded to that path."""
     if not isinstance(value, str):
         raise ValueError
     return os.path.expanduser(value) if value.startswith("~") and os.sep in value else value
@@ -129,7 +130,7 @@ def to_text(value: Any) -> str:
 
 def to_bool(value: Any) -> bool:
     if isinstance(value, str):
-        value = WORDS.get(value.lower())
+        value = TRUTH_VALUES.get(value.lower())
     if not isinstance(value, bool):
         raise ValueError
     return value
@@ -165,7 +166,7 @@ SCALARS: dict[Any, Callable[[Any], Any]] = {
     float: to_float,
     types.NoneType: to_null,
 }
-NAMES = {
+TYPE_NAMES = {  # singular, plural
     str: ("text", "texts"),
     Path: ("a path", "paths"),
     bool: ("true or false", "truth values"),
@@ -178,26 +179,26 @@ NAMES = {
 
 def expectation(kind: Any, *, plural: bool = False) -> str:
     """Say in words what a setting's value may be, such as "a whole number or null"."""
-    parts = [expected_of(one, plural=plural) for one in alternatives(kind)]
+    parts = [describe_type(alternative, plural=plural) for alternative in alternatives(kind)]
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 
-def expected_of(kind: Any, *, plural: bool) -> str:
-    """Say in words what a type that is no union allows."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind in NAMES:
-        return NAMES[kind][plural]
+def describe_type(kind: Any, *, plural: bool) -> str:
+    """Say in words what a type that is not a union allows."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind in TYPE_NAMES:
+        return TYPE_NAMES[kind][plural]
     if origin is Literal:
-        return f"{'some' if plural else 'one'} of {', '.join(str(choice) for choice in inner)}"
-    if origin is tuple and inner[-1] is not Ellipsis:
-        letters = ", ".join("abcdef"[: len(inner)])
-        return f"{len(inner)} {expectation(inner[0], plural=True)} as a list [{letters}]"
+        return f"{'some' if plural else 'one'} of {', '.join(str(choice) for choice in arguments)}"
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        letters = ", ".join("abcdef"[: len(arguments)])
+        return f"{len(arguments)} {expectation(arguments[0], plural=True)} as a list [{letters}]"
     if origin in (list, tuple):
-        return f"a list of {expectation(inner[0], plural=True)}"
+        return f"a list of {expectation(arguments[0], plural=True)}"
     return "a mapping" if origin is dict else str(kind)
 
 
-def shown(value: Any) -> str:
-    """A value as messages show it, cut where it is long."""
+def short_repr(value: Any) -> str:
+    """A value as messages show it, cut off where it is long."""
     text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} characters)"
+    return text if len(text) <= MAX_REPR_LENGTH else f"{text[:MAX_REPR_LENGTH]}... ({len(text)} characters)"

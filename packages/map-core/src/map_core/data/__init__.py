@@ -1,4 +1,4 @@
-"""What the data sets of all domains share: fixed subsets and held-out parts."""
+"""Data code shared by all domains: fixed subsets and held-out parts."""
 
 from map_core.data.subsets import hold_out, take_subset
 

@@ -1,4 +1,4 @@
-"""Mean and deviation of every channel of a data set, in one pass, and the small file that keeps them."""
+"""Mean and standard deviation of every channel of a data set in one pass, and the small file that stores them."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.json_values import is_count, is_finite
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.reading import read_small
 
-ROUNDING = 1e-12  # of float64 over many values, relative to them
+ROUNDING = 1e-12  # relative rounding error of float64 sums over many values
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,26 @@ class Moments:
     squares: Float[Tensor, " c"]
 
     def merged(self, other: "Moments") -> "Moments":
-        """Those of both together, without the cancellation of sums of squares.
+        """The moments of both sets together, without the cancellation of sums of squares.
 
         Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances"
         (1979).
         """
         count = self.count + other.count
-        step = other.mean - self.mean
+        delta = other.mean - self.mean
         return Moments(
             count,
-            self.mean + step * (other.count / count),
-            self.squares + other.squares + step.square() * (self.count * other.count / count),
+            self.mean + delta * (other.count / count),
+            self.squares + other.squares + delta.square() * (self.count * other.count / count),
         )
 
 
-def deviations(total: Moments, tell: Callable[[str], object]) -> tuple[float, ...]:
-    """Standard deviation of every channel; 1 of a constant one, of which ``tell`` is told."""
+def deviations(total: Moments, warn: Callable[[str], object]) -> tuple[float, ...]:
+    """Standard deviation of every channel; 1 for constant channels, which ``warn`` is called about."""
     std = (total.squares / total.count).sqrt()
     constant = std <= ROUNDING * total.mean.abs()  # a mean of equal numbers is off by a last bit
-    if places := constant.nonzero().flatten().tolist():
-        tell(f"channels without variation, whose deviation is written as 1: {', '.join(map(str, places))}")
+    if channels := constant.nonzero().flatten().tolist():
+        warn(f"channels without variation, whose deviation is written as 1: {', '.join(map(str, channels))}")
     return tuple(torch.where(constant, 1.0, std).tolist())
 
 
@@ -54,15 +54,15 @@ def read_statistics_file(path: str | Path, entries: Sequence[str], program: str)
     """Read a file of statistics: JSON with ``entries``, mean and std among them.
 
     Args:
-        path: Of the file.
-        entries: That it must have, how many samples were measured last.
-        program: Whose command ``statistics`` writes it, for messages.
+        path: Path of the file.
+        entries: Its required keys; the last one counts the samples that were measured.
+        program: The program whose command ``statistics`` writes such files, for messages.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
     try:
-        values = json.loads(read_small(expanded(path)))
+        values = json.loads(read_small(expand_user(path)))
     except OSError as error:
         raise UserError(f"cannot read --data.statistics {path} ({error.strerror}): correct it") from error
     except (ValueError, RecursionError) as error:
@@ -89,5 +89,5 @@ def read_statistics_file(path: str | Path, entries: Sequence[str], program: str)
 
 
 def no_statistics(path: str | Path, program: str, problem: str) -> UserError:
-    """What is wrong with a file of statistics, and the cure."""
+    """The error for an invalid file of statistics, with its problem and the cure."""
     return UserError(f"--data.statistics {path} {problem}: name a file that {program} statistics wrote")

@@ -1,4 +1,4 @@
-"""Fixed, stratified choices among labelled samples: a subset, and a held-out part."""
+"""Fixed, stratified selections of labelled samples: a subset, and a held-out part."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ from map_core.randomness import derive_seed
 
 
 def stratified_choice(labels: np.ndarray, count: int, *, seed: int, what: str) -> np.ndarray:
-    """Choose ``count`` positions, every class in proportion; return them sorted.
+    """Choose ``count`` indices, each class in proportion to its size; return them sorted.
 
     The choice depends on nothing but the arguments: bit generators keep their streams across numpy versions.
-    Choices of one seed are nested but for rounding.
+    Apart from rounding, a smaller choice is part of a larger one with the same seed.
     """
     rank = np.random.PCG64(derive_seed(seed, what)).random_raw(len(labels))
     order = np.lexsort((rank, labels))
@@ -22,10 +22,10 @@ def stratified_choice(labels: np.ndarray, count: int, *, seed: int, what: str) -
 
 
 def _quotas(sizes: np.ndarray, count: int, rank: np.ndarray) -> np.ndarray:
-    """Split ``count`` in proportion to ``sizes``, the largest remainders rounded up.
+    """Split ``count`` in proportion to ``sizes``, rounding the largest remainders up.
 
-    Of equal remainders those of classes that would get nothing come first, by ``rank``: with fewer samples than classes
-    of one size the draw says which are there, and not their order. The others follow in their order.
+    Among equal remainders, classes that would get nothing come first, by ``rank``: with fewer samples than classes of
+    equal size, the seed decides which of them are included, not their order. The other classes follow in their order.
     """
     quotas, remainders = np.divmod(sizes.astype(np.int64) * count, max(int(sizes.sum()), 1))
     order = np.lexsort((np.where(quotas == 0, rank, 0), quotas > 0, -remainders))
@@ -35,10 +35,10 @@ def _quotas(sizes: np.ndarray, count: int, rank: np.ndarray) -> np.ndarray:
 
 
 def hold_out(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into (kept, held out), ``fraction`` of every class held out.
+    """Split indices into (training, held out), with ``fraction`` of every class held out.
 
     Raises:
-        UserError: for a fraction that leaves one part empty.
+        UserError: the fraction leaves one part empty.
     """
     count = round(fraction * len(labels)) if 0.0 <= fraction < 1.0 else 0
     if not 0 < count < len(labels):
@@ -46,15 +46,15 @@ def hold_out(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndar
             f"holdout ({fraction}) must lie in (0, 1) and leave samples on both sides; "
             f"the training set has {len(labels)} samples"
         )
-    held = stratified_choice(labels, count, seed=seed, what="holdout")
-    return np.setdiff1d(np.arange(len(labels)), held), held
+    held_out = stratified_choice(labels, count, seed=seed, what="holdout")
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
 def take_subset(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Choose the positions of a training subset.
+    """Choose the indices of a training subset.
 
     Raises:
-        UserError: for a count outside 1..len(labels).
+        UserError: the count lies outside 1..len(labels).
     """
     if not 0 < count <= len(labels):
         raise UserError(f"subset ({count}) must lie in 1..{len(labels)}, the number of training samples")

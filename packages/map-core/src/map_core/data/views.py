@@ -11,16 +11,16 @@ Change = Callable[[Tensor], Tensor]
 
 
 def unchanged(view: Tensor) -> Tensor:
-    """A view as it is."""
+    """Return the view unchanged."""
     return view
 
 
 class TwoViews(Dataset[Any]):
-    """Every sample read twice, each time augmented anew, its inputs stacked to (2, ...).
+    """Reads every sample twice, each time with new augmentation, and stacks the inputs to (2, ...).
 
     Args:
-        samples: Augmented samples, (inputs, label, ...); names are theirs.
-        changes: What else is done to the first view, and to the second.
+        samples: Augmented samples, (inputs, label, ...), which may have names.
+        changes: Further transforms of the first view and of the second.
     """
 
     def __init__(self, samples: Any, changes: tuple[Change, Change] = (unchanged, unchanged)) -> None:
@@ -36,7 +36,7 @@ class TwoViews(Dataset[Any]):
 
     @property
     def shuffled(self) -> Any:
-        """The order of the samples, where they have one of their own."""
+        """The samples' own shuffled order, where they have one."""
         return getattr(self.samples, "shuffled", None)
 
     @property

@@ -1,4 +1,4 @@
-"""Autoregression as its readers know it: a causal encoder, each region predicted from those before it, no mask."""
+"""Autoregression in the usual sense: a causal encoder, each region predicted from those before it, no mask."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +23,9 @@ from map_core.tokens import Features, Regions, Tokens, gather_tokens
 
 
 class NextRegionDecoder(nn.Module):
-    """Read the features of earlier regions at the place of each token, from a learned query and its position.
+    """Predict features for the place of each token from earlier regions, by a learned query with its position.
 
-    Queries do not read each other. The first region has nothing but a learned start token before it.
+    Queries do not read each other. Before the first region there is only a learned start token.
 
     Source: the decoder of ARM (arXiv 2406.07537), whose first cluster is not predicted.
 
@@ -33,7 +33,7 @@ class NextRegionDecoder(nn.Module):
         encoder_dim: Width of the encoder's features.
         position: Position embedding of the decoder's width: module of (raw coordinates, grid).
         embed_dim, depth, num_heads, mlp_ratio: Shape of the Transformer.
-        norm_eps: Of its norms.
+        norm_eps: Epsilon of its norms.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class NextRegionDecoder(nn.Module):
         context = torch.cat([self.start.to(context.dtype).expand(batch, 1, -1), context], dim=1)
         position = self.position(tokens.position[:, n:], tokens.grid).to(context.dtype)
         x = (self.query.to(context.dtype) + position).expand(batch, -1, -1)
-        # token i reads the start, and what was encoded of the regions before its own
-        encoded = gather_tokens(regions.index, features.index)
-        attention_mask = encoded.unsqueeze(1) < regions.index[:, n:].unsqueeze(2)  # (b or 1, l, m)
+        # token i reads the start token and the encoded tokens of the regions before its own
+        context_region = gather_tokens(regions.index, features.index)
+        attention_mask = context_region.unsqueeze(1) < regions.index[:, n:].unsqueeze(2)  # (b or 1, l, m)
         attention_mask = F.pad(attention_mask, (1, 0), value=True)
         for block in self.blocks:
             x = block(x, context, attention_mask)
@@ -79,11 +79,11 @@ class Autoregression(ReconstructingObjective):
     """Each region is predicted from those before it; the loss is on every token.
 
     Tokens are laid out in the order of their regions. The encoder is causal: Mamba layers scan one way, Transformer
-    layers read no later region. So a prediction depends on nothing of its own region or later ones, to the pixel.
+    layers read no later region. So a prediction depends on no pixel of its own region or of later ones.
 
     Source: ARM (arXiv 2406.07537) for regions that are blocks (its clusters); the paper's pilot study (Tables 1 to 3).
-    "n masked tokens" of that study is read as ``hidden_tokens``: the last n tokens never enter the encoder. ARM's
-    way is the last region, the least that nothing is lost by.
+    "n masked tokens" of that study is read as ``hidden_tokens``: the last n tokens never enter the encoder. ARM hides
+    the last region, which no prediction would read.
 
     >>> import torch
     >>> from map_core.blocks import MambaBlock
@@ -96,10 +96,10 @@ class Autoregression(ReconstructingObjective):
     torch.Size([2, 16, 4])
 
     Args:
-        backbone: What is pretrained, and exported; one that can encode causally.
-        decoder: From the features of earlier regions to those of each token.
-        head: From the decoder's width to the values of a target.
-        loss: Of (prediction, target), both (b, l, ...); MSE on normalised values when None.
+        backbone: The model that is pretrained and exported; it must be able to encode causally.
+        decoder: Maps the features of earlier regions to those of each token.
+        head: Maps the decoder's width to the values of a target.
+        loss: Function of (prediction, target), both (b, l, ...); MSE on normalised values when None.
         regions: Which tokens are predicted together.
         hidden_tokens: How many of the last tokens the encoder does not read; the last region's when None.
 
@@ -149,32 +149,34 @@ class Autoregression(ReconstructingObjective):
         """Hide the last tokens.
 
         Raises:
-            UserError: there is one region, or no token would be left for the encoder.
+            UserError: there is only one region, or no token would be left for the encoder.
         """
         if regions.count < 2:
             raise UserError(
                 f"autoregression predicts a region from those before it, but these {tokens.num_maskable} tokens are "
                 "one: choose smaller regions"
             )
-        # the last region is the smallest, or larger: its tokens have no successor to be read for
-        hidden = regions.smallest if self.hidden_tokens is None else self.hidden_tokens
-        if not 0 <= hidden < tokens.num_maskable:
+        # no later region reads the tokens of the last one, of which there are at least as many as in the smallest
+        num_hidden = regions.smallest if self.hidden_tokens is None else self.hidden_tokens
+        if not 0 <= num_hidden < tokens.num_maskable:
             raise UserError(
                 f"objective.hidden_tokens must lie between 0 and {tokens.num_maskable - 1}, as the encoder needs one "
-                f"of the {tokens.num_maskable} tokens; got {hidden}"
+                f"of the {tokens.num_maskable} tokens; got {num_hidden}"
             )
         index = torch.arange(tokens.length, device=tokens.embedding.device).expand(tokens.batch_size, -1)
-        kept = tokens.length - hidden
-        return TokenMask(hidden=index >= kept, keep=index[:, :kept], drop=index[:, kept:])
+        num_visible = tokens.length - num_hidden
+        return TokenMask(
+            hidden=index >= num_visible, keep=index[:, :num_visible], drop=index[:, num_visible:]
+        )
 
 
 @dataclass
 class AutoregressionConfig(DecoderSettings, ObjectiveSettings):
-    """What is predicted from what came before it.
+    """How each region is predicted from those before it.
 
     Args:
         hidden_tokens: Tokens at the end of the order that the encoder never reads; those of the last region when not
-            given.
+            set.
     """
 
     method: Method = field(default="autoregression", kw_only=True)

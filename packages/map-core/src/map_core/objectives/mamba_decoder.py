@@ -17,22 +17,22 @@ from map_core.tokens import Features, Regions, Tokens, gather_tokens
 
 
 class RegionMixer(MambaMixer):
-    """Two scans over tokens that lie region by region: which of them cross the borders of regions is the kind.
+    """Two scans over tokens in the order of their regions; ``attention`` decides which scans cross region borders.
 
-    ``map``: the one forward runs through all regions, the one backward within each, so that a token reads its whole
-    region and those before it. ``ar``: only the one forward. ``local_mae``: both within each region. ``mae``: both
+    ``map``: the forward scan runs through all regions, the backward scan within each, so that a token reads its whole
+    region and those before it. ``ar``: only the forward scan. ``local_mae``: both within each region. ``mae``: both
     through all.
 
     Args:
         embed_dim: Width.
-        attention: The kind, named as the attention mask that allows the same.
+        attention: Named after the attention mask that allows the same reads.
     """
 
     def __init__(self, embed_dim: int, attention: AttentionMaskKind) -> None:
         super().__init__(embed_dim, bidirectional=attention != "ar")
         self.attention: AttentionMaskKind = attention
         if self.scan_backward is not None and attention == "map":
-            self.scan_backward.reverse = False  # it gets its regions flipped
+            self.scan_backward.reverse = False  # its regions come flipped
 
     def mix(self, x: Float[Tensor, "b l d"], num_regions: int) -> Float[Tensor, "b l d"]:
         """Mix tokens of ``num_regions`` regions of equal size."""
@@ -61,7 +61,7 @@ class RegionMixer(MambaMixer):
 
 
 class RegionMambaBlock(nn.Module):
-    """``x + mixer(norm(x))`` over tokens that lie region by region.
+    """``x + mixer(norm(x))`` over tokens in the order of their regions.
 
     Args:
         embed_dim: Width.
@@ -85,9 +85,9 @@ class MambaRegionDecoder(RegionDecoder):
         encoder_dim: Width of the encoder's features.
         position: Position embedding of the decoder's width.
         embed_dim, depth: Shape of the decoder.
-        regions: The objective's rule.
-        attention: The objective's kind.
-        norm: Of the blocks.
+        regions: The objective's rule for regions.
+        attention: The objective's kind of attention mask.
+        norm: Norm of the blocks.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class MambaRegionDecoder(RegionDecoder):
         """Return the decoded features of the predicted tokens; the scans stand in for the attention mask."""
         regions = self.regions(tokens, mask)
         self.check(tokens, regions)
-        index = torch.argsort(regions.index, dim=1, stable=True)
-        x = gather_tokens(self.sequence(features, tokens, mask), index)
+        order = torch.argsort(regions.index, dim=1, stable=True)
+        x = gather_tokens(self.sequence(features, tokens, mask), order)
         for block in self.blocks:
             x = block(x, regions.count)
-        x = gather_tokens(x, index.argsort(dim=1))  # back to the order of the sequence
+        x = gather_tokens(x, order.argsort(dim=1))  # back to the order of the sequence
         return self.norm(gather_tokens(x, predicted_tokens(tokens, mask)))
 
     def check(self, tokens: Tokens, regions: Regions) -> None:
         if tokens.num_global:
             raise UserError("a Mamba decoder has no place for global tokens: use a Transformer decoder")
-        within: Any = self.attention in ("map", "local_mae")
-        if within and regions.count * regions.smallest != tokens.length:
+        scans_within_regions: Any = self.attention in ("map", "local_mae")
+        if scans_within_regions and regions.count * regions.smallest != tokens.length:
             raise UserError(
                 f"a Mamba decoder with attention {self.attention} needs regions of one size, but {regions.count} "
                 f"regions of {tokens.length} tokens have not: choose regions that divide them, or attention ar or mae"

@@ -22,15 +22,15 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
 
     Args:
         attention: Decoder mask: map, mae, local_mae or ar (each hidden token from its region so far and earlier
-            ones, in the order of the scan; the encoder reads all visible tokens. For autoregression as its readers
-            know it see the method autoregression).
+            ones, in the order of the scan; the encoder reads all visible tokens. For autoregression in the usual
+            sense see the method autoregression).
         encoder: Whether features of visible tokens may have read later regions; causal needs Mamba layers that scan
             one way.
         decoder: What the decoder is made of.
-        decoder_norm: What a Mamba decoder's blocks normalise by; PointMamba's: layer.
-        decoder_repeat_position: Add positions before every block of a Transformer decoder, as Point-MAE, not once.
+        decoder_norm: Norm of a Mamba decoder's blocks; PointMamba uses layer.
+        decoder_repeat_position: Add positions before every block of a Transformer decoder, as Point-MAE does, not once.
         target_scales: Predict targets of several scales at once: 1 is the token's own; others are coarser
-            neighbourhoods (images: odd numbers of patches, pooled; clouds: patches of so many times the points).
+            neighbourhoods (images: odd numbers of patches, pooled; clouds: patches of that many times the points).
     """
 
     method: Method = field(default="masked_autoregression", kw_only=True)
@@ -49,8 +49,8 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
                 "leave it out"
             )
         if not self.has_transformer:  # recipes set heads where the default does not divide their width
-            of_transformer, because = ("decoder_mlp_ratio", "decoder_norm_eps"), "objective.decoder mamba"
-            refuse_without_effect("objective", self, *of_transformer, because=because)
+            transformer_only, because = ("decoder_mlp_ratio", "decoder_norm_eps"), "objective.decoder mamba"
+            refuse_without_effect("objective", self, *transformer_only, because=because)
         if self.decoder == "transformer" and self.decoder_norm != "rms":
             raise UserError(
                 f"objective.decoder_norm ({self.decoder_norm}) is of a Mamba decoder; a Transformer decoder has layer "
@@ -85,7 +85,7 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
         )
 
     def make_decoder(self, backbone: Any) -> RegionDecoder:
-        """The decoder of these settings."""
+        """The decoder that these settings describe."""
         position: nn.Module = self.make_position(backbone, self.decoder_dim)
         if self.decoder == "transformer":
             num_global = self.global_tokens(backbone)

@@ -1,6 +1,6 @@
 """What the ``objective`` sections of recipes share: the method's name, and what a domain adds to any method.
 
-Each method has a section of its own, made of parts; a setting that a method does not have is refused by name.
+Each method has its own section, made of parts; a setting that a method does not have is refused by name.
 """
 
 import math
@@ -18,11 +18,12 @@ from map_core.ranges import check, refuse_without_effect
 from map_core.regions import RegionRule
 
 Method = Literal["masked_autoregression", "autoregression", "simmim", "masked_diffusion", "contrastive"]
-Mixer = Callable[[Tensor, Tensor, Draw], tuple[Tensor, Tensor]]  # of inputs, and of their labels likewise
+# Mixes inputs and, in the same way, their labels.
+Mixer = Callable[[Tensor, Tensor, Draw], tuple[Tensor, Tensor]]
 
 
 class Settings:
-    """A part of a section."""
+    """One part of an ``objective`` section."""
 
     def validate(self) -> None:
         """Check what can be checked before any data is read.
@@ -34,7 +35,7 @@ class Settings:
 
 @dataclass
 class ObjectiveSettings(Settings):
-    """The section of an objective; a domain adds its settings, and makes of them what only it can make.
+    """The section of an objective; a domain adds its settings, and builds from them what only it can build.
 
     Args:
         method: What is learned from unlabelled inputs; each method has its own settings.
@@ -56,15 +57,15 @@ class ObjectiveSettings(Settings):
         return False
 
     def build(self, backbone: nn.Module) -> Objective:
-        """Put a backbone under the objective; it stays shared.
+        """Build the objective on a backbone, which is not copied.
 
         Raises:
-            UserError: the two do not fit.
+            UserError: the backbone does not suit the objective.
         """
         raise NotImplementedError
 
     def mixer(self) -> Mixer | None:
-        """What mixes the inputs of a batch with one another; None where nothing does."""
+        """The function that mixes the inputs of a batch with one another, or None."""
         return None
 
     def training_samples(self, data: Any, *, batch_size: int) -> Any:
@@ -75,14 +76,14 @@ class ObjectiveSettings(Settings):
         """
         return data.train
 
-    # ---- what a domain makes of its settings, for the methods that ask for it
+    # ---- what a domain builds from its settings, for the methods that need it
 
     def target_dim(self, backbone: Any) -> int:
-        """Values of a token's target."""
+        """Number of values in a token's target."""
         raise NotImplementedError
 
     def make_loss(self) -> Loss:
-        """The loss of (prediction, target)."""
+        """The loss, a function of (prediction, target)."""
         raise NotImplementedError
 
     def make_regions(self, backbone: Any) -> RegionRule:
@@ -90,11 +91,11 @@ class ObjectiveSettings(Settings):
         raise NotImplementedError
 
     def make_position(self, backbone: Any, embed_dim: int) -> nn.Module:
-        """A decoder's positions."""
+        """The position embedding of a decoder."""
         raise NotImplementedError
 
     def global_tokens(self, backbone: Any) -> int:
-        """Global tokens of the backbone whose positions a decoder learns."""
+        """Number of the backbone's global tokens, whose positions a decoder learns."""
         return 0
 
     def make_coarser(self, backbone: Any, scales: tuple[int, ...]) -> MoreTargets:
@@ -107,14 +108,14 @@ class MaskingSettings(Settings):
     """Which tokens are hidden.
 
     Args:
-        mask_ratio: Share of tokens hidden from the encoder, in [0, 1); at 0 all tokens are seen and predicted.
+        mask_ratio: Share of tokens hidden from the encoder, in [0, 1); at 0 all tokens are visible and predicted.
         mask_ratio_std: Draw the ratio of each step from a normal around mask_ratio with this deviation,
-            truncated to mask_ratio_bounds (the authors' code: .25); fixed when not given.
+            truncated to mask_ratio_bounds (the authors' code: .25); fixed when not set.
         mask_ratio_bounds: Lowest and highest drawn ratio.
         mask_strategy: Which tokens are hidden.
         mask_scope: Choose among all tokens, or within each region.
-        mask_placement: Where sequential and diagonal begin: fixed hides the same tokens of every sample, random
-            draws a start of the scan, or a corner, for each.
+        mask_placement: Where sequential and diagonal masks begin: fixed hides the same tokens of every sample,
+            random draws a start in the scan, or a corner, for each.
     """
 
     mask_ratio: float = 0.5
@@ -163,7 +164,7 @@ class DecoderSettings(Settings):
         decoder_depth: Blocks of the decoder.
         decoder_dim: Width of the decoder.
         decoder_heads: Attention heads of a Transformer decoder, like the two that follow.
-        decoder_mlp_ratio: MLP width over decoder_dim.
+        decoder_mlp_ratio: Ratio of the MLP's width to decoder_dim.
         decoder_norm_eps: Added to the variance in the decoder's norms.
     """
 

@@ -23,7 +23,7 @@ class SimMIM(ReconstructingObjective):
     """Predict hidden tokens from the encoder's features at their places, without a decoder.
 
     Source: SimMIM (arXiv 2111.09886). The learned token takes the place of a hidden token's embedding, before its
-    position is added. A backbone that paints for itself (one with a ``mask_token``, as pyramids have) does so.
+    position is added. A backbone that paints by itself (one with a ``mask_token``, as pyramids have) does so.
 
     >>> import torch
     >>> from map_core.testing import GridBackbone, toy_encoder
@@ -32,9 +32,9 @@ class SimMIM(ReconstructingObjective):
     torch.Size([2, 10, 4])
 
     Args:
-        backbone: What is pretrained, and exported.
-        head: From its width to the values of a target.
-        loss: Of (prediction, target) of the hidden tokens; L1 when None.
+        backbone: The model that is pretrained and exported.
+        head: Maps the backbone's width to the values of a target.
+        loss: Function of (prediction, target) of the hidden tokens; L1 when None.
         masking: How many tokens are hidden, and which; 60 % when None.
     """
 
@@ -61,13 +61,13 @@ class SimMIM(ReconstructingObjective):
         """Hide tokens of the inputs and predict them.
 
         Raises:
-            UserError: a ratio of 0.
+            UserError: the mask ratio is 0.
         """
         tokens = self.backbone.tokenize(inputs, targets=True)
         mask = self.masking(tokens, draw)
         if mask.drop.shape[1] == 0:
             raise UserError(NONE_HIDDEN)
-        # the encoder reads all places, painted over where tokens are hidden
+        # the encoder reads every place, with hidden tokens painted over
         features = self.encode_painted(tokens, mask)
         at_hidden = gather_tokens(features.embedding, mask.drop)
         prediction = self.head(at_hidden)
@@ -79,7 +79,7 @@ class SimMIM(ReconstructingObjective):
             masking(tokens, Draw.of_batch(tokens.batch_size))
 
     def encode_painted(self, tokens: Tokens, mask: TokenMask) -> Features:
-        """Features of every place, of which hidden ones show the learned token."""
+        """Features of every place, with the learned token in the hidden ones."""
         if self.mask_token is None:
             return self.backbone.encode(tokens, mask)
         paint = self.mask_token.to(tokens.embedding.dtype)

@@ -1,7 +1,7 @@
-"""The operations that deserve more than one implementation: a folder each, with definition, kernels and their choice.
+"""The operations with more than one implementation, a folder each: the definition, the kernels, and the choice.
 
 ``registry`` chooses, ``operator`` makes PyTorch operators, ``native`` holds the library of CPU kernels,
-``multiply_adds`` counts what a program takes, and ``jit_flops`` tells other counters what the operators cost.
+``multiply_adds`` counts a program's operations, and ``jit_flops`` tells other counters what the operators cost.
 """
 
 from map_core.ops.attention import attention, attention_backends

@@ -1,4 +1,4 @@
-"""What ops do differently in a program that is to run without this package: the switch, and the loop that they use."""
+"""What ops do differently in a program that is to run without this package: the switch, and the loop they use."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ _exporting: ContextVar[bool] = ContextVar("exporting", default=False)
 
 @contextmanager
 def for_export() -> Iterator[None]:
-    """Within it every op is computed by operators of PyTorch's own, of inputs of any size; without gradients."""
+    """Within this context PyTorch's own operators compute every op, for inputs of any size, without gradients."""
     token = _exporting.set(True)
     try:
         yield
@@ -20,7 +20,7 @@ def for_export() -> Iterator[None]:
 
 
 def exporting() -> bool:
-    """Whether this is within :func:`for_export`."""
+    """Whether the caller runs within :func:`for_export`."""
     return _exporting.get()
 
 
@@ -33,15 +33,16 @@ def loop(
     """Carry tensors through steps as one operator, which ONNX has as Scan.
 
     Args:
-        step: Of what is carried, the slices of a step, and the constants; what is carried on, then the step's results.
-        start: What is carried into the first step.
-        sequences: What steps read, along their first axis.
-        constants: What every step reads.
+        step: Takes the carried tensors, one slice of each sequence, and the constants; returns the tensors to carry
+            on, then the step's results.
+        start: The tensors carried into the first step.
+        sequences: Read one slice a step, along their first axis.
+        constants: Read by every step.
 
     Returns:
-        What is carried out of the last step, then the results of all steps along a first axis.
+        The tensors carried out of the last step, then the results of all steps, stacked along a first axis.
     """
-    # PyTorch calls it a prototype; nothing but exports needs it
+    # a prototype in PyTorch, and needed for exports only
     from torch._higher_order_ops.scan import scan_op
 
     return list(scan_op(step, list(start), list(sequences), tuple(constants)))

@@ -21,7 +21,7 @@ def _count(flops: Callable[..., int], inputs: list[Any], outputs: list[Any]) -> 
 def jit_flop_handles() -> dict[str, Callable[[list[Any], list[Any]], int]]:
     """Return a handle for each operator, to be passed to ``set_op_handle`` of a ``FlopCountAnalysis``.
 
-    Those counters take a multiplication and an addition for one operation, so the handles return half of what
+    Those counters count a multiplication with its addition as one operation, so the handles return half of what
     PyTorch's FlopCounterMode counts.
     """
     return {f"map_core::{name}": partial(_count, flops) for name, flops in FLOPS.items()}

@@ -16,7 +16,7 @@ def count_multiply_adds(run: Callable[[], Any]) -> Counter[str]:
     """Multiply-adds of ``run`` by kind: linear layers, scans, convolutions, attention.
 
     A multiply-add is one multiplication with its addition; papers call their number FLOPs. PyTorch's counter counts
-    two operations for it, and each operation of a scan alone (docs/numerics.md), so a scan's are its operations halved.
+    two operations for each, and the operations of a scan one by one (docs/numerics.md), so those of a scan are halved.
 
     Args:
         run: What to count; no gradients are taken.
@@ -30,5 +30,5 @@ def count_multiply_adds(run: Callable[[], Any]) -> Counter[str]:
 
 
 def kind_of(operation: str) -> str:
-    """The kind of an operation by its name, such as ``aten.addmm``; products of matrices are linear layers'."""
+    """The kind of an operation by its name, such as ``aten.addmm``; matrix products count as linear layers."""
     return next((kind for part, kind in KINDS.items() if part in operation), "linear layers")

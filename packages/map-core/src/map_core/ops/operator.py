@@ -1,4 +1,4 @@
-"""Makes a PyTorch operator of two kernels, one of them for the gradients, that compilers and counters understand.
+"""Makes a PyTorch operator of a forward and a backward kernel, which compilers and counters understand.
 
 Every operator of the project is made here. Arguments are tensors, tensors that may be absent, lists of tensors, and
 plain values; lists of booleans are written as integers, because JIT tracing refuses them.
@@ -18,13 +18,13 @@ FLOPS: dict[str, Callable[..., int]] = {}  # of each operator's forward, by name
 
 def _tensors_in(arguments: Sequence[Any]) -> list[Tensor]:
     """List the tensors among the arguments and in their lists, in order."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for x in arguments:
         if isinstance(x, Tensor):
-            found.append(x)
+            tensors.append(x)
         elif isinstance(x, (list, tuple)):
-            found += [y for y in x if isinstance(y, Tensor)]
-    return found
+            tensors += [y for y in x if isinstance(y, Tensor)]
+    return tensors
 
 
 def _slot(x: Any) -> Any:
@@ -52,7 +52,7 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _like_the_first(*arguments: Any) -> Tensor:
+def _like_first(*arguments: Any) -> Tensor:
     return _like(_tensors_in(arguments)[0])
 
 
@@ -62,22 +62,22 @@ def register_operator(
     backward: Callable[..., list[Tensor]],
     *,
     devices: Devices = None,
-    fake: Callable[..., Any] = _like_the_first,
+    fake: Callable[..., Any] = _like_first,
     rereads_output: bool = False,
     flops: Callable[..., int],
     backward_flops: Callable[..., int],
 ) -> Callable[..., Any]:
-    """Register ``map_core::name`` and ``map_core::name_backward``; return what runs the former.
+    """Register ``map_core::name`` and ``map_core::name_backward``; return a function that runs the former.
 
     Args:
         name: Name of the operator.
-        forward: Kernel; its annotations are the operator's schema. It returns a tensor, or a tuple of it and of what
-            backward reads again.
+        forward: Kernel; its annotations are the operator's schema. It returns a tensor, or a tuple of it and of
+            tensors that backward reads.
         backward: Kernel of the gradients of all floating-point tensors among the arguments, in their order. It takes
-            the gradient of the output, then what forward kept, then forward's arguments.
+            the gradient of the output, then what forward saved, then forward's arguments.
         devices: Device types that the kernels serve; all if None.
         fake: Forward without values, for compilers; the output is like the first tensor unless it says otherwise.
-        rereads_output: The output is the first of what forward kept.
+        rereads_output: Backward reads the output too, as the first of what forward saved.
         flops: Operations that FlopCounterMode counts for forward; it is passed shapes where the kernel takes tensors.
         backward_flops: The same for backward.
     """
@@ -87,11 +87,11 @@ def register_operator(
     )
     run.register_fake(fake)
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = (output,) if isinstance(output, Tensor) else output
-        kept = outputs if rereads_output else outputs[1:]
-        ctx.save_for_backward(*kept, *_tensors_in(inputs))
-        ctx.kept = len(kept)
+        saved_outputs = outputs if rereads_output else outputs[1:]
+        ctx.save_for_backward(*saved_outputs, *_tensors_in(inputs))
+        ctx.num_saved_outputs = len(saved_outputs)
         ctx.slots = [_slot(x) for x in inputs]
         ctx.set_materialize_grads(False)
 
@@ -99,18 +99,18 @@ def register_operator(
         if grad_out is None:
             return (None,) * len(ctx.slots)
         saved = ctx.saved_tensors
-        tensors = iter(saved[ctx.kept :])
+        tensors = iter(saved[ctx.num_saved_outputs :])
         arguments = [_fill(slot, tensors) for slot in ctx.slots]
-        grads = iter(run_backward(grad_out, *saved[: ctx.kept], *arguments))
+        grads = iter(run_backward(grad_out, *saved[: ctx.num_saved_outputs], *arguments))
         return tuple(_gradient(x, grads) for x in arguments)
 
-    count = len(inspect.signature(forward).parameters)
+    num_inputs = len(inspect.signature(forward).parameters)
 
     def fake_backward(grad_out: Tensor, *arguments: Any) -> list[Tensor]:
-        return [_like(x) for x in _tensors_in(arguments[-count:]) if x.is_floating_point()]
+        return [_like(x) for x in _tensors_in(arguments[-num_inputs:]) if x.is_floating_point()]
 
     run_backward.register_fake(fake_backward)
-    run.register_autograd(differentiate, setup_context=keep)
+    run.register_autograd(differentiate, setup_context=setup_context)
     FLOPS[name] = flops
     register_flop_formula(getattr(torch.ops.map_core, name))(flops)
     register_flop_formula(getattr(torch.ops.map_core, f"{name}_backward"))(backward_flops)

@@ -1,4 +1,4 @@
-"""Which implementation of an op serves a call: the one asked for, or the best that can."""
+"""Which implementation of an op serves a call: the one named by the caller, or the best that can."""
 
 import importlib.util
 import logging
@@ -18,10 +18,10 @@ NOT_INSTALLED = "is not installed"
 
 @dataclass(frozen=True)
 class Request:
-    """What to serve: the device type, the input's dtype, the op's size, if asked for by name.
+    """A call to serve: device type, dtype of the input, size of the op, and whether the caller named a backend.
 
-    The size is the number of states of a scan, of taps of a convolution, of multiplications of a linear layer, of
-    numbers in a head of attention, of points to pick. Facts are what else an op tells of a call, in its own words.
+    The size is the number of states of a scan, taps of a convolution, multiplications of a linear layer, numbers in a
+    head of attention, or points to pick. ``facts`` are further properties of the call, in words that the op defines.
     """
 
     device: str
@@ -36,9 +36,9 @@ class Implementation:
     """One way of computing an op.
 
     Attributes:
-        name: What ``backend=`` calls it.
+        name: Its name in ``backend=``.
         run: The op itself; its arguments are the same for every implementation of the op.
-        missing: Why it cannot run on this installation, or None; asked at the first call.
+        missing: Why it cannot run on this installation, or None; evaluated at the first call.
         unfit: Why it cannot serve this request, or None.
         automatic: False for the definition, which ``backend="auto"`` never picks.
         fused: A further entry point that serves two calls of ``run`` at once, or None.
@@ -61,7 +61,7 @@ class BackendStatus:
     reason: str
 
     def __str__(self) -> str:
-        """Say, as ``info`` prints it, that it is available, that a package is not installed, or why it is refused."""
+        """Return what ``info`` prints: available, which package is not installed, or why it is refused."""
         if self.available:
             return "available"
         return self.reason if self.reason.endswith(NOT_INSTALLED) else f"refused: {self.reason}"
@@ -73,7 +73,7 @@ class Registry:
     Args:
         op: Name of the op, for messages.
         implementations: Best first; the last automatic one must serve every request.
-        exported: What ``backend="auto"`` picks within :func:`~map_core.ops.exporting.for_export`; asked for by no name.
+        exported: What ``backend="auto"`` picks within :func:`~map_core.ops.exporting.for_export`; never by name.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Registry:
         return self._implementations[name]
 
     def statuses(self) -> tuple[BackendStatus, ...]:
-        """Return the state of every implementation, best first; looks for optional packages if need be."""
+        """Return the state of every implementation, best first; looks for optional packages if necessary."""
         refusals = {name: self._missing(name) for name in self._implementations}
         return tuple(BackendStatus(name, reason is None, reason or "") for name, reason in refusals.items())
 
@@ -145,7 +145,7 @@ class Registry:
 
 
 def optional_import(package: str, load: Callable[[], Any]) -> str | None:
-    """Run ``load`` and return None, or why it failed; a package that is nowhere to be found is just not installed.
+    """Run ``load`` and return None, or why it failed; a package that cannot be found counts as not installed.
 
     Compiled extensions fail with OSError, RuntimeError or AttributeError as readily as with ImportError.
     """

@@ -1,4 +1,4 @@
-"""What Triton kernels of any op run on."""
+"""The devices and dtypes that Triton kernels of any op run on."""
 
 import os
 
@@ -10,7 +10,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def interpreting() -> bool:
-    """Whether Triton, once imported, runs kernels on the CPU; its own switch for tests without a GPU."""
+    """Whether Triton, once imported, runs kernels on the CPU: its own switch, for tests without a GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,4 +1,4 @@
-"""The account in a checkpoint: its step, its settings and what the recorder keeps, read with nothing taken on trust."""
+"""The account in a checkpoint: its step, its settings and the recorder's state, read with every value checked."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from map_core.reading import read_small
 
 STATE = "state.json"
 NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
-DATA = "data."  # before settings of the data
+DATA = "data."  # prefix of the settings of the data
 START = "init"
-UNSAID = (DATA, START)  # compared where a checkpoint has them: earlier versions say nothing of them
-SHORT = 4  # entries of a list that a message shows whole
+COMPARED_IF_SAVED = (DATA, START)  # earlier versions did not save them
+SHORT = 4  # entries; a message shows lists up to this length whole
 
 
 def read_state(
@@ -30,12 +30,12 @@ def read_state(
 
     Args:
         checkpoint: Its directory.
-        settings: Those of the run that is to go on.
+        settings: Those of the run that is to continue.
         total_steps: Of that run.
-        defaults: Of settings that a version before may not have had: a run of it did what they say.
+        defaults: Of settings that earlier versions lack; their runs behaved as these defaults do.
 
     Raises:
-        UserError: it was written with other settings, lies beyond the run's end, or is no account.
+        UserError: the checkpoint was written with other settings, lies beyond the run's end, or has no valid account.
     """
     path = checkpoint / STATE
     try:
@@ -54,39 +54,37 @@ def read_state(
 
 
 def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoint: Path) -> None:
-    """Compare the settings of a checkpoint with those of the run that is to go on from it.
+    """Compare the settings of a checkpoint with those of the run that is to continue from it.
 
     Raises:
         UserError: they differ; each difference is named.
     """
-    names = {name for name in settings if name in saved or not name.startswith(UNSAID)} | saved.keys()
-    changed = sorted(name for name in names if saved.get(name) != settings.get(name))
-    if not changed:
+    names = {name for name in settings if name in saved or not name.startswith(COMPARED_IF_SAVED)}
+    changed_names = sorted(name for name in names | saved.keys() if saved.get(name) != settings.get(name))
+    if not changed_names:
         return
-    changes = "; ".join(change(name, saved.get(name), settings.get(name)) for name in changed)
-    longer = ""
-    if "training.epochs" in changed:  # the learning rate of every step so far depends on the last one
-        finished = checkpoint.parent.parent
-        longer = (
-            f"; to train longer, start another run from the weights of the finished one: --init {finished}"
-        )
+    changes = "; ".join(describe_change(name, saved.get(name), settings.get(name)) for name in changed_names)
+    hint = ""
+    if "training.epochs" in changed_names:  # the learning rate of every step so far depends on the total
+        run = checkpoint.parent.parent
+        hint = f"; to train longer, start another run from the weights of the finished one: --init {run}"
     raise UserError(
-        f"cannot resume from {checkpoint} with other settings: {in_one_line(changes, most=600)}; "
-        f"set them back, or start anew with another --out{longer}"
+        f"cannot resume from {checkpoint} with other settings: {in_one_line(changes, limit=600)}; "
+        f"set them back, or start anew with another --out{hint}"
     )
 
 
-def change(name: str, was: Any, now: Any) -> str:
+def describe_change(name: str, was: Any, now: Any) -> str:
     """Say how a setting changed: of a long list, the first entry that did."""
     if isinstance(was, list) and isinstance(now, list) and max(len(was), len(now)) > SHORT:
-        place = next(i for i, (one, other) in enumerate(zip_longest(was, now)) if one != other)
-        before, after = (repr(entries[place]) if place < len(entries) else "absent" for entries in (was, now))
-        return f"{name}[{place}] was {before} and is {after}"
+        index = next(i for i, (one, other) in enumerate(zip_longest(was, now)) if one != other)
+        before, after = (repr(entries[index]) if index < len(entries) else "absent" for entries in (was, now))
+        return f"{name}[{index}] was {before} and is {after}"
     return f"{name} was {was!r} and is {now!r}"
 
 
 def find_fault_of_state(state: Any) -> str | None:
-    """Say what in an account is missing or of another type, or return None."""
+    """Say which entry of an account is missing or of the wrong type, or return None."""
     if not isinstance(state, dict):
         return "no mapping"
     step, recorder = state.get("step"), state.get("recorder")

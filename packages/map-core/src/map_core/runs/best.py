@@ -1,4 +1,4 @@
-"""The best weights so far: files of a run directory that follow the checkpoint which a run goes on from."""
+"""The best weights so far: files of a run directory that match the checkpoint from which a run continues."""
 
 import json
 import shutil
@@ -9,21 +9,21 @@ from map_core.json_values import is_count
 from map_core.reading import read_small
 from map_core.runs.files import replacing, save_json
 
-FILE = "best.json"  # says of which step the others are, and what they measured
+FILE = "best.json"  # records the step of the others, and their score
 PATTERNS = ("*_best.safetensors", "*_best.json", FILE)
 FORGOTTEN = {"best": None, "best_of": None, "best_step": None}
 
 
 def write_record(out: Path, step: int, measure: str, value: float) -> None:
-    """Say in ``out`` of which step the best weights are; to be called before they are written.
+    """Record in ``out`` the step of the best weights; call this before they are written.
 
-    So those that a kill leaves unfinished, or of the step before, are of none that a checkpoint remembers.
+    If a kill then leaves them unfinished, or still those of an earlier step, no checkpoint remembers the recorded step.
     """
     save_json(out / FILE, {"step": step, measure: value})
 
 
 def step_of_files(out: Path) -> int | None:
-    """The step of the best weights in ``out``; None where nothing says it."""
+    """The step of the best weights in ``out``; None where none is recorded."""
     try:
         step = json.loads(read_small(out / FILE))["step"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -32,7 +32,7 @@ def step_of_files(out: Path) -> int | None:
 
 
 def files(out: Path) -> list[Path]:
-    """The best weights in ``out``, what describes them, and last the file that says of which step they are."""
+    """The best weights in ``out``, their descriptions, and last the file that records their step."""
     return [path for pattern in PATTERNS for path in sorted(out.glob(pattern)) if path.is_file()]
 
 
@@ -46,26 +46,26 @@ def follow(out: Path, checkpoint: Path, recorder: dict[str, Any]) -> dict[str, A
     """Make the best weights in ``out`` those that a checkpoint remembers, or forget them where they are gone.
 
     Args:
-        out: The run directory that goes on from it.
+        out: The run directory that continues from the checkpoint.
         checkpoint: Its directory, in the run directory of the weights.
-        recorder: Its account of the recorder.
+        recorder: The recorder's state in it.
 
     Returns:
-        That account, without a best value where its weights are of another step, or nowhere.
+        That state, without a best value where the weights are gone or of another step.
     """
     source, step = checkpoint.resolve().parent.parent, recorder.get("best_step")
-    elsewhere = source != out.resolve()
+    is_elsewhere = source != out.resolve()
     if step is None:
-        # An earlier version's checkpoint remembers a value and no step. In its directory the weights are kept, as that
-        # version did, unless others with a step replaced them; elsewhere nothing tells whether they are its own.
-        kept = recorder.get("best") is not None and not elsewhere
-        kept = kept and step_of_files(out) is None and bool(files(out))
+        # A checkpoint of an earlier version remembers a value but no step. In its own directory the weights are kept,
+        # as that version did, unless others with a step replaced them; elsewhere nothing tells whose they are.
+        matches = recorder.get("best") is not None and not is_elsewhere
+        matches = matches and step_of_files(out) is None and bool(files(out))
     else:
-        kept = step_of_files(source) == step
-    if not kept:
+        matches = step_of_files(source) == step
+    if not matches:
         remove(out)
         return recorder | FORGOTTEN
-    if elsewhere:
+    if is_elsewhere:
         for path in files(source):
             with replacing(out / path.name) as partial:
                 shutil.copyfile(path, partial)

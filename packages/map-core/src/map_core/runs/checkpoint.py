@@ -1,6 +1,6 @@
-"""Checkpoints as directories that are either complete or not there.
+"""Checkpoints as directories that are either complete or absent.
 
-``checkpoints/step_00000123/`` is written under another name, synced to disk with a manifest of its files'
+``checkpoints/step_00000123/`` is written under a temporary name, synced to disk with a manifest of its files'
 sizes and SHA-256 sums, and renamed. A reader trusts a directory only if it agrees with its manifest.
 """
 
@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from map_core.errors import UserError, in_one_line, reason
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.reading import open_file, read_small
 from map_core.runs.files import is_full, save_json, save_tensors, sync
 
 MANIFEST = "manifest.json"
-WRITING, REMOVING, SUPERSEDED = ".writing_", ".removing_", "superseded_"  # before names
+WRITING, REMOVING, SUPERSEDED = ".writing_", ".removing_", "superseded_"  # prefixes of names
 Writer = Callable[[Path], None]
 
 
@@ -31,8 +31,8 @@ class Checkpoints:
     """The checkpoints of one run directory.
 
     Args:
-        directory: where they are; made when the first is written.
-        keep: how many of the newest stay.
+        directory: where they are; created when the first is written.
+        keep: how many of the newest to keep.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -46,12 +46,12 @@ class Checkpoints:
         """Write ``files`` as the checkpoint of ``step``, then remove the oldest beyond ``keep``.
 
         Raises:
-            UserError: the disk refused; nothing half-written is left and older checkpoints are as before.
+            UserError: the disk refused; nothing half-written remains, and older checkpoints are untouched.
         """
         final = self.directory / f"step_{step:08d}"
         temporary = self.directory / f"{WRITING}{final.name}"
         try:
-            self.directory.mkdir(exist_ok=True)  # in a run directory that is there: see RunLock.check
+            self.directory.mkdir(exist_ok=True)  # the run directory itself must exist: see RunLock.check
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             for name, write in files.items():
@@ -62,10 +62,10 @@ class Checkpoints:
             sync(self.directory)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            kept = self.paths()
+            others = self.paths()
             raise UserError(
                 f"cannot save checkpoint {final}: {error}; "
-                + (f"the one before, {kept[-1].name}, is unharmed" if kept else "there is none before it")
+                + (f"the one before, {others[-1].name}, is unharmed" if others else "there is none before it")
                 + f"; {cure(error, self.directory)}, then continue with --resume auto"
             ) from error
         for old in self.paths()[: -self.keep]:
@@ -73,7 +73,7 @@ class Checkpoints:
         return final
 
     def clear_leftovers(self) -> None:
-        """Remove what a kill left half-written or half-removed."""
+        """Remove checkpoints that a kill left half-written or half-removed."""
         for pattern in (f"{WRITING}*", f"{REMOVING}*"):
             for path in self.directory.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
@@ -88,7 +88,7 @@ class Checkpoints:
         return None
 
     def set_aside_after(self, step: int) -> None:
-        """Rename checkpoints beyond ``step``, which a run resumed there would take for its own.
+        """Rename checkpoints beyond ``step``, which a run resumed there would mistake for its own.
 
         Those that an earlier start set aside are removed.
         """
@@ -100,12 +100,12 @@ class Checkpoints:
 
 
 def remove(directory: Path) -> None:
-    """Remove a checkpoint, if it is there, such that a kill leaves none that is half there."""
-    aside = directory.with_name(REMOVING + directory.name)
-    shutil.rmtree(aside, ignore_errors=True)
+    """Remove a checkpoint, if it exists, such that a kill never leaves half of one."""
+    trash = directory.with_name(REMOVING + directory.name)
+    shutil.rmtree(trash, ignore_errors=True)
     if directory.exists():
-        directory.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        directory.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def cure(error: Exception, directory: Path) -> str:
@@ -116,13 +116,13 @@ def cure(error: Exception, directory: Path) -> str:
 
 
 def write_manifest(directory: Path) -> None:
-    """Sync every file of ``directory`` and list their sizes and hashes beside them."""
-    listed = {}
+    """Sync every file of ``directory``, and list their sizes and hashes in its manifest."""
+    entries = {}
     for path in sorted(directory.iterdir()):
         sync(path)
-        listed[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     manifest = directory / MANIFEST
-    manifest.write_text(json.dumps(listed, indent=2))
+    manifest.write_text(json.dumps(entries, indent=2))
     sync(manifest)
     sync(directory)
 
@@ -147,9 +147,9 @@ def find_fault(directory: Path) -> str | None:
 
 
 def write_tensors(tensors: dict[str, Tensor]) -> Writer:
-    """Return a writer of ``tensors`` as safetensors, as they are now; tied ones are written once for each name."""
-    separate = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    return lambda path: save_tensors(path, separate)
+    """Return a writer of ``tensors`` as safetensors, with their present values; tied ones are written once per name."""
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return lambda path: save_tensors(path, copies)
 
 
 def write_pickle(state: dict[str, Any]) -> Writer:
@@ -160,7 +160,7 @@ def write_pickle(state: dict[str, Any]) -> Writer:
             with path.open("wb") as file:
                 torch.save(state, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # the reason, which torch's message leaves out
+            if isinstance(error.__context__, OSError):  # the cause, which torch's message leaves out
                 raise error.__context__ from error
             raise
 
@@ -176,7 +176,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a valid one.
     """
     try:
         return load_file(path)
@@ -187,7 +187,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read tensors and plain values in torch's format, running nothing that the file may hold.
+    """Read tensors and plain values in torch's format, without running any code that the file may hold.
 
     Raises:
         UserError: the file holds anything else.
@@ -208,12 +208,12 @@ def sha256(path: Path) -> str:
 
 
 def content_of(path: str) -> str:
-    """What a setting that names a file says, wherever that lies: its SHA-256; its name where there is no such file."""
-    file = expanded(path)
+    """The content of a file named by a setting, wherever the file is: its SHA-256, or the name where there is none."""
+    file = expand_user(path)
     return f"a file with the SHA-256 {sha256(file)}" if file.is_file() else path
 
 
 def free_space(path: Path) -> str:
-    """Say how much room is left where ``path`` is."""
+    """Say how much space is left on the disk of ``path``."""
     existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
     return f"{shutil.disk_usage(existing).free / 1e9:.2f} GB are free there"

@@ -1,4 +1,4 @@
-"""Writing files that are either complete or not there, and saying what keeps a file from being written."""
+"""Writing files that are either complete or absent, and checking beforehand that they can be written."""
 
 import contextlib
 import errno
@@ -16,20 +16,20 @@ from torch import Tensor
 from map_core.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-UNFINISHED = ".unfinished_"  # before the names of files that are being written
+UNFINISHED = ".unfinished_"  # prefix of the names of files that are being written
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write under, in the folder of ``path``, which it takes once the block is through.
+    """Yield a temporary name in the folder of ``path``; once the block succeeds, the file is renamed to ``path``.
 
-    What is no file, such as ``/dev/stdout``, is written to as it is.
+    What is not a regular file, such as ``/dev/stdout``, is written to directly.
     """
     if is_device(path):
         yield path
         return
     partial = path.with_name(UNFINISHED + path.name)
-    partial.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody laid
+    partial.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody planted
     try:
         yield partial
         os.replace(partial, path)
@@ -38,39 +38,39 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a whole text file, UTF-8, in the place of another, if there is one."""
+    """Write a whole text file in UTF-8, replacing an older one."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write a whole JSON file in the place of another, if there is one."""
+    """Write a whole JSON file, replacing an older one."""
     save_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, readable by whoever may read the other files of this process.
 
-    Tied tensors are written once for each name.
+    Tied tensors are written once per name.
 
     Raises:
-        OSError: as of any other file.
+        OSError: as for any other file.
     """
     path.touch()  # safetensors hides what it writes from other users; this file has the usual rights
     mode = path.stat().st_mode
-    separate = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        save_file(separate, path, metadata={"format": "pt"})
+        save_file(copies, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
+        match = re.search(r"os error (\d+)", str(error))
+        if match is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
     path.chmod(mode & 0o777)
 
 
 def sync(path: Path) -> None:
-    """Wait until the file or directory at ``path`` is on disk; some file systems refuse that of directories."""
+    """Wait until the file or directory at ``path`` is on disk; some file systems refuse to sync directories."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,16 +82,16 @@ def sync(path: Path) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room."""
+    """Whether a write failed for lack of space."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
 def require_folder(out: Path, *, option: str = "--out") -> None:
-    """Check, before the work, that results can be written into a folder, which need not exist yet.
+    """Check, before any work, that results can be written into a folder, which need not exist yet.
 
     Args:
         out: The folder.
-        option: That names it, for messages.
+        option: The option that names it, for messages.
 
     Raises:
         UserError: they cannot.
@@ -101,11 +101,11 @@ def require_folder(out: Path, *, option: str = "--out") -> None:
 
 
 def require_file(out: Path, *, option: str = "--out") -> None:
-    """Check, before the work, that a result can be written to a file, whose folder need not exist yet.
+    """Check, before any work, that a result can be written to a file, whose folder need not exist yet.
 
     Args:
         out: The file.
-        option: That names it, for messages.
+        option: The option that names it, for messages.
 
     Raises:
         UserError: it cannot.
@@ -120,7 +120,7 @@ def require_file(out: Path, *, option: str = "--out") -> None:
 
 
 def require_name(out: Path, option: str) -> None:
-    """Check that the system takes ``out`` as a name.
+    """Check that the system accepts ``out`` as a path.
 
     Raises:
         UserError: it is too long, or leads through a folder that may not be entered.
@@ -135,17 +135,15 @@ def require_name(out: Path, option: str) -> None:
 
 
 def require_place(folder: Path, out: Path, option: str) -> None:
-    """Check that ``folder`` can be written or made, for ``out``.
+    """Check that ``folder`` can be written or created, for ``out``.
 
     Raises:
         UserError: it cannot.
     """
-    existing = next(
-        place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place)
-    )
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
-        what = "a link to nothing" if not existing.exists() else "a file"
-        raise UserError(f"cannot write to {out}: {existing} is {what}; choose another {option}")
+        obstacle = "a link to nothing" if not existing.exists() else "a file"
+        raise UserError(f"cannot write to {out}: {existing} is {obstacle}; choose another {option}")
     if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
         raise UserError(
             f"cannot write to {out}: no permission to read and write in {existing}; choose another {option}"
@@ -153,5 +151,5 @@ def require_place(folder: Path, out: Path, option: str) -> None:
 
 
 def is_device(path: Path) -> bool:
-    """Whether a path is there and is neither file nor folder, such as ``/dev/stdout`` or a pipe."""
+    """Whether a path exists and is neither a file nor a folder, such as ``/dev/stdout`` or a pipe."""
     return path.exists() and not path.is_file() and not path.is_dir()

@@ -12,17 +12,17 @@ from pathlib import Path
 from map_core.errors import UserError
 
 FILE = ".lock"
-CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system without locks
-TAKEN = (errno.EACCES, errno.EAGAIN)
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system without locks
+HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)  # by another process
 
 
 class RunLock:
     """Held from :meth:`acquire` to the end of the block; the system frees it when the process ends, however it ends.
 
-    It is a POSIX record lock, which loading processes do not inherit, and which NFS passes on to other hosts.
+    It is a POSIX record lock, which data-loading processes do not inherit, and which NFS shares with other hosts.
 
     Args:
-        directory: Of the run; made when the lock is taken.
+        directory: Of the run; created when the lock is acquired.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -42,10 +42,10 @@ class RunLock:
         self._descriptor = None
 
     def acquire(self) -> None:
-        """Take the lock and write who holds it.
+        """Acquire the lock and record its holder.
 
         Raises:
-            UserError: another process has it, or the directory cannot be made or written.
+            UserError: another process holds it, or the directory cannot be created or written.
         """
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class RunLock:
                 self._lock(descriptor)
                 if os.fstat(descriptor).st_nlink:
                     self._descriptor = descriptor
-                else:  # whoever held it removed it as we opened it
+                else:  # its holder removed it as we opened it
                     os.close(descriptor)
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             os.ftruncate(self._descriptor, 0)
@@ -69,7 +69,7 @@ class RunLock:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in TAKEN:
+            if error.errno in HELD_ELSEWHERE:
                 holder = os.pread(descriptor, 500, 0).decode(errors="replace").split()
                 os.close(descriptor)
                 host, process, started = holder if len(holder) == 3 else ("unknown host", "?", "?")
@@ -77,7 +77,7 @@ class RunLock:
                     f"{self._directory} is in use by process {process} on {host}, started {started}; wait for it, "
                     "stop it, or choose another --out"
                 ) from None
-            if error.errno not in CANNOT:
+            if error.errno not in UNSUPPORTED:
                 os.close(descriptor)
                 raise
             print(
@@ -87,12 +87,12 @@ class RunLock:
             )
 
     def lost(self) -> bool:
-        """Whether the directory that was locked is no longer there: removed, renamed, or its disk unmounted."""
+        """Whether the locked directory no longer exists: removed, renamed, or its disk unmounted."""
         if self._descriptor is None:
             return False
         try:
             return not os.fstat(self._descriptor).st_nlink or not self._path.exists()
-        except OSError:  # such as a stale handle of NFS
+        except OSError:  # such as a stale NFS handle
             return True
 
     def check(self) -> None:

@@ -16,12 +16,12 @@ from map_core.runs.files import save_text
 from map_core.runs.trackers import Trackers
 
 FILE = "metrics.jsonl"
-MOST = 2**30  # bytes
+LARGEST_FILE = 2**30  # bytes
 MeanOverProcesses = Callable[[dict[str, Tensor]], dict[str, float]]
 
 
 class Window:
-    """Sums of scalars since the last line of metrics; a checkpoint keeps them, so that no mean is torn.
+    """Sums of scalars since the last line of metrics; a checkpoint keeps them, so that no mean loses steps.
 
     The sums stay on the scalars' device: reading them would wait for it.
 
@@ -39,12 +39,12 @@ class Window:
         """Add one step's scalars."""
         for name, value in values.items():
             exact = value if value.device.type == "mps" else value.double()  # mps has no float64
-            before = self._sums.get(name)
-            self._sums[name] = exact if before is None else before.to(exact.device, exact.dtype) + exact
+            total = self._sums.get(name)
+            self._sums[name] = exact if total is None else total.to(exact.device, exact.dtype) + exact
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self, mean: MeanOverProcesses) -> dict[str, float]:
-        """Return the means and begin anew."""
+        """Return the means and start a new window."""
         means = {name: total / self._counts[name] for name, total in mean(self._sums).items()}
         self._sums, self._counts = {}, {}
         return means
@@ -55,24 +55,24 @@ class Window:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl; a last line that a kill cut short is left out.
+    """Read the lines of metrics.jsonl, without a last one that a kill cut short.
 
     Raises:
         UserError: any other line is broken, or the file cannot be read.
     """
     path = directory / FILE
     try:
-        written = read_small(path, MOST).decode(errors="replace").splitlines()
+        texts = read_small(path, LARGEST_FILE).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); copy the file again") from error
     lines = []
-    for number, text in enumerate(written, start=1):
+    for number, text in enumerate(texts, start=1):
         try:
             lines.append(parse_line(text))
         except (ValueError, RecursionError) as error:
-            if number < len(written):
+            if number < len(texts):
                 raise UserError(
                     f"{path} is broken in line {number} ({reason(error)}); repair or remove that line"
                 ) from error
@@ -83,11 +83,11 @@ def parse_line(text: str) -> dict[str, Any]:
     """Read one line of metrics.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a valid one.
     """
     line = json.loads(text)
-    whole = isinstance(line, dict) and is_count(line.get("step")) and isinstance(line.get("kind"), str)
-    values = {name: value for name, value in line.items() if name != "kind"} if whole else {}
+    is_complete = isinstance(line, dict) and is_count(line.get("step")) and isinstance(line.get("kind"), str)
+    values = {name: value for name, value in line.items() if name != "kind"} if is_complete else {}
     if values.get("epoch") is None or not all(value is None or is_number(value) for value in values.values()):
         raise ValueError("no line of metrics")
     return line
@@ -99,11 +99,11 @@ def truncate_metrics(directory: Path, step: int, *, evaluated: bool) -> None:
     ``evaluated`` says whether the checkpoint was written after the evaluation at ``step``.
     """
 
-    def stays(line: dict[str, Any]) -> bool:
+    def precedes_checkpoint(line: dict[str, Any]) -> bool:
         return line["step"] < step or (line["step"] == step and (line["kind"] == "train" or evaluated))
 
-    kept = [json.dumps(line) + "\n" for line in read_metrics(directory) if stays(line)]
-    save_text(directory / FILE, "".join(kept))
+    lines = [json.dumps(line) + "\n" for line in read_metrics(directory) if precedes_checkpoint(line)]
+    save_text(directory / FILE, "".join(lines))
 
 
 class MetricsLog:
@@ -112,8 +112,8 @@ class MetricsLog:
     Args:
         directory: the run directory.
         tensorboard: also write TensorBoard events.
-        step: the step to go on from.
-        trackers: to send them to, too.
+        step: the step to continue from.
+        trackers: receive the metrics as well.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MetricsLog:
         self._file = (directory / FILE).open("a", buffering=1)
         self._events: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # imports for a second, so only where wanted
+            from torch.utils.tensorboard import SummaryWriter  # its import takes a second
 
             self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 

@@ -1,4 +1,4 @@
-"""What a command says besides its result: once, however many processes it runs in."""
+"""What a command prints besides its result: once, however many processes it runs in."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from map_core.errors import visible
 
 
 def is_main_process() -> bool:
-    """Whether this is the only process, or the first of a launcher's, which sets RANK before anything is imported."""
+    """Whether this is the only process, or the first that a launcher started: it sets RANK before any import."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def tell(message: str) -> None:
-    """Print a line of a result on stdout, names of files in it made harmless."""
+    """Print a line of a result on stdout, with names of files in it made harmless to a terminal."""
     if is_main_process():
         print(visible(message))
 

@@ -1,4 +1,4 @@
-"""Pictures as files: under just the name that was given, whole or not there."""
+"""Pictures as files: under exactly the requested name, complete or absent."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ from map_core.errors import UserError
 from map_core.runs.files import replacing, require_file
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # imports for half a second, so only where something is drawn
+    from matplotlib.figure import Figure  # takes half a second to import, so only where something is drawn
 
 FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "svg", "pdf")
 
@@ -16,17 +16,17 @@ def picture_format(path: Path) -> str:
     """The format that a picture's name asks for; PNG where it has no ending.
 
     Raises:
-        UserError: an ending that names no format.
+        UserError: the ending is no known format.
     """
     ending = path.suffix.removeprefix(".").lower() or "png"
     if ending not in FORMATS:
-        known = ", ".join(f".{name}" for name in FORMATS)
-        raise UserError(f"{path}: {path.suffix} is no format of pictures; use one of {known}")
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise UserError(f"{path}: {path.suffix} is no format of pictures; use one of {endings}")
     return ending
 
 
 def require_picture(out: Path) -> None:
-    """Check, before the work, that a picture can be written to a file.
+    """Check, before any work, that a picture can be written to a file.
 
     Raises:
         UserError: it cannot, or its name asks for an unknown format.
@@ -41,6 +41,6 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int) -> None:
     Raises:
         UserError: the name asks for an unknown format.
     """
-    name = picture_format(path)
+    file_format = picture_format(path)
     with replacing(path) as partial:
-        figure.savefig(partial, dpi=dpi, format=name)
+        figure.savefig(partial, dpi=dpi, format=file_format)

@@ -17,9 +17,9 @@ COLUMNS = 3
 
 
 def plot_curves(directory: Path) -> Path | None:
-    """Draw every metric of ``directory``'s metrics.jsonl over epochs; return the picture's path, if any.
+    """Plot every metric of ``directory``'s metrics.jsonl over epochs; return the picture's path, if any.
 
-    A metric and its moving average's (``ema_...``), in training and evaluation, share a panel.
+    A metric and that of the moving average (``ema_...``), in training and evaluation, share a panel.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for line in read_metrics(directory):

@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+"""What a user sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -13,26 +13,28 @@ SECONDS_BETWEEN_LINES = 30.0
 T = TypeVar("T")
 
 
-def shown(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[T]:
+def track(items: Iterable[T], *, total: int, title: str, unit: str) -> Iterator[T]:
     """Yield ``items``, with a bar on a terminal and a line now and then elsewhere, both on the main process's stderr.
 
     Args:
-        items: What is waited for.
+        items: What to iterate over.
         total: How many there are.
         title: What is done with them.
-        unit: What one of them is.
+        unit: The word for one of them.
     """
     if not is_main_process():
         yield from items
         return
-    lines, last = not sys.stderr.isatty(), time.monotonic()
-    with tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, disable=lines, leave=False) as bar:
-        for done, item in enumerate(items, start=1):
+    prints_lines, last_line = not sys.stderr.isatty(), time.monotonic()
+    with tqdm(
+        total=total, desc=title, unit=unit, dynamic_ncols=True, disable=prints_lines, leave=False
+    ) as bar:
+        for count, item in enumerate(items, start=1):
             yield item
             bar.update()
-            if lines and time.monotonic() - last > SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                print(f"{title}: {unit} {done} of {total}", file=sys.stderr, flush=True)
+            if prints_lines and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                print(f"{title}: {unit} {count} of {total}", file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -41,30 +43,36 @@ class Progress:
     Args:
         total: steps of the run.
         start: steps done before.
-        shown: False shows messages only.
+        enabled: False prints messages only.
     """
 
-    def __init__(self, total: int, start: int, *, shown: bool) -> None:
-        self._total, self._start, self._done = total, start, start
-        self._began = time.monotonic()
-        self._last_line = self._began
-        self._lines = shown and not sys.stderr.isatty()
+    def __init__(self, total: int, start: int, *, enabled: bool) -> None:
+        self._total, self._start, self._step = total, start, start
+        self._start_time = time.monotonic()
+        self._last_line = self._start_time
+        self._prints_lines = enabled and not sys.stderr.isatty()
         self._bar = tqdm(
-            total=total, initial=start, unit="step", dynamic_ncols=True, disable=not shown or self._lines
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not enabled or self._prints_lines,
         )
 
     def advance(self, loss: float | None, samples_per_second: float) -> None:
         """Count one step; its loss is None until one has been read from the device."""
-        self._done += 1
-        said = f"{samples_per_second:.1f} samples/s"
-        said = said if loss is None else f"loss {loss:.4f}, {said}"
-        self._bar.set_postfix_str(said, refresh=False)
+        self._step += 1
+        status = f"{samples_per_second:.1f} samples/s"
+        status = status if loss is None else f"loss {loss:.4f}, {status}"
+        self._bar.set_postfix_str(status, refresh=False)
         self._bar.update()
         now = time.monotonic()
-        if self._lines and (now - self._last_line > SECONDS_BETWEEN_LINES or self._done == self._total):
+        line_is_due = now - self._last_line > SECONDS_BETWEEN_LINES or self._step == self._total
+        if self._prints_lines and line_is_due:
             self._last_line = now
-            left = (now - self._began) / (self._done - self._start) * (self._total - self._done)
-            self.say(f"step {self._done}/{self._total}, {said}, {tqdm.format_interval(left)} left")
+            seconds_per_step = (now - self._start_time) / (self._step - self._start)
+            remaining = tqdm.format_interval(seconds_per_step * (self._total - self._step))
+            self.say(f"step {self._step}/{self._total}, {status}, {remaining} left")
 
     def say(self, message: str) -> None:
         """Print a message without disturbing the bar."""

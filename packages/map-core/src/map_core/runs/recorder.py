@@ -1,4 +1,4 @@
-"""Keeps account of a run: means, times, progress, and the state of them that a checkpoint holds."""
+"""Keeps the account of a run: means, times, progress, and their state for checkpoints."""
 
 import math
 import time
@@ -19,13 +19,13 @@ class Recorder:
     Args:
         out: the run directory.
         total_steps, steps_per_epoch, batch_size: of the run.
-        start: the step to go on from.
+        start: the step to continue from.
         state: what :meth:`state` returned when the checkpoint of ``start`` was written.
-        mean: of scalars, over all processes.
+        mean: averages scalars over all processes.
         writes: whether this is the main process.
         progress: show it on stderr.
         tensorboard: write its events.
-        trackers: that get the metrics, too; of the main process.
+        trackers: receive the metrics as well; only on the main process.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Recorder:
         self._steps_per_epoch, self._batch_size, self._mean = steps_per_epoch, batch_size, mean
         log = partial(MetricsLog, out, tensorboard=tensorboard, step=start, trackers=trackers)
         self._log = log() if writes else None
-        self.progress = Progress(total_steps, start, shown=progress and writes)
+        self.progress = Progress(total_steps, start, enabled=progress and writes)
         self._window = Window(**state.get("window", {}))
         self.last: dict[str, float] = state.get("last", {})
         self.evaluation: dict[str, float] | None = state.get("evaluation")
@@ -54,16 +54,16 @@ class Recorder:
         self._best_of: str | None = state.get("best_of")
         self._best_step: int | None = state.get("best_step")
         self._seconds_before: float = state.get("seconds", 0.0)
-        self._began = self._mark = time.perf_counter()
+        self._start_time = self._last_time = time.perf_counter()
         self._window_steps, self._window_seconds = 0, 0.0
         self._start, self._steps, self._step_seconds = start, 0, 0.0
 
     def start_step(self) -> None:
-        """Note the time; what lies between steps (evaluation, checkpoints) is not training time."""
-        self._mark = time.perf_counter()
+        """Start timing a step; what happens between steps (evaluation, checkpoints) is not training time."""
+        self._last_time = time.perf_counter()
 
     def end_step(self, scalars: dict[str, Tensor], *, wait: bool) -> None:
-        """Account for one optimizer step and its scalars; without ``wait`` nothing is read from the device."""
+        """Record one optimizer step and its scalars; without ``wait`` nothing is read from the device."""
         self._window_steps, self._steps = self._window_steps + 1, self._steps + 1
         self._add_seconds()
         self._window.add(scalars)
@@ -71,18 +71,18 @@ class Recorder:
         loss = scalars["loss"].item() if wait else self.last.get("loss")
         self.progress.advance(loss, self._rate(self._window_steps, self._window_seconds))
 
-    def waited(self) -> None:
-        """Count the time since the last step as time of steps: a device was waited for that had not done them."""
+    def add_waiting_time(self) -> None:
+        """Count the time since the last step as training time: the device was still busy with the steps."""
         self._add_seconds()
 
     def _add_seconds(self) -> None:
-        seconds = time.perf_counter() - self._mark
-        self._mark += seconds
+        seconds = time.perf_counter() - self._last_time
+        self._last_time += seconds
         self._window_seconds += seconds
         self._step_seconds += seconds
 
     def write_line(self, step: int, lr: float) -> None:
-        """Write the means since the last line, as of ``step`` steps done."""
+        """Write the means since the last line, after ``step`` steps."""
         self.last = {**self._window.take(self._mean), "lr": lr}
         timing = {
             "samples_per_second": self._rate(self._window_steps, self._window_seconds),
@@ -98,22 +98,22 @@ class Recorder:
         if self._log is not None and metrics:
             epoch = step / self._steps_per_epoch
             self._log.write("evaluation", step, epoch, {**metrics, "seconds": self.seconds})
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            self.progress.say(f"epoch {epoch:g}: {shown}")
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            self.progress.say(f"epoch {epoch:g}: {scores}")
 
     def improved(self, name: str, step: int) -> bool:
-        """Whether the evaluation after ``step`` steps is the best so far: the lowest loss, the highest of others."""
+        """Whether the evaluation after ``step`` steps is the best so far: lowest for a loss, else highest."""
         value = (self.evaluation or {})[name]
         sign = -1 if name.endswith("loss") else 1
         if math.isnan(value):
             return False
         if self._best_of not in (None, name):  # a resumed run may keep the best by another measure
             self._best = None
-        better = self._best is None or sign * value > sign * self._best
+        is_best = self._best is None or sign * value > sign * self._best
         self._best_of = name
-        if better:
+        if is_best:
             self._best, self._best_step = value, step
-        return better
+        return is_best
 
     def say(self, message: str) -> None:
         """Print a message, once for all processes."""
@@ -123,7 +123,7 @@ class Recorder:
     @property
     def seconds(self) -> float:
         """Seconds of the run so far, those before the last resume included."""
-        return self._seconds_before + time.perf_counter() - self._began
+        return self._seconds_before + time.perf_counter() - self._start_time
 
     @property
     def steps(self) -> int:
@@ -136,7 +136,7 @@ class Recorder:
         return self._rate(self._steps, self._step_seconds)
 
     def summary(self) -> dict[str, Any]:
-        """The last line and evaluation, samples and seconds of the whole run, and speed since it was resumed."""
+        """The last line and evaluation, the whole run's samples and seconds, and the speed since it was resumed."""
         return {
             **self.last,
             **(self.evaluation or {}),

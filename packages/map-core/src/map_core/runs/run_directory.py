@@ -10,15 +10,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.runs import best, lock, metrics, trackers
 from map_core.runs.checkpoint import REMOVING, SUPERSEDED, WRITING, Checkpoints, find_fault
 from map_core.runs.files import UNFINISHED, is_full, require_folder
 from map_core.runs.lock import RunLock
 from map_core.runs.metrics import truncate_metrics
 
-# all that a run leaves that failed before its first checkpoint
-LEFT_BY_A_START = {
+# everything that a run which failed before its first checkpoint can leave behind
+FILES_OF_A_START = {
     lock.FILE,
     metrics.FILE,
     "config.yaml",
@@ -34,7 +34,7 @@ def require_run_directory(out: Path, resume: str | None) -> None:
     """Check, before data and model are opened, that a run can be written in ``out``.
 
     Raises:
-        UserError: it cannot, or there is a run already that ``resume`` does not continue.
+        UserError: it cannot, or there is already a run that ``resume`` does not continue.
     """
     require_folder(out)
     if resume is None and not nothing_to_lose(out, None):
@@ -42,12 +42,12 @@ def require_run_directory(out: Path, resume: str | None) -> None:
 
 
 def in_use(out: Path) -> str:
-    """Say that a new run has no place in ``out``."""
+    """The message that ``out`` is not free for a new run."""
     return f"{out} exists and is not empty; continue that run with --resume auto or choose another --out"
 
 
 def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: RunLock) -> Path | None:
-    """Lock ``out``, made if need be, clear it of what a kill left, and return the checkpoint to go on from, if any.
+    """Create ``out`` if need be, lock it, clear it of leftovers, and return the checkpoint to continue from, if any.
 
     A run that failed before its first checkpoint starts anew, with ``resume`` and without.
 
@@ -55,21 +55,21 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
         UserError: ``out`` is in use or cannot be written, or ``resume`` finds nothing usable.
     """
     checkpoint = named_checkpoint(out, checkpoints, resume) if resume not in (None, "auto") else None
-    elsewhere = checkpoint is not None and checkpoint.resolve().parent != checkpoints.directory.resolve()
-    anew = nothing_to_lose(out, resume)
-    if not anew and elsewhere:
+    is_elsewhere = checkpoint is not None and checkpoint.resolve().parent != checkpoints.directory.resolve()
+    starts_anew = nothing_to_lose(out, resume)
+    if not starts_anew and is_elsewhere:
         raise UserError(
             f"{out} is not empty and --resume {resume} belongs to another run; continue the run in {out} with "
             "--resume auto, or choose another --out"
         )
-    if checkpoint is not None and not elsewhere:
+    if checkpoint is not None and not is_elsewhere:
         refuse_set_aside(checkpoint.resolve())
-    if not anew and resume is None:
+    if not starts_anew and resume is None:
         raise UserError(in_use(out))
     run_lock.acquire()
     refuse_links(out)
     clear(out, checkpoints)
-    if anew:
+    if starts_anew:
         (out / metrics.FILE).unlink(missing_ok=True)
         best.remove(out)
         if resume == "auto":
@@ -82,9 +82,9 @@ def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) ->
     """The checkpoint that ``--resume PATH`` names.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a usable one.
     """
-    path = expanded(str(resume))
+    path = expand_user(str(resume))
     fault = find_fault(path) if path.is_dir() else "there is no such directory"
     if fault is not None:
         raise UserError(
@@ -95,10 +95,10 @@ def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) ->
 
 
 def refuse_set_aside(checkpoint: Path) -> None:
-    """Keep a run from going on from a checkpoint of its directory that it removes on the way.
+    """Refuse to continue from a checkpoint of the run's directory that the run itself would remove.
 
     Raises:
-        UserError: its name says so.
+        UserError: the name shows that it is unfinished, being removed or set aside.
     """
     if checkpoint.name.startswith((WRITING, REMOVING, SUPERSEDED)):
         raise UserError(
@@ -108,7 +108,7 @@ def refuse_set_aside(checkpoint: Path) -> None:
 
 
 def newest_checkpoint(checkpoints: Checkpoints) -> Path:
-    """The checkpoint that ``--resume auto`` goes on from.
+    """The checkpoint that ``--resume auto`` continues from.
 
     Raises:
         UserError: none of them is usable.
@@ -123,17 +123,17 @@ def newest_checkpoint(checkpoints: Checkpoints) -> Path:
 
 
 def nothing_to_lose(out: Path, resume: str | None) -> bool:
-    """Whether ``out`` is absent, empty, or holds just what a run left that wrote no checkpoint and would do again."""
+    """Whether ``out`` is absent, empty, or holds only what a run without checkpoints left and would write again."""
     if not out.is_dir():
         return not out.exists()
-    # kept weights, too, are made again by the same command
-    done_again = TEMPORARY if resume is None else (*TEMPORARY, *best.PATTERNS)
-    names = {path.name for path in out.iterdir() if not any(path.match(pattern) for pattern in done_again)}
-    return names <= LEFT_BY_A_START and not any((out / "checkpoints").glob("step_*"))
+    # best weights, too, are written again by the same command
+    replaceable = TEMPORARY if resume is None else (*TEMPORARY, *best.PATTERNS)
+    names = {path.name for path in out.iterdir() if not any(path.match(pattern) for pattern in replaceable)}
+    return names <= FILES_OF_A_START and not any((out / "checkpoints").glob("step_*"))
 
 
 def refuse_links(out: Path) -> None:
-    """Keep a run from writing through symbolic links, which a directory from elsewhere may hold.
+    """Keep a run from writing through symbolic links, which a directory from elsewhere may contain.
 
     Raises:
         UserError: there is one.
@@ -161,11 +161,11 @@ def rewind(out: Path, checkpoints: Checkpoints, checkpoint: Path, state: dict[st
     Args:
         out: The run directory.
         checkpoints: Those in it.
-        checkpoint: What the run goes on from; it may be of another directory.
+        checkpoint: The one that the run continues from; it may be of another directory.
         state: Its account.
 
     Returns:
-        The account of the recorder to go on from, see :func:`~map_core.runs.best.follow`.
+        The recorder's state to continue from, see :func:`~map_core.runs.best.follow`.
     """
     step, recorder = state["step"], state["recorder"]
     truncate_metrics(out, step, evaluated=recorder.get("evaluation") is not None)
@@ -174,7 +174,7 @@ def rewind(out: Path, checkpoints: Checkpoints, checkpoint: Path, state: dict[st
 
 
 @contextlib.contextmanager
-def disk_faults_told(out: Path, run_lock: RunLock) -> Iterator[None]:
+def disk_errors_as_user_errors(out: Path, run_lock: RunLock) -> Iterator[None]:
     """Turn a disk that is full, vanished or refuses the files of ``out`` into a :class:`UserError`."""
     try:
         yield

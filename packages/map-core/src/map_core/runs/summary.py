@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: config.yaml, and what ran where, for summary.json."""
+"""What a run writes beside its weights: config.yaml, and summary.json with what ran where."""
 
 import dataclasses
 import importlib.metadata
@@ -22,27 +22,29 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "map-core", "map-visio
 FILE = "summary.json"
 
 
-def to_plain(value: Any) -> Any:
-    """Turn dataclasses, paths, tuples and enumerations into what YAML and JSON can say."""
+def to_serializable(value: Any) -> Any:
+    """Convert dataclasses, paths, tuples and enumerations to values that YAML and JSON can represent."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: to_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {
+            entry.name: to_serializable(getattr(value, entry.name)) for entry in dataclasses.fields(value)
+        }
     if isinstance(value, dict):
-        return {str(key): to_plain(entry) for key, entry in value.items()}
+        return {str(key): to_serializable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(entry) for entry in value]
+        return [to_serializable(entry) for entry in value]
     if isinstance(value, Enum):
-        return to_plain(value.value)
+        return to_serializable(value.value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def write_config(directory: Path, config: Any) -> None:
     """Write config.yaml, the resolved configuration."""
-    save_text(directory / "config.yaml", yaml.safe_dump(to_plain(config), sort_keys=False))
+    save_text(directory / "config.yaml", yaml.safe_dump(to_serializable(config), sort_keys=False))
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     """Write summary.json."""
-    save_json(directory / FILE, to_plain(summary))
+    save_json(directory / FILE, to_serializable(summary))
 
 
 def finished_summary(directory: Path) -> dict[str, Any]:
@@ -56,17 +58,17 @@ def finished_summary(directory: Path) -> dict[str, Any]:
 
 def versions(*more: str) -> dict[str, str]:
     """Return the versions of Python, of the packages that a result depends on and of ``more``, where installed."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in (*PACKAGES, *more):
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that this code runs from (``-dirty`` if changed), or None."""
+    """Return the commit of the checkout that this code runs from (``-dirty`` if modified), or None."""
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str | None:
@@ -84,7 +86,7 @@ def commit() -> str | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory used so far: on a CUDA device what torch allocated, else the process's own."""
+    """Return the peak memory so far: on a CUDA device that allocated by torch, else that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -92,7 +94,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """Name the device as a reader would."""
+    """The device's name for a reader."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     count = torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""Sets in shards: tar files in WebDataset's layout, and beside them an index that says where in them each sample is.
+"""Data sets in shards: tar files in WebDataset's layout, with an index that says where in them each sample is.
 
-With the index any sample is one read away, as among files. So order, held-out parts, exact resume and any number of
-processes work as for files, and are written once.
+With the index any sample is one read away, as with single files. So the order, held-out parts, exact resume and any
+number of processes work as they do for files, with the same code.
 """
 
 from map_core.shards.index import ShardIndex, read_index

@@ -1,4 +1,4 @@
-"""Fetching a file from a store: asked again with growing patience, and continued where it broke off."""
+"""Fetching a file from a store: with retries at growing intervals, continuing where a transfer broke off."""
 
 import time
 from pathlib import Path
@@ -6,36 +6,36 @@ from pathlib import Path
 from map_core.errors import UserError
 from map_core.shards.index import checksum_of
 from map_core.shards.sizes import written_size
-from map_core.shards.stores import LostError, Store
+from map_core.shards.stores import Store, TransientError
 
-ATTEMPTS = 6  # in a row without a byte
+ATTEMPTS = 6  # in a row that bring no byte
 WAIT = 1.0  # seconds before the second attempt; each further one waits twice as long
-LARGEST = 2**30  # of a file whose size nobody told
+MAX_UNKNOWN_BYTES = 2**30  # of a file of unknown size
 
 
 def fetch(store: Store, name: str, partial: Path, *, size: int | None = None) -> None:
-    """Bring a whole file to ``partial``, from where an earlier attempt left it.
+    """Download a whole file to ``partial``, continuing where an earlier attempt stopped.
 
     Args:
-        store: That has it.
-        name: Of the file.
-        partial: File to write; what is in it already is taken for the beginning.
-        size: Of the file, where it is known.
+        store: The store that has the file.
+        name: Name of the file.
+        partial: File to write; existing content is taken as the beginning.
+        size: Size of the file, if known.
 
     Raises:
-        UserError: it does not come, does not exist or has another size.
-        OSError: it cannot be written.
+        UserError: the file cannot be fetched, does not exist or has another size.
+        OSError: ``partial`` cannot be written.
     """
     failures = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0
         try:
             total = _receive(store, name, partial, before if size is None or before <= size else 0, size)
-            have = partial.stat().st_size
-            if total is None or have == total:
+            received = partial.stat().st_size
+            if total is None or received == total:
                 return
-            reason = f"the connection ended after {have} of {total} bytes"
-        except LostError as error:
+            reason = f"the connection ended after {received} of {total} bytes"
+        except TransientError as error:
             reason = str(error)
         failures = 1 if partial.exists() and partial.stat().st_size > before else failures + 1
         if failures >= ATTEMPTS:
@@ -47,7 +47,7 @@ def fetch(store: Store, name: str, partial: Path, *, size: int | None = None) ->
 
 
 def _receive(store: Store, name: str, partial: Path, start: int, size: int | None) -> int | None:
-    """Append what a store sends; return the size of the whole file, if anybody knows it."""
+    """Append what a store sends; return the size of the whole file, if it is known."""
     if size is not None and start == size:
         return size
     transfer = store.open(name, start)
@@ -58,28 +58,28 @@ def _receive(store: Store, name: str, partial: Path, start: int, size: int | Non
             "it there again, or index the set anew"
         )
     total = size if size is not None else transfer.size
-    most = LARGEST if total is None else total
+    limit = MAX_UNKNOWN_BYTES if total is None else total
     with partial.open("r+b" if partial.exists() else "w+b") as file:
         file.truncate(transfer.start)
         file.seek(transfer.start)
         for block in transfer.blocks:
             file.write(block)
-            if file.tell() > most:
+            if file.tell() > limit:
                 raise UserError(
-                    f"{store.address(name)} is longer than {written_size(most)}: it is no file of this set; correct "
+                    f"{store.address(name)} is longer than {written_size(limit)}: it is no file of this set; correct "
                     "data.root"
                 )
     return total
 
 
 def fetch_checked(store: Store, name: str, partial: Path, *, size: int, sha256: str) -> None:
-    """Bring a file as :func:`fetch` does, and compare it with its checksum; a second time, if it is not equal.
+    """Download a file as :func:`fetch` does and verify its checksum, with a second try if it differs.
 
     Raises:
-        UserError: as :func:`fetch`, or its content is another.
-        OSError: it cannot be written.
+        UserError: as for :func:`fetch`, or the content differs.
+        OSError: ``partial`` cannot be written.
     """
-    for _ in range(2):  # a broken-off file may have been continued with another
+    for _ in range(2):  # an unfinished download may have been continued with another file
         fetch(store, name, partial, size=size)
         if checksum_of(partial)["sha256"] == sha256:
             return

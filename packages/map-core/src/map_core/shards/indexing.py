@@ -1,4 +1,4 @@
-"""Indexing tar files that are there already: in WebDataset's layout, files of a sample share all but their endings."""
+"""Indexing existing tar files in WebDataset's layout, where the files of a sample share all but their endings."""
 
 import hashlib
 import os
@@ -21,15 +21,15 @@ from map_core.shards.index import BLOCK, INDEX, SAMPLE, Shard, is_plain_name, sa
 
 TAR = ".tar"
 LABEL, CLASSES = "cls", "classnames.txt"
-LONGEST_LABEL = 50  # bytes, blanks included
-LONGEST_HEADER = 2**20  # bytes: headers of long names and the like
-MOST_CLASSES = 10**6  # that are numbers, and not named in classnames.txt
-Kinds = tuple[frozenset[str], ...]  # of endings, those of the first before those of the next
+MAX_LABEL_BYTES = 50  # blanks included
+MAX_HEADER_BYTES = 2**20  # of headers for long names and the like
+MAX_CLASSES = 10**6  # if they are numbers, not named in classnames.txt
+EndingGroups = tuple[frozenset[str], ...]  # file endings; those of an earlier group take precedence
 
 
 @dataclass(slots=True)
 class _Sample:
-    """What the index has of a sample."""
+    """A sample's entry for the index."""
 
     name: str
     row: tuple[int, int, int, int]  # shard, offset, bytes, crc32
@@ -37,7 +37,7 @@ class _Sample:
 
 
 @dataclass
-class _Set:
+class _Split:
     """The samples of a folder of shards."""
 
     shards: list[Shard] = field(default_factory=list)
@@ -51,48 +51,50 @@ def index_shards(
     fallback: frozenset[str] = frozenset(),
     progress: bool = False,
 ) -> dict[str, int]:
-    """Write the index of the tar files in a folder, or of those in each of its subfolders, as splits.
+    """Write the index of the tar files in a folder or, if they lie in subfolders, one for each as a split.
 
-    Of a sample, the file with one of ``endings`` counts (``x.jpg`` before ``x.depth.png``), and ``.cls`` as its label,
-    a whole number. Classes are the lines of ``classnames.txt`` in the folder of the tar files or in ``folder``, or the
-    numbers up to the largest of all splits. What else a sample has (texts, JSON) is left where it is.
+    Indexed are each sample's file with one of ``endings`` (``x.jpg`` rather than ``x.depth.png``) and, as its label, a
+    whole number in ``.cls``. Classes are the lines of ``classnames.txt`` in the folder of the tar files or in
+    ``folder``, or the numbers up to the largest label of all splits. A sample's other files (texts, JSON) are ignored.
 
     Args:
-        folder: Of the tar files, or of their folders.
-        endings: Such as ``.jpg``.
+        folder: Folder of the tar files, or of their folders.
+        endings: File endings of samples, such as ``.jpg``.
         fallback: Endings that count in samples without any of ``endings``.
         progress: Show a progress bar.
 
     Returns:
-        The number of samples, by subfolder; "" is the folder itself.
+        The number of samples by subfolder; "" is the folder itself.
 
     Raises:
-        UserError: there are none, or one is cut off, holds links or paths out of its folder, a label that is none, or
-            a sample with several files that might count.
+        UserError: there are no tar files, or one is cut off, or holds links, paths out of its folder, an invalid label,
+            or a sample with several files that might count.
     """
     if not folder.is_dir():
         raise UserError(f"--index {folder} is no folder: name the one that holds the tar files")
     require_folder(folder, option="--index")
     if (folder / INDEX).exists():
         raise UserError(f"{folder} has an {INDEX} already: remove it to index its shards anew")
-    splits = {
-        place.relative_to(folder).as_posix(): _tars(place)
-        for place in sorted(path for path in folder.iterdir() if path.is_dir())
+    tars_of = {
+        subfolder.relative_to(folder).as_posix(): _tars(subfolder)
+        for subfolder in sorted(path for path in folder.iterdir() if path.is_dir())
     }
-    splits = {name: tars for name, tars in splits.items() if tars}
+    tars_of = {name: tars for name, tars in tars_of.items() if tars}
     if tars := _tars(folder):
-        splits = {"": tars}
-    if not splits:
+        tars_of = {"": tars}
+    if not tars_of:
         raise UserError(f"no {TAR} files in {folder} or its subfolders: correct --index")
     try:
-        sets = {
+        splits = {
             name: _read_split(folder / name, tars, (endings, fallback), progress=progress)
-            for name, tars in splits.items()
+            for name, tars in tars_of.items()
         }
-        most = max((sample.label or 0 for whole in sets.values() for sample in whole.samples), default=0)
-        classes = {name: _classes(folder / name, folder, whole, most) for name, whole in sets.items()}
-        for name, whole in sets.items():
-            _save_split(folder / name, whole, classes[name])
+        largest = max((sample.label or 0 for split in splits.values() for sample in split.samples), default=0)
+        classes = {
+            name: _class_names(folder / name, folder, split, largest) for name, split in splits.items()
+        }
+        for name, split in splits.items():
+            _save_split(folder / name, split, classes[name])
         if "" not in splits:
             save_splits(folder, list(splits))
     except OSError as error:
@@ -102,52 +104,52 @@ def index_shards(
             else "make the folder and all shards in it readable and writable"
         )
         raise UserError(f"cannot index the shards in {folder} ({error.strerror or error}): {cure}") from error
-    return {name: len(whole.samples) for name, whole in sets.items()}
+    return {name: len(split.samples) for name, split in splits.items()}
 
 
 def _tars(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix == TAR and path.is_file())
 
 
-def _read_split(folder: Path, tars: list[Path], kinds: Kinds, *, progress: bool) -> _Set:
-    whole = _Set()
+def _read_split(folder: Path, tars: list[Path], groups: EndingGroups, *, progress: bool) -> _Split:
+    split = _Split()
     for path in tqdm(tars, desc=folder.name, disable=not progress, leave=False):
-        _read_shard(path, whole, kinds)
-    if not whole.samples:
-        endings = " ".join(sorted(frozenset[str]().union(*kinds)))
+        _read_shard(path, split, groups)
+    if not split.samples:
+        endings = " ".join(sorted(frozenset[str]().union(*groups)))
         raise UserError(f"the {len(tars)} shards in {folder} hold no {endings}: correct --index")
-    return whole
+    return split
 
 
-def _save_split(folder: Path, whole: _Set, classes: tuple[str, ...]) -> None:
-    samples = np.zeros(len(whole.samples), dtype=SAMPLE)
+def _save_split(folder: Path, split: _Split, classes: tuple[str, ...]) -> None:
+    samples = np.zeros(len(split.samples), dtype=SAMPLE)
     for column, values in zip(
-        ("shard", "offset", "bytes", "crc32"), zip(*(s.row for s in whole.samples), strict=True), strict=True
+        ("shard", "offset", "bytes", "crc32"), zip(*(s.row for s in split.samples), strict=True), strict=True
     ):
         samples[column] = values
-    samples["label"] = [sample.label or 0 for sample in whole.samples]
-    save_index(folder, whole.shards, classes, samples, [sample.name for sample in whole.samples])
+    samples["label"] = [sample.label or 0 for sample in split.samples]
+    save_index(folder, split.shards, classes, samples, [sample.name for sample in split.samples])
 
 
-def _classes(folder: Path, root: Path, whole: _Set, most: int) -> tuple[str, ...]:
-    """Names of the classes of a split, () where no sample has a label; ``most`` is the largest of all splits."""
-    without = next((sample for sample in whole.samples if sample.label is None), None)
-    if without is not None:
-        if any(sample.label is not None for sample in whole.samples):
+def _class_names(folder: Path, root: Path, split: _Split, largest: int) -> tuple[str, ...]:
+    """Class names of a split, () where no sample has a label; ``largest`` is the largest label of all splits."""
+    unlabelled = next((sample for sample in split.samples if sample.label is None), None)
+    if unlabelled is not None:
+        if any(sample.label is not None for sample in split.samples):
             raise UserError(
-                f"sample {visible(without.name)} in {folder} has no .{LABEL}, and others have: give all of them a "
+                f"sample {visible(unlabelled.name)} in {folder} has no .{LABEL}, and others have: give all of them a "
                 "label, or none"
             )
         return ()
-    file = next((place / CLASSES for place in (folder, root) if (place / CLASSES).exists()), None)
+    file = next((parent / CLASSES for parent in (folder, root) if (parent / CLASSES).exists()), None)
     if file is None:
-        if most >= MOST_CLASSES:
+        if largest >= MAX_CLASSES:
             raise UserError(
-                f"labels in {root} go up to {most}, of more than {MOST_CLASSES:,} classes: correct them, or name the "
+                f"labels in {root} go up to {largest}, of more than {MAX_CLASSES:,} classes: correct them, or name the "
                 f"classes in {CLASSES}"
             )
-        return tuple(map(str, range(most + 1)))
-    needed = 1 + max(sample.label or 0 for sample in whole.samples)
+        return tuple(map(str, range(largest + 1)))
+    needed = 1 + max(sample.label or 0 for sample in split.samples)
     names = tuple(read_small(file).decode("utf-8-sig", errors="surrogateescape").splitlines())
     if len(names) < needed or len(set(names)) < len(names):
         raise UserError(
@@ -156,53 +158,57 @@ def _classes(folder: Path, root: Path, whole: _Set, most: int) -> tuple[str, ...
     return names
 
 
-def _read_shard(path: Path, whole: _Set, kinds: Kinds) -> None:
+def _read_shard(path: Path, split: _Split, groups: EndingGroups) -> None:
     if not is_plain_name(path.name):
         raise UserError(f"shard {visible(str(path))} has a name that no index takes: rename it")
-    number, before = len(whole.shards), len(whole.samples)
+    number, first = len(split.shards), len(split.samples)
     digest = hashlib.sha256()
     with open_file(path) as file:
         for _, group in groupby(_members(path, file), lambda member: _key_and_ending(member.name)[0]):
             members = list(group)
             labels = (member for member in members if _endings(member)[-1] == f".{LABEL}")
-            label = next((_label(_beginning(file, member), path, member.name) for member in labels), None)
-            if (chosen := _chosen(members, kinds, path)) is not None:
-                row = (number, chosen.offset_data, chosen.size, _crc32(file, chosen))
-                whole.samples.append(_Sample(f"{path.name}/{chosen.name}", row, label))
+            label = next(
+                (_parse_label(_read_short(file, member), path, member.name) for member in labels), None
+            )
+            if (selected := _select_member(members, groups, path)) is not None:
+                row = (number, selected.offset_data, selected.size, _checksum(file, selected))
+                split.samples.append(_Sample(f"{path.name}/{selected.name}", row, label))
         file.seek(0)
         while block := file.read(BLOCK):
             digest.update(block)
-    shard = Shard(path.name, path.stat().st_size, len(whole.samples) - before, digest.hexdigest())
-    whole.shards.append(shard)
+    shard = Shard(path.name, path.stat().st_size, len(split.samples) - first, digest.hexdigest())
+    split.shards.append(shard)
 
 
-def _chosen(members: Sequence[tarfile.TarInfo], kinds: Kinds, path: Path) -> tarfile.TarInfo | None:
-    """The file of a sample that counts: one whose ending is a kind's as a whole (.jpg, not .depth.png), if any is."""
+def _select_member(
+    members: Sequence[tarfile.TarInfo], groups: EndingGroups, path: Path
+) -> tarfile.TarInfo | None:
+    """The file to index of a sample: preferably one whose whole ending matches (.jpg rather than .depth.png)."""
     for part in (0, -1):
-        for endings in kinds:
-            fitting = [member for member in members if _endings(member)[part] in endings]
-            if len(fitting) > 1:
-                names = " and ".join(visible(member.name) for member in fitting[:2])
+        for endings in groups:
+            matches = [member for member in members if _endings(member)[part] in endings]
+            if len(matches) > 1:
+                names = " and ".join(visible(member.name) for member in matches[:2])
                 raise UserError(
                     f"shard {path} holds {names} of one sample, and nothing says which of them counts: write one"
                 )
-            if fitting:
-                return fitting[0]
+            if matches:
+                return matches[0]
     return None
 
 
 class _Headers:
-    """What tarfile reads of a file: headers, whose stated sizes may be anything; contents are read beside it.
+    """The file as tarfile sees it: headers only, whose claimed sizes are checked; contents are read separately.
 
     Args:
-        file: Of the archive.
+        file: The archive.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self._file = file.seek, file.tell, file
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= LONGEST_HEADER:
+        if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header claims {size} bytes")
         return self._file.read(size)
 
@@ -213,7 +219,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as archive:
             for member in archive:
-                if member.size < 0:  # from which tarfile would go back, again and again
+                if member.size < 0:  # tarfile would go back, again and again
                     raise tarfile.ReadError(f"{member.name} has a size of {member.size}")
                 _refuse_unsafe(path, member)
                 if not member.isfile() or os.path.basename(member.name).startswith("."):
@@ -222,7 +228,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                     raise tarfile.ReadError(f"it ends within {member.name}")
                 yield member
             file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # with which tar ends an archive
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the end of an archive
                 raise tarfile.ReadError(f"it breaks off after {archive.offset} bytes")
     except (tarfile.TarError, ArithmeticError, EOFError, OSError, RecursionError, ValueError) as error:
         raise UserError(
@@ -230,31 +236,31 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         ) from error
 
 
-def _crc32(file: BinaryIO, member: tarfile.TarInfo) -> int:
-    """The checksum of a member's content."""
+def _checksum(file: BinaryIO, member: tarfile.TarInfo) -> int:
+    """CRC-32 of a member's content."""
     file.seek(member.offset_data)
-    left, crc32 = member.size, 0
-    while left > 0 and (block := file.read(min(left, BLOCK))):
-        left, crc32 = left - len(block), zlib.crc32(block, crc32)
+    remaining, crc32 = member.size, 0
+    while remaining > 0 and (block := file.read(min(remaining, BLOCK))):
+        remaining, crc32 = remaining - len(block), zlib.crc32(block, crc32)
     return crc32
 
 
-def _beginning(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    """The content of a member that is as short as a label; of another, more than any label has."""
+def _read_short(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """The content of a member as short as a label; of a longer one, a beginning that exceeds any label."""
     file.seek(member.offset_data)
-    return file.read(min(member.size, LONGEST_LABEL + 1))
+    return file.read(min(member.size, MAX_LABEL_BYTES + 1))
 
 
 def _refuse_unsafe(path: Path, member: tarfile.TarInfo) -> None:
-    shown = visible(member.name)
+    name = visible(member.name)
     if member.issym() or member.islnk():
-        link = f"{shown} -> {visible(member.linkname)}"
+        link = f"{name} -> {visible(member.linkname)}"
         raise UserError(f"shard {path} holds a link ({link}): write it without links")
     if member.issparse() or not (member.isfile() or member.isdir()):
         what = "a file with holes" if member.issparse() else "neither file nor folder"
-        raise UserError(f"shard {path} holds {shown}, which is {what}: write it without")
+        raise UserError(f"shard {path} holds {name}, which is {what}: write it without")
     if member.name.startswith(("/", "\\")) or ".." in member.name.replace("\\", "/").split("/"):
-        raise UserError(f"shard {path} holds {shown}, a path out of its folder: write it with relative paths")
+        raise UserError(f"shard {path} holds {name}, a path out of its folder: write it with relative paths")
 
 
 def _key_and_ending(name: str) -> tuple[str, str]:
@@ -265,14 +271,14 @@ def _key_and_ending(name: str) -> tuple[str, str]:
 
 
 def _endings(member: tarfile.TarInfo) -> tuple[str, str]:
-    """A member's ending with its dot, in WebDataset's sense and as of any file: .depth.png and .png."""
+    """A member's ending with its dot, in WebDataset's sense and in the usual sense: .depth.png and .png."""
     _, ending = _key_and_ending(member.name)
     return f".{ending}", f".{ending.rpartition('.')[2]}"
 
 
-def _label(content: bytes, path: Path, name: str) -> int:
+def _parse_label(content: bytes, path: Path, name: str) -> int:
     text = content.decode("latin-1").strip()
-    label = int(text) if re.fullmatch("[0-9]+", text) and len(content) <= LONGEST_LABEL else -1
+    label = int(text) if re.fullmatch("[0-9]+", text) and len(content) <= MAX_LABEL_BYTES else -1
     if not 0 <= label < 2**31:
         raise UserError(
             f"label {visible(name)} in shard {path} is {content[:20]!r}: a label is a whole number from 0 on"

@@ -1,4 +1,4 @@
-"""Sizes of files as people write them."""
+"""File sizes as people write them."""
 
 import re
 
@@ -8,14 +8,14 @@ UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
 
 
 def parse_size(text: str, name: str) -> int:
-    """The bytes that a text such as ``500MB`` stands for.
+    """The number of bytes that a text such as ``500MB`` stands for.
 
     Args:
-        text: A number and a unit of the decimal system.
-        name: Of the setting, for messages.
+        text: A number and a decimal unit.
+        name: Name of the setting, for messages.
 
     Raises:
-        UserError: it is no size, or none of at least one byte.
+        UserError: the text is no size, or less than one byte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.strip().upper())
     size = 0 if match is None else int(float(match[1]) * UNITS[match[2] or "B"])
@@ -25,6 +25,6 @@ def parse_size(text: str, name: str) -> int:
 
 
 def written_size(count: int) -> str:
-    """A number of bytes for people."""
-    unit = next((unit for unit, worth in UNITS.items() if count >= worth), "B")
+    """A number of bytes in readable form."""
+    unit = next((unit for unit, factor in UNITS.items() if count >= factor), "B")
     return f"{count / UNITS[unit]:.3g} {unit}"

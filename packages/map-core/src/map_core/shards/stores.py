@@ -1,4 +1,4 @@
-"""Stores that shards are fetched from: HTTP servers, and what fsspec reaches (s3, gs, hf, ...)."""
+"""Stores that shards are fetched from: HTTP servers, and what fsspec supports (s3, gs, hf, ...)."""
 
 import http.client
 import importlib
@@ -14,25 +14,25 @@ from map_core.errors import UserError
 
 TIMEOUT = 60.0  # seconds without a byte
 BLOCK = 2**20
-NUMBER = "[0-9]{1,18}"  # of bytes
-BUSY = (408, 425, 429)  # answers of a server that may be asked again, beside those from 500 on
-REFUSED = (401, 403)
-GONE = (404, 410)
-PAST_THE_END = 416
+NUMBER = "[0-9]{1,18}"  # a count of bytes
+RETRY_STATUS = (408, 425, 429)  # worth another request, as are those from 500 on
+FORBIDDEN_STATUS = (401, 403)
+MISSING_STATUS = (404, 410)
+RANGE_NOT_SATISFIABLE = 416
 
 
-class LostError(Exception):
-    """A store did not answer, or stopped in the middle; asking again may help."""
+class TransientError(Exception):
+    """A store did not answer, or stopped in the middle; trying again may help."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a store sends.
+    """The response of a store.
 
     Attributes:
-        start: Of what comes, in the file: 0 of a store that knows no ranges.
-        size: Of the whole file, where the store says it.
-        blocks: The bytes; raises :class:`LostError`.
+        start: Offset in the file of the bytes that follow: 0 if the store does not support ranges.
+        size: Size of the whole file, if the store reports it.
+        blocks: The bytes; iterating raises :class:`TransientError`.
     """
 
     start: int
@@ -45,19 +45,19 @@ class Store(Protocol):
     """Files by name."""
 
     def address(self, name: str) -> str:
-        """What messages call a file."""
+        """The address of a file, for messages."""
 
     def open(self, name: str, start: int) -> Transfer:
-        """Ask for a file from byte ``start`` on.
+        """Request a file from byte ``start`` on.
 
         Raises:
-            LostError: no answer.
-            UserError: there is no such file, or it may not be read.
+            TransientError: the store does not answer.
+            UserError: the file does not exist, or may not be read.
         """
 
 
 def is_address(root: str) -> bool:
-    """Whether a data root is the address of a store, not a folder."""
+    """Whether a data root is the address of a store rather than a folder."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", root) is not None
 
 
@@ -81,32 +81,31 @@ class HttpStore:
             request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
             response = urllib.request.urlopen(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
-            if error.code == PAST_THE_END and start:
-                return self.open(name, 0)  # what is here so far was of another file
-            raise _answered(error.code, error.reason, self.address(name)) from error
+            if error.code == RANGE_NOT_SATISFIABLE and start:
+                return self.open(name, 0)  # the part that is here already was of another file
+            raise _status_error(error.code, error.reason, self.address(name)) from error
         except (http.client.InvalidURL, ValueError) as error:
             raise UserError(f"{address} is no address ({error}): correct data.root") from error
         except (OSError, http.client.HTTPException) as error:
-            raise LostError(_reason(error)) from error
+            raise TransientError(_reason(error)) from error
         length = response.headers.get("Content-Length", "")
         size = int(length) if re.fullmatch(NUMBER, length) else None
         if response.status != http.client.PARTIAL_CONTENT:
             return Transfer(0, size, _blocks(response.read1, response.close))
-        sent = re.fullmatch(
+        content_range = re.fullmatch(
             rf"bytes ({NUMBER})-{NUMBER}/({NUMBER}|\*)", response.headers.get("Content-Range", "")
         )
-        if sent is None or int(sent[1]) != start:
+        if content_range is None or int(content_range[1]) != start:
             raise UserError(
                 f"{self.address(name)} is sent from another byte than was asked for: use another server"
             )
-        return Transfer(
-            start, None if sent[2] == "*" else int(sent[2]), _blocks(response.read1, response.close)
-        )
+        total = None if content_range[2] == "*" else int(content_range[2])
+        return Transfer(start, total, _blocks(response.read1, response.close))
 
 
 @dataclass(frozen=True)
 class FsspecStore:
-    """Files below an address that fsspec knows; who uses it installs what it needs besides (s3fs, gcsfs, ...)."""
+    """Files below an address that fsspec supports; some need a package that users install (s3fs, gcsfs, ...)."""
 
     root: str
 
@@ -124,13 +123,13 @@ class FsspecStore:
             raise UserError(_missing(self.address(name))) from error
         except PermissionError as error:
             raise UserError(_forbidden(self.address(name))) from error
-        except Exception as error:  # each of its backends has its own
-            raise LostError(_reason(error)) from error
+        except Exception as error:  # each backend has its own errors
+            raise TransientError(_reason(error)) from error
         return Transfer(file.tell(), size, _blocks(file.read, file.close))
 
 
 def _filesystem(root: str) -> tuple[Any, str]:
-    """What fsspec reads an address with; it keeps one for each process itself."""
+    """The filesystem and path of an address; fsspec itself caches one filesystem per process."""
     fsspec = importlib.import_module("fsspec")
     try:
         filesystem, path = fsspec.core.url_to_fs(root)
@@ -145,23 +144,23 @@ def _filesystem(root: str) -> tuple[Any, str]:
 
 
 def _blocks(read: Callable[[int], bytes], close: Callable[[], object]) -> Generator[bytes, None, None]:
-    """What comes, as it comes: nothing that was received is lost with the connection."""
+    """Yield bytes as they arrive, so that nothing received is lost with the connection."""
     try:
         while block := read(BLOCK):
             yield block
-    except Exception as error:  # of whatever library reads
-        raise LostError(_reason(error)) from error
+    except Exception as error:  # of whichever library reads
+        raise TransientError(_reason(error)) from error
     finally:
         close()
 
 
-def _answered(code: int, reason: object, address: str) -> Exception:
-    """What an answer other than a file means."""
-    if code in BUSY or code >= http.client.INTERNAL_SERVER_ERROR:
-        return LostError(f"it answers {code} {reason}")
-    if code in GONE:
+def _status_error(code: int, reason: object, address: str) -> Exception:
+    """The error that an HTTP status other than success stands for."""
+    if code in RETRY_STATUS or code >= http.client.INTERNAL_SERVER_ERROR:
+        return TransientError(f"it answers {code} {reason}")
+    if code in MISSING_STATUS:
         return UserError(_missing(address))
-    if code in REFUSED:
+    if code in FORBIDDEN_STATUS:
         return UserError(_forbidden(address))
     return UserError(f"{address} cannot be fetched (the server answers {code} {reason}): correct data.root")
 

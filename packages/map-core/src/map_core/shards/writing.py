@@ -1,4 +1,4 @@
-"""Writing a set in shards: the same files for the same samples and settings, complete or not there."""
+"""Writing a sharded data set: the same files for the same samples and settings, all of them or none."""
 
 import contextlib
 import errno
@@ -22,17 +22,17 @@ from map_core.runs.files import UNFINISHED, is_full, require_folder, sync
 from map_core.shards.index import SAMPLE, Shard, is_plain_name, save_index, save_splits
 
 HEADER = BLOCK = tarfile.BLOCKSIZE
-DIGITS = 9  # of the numbers that are keys
+KEY_DIGITS = 9  # of a sample's key, which is a number
 
 
 @dataclass(frozen=True)
 class Files:
-    """The samples of one split, before they are in shards.
+    """The samples of one split, to be written into shards.
 
     Attributes:
-        names: Of the files, unique, such as their paths below the set's folder; their endings tell what they are.
-        read: Gives the bytes of a file by its number.
-        labels: Of the files, places in ``classes``; zeros without.
+        names: Unique names of the files, such as their paths below the set's folder; their endings tell the format.
+        read: Returns the bytes of a file by its number.
+        labels: Labels of the files, as indices into ``classes``; zeros without classes.
         classes: Names of the classes; () without labels.
     """
 
@@ -45,20 +45,20 @@ class Files:
 def write_shards(
     splits: dict[str, Files], out: Path, *, size: int, seed: int = 0, progress: bool = False
 ) -> None:
-    """Write sets in shards, each in a subfolder of ``out``, or in ``out`` itself where the only one is called "".
+    """Write each split as shards in a subfolder of ``out``; a single split named "" goes to ``out`` itself.
 
-    Samples are spread over the shards at random, so that each shard is a sample of the whole; the index lists them in
-    the order in which they come, so that number i is the same sample in the shards as among the files.
+    Samples are spread over the shards at random, so that each shard is a random sample of the whole; the index lists
+    them in their original order, so that number i is the same sample in the shards as among the files.
 
     Args:
-        splits: By the name of their subfolder.
+        splits: Samples by the name of their subfolder.
         out: Folder to make.
-        size: Bytes that a shard may have; a single sample may be larger.
-        seed: Of the spread.
+        size: Largest size of a shard in bytes; a single sample may be larger.
+        seed: Seed of the random spread.
         progress: Show a progress bar.
 
     Raises:
-        UserError: the folder is not empty or cannot be written, or a file cannot be read; then nothing is left behind.
+        UserError: the folder is not empty or cannot be written, or a file cannot be read; nothing is then left behind.
     """
     require_folder(out)
     if not out.name:
@@ -70,7 +70,10 @@ def write_shards(
             raise UserError(f"split {visible(name)!r} has a name that no index takes: rename its folder")
     partial = out.with_name(UNFINISHED + out.name)
     count = sum(len(files.names) for files in splits.values())
-    with made_whole(partial, out), tqdm(total=count, desc="shards", disable=not progress, leave=False) as bar:
+    with (
+        complete_folder(partial, out),
+        tqdm(total=count, desc="shards", disable=not progress, leave=False) as bar,
+    ):
         for name, files in splits.items():
             folder = partial / name
             folder.mkdir(exist_ok=True)
@@ -82,13 +85,13 @@ def write_shards(
 
 
 @contextlib.contextmanager
-def made_whole(partial: Path, out: Path) -> Iterator[None]:
-    """Make the folder ``partial``, and give it the name ``out`` once the block is through; otherwise remove it.
+def complete_folder(partial: Path, out: Path) -> Iterator[None]:
+    """Make the folder ``partial``, and rename it to ``out`` when the block succeeds; otherwise remove it.
 
     Raises:
-        UserError: the disk is full, or refuses otherwise.
+        UserError: the disk is full, or has another error.
     """
-    shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed
     try:
         partial.mkdir(parents=True)
         yield
@@ -107,11 +110,11 @@ def _write_split(files: Files, folder: Path, *, size: int, seed: int, advance: C
     rank = np.random.PCG64(derive_seed(seed, "shards")).random_raw(count)
     samples, shards = np.zeros(count, dtype=SAMPLE), list[Shard]()
     shard: _ShardFile | None = None
-    for place, number in enumerate(np.argsort(rank, kind="stable").tolist()):
+    for position, number in enumerate(np.argsort(rank, kind="stable").tolist()):
         data = files.read(number)
-        entries = _entries(f"{place:0{DIGITS}}", files, number, data)
-        needed = sum(HEADER + padded(len(content)) for _, content in entries)
-        if shard is not None and ended(shard.written + needed) > size:
+        entries = _entries(f"{position:0{KEY_DIGITS}}", files, number, data)
+        needed = sum(HEADER + padded_size(len(content)) for _, content in entries)
+        if shard is not None and archive_size(shard.written + needed) > size:
             shards.append(shard.close())
             shard = None
         if shard is None:
@@ -131,7 +134,7 @@ def _write_split(files: Files, folder: Path, *, size: int, seed: int, advance: C
 
 
 def _entries(key: str, files: Files, number: int, data: bytes) -> list[tuple[str, bytes]]:
-    """What a sample is in a shard: the file itself, its label, and what it was called."""
+    """The entries of a sample in a shard: the file itself, its label, and its original name."""
     ending = os.path.splitext(files.names[number])[1].lower() or ".bin"
     entries = [(key + ending, data)]
     if files.classes:
@@ -144,7 +147,7 @@ def _entries(key: str, files: Files, number: int, data: bytes) -> list[tuple[str
 
 
 class _ShardFile:
-    """A tar file that is being written, with what its index needs to know of it."""
+    """A tar file that is being written, with the facts that the index needs about it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.written, self.samples = path, 0, 0
@@ -152,19 +155,19 @@ class _ShardFile:
         self._file: BinaryIO = path.open("wb")
 
     def add(self, entries: Sequence[tuple[str, bytes]]) -> int:
-        """Append the entries of a sample; return where the content of the first one begins."""
-        first = self.written + HEADER
+        """Append the entries of a sample; return the offset of the first one's content."""
+        offset = self.written + HEADER
         for name, content in entries:
             header = tarfile.TarInfo(name)  # no times, no owner: the same bytes whoever writes them
             header.size = len(content)
             self._write(header.tobuf(tarfile.USTAR_FORMAT))
-            self._write(content.ljust(padded(len(content)), b"\0"))
+            self._write(content.ljust(padded_size(len(content)), b"\0"))
         self.samples += 1
-        return first
+        return offset
 
     def close(self) -> Shard:
-        """End the archive as tar does."""
-        self._write(bytes(ended(self.written) - self.written))
+        """End the archive as tar does, and return its entry for the index."""
+        self._write(bytes(archive_size(self.written) - self.written))
         self._file.close()
         return Shard(self.path.name, self.written, self.samples, self._digest.hexdigest())
 
@@ -174,11 +177,11 @@ class _ShardFile:
         self.written += len(content)
 
 
-def ended(size: int) -> int:
-    """The bytes of a tar file whose entries take so many: two blocks end it, and it is a whole number of records."""
+def archive_size(size: int) -> int:
+    """Size of a tar file with ``size`` bytes of entries: two blocks end it, and it is padded to whole records."""
     return size + 2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE
 
 
-def padded(size: int) -> int:
-    """The bytes that so many take in a tar file."""
+def padded_size(size: int) -> int:
+    """Size that ``size`` bytes of content take in a tar file."""
     return size + -size % BLOCK

@@ -1,5 +1,5 @@
-"""Studies: arms compared at equal grids of learning rates, equal data and stated compute, over several seeds.
+"""Studies: arms compared on equal grids of learning rates and equal data, at stated compute, over several seeds.
 
-``plan`` says what is to be run, given what was; ``runner`` runs it; ``results`` keeps one line a run; ``report`` turns
-the lines into tables and pictures.
+``plan`` decides what to run next, given the results; ``runner`` runs it; ``results`` keeps one line per run; ``report``
+turns the lines into tables and pictures.
 """

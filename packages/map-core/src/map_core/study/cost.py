@@ -9,7 +9,6 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import default_collate
@@ -20,11 +19,11 @@ from map_core.commands.standard import configs
 from map_core.errors import RunStopped
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
-from map_core.runs.progress import shown
-from map_core.study.definition import Arm, Settings, Study
-from map_core.study.measures import Cost, added_measures, load_measure
-from map_core.study.place import as_option
-from map_core.study.plan import PlannedRun, every_run, planned_runs, stage_settings, tries
+from map_core.runs.progress import track
+from map_core.study.definition import Arm, Study
+from map_core.study.location import as_option
+from map_core.study.measures import Cost, StudySettings, added_measures, load_measure
+from map_core.study.plan import PlannedRun, every_run, is_trial_of, planned_runs, stage_settings
 from map_core.study.results import Result
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
@@ -35,16 +34,13 @@ from map_core.training.loop import train
 from map_core.training.sampling import RunPlan
 
 TIMED_STEPS = 5
-LENGTHS = ("training.epochs", "training.sample_budget")
-UNCOUNTED = (
-    "training.seed",
-    "data.subset_seed",
-    "training.lr",
-)  # settings that change no number of operations
+LENGTH_SETTINGS = ("training.epochs", "training.sample_budget")
+# settings on which the number of operations does not depend
+IRRELEVANT_TO_COST = ("training.seed", "data.subset_seed", "training.lr")
 
 
-class StepsAlone(Task):
-    """A task without what follows its steps."""
+class StepsOnly(Task):
+    """A task without anything that follows its steps."""
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         return {}
@@ -56,16 +52,16 @@ class StepsAlone(Task):
         pass
 
 
-class StepsOfPretraining(StepsAlone, PretrainTask):
-    """Of a pretraining."""
+class PretrainSteps(StepsOnly, PretrainTask):
+    """The steps of a pretraining."""
 
 
-class StepsOfFinetuning(StepsAlone, FinetuneTask):
-    """Of a finetuning."""
+class FinetuneSteps(StepsOnly, FinetuneTask):
+    """The steps of a finetuning."""
 
 
-class StepsOfProbe(StepsAlone, LinearProbeTask):
-    """Of a probe of weights that are not there yet: those of a new model take the same operations."""
+class ProbeSteps(StepsOnly, LinearProbeTask):
+    """The steps of a probe; where its weights do not exist yet, a new model takes the same operations."""
 
     def build_model(self) -> nn.Module:
         if self.config.init is not None:
@@ -74,32 +70,32 @@ class StepsOfProbe(StepsAlone, LinearProbeTask):
 
 
 def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
-    """What a training run of a study is asked for."""
-    kinds = configs(domain)
-    kind = kinds.pretrain if run.command == "pretrain" else kinds.finetune
+    """The configuration of a training run of a study."""
+    config_classes = configs(domain)
+    config_class = config_classes.pretrain if run.command == "pretrain" else config_classes.finetune
     settings = dict(run.settings)
     recipe = settings.pop("recipe")
     overrides = [as_option(key, value) for key, value in settings.items()]
-    return load_recipe(domain.recipes, recipe, kind, [*overrides, f"--out={out}"])
+    return load_recipe(domain.recipes, recipe, config_class, [*overrides, f"--out={out}"])
 
 
 def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
-    """The steps of a training run of a study, from scratch, and its configuration, a budget of samples as epochs."""
-    makers: dict[str, Callable[[Domain, Any], Any]] = {
-        "pretrain": StepsOfPretraining,
-        "finetune": StepsOfFinetuning,
-        "linear-probe": StepsOfProbe,
+    """The steps of a training run of a study, from scratch, and its configuration, with a sample budget as epochs."""
+    task_classes: dict[str, Callable[[Domain, Any], Any]] = {
+        "pretrain": PretrainSteps,
+        "finetune": FinetuneSteps,
+        "linear-probe": ProbeSteps,
     }
-    task = makers[run.command](domain, configuration(domain, run, out))
+    task = task_classes[run.command](domain, configuration(domain, run, out))
     task.keep_best = None
     return task, task.config
 
 
 def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = False) -> Cost:
-    """Count the operations of one batch, and time some steps if asked to.
+    """Count the operations of one batch, and time some steps if ``timed``.
 
     Raises:
-        RunStopped: a signal arrived while they were timed.
+        RunStopped: a signal arrived while steps were timed.
     """
     if run.stage in added_measures():
         return load_measure(run.stage).cost(run.settings, timed=timed)
@@ -113,9 +109,9 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
         task.loss(task.model, batch, Draw.of_batch(count)).loss.backward()
     seconds = 0.0
     if timed:
-        brief = replace(training, max_steps=TIMED_STEPS, progress=False, tensorboard=False)
-        with contextlib.redirect_stderr(io.StringIO()):  # what a run tells of itself
-            summary = train(task, brief, out, run_config=config)
+        short_run = replace(training, max_steps=TIMED_STEPS, progress=False, tensorboard=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # a run's own log lines
+            summary = train(task, short_run, out, run_config=config)
         if summary["stopped_by"]:
             raise RunStopped(Signals[summary["stopped_by"]])
         seconds = samples / summary["samples_per_second"]
@@ -123,74 +119,76 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
 
 
 class Operations:
-    """Counts the operations of runs, once for all that differ in their seed alone.
+    """Counts the operations of runs, once for all that differ only in seed or learning rate.
 
     Args:
-        domain: Of the runs.
+        domain: Domain of the runs.
     """
 
     def __init__(self, domain: Domain) -> None:
-        self.domain, self.counted = domain, dict[str, float]()
+        self.domain, self.counts = domain, dict[str, float]()
 
     def __call__(self, run: PlannedRun) -> float:
-        """Of training: 0 for a run that measures only."""
+        """Operations of training; 0 for a run that does not train."""
         if run.command == "features":
             return 0.0
-        alike = {key: value for key, value in run.settings.items() if key not in UNCOUNTED}
-        key = f"{run.command} {sorted(alike.items())}"
-        if key not in self.counted:
+        relevant = {key: value for key, value in run.settings.items() if key not in IRRELEVANT_TO_COST}
+        key = f"{run.command} {sorted(relevant.items())}"
+        if key not in self.counts:
             with tempfile.TemporaryDirectory() as scratch:
-                self.counted[key] = count_cost(self.domain, run, Path(scratch) / "none").flops
-        return self.counted[key]
+                self.counts[key] = count_cost(self.domain, run, Path(scratch) / "none").flops
+        return self.counts[key]
 
 
-def length_of(settings: Settings) -> Settings:
-    """What settings say of how long a run trains."""
-    return {name: settings[name] for name in LENGTHS if settings.get(name) is not None}
+def length_of(settings: StudySettings) -> StudySettings:
+    """The settings that say how long a run trains."""
+    return {name: settings[name] for name in LENGTH_SETTINGS if settings.get(name) is not None}
 
 
 def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> Study:
     """Give arms with ``compute_of`` the length of finetuning that costs what the other arm costs in all.
 
-    Counted once: an arm goes on with the length that its runs so far had, whatever another version or device counts.
+    Counted once: an arm keeps the length that its runs so far had, whatever another version or device would count.
 
     Args:
         study: Its arms may name others.
-        domain: Of the study.
-        scratch: A directory that does not exist, for nothing is written.
-        results: Of its runs so far.
+        domain: Domain of the study.
+        scratch: A directory that does not exist; nothing is written there.
+        results: Results of its runs so far.
     """
     if not any(arm.compute_of for arm in study.arms):
         return study
     by_name = {arm.name: arm for arm in study.arms}
 
     def first_run(arm: Arm, stage: str, labels: int | None) -> PlannedRun:
-        plain = replace(study, arms=(replace(arm, compute_of=None),), learning_rates={})
-        return next(run for run in planned_runs(plain, []) if run.stage == stage and run.labels == labels)
+        without_trials = replace(study, arms=(replace(arm, compute_of=None),), learning_rates={})
+        return next(
+            run for run in planned_runs(without_trials, []) if run.stage == stage and run.labels == labels
+        )
 
     def flops(arm: Arm, stage: str, labels: int | None) -> float:
         return count_cost(domain, first_run(arm, stage, labels), scratch).flops
 
-    def resolved(arm: Arm) -> Arm:
+    def resolve(arm: Arm) -> Arm:
         if arm.compute_of is None:
             return arm
         lengths = lengths_so_far(study, arm, results)
         for labels in [labels for labels in study.labels if labels not in lengths]:
             other = by_name[arm.compute_of]
-            before = flops(other, "pretrain", None) if other.pretrain is not None else 0.0
-            mine, theirs = flops(arm, "finetune", labels), flops(other, "finetune", labels)
+            pretraining = flops(other, "pretrain", None) if other.pretrain is not None else 0.0
+            own_flops, other_flops = flops(arm, "finetune", labels), flops(other, "finetune", labels)
             training = configuration(domain, first_run(arm, "finetune", labels), scratch).training
             name, length = "training.epochs", training.epochs
             if training.sample_budget is not None:  # which sets the epochs
                 name, length = "training.sample_budget", training.sample_budget
-            lengths[labels] = {name: max(1, round(length * (before + theirs) / mine))}
+            lengths[labels] = {name: max(1, round(length * (pretraining + other_flops) / own_flops))}
         return replace(arm, lengths=lengths)
 
-    return replace(study, arms=tuple(resolved(arm) for arm in study.arms))
+    return replace(study, arms=tuple(resolve(arm) for arm in study.arms))
 
 
 def resolve_known_compute(study: Study, results: Sequence[Result]) -> Study:
-    """As :func:`resolve_compute`, as far as runs so far tell: nothing is counted, and no data are needed."""
+    """As :func:`resolve_compute`, but from the runs so far alone: nothing is counted, and no data are needed."""
     arms = (
         replace(arm, lengths=lengths_so_far(study, arm, results)) if arm.compute_of else arm
         for arm in study.arms
@@ -198,25 +196,25 @@ def resolve_known_compute(study: Study, results: Sequence[Result]) -> Study:
     return replace(study, arms=tuple(arms))
 
 
-def lengths_so_far(study: Study, arm: Arm, results: Sequence[Result]) -> dict[int | None, Settings]:
-    """By number of labels, how long the runs of an arm with ``compute_of`` were."""
+def lengths_so_far(study: Study, arm: Arm, results: Sequence[Result]) -> dict[int | None, StudySettings]:
+    """By number of labels, the length settings of an arm with ``compute_of`` in its runs so far."""
     return {
         result.labels: length
         for result in results
         if result.arm == arm.name and result.labels in study.labels and is_finetuning(result)
-        # runs as long as the arm was without ``compute_of`` are of another study
+        # a run of the length that the arm has without ``compute_of`` belongs to another study
         if (length := length_of(result.settings))
         != length_of(stage_settings(study, arm, "finetune", result.labels, study.seeds[0]))
     }
 
 
 def is_finetuning(result: Result) -> bool:
-    """Whether a result is of a run, or of a trial, that finetuned."""
-    return result.stage == "finetune" or tries(result, "finetune")
+    """Whether a result is of a finetuning, a trial or not."""
+    return result.stage == "finetune" or is_trial_of(result, "finetune")
 
 
 def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> str:
-    """Every kind of run with its number, and of those not done yet samples, operations and hours, timed here."""
+    """A table of the kinds of run: how many, how many are left, and their samples, operations and hours, timed here."""
     finished = {result.key for result in results}
     kinds: dict[tuple[str, str, int | None], list[PlannedRun]] = {}
     for run in every_run(study, results):
@@ -224,28 +222,27 @@ def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence
         kinds.setdefault((run.arm, stage, run.labels), []).append(run)
     lines = ["arm                  stage         labels  runs  left    samples      GFLOP    hours"]
     total = 0.0
-    progress = shown(kinds.items(), total=len(kinds), title="timing", unit="kind of run")
+    progress = track(kinds.items(), total=len(kinds), title="timing", unit="kind of run")
     for number, ((arm, stage, labels), runs) in enumerate(progress):
         if stage == "knn":
             continue
-        left = [run for run in runs if run.key not in finished]
+        remaining = [run for run in runs if run.key not in finished]
         cost = Cost(0, 0.0)
-        if left:
-            cost = count_cost(domain, left[0], scratch / str(number), timed=True)
-        hours = len(left) * cost.seconds / 3600
+        if remaining:
+            cost = count_cost(domain, remaining[0], scratch / str(number), timed=True)
+        hours = len(remaining) * cost.seconds / 3600
         total += hours
         lines.append(
-            f"{arm:20} {stage:13} {labels or 'all':>6} {len(runs):5} {len(left):5} {len(left) * cost.samples:10} "
-            f"{len(left) * cost.flops / 1e9:10.0f} {hours:8.2f}"
+            f"{arm:20} {stage:13} {labels or 'all':>6} {len(runs):5} {len(remaining):5} "
+            f"{len(remaining) * cost.samples:10} {len(remaining) * cost.flops / 1e9:10.0f} {hours:8.2f}"
         )
-    torch.manual_seed(0)
     return "\n".join(
         [*lines, f"about {total:.2f} hours one run after the other on this machine, evaluation apart"]
     )
 
 
 def study_stage(study: Study, run: PlannedRun) -> str:
-    """The measure that a run belongs to: a trial's is the one whose rates it tries."""
+    """The measure that a run belongs to; for a trial, the one whose learning rates it tries."""
     if run.stage != "trial":
         return run.stage
-    return next(stage for stage in study.learning_rates if tries(run, stage))
+    return next(stage for stage in study.learning_rates if is_trial_of(run, stage))

@@ -14,8 +14,9 @@
     seeds: [0, 1, 2]
     measures: [finetune, linear_probe, knn, heldout_loss]
 
-``base`` names a study to take over, packaged or beside the file; arms of its own replace that study's. A measure that
-an installed package adds (:mod:`map_core.study.measures`) has a key of its name, as ``finetune`` has.
+``base`` names a study to build on, packaged or beside the file; the file's arms, if any, replace those of that study.
+A measure that an installed package adds (:mod:`map_core.study.measures`) has its settings under its name, as
+``finetune`` does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,36 +29,35 @@ from map_core.commands.recipes import find_recipe
 from map_core.errors import UserError, near_matches
 from map_core.paths import is_file
 from map_core.study.forms import check_forms, is_whole, rate
-from map_core.study.measures import TITLES, TRAINED, added_measures, load_measure, stages
+from map_core.study.measures import TITLES, TRAINED, StudySettings, added_measures, load_measure, stages
 
 KEYS = (
     "name", "question", "arms", "labels", "learning_rates", "holdout", "seeds", "measures", "extensions", "base",
 )  # fmt: skip
-KEYS_OF_ARM = ("model", "init", "compute_of")
+ARM_KEYS = ("model", "init", "compute_of")
 SHARED_SECTIONS = ("data.", "evaluation.")  # what arms may not change: they would be compared on other data
-Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training that is compared with the others.
+    """One way of training, compared with the others.
 
     Attributes:
         pretrain: Recipe and settings of pretraining; None starts from scratch.
         stages: Settings of measures that differ from the study's.
         model: Settings of its model, in every stage.
-        init: Weights that are there already, as ``--init`` takes them, in the place of pretraining.
-        compute_of: Finetuned for as many operations as this arm is pretrained and finetuned for.
-        lengths: Settings of finetuning's length, by number of labels, where ``compute_of`` was resolved to them.
+        init: Weights that exist already, as ``--init`` takes them, instead of pretraining.
+        compute_of: Another arm: this one is finetuned for as many operations as that is pretrained and finetuned for.
+        lengths: By number of labels, the settings of finetuning's length to which ``compute_of`` was resolved.
     """
 
     name: str
-    pretrain: Settings | None = None
-    stages: Mapping[str, Settings] = field(default_factory=dict)
-    model: Settings = field(default_factory=dict)
+    pretrain: StudySettings | None = None
+    stages: Mapping[str, StudySettings] = field(default_factory=dict)
+    model: StudySettings = field(default_factory=dict)
     init: str | None = None
     compute_of: str | None = None
-    lengths: Mapping[int | None, Settings] = field(default_factory=dict)
+    lengths: Mapping[int | None, StudySettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class Study:
     """A study's file, checked.
 
     Attributes:
-        stages: Settings of measures that train, the recipe's name under ``recipe``.
-        labels: Numbers of labels (None: all), with the settings that go with each.
-        learning_rates: Tried by each arm, by stage; none for a stage that runs at its recipe's rate.
+        stages: Settings of measures that train; the recipe's name is under ``recipe``.
+        labels: Numbers of labels (None: all), with the settings for each.
+        learning_rates: Rates that each arm tries, by stage; none for a stage that runs at its recipe's rate.
         holdout: Share of the training split on which rates are compared.
-        extensions: How often a best rate at the edge of the grid adds one.
+        extensions: How often a best rate at the edge of the grid may extend it.
     """
 
     name: str
     question: str
     arms: tuple[Arm, ...]
-    stages: Mapping[str, Settings]
-    labels: Mapping[int | None, Settings]
+    stages: Mapping[str, StudySettings]
+    labels: Mapping[int | None, StudySettings]
     learning_rates: Mapping[str, tuple[float, ...]]
     holdout: float
     seeds: tuple[int, ...]
@@ -89,17 +89,17 @@ def read_study(path: Path, package: str) -> Study:
 
     Args:
         path: The file.
-        package: That holds the packaged studies, which a file may build on.
+        package: Package that holds the packaged studies, on which a file may build.
 
     Raises:
         UserError: unknown keys, arms that change data or evaluation, seeds that repeat, a stage without recipe.
     """
     values = _read_values(path, package, ())
-    _check_measures(path, values.get("measures") or ())  # before keys of their names
-    known = (*KEYS, *stages())
+    _check_measures(path, values.get("measures") or ())  # before the keys, which may be names of measures
+    known_keys = (*KEYS, *stages())
     for key in values:
-        if key not in known:
-            raise UserError(f"unknown key {key!r} in study {path}; {near_matches(str(key), known)}")
+        if key not in known_keys:
+            raise UserError(f"unknown key {key!r} in study {path}; {near_matches(str(key), known_keys)}")
     values = {key: value for key, value in values.items() if value is not None}
     for key in ("name", "arms", "seeds", "measures"):
         if not values.get(key):
@@ -122,11 +122,11 @@ def read_study(path: Path, package: str) -> Study:
     return study
 
 
-def _read_values(path: Path, package: str, chain: tuple[Path, ...]) -> dict[str, Any]:
-    """The keys of a study and of those that it builds on."""
-    if path in chain:
+def _read_values(path: Path, package: str, descendants: tuple[Path, ...]) -> dict[str, Any]:
+    """Read the keys of a study and of those that it builds on; ``descendants`` are the files that build on it."""
+    if path in descendants:
         raise UserError(
-            f"study {path} builds on itself: {' -> '.join(file.stem for file in (*chain, path))}; remove a base"
+            f"study {path} builds on itself: {' -> '.join(file.stem for file in (*descendants, path))}; remove a base"
         )
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -141,27 +141,27 @@ def _read_values(path: Path, package: str, chain: tuple[Path, ...]) -> dict[str,
         )
     beside = path.parent / f"{base}.yaml"
     with find_recipe(package, str(beside if is_file(beside) else base)) as file:
-        below = _read_values(file, package, (*chain, path))
-    merged = {key: {**(below.get(key) or {}), **(values.get(key) or {})} for key in stages()}
-    return {**below, **values, **merged}
+        base_values = _read_values(file, package, (*descendants, path))
+    merged = {key: {**(base_values.get(key) or {}), **(values.get(key) or {})} for key in stages()}
+    return {**base_values, **values, **merged}
 
 
 def measured_stages() -> tuple[str, ...]:
-    """Measures that have settings."""
+    """The measures that have settings."""
     return (*TRAINED, *added_measures())
 
 
 def shared_sections(stage: str) -> tuple[str, ...]:
-    """What settings of a stage begin with that every arm has in common."""
+    """Prefixes of the settings of a stage that all arms share."""
     return load_measure(stage).shared if stage in added_measures() else SHARED_SECTIONS
 
 
-def _read_arm(path: Path, name: str, values: Settings, shared: Settings) -> Arm:
-    known = (*stages(), *KEYS_OF_ARM)
+def _read_arm(path: Path, name: str, values: StudySettings, shared: StudySettings) -> Arm:
+    known_keys = (*stages(), *ARM_KEYS)
     for stage, settings in values.items():
-        if stage not in known:
+        if stage not in known_keys:
             raise UserError(
-                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), known)}"
+                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), known_keys)}"
             )
         for key in (settings or {}) if stage in stages() else ():
             if f"{key}.".startswith(shared_sections(stage)):
@@ -180,11 +180,11 @@ def _read_arm(path: Path, name: str, values: Settings, shared: Settings) -> Arm:
         pretrain = {**shared, **model, **(values["pretrain"] or {})}
         if "recipe" not in pretrain:
             raise UserError(f"arm {name} of {path} is pretrained without a recipe: add pretrain.recipe")
-    own = {stage: dict(values.get(stage) or {}) for stage in measured_stages()}
-    return Arm(name, pretrain, own, model, values.get("init"), values.get("compute_of"))
+    stage_settings = {stage: dict(values.get(stage) or {}) for stage in measured_stages()}
+    return Arm(name, pretrain, stage_settings, model, values.get("init"), values.get("compute_of"))
 
 
-def _read_labels(path: Path, values: Mapping[Any, Settings | None]) -> dict[int | None, Settings]:
+def _read_labels(path: Path, values: Mapping[Any, StudySettings | None]) -> dict[int | None, StudySettings]:
     for count in values:
         if count != "all" and not is_whole(count, 1):
             raise UserError(f"labels of {path} must be positive numbers or 'all'; got {count!r}")
@@ -192,24 +192,24 @@ def _read_labels(path: Path, values: Mapping[Any, Settings | None]) -> dict[int 
 
 
 def _read_rates(path: Path, values: Any) -> dict[str, tuple[float, ...]]:
-    """Learning rates by stage; a list is for every stage that trains."""
+    """Learning rates by stage; a list applies to every stage that trains."""
     by_stage = values if isinstance(values, dict) else dict.fromkeys(TRAINED, values)
-    rates_of = {stage: tuple(map(rate, rates)) for stage, rates in by_stage.items()}
-    for stage, rates in rates_of.items():
+    learning_rates = {stage: tuple(map(rate, rates)) for stage, rates in by_stage.items()}
+    for stage, rates in learning_rates.items():
         if stage not in TRAINED:
             raise UserError(f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED)}")
         if list(rates) != sorted(set(rates)):
             raise UserError(f"learning_rates of {path} must ascend without repeating: {list(rates)}")
-    return rates_of
+    return learning_rates
 
 
 def _check_measures(path: Path, measures: Iterable[str]) -> None:
-    known = (*TITLES, *added_measures())
+    known_measures = (*TITLES, *added_measures())
     for measure in measures:
-        if measure not in known:
+        if measure not in known_measures:
             raise UserError(
-                f"measure {measure!r} of {path} is unknown; {near_matches(measure, known)}; more are there once the "
-                "packages are installed that add them (map-dense: segment)"
+                f"measure {measure!r} of {path} is unknown; {near_matches(measure, known_measures)}; more are there "
+                "once the packages are installed that add them (map-dense: segment)"
             )
 
 
@@ -233,7 +233,7 @@ def _check(path: Path, study: Study) -> None:
 
 
 def _check_compute(name: str, arm: Arm, study: Study) -> None:
-    """Refuse ``compute_of`` of an arm, called ``name`` in messages, where nothing can be counted or lengthened."""
+    """Refuse ``compute_of`` of an arm (``name`` in messages) whose operations cannot be counted or matched."""
     if "finetune" not in study.measures:
         raise UserError(
             f"{name} has compute_of, which gives finetuning its epochs, but finetune is not measured: set the length "

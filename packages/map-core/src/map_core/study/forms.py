@@ -1,29 +1,28 @@
-"""Whether what a study's file says has the form that it must have, before anything is made of it."""
+"""Checks that the values of a study's file have the right form, before anything is made of them."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from map_core.commands.values import shown
+from map_core.commands.values import short_repr
 from map_core.errors import UserError, visible
 from map_core.shards.index import is_plain_name
-from map_core.study.measures import stages
+from map_core.study.measures import StudySettings, stages
 
-LONGEST_NAME = 100  # characters
-MOST_EXTENSIONS = 100
-OF_THE_STUDY = ("out", "resume", "init", "config")  # options of its runs that a study gives itself
-Settings = dict[str, Any]
+MAX_NAME_LENGTH = 100  # characters
+MAX_EXTENSIONS = 100
+RESERVED_OPTIONS = ("out", "resume", "init", "config")  # which a study sets for each run itself
 
 
-def check_forms(path: Path, values: Settings) -> None:
-    """Check every key of a study's file that it has.
+def check_forms(path: Path, values: StudySettings) -> None:
+    """Check every key that a study's file has.
 
     Raises:
-        UserError: one has another form.
+        UserError: a value has the wrong form.
     """
-    for key, (holds, expected) in FORMS.items():
-        if values.get(key) is not None and not holds(values[key]):
+    for key, (is_valid, expected) in FORMS.items():
+        if values.get(key) is not None and not is_valid(values[key]):
             refuse(path, key, expected, values[key])
     for stage in stages():
         check_settings(path, stage, values.get(stage))
@@ -34,35 +33,35 @@ def check_forms(path: Path, values: Settings) -> None:
 
 
 def check_arm(path: Path, name: Any, values: Any) -> None:
-    """Check an arm, whose name is that of a folder.
+    """Check an arm, whose name becomes that of a folder.
 
     Raises:
-        UserError: it has another form.
+        UserError: a value has the wrong form.
     """
     if not is_name(name):
-        refuse(path, "the name of an arm", NAME, name)
+        refuse(path, "the name of an arm", NAME_FORM, name)
     if values is not None and not isinstance(values, dict):
         refuse(path, f"arm {name}", "a mapping of stages to settings", values)
-    names = stages()
+    stage_names = stages()
     for stage, settings in (values or {}).items():
-        if stage in (*names, "model"):
+        if stage in (*stage_names, "model"):
             check_settings(path, f"{stage} of arm {name}", settings)
-        elif stage in NAMES and not isinstance(settings, str | None):
-            refuse(path, f"{stage} of arm {name}", NAMES[stage], settings)
+        elif stage in ARM_NAME_FORMS and not isinstance(settings, str | None):
+            refuse(path, f"{stage} of arm {name}", ARM_NAME_FORMS[stage], settings)
 
 
 def check_settings(path: Path, where: str, settings: Any) -> None:
     """Check settings by dotted name.
 
     Raises:
-        UserError: they are none, or are for the study itself to say.
+        UserError: they have the wrong form, or set an option that the study sets itself.
     """
     if settings is None:
         return
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         refuse(path, where, "a mapping of names of settings to values", settings)
     for key, value in settings.items():
-        if key in OF_THE_STUDY:
+        if key in RESERVED_OPTIONS:
             raise UserError(f"{where} of {path} sets {key}, which the study gives each run itself: remove it")
         if not is_plain(value):
             refuse(path, f"{key} in {where}", "text, a number, true, false, null, a list or a mapping", value)
@@ -71,17 +70,17 @@ def check_settings(path: Path, where: str, settings: Any) -> None:
 
 
 def refuse(path: Path, name: str, expected: str, value: Any) -> None:
-    """Say what was expected, and what is there instead."""
-    raise UserError(f"{visible(name)} of {path} must be {expected}; got {shown(value)}")
+    """Raise a :class:`UserError` that says what was expected, and what is there instead."""
+    raise UserError(f"{visible(name)} of {path} must be {expected}; got {short_repr(value)}")
 
 
 def is_name(value: Any) -> bool:
-    """Whether a value is a name that a folder may have, and that leads nowhere else."""
-    return is_plain_name(value) and len(value) <= LONGEST_NAME and value == value.strip()
+    """Whether a value can name a folder and leads nowhere else."""
+    return is_plain_name(value) and len(value) <= MAX_NAME_LENGTH and value == value.strip()
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a setting's value can be typed in a command."""
+    """Whether a setting's value can be written in a command."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(entry) for key, entry in value.items())
     if isinstance(value, list):
@@ -90,12 +89,12 @@ def is_plain(value: Any) -> bool:
 
 
 def is_whole(value: Any, first: int = 0, end: int = 2**63) -> bool:
-    """Whether a value is a whole number of a range."""
+    """Whether a value is a whole number in a range."""
     return isinstance(value, int) and not isinstance(value, bool) and first <= value < end
 
 
 def rate(value: Any) -> float:
-    """A learning rate; YAML takes 1e-3 for text. NaN for what is none."""
+    """A number such as a learning rate, which YAML reads as text if written 1e-3; NaN for anything else."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -109,10 +108,10 @@ def are_rates(values: Any) -> bool:
     return isinstance(values, list) and all(0 < rate(value) < math.inf for value in values)
 
 
-NAMES = {"init": "a run or weights file", "compute_of": "another arm's name"}
-NAME = f"a name without / and \\, of at most {LONGEST_NAME} characters"
+ARM_NAME_FORMS = {"init": "a run or weights file", "compute_of": "another arm's name"}
+NAME_FORM = f"a name without / and \\, of at most {MAX_NAME_LENGTH} characters"
 FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (is_name, NAME),
+    "name": (is_name, NAME_FORM),
     "question": (lambda value: isinstance(value, str), "text"),
     "arms": (lambda value: isinstance(value, dict), "a mapping of names to stages"),
     "labels": (lambda value: isinstance(value, dict), "a mapping of numbers, or 'all', to settings"),
@@ -120,12 +119,12 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "holdout": (lambda value: 0 < rate(value) < 1, "a number between 0 and 1"),
     "seeds": (lambda value: isinstance(value, list) and all(map(is_whole, value)), "a list of whole numbers"),
     "measures": (
-        lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "a list of names",
     ),
     "extensions": (
-        lambda value: is_whole(value, end=MOST_EXTENSIONS + 1),
-        f"a whole number up to {MOST_EXTENSIONS}",
+        lambda value: is_whole(value, end=MAX_EXTENSIONS + 1),
+        f"a whole number up to {MAX_EXTENSIONS}",
     ),
     "base": (lambda value: isinstance(value, str), "a study's name"),
 }

@@ -1,4 +1,4 @@
-"""Where the runs of a study are started: processes of this machine, or jobs of a cluster by submitit."""
+"""Starting the runs of a study: processes on this machine, or jobs on a cluster through submitit."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError, near_matches
 
-CLUSTERS = ("slurm", "local")  # of submitit; its "local" starts processes here, to try settings out
+CLUSTERS = ("slurm", "local")  # names of submitit; its "local" starts processes here, to try settings out
 
 
 @runtime_checkable
@@ -20,13 +20,13 @@ class Job(Protocol):
     """A command that was started."""
 
     def status(self) -> int | None:
-        """Its exit status; None while it goes on."""
+        """Return its exit status, or None while it runs."""
 
     def stop(self) -> None:
-        """Ask it to save and to end, as a scheduler would."""
+        """Ask it to save and stop, as a scheduler would."""
 
     def wait(self) -> None:
-        """Wait for its end."""
+        """Wait until it has ended."""
 
 
 @runtime_checkable
@@ -34,12 +34,12 @@ class Launcher(Protocol):
     """Starts commands."""
 
     def start(self, line: Sequence[str], log: Path) -> Job:
-        """Start one; what it prints is added to ``log``."""
+        """Start a command; its output is appended to ``log``."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process of this machine."""
+    """A process on this machine."""
 
     process: "subprocess.Popen[bytes]"
 
@@ -55,34 +55,36 @@ class Process:
 
 @dataclass(frozen=True)
 class Processes:
-    """Starts processes of this machine.
+    """Starts processes on this machine.
 
     Attributes:
-        threads: Of each; as many as there are cores when None.
+        threads: Threads of each process; None means as many as there are cores.
     """
 
     threads: int | None = None
 
     def start(self, line: Sequence[str], log: Path) -> Process:
-        more = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
-        return Process(started(line, log, more))
+        environment = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
+        return Process(start_process(line, log, environment))
 
 
 def refuse_link(path: Path) -> None:
     """Keep a study from writing through a symbolic link in its folder.
 
     Raises:
-        UserError: there is one.
+        UserError: ``path`` is one.
     """
     if path.is_symlink():
         raise UserError(f"{path} is a symbolic link, through which no study writes; remove it")
 
 
-def started(line: Sequence[str], log: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """A process that adds what it prints to ``log``.
+def start_process(
+    line: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Start a process whose output is appended to ``log``.
 
     Raises:
-        UserError: that is a link, as a folder from elsewhere may hold.
+        UserError: ``log`` is a link, which a folder from elsewhere may hold.
     """
     refuse_link(log)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -96,21 +98,21 @@ def started(line: Sequence[str], log: Path, environment: Mapping[str, str]) -> "
         )
 
 
-class Command:
-    """What a job of a cluster does; submitit calls it there, and ``checkpoint`` before the job's time is over."""
+class JobCommand:
+    """The work of a cluster job; submitit calls it there, and ``checkpoint`` before the job's time is up."""
 
     def __init__(self, line: Sequence[str], log: Path) -> None:
         self.line, self.log = list(line), log
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        self.process = started(self.line, self.log, {})
-        for number in (signal.SIGTERM, signal.SIGINT):  # of Slurm, and of submitit's local stand-in
+        self.process = start_process(self.line, self.log, {})
+        for number in (signal.SIGTERM, signal.SIGINT):  # from Slurm, and from submitit's local stand-in
             signal.signal(number, lambda number, frame: self._terminate())
         return self.process.wait()
 
     def checkpoint(self) -> Any:
-        """Let the run save, and ask for another job that goes on with it."""
+        """Let the run save, and ask for another job that continues it."""
         from submitit.helpers import DelayedSubmission
 
         self._terminate()
@@ -118,7 +120,7 @@ class Command:
             # not wait(): a signal interrupted the one in __call__, which holds the lock that another would wait for
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Command(self.line, self.log))
+        return DelayedSubmission(JobCommand(self.line, self.log))
 
     def _terminate(self) -> None:
         if self.process is not None:
@@ -127,7 +129,7 @@ class Command:
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A job that submitit looks after."""
+    """A job that submitit manages."""
 
     job: Any
     log: Path
@@ -137,7 +139,7 @@ class ClusterJob:
             return None
         try:
             return int(self.job.result())
-        except Exception as error:  # submitit's own, of jobs that the cluster ended
+        except Exception as error:  # submitit's errors, for jobs that the cluster ended
             refuse_link(self.log)
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("a") as file:
@@ -152,43 +154,39 @@ class ClusterJob:
 
 
 class ClusterJobs:
-    """Submits jobs.
+    """Submits jobs to a cluster.
 
     Args:
         cluster: One of ``CLUSTERS``.
-        folder: For what submitit writes.
+        folder: Folder for submitit's files.
         settings: YAML file of submitit's parameters, such as ``slurm_partition``, ``timeout_min``, ``gpus_per_node``.
 
     Raises:
-        UserError: submitit is not installed, does not know such a cluster, or refuses a setting.
+        UserError: submitit is not installed, does not know the cluster, or refuses a setting.
     """
 
     def __init__(self, cluster: str, folder: Path, settings: Path | None = None) -> None:
         if cluster not in CLUSTERS:
             raise UserError(f"--cluster {cluster!r}: {near_matches(cluster, CLUSTERS)}")
-        submit = _submitit()
+        executor_class = _import_executor()
         parameters = {} if settings is None else read_yaml(settings)
         if not isinstance(parameters, dict):
             raise UserError(f"--cluster_settings {settings} must map submitit's parameters to values")
         try:
-            self.executor = submit(folder=folder, cluster=cluster)
+            self.executor = executor_class(folder=folder, cluster=cluster)
             self.executor.update_parameters(name="study", **parameters)
-        except (
-            NameError,
-            TypeError,
-            RuntimeError,
-        ) as error:  # what submitit raises for parameters and clusters
-            given = f" with --cluster_settings {settings}" if settings else ""
-            raise UserError(f"submitit refuses cluster {cluster}{given}: {error}") from error
+        except (NameError, TypeError, RuntimeError) as error:  # submitit's errors for parameters and clusters
+            source = f" with --cluster_settings {settings}" if settings else ""
+            raise UserError(f"submitit refuses cluster {cluster}{source}: {error}") from error
 
     def start(self, line: Sequence[str], log: Path) -> ClusterJob:
         try:
-            return ClusterJob(self.executor.submit(Command(line, log)), log)
-        except Exception as error:  # submitit's own, of what the cluster refuses
+            return ClusterJob(self.executor.submit(JobCommand(line, log)), log)
+        except Exception as error:  # submitit's errors, for what the cluster refuses
             raise UserError(f"the cluster refuses {log.stem} ({error}); see --cluster_settings") from error
 
 
-def _submitit() -> Callable[..., Any]:
+def _import_executor() -> Callable[..., Any]:
     try:
         from submitit import AutoExecutor
     except ImportError as error:

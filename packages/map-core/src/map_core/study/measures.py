@@ -1,7 +1,7 @@
-"""What a study can measure: the stages of its own programs, and what installed packages add.
+"""What a study can measure: the stages of its own programs, and the measures that installed packages add.
 
-A package adds a measure by an entry point of the group ``map_core.measures``: its name is the measure's, its object an
-:class:`AddedMeasure`.
+A package adds a measure by an entry point in the group ``map_core.measures``: its name is that of the measure, its
+object an :class:`AddedMeasure`.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ TITLES = {
 TRAINED = (
     "finetune",
     "linear_probe",
-)  # measures that train, at a learning rate, with as many labels as asked for
-Settings = dict[str, Any]
+)  # measures that train, at a learning rate, with a chosen number of labels
+StudySettings = dict[str, Any]  # options of a run, by dotted name
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Cost:
     """What one run costs.
 
     Attributes:
-        samples: Training samples that it sees.
+        samples: Number of training samples that it sees.
         flops: Multiplications and additions of all its training steps, forward and backward.
-        seconds: Estimated from a few timed steps; 0 where nothing was timed.
+        seconds: Duration estimated from a few timed steps; 0 where nothing was timed.
     """
 
     samples: int
@@ -43,44 +43,44 @@ class Cost:
 
 @runtime_checkable
 class AddedMeasure(Protocol):
-    """A measure with a program of its own, which trains from a run's weights or from scratch, and evaluates.
+    """A measure with its own program, which trains from a run's weights or from scratch, and evaluates.
 
-    Its settings are what a study's file says of it, a recipe's name under ``recipe``.
+    Its settings are those in a study's file; the recipe's name is under ``recipe``.
     """
 
     @property
     def title(self) -> str:
-        """Heading of its column."""
+        """Heading of its column in a table."""
 
     @property
     def score(self) -> str:
-        """Which number of a summary is compared."""
+        """Name of the number in a summary that is compared."""
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """What the settings begin with that arms may not change: they would be compared on other data."""
+        """Prefixes of the settings that arms may not change: they would be compared on other data."""
 
-    def command(self, settings: Settings, *, seed: int, init: str | None, out: Path) -> list[str]:
-        """The command that trains and evaluates in the directory ``out``, or goes on with what is there."""
+    def command(self, settings: StudySettings, *, seed: int, init: str | None, out: Path) -> list[str]:
+        """The command that trains and evaluates in the directory ``out``, or continues what is there."""
 
     def summary(self, out: Path) -> dict[str, Any]:
-        """What a finished run measured, its ``seconds``, and facts such as ``commit`` and ``device``."""
+        """The measurements of a finished run, its ``seconds``, and facts such as ``commit`` and ``device``."""
 
-    def cost(self, settings: Settings, *, timed: bool = False) -> Cost:
+    def cost(self, settings: StudySettings, *, timed: bool = False) -> Cost:
         """What a run costs."""
 
 
 @cache
 def added_measures() -> dict[str, EntryPoint]:
-    """Where the measures of installed packages are, by name."""
-    return {found.name: found for found in entry_points(group=GROUP)}
+    """The entry points of the measures of installed packages, by name."""
+    return {entry_point.name: entry_point for entry_point in entry_points(group=GROUP)}
 
 
 def load_measure(name: str) -> AddedMeasure:
-    """A measure of an installed package.
+    """Load a measure of an installed package.
 
     Raises:
-        UserError: it cannot be imported, or is none.
+        UserError: it cannot be imported, or is not a measure.
     """
     try:
         measure = added_measures()[name].load()
@@ -94,7 +94,7 @@ def load_measure(name: str) -> AddedMeasure:
 
 
 def stages() -> tuple[str, ...]:
-    """Everything that a study's file gives settings to."""
+    """Everything for which a study's file has settings."""
     return ("pretrain", *TRAINED, *added_measures())
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a study measured, read from the files that they leave."""
+"""The results of a study's runs, read from the files that they leave."""
 
 import json
 from pathlib import Path
@@ -8,48 +8,48 @@ from map_core.errors import Diverged, UserError, reason
 from map_core.json_values import is_finite
 from map_core.reading import read_small
 from map_core.study.definition import Study
+from map_core.study.location import StudyLocation
 from map_core.study.measures import added_measures, load_measure
-from map_core.study.place import Place
 from map_core.study.plan import PlannedRun
 from map_core.study.results import Result
 
-SCORES = {"pretrain": "loss", "knn": "knn_accuracy"}  # by stage; of all others the accuracy
-KEPT_FACTS = ("commit", "device", "versions", "peak_memory_bytes", "evaluated_on", "samples_per_second")
+SCORE_NAMES = {"pretrain": "loss", "knn": "knn_accuracy"}  # by stage; for all others the accuracy
+FACT_NAMES = ("commit", "device", "versions", "peak_memory_bytes", "evaluated_on", "samples_per_second")
 
 
-def finish(study: Study, run: PlannedRun, status: int, seconds: float, place: Place) -> Result:
-    """Read what a run of ``study`` measured that ended with an exit status after so many seconds.
+def finish(study: Study, run: PlannedRun, status: int, seconds: float, location: StudyLocation) -> Result:
+    """Return the result of a run of ``study`` that ended with exit status ``status`` after ``seconds``.
 
     Raises:
-        UserError: it failed or was interrupted.
-        Diverged: it is no trial, whose rate would have lost.
+        UserError: the run failed or was interrupted.
+        Diverged: the run diverged and is not a trial; a trial's rate has merely lost.
     """
-    directory, log = place.directory(run.key), place.log(run.key)
-    computed = {"run_settings": here} if (here := place.settings_of(run)) else {}
+    directory, log = location.directory(run.key), location.log(run.key)
+    machine_facts = {"run_settings": settings} if (settings := location.settings_of(run)) else {}
     if status:
-        said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        last = said[-1] if said else "it printed nothing"
-        if status == Diverged.status and run.stage == "trial":  # this rate has lost
-            return result_of(study, run, 0.0, {}, seconds, {"diverged": last} | computed)
+        output = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        last_line = output[-1] if output else "it printed nothing"
+        if status == Diverged.status and run.stage == "trial":  # its rate has lost
+            return result_of(study, run, 0.0, {}, seconds, {"diverged": last_line} | machine_facts)
         if status == Diverged.status:
             raise Diverged(
-                f"run {run.key} of the study diverged: {last}; see {log}. The others are done; ask for lower rates "
-                "(learning_rates, or training.lr) in a copy of the study's file, under another name"
+                f"run {run.key} of the study diverged: {last_line}; see {log}; ask for lower "
+                "rates (learning_rates, or training.lr) in a copy of the study's file, under another name"
             )
         raise UserError(
-            f"run {run.key} of the study ended with status {status}: {last}; see {log}, then start the study again: it "
-            "goes on"
+            f"run {run.key} of the study ended with status {status}: {last_line}; see {log}, then start the study "
+            "again: it goes on"
         )
     summary = read_summary(run, directory)
     if summary.get("interrupted"):
         raise UserError(f"run {run.key} was interrupted; start the study again: it goes on")
-    numbers = {key: float(v) for key, v in summary.items() if is_finite(v)}
-    name = SCORES.get(run.stage, "test_accuracy")
+    numbers = {key: float(value) for key, value in summary.items() if is_finite(value)}
+    name = SCORE_NAMES.get(run.stage, "test_accuracy")
     if run.stage in added_measures():
         name = load_measure(run.stage).score
     if name not in numbers:
         raise UserError(f"run {run.key} measured no {name}; see {log}")
-    facts = {key: summary[key] for key in KEPT_FACTS if key in summary} | computed
+    facts = {key: summary[key] for key in FACT_NAMES if key in summary} | machine_facts
     return result_of(study, run, numbers[name], numbers, numbers.get("seconds", seconds), facts)
 
 
@@ -80,10 +80,10 @@ def result_of(
 
 
 def read_summary(run: PlannedRun, directory: Path) -> dict[str, Any]:
-    """The summary of a training run, or the score beside its features.
+    """The summary of a training run, or the score that a run of features leaves beside them.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none that can be read.
     """
     if run.stage in added_measures():
         return load_measure(run.stage).summary(directory)

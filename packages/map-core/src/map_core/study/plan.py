@@ -1,14 +1,14 @@
-"""What a study runs: a function of its file and of the results so far, so that a killed study needs no other state."""
+"""Which runs a study needs: a function of its file and its results so far, so a killed study needs no other state."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from map_core.study.definition import Arm, Settings, Study
-from map_core.study.measures import added_measures
+from map_core.study.definition import Arm, Study
+from map_core.study.measures import StudySettings, added_measures
 from map_core.study.results import Result
 
 TRAINING = ("pretrain", "finetune", "linear-probe")  # commands that train
-MONITORED = 2048  # samples of each split, where a study measures the loss on held-out ones
+MONITOR_SAMPLES = 2048  # of each split, where a study measures the loss on held-out samples
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class PlannedRun:
     """One run of a study.
 
     Attributes:
-        key: Its name within the study, and its directory.
+        key: Name of the run within the study, and of its directory.
         arm, seed, labels: What it belongs to.
         stage: ``pretrain``, ``trial`` (of a learning rate, on the held-out part), or a measure.
-        command: Of the domain's program, or the name of a measure that a package adds.
-        settings: Options, the recipe's name under ``recipe``.
+        command: A command of the domain's program, or the name of a measure that a package adds.
+        settings: Options of the command; the recipe's name is under ``recipe``.
         after: Key of the run whose weights it starts from, or None.
-        lr: Learning rate that is tried or was chosen; None where the recipe's is used.
+        lr: Learning rate that is tried or was chosen; None uses the recipe's.
     """
 
     key: str
@@ -31,49 +31,49 @@ class PlannedRun:
     labels: int | None
     stage: str
     command: str
-    settings: Settings
+    settings: StudySettings
     after: str | None = None
     lr: float | None = None
 
 
 def next_runs(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
-    """The runs that can start now: not done yet, with everything that they build on done."""
+    """The runs that can start now: not done yet, and whatever they start from is done."""
     done = {result.key for result in results}
     return [run for run in planned_runs(study, results) if run.key not in done and run.after in {None, *done}]
 
 
 def planned_runs(study: Study, results: Sequence[Result]) -> Iterator[PlannedRun]:
-    """All runs that are known to be needed, given the results; a chosen learning rate makes more of them known.
+    """Yield the runs known to be needed, given the results; each chosen learning rate adds more.
 
-    Seed by seed, so that a study that is stopped has compared all arms at the seeds that it came to.
+    Seed by seed, so that a stopped study has compared all arms at the seeds that it reached.
     """
     for seed in study.seeds:
         for arm in study.arms:
-            yield from _runs_of(study, arm, seed, results)
+            yield from _arm_runs(study, arm, seed, results)
 
 
 def every_run(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
-    """All runs: those known to be needed, and at each seed the one whose rate its trials are still to choose."""
+    """All runs: those known to be needed, and at each seed the one whose rate the trials have yet to choose."""
     runs = {run.key: run for run in planned_runs(replace(study, learning_rates={}), [])}
     runs |= {run.key: run for run in planned_runs(study, results)}
     return list(runs.values())
 
 
-def _runs_of(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> Iterator[PlannedRun]:
-    """Pretraining of an arm at a seed, and what is measured of it."""
+def _arm_runs(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> Iterator[PlannedRun]:
+    """Yield the pretraining of an arm at a seed, and the runs that measure it."""
     start = None
     if arm.pretrain is not None:
         start = f"{arm.name}/seed{seed}/pretrain"
         settings = {**arm.pretrain, "training.seed": seed}
         if "heldout_loss" in study.measures and "samples" not in (settings.get("monitor") or {}):
-            settings.setdefault("monitor.samples", MONITORED)
+            settings.setdefault("monitor.samples", MONITOR_SAMPLES)
         yield PlannedRun(start, arm.name, seed, None, "pretrain", "pretrain", settings)
         if "knn" in study.measures:
             yield PlannedRun(f"{arm.name}/seed{seed}/knn", arm.name, seed, None, "knn", "features", {}, start)
     if "linear_probe" in study.measures and (start or arm.init):
-        yield from _measured(study, arm, seed, "linear_probe", "linear-probe", start, results)
+        yield from _measure_runs(study, arm, seed, "linear_probe", "linear-probe", start, results)
     if "finetune" in study.measures:
-        yield from _measured(study, arm, seed, "finetune", "finetune", start, results)
+        yield from _measure_runs(study, arm, seed, "finetune", "finetune", start, results)
     for stage in [measure for measure in study.measures if measure in added_measures()]:
         settings = {**study.stages[stage], **arm.stages.get(stage, {})}
         if arm.init is not None:
@@ -83,27 +83,27 @@ def _runs_of(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> It
         )
 
 
-def _measured(
+def _measure_runs(
     study: Study, arm: Arm, seed: int, stage: str, command: str, start: str | None, results: Sequence[Result]
 ) -> Iterator[PlannedRun]:
-    """Trials of learning rates (at the first seed), then the run at the chosen rate, for every number of labels."""
+    """Yield, by number of labels, trials of learning rates (at the first seed), then the run at the chosen rate."""
     for labels in study.labels:
         settings = stage_settings(study, arm, stage, labels, seed)
-        folder = f"{arm.name}/seed{seed}/{stage}" + ("" if labels is None else f"_{labels}")
+        key = f"{arm.name}/seed{seed}/{stage}" + ("" if labels is None else f"_{labels}")
         lr = None
         if study.learning_rates.get(stage):
-            trials = list(_trials(study, arm, stage, command, labels, results))
+            trials = list(_trial_runs(study, arm, stage, command, labels, results))
             if seed == study.seeds[0]:
                 yield from trials
             lr = chosen_rate(trials, results)
             if lr is None:
                 continue
             settings |= {"training.lr": lr}
-        yield PlannedRun(folder, arm.name, seed, labels, stage, command, settings, start, lr)
+        yield PlannedRun(key, arm.name, seed, labels, stage, command, settings, start, lr)
 
 
-def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed: int) -> Settings:
-    """Options of a stage of an arm: the study's, those of the number of labels, the arm's, the seed."""
+def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed: int) -> StudySettings:
+    """Options of a stage of an arm: the study's, those for the number of labels, the arm's, and the seed."""
     settings = {**study.stages[stage], **study.labels[labels], **arm.model, **arm.stages.get(stage, {})}
     settings["training.seed"] = seed
     if arm.init is not None:
@@ -115,12 +115,12 @@ def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed:
     return settings
 
 
-def _trials(
+def _trial_runs(
     study: Study, arm: Arm, stage: str, command: str, labels: int | None, results: Sequence[Result]
 ) -> Iterator[PlannedRun]:
-    """One run a learning rate on the training split without its held-out part; a best rate at an edge adds one.
+    """Yield one run per learning rate, trained without the held-out part; a best rate at an edge adds one.
 
-    So does an edge that is as good as a rate within, the lower edge first.
+    So does an edge rate that ties with the best, the lower edge first.
     """
     seed = study.seeds[0]
     start = f"{arm.name}/seed{seed}/pretrain" if arm.pretrain is not None else None
@@ -149,13 +149,13 @@ def _trials(
         yield trial(lr)
 
 
-def tries(run: PlannedRun | Result, stage: str) -> bool:
+def is_trial_of(run: PlannedRun | Result, stage: str) -> bool:
     """Whether a run is a trial of a learning rate of ``stage``."""
     return run.key.startswith(f"{run.arm}/trials/{stage}")
 
 
 def chosen_rate(trials: Sequence[PlannedRun], results: Sequence[Result]) -> float | None:
-    """The learning rate with the best score on the held-out part, the lowest of equals, once all trials are done."""
+    """The learning rate with the best score on the held-out part, lowest of ties; None until all trials are done."""
     scores = {result.key: result.score for result in results}
     if not all(run.key in scores for run in trials):
         return None

@@ -1,4 +1,4 @@
-"""One line of JSON a run: what was measured, with what settings, where."""
+"""One line of JSON per run: what was measured, with what settings, where."""
 
 import contextlib
 import fcntl
@@ -21,13 +21,13 @@ class Result:
 
     Attributes:
         study: Name of the study.
-        key: Of the run within the study.
+        key: Key of the run within the study.
         arm, seed, labels, stage, lr: What it belongs to, see :class:`~map_core.study.plan.PlannedRun`.
         settings: Recipe and overrides.
         score: The measure, in percent (accuracy); the loss where there is no accuracy.
         measures: Everything that was measured.
-        seconds, samples: Of training.
-        flops: Multiplications and additions of training, forward and backward, those of scans included.
+        seconds, samples: Duration of training, and its number of samples.
+        flops: Multiplications and additions of training, forward and backward, including scans.
         facts: Commit, hardware, versions, peak memory, and the machine's run settings.
     """
 
@@ -47,16 +47,16 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-KINDS = get_type_hints(Result)
-NUMBERS = ("seed", "labels", "lr", "score", "seconds", "samples", "flops")
-MOST = 2**30  # bytes of results
+FIELD_TYPES = get_type_hints(Result)
+NUMERIC_FIELDS = ("seed", "labels", "lr", "score", "seconds", "samples", "flops")
+MAX_BYTES = 2**30  # of a results file
 
 
 def append_result(path: Path, result: Result) -> None:
     """Add a line, whole or not at all: several processes may append to one file.
 
     Raises:
-        UserError: the disk refused.
+        UserError: the disk refused the write.
     """
     line = (json.dumps(asdict(result), sort_keys=True) + "\n").encode()
     try:
@@ -74,48 +74,47 @@ def append_result(path: Path, result: Result) -> None:
 
 
 def append(descriptor: int, line: bytes) -> None:
-    """Add a line to a file that is open for appending, or leave it as it was.
+    """Add a line to a file that is open for appending, or leave the file as it was.
 
     Raises:
-        OSError: there is no room, or the disk refuses.
+        OSError: the disk is full, or refuses the write.
     """
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    before = os.fstat(descriptor).st_size
-    if (
-        before and os.pread(descriptor, 1, before - 1) != b"\n"
-    ):  # written by hand, or cut short by a power cut
+    size = os.fstat(descriptor).st_size
+    # the last line has no end: written by hand, or cut short by a power cut
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
         line = b"\n" + line
     try:
         while line:
             line = line[os.write(descriptor, line) :]
         os.fsync(descriptor)
     except OSError:
-        os.ftruncate(descriptor, before)
+        os.ftruncate(descriptor, size)
         raise
 
 
 def read_results(path: Path, study: str | None = None) -> list[Result]:
-    """Read the lines of a results file; of a run that is there twice (merged files) the last counts.
+    """Read a results file; if a run is there twice (merged files), its last line counts.
 
     Args:
-        path: The file; an absent one holds no results.
-        study: Name that all of them must have.
+        path: The file; a missing one holds no results.
+        study: Name of the study that all lines must have.
 
     Raises:
-        UserError: a line that is no result, or one of another study; a file that cannot be read.
+        UserError: a line is no result, or one of another study; the file cannot be read.
     """
     try:
-        lines = read_small(path, MOST).splitlines()
+        lines = read_small(path, MAX_BYTES).splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(
             f"{path} holds no results that can be read ({error.strerror}); choose another --results"
         ) from error
-    found: dict[tuple[str, str], Result] = {}
+    results_by_key: dict[tuple[str, str], Result] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():  # between files that were put together
+        if not line.strip():  # between concatenated files
             continue
         try:
             result = parse_result(line)
@@ -128,25 +127,25 @@ def read_results(path: Path, study: str | None = None) -> list[Result]:
                 f"{path} holds results of the study {result.study!r} (line {number}), not of {study!r}: give each "
                 "study a file of its own"
             )
-        found[result.study, result.key] = result
-    return list(found.values())
+        results_by_key[result.study, result.key] = result
+    return list(results_by_key.values())
 
 
 def parse_result(line: bytes) -> Result:
     """Read one line of results.
 
     Raises:
-        ValueError, TypeError, RecursionError: it is none.
+        ValueError, TypeError, RecursionError: the line is no result.
     """
     values = json.loads(line)
     if not isinstance(values, dict):
         raise TypeError("no mapping")
-    if strange := sorted(values.keys() - KINDS.keys()):
-        raise ValueError(f"{strange[0][:40]!r} is no field of a result")
+    if unknown := sorted(values.keys() - FIELD_TYPES.keys()):
+        raise ValueError(f"{unknown[0][:40]!r} is no field of a result")
     for name, value in values.items():
-        if not fits(value, KINDS[name]):
-            raise TypeError(f"{name} must be {name_of(KINDS[name])}, not {value!r:.60}")
-        numbers = value.values() if name == "measures" else [value] if name in NUMBERS else []
+        if not fits(value, FIELD_TYPES[name]):
+            raise TypeError(f"{name} must be {name_of(FIELD_TYPES[name])}, not {value!r:.60}")
+        numbers = value.values() if name == "measures" else [value] if name in NUMERIC_FIELDS else []
         if not all(number is None or is_finite(number) for number in numbers):
             raise ValueError(f"{name} holds {value!r:.60}, which is no finite number")
     return Result(**values)

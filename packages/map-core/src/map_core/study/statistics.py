@@ -17,10 +17,10 @@ class Estimate:
     """A mean over seeds.
 
     Attributes:
-        mean: Of the values.
-        sd: Their sample standard deviation; nan of a single one.
-        half_width: Half of the mean's 95 % interval (Student's t); nan of a single value.
-        count: How many values.
+        mean: Mean of the values.
+        sd: Their sample standard deviation; nan for a single value.
+        half_width: Half the width of the mean's 95 % interval (Student's t); nan for a single value.
+        count: Number of values.
     """
 
     mean: float
@@ -33,8 +33,8 @@ class Estimate:
 
 
 def t_quantile(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t; between tabulated degrees the wider one."""
-    return T95[max(known for known in T95 if known <= degrees)]
+    """Two-sided 95 % quantile of Student's t; between tabulated degrees of freedom the wider one."""
+    return T95[max(tabulated for tabulated in T95 if tabulated <= degrees)]
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -48,9 +48,9 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def verdict(differences: Sequence[float]) -> str:
     """What paired differences show: ``+1.20 [0.30, 2.10]``, or that the arms are not told apart."""
-    found = estimate(differences)
-    if found.count < 2:
-        return f"{found.mean:+.2f} (one seed: no interval)"
-    low, high = found.mean - found.half_width, found.mean + found.half_width
-    interval = f"{found.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    difference = estimate(differences)
+    if difference.count < 2:
+        return f"{difference.mean:+.2f} (one seed: no interval)"
+    low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
+    interval = f"{difference.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
     return f"{interval}, not told apart" if low <= 0 <= high else interval

@@ -16,7 +16,14 @@ from map_core.objectives.settings import Mixer, Settings
 from map_core.randomness import Draw
 from map_core.ranges import check
 from map_core.runs.notes import tell
-from map_core.tasks.domain import Domain, OpenedData, data_settings, refuse_other_samples
+from map_core.tasks.domain import (
+    Domain,
+    OpenedData,
+    data_settings,
+    refuse_other_samples,
+    report_skipped,
+    required_training_samples,
+)
 from map_core.tasks.evaluation import (
     EvaluationConfig,
     class_totals,
@@ -26,13 +33,13 @@ from map_core.tasks.evaluation import (
     labels_of,
 )
 from map_core.tasks.probe import LinearProbe
-from map_core.tasks.weights import read_description, save_weights, start_of
+from map_core.tasks.weights import read_description, save_weights, weights_identity
 from map_core.training import Task
 from map_core.training.processes import launched_processes, sum_over_processes
 from map_core.training.recomputation import recompute_activations
-from map_core.training.task import MapStyleDataset, exported_file
+from map_core.training.task import exported_file
 
-EVALUATION_BATCH = 64  # the smallest; more where a micro-batch of training is larger
+EVALUATION_BATCH = 64  # the least; the micro-batch of training where that is larger
 
 
 @dataclass
@@ -50,12 +57,12 @@ class ClassificationConfig(Settings):
         check("objective", self, shares_below_one=("smoothing",))
 
     def mixer(self, num_classes: int) -> Mixer | None:
-        """What mixes batches, giving soft labels that are smoothed already; None where nothing does."""
+        """The mixer of batches, whose soft labels are smoothed already; None without mixing."""
         return None
 
 
 class ClassificationTask(Task):
-    """What finetuning and probing share: labelled samples, a classification loss, accuracy.
+    """The common part of finetuning and probing: labelled samples, a classification loss, accuracy.
 
     Args:
         domain: Of the samples.
@@ -78,17 +85,17 @@ class ClassificationTask(Task):
         self.mixer: Mixer | None = config.objective.mixer(len(self.data.classes))
         self.mixes_pairs = self.mixer is not None
         samples, processes = len(self.train_data), launched_processes()
-        training = config.training.fitted(samples, processes=processes, pairs=self.mixes_pairs)
+        training = config.training.resolved_for(samples, processes=processes, pairs=self.mixes_pairs)
         self.config = config = replace(config, training=training)
         self.model = self.build_model()
 
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
-        """What is trained."""
+        """Build the module that is trained."""
 
     @abc.abstractmethod
     def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
-        """The model section of the plain classifier that ``model`` amounts to, and that classifier."""
+        """The model section of the plain classifier that equals ``model``, and that classifier."""
 
     def data_description(self) -> str:
         return self.data.description
@@ -98,8 +105,8 @@ class ClassificationTask(Task):
             self.config.data, self.data.preprocessing, classes=self.data.classes, **self.data.identity
         )
 
-    def starts_from(self) -> str | None:
-        return start_of(self.config.init)
+    def init_identity(self) -> str | None:
+        return weights_identity(self.config.init)
 
     def refuse_other_settings(self) -> None:
         """Raise a :class:`UserError` where the weights of ``init`` would mean something else in this model."""
@@ -120,7 +127,7 @@ class ClassificationTask(Task):
         training = self.config.training
         batch_size = max(training.micro_batch(accelerator.num_processes), EVALUATION_BATCH)
         totals = torch.zeros(4, len(self.data.classes), dtype=torch.float64)
-        if accelerator.process_index < len(self.data.evaluation):  # else other processes have all samples
+        if accelerator.process_index < len(self.data.evaluation):  # else this process has no samples
             logits, labels = collect(
                 model,
                 self.data.evaluation,
@@ -188,29 +195,8 @@ class LinearProbeTask(ClassificationTask):
         return config, classifier
 
 
-def required_training_samples(data: OpenedData) -> MapStyleDataset:
-    """The training samples.
-
-    Raises:
-        UserError: there is an evaluation split only.
-    """
-    if data.train is None:
-        raise UserError(
-            f"no training split, which this needs, in {data.description}: pass --data.train_split"
-        )
-    return data.train
-
-
-def report_skipped(domain: Domain, data: OpenedData, summary: dict[str, Any]) -> None:
-    """Say which unreadable samples were left out, if any were."""
-    skipped = data.skipped()
-    if skipped.count:
-        summary[f"skipped_{domain.sample}s"] = skipped.count
-        tell(skipped.note)
-
-
 def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedData) -> None:
-    """Start a classifier from ``init``; a head that tells other classes apart starts anew, and that is said."""
+    """Start a classifier from ``init``; a head for other classes starts anew, with a note."""
     trained = tuple(read_description(init).get("classes") or ())
     if trained and trained != data.classes:
         tell(

@@ -1,4 +1,4 @@
-"""Other projects' checkpoints written as runs of ours: weights, their description, and what decoder there is."""
+"""Other projects' checkpoints written as runs of ours: weights, their description, and the decoder if there is one."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -11,8 +11,8 @@ from map_core.errors import UserError, in_one_line
 from map_core.objective import Objective
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
-from map_core.tasks.pretraining import DECODER, ENCODER, load_rest, rest_of_state
-from map_core.tasks.typed import told_options
+from map_core.tasks.pretraining import DECODER, ENCODER, decoder_state, load_decoder_state
+from map_core.tasks.typed import format_options
 from map_core.tasks.weights import (
     MODEL_FILE,
     LoadReport,
@@ -38,8 +38,8 @@ def convert_checkpoint(
 ) -> LoadReport:
     """Write a checkpoint of a known family as the directory of a run.
 
-    The model is made and loaded first, so that what is written fits what describes it; what ``out`` has of another
-    model goes.
+    The model is built and loaded first, so that the weights fit the description that is written; files of an earlier
+    model in ``out`` are removed.
 
     Args:
         domain: Whose families are tried.
@@ -51,56 +51,59 @@ def convert_checkpoint(
 
     Raises:
         UserError: a file of ours, of no known family, or one that would be overwritten; settings that do not fit it or
-            are not given; or another number of classes.
+            are missing; or another number of classes.
     """
     file = weights_file(path)
     if file.resolve() in {(out / name).resolve() for name in (MODEL_FILE, DECODER_FILE)}:
         raise UserError(f"out {out} is where {file} lies, which would be overwritten; give another directory")
-    converted, family = read_family(domain, file)
-    if objective and not converted.rest:
-        told = ", ".join(f"--{name}" for name in objective)
-        raise UserError(f"{file} has no decoder, which {told} would describe: leave it out")
-    given = {**converted.model, **(model or {})}
-    if not_given := [told for name, told in converted.asked.items() if name not in given]:
-        raise UserError(f"{file}: {'; '.join(not_given)}")
-    config = read_settings(domain.models.config, given, file)
-    classes = fitting_classes(classes or converted.classes, converted, file)
-    built = built_model(domain, config, converted, len(classes))
-    report = domain.models.load_init(built, file)
-    if report.fresh and converted.holds == "classifier":
+    converted, family = read_and_convert(domain, file)
+    if objective and not converted.decoder_state:
+        options = ", ".join(f"--{name}" for name in objective)
+        raise UserError(f"{file} has no decoder, which {options} would describe: leave it out")
+    model_settings = {**converted.model, **(model or {})}
+    if missing := [
+        request for name, request in converted.required_settings.items() if name not in model_settings
+    ]:
+        raise UserError(f"{file}: {'; '.join(missing)}")
+    config = read_settings(domain.models.config, model_settings, file)
+    classes = check_classes(classes or converted.classes, converted, file)
+    network = build_model(domain, config, converted, len(classes))
+    report = domain.models.load_init(network, file)
+    if report.missing and converted.holds == "classifier":
         raise UserError(
-            f"{file} is a classifier, of which {config.name} would keep no {', '.join(report.fresh)}: they would be "
+            f"{file} is a classifier, of which {config.name} would keep no {', '.join(report.missing)}: they would be "
             "random; say with --model what it is"
         )
-    guessed = (note for name, note in converted.guessed.items() if name not in (model or {}))
-    report = replace(report, notes=(*guessed, *converted.notes))
-    whole: Objective | None = None
+    guesses = (note for name, note in converted.guessed_settings.items() if name not in (model or {}))
+    report = replace(report, notes=(*guesses, *converted.notes))
+    full_objective: Objective | None = None
     settings: Any = None
-    if converted.rest:
+    if converted.decoder_state:
         settings = read_settings(domain.objective, {**converted.objective, **(objective or {})}, file)
-        whole = domain.build_objective(built, settings)
-        report = with_decoder(report, whole, converted, other_decoder(model or {}, objective or {}, family))
+        full_objective = domain.build_objective(network, settings)
+        mismatch = decoder_mismatch(model or {}, objective or {}, family)
+        report = with_decoder(report, full_objective, converted, mismatch)
     origin = {"family": family.name, "source": file.name}
-    described = domain.models.describe(
+    description = domain.models.describe(
         config,
         task="convert",
         holds=converted.holds,
         weights="raw",
         **origin,
-        **converted.prepared,
-        **converted.more,
+        **converted.preprocessing,
+        **converted.extra_description,
     )
     if classes:
-        described["classes"] = list(classes)
+        description["classes"] = list(classes)
     out.mkdir(parents=True, exist_ok=True)
     remove_model(out)
-    if whole is not None:
-        write_decoder(whole, settings, out)
-    save_weights(out / MODEL_FILE, built.state_dict(), described)
+    if full_objective is not None:
+        write_decoder(full_objective, settings, out)
+    save_weights(out / MODEL_FILE, network.state_dict(), description)
     return report
 
 
-def read_family(domain: Domain, file: Path) -> tuple[Converted, Family]:
+def read_and_convert(domain: Domain, file: Path) -> tuple[Converted, Family]:
     """Read and convert another project's checkpoint.
 
     Raises:
@@ -116,23 +119,23 @@ def read_family(domain: Domain, file: Path) -> tuple[Converted, Family]:
     if family is None:
         refuse_unknown(state, domain.models.families, file)
     assert family is not None
-    return family.converted(state, file), family
+    return family.convert_file_state(state, file), family
 
 
-def built_model(domain: Domain, config: Any, converted: Converted, num_classes: int) -> nn.Module:
-    """The model that a checkpoint fits."""
+def build_model(domain: Domain, config: Any, converted: Converted, num_classes: int) -> nn.Module:
+    """Build the model that a checkpoint fits."""
     if converted.holds in domain.builders:
-        return domain.builders[converted.holds](config, converted.more)
+        return domain.builders[converted.holds](config, converted.extra_description)
     if converted.holds == "classifier":
         return domain.models.create_classifier(config, num_classes)
     return domain.models.create_backbone(config)
 
 
-def fitting_classes(classes: tuple[str, ...], converted: Converted, file: Path) -> tuple[str, ...]:
-    """Names for a classifier's outputs, or for categories; none for an encoder.
+def check_classes(classes: tuple[str, ...], converted: Converted, file: Path) -> tuple[str, ...]:
+    """Return the names of a classifier's outputs, or of categories; none for an encoder.
 
     Raises:
-        UserError: not as many as there are outputs, or names for none.
+        UserError: the number of names differs from that of the outputs, or there are no outputs to name.
     """
     if not converted.classes:
         if classes:
@@ -145,27 +148,27 @@ def fitting_classes(classes: tuple[str, ...], converted: Converted, file: Path) 
     return classes
 
 
-def with_decoder(report: LoadReport, objective: Objective, converted: Converted, misfit: str) -> LoadReport:
-    """Load decoder and head, and report them as taken over."""
-    resampled = load_rest(objective, converted.rest, report.source, misfit)
+def with_decoder(report: LoadReport, objective: Objective, converted: Converted, mismatch: str) -> LoadReport:
+    """Load decoder and head, and add them to the report."""
+    resampled = load_decoder_state(objective, converted.decoder_state, report.source, mismatch)
     return replace(
         report,
-        left=converted.left,
-        mapped=(*report.mapped, *converted.rest),
+        unused=converted.unused,
+        mapped=(*report.mapped, *converted.decoder_state),
         resampled=(*report.resampled, *resampled),
     )
 
 
-def other_decoder(model: Mapping[str, Any], objective: Mapping[str, Any], family: Family) -> str:
-    """What to say of a file whose decoder has other sizes than the objective that these settings make."""
-    told = [*told_options(model, "model."), *told_options(objective)]
-    if not told:
+def decoder_mismatch(model: Mapping[str, Any], objective: Mapping[str, Any], family: Family) -> str:
+    """The end of an error message: the file's decoder has other sizes than the objective that these settings make."""
+    options = [*format_options(model, "model."), *format_options(objective)]
+    if not options:
         return f"has the names of {family.name}, but other shapes; download it again"
-    return f"has a decoder that does not fit {', '.join(told)}; leave out what changes its sizes"
+    return f"has a decoder that does not fit {', '.join(options)}; leave out what changes its sizes"
 
 
 def remove_model(out: Path) -> None:
-    """Remove an earlier model and its decoder, weights first: no crash leaves a part of it beside a new one's."""
+    """Remove an earlier model and its decoder, weights first, so that no crash leaves parts of it beside a new one."""
     for suffix in (".safetensors", ".json"):
         for name in (ENCODER, DECODER):
             (out / f"{name}{suffix}").unlink(missing_ok=True)
@@ -174,4 +177,4 @@ def remove_model(out: Path) -> None:
 def write_decoder(objective: Objective, settings: Any, out: Path) -> None:
     """Write decoder and head as a pretraining run would."""
     description = {"objective": asdict(settings), "holds": "decoder and head", "weights": "raw"}
-    save_weights(out / DECODER_FILE, rest_of_state(objective), description)
+    save_weights(out / DECODER_FILE, decoder_state(objective), description)

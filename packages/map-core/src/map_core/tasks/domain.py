@@ -14,17 +14,18 @@ from torch.utils.data import default_collate
 from map_core.errors import UserError
 from map_core.objective import Objective
 from map_core.runs.checkpoint import content_of
-from map_core.runs.summary import to_plain
+from map_core.runs.notes import tell
+from map_core.runs.summary import to_serializable
 from map_core.tasks.evaluation import Collate, EvaluationConfig, Gather, choose_device, collect
 from map_core.tasks.trained_models import Models
-from map_core.training.task import MapStyleDataset, refuse_other_data_sets
+from map_core.training.task import MapStyleDataset, require_map_style
 
 Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 
 
 @runtime_checkable
 class Samples(Protocol):
-    """Samples by index, the first part of each the input; their names are files or what else identifies them."""
+    """Samples by index, each beginning with its input; names are files or whatever else identifies a sample."""
 
     def __len__(self) -> int: ...
 
@@ -40,7 +41,7 @@ class Skipped:
 
     Attributes:
         count: How many.
-        note: A line that names some of them; empty for none.
+        note: A line that names some of them; empty if there are none.
     """
 
     count: int = 0
@@ -53,14 +54,14 @@ class OpenedData:
 
     Attributes:
         description: One line that says what was opened.
-        classes: Class names in the order of the labels, () without labels.
+        classes: Class names in the order of the labels; () without labels.
         train: Training samples, augmented; None where there is no training split. Names are for messages and
-            exports: a data set of a user's own need not have them.
+            exports: a user's own data set need not have them.
         plain_train: The same without augmentation.
         evaluation: Samples to evaluate on, or None.
         evaluated_on: What ``evaluation`` is, for summaries.
-        preprocessing: What a model's description keeps so that inputs can be prepared as in training.
-        identity: What else makes the training data what they are, such as a checksum.
+        preprocessing: Entries of a model's description with which inputs are prepared as in training.
+        identity: What else identifies the training data, such as a checksum.
         skipped: Counts the unreadable samples met so far.
     """
 
@@ -75,6 +76,19 @@ class OpenedData:
     skipped: Callable[[], Skipped] = Skipped
 
 
+def required_training_samples(data: OpenedData) -> MapStyleDataset:
+    """The training samples.
+
+    Raises:
+        UserError: there is an evaluation split only.
+    """
+    if data.train is None:
+        raise UserError(
+            f"no training split, which this needs, in {data.description}: pass --data.train_split"
+        )
+    return data.train
+
+
 def refuse_other_samples(samples: Any, *, labelled: bool) -> None:
     """Read one sample of a user's data set before anything is trained or measured on it.
 
@@ -83,9 +97,9 @@ def refuse_other_samples(samples: Any, *, labelled: bool) -> None:
         labelled: Whether a label must follow the input.
 
     Raises:
-        UserError: it has no samples, or they are not of the form that tasks read.
+        UserError: it has no samples, or they do not have the form that tasks read.
     """
-    refuse_other_data_sets(samples)
+    require_map_style(samples)
     if not len(samples):
         raise UserError(f"{type(samples).__name__} has no samples; give a data set that has some")
     sample = samples[0]
@@ -93,9 +107,9 @@ def refuse_other_samples(samples: Any, *, labelled: bool) -> None:
     if isinstance(parts[0], Tensor) and (not labelled or (len(parts) > 1 and is_label(parts[1]))):
         return
     form = "(input tensor, whole number)" if labelled else "an input tensor, or a tuple that begins with one"
-    got = ", ".join(type(part).__name__ for part in parts)
+    part_types = ", ".join(type(part).__name__ for part in parts)
     raise UserError(
-        f"a sample must be {form}; sample 0 of {type(samples).__name__} is {got}; change its __getitem__"
+        f"a sample must be {form}; sample 0 of {type(samples).__name__} is {part_types}; change its __getitem__"
     )
 
 
@@ -106,27 +120,27 @@ def is_label(value: Any) -> bool:
     return isinstance(value, Integral)
 
 
-# data that move or are read otherwise are the same data; what statistics say is in the preprocessing
-WHERE_AND_HOW = ("root", "cache", "on_error", "statistics", "shard_cache", "shard_cache_size")
+# data stay the same wherever they lie and however they are read; the content of statistics is in the preprocessing
+NOT_IDENTIFYING = ("root", "cache", "on_error", "statistics", "shard_cache", "shard_cache_size")
 
 
 def data_settings(config: Any, preprocessing: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """What makes data what they are, by name, so that a run is resumed on the same.
+    """The settings that identify data, by name, so that a run is resumed on the same data.
 
     Args:
-        config: The data section. What it leaves to ``preprocessing`` counts as it was resolved.
+        config: The data section. Where it leaves a setting to ``preprocessing``, the resolved value counts.
         preprocessing: As in :class:`OpenedData`.
-        more: What else, such as the classes.
+        more: Further entries, such as the classes.
     """
-    said = {key: value for key, value in to_plain(config).items() if key not in WHERE_AND_HOW}
-    if said.get("labels") is not None:  # which may have moved as well; its bytes count
-        said["labels"] = content_of(said["labels"])
-    return {**said, **to_plain(dict(preprocessing)), **to_plain(more)}
+    settings = {key: value for key, value in to_serializable(config).items() if key not in NOT_IDENTIFYING}
+    if settings.get("labels") is not None:  # this file may have moved as well; its bytes count
+        settings["labels"] = content_of(settings["labels"])
+    return {**settings, **to_serializable(dict(preprocessing)), **to_serializable(more)}
 
 
 @runtime_checkable
 class OpenData(Protocol):
-    """Opens the data of a run for a purpose; ``trained`` is what :attr:`OpenedData.preprocessing` was in training."""
+    """Opens the data of a run for a purpose; ``trained`` is the :attr:`OpenedData.preprocessing` of the training."""
 
     def __call__(
         self, config: Any, model: Any, purpose: Purpose, trained: Mapping[str, Any] = ...
@@ -144,7 +158,7 @@ class OpenFiles(Protocol):
 
 @runtime_checkable
 class DrawPicture(Protocol):
-    """Writes a picture of what an objective reconstructs of inputs."""
+    """Writes a picture of an objective's reconstructions of inputs."""
 
     def __call__(
         self,
@@ -163,9 +177,9 @@ DataDefaults = Callable[[dict[str, Any], dict[str, Any], Mapping[str, str]], dic
 
 
 def unchanged(
-    values: dict[str, Any], description: dict[str, Any], given: Mapping[str, str]
+    values: dict[str, Any], description: dict[str, Any], options: Mapping[str, str]
 ) -> dict[str, Any]:
-    """A run's data settings as they were."""
+    """A run's data settings, unchanged."""
     return values
 
 
@@ -182,7 +196,7 @@ def plain_logits(
     labelled: bool = True,
     gather: Gather = collect,
 ) -> Logits:
-    """Logits and labels of all samples, in order, as ``gather`` collects them; zeros for labels that there are not."""
+    """Logits and labels of all samples, in order, as ``gather`` collects them; missing labels are zeros."""
     device = choose_device(config.device)
     model = model.to(device).eval()
     return gather(model, samples, config, device, collate=collate, title=title)
@@ -195,31 +209,32 @@ class Domain:
     Attributes:
         program: Name of its command line.
         recipes: Package that holds its recipes.
-        sample: What one sample is called, such as "image"; ``--images`` names files to run.
+        sample: The word for one sample, such as "image"; ``--images`` then names files to run.
         models: See :class:`~map_core.tasks.trained_models.Models`.
         data, classification, evaluation: Sections of its recipes.
         objectives: The section of each objective, by its ``method``; the first is the default.
-        open_data, open_files: Of the data section and the model section.
-        data_defaults: From a run's data section, its description and the options given on the command line, to
-            the data settings that commands start from.
-        rows: Of a picture of reconstructions.
-        evaluators: Measures of a run that is no classifier, by what its description says that it holds.
-        builders: Models of further kinds, of the model section and the rest of the description, by what that says
-            that they hold.
-        build_objective: Puts a backbone under the objective that a section describes; both stay shared.
-        draw_picture: Of a pretraining run.
-        thumbnail: Of samples, an index and what a model's description says of their preparation: a small picture.
-        example: A batch of one sample as a model section wants it, to count operations on.
-        size_axes: Axes of inputs that make a sample's size, with their names.
-        any_size: Whether exported programs leave that size free unless told otherwise.
+        open_data, open_files: Open samples for the data section and the model section.
+        data_defaults: Turns a run's data section, its description and the options of the command line into the
+            data settings that commands start from.
+        rows: Rows of a picture of reconstructions.
+        evaluators: Measure runs that are no classifiers, by the ``holds`` of their description.
+        builders: Build models of further kinds from the model section and the rest of the description, by its
+            ``holds``.
+        build_objective: Builds the objective that a section describes around a backbone, which it shares.
+        draw_picture: Draws the picture of a pretraining run.
+        thumbnail: Draws a small picture of one of the samples, by its index, with the inputs' preparation from a
+            model's description.
+        example: A batch of one sample that fits a model section, to count operations on.
+        size_axes: Axes of inputs that make up a sample's size, with their names.
+        any_size: Whether exported programs leave that size free by default.
         outputs: Classes of the classifiers whose sizes ``info`` prints.
         collate: Makes a batch of samples.
-        logits: How a classifier is run over samples, ``labelled`` or not; the plain way, or a domain's protocols of
-            voting.
+        logits: Runs a classifier over samples, ``labelled`` or not; the plain way, or with a domain's voting
+            protocols.
         protocol: What the evaluation section measures, in words, for summaries; None for the plain way.
         info: Lines of the command ``info`` besides versions and models.
-        timm_config: Of a model section and its description: the ``config.json`` from which ``timm.create_model`` makes
-            the model; None for a domain whose models timm does not know.
+        timm_config: Makes the ``config.json`` from which ``timm.create_model`` makes the model, from a model section
+            and its description; None for a domain whose models timm does not know.
     """
 
     program: str
@@ -258,3 +273,11 @@ class Domain:
     def module(self) -> str:
         """The package that ``python -m`` runs."""
         return self.recipes.split(".")[0]
+
+
+def report_skipped(domain: Domain, data: OpenedData, summary: dict[str, Any]) -> None:
+    """Say which unreadable samples were skipped, if any, and put their number into the summary."""
+    skipped = data.skipped()
+    if skipped.count:
+        summary[f"skipped_{domain.sample}s"] = skipped.count
+        tell(skipped.note)

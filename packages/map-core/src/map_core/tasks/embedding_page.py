@@ -1,4 +1,4 @@
-"""A page that shows what features hold: a map of a sample, and the nearest neighbours of a dozen queries."""
+"""A page that shows features: a map of some samples, and the nearest neighbours of a dozen queries."""
 
 import base64
 import html
@@ -21,7 +21,7 @@ from map_core.runs.files import save_text
 from map_core.runs.notes import tell
 from map_core.tasks.features import SplitFeatures, nearest
 
-POINTS = 600  # of the map: with their pictures about 2 MB
+POINTS = 600  # of the map; about 2 MB with their pictures
 POINT_PIXELS = 48
 QUERIES = 12
 NEIGHBORS = 8
@@ -33,69 +33,69 @@ Picture = Callable[[int], UInt8[np.ndarray, "h w 3"]]  # of a sample, by its ind
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Nearest neighbours of some samples among all, themselves left out, by cosine similarity.
+    """Nearest neighbours of some samples among all others, by cosine similarity.
 
     Attributes:
-        of: The samples.
+        queries: Indices of the samples.
         index: Their neighbours, the nearest first.
         similarity: To each of them.
     """
 
-    of: Int[np.ndarray, " q"]
+    queries: Int[np.ndarray, " q"]
     index: Int[np.ndarray, "q k"]
     similarity: Float[np.ndarray, "q k"]
 
 
 def page_file(out: Path) -> Path:
-    """Where the page of features goes: beside them."""
+    """Where the page of features is written: beside them."""
     return out.with_suffix(".html")
 
 
 def write_page(
     out: Path, title: str, split: SplitFeatures, classes: Sequence[str], picture: Picture, *, sample: str
 ) -> None:
-    """Write one HTML file that needs nothing else.
+    """Write a self-contained HTML file.
 
     Args:
         out: File to write.
-        title: What the features are of.
-        split: Features, labels (of no meaning where there are no classes) and names.
-        classes: In the order of the labels; none without labels.
-        picture: Shows a sample.
-        sample: What one is called, such as "image".
+        title: Names the source of the features.
+        split: Features, labels (without meaning where there are no classes) and names.
+        classes: In the order of the labels; empty without labels.
+        picture: Makes a picture of a sample.
+        sample: The word for one sample, such as "image".
     """
-    chosen = chosen_samples(len(split.features))
-    places, shares = principal_plane(split.features[chosen])
-    labels = split.labels[chosen] if classes else np.zeros(len(chosen), dtype=np.int64)
-    found = neighbors_among(split.features, chosen, NEIGHBORS)
+    indices = map_samples(len(split.features))
+    places, shares = principal_plane(split.features[indices])
+    labels = split.labels[indices] if classes else np.zeros(len(indices), dtype=np.int64)
+    neighbors = neighbors_among(split.features, indices, NEIGHBORS)
     queries = spread_over_classes(labels, QUERIES)
     points = {
         "places": places.round(4).tolist(),
         "labels": labels.tolist(),
         "classes": [visible(name) for name in classes],
-        "names": [visible(split.names[i]) for i in chosen],
-        "pictures": [jpeg(picture(int(i)), POINT_PIXELS) for i in chosen],
+        "names": [visible(split.names[i]) for i in indices],
+        "pictures": [jpeg(picture(int(i)), POINT_PIXELS) for i in indices],
     }
     values = {
         "TITLE": html.escape(visible(title)),
         "SUMMARY": html.escape(
-            f"{len(split.features)} {sample}s, {split.features.shape[1]} features each; the map shows {len(chosen)} "
+            f"{len(split.features)} {sample}s, {split.features.shape[1]} features each; the map shows {len(indices)} "
             f"of them on their first two principal components (PCA), which hold {shares[0]:.0%} and {shares[1]:.0%} "
             "of the variance."
         ),
-        "AGREEMENT": html.escape(agreement(found, split.labels, chosen) if classes else ""),
-        "ROWS": "\n".join(row(int(query), found, split, classes, picture) for query in queries),
-        # inside a script element nothing may look like its end
+        "AGREEMENT": html.escape(agreement(neighbors, split.labels, indices) if classes else ""),
+        "ROWS": "\n".join(row(int(query), neighbors, split, classes, picture) for query in queries),
+        # no text inside a script element may look like its end
         "POINTS": json.dumps(points).replace("<", "\\u003c"),
     }
     page = files("map_core.tasks").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    page = re.sub(r"\[\[([A-Z]+)\]\]", lambda place: values[place[1]], page)
+    page = re.sub(r"\[\[([A-Z]+)\]\]", lambda match: values[match[1]], page)
     save_text(out, page)
-    tell(f"map and neighbours of {len(chosen)} {sample}s -> {out}")
+    tell(f"map and neighbours of {len(indices)} {sample}s -> {out}")
 
 
-def chosen_samples(count: int) -> Int[np.ndarray, " p"]:
-    """Which samples the map shows: all, or as many of them at random, the same each time."""
+def map_samples(count: int) -> Int[np.ndarray, " p"]:
+    """Indices of the samples on the map: all, or ``POINTS`` of them at random, the same each time."""
     if count <= POINTS:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, POINTS, replace=False))
@@ -109,26 +109,25 @@ def principal_plane(
     left, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     places, shares = np.zeros((len(features), 2)), np.zeros(2)
     for axis in range(min(2, len(sizes))):
-        sign = np.sign(
-            directions[axis][np.abs(directions[axis]).argmax()]
-        )  # the same picture on every machine
+        # a fixed sign gives the same picture on every machine
+        sign = np.sign(directions[axis][np.abs(directions[axis]).argmax()])
         places[:, axis] = sign * left[:, axis] * sizes[axis]
         shares[axis] = sizes[axis] ** 2 / max((sizes**2).sum(), 1e-30)
     return places / max(np.abs(places).max(), 1e-30), shares
 
 
 def neighbors_among(
-    features: Float[np.ndarray, "n f"], of: Int[np.ndarray, " q"], neighbors: int
+    features: Float[np.ndarray, "n f"], queries: Int[np.ndarray, " q"], count: int
 ) -> Neighbors:
-    """The nearest neighbours of some samples among all of them."""
-    neighbors = min(neighbors, len(features) - 1)
-    queries = F.normalize(torch.from_numpy(features[of]), dim=1)
-    similarity, index = nearest(queries, features, neighbors + 1)
-    itself = index == torch.from_numpy(of).unsqueeze(1)
-    itself[:, -1] |= ~itself.any(dim=1)  # one of many duplicates, all as near as itself
-    kept = ~itself
-    shape = (len(of), neighbors)
-    return Neighbors(of, index[kept].reshape(shape).numpy(), similarity[kept].reshape(shape).numpy())
+    """The ``count`` nearest neighbours of some samples, the queries, among all others."""
+    count = min(count, len(features) - 1)
+    directions = F.normalize(torch.from_numpy(features[queries]), dim=1)
+    similarity, index = nearest(directions, features, count + 1)
+    itself = index == torch.from_numpy(queries).unsqueeze(1)
+    itself[:, -1] |= ~itself.any(dim=1)  # one of many duplicates, all as near as the sample itself
+    others = ~itself
+    shape = (len(queries), count)
+    return Neighbors(queries, index[others].reshape(shape).numpy(), similarity[others].reshape(shape).numpy())
 
 
 def spread_over_classes(labels: Int[np.ndarray, " p"], count: int) -> Int[np.ndarray, " q"]:
@@ -140,30 +139,35 @@ def spread_over_classes(labels: Int[np.ndarray, " p"], count: int) -> Int[np.nda
     return np.lexsort((labels, turn))[:count]
 
 
-def agreement(found: Neighbors, labels: Int[np.ndarray, " n"], chosen: Int[np.ndarray, " p"]) -> str:
+def agreement(neighbors: Neighbors, labels: Int[np.ndarray, " n"], queries: Int[np.ndarray, " q"]) -> str:
     """How often neighbours are of the same class, and how often that would happen by chance."""
-    same = 100 * (labels[found.index] == labels[chosen][:, None]).mean()
+    query_labels = labels[queries]
+    same = 100 * (labels[neighbors.index] == query_labels[:, None]).mean()
     shares = np.bincount(labels) / len(labels)
-    chance = 100 * float((shares[labels[chosen]]).mean())
+    chance = 100 * float(shares[query_labels].mean())
     return (
-        f"kNN agreement: {same:.1f} % of the {found.index.shape[1]} nearest neighbours are of the same class "
+        f"kNN agreement: {same:.1f} % of the {neighbors.index.shape[1]} nearest neighbours are of the same class "
         f"({chance:.1f} % by chance)."
     )
 
 
-def row(query: int, found: Neighbors, split: SplitFeatures, classes: Sequence[str], picture: Picture) -> str:
+def row(
+    query: int, neighbors: Neighbors, split: SplitFeatures, classes: Sequence[str], picture: Picture
+) -> str:
     """A query and its neighbours as a row of the table."""
 
-    def cell(index: int, told: str, mark: str) -> str:
+    def cell(index: int, note: str, mark: str) -> str:
         name = html.escape(visible(split.names[index]), quote=True)
         title = html.escape(visible(classes[split.labels[index]])) if classes else ""
         source = f"data:image/jpeg;base64,{jpeg(picture(index), QUERY_PIXELS)}"
-        caption = " ".join(part for part in (title, told) if part)
+        caption = " ".join(part for part in (title, note) if part)
         return f'<td class="{mark}"><img src="{source}" alt="{name}" title="{name}"><small>{caption}</small></td>'
 
-    index = int(found.of[query])
+    index = int(neighbors.queries[query])
     cells = [cell(index, "", "query")]
-    for neighbor, similarity in zip(found.index[query].tolist(), found.similarity[query], strict=True):
+    for neighbor, similarity in zip(
+        neighbors.index[query].tolist(), neighbors.similarity[query], strict=True
+    ):
         same = not classes or split.labels[neighbor] == split.labels[index]
         cells.append(cell(neighbor, f"{similarity:.2f}", "same" if same else "other"))
     return f"<tr>{''.join(cells)}</tr>"
@@ -172,7 +176,7 @@ def row(query: int, found: Neighbors, split: SplitFeatures, classes: Sequence[st
 def jpeg(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> str:
     """A picture at most ``side`` pixels wide and high, as JPEG in base64."""
     image = Image.fromarray(pixels)
-    if max(image.size) < side:  # digits of 8 by 8 pixels
+    if max(image.size) < side:  # such as digits of 8 by 8 pixels
         factor = side // max(image.size)
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -20,9 +20,9 @@ from map_core.training.loading import batches_in_order
 from map_core.training.task import MapStyleDataset
 
 Collate = Callable[[list[Any]], Any]
-Gather = Callable[..., tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]]  # collect, or what takes its place
+Gather = Callable[..., tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]]  # collect, or a replacement for it
 TOP = 5
-ROWS = 8192  # of results that are worked on at once
+ROWS = 8192  # rows of results that are processed at once
 
 
 @dataclass
@@ -47,8 +47,8 @@ class EvaluationConfig:
         """Raise a :class:`UserError` for the first field that no evaluation can have."""
         check("evaluation", self, at_least_one=("batch_size",), not_negative=("workers",))
         if self.precision not in PRECISIONS:
-            known = " or ".join(PRECISIONS)
-            raise UserError(f"evaluation.precision must be {known}; got {self.precision!r}")
+            choices = " or ".join(PRECISIONS)
+            raise UserError(f"evaluation.precision must be {choices}; got {self.precision!r}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -77,7 +77,7 @@ def input_of(sample: Any) -> Any:
 
 
 def labels_of(batch: Any) -> Int[Tensor, " b"]:
-    """The labels of a batch: its second part where that is a whole number for each sample, else zeros."""
+    """The labels of a batch: its second part if that is a whole number for each sample, else zeros."""
     if not isinstance(batch, Tensor) and len(batch) > 1:
         second = batch[1]
         if isinstance(second, Tensor) and second.ndim == 1 and not second.is_floating_point():
@@ -99,7 +99,7 @@ class Stopwatch:
         self.seconds = time.perf_counter() - self.start
 
     def report(self, samples: int) -> dict[str, Any]:
-        """What summary.json says of a block that ran over so many samples."""
+        """Entries of summary.json for a block that ran over so many samples."""
         speed = {"seconds": self.seconds, "samples_per_second": samples / self.seconds}
         return speed | describe_run(self.device)
 
@@ -117,18 +117,18 @@ def results_in_order(
     draw: int = 0,
     title: str | None = None,
 ) -> Iterator[tuple[Float[Tensor, "b f"], Int[Tensor, " b"]]]:
-    """Yield ``function`` of the inputs of batches, and their labels; on the CPU.
+    """Yield, batch by batch, ``function`` of the inputs, and the labels; both on the CPU.
 
     Args:
-        function: Of a batch of inputs, such as a classifier.
+        function: Called with batches of inputs, such as a classifier.
         samples: By index, as :func:`input_of` and :func:`labels_of` read them.
         config: Batch size, workers, precision, progress.
         device: Where ``function`` computes.
         collate: Makes a batch of samples.
         shard: (i, n): take samples i, i + n, i + 2n, ...
-        indices: Of the samples to take instead of a shard.
+        indices: Samples to take instead of a shard.
         seed, draw: Keys of the samples' randomness.
-        title: Of the progress bar, where ``config`` wants one.
+        title: Of the progress bar, if ``config`` enables it.
     """
     for batch in batches_in_order(
         samples,
@@ -154,14 +154,14 @@ def collect(
     device: torch.device,
     **options: Any,
 ) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
-    """All of :func:`results_in_order`, which takes the options, one after the other."""
+    """Concatenate all results of :func:`results_in_order`, which takes the options."""
     results = results_in_order(function, samples, config, device, **options)
     values, labels = zip(*results, strict=True)
     return torch.cat(values), torch.cat(labels)
 
 
 def pooled_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a model's head reads, as a function of its inputs."""
+    """The features that a model's head reads, as a function of its inputs."""
 
     def pooled(inputs: Tensor) -> Tensor:
         return model.forward_head(model.forward_features(inputs), pre_logits=True)  # type: ignore[operator]
@@ -186,13 +186,13 @@ def extract_features(
 
 
 def class_totals(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, "4 c"]:
-    """Sums by class: samples, correct ones, correct among five, cross-entropy; totals of shards add up."""
+    """Sums by class: samples, correct ones, correct among the top five, cross-entropy; totals of shards add up."""
     totals = torch.zeros(4, logits.shape[1], dtype=torch.float64)
-    for some, targets in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
-        best = some.topk(min(TOP, some.shape[1]), dim=1).indices == targets.unsqueeze(1)
-        loss = F.cross_entropy(some.double(), targets, reduction="none")
-        sums = (torch.ones_like(loss), best[:, 0].double(), best.any(dim=1).double(), loss)
-        for row, values in enumerate(sums):
+    for chunk, targets in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
+        hits = chunk.topk(min(TOP, chunk.shape[1]), dim=1).indices == targets.unsqueeze(1)
+        loss = F.cross_entropy(chunk.double(), targets, reduction="none")
+        terms = (torch.ones_like(loss), hits[:, 0].double(), hits.any(dim=1).double(), loss)
+        for row, values in enumerate(terms):
             totals[row].index_add_(0, targets, values)
     return totals
 
@@ -200,14 +200,14 @@ def class_totals(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Flo
 def classification_metrics(totals: Float[Tensor, "4 c"]) -> dict[str, float]:
     """Accuracies in percent and the mean loss, from :func:`class_totals`.
 
-    Overall, among the five most probable (of more than five classes), and the mean of the accuracies of the
+    The accuracies are overall, among the five most probable (of more than five classes), and the mean over the
     classes that have samples.
     """
-    count, correct, among, loss = totals.double()
-    present, whole = count > 0, count.sum()
-    metrics = {"test_accuracy": float(100 * correct.sum() / whole)}
+    count, correct, correct_top5, loss = totals.double()
+    present, samples = count > 0, count.sum()
+    metrics = {"test_accuracy": float(100 * correct.sum() / samples)}
     if len(count) > TOP:
-        metrics["test_accuracy_top5"] = float(100 * among.sum() / whole)
+        metrics["test_accuracy_top5"] = float(100 * correct_top5.sum() / samples)
     metrics["test_accuracy_class_mean"] = float(100 * (correct[present] / count[present]).mean())
-    metrics["test_loss"] = float(loss.sum() / whole)
+    metrics["test_loss"] = float(loss.sum() / samples)
     return metrics

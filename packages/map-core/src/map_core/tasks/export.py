@@ -1,4 +1,4 @@
-"""Trained models as programs that need nothing of this package, of torch.export or as ONNX files."""
+"""Trained models as programs that run without this package: torch.export archives or ONNX files."""
 
 import copy
 import json
@@ -15,21 +15,21 @@ from map_core.ops.exporting import for_export
 from map_core.runs.files import replacing
 from map_core.tasks.domain import Domain
 from map_core.tasks.onnx_file import quietly, require_onnx, run_onnx, write_onnx
-from map_core.tasks.trained_models import NONE, Changes
+from map_core.tasks.trained_models import NO_CHANGES, Changes
 from map_core.tasks.weights import read_description, weights_file
 
 Format = Literal["onnx", "torch-export"]
 ENDING: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
-DESCRIPTION = "map.json"  # the description's name among the extra files of a torch.export archive
-TRACED_BATCH, CHECKED_BATCH = 2, 3  # a batch of 1 would be taken for a constant
-TOLERANCE = 1e-3  # of a result's largest value
+DESCRIPTION = "map.json"  # the extra file of a torch.export archive that holds the description
+TRACED_BATCH, CHECKED_BATCH = 2, 3  # a batch of 1 would be traced as a constant
+TOLERANCE = 1e-3  # relative to a result's largest value
 
 
 class Encoder(nn.Module):
-    """A model's encoder: what its head would read, and the tokens behind that.
+    """A model's encoder: the features that its head would read, and the tokens that they are pooled from.
 
     Args:
-        model: With ``forward_features`` and ``forward_head``, as timm's have them.
+        model: Has ``forward_features`` and ``forward_head``, as timm's models do.
     """
 
     def __init__(self, model: Any) -> None:
@@ -49,7 +49,7 @@ def export_run(
     format: Format,
     encoder: bool = False,
     any_size: bool = False,
-    changes: Changes = NONE,
+    changes: Changes = NO_CHANGES,
 ) -> float:
     """Write the classifier or encoder of a run as a program, and compare the two.
 
@@ -58,7 +58,7 @@ def export_run(
         path: The run, or its weights file.
         out: File to write.
         format: Of the file.
-        encoder: Write a classifier's encoder, too; a run without classes has nothing else.
+        encoder: Write only the encoder of a classifier; a run without classes has nothing else.
         any_size: Leave the size of samples free.
         changes: Settings of the model that differ from the run's, such as the size of its inputs.
 
@@ -68,7 +68,7 @@ def export_run(
     Raises:
         UserError: no classifier or encoder, changes that do not fit the weights, or what :func:`export_model` raises.
     """
-    description, config = read_description(path), domain.models.described(path, changes)
+    description, config = read_description(path), domain.models.read_model_config(path, changes)
     if config is None or description.get("holds") not in ("encoder", "classifier"):
         weights_file(path)  # says so when there is nothing at all
         holds = in_one_line(description.get("holds", "nothing"))
@@ -76,7 +76,7 @@ def export_run(
             f"{path} describes neither an encoder nor a classifier (its .json says: {holds}); give a run of pretrain, "
             "finetune or linear-probe"
         )
-    domain.models.refuse_other_settings(config, path, starts=False)
+    domain.models.refuse_other_settings(config, path, is_init=False)
     model = domain.models.encoder(path, changes)
     only_features = encoder or description["holds"] == "encoder"
     return export_model(
@@ -102,23 +102,23 @@ def export_model(
     free: Mapping[int, str] | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> float:
-    """Write a model as a program, which is run and compared with it before it takes the file's name.
+    """Write a model as a program; the file appears only after its results were compared with the model's.
 
     Args:
         model: On the CPU, in evaluation mode.
-        example: A batch of inputs of the size that the program is to take.
+        example: A batch of inputs of the size that the program takes.
         out: File to write.
         format: Of the file.
-        inputs, outputs: What an ONNX file calls them.
-        free: Names of the axes beside the batch whose size is not settled.
-        description: What the file says of itself.
+        inputs, outputs: Their names in an ONNX file.
+        free: Names of the axes, besides the batch, whose size stays free.
+        description: Metadata of the file.
 
     Returns:
         The largest difference of the program's results from the model's.
 
     Raises:
-        UserError: another ending than the format's, a package is missing, the exporter does not know an operation, or
-            the results differ.
+        UserError: the file's ending is not the format's, a package is missing, the exporter does not know an
+            operation, or the results differ.
     """
     if out.suffix != ENDING[format]:
         raise UserError(f"{out} does not end in {ENDING[format]}, as files of {format} do: rename it")
@@ -126,19 +126,19 @@ def export_model(
         require_onnx(sum(value.nbytes for value in model.state_dict().values()))
     axes = {0: "batch", **(free or {})}
     shape = [axes.get(axis, size) for axis, size in enumerate(example.shape)]
-    described = {"inputs": {inputs: shape}, "outputs": list(outputs), **(description or {})}
+    metadata = {"inputs": {inputs: shape}, "outputs": list(outputs), **(description or {})}
     out.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), replacing(out) as partial:
-        with refusing(format):
-            program = traced(model, random_inputs(example, TRACED_BATCH), axes)
+        with reporting_export_errors(format):
+            program = trace(model, random_inputs(example, TRACED_BATCH), axes)
             if format == "onnx":
-                write_onnx(program, partial, axes, inputs=inputs, outputs=outputs, description=described)
+                write_onnx(program, partial, axes, inputs=inputs, outputs=outputs, description=metadata)
             else:
-                torch.export.save(program, partial, extra_files={DESCRIPTION: json.dumps(described)})
+                torch.export.save(program, partial, extra_files={DESCRIPTION: json.dumps(metadata)})
         samples = random_inputs(example, CHECKED_BATCH)
-        with refusing(format):
+        with reporting_export_errors(format):
             results = run_onnx(partial, samples) if format == "onnx" else run_archive(partial, samples)
-        return compared(results, in_list(model(samples)))
+        return largest_difference(results, as_list(model(samples)))
 
 
 def random_inputs(example: Tensor, batch: int) -> Tensor:
@@ -146,13 +146,13 @@ def random_inputs(example: Tensor, batch: int) -> Tensor:
     return torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0))
 
 
-def traced(model: nn.Module, inputs: Tensor, free: Mapping[int, str]) -> torch.export.ExportedProgram:
-    """A model as a program of PyTorch's operators alone, without gradients.
+def trace(model: nn.Module, inputs: Tensor, free: Mapping[int, str]) -> torch.export.ExportedProgram:
+    """Trace a model into a program of PyTorch's operators alone, without gradients.
 
     Args:
         model: In evaluation mode; it stays as it is.
         inputs: A batch.
-        free: Names of the axes of inputs whose sizes are not settled.
+        free: Names of the axes of inputs whose size stays free.
     """
     dims = {
         axis: torch.export.Dim(name) if axis == 0 else torch.export.Dim.DYNAMIC for axis, name in free.items()
@@ -164,11 +164,11 @@ def traced(model: nn.Module, inputs: Tensor, free: Mapping[int, str]) -> torch.e
 
 
 @contextmanager
-def refusing(format: Format) -> Iterator[None]:
-    """Say in a sentence what an exporter, or what runs its program, cannot do; its many lines stay behind it.
+def reporting_export_errors(format: Format) -> Iterator[None]:
+    """Turn an error of the exporter, or of what runs its program, into one sentence; its many lines stay the cause.
 
     Raises:
-        UserError: it cannot.
+        UserError: there was an error.
     """
     try:
         with quietly():
@@ -185,24 +185,26 @@ def refusing(format: Format) -> Iterator[None]:
 
 def run_archive(path: Path, inputs: Tensor) -> list[Tensor]:
     """The outputs of an archive of torch.export."""
-    with quietly():  # that PyTorch reads its own archive from read-only memory
-        return in_list(torch.export.load(path).module()(inputs))
+    with quietly():  # PyTorch warns that it reads its own archive from read-only memory
+        return as_list(torch.export.load(path).module()(inputs))
 
 
-def in_list(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
-    """What a model gives, as a list."""
+def as_list(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    """A model's outputs as a list."""
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
-def compared(results: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest difference between what a program and its model give.
+def largest_difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference between the results of a program and those of its model.
 
     Raises:
         UserError: it is more than rounding.
     """
-    differences = [float((one - other).abs().max()) for one, other in zip(results, wanted, strict=True)]
-    allowed = [TOLERANCE * float(one.abs().max()) for one in wanted]
-    if any(not difference <= limit for difference, limit in zip(differences, allowed, strict=True)):
+    differences = [
+        float((actual - reference).abs().max()) for actual, reference in zip(results, expected, strict=True)
+    ]
+    limits = [TOLERANCE * float(reference.abs().max()) for reference in expected]
+    if any(not difference <= limit for difference, limit in zip(differences, limits, strict=True)):
         raise UserError(
             f"the program's results differ from the model's by up to {max(differences):.2g}, so it was not kept; "
             "try another --format, or another version of torch or onnxruntime"

@@ -1,4 +1,4 @@
-"""Checkpoint families: files that others published, recognised by their keys and turned into our names."""
+"""Checkpoint families: files that others published, recognised by their keys and converted to our names."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,53 +9,54 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.errors import UserError, reason, some_of
+from map_core.errors import UserError, abbreviate, reason
 
 State = Mapping[str, Tensor]
-SHOWN = 3  # keys in a message
+KEYS_SHOWN = 3  # in a message
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A checkpoint in this project's names, and what model it belongs to.
+    """A checkpoint in this project's names, and the model that it belongs to.
 
     Attributes:
         state: The model's parameters, by our names.
         model: The ``model`` section that fits them: ``name``, and what differs from it.
-        asked: Settings of ``model`` that neither the file nor a published model shows; a sentence for each says so, and
-            whoever converts the file gives them.
-        guessed: Settings of ``model`` that no file shows and a published model does; a sentence for each, of
-            :func:`guess`, says so to whoever does not give them.
-        holds: What that is: ``encoder`` (as pretrained, probed), ``classifier``, or what else the domain builds.
-        switches: Settings of ``model`` that say what the weights compute and that no shape shows; a model that
-            starts from the file must have been made with them. It says so in its ``switches``, where a name that
-            is absent plays no part in it.
-        classes: What the outputs of a classifier are called, in their order.
-        more: Further entries of the description, which a domain's builder of what else it holds reads.
-        prepared: How inputs are prepared, as :attr:`~map_core.tasks.domain.OpenedData.preprocessing`.
-        rest: Decoder and head of the objective, by our names; empty where the file has none.
-        objective: The ``objective`` section that fits ``rest``.
-        left: Keys of the file that nothing here needs.
-        notes: What differs all the same, a sentence each.
+        required_settings: Settings of ``model`` that neither the file nor a published model shows; a sentence for each
+            says so, and whoever converts the file must give them.
+        guessed_settings: Settings of ``model`` that only a published model shows, not the file; a sentence for each,
+            from :func:`guess`, tells this to whoever does not give them.
+        holds: What ``state`` is: ``encoder`` (as pretrained, probed), ``classifier``, or another kind that the domain
+            builds.
+        switches: Settings of ``model`` that change what the weights compute without changing a shape. A model that
+            starts from the file must have the same values in its ``switches``; a name that is absent there does not
+            matter to it.
+        classes: Names of a classifier's outputs, in order.
+        extra_description: Further entries of the description, read by a domain's builder of other kinds.
+        preprocessing: How inputs are prepared, as :attr:`~map_core.tasks.domain.OpenedData.preprocessing`.
+        decoder_state: Decoder and head of the objective, by our names; empty where the file has none.
+        objective: The ``objective`` section that fits ``decoder_state``.
+        unused: Keys of the file that nothing here needs.
+        notes: Differences that remain, a sentence each.
     """
 
     state: dict[str, Tensor]
     model: dict[str, Any]
-    asked: dict[str, str] = field(default_factory=dict)
-    guessed: dict[str, str] = field(default_factory=dict)
+    required_settings: dict[str, str] = field(default_factory=dict)
+    guessed_settings: dict[str, str] = field(default_factory=dict)
     holds: str = "encoder"
     switches: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    more: dict[str, Any] = field(default_factory=dict)
-    prepared: dict[str, Any] = field(default_factory=dict)
-    rest: dict[str, Tensor] = field(default_factory=dict)
+    extra_description: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    decoder_state: dict[str, Tensor] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
-    left: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def guess(setting: str, what: str, value: Any) -> dict[str, str]:
-    """One of :attr:`Converted.guessed`: what no file says of a setting, and its published value.
+    """An entry of :attr:`Converted.guessed_settings`: what no file says about a setting, and its published value.
 
     >>> guess("num_heads", "how many attention heads there are", 12)["num_heads"]
     'no file says how many attention heads there are: 12, as published, unless --model.num_heads says otherwise'
@@ -65,7 +66,7 @@ def guess(setting: str, what: str, value: Any) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Family:
-    """Files of one origin.
+    """Checkpoints of one origin.
 
     Keys are written as patterns in which ``#`` is a number and ``*`` anything.
 
@@ -74,10 +75,10 @@ class Family:
     ['blocks.0.gamma']
 
     Attributes:
-        name: As messages call it.
+        name: Used in messages.
         required: Keys that every file of the family has.
         optional: Further keys that it may have.
-        convert: Of a state without wrappers and prefixes.
+        convert: Converts a state dict without wrappers and prefixes.
 
     Raises:
         UserError: ``convert`` meets a variant that cannot be converted, and says why.
@@ -90,19 +91,19 @@ class Family:
 
     def unknown(self, keys: Sequence[str]) -> list[str]:
         """The keys that no file of the family has."""
-        known = _matcher((*self.required, *self.optional))
-        return [key for key in keys if not known.fullmatch(key)]
+        matcher = _matcher((*self.required, *self.optional))
+        return [key for key in keys if not matcher.fullmatch(key)]
 
-    def lacking(self, keys: Sequence[str]) -> list[str]:
+    def missing(self, keys: Sequence[str]) -> list[str]:
         """The required patterns that no key matches."""
         return [pattern for pattern in self.required if not any(map(_matcher((pattern,)).fullmatch, keys))]
 
-    def converted(self, state: State, source: Any) -> Converted:
-        """Convert a file's state, whose names alone are known to be the family's.
+    def convert_file_state(self, state: State, source: Any) -> Converted:
+        """Convert a file's state dict, of which only the names are known to be the family's.
 
         Args:
             state: Without wrappers and prefixes.
-            source: What messages call it.
+            source: Its name in messages.
 
         Raises:
             UserError: a variant that cannot be converted, or tensors of other shapes.
@@ -118,7 +119,7 @@ class Family:
 
     def has(self, keys: Sequence[str]) -> bool:
         """Whether a file with these keys is of the family."""
-        return not self.lacking(keys) and not self.unknown(keys)
+        return not self.missing(keys) and not self.unknown(keys)
 
 
 @cache
@@ -128,26 +129,29 @@ def _matcher(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def family_of(state: State, families: Sequence[Family]) -> Family | None:
-    """The family that a file is of; None for none of them, or a file of ours."""
+    """The family that a file belongs to; None if there is none, as for a file of ours."""
     keys = list(state)
     return next((family for family in families if family.has(keys)), None)
 
 
 def refuse_unknown(state: State, families: Sequence[Family], source: Path) -> None:
-    """Say that a file is of no family, which comes nearest, and what speaks against it.
+    """Refuse a file of no known family, and say which is the nearest and what speaks against it.
 
     Raises:
         UserError: always.
     """
     keys = list(state)
-    nearest = min(families, key=lambda family: (len(family.unknown(keys)), len(family.lacking(keys))))
-    odd, lacking = nearest.unknown(keys), nearest.lacking(keys)
-    against = f"{len(odd)} of its {len(keys)} keys are none of that: {some_of(odd, SHOWN)}" if odd else ""
-    if lacking:
-        against += f"{', and ' if odd else ''}it lacks {some_of(lacking, SHOWN)}"
+    nearest = min(families, key=lambda family: (len(family.unknown(keys)), len(family.missing(keys))))
+    unknown, missing = nearest.unknown(keys), nearest.missing(keys)
+    objections: list[str] = []
+    if unknown:
+        examples = abbreviate(unknown, KEYS_SHOWN)
+        objections.append(f"{len(unknown)} of its {len(keys)} keys are none of that: {examples}")
+    if missing:
+        objections.append(f"it lacks {abbreviate(missing, KEYS_SHOWN)}")
     raise UserError(
-        f"{source} is a checkpoint of no family that is known here; nearest: {nearest.name}, but {against}; known: "
-        f"{', '.join(family.name for family in families)}"
+        f"{source} is a checkpoint of no family that is known here; nearest: {nearest.name}, but "
+        f"{', and '.join(objections)}; known: {', '.join(family.name for family in families)}"
     )
 
 
@@ -155,7 +159,7 @@ def depth(state: State, prefix: str) -> int:
     """Number of layers whose keys begin with ``prefix`` and a number.
 
     Raises:
-        UserError: one is left out, as where a single one is called the billionth.
+        UserError: a number is missing, as where the only layer is called the billionth.
     """
     numbers = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
     missing = next((number for number in map(str, range(len(numbers))) if number not in numbers), None)

@@ -17,15 +17,15 @@ from map_core.reading import read_small
 from map_core.runs.files import replacing, save_text
 from map_core.runs.notes import tell
 
-TASK = "features"  # by which a score's file says what it is
-QUERIES = 1024  # of a score, at once
-BANK_ROWS = 65536  # of the features among which neighbours are sought, at once
+TASK = "features"  # marks the file of a score
+QUERIES = 1024  # scored at once
+BANK_ROWS = 65536  # rows that are searched for neighbours at once
 
 
 def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as NPZ, under just the name that was given."""
+    """Write named arrays as NPZ, under exactly the given name."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    # a file, as np.savez would append .npz to a path without it
+    # an open file, since np.savez would append .npz to a path without it
     with replacing(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     tell(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
@@ -37,11 +37,11 @@ def score_file(out: Path) -> Path:
 
 
 def remove_score(out: Path) -> None:
-    """Remove the score of what ``out`` held before, which is none of what it will hold; other JSON files stay."""
+    """Remove the score of earlier features in ``out``, which would be wrong for the new ones; other JSON files stay."""
     file = score_file(out)
     with contextlib.suppress(OSError, ValueError):  # there is none, or it is no JSON
-        said = json.loads(read_small(file))
-        if isinstance(said, dict) and said.get("task") == TASK:
+        score = json.loads(read_small(file))
+        if isinstance(score, dict) and score.get("task") == TASK:
             file.unlink()
 
 
@@ -65,31 +65,31 @@ def write_features(
 ) -> None:
     """Write the features of each split as NPZ; where "train" and "test" have several classes, score them by kNN.
 
-    The score is printed and written beside ``out`` as JSON; an older one there goes.
+    The score is printed and written beside ``out`` as JSON; an older one there is removed.
 
     Args:
         out: NPZ to write.
         splits: By name.
         classes: In the order of the labels.
-        neighbors: Of the score.
-        evaluated_on: What "test" is, where it is not plain.
-        facts: What else the score's file says, such as the device.
+        neighbors: Number of neighbours that vote.
+        evaluated_on: What "test" is, where that is not obvious.
+        facts: Further entries of the score's file, such as the device.
     """
     remove_score(out)
     arrays = {"classes": np.array(classes, dtype=str)}
-    for split, found in splits.items():
-        arrays[f"{split}_features"], arrays[f"{split}_labels"] = found.features, found.labels
-        arrays[f"{split}_names"] = np.array(found.names)
+    for name, split in splits.items():
+        arrays[f"{name}_features"], arrays[f"{name}_labels"] = split.features, split.labels
+        arrays[f"{name}_names"] = np.array(split.names)
     save_arrays(out, arrays)
     if len(classes) < 2 or not {"train", "test"} <= splits.keys():
         return
     train, test = splits["train"], splits["test"]
     score = knn_accuracy(train.features, train.labels, test.features, test.labels, neighbors=neighbors)
-    told = f" on {evaluated_on}" if evaluated_on else ""
-    used = min(neighbors, len(train.features))
-    every = ", every training sample" if used < neighbors else ""
-    tell(f"kNN accuracy ({used} neighbours{every}): {score:.2f} %{told} -> {score_file(out)}")
-    report: dict[str, Any] = {"task": TASK, "knn_accuracy": score, "neighbors": used}
+    where = f" on {evaluated_on}" if evaluated_on else ""
+    voters = min(neighbors, len(train.features))
+    every = ", every training sample" if voters < neighbors else ""
+    tell(f"kNN accuracy ({voters} neighbours{every}): {score:.2f} %{where} -> {score_file(out)}")
+    report: dict[str, Any] = {"task": TASK, "knn_accuracy": score, "neighbors": voters}
     if evaluated_on is not None:
         report["evaluated_on"] = evaluated_on
     report |= facts or {}
@@ -134,6 +134,6 @@ def nearest(
         closest = (queries @ rows.T).topk(min(neighbors, len(rows)), dim=1)
         similarity = torch.cat([similarity, closest.values], dim=1)
         index = torch.cat([index, closest.indices + start], dim=1)
-        similarity, kept = similarity.topk(min(neighbors, similarity.shape[1]), dim=1)
-        index = index.gather(1, kept)
+        similarity, columns = similarity.topk(min(neighbors, similarity.shape[1]), dim=1)
+        index = index.gather(1, columns)
     return similarity, index

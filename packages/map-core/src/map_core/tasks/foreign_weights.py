@@ -1,4 +1,4 @@
-"""Weights as others keep them: what is no weights file at all, wrappers around state dicts, prefixes of names."""
+"""Weights files of other programs: files that hold no weights, wrappers around state dicts, prefixes of names."""
 
 import logging
 import zipfile
@@ -12,17 +12,17 @@ log = logging.getLogger(__name__)
 
 WRAPPERS = (
     *("model", "state_dict", "model_state_dict", "base_model", "teacher"),
-    *("model_ema", "state_dict_ema"),  # the last ones: taken where the raw weights are not there
+    *("model_ema", "state_dict_ema"),  # last: used only where the raw weights are missing
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-BEGINNING = 4096  # bytes that are looked at
+BEGINNING = 4096  # bytes that are inspected
 LONGEST_HEADER = 100_000_000  # bytes, of safetensors
 
 
 def looks_like(file: Path) -> str | None:
-    """Say what a file is that holds no weights, going by its beginning; None where it may hold some."""
-    with file.open("rb") as opened:
-        beginning = opened.read(BEGINNING)
+    """Say what a file without weights is, judging by its beginning; None where it may hold weights."""
+    with file.open("rb") as stream:
+        beginning = stream.read(BEGINNING)
     if not beginning:
         return "an empty file"
     if beginning.startswith(b"version https://git-lfs"):
@@ -38,7 +38,7 @@ def looks_like(file: Path) -> str | None:
 
 
 def is_text(beginning: bytes) -> bool:
-    """Whether bytes are UTF-8, but for a last character that is cut off."""
+    """Whether bytes are UTF-8, except for a last character that is cut off."""
     try:
         beginning.decode()
     except UnicodeDecodeError as error:
@@ -47,14 +47,14 @@ def is_text(beginning: bytes) -> bool:
 
 
 def is_safetensors(file: Path) -> bool:
-    """Whether a file begins as safetensors do, with the length of a header of JSON, whatever it is called."""
-    with file.open("rb") as opened:
-        length, header = opened.read(8), opened.read(1)
+    """Whether a file begins as safetensors do, with the length of a JSON header, whatever its name."""
+    with file.open("rb") as stream:
+        length, header = stream.read(8), stream.read(1)
     return header == b"{" and int.from_bytes(length, "little") <= LONGEST_HEADER
 
 
 def other_archive(file: Path) -> str | None:
-    """Say what a zip archive is that ``torch.save`` did not write, and what to do; None for any other file."""
+    """Say what a zip archive of another program than ``torch.save`` is, and the cure; None for any other file."""
     if not zipfile.is_zipfile(file):
         return None
     with zipfile.ZipFile(file) as archive:
@@ -73,27 +73,27 @@ def other_archive(file: Path) -> str | None:
 
 
 def unwrapped(state: Any, file: Path) -> Any:
-    """Return the state dict inside the wrappers that training programs put around it, and say which were taken off."""
-    taken, others = list[str](), list[str]()
+    """Return the state dict inside the wrappers that training programs put around it, and log which were removed."""
+    path, alternatives = list[str](), list[str]()
     while isinstance(state, Mapping):
-        inner = [key for key in WRAPPERS if isinstance(state.get(key), Mapping) and state[key]]
-        if not inner:
+        wrappers = [key for key in WRAPPERS if isinstance(state.get(key), Mapping) and state[key]]
+        if not wrappers:
             break
-        others += [".".join([*taken, key]) for key in inner[1:]]
-        taken.append(inner[0])
-        state = state[inner[0]]
-    if taken:
-        beside = f", not from {' or '.join(others)}, which is there too: save that alone to take it"
-        log.warning("%s: weights taken from %s%s", file, ".".join(taken), beside if others else "")
+        alternatives += [".".join([*path, key]) for key in wrappers[1:]]
+        path.append(wrappers[0])
+        state = state[wrappers[0]]
+    if path:
+        hint = f", not from {' or '.join(alternatives)}, which is there too: save that alone to take it"
+        log.warning("%s: weights taken from %s%s", file, ".".join(path), hint if alternatives else "")
     return state
 
 
 def without_prefix(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Return a state dict without the prefixes that all of its names share, and say which were taken off."""
-    taken, bare = "", dict(state)
+    """Return a state dict without the prefixes that all of its names share, and log which were removed."""
+    removed, bare = "", dict(state)
     while bare and (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in bare)), None)):
-        taken += prefix
+        removed += prefix
         bare = {key.removeprefix(prefix): value for key, value in bare.items()}
-    if taken:
-        log.warning("%s: all names begin with %s, which was taken off", file, taken)
+    if removed:
+        log.warning("%s: all names begin with %s, which was taken off", file, removed)
     return bare

@@ -9,15 +9,15 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.shipped import DESCRIPTION
 from map_core.tasks.model_card import CARD, TIMM_CONFIG
 from map_core.tasks.trained_models import Models
 from map_core.tasks.weights import MODEL_FILE, weights_file
 
 PREFIX = "hf-hub:"  # as timm has it
-SUFFIXES = (".safetensors", ".pth", ".pt", ".json")  # of files, which no repository is called by
-SHARED = (MODEL_FILE, DESCRIPTION, TIMM_CONFIG, CARD)  # of a folder, all that is ever uploaded
+SUFFIXES = (".safetensors", ".pth", ".pt", ".json")  # of files; no repository has a name like that
+SHARED = (MODEL_FILE, DESCRIPTION, TIMM_CONFIG, CARD)  # the only files of a folder that are ever uploaded
 CURES = {
     400: f"it does not take the front matter of {CARD}: write the folder with the command card",
     401: "it asks who you are: log in with `hf auth login` or set HF_TOKEN, and check the name",
@@ -36,33 +36,33 @@ def push_to_hub(
     message: str = "Add model",
     token: str | None = None,
 ) -> str:
-    """Upload a folder that ``card`` wrote and return where it is to be seen; the repository is made if need be.
+    """Upload a folder that ``card`` wrote and return its URL; the repository is created if need be.
 
     Args:
         folder: Holds the weights and the card; nothing but the files of a card is uploaded.
         repo: ``USER/NAME``.
-        private: Of a repository that is made: only its owners see it.
+        private: Let only the owners of a newly created repository see it.
         revision: Branch; the main one when None.
-        message: Of the commit.
-        token: Of an account that may write there; that of ``HF_TOKEN`` or ``hf auth login`` when None. It goes to the
-            Hub alone, into no file.
+        message: Commit message.
+        token: Of an account that may write there; that of ``HF_TOKEN`` or ``hf auth login`` when None. It is sent to
+            the Hub only, and written to no file.
 
     Raises:
         UserError: a folder without card or weights; a Hub that refuses or cannot be reached.
     """
-    place = expanded(folder)
-    absent = [name for name in (MODEL_FILE, DESCRIPTION, CARD) if not (place / name).is_file()]
-    if absent:
+    directory = expand_user(folder)
+    missing = [name for name in (MODEL_FILE, DESCRIPTION, CARD) if not (directory / name).is_file()]
+    if missing:
         raise UserError(
-            f"{folder} has no {', '.join(absent)}: write the folder with the command card, and look at it"
+            f"{folder} has no {', '.join(missing)}: write the folder with the command card, and look at it"
         )
-    files = [name for name in SHARED if (place / name).is_file()]
+    files = [name for name in SHARED if (directory / name).is_file()]
     api = HfApi(token=token)
-    with hub_faults_told(f"{repo} was not uploaded"):
-        made = api.create_repo(repo, private=private, exist_ok=True)
-        repo = made.repo_id  # with the user, if it was given without
+    with reporting_hub_errors(f"{repo} was not uploaded"):
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        repo = url.repo_id  # with the user, even if given without
         operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(place / name)) for name in files
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(directory / name)) for name in files
         ]
         commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
     return str(commit.commit_url)
@@ -78,16 +78,16 @@ def from_pretrained(
     """A shared model, in evaluation mode; see :meth:`~map_core.tasks.trained_models.Models.load`.
 
     Args:
-        models: Of the domain.
-        name: A folder or weights file, or ``USER/NAME`` on the Hub, with ``hf-hub:`` before it or without, and
-            ``@REVISION`` behind it or without.
-        cache_dir: For downloads; that of huggingface_hub when None. What is there needs no network.
+        models: The domain's.
+        name: A folder or weights file, or ``USER/NAME`` on the Hub, optionally with ``hf-hub:`` before and
+            ``@REVISION`` after it.
+        cache_dir: For downloads; that of huggingface_hub when None. A model in it needs no network.
         token: For a private repository; that of ``HF_TOKEN`` or ``hf auth login`` when None.
 
     Raises:
-        UserError: no such model, or no model of ours; a Hub that refuses, or that is away while the cache is empty.
+        UserError: no such model, or no model of ours; a Hub that refuses, or is out of reach while the cache is empty.
     """
-    local = expanded(name)
+    local = expand_user(name)
     if local.exists():
         return models.load(local)
     on_the_hub = str(name).startswith(PREFIX)
@@ -107,9 +107,9 @@ def download(name: str, *, cache_dir: str | Path | None = None, token: str | Non
         UserError: there is none, or the Hub refuses.
     """
     repo, _, revision = name.removeprefix(PREFIX).partition("@")
-    missing = "" if name.startswith(PREFIX) else "is no file or folder here, and "
-    with hub_faults_told(f"{name} {missing}was not loaded"):
-        # the weights first: which revision they are of says which description is theirs
+    not_local = "" if name.startswith(PREFIX) else "is no file or folder here, and "
+    with reporting_hub_errors(f"{name} {not_local}was not loaded"):
+        # the weights first: their revision tells which description belongs to them
         weights = Path(
             hf_hub_download(repo, MODEL_FILE, revision=revision or None, cache_dir=cache_dir, token=token)
         )
@@ -118,20 +118,23 @@ def download(name: str, *, cache_dir: str | Path | None = None, token: str | Non
 
 
 @contextlib.contextmanager
-def hub_faults_told(what: str) -> Iterator[None]:
-    """Say in one sentence what the Hub, or the way to it, has against a request.
+def reporting_hub_errors(failure: str) -> Iterator[None]:
+    """Turn an error of the Hub, or on the way to it, into one sentence.
 
     Args:
-        what: What did not happen.
+        failure: What did not happen.
+
+    Raises:
+        UserError: there was such an error.
     """
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"{what}: a model on the Hub is called USER/NAME or USER/NAME@REVISION") from error
+        raise UserError(f"{failure}: a model on the Hub is called USER/NAME or USER/NAME@REVISION") from error
     except Exception as error:  # the client raises whatever the HTTP library of its version does
-        if not comes_from_the_hub(error):
+        if not is_hub_error(error):
             raise
-        raise UserError(f"{what}: {cure(error)}") from error
+        raise UserError(f"{failure}: {cure(error)}") from error
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -141,15 +144,15 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def comes_from_the_hub(error: BaseException) -> bool:
+def is_hub_error(error: BaseException) -> bool:
     """Whether the client or its HTTP library raised an error, rather than a fault of ours."""
     libraries = ("huggingface_hub", "httpx", "httpx2", "requests", "hf_xet")
-    return any(type(one).__module__.partition(".")[0] in libraries for one in causes(error))
+    return any(type(cause).__module__.partition(".")[0] in libraries for cause in causes(error))
 
 
 def cure(error: BaseException) -> str:
     """What an error of the Hub means, and what helps."""
-    statuses = [getattr(getattr(one, "response", None), "status_code", None) for one in causes(error)]
+    statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes(error)]
     status = next((status for status in statuses if status is not None), None)
     if status is None:
         return "the Hub cannot be reached, nor is it in the cache: check the network, HF_ENDPOINT and HF_HUB_OFFLINE"

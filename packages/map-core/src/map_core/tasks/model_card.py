@@ -17,8 +17,8 @@ from map_core.tasks.weights import MODEL_FILE, read_description, weights_file
 
 CARD, TIMM_CONFIG = "README.md", "config.json"
 UNKNOWN = "not recorded"
-OF_TRAINING = ("drop_rate", "drop_path_rate")  # settings that change nothing in a trained model
-MEASURED = "test_"  # how a summary's measures begin
+TRAINING_ONLY = ("drop_rate", "drop_path_rate")  # settings that change nothing in a trained model
+MEASURED = "test_"  # prefix of a summary's measures
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Stage:
     """One training on the way to the weights.
 
     Attributes:
-        command: That repeats it, but for the places of data and runs.
+        command: Repeats it, apart from the paths of data and runs.
         summary: Its ``summary.json``.
-        epochs: That it went through, where a signal ended it before those of the command were over.
+        epochs: Epochs until a signal ended it early, if one did.
     """
 
     command: str
@@ -37,11 +37,11 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What no run directory knows.
+class UsageTerms:
+    """Facts that are in no run directory.
 
     Attributes:
-        data: What the weights were trained on, and on which terms it may be used.
+        data: What the weights were trained on, and the terms of its use.
         license: Of the weights, as the Hub names it.
         datasets: The data's names on the Hub.
     """
@@ -51,7 +51,9 @@ class Terms:
     datasets: Sequence[str] = ()
 
 
-def write_model_card(domain: Domain, run: Path, out: Path, stages: Sequence[Stage], terms: Terms) -> Path:
+def write_model_card(
+    domain: Domain, run: Path, out: Path, stages: Sequence[Stage], terms: UsageTerms
+) -> Path:
     """Write a run's model as a folder to share, and return its card.
 
     Args:
@@ -60,54 +62,54 @@ def write_model_card(domain: Domain, run: Path, out: Path, stages: Sequence[Stag
         out: Folder for ``model.safetensors``, ``model.json``, ``README.md`` and, where timm can make the model, the
             ``config.json`` that it reads.
         stages: Its trainings, the run's own last.
-        terms: What the run does not know.
+        terms: Facts that are not in the run.
 
     Raises:
         UserError: the run has no weights of an encoder or a classifier.
     """
     description = shared_description(domain, run)
-    parameters = sum(value.numel() for value in domain.models.load(run).parameters())  # buffers are none
+    parameters = sum(value.numel() for value in domain.models.load(run).parameters())  # buffers do not count
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / MODEL_FILE) as partial:
         shutil.copyfile(weights_file(run), partial)
     save_json((out / MODEL_FILE).with_suffix(".json"), description)
     if domain.timm_config is not None:
-        config = domain.models.described(out)
+        config = domain.models.read_model_config(out)
         save_json(out / TIMM_CONFIG, domain.timm_config(config, description))
     save_text(out / CARD, card_text(domain, description, stages, terms, parameters=parameters))
     return out / CARD
 
 
 def shared_description(domain: Domain, run: Path) -> dict[str, Any]:
-    """A run's description, under the registered name that says most of its model.
+    """A run's description, under the registered name that equals its model, if there is one.
 
     Raises:
         UserError: it describes neither an encoder nor a classifier.
     """
-    config, description = domain.models.described(run), read_description(run)
+    config, description = domain.models.read_model_config(run), read_description(run)
     if config is None or description.get("holds") not in ("encoder", "classifier"):
         weights_file(run)  # says so when there is nothing at all
         raise UserError(
             f"{run} describes neither an encoder nor a classifier (its .json says: "
             f"{description.get('holds', 'nothing')}); give a run of pretrain, finetune or linear-probe"
         )
-    named = registered(domain.models, config)
-    return {**description, "name": named.name, "arguments": json.loads(json.dumps(named.arguments()))}
+    model = registered(domain.models, config)
+    return {**description, "name": model.name, "arguments": json.loads(json.dumps(model.arguments()))}
 
 
 def registered(models: Models[Any], config: ModelConfig) -> ModelConfig:
-    """The model by the registered name that it equals without any change; as it is where it equals none."""
-    kept = {key: value for key, value in config.arguments().items() if key not in OF_TRAINING}
-    wanted = plain_settings(models, models.config(config.name, **kept))
+    """The model under a registered name that it equals without changes; if there is none, under its present name."""
+    arguments = {key: value for key, value in config.arguments().items() if key not in TRAINING_ONLY}
+    settings = plain_settings(models, models.config(config.name, **arguments))
     for name in (config.name, *models.names):
-        if plain_settings(models, models.config(name)) == wanted:
+        if plain_settings(models, models.config(name)) == settings:
             return models.config(name)
-    return models.config(config.name, **kept)
+    return models.config(config.name, **arguments)
 
 
 def plain_settings(models: Models[Any], config: ModelConfig) -> dict[str, Any]:
-    """Every setting of a model that its weights depend on, as JSON has it."""
-    resolved = {key: value for key, value in models.resolved(config).items() if key not in OF_TRAINING}
+    """Every setting that a model's weights depend on, as plain JSON values."""
+    resolved = {key: value for key, value in models.resolved(config).items() if key not in TRAINING_ONLY}
     return json.loads(json.dumps(resolved, default=str))
 
 
@@ -115,21 +117,21 @@ def card_text(
     domain: Domain,
     description: Mapping[str, Any],
     stages: Sequence[Stage],
-    terms: Terms,
+    terms: UsageTerms,
     *,
     parameters: int,
 ) -> str:
-    """The card: front matter as the Hub reads it, then what a person wants to know."""
+    """The card: front matter for the Hub, then text for people."""
     classes = description.get("classes") or ()
     name, summary = description["name"], stages[-1].summary
-    what = f"a classifier of {len(classes)} classes" if classes else "an encoder that gives features"
+    kind = f"a classifier of {len(classes)} classes" if classes else "an encoder that gives features"
     parts = [
         f"---\n{front_matter(domain, description, summary, terms)}\n---",
         f"# {name}\n\nThe model `{name}` of MAP, masked autoregressive pretraining of hybrid Mamba-Transformer "
-        f"backbones: {what} of {domain.sample}s, {parameters:,} parameters. {changed(description)}",
+        f"backbones: {kind} of {domain.sample}s, {parameters:,} parameters. {describe_changes(description)}",
         f"## Use\n\n```python\n{usage(domain)}\n```",
         f"## Data\n\n{terms.data}",
-        "## Training\n\n" + "\n\n".join(told(stage) for stage in stages),
+        "## Training\n\n" + "\n\n".join(training_section(stage) for stage in stages),
         f"## Measures\n\n{measures(summary)}",
     ]
     if classes:
@@ -137,15 +139,15 @@ def card_text(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def changed(description: Mapping[str, Any]) -> str:
-    """A sentence on what differs from the registered model, if anything does."""
+def describe_changes(description: Mapping[str, Any]) -> str:
+    """A sentence on the differences from the registered model, if any."""
     arguments = description["arguments"]
     settings = ", ".join(f"{key} {value}" for key, value in arguments.items())
     return f"It differs from the registered model in {settings}." if settings else ""
 
 
 def front_matter(
-    domain: Domain, description: Mapping[str, Any], summary: Mapping[str, Any], terms: Terms
+    domain: Domain, description: Mapping[str, Any], summary: Mapping[str, Any], terms: UsageTerms
 ) -> str:
     """YAML that the Hub reads."""
     timm, classes = domain.timm_config is not None, description.get("classes")
@@ -189,26 +191,26 @@ def usage(domain: Domain) -> str:
     return "\n".join(lines)
 
 
-def told(stage: Stage) -> str:
-    """What a training was: command, and what its summary says of commit, hardware and time."""
-    said = stage.summary
-    seconds = said.get("seconds")
+def training_section(stage: Stage) -> str:
+    """A training in the card: its command, and commit, hardware and time from its summary."""
+    summary = stage.summary
+    seconds = summary.get("seconds")
     rows = {
-        "commit": in_one_line(said.get("commit") or UNKNOWN),
+        "commit": in_one_line(summary.get("commit") or UNKNOWN),
         "hardware": in_one_line(
-            f"{said.get('device', UNKNOWN)}, processes: {said.get('processes', UNKNOWN)}"
+            f"{summary.get('device', UNKNOWN)}, processes: {summary.get('processes', UNKNOWN)}"
         ),
         "time": UNKNOWN if seconds is None else f"{seconds / 60:.1f} minutes",
         "versions": in_one_line(
-            ", ".join(f"{key} {value}" for key, value in said.get("versions", {}).items())
+            ", ".join(f"{key} {value}" for key, value in summary.get("versions", {}).items())
         )
         or UNKNOWN,
     }
-    if said.get("interrupted"):
+    if summary.get("interrupted"):
         length = UNKNOWN if stage.epochs is None else f"{stage.epochs:.1f} epochs"
-        rows["ended early"] = f"by {in_one_line(str(said.get('stopped_by') or UNKNOWN))}, after {length}"
-    listed = "\n".join(f"- {key}: {value}" for key, value in rows.items())
-    return f"{said.get('task', 'training').capitalize()}:\n\n```\n{stage.command}\n```\n\n{listed}"
+        rows["ended early"] = f"by {in_one_line(str(summary.get('stopped_by') or UNKNOWN))}, after {length}"
+    items = "\n".join(f"- {key}: {value}" for key, value in rows.items())
+    return f"{summary.get('task', 'training').capitalize()}:\n\n```\n{stage.command}\n```\n\n{items}"
 
 
 def measures(summary: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What an encoder is worth while it is pretrained: cheap measures on a few samples, between the steps."""
+"""How good an encoder is during pretraining: cheap measures on a few samples, between the steps."""
 
 import logging
 from collections.abc import Iterator
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 class MonitorConfig:
     """Measures of the encoder at every evaluation (``training.evaluate_epochs``).
 
-    The loss on held-out samples, of objectives that predict from one view of each; accuracies of nearest neighbours
-    and of a linear probe where labels exist; RankMe, the features' effective rank, where none do. They need a few
-    passes over so many samples, and change nothing that is trained.
+    The loss on held-out samples, for objectives that predict from one view of each; accuracies of nearest neighbours
+    and of a linear probe where labels exist; RankMe, the features' effective rank, where none do. They take a few
+    passes over the samples, and leave the training as it is.
 
     Args:
-        samples: Of the training split (without augmentation) and of the evaluation split; 0 measures nothing.
-        neighbors: That vote.
+        samples: Of the training split (without augmentation) and of the evaluation split each; 0 measures nothing.
+        neighbors: Neighbours that vote.
         keep_best: Measure by which the best encoder so far is kept as ``model_best.safetensors``, such as
-            knn_accuracy; on the test split unless ``data.holdout`` sets a part of the training split apart.
+            knn_accuracy; on the test split unless ``data.holdout`` sets a part of the training split aside.
     """
 
     samples: int = 0
@@ -47,7 +47,7 @@ class MonitorConfig:
     keep_best: str | None = None
 
     def validate(self) -> None:
-        """Raise a :class:`UserError` for the first field that no monitor can have."""
+        """Raise a :class:`UserError` for the first invalid field."""
         if self.samples < 0 or self.samples == 1:
             raise UserError(f"monitor.samples must be 0 or at least 2; got {self.samples}")
         check("monitor", self, at_least_one=("neighbors",))
@@ -66,18 +66,18 @@ class Monitor:
     """Measures an objective's backbone.
 
     Attributes:
-        seen: Samples of the training split, not augmented.
+        training_samples: Samples of the training split, not augmented.
         held_out: Samples of the evaluation split; None where there is none.
-        loses: Whether the objective has a loss of single views, as contrastive learning has not.
-        num_classes: Of their labels; 0 without labels.
-        neighbors: That vote.
+        has_loss: Whether the objective has a loss on single views, which contrastive learning does not.
+        num_classes: Of the samples' labels; 0 without labels.
+        neighbors: Neighbours that vote.
         domain: Of the samples.
         loading: Batch size, workers, precision.
     """
 
-    seen: MapStyleDataset
+    training_samples: MapStyleDataset
     held_out: MapStyleDataset | None
-    loses: bool
+    has_loss: bool
     num_classes: int
     neighbors: int
     domain: Domain
@@ -85,23 +85,23 @@ class Monitor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is measured."""
+        """The names of the measures."""
         labelled = self.held_out is not None and self.num_classes > 1
-        loss = ("heldout_loss",) if self.held_out is not None and self.loses else ()
+        loss = ("heldout_loss",) if self.held_out is not None and self.has_loss else ()
         return (*loss, "knn_accuracy", "probe_accuracy") if labelled else (*loss, "rankme")
 
     def measure(self, objective: Objective, device: torch.device) -> dict[str, float]:
-        """All measures; every process computes the same ones."""
-        features, labels = self._features(objective.backbone, self.seen, device)
+        """All measures; every process computes the same values."""
+        features, labels = self._features(objective.backbone, self.training_samples, device)
         measures: dict[str, float] = {}
         if self.held_out is not None and "heldout_loss" in self.names:
             measures["heldout_loss"] = self._loss(objective, self.held_out, device)
         if self.held_out is None or "rankme" in self.names:
             return measures | {"rankme": rankme(features)}
-        queries, answers = self._features(objective.backbone, self.held_out, device)
-        arrays = [value.numpy() for value in (features, labels, queries, answers)]
+        queries, query_labels = self._features(objective.backbone, self.held_out, device)
+        arrays = [value.numpy() for value in (features, labels, queries, query_labels)]
         measures["knn_accuracy"] = knn_accuracy(*arrays, neighbors=self.neighbors)
-        measures["probe_accuracy"] = probe_accuracy(features, labels, queries, answers, self.num_classes)
+        measures["probe_accuracy"] = probe_accuracy(features, labels, queries, query_labels, self.num_classes)
         return measures
 
     def _features(
@@ -132,21 +132,21 @@ def open_monitor(
 ) -> Monitor | None:
     """The monitor that a pretraining run's configuration asks for, or None.
 
-    Data that cannot be monitored stops no run, unless its best encoder is to be kept: that is said in a line.
+    Data that cannot be monitored stops no run, unless its best encoder is to be kept; it only logs a warning.
 
     Args:
         domain: Of the samples.
-        config: Of the run: its sections data, model, monitor, training.
-        objective: What is trained.
+        config: The run's configuration: sections data, model, monitor, training.
+        objective: The objective that is trained.
         data: Opened data, from ``config.data`` when None.
 
     Raises:
-        UserError: settings that no monitor can have; samples of another form; a best encoder by what the data cannot
-            tell.
+        UserError: invalid settings; samples of another form; ``keep_best`` names a measure that the data do not
+            allow.
     """
-    asked: MonitorConfig = config.monitor
-    asked.validate()
-    if not asked.samples:
+    settings: MonitorConfig = config.monitor
+    settings.validate()
+    if not settings.samples:
         return None
     if data is not None:
         for samples in (data.plain_train, data.evaluation):
@@ -157,11 +157,11 @@ def open_monitor(
         if data.plain_train is None:
             raise UserError(f"no training split in {data.description}")
     except UserError as error:
-        if asked.keep_best is not None:
+        if settings.keep_best is not None:
             raise
         log.warning("nothing is monitored: %s", error)
         return None
-    held_out = None if data.evaluation is None else spread(data.evaluation, asked.samples)
+    held_out = None if data.evaluation is None else spread(data.evaluation, settings.samples)
     training = config.training
     loading = EvaluationConfig(
         min(training.batch_size, LARGEST_BATCH),
@@ -169,30 +169,30 @@ def open_monitor(
         precision=training.precision,
         progress=False,
     )
-    seen, classes = spread(data.plain_train, asked.samples), len(data.classes)
-    loses = isinstance(objective, ReconstructingObjective)
-    monitor = Monitor(seen, held_out, loses, classes, asked.neighbors, domain, loading)
-    if asked.keep_best not in (None, *monitor.names):
+    training_samples, num_classes = spread(data.plain_train, settings.samples), len(data.classes)
+    has_loss = isinstance(objective, ReconstructingObjective)
+    monitor = Monitor(training_samples, held_out, has_loss, num_classes, settings.neighbors, domain, loading)
+    if settings.keep_best not in (None, *monitor.names):
         raise UserError(
-            f"monitor.keep_best is {asked.keep_best}, but {data.description} gives {', '.join(monitor.names)} only"
+            f"monitor.keep_best is {settings.keep_best}, but {data.description} gives {', '.join(monitor.names)} only"
         )
     return monitor
 
 
 def spread(samples: MapStyleDataset, count: int) -> MapStyleDataset:
-    """``count`` samples, one at a fixed random place in each of so many equal parts of ``samples``, or all of fewer.
+    """``count`` samples, one at a fixed random place in each of ``count`` equal parts of ``samples``; all if fewer.
 
-    Spread over data sets that are sorted by class, and of no class alone where classes take turns.
+    This covers data sets that are sorted by class, and does not pick one class only where classes alternate.
     """
     total = len(samples)
     if total <= count:
         return samples
     bounds = [part * total // count for part in range(count + 1)]
     places = torch.rand(count, generator=torch.Generator().manual_seed(0)).tolist()
-    chosen = [
+    indices = [
         low + int(place * (high - low)) for place, (low, high) in zip(places, pairwise(bounds), strict=True)
     ]
-    return Subset(samples, chosen)  # type: ignore[arg-type]
+    return Subset(samples, indices)  # type: ignore[arg-type]
 
 
 def rankme(features: Float[Tensor, "n f"]) -> float:
@@ -202,7 +202,7 @@ def rankme(features: Float[Tensor, "n f"]) -> float:
     """
     values = torch.linalg.svdvals(features.double())
     tiny = torch.finfo(torch.float32).eps
-    shares = values / values.sum().clamp_min(tiny) + tiny  # features that are all zero have rank 1 as well
+    shares = values / values.sum().clamp_min(tiny) + tiny  # features that are all zero have rank 1, too
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
@@ -210,20 +210,20 @@ def probe_accuracy(
     features: Float[Tensor, "n f"],
     labels: Int[Tensor, " n"],
     queries: Float[Tensor, "m f"],
-    answers: Int[Tensor, " m"],
+    query_labels: Int[Tensor, " m"],
     num_classes: int,
 ) -> float:
-    """Accuracy in percent of a linear classifier of standardised features, fitted by ridge regression.
+    """Accuracy in percent of a linear classifier on standardised features, fitted by ridge regression.
 
-    It has a solution in closed form, so there is no state that a checkpoint would have to keep.
+    It has a closed-form solution, so there is no state that a checkpoint would have to keep.
     """
     mean, deviation = features.mean(0), features.std(0) + 1e-6
     x = _with_ones((features - mean) / deviation)
     targets = torch.nn.functional.one_hot(labels.long(), num_classes).double()
     penalty = RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     weight = torch.linalg.solve(x.T @ x + penalty, x.T @ targets)
-    found = (_with_ones((queries - mean) / deviation) @ weight).argmax(1)
-    return float(100 * (found == answers).double().mean())
+    predictions = (_with_ones((queries - mean) / deviation) @ weight).argmax(1)
+    return float(100 * (predictions == query_labels).double().mean())
 
 
 def _with_ones(x: Float[Tensor, "n f"]) -> Float[Tensor, "n f+1"]:

@@ -1,4 +1,4 @@
-"""Programs as ONNX files, and their results by ONNX Runtime."""
+"""Programs as ONNX files, and their results from ONNX Runtime."""
 
 import importlib.util
 import json
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from map_core.errors import UserError
 
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-LIMIT = 2**31  # bytes of a file of protocol buffers
-KEY = "map"  # of the description among a file's metadata
+REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LIMIT = 2**31  # bytes that a protocol-buffer file may have
+KEY = "map"  # of the description in a file's metadata
 
 
 def require_onnx(weights: int) -> None:
@@ -28,7 +28,7 @@ def require_onnx(weights: int) -> None:
     Raises:
         UserError: a package is missing, or the weights are too large.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"--format onnx needs {', '.join(missing)}, which this environment lacks: pip install {' '.join(missing)}, "
@@ -55,28 +55,28 @@ def write_onnx(
     Args:
         program: Of torch.export.
         path: The file.
-        free: Names of the axes of inputs whose sizes are not settled.
+        free: Names of the axes of inputs whose size stays free.
         inputs, outputs: Their names.
-        description: What the file says of itself, as JSON under ``map`` among its metadata.
+        description: Stored as JSON under ``map`` in the file's metadata.
     """
     with quietly():
-        written = torch.onnx.export(
+        onnx_program = torch.onnx.export(
             program,
             (),
             dynamo=True,
             verbose=False,
             input_names=[inputs],
             output_names=list(outputs),
-            dynamic_shapes=(dict(free),) if free else None,  # for the names
+            dynamic_shapes=(dict(free),) if free else None,  # for the axis names
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
         )
-    assert written is not None
-    written.model.metadata_props[KEY] = json.dumps(description)
-    written.save(path, external_data=False)
+    assert onnx_program is not None
+    onnx_program.model.metadata_props[KEY] = json.dumps(description)
+    onnx_program.save(path, external_data=False)
 
 
 def _stable_sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """Sort by TopK of all, which puts the lower index first of equal values; the exporter has no rule for it."""
+    """Sort with TopK of all values, which puts the lower index first among equals; the exporter has no rule for it."""
     from onnxscript import opset20 as op
 
     size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
@@ -84,7 +84,7 @@ def _stable_sort(self: Any, stable: bool = True, dim: int = -1, descending: bool
 
 
 def run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
-    """The outputs of a file of one input, by ONNX Runtime on the CPU."""
+    """The outputs of a file with one input, computed by ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -94,12 +94,12 @@ def run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep what exporters say of their own workings from the terminal."""
-    before = logging.root.manager.disable
+    """Keep the logs and warnings of exporters off the terminal."""
+    disabled_level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(disabled_level)

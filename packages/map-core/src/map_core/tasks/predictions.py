@@ -11,17 +11,18 @@ from map_core.errors import visible
 from map_core.runs.files import replacing
 from map_core.runs.notes import tell
 
-FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # plain and full-width: what a spreadsheet runs a cell for that begins with it
+# a spreadsheet runs a cell that begins with one of these, plain or full-width
+FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
 
 
 def cell(text: str) -> str:
     """A name as a cell that neither a spreadsheet nor a terminal runs.
 
-    Control characters are written out (``\\x1b``), and ``'`` is put before what would be a formula, as spreadsheets
-    take it for text then (OWASP, CSV injection).
+    Control characters are written out (``\\x1b``), and what would be a formula gets a leading ``'``, which makes
+    spreadsheets take it for text (OWASP, CSV injection).
     """
-    shown = visible(text, keep="")
-    return f"'{shown}" if shown.lstrip()[:1] in tuple(FORMULA) else shown
+    escaped = visible(text, keep="")
+    return f"'{escaped}" if escaped.lstrip()[:1] in tuple(FORMULA) else escaped
 
 
 def write_predictions(
@@ -35,15 +36,15 @@ def write_predictions(
 ) -> None:
     """Write a CSV with the most probable classes of each sample and their probabilities.
 
-    It is UTF-8; names that are not keep their bytes. See :func:`cell` for what is done to names.
+    It is UTF-8; names that are not UTF-8 keep their bytes. See :func:`cell` for how names are escaped.
 
     Args:
         out: File to write.
         kind: Title of the column of names, such as "image".
         names: Of the samples.
         classes: In the order of the columns of ``probabilities``.
-        probabilities: Of every sample and class, some samples after the other.
-        top: Classes a row, most probable first; all of them where there are fewer.
+        probabilities: Of every sample and class, in consecutive chunks of samples.
+        top: Classes per row, most probable first; all of them where there are fewer.
     """
     top = min(top, len(classes))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,13 +53,14 @@ def write_predictions(
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow([kind, *(f"{what}_{i + 1}" for i in range(top) for what in ("class", "probability"))])
+        columns = (f"{field}_{i + 1}" for i in range(top) for field in ("class", "probability"))
+        writer.writerow([kind, *columns])
         rows = (
             row
-            for some in probabilities
-            for row in zip(np.argsort(-some, axis=1, kind="stable")[:, :top], some, strict=True)
+            for chunk in probabilities
+            for row in zip(np.argsort(-chunk, axis=1, kind="stable")[:, :top], chunk, strict=True)
         )
-        for name, (best, values) in zip(names, rows, strict=True):
-            best_of_row = (part for i in best for part in (cell(classes[i]), f"{values[i]:.6f}"))
-            writer.writerow([cell(name), *best_of_row])
+        for name, (top_classes, values) in zip(names, rows, strict=True):
+            cells = (text for i in top_classes for text in (cell(classes[i]), f"{values[i]:.6f}"))
+            writer.writerow([cell(name), *cells])
     tell(f"{len(names)} {kind}s -> {out}")

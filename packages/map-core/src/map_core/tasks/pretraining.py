@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective, Reconstruction, Terms
 from map_core.objectives.settings import Mixer, Settings
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.positions import resamples
 from map_core.randomness import Draw
-from map_core.tasks.classification import report_skipped, required_training_samples
-from map_core.tasks.domain import Domain, OpenedData, data_settings, refuse_other_samples
+from map_core.tasks.domain import (
+    Domain,
+    OpenedData,
+    data_settings,
+    refuse_other_samples,
+    report_skipped,
+    required_training_samples,
+)
 from map_core.tasks.evaluation import input_of
 from map_core.tasks.families import family_of
 from map_core.tasks.monitors import Monitor, open_monitor
@@ -26,8 +32,8 @@ from map_core.tasks.weights import (
     read_settings,
     read_weights,
     save_weights,
-    start_of,
     weights_file,
+    weights_identity,
 )
 from map_core.training import Task
 from map_core.training.processes import launched_processes
@@ -36,9 +42,9 @@ from map_core.training.task import MapStyleDataset, exported_file
 
 PICTURES = 6  # rows of a run's reconstructions.png
 BACKBONE = "backbone."
-ENCODER, DECODER = "model", "pretraining"  # names of the files that hold them
-OTHER_DECODER = "does not fit this objective; set model and objective as there, or leave --init_decoder out"
-REPEAT, HEADS = "decoder_repeat_position", "decoder_heads"  # what no shape of a decoder shows
+ENCODER, DECODER = "model", "pretraining"  # file names
+OTHER_SIZES = "does not fit this objective; set model and objective as there, or leave --init_decoder out"
+REPEAT, HEADS = "decoder_repeat_position", "decoder_heads"  # settings that no shape of a decoder reveals
 
 
 class PretrainTask(Task):
@@ -71,7 +77,9 @@ class PretrainTask(Task):
         samples = len(required_training_samples(self.data))
         self.mixer: Mixer | None = config.objective.mixer()
         self.mixes_pairs = self.mixer is not None
-        training = config.training.fitted(samples, processes=launched_processes(), pairs=self.mixes_pairs)
+        training = config.training.resolved_for(
+            samples, processes=launched_processes(), pairs=self.mixes_pairs
+        )
         self.config = config = replace(config, training=training)
         self.train_data = config.objective.training_samples(self.data, batch_size=config.training.batch_size)
         steps_per_epoch = len(self.train_data) // config.training.batch_size
@@ -85,15 +93,15 @@ class PretrainTask(Task):
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, self.data.preprocessing, **self.data.identity)
 
-    def starts_from(self) -> str | None:
-        start = start_of(self.config.init)
+    def init_identity(self) -> str | None:
+        start = weights_identity(self.config.init)
         return f"{start}, with its decoder" if self.config.init_decoder else start
 
     @property
-    def unfit_for_sharding(self) -> str | None:
+    def reason_not_to_shard(self) -> str | None:
         if self.monitor is not None:
             return "monitor.samples asks the encoder alone, of which FSDP keeps parts"
-        return super().unfit_for_sharding
+        return super().reason_not_to_shard
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs = input_of(batch)
@@ -108,7 +116,7 @@ class PretrainTask(Task):
         return {} if self.monitor is None else self.monitor.measure(model, accelerator.device)
 
     def current_name(self, name: str) -> str:
-        # up to version 0.1 the objective held tokenizer and encoder apart
+        # up to version 0.1 the objective held tokenizer and encoder separately
         if name.startswith("tokenizer."):
             return BACKBONE + name.removeprefix("tokenizer.")
         return BACKBONE + name if name.startswith("encoder.") else name
@@ -124,24 +132,24 @@ class PretrainTask(Task):
             "holds": "decoder and head",
             "weights": weights,
         }
-        save_weights(exported_file(directory, DECODER, weights), rest_of_state(model), settings)
+        save_weights(exported_file(directory, DECODER, weights), decoder_state(model), settings)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         if isinstance(model, ReconstructingObjective):
             plain = self.data.plain_train
-            shown = inputs_to_draw(required_training_samples(self.data) if plain is None else plain)
-            self.domain.draw_picture(model, shown, directory / "reconstructions.png", data=self.data)
+            inputs = inputs_to_draw(required_training_samples(self.data) if plain is None else plain)
+            self.domain.draw_picture(model, inputs, directory / "reconstructions.png", data=self.data)
         report_skipped(self.domain, self.data, summary)
 
 
-def rest_of_state(objective: nn.Module) -> dict[str, Tensor]:
+def decoder_state(objective: nn.Module) -> dict[str, Tensor]:
     """An objective's state without its backbone's: the decoder's and the head's."""
     return {key: value for key, value in objective.state_dict().items() if not key.startswith(BACKBONE)}
 
 
 @dataclass(frozen=True)
 class TrainedObjective:
-    """The whole objective of a pretraining run, and what it was built of."""
+    """The whole objective of a pretraining run, and the sections that it was built from."""
 
     objective: Objective
     model: Any
@@ -160,7 +168,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     """
     weights_file(path)  # of a run that has finished
     decoder_file = decoder_beside(path)
-    description, model = read_description(decoder_file), domain.models.described(path)
+    description, model = read_description(decoder_file), domain.models.read_model_config(path)
     if model is None or "objective" not in description:
         raise UserError(
             f"{path} has no {decoder_file.name} with its description beside it: reconstruction needs the decoder, "
@@ -170,13 +178,13 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     backbone = domain.models.create_backbone(model)
     objective = domain.build_objective(backbone, settings)
     domain.models.load_init(backbone, path)
-    load_rest(objective, read_weights(decoder_file), decoder_file)
+    load_decoder_state(objective, read_weights(decoder_file), decoder_file)
     return TrainedObjective(objective, model, settings)
 
 
 def decoder_beside(path: str | Path) -> Path:
-    """Where a pretraining run keeps decoder and head: beside its encoder."""
-    path = expanded(path)
+    """The file in which a pretraining run keeps decoder and head, beside its encoder."""
+    path = expand_user(path)
     model_file = path / MODEL_FILE if path.is_dir() else path
     return model_file.with_name(model_file.name.replace(ENCODER, DECODER, 1))
 
@@ -185,27 +193,28 @@ def load_decoder(domain: Domain, objective: Objective, settings: Settings, path:
     """Start decoder and head from a pretraining run, or from another project's checkpoint that has them.
 
     Raises:
-        UserError: no run or file, one without decoder, or a decoder of other sizes or that computes otherwise.
+        UserError: no run or file, one without decoder, or a decoder of other sizes or with other settings.
     """
     if path is None:
         raise UserError("init_decoder needs a run or file to start from: give --init")
     file = decoder_beside(path)
     if file.is_file() and file != weights_file(path):
         refuse_another_decoder(settings, read_description(file).get("objective", {}), file)
-        load_rest(objective, read_weights(file), file, OTHER_DECODER)
+        load_decoder_state(objective, read_weights(file), file, OTHER_SIZES)
         return
     state = read_weights(path)
     family = family_of(state, domain.models.families)
-    converted = None if family is None else family.converted(state, path)
-    if converted is None or not converted.rest:
+    converted = None if family is None else family.convert_file_state(state, path)
+    if converted is None or not converted.decoder_state:
         raise UserError(f"{path} has no decoder to start from; leave --init_decoder out")
-    known = {name: value for name, value in converted.objective.items() if name != HEADS}  # which is guessed
-    refuse_another_decoder(settings, known, weights_file(path))
-    load_rest(objective, converted.rest, weights_file(path), OTHER_DECODER)
+    # the number of heads is only a guess
+    trained = {name: value for name, value in converted.objective.items() if name != HEADS}
+    refuse_another_decoder(settings, trained, weights_file(path))
+    load_decoder_state(objective, converted.decoder_state, weights_file(path), OTHER_SIZES)
 
 
 def refuse_another_decoder(settings: Settings, trained: Mapping[str, Any], source: Path) -> None:
-    """Compare what no shape shows of a decoder with what is said of the weights that it starts from.
+    """Compare the settings that no shape of a decoder reveals with those of the weights that it starts from.
 
     Raises:
         UserError: a setting differs.
@@ -221,7 +230,7 @@ def refuse_another_decoder(settings: Settings, trained: Mapping[str, Any], sourc
 
 
 def read_objective_settings(domain: Domain, values: Mapping[str, Any], source: Path) -> Any:
-    """Make the section of an objective of a description's values; up to version 0.1 there was one method.
+    """Build an objective's section from a description's values; up to version 0.1 there was only one method.
 
     Raises:
         UserError: values that no objective of the domain has.
@@ -235,29 +244,29 @@ def read_objective_settings(domain: Domain, values: Mapping[str, Any], source: P
     return read_settings(domain.objectives[method], values, source)
 
 
-def load_rest(
+def load_decoder_state(
     objective: Objective,
     state: Mapping[str, Tensor],
     source: Path,
-    misfit: str = "does not fit the objective that it describes",
+    mismatch: str = "does not fit the objective that it describes",
 ) -> tuple[str, ...]:
-    """Load what :func:`rest_of_state` gave, and say which positions were resampled.
+    """Load the state that :func:`decoder_state` returned, and return the keys of positions that were resampled.
 
     Args:
-        objective: Gets the state.
+        objective: To load into.
         state: Without the backbone's.
         source: Where the state is from.
-        misfit: What to say of the source where names or shapes differ.
+        mismatch: What an error says about the source where names or shapes differ.
 
     Raises:
         UserError: names differ, or shapes other than a position table's grid.
     """
-    own = rest_of_state(objective)
-    other_size = [key for key in own if key in state and own[key].shape != state[key].shape]
-    resampled = [key for key in other_size if resamples(key, state[key], own[key])]
-    wrong = (own.keys() ^ state.keys()) | (set(other_size) - set(resampled))
+    expected = decoder_state(objective)
+    other_size = [key for key in expected if key in state and expected[key].shape != state[key].shape]
+    resampled = [key for key in other_size if resamples(key, state[key], expected[key])]
+    wrong = (expected.keys() ^ state.keys()) | (set(other_size) - set(resampled))
     if wrong:
-        raise UserError(f"{source} {misfit}: {', '.join(sorted(wrong)[:5])}")
+        raise UserError(f"{source} {mismatch}: {', '.join(sorted(wrong)[:5])}")
     objective.load_state_dict(dict(state), strict=False)
     return tuple(resampled)
 
@@ -268,13 +277,13 @@ def hide_and_reconstruct(
     """Run a batch through the objective in evaluation mode, as pictures show it.
 
     Args:
-        objective: Left in the mode that it was in.
+        objective: Its mode stays as it was.
         inputs: A batch that its backbone tokenizes.
-        ratio: Share to hide; the objective's own when None.
+        ratio: Share to hide; the objective's when None.
         seed: Chooses the hidden tokens.
 
     Raises:
-        UserError: a ratio, where the objective draws no mask.
+        UserError: a ratio, although the objective draws no mask.
     """
     was_training, masking = objective.training, objective.masking
     if ratio is not None and masking is None:
@@ -291,5 +300,5 @@ def hide_and_reconstruct(
 
 def inputs_to_draw(samples: MapStyleDataset, count: int = PICTURES) -> Tensor:
     """Stack the inputs of ``count`` samples spread evenly over the data set, so that every class has its chance."""
-    chosen = range(0, len(samples), max(len(samples) // count, 1))[:count]
-    return torch.stack([input_of(samples[i]) for i in chosen])
+    indices = range(0, len(samples), max(len(samples) // count, 1))[:count]
+    return torch.stack([input_of(samples[i]) for i in indices])

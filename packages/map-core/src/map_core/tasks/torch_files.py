@@ -1,7 +1,7 @@
 """Files that ``torch.save`` wrote, read without running what they hold.
 
-Training programs put numbers and arrays of numpy and the options of argparse beside the weights. What a file calls to
-rebuild them is a function of this module instead, which looks nothing up.
+Training programs store numpy's numbers and arrays and argparse's options beside the weights. Where a file calls a
+function to rebuild these, it gets a stand-in from this module, which looks nothing up.
 """
 
 import pickle
@@ -17,7 +17,7 @@ from map_core.errors import in_one_line
 
 NUMBER = re.compile(r"[<>|=]?([biuf])([1248])")
 
-Harmless = Callable[..., Any] | tuple[Callable[..., Any], str]  # what is called, for the name in the file
+Harmless = Callable[..., Any] | tuple[Callable[..., Any], str]  # the stand-in, and the name in the file
 
 
 class Refused(Exception):
@@ -42,7 +42,7 @@ class NumberType:
 
 
 class FlatArray:
-    """An array of numbers that a pickle describes; ``value`` is numpy's."""
+    """An array of numbers that a pickle describes; ``value`` is the numpy array."""
 
     value: np.ndarray
 
@@ -53,26 +53,26 @@ class FlatArray:
 
 
 class Options:
-    """The options of a command as argparse keeps them, without any: nothing here asks for them."""
+    """Stands in for ``argparse.Namespace``, without the options, which nothing here needs."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 def empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> FlatArray:
-    """What stands for ``numpy._reconstruct``, which makes an empty array that the pickle then fills."""
+    """Stand in for ``numpy._reconstruct``, which makes an empty array that the pickle then fills."""
     if kind is not FlatArray:
         raise Refused("another array than numpy.ndarray")
     return FlatArray()
 
 
 def scalar(number: Any, content: Any) -> Any:
-    """What stands for ``numpy.scalar``."""
+    """Stand in for ``numpy.scalar``."""
     return np.frombuffer(_content(content), dtype=_dtype(number), count=1)[0]
 
 
 def no_bytes() -> bytes:
-    """What stands for ``bytes``, which old pickles call for an empty array; with a number it would take memory."""
+    """Stand in for ``bytes``, which old pickles call for an empty array; with a number it would allocate memory."""
     return b""
 
 
@@ -114,13 +114,13 @@ def read_torch(file: Path, *, harmless: Sequence[Harmless] = (), map_location: A
         with torch.serialization.safe_globals([*HARMLESS, *harmless]):
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        what = _culprit(str(error))
-        if what.startswith("Unsupported operand"):
-            raise ValueError(what) from error
-        raise Refused(what) from error
+        culprit = _culprit(str(error))
+        if culprit.startswith("Unsupported operand"):
+            raise ValueError(culprit) from error
+        raise Refused(culprit) from error
 
 
 def _culprit(message: str) -> str:
-    """What torch's message says of a refused file: a name of Python, or else torch's own words."""
-    found = re.search(r"GLOBAL (\S+)", message) or re.search(r"WeightsUnpickler error:\s+([^\n]+)", message)
-    return in_one_line(found[1] if found else message.splitlines()[0])
+    """What torch refused in a file, from its message: a Python name, or else torch's own words."""
+    match = re.search(r"GLOBAL (\S+)", message) or re.search(r"WeightsUnpickler error:\s+([^\n]+)", message)
+    return in_one_line(match[1] if match else message.splitlines()[0])

@@ -1,4 +1,4 @@
-"""How a domain makes its models, and the models that its runs trained, rebuilt from their descriptions."""
+"""How a domain builds its models, and rebuilds trained ones from their descriptions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +15,9 @@ from map_core.tasks.weights import LoadReport, description_file, read_descriptio
 
 @dataclass
 class ModelConfig:
-    """The ``model`` section of a recipe: a registered name, and what to change in it.
+    """The ``model`` section of a recipe: a registered name, and changes to it.
 
-    A domain's section adds the arguments of its models, each None where it stays as the name says.
+    A domain's section adds the arguments of its models, each None where the registered value applies.
 
     Args:
         name: Registered model.
@@ -26,13 +26,13 @@ class ModelConfig:
     name: str
 
     def arguments(self) -> dict[str, Any]:
-        """The model's keyword arguments that are given."""
+        """The model's keyword arguments that are set."""
         return {key: value for key, value in asdict(self).items() if value is not None and key != "name"}
 
 
 Config = TypeVar("Config", bound=ModelConfig)
 Changes = Mapping[str, Any]  # of a model's settings
-NONE: Changes = {}
+NO_CHANGES: Changes = {}
 
 
 @runtime_checkable
@@ -49,21 +49,21 @@ class Models(Generic[Config]):
     Attributes:
         config: The ``model`` section.
         names: Registered models.
-        create_classifier: Of a configuration and a number of classes.
-        create_backbone: Of a configuration: the form that is pretrained and probed, without head.
-        probed: The configuration of the classifier that a linear probe amounts to.
-        create_probed: Of that configuration and a number of classes: a classifier with a linear head.
-        load_init: Of a model and a run or weights file: loads the weights.
-        tied: Settings without which weights mean nothing: where a command starts from some (``--init``), these are
-            the run's, whatever a recipe says.
-        unseen: Settings that the shapes of the weights do not show, although the weights mean nothing without them.
-        shown: Values of these that the names of the weights do show.
-        inputs: Settings of the inputs that the first layer is made for, such as channels.
-        resolved: Of a configuration: every setting of its model, those of its name where it gives none.
-        families: Checkpoints of other projects that ``load_init`` reads and ``convert`` writes as ours; the first
-            that has all of a file's keys is the file's.
-        loaded: Of a model that was loaded, its configuration and the description of its weights: tells the model what
-            its users want to know of them.
+        create_classifier: Builds a classifier from a configuration and a number of classes.
+        create_backbone: Builds the form that is pretrained and probed, without head, from a configuration.
+        probed: Makes the configuration of the classifier that a linear probe amounts to.
+        create_probed: Builds a classifier with a linear head from that configuration and a number of classes.
+        load_init: Loads the weights of a run or weights file into a model.
+        inherited_settings: Settings that a command that starts from weights (``--init``) takes from their run,
+            whatever a recipe says, because the weights mean nothing without them.
+        invisible_settings: Settings without which weights mean nothing, but which their shapes do not reveal.
+        revealed_values: Values of these that the names of the weights reveal all the same.
+        inputs: Settings of the inputs that the first layer is built for, such as channels.
+        resolved: Every setting of a configuration's model, with the registered value where it sets none.
+        families: Other projects' checkpoints, which ``load_init`` reads and ``convert`` writes as ours; a file belongs
+            to the first family that has all of its keys.
+        on_load: Called with a loaded model, its configuration and the description of its weights; sets the attributes
+            of the model that its users need.
     """
 
     config: type[Config]
@@ -73,19 +73,19 @@ class Models(Generic[Config]):
     probed: Callable[[Config], Config]
     create_probed: Callable[[Config, int], nn.Module]
     load_init: LoadInit
-    tied: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
-    shown: Mapping[str, Any] = field(default_factory=dict)
+    inherited_settings: tuple[str, ...] = ()
+    invisible_settings: tuple[str, ...] = ()
+    revealed_values: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
     families: tuple[Family, ...] = ()
-    loaded: Callable[[nn.Module, Config, Mapping[str, Any]], None] = lambda model, config, description: None
+    on_load: Callable[[nn.Module, Config, Mapping[str, Any]], None] = lambda model, config, description: None
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
-        """The JSON description that makes a weights file readable without its recipe."""
+        """The JSON description with which a weights file can be read without its recipe."""
         return {"name": config.name, "arguments": config.arguments(), **more}
 
-    def described(self, path: str | Path, changes: Changes = NONE) -> Config | None:
+    def read_model_config(self, path: str | Path, changes: Changes = NO_CHANGES) -> Config | None:
         """The model that wrote a run or weights file; None when the file has no description beside it.
 
         Args:
@@ -107,15 +107,15 @@ class Models(Generic[Config]):
         path: str | Path | None,
         *,
         may_differ: Sequence[str] | None = None,
-        starts: bool = True,
+        is_init: bool = True,
     ) -> None:
-        """Compare a model with the description of the weights that it starts from: its inputs, and what no shape shows.
+        """Compare a model's inputs and invisible settings with the description of the weights that it starts from.
 
         Args:
             config: Of the model.
             path: A run or weights file, if there is one; one without description is taken as it is.
-            may_differ: Settings whose difference is meant.
-            starts: A training run from the weights, by --init; else they are taken as they are.
+            may_differ: Settings that differ on purpose.
+            is_init: Whether a training run starts from the weights, by --init; otherwise they are used as they are.
 
         Raises:
             UserError: a setting differs, or ``may_differ`` names none that could.
@@ -125,27 +125,27 @@ class Models(Generic[Config]):
                 raise UserError("init_may_differ needs a run or file to start from: give --init")
             return
         for name in may_differ or ():
-            if name not in self.unseen:
-                raise UserError(f"--init_may_differ {name}: {near_matches(name, self.unseen)}")
-        trained = self.described(path)
+            if name not in self.invisible_settings:
+                raise UserError(f"--init_may_differ {name}: {near_matches(name, self.invisible_settings)}")
+        trained = self.read_model_config(path)
         if trained is None:
             return
         before, now = self.resolved(trained), self.resolved(config)
         for name in self.inputs:
             if before.get(name) != now.get(name):
                 cure = f"leave out model.{name}"
-                if starts:
+                if is_init:
                     cure = f"leave --model.{name} to the run, for which the data are prepared, or train without --init"
                 raise UserError(
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}, "
                     f"which its first layer does not fit; {cure}"
                 )
-        for name in self.unseen:
+        for name in self.invisible_settings:
             values = before.get(name), now.get(name)
-            seen = name in self.shown and self.shown[name] in values
-            if values[0] != values[1] and not seen and name not in (may_differ or ()):
+            is_revealed = name in self.revealed_values and self.revealed_values[name] in values
+            if values[0] != values[1] and not is_revealed and name not in (may_differ or ()):
                 cure = f"leave out model.{name}"
-                if starts:
+                if is_init:
                     cure = (
                         f"set --model.{name} as there, or say that it is meant with --init_may_differ {name}"
                     )
@@ -154,7 +154,9 @@ class Models(Generic[Config]):
                     f"its weights fit, but would mean something else; {cure}"
                 )
 
-    def classifier(self, path: str | Path, changes: Changes = NONE) -> tuple[nn.Module, tuple[str, ...]]:
+    def classifier(
+        self, path: str | Path, changes: Changes = NO_CHANGES
+    ) -> tuple[nn.Module, tuple[str, ...]]:
         """A classifier, in evaluation mode, and its class names.
 
         Args:
@@ -164,7 +166,7 @@ class Models(Generic[Config]):
         Raises:
             UserError: nothing there, or the weights of something else.
         """
-        config, description = self.described(path, changes), read_description(path)
+        config, description = self.read_model_config(path, changes), read_description(path)
         if config is None or description.get("holds") != "classifier":
             weights_file(path)  # says so when there is nothing at all
             holds = in_one_line(description.get("holds", "nothing"))
@@ -174,11 +176,11 @@ class Models(Generic[Config]):
             )
         classes = tuple(description["classes"])
         create = self.create_probed if description.get("task") == "linear-probe" else self.create_classifier
-        model = made(lambda: create(config, len(classes)), path, changes)
+        model = create_from_description(lambda: create(config, len(classes)), path, changes)
         return load_whole(model, path, self.load_init), classes
 
-    def encoder(self, path: str | Path, changes: Changes = NONE) -> nn.Module:
-        """What gives features: a classifier as it is, or a pretraining run's encoder, in evaluation mode.
+    def encoder(self, path: str | Path, changes: Changes = NO_CHANGES) -> nn.Module:
+        """The model that gives features, in evaluation mode: a whole classifier, or a pretraining run's encoder.
 
         Args:
             path: A run or weights file.
@@ -187,7 +189,7 @@ class Models(Generic[Config]):
         Raises:
             UserError: nothing there, no description of its model, or the weights of something else.
         """
-        config = self.described(path, changes)
+        config = self.read_model_config(path, changes)
         if config is None:
             weights_file(path)  # says so when there is nothing at all
             raise UserError(
@@ -195,10 +197,11 @@ class Models(Generic[Config]):
             )
         if read_description(path).get("classes"):
             return self.classifier(path, changes)[0]
-        return load_whole(made(lambda: self.create_backbone(config), path, changes), path, self.load_init)
+        model = create_from_description(lambda: self.create_backbone(config), path, changes)
+        return load_whole(model, path, self.load_init)
 
     def load(self, path: str | Path) -> nn.Module:
-        """The model of a run, in evaluation mode, with the sizes that it was trained with.
+        """The model of a run, in evaluation mode, in the sizes that it was trained in.
 
         A classifier where the run trained one (its ``classes`` name the outputs), else the pretrained encoder.
 
@@ -206,27 +209,29 @@ class Models(Generic[Config]):
             path: A run's directory or weights file.
 
         Raises:
-            UserError: nothing there, or nothing that describes its model.
+            UserError: nothing there, or no description of its model.
         """
-        model, config, description = self.encoder(path), self.described(path), read_description(path)
+        model, config, description = self.encoder(path), self.read_model_config(path), read_description(path)
         assert config is not None  # else there would be no encoder
         model.classes = tuple(description.get("classes") or ())  # type: ignore[assignment]
-        self.loaded(model, config, description)
+        self.on_load(model, config, description)
         return model
 
 
-def made(create: Callable[[], nn.Module], path: str | Path, changes: Changes = NONE) -> nn.Module:
-    """Make the model that a run or weights file describes, unless it claims more parameters than its file has bytes.
+def create_from_description(
+    create: Callable[[], nn.Module], path: str | Path, changes: Changes = NO_CHANGES
+) -> nn.Module:
+    """Build the model that a run or weights file describes, unless it claims more parameters than its file has bytes.
 
     Args:
-        create: Makes it.
+        create: Builds it.
         path: The run or weights file.
         changes: Settings that differ from the description's.
 
     Raises:
-        UserError: the description, or what differs from it, is of no model, or of a larger one.
+        UserError: no model can be built with the description and the changes, or only a larger one.
     """
-    file, described = weights_file(path), description_file(path)
+    file, json_file = weights_file(path), description_file(path)
     size = file.stat().st_size
     try:
         parameters = count_parameters(create)
@@ -237,16 +242,16 @@ def made(create: Callable[[], nn.Module], path: str | Path, changes: Changes = N
             differing = ", ".join(f"model.{name} {value!r}" for name, value in changes.items())
             raise UserError(f"{path} makes no model with {differing}: {reason(error)}") from error
         raise UserError(
-            f"{described} describes no model that can be made ({reason(error)}); export the run again"
+            f"{json_file} describes no model that can be made ({reason(error)}); export the run again"
         ) from error
     raise UserError(
-        f"{described} describes a model of {parameters:,} parameters, more than the {size:,} bytes of {file} can hold; "
+        f"{json_file} describes a model of {parameters:,} parameters, more than the {size:,} bytes of {file} can hold; "
         "copy both again, or export the run again"
     )
 
 
 def count_parameters(create: Callable[[], nn.Module]) -> int:
-    """How many numbers a model has, counted on one that takes no memory; 0 where it cannot be made without values.
+    """The number of values in a model's state, counted without allocating them; 0 where it cannot be built like that.
 
     Raises:
         RuntimeError, TypeError: no model has such sizes.
@@ -264,9 +269,9 @@ def load_whole(model: nn.Module, path: str | Path, load_init: LoadInit) -> nn.Mo
     """Load a model whose file must have every parameter; return it in evaluation mode.
 
     Raises:
-        UserError: some are missing, all of them named.
+        UserError: some are missing, all of which are named.
     """
     report = load_init(model, path)
-    if report.fresh:
-        raise UserError(f"{report.source} lacks {', '.join(report.fresh)}: it holds no whole model")
+    if report.missing:
+        raise UserError(f"{report.source} lacks {', '.join(report.missing)}: it holds no whole model")
     return model.eval()

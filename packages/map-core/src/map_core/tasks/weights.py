@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from map_core import shipped
-from map_core.errors import UserError, in_one_line, reason, some_of
-from map_core.paths import expanded
+from map_core.errors import UserError, abbreviate, in_one_line, reason
+from map_core.paths import expand_user
 from map_core.reading import read_small
 from map_core.runs.checkpoint import content_of
 from map_core.runs.files import replacing, save_json, save_tensors
@@ -27,13 +27,13 @@ from map_core.tasks.foreign_weights import (
     without_prefix,
 )
 from map_core.tasks.torch_files import Refused, read_torch
-from map_core.tasks.typed import fits, name_of, told_options
+from map_core.tasks.typed import fits, format_options, name_of
 
-Settings = TypeVar("Settings")
+Section = TypeVar("Section")
 log = logging.getLogger(__name__)
 MODEL_FILE = shipped.MODEL
-FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # what each direction of a Mamba mixer owns
-DESCRIBED = {
+FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # in the keys of each direction of a Mamba mixer
+DESCRIPTION_TYPES = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
     "objective": dict, "head": dict, "parts": list,
 }  # fmt: skip
@@ -45,36 +45,34 @@ class LoadReport:
 
     Attributes:
         source: The file.
-        fresh: Parameters that it does not have, which stay as they were.
-        family: Whose file it is; None for one of ours.
-        mapped: Parameters that were taken over, resampled ones included.
+        missing: Parameters that the file lacks, which keep their initial values.
+        family: The project whose checkpoint it is; None for one of ours.
+        mapped: Parameters loaded from the file, resampled ones included.
         resampled: Those that had another size.
-        left: Keys of the file that the model has no use for.
-        notes: What differs from the family's own code, a sentence each.
+        unused: Keys of the file that the model does not use.
+        notes: Differences from the family's own code, a sentence each.
     """
 
     source: Path
-    fresh: tuple[str, ...]
+    missing: tuple[str, ...]
     family: str | None = None
     mapped: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.family is None:
-            left = f"; left: {some_of(list(self.left))}" if self.left else ""
-            return (
-                f"{self.source}: loaded; new: {some_of(list(self.fresh)) if self.fresh else 'nothing'}{left}"
-            )
+            left = f"; left: {abbreviate(list(self.unused))}" if self.unused else ""
+            return f"{self.source}: loaded; new: {abbreviate(list(self.missing)) if self.missing else 'nothing'}{left}"
         parts = [f"{self.source}: {self.family}, {len(self.mapped)} parameters mapped"]
-        for what, keys in (("resampled", self.resampled), ("left", self.left), ("new", self.fresh)):
-            parts.append(f"{len(keys)} {what} ({some_of(list(keys))})" if keys else f"none {what}")
+        for label, keys in (("resampled", self.resampled), ("left", self.unused), ("new", self.missing)):
+            parts.append(f"{len(keys)} {label} ({abbreviate(list(keys))})" if keys else f"none {label}")
         return "; ".join([*parts, *self.notes])
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write a state dict as safetensors, and beside it ``<name>.json`` that says what it is."""
+    """Write a state dict as safetensors, with its description beside it as ``<name>.json``."""
     with replacing(path) as partial:
         save_tensors(partial, state)
     save_json(path.with_suffix(".json"), description)
@@ -86,7 +84,7 @@ def weights_file(path: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = expanded(path)
+    path = expand_user(path)
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         hint = " (the run has not finished: resume it)" if (path / "checkpoints").is_dir() else ""
@@ -94,22 +92,22 @@ def weights_file(path: str | Path) -> Path:
     return file
 
 
-def start_of(init: str | None) -> str | None:
-    """What a run starts from that is given ``init``, known by the bytes of its weights wherever they lie."""
+def weights_identity(init: str | None) -> str | None:
+    """Identify the weights of ``init`` by their bytes, wherever the file lies; None without ``init``."""
     return None if init is None else content_of(str(weights_file(init)))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a run directory, a safetensors file or a torch file, known by their content.
+    """Read a state dict from a run directory, a safetensors file or a torch file, told apart by their content.
 
     Raises:
         UserError: nothing there, an unreadable file, or one that holds more than tensors.
     """
     file = weights_file(path)
     try:
-        what = looks_like(file)
-        if what is not None:
-            raise UserError(f"{file} is no weights file (looks like {what})")
+        other_kind = looks_like(file)
+        if other_kind is not None:
+            raise UserError(f"{file} is no weights file (looks like {other_kind})")
         if (archive := other_archive(file)) is not None:
             raise UserError(f"{file} is {archive}")
         state: Any = load_file(file) if is_safetensors(file) else read_torch(file)
@@ -128,7 +126,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        keys = f"has {some_of([str(key) for key in state])}" if isinstance(state, Mapping) else "has no names"
+        keys = (
+            f"has {abbreviate([str(key) for key in state])}" if isinstance(state, Mapping) else "has no names"
+        )
         raise UserError(
             f"{file} holds no state dict of tensors: it {keys}; expected parameter names with tensors, alone or in "
             f"{', '.join(WRAPPERS)}"
@@ -137,8 +137,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def description_file(path: str | Path) -> Path:
-    """Where the description of a run's model, or of a weights file, would be."""
-    path = expanded(path)
+    """Where the description of a run's model, or of a weights file, belongs."""
+    path = expand_user(path)
     return (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
 
 
@@ -146,7 +146,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     """The JSON description beside a weights file or in a run directory; empty when there is none.
 
     Raises:
-        UserError: the description is no JSON, or lacks or misspells what a description says.
+        UserError: the description is no JSON, or one of its entries is missing or of the wrong type.
     """
     file = description_file(path)
     if not file.is_file():
@@ -159,7 +159,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(description, dict):
         raise UserError(f"{file} describes no model: it must be a mapping; copy it or export the run again")
-    for key, kind in DESCRIBED.items():
+    for key, kind in DESCRIPTION_TYPES.items():
         if key in description and not isinstance(description[key], kind):
             raise UserError(
                 f"{file}: {key} must be a {kind.__name__}; got {in_one_line(repr(description[key]))}; export "
@@ -172,34 +172,34 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return description
 
 
-def read_settings(kind: type[Settings], values: Mapping[str, Any], source: str | Path) -> Settings:
-    """Make a configuration dataclass of a description's values.
+def read_settings(kind: type[Section], values: Mapping[str, Any], source: str | Path) -> Section:
+    """Build a configuration dataclass from a description's values.
 
     Raises:
-        UserError: values that this version does not know, that are of another type, or that are missing.
+        UserError: values that this version does not know, of another type, or missing.
     """
-    kinds, known = get_type_hints(kind), {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
-    unknown = set(values) - known.keys()
+    hints, settings = get_type_hints(kind), {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(values) - settings.keys()
     if unknown:
         raise UserError(
             f"{source} describes settings that this version does not know: {in_one_line(', '.join(sorted(unknown)))}; "
             "read it with the version that wrote it"
         )
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    for key, value in plain.items():
-        if not fits(value, kinds[key]):
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    for key, value in arguments.items():
+        if not fits(value, hints[key]):
             raise UserError(
-                f"{source} describes {key} as {in_one_line(repr(value))}, which must be {name_of(kinds[key])}; "
+                f"{source} describes {key} as {in_one_line(repr(value))}, which must be {name_of(hints[key])}; "
                 "export the run again"
             )
-    lacking = [
+    missing = [
         name
-        for name, entry in known.items()
-        if name not in plain and entry.default is MISSING and entry.default_factory is MISSING
+        for name, entry in settings.items()
+        if name not in arguments and entry.default is MISSING and entry.default_factory is MISSING
     ]
-    if lacking:
-        raise UserError(f"{source} describes no {', '.join(lacking)}; export the run again")
-    return kind(**plain)
+    if missing:
+        raise UserError(f"{source} describes no {', '.join(missing)}; export the run again")
+    return kind(**arguments)
 
 
 def load_init(
@@ -209,93 +209,91 @@ def load_init(
     may_be_missing: tuple[str, ...] = (),
     families: Sequence[Family] = (),
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
-    resampled: Callable[[str, Tensor, Tensor], bool] = lambda key, source, own: False,
+    resampled: Callable[[str, Tensor, Tensor], bool] = lambda key, source, target: False,
     keep_head: bool = True,
 ) -> LoadReport:
     """Start a model from a pretraining run, a weights file, or a checkpoint of another project.
 
     Args:
-        model: Has a classifier ``head`` or none; where the file's has other parameters or shapes, it starts anew.
-            Its ``switches``, if it has any, name the settings that say what weights compute and no shape shows.
+        model: May have a classifier ``head``, which starts anew where the file's has other parameters or shapes.
+            Its ``switches``, if any, are the settings that change what weights compute without changing a shape.
         path: A run directory or weights file.
         may_be_missing: Prefixes of the parameters that only some forms of a model have, such as a classifier's head:
-            they may be missing in the file, and where the model has none of them, the file's are left, and that is
-            said.
-        families: Of other projects' checkpoints, which are recognised by their keys and converted.
-        convert: Adapts a state in our names to the model.
-        resampled: Of (key, the file's tensor, the model's): whether the model resamples it when it loads.
-        keep_head: Take over the file's head where its shapes fit; else it starts anew.
+            the file may lack them, and where the model lacks them, the file's are skipped with a warning.
+        families: Other projects' checkpoints, which are recognised by their keys and converted.
+        convert: Adapts a state dict with our names to the model.
+        resampled: Called with (key, the file's tensor, the model's): whether the model resamples it when it loads.
+        keep_head: Load the file's head where its shapes fit; otherwise it starts anew.
 
     Raises:
-        UserError: a file of no known family; another switch than the file's; any other missing, unused or misshaped
-            key, all of them named.
+        UserError: a file of no known family; a switch set otherwise than in the file; any other missing, unused or
+            misshaped key, all of which are named.
     """
     file = weights_file(path)
-    own = model.state_dict()
-    converted, family = read_as_ours(file, own, families)
+    model_state = model.state_dict()
+    converted, family = read_as_ours(file, model_state, families)
     refuse_other_switches(model, converted, file, family)
-    state = both_directions(convert(converted.state), own, file)
-    # what a file has of a classifier's parts and the model has not is left, and said
-    without_place = [key for key in state if key not in own and key.startswith(may_be_missing)]
-    dropped = without_place
-    if not keep_head or (_head(own) and _head(own) != _head(state)):
+    state = both_directions(convert(converted.state), model_state, file)
+    # optional parts that only the file has, such as a classifier's head, are skipped and reported
+    surplus = [key for key in state if key not in model_state and key.startswith(may_be_missing)]
+    dropped = surplus
+    if not keep_head or (_head(model_state) and _head(model_state) != _head(state)):
         dropped = [*dropped, *(key for key in _head(state) if key not in dropped)]
     state = {key: value for key, value in state.items() if key not in dropped}
     other_size = {
         key: resampled(key, state[key], value)
-        for key, value in own.items()
+        for key, value in model_state.items()
         if key in state and state[key].shape != value.shape
     }
     faults = {
-        "missing": [key for key in own if key not in state and not key.startswith(may_be_missing)],
-        "not used": [key for key in state if key not in own],
+        "missing": [key for key in model_state if key not in state and not key.startswith(may_be_missing)],
+        "not used": [key for key in state if key not in model_state],
         "shapes": [
-            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-            for key, fits in other_size.items()
-            if not fits
+            f"{key} {tuple(state[key].shape)} for {tuple(model_state[key].shape)}"
+            for key, is_resampled in other_size.items()
+            if not is_resampled
         ],
     }
     if any(faults.values()):
         raise UserError(
-            f"{file} does not fit this model: {told_keys(faults)}; choose the model that was pretrained "
+            f"{file} does not fit this model: {format_keys(faults)}; choose the model that was pretrained "
             f"({_cure(family, converted, file)})"
         )
-    fresh = tuple(model.load_state_dict(state, strict=False).missing_keys)
+    missing = tuple(model.load_state_dict(state, strict=False).missing_keys)
     report = LoadReport(
         file,
-        fresh,
+        missing,
         None if family is None else family.name,
         mapped=tuple(state),
         resampled=tuple(other_size),
-        left=(*converted.left, *converted.rest, *dropped),
-        notes=(*converted.guessed.values(), *converted.notes),
+        unused=(*converted.unused, *converted.decoder_state, *dropped),
+        notes=(*converted.guessed_settings.values(), *converted.notes),
     )
-    unremarkable = family is None and not without_place
+    unremarkable = family is None and not surplus
     log.log(logging.INFO if unremarkable else logging.WARNING, "%s", report)
     return report
 
 
 def read_as_ours(
-    file: Path, own: Mapping[str, Any], families: Sequence[Family]
+    file: Path, model_state: Mapping[str, Any], families: Sequence[Family]
 ) -> tuple[Converted, Family | None]:
-    """Read a weights file, converted if it is of one of the families.
+    """Read a weights file, and convert it if it belongs to one of the families.
 
     Args:
         file: Weights.
-        own: A model's parameters by name: a file most of whose names begin as these do is one of ours.
-        families: Of other projects' checkpoints.
+        model_state: A model's parameters by name: a file most of whose keys begin like these is one of ours.
+        families: Other projects' checkpoints.
 
     Raises:
         UserError: the file is neither.
     """
     state = read_weights(file)
-    family = (
-        None if "name" in read_description(file) else family_of(state, families)
-    )  # ours say what they are
+    # our own files have a description
+    family = None if "name" in read_description(file) else family_of(state, families)
     if family is not None:
-        return family.converted(state, file), family
-    beginnings = {key.split(".")[0] for key in own}
-    if families and 2 * sum(key.split(".")[0] in beginnings for key in state) <= len(state):
+        return family.convert_file_state(state, file), family
+    modules = {key.split(".")[0] for key in model_state}
+    if families and 2 * sum(key.split(".")[0] in modules for key in state) <= len(state):
         refuse_unknown(state, families, file)
     return Converted(state, {}), None
 
@@ -303,53 +301,54 @@ def read_as_ours(
 def refuse_other_switches(
     model: nn.Module, converted: Converted, source: str | Path, family: Family | None
 ) -> None:
-    """Refuse a model that would compute something else with the weights than the one that they were made for.
+    """Refuse a model that would compute something else with the weights than the model that they come from.
 
     Raises:
         UserError: naming the setting that differs.
     """
-    whose = "another model" if family is None else family.name
-    has: Mapping[str, Any] = getattr(model, "switches", dict.fromkeys(converted.switches, "unknown"))
+    owner = "another model" if family is None else family.name
+    switches: Mapping[str, Any] = getattr(model, "switches", dict.fromkeys(converted.switches, "unknown"))
     for name, value in converted.switches.items():
-        if name in has and has[name] != value:
+        if name in switches and switches[name] != value:
             raise UserError(
-                f"{source} is of {whose}, whose {name} is {value!r}, and not {has[name]!r}: the same weights would "
-                f"compute something else; make the model with {name}={value!r} (--model.{name})"
+                f"{source} is of {owner}, whose {name} is {value!r}, and not {switches[name]!r}: the same weights "
+                f"would compute something else; make the model with {name}={value!r} (--model.{name})"
             )
 
 
 def _cure(family: Family | None, converted: Converted, file: Path) -> str:
-    """The settings that would make the model that a file fits."""
+    """The options that make a model that fits the file."""
     if family is None:
         description = read_description(file)
         if "name" not in description:
             return "--model.name and its sizes"
         settings = {"name": description["name"], **(description.get("arguments") or {})}
-        return " ".join(told_options(settings, "model."))
-    return f"{family.name}: {' '.join(told_options(converted.model, 'model.'))}"
+        return " ".join(format_options(settings, "model."))
+    return f"{family.name}: {' '.join(format_options(converted.model, 'model.'))}"
 
 
 def both_directions(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: Path
+    state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], source: Path
 ) -> dict[str, Tensor]:
-    """Start a model that scans both ways from one that scans forward: each direction gets the one's weights.
+    """Start a model that scans both ways from one that scans forward: both directions get the forward weights.
 
-    That is how ARM's finetuning starts (arXiv 2406.07537). A file that has some of the way back has lost the rest.
+    ARM's finetuning starts like this (arXiv 2406.07537). A file with some backward weights has lost the others, and
+    gets none.
     """
     if any(BACKWARD in key for key in state):
         return dict(state)
-    copied = {
+    backward = {
         key: state[forward].clone()
-        for key in own
+        for key in model_state
         if key not in state and (forward := key.replace(BACKWARD, FORWARD)) != key and forward in state
     }
-    if copied:
+    if backward:
         log.warning(
-            "%s scans one way and the model both: its %d layers begin backwards with the weights of the way forward",
+            "%s scans one way and the model both: its %d layers start their backward scan from the forward weights",
             source,
-            len({key.partition(BACKWARD)[0] for key in copied}),
+            len({key.partition(BACKWARD)[0] for key in backward}),
         )
-    return {**state, **copied}
+    return {**state, **backward}
 
 
 def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -357,6 +356,6 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in state.items() if key.startswith("head.")}
 
 
-def told_keys(faults: Mapping[str, list[str]]) -> str:
-    """Names of parameters by what is wrong with them, in one line."""
-    return "; ".join(f"{what}: {some_of(keys)}" for what, keys in faults.items() if keys)
+def format_keys(faults: Mapping[str, list[str]]) -> str:
+    """List parameter names by what is wrong with them, in one line."""
+    return "; ".join(f"{fault}: {abbreviate(keys)}" for fault, keys in faults.items() if keys)

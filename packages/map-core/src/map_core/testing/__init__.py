@@ -1,4 +1,4 @@
-"""Toy modules and checks for the tests of this package and of every domain; training uses none of them."""
+"""Toy modules and checks for the tests of this package and of every domain; training does not use them."""
 
 from map_core.testing.dependencies import Dependencies, decoder_dependencies
 from map_core.testing.learning import learn_batch, take_step

@@ -1,4 +1,4 @@
-"""What a prediction depends on, measured by gradient: the proof that an objective sees no future."""
+"""What a prediction depends on, measured by gradient: the proof that an objective does not see the future."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,9 @@ class Dependencies:
 
     Attributes:
         depends: Entry (i, j) of a sample is True where the prediction of its i-th hidden token has a gradient
-            other than exactly zero from the decoder's input at sequence index j.
-        region: Region of every token, as the region rule gave it.
-        hidden_region: Region of every predicted token, the hidden ones unless none is hidden.
+            other than exactly zero with respect to the decoder's input at sequence index j.
+        region: Region of every token, from the region rule.
+        hidden_region: Region of every predicted token: the hidden ones, or all if none is hidden.
         mask: Which tokens were hidden.
     """
 
@@ -32,22 +32,22 @@ class Dependencies:
 
 
 def decoder_dependencies(objective: MaskedAutoregression, inputs: Any, draw: Draw) -> Dependencies:
-    """Differentiate every prediction of ``objective(inputs, draw)`` by the decoder's input.
+    """Differentiate every prediction of ``objective(inputs, draw)`` with respect to the decoder's input.
 
-    The input is what ``RegionDecoder.sequence`` lays out; behind it only the attention mask decides what a
+    That input is the output of ``RegionDecoder.sequence``; after it only the attention mask decides what a
     prediction can read. Costs one backward pass for each hidden token.
     """
-    seen: list[Tensor] = []
+    sequences: list[Tensor] = []
 
-    def remember(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen.append(arguments[0])
+    def record(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        sequences.append(arguments[0])
 
-    hook = objective.decoder.blocks[0].register_forward_pre_hook(remember)
+    hook = objective.decoder.blocks[0].register_forward_pre_hook(record)
     try:
         result = objective(inputs, draw)
     finally:
         hook.remove()
-    (sequence,) = seen
+    (sequence,) = sequences
     gradients = [
         torch.autograd.grad(prediction.square().sum(), sequence, retain_graph=True)[0]
         for prediction in result.prediction.unbind(1)

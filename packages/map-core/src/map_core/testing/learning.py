@@ -1,4 +1,4 @@
-"""The least that an objective must do: learn a batch."""
+"""The minimum that an objective must achieve: learn one batch."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from map_core.randomness import Draw
 
 
 def take_step(objective: Objective, optimizer: Optimizer, inputs: Any, draw: Draw) -> float:
-    """Take one step and return the loss before it."""
+    """Take one optimizer step and return the loss before it."""
     loss = objective(inputs, draw).loss
     optimizer.zero_grad()
     loss.backward()

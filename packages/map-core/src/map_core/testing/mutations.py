@@ -1,7 +1,7 @@
-"""Broken files by the thousand: mutants of small valid files, and what a reader must make of them.
+"""Mutation fuzzing of file readers: thousands of mutants of small valid files, each to be read or refused cleanly.
 
-A test file lists its cases and checks a fixed number of mutants of each; run as a program, it goes on for as long as
-asked: ``python tests/.../test_fuzz.py --seconds 600``.
+A test file lists its cases and checks a fixed number of mutants of each; run as a program, it continues for the given
+time: ``python tests/.../test_fuzz.py --seconds 600``.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from typing import Any
 
 from map_core.errors import UserError
 
-LONGEST = 5.0  # seconds that a reader may take for one small file
-# faults of our own; a reader that turns them into a user's error hides them
-FAULTS = (AssertionError, AttributeError, NameError, ImportError)
+MAX_SECONDS = 5.0  # seconds that a reader may take for one small file
+# bugs in our code; a reader that turns them into a UserError hides them
+OUR_ERRORS = (AssertionError, AttributeError, NameError, ImportError)
 EDGES = tuple(edge for bits in (7, 8, 15, 16, 31, 32, 40, 63, 64) for edge in (2**bits - 1, 2**bits))
 WORDS = (
     b"", b"\0", b"-1", b"0", b"nan", b"inf", b"1e999", b"1_0", b"9" * 5000, b"[" * 2000, b"{" * 2000, b"(" * 2000,
@@ -37,12 +37,12 @@ class Case:
     """A valid file and its reader.
 
     Attributes:
-        name: What the case is called.
+        name: Name of the case.
         file: Name of the file in the folder that ``write`` fills.
-        write: Fills a folder with the file and whatever belongs to it.
-        read: Reads it, given the folder, and checks that what it returns is well-formed.
-        lists: The file names others, one of which may be at fault in its place.
-        complete: The file's size is known to the reader: whatever is cut off its end must be noticed.
+        write: Fills a folder with the file and the others that belong to it.
+        read: Reads the file, given the folder, and checks that the result is well-formed.
+        lists: Whether the file names others, so that an error may name the folder instead.
+        complete: Whether the reader knows the file's size, so that it must notice any truncation.
     """
 
     name: str
@@ -56,61 +56,61 @@ class Case:
         return self.name
 
 
-def mutate(data: bytes, draw: random.Random) -> bytes:
+def mutate(data: bytes, rng: random.Random) -> bytes:
     """Return ``data`` with one to eight changes: bits, bytes, edge numbers, words, cuts, repeats and swaps."""
-    changed = bytearray(data)
-    # beginnings hold most of what readers decide on
-    reach = len(data) if draw.random() < 0.5 else min(len(data), 256)
-    for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
-        _change(changed, draw.randrange(reach + 1), draw)
-    return bytes(changed)
+    mutant = bytearray(data)
+    # most of what readers check is at the beginning
+    reach = len(data) if rng.random() < 0.5 else min(len(data), 256)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        _change(mutant, rng.randrange(reach + 1), rng)
+    return bytes(mutant)
 
 
-def _change(data: bytearray, place: int, draw: random.Random) -> None:
-    place = min(place, len(data))
-    length = draw.choice((1, 2, 4, 8, 16, 64))
-    match draw.randrange(8):
-        case 0 if place < len(data):
-            data[place] ^= 1 << draw.randrange(8)
-        case 1 if place < len(data):
-            data[place] = draw.choice((0, 1, 9, 10, 32, 127, 128, 255))
+def _change(data: bytearray, start: int, rng: random.Random) -> None:
+    start = min(start, len(data))
+    length = rng.choice((1, 2, 4, 8, 16, 64))
+    match rng.randrange(8):
+        case 0 if start < len(data):
+            data[start] ^= 1 << rng.randrange(8)
+        case 1 if start < len(data):
+            data[start] = rng.choice((0, 1, 9, 10, 32, 127, 128, 255))
         case 2:
-            data[place:] = b""
+            data[start:] = b""
         case 3:
-            del data[place : place + length]
+            del data[start : start + length]
         case 4:
-            data[place:place] = data[place : place + length]
+            data[start:start] = data[start : start + length]
         case 5:
-            size = draw.choice((1, 2, 4, 8))
-            edge = draw.choice(EDGES) % 2 ** (8 * size)
-            data[place : place + size] = edge.to_bytes(size, draw.choice(("little", "big")))
+            size = rng.choice((1, 2, 4, 8))
+            edge = rng.choice(EDGES) % 2 ** (8 * size)
+            data[start : start + size] = edge.to_bytes(size, rng.choice(("little", "big")))
         case 6:
-            data[place : place + draw.choice((0, length))] = draw.choice(WORDS)
-        case 7:  # another number in place of one that is written out
-            numbers = list(re.finditer(rb"\d+", data[place : place + 64]))
+            data[start : start + rng.choice((0, length))] = rng.choice(WORDS)
+        case 7:  # a number in decimal digits becomes another
+            numbers = list(re.finditer(rb"\d+", data[start : start + 64]))
             if numbers:
-                start, end = draw.choice(numbers).span()
-                data[place + start : place + end] = str(draw.choice(EDGES)).encode()
+                begin, end = rng.choice(numbers).span()
+                data[start + begin : start + end] = str(rng.choice(EDGES)).encode()
 
 
 def check_mutants(case: Case, folder: Path, *, seed: int, count: int) -> Counter[str]:
     """Read mutants of a case's file and count how many were read and refused.
 
-    The first mutant of a case whose reader knows the size is its file without the last byte.
+    If the reader knows the file's size, the first mutant is the file without its last byte.
 
     Raises:
-        AssertionError: naming the mutant that was read to no good end; it is left in ``folder``.
+        AssertionError: naming the mutant on which the reader failed; it is left in ``folder``.
     """
     case.write(folder)
     case.read(folder)
     path = folder / case.file
     data = path.read_bytes()
-    draw = random.Random(f"{case.name} {seed}")
+    rng = random.Random(f"{case.name} {seed}")
     outcomes: Counter[str] = Counter()
     for number in range(count):
         cut = case.complete and number % 16 == 0
-        end = len(data) - 1 if number == 0 else draw.randrange(len(data))
-        path.write_bytes(data[:end] if cut else mutate(data, draw))
+        end = len(data) - 1 if number == 0 else rng.randrange(len(data))
+        path.write_bytes(data[:end] if cut else mutate(data, rng))
         outcome = _outcome(case, folder, f"mutant {number} of {case.name} (seed {seed})")
         if cut and outcome == "read":
             raise AssertionError(
@@ -123,7 +123,7 @@ def check_mutants(case: Case, folder: Path, *, seed: int, count: int) -> Counter
 def _outcome(case: Case, folder: Path, name: str) -> str:
     path = folder / case.file
     try:
-        with time_limit(LONGEST):
+        with time_limit(MAX_SECONDS):
             case.read(folder)
     except UserError as error:
         message, cause = str(error), error.__cause__
@@ -145,8 +145,8 @@ def _outcome(case: Case, folder: Path, name: str) -> str:
 
 
 def _is_our_fault(error: BaseException | None) -> bool:
-    """Whether an error is a fault of ours, and not of PyTorch's reader, which takes a file at its word."""
-    if not isinstance(error, FAULTS):
+    """Whether an error is a bug of ours rather than of PyTorch's reader, which trusts files."""
+    if not isinstance(error, OUR_ERRORS):
         return type(error).__name__ == "TypeCheckError"
     innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
     return not innermost.f_globals["__name__"].startswith("torch.")
@@ -154,26 +154,26 @@ def _is_our_fault(error: BaseException | None) -> bool:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Stop what takes longer, where the main thread of a POSIX system does it.
+    """Interrupt a block that takes longer; only in the main thread of a POSIX system.
 
     Raises:
-        AssertionError: it took longer.
+        AssertionError: the block took longer.
     """
 
     def stop(*_: Any) -> None:
         raise AssertionError(f"not done after {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def run(cases: Sequence[Case], arguments: Sequence[str] | None = None) -> None:
-    """Check mutants of all cases in turn until the time is up, and print what became of them."""
+    """Check mutants of all cases in turn until the time is up, and print how many were read and refused."""
     parser = argparse.ArgumentParser(description="Read mutants of valid files.")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -186,9 +186,9 @@ def run(cases: Sequence[Case], arguments: Sequence[str] | None = None) -> None:
                 try:
                     totals[case.name] += check_mutants(case, Path(folder), seed=seed, count=200)
                 except AssertionError as error:
-                    kept = Path(f"mutant_{case.name}_{seed}_{case.file.replace('/', '_')}")
-                    kept.write_bytes((Path(folder) / case.file).read_bytes())
-                    sys.exit(f"{error}\nkept as {kept}")
+                    copy = Path(f"mutant_{case.name}_{seed}_{case.file.replace('/', '_')}")
+                    copy.write_bytes((Path(folder) / case.file).read_bytes())
+                    sys.exit(f"{error}\nkept as {copy}")
         seed += 1
     for name, outcomes in totals.items():
         print(f"{name:24} {outcomes['read']:>8} read {outcomes['refused']:>8} refused")

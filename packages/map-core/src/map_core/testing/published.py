@@ -1,4 +1,4 @@
-"""Layers of published checkpoints, written down a second time under their names: plainly, and slowly.
+"""Layers of published checkpoints, written a second time under their authors' names: plain and slow.
 
 The parity tests of every domain build on them. Each reads a state dict as its authors saved it.
 """
@@ -11,17 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 State = Mapping[str, Tensor]
-STATES = 16  # of a selective scan
+STATES = 16  # state dimension of a selective scan
 
 
 def linear(state: State, name: str, x: Tensor) -> Tensor:
-    """A linear layer, or a convolution that sees one place."""
+    """A linear layer, or a convolution of kernel size 1."""
     weight = state[f"{name}.weight"]
     return F.linear(x, weight.reshape(weight.shape[:2]), state.get(f"{name}.bias"))
 
 
 def layer_norm(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Over the last axis, with scale and shift."""
+    """Layer norm over the last axis, with scale and shift."""
     deviation = x - x.mean(-1, keepdim=True)
     normal = deviation / (deviation.square().mean(-1, keepdim=True) + eps).sqrt()
     return normal * state[f"{name}.weight"] + state[f"{name}.bias"]
@@ -46,21 +46,21 @@ def scan(state: State, name: str, suffix: str, x: Float[Tensor, "b l d"]) -> Flo
 
 
 def count(state: State, prefix: str) -> int:
-    """Layers whose keys begin with ``prefix`` and a number."""
+    """Number of layers whose keys begin with ``prefix`` and a number."""
     return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
 
 
 def learnable(state: State) -> dict[str, Tensor]:
-    """A copy of a state dict with gradients for what is learned and not measured."""
-    measured = ("running_mean", "running_var", "num_batches_tracked")
+    """A copy of a state dict in which all tensors but running statistics require gradients."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
     return {
-        key: value.clone() if key.endswith(measured) else value.clone().requires_grad_()
+        key: value.clone() if key.endswith(statistics) else value.clone().requires_grad_()
         for key, value in state.items()
     }
 
 
 def gradients(state: State, loss: Float[Tensor, ""]) -> dict[str, Tensor]:
-    """Of the loss with respect to every learnable tensor of a state dict that it depends on."""
-    learnt = {key: value for key, value in state.items() if value.requires_grad}
-    grads = torch.autograd.grad(loss, list(learnt.values()), allow_unused=True)
-    return {name: grad for name, grad in zip(learnt, grads, strict=True) if grad is not None}
+    """Gradients of the loss with respect to every learnable tensor of a state dict that it depends on."""
+    tensors = {key: value for key, value in state.items() if value.requires_grad}
+    grads = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+    return {name: grad for name, grad in zip(tensors, grads, strict=True) if grad is not None}

@@ -1,4 +1,4 @@
-"""The smallest backbone, position embedding, encoder and objective that behave like a domain's."""
+"""The smallest backbone, position embedding, encoder and objective that behave like those of a domain."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,10 +37,10 @@ class GridBackbone(nn.Module):
     """A backbone over grids of vectors (b, rows, cols, c): a token is a vector and its own target.
 
     Args:
-        channels: Values of a vector, c.
+        channels: Number of values in a vector, c.
         encoder: Encodes the tokens.
-        num_global: Global tokens in front of the sequence.
-        order: Raster index of the vector at each place of the sequence; None scans in raster order.
+        num_global: Number of global tokens at the front of the sequence.
+        order: Raster index of the vector at each position of the sequence; None scans in raster order.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class LinearPosition(nn.Module):
 
 
 def toy_encoder(embed_dim: int = 16, layout: str = "MT", **options: Any) -> HybridEncoder:
-    """A small hybrid encoder; ``options`` replace those of :class:`~map_core.encoder.HybridEncoder`."""
+    """A small hybrid encoder; ``options`` override arguments of :class:`~map_core.encoder.HybridEncoder`."""
     settings: dict[str, Any] = {
         "block_makers": {
             "M": lambda dim, drop_path: MambaBlock(dim, state_dim=4, drop_path=drop_path),

@@ -26,7 +26,7 @@ AT_LEAST_ONE = (
 )
 POSITIVE = ("base_lr", "lr", "eps", "clip_grad", "layer_decay")
 NOT_NEGATIVE = ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "workers")
-PARTS_OF_A_BUDGET = 20
+BUDGET_PARTS = 20
 Compile = Literal["none", "model", "blocks"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -37,14 +37,14 @@ class TrainingConfig:
     """Settings of the training loop.
 
     Args:
-        sample_budget: Train on about so many samples in all, whatever the size of the data: epochs follow from it, the
+        sample_budget: Train on about this many samples in all, whatever the size of the data: it sets the epochs, the
             batch is at most all samples that micro-batches share evenly, the warmup is a twentieth of the epochs, and
             checkpoints and evaluations come at most twenty times a run.
         epochs: Passes over the training data.
         batch_size: Samples per optimizer step, over all processes and accumulation steps together.
         accumulation_steps: Micro-batches that each process sums into one optimizer step.
         base_lr: Learning rate at batch size 256; the run uses base_lr * batch_size / 256.
-        lr: Learning rate as it is; replaces base_lr.
+        lr: Learning rate, not scaled by the batch size; replaces base_lr.
         warmup_epochs: Epochs over which the learning rate rises from warmup_lr; fractions are allowed.
         warmup_lr: Learning rate of the first step (absolute; never above lr).
         min_lr: Learning rate at the end of the cosine (absolute; never above lr).
@@ -53,30 +53,30 @@ class TrainingConfig:
         eps: Term added to the optimizer's denominator, where it has one.
         weight_decay: Weight decay; biases, norms and what the model excludes are not decayed.
         layer_decay: Factor by which the learning rate falls from each layer to the one before it.
-        clip_grad: Largest norm of the whole gradient; null leaves the gradient as it is.
+        clip_grad: Largest norm of the whole gradient; null does not clip it.
         precision: Arithmetic of the forward pass; weights and optimizer are float32 in both.
         activation_checkpointing: Recompute the encoder's activations in the backward pass instead of keeping
             them: less memory, about a third more time.
         recompute_every: With activation_checkpointing: recompute only every n-th block, 1 being all of them; the
             others keep their activations.
-        compile: Compile the whole model, or each of its blocks, with torch.compile; none runs it as it is. The first
-            step then takes minutes; sizes that vary from step to step (objective.mask_ratio_std) compile again.
-        compile_mode: What torch.compile makes of it; reduce-overhead records CUDA graphs.
+        compile: Compile the whole model, or each of its blocks, with torch.compile; none leaves it uncompiled. The
+            first step then takes minutes; sizes that vary from step to step (objective.mask_ratio_std) compile again.
+        compile_mode: Mode of torch.compile; reduce-overhead records CUDA graphs.
         ema_decay: Decay of an exponential moving average of the weights; null keeps none.
         repeated_augmentation: How often each sample is repeated, differently augmented, within an epoch's
             order; the epoch keeps its number of samples.
         seed: Seed of everything random.
         workers: Data loading processes per training process; 0 loads in the training process.
-        checkpoint_steps: Save a checkpoint every so many steps, too; null saves by epochs only.
-        checkpoint_epochs: Save a checkpoint every so many epochs (and always at the end).
-        keep_checkpoints: How many of the newest checkpoints are kept.
-        evaluate_epochs: Evaluate every so many epochs (and always at the end).
-        log_steps: Write a line of metrics every so many steps.
+        checkpoint_steps: Steps between checkpoints, in addition to those by epochs; null saves by epochs only.
+        checkpoint_epochs: Epochs between checkpoints (one is always saved at the end).
+        keep_checkpoints: Number of checkpoints to keep, the newest ones.
+        evaluate_epochs: Epochs between evaluations (one always comes at the end).
+        log_steps: Steps between lines of metrics.
         device: Where to train; auto takes a GPU if there is one.
-        max_steps: Stop after so many steps, for trying out; the schedule stays that of the whole run.
+        max_steps: Stop after this many steps, to try things out; the schedule stays that of the whole run.
         progress: Show progress on stderr.
         tensorboard: Write TensorBoard events.
-        trackers: Send metrics to these trackers of Accelerate, too, such as wandb, mlflow or trackio.
+        trackers: Trackers of Accelerate that also receive the metrics, such as wandb, mlflow or trackio.
     """
 
     sample_budget: int | None = None
@@ -124,54 +124,54 @@ class TrainingConfig:
         """The setting that the learning rate comes from."""
         return "base_lr" if self.lr is None else "lr"
 
-    def fitted(self, samples: int, *, processes: int = 1, pairs: bool = False) -> "TrainingConfig":
-        """The same for so many training samples: a ``sample_budget`` becomes epochs and what follows from them.
+    def resolved_for(self, samples: int, *, processes: int = 1, pairs: bool = False) -> "TrainingConfig":
+        """Return the settings for ``samples`` training samples: a ``sample_budget`` becomes epochs and what they set.
 
         Args:
-            samples: That there are to train on.
-            processes: Of the run; a batch of all samples leaves out those that they cannot share evenly.
+            samples: Number of training samples.
+            processes: Processes of the run; a batch of all samples leaves out those that they cannot share evenly.
             pairs: Whether samples of a micro-batch are mixed in pairs, so that it must be even.
         """
         if self.sample_budget is None:
             return self
         parts = processes * self.accumulation_steps * (2 if pairs else 1)
-        whole = samples // parts * parts
+        largest_batch = samples // parts * parts
         epochs = max(1, round(self.sample_budget / samples))
-        every = math.ceil(epochs / PARTS_OF_A_BUDGET)
+        interval = math.ceil(epochs / BUDGET_PARTS)
         return replace(
             self,
             sample_budget=None,
             epochs=epochs,
-            batch_size=min(self.batch_size, whole) or self.batch_size,
-            warmup_epochs=epochs / PARTS_OF_A_BUDGET,
-            checkpoint_epochs=every,
-            evaluate_epochs=every,
+            batch_size=min(self.batch_size, largest_batch) or self.batch_size,
+            warmup_epochs=epochs / BUDGET_PARTS,
+            checkpoint_epochs=interval,
+            evaluate_epochs=interval,
         )
 
     def micro_batch(self, processes: int, samples: int | None = None) -> int:
         """Return how many samples one process holds in one micro-step.
 
         Args:
-            processes: Of the run.
-            samples: That there are to train on, where a cure is not to ask for more.
+            processes: Processes of the run.
+            samples: Number of training samples, which the suggested batch size will not exceed.
 
         Raises:
             UserError: the global batch does not split evenly.
         """
         parts = processes * self.accumulation_steps
         if self.batch_size % parts:
-            whole = -(-self.batch_size // parts)
-            if samples is not None and whole * parts > samples:
-                whole = max(1, samples // parts)
+            size = -(-self.batch_size // parts)
+            if samples is not None and size * parts > samples:
+                size = max(1, samples // parts)
             raise UserError(
                 f"training.batch_size ({self.batch_size}) must be a multiple of processes times "
                 f"accumulation_steps ({processes} * {self.accumulation_steps} = {parts}); "
-                f"set --training.batch_size {whole * parts}"
+                f"set --training.batch_size {size * parts}"
             )
         return self.batch_size // parts
 
     def validate(self) -> None:
-        """Raise a :class:`UserError` for the first field that no run can have."""
+        """Raise a :class:`UserError` for the first field whose value no run can have."""
         check(
             "training",
             self,

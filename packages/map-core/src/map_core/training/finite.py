@@ -13,19 +13,19 @@ from map_core.errors import Diverged
 class FiniteGuard:
     """Watches the loss and the norm of the gradient of every step.
 
-    A CPU has the numbers at hand, so it looks at once. On a GPU looking would wait for the device: there the
-    optimizer is told on the device to leave the weights alone from the first broken step on, where it can be
-    (PyTorch's fused optimizers, as the gradient scaler of mixed precision tells them), and the numbers are
-    looked at before the next line, evaluation or checkpoint. Other optimizers wait every step.
+    On a CPU the numbers are at hand and checked at once. On a GPU a check would wait for the device: there a flag on
+    the device makes the optimizer leave the weights alone from the first broken step on, where it supports that
+    (PyTorch's fused optimizers, through the flag that the gradient scaler of mixed precision sets), and the numbers
+    are checked before the next line, evaluation or checkpoint. With other optimizers every step is checked.
 
     Args:
         accelerator: Of the run.
         optimizer: Of the run.
         rate: The setting that the learning rate comes from, for the message.
-        waits: As the attribute; from device and optimizer when None.
+        waits: As the attribute; None chooses by device and optimizer.
 
     Attributes:
-        waits: Whether every step looks.
+        waits: Whether every step is checked at once, which waits for the device.
     """
 
     def __init__(
@@ -37,22 +37,24 @@ class FiniteGuard:
         waits: bool | None = None,
     ) -> None:
         self._accelerator, self._optimizer, self._rate = accelerator, optimizer, rate
-        skips = bool(optimizer.defaults.get("fused"))
-        self.waits = (accelerator.device.type == "cpu" or not skips) if waits is None else waits
+        skips_broken_steps = bool(optimizer.defaults.get("fused"))
+        self.waits = (accelerator.device.type == "cpu" or not skips_broken_steps) if waits is None else waits
         self._broken = torch.zeros((), device=accelerator.device)
         self._first = torch.zeros(4, device=accelerator.device)  # step, rate, loss, norm
 
     def watch(self, step: int, lr: float, scalars: dict[str, Any]) -> None:
-        """Look at the loss and gradient norm of ``step`` before the optimizer's step.
+        """Check the loss and gradient norm of ``step`` before the optimizer's step.
 
         Raises:
-            Diverged: they are not finite, where looking does not wait.
+            Diverged: they are not finite, and every step is checked (``waits``).
         """
         loss, norm = scalars["loss"], scalars["grad_norm"]
         broken = torch.maximum(self._broken, 1 - (loss.isfinite() & norm.isfinite()).float())
         # filled on the device: a copy of Python's numbers would wait for it
-        seen = torch.stack([torch.full_like(loss, step + 1), torch.full_like(loss, lr), loss, norm.to(loss)])
-        self._first = torch.where(self._broken > 0, self._first, seen)
+        current = torch.stack(
+            [torch.full_like(loss, step + 1), torch.full_like(loss, lr), loss, norm.to(loss)]
+        )
+        self._first = torch.where(self._broken > 0, self._first, current)
         self._broken = broken
         if self.waits:
             self.raise_if_broken()
@@ -60,10 +62,10 @@ class FiniteGuard:
             self._optimizer.found_inf = broken  # type: ignore[attr-defined]
 
     def raise_if_broken(self) -> None:
-        """Stop the run, on every process alike, if any step was broken.
+        """Stop the run, on every process, if any step was broken.
 
         Raises:
-            Diverged: one was.
+            Diverged: a step was.
         """
         broken: Tensor = self._broken
         if self._accelerator.num_processes > 1:

@@ -11,30 +11,30 @@ from types import FrameType
 from map_core.training.workers import STOPPING_SIGNALS
 
 SAME_KEYPRESS_SECONDS = 1.0  # a launcher forwards the Ctrl-C that the terminal sent to us as well
-GRACE_SECONDS = 5.0  # for the main thread to follow the second Ctrl-C
-NO_MORE = 0  # written in place of a signal's number
+GRACE_SECONDS = 5.0  # for the main thread to react to the second Ctrl-C
+END = 0  # written in place of a signal's number
 
 
-class BrokenOff(BaseException):  # like KeyboardInterrupt: nothing that a task should handle
-    """A signal arrived in the midst of what need not be finished."""
+class Aborted(BaseException):  # like KeyboardInterrupt, for no task to catch
+    """A signal arrived during work that need not be finished."""
 
 
 class Interruption:
-    """Remembers, while it is entered, that the user or the scheduler asked the run to stop.
+    """Remembers, while it is entered, whether the user or the scheduler asked the run to stop.
 
     Attributes:
-        signal: The first signal that did, None so far.
+        signal: The first signal that arrived, or None.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._first_keypress: float | None = None
-        self._breaks_off = False
+        self._abort_on_signal = False
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            self._exits.enter_context(impatience_ends_the_process())
+            self._exits.enter_context(exit_on_second_interrupt())
             for number in STOPPING_SIGNALS:
                 self._exits.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
@@ -48,15 +48,15 @@ class Interruption:
         return self.signal is not None
 
     @contextlib.contextmanager
-    def breaks_off(self, allowed: bool = True) -> Iterator[None]:
-        """Raise :class:`BrokenOff` inside the block when a signal arrives, where that is ``allowed``."""
-        self._breaks_off = allowed
+    def abortable(self, allowed: bool = True) -> Iterator[None]:
+        """Raise :class:`Aborted` inside the block when a signal arrives, if that is ``allowed``."""
+        self._abort_on_signal = allowed
         try:
             if allowed and self.requested:
-                raise BrokenOff
+                raise Aborted
             yield
         finally:
-            self._breaks_off = False
+            self._abort_on_signal = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or signal.Signals(number)
@@ -66,30 +66,30 @@ class Interruption:
                 self._first_keypress = now
             elif now - self._first_keypress > SAME_KEYPRESS_SECONDS:
                 raise KeyboardInterrupt
-        if self._breaks_off:
-            self._breaks_off = False
-            raise BrokenOff
+        if self._abort_on_signal:
+            self._abort_on_signal = False
+            raise Aborted
 
 
 @contextlib.contextmanager
-def impatience_ends_the_process(grace: float = GRACE_SECONDS) -> Iterator[None]:
-    """End the process some seconds after a second Ctrl-C, even where it hangs in what no exception reaches.
+def exit_on_second_interrupt(grace: float = GRACE_SECONDS) -> Iterator[None]:
+    """End the process some seconds after a second Ctrl-C, even where it hangs in code that no exception reaches.
 
-    Python runs signal handlers between two instructions of the main thread; one that waits for a dead process or
-    a dead disk runs none. The interpreter writes the signals' numbers to a pipe all the same, which a thread reads.
+    Python runs signal handlers between two instructions of the main thread, and so none while that waits for a dead
+    process or a dead disk. The interpreter still writes the signals' numbers to a pipe, which a thread reads.
     """
-    left = threading.Event()
+    finished = threading.Event()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
     def watch() -> None:
         first: float | None = None
-        while (number := os.read(reader, 1)[0]) != NO_MORE:
+        while (number := os.read(reader, 1)[0]) != END:
             if number != signal.SIGINT:
                 continue
             now = time.monotonic()
             first = first or now
-            if now - first > SAME_KEYPRESS_SECONDS and not left.wait(grace):
+            if now - first > SAME_KEYPRESS_SECONDS and not finished.wait(grace):
                 os.write(2, b"the process hangs and is ended; its checkpoints are unharmed\n")
                 os._exit(128 + signal.SIGINT)
 
@@ -99,9 +99,9 @@ def impatience_ends_the_process(grace: float = GRACE_SECONDS) -> Iterator[None]:
     try:
         yield
     finally:
-        left.set()
+        finished.set()
         signal.set_wakeup_fd(previous)
-        os.write(writer, bytes([NO_MORE]))
+        os.write(writer, bytes([END]))
         thread.join()
         os.close(reader)
         os.close(writer)

@@ -1,4 +1,4 @@
-"""Data loaders: one for the whole run, whose processes live as long as the run, and one for a pass in order."""
+"""Data loaders: one for the whole run, whose processes live as long as the run, and one for a single pass in order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,10 +10,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, default_collate
 
 from map_core.errors import UserError
-from map_core.runs.progress import shown
+from map_core.runs.progress import track
 from map_core.training.sampling import Collate, Failure, KeyedDataset, RunPlan, RunSampler, SamplesInOrder
 from map_core.training.task import MapStyleDataset, Task
-from map_core.training.workers import LOOK_SECONDS, PATIENCE_SECONDS, Reading, begin_loading, watched
+from map_core.training.workers import (
+    CHECK_SECONDS,
+    PATIENCE_SECONDS,
+    CurrentSamples,
+    init_worker,
+    watch_batches,
+)
 
 
 def training_batches(
@@ -22,9 +28,9 @@ def training_batches(
     """Yield this process's micro-batches from step ``start`` up to step ``stop``, on ``device``.
 
     Raises:
-        UserError: what the data set raises, in whichever process; a process that died or hangs.
+        UserError: the data set raised it, in whichever process; a process died or hangs.
     """
-    batches = loaded(
+    batches = load_batches(
         task.train_data,
         plan.seed,
         workers=workers,
@@ -33,42 +39,41 @@ def training_batches(
         batch_sampler=RunSampler(plan, start, stop),
     )
     if device.type == "cuda":
-        yield from copied_ahead(batches, device)
+        yield from prefetch(batches, device)
     else:
         for batch in batches:
-            yield delivered(batch, device)
+            yield to_device(batch, device)
 
 
-def copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    """Yield a loader's batches on a GPU, the next one on its way there while a step computes."""
-    copies = torch.cuda.Stream(device)
+def prefetch(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """Yield a loader's batches on a GPU; the next one is copied there while a step computes."""
+    copy_stream = torch.cuda.Stream(device)
 
     def start(batch: Any) -> tuple[Any, Any]:
         if isinstance(batch, Failure):
-            return batch, None  # its turn comes
-        with torch.cuda.stream(copies):
-            return delivered(batch, device), copies.record_event()
+            return batch, None  # raised in its turn
+        with torch.cuda.stream(copy_stream):
+            return to_device(batch, device), copy_stream.record_event()
 
-    for batch, copied in one_ahead(batches, start):
-        if copied is not None:
-            computing = torch.cuda.current_stream(device)
-            computing.wait_event(copied)
+    for batch, copy_done in start_one_ahead(batches, start):
+        if copy_done is not None:
+            compute_stream = torch.cuda.current_stream(device)
+            compute_stream.wait_event(copy_done)
             for tensor in tree_leaves(batch):
                 if isinstance(tensor, Tensor):
-                    tensor.record_stream(
-                        computing
-                    )  # no later copy gets its memory before the step has read it
-        yield delivered(batch, device)
+                    # no later copy gets its memory before the step has read it
+                    tensor.record_stream(compute_stream)
+        yield to_device(batch, device)
 
 
-def one_ahead(batches: Iterator[Any], start: Callable[[Any], Any]) -> Iterator[Any]:
-    """Yield ``start`` of every batch, that of the next one called before."""
-    waiting: list[Any] = []
+def start_one_ahead(batches: Iterator[Any], start: Callable[[Any], Any]) -> Iterator[Any]:
+    """Yield ``start(batch)`` for every batch, calling it for the next batch before each is yielded."""
+    pending: list[Any] = []
     for batch in batches:
-        waiting.append(start(batch))
-        if len(waiting) > 1:
-            yield waiting.pop(0)
-    yield from waiting
+        pending.append(start(batch))
+        if len(pending) > 1:
+            yield pending.pop(0)
+    yield from pending
 
 
 def batches_in_order(
@@ -84,26 +89,26 @@ def batches_in_order(
     collate: Callable[[list[Any]], Any] = default_collate,
     progress: str | None = None,
 ) -> Iterator[Any]:
-    """Yield batches of all samples (or some of them) in their order, on ``device``, for evaluation and the like.
+    """Yield batches of all samples (or some of them) in order, on ``device``, for evaluation and the like.
 
     The randomness of a sample, where it has any, is keyed by (seed, draw, index).
 
     Args:
-        samples: By index: tuples, such as (input, label), or inputs alone.
-        batch_size, workers: Of the loader.
+        samples: Data set by index, of tuples such as (input, label), or of inputs alone.
+        batch_size, workers: Settings of the loader.
         device: Where the batches go.
         shard: (i, n): take samples i, i + n, i + 2n, ...
-        indices: Of the samples to take instead of a shard.
+        indices: The samples to take instead of a shard.
         seed, draw: Keys of the samples' randomness.
         collate: Makes a batch of samples.
-        progress: Title of what shows how far it is, None for nothing.
+        progress: Title of the progress bar; None shows none.
 
     Raises:
-        UserError: what the data set raises, in whichever process; a process that died or hangs.
+        UserError: the data set raised it, in whichever process; a process died or hangs.
     """
     if indices is None:
         indices = range(shard[0], len(samples), shard[1])
-    batches = loaded(
+    batches = load_batches(
         samples,
         seed,
         workers=workers,
@@ -114,12 +119,12 @@ def batches_in_order(
     )
     count = -(-len(indices) // batch_size)
     if progress is not None:
-        batches = shown(batches, total=count, title=progress, unit="batch")
+        batches = track(batches, total=count, title=progress, unit="batch")
     for batch in batches:
-        yield delivered(batch, device)
+        yield to_device(batch, device)
 
 
-def loaded(
+def load_batches(
     samples: MapStyleDataset,
     seed: int,
     *,
@@ -132,33 +137,39 @@ def loaded(
     """Yield the batches of a loader whose processes are watched.
 
     Args:
-        samples: By index.
-        seed: Of their randomness.
-        workers: Loading processes; 0 loads in this one, which nobody watches.
+        samples: Data set by index.
+        seed: Seed of the samples' randomness.
+        workers: Loading processes; 0 loads in this one, unwatched.
         device: Where the batches will go.
         collate: Makes a batch of samples.
-        patience: Seconds that a batch may be awaited.
-        order: Which samples, as torch's loader takes it.
+        patience: Seconds to wait for a batch.
+        order: Which samples in what order, as arguments of torch's loader.
     """
-    reading, look = Reading(workers), min(LOOK_SECONDS, patience)
+    current_samples, check_every = CurrentSamples(workers), min(CHECK_SECONDS, patience)
     loader: DataLoader[Any] = DataLoader(
-        KeyedDataset(samples, seed, reading),
+        KeyedDataset(samples, seed, current_samples),
         num_workers=workers,
         collate_fn=Collate(collate),
         pin_memory=device.type == "cuda",
-        timeout=look if workers else 0,
-        worker_init_fn=begin_loading,
+        timeout=check_every if workers else 0,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),
         **order,
     )
-    return watched(loader, reading, lambda: getattr(samples, "names", None), patience=patience, look=look)
+    return watch_batches(
+        loader,
+        current_samples,
+        lambda: getattr(samples, "names", None),
+        patience=patience,
+        check_every=check_every,
+    )
 
 
-def delivered(batch: Any, device: torch.device) -> Any:
-    """Return a loader's batch on ``device``.
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a loader's batch, moved to ``device``.
 
     Raises:
-        UserError: there is a failure in its place.
+        UserError: a :class:`Failure` came in its place.
     """
     if isinstance(batch, Failure):
         raise UserError(batch.message)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from map_core.errors import visible
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.randomness import derive_seed
 from map_core.runs import best
 from map_core.runs.account import STATE, read_state
@@ -19,12 +19,12 @@ from map_core.runs.checkpoint import Checkpoints, write_json
 from map_core.runs.lock import RunLock
 from map_core.runs.plots import plot_curves
 from map_core.runs.recorder import Recorder
-from map_core.runs.run_directory import disk_faults_told, open_run, rewind
-from map_core.runs.summary import describe_run, finished_summary, to_plain, write_config, write_summary
+from map_core.runs.run_directory import disk_errors_as_user_errors, open_run, rewind
+from map_core.runs.summary import describe_run, finished_summary, to_serializable, write_config, write_summary
 from map_core.runs.trackers import Trackers, check_trackers
 from map_core.training.config import TrainingConfig
 from map_core.training.finite import FiniteGuard
-from map_core.training.interruption import BrokenOff, Interruption
+from map_core.training.interruption import Aborted, Interruption
 from map_core.training.loading import training_batches
 from map_core.training.optimizer import clip_gradients, set_learning_rate
 from map_core.training.processes import (
@@ -34,11 +34,11 @@ from map_core.training.processes import (
     share_buffers,
     signal_of_any_process,
 )
-from map_core.training.sampling import RunPlan, seed_everything, single_samples_told
+from map_core.training.sampling import RunPlan, explain_single_samples, seed_everything
 from map_core.training.schedule import Schedule
 from map_core.training.settings import default_settings, run_settings
 from map_core.training.state import TrainingState
-from map_core.training.task import Task, refuse_other_data_sets
+from map_core.training.task import Task, require_map_style
 
 
 def train(
@@ -66,10 +66,12 @@ def train(
     """
     config.validate()
     check_trackers(config.trackers)
-    refuse_other_data_sets(task.train_data)
-    out, resume = expanded(out), None if resume is None else str(resume)
+    require_map_style(task.train_data)
+    out, resume = expand_user(out), None if resume is None else str(resume)
     accelerator = build_accelerator(config)
-    config = config.fitted(len(task.train_data), processes=accelerator.num_processes, pairs=task.mixes_pairs)
+    config = config.resolved_for(
+        len(task.train_data), processes=accelerator.num_processes, pairs=task.mixes_pairs
+    )
     plan = RunPlan.of(
         config,
         len(task.train_data),
@@ -77,13 +79,13 @@ def train(
         accelerator.process_index,
         getattr(task.train_data, "shuffled", None),
     )
-    settings = run_settings(task.name, plan, config, run_config, task.data_settings(), task.starts_from())
+    settings = run_settings(task.name, plan, config, run_config, task.data_settings(), task.init_identity())
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     with (
         Interruption() as interruption,
         RunLock(out) as lock,
-        disk_faults_told(out, lock),
-        single_samples_told(plan),
+        disk_errors_as_user_errors(out, lock),
+        explain_single_samples(plan),
     ):
         checkpoint = on_main_process(accelerator, lambda: open_run(out, checkpoints, resume, lock))
         saved: dict[str, Any] = {"step": 0, "recorder": {}}
@@ -130,9 +132,9 @@ def train(
 
 
 def open_trackers(config: TrainingConfig, out: Path, run_config: Any) -> Trackers | None:
-    """Those that the run's metrics go to, or None."""
+    """Return the trackers that receive the run's metrics, or None."""
     return (
-        Trackers(config.trackers, out, to_plain(run_config or {"training": config}))
+        Trackers(config.trackers, out, to_serializable(run_config or {"training": config}))
         if config.trackers
         else None
     )
@@ -140,7 +142,7 @@ def open_trackers(config: TrainingConfig, out: Path, run_config: Any) -> Tracker
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run whose parts are all set up."""
+    """A run with all its parts set up."""
 
     task: Task
     config: TrainingConfig
@@ -156,25 +158,25 @@ class Run:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The learning rate by step."""
+        """The learning rate as a function of the step."""
         return Schedule.of(self.config, self.plan.steps_per_epoch)
 
     @property
     def stop(self) -> int:
-        """The step to stop at."""
+        """The step at which the run stops."""
         return self.plan.last_step(self.config.max_steps)
 
     def from_step(self, start: int) -> dict[str, Any]:
         """Train from optimizer step ``start`` to the last, then export; return the summary."""
         config, plan, state, recorder = self.config, self.plan, self.state, self.recorder
         accelerator, micro_steps = self.accelerator, self.plan.accumulation_steps
-        if described := self.task.data_description():
-            recorder.say(visible(described))
+        if description := self.task.data_description():
+            recorder.say(visible(description))
         recorder.say(self.plan.describe(self.task.name, config, accelerator.device, start))
-        if start and recorder.evaluation is None and self.evaluates(start):
-            self.evaluate(start)  # the run was stopped before it could
+        if start and recorder.evaluation is None and self.should_evaluate(start):
+            self.evaluate(start)  # the run stopped before this evaluation
             if stopped_by := self.stopped_by():
-                return self.interrupted(start, stopped_by)
+                return self.report_interruption(start, stopped_by)
         batches = training_batches(
             self.task, plan, start=start, stop=self.stop, workers=config.workers, device=accelerator.device
         )
@@ -185,7 +187,7 @@ class Run:
             lr = self.schedule(step)
             set_learning_rate(state.optimizer, lr)
 
-            # sum the gradients of the micro-batches; processes exchange them behind the last
+            # sum the gradients of the micro-batches; processes exchange them after the last one
             state.optimizer.zero_grad(set_to_none=True)
             scalars: dict[str, Any] = {}
             for micro in range(micro_steps):
@@ -207,110 +209,117 @@ class Run:
             recorder.end_step(scalars, wait=guard.waits)
 
             # what follows reads the device: a line, an evaluation, a checkpoint
-            done = step + 1
-            writes_line = done % config.log_steps == 0 or done == self.stop
+            steps_done = step + 1
+            should_log = steps_done % config.log_steps == 0 or steps_done == self.stop
             if not (
-                guard.waits or writes_line or self.evaluates(done) or self.saves(done) or self.hears_a_signal
+                guard.waits
+                or should_log
+                or self.should_evaluate(steps_done)
+                or self.should_save(steps_done)
+                or self.signal_received
             ):
                 continue
             guard.raise_if_broken()
-            recorder.waited()
+            recorder.add_waiting_time()
             stopped_by = self.stopped_by()
-            if writes_line:
+            if should_log:
                 self.lock.check()
-                recorder.write_line(done, lr)
-            if self.evaluates(done) and not stopped_by:
-                self.evaluate(done)
+                recorder.write_line(steps_done, lr)
+            if self.should_evaluate(steps_done) and not stopped_by:
+                self.evaluate(steps_done)
                 stopped_by = self.stopped_by()
-            if stopped_by or self.saves(done):
-                self.save(done)
+            if stopped_by or self.should_save(steps_done):
+                self.save(steps_done)
             if stopped_by:
-                return self.interrupted(done, stopped_by)
+                return self.report_interruption(steps_done, stopped_by)
         return self.finish()
 
     @property
-    def hears_a_signal(self) -> bool:
-        """Whether one asks a run of one process to stop; several ask each other, for which all must read the device."""
+    def signal_received(self) -> bool:
+        """Whether a signal asks a run of one process to stop; several must agree, for which all read the device."""
         return self.accelerator.num_processes == 1 and self.interruption.requested
 
     def stopped_by(self) -> Signals | None:
         """The signal that asks the run to stop, if any process received one."""
         return signal_of_any_process(self.accelerator, self.interruption.signal)
 
-    def evaluates(self, done: int) -> bool:
-        """Say whether an evaluation follows ``done`` steps."""
-        return done == self.stop or done % (self.config.evaluate_epochs * self.plan.steps_per_epoch) == 0
+    def should_evaluate(self, steps_done: int) -> bool:
+        """Return whether an evaluation follows ``steps_done`` steps."""
+        interval = self.config.evaluate_epochs * self.plan.steps_per_epoch
+        return steps_done == self.stop or steps_done % interval == 0
 
-    def saves(self, done: int) -> bool:
-        """Say whether a checkpoint follows ``done`` steps."""
-        by_steps = self.config.checkpoint_steps is not None and done % self.config.checkpoint_steps == 0
-        by_epochs = done % (self.config.checkpoint_epochs * self.plan.steps_per_epoch) == 0
-        return done == self.stop or by_steps or by_epochs
+    def should_save(self, steps_done: int) -> bool:
+        """Return whether a checkpoint follows ``steps_done`` steps."""
+        due_by_steps = (
+            self.config.checkpoint_steps is not None and steps_done % self.config.checkpoint_steps == 0
+        )
+        due_by_epochs = steps_done % (self.config.checkpoint_epochs * self.plan.steps_per_epoch) == 0
+        return steps_done == self.stop or due_by_steps or due_by_epochs
 
-    def evaluate(self, done: int) -> None:
-        """Evaluate all sets of weights after ``done`` steps, unless a signal breaks it off: then once resumed.
+    def evaluate(self, steps_done: int) -> None:
+        """Evaluate all sets of weights after ``steps_done`` steps; if a signal aborts it, the resumed run does it.
 
-        Several processes finish it, as each of them waits for the others in it.
+        Several processes always finish it, because each waits for the others.
         """
         try:
-            with self.interruption.breaks_off(self.accelerator.num_processes == 1):
-                metrics = self.measure(done)
-        except BrokenOff:
+            with self.interruption.abortable(self.accelerator.num_processes == 1):
+                metrics = self.measure(steps_done)
+        except Aborted:
             return
-        self.recorder.write_evaluation(done, metrics)
+        self.recorder.write_evaluation(steps_done, metrics)
         name = self.task.keep_best
-        if name is not None and self.recorder.improved(name, done):
-            self.export_best(done, name, metrics[name])
+        if name is not None and self.recorder.improved(name, steps_done):
+            self.export_best(steps_done, name, metrics[name])
 
-    def export_best(self, done: int, name: str, value: float) -> None:
-        """Export the weights after ``done`` steps as the best so far, by the measure ``name``."""
+    def export_best(self, steps_done: int, name: str, value: float) -> None:
+        """Export the weights after ``steps_done`` steps as the best so far by the metric ``name``."""
         model = self.state.whole_weights()["raw"]
 
         def write() -> None:
             self.lock.check()
-            best.write_record(self.out, done, name, value)
+            best.write_record(self.out, steps_done, name, value)
             self.task.export(model, self.out, "best")
 
         on_main_process(self.accelerator, write)
 
     @torch.no_grad()
-    def measure(self, done: int) -> dict[str, float]:
-        """Return the metrics of all sets of weights: those of the main process, on all, as what follows from them."""
+    def measure(self, steps_done: int) -> dict[str, float]:
+        """Return the metrics of all sets of weights; all processes get the main one's, and so decide alike."""
         metrics: dict[str, float] = {}
         for weights, model in self.state.weights().items():
             prefix = "ema_" if weights == "ema" else ""
             share_buffers(self.accelerator, model)
             model.eval()
-            seed_everything(derive_seed(self.plan.seed, "evaluate", done, self.plan.process))
+            seed_everything(derive_seed(self.plan.seed, "evaluate", steps_done, self.plan.process))
             with self.accelerator.autocast():
-                found = self.task.evaluate(model, self.accelerator)
-            metrics |= {prefix + name: float(value) for name, value in found.items()}
+                scores = self.task.evaluate(model, self.accelerator)
+            metrics |= {prefix + name: float(value) for name, value in scores.items()}
         self.state.model.train()
         return on_main_process(self.accelerator, lambda: metrics)
 
-    def save(self, done: int) -> None:
-        """Write the checkpoint of ``done`` steps."""
+    def save(self, steps_done: int) -> None:
+        """Write the checkpoint after ``steps_done`` steps."""
         files = self.state.writers()
-        account = {"step": done, "settings": self.settings, "recorder": self.recorder.state()}
-        files[STATE] = write_json(account)
+        run_state = {"step": steps_done, "settings": self.settings, "recorder": self.recorder.state()}
+        files[STATE] = write_json(run_state)
 
         def write() -> None:
             self.lock.check()
-            self.checkpoints.write(done, files)
+            self.checkpoints.write(steps_done, files)
 
         on_main_process(self.accelerator, write)
 
-    def interrupted(self, done: int, stopped_by: Signals) -> dict[str, Any]:
-        """Tell how to go on."""
+    def report_interruption(self, steps_done: int, stopped_by: Signals) -> dict[str, Any]:
+        """Say how to continue the run, and return its summary."""
         self.recorder.say(
-            f"stopped by {stopped_by.name} after step {done} of {self.stop}; the checkpoint is in "
+            f"stopped by {stopped_by.name} after step {steps_done} of {self.stop}; the checkpoint is in "
             f"{self.checkpoints.directory}; continue with the same command and --resume auto"
         )
         return on_main_process(self.accelerator, lambda: self.summarize(stopped_by))
 
     def finish(self) -> dict[str, Any]:
-        """Export the weights and draw the pictures; a signal meanwhile ends what would follow, not this."""
-        self.accelerator.unwrap_model(self.state.model, keep_fp32_wrapper=False)  # nothing trains any more
+        """Export the weights and draw the pictures; a signal meanwhile stops what would follow, not this."""
+        self.accelerator.unwrap_model(self.state.model, keep_fp32_wrapper=False)  # training is over
         models = self.state.whole_weights()
 
         def write() -> dict[str, Any]:
@@ -330,20 +339,20 @@ class Run:
     def summarize(self, stopped_by: Signals | None) -> dict[str, Any]:
         """Write curves.png and summary.json."""
         plot_curves(self.out)
-        recorded = self.recorder.summary()
-        measured = {
-            "seconds": recorded.pop("seconds"),
-            "samples_per_second": recorded.pop("samples_per_second"),
+        record = self.recorder.summary()
+        measurements = {
+            "seconds": record.pop("seconds"),
+            "samples_per_second": record.pop("samples_per_second"),
             **describe_run(self.accelerator.device),
             "processes": self.plan.processes,
         }
-        before = finished_summary(self.out)
-        if not self.recorder.steps and before.get("samples") == recorded["samples"]:  # nothing was trained
-            measured |= {name: before[name] for name in measured if name in before}
+        previous = finished_summary(self.out)
+        if not self.recorder.steps and previous.get("samples") == record["samples"]:  # no step was trained
+            measurements |= {name: previous[name] for name in measurements if name in previous}
         summary = {
             "task": self.task.name,
-            **recorded,
-            **measured,
+            **record,
+            **measurements,
             "interrupted": stopped_by is not None,
             "stopped_by": stopped_by and stopped_by.name,
         }

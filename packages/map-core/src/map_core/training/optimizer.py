@@ -21,17 +21,17 @@ from map_core.training.config import TrainingConfig
 def default_parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Split ``model``'s trainable parameters into decayed and undecayed groups, by layer if asked.
+    """Split ``model``'s trainable parameters into groups with and without weight decay, by layer if asked.
 
     Vectors and what ``model.no_weight_decay()`` names are not decayed. With ``layer_decay``, layer i of n
     (in the order of ``model.group_matcher``) learns at ``layer_decay ** (n - i)`` times the rate (BEiT,
     section 3.2 of arXiv:2106.08254).
 
     Raises:
-        UserError: layer decay is asked of a model that does not say what its layers are.
+        UserError: layer decay is asked for, and the model has no ``group_matcher``.
     """
-    ask: Any = getattr(model, "no_weight_decay", tuple)
-    excluded = ask()
+    no_weight_decay: Any = getattr(model, "no_weight_decay", tuple)
+    excluded = no_weight_decay()
     if layer_decay is None:
         return list(param_groups_weight_decay(model, weight_decay, no_weight_decay_list=excluded))
     if not hasattr(model, "group_matcher"):
@@ -48,12 +48,12 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> tor
     """Build the optimizer that ``config.optimizer`` names.
 
     Raises:
-        UserError: timm knows no such optimizer, or cannot make it here, or the training loop cannot use it.
+        UserError: timm has no such optimizer or cannot build it here, or the training loop cannot use it.
     """
-    known = list_optimizers()
-    if config.optimizer.lower() not in known:
+    known_names = list_optimizers()
+    if config.optimizer.lower() not in known_names:
         raise UserError(
-            f"training.optimizer {config.optimizer!r} is unknown; {near_matches(config.optimizer, known)}"
+            f"training.optimizer {config.optimizer!r} is unknown; {near_matches(config.optimizer, known_names)}"
         )
     info = get_optimizer_info(config.optimizer)
     options: dict[str, Any] = {}
@@ -67,24 +67,24 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> tor
         optimizer = create_optimizer_v2(
             groups, config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **options
         )
-    except (AssertionError, ImportError) as error:  # of those that need a GPU or another package
+    except (AssertionError, ImportError) as error:  # raised by those that need a GPU or another package
         raise UserError(
             f"training.optimizer {config.optimizer} cannot be used here: {reason(error)}; choose another"
         ) from error
-    if why := why_unfit(optimizer, second_order=info.second_order):
-        raise UserError(f"training.optimizer {config.optimizer} {why}; choose another")
+    if problem := find_problem(optimizer, second_order=info.second_order):
+        raise UserError(f"training.optimizer {config.optimizer} {problem}; choose another")
     return optimizer
 
 
-def why_unfit(optimizer: torch.optim.Optimizer, *, second_order: bool) -> str | None:
-    """Why the training loop cannot use an optimizer, or None."""
+def find_problem(optimizer: torch.optim.Optimizer, *, second_order: bool) -> str | None:
+    """Return why the training loop cannot use an optimizer, or None."""
     if second_order:
         return "needs gradients of gradients, which the kernels of this project do not have"
     for name, value in optimizer.param_groups[0].items():
         if isinstance(value, torch.dtype):
             return f"keeps {name} as a dtype, which checkpoints of plain values cannot hold"
-    if more := optimizer.state_dict().keys() - {"state", "param_groups"}:
-        return f"keeps {', '.join(sorted(more))} beside the state of parameters, which checkpoints leave out"
+    if extra := optimizer.state_dict().keys() - {"state", "param_groups"}:
+        return f"keeps {', '.join(sorted(extra))} beside the state of parameters, which checkpoints leave out"
     return None
 
 
@@ -95,6 +95,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, limit: float | None) -> Tensor:
-    """Scale the whole gradient down to the norm ``limit`` if there is one; return the norm before that."""
+    """Scale the whole gradient down to the norm ``limit``, if there is one; return the norm before clipping."""
     norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

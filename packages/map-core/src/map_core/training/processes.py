@@ -1,4 +1,4 @@
-"""Accelerate, set up as the configuration says, and agreement between processes."""
+"""Accelerate, set up from the configuration, and agreement between processes."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """Start Accelerate on ``config.device``, alone or as one of the launcher's processes.
 
     Raises:
-        UserError: the device is not there, FSDP is asked of one that Accelerate would not shard on, or another engine.
+        UserError: the device is missing, FSDP is asked for on one where Accelerate would not shard, or another engine.
     """
     device = config.device
     if device == "cuda" and not torch.cuda.is_available():
@@ -68,7 +68,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Say whether parameters are sharded over the processes."""
+    """Return whether parameters are sharded over the processes."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
@@ -80,16 +80,16 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) ->
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     """Give all processes the main one's floating-point buffers, such as batch normalisation's statistics.
 
-    Each process follows its own samples, and DDP brings them together only before a step's forward pass, FSDP never.
+    Each process updates them with its own samples; DDP shares them only before a step's forward pass, FSDP never.
     """
     if accelerator.num_processes == 1:
         return
     for buffer in model.buffers():
         if buffer.is_floating_point() and not isinstance(buffer, DTensor):  # FSDP shards parameters alone
-            shared = buffer.contiguous()
-            torch.distributed.broadcast(shared, src=0)
-            if shared is not buffer:
-                buffer.copy_(shared)
+            contiguous = buffer.contiguous()
+            torch.distributed.broadcast(contiguous, src=0)
+            if contiguous is not buffer:
+                buffer.copy_(contiguous)
 
 
 def sum_over_processes(accelerator: Accelerator, totals: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> 
 
 
 def signal_of_any_process(accelerator: Accelerator, received: signal.Signals | None) -> signal.Signals | None:
-    """Return the signal that any process received, the sterner one of two; all of them call this."""
+    """Return the signal that any process received, SIGTERM before SIGINT; all processes call this."""
     if accelerator.num_processes == 1:
         return received
     flags = [float(received == number) for number in STOPPING_SIGNALS]
@@ -121,8 +121,8 @@ class Peers:
     """The processes of a command that runs a model without training it.
 
     Attributes:
-        rank: Of this one.
-        count: How many there are.
+        rank: Rank of this process.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -131,39 +131,39 @@ class Peers:
     def agree(self, function: Callable[[], Result]) -> Result:
         """Run ``function`` on the first process and return its result, or raise its :class:`UserError`, on all.
 
-        The first process raises the error itself, with its type, cause and traceback; the others what it says.
+        The first process raises the error itself, with its type, cause and traceback; the others raise its message.
         """
-        outcome: list[Any] = [None, None]
-        raised: UserError | None = None
+        outcome: list[Any] = [None, None]  # result, error message
+        failure: UserError | None = None
         if self.rank == 0:
             try:
                 outcome[0] = function()
             except UserError as error:
-                raised, outcome[1] = error, str(error)
+                failure, outcome[1] = error, str(error)
         if self.count > 1:
             torch.distributed.broadcast_object_list(outcome)
-        if raised is not None:
-            raise raised
+        if failure is not None:
+            raise failure
         if outcome[1] is not None:
             raise UserError(outcome[1])
         return outcome[0]
 
     def meet(self) -> None:
-        """Wait for all of them."""
+        """Wait until all processes get here."""
         if self.count > 1:
             torch.distributed.barrier()
 
 
 def launched_processes() -> int:
-    """How many processes the launcher started, as it says before they have joined; 1 without one."""
+    """Return how many processes the launcher started, known before they have joined; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_peers() -> Peers:
-    """Join the processes that a launcher such as torchrun started, if one did; each takes a GPU, if there are any.
+    """Join the processes that a launcher such as torchrun started, if any; each takes a GPU, if there are any.
 
-    They exchange words, not tensors: gloo serves on every machine. The launcher stops them all where one fails, so
-    that they wait for one another however long one reads.
+    They exchange Python objects, not tensors, for which gloo works on every machine. The launcher stops them all if
+    one fails, so they can wait for one another however long one of them reads.
     """
     if launched_processes() == 1:
         return Peers()

@@ -1,4 +1,4 @@
-"""Which samples a process sees at a step: a function of the seed and the step, so that resuming is free."""
+"""Which samples a process sees at a step: a function of the seed and the step, so resuming needs no state."""
 
 import contextlib
 import random
@@ -16,13 +16,13 @@ from map_core.errors import UserError
 from map_core.randomness import Draw, derive_seed, keyed_generator
 from map_core.training.config import REFERENCE_BATCH, TrainingConfig
 from map_core.training.task import MapStyleDataset
-from map_core.training.workers import Reading
+from map_core.training.workers import CurrentSamples
 
 Shuffled = Callable[[torch.Generator], Int64[Tensor, " n"]]  # numbers of all samples, in a random order
 
 
 class SampleKey(NamedTuple):
-    """What a sample and its augmentation are a function of, beside the run's seed."""
+    """What determines a sample and its augmentation, besides the run's seed."""
 
     epoch: int
     sample: int
@@ -31,10 +31,10 @@ class SampleKey(NamedTuple):
 
 @dataclass(frozen=True)
 class RunPlan:
-    """How the samples of a run fall into epochs, optimizer steps, processes and micro-steps.
+    """How the samples of a run are split into epochs, optimizer steps, processes and micro-steps.
 
-    The last samples of an epoch's order that fill no global batch are dropped. ``shuffled`` draws that order, of a
-    data set that is read best in one of its own; None draws any permutation.
+    The last samples of an epoch's order that do not fill a global batch are dropped. ``shuffled`` draws that order
+    for a data set that reads best in a particular one; None draws any permutation.
     """
 
     samples: int
@@ -59,7 +59,7 @@ class RunPlan:
         """Plan a run over ``samples`` training samples.
 
         Raises:
-            UserError: they fill no batch, or the batch does not split evenly.
+            UserError: they do not fill one batch, or the batch does not split evenly.
         """
         config.micro_batch(processes, samples)
         if samples < config.batch_size:
@@ -90,33 +90,33 @@ class RunPlan:
         return self.epochs * self.steps_per_epoch
 
     def last_step(self, max_steps: int | None) -> int:
-        """The optimizer step that a run stops at."""
+        """The optimizer step at which a run stops."""
         return min(self.total_steps, max_steps or self.total_steps)
 
     def draw(self, step: int, micro: int) -> Draw:
         """What is random in micro-step ``micro`` of optimizer step ``step`` on this process."""
-        size = self.batch_size // (self.processes * self.accumulation_steps)
-        start = (micro * self.processes + self.process) * size
-        return Draw(self.seed, step, slice(start, start + size), self.batch_size)
+        micro_batch = self.batch_size // (self.processes * self.accumulation_steps)
+        start = (micro * self.processes + self.process) * micro_batch
+        return Draw(self.seed, step, slice(start, start + micro_batch), self.batch_size)
 
     def describe(self, task: str, config: TrainingConfig, device: torch.device, start: int) -> str:
         """Say what is about to run, from step ``start``."""
-        scaled = f" = {config.base_lr:g} * {config.batch_size} / {REFERENCE_BATCH}"
-        as_it_is = " as training.lr says (training.base_lr counts where that is null)"
+        scaling = f" = {config.base_lr:g} * {config.batch_size} / {REFERENCE_BATCH}"
+        absolute = " as training.lr says (training.base_lr counts where that is null)"
         return (
             f"{task}: {self.samples} samples, {config.epochs} epochs of {self.steps_per_epoch} steps, batch "
             f"{config.batch_size} on {self.processes} process(es) ({device}, {config.precision}), learning rate "
-            f"{config.peak_lr:g}{scaled if config.lr is None else as_it_is}"
-            + self._left_out()
+            f"{config.peak_lr:g}{scaling if config.lr is None else absolute}"
+            + self._describe_remainder()
             + (f"; going on after step {start}" if start else "")
         )
 
-    def _left_out(self) -> str:
-        """Say how many samples an epoch cannot use."""
-        rest = self.samples % self.batch_size
+    def _describe_remainder(self) -> str:
+        """Say how many samples each epoch leaves out."""
+        remainder = self.samples % self.batch_size
         return (
-            f"; each epoch leaves out {rest} samples, drawn anew, that fill no batch"
-            if rest and self.repeats == 1
+            f"; each epoch leaves out {remainder} samples, drawn anew, that fill no batch"
+            if remainder and self.repeats == 1
             else ""
         )
 
@@ -128,25 +128,25 @@ class RunPlan:
         return self.shuffled(generator)
 
     def keys(self, step: int, micro: int, order: Int64[Tensor, " n"]) -> list[SampleKey]:
-        """What this process reads for micro-step ``micro`` of optimizer step ``step``.
+        """Keys of the samples that this process reads for micro-step ``micro`` of optimizer step ``step``.
 
         An epoch is its order with every sample ``repeats`` times in a row, cut to the usual number.
 
         Args:
-            step: Of the run.
-            micro: Of the step.
+            step: Optimizer step of the run.
+            micro: Micro-step of that step.
             order: :meth:`epoch_order` of the step's epoch.
         """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        samples = self.draw(step, micro).samples
+        share = self.draw(step, micro).samples  # of the global batch
         first = step_of_epoch * self.batch_size
-        places = torch.arange(first + samples.start, first + samples.stop)
-        numbers, repeats = order[places // self.repeats].tolist(), (places % self.repeats).tolist()
-        return [SampleKey(epoch, number, again) for number, again in zip(numbers, repeats, strict=True)]
+        positions = torch.arange(first + share.start, first + share.stop)
+        samples, repeats = order[positions // self.repeats].tolist(), (positions % self.repeats).tolist()
+        return [SampleKey(epoch, sample, repeat) for sample, repeat in zip(samples, repeats, strict=True)]
 
 
 @contextlib.contextmanager
-def single_samples_told(plan: RunPlan) -> Iterator[None]:
+def explain_single_samples(plan: RunPlan) -> Iterator[None]:
     """Turn batch normalisation's refusal of a single sample, in the first step, into a :class:`UserError`."""
     try:
         yield
@@ -202,16 +202,18 @@ class Failure:
 
 
 class KeyedDataset(Dataset[Any]):
-    """A data set read by :class:`SampleKey`, whose randomness is a function of the seed and the key."""
+    """A data set indexed by :class:`SampleKey`; a sample's randomness is a function of the seed and its key."""
 
-    def __init__(self, data: MapStyleDataset, seed: int, reading: Reading | None = None) -> None:
-        self.data, self.seed, self.reading = data, seed, reading or Reading(0)
+    def __init__(
+        self, data: MapStyleDataset, seed: int, current_samples: CurrentSamples | None = None
+    ) -> None:
+        self.data, self.seed, self.current_samples = data, seed, current_samples or CurrentSamples(0)
 
     def __getitem__(self, key: SampleKey) -> Any:
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
         seed_everything(derive_seed(self.seed, "sample", *key), cuda=False)
         try:
-            with self.reading.of(key.sample):
+            with self.current_samples.reading(key.sample):
                 return self.data[key.sample]
         except UserError as error:
             return Failure(str(error))
@@ -223,7 +225,7 @@ class KeyedDataset(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Collate samples as the task does, unless one of them failed or they do not fit together."""
+    """Collate samples as the task does; a sample that failed, or one that does not fit the others, gives a Failure."""
 
     function: Callable[[list[Any]], Any]
 

@@ -13,7 +13,7 @@ class Schedule:
     Attributes:
         peak: learning rate at the end of the warmup.
         start: learning rate of step 0, where there is a warmup.
-        end: learning rate that the cosine ends at.
+        end: learning rate at the end of the cosine.
         warmup: steps of the warmup.
         total: steps of the whole run.
     """
@@ -26,7 +26,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: TrainingConfig, steps_per_epoch: int) -> "Schedule":
-        """Return the schedule of a run; its absolute ends are cut to the peak where they exceed it."""
+        """Return the schedule of a run; its start and end rates are cut to the peak where they exceed it."""
         peak = config.peak_lr
         return cls(
             peak=peak,
@@ -40,5 +40,5 @@ class Schedule:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
         if step < self.warmup:
             return self.start + (self.peak - self.start) * step / self.warmup
-        done = min((step - self.warmup) / max(self.total - self.warmup, 1), 1.0)
-        return self.end + (self.peak - self.end) * 0.5 * (1 + math.cos(math.pi * done))
+        progress = min((step - self.warmup) / max(self.total - self.warmup, 1), 1.0)
+        return self.end + (self.peak - self.end) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,4 +1,4 @@
-"""What makes a run the run that it is: the settings that a resumed run must share with the one before."""
+"""What identifies a run: the settings that a resumed run must share with the run that it resumes."""
 
 import json
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
 from map_core.runs.account import DATA, START
-from map_core.runs.summary import to_plain
+from map_core.runs.summary import to_serializable
 from map_core.training.config import TrainingConfig
 from map_core.training.sampling import RunPlan
 
-# What a resumed run may set otherwise without becoming another run. accumulation_steps changes micro-batches, on which
-# batch normalisation, mixed pairs and contrastive learning depend, as another number of processes does.
+# What a resumed run may change without becoming another run. accumulation_steps changes the micro-batches, on which
+# batch normalisation, mixed pairs and contrastive learning depend, but so does another number of processes.
 FREE_TO_CHANGE = {
     "accumulation_steps", "activation_checkpointing", "recompute_every", "compile", "compile_mode", "workers",
     "checkpoint_steps", "checkpoint_epochs", "keep_checkpoints", "evaluate_epochs", "log_steps", "device",
@@ -28,33 +28,33 @@ def run_settings(
     data: Mapping[str, Any],
     start: str | None = None,
 ) -> dict[str, Any]:
-    """Return, by dotted name, everything that makes this run the run that it is.
+    """Return, by dotted name, everything that identifies this run.
 
     Args:
-        name: Of the task.
-        plan: Of the run.
-        config: How it is trained.
-        run_config: The whole configuration; its model and objective count.
-        data: What makes the data what they are, see :meth:`~map_core.training.task.Task.data_settings`.
-        start: What it starts from, see :meth:`~map_core.training.task.Task.starts_from`.
+        name: Name of the task.
+        plan: Plan of the run.
+        config: Settings of training.
+        run_config: The whole configuration; its model and objective sections are compared.
+        data: What defines the data, see :meth:`~map_core.training.task.Task.data_settings`.
+        start: What the weights start from, see :meth:`~map_core.training.task.Task.init_identity`.
     """
     settings = {
         f"training.{key}": value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE
     }
     settings |= {"task": name, "training samples": plan.samples, START: start}
     settings |= {f"{DATA}{key}": value for key, value in data.items()}
-    plain = to_plain(run_config)
+    plain = to_serializable(run_config)
     for section in COMPARED_SECTIONS:
         values = plain.get(section) if isinstance(plain, dict) else None
         if isinstance(values, dict):
             settings |= {f"{section}.{key}": value for key, value in values.items()}
-    return json.loads(json.dumps(to_plain(settings)))
+    return json.loads(json.dumps(to_serializable(settings)))
 
 
 def default_settings(run_config: Any) -> dict[str, Any]:
     """Return, by dotted name, the defaults of the sections that are compared.
 
-    They stand for what a run of an earlier version, which had fewer settings, did.
+    They stand in for settings that an earlier version did not have.
     """
     defaults: dict[str, Any] = {}
     for section in COMPARED_SECTIONS:
@@ -65,4 +65,4 @@ def default_settings(run_config: Any) -> dict[str, Any]:
                 for entry in fields(values)
                 if entry.default is not MISSING
             }
-    return json.loads(json.dumps(to_plain(defaults)))
+    return json.loads(json.dumps(to_serializable(defaults)))

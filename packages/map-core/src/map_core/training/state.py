@@ -1,4 +1,4 @@
-"""The model, its optimizer and its moving average: what a checkpoint keeps."""
+"""The model, its optimizer and its moving average: what a checkpoint holds."""
 
 import copy
 from pathlib import Path
@@ -28,7 +28,7 @@ MODEL, OPTIMIZER, EMA = "model.safetensors", "optimizer.pt", "ema.safetensors"
 
 
 class TrainingState:
-    """What learns.
+    """What training changes.
 
     Attributes:
         model: the task's model as the loss calls it, wrapped for distributed training.
@@ -44,8 +44,8 @@ class TrainingState:
         sharded = is_sharded(accelerator)
         if sharded and config.ema_decay is not None:
             raise UserError("training.ema_decay is not supported with FSDP; set --training.ema_decay null")
-        if sharded and (unfit := task.unfit_for_sharding):
-            raise UserError(f"{unfit}; train without FSDP")
+        if sharded and (reason := task.reason_not_to_shard):
+            raise UserError(f"{reason}; train without FSDP")
         # Copies are taken before Accelerate rebinds forward, which a copy would share with the original.
         self._whole = copy.deepcopy(model).cpu() if sharded else None
         self.ema = None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay)
@@ -58,7 +58,7 @@ class TrainingState:
         compile_model(self.raw, config, accelerator.device)
 
     def update_average(self) -> None:
-        """Follow the weights with their moving average, if there is one."""
+        """Update the moving average of the weights, if there is one."""
         if self.ema is not None:
             self.ema.update(self.raw)
 
@@ -89,26 +89,32 @@ class TrainingState:
         """Load what :meth:`writers` wrote.
 
         Raises:
-            UserError: the checkpoint is of another model or optimizer, or not to be trusted.
+            UserError: the checkpoint belongs to another model or optimizer, or cannot be trusted.
         """
         scatter_optimizer(self.raw, self.optimizer, self._read_optimizer(checkpoint), str(checkpoint))
         scatter_model(self.raw, self._read_tensors(checkpoint / MODEL), str(checkpoint))
         if self.ema is not None:
             average = self._read_tensors(checkpoint / EMA)
-            own = {name: tuple(value.shape) for name, value in self.ema.module.state_dict().items()}
-            refuse_differences(own, {n: tuple(v.shape) for n, v in average.items()}, str(checkpoint / EMA))
+            expected = {name: tuple(value.shape) for name, value in self.ema.module.state_dict().items()}
+            refuse_differences(
+                expected, {n: tuple(v.shape) for n, v in average.items()}, str(checkpoint / EMA)
+            )
             self.ema.module.load_state_dict(average)
 
     def _read_tensors(self, path: Path) -> dict[str, Tensor]:
         return {self.task.current_name(name): value for name, value in read_tensors(path).items()}
 
     def _read_optimizer(self, checkpoint: Path) -> dict[str, Any]:
-        saved, name = read_pickle(checkpoint / OPTIMIZER), self.task.current_name
+        saved, rename = read_pickle(checkpoint / OPTIMIZER), self.task.current_name
         try:
             groups = [
-                {**group, "params": [name(n) for n in group["params"]]} for group in saved["param_groups"]
+                {**group, "params": [rename(name) for name in group["params"]]}
+                for group in saved["param_groups"]
             ]
-            return {"state": {name(n): value for n, value in saved["state"].items()}, "param_groups": groups}
+            return {
+                "state": {rename(name): value for name, value in saved["state"].items()},
+                "param_groups": groups,
+            }
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{checkpoint / OPTIMIZER} holds no state of an optimizer ({type(error).__name__}: {error}); "

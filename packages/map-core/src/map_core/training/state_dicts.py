@@ -1,6 +1,6 @@
-"""Whole state dicts of plain modules (also those inside DDP) and sharded ones, under the module's own names.
+"""Full state dicts of plain modules (also inside DDP) and sharded ones, under the unwrapped module's names.
 
-Every process calls these functions; the main process alone receives what is to be written.
+Every process calls these functions; only the main process receives what is to be written.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from map_core.errors import UserError, reason, some_of
+from map_core.errors import UserError, abbreviate, reason
 
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SCATTER = StateDictOptions(full_state_dict=True)
-SHOWN = 5  # names in an error message
+MAX_SHOWN = 5  # names in an error message
 
 
 def gather_model(model: nn.Module) -> dict[str, Any]:
@@ -39,8 +39,8 @@ def scatter_model(model: nn.Module, state: dict[str, Any], source: str) -> None:
     Raises:
         UserError: a name or shape differs; ``source`` is where the state came from.
     """
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    refuse_differences(own, {name: tuple(value.shape) for name, value in state.items()}, source)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    refuse_differences(expected, {name: tuple(value.shape) for name, value in state.items()}, source)
     set_model_state_dict(model, state, options=SCATTER)
 
 
@@ -53,13 +53,15 @@ def scatter_optimizer(
         UserError: it was saved for other parameters or other groups, or lacks a part.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    own = {f"group {i}": [names[id(p)] for p in g["params"]] for i, g in enumerate(optimizer.param_groups)}
+    expected = {
+        f"group {i}": [names[id(p)] for p in g["params"]] for i, g in enumerate(optimizer.param_groups)
+    }
     saved = {f"group {i}": list(group["params"]) for i, group in enumerate(state["param_groups"])}
-    if own != saved:
+    if expected != saved:
         raise UserError(
             f"{source} belongs to another optimizer: it has {len(saved)} parameter groups of "
-            f"{[len(group) for group in saved.values()]} parameters, this run {len(own)} of "
-            f"{[len(group) for group in own.values()]}, or their names differ; resume with the settings that "
+            f"{[len(group) for group in saved.values()]} parameters, this run {len(expected)} of "
+            f"{[len(group) for group in expected.values()]}, or their names differ; resume with the settings that "
             "wrote it, or start anew with another --out"
         )
     try:
@@ -71,17 +73,17 @@ def scatter_optimizer(
         ) from error
 
 
-def refuse_differences(own: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> None:
+def refuse_differences(expected: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> None:
     """Raise a :class:`UserError` that lists missing, unknown and misshaped names, if there are any."""
-    differences = [f"{name} is missing" for name in own if name not in saved]
-    differences += [f"{name} is unknown to the model" for name in saved if name not in own]
+    differences = [f"{name} is missing" for name in expected if name not in saved]
+    differences += [f"{name} is unknown to the model" for name in saved if name not in expected]
     differences += [
-        f"{name} has shape {saved[name]}, the model {own[name]}"
-        for name in own
-        if name in saved and saved[name] != own[name]
+        f"{name} has shape {saved[name]}, the model {expected[name]}"
+        for name in expected
+        if name in saved and saved[name] != expected[name]
     ]
     if differences:
         raise UserError(
-            f"{source} belongs to another model: {some_of(differences, SHOWN, '; ')}; "
+            f"{source} belongs to another model: {abbreviate(differences, MAX_SHOWN, '; ')}; "
             "resume with the settings that wrote it, or start anew with another --out"
         )

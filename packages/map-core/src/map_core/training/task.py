@@ -19,7 +19,7 @@ from map_core.training.optimizer import default_parameter_groups
 class MapStyleDataset(Protocol):
     """Samples by index.
 
-    One that is read best in an order of its own has ``shuffled(generator)``, too: the numbers of all its samples, each
+    One that reads best in a particular order also has ``shuffled(generator)``: the numbers of all its samples, each
     once, in a random order that is a function of the generator.
     """
 
@@ -28,7 +28,7 @@ class MapStyleDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-def refuse_other_data_sets(data: Any) -> None:
+def require_map_style(data: Any) -> None:
     """Raise a :class:`UserError` for what has no length and no samples by index, such as an iterable data set."""
     if not isinstance(data, MapStyleDataset):
         raise UserError(
@@ -41,8 +41,8 @@ def exported_file(directory: Path, name: str, weights: str) -> Path:
     """Where a task exports ``name``: ``name.safetensors``, or ``name_ema.safetensors`` for averaged weights.
 
     Args:
-        directory: Of the run.
-        name: Such as ``model``.
+        directory: Directory of the run.
+        name: What is exported, such as ``model``.
         weights: 'raw', 'ema' or 'best'.
     """
     return directory / f"{name}{'' if weights == 'raw' else f'_{weights}'}.safetensors"
@@ -61,7 +61,7 @@ class Task(abc.ABC):
     model: nn.Module
     train_data: MapStyleDataset
     collate: Callable[[list[Any]], Any] | None = None
-    keep_best: str | None = None  # the measure by which the best weights so far are exported, as 'best'
+    keep_best: str | None = None  # metric by which the best weights so far are exported, as 'best'
     mixes_pairs: bool = False  # whether the loss pairs the samples of a micro-batch, which must then be even
 
     @abc.abstractmethod
@@ -79,24 +79,24 @@ class Task(abc.ABC):
         """Write the trained weights of ``model`` (``weights`` is 'raw', 'ema' or 'best'); main process only."""
 
     def data_description(self) -> str:
-        """Return one line that says which data were opened, and what is evaluated on."""
+        """Return one line that names the data that were opened, and those that are evaluated on."""
         return ""
 
     def data_settings(self) -> dict[str, Any]:
-        """Return, by name, what makes the data what they are (classes, augmentation, ...): a resumed run shares it."""
+        """Return, by name, what defines the data (classes, augmentation, ...), which a resumed run must share."""
         return {}
 
-    def starts_from(self) -> str | None:
-        """Say what the weights start from, such that it is known again elsewhere; None: new weights."""
+    def init_identity(self) -> str | None:
+        """Return an identity, the same on every machine, of what the weights start from; None: new weights."""
         return None
 
     @property
-    def unfit_for_sharding(self) -> str | None:
-        """Why it cannot be trained under FSDP; None where it can."""
-        return getattr(self.model, "unfit_for_sharding", None)
+    def reason_not_to_shard(self) -> str | None:
+        """Why the task cannot be trained under FSDP; None where it can."""
+        return getattr(self.model, "reason_not_to_shard", None)
 
     def current_name(self, name: str) -> str:
-        """Today's name of a parameter that a checkpoint of an earlier version calls ``name``."""
+        """Return the current name of a parameter that a checkpoint of an earlier version calls ``name``."""
         return name
 
     def parameter_groups(self, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -104,4 +104,4 @@ class Task(abc.ABC):
         return default_parameter_groups(self.model, config.weight_decay, config.layer_decay)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:  # noqa: B027 (optional)
-        """Do what comes after the export, such as pictures; may add to ``summary``; main process only."""
+        """Do what follows the export, such as pictures; may add to ``summary``; main process only."""

@@ -1,4 +1,4 @@
-"""The processes that load samples: what each one reads, how they end, and what is said of one that does not go on."""
+"""The processes that load samples: what each one is reading, how they end, and the error when one dies or hangs."""
 
 import contextlib
 import ctypes
@@ -19,26 +19,26 @@ from torch.utils.data import DataLoader, get_worker_info
 from map_core.errors import UserError
 
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LOOK_SECONDS = 5.0  # how often somebody looks whether the processes are alive while a batch is awaited
-PATIENCE_SECONDS = 600.0  # a batch that takes longer hangs
-END_SECONDS = 1.0  # for a killed process to be gone; one that waits for a dead disk takes longer
-NOTHING = -1
+CHECK_SECONDS = 5.0  # between checks that the processes are alive, while a batch is awaited
+PATIENCE_SECONDS = 600.0  # a batch that takes longer is taken to hang
+JOIN_SECONDS = 1.0  # for a killed process to end; one that waits for a dead disk takes longer
+IDLE = -1
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-class Reading:
-    """Which sample each loading process is at; the processes write it, their parent reads it.
+class CurrentSamples:
+    """The sample that each loading process is reading; the processes write it, their parent reads it.
 
     Args:
-        workers: How many there are.
+        workers: Number of loading processes.
     """
 
     def __init__(self, workers: int) -> None:
-        self._samples = RawArray("q", [NOTHING] * max(workers, 1))
-        self._processes = RawArray("q", [NOTHING] * max(workers, 1))
+        self._samples = RawArray("q", [IDLE] * max(workers, 1))
+        self._processes = RawArray("q", [IDLE] * max(workers, 1))
 
     @contextlib.contextmanager
-    def of(self, sample: int) -> Iterator[None]:
+    def reading(self, sample: int) -> Iterator[None]:
         """Note that this process reads ``sample`` while the block runs."""
         worker = get_worker_info()
         slot = 0 if worker is None else worker.id
@@ -46,41 +46,41 @@ class Reading:
         try:
             yield
         finally:
-            self._samples[slot] = NOTHING
+            self._samples[slot] = IDLE
 
     def samples(self) -> dict[int, int]:
-        """The samples that are being read, by the number of the process."""
+        """The samples that are being read, by process id."""
         return {
             process: sample
             for process, sample in zip(self._processes, self._samples, strict=True)
-            if sample != NOTHING
+            if sample != IDLE
         }
 
 
-def watched(
+def watch_batches(
     loader: "DataLoader[Any]",
-    reading: Reading,
+    current_samples: CurrentSamples,
     names: Callable[[], Sequence[str] | None],
     *,
     patience: float = PATIENCE_SECONDS,
-    look: float = LOOK_SECONDS,
+    check_every: float = CHECK_SECONDS,
 ) -> Iterator[Any]:
-    """Yield the batches of ``loader``; whatever ends the iteration, its processes end with it.
+    """Yield the batches of ``loader``; its processes end with the iteration, whatever ends it.
 
     Args:
-        loader: With ``timeout=look`` where it has processes, which :func:`begin_loading` began.
-        reading: Written by its data set.
-        names: Asked for the samples' names where a message needs one: of millions, they take seconds to list.
-        patience: Seconds that a batch may be awaited.
-        look: Seconds between two looks at the processes.
+        loader: Where it has processes, with ``timeout=check_every`` and ``worker_init_fn=init_worker``.
+        current_samples: Written by its data set.
+        names: Returns the samples' names; called only where a message needs one, as listing millions takes seconds.
+        patience: Seconds to wait for a batch.
+        check_every: Seconds between two checks of the processes.
 
     Raises:
-        UserError: a process died, or a batch did not come in time; what was being read is named.
+        UserError: a process died, or a batch did not come in time; the message names what was being read.
     """
-    iterator, processes = begin(loader)
+    iterator, processes = start_workers(loader)
     try:
         while True:
-            since = time.monotonic()
+            wait_start = time.monotonic()
             while True:
                 try:
                     batch = next(iterator)
@@ -90,40 +90,42 @@ def watched(
                 except (RuntimeError, EOFError, OSError) as error:
                     if str(error).startswith("Caught "):
                         raise  # raised by the data set
-                    waiting = str(error).startswith("DataLoader ")
-                    if not waiting:  # a batch's memory is handed over by the process that made it
-                        await_death(processes, LOOK_SECONDS)
+                    raised_by_loader = str(error).startswith("DataLoader ")
+                    if not raised_by_loader:  # the process that made a batch hands over its memory
+                        await_death(processes, CHECK_SECONDS)
                     for process in processes:
                         if not process.is_alive():
-                            raise UserError(death(process, reading, names())) from None
-                    if not waiting:
+                            raise UserError(describe_death(process, current_samples, names())) from None
+                    if not raised_by_loader:
                         raise
-                    if time.monotonic() - since > patience - look:
-                        raise UserError(hang(patience, reading, names())) from None
+                    if time.monotonic() - wait_start > patience - check_every:
+                        raise UserError(describe_hang(patience, current_samples, names())) from None
             yield batch
     finally:
-        for process in processes:  # one that hangs would not hear of the end
+        for process in processes:  # one that hangs would never notice the end
             process.kill()
         for process in processes:
-            process.join(END_SECONDS)
+            process.join(JOIN_SECONDS)
 
 
-def begin(loader: "DataLoader[Any]") -> tuple[Iterator[Any], list[BaseProcess]]:
-    """Start a loader's processes, such that no signal meets one before :func:`begin_loading` has run in it."""
-    before, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
+def start_workers(loader: "DataLoader[Any]") -> tuple[Iterator[Any], list[BaseProcess]]:
+    """Start a loader's processes so that no signal reaches one before :func:`init_worker` has run in it."""
+    earlier_children, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING_SIGNALS)
     try:
         iterator = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    # PyTorch would raise an error of its own for a dead process, in the midst of whatever its parent does
+    # PyTorch's own handler would raise an error for a dead process in the middle of whatever its parent is doing
     if threading.current_thread() is threading.main_thread() and handler is not None:
         signal.signal(signal.SIGCHLD, handler)
-    return iterator, [process for process in multiprocessing.active_children() if process not in before]
+    return iterator, [
+        process for process in multiprocessing.active_children() if process not in earlier_children
+    ]
 
 
-def begin_loading(worker: int) -> None:
-    """Prepare a loading process: its parent decides when it ends, and it does not outlive its parent.
+def init_worker(worker: int) -> None:
+    """Set up a loading process: its parent decides when it ends, and it does not outlive its parent.
 
     Ctrl-C and a scheduler's SIGTERM reach the whole process group; the run goes on to the end of its step.
     """
@@ -135,38 +137,38 @@ def begin_loading(worker: int) -> None:
 
 
 def await_death(processes: Sequence[BaseProcess], seconds: float) -> None:
-    """Wait until one of the processes is dead, or until ``seconds`` have passed.
+    """Wait until one of the processes is dead, for at most ``seconds``.
 
     A dying process closes its files, and with them its sentinel, before it counts as dead.
     """
-    ended = wait([process.sentinel for process in processes], seconds)
+    ready = wait([process.sentinel for process in processes], seconds)
     for process in processes:
-        if process.sentinel in ended:
-            process.join(END_SECONDS)
+        if process.sentinel in ready:
+            process.join(JOIN_SECONDS)
 
 
-def death(process: BaseProcess, reading: Reading, names: Sequence[str] | None) -> str:
-    """Say how a loading process ended, and at which sample."""
+def describe_death(process: BaseProcess, current_samples: CurrentSamples, names: Sequence[str] | None) -> str:
+    """Return a message that says how a loading process ended, and at which sample."""
     code = process.exitcode or 0
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-    sample = reading.samples().get(process.pid or NOTHING)
-    where = "between two samples" if sample is None else f"while it read {sample_name(sample, names)}"
+    ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+    sample = current_samples.samples().get(process.pid or IDLE)
+    position = "between two samples" if sample is None else f"while it read {sample_name(sample, names)}"
     cures = {
         -signal.SIGKILL: "if memory ran out, lower --training.workers or the batch size",
         -signal.SIGBUS: "if shared memory ran out, enlarge /dev/shm or lower --training.workers",
     }
     cure = cures.get(code, "look at that sample, or load with workers 0 to see the error itself")
-    return f"loading process {process.pid} {how} {where}; {cure}"
+    return f"loading process {process.pid} {ending} {position}; {cure}"
 
 
-def hang(patience: float, reading: Reading, names: Sequence[str] | None) -> str:
-    """Say which samples do not come."""
-    at = [sample_name(sample, names) for sample in reading.samples().values()]
-    what = f"still being read: {', '.join(at[:4])}" if at else "no sample is being read"
-    return (
-        f"no batch came within {patience:g} seconds; {what}; look whether that file and its file system can be "
-        "read, then continue with --resume auto"
-    )
+def describe_hang(patience: float, current_samples: CurrentSamples, names: Sequence[str] | None) -> str:
+    """Return a message that names the samples that never arrived."""
+    samples = [sample_name(sample, names) for sample in current_samples.samples().values()]
+    if samples:
+        status = f"still being read: {', '.join(samples[:4])}; check that these files and their file system can be read"
+    else:
+        status = "no sample is being read; check that the loading processes get processor time and memory"
+    return f"no batch came within {patience:g} seconds; {status}, then continue with --resume auto"
 
 
 def sample_name(sample: int, names: Sequence[str] | None) -> str:

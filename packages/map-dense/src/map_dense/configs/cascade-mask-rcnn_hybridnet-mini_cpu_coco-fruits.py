@@ -3,7 +3,7 @@
 Command:   CONFIG=$(map-dense config-path cascade-mask-rcnn_hybridnet-mini_cpu_coco-fruits)
            mim train onedl-mmdetection $CONFIG --gpus 0 --cfg-options data_root=PATH
 Hardware:  one CPU core.
-Time:      39 minutes beside other work; 0.74 s a step of two photos (13 minutes in all) was seen on an idle core.
+Time:      39 minutes alongside other work; on an idle core 0.74 s per step of two photos (13 minutes in all).
 Expected:  box AP50 92.8, mask AP50 90.0 on the training photos; 37.3, 34.9 on the others (seed 0).
 Status:    reproduced here, see docs/reproduction.md.
 Settings:  `data_root` holds `images/`, `instances_train.json` (13 photos) and `instances_val.json` (5 others).

@@ -1,11 +1,11 @@
 """Cascade Mask R-CNN with HybridNet-Tiny on COCO 2017, 1024x1024 with large-scale jitter, 36 epochs.
 
-Command:   as of cascade-mask-rcnn_hybridnet-tiny_lsj-100e_coco, under this name.
+Command:   as for cascade-mask-rcnn_hybridnet-tiny_lsj-100e_coco, with this name.
 Hardware:  any number of GPUs with a total batch of 64, here 8 of 8 images.
 Time:      not measured; 36 % of the long schedule's iterations.
 Expected:  no published number: the paper trains for 100 epochs.
 Status:    not reproduced here; builds.
-Settings:  those of the long schedule with every milestone at the same fraction of the way.
+Settings:  those of the long schedule, with every milestone at the same fraction of the training.
 """
 
 _base_ = "cascade-mask-rcnn_hybridnet-tiny_lsj-100e_coco.py"

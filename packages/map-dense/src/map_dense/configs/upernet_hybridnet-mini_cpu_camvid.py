@@ -6,7 +6,7 @@ Command:   CONFIG=$(map-dense config-path upernet_hybridnet-mini_cpu_camvid)
 Hardware:  one CPU core.
 Time:      15 minutes.
 Expected:  mIoU 27.4 from a pretraining run on the same 36 images, 22.3 from scratch; 2.7 if every pixel were road.
-Status:    reproduced here, one seed (docs/reproduction.md); 14 images to measure on, so seeds differ by points.
+Status:    reproduced here, one seed (docs/reproduction.md); 14 validation images, so seeds differ by points.
 Settings:  `data_root` holds `images/{train,val}` (480x360) and `annotations/{train,val}` with labels 0 to 10, and 11
            for void, which is ignored. RUN is a map-vision pretraining run of the same encoder; leave the last option
            out to train from scratch.

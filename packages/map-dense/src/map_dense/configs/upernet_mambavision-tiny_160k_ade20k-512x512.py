@@ -8,7 +8,7 @@ Time:      not measured.
 Expected:  mIoU 46.0 after supervised training on ImageNet (MambaVision's authors).
 Status:    not reproduced here; builds, and takes an optimizer step at reduced size.
 Settings:  AdamW 5e-5, weight decay 0.01, 1500 iterations of warmup, a linear fall to 0, no layer decay, windows of
-           64 and 32 in stages three and four, as published; drop path 0.2, which their backbone has whatever their
+           64 and 32 in stages three and four, as published; drop path 0.2, which their backbone uses whatever their
            config says. RUN is a run of map-vision, its weights file, or their checkpoint.
 """
 

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects that point models start from, one file a project."""
+"""Checkpoints of other projects that point models start from, one module per project."""
 
 from map_points.checkpoints.mamba3d import MAMBA3D
 from map_points.checkpoints.part_segmentation import POINT_MAE_PARTS

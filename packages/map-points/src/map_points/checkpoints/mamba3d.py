@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from map_core.tasks.families import Converted, Family, depth
-from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer
+from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer_keys
 from map_points.checkpoints.parts import (
     CLASS_TOKEN,
     DENSE,
     HEAD,
     PATCHES,
     class_names,
-    described,
-    guessed,
+    guessed_settings,
+    model_section,
+    rename_trunk,
     sizes,
     switches,
-    trunk,
 )
 
 BLOCKS = (
@@ -33,15 +33,15 @@ BLOCK = (
     "lfa.lga.affine_beta_feat",
     *(f"lfa.{part}.{kind}" for part in ("pre_norm_ft", "mlp.share_mlp") for kind in DENSE),
     *PROJECTIONS,
-    *mixer(),
-    *mixer("_b"),
+    *mixer_keys(),
+    *mixer_keys("_b"),
 )
 TRUNK = (*PATCHES, *(f"blocks.blocks.#.{part}" for part in BLOCK), *(f"norm.{part}" for part in DENSE))
 
 
 def convert_mamba3d(state: Mapping[str, Tensor]) -> Converted:
-    """A classifier whose second scan reads reversed channels; the original adds both scans, ours averages them."""
-    ours = trunk(state, BLOCKS)
+    """Convert a classifier whose second scan reads reversed channels; the original adds both scans, ours averages."""
+    ours = rename_trunk(state, BLOCKS)
     for key, value in ours.items():
         if key.endswith((".local.scale", ".local.shift")):
             ours[key] = value.flatten()
@@ -50,8 +50,8 @@ def convert_mamba3d(state: Mapping[str, Tensor]) -> Converted:
     arguments = {**sizes(ours), "layout": f"Mx{depth(ours, 'encoder.blocks.')}"}
     return Converted(
         ours,
-        described("mamba3d_authors", **arguments),
-        guessed=guessed("mamba3d_authors", arguments),
+        model_section("mamba3d_authors", **arguments),
+        guessed_settings=guessed_settings("mamba3d_authors", arguments),
         holds="classifier",
         switches=switches(
             "mamba3d_authors", "order", "scan", "local_spread", "local_class_token", "pool", "second_order"

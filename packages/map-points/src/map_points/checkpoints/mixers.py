@@ -8,8 +8,8 @@ DIRECTIONS = (
 )
 
 
-def mixer(suffix: str = "") -> tuple[str, ...]:
-    """Patterns of one direction's keys, below ``mixer.``; the second's have a suffix."""
+def mixer_keys(suffix: str = "") -> tuple[str, ...]:
+    """Patterns of the keys of one direction, below ``mixer.``; those of the second have a suffix."""
     return (
         f"mixer.A{suffix}_log",
         f"mixer.D{suffix}",

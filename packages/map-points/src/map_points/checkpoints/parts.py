@@ -1,4 +1,4 @@
-"""What published point models share: names of the patch embedding, positions, class token and head, and their sizes."""
+"""What published point models share: keys of the patch embedding, positions, class token and head, and their sizes."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +14,17 @@ from map_points.model import ARCHITECTURES
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 DENSE = ("weight", "bias")
 PATCHES = (
-    *(f"encoder.{place}.{part}" for place in ("first_conv.0", "first_conv.3") for part in DENSE),
-    *(f"encoder.{place}.{part}" for place in ("second_conv.0", "second_conv.3") for part in DENSE),
-    *(f"encoder.{place}.1.{part}" for place in ("first_conv", "second_conv") for part in NORM),
-    *(f"pos_embed.{place}.{part}" for place in (0, 2) for part in DENSE),
+    *(f"encoder.{layer}.{part}" for layer in ("first_conv.0", "first_conv.3") for part in DENSE),
+    *(f"encoder.{layer}.{part}" for layer in ("second_conv.0", "second_conv.3") for part in DENSE),
+    *(f"encoder.{layer}.1.{part}" for layer in ("first_conv", "second_conv") for part in NORM),
+    *(f"pos_embed.{layer}.{part}" for layer in (0, 2) for part in DENSE),
 )
 CLASS_TOKEN = ("cls_token", "cls_pos")
 HEAD = (
-    *(f"cls_head_finetune.{place}.{part}" for place in (0, 4, 8) for part in DENSE),
-    *(f"cls_head_finetune.{place}.{part}" for place in (1, 5) for part in NORM),
+    *(f"cls_head_finetune.{layer}.{part}" for layer in (0, 4, 8) for part in DENSE),
+    *(f"cls_head_finetune.{layer}.{part}" for layer in (1, 5) for part in NORM),
 )
-RENAMED = (
+RENAMING = (
     (r"encoder\.first_conv\.", "patch_embed.lift."),
     (r"encoder\.second_conv\.0\.", "patch_embed.join."),
     (r"encoder\.second_conv\.1\.", "patch_embed.project.0."),
@@ -35,7 +35,7 @@ RENAMED = (
     (r"norm\.", "encoder.norm."),
     (r"cls_head_finetune\.", "head."),
 )
-HEAD_WIDTH = 64  # of the published models' attention
+HEAD_WIDTH = 64  # width of an attention head in the published models
 DEFAULTS = {
     "embed_dim": 384,
     "patch_hidden_dim": 256,
@@ -50,12 +50,12 @@ MODELNET40 = (
     "table", "tent", "toilet", "tv_stand", "vase", "wardrobe", "xbox",
 )  # fmt: skip
 MASK_RATIO = 0.6  # of Point-MAE and PointMamba
-ENCODER = "MAE_encoder."  # before the encoder's keys in their pretraining files
+ENCODER = "MAE_encoder."  # prefix of the encoder's keys in their pretraining files
 CLASSES = {40: MODELNET40, 15: SCANOBJECTNN}
 
 
-def renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
-    """The key after every rule in turn that matches at its beginning."""
+def rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+    """Rename a key by each rule, in turn, that matches at its beginning."""
     for pattern, ours in rules:
         if re.match(pattern, key):
             key = re.sub(pattern, ours, key, count=1)
@@ -63,95 +63,102 @@ def renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def as_linear(weight: Tensor) -> Tensor:
-    """The weight of a 1x1 convolution (outputs, inputs, 1) as that of a linear layer; others as they are."""
+    """Turn the weight of a 1x1 convolution (outputs, inputs, 1) into that of a linear layer; leave others unchanged."""
     return weight.squeeze(-1) if weight.ndim == 3 and weight.shape[-1] == 1 else weight
 
 
-def trunk(state: Mapping[str, Tensor], more: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    """Keys and shapes of a model as ours, with ``more`` rules for its blocks."""
-    found = {}
+def rename_trunk(state: Mapping[str, Tensor], block_rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    """Give a model our keys and shapes, with ``block_rules`` for its blocks."""
+    converted = {}
     for key, value in state.items():
-        ours = renamed(key, (*more, *RENAMED))
-        found[ours] = value.squeeze(0) if ours.startswith("encoder.registers.") else as_linear(value)
-    return found
+        ours = rename(key, (*block_rules, *RENAMING))
+        converted[ours] = value.squeeze(0) if ours.startswith("encoder.registers.") else as_linear(value)
+    return converted
 
 
-def pretraining_keys(encoder: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
-    """The keys of a pretraining file whose encoder has ``encoder`` and whose decoder's layers have ``layers``."""
+def pretraining_keys(encoder: Sequence[str], decoder_layers: Sequence[str]) -> tuple[str, ...]:
+    """The keys of a pretraining file, from those of its encoder and of its decoder's layers."""
     return (
         *(ENCODER + key for key in encoder),
         "mask_token",
-        *(f"decoder_pos_embed.{place}.{part}" for place in (0, 2) for part in DENSE),
-        *(f"MAE_decoder.{key}" for key in layers),
+        *(f"decoder_pos_embed.{layer}.{part}" for layer in (0, 2) for part in DENSE),
+        *(f"MAE_decoder.{key}" for key in decoder_layers),
         *(f"increase_dim.0.{part}" for part in DENSE),
     )
 
 
-def encoder_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder in a pretraining file, under a classifier's keys."""
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder of a pretraining file, under a classifier's keys."""
     return {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
 
 
-def decoder(state: Mapping[str, Tensor], names: Callable[[str], str], width: int) -> dict[str, Tensor]:
-    """A pretraining file's decoder and head by our names, its blocks' by ``names``; our projection is the identity."""
-    like = state["mask_token"].detach()
-    found = {
+def convert_decoder(
+    state: Mapping[str, Tensor], rename_layer: Callable[[str], str], width: int
+) -> dict[str, Tensor]:
+    """Give the decoder and head of a pretraining file our keys, those of its blocks by ``rename_layer``.
+
+    Our projection, which the file lacks, is the identity.
+    """
+    template = state["mask_token"].detach()
+    converted = {
         "decoder.mask_token": state["mask_token"].reshape(-1),
-        "decoder.embed.weight": torch.eye(width, dtype=like.dtype),
-        "decoder.embed.bias": like.new_zeros(width),
+        "decoder.embed.weight": torch.eye(width, dtype=template.dtype),
+        "decoder.embed.bias": template.new_zeros(width),
     }
     for key, value in state.items():
         if key.startswith("MAE_decoder."):
-            found["decoder." + names(key.removeprefix("MAE_decoder."))] = value
+            converted["decoder." + rename_layer(key.removeprefix("MAE_decoder."))] = value
         elif key.startswith("decoder_pos_embed."):
-            found["decoder.position.mlp." + key.removeprefix("decoder_pos_embed.")] = value
+            converted["decoder.position.mlp." + key.removeprefix("decoder_pos_embed.")] = value
         elif key.startswith("increase_dim.0."):
-            found["head." + key.removeprefix("increase_dim.0.")] = as_linear(value)
-    return found
+            converted["head." + key.removeprefix("increase_dim.0.")] = as_linear(value)
+    return converted
 
 
-def patch_size_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The points of a patch that a pretraining file's head predicts, unless they are the models' own 32."""
+def patch_size_setting(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The patch size that a pretraining file's head predicts, unless it is the models' default of 32 points."""
     size = state["increase_dim.0.bias"].shape[0] // 3
     return {} if size == 32 else {"patch_size": size}
 
 
 def sizes(ours: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes of a converted state say."""
-    found: dict[str, Any] = {
+    """The settings that the shapes of a converted state show."""
+    settings: dict[str, Any] = {
         "embed_dim": ours["encoder.norm.weight"].shape[0],
         "patch_hidden_dim": ours["patch_embed.lift.3.weight"].shape[0],
     }
     if "head.8.weight" in ours:
-        found["head_dim"] = ours["head.8.weight"].shape[1]
-    return found
+        settings["head_dim"] = ours["head.8.weight"].shape[1]
+    return settings
 
 
-def described(name: str, **arguments: Any) -> dict[str, Any]:
-    """The ``model`` section: a model's name, and the arguments that it has otherwise."""
-    has = {**DEFAULTS, **ARCHITECTURES[name]}
-    return {"name": name, **{key: value for key, value in arguments.items() if has.get(key) != value}}
+def model_section(name: str, **arguments: Any) -> dict[str, Any]:
+    """The ``model`` section: a model's name, and the arguments that differ from the named model's."""
+    defaults = {**DEFAULTS, **ARCHITECTURES[name]}
+    return {"name": name, **{key: value for key, value in arguments.items() if defaults.get(key) != value}}
 
 
 def switches(name: str, *names: str) -> dict[str, Any]:
     """Settings of a named model that no shape shows."""
-    has = {"position_activation": "gelu", "repeat_position": True, "order": "fps", "second_order": None}
-    has |= {**DEFAULTS, **ARCHITECTURES[name]}
-    return {key: has[key] for key in ("position_activation", "repeat_position", "skip_origin", *names)}
+    settings = {"position_activation": "gelu", "repeat_position": True, "order": "fps", "second_order": None}
+    settings |= {**DEFAULTS, **ARCHITECTURES[name]}
+    return {key: settings[key] for key in ("position_activation", "repeat_position", "skip_origin", *names)}
 
 
 def class_names(ours: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Names of a head's outputs: of ModelNet40's 40 classes or ScanObjectNN's 15, else numbers."""
+    """Names of a head's outputs: ModelNet40's for 40 classes, ScanObjectNN's for 15, else numbers."""
     count = ours["head.8.bias"].shape[0]
     return CLASSES.get(count, tuple(map(str, range(count))))
 
 
-def guessed(name: str, arguments: Mapping[str, Any], *, head_shows_points: bool = False) -> dict[str, str]:
-    """What no file says of how clouds are cut, and of attention."""
-    has = {"num_patches": 64, "patch_size": 32, **ARCHITECTURES[name], **arguments}
-    found = guess("num_patches", "how many patches a cloud is cut into", has["num_patches"])
+def guessed_settings(
+    name: str, arguments: Mapping[str, Any], *, head_shows_points: bool = False
+) -> dict[str, str]:
+    """Notes on what no file says about how clouds are cut, and about attention heads."""
+    settings = {"num_patches": 64, "patch_size": 32, **ARCHITECTURES[name], **arguments}
+    guesses = guess("num_patches", "how many patches a cloud is cut into", settings["num_patches"])
     if not head_shows_points:
-        found |= guess("patch_size", "how many points a patch has", has["patch_size"])
+        guesses |= guess("patch_size", "how many points a patch has", settings["patch_size"])
     if "num_heads" in arguments:
-        found |= guess("num_heads", "how many attention heads there are", has["num_heads"])
-    return found
+        guesses |= guess("num_heads", "how many attention heads there are", settings["num_heads"])
+    return guesses

@@ -14,15 +14,15 @@ from map_points.checkpoints.parts import (
     MASK_RATIO,
     PATCHES,
     class_names,
-    decoder,
-    described,
-    encoder_of,
-    guessed,
-    patch_size_of,
+    convert_decoder,
+    encoder_state,
+    guessed_settings,
+    model_section,
+    patch_size_setting,
     pretraining_keys,
+    rename_trunk,
     sizes,
     switches,
-    trunk,
 )
 
 BLOCKS = ((r"blocks\.blocks\.", "encoder.blocks."),)
@@ -38,27 +38,27 @@ TRUNK = (
 DECODER = (*(f"blocks.#.{part}" for part in BLOCK), *(f"norm.{part}" for part in DENSE))
 
 
-def transformer(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state in our names, and the model's arguments."""
-    ours = trunk(state, BLOCKS)
-    found = sizes(ours)
+def convert_transformer(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state under our keys, and the model's arguments."""
+    ours = rename_trunk(state, BLOCKS)
+    settings = sizes(ours)
     hidden = ours["encoder.blocks.0.mlp.fc1.bias"].shape[0]
     arguments = {
-        **found,
+        **settings,
         "layout": f"Tx{depth(ours, 'encoder.blocks.')}",
-        "num_heads": max(found["embed_dim"] // HEAD_WIDTH, 1),
-        "mlp_ratio": hidden / found["embed_dim"],
+        "num_heads": max(settings["embed_dim"] // HEAD_WIDTH, 1),
+        "mlp_ratio": hidden / settings["embed_dim"],
     }
     return ours, arguments
 
 
 def convert_point_mae(state: Mapping[str, Tensor]) -> Converted:
-    """A classifier: class token in front, which it reads beside the patches' maximum."""
-    ours, arguments = transformer(state)
+    """Convert a classifier, whose head reads the class token and the patches' maximum."""
+    ours, arguments = convert_transformer(state)
     return Converted(
         ours,
-        described("point_mae", **arguments),
-        guessed=guessed("point_mae", arguments),
+        model_section("point_mae", **arguments),
+        guessed_settings=guessed_settings("point_mae", arguments),
         holds="classifier",
         switches=switches("point_mae", "pool", "second_order"),
         classes=class_names(ours),
@@ -66,12 +66,12 @@ def convert_point_mae(state: Mapping[str, Tensor]) -> Converted:
 
 
 def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
-    """Encoder, and the decoder that goes on with it."""
-    ours, arguments = transformer(encoder_of(state))
-    arguments |= patch_size_of(state)
+    """Convert the encoder, and the decoder with which pretraining goes on."""
+    ours, arguments = convert_transformer(encoder_state(state))
+    arguments |= patch_size_setting(state)
     width, blocks = arguments["embed_dim"], depth(state, "MAE_decoder.blocks.")
-    like = state["mask_token"].detach()
-    biases = {f"decoder.blocks.{i}.attn.qkv.bias": like.new_zeros(3 * width) for i in range(blocks)}
+    template = state["mask_token"].detach()
+    biases = {f"decoder.blocks.{i}.attn.qkv.bias": template.new_zeros(3 * width) for i in range(blocks)}
     objective = {
         "attention": "mae",
         "mask_ratio": MASK_RATIO,
@@ -84,13 +84,13 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
     }
     return Converted(
         ours,
-        described("point_mae", **arguments),
-        guessed=guessed("point_mae", arguments, head_shows_points=True),
+        model_section("point_mae", **arguments),
+        guessed_settings=guessed_settings("point_mae", arguments, head_shows_points=True),
         switches=switches("point_mae"),
-        rest=decoder(state, str, width) | biases,
+        decoder_state=convert_decoder(state, str, width) | biases,
         objective=objective,
         notes=(
-            "the decoder's projection and its query, key and value biases, which Point-MAE has not, start as "
+            "the decoder's projection and its query, key and value biases, which Point-MAE lacks, start as "
             "identity and zero",
         ),
     )

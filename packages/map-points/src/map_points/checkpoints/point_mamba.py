@@ -1,4 +1,4 @@
-"""PointMamba: classifiers, and the encoder of its pretraining."""
+"""PointMamba: classifiers, and pretraining with its decoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from torch import Tensor
 
 from map_core.tasks.families import Converted, Family, depth
-from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer
+from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer_keys
 from map_points.checkpoints.parts import (
     DENSE,
     HEAD,
     MASK_RATIO,
     PATCHES,
     class_names,
-    decoder,
-    described,
-    encoder_of,
-    guessed,
-    patch_size_of,
+    convert_decoder,
+    encoder_state,
+    guessed_settings,
+    model_section,
+    patch_size_setting,
     pretraining_keys,
-    renamed,
+    rename,
+    rename_trunk,
     sizes,
     switches,
-    trunk,
 )
 
 BLOCKS = (
@@ -35,7 +35,7 @@ BLOCKS = (
     (r"blocks\.layers\.", "encoder.blocks."),
 )
 LAYERS = (
-    *(f"layers.#.{part}" for part in (*PROJECTIONS, *mixer())),
+    *(f"layers.#.{part}" for part in (*PROJECTIONS, *mixer_keys())),
     *(f"layers.#.norm.{part}" for part in DENSE),
     *(f"norm_f.{part}" for part in DENSE),
 )
@@ -47,24 +47,24 @@ TRUNK = (
 DECODER = tuple(f"blocks.{key}" for key in LAYERS)
 
 
-def scans(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state in our names, and the model's arguments."""
-    ours = trunk(state, BLOCKS)
+def convert_scans(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state under our keys, and the model's arguments."""
+    ours = rename_trunk(state, BLOCKS)
     return ours, {**sizes(ours), "layout": f"Sx{depth(ours, 'encoder.blocks.')}"}
 
 
 def convert_point_mamba(state: Mapping[str, Tensor]) -> Converted:
-    """A classifier that reads its patches along a Hilbert curve, and again with x and y exchanged."""
-    ours, arguments = scans(state)
-    width, read = arguments["embed_dim"], ours["head.0.weight"].shape[1]
-    if read == 2 * width:
+    """Convert a classifier that reads its patches along a Hilbert curve, and again with x and y exchanged."""
+    ours, arguments = convert_scans(state)
+    width, head_inputs = arguments["embed_dim"], ours["head.0.weight"].shape[1]
+    if head_inputs == 2 * width:
         arguments["pool"] = "mean_and_max"
     return Converted(
         ours,
-        described("point_mamba", **arguments),
-        guessed=guessed("point_mamba", arguments),
+        model_section("point_mamba", **arguments),
+        guessed_settings=guessed_settings("point_mamba", arguments),
         holds="classifier",
-        switches=switches("point_mamba", "order", "second_order", "pool") | pooled(arguments),
+        switches=switches("point_mamba", "order", "second_order", "pool") | pool_setting(arguments),
         classes=class_names(ours),
         notes=(
             "the original's curve is as fine as the largest cloud of a batch asks for; here 128 cells an axis, or 256 "
@@ -73,21 +73,21 @@ def convert_point_mamba(state: Mapping[str, Tensor]) -> Converted:
     )
 
 
-def pooled(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The pooling, where it is not the named model's."""
+def pool_setting(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The pooling, where it differs from the named model's."""
     return {"pool": arguments["pool"]} if "pool" in arguments else {}
 
 
 def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
-    """Encoder, and the decoder that goes on with it: it scans all patches, one way."""
-    ours, arguments = scans(encoder_of(state))
-    arguments |= patch_size_of(state)
+    """Convert the encoder, and the decoder with which pretraining goes on: it scans all patches, one way."""
+    ours, arguments = convert_scans(encoder_state(state))
+    arguments |= patch_size_setting(state)
     return Converted(
         ours,
-        described("point_mamba", **arguments),
-        guessed=guessed("point_mamba", arguments, head_shows_points=True),
+        model_section("point_mamba", **arguments),
+        guessed_settings=guessed_settings("point_mamba", arguments, head_shows_points=True),
         switches=switches("point_mamba", "order"),
-        rest=decoder(state, renamed_scans, arguments["embed_dim"]),
+        decoder_state=convert_decoder(state, rename_decoder_layer, arguments["embed_dim"]),
         objective={
             "attention": "ar",
             "mask_ratio": MASK_RATIO,
@@ -95,19 +95,19 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
             "decoder": "mamba",
             "decoder_norm": "layer",
             "decoder_dim": arguments["embed_dim"],
-            "decoder_heads": 1,  # of no use here
+            "decoder_heads": 1,  # unused here
             "decoder_depth": depth(state, "MAE_decoder.blocks.layers."),
         },
         notes=(
             "pretraining goes on along one curve, where the original draws one of two in each step; the decoder's "
-            "projection, which PointMamba has not, starts as identity",
+            "projection, which PointMamba lacks, starts as identity",
         ),
     )
 
 
-def renamed_scans(key: str) -> str:
-    """A key of the decoder's, below ``MAE_decoder.``, as ours."""
-    ours = renamed(key, DIRECTIONS)
+def rename_decoder_layer(key: str) -> str:
+    """Rename a key of the decoder, below ``MAE_decoder.``, to ours."""
+    ours = rename(key, DIRECTIONS)
     return ours.replace("blocks.norm_f.", "norm.").replace("blocks.layers.", "blocks.")
 
 

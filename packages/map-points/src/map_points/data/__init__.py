@@ -1,4 +1,4 @@
-"""Point-cloud data: sources, what is taken from them, and augmentation."""
+"""Point-cloud data: sources, the choice of clouds and points, and augmentation."""
 
 from map_points.data.cloud_files import read_cloud_files
 from map_points.data.clouds import Clouds
@@ -8,18 +8,16 @@ from map_points.data.part_shapes import write_part_shapes
 from map_points.data.parts import PartData, PartSamples, load_part_data
 from map_points.data.samples import (
     CloudSamples,
-    PointData,
     choose_clouds,
     clouds_to_evaluate,
     collate_clouds,
     has_evaluation,
-    load_point_data,
     measure,
     read_clouds,
     require_classes,
     require_same_classes,
 )
-from map_points.data.statistics import scaling_of
+from map_points.data.statistics import channel_scaling
 
 __all__ = [
     "CloudSamples",
@@ -27,14 +25,13 @@ __all__ = [
     "FewShotEpisode",
     "PartData",
     "PartSamples",
-    "PointData",
     "PointDataConfig",
+    "channel_scaling",
     "choose_clouds",
     "clouds_to_evaluate",
     "collate_clouds",
     "has_evaluation",
     "load_part_data",
-    "load_point_data",
     "measure",
     "read_cloud_files",
     "read_clouds",
@@ -42,6 +39,5 @@ __all__ = [
     "require_classes",
     "require_same_classes",
     "sample_fold",
-    "scaling_of",
     "write_part_shapes",
 ]

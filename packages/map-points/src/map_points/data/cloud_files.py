@@ -1,4 +1,4 @@
-"""Clouds in single files, by their ending."""
+"""Clouds in single files, read by suffix."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_points.data.clouds import FileClouds
 from map_points.data.columns import AXES, Columns, choose_columns
-from map_points.data.files import existing, files_below, regular
+from map_points.data.files import files_below, require_existing, require_regular
 from map_points.data.las import read_las
 from map_points.data.npy import read_all, read_npy
 from map_points.data.off import read_off
@@ -22,16 +22,16 @@ POINT_ARRAYS = ("points", "xyz", "pos", "coord")
 
 
 def read_table(path: Path) -> np.ndarray | Columns:
-    """Columns of text, by name where the first line names them."""
+    """Read columns of text, by name where the first line names them."""
     names, table = read_named_txt(path)
     return table if names is None else {name: table[:, i] for i, name in enumerate(names)}
 
 
 def read_arrays(path: Path) -> np.ndarray | Columns:
-    """An npz file's only array, or its points beside arrays of channels (n) or of vectors (n, 3), such as normal.
+    """Read an npz file's only array, or its points with arrays of channels (n) or of vectors (n, 3), such as normal.
 
     Raises:
-        UserError: none of several arrays is called as points are.
+        UserError: none of several arrays is (points, 3) under one of the names ``POINT_ARRAYS``.
     """
     arrays = read_all(path)
     if len(arrays) == 1:
@@ -64,13 +64,16 @@ READERS: dict[str, Callable[[Path], np.ndarray | Columns]] = {
     ".pts": read_table,
     ".csv": read_table,
 }
-RESULTS = (".csv", ".npz")  # where a folder holds other clouds: predictions, features, lists of labels
+RESULTS = (
+    ".csv",
+    ".npz",
+)  # taken for predictions, features or lists of labels where a folder holds other clouds
 
 
 def read_cloud(path: Path, channels: Sequence[str] = (), columns: Sequence[str] | None = None) -> np.ndarray:
-    """Read a cloud (points, 3 + channels) by its file's ending.
+    """Read a cloud (points, 3 + channels) by its file's suffix.
 
-    Columns that a file does not name are x y z and others, which are left out, unless ``columns`` names them.
+    Columns without names in the file are x y z and others, which are left out, unless ``columns`` names them all.
 
     Raises:
         UserError: it cannot be read, or lacks a channel.
@@ -87,7 +90,7 @@ def file_clouds(
     columns: Sequence[str] | None = None,
     scaling: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> FileClouds:
-    """Clouds in files of their own, see :func:`read_cloud`; ``scaling`` is done to each."""
+    """Clouds in one file each, see :func:`read_cloud`; ``scaling`` is applied to each."""
     read = partial(read_cloud, channels=tuple(channels), columns=columns)
     return FileClouds(labels, classes, tuple(paths), read, channels=len(channels), scaling=scaling)
 
@@ -98,11 +101,11 @@ def clouds_below(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    known = sorted(file for file in files_below(folder) if file.suffix.lower() in READERS)
-    found = [file for file in known if file.suffix.lower() not in RESULTS] or known
-    if not found:
+    files = sorted(file for file in files_below(folder) if file.suffix.lower() in READERS)
+    clouds = [file for file in files if file.suffix.lower() not in RESULTS] or files
+    if not clouds:
         raise UserError(f"{folder} holds no cloud files ({', '.join(READERS)})")
-    return found
+    return clouds
 
 
 def read_cloud_files(
@@ -115,20 +118,20 @@ def read_cloud_files(
     """Open cloud files without labels; a folder stands for all cloud files under it, sorted by path.
 
     Raises:
-        UserError: a path that does not exist, another ending, or a folder without clouds.
+        UserError: a path does not exist, has another suffix, or is a folder without clouds.
     """
-    found: list[Path] = []
-    for path in map(expanded, [paths] if isinstance(paths, str) else paths):
+    files: list[Path] = []
+    for path in map(expand_user, [paths] if isinstance(paths, str) else paths):
         if path.is_dir():
-            found += clouds_below(path)
+            files += clouds_below(path)
             continue
-        existing(path, cure=f"give cloud files ({', '.join(READERS)}) or a folder of them")
+        require_existing(path, cure=f"give cloud files ({', '.join(READERS)}) or a folder of them")
         if path.suffix.lower() not in READERS:
             raise UserError(
                 f"{path} ends in {path.suffix!r}; clouds are read from {', '.join(READERS)} files"
             )
-        found.append(regular(path))
-    if not found:
+        files.append(require_regular(path))
+    if not files:
         raise UserError("no cloud files given")
-    labels = np.zeros(len(found), dtype=np.int64)
-    return file_clouds(found, labels, (), channels=channels, columns=columns, scaling=scaling)
+    labels = np.zeros(len(files), dtype=np.int64)
+    return file_clouds(files, labels, (), channels=channels, columns=columns, scaling=scaling)

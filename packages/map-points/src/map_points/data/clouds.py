@@ -1,4 +1,4 @@
-"""What every source of clouds offers: labels, class names, and one cloud at a time."""
+"""The interface of every source of clouds: labels, class names, and one cloud at a time."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,18 +16,16 @@ SomeFiles = TypeVar("SomeFiles", bound="FileClouds")
 
 
 def check_cloud(points: np.ndarray, name: str, channels: int = 0) -> np.ndarray:
-    """Return x y z and so many channels of a cloud (n, 3 + channels), float64; more columns are left out.
+    """Return x y z and ``channels`` channels of a cloud (n, 3 + channels), float64; further columns are left out.
 
     Raises:
-        UserError: no such table of numbers, or coordinates or channels that are not finite.
+        UserError: it is no such table of numbers, or coordinates or channels are not finite.
     """
     check_layout(points.shape, name)
     if points.dtype.kind not in "fiu":
         raise UserError(f"{name} holds {points.dtype}; a cloud is (points, 3 or more columns) of numbers")
-    with np.errstate(invalid="ignore"):  # NaN of every kind is told below
-        xyz = np.array(
-            points[:, : 3 + channels], dtype=np.float64
-        )  # a copy: what was read may not be writable
+    with np.errstate(invalid="ignore"):  # NaN of every kind is reported below
+        xyz = np.array(points[:, : 3 + channels], dtype=np.float64)  # a copy: the array may be read-only
     broken = ~np.isfinite(xyz).all(axis=1)
     if broken.any():
         raise UserError(
@@ -41,7 +39,7 @@ def check_layout(shape: tuple[int, ...], name: str) -> None:
     """Check that a cloud's shape is (points, 3 or more columns).
 
     Raises:
-        UserError: it is not, or is that of a cloud whose rows are the coordinates.
+        UserError: it is not, or is that of a transposed cloud.
     """
     if len(shape) != 2 or shape[1] < 3 or shape[0] == 0:
         raise UserError(f"{name} has shape {shape}; a cloud is (points, 3 or more columns), x y z first")
@@ -68,18 +66,18 @@ class Clouds(ABC):
 
     @abstractmethod
     def points(self, index: int) -> np.ndarray:
-        """Return one cloud (n, 3, and further channels where they were asked for), float64, finite.
+        """Return one cloud (n, 3 + channels), float64, finite.
 
         Raises:
-            UserError: naming the cloud.
+            UserError: the cloud cannot be used; the message names it.
         """
 
     @abstractmethod
     def select(self: SomeClouds, positions: np.ndarray) -> SomeClouds:
-        """Return the clouds at ``positions``, which keep their names."""
+        """Return the clouds at ``positions``; they keep their names."""
 
     def relabel(self: SomeClouds, labels: np.ndarray, classes: tuple[str, ...]) -> SomeClouds:
-        """Return the same clouds under other labels of other classes."""
+        """Return the same clouds with labels of other classes."""
         return replace(
             self, labels=check_labels(labels, classes, "new labels", count=len(self)), classes=classes
         )
@@ -87,60 +85,60 @@ class Clouds(ABC):
 
 @dataclass(frozen=True)
 class ArrayClouds(Clouds):
-    """Clouds in memory; ``source`` says where they come from, ``places`` [n] which arrays are meant (all if None)."""
+    """Clouds in memory; ``source`` says where they come from, ``indices`` [n] which arrays are used (all if None)."""
 
     arrays: Sequence[np.ndarray] | np.ndarray
     source: str
-    places: np.ndarray | None = None
+    indices: np.ndarray | None = None
 
     def name(self, index: int) -> str:
-        return f"{self.source}, cloud {self._place(index)}"
+        return f"{self.source}, cloud {self._locate(index)}"
 
     def points(self, index: int) -> np.ndarray:
-        return check_cloud(self.arrays[self._place(index)], self.name(index))
+        return check_cloud(self.arrays[self._locate(index)], self.name(index))
 
     def select(self, positions: np.ndarray) -> "ArrayClouds":
-        places = positions if self.places is None else self.places[positions]
-        return replace(self, labels=self.labels[positions], places=places)
+        indices = positions if self.indices is None else self.indices[positions]
+        return replace(self, labels=self.labels[positions], indices=indices)
 
-    def _place(self, index: int) -> int:
-        return index if self.places is None else int(self.places[index])
+    def _locate(self, index: int) -> int:
+        return index if self.indices is None else int(self.indices[index])
 
 
 @dataclass(frozen=True)
 class JoinedClouds(Clouds):
-    """Clouds of several sources, one after the other; ``places`` [n, 2] are source and index."""
+    """Clouds of several sources, one after the other; ``indices`` [n, 2] are source and index in it."""
 
     sources: tuple[Clouds, ...]
-    places: np.ndarray
+    indices: np.ndarray
 
     @classmethod
     def join(cls, sources: Sequence[Clouds]) -> "JoinedClouds":
-        """Join sources of the same classes."""
+        """Join sources that have the same classes."""
         first = sources[0]
-        places = [(number, index) for number, source in enumerate(sources) for index in range(len(source))]
+        indices = [(number, index) for number, source in enumerate(sources) for index in range(len(source))]
         labels = np.concatenate([source.labels for source in sources])
-        return cls(labels, first.classes, tuple(sources), np.array(places))
+        return cls(labels, first.classes, tuple(sources), np.array(indices))
 
     def name(self, index: int) -> str:
-        source, place = self._place(index)
-        return source.name(place)
+        source, source_index = self._locate(index)
+        return source.name(source_index)
 
     def points(self, index: int) -> np.ndarray:
-        source, place = self._place(index)
-        return source.points(place)
+        source, source_index = self._locate(index)
+        return source.points(source_index)
 
     def select(self, positions: np.ndarray) -> "JoinedClouds":
-        return replace(self, labels=self.labels[positions], places=self.places[positions])
+        return replace(self, labels=self.labels[positions], indices=self.indices[positions])
 
-    def _place(self, index: int) -> tuple[Clouds, int]:
-        number, place = self.places[index].tolist()
-        return self.sources[number], place
+    def _locate(self, index: int) -> tuple[Clouds, int]:
+        number, source_index = self.indices[index].tolist()
+        return self.sources[number], source_index
 
 
 @dataclass(frozen=True)
 class FileClouds(Clouds):
-    """Clouds in files of their own, with so many channels beside the coordinates, and what is done to these."""
+    """Clouds in one file each, with ``channels`` values beside the coordinates; ``scaling`` is applied to each."""
 
     paths: tuple[Path, ...]
     read: Callable[[Path], np.ndarray]
@@ -174,12 +172,12 @@ def check_labels(
     source: str,
     *,
     count: int,
-    listed: Path | None = None,
+    class_list: Path | None = None,
 ) -> np.ndarray:
-    """Return the labels of ``count`` clouds, flat, int64; ``listed`` is the file that lists the classes, if any.
+    """Return the labels of ``count`` clouds, flat, int64; ``class_list`` is the file that lists the classes, if any.
 
     Raises:
-        UserError: another number of them, one that is no whole number, or one outside the class list.
+        UserError: there is not one label for each cloud, or one is no whole number or outside the class list.
     """
     labels = np.asarray(labels)
     if count == 0:
@@ -196,7 +194,8 @@ def check_labels(
     if wrong.any():
         index = int(wrong.argmax())
         raise UserError(
-            f"{source}: cloud {index} has label {labels[index]}, but {f'{listed} has' if listed else 'there are'} "
-            f"{len(classes)} classes (0 to {len(classes) - 1}); use the class list that belongs to this data"
+            f"{source}: cloud {index} has label {labels[index]}, but "
+            f"{f'{class_list} has' if class_list else 'there are'} {len(classes)} classes "
+            f"(0 to {len(classes) - 1}); use the class list that belongs to this data"
         )
     return labels.astype(np.int64)

@@ -1,4 +1,4 @@
-"""What a cloud's file holds, by name: coordinates first, then the channels that are asked for."""
+"""The columns of a cloud's file by name: coordinates first, then the channels that are asked for."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from map_core.errors import UserError, in_one_line, near_matches
 
 AXES = ("x", "y", "z")
-ALSO_CALLED = {
+ALIASES = {
     **{f"normal_{axis}": f"n{axis}" for axis in AXES},
     **{f"velocity_{axis}": f"v{axis}" for axis in AXES},
     "red": "r",
@@ -20,26 +20,26 @@ Columns = Mapping[str, np.ndarray]  # each [n]
 
 
 def choose_columns(
-    found: np.ndarray | Columns, channels: Sequence[str], columns: Sequence[str] | None, path: Path
+    table: np.ndarray | Columns, channels: Sequence[str], columns: Sequence[str] | None, path: Path
 ) -> np.ndarray:
-    """Coordinates and channels (n, 3 + channels), float64.
+    """Choose coordinates and channels (n, 3 + channels), float64.
 
     Colours and intensities that a file holds as unsigned integers are scaled to 0..1, by their type's largest value.
 
     Args:
-        found: A file's columns, by name or in their order: x y z first, unless ``columns`` names them.
-        channels: What to take beside the coordinates.
-        columns: Names of the columns of files that do not name them.
+        table: A file's columns, by name or in their order: x y z first, unless ``columns`` names them.
+        channels: Names of the channels to take beside the coordinates.
+        columns: Names of the columns, for files that do not name them.
         path: The file.
 
     Raises:
-        UserError: a column is not there, or has no name.
+        UserError: a column is missing, or has no name.
     """
-    if isinstance(found, np.ndarray):
+    if isinstance(table, np.ndarray):
         if not channels and columns is None:
-            return found
-        found = _named(found, columns, path)
-    return np.stack([_column(found, name, path) for name in (*AXES, *channels)], axis=1)
+            return table
+        table = _named(table, columns, path)
+    return np.stack([_column(table, name, path) for name in (*AXES, *channels)], axis=1)
 
 
 def _named(table: np.ndarray, columns: Sequence[str] | None, path: Path) -> Columns:
@@ -55,22 +55,22 @@ def _named(table: np.ndarray, columns: Sequence[str] | None, path: Path) -> Colu
     return {name: table[:, i] for i, name in enumerate(columns)}
 
 
-def _column(found: Columns, name: str, path: Path) -> np.ndarray:
-    place = next((known for known in (name, ALSO_CALLED.get(name)) if known in found), None)
-    if place is None:
-        held = in_one_line(", ".join(found))
-        raise UserError(f"{path} has no {name!r}, only {held}: {in_one_line(near_matches(name, found))}")
-    values = found[place]
+def _column(columns: Columns, name: str, path: Path) -> np.ndarray:
+    key = next((alias for alias in (name, ALIASES.get(name)) if alias in columns), None)
+    if key is None:
+        names = in_one_line(", ".join(columns))
+        raise UserError(f"{path} has no {name!r}, only {names}: {in_one_line(near_matches(name, columns))}")
+    values = columns[key]
     if values.dtype.kind not in "fiu":
         raise UserError(f"{path}: {name!r} holds {values.dtype}, no numbers")
     if name in SCALED and values.dtype.kind == "u":
         return values / np.iinfo(values.dtype).max
-    with np.errstate(invalid="ignore"):  # NaN of every kind is told when the cloud is checked
+    with np.errstate(invalid="ignore"):  # NaN of every kind is reported when the cloud is checked
         return values.astype(np.float64)
 
 
 def vectors(channels: Sequence[str], kind: str) -> list[int] | None:
-    """Places of the three components of a vector, such as ``normal``, among the columns of a cloud; None without it."""
+    """Columns of a cloud that hold the three components of a vector, such as ``normal``; None without it."""
     names = [f"{kind}_{axis}" for axis in AXES]
     return [3 + channels.index(name) for name in names] if set(names) <= set(channels) else None
 
@@ -79,7 +79,7 @@ def check_channels(channels: Sequence[str]) -> None:
     """Check the names of channels.
 
     Raises:
-        UserError: one is a coordinate or comes twice, or a vector lacks a component.
+        UserError: one is a coordinate or appears twice, or a vector lacks a component.
     """
     for name in channels:
         if name in AXES or not name.strip():

@@ -1,4 +1,4 @@
-"""What a user says about data: where the clouds are, how many points to take, and how to augment them."""
+"""The data settings: where the clouds are, how many points to take, and how to augment them."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_points.data.columns import AXES, check_channels
 
 PointSourceName = Literal[
@@ -25,7 +25,7 @@ PointAugmentation = Literal["none", "rotate", "scale_translate", "rotate_scale_t
 TrainSampling = Literal["fps_random", "random"]
 ScanObjectNNVariant = Literal["obj_bg", "obj_only", "pb_t50_rs"]
 Axis = Literal["x", "y", "z"]
-Z_UP = ("shapes", "folder", "modelnet40_npz")  # sources in whose clouds z points up; y in those of the others
+Z_UP = ("shapes", "folder", "modelnet40_npz")  # sources whose clouds have z up; the others have y up
 
 
 @dataclass
@@ -35,26 +35,26 @@ class PointDataConfig:
     Args:
         source: "shapes", parametric shapes made on the spot; "folder", your own .npy, .npz, .ply, .pcd, .off, .txt,
             .xyz, .pts, .csv, .las or .laz files (docs/your_own_data.md), in train, val and test with class subfolders,
-            in train.txt and test.txt, or in any way without labels; "modelnet40_npz", one npz file with train_x,
+            in train.txt and test.txt, or in any layout without labels; "modelnet40_npz", one npz file with train_x,
             train_y, test_x, test_y and classes; "hdf5", the ply_data_*.h5 files with their lists; "normal_resampled",
             a tree of txt files; "modelnet_dat", Point-BERT's pickles; "scanobjectnn" h5 files; "shapenet55", npy files
             with their lists; "shapenetpart", txt files with parts and their lists; "fewshot_pkl", the published
             few-shot folds of ModelNet40.
         root: Folder of the data (for "modelnet40_npz" the file), ~ being the home folder; none for "shapes".
-        labels: CSV file that names the clouds below root, their labels and, if any, their splits (train, val,
+        labels: CSV file that lists the clouds below root, their labels and, if any, their splits (train, val,
             validation or test) in the columns path, label and split, for "folder"; then root needs no class
             subfolders. Classes are the labels sorted, whole numbers by value. Pretraining needs no labels.
         variant: Which of ScanObjectNN's three sets.
-        channels: What points have beside x, y and z, by name, such as [normal_x, normal_y, normal_z] or [intensity];
+        channels: Names of what points have beside x, y and z, such as [normal_x, normal_y, normal_z] or [intensity];
             read by "folder" from .ply, .pcd, .las, .npz and files with a line of names. Normals and velocities turn
-            with their cloud. The model then takes 3 and so many (model.in_chans).
-        columns: Names of the columns, x, y and z among them, of files that do not name theirs.
+            with their cloud. The model then takes 3 values and one per channel (model.in_chans).
+        columns: Names of all columns, x, y and z among them, for files that do not name theirs.
         statistics: File of ``map-points statistics``, whose mean and std override those here.
-        channel_mean: Mean of every channel, which is subtracted; channels stay as they are when not given.
-        channel_std: Standard deviation of every channel, which is divided by.
+        channel_mean: Mean of every channel, to subtract; channels stay unchanged when not given.
+        channel_std: Standard deviation of every channel, to divide by.
         channel_dropout: Probability that a training cloud is shown without its channels (zeros in their place).
         num_points: Points of a cloud that the model sees.
-        augmentation: "rotate" about the up axis; "scale_translate" by one factor and one shift an axis;
+        augmentation: "rotate" about the up axis; "scale_translate" by one factor and one shift per axis;
             "rotate_scale_translate", both in this order.
         scale: Range of the factors of "scale_translate".
         translate: Largest shift of "scale_translate".
@@ -98,10 +98,10 @@ class PointDataConfig:
     ignore_label: int | None = None
 
     def validate(self) -> None:
-        """Check what can be checked before any data is read.
+        """Check what can be checked before any data are read.
 
         Raises:
-            UserError: naming the setting, its value and what it may be.
+            UserError: a setting is wrong; the message names it, its value and the values allowed.
         """
         self.check_values()
         if self.root is not None and not self.root.strip():
@@ -120,23 +120,23 @@ class PointDataConfig:
             raise UserError("data.labels is empty: name a CSV file, or leave the setting out")
 
     def check_values(self) -> None:
-        """Check every setting but where the data are.
+        """Check every setting except where the data are.
 
         Raises:
-            UserError: naming the setting, its value and what it may be.
+            UserError: a setting is wrong; the message names it, its value and the values allowed.
         """
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in get_args(choices) and not (name == "up_axis" and value is None):
-                known = ", ".join(get_args(choices))
-                raise UserError(f"data.{name} must be one of {known}; got {value!r}")
+                allowed = ", ".join(get_args(choices))
+                raise UserError(f"data.{name} must be one of {allowed}; got {value!r}")
         for name, (least, most) in WHOLE_NUMBERS.items():
             value = getattr(self, name)
             if value is None and name in ("subset", "ignore_label"):
                 continue
             if type(value) is not int or not least <= value <= most:
-                limit = f"at least {least}" if most == LARGEST else f"a whole number from {least} to {most}"
-                raise UserError(f"data.{name} must be {limit}; got {value!r}")
+                limit = f"of at least {least}" if most == LARGEST else f"from {least} to {most}"
+                raise UserError(f"data.{name} must be a whole number {limit}; got {value!r}")
         self._check_augmentation()
         self._check_channels()
         if not 0 <= self.holdout < 1:
@@ -201,7 +201,7 @@ class PointDataConfig:
 
     @property
     def upward(self) -> Axis:
-        """The axis that points up: as told, else as the source has it."""
+        """The axis that points up: as set, else that of the source."""
         return self.up_axis or ("z" if self.source in Z_UP else "y")
 
     @property
@@ -213,7 +213,7 @@ class PointDataConfig:
         """
         if self.root is None:
             raise UserError(f"data.source {self.source!r} is read from a path: give --data.root")
-        return expanded(self.root)
+        return expand_user(self.root)
 
 
 CHOICES = {

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.randomness import derive_seed
 from map_points.data.clouds import ArrayClouds, Clouds
-from map_points.data.files import existing
+from map_points.data.files import require_existing
 from map_points.data.modelnet40 import pickled_clouds
 from map_points.data.pickles import read_pickle
 
@@ -27,10 +27,10 @@ def read_fold(root: Path, way: int, shot: int, fold: int) -> FewShotEpisode:
     """Read ``<way>way_<shot>shot/<fold>.pkl``: {'train', 'test'}, lists of (points, label, ...); y points up.
 
     Raises:
-        UserError: no such file, other content, a label outside 0 .. way - 1, or a class without clouds.
+        UserError: the file is missing or has other content, a label is outside 0 .. way - 1, or a class has no clouds.
     """
-    root = expanded(str(root))
-    existing(root, "the folder that holds 5way_10shot and the like")
+    root = expand_user(str(root))
+    require_existing(root, "the folder that holds 5way_10shot and the like")
     path = root / f"{way}way_{shot}shot" / f"{fold}.pkl"
     if not path.exists():
         raise UserError(
@@ -63,30 +63,32 @@ def sample_fold(
 ) -> FewShotEpisode:
     """Draw a fold: ``way`` classes at random, ``shot`` training clouds and ``queries`` test clouds of each.
 
-    The draw depends on nothing but the arguments. It is no published fold.
+    The draw depends on the arguments alone. It is not a published fold.
 
     Raises:
-        UserError: too few classes with so many clouds.
+        UserError: too few classes have that many clouds.
     """
-    enough = [
+    eligible = [
         label
         for label in range(len(train.classes))
         if (train.labels == label).sum() >= shot and (test.labels == label).sum() >= queries
     ]
-    if len(enough) < way:
+    if len(eligible) < way:
         raise UserError(
-            f"{len(enough)} of {len(train.classes)} classes have {shot} training and {queries} test clouds; "
+            f"{len(eligible)} of {len(train.classes)} classes have {shot} training and {queries} test clouds; "
             f"{way} ways need {way} (lower --fewshot.way, --fewshot.shot or --fewshot.queries)"
         )
     key = (seed, "few-shot", way, shot, fold)
-    chosen = sorted(_draw(np.array(enough), way, *key, "classes").tolist())
-    classes = tuple(train.classes[label] for label in chosen)
+    labels = sorted(_draw(np.array(eligible), way, *key, "classes").tolist())
+    classes = tuple(train.classes[label] for label in labels)
 
-    def part(clouds: Clouds, count: int, name: str) -> Clouds:
-        drawn = [_draw(np.flatnonzero(clouds.labels == label), count, *key, name, label) for label in chosen]
-        return clouds.select(np.concatenate(drawn)).relabel(np.repeat(np.arange(way), count), classes)
+    def draw_clouds(clouds: Clouds, count: int, name: str) -> Clouds:
+        indices = [
+            _draw(np.flatnonzero(clouds.labels == label), count, *key, name, label) for label in labels
+        ]
+        return clouds.select(np.concatenate(indices)).relabel(np.repeat(np.arange(way), count), classes)
 
-    return FewShotEpisode(part(train, shot, "train"), part(test, queries, "test"))
+    return FewShotEpisode(draw_clouds(train, shot, "train"), draw_clouds(test, queries, "test"))
 
 
 def _draw(values: np.ndarray, count: int, *key: int | str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Files that strangers wrote: only regular ones are opened, and what is wrong with one is told by its name."""
+"""Files that strangers wrote: only regular ones are opened, and every error names its file."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from map_core.errors import UserError, in_one_line
 
-LONGEST_NAME = 255  # characters of a file's name
+LONGEST_NAME = 255  # characters in a file name
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -29,11 +29,11 @@ BEGINNINGS = {
 }
 
 
-def existing(path: Path, what: str = "", *, cure: str | None = None) -> Path:
-    """Return ``path``; ``what`` says what ``--data.root`` is to name, unless there is another ``cure``.
+def require_existing(path: Path, what: str = "", *, cure: str | None = None) -> Path:
+    """Return ``path``; ``what`` says what ``--data.root`` must name, unless another ``cure`` is given.
 
     Raises:
-        UserError: it does not exist, or cannot be looked at.
+        UserError: it does not exist, or cannot be examined.
     """
     with reading(path):
         if not path.exists():
@@ -41,11 +41,11 @@ def existing(path: Path, what: str = "", *, cure: str | None = None) -> Path:
     return path
 
 
-def regular(path: Path) -> Path:
+def require_regular(path: Path) -> Path:
     """Return ``path`` if it is a regular file (or a link to one): a pipe or device may never end.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not.
     """
     with reading(path):
         kind = stat.S_IFMT(path.stat().st_mode)
@@ -56,14 +56,14 @@ def regular(path: Path) -> Path:
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file; what goes wrong while it is read is told as by :func:`reading`."""
-    with reading(regular(path)), path.open("rb") as file:
+    """Open a regular file; errors while it is read are reported as by :func:`reading`."""
+    with reading(require_regular(path)), path.open("rb") as file:
         yield file
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever happens while ``path`` is read into one sentence that names it.
+    """Turn any exception while ``path`` is read into one sentence that names it.
 
     Raises:
         UserError: in place of any other exception.
@@ -72,7 +72,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # which exceptions a parser raises on a broken file is nobody's contract
+    except Exception as error:  # no parser promises which exceptions it raises on a broken file
         raise UserError(
             f"cannot read {path} ({_reason(path, error)}); copy or download it again, or take it out of the list"
         ) from error
@@ -86,7 +86,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def looks_like(path: Path) -> str:
-    """``", it looks like an HTML page"`` for content that is often saved under a wrong name; else nothing."""
+    """``", it looks like an HTML page"`` for content that is often saved under a wrong name; else empty."""
     try:
         if not path.is_file():
             return ""
@@ -105,9 +105,9 @@ def read_text(path: Path) -> str:
     """Read UTF-8 (or UTF-16 with its mark), else Latin-1; a byte order mark is left out.
 
     Raises:
-        UserError: there is no such file, or it is no regular one.
+        UserError: there is no such file, or it is not regular.
     """
-    existing(path, "the folder that holds it")
+    require_existing(path, "the folder that holds it")
     with open_regular(path) as file:
         data = file.read()
         if data.startswith(UTF16):
@@ -118,10 +118,10 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> dict[int, str]:
-    """Read the lines of a list that are not blank, by their numbers, which count from 1.
+    """Read the lines of a list that are not blank, by line number, from 1.
 
     Raises:
-        UserError: there is no such file, or it is no regular one.
+        UserError: there is no such file, or it is not regular.
     """
     lines = enumerate(read_text(path).splitlines(), start=1)
     return {number: line.strip() for number, line in lines if line.strip()}
@@ -131,25 +131,25 @@ def read_names(path: Path) -> tuple[str, ...]:
     """Read a list of class names.
 
     Raises:
-        UserError: it is missing or empty, or has a name twice.
+        UserError: it is missing or empty, or a name appears twice.
     """
     return check_names(read_lines(path).values(), str(path))
 
 
 def check_names(names: Iterable[str], source: str) -> tuple[str, ...]:
-    """Return class names as they are.
+    """Return class names unchanged.
 
     Raises:
-        UserError: there are none, or one comes twice.
+        UserError: there are none, one has control characters, or one appears twice.
     """
     counts = Counter(names)
     if not counts:
         raise UserError(f"{source} has no class names; get the list that belongs to this data")
-    if odd := next(
+    if invalid := next(
         (name for name in counts if any(unicodedata.category(c) in ("Cc", "Cs") for c in name)), None
     ):
         raise UserError(
-            f"{source} has the class {in_one_line(odd)!r}; names must not have control characters"
+            f"{source} has the class {in_one_line(invalid)!r}; names must not have control characters"
         )
     name, count = counts.most_common(1)[0]
     if count > 1:
@@ -157,11 +157,11 @@ def check_names(names: Iterable[str], source: str) -> tuple[str, ...]:
     return tuple(counts)
 
 
-def inside(root: Path, name: str, source: str) -> Path:
+def path_below(root: Path, name: str, source: str) -> Path:
     """Return the file below ``root`` that a list names.
 
     Raises:
-        UserError: the name leads out of the folder; ``source`` is the list and its line.
+        UserError: the name leads out of the folder, or is no file name; ``source`` is the list and its line.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or ".." in parts or parts[0] == "/":
@@ -177,7 +177,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     """Yield the regular files below a folder; links are followed, and every real folder is visited once.
 
     Raises:
-        UserError: a folder that cannot be read.
+        UserError: a folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -185,13 +185,13 @@ def files_below(folder: Path) -> Iterator[Path]:
             f"cannot read the folder {error.filename} ({error.strerror}); allow it or move it away"
         )
 
-    seen: set[tuple[int, int]] = set()
-    for here, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        with contextlib.suppress(OSError):  # a folder that vanishes meanwhile has no files
-            entry = os.stat(here)
-            if (entry.st_dev, entry.st_ino) in seen:
+    visited: set[tuple[int, int]] = set()
+    for directory, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        with contextlib.suppress(OSError):  # a folder that vanishes in the meantime has no files
+            status = os.stat(directory)
+            if (status.st_dev, status.st_ino) in visited:
                 folders.clear()
                 continue
-            seen.add((entry.st_dev, entry.st_ino))
+            visited.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (path for name in sorted(names) if (path := Path(here, name)).is_file())
+        yield from (path for name in sorted(names) if (path := Path(directory, name)).is_file())

@@ -9,7 +9,7 @@ import numpy as np
 
 from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import check_layout
-from map_points.data.files import existing, reading, regular
+from map_points.data.files import reading, require_existing, require_regular
 from map_points.data.npy import DEFLATE
 
 KEYS = ("data", "label")
@@ -21,10 +21,10 @@ def read_h5(path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
     Parts of an h5 file may lie in other files; these must lie below ``root``.
 
     Raises:
-        UserError: no such file, no h5 file, other keys or shapes, or parts outside ``root``.
+        UserError: the file is missing or no h5 file, has other keys or shapes, or has parts outside ``root``.
     """
-    existing(path, "the folder that holds it")
-    with reading(regular(path)):
+    require_existing(path, "the folder that holds it")
+    with reading(require_regular(path)):
         try:
             file = h5py.File(path, "r")
         except OSError as error:
@@ -33,9 +33,9 @@ def read_h5(path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
             ) from error
         with file:
             if not set(KEYS) <= (keys := set(file)):
-                held = in_one_line(", ".join(sorted(keys))) or "none"
+                names = in_one_line(", ".join(sorted(keys))) or "none"
                 raise UserError(
-                    f"{path} must have the keys data and label; it has {held}; is it another release?"
+                    f"{path} must have the keys data and label; it has {names}; is it another release?"
                 )
             points, labels = (_read(file, key, path, root) for key in KEYS)
     if points.ndim != 3 or labels.shape not in ((len(points),), (len(points), 1)):
@@ -51,7 +51,7 @@ def _read(file: h5py.File, key: str, path: Path, root: Path, *, follow: bool = T
     link = file.get(key, getlink=True)
     if isinstance(link, h5py.ExternalLink) and follow:
         target = _below(path.parent / link.filename, root, f"{path}: {key}")
-        with reading(regular(target)), h5py.File(target, "r") as other:
+        with reading(require_regular(target)), h5py.File(target, "r") as other:
             return _read(other, link.path.strip("/"), target, root, follow=False)
     # a name with a slash could pass through another link
     if not isinstance(link, h5py.HardLink) or "/" in key or not isinstance(file[key], h5py.Dataset):
@@ -69,24 +69,29 @@ def _below(target: Path, root: Path, source: str) -> Path:
 
 
 def _check_storage(values: Any, path: Path, root: Path) -> None:
-    """Refuse what is no array of numbers, lies outside ``root``, or claims more than its files hold.
+    """Refuse data that are no array of numbers, lie outside ``root``, or claim more than their files hold.
 
     Raises:
-        UserError: saying which.
+        UserError: saying which of these.
     """
     name = f"{path}: {values.name.strip('/')}"
     if values.dtype.kind not in "fiu" or values.shape is None:
         raise UserError(f"{name} holds {in_one_line(str(values.dtype), 40)}; expected numbers")
     if values.is_virtual:
         raise UserError(f"{name} is put together from other files; store the numbers themselves")
-    size, stored = path.stat().st_size, values.id.get_storage_size()
+    file_bytes, stored_bytes = path.stat().st_size, values.id.get_storage_size()
     if values.external:
         files = [(_below(Path(file), root, name), offset, length) for file, offset, length in values.external]
-        # HDF5 fills up with zeros what such files lack
-        stored = sum(min(length, max(regular(file).stat().st_size - at, 0)) for file, at, length in files)
-        size = stored
-    claimed = math.prod(values.shape) * values.dtype.itemsize
+        # HDF5 fills with zeros whatever such files lack
+        stored_bytes = sum(
+            min(length, max(require_regular(file).stat().st_size - offset, 0))
+            for file, offset, length in files
+        )
+        file_bytes = stored_bytes
+    claimed_bytes = math.prod(values.shape) * values.dtype.itemsize
     growth = 1 if values.chunks is None else DEFLATE  # chunks may be compressed
-    chunk = math.prod(values.chunks or ()) * values.dtype.itemsize
-    if claimed > growth * min(size, stored) or chunk > DEFLATE * size:
-        raise UserError(f"{name} claims {claimed} bytes, more than is stored; copy or download it again")
+    chunk_bytes = math.prod(values.chunks or ()) * values.dtype.itemsize
+    if claimed_bytes > growth * min(file_bytes, stored_bytes) or chunk_bytes > DEFLATE * file_bytes:
+        raise UserError(
+            f"{name} claims {claimed_bytes} bytes, more than is stored; copy or download it again"
+        )

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from map_core.errors import UserError
-from map_points.data.files import reading, regular
+from map_points.data.files import reading, require_regular
 from map_points.data.las_header import check_header
 
 
 def read_las(path: Path) -> dict[str, np.ndarray]:
-    """Read every dimension of the points by name; coordinates with scale and offset applied.
+    """Read every dimension of the points by name; coordinates have scale and offset applied.
 
     Raises:
         UserError: laspy, or lazrs for a .laz file, is not installed, or the file cannot be read.
@@ -20,7 +20,7 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
     laspy = _laspy(path)
     if path.suffix.lower() == ".laz" and not laspy.LazBackend.Lazrs.is_available():
         raise UserError(f"{path} is compressed and needs lazrs: pip install lazrs")
-    with reading(regular(path)):
+    with reading(require_regular(path)):
         check_header(path)
         cloud = _points(laspy, path)
         columns = {name: np.asarray(cloud[name]) for name in cloud.point_format.dimension_names}
@@ -28,21 +28,21 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
 
 
 def _points(laspy: Any, path: Path) -> Any:
-    """What laspy reads, all of it.
+    """Read all points with laspy.
 
     Raises:
-        ValueError: there is less than the header says, or LAZ's reader, which is not Python, gave up.
+        ValueError: there are fewer than the header says, or the reader of LAZ, which is not Python, panicked.
     """
     try:
-        # of its readers the one that takes no sizes of chunks on trust: what is claimed there ends the other's process
+        # the reader that does not trust the sizes of chunks: with the other, false ones end the process
         with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as reader:
-            cloud, claimed = reader.read(), reader.header.point_count
-    except BaseException as error:  # its panics are no Exception
+            cloud, point_count = reader.read(), reader.header.point_count
+    except BaseException as error:  # panics of lazrs are no Exception
         if isinstance(error, Exception) or type(error).__name__ != "PanicException":
             raise
         raise ValueError("it is damaged") from error
-    if len(cloud.points) != claimed:
-        raise ValueError(f"it claims {claimed:,} points and holds {len(cloud.points):,}")
+    if len(cloud.points) != point_count:
+        raise ValueError(f"it claims {point_count:,} points and holds {len(cloud.points):,}")
     return cloud
 
 

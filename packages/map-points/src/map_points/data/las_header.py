@@ -1,4 +1,4 @@
-"""What the header of a LAS or LAZ file claims, held against the size of the file before a reader acts on it.
+"""What the header of a LAS or LAZ file claims, checked against the size of the file before a reader acts on it.
 
 Source of the layout: the LAS specification 1.4, and for the chunk table of LAZ the LASzip paper (Isenburg, 2013).
 """
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-OLDEST, OF_64_BITS = 227, 375  # bytes of a header of versions 1.0 and 1.4
-RECORD, EXTENDED_RECORD = 54, 60  # bytes of the header of a record of variable length
-COMPRESSED = 0x80  # in the number of the format
-EXPANSION = 10_000  # bytes that one of a compressed file may stand for
+HEADER_1_0, HEADER_1_4 = 227, 375  # bytes of a header of versions 1.0 and 1.4
+RECORD, EXTENDED_RECORD = 54, 60  # bytes of the header of a variable-length record
+COMPRESSED = 0x80  # bit in the number of the format
+EXPANSION = 10_000  # bytes that one byte of a compressed file may stand for
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Header:
     """What a header claims.
 
     Attributes:
-        size: Of the header, in bytes.
-        points_at: First byte of the points.
-        records: Number of variable length records between header and points.
+        size: Bytes of the header.
+        points_at: Offset of the points in the file.
+        records: Number of variable-length records between header and points.
         compressed: Whether the points are compressed, as in LAZ.
         point: Bytes of a point.
         points: Number of points.
-        extended_at, extended: First byte and number of the records behind the points.
+        extended_at, extended: Offset and number of the records after the points.
     """
 
     size: int
@@ -47,43 +47,45 @@ def check_header(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         header = read_header(file)
-        check_places(header, size)
-        held = size - header.points_at
+        check_offsets(header, size)
+        available = size - header.points_at
         if not header.compressed:
-            if header.points * header.point > held:
-                raise ValueError(f"it claims {header.points:,} points and holds {held // header.point:,}")
-        elif header.points * header.point > EXPANSION * held:
-            raise ValueError(f"it claims {header.points:,} points in {held:,} bytes")
-        elif header.points and (chunks := number_of_chunks(file, header.points_at, size)) > held:
-            raise ValueError(f"it claims {chunks:,} chunks in {held:,} bytes")
+            if header.points * header.point > available:
+                raise ValueError(
+                    f"it claims {header.points:,} points and holds {available // header.point:,}"
+                )
+        elif header.points * header.point > EXPANSION * available:
+            raise ValueError(f"it claims {header.points:,} points in {available:,} bytes")
+        elif header.points and (chunks := number_of_chunks(file, header.points_at, size)) > available:
+            raise ValueError(f"it claims {chunks:,} chunks in {available:,} bytes")
 
 
 def read_header(file: BinaryIO) -> Header:
     """Read a header.
 
     Raises:
-        ValueError: it is none.
+        ValueError: there is none.
     """
-    data = file.read(OF_64_BITS)
-    if len(data) < OLDEST or data[:4] != b"LASF":
+    data = file.read(HEADER_1_4)
+    if len(data) < HEADER_1_0 or data[:4] != b"LASF":
         raise ValueError("it is no LAS file, or cut off")
     size, points_at, records, kind, point, points = struct.unpack_from("<HIIBHI", data, 94)
     extended = {}
     if (data[24], data[25]) >= (1, 4):
-        if min(size, len(data)) < OF_64_BITS:
-            raise ValueError(f"its header has {min(size, len(data))} bytes, of {OF_64_BITS} in version 1.4")
+        if min(size, len(data)) < HEADER_1_4:
+            raise ValueError(f"its header has {min(size, len(data))} bytes, of {HEADER_1_4} in version 1.4")
         extended_at, count, points = struct.unpack_from("<QIQ", data, 235)
         extended = {"extended_at": extended_at, "extended": count}
     return Header(size, points_at, records, bool(kind & COMPRESSED), point, points, **extended)
 
 
-def check_places(header: Header, size: int) -> None:
-    """Check that a header's parts lie within a file of so many bytes.
+def check_offsets(header: Header, size: int) -> None:
+    """Check that a header's parts lie within a file of ``size`` bytes.
 
     Raises:
         ValueError: one does not.
     """
-    if not (OLDEST <= header.size <= header.points_at <= size and header.point):
+    if not (HEADER_1_0 <= header.size <= header.points_at <= size and header.point):
         raise ValueError(
             f"its header has {header.size} bytes, its points begin at {header.points_at} of {size}"
         )
@@ -98,26 +100,26 @@ def check_places(header: Header, size: int) -> None:
 
 
 def number_of_chunks(file: BinaryIO, points_at: int, size: int) -> int:
-    """The chunks that a LAZ file claims to have.
+    """The number of chunks that a LAZ file claims.
 
     Raises:
-        ValueError: its table of chunks lies elsewhere.
+        ValueError: its table of chunks lies outside the file.
     """
     (table,) = struct.unpack("<q", read_at(file, points_at, 8))
-    if table == -1:  # of a writer that could not go back: its place is behind everything
+    if table == -1:  # the writer could not seek back, and put the offset at the end of the file
         (table,) = struct.unpack("<q", read_at(file, size - 8, 8))
     if not points_at <= table <= size - 8:
         raise ValueError("its table of chunks lies outside the file, which is cut off or damaged")
     return int(struct.unpack("<II", read_at(file, table, 8))[1])
 
 
-def read_at(file: BinaryIO, place: int, count: int) -> bytes:
-    """So many bytes from a place on.
+def read_at(file: BinaryIO, offset: int, count: int) -> bytes:
+    """Read ``count`` bytes from an offset on.
 
     Raises:
         ValueError: there are fewer.
     """
-    file.seek(place)
+    file.seek(offset)
     data = file.read(count)
     if len(data) < count:
         raise ValueError("it is cut off")

@@ -1,4 +1,4 @@
-"""ModelNet40 in the layouts that people have."""
+"""ModelNet40 in the layouts in use."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import ArrayClouds, Clouds, FileClouds, JoinedClouds, check_labels, check_layout
-from map_points.data.files import check_names, existing, inside, read_lines, read_names
+from map_points.data.files import check_names, path_below, read_lines, read_names, require_existing
 from map_points.data.hdf5 import read_h5
 from map_points.data.npy import read_npz
 from map_points.data.pickles import read_pickle
@@ -16,9 +16,9 @@ from map_points.data.txt import read_txt
 
 
 def read_modelnet40_npz(root: Path, split: str) -> Clouds:
-    """One npz with train_x (n, points, 3), train_y, test_x, test_y and classes; z points up."""
+    """Read one npz with train_x (n, points, 3), train_y, test_x, test_y and classes; z points up."""
     file = root / "modelnet40_1024.npz" if root.is_dir() else root
-    existing(file, "the npz file of ModelNet40, or its folder")
+    require_existing(file, "the npz file of ModelNet40, or its folder")
     arrays = read_npz(file, (f"{split}_x", f"{split}_y", "classes"))
     points, labels, names = arrays.values()
     source = f"{file} ({split})"
@@ -36,16 +36,16 @@ def read_modelnet40_npz(root: Path, split: str) -> Clouds:
 
 
 def read_hdf5(root: Path, split: str) -> Clouds:
-    """The hdf5_2048 release: lists of h5 files with data and label, and shape_names.txt; y points up."""
-    existing(root, "the folder with train_files.txt, test_files.txt and shape_names.txt")
+    """Read the hdf5_2048 release: lists of h5 files with data and label, and shape_names.txt; y points up."""
+    require_existing(root, "the folder with train_files.txt, test_files.txt and shape_names.txt")
     names = root / "shape_names.txt"
     classes = read_names(names)
     listing = root / f"{split}_files.txt"
     sources = []
     for number, line in read_lines(listing).items():
-        file = inside(root, Path(line).name, f"{listing}, line {number},")
+        file = path_below(root, Path(line).name, f"{listing}, line {number},")
         points, labels = read_h5(file, root)
-        labels = check_labels(labels, classes, str(file), count=len(points), listed=names)
+        labels = check_labels(labels, classes, str(file), count=len(points), class_list=names)
         sources.append(ArrayClouds(labels, classes, points, str(file)))
     if not sources:
         raise UserError(f"{listing} lists no files")
@@ -55,45 +55,45 @@ def read_hdf5(root: Path, split: str) -> Clouds:
 
 
 def read_normal_resampled(root: Path, split: str) -> Clouds:
-    """modelnet40_normal_resampled: <class>/<class>_<nnnn>.txt, six columns, with lists; y points up."""
-    existing(root, "the folder modelnet40_normal_resampled")
+    """Read modelnet40_normal_resampled: <class>/<class>_<nnnn>.txt, six columns, with lists; y points up."""
+    require_existing(root, "the folder modelnet40_normal_resampled")
     classes = read_names(root / "modelnet40_shape_names.txt")
-    known = {name: label for label, name in enumerate(classes)}
+    label_of_class = {name: label for label, name in enumerate(classes)}
     listing = root / f"modelnet40_{split}.txt"
     labels, paths = [], []
     for number, name in read_lines(listing).items():
         folder, underscore, _ = name.rpartition("_")
-        if not underscore or folder not in known:
+        if not underscore or folder not in label_of_class:
             raise UserError(
                 f"{listing}, line {number}, lists {in_one_line(name)!r}, a cloud of {in_one_line(folder)!r}, which "
                 f"{root / 'modelnet40_shape_names.txt'} does not have"
             )
-        labels.append(known[folder])
-        paths.append(inside(root, f"{folder}/{name}.txt", f"{listing}, line {number},"))
+        labels.append(label_of_class[folder])
+        paths.append(path_below(root, f"{folder}/{name}.txt", f"{listing}, line {number},"))
     if not paths:
         raise UserError(f"{listing} lists no clouds")
     return FileClouds(np.array(labels, dtype=np.int64), classes, tuple(paths), read_txt)
 
 
 def read_dat(root: Path, split: str) -> Clouds:
-    """Point-BERT's modelnet40_<split>_<points>pts_fps.dat: a pickle of [clouds, labels]; y points up."""
-    existing(root, "the folder of the .dat files")
-    found = sorted(root.glob(f"modelnet40_{split}_*.dat"))
-    if len(found) != 1:
+    """Read Point-BERT's modelnet40_<split>_<points>pts_fps.dat: a pickle of [clouds, labels]; y points up."""
+    require_existing(root, "the folder of the .dat files")
+    files = sorted(root.glob(f"modelnet40_{split}_*.dat"))
+    if len(files) != 1:
         raise UserError(
             f"{root} must hold one modelnet40_{split}_*.dat; found "
-            f"{', '.join(file.name for file in found) or 'none'}"
+            f"{', '.join(file.name for file in files) or 'none'}"
         )
     names = root / "modelnet40_shape_names.txt"
     classes = read_names(names)
-    match read_pickle(found[0]):
+    match read_pickle(files[0]):
         case list() | tuple() as content if len(content) == 2 and all(
             isinstance(c, list | tuple) for c in content
         ):
             clouds, labels = content
         case _:
-            raise UserError(f"{found[0]} must hold [clouds, labels], two lists of one length")
-    return pickled_clouds(clouds, labels, classes, str(found[0]), listed=names)
+            raise UserError(f"{files[0]} must hold [clouds, labels], two lists of one length")
+    return pickled_clouds(clouds, labels, classes, str(files[0]), class_list=names)
 
 
 def pickled_clouds(
@@ -102,12 +102,12 @@ def pickled_clouds(
     classes: tuple[str, ...],
     source: str,
     *,
-    listed: Path | None = None,
+    class_list: Path | None = None,
 ) -> ArrayClouds:
-    """Clouds as pickles hold them: a list of arrays, and a list of numbers or arrays of one number; y points up.
+    """Clouds from a pickle's content: a list of arrays, and a list of numbers or arrays of one number; y points up.
 
     Raises:
-        UserError: other content, by its index.
+        UserError: the content differs; the message has its index.
     """
     if not clouds:
         raise UserError(f"{source} holds no clouds")
@@ -116,7 +116,7 @@ def pickled_clouds(
             raise UserError(f"{source}: cloud {index} is a {type(cloud).__name__}; expected an array")
         check_layout(cloud.shape, f"{source}, cloud {index}")
     numbers = [_single_number(label, f"{source}: the label of cloud {i}") for i, label in enumerate(labels)]
-    checked = check_labels(numbers, classes, source, count=len(clouds), listed=listed)
+    checked = check_labels(numbers, classes, source, count=len(clouds), class_list=class_list)
     return ArrayClouds(checked, classes, clouds, source)
 
 

@@ -31,13 +31,13 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Read the named arrays of an npz file.
 
     Raises:
-        UserError: it is no npz file, lacks an array, or one cannot be read.
+        UserError: it is no npz file, lacks an array, or an array cannot be read.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if missing := set(names) - set(members):
-            held = in_one_line(", ".join(members)) or "nothing"
-            raise UserError(f"{path} has no {', '.join(sorted(missing))}; it holds {held}")
+            contents = in_one_line(", ".join(members)) or "nothing"
+            raise UserError(f"{path} has no {', '.join(sorted(missing))}; it holds {contents}")
         size = path.stat().st_size
         return {name: _read_member(archive, members[name], size, f"{path} ({name})") for name in names}
 
@@ -64,7 +64,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int, nam
 
 
 def _read_array(read: Callable[[int], bytes], size: int, name: str) -> np.ndarray:
-    """Read the one array of a stream of ``size`` bytes, which its header must account for exactly."""
+    """Read the only array of a stream of ``size`` bytes, which its header must account for exactly."""
     head = io.BytesIO(read(LONGEST_HEADER))
     version = npy_format.read_magic(head)
     if version not in HEADERS:
@@ -74,14 +74,14 @@ def _read_array(read: Callable[[int], bytes], size: int, name: str) -> np.ndarra
         raise UserError(
             f"{name} holds {in_one_line(str(dtype), 40)}; only arrays of numbers or strings are read"
         )
-    claimed, held = math.prod(shape) * dtype.itemsize, size - head.tell()
-    if min(shape, default=0) < 0 or claimed != held:
+    claimed_bytes, available_bytes = math.prod(shape) * dtype.itemsize, size - head.tell()
+    if min(shape, default=0) < 0 or claimed_bytes != available_bytes:
         raise UserError(
-            f"{name}: its header claims {in_one_line(str(shape), 40)} of {dtype}, {claimed} bytes, but it holds "
-            f"{held}; copy or download it again"
+            f"{name}: its header claims {in_one_line(str(shape), 40)} of {dtype}, {claimed_bytes} bytes, but it holds "
+            f"{available_bytes}; copy or download it again"
         )
     rest = head.read()
-    data = rest + read(held - len(rest))
+    data = rest + read(available_bytes - len(rest))
     if read(1):  # reads to the end, where a zip archive compares its checksum
         raise UserError(f"{name} holds more than its header says; copy or download it again")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")

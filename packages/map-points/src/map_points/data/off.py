@@ -12,11 +12,11 @@ from map_points.data.files import looks_like, read_text
 def read_off(path: Path) -> np.ndarray:
     """Read the vertices (n, 3), float64; faces are left out.
 
-    The counts may follow the word OFF on its line, as in ModelNet. A cloud are its vertices: sample the surface first
-    where they are few.
+    The counts may follow the word OFF on its line, as in ModelNet. A cloud consists of its vertices: sample the
+    surface first where they are few.
 
     Raises:
-        UserError: no OFF file, or one that is cut off.
+        UserError: it is no OFF file, or is cut off.
     """
     lines = iter([line for row in read_text(path).splitlines() if (line := row.split("#")[0].strip())])
     first = next(lines, "")

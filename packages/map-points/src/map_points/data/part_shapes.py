@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.randomness import derive_seed
 from map_points.data.shapenetpart import CATEGORY_LIST
 from map_points.data.shapes import require_trimesh
@@ -21,19 +21,19 @@ def write_part_shapes(
 ) -> None:
     """Write shapes of five categories and two parts each: txt files of seven columns and their lists.
 
-    Every shape has its own proportions and is turned about the y axis, which points up. Part labels count
-    through the categories, as ShapeNetPart's do.
+    Every shape has its own proportions and is turned about the y axis, which points up. Part labels run
+    on through the categories, as ShapeNetPart's do.
 
     Args:
-        root: Folder to make; it must not hold anything.
+        root: Folder to create; it must not hold anything.
         train, val, test: Shapes of each category.
         points: Points of each shape.
-        seed: Of everything random.
+        seed: Seed of everything random.
 
     Raises:
-        UserError: a folder that is not empty, a count below 1, or trimesh is not installed.
+        UserError: the folder is not empty, a count is below 1, or trimesh is not installed.
     """
-    root = expanded(root)
+    root = expand_user(root)
     trimesh = require_trimesh()
     counts = {"train": train, "val": val, "test": test}
     for name, count in {**counts, "points": points}.items():
@@ -41,20 +41,22 @@ def write_part_shapes(
             raise UserError(f"{name} must be at least 1; got {count}")
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise UserError(f"{root} exists and is not empty; choose another folder")
-    lists: dict[str, list[str]] = {part: [] for part in counts}
+    lists: dict[str, list[str]] = {split: [] for split in counts}
     for label, category in enumerate(CATEGORIES):
         synset = str(FIRST_SYNSET + label)
         (root / synset).mkdir(parents=True)
-        for part, count in counts.items():
+        for split, count in counts.items():
             for number in range(count):
-                name = f"{part}_{number:04d}"
-                rng = np.random.Generator(np.random.PCG64(derive_seed(seed, "parts", part, category, number)))
+                name = f"{split}_{number:04d}"
+                rng = np.random.Generator(
+                    np.random.PCG64(derive_seed(seed, "parts", split, category, number))
+                )
                 rows = _sample(trimesh, category, 2 * label, points, rng)
                 np.savetxt(root / synset / f"{name}.txt", rows, fmt=["%.6f"] * 6 + ["%.1f"])
-                lists[part].append(f"shape_data/{synset}/{name}")
+                lists[split].append(f"shape_data/{synset}/{name}")
     (root / "train_test_split").mkdir()
-    for part, items in lists.items():
-        (root / "train_test_split" / f"shuffled_{part}_file_list.json").write_text(json.dumps(items))
+    for split, items in lists.items():
+        (root / "train_test_split" / f"shuffled_{split}_file_list.json").write_text(json.dumps(items))
     names = "".join(f"{name}\t{FIRST_SYNSET + label}\n" for label, name in enumerate(CATEGORIES))
     (root / CATEGORY_LIST).write_text(names)
 

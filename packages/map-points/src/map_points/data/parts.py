@@ -20,13 +20,13 @@ from map_points.data.transforms import augment, prepare
 class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
     """Clouds as (points [num_points 3] float32, category, parts [num_points] int64, IGNORED where unlabelled).
 
-    Points are drawn at random, in evaluation too, as the field does; where a cloud has fewer than num_points,
-    all of them come before any comes again.
+    Points are drawn at random, in evaluation too, as is usual; where a cloud has fewer than num_points, all of them
+    are drawn before any is repeated.
 
     Args:
-        clouds: Where they come from.
+        clouds: Source of the clouds.
         config: Points, centring and augmentation.
-        training: Augment.
+        training: Whether to augment.
     """
 
     def __init__(self, clouds: PartClouds, config: PointDataConfig, *, training: bool) -> None:
@@ -37,15 +37,15 @@ class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
         return len(self.clouds)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "n 3"], int, Int[Tensor, " n"]]:
-        found, labels = self.clouds.labelled(index)
+        cloud, labels = self.clouds.labelled(index)
         unit_sphere = self.config.unit_sphere is not False
-        points = prepare(found, unit_sphere=unit_sphere, name=self.clouds.name(index))
+        points = prepare(cloud, unit_sphere=unit_sphere, name=self.clouds.name(index))
         parts = torch.from_numpy(labels)
-        chosen = draw_points(len(points), self.config.num_points)
-        points = points[chosen]
+        indices = draw_points(len(points), self.config.num_points)
+        points = points[indices]
         if self.training:
             points = augment(points, self.config)
-        return points, int(self.clouds.labels[index]), parts[chosen]
+        return points, int(self.clouds.labels[index]), parts[indices]
 
     def as_training(self, training: bool) -> "PartSamples":
         """The same clouds, with or without augmentation."""
@@ -55,7 +55,7 @@ class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
 
 
 def draw_points(available: int, count: int) -> Int[Tensor, " {count}"]:
-    """Draw ``count`` of ``available`` indices at random; none comes again before all have come."""
+    """Draw ``count`` of ``available`` indices at random; none is repeated before all have been drawn."""
     rounds = -(-count // available)
     return torch.cat([torch.randperm(available) for _ in range(rounds)])[:count]
 
@@ -69,7 +69,7 @@ class PartData:
         evaluation: Clouds of the test split (or a held-out part), not augmented.
         classes: Names of the categories.
         parts: Part labels of each category.
-        evaluated_on: What ``evaluation`` is, for summaries.
+        evaluated_on: Name of what ``evaluation`` holds, for summaries.
         description: One line that says what was opened.
     """
 
@@ -82,10 +82,10 @@ class PartData:
 
 
 def load_part_data(config: PointDataConfig) -> PartData:
-    """Open the training split and what is evaluated on.
+    """Open the training split and the clouds to evaluate on.
 
     Raises:
-        UserError: a source without parts; what is wrong with the files, by name.
+        UserError: the source has no parts, or a file cannot be used; the message names it.
     """
     config.validate()
     if config.source != "shapenetpart":
@@ -98,7 +98,7 @@ def load_part_data(config: PointDataConfig) -> PartData:
     splits: Splits[PartClouds] = hold_out_and_subset(read("train"), lambda: read("test"), config)
     assert splits.evaluation is not None
     left_out = splits.train.left_out
-    without = f"; left out without clouds: {', '.join(left_out)}" if left_out else ""
+    omission = f"; left out without clouds: {', '.join(left_out)}" if left_out else ""
     if left_out:
         note(f"note: {root} has no clouds of {', '.join(left_out)}: left out")
     return PartData(
@@ -108,5 +108,5 @@ def load_part_data(config: PointDataConfig) -> PartData:
         parts=splits.train.parts,
         evaluated_on=splits.evaluated_on,
         description=f"{root}: {len(splits.train)} training clouds, {len(splits.evaluation)} for evaluation "
-        f"({splits.evaluated_on}){without}",
+        f"({splits.evaluated_on}){omission}",
     )

@@ -10,27 +10,29 @@ from map_points.data.files import looks_like, open_regular
 
 KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS", "DATA")
 TYPES = {"F": "f", "U": "u", "I": "i"}
-LONGEST_LINE = 4096  # bytes of a header's line
+LONGEST_LINE = 4096  # bytes in a line of a header
 EXPANSION = 256  # no compressed block grows by more than this
 
 
 def read_pcd(path: Path) -> dict[str, np.ndarray]:
-    """Read the fields of every point that have one value; a packed ``rgb`` becomes red, green and blue.
+    """Read the single-valued fields of every point; a packed ``rgb`` becomes red, green and blue.
 
     Source: "The PCD (Point Cloud Data) file format", version 0.7, of the Point Cloud Library.
 
     Raises:
-        UserError: no PCD file, or one that is cut off.
+        UserError: it is no PCD file, or is cut off.
     """
     with open_regular(path) as file:
         header = _read_header(file, path)
         row, count = _row(header, path), _number(header, "POINTS", path)
-        form, rest = header["DATA"][0], path.stat().st_size - file.tell()
-        least = {"ascii": count, "binary": count * row.itemsize, "binary_compressed": 0}.get(form)
-        if least is None:
+        form, remaining_bytes = header["DATA"][0], path.stat().st_size - file.tell()
+        least_bytes = {"ascii": count, "binary": count * row.itemsize, "binary_compressed": 0}.get(form)
+        if least_bytes is None:
             raise UserError(f"{path} has DATA {in_one_line(form)!r}; known: ascii, binary, binary_compressed")
-        if least > rest:
-            raise UserError(f"{path} ends within its points: {rest} of {least} bytes; copy it again")
+        if least_bytes > remaining_bytes:
+            raise UserError(
+                f"{path} ends within its points: {remaining_bytes} of {least_bytes} bytes; copy it again"
+            )
         if form == "ascii":
             columns = _ascii(file, row, count, path)
         elif form == "binary":
@@ -82,8 +84,8 @@ def _row(header: dict[str, list[str]], path: Path) -> np.dtype:
 
 
 def _ascii(file: BinaryIO, row: np.dtype, count: int, path: Path) -> dict[str, np.ndarray]:
-    places = {name: row[name].shape for name in row.names or ()}
-    width = sum(shape[0] if shape else 1 for shape in places.values())
+    shapes = {name: row[name].shape for name in row.names or ()}
+    width = sum(shape[0] if shape else 1 for shape in shapes.values())
     table = np.empty((count, width))
     for i in range(count):
         words = file.readline().replace(b"_", b"?").split()
@@ -91,7 +93,7 @@ def _ascii(file: BinaryIO, row: np.dtype, count: int, path: Path) -> dict[str, n
             raise UserError(f"{path}: point {i} has {len(words)} values, expected {width}; is it cut off?")
         table[i] = [float(word) for word in words]
     columns, start = {}, 0
-    for name, shape in places.items():
+    for name, shape in shapes.items():
         if not shape:
             columns[name] = table[:, start].astype(row[name])
         start += shape[0] if shape else 1
@@ -99,7 +101,7 @@ def _ascii(file: BinaryIO, row: np.dtype, count: int, path: Path) -> dict[str, n
 
 
 def _compressed(file: BinaryIO, row: np.dtype, count: int, path: Path) -> dict[str, np.ndarray]:
-    """Fields one after the other, in one block that LZF compressed."""
+    """Read fields stored one after the other, in one LZF-compressed block."""
     sizes = np.frombuffer(file.read(8), "<u4")
     packed = file.read()
     if len(sizes) < 2 or sizes[0] > len(packed) or sizes[1] != count * row.itemsize:
@@ -117,40 +119,40 @@ def _compressed(file: BinaryIO, row: np.dtype, count: int, path: Path) -> dict[s
 
 
 def expand(packed: bytes, size: int, path: Path) -> bytes:
-    """Undo LZF: runs of literals, and references (length, distance) to what came before.
+    """Undo LZF: runs of literals, and references (length, distance) to earlier output.
 
     Raises:
         UserError: the block does not give ``size`` bytes.
     """
-    out, at = bytearray(), 0
+    output, position = bytearray(), 0
     try:
-        while at < len(packed):
-            control = packed[at]
-            at += 1
+        while position < len(packed):
+            control = packed[position]
+            position += 1
             if control < 32:
-                out += packed[at : at + control + 1]
-                at += control + 1
+                output += packed[position : position + control + 1]
+                position += control + 1
                 continue
             length = control >> 5
             if length == 7:
-                length += packed[at]
-                at += 1
-            distance = ((control & 31) << 8 | packed[at]) + 1
-            at += 1
-            start = len(out) - distance
-            if start < 0 or len(out) + length + 2 > size:
+                length += packed[position]
+                position += 1
+            distance = ((control & 31) << 8 | packed[position]) + 1
+            position += 1
+            start = len(output) - distance
+            if start < 0 or len(output) + length + 2 > size:
                 break
             for i in range(length + 2):
-                out.append(out[start + i])
+                output.append(output[start + i])
     except IndexError:
         pass
-    if len(out) != size:
+    if len(output) != size:
         raise UserError(f"{path}: its compressed block is broken; copy it again")
-    return bytes(out)
+    return bytes(output)
 
 
 def _unpacked(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Colours that are packed into the bits of one number as three columns."""
+    """Unpack colours that are packed into the bits of one number into three columns."""
     packed = next((columns[name] for name in ("rgb", "rgba") if name in columns), None)
     if packed is None or packed.dtype.itemsize != 4:
         return columns

@@ -11,12 +11,12 @@ import numpy as np
 
 MOST_AXES = 8
 PLAIN = re.compile(r"[biu]1|[iuf][248]|[SU]\d{1,4}")
-TYPE_STATE = 3  # version of the state that all plain types have
+TYPE_STATE = 3  # version of the state of all plain types
 UNICODE_FLAGS = 8
 
 
 class Refused(ValueError):
-    """What a pickle asks for that is not read; the message completes "was refused (...)"."""
+    """A pickle asks for something that is not read; the message completes "was refused (...)"."""
 
 
 class Name(Enum):
@@ -44,14 +44,14 @@ NAMES = {
 
 @dataclass(eq=False)
 class PlainType:
-    """A plain type of numbers or strings; its state may say the byte order and nothing else."""
+    """A plain type of numbers or strings; its state may set the byte order and nothing else."""
 
     dtype: np.dtype
 
 
 @dataclass(eq=False)
 class Unbuilt:
-    """An array whose state is still to come, and where the memo holds it."""
+    """An array whose state is still to come, and its indices in the memo."""
 
     memo_indices: list[int] = field(default_factory=list)
 
@@ -64,15 +64,15 @@ class Text(str):
         return self.encode("latin-1")
 
 
-def reduce_call(called: Any, arguments: Any) -> Any:
-    """What a call of an admitted name with these arguments stands for.
+def reduce_call(function: Any, arguments: Any) -> Any:
+    """The value that a call of an admitted name with these arguments stands for.
 
     Raises:
         Refused: any other call.
     """
-    if not isinstance(called, Name):
-        raise Refused(f"it calls a {type(called).__name__}")
-    match called, arguments:
+    if not isinstance(function, Name):
+        raise Refused(f"it calls a {type(function).__name__}")
+    match function, arguments:
         case Name.DTYPE, (str(code), 0, 1):
             if not PLAIN.fullmatch(code):
                 raise Refused(f"it has an array of type {code!r}")
@@ -87,14 +87,14 @@ def reduce_call(called: Any, arguments: Any) -> Any:
             return text.raw
         case Name.BYTES, ():
             return b""
-    raise Refused(f"it calls {called.value} in a way that arrays do not")
+    raise Refused(f"it calls {function.value} in a way that arrays do not")
 
 
 def build(placeholder: Any, state: Any) -> Any:
-    """What ``placeholder`` becomes with its state.
+    """The value that ``placeholder`` becomes with its state.
 
     Raises:
-        Refused: a state that numbers and strings do not have.
+        Refused: numbers and strings have no such state.
     """
     match placeholder, state:
         case PlainType() as kind, (int(), str(order), None, None, None, int(size), int(), int(flags)):
@@ -116,7 +116,7 @@ def _check_type_state(dtype: np.dtype, version: int, order: str, size: int, flag
 
 
 def make_array(raw: Any, kind: PlainType, shape: tuple[Any, ...], *, fortran: bool) -> np.ndarray:
-    """A read-only array over bytes that are exactly as many as it needs.
+    """Make a read-only array over exactly as many bytes as it needs.
 
     Raises:
         Refused: anything else.
@@ -126,9 +126,9 @@ def make_array(raw: Any, kind: PlainType, shape: tuple[Any, ...], *, fortran: bo
         raise Refused(f"it has an array of {type(raw).__name__} values instead of bytes")
     if len(shape) > MOST_AXES or any(type(axis) is not int or not 0 <= axis < 2**40 for axis in shape):
         raise Refused("it has an array of an impossible shape")
-    needed = math.prod(shape) * kind.dtype.itemsize
-    if not needed:
+    needed_bytes = math.prod(shape) * kind.dtype.itemsize
+    if not needed_bytes:
         raise Refused("it has an empty array")
-    if needed != len(raw):
-        raise Refused(f"it has an array that needs {needed} bytes and has {len(raw)}")
+    if needed_bytes != len(raw):
+        raise Refused(f"it has an array that needs {needed_bytes} bytes and has {len(raw)}")
     return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if fortran else "C")

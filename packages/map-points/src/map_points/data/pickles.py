@@ -1,4 +1,4 @@
-"""Pickled arrays without the danger: a reader of its own that can build nothing but arrays and plain containers.
+"""Pickled arrays without the danger: our own reader, which can build nothing but arrays and plain containers.
 
 Python's unpickler calls what a file names, and numpy's types let a file set their state, down to the flag that turns
 bytes into pointers. Here names are never imported and nothing is called: the few instructions that arrays need are
@@ -25,7 +25,7 @@ NUMBERS = {"K": "<B", "M": "<H", "J": "<i", "G": ">d"}
 LENGTHS = {
     "C": "<B", "B": "<I", "\x8e": "<Q", "\x96": "<Q",  # bytes
     "\x8c": "<B", "X": "<I", "\x8d": "<Q",  # text
-    "U": "<B", "T": "<i",  # strings of Python 2, which may be either
+    "U": "<B", "T": "<i",  # strings of Python 2, which may be text or bytes
     "\x8a": "<B", "\x8b": "<i",  # integers
 }  # fmt: skip
 MEMO_INDEX = {"q": "<B", "r": "<I", "h": "<B", "j": "<I"}
@@ -33,7 +33,7 @@ TUPLES = {"\x85": 1, "\x86": 2, "\x87": 3}
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a pickle of arrays in plain containers; arrays are read-only views of what was read.
+    """Read a pickle of arrays in plain containers; arrays are read-only views of the file's bytes.
 
     Raises:
         UserError: it holds anything else, or is cut off or damaged.
@@ -53,8 +53,8 @@ def read_pickle(path: Path) -> Any:
 class PlainReader:
     """Carries out a pickle's instructions on plain values.
 
-    Work is bounded by the number of instructions, memory by that and by the size of the data: nothing is copied that
-    an instruction refers to again.
+    Work is bounded by the number of instructions, memory by that and the size of the data: a value that instructions
+    refer to again is never copied.
 
     Args:
         data: The whole pickle.
@@ -109,9 +109,9 @@ class PlainReader:
         end = self.position + count
         if not self.position <= end <= len(self.data):
             raise Refused("it is cut off")
-        taken = self.view[self.position : end]
+        chunk = self.view[self.position : end]
         self.position = end
-        return taken
+        return chunk
 
     def line(self) -> bytes:
         """The rest of a line, without its end."""
@@ -137,7 +137,7 @@ class PlainReader:
         return Text(raw, "latin-1") if code in "UT" else raw
 
     def pop(self) -> Any:
-        """Take the top of the stack, which no mark protects."""
+        """Take the top of the stack, unless a mark protects it."""
         if self.marks and len(self.stack) <= self.marks[-1]:
             raise Refused("its stack is empty")
         return self.stack.pop()
@@ -150,7 +150,7 @@ class PlainReader:
         return items
 
     def remember_or_recall(self, code: str, index: int) -> None:
-        """Put the top of the stack into the memo, or push what is there."""
+        """Put the top of the stack into the memo, or push what the memo holds."""
         if code in "hj":
             self.stack.append(self.memo[index])
             return
@@ -175,7 +175,7 @@ class PlainReader:
             self.stack[-1][key] = value
 
     def push_name(self, module: str, name: str) -> None:
-        """Push what stands for an admitted name."""
+        """Push the stand-in for an admitted name."""
         if (module, name) not in NAMES:
             raise Refused(f"it asks for {module}.{name}")
         self.stack.append(NAMES[module, name])
@@ -184,15 +184,15 @@ class PlainReader:
         """Give the top of the stack its state; an array takes the place of its placeholder in the memo."""
         state = self.pop()
         placeholder = self.pop()
-        built = build(placeholder, state)
+        value = build(placeholder, state)
         if isinstance(placeholder, Unbuilt):
-            self.memo.update(dict.fromkeys(placeholder.memo_indices, built))
-        self.stack.append(built)
+            self.memo.update(dict.fromkeys(placeholder.memo_indices, value))
+        self.stack.append(value)
 
 
 def refuse(code: str) -> NoReturn:
     """Refuse an instruction by its name."""
-    names = {known.code: known.name for known in pickletools.opcodes}
+    names = {opcode.code: opcode.name for opcode in pickletools.opcodes}
     raise Refused(f"it has the instruction {names.get(code, hex(ord(code)))}")
 
 
@@ -204,8 +204,8 @@ def _text_number(line: bytes, kind: type) -> Any:
 
 def _integer(reader: PlainReader) -> None:
     line = reader.line()
-    truth = {b"00": False, b"01": True}
-    reader.stack.append(truth[line] if line in truth else _text_number(line, int))
+    booleans = {b"00": False, b"01": True}
+    reader.stack.append(booleans[line] if line in booleans else _text_number(line, int))
 
 
 def _python2_string(reader: PlainReader) -> None:
@@ -224,8 +224,8 @@ def _stack_global(reader: PlainReader) -> None:
 
 
 def _reduce(reader: PlainReader) -> None:
-    arguments, called = reader.pop(), reader.pop()
-    reader.stack.append(reduce_call(called, arguments))
+    arguments, function = reader.pop(), reader.pop()
+    reader.stack.append(reduce_call(function, arguments))
 
 
 def _append(reader: PlainReader) -> None:
@@ -246,7 +246,7 @@ def _new_dict(reader: PlainReader) -> None:
 
 INSTRUCTIONS: dict[str, Callable[[PlainReader], Any]] = {
     "\x80": lambda reader: reader.take(1),  # the protocol's number
-    "\x95": lambda reader: reader.take(8),  # the length of a frame, for those who read piece by piece
+    "\x95": lambda reader: reader.take(8),  # the length of a frame, for readers that read frame by frame
     "I": _integer,
     "L": lambda reader: reader.stack.append(_text_number(reader.line().rstrip(b"L"), int)),
     "F": lambda reader: reader.stack.append(_text_number(reader.line(), float)),

@@ -17,7 +17,7 @@ TYPES = {
 }  # fmt: skip
 BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
 LONGEST_HEADER = 10_000  # lines
-LONGEST_LINE = 4096  # bytes of a header's line
+LONGEST_LINE = 4096  # bytes in a line of a header
 
 
 @dataclass
@@ -30,11 +30,12 @@ class _Element:
 def read_ply(path: Path) -> dict[str, np.ndarray]:
     """Read the properties of the vertices by name, each [n], from an ascii or binary PLY file.
 
-    Elements before the vertices may have scalar properties only; what comes behind them is not read.
+    Elements before the vertices may have scalar properties only; what follows the vertices is not read.
     Source: Turk, "The PLY Polygon File Format" (1994).
 
     Raises:
-        UserError: no PLY file, no vertices with x, y and z, list properties in or before them, or a cut-off file.
+        UserError: it is no PLY file, has no vertices with x, y and z, has list properties in or before them, or is cut
+            off.
     """
     with open_regular(path) as file:
         form, elements = _read_header(file, path)
@@ -45,8 +46,8 @@ def read_ply(path: Path) -> dict[str, np.ndarray]:
                     "convert it"
                 )
             _check_claim(element, form, path.stat().st_size - file.tell(), path)
-            read = _read_ascii if form == "ascii" else _read_binary
-            columns = read(file, element, form, path)
+            read_element = _read_ascii if form == "ascii" else _read_binary
+            columns = read_element(file, element, form, path)
             if columns is not None:
                 return columns
     raise UserError(f"{path} has no vertices")
@@ -92,23 +93,23 @@ def _check_names(elements: list[_Element], path: Path) -> None:
         if len(set(names)) < len(names):
             raise UserError(f"{path}: {in_one_line(element.name)} has a property twice; correct the header")
         if element.name == "vertex" and not {"x", "y", "z"} <= set(names):
-            shown = in_one_line(", ".join(names)) or "no properties"
-            raise UserError(f"{path}: the vertices have {shown}; expected x, y and z")
+            properties = in_one_line(", ".join(names)) or "no properties"
+            raise UserError(f"{path}: the vertices have {properties}; expected x, y and z")
 
 
-def _check_claim(element: _Element, form: str, held: int, path: Path) -> None:
-    """Refuse an element of more rows than the rest of the file can hold, before any work is done for them.
+def _check_claim(element: _Element, form: str, remaining_bytes: int, path: Path) -> None:
+    """Refuse an element with more rows than the rest of the file can hold, before any work is done for it.
 
     Raises:
         UserError: saying how many bytes are missing.
     """
     if form == "ascii":
-        claimed = element.count * 2 * len(element.properties) - 1  # a digit and what parts it from the next
+        claimed_bytes = element.count * 2 * len(element.properties) - 1  # a digit and a separator
     else:
-        claimed = element.count * _row(element, form).itemsize
-    if claimed > held:
+        claimed_bytes = element.count * _row(element, form).itemsize
+    if claimed_bytes > remaining_bytes:
         raise UserError(
-            f"{path} ends within {in_one_line(element.name)}: {held} of {claimed} bytes; copy it again"
+            f"{path} ends within {in_one_line(element.name)}: {remaining_bytes} of {claimed_bytes} bytes; copy it again"
         )
 
 
@@ -121,7 +122,7 @@ Vertices = dict[str, np.ndarray]
 
 
 def _read_binary(file: BinaryIO, element: _Element, form: str, path: Path) -> Vertices | None:
-    """Properties of an element of vertices; None of another, which is passed over."""
+    """Read the properties of the vertices; skip any other element and return None."""
     row = _row(element, form)
     data = file.read(row.itemsize * element.count)
     if element.name != "vertex":
@@ -131,9 +132,9 @@ def _read_binary(file: BinaryIO, element: _Element, form: str, path: Path) -> Ve
 
 
 def _read_ascii(file: BinaryIO, element: _Element, form: str, path: Path) -> Vertices | None:
-    """Properties of an element of vertices; None of another, whose lines are passed over."""
-    width, wanted = len(element.properties), element.name == "vertex"
-    table = np.empty((element.count, width if wanted else 0))
+    """Read the properties of the vertices; skip the lines of any other element and return None."""
+    width, is_vertex = len(element.properties), element.name == "vertex"
+    table = np.empty((element.count, width if is_vertex else 0))
     for i in range(element.count):
         fields = file.readline().replace(b"_", b"?").split()  # Python reads 1_0 as a number
         if len(fields) != width:
@@ -141,7 +142,7 @@ def _read_ascii(file: BinaryIO, element: _Element, form: str, path: Path) -> Ver
                 f"{path}: row {i} of {in_one_line(element.name)} has {len(fields)} values, expected {width}; "
                 "is it cut off?"
             )
-        table[i] = [float(field) for field in fields] if wanted else []
-    if not wanted:
+        table[i] = [float(field) for field in fields] if is_vertex else []
+    if not is_vertex:
         return None
     return {name: table[:, i].astype(kind) for i, (name, kind) in enumerate(element.properties)}

@@ -26,7 +26,7 @@ from map_points.data.scanobjectnn import read_scanobjectnn
 from map_points.data.shapenet55 import read_shapenet55
 from map_points.data.shapenetpart import read_shapenetpart
 from map_points.data.shapes import read_shapes
-from map_points.data.statistics import ChannelStatistics, scaling_of, statistics_of
+from map_points.data.statistics import ChannelStatistics, channel_scaling, measure_channels
 from map_points.data.transforms import augment, check_count, prepare, take_points
 
 SomeClouds = TypeVar("SomeClouds", bound=Clouds)
@@ -37,9 +37,9 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
     """Clouds of a source as (points [num_points 3 and channels] float32, label).
 
     Args:
-        clouds: Where they come from.
+        clouds: Source of the clouds.
         config: Points, centring and augmentation.
-        training: Random points and augmentation, from torch's global generator; else neither.
+        training: Whether to draw random points and augment, from torch's global generator.
     """
 
     def __init__(self, clouds: Clouds, config: PointDataConfig, *, training: bool) -> None:
@@ -53,10 +53,10 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
         return len(self.clouds)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "n c"], int]:
-        found, name = self.clouds.points(index), self.clouds.name(index)
-        check_count(len(found), self.config.num_points, name)
+        cloud, name = self.clouds.points(index), self.clouds.name(index)
+        check_count(len(cloud), self.config.num_points, name)
         points = take_points(
-            prepare(found, unit_sphere=self.unit_sphere, name=name),
+            prepare(cloud, unit_sphere=self.unit_sphere, name=name),
             self.config.num_points,
             training=self.training,
             surplus=self.config.train_sampling == "fps_random",
@@ -68,7 +68,7 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
 
     @property
     def names(self) -> list[str]:
-        """Files of the clouds, or what else identifies them, in the order of the samples."""
+        """Files of the clouds, or other names that identify them, in the order of the samples."""
         return [self.clouds.name(index) for index in range(len(self))]
 
     def as_training(self, training: bool) -> "CloudSamples":
@@ -95,7 +95,7 @@ def collate_clouds(samples: list[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Splits(Generic[SomeClouds]):
-    """Clouds to train on, clouds to evaluate on (None in pretraining), and what the latter are."""
+    """Clouds to train on, clouds to evaluate on (None in pretraining), and a name for the latter."""
 
     train: SomeClouds
     evaluation: SomeClouds | None
@@ -108,38 +108,19 @@ def hold_out_and_subset(
     """Set the held-out part of the training split aside, or open the test split; then take the subset.
 
     Raises:
-        UserError: a held-out part or subset that the training split cannot give.
+        UserError: the training split cannot give such a held-out part or subset.
     """
     evaluation: SomeClouds | None
     if config.holdout:
-        kept, held = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
-        evaluation = train.select(held)
+        remaining, held_out = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
+        evaluation = train.select(held_out)
         evaluated_on = f"held-out {config.holdout:g} of the training split (seed {config.holdout_seed})"
-        train = train.select(kept)
+        train = train.select(remaining)
     else:
         evaluation, evaluated_on = open_test(), TEST_SPLIT
     if config.subset is not None:
         train = train.select(take_subset(train.labels, config.subset, seed=config.subset_seed))
     return Splits(train, evaluation, evaluated_on)
-
-
-@dataclass(frozen=True)
-class PointData:
-    """Opened data.
-
-    Attributes:
-        train: Training clouds, augmented.
-        evaluation: Clouds of the test split (or a held-out part), not augmented; None in pretraining.
-        classes: Class names in the order of the labels.
-        description: One line that says what was opened.
-        evaluated_on: What ``evaluation`` is, for summaries.
-    """
-
-    train: CloudSamples
-    evaluation: CloudSamples | None
-    classes: tuple[str, ...]
-    description: str
-    evaluated_on: str = TEST_SPLIT
 
 
 def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clouds:
@@ -155,11 +136,11 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
     if config.source == "shapenetpart":
         return read_shapenetpart(root, split, ignore_label=config.ignore_label)
     if config.source == "folder":
-        wanted: dict[str, Any] = {"channels": config.channels or (), "columns": config.columns}
-        wanted["scaling"] = scaling_of(config)
+        options: dict[str, Any] = {"channels": config.channels or (), "columns": config.columns}
+        options["scaling"] = channel_scaling(config)
         if config.labels is not None:
-            return read_labelled_clouds(root, split, config.labels, **wanted)
-        return read_cloud_folder(root, split, **wanted)
+            return read_labelled_clouds(root, split, config.labels, **options)
+        return read_cloud_folder(root, split, **options)
     readers: dict[str, Callable[[Path, str], Clouds]] = {
         "modelnet40_npz": modelnet40.read_modelnet40_npz,
         "hdf5": modelnet40.read_hdf5,
@@ -171,10 +152,10 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
 
 
 def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[Clouds]:
-    """Open the clouds to train on and, unless told not to, those to evaluate on.
+    """Open the clouds to train on and, where ``evaluate``, those to evaluate on.
 
     Raises:
-        UserError: what is wrong with the files, by name.
+        UserError: a file cannot be used; the message names it.
     """
 
     def open_test() -> Clouds | None:
@@ -184,21 +165,21 @@ def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[C
 
 
 def measure(config: PointDataConfig, *, progress: bool = False) -> ChannelStatistics:
-    """Mean and deviation of the channels of the clouds that ``config`` trains on.
+    """Measure mean and deviation of the channels of the clouds that ``config`` trains on.
 
     Raises:
-        UserError: there are no channels, or what is wrong with the files.
+        UserError: there are no channels, or a file cannot be used.
     """
     if not config.channels:
         raise UserError("data.channels names nothing to measure: name channels, such as [intensity]")
-    plain = replace(config, statistics=None, channel_mean=None, channel_std=None)
-    return statistics_of(
-        choose_clouds(plain, evaluate=False).train, tuple(config.channels), progress=progress
+    unscaled = replace(config, statistics=None, channel_mean=None, channel_std=None)
+    return measure_channels(
+        choose_clouds(unscaled, evaluate=False).train, tuple(config.channels), progress=progress
     )
 
 
 def has_evaluation(config: PointDataConfig) -> bool:
-    """Whether there is something to evaluate on, as all sources have but folders without splits."""
+    """Whether there are clouds to evaluate on, as in every source except folders without splits."""
     if config.source != "folder" or config.holdout:
         return True
     if config.labels is not None:
@@ -210,7 +191,7 @@ def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
     """Open what a run is evaluated on (the test split, or its held-out part) and say which it is.
 
     Raises:
-        UserError: what is wrong with the files, by name.
+        UserError: a file cannot be used; the message names it.
     """
     if not config.holdout:
         return read_clouds(config, "test"), TEST_SPLIT
@@ -220,7 +201,7 @@ def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
 
 
 def require_classes(splits: Splits[Clouds], config: PointDataConfig) -> None:
-    """Raise a :class:`UserError` if the clouds have no labels, or not those of the clouds to evaluate on."""
+    """Raise a :class:`UserError` if the clouds have no classes, or other ones than the clouds to evaluate on."""
     train, evaluation = splits.train, splits.evaluation
     if config.labels is not None:
         cloud_labels(config.root_path, config.labels).require_classes_to_train()
@@ -231,34 +212,10 @@ def require_classes(splits: Splits[Clouds], config: PointDataConfig) -> None:
 
 
 def require_same_classes(train: Clouds, evaluation: Clouds, config: PointDataConfig) -> None:
-    """Raise a :class:`UserError` where two splits number their classes differently, so that labels would not agree."""
+    """Raise a :class:`UserError` if two splits number their classes differently, so that labels would not agree."""
     if train.classes != evaluation.classes:
-        odd = sorted({*train.classes} ^ {*evaluation.classes})
+        unshared = sorted({*train.classes} ^ {*evaluation.classes})
         raise UserError(
-            f"the classes of the splits of {config.root} differ: {', '.join(odd)} is in one alone; every class needs a "
-            "folder in both"
+            f"the classes of the splits of {config.root} differ, as only one of them has {', '.join(unshared)}; "
+            "every class needs a folder in both"
         )
-
-
-def load_point_data(config: PointDataConfig, *, purpose: Literal["pretrain", "finetune"]) -> PointData:
-    """Open the training split, and for finetuning the test split with the same classes.
-
-    Raises:
-        UserError: what is wrong with the files, by name.
-    """
-    splits = choose_clouds(config, evaluate=purpose == "finetune")
-    if purpose == "finetune":
-        require_classes(splits, config)
-    where = config.root or "embedded shapes"
-    train = CloudSamples(splits.train, config, training=True)
-    description = f"{where}: {len(train)} training clouds"
-    if purpose == "pretrain":
-        return PointData(train, None, splits.train.classes, description)
-    assert splits.evaluation is not None
-    return PointData(
-        train=train,
-        evaluation=CloudSamples(splits.evaluation, config, training=False),
-        classes=splits.train.classes,
-        description=f"{description}, {len(splits.evaluation)} for evaluation ({splits.evaluated_on})",
-        evaluated_on=splits.evaluated_on,
-    )

@@ -6,7 +6,7 @@ import numpy as np
 
 from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import Clouds, FileClouds
-from map_points.data.files import existing, inside, read_lines
+from map_points.data.files import path_below, read_lines, require_existing
 from map_points.data.npy import read_npy
 
 
@@ -15,14 +15,14 @@ def read_shapenet55(root: Path, split: str) -> Clouds:
 
     Classes are the synsets of both lists.
     """
-    existing(root, "the folder with train.txt, test.txt and shapenet_pc")
-    listed = {part: _read_list(root, root / f"{part}.txt") for part in ("train", "test")}
-    if not listed[split]:
+    require_existing(root, "the folder with train.txt, test.txt and shapenet_pc")
+    paths_of_split = {part: _read_list(root, root / f"{part}.txt") for part in ("train", "test")}
+    if not paths_of_split[split]:
         raise UserError(f"{root / f'{split}.txt'} lists no clouds")
-    synsets = sorted({_synset(path) for paths in listed.values() for path in paths})
-    known = {synset: label for label, synset in enumerate(synsets)}
-    labels = np.array([known[_synset(path)] for path in listed[split]], dtype=np.int64)
-    return FileClouds(labels, tuple(synsets), tuple(listed[split]), read_npy)
+    synsets = sorted({_synset(path) for paths in paths_of_split.values() for path in paths})
+    label_of_synset = {synset: label for label, synset in enumerate(synsets)}
+    labels = np.array([label_of_synset[_synset(path)] for path in paths_of_split[split]], dtype=np.int64)
+    return FileClouds(labels, tuple(synsets), tuple(paths_of_split[split]), read_npy)
 
 
 def _read_list(root: Path, listing: Path) -> list[Path]:
@@ -33,7 +33,7 @@ def _read_list(root: Path, listing: Path) -> list[Path]:
                 f"{listing}, line {number}, has {in_one_line(name)!r}; expected <synset>-<id>.npy, as in "
                 "02691156-1a2b.npy"
             )
-        paths.append(inside(root / "shapenet_pc", name, f"{listing}, line {number},"))
+        paths.append(path_below(root / "shapenet_pc", name, f"{listing}, line {number},"))
     return paths
 
 

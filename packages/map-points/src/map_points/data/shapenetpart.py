@@ -8,13 +8,13 @@ import numpy as np
 
 from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import FileClouds, check_cloud
-from map_points.data.files import check_names, existing, inside, looks_like, read_lines, read_text
+from map_points.data.files import check_names, looks_like, path_below, read_lines, read_text, require_existing
 from map_points.data.txt import read_txt
 
 COLUMNS = 7  # x y z, normal, part
-LARGEST_PART = 10_000  # the head has a score for each up to the largest
+LARGEST_PART = 10_000  # the head has a score for every part up to the largest
 CATEGORY_LIST = "synsetoffset2category.txt"
-# how many parts each category of the published set has; parts are numbered through in this order
+# how many parts each category of the published set has; parts are numbered consecutively in this order
 PARTS_OF_SYNSET = {
     "02691156": 4, "02773838": 2, "02954340": 2, "02958343": 4, "03001627": 4, "03261776": 3,
     "03467517": 3, "03624134": 2, "03636649": 4, "03642806": 2, "03790512": 6, "03797390": 2,
@@ -22,13 +22,13 @@ PARTS_OF_SYNSET = {
 }  # fmt: skip
 
 
-IGNORED = -100  # what torch's cross-entropy leaves out by default
-SUSPECT = 255  # the usual mark of what has no label
+IGNORED = -100  # torch's cross-entropy skips this label by default
+SUSPECT = 255  # the usual mark of points without a label
 
 
 @dataclass(frozen=True)
 class PartClouds(FileClouds):
-    """Clouds whose points have parts.
+    """Clouds whose points are labelled with parts.
 
     Attributes:
         parts: The part labels of each class (category).
@@ -44,7 +44,7 @@ class PartClouds(FileClouds):
         """Return points (n, 3), float64, and their parts (n), int64, IGNORED where there is none.
 
         Raises:
-            UserError: not seven columns, coordinates that are not finite, or a part that the category has not.
+            UserError: there are not seven columns, coordinates are not finite, or a part is not one of the category's.
         """
         columns, name = self.columns(index), self.name(index)
         points, category = check_cloud(columns, name), int(self.labels[index])
@@ -68,7 +68,7 @@ def part_column(columns: np.ndarray, name: str, ignore_label: int | None) -> np.
     """Return the last of seven columns as parts (n), int64, IGNORED where it is ``ignore_label``.
 
     Raises:
-        UserError: other columns, or a part that is no whole number from 0.
+        UserError: there are not seven columns, or a part is no whole number from 0.
     """
     if columns.ndim != 2 or columns.shape[1] != COLUMNS:
         raise UserError(f"{name} has shape {columns.shape}; expected (points, 7): x y z, normal, part")
@@ -90,18 +90,17 @@ def part_column(columns: np.ndarray, name: str, ignore_label: int | None) -> np.
 def read_shapenetpart(root: Path, split: str, *, ignore_label: int | None = None) -> PartClouds:
     """Read ``<synset>/<id>.txt`` by the lists in ``train_test_split``; y points up.
 
-    "train" joins the lists train and val, as the field trains. Parts of categories that are not ShapeNetPart's
-    are what their training files hold, so that data of one's own can be written in this layout. Categories without
-    clouds are left out.
+    "train" joins the lists train and val, as is usual. Categories that are not ShapeNetPart's have the parts that their
+    training files hold, so that users can write their own data in this layout. Categories without clouds are left out.
 
     Raises:
-        UserError: what is wrong with the files, by name.
+        UserError: a file cannot be used; the message names it.
     """
-    existing(root, "the folder with train_test_split and one folder a category")
+    require_existing(root, "the folder with train_test_split and one folder a category")
     names = _category_names(root)
-    lists = {part: _read_list(root, part, names) for part in ("train", "val", "test")}
+    lists = {name: _read_list(root, name, names) for name in ("train", "val", "test")}
     files = {"train": lists["train"] + lists["val"], "test": lists["test"]}
-    synsets = sorted({file.parent.name for part in files.values() for file in part})
+    synsets = sorted({file.parent.name for paths in files.values() for file in paths})
     names = names or {synset: synset for synset in synsets}
     if not files[split]:
         raise UserError(f"{root / 'train_test_split'} lists no clouds for {split}")
@@ -120,10 +119,10 @@ def read_shapenetpart(root: Path, split: str, *, ignore_label: int | None = None
     )
 
 
-def _read_list(root: Path, part: str, names: dict[str, str] | None) -> list[Path]:
-    """The files of ``shuffled_<part>_file_list.json``; their categories must be among ``names``."""
-    path = root / "train_test_split" / f"shuffled_{part}_file_list.json"
-    existing(path, "the folder that holds train_test_split")
+def _read_list(root: Path, split: str, names: dict[str, str] | None) -> list[Path]:
+    """Read the files that ``shuffled_<split>_file_list.json`` lists; their categories must be among ``names``."""
+    path = root / "train_test_split" / f"shuffled_{split}_file_list.json"
+    require_existing(path, "the folder that holds train_test_split")
     text = read_text(path)
     try:
         items = json.loads(text)
@@ -136,12 +135,12 @@ def _read_list(root: Path, part: str, names: dict[str, str] | None) -> list[Path
     for index, item in enumerate(items):
         fields = item.split("/") if isinstance(item, str) else []
         if len(fields) < 2 or not all(fields[-2:]):
-            shown = (
+            description = (
                 in_one_line(repr(item)) if isinstance(item, str | int | float | None) else type(item).__name__
             )
-            raise UserError(f"{path} lists {shown} (item {index}); expected shape_data/<synset>/<id>")
+            raise UserError(f"{path} lists {description} (item {index}); expected shape_data/<synset>/<id>")
         synset, name = fields[-2:]
-        files.append(inside(root, f"{synset}/{name}.txt", f"{path}, item {index},"))
+        files.append(path_below(root, f"{synset}/{name}.txt", f"{path}, item {index},"))
         if names is not None and synset not in names:
             raise UserError(
                 f"{path} lists clouds of {in_one_line(synset)} (item {index}), which {root / CATEGORY_LIST} does not "
@@ -151,7 +150,7 @@ def _read_list(root: Path, part: str, names: dict[str, str] | None) -> list[Path
 
 
 def _category_names(root: Path) -> dict[str, str] | None:
-    """Names by synset, from the category list; None where there is none, and synsets serve as names."""
+    """Read names by synset from the category list; None where there is no list, and synsets serve as names."""
     path = root / CATEGORY_LIST
     if not path.exists():
         return None
@@ -167,19 +166,19 @@ def _category_names(root: Path) -> dict[str, str] | None:
 
 
 def _parts(synset: str, files: list[Path], ignore_label: int | None) -> tuple[int, ...]:
-    """Part labels of a category: as published, or all that its training files hold."""
+    """Part labels of a category: the published ones, or all those in its training files."""
     if synset in PARTS_OF_SYNSET:
-        before = [count for other, count in PARTS_OF_SYNSET.items() if other < synset]
-        return tuple(range(sum(before), sum(before) + PARTS_OF_SYNSET[synset]))
-    found: set[int] = set()
+        earlier_counts = [count for other, count in PARTS_OF_SYNSET.items() if other < synset]
+        return tuple(range(sum(earlier_counts), sum(earlier_counts) + PARTS_OF_SYNSET[synset]))
+    labels: set[int] = set()
     for file in files:
-        found |= set(part_column(read_txt(file), str(file), ignore_label).tolist())
-    found -= {IGNORED}
-    if not found:
+        labels |= set(part_column(read_txt(file), str(file), ignore_label).tolist())
+    labels -= {IGNORED}
+    if not labels:
         raise UserError(f"{synset} has no labelled points in its training files; its parts cannot be known")
-    if SUSPECT in found and SUSPECT - 1 not in found:
+    if SUSPECT in labels and SUSPECT - 1 not in labels:
         raise UserError(
             f"{synset} has points of part {SUSPECT}, the usual mark of points without a part: give "
-            f"--data.ignore_label {SUSPECT}, or number the parts through"
+            f"--data.ignore_label {SUSPECT}, or number the parts consecutively"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(labels))

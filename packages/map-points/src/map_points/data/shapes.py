@@ -1,4 +1,4 @@
-"""Parametric shapes made with trimesh, so that everything runs with no download."""
+"""Parametric shapes made with trimesh, so that everything runs without a download."""
 
 import functools
 from typing import Any
@@ -16,9 +16,9 @@ TEST_PER_CLASS = 25
 
 @functools.cache
 def read_shapes(split: str, per_class: int) -> Clouds:
-    """Clouds of 1024 points on the surfaces of shapes of random proportions, turned about the z axis.
+    """Make clouds of 1024 points on the surfaces of shapes of random proportions, turned about the z axis.
 
-    Every cloud is a function of its split, class and number alone: more of them never change the others.
+    Every cloud depends on its split, class and number alone, so adding more never changes the others.
 
     Raises:
         UserError: trimesh is not installed.
@@ -30,7 +30,7 @@ def read_shapes(split: str, per_class: int) -> Clouds:
 
 
 def make_shape(name: str, split: str, number: int) -> np.ndarray:
-    """Points (1024, 3) of one shape, float32."""
+    """Make the points (1024, 3) of one shape, float32."""
     trimesh = require_trimesh()
     rng = np.random.Generator(np.random.PCG64(derive_seed(0, "shape", split, name, number)))
     mesh = _mesh(trimesh, name, rng.uniform(0.4, 1.0, 3))

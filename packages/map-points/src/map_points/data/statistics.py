@@ -1,4 +1,4 @@
-"""Mean and deviation of the channels of points, measured once and taken out of every cloud."""
+"""Mean and deviation of the channels of points, measured once and removed from every cloud."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from map_points.data.config import PointDataConfig
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """What was measured of the channels of a set of clouds.
+    """Statistics of the channels of a set of clouds.
 
     Attributes:
-        channels: Their names.
-        mean, std: Of each.
-        clouds: How many were read.
+        channels: Names of the channels.
+        mean, std: Mean and deviation of each channel.
+        clouds: How many clouds were read.
     """
 
     channels: tuple[str, ...]
@@ -39,7 +39,7 @@ class ChannelStatistics:
 
 @dataclass(frozen=True)
 class ChannelScaling:
-    """Subtract a mean from every channel of points and divide by a deviation; coordinates stay as they are."""
+    """Subtract a mean from every channel of points and divide by a deviation; coordinates stay unchanged."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -49,8 +49,8 @@ class ChannelScaling:
         return np.concatenate([cloud[:, :3], channels], axis=1)
 
 
-def scaling_of(config: PointDataConfig) -> ChannelScaling | None:
-    """What is done to channels: what the file of statistics says, else mean and deviation that are given, else nothing.
+def channel_scaling(config: PointDataConfig) -> ChannelScaling | None:
+    """The scaling of channels: from the file of statistics, else from the configured mean and deviation, else None.
 
     Raises:
         UserError: the file cannot be read, or is of other channels.
@@ -71,15 +71,17 @@ def scaling_of(config: PointDataConfig) -> ChannelScaling | None:
     return ChannelScaling(config.channel_mean, config.channel_std)
 
 
-def statistics_of(clouds: Clouds, channels: tuple[str, ...], *, progress: bool = False) -> ChannelStatistics:
-    """Measure the channels of all points, every point counting the same.
+def measure_channels(
+    clouds: Clouds, channels: tuple[str, ...], *, progress: bool = False
+) -> ChannelStatistics:
+    """Measure the channels of all points, with equal weight for every point.
 
     Vectors turn with their clouds, so they get no mean. The components of velocities get one deviation, the root of
-    their mean square; normals are left as they are.
+    their mean square; normals stay unchanged.
 
     Args:
-        clouds: With their channels as files hold them.
-        channels: Their names.
+        clouds: Clouds with their channels unscaled, as in the files.
+        channels: Names of the channels.
         progress: Show a progress bar.
 
     Raises:
@@ -89,18 +91,18 @@ def statistics_of(clouds: Clouds, channels: tuple[str, ...], *, progress: bool =
     for index in tqdm(range(len(clouds)), desc="statistics", disable=not progress, leave=False):
         values = torch.from_numpy(clouds.points(index)[:, 3:].T.copy()).double()
         mean = values.mean(1)
-        one = Moments(float(values.shape[1]), mean, (values - mean[:, None]).square().sum(1))
-        total = one if total is None else total.merged(one)
+        moments = Moments(float(values.shape[1]), mean, (values - mean[:, None]).square().sum(1))
+        total = moments if total is None else total.merged(moments)
     assert total is not None, "there is at least one cloud"
     means, stds = total.mean.tolist(), list(deviations(total, note))
     squares = total.squares / total.count + total.mean.square()
     for kind in ("normal", "velocity"):
         if (columns := vectors(channels, kind)) is not None:
-            size = (
+            deviation = (
                 float(squares[[column - 3 for column in columns]].mean().sqrt())
                 if kind == "velocity"
                 else 1.0
             )
             for column in columns:
-                means[column - 3], stds[column - 3] = 0.0, size or 1.0
+                means[column - 3], stds[column - 3] = 0.0, deviation or 1.0
     return ChannelStatistics(channels, tuple(means), tuple(stds), len(clouds))

@@ -1,4 +1,4 @@
-"""How a cloud becomes what the model sees: centring, choice of points, augmentation."""
+"""From a cloud to the input of a model: centring, choice of points, augmentation."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from map_points.data.columns import vectors
 from map_points.data.config import Axis, PointDataConfig
 from map_points.patches.sampling import farthest_point_sample
 
-PROBE = 16
+PROBE = 16  # farthest points that show whether a cloud is already in the order of picking
 FARTHEST = 1e30  # squares of distances stay finite in float64, coordinates in float32
 ROUNDING = 1e-12  # an extent below this part of the coordinates is float64's rounding
-STRAY = 1e-5  # half of the points within this part of the extent are no shape any more
+STRAY = 1e-5  # with half of the points within this part of the extent, there is no shape any more
 OFFSET = 1e-3  # an extent above this part of the coordinates keeps 4 digits in float32
 SURPLUS = 1200 / 1024  # farthest points of which a training step takes a random part
 
@@ -29,12 +29,12 @@ def to_unit_sphere(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
 
 
 def prepare(points: np.ndarray, *, unit_sphere: bool, name: str) -> Float[Tensor, "n c"]:
-    """Centre and scale a cloud where asked for, in float64: far from the origin float32 would round its shape away.
+    """Centre and scale a cloud if ``unit_sphere``, in float64: far from the origin float32 would round its shape away.
 
-    What points have beside their coordinates stays as it is.
+    Channels stay unchanged.
 
     Raises:
-        UserError: a cloud whose shape would not survive in float32.
+        UserError: the cloud's shape would not survive in float32.
     """
     exact = torch.from_numpy(points)
     xyz, channels = exact[:, :3], exact[:, 3:]
@@ -47,12 +47,12 @@ def check_extent(points: Float[Tensor, "n 3"], name: str, *, centred: bool) -> N
 
     Args:
         points: The cloud, float64.
-        name: What to call it.
-        centred: It is centred and scaled before it is rounded.
+        name: Name of the cloud, for messages.
+        centred: Whether the cloud is centred and scaled before it is rounded.
 
     Raises:
-        UserError: identical points, coordinates beyond all bounds, a point so far out that it alone would be seen, or
-            a cloud too far from the origin to be left uncentred.
+        UserError: all points are identical, coordinates are beyond all bounds, a point lies so far out that it alone
+            would be seen, or the cloud is too far from the origin to be left uncentred.
     """
     reach = float(points.abs().max())
     extent = float((points.amax(dim=0) - points.amin(dim=0)).max())
@@ -79,8 +79,8 @@ def check_extent(points: Float[Tensor, "n 3"], name: str, *, centred: bool) -> N
 def farthest(points: Float[Tensor, "n c"], count: int) -> Float[Tensor, "{count} c"]:
     """The first ``count`` farthest points.
 
-    Published files often hold farthest points already, in the order of picking; then these are the first
-    ones. Sixteen that agree by chance have odds below n to the minus fifteen.
+    Published files often hold farthest points already, in the order of picking; then the first points are the
+    farthest ones. The odds that sixteen agree by chance are below n to the minus fifteen.
     """
     xyz = points[:, :3]
     probe = farthest_point_sample(xyz.unsqueeze(0), min(count, PROBE))[0]
@@ -94,7 +94,7 @@ def take_points(
 ) -> Float[Tensor, "{count} c"]:
     """Choose ``count`` points: in training a random choice in random order, else farthest points.
 
-    A cloud of ``count`` points is kept whole; in training it is shuffled, which moves the first centre.
+    A cloud of exactly ``count`` points is kept whole; in training it is shuffled, which changes the first centre.
 
     Raises:
         UserError: the cloud has fewer points.
@@ -109,7 +109,7 @@ def take_points(
 
 
 def check_count(available: int, count: int, name: str) -> None:
-    """Check that a cloud has as many points as are taken of it.
+    """Check that a cloud has as many points as are taken from it.
 
     Raises:
         UserError: it has fewer.
@@ -122,13 +122,13 @@ def rotate(points: Float[Tensor, "n c"], axis: Axis, channels: Sequence[str] = (
     """Turn by a random angle about an axis; normals and velocities turn with the points."""
     angle = float(torch.rand(())) * 2 * math.pi
     i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
-    turned = points.clone()
-    for place in ([0, 1, 2], vectors(channels, "normal"), vectors(channels, "velocity")):
-        if place is not None:
-            first, second = points[:, place[i]], points[:, place[j]]
-            turned[:, place[i]] = math.cos(angle) * first - math.sin(angle) * second
-            turned[:, place[j]] = math.sin(angle) * first + math.cos(angle) * second
-    return turned
+    rotated = points.clone()
+    for columns in ([0, 1, 2], vectors(channels, "normal"), vectors(channels, "velocity")):
+        if columns is not None:
+            first, second = points[:, columns[i]], points[:, columns[j]]
+            rotated[:, columns[i]] = math.cos(angle) * first - math.sin(angle) * second
+            rotated[:, columns[j]] = math.sin(angle) * first + math.cos(angle) * second
+    return rotated
 
 
 def scale_translate(
@@ -139,19 +139,19 @@ def scale_translate(
 ) -> Float[Tensor, "n c"]:
     """Scale and shift every axis by its own random amount.
 
-    Normals stay at right angles to the surface (they are divided by the factors and keep their length), velocities are
-    scaled as distances.
+    Normals stay perpendicular to the surface (they are divided by the factors and keep their length); velocities are
+    scaled like distances.
     """
     factor = scale[0] + (scale[1] - scale[0]) * torch.rand(3)
-    moved = points[:, :3] * factor + translate * (2 * torch.rand(3) - 1)
+    coordinates = points[:, :3] * factor + translate * (2 * torch.rand(3) - 1)
     if points.shape[1] == 3:
-        return moved
-    result = torch.cat([moved, points[:, 3:]], dim=1)
-    if (place := vectors(channels, "velocity")) is not None:
-        result[:, place] = points[:, place] * factor
-    if (place := vectors(channels, "normal")) is not None:
-        length = points[:, place].norm(dim=1, keepdim=True)
-        result[:, place] = torch.nn.functional.normalize(points[:, place] / factor, dim=1) * length
+        return coordinates
+    result = torch.cat([coordinates, points[:, 3:]], dim=1)
+    if (columns := vectors(channels, "velocity")) is not None:
+        result[:, columns] = points[:, columns] * factor
+    if (columns := vectors(channels, "normal")) is not None:
+        length = points[:, columns].norm(dim=1, keepdim=True)
+        result[:, columns] = torch.nn.functional.normalize(points[:, columns] / factor, dim=1) * length
     return result
 
 

@@ -1,4 +1,4 @@
-"""Clouds as text: one point a line, as programs of all kinds write them."""
+"""Clouds as text: one point per line, as programs of all kinds write them."""
 
 import re
 from pathlib import Path
@@ -15,12 +15,12 @@ SEPARATORS = (";", ",")
 def read_txt(path: Path) -> np.ndarray:
     """Read columns separated by commas, semicolons or blanks (rows, columns), float64, x y z first.
 
-    Comments (# or //), blank lines, a byte order mark and a separator at the end of lines are left out. A first line
+    Comments (# or //), blank lines, a byte order mark and a separator at the end of lines are ignored. A first line
     may name the columns, with x, y and z among them, which then come first; a first line of one whole number says how
     many rows follow.
 
     Raises:
-        UserError: naming the line that is none of this.
+        UserError: a line cannot be read; the message names it.
     """
     names, table = read_named_txt(path)
     if names is None:
@@ -30,10 +30,10 @@ def read_txt(path: Path) -> np.ndarray:
 
 
 def read_named_txt(path: Path) -> tuple[list[str] | None, np.ndarray]:
-    """Read what :func:`read_txt` reads, with the names of its columns, in their order; None where it has none.
+    """Read what :func:`read_txt` reads, with the names of its columns in order, or None where it has none.
 
     Raises:
-        UserError: naming the line that is none of this.
+        UserError: a line cannot be read; the message names it.
     """
     with reading(path):
         return _parse(_content(read_text(path)), path)
@@ -42,8 +42,8 @@ def read_named_txt(path: Path) -> tuple[list[str] | None, np.ndarray]:
 def _content(text: str) -> dict[int, str]:
     """The lines that are not blank, without comments, by their numbers from 1."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    bare = {number: COMMENT.sub("", line).strip() for number, line in enumerate(lines, start=1)}
-    return {number: line for number, line in bare.items() if line}
+    stripped = {number: COMMENT.sub("", line).strip() for number, line in enumerate(lines, start=1)}
+    return {number: line for number, line in stripped.items() if line}
 
 
 def _parse(lines: dict[int, str], path: Path) -> tuple[list[str] | None, np.ndarray]:
@@ -62,7 +62,7 @@ def _parse(lines: dict[int, str], path: Path) -> tuple[list[str] | None, np.ndar
 
 
 def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:
-    """Take the line that names the columns out, if there is one.
+    """Remove the line that names the columns, if there is one, and return the names.
 
     Raises:
         UserError: x, y and z are not among them.
@@ -81,7 +81,7 @@ def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:
 
 
 def _check_count(lines: dict[int, str], path: Path) -> None:
-    """Take the line that says how many rows follow out, if there is one.
+    """Remove the line that says how many rows follow, if there is one.
 
     Raises:
         UserError: another number follows.
@@ -104,7 +104,7 @@ def _table(lines: dict[int, str], path: Path) -> np.ndarray:
         rows = [row.removesuffix(separator) for row in rows]
     try:
         table = np.loadtxt(rows, delimiter=separator, dtype=np.float64, ndmin=2, comments=None)
-        if len(table) != len(rows):  # numpy passes over lines without values
+        if len(table) != len(rows):  # numpy skips lines without values
             raise ValueError("a line without values")
         return table
     except ValueError as error:
@@ -116,10 +116,10 @@ def _broken_line(rows: dict[int, str], separator: str | None, path: Path) -> str
     columns = len(next(iter(rows.values())).split(separator))
     for number, row in rows.items():
         fields = row.split(separator)
-        wrong = next((field for field in fields if not _is_number(field)), None)
-        if wrong is not None:
-            hint = "; is the decimal sign a comma?" if "," in wrong else ""
-            return f"{path}: line {number} has {in_one_line(wrong, 40)!r}, no number{hint}"
+        bad_field = next((field for field in fields if not _is_number(field)), None)
+        if bad_field is not None:
+            hint = "; is the decimal sign a comma?" if "," in bad_field else ""
+            return f"{path}: line {number} has {in_one_line(bad_field, 40)!r}, no number{hint}"
         if len(fields) != columns:
             return f"{path}: line {number} has {len(fields)} values, the lines before it {columns}; is it cut off?"
     return f"{path}: its numbers cannot be read; write plain numbers separated by commas or blanks"

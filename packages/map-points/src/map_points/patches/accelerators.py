@@ -1,8 +1,8 @@
 """Farthest-point sampling and nearest neighbours as ops with a choice of implementations.
 
-``pointnet2_ops`` starts at point 0 and always passes over points within sqrt(1e-3) of the origin, and ``knn_cuda``
-breaks ties as it likes: both are faster, neither is exactly the definition in ``sampling`` and ``neighbors``.
-Either is imported at the first call that could use it.
+``pointnet2_ops`` starts at point 0 and always skips points within sqrt(1e-3) of the origin, and ``knn_cuda`` breaks
+ties in no defined order: both are faster, and neither matches exactly the definition in ``sampling`` and
+``neighbors``. Each is imported at the first call that could use it.
 """
 
 import importlib
@@ -16,14 +16,14 @@ from map_points.patches.neighbors import nearest_neighbors
 from map_points.patches.sampling import farthest_point_sample
 
 
-def _on_cuda(request: Request) -> str | None:
+def _needs_cuda(request: Request) -> str | None:
     return (
         None if request.device == "cuda" else f"it runs on CUDA tensors only, these are on {request.device}"
     )
 
 
-def _keeps_the_origin(request: Request) -> str | None:
-    return _on_cuda(request) or (
+def _needs_skip_origin(request: Request) -> str | None:
+    return _needs_cuda(request) or (
         None
         if "skip_origin" in request.facts
         else "it passes over points near the origin, and skip_origin is false"
@@ -41,9 +41,9 @@ def _knn() -> Any:
 def pointnet2_sample(
     points: Float[Tensor, "b n 3"], count: int, *, skip_origin: bool = True
 ) -> Int[Tensor, "b {count}"]:
-    """Sample with ``pointnet2_ops``, which passes over the origin."""
+    """Sample with ``pointnet2_ops``, which skips points near the origin."""
     if not 0 < count <= points.shape[1]:
-        return farthest_point_sample(points, count)  # which says what is wrong
+        return farthest_point_sample(points, count)  # which raises the error
     return _pointnet2()(points.float().contiguous(), count).long()
 
 
@@ -52,12 +52,12 @@ def knn_cuda_neighbors(
 ) -> Int[Tensor, "b m {k}"]:
     """Find neighbours with ``knn_cuda``."""
     if not 0 < k <= points.shape[1]:
-        return nearest_neighbors(queries, points, k)  # which says what is wrong
+        return nearest_neighbors(queries, points, k)  # which raises the error
     _, index = _knn()(k=k, transpose_mode=True)(points.float().contiguous(), queries.float().contiguous())
     return index.long()
 
 
-# One name, "cuda", serves both, because patches are made with one setting.
+# One name, "cuda", serves both, because one setting chooses how patches are made.
 SAMPLING = Registry(
     "farthest_point_sampling",
     (
@@ -65,7 +65,7 @@ SAMPLING = Registry(
             "cuda",
             pointnet2_sample,
             missing=lambda: optional_import("pointnet2_ops", _pointnet2),
-            unfit=_keeps_the_origin,
+            unfit=_needs_skip_origin,
         ),
         Implementation("torch", farthest_point_sample),
     ),
@@ -74,7 +74,7 @@ NEIGHBORS = Registry(
     "nearest_neighbors",
     (
         Implementation(
-            "cuda", knn_cuda_neighbors, missing=lambda: optional_import("knn_cuda", _knn), unfit=_on_cuda
+            "cuda", knn_cuda_neighbors, missing=lambda: optional_import("knn_cuda", _knn), unfit=_needs_cuda
         ),
         Implementation("torch", nearest_neighbors),
     ),

@@ -1,4 +1,4 @@
-"""Embedding of what a patch holds."""
+"""Embedding of the points of a patch."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from map_core.ops import Linear, linear
 
 
 class PatchEmbedding(nn.Module):
-    """A mini-PointNet: points of a patch to one vector, whatever their order.
+    """A mini-PointNet: maps the points of a patch to one vector, whatever their order.
 
     Two shared layers, the patch's maximum joined to every point, two more, and the maximum again. Its batch
     normalisation sees all patches of the batch, hidden ones too, as in Point-BERT and its successors.
@@ -18,11 +18,11 @@ class PatchEmbedding(nn.Module):
 
     Args:
         embed_dim: Width of the result.
-        hidden_dim: Width between the two halves; their inner layers have half of it and twice it.
-        in_chans: Of a point: its coordinates in the patch, then what else it has.
+        hidden_dim: Width between the two halves; their inner layers have half and twice that width.
+        in_chans: Values of a point: its coordinates in the patch, then its further channels.
 
     Raises:
-        UserError: a ``hidden_dim`` whose half is nothing; points that have no three coordinates.
+        UserError: ``hidden_dim`` is below 2, or ``in_chans`` below 3.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int = 256, in_chans: int = 3) -> None:
@@ -41,7 +41,7 @@ class PatchEmbedding(nn.Module):
             nn.ReLU(inplace=True),
             Linear(narrow, hidden_dim),
         )
-        self.join = Linear(wide, wide)  # of the patch's maximum, then the point
+        self.join = Linear(wide, wide)  # reads the patch's maximum, then the point
         self.project = nn.Sequential(nn.BatchNorm1d(wide), nn.ReLU(inplace=True), Linear(wide, embed_dim))
 
         for layer in self.modules():
@@ -50,8 +50,8 @@ class PatchEmbedding(nn.Module):
     def forward(self, points: Float[Tensor, "b l k c"]) -> Float[Tensor, "b l d"]:
         shape = points.shape[:3]
         x = self.lift(points.reshape(-1, self.in_chans)).unflatten(0, shape)
-        of_patch, of_point = self.join.weight.split(self.hidden_dim, dim=1)
-        # the maximum is the same for all points of a patch: multiply it once
-        shared = linear(x.amax(dim=2, keepdim=True), of_patch, self.join.bias)  # (b, l, 1, 2h)
-        x = linear(x, of_point) + shared
+        patch_weight, point_weight = self.join.weight.split(self.hidden_dim, dim=1)
+        # the maximum is the same for all points of a patch, so multiply it once
+        patch_part = linear(x.amax(dim=2, keepdim=True), patch_weight, self.join.bias)  # (b, l, 1, 2h)
+        x = linear(x, point_weight) + patch_part
         return self.project(x.flatten(0, 2)).unflatten(0, shape).amax(dim=2)

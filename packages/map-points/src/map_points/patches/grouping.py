@@ -7,7 +7,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.tokens import gather_tokens
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 from map_points.patches.accelerators import find_neighbors, sample_centers
 
 
@@ -18,7 +18,7 @@ class Patches:
     Attributes:
         points: Points of each patch relative to its centre, nearest first.
         center: Coordinates of the centres.
-        index: Index in the cloud of each point.
+        index: Index of each point in its cloud.
     """
 
     points: Float[Tensor, "b l k 3"]
@@ -26,7 +26,7 @@ class Patches:
     index: Int[Tensor, "b l k"]
 
 
-@kept_whole
+@fx_leaf
 def group_points(
     points: Float[Tensor, "b n 3"],
     *,
@@ -37,10 +37,10 @@ def group_points(
 ) -> Patches:
     """Cut clouds into overlapping patches of ``patch_size`` points; the first centre is point 0.
 
-    With ``skip_origin`` no other is within sqrt(1e-3) of the origin.
+    With ``skip_origin`` no other centre lies within sqrt(1e-3) of the origin.
 
     Raises:
-        UserError: clouds too small for the number of patches or their size.
+        UserError: clouds are too small for the number of patches or their size.
     """
     n = points.shape[1]
     if n < max(num_patches, patch_size):

@@ -6,21 +6,21 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.ops.exporting import exporting
-from map_core.tracing import kept_whole
+from map_core.tracing import fx_leaf
 from map_points.patches.sampling import squared_distance
 
 INDEX_BITS = 31
-CACHED = 2**17  # distances at once on a CPU, so that they stay in its cache
+CACHED_DISTANCES = 2**17  # computed at once on a CPU, so that they stay in its cache
 
 
-@kept_whole
+@fx_leaf
 def nearest_neighbors(
     queries: Float[Tensor, "b m 3"], points: Float[Tensor, "b n 3"], k: int
 ) -> Int[Tensor, "b m {k}"]:
     """Indices of the ``k`` points nearest to each query, nearest first; ties go to the lower index.
 
-    ``topk`` on distances breaks ties as it likes. A non-negative float32 orders like its bits, so a key of
-    those bits above the index has no ties and orders exactly as asked.
+    ``topk`` on distances breaks ties in no defined order. Non-negative float32 values order like their bits, so a key
+    with those bits above the index has no ties and gives exactly this order.
 
     Raises:
         UserError: there are fewer than ``k`` points.
@@ -29,20 +29,22 @@ def nearest_neighbors(
     require_points(n, k)
     queries, points = queries.detach().float(), points.detach().float()
     if exporting():
-        # no bits to read, no parts: any batch size
+        # without bits and parts, for any batch size
         distance = squared_distance(queries.unsqueeze(2), points.unsqueeze(1))
         nearest = distance.sort(dim=-1, stable=True).indices
         return nearest[..., :k]
-    clouds = max(1, CACHED // (queries.shape[1] * n)) if points.device.type == "cpu" else len(points)
-    parts = zip(queries.split(clouds), points.split(clouds), strict=True)
+    clouds_per_part = (
+        max(1, CACHED_DISTANCES // (queries.shape[1] * n)) if points.device.type == "cpu" else len(points)
+    )
+    parts = zip(queries.split(clouds_per_part), points.split(clouds_per_part), strict=True)
     return torch.cat([_nearest(part, cloud, k) for part, cloud in parts])
 
 
 def require_points(n: int, k: int) -> None:
-    """Check that ``n`` points have ``k`` nearest.
+    """Check that ``k`` of ``n`` points can be the nearest.
 
     Raises:
-        UserError: there are fewer, or none is asked for.
+        UserError: ``k`` is above ``n`` or below 1.
     """
     if not 0 < k <= n:
         raise UserError(

@@ -29,8 +29,8 @@ def farthest_point_sample(
         points: Clouds of one size.
         count: Points to pick.
         start: Index of the first point of each cloud; 0 when None.
-        skip_origin: Pick no point within sqrt(1e-3) of the origin but the first, as ``pointnet2_ops``; with no
-            others left, the first again and again.
+        skip_origin: Except for the first, pick no point within sqrt(1e-3) of the origin, as ``pointnet2_ops``; with no
+            others left, repeat the first.
 
     Raises:
         UserError: a cloud has fewer than ``count`` points.
@@ -47,31 +47,31 @@ def farthest_point_sample(
     current = points.new_zeros(batch, dtype=torch.long) if start is None else start.to(points.device).long()
     nearest = points.new_full((batch, n), torch.inf)
     if skip_origin:
-        # below every distance; a cloud of nothing else leaves point 0, the first of equals
+        # below every distance; where all points are near the origin, point 0 wins as the first of equals
         nearest = nearest.masked_fill(coordinates.square().sum(dim=0) <= NEAR_ORIGIN, -1.0)
     if exporting() and count > 1:
-        turns = points.new_zeros(count - 1)
-        *_, picks = loop(_pick, [current, nearest], [turns], [coordinates])  # (count - 1, b)
+        steps = points.new_zeros(count - 1)
+        *_, picks = loop(_pick, [current, nearest], [steps], [coordinates])  # (count - 1, b)
         return torch.cat([current.unsqueeze(1), picks.t()], dim=1)
-    picked = [current]
+    indices = [current]
     for _ in range(count - 1):
         current, nearest = _pick_farthest(current, nearest, coordinates)
-        picked.append(current)
-    return torch.stack(picked, dim=1)
+        indices.append(current)
+    return torch.stack(indices, dim=1)
 
 
 def _pick_farthest(
     current: Int[Tensor, " b"], nearest: Float[Tensor, "b n"], coordinates: Float[Tensor, "3 b n"]
 ) -> tuple[Tensor, Tensor]:
-    """The point farthest from those picked so far, and the distances of all to the nearest of these."""
+    """The point farthest from those picked so far, and the distance of every point to the nearest of these."""
     x, y, z = coordinates - coordinates.gather(2, current.expand(3, -1).unsqueeze(-1))
     nearest = torch.minimum(nearest, x * x + y * y + z * z)
     return nearest.argmax(dim=1), nearest
 
 
 def _pick(
-    current: Tensor, nearest: Tensor, turn: Tensor, coordinates: Tensor
+    current: Tensor, nearest: Tensor, step: Tensor, coordinates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A turn of the exported loop, whose results are the picks."""
+    """One step of the exported loop, whose results are the picks."""
     current, nearest = _pick_farthest(current, nearest, coordinates)
     return current, nearest, current.clone()

@@ -11,13 +11,13 @@ from map_points.segmentation.task import PROTOCOL, load_segmenter, segmentation_
 
 
 def evaluate_segmenter(config: Any) -> dict[str, Any]:
-    """Measures of a part segmenter, for its summary.
+    """Measure a part segmenter, for its summary.
 
     Args:
-        config: Of the command ``evaluate``.
+        config: Configuration of the command ``evaluate``.
 
     Raises:
-        UserError: a protocol of voting, or data with other categories or parts than the run's.
+        UserError: the protocol votes, or the data have other categories or parts than the run.
     """
     if config.evaluation.protocol != "no_vote":
         raise UserError(

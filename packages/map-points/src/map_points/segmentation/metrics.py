@@ -1,4 +1,4 @@
-"""What part segmentation predicts and how it is measured: IoU over the parts of each object's category."""
+"""Predictions of part segmentation and their measures: IoU over the parts of each object's category."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,8 +8,8 @@ from torch import Tensor
 def parts_of_categories(parts: tuple[tuple[int, ...], ...], num_parts: int) -> Bool[Tensor, "c p"]:
     """Which parts each category has."""
     table = torch.zeros(len(parts), num_parts, dtype=torch.bool)
-    for category, own in enumerate(parts):
-        table[category, list(own)] = True
+    for category, category_parts in enumerate(parts):
+        table[category, list(category_parts)] = True
     return table
 
 
@@ -28,11 +28,11 @@ def shape_iou(
 ) -> Float[Tensor, " b"]:
     """Intersection over union of each cloud, averaged over its category's parts; 1 for a part absent from both."""
     label = torch.arange(table.shape[1], device=parts.device)
-    found, wanted = predicted.unsqueeze(-1) == label, parts.unsqueeze(-1) == label  # (b, n, p)
-    union = (found | wanted).sum(dim=1)
-    iou = torch.where(union > 0, (found & wanted).sum(dim=1) / union.clamp(min=1), 1.0)
-    own = table[category]
-    return (iou * own).sum(dim=1) / own.sum(dim=1)
+    is_predicted, is_labelled = predicted.unsqueeze(-1) == label, parts.unsqueeze(-1) == label  # (b, n, p)
+    union = (is_predicted | is_labelled).sum(dim=1)
+    iou = torch.where(union > 0, (is_predicted & is_labelled).sum(dim=1) / union.clamp(min=1), 1.0)
+    category_parts = table[category]
+    return (iou * category_parts).sum(dim=1) / category_parts.sum(dim=1)
 
 
 def part_totals(
@@ -41,9 +41,9 @@ def part_totals(
     category: Int[Tensor, " b"],
     table: Bool[Tensor, "c p"],
 ) -> Float[Tensor, "4 c"]:
-    """Sums by category: IoU, clouds, points whose part was found, points; totals of batches and shards add up.
+    """Sums by category: IoU, clouds, correctly predicted points, points; totals of batches and shards add up.
 
-    Points whose part is negative have none and do not count.
+    Points with a negative part are unlabelled and do not count.
     """
     labelled = parts >= 0
     predicted = predict_parts(logits, category, table).masked_fill(~labelled, -1)

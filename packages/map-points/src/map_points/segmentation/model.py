@@ -1,4 +1,4 @@
-"""The part segmenter: features of several layers, brought to every point of a cloud."""
+"""The part segmenter: features of several layers, interpolated to every point of a cloud."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,21 +26,21 @@ def interpolate_features(
     neighbors: int = NEIGHBORS,
     eps: float = 1e-8,
 ) -> Float[Tensor, "b n d"]:
-    """Bring features of patches to points: means over the nearest centres, weighted by inverse squared distance.
+    """Interpolate features of patches at points: means over the nearest centres, weighted by inverse squared distance.
 
     Source: PointNet++ (arXiv 1706.02413, equation 2, with p = 2 and k = 3).
     """
     index = nearest_neighbors(points, center, neighbors)  # (b, n, k)
     shape = index.shape[1:]
-    near = gather_tokens(center, index.flatten(1)).unflatten(1, shape)
-    weight = 1 / (squared_distance(near, points.unsqueeze(2).expand_as(near)) + eps)
+    near_centers = gather_tokens(center, index.flatten(1)).unflatten(1, shape)
+    weight = 1 / (squared_distance(near_centers, points.unsqueeze(2).expand_as(near_centers)) + eps)
     weight = weight / weight.sum(dim=-1, keepdim=True)
-    found = gather_tokens(features, index.flatten(1)).unflatten(1, shape)
-    return (weight.to(found.dtype).unsqueeze(-1) * found).sum(dim=2)
+    near_features = gather_tokens(features, index.flatten(1)).unflatten(1, shape)
+    return (weight.to(near_features.dtype).unsqueeze(-1) * near_features).sum(dim=2)
 
 
 def feature_layers(depth: int) -> tuple[int, ...]:
-    """Layers, counted from 1, a third, two thirds and all the way up: 4, 8 and 12 of 12."""
+    """The layers a third, two thirds and all the way up, counted from 1: 4, 8 and 12 of 12."""
     return tuple(sorted({-(-depth * i // 3) for i in (1, 2, 3)}))
 
 
@@ -50,9 +50,9 @@ class PointMLP(nn.Sequential):
     They keep PyTorch's initial values: smaller ones would leave the batch norms with variances near their eps.
 
     Args:
-        widths: Of the input and of each layer.
-        dropout: Behind the first layer.
-        slope: Of the activation below 0.
+        widths: Widths of the input and of each layer.
+        dropout: Dropout rate after the first layer.
+        slope: Slope of the activation below 0.
     """
 
     def __init__(self, widths: Sequence[int], dropout: float = 0.0, slope: float = 0.0) -> None:
@@ -69,28 +69,28 @@ class PointMLP(nn.Sequential):
 
 
 class PartSegmenter(nn.Module):
-    """Part scores of every point of a cloud whose category is known.
+    """Scores the parts of every point of a cloud whose category is known.
 
     Normalised features of several layers are joined; their maximum and mean over patches and an embedding of
     the category describe the cloud; interpolated to the points and joined to their coordinates they describe
-    each point, whose further channels the backbone alone reads. Source: the segmentation head of Point-BERT and
+    each point, whose further channels only the backbone reads. Source: the segmentation head of Point-BERT and
     Point-MAE (arXiv 2203.06604, section 4.2).
 
     Args:
         backbone: A model without head and class token.
-        num_categories: Categories of objects.
-        num_parts: Parts of all categories together.
+        num_categories: Number of object categories.
+        num_parts: Number of parts of all categories together.
         layers: Layers whose features are used, counted from 1; :func:`feature_layers` when None.
-        hidden_dim: Width of a point's features; the layers before the scores have a half and a quarter of it.
-        propagate_dim: Width of the layer before those features; the larger of hidden_dim and the joined layers'
-            when None.
+        hidden_dim: Width of a point's features; the layers before the scores have half and a quarter of it.
+        propagate_dim: Width of the layer before those features; when None, the larger of hidden_dim and that
+            of the joined layers.
         category_dim: Width of the category's embedding.
-        category_slope: Of its activation below 0; Point-MAE's is .2.
-        drop_rate: Dropout before the scores.
+        category_slope: Slope of its activation below 0; Point-MAE's is .2.
+        drop_rate: Dropout rate before the scores.
 
     Raises:
-        UserError: layers that the backbone has not or that are named twice, a class token, or fewer patches than are
-            interpolated.
+        UserError: a layer is not in the backbone or named twice, there is a class token, or there are fewer patches
+            than are interpolated.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class PartSegmenter(nn.Module):
         if backbone.num_patches < NEIGHBORS:
             raise UserError(f"model.num_patches ({backbone.num_patches}) must be at least {NEIGHBORS}")
         for block in backbone.encoder.blocks[max(layers) :]:
-            block.requires_grad_(False)  # what is never read has no gradient, for which processes would wait
+            block.requires_grad_(False)  # unread layers get no gradient, and processes would wait for one
         self.backbone, self.layers = backbone, layers
         self.num_categories, self.num_parts = num_categories, num_parts
         width = len(layers) * backbone.embed_dim
@@ -143,13 +143,15 @@ class PartSegmenter(nn.Module):
         one_hot = F.one_hot(category, self.num_categories).to(patches.dtype)
         cloud = torch.cat([patches.amax(dim=1), patches.mean(dim=1), self.category(one_hot)], dim=-1)
         xyz = points[..., :3]
-        near = interpolate_features(patches, tokens.position, xyz)
-        own = self.propagate(torch.cat([near, xyz.to(near.dtype)], dim=-1))
-        return self.head(torch.cat([own, cloud.unsqueeze(1).expand(-1, own.shape[1], -1)], dim=-1))
+        interpolated = interpolate_features(patches, tokens.position, xyz)
+        point_features = self.propagate(torch.cat([interpolated, xyz.to(interpolated.dtype)], dim=-1))
+        return self.head(
+            torch.cat([point_features, cloud.unsqueeze(1).expand(-1, point_features.shape[1], -1)], dim=-1)
+        )
 
     @property
     def switches(self) -> dict[str, Any]:
-        """Settings that say what the weights compute and no shape shows."""
+        """Settings that change what the weights compute and that no shape shows."""
         return {
             **self.backbone.switches,
             "category_slope": self.category_slope,
@@ -160,7 +162,7 @@ class PartSegmenter(nn.Module):
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups in the order of layer decay: those of the backbone; all that is new learns at the full rate."""
+        """Groups in the order of layer decay: those of the backbone; all new layers learn at the full rate."""
         return {
             "stem": r"^backbone\.(?:patch_embed|order_scale|encoder\.position)",
             "blocks": [(r"^backbone\.encoder\.blocks\.(\d+)", None), (r"^backbone\.encoder\.norm", (99999,))],

@@ -19,7 +19,13 @@ from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.families import family_of
 from map_core.tasks.trained_models import load_whole
-from map_core.tasks.weights import read_description, read_settings, read_weights, save_weights, start_of
+from map_core.tasks.weights import (
+    read_description,
+    read_settings,
+    read_weights,
+    save_weights,
+    weights_identity,
+)
 from map_core.training import Task, TrainingConfig
 from map_core.training.loading import batches_in_order
 from map_core.training.processes import launched_processes, sum_over_processes
@@ -40,13 +46,13 @@ class SegmentationConfig:
     """The segmentation head and its loss, cross-entropy of every point over all parts.
 
     Args:
-        layers: Layers whose features are used, counted from 1; a third, two thirds and all the way up when not
-            given.
+        layers: Layers whose features are used, counted from 1; when not given, those a third, two thirds and all
+            the way up.
         hidden_dim: Width of a point's features.
-        propagate_dim: Width of the layer before them; the larger of hidden_dim and the joined layers' when not given
-            (Point-MAE: four times the model's width).
+        propagate_dim: Width of the layer before them; when not given, the larger of hidden_dim and that of the joined
+            layers (Point-MAE: four times the model's width).
         category_slope: Slope below 0 of the category's activation (Point-MAE: .2).
-        drop_rate: Dropout before the scores.
+        drop_rate: Dropout rate before the scores.
         smoothing: Label smoothing.
     """
 
@@ -73,7 +79,7 @@ class SegmentationConfig:
 class SegmentConfig:
     """Training of a part segmenter, from a pretraining run or from scratch.
 
-    The test split is measured, never selected on: the weights are those of the last epoch.
+    The test split is only measured, never used for selection: the weights are those of the last epoch.
 
     Args:
         data: Clouds with parts.
@@ -81,7 +87,8 @@ class SegmentConfig:
         objective: The segmentation head and its loss.
         training: Epochs, batch, learning rate and the like.
         init: A pretraining run, a part segmenter or a weights file to start from; from scratch when not given.
-        init_may_differ: Settings of the model in which it is meant to differ from that of init, such as order.
+        init_may_differ: Model settings that are meant to differ from those of init although the weights fit, such as
+            order.
         resume: 'auto' continues the newest checkpoint in out; a path continues that one.
         out: Run directory.
     """
@@ -113,42 +120,42 @@ def build_segmenter(
     )
 
 
-def described_segmenter(model: PointModelConfig, description: Mapping[str, Any]) -> PartSegmenter:
-    """The part segmenter that a description is of."""
+def segmenter_from_description(model: PointModelConfig, description: Mapping[str, Any]) -> PartSegmenter:
+    """Build the part segmenter that a description of weights describes."""
     settings = read_settings(SegmentationConfig, description.get("head", {}), "the description")
     parts = description["parts"]
-    return build_segmenter(model, settings, len(parts), 1 + max(max(own) for own in parts))
+    return build_segmenter(model, settings, len(parts), 1 + max(max(labels) for labels in parts))
 
 
 def start_from(model: PartSegmenter, path: str) -> None:
     """Start from a part segmenter, or the backbone alone from a pretraining run or another encoder.
 
     Raises:
-        UserError: weights that do not fit.
+        UserError: the weights do not fit.
     """
     description = read_description(path)
-    holds = description.get("holds")
-    if holds == PART_SEGMENTER:
+    kind = description.get("holds")
+    if kind == PART_SEGMENTER:
         refuse_another_head(model, read_settings(SegmentationConfig, description.get("head", {}), path), path)
-    if holds is None:
+    if kind is None:
         state = read_weights(path)
         family = family_of(state, MODELS.families)
-        holds = None if family is None else family.converted(state, path).holds
-    load_init(model if holds == PART_SEGMENTER else model.backbone, path)
+        kind = None if family is None else family.convert_file_state(state, path).holds
+    load_init(model if kind == PART_SEGMENTER else model.backbone, path)
 
 
 def refuse_another_head(model: PartSegmenter, trained: SegmentationConfig, path: str) -> None:
-    """Compare what no shape shows of a head with the description of the weights that it starts from.
+    """Compare the settings of a head that no shape shows with the description of the weights that it starts from.
 
     Raises:
         UserError: a setting differs.
     """
     layers = sorted(trained.layers or feature_layers(len(model.backbone.encoder.blocks)))
-    for name, before in (("category_slope", trained.category_slope), ("layers", layers)):
-        if before != (now := model.switches[name]):
+    for name, trained_value in (("category_slope", trained.category_slope), ("layers", layers)):
+        if trained_value != (value := model.switches[name]):
             raise UserError(
-                f"{path} was trained with objective.{name} {before!r}, this model has {now!r}: its weights fit, but "
-                f"would mean something else; set --objective.{name} as it was"
+                f"{path} was trained with objective.{name} {trained_value!r}, this model has {value!r}: its weights "
+                f"fit, but would mean something else; set --objective.{name} as it was"
             )
 
 
@@ -167,9 +174,9 @@ class SegmentTask(Task):
         torch.manual_seed(config.training.seed)
         self.data = data or load_part_data(config.data)
         self.train_data = self.data.train
-        training = config.training.fitted(len(self.train_data), processes=launched_processes())
+        training = config.training.resolved_for(len(self.train_data), processes=launched_processes())
         self.config = config = replace(config, training=training)
-        num_parts = 1 + max(max(own) for own in self.data.parts)
+        num_parts = 1 + max(max(labels) for labels in self.data.parts)
         model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)
         recompute_activations(model.backbone, config.training)
         MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
@@ -183,8 +190,8 @@ class SegmentTask(Task):
     def data_settings(self) -> dict[str, Any]:
         return data_settings(self.config.data, {}, classes=self.data.classes, parts=self.data.parts)
 
-    def starts_from(self) -> str | None:
-        return start_of(self.config.init)
+    def init_identity(self) -> str | None:
+        return weights_identity(self.config.init)
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         points, category, parts = batch
@@ -212,7 +219,7 @@ class SegmentTask(Task):
             holds=PART_SEGMENTER,
             weights=weights,
             classes=list(self.data.classes),
-            parts=[list(own) for own in self.data.parts],
+            parts=[list(labels) for labels in self.data.parts],
             head=asdict(self.config.objective),
         )
         save_weights(exported_file(directory, "model", weights), model.state_dict(), description)
@@ -237,7 +244,7 @@ def segmentation_totals(
 ) -> Float[Tensor, "4 c"]:
     """Sums of :func:`~map_points.segmentation.metrics.part_totals` over the samples (or a shard), on the CPU.
 
-    ``parts`` lists each category's and ``precision`` is the forward pass's; the rest are those of
+    ``parts`` lists the parts of each category, and ``precision`` is that of the forward pass; the rest are arguments of
     :func:`~map_core.training.loading.batches_in_order`.
     """
     model.eval()
@@ -273,7 +280,7 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
     Raises:
         UserError: the run holds no part segmenter.
     """
-    config, description = MODELS.described(path), read_description(path)
+    config, description = MODELS.read_model_config(path), read_description(path)
     if config is None or "parts" not in description:
         raise UserError(f"{path} describes no part segmenter: give a run of map-points segment")
     if not are_parts(description["parts"]) or len(description["parts"]) != len(
@@ -282,15 +289,15 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
         raise UserError(
             f"the .json of {path} does not list the parts of each of its classes; export the run again"
         )
-    parts = tuple(tuple(own) for own in description["parts"])
-    model = described_segmenter(config, description)
+    parts = tuple(tuple(labels) for labels in description["parts"])
+    model = segmenter_from_description(config, description)
     load_whole(model, path, load_init)
     return TrainedSegmenter(model, tuple(description["classes"]), parts)
 
 
 def are_parts(value: Any) -> bool:
-    """Whether a value of JSON lists the parts of categories: numbers from 0 on, some for each."""
+    """Whether a JSON value lists the parts of categories: whole numbers from 0, at least one for each."""
     return all(
-        isinstance(own, list) and own and all(type(part) is int and part >= 0 for part in own)
-        for own in value
+        isinstance(labels, list) and labels and all(type(part) is int and part >= 0 for part in labels)
+        for labels in value
     )

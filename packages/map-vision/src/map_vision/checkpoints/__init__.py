@@ -1,4 +1,4 @@
-"""Checkpoints of other projects that image models start from, one file a kind of encoder."""
+"""Checkpoints of other projects that image models can start from, one file per kind of encoder."""
 
 from map_vision.checkpoints.arm import ARM
 from map_vision.checkpoints.authors import AUTHORS

@@ -1,4 +1,4 @@
-"""ARM's finetuned classifiers: four scans a layer, one class token in the middle, the mean of the patches read."""
+"""ARM's finetuned classifiers: four scans per layer, one class token in the middle; they read the mean patch."""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,10 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family, depth
 from map_vision.checkpoints import mamba
-from map_vision.checkpoints.description import IMAGENET, PATCHES, class_names, named, sizes, table
+from map_vision.checkpoints.description import IMAGENET, PATCHES, as_table, class_names, nearest_model, sizes
 
 FOUR_WAYS = {"": "row_forward", "_b": "row_backward", "_c": "column_forward", "_c_b": "column_backward"}
-PLAIN = tuple(
+LAYER = tuple(
     f"{part}.{kind}"
     for part in ("norm1", "norm2", "mlp.w1", "mlp.w2", "mlp.w3")
     for kind in ("weight", "bias")
@@ -24,7 +24,7 @@ KEYS = (
     "norm_f.weight",
     "norm_f.bias",
     *mamba.HEAD,
-    *(f"layers.#.{part}" for part in PLAIN),
+    *(f"layers.#.{part}" for part in LAYER),
     *(f"layers.#.mixer.{name}" for name in mamba.PROJECTIONS),
     *(f"layers.#.mixer.{name.format(suffix)}" for suffix in FOUR_WAYS for name in mamba.DIRECTION.values()),
 )
@@ -34,34 +34,34 @@ def convert_arm(state: Mapping[str, Tensor]) -> Converted:
     """Scans along rows and columns, both ways.
 
     Raises:
-        UserError: patches that are no square grid, or an odd number of them.
+        UserError: patches that do not form a square grid, or an odd number of them.
     """
-    in_sequence = state["pos_embed"][0]
-    middle = (len(in_sequence) - 1) // 2
-    positions = table(torch.cat([in_sequence[:middle], in_sequence[middle + 1 :]]))
+    sequence_positions = state["pos_embed"][0]
+    middle = (len(sequence_positions) - 1) // 2
+    positions = as_table(torch.cat([sequence_positions[:middle], sequence_positions[middle + 1 :]]))
     if len(positions) % 2:
         raise UserError(
             f"ARM reads the mean of two means, of the patches before and behind its class token; of {len(positions)} x "
             f"{len(positions)} patches these are not equally many, which this project does not compute"
         )
-    found = mamba.copied(state, r"patch_embed\.|head\.") | {
+    parameters = mamba.matching(state, r"patch_embed\.|head\.") | {
         "encoder.registers.token": state["cls_token"][0],
-        "encoder.registers.position": in_sequence[middle : middle + 1],
+        "encoder.registers.position": sequence_positions[middle : middle + 1],
         "encoder.position.table": positions,
         "encoder.norm.weight": state["norm_f.weight"],
         "encoder.norm.bias": state["norm_f.bias"],
     }
     for i in range(depth(state, "layers.")):
-        theirs, ours = f"layers.{i}.", f"encoder.blocks.{i}."
-        found |= {f"{ours}{part}": state[f"{theirs}{part}"] for part in PLAIN}
-        found |= mamba.mixer(state, f"{theirs}mixer.", f"{ours}mixer.", FOUR_WAYS)
+        source, target = f"layers.{i}.", f"encoder.blocks.{i}."
+        parameters |= {f"{target}{part}": state[f"{source}{part}"] for part in LAYER}
+        parameters |= mamba.mixer(state, f"{source}mixer.", f"{target}mixer.", FOUR_WAYS)
     return Converted(
-        found,
-        named("map_arm_", layout=f"Fx{depth(state, 'layers.')}", **sizes(state, len(positions))),
+        parameters,
+        nearest_model("map_arm_", layout=f"Fx{depth(state, 'layers.')}", **sizes(state, len(positions))),
         holds="classifier",
         switches={"patch_stride": None, "pool_norm": False},
         classes=class_names(len(state["head.bias"])),
-        prepared=IMAGENET,
+        preprocessing=IMAGENET,
     )
 
 

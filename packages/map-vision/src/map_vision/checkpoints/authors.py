@@ -9,7 +9,7 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family, depth, guess
 from map_vision.checkpoints import mamba
-from map_vision.checkpoints.description import IMAGENET, class_names, named, sizes, table
+from map_vision.checkpoints.description import IMAGENET, as_table, class_names, nearest_model, sizes
 from map_vision.checkpoints.vit import BLOCK
 
 DECODER_BLOCK = tuple(
@@ -31,7 +31,7 @@ DECODER = (
 CLASSIFIER = ("cls_token", "pos_embed_cls", "neck.weight", "norm_neck.weight", *mamba.HEAD)
 ENCODER = (*(key for key in mamba.TRUNK if key != "cls_token"), *(f"blocks.#.{part}" for part in BLOCK))
 DECODER_HEADS = 16
-HEADS_ARE_ASKED = (
+NUM_HEADS_UNKNOWN = (
     "no file says how many attention heads there are, and the published 12 do not divide its width: give "
     "--model.num_heads N"
 )
@@ -41,51 +41,59 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
     """A pretraining file is an encoder with its decoder; its registers, neck and head were never trained.
 
     Raises:
-        UserError: Mamba layers that Transformer blocks do not divide evenly.
+        UserError: a number of Mamba layers that is no multiple of the number of Transformer blocks.
     """
     pretraining = "ar_pred.weight" in state
-    classifying = [key for key in CLASSIFIER if key in state]
-    positions = table(state["pos_embed"][0])
+    unused = tuple(key for key in CLASSIFIER if key in state)
+    positions = as_table(state["pos_embed"][0])
     encoder = {**interleaved(state), "encoder.position.table": positions}
-    shown = arguments(state)
-    model = named("hybridnet_", **sizes(state, len(positions)), **shown) | {"wiring": "branch"}
-    heads = shown.get("num_heads")
-    common: dict[str, Any] = {
-        "asked": {"num_heads": HEADS_ARE_ASKED} if heads is None else {},
-        "guessed": {} if heads is None else guess("num_heads", "how many attention heads there are", heads),
+    layer_settings = layer_arguments(state)
+    model = nearest_model("hybridnet_", **sizes(state, len(positions)), **layer_settings)
+    model["wiring"] = "branch"
+    heads = layer_settings.get("num_heads")
+    shared: dict[str, Any] = {
+        "required_settings": {"num_heads": NUM_HEADS_UNKNOWN} if heads is None else {},
+        "guessed_settings": {}
+        if heads is None
+        else guess("num_heads", "how many attention heads there are", heads),
         "switches": {"wiring": "branch", "patch_stride": None},
-        "prepared": IMAGENET,
+        "preprocessing": IMAGENET,
     }
     if not pretraining and "head.weight" in state:
         classes = class_names(len(state["head.bias"]))
-        encoder |= mamba.registers(state) | mamba.copied(state, r"head\.")
+        encoder |= mamba.registers(state) | mamba.matching(state, r"head\.")
         model |= mamba.register_arguments(state)
-        return Converted(encoder, model, holds="classifier", classes=classes, **common)
-    left = tuple(key for key in classifying if key in state)
+        return Converted(encoder, model, holds="classifier", classes=classes, **shared)
     if not pretraining:
-        return Converted(encoder, model, left=left, **common)
+        return Converted(encoder, model, unused=unused, **shared)
     notes = (
         "the decoder's norms of queries and of keys are folded into the projections behind them: the same function, "
         "trained on with one norm",
     )
     return Converted(
-        encoder, model, rest=decoder(state), objective=objective(state), left=left, notes=notes, **common
+        encoder,
+        model,
+        decoder_state=decoder(state),
+        objective=objective(state),
+        unused=unused,
+        notes=notes,
+        **shared,
     )
 
 
 def interleaved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's layers in the order in which they run: a Transformer block behind every few Mamba layers."""
-    every = mambas_a_block(state)
-    found = mamba.copied(state, r"patch_embed\.") | {"encoder.norm.weight": state["norm_f.weight"]}
+    """The encoder's layers in the order in which they run: a Transformer block after every few Mamba layers."""
+    period = mamba_layers_per_block(state)
+    parameters = mamba.matching(state, r"patch_embed\.") | {"encoder.norm.weight": state["norm_f.weight"]}
     for i in range(depth(state, "layers.")):
-        found |= mamba.layer(state, i, i + i // every)
+        parameters |= mamba.layer(state, i, i + i // period)
     for i in range(depth(state, "blocks.")):
-        place = (i + 1) * (every + 1) - 1
-        found |= {f"encoder.blocks.{place}.{part}": state[f"blocks.{i}.{part}"] for part in BLOCK}
-    return found
+        index = (i + 1) * (period + 1) - 1
+        parameters |= {f"encoder.blocks.{index}.{part}": state[f"blocks.{i}.{part}"] for part in BLOCK}
+    return parameters
 
 
-def mambas_a_block(state: Mapping[str, Tensor]) -> int:
+def mamba_layers_per_block(state: Mapping[str, Tensor]) -> int:
     """Mamba layers before each Transformer block."""
     layers, blocks = depth(state, "layers."), depth(state, "blocks.")
     if layers % blocks:
@@ -95,10 +103,10 @@ def mambas_a_block(state: Mapping[str, Tensor]) -> int:
     return layers // blocks
 
 
-def arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the layers show of the model's arguments, and the heads of the published ones."""
+def layer_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The model arguments that the layers show, and the number of heads of the published models."""
     width = state["norm_f.weight"].shape[0]
-    group, heads = "M" * mambas_a_block(state) + "T", 16 if width == 1024 else 12
+    group, heads = "M" * mamba_layers_per_block(state) + "T", 16 if width == 1024 else 12
     return {
         "layout": f"({group})x{depth(state, 'blocks.')}",
         "mlp_ratio": len(state["blocks.0.mlp.fc1.bias"]) / width,
@@ -108,43 +116,43 @@ def arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Decoder and head."""
-    found = {
+    parameters = {
         "decoder.mask_token": state["mask_token"].reshape(-1),
-        "decoder.position.table": table(state["decoder_pos_embed_learned"][0]),
+        "decoder.position.table": as_table(state["decoder_pos_embed_learned"][0]),
     }
     for kind in ("weight", "bias"):
-        found[f"decoder.embed.{kind}"] = state[f"decoder_embed.{kind}"]
-        found[f"decoder.norm.{kind}"] = state[f"decoder_norm.{kind}"]
-        found[f"head.{kind}"] = state[f"ar_pred.{kind}"]
+        parameters[f"decoder.embed.{kind}"] = state[f"decoder_embed.{kind}"]
+        parameters[f"decoder.norm.{kind}"] = state[f"decoder_norm.{kind}"]
+        parameters[f"head.{kind}"] = state[f"ar_pred.{kind}"]
     for i in range(depth(state, "decoder_blocks.")):
         prefix = f"decoder_blocks.{i}."
         block = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        found |= {f"decoder.blocks.{i}.{key}": value for key, value in decoder_block(block).items()}
-    return found
+        parameters |= {f"decoder.blocks.{i}.{key}": value for key, value in decoder_block(block).items()}
+    return parameters
 
 
 def decoder_block(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A block with one norm before its attention, whose scales and shifts go into the projections that read it."""
-    queries = folded(block, "norm2_1", "attn2.q")
-    keys_and_values = folded(block, "norm2_2", "attn2.kv")
+    """A block with one norm before its attention; both norms' scales and shifts are folded into the projections."""
+    queries = fold_norm(block, "norm2_1", "attn2.q")
+    keys_and_values = fold_norm(block, "norm2_2", "attn2.kv")
     scale = block["norm2_1.weight"]
-    ours = {
+    parameters = {
         "norm1.weight": torch.ones_like(scale),
         "norm1.bias": torch.zeros_like(scale),
         "attn.qkv.weight": torch.cat([queries[0], keys_and_values[0]]),
         "attn.qkv.bias": torch.cat([queries[1], keys_and_values[1]]),
     }
     for part in ("norm2", "mlp.fc1", "mlp.fc2"):
-        ours |= {f"{part}.{kind}": block[f"{part}.{kind}"] for kind in ("weight", "bias")}
-    return ours | {f"attn.proj.{kind}": block[f"attn2.proj.{kind}"] for kind in ("weight", "bias")}
+        parameters |= {f"{part}.{kind}": block[f"{part}.{kind}"] for kind in ("weight", "bias")}
+    return parameters | {f"attn.proj.{kind}": block[f"attn2.proj.{kind}"] for kind in ("weight", "bias")}
 
 
-def folded(block: Mapping[str, Tensor], norm: str, projection: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a projection that does the scaling and shifting of the norm before it too."""
+def fold_norm(block: Mapping[str, Tensor], norm: str, projection: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a projection with the scale and shift of the norm before it folded in."""
     scale, shift = (block[f"{norm}.{kind}"].double() for kind in ("weight", "bias"))
     weight, bias = (block[f"{projection}.{kind}"] for kind in ("weight", "bias"))
-    whole = weight.double()
-    return (whole * scale).to(weight.dtype), (bias.double() + whole @ shift).to(bias.dtype)
+    weight64 = weight.double()
+    return (weight64 * scale).to(weight.dtype), (bias.double() + weight64 @ shift).to(bias.dtype)
 
 
 def objective(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a converted checkpoint says of itself: the registered model it is, its classes, how its images are prepared."""
+"""The description of a converted checkpoint: its registered model, its classes, how its images are prepared."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ IMAGENET: dict[str, Any] = {
     "crop_pct_small": 1.0,
 }
 PATCHES = "patch_embed.proj.weight"
-UNCHANGED = {
+DEFAULTS = {
     "wiring": "residual",
     "patch_size": 16,
     "in_chans": 3,
@@ -27,36 +27,35 @@ UNCHANGED = {
 }
 
 
-def named(prefix: str, **arguments: Any) -> dict[str, Any]:
-    """The model section: the registered model that is most like these arguments, and what it has otherwise.
+def nearest_model(prefix: str, **arguments: Any) -> dict[str, Any]:
+    """The model section: the registered model nearest to these arguments, and the arguments that differ from its own.
 
-    One of the same width goes before one that differs in fewer settings.
+    A model of the same width is preferred to one that differs in fewer settings.
 
     Args:
-        prefix: Of the names that are considered, such as ``map_vit_``.
-        **arguments: Of the model, image size included.
+        prefix: Prefix of the candidates' names, such as ``map_vit_``.
+        **arguments: Model arguments, image size included.
     """
-    from map_vision.registry import (
-        ARCHITECTURES,
-    )  # which imports the models, and these what reads checkpoints
+    # not at module level: the registry imports the models, which import the readers of checkpoints
+    from map_vision.registry import ARCHITECTURES
 
-    def changed(name: str) -> dict[str, Any]:
-        img_size, theirs = ARCHITECTURES[name]
-        has = {**UNCHANGED, **theirs, "img_size": (img_size, img_size)}
-        return {key: value for key, value in arguments.items() if has.get(key) != value}
+    def differences(name: str) -> dict[str, Any]:
+        img_size, preset = ARCHITECTURES[name]
+        settings = {**DEFAULTS, **preset, "img_size": (img_size, img_size)}
+        return {key: value for key, value in arguments.items() if settings.get(key) != value}
 
     def distance(name: str) -> tuple[bool, int]:
-        return "embed_dim" in changed(name), len(changed(name))
+        return "embed_dim" in differences(name), len(differences(name))
 
     name = min((name for name in ARCHITECTURES if name.startswith(prefix)), key=distance)
-    return {"name": name, **changed(name)}
+    return {"name": name, **differences(name)}
 
 
-def table(positions: Tensor) -> Tensor:
-    """Positions of patches, in raster order, as a table of rows and columns.
+def as_table(positions: Tensor) -> Tensor:
+    """Position embeddings of patches, in raster order, as a table of rows and columns.
 
     Raises:
-        UserError: they are no square grid.
+        UserError: the patches do not form a square grid.
     """
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
@@ -67,14 +66,14 @@ def table(positions: Tensor) -> Tensor:
 
 
 def sizes(state: Mapping[str, Tensor], grid: int) -> dict[str, Any]:
-    """Arguments that the patch embedding shows, and the image size behind ``grid`` rows of patches."""
+    """The arguments that the patch embedding shows, and the image size for ``grid`` rows of patches."""
     width, channels, height, _ = state[PATCHES].shape
     side = grid * height
     return {"embed_dim": width, "in_chans": channels, "patch_size": height, "img_size": (side, side)}
 
 
 def class_names(count: int) -> tuple[str, ...]:
-    """Names of ImageNet's classes in their usual order where there are 1000, else numbers."""
+    """Names of ImageNet's classes in their usual order if there are 1000, else numbers."""
     if count == 1000:
         return tuple(ImageNetInfo("imagenet-1k").label_names())
     return tuple(map(str, range(count)))

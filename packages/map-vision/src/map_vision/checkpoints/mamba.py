@@ -1,4 +1,4 @@
-"""Mamba encoders with bidirectional mixers under the names of Vim: Vim itself, and Mamba-R."""
+"""Mamba encoders with bidirectional mixers under Vim's parameter names: Vim itself, and Mamba-R."""
 
 import re
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from map_core.tasks.families import Converted, Family, depth
-from map_vision.checkpoints.description import IMAGENET, PATCHES, class_names, named, sizes, table
+from map_vision.checkpoints.description import IMAGENET, PATCHES, as_table, class_names, nearest_model, sizes
 
-# one direction's parameters by our names, with the place of the suffix that tells directions apart
+# one direction's parameters by our names; {} takes the suffix that tells directions apart
 DIRECTION = {
     "A_log": "A{}_log",
     "D": "D{}",
@@ -29,54 +29,57 @@ LAYER = (
 )
 TRUNK = ("cls_token", "pos_embed", PATCHES, "patch_embed.proj.bias", "norm_f.weight", *LAYER)
 HEAD = ("head.weight", "head.bias")
-WHOLE = {**IMAGENET, "crop_pct": 1.0}  # Mamba-R is evaluated on whole images
+UNCROPPED = {**IMAGENET, "crop_pct": 1.0}  # Mamba-R is evaluated on whole images
 STRIDE_8_GRID = 27  # of Vim's overlapping patches at 224 pixels
 
 
 def mixer(
-    state: Mapping[str, Tensor], theirs: str, ours: str, directions: Mapping[str, str] = BIDIRECTIONAL
+    state: Mapping[str, Tensor], source: str, target: str, directions: Mapping[str, str] = BIDIRECTIONAL
 ) -> dict[str, Tensor]:
-    """The parameters of a mixer, from names that begin with ``theirs`` to names that begin with ``ours``."""
-    found = {f"{ours}{name}": state[f"{theirs}{name}"] for name in PROJECTIONS}
+    """The parameters of a mixer, renamed from the prefix ``source`` to the prefix ``target``."""
+    parameters = {f"{target}{name}": state[f"{source}{name}"] for name in PROJECTIONS}
     for suffix, scan in directions.items():
         for name, pattern in DIRECTION.items():
-            found[f"{ours}{scan}.{name}"] = state[theirs + pattern.format(suffix)]
-    return found
+            parameters[f"{target}{scan}.{name}"] = state[source + pattern.format(suffix)]
+    return parameters
 
 
-def layer(state: Mapping[str, Tensor], index: int, place: int) -> dict[str, Tensor]:
-    """The parameters of Mamba layer ``index``, as block ``place`` of ours."""
-    ours = f"encoder.blocks.{place}."
-    norm = {f"{ours}norm.weight": state[f"layers.{index}.norm.weight"]}
-    return norm | mixer(state, f"layers.{index}.mixer.", f"{ours}mixer.")
+def layer(state: Mapping[str, Tensor], index: int, block: int) -> dict[str, Tensor]:
+    """The parameters of Mamba layer ``index``, as our block ``block``."""
+    target = f"encoder.blocks.{block}."
+    norm = {f"{target}norm.weight": state[f"layers.{index}.norm.weight"]}
+    return norm | mixer(state, f"layers.{index}.mixer.", f"{target}mixer.")
 
 
-def copied(state: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
-    """The parameters whose names match and are ours as well."""
+def matching(state: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
+    """The parameters whose names match; ours are the same."""
     return {key: value for key, value in state.items() if re.match(pattern, key)}
 
 
 def trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Patches, layers, last norm and head: what Vim and Mamba-R share."""
-    found = copied(state, r"patch_embed\.|head\.") | {"encoder.norm.weight": state["norm_f.weight"]}
+    parameters = matching(state, r"patch_embed\.|head\.") | {"encoder.norm.weight": state["norm_f.weight"]}
     for i in range(depth(state, "layers.")):
-        found |= layer(state, i, i)
-    return found
+        parameters |= layer(state, i, i)
+    return parameters
 
 
 def registers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Mamba-R's registers, and its neck where it has one."""
-    found = {
+    parameters = {
         "encoder.registers.token": state["cls_token"][0],
         "encoder.registers.position": state["pos_embed_cls"][0],
     }
     if "neck.weight" in state:
-        found |= {"neck.reduce.weight": state["neck.weight"], "neck.norm.weight": state["norm_neck.weight"]}
-    return found
+        parameters |= {
+            "neck.reduce.weight": state["neck.weight"],
+            "neck.norm.weight": state["norm_neck.weight"],
+        }
+    return parameters
 
 
 def register_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How many registers there are, and what the neck makes of each."""
+    """The number of registers, and by how much the neck reduces each."""
     _, count, width = state["cls_token"].shape
     return {
         "global_pool": "register",
@@ -87,10 +90,10 @@ def register_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def convert_mambar(state: Mapping[str, Tensor]) -> Converted:
     """Registers spread through the sequence, read by a neck."""
-    positions = table(state["pos_embed"][0])
+    positions = as_table(state["pos_embed"][0])
     return Converted(
         {**trunk(state), **registers(state), "encoder.position.table": positions},
-        named(
+        nearest_model(
             "mambar_",
             layout=f"Mx{depth(state, 'layers.')}",
             **sizes(state, len(positions)),
@@ -99,19 +102,19 @@ def convert_mambar(state: Mapping[str, Tensor]) -> Converted:
         holds="classifier",
         switches={"patch_stride": None},
         classes=class_names(len(state["head.bias"])),
-        prepared=WHOLE,
+        preprocessing=UNCROPPED,
     )
 
 
 def convert_vim(state: Mapping[str, Tensor]) -> Converted:
-    """One class token in the middle of the sequence, where its position stands in the table too.
+    """One class token in the middle of the sequence; its position is in the middle of ``pos_embed``.
 
     Raises:
-        UserError: patches that are no square grid.
+        UserError: patches that do not form a square grid.
     """
-    in_sequence = state["pos_embed"][0]
-    middle = (len(in_sequence) - 1) // 2
-    positions = table(torch.cat([in_sequence[:middle], in_sequence[middle + 1 :]]))
+    sequence_positions = state["pos_embed"][0]
+    middle = (len(sequence_positions) - 1) // 2
+    positions = as_table(torch.cat([sequence_positions[:middle], sequence_positions[middle + 1 :]]))
     arguments = sizes(state, len(positions))
     stride: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
@@ -126,14 +129,14 @@ def convert_vim(state: Mapping[str, Tensor]) -> Converted:
         {
             **trunk(state),
             "encoder.registers.token": state["cls_token"][0],
-            "encoder.registers.position": in_sequence[middle : middle + 1],
+            "encoder.registers.position": sequence_positions[middle : middle + 1],
             "encoder.position.table": positions,
         },
-        named("map_vim_", layout=f"Mx{depth(state, 'layers.')}", **arguments),
+        nearest_model("map_vim_", layout=f"Mx{depth(state, 'layers.')}", **arguments),
         holds="classifier",
         switches={"patch_stride": stride},
         classes=class_names(len(state["head.bias"])),
-        prepared=IMAGENET,
+        preprocessing=IMAGENET,
         notes=notes,
     )
 

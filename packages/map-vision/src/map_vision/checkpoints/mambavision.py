@@ -1,4 +1,4 @@
-"""MambaVision's published checkpoints, whose names are ours."""
+"""MambaVision's published checkpoints; our parameter names are the same."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 STEM = (
     "patch_embed.conv_down.0.weight",
     "patch_embed.conv_down.3.weight",
-    *(f"patch_embed.conv_down.{place}.{part}" for place in (1, 4) for part in NORM),
+    *(f"patch_embed.conv_down.{i}.{part}" for i in (1, 4) for part in NORM),
 )
 BLOCKS = (
     *(f"levels.#.blocks.#.conv{i}.{part}" for i in (1, 2) for part in ("weight", "bias")),
@@ -28,71 +28,74 @@ SCALES = ("levels.#.blocks.#.gamma_1", "levels.#.blocks.#.gamma_2")
 HEAD = ("head.weight", "head.bias")
 # MambaVision-L3 for 256 pixels, which is published and not registered
 LARGE3_WIDTH = 2048
-HEADS_ARE_ASKED = (
+NUM_HEADS_UNKNOWN = (
     "no file says how many attention heads a MambaVision has, and none of embed_dim {width} is published: give those "
     "of its last two stages, as in --model.num_heads 8 16"
 )
-WINDOWS = (14, 7)  # of the others
+WINDOWS = (14, 7)  # of all other published models
 LARGE3: dict[str, Any] = {"num_heads": (16, 32), "window_size": (16, 8), "img_size": 256}
 
 
 def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
-    """The names stay; the sizes are read off, heads and windows are those published of the width."""
-    from map_vision.registry import default_cfgs  # which imports the models, and these what reads checkpoints
+    """Names stay, sizes are read from the shapes, heads and windows are those published for the width."""
+    # not at module level: the registry imports the models, which import the readers of checkpoints
+    from map_vision.registry import default_cfgs
 
-    dims, stem = state["norm.weight"].shape[0], state["patch_embed.conv_down.0.weight"].shape[0]
-    first = "levels.2.blocks.0."
+    width, stem = state["norm.weight"].shape[0], state["patch_embed.conv_down.0.weight"].shape[0]
+    block = "levels.2.blocks.0."
     arguments: dict[str, Any] = {
-        "embed_dim": dims,
+        "embed_dim": width,
         "stem_dim": stem,
         "depths": tuple(depth(state, f"levels.{i}.blocks.") for i in range(4)),
-        "mlp_ratio": state[f"{first}mlp.fc1.weight"].shape[0] / state[f"{first}mlp.fc1.weight"].shape[1],
-        "layer_scale": 1e-5 if f"{first}gamma_1" in state else None,
-        **published(dims),
+        "mlp_ratio": state[f"{block}mlp.fc1.weight"].shape[0] / state[f"{block}mlp.fc1.weight"].shape[1],
+        "layer_scale": 1e-5 if f"{block}gamma_1" in state else None,
+        **published_settings(width),
     }
     heads, windows = arguments.get("num_heads"), arguments.get("window_size", WINDOWS)
-    asked = {"num_heads": HEADS_ARE_ASKED.format(width=dims)} if heads is None else {}
-    guessed = guess("window_size", "how large windows are (32 16 in files for 512 pixels)", in_words(windows))
+    required_settings = {"num_heads": NUM_HEADS_UNKNOWN.format(width=width)} if heads is None else {}
+    guessed_settings = guess(
+        "window_size", "how large windows are (32 16 in files for 512 pixels)", cli_value(windows)
+    )
     if heads is not None:
-        guessed |= guess("num_heads", "how many attention heads there are", in_words(heads))
-    model = nearest(arguments)
+        guessed_settings |= guess("num_heads", "how many attention heads there are", cli_value(heads))
+    model = nearest_pyramid(arguments)
     classes = class_names(len(state["head.bias"])) if "head.bias" in state else ()
     return Converted(
         dict(state),
         model,
-        asked=asked,
-        guessed=guessed,
+        required_settings=required_settings,
+        guessed_settings=guessed_settings,
         holds="classifier" if classes else "encoder",
         classes=classes,
-        prepared={**IMAGENET, "crop_pct": default_cfgs[model["name"]].default.crop_pct},
+        preprocessing={**IMAGENET, "crop_pct": default_cfgs[model["name"]].default.crop_pct},
     )
 
 
-def in_words(of_stages: tuple[int, int]) -> str:
-    """A setting of the last two stages as the command line has it."""
-    return " ".join(map(str, of_stages))
+def cli_value(values: tuple[int, int]) -> str:
+    """A setting of the last two stages as written on the command line."""
+    return " ".join(map(str, values))
 
 
-def published(width: int) -> dict[str, Any]:
-    """What no parameter shows of the published pyramid whose last stage has this width."""
+def published_settings(width: int) -> dict[str, Any]:
+    """The settings that no parameter shows, of the published pyramid with this width in its last stage."""
     from map_vision.registry import PYRAMIDS
 
     if width == LARGE3_WIDTH:
         return LARGE3
-    heads = {theirs["embed_dim"]: theirs["num_heads"] for theirs in PYRAMIDS.values()}
+    heads = {settings["embed_dim"]: settings["num_heads"] for settings in PYRAMIDS.values()}
     return {"num_heads": heads[width]} if width in heads else {}
 
 
-def nearest(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The registered pyramid that is most like these arguments, and what it has otherwise."""
+def nearest_pyramid(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The registered pyramid nearest to these arguments, and the arguments that differ from its own."""
     from map_vision.registry import PYRAMIDS
 
-    def changed(name: str) -> dict[str, Any]:
-        has = {"mlp_ratio": 4.0, **PYRAMIDS[name]}
-        return {key: value for key, value in arguments.items() if has.get(key) != value}
+    def differences(name: str) -> dict[str, Any]:
+        settings = {"mlp_ratio": 4.0, **PYRAMIDS[name]}
+        return {key: value for key, value in arguments.items() if settings.get(key) != value}
 
-    name = min(PYRAMIDS, key=lambda name: len(changed(name)))
-    return {"name": name, **changed(name)}
+    name = min(PYRAMIDS, key=lambda name: len(differences(name)))
+    return {"name": name, **differences(name)}
 
 
 MAMBAVISION = Family(

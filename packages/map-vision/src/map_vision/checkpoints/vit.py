@@ -9,7 +9,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family, depth, guess
-from map_vision.checkpoints.description import IMAGENET, class_names, named, sizes, table
+from map_vision.checkpoints.description import IMAGENET, as_table, class_names, nearest_model, sizes
 
 BLOCK = tuple(
     f"{part}.{kind}"
@@ -36,7 +36,7 @@ DECODER = (
     "decoder_pred.weight",
     "decoder_pred.bias",
 )
-HEAD_WIDTH = 64  # of published models but ViT-H
+HEAD_WIDTH = 64  # of all published models except ViT-H
 HUGE, HUGE_HEADS = 1280, 16
 MAE_DECODER_HEADS = 16
 
@@ -45,13 +45,13 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
     """Class token in front, learned positions, pre-norm blocks; a classifier where there is a head.
 
     Raises:
-        UserError: a norm behind the pooling and none before, but no head; positions that are no square grid.
+        UserError: a norm both before and after the pooling, or neither; patches that do not form a square grid.
     """
     positions = state["pos_embed"][0]
     trunk = {
         "encoder.registers.token": state["cls_token"][0],
         "encoder.registers.position": positions[:1],
-        "encoder.position.table": table(positions[1:]),
+        "encoder.position.table": as_table(positions[1:]),
     }
     for key, value in state.items():
         if key.startswith(("blocks.", "norm.")):
@@ -70,7 +70,7 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
         "num_heads": heads or (HUGE_HEADS if width == HUGE else max(width // HEAD_WIDTH, 1)),
         "mlp_ratio": len(state["blocks.0.mlp.fc1.bias"]) / width,
     }
-    model = named("map_vit_", **sizes(state, len(trunk["encoder.position.table"])), **arguments)
+    model = nearest_model("map_vit_", **sizes(state, len(trunk["encoder.position.table"])), **arguments)
     pool_norm = "fc_norm.weight" in state
     if pool_norm:
         model |= {"pool_norm": True, "global_pool": "avg"}
@@ -79,40 +79,40 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
     return Converted(
         trunk,
         model,
-        guessed=guess("num_heads", "how many attention heads there are", arguments["num_heads"]),
+        guessed_settings=guess("num_heads", "how many attention heads there are", arguments["num_heads"]),
         holds="classifier" if "head.weight" in state else "encoder",
         switches={"pool_norm": pool_norm, "patch_stride": None},
         classes=class_names(len(state["head.bias"])) if "head.weight" in state else (),
-        prepared=IMAGENET,
+        preprocessing=IMAGENET,
         notes=("images are taken to be normalised as ImageNet's",),
     )
 
 
 def convert_mae(state: Mapping[str, Tensor]) -> Converted:
-    """MAE's whole pretraining model: encoder, and the decoder that goes on with it."""
+    """MAE's whole pretraining model: the encoder and its decoder."""
     encoder = convert_vit({key: value for key, value in state.items() if key not in decoder_keys(state)})
     positions = state["decoder_pos_embed"][0]
-    width, blocks = positions.shape[1], depth(state, "decoder_blocks.")
-    rest = {
+    width, num_blocks = positions.shape[1], depth(state, "decoder_blocks.")
+    decoder = {
         "decoder.mask_token": state["mask_token"].reshape(-1),
         "decoder.global_position": positions[:1],
-        "decoder.position.table": table(positions[1:]),
+        "decoder.position.table": as_table(positions[1:]),
     }
-    ours = {
+    prefixes = {
         "decoder_embed.": "decoder.embed.",
         "decoder_blocks.": "decoder.blocks.",
         "decoder_norm.": "decoder.norm.",
         "decoder_pred.": "head.",
     }
     for key, value in state.items():
-        for prefix, name in ours.items():
+        for prefix, name in prefixes.items():
             if key.startswith(prefix):
-                rest[name + key.removeprefix(prefix)] = value
+                decoder[name + key.removeprefix(prefix)] = value
     objective = {
         "attention": "mae",
         "mask_ratio": 0.75,
         "decoder_dim": width,
-        "decoder_depth": blocks,
+        "decoder_depth": num_blocks,
         "decoder_heads": MAE_DECODER_HEADS,
         "decoder_mlp_ratio": len(state["decoder_blocks.0.mlp.fc1.bias"]) / width,
         "decoder_norm_eps": 1e-6,
@@ -121,10 +121,10 @@ def convert_mae(state: Mapping[str, Tensor]) -> Converted:
     return Converted(
         encoder.state,
         {**encoder.model, "global_pool": "avg"},
-        guessed=encoder.guessed,
+        guessed_settings=encoder.guessed_settings,
         switches=encoder.switches,
-        prepared=IMAGENET,
-        rest=rest,
+        preprocessing=IMAGENET,
+        decoder_state=decoder,
         objective=objective,
         notes=("positions, which MAE keeps fixed, are learned from here on",),
     )
@@ -137,25 +137,25 @@ def decoder_keys(state: Mapping[str, Tensor]) -> set[str]:
 
 def convert_dino(state: Mapping[str, Tensor]) -> Converted:
     """The backbone inside a training checkpoint of DINO."""
-    return inside(state, "backbone.")
+    return convert_inner(state, "backbone.")
 
 
 def convert_moco(state: Mapping[str, Tensor]) -> Converted:
     """The trained encoder inside a checkpoint of MoCo v3, without its projector; 12 heads at every size."""
-    return inside(state, "base_encoder.", heads=12)
+    return convert_inner(state, "base_encoder.", heads=12)
 
 
-def inside(state: Mapping[str, Tensor], prefix: str, *, heads: int | None = None) -> Converted:
-    """Convert the ViT below a prefix; its head projects for the objective, and is left with all else."""
-    own = re.compile(re.escape(prefix) + r"(?!head\.)")
-    trunk = {own.sub("", key, count=1): value for key, value in state.items() if own.match(key)}
-    found = convert_vit(trunk, heads=heads)
-    left = tuple(key for key in state if not own.match(key))
-    return replace(found, left=left)
+def convert_inner(state: Mapping[str, Tensor], prefix: str, *, heads: int | None = None) -> Converted:
+    """Convert the ViT under a prefix; its head is the objective's projector and is left out, as is everything else."""
+    pattern = re.compile(re.escape(prefix) + r"(?!head\.)")
+    trunk = {pattern.sub("", key, count=1): value for key, value in state.items() if pattern.match(key)}
+    converted = convert_vit(trunk, heads=heads)
+    unused = tuple(key for key in state if not pattern.match(key))
+    return replace(converted, unused=unused)
 
 
-def below(prefix: str, keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Patterns of keys under a prefix."""
+def prefixed(prefix: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Patterns of keys with a prefix in front."""
     return tuple(prefix + key for key in keys)
 
 
@@ -166,10 +166,10 @@ VIT = Family(
     convert_vit,
 )
 MAE = Family("MAE with decoder", (*TRUNK, *NORM, *DECODER), (), convert_mae)
-DINO = Family("DINO's training", below("backbone.", (*TRUNK, *NORM)), ("head.*",), convert_dino)
+DINO = Family("DINO's training", prefixed("backbone.", (*TRUNK, *NORM)), ("head.*",), convert_dino)
 MOCO_V3 = Family(
     "MoCo v3's training",
-    (*below("base_encoder.", (*TRUNK, *NORM)), "base_encoder.head.*"),
+    (*prefixed("base_encoder.", (*TRUNK, *NORM)), "base_encoder.head.*"),
     ("momentum_encoder.*", "predictor.*"),
     convert_moco,
 )

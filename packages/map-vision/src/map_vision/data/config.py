@@ -1,4 +1,4 @@
-"""What a user says about data: where the images are, which of them to use, and how to augment them."""
+"""The user's data settings: where the images are, which of them to use, and how to augment them."""
 
 import math
 import os
@@ -21,9 +21,9 @@ Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 class DataConfig:
     """Images, splits, augmentation and normalisation.
 
-    Images of the model's channels are read at the values that their files hold (pixels "stored") from arrays (.npy,
-    height x width x channels), TIFF (needs tifffile) and other files. For pictures of 1 or 3 channels, which are the
-    rule:
+    Images with as many channels as the model takes are read at the values that their files hold (pixels "stored") from
+    arrays (.npy, height x width x channels), TIFF (needs tifffile) and other files. For the usual pictures of 1 or 3
+    channels:
 
     Files are JPEG, PNG, TIFF, WebP, BMP, GIF (its first picture), PPM, and AVIF or HEIF where Pillow reads
     them. Images are turned upright as their EXIF orientation says, as viewers do. Gray samples of 16 bits are
@@ -36,27 +36,27 @@ class DataConfig:
             a name that timm's create_dataset reads (torch/cifar10, hfds/<owner>/<name>, tfds/<name>, ...); or "auto":
             a folder when root is given, the digits otherwise.
         root: Folder of the images, ``~`` expanded, or for shards the address of one (https://..., s3://..., hf://...);
-            for a timm name, the folder it is stored in.
+            for a timm name, the folder where it is stored.
         labels: CSV file that names the images below root, their labels and, if any, their splits (train, val,
             validation or test) in the columns path, label and split; then root needs no class subfolders. Classes
-            are the labels sorted, whole numbers by value. Pretraining needs no labels.
+            are the sorted labels, whole numbers by value. Pretraining needs no labels.
         train_split: Training split. For a folder, a subfolder of root ("." is root itself); default "train"
             if it exists, else root itself.
         eval_split: Evaluation split. For a folder, a subfolder of root; default the first of val, validation,
             test.
         holdout: Fraction of the training set to set aside, the same share of every class. Above 0, evaluation
             runs on this part instead of the evaluation split: for choosing learning rates. Training with
-            holdout and eval_split is refused; a later evaluation that names eval_split is on that.
-        holdout_seed: Seed of the choice of the held-out part.
+            holdout and eval_split is refused; a later evaluation that names eval_split uses that.
+        holdout_seed: Seed for choosing the held-out part.
         subset: Train on this many images, a fixed choice with the same share of every class.
-        subset_seed: Seed of the choice of the subset.
+        subset_seed: Seed for choosing the subset.
         shuffle: The order of an epoch over shards: "all" draws from all samples at once; "shards" takes the shards in a
             random order and draws from shuffle_shards of them at a time, for shards that are fetched or lie on a disk
             that seeks slowly. Default: "shards" for an address, "all" for a folder.
-        shuffle_shards: From how many shards samples are drawn at a time.
-        shard_cache: Folder in which shards of an address are kept; default ~/.cache/map/shards.
-        shard_cache_size: What they may take there, such as 500GB; the shards that were read longest ago make room.
-        on_error: What an unreadable image does: "raise" stops with its path; "skip" counts and reports it,
+        shuffle_shards: Number of shards from which samples are drawn at a time.
+        shard_cache: Folder in which downloaded shards are kept; default ~/.cache/map/shards.
+        shard_cache_size: Largest size of that folder, such as 500GB; the least recently read shards make room.
+        on_error: What to do about an unreadable image: "raise" stops with its path; "skip" counts and reports it,
             trains on the next readable image in its place, and leaves it out of everything else.
         cache: "memory" decodes every image once and keeps it, at its own size, in memory that loader workers
             share; for data sets of small images.
@@ -77,7 +77,7 @@ class DataConfig:
         crop_pct: Evaluation resizes the shorter side to size / crop_pct and takes the centre. Default 0.875
             for images larger than the model's, 1 for others, so that small images are not blurred.
         pixels: "scaled" for pictures, brought to 8 bits and 0..1; "stored" for values as files hold them, of any number
-            of channels and 8 to 32 bits. Default: what the model was trained with, or statistics are of; else "scaled"
+            of channels and 8 to 32 bits. Default: as the model was trained, or as in the statistics file; else "scaled"
             for 1 or 3 channels.
         statistics: File of ``map-vision statistics``, whose mean, std and pixels override those here.
         mean: Mean of every channel of pixels in 0..1 or of stored values; default ImageNet's, or the digits' own.
@@ -113,7 +113,7 @@ class DataConfig:
     std: tuple[float, ...] | None = None
 
     def validate(self) -> None:
-        """Raise a :class:`UserError` for the first field that no data set and no augmentation can have."""
+        """Raise a :class:`UserError` for the first field that is out of range for any data set or augmentation."""
         _require(self, "source", lambda value: bool(value.strip()), "must name a source")
         for name in ("root", "labels", "train_split", "eval_split", "shard_cache", "statistics"):
             _require(
@@ -175,20 +175,20 @@ class DataConfig:
             )
 
 
-def _require(config: DataConfig, name: str, holds: Callable[[Any], bool], rule: str) -> None:
+def _require(config: DataConfig, name: str, rule_holds: Callable[[Any], bool], rule: str) -> None:
     value = getattr(config, name)
     try:
-        fits = getattr(DataConfig, name) is None if value is None else holds(value)
+        is_valid = getattr(DataConfig, name) is None if value is None else rule_holds(value)
     except (TypeError, AttributeError):  # of another type than the field's
-        fits = False
-    if not fits:
+        is_valid = False
+    if not is_valid:
         raise UserError(f"data.{name} {rule}; got {value!r}; change --data.{name}")
 
 
-def _require_one_of(config: DataConfig, name: str, known: tuple[str, ...]) -> None:
+def _require_one_of(config: DataConfig, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
-    if value not in known and (value is not None or getattr(DataConfig, name) is not None):
-        raise UserError(f"unknown data.{name} '{value}': {near_matches(str(value), known)}")
+    if value not in choices and (value is not None or getattr(DataConfig, name) is not None):
+        raise UserError(f"unknown data.{name} '{value}': {near_matches(str(value), choices)}")
 
 
 def _is_integer(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""From a file to upright 8-bit pixels or to the values that it holds, or to one sentence that says why not."""
+"""Decode a file to upright 8-bit pixels or to its stored values, or say in one sentence why that fails."""
 
 import os
 import re
@@ -30,8 +30,8 @@ CURE = ": replace or remove it, or pass --data.on_error skip"
 UNREAD_TIFF = (
     "a TIFF whose samples are not those of a picture, which --data.pixels stored may read, or that is damaged"
 )
-Pixels = Image.Image | Tensor  # a picture of 8 bits, or [c h w] at stored values
-# Tags of TIFF and EXIF, and the turns that bring the stored pixels upright.
+Pixels = Image.Image | Tensor  # an 8-bit picture, or stored values [c h w]
+# Tags of TIFF and EXIF, and the transpositions that turn the stored pixels upright.
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, PLANAR, SAMPLE_FORMAT = 258, 262, 274, 284, 339
 WHITE_IS_ZERO, SEPARATE, SIGNED = 0, 2, 2
 UPRIGHT = {
@@ -48,7 +48,7 @@ UPRIGHT = {
 class UnreadableImageError(UserError):
     """One image cannot be decoded.
 
-    A loader worker's exception is raised again with its traceback as the message; only the sentence is kept.
+    An exception in a loader worker is raised again with its traceback as the message; only the sentence is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -57,18 +57,17 @@ class UnreadableImageError(UserError):
 
     @property
     def fact(self) -> str:
-        """The message without its advice, for those who took it."""
+        """The message without its advice, for users who already skip unreadable images."""
         return str(self).removesuffix(CURE)
 
 
 def decode(file: Any, mode: str, *, name: str) -> Image.Image:
     """Decode a path or open file to ``mode`` ("RGB" or "L"), turned upright as its EXIF orientation says.
 
-    The first picture of several is taken, transparency is left out, and more than 8 bits a sample are scaled
-    to 8.
+    Of several pictures the first is used, transparency is dropped, and samples of more than 8 bits are scaled to 8.
 
     Raises:
-        UnreadableImageError: naming the image.
+        UnreadableImageError: names the image.
     """
     try:
         if isinstance(file, str | os.PathLike | FileInMemory):
@@ -81,9 +80,9 @@ def decode(file: Any, mode: str, *, name: str) -> Image.Image:
             image.load()
             _check_samples(image)
             pixels = _eight_bits(image) if _is_deep(image) else image
-            turn = UPRIGHT.get(_orientation(image))
+            transpose = UPRIGHT.get(_orientation(image))
             pixels = pixels.convert(mode)
-            return pixels if turn is None else pixels.transpose(turn)
+            return pixels if transpose is None else pixels.transpose(transpose)
     except UnidentifiedImageError as error:
         raise unreadable(name, UNREAD_TIFF if _begins_as_tiff(file) else error) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
@@ -91,15 +90,15 @@ def decode(file: Any, mode: str, *, name: str) -> Image.Image:
 
 
 def stored_values(file: File, channels: int | None, *, name: str) -> Float[Tensor, "c h w"]:
-    """Read the values of so many channels (any number, if None) as a file holds them; a photograph is turned upright.
+    """Read the values of ``channels`` channels (any number if None) as stored; a photograph is turned upright.
 
     Raises:
-        UnreadableImageError: naming the image.
+        UnreadableImageError: names the image.
     """
     try:
         check_file(file)
         return _stored(file, channels)
-    except Exception as error:  # as of pictures
+    except Exception as error:  # as in decode
         raise unreadable(name, error) from error
 
 
@@ -111,12 +110,12 @@ def _stored(file: File, channels: int | None) -> Float[Tensor, "c h w"]:
     with Image.open(file, formats=readable_formats()) as image:
         check_depth(image)
         image.load()
-        turn = UPRIGHT.get(_orientation(image))
-        return as_bands(picture_values(image if turn is None else image.transpose(turn)), channels)
+        transpose = UPRIGHT.get(_orientation(image))
+        return as_bands(picture_values(image if transpose is None else image.transpose(transpose)), channels)
 
 
 def _array_picture(file: File) -> Image.Image:
-    """An array of 8-bit gray or RGB values as a picture."""
+    """Convert an array of 8-bit gray or RGB values to a picture."""
     values = open_array(file)
     shape = values.shape[:2] if values.ndim == 3 and values.shape[2] == 1 else values.shape
     if values.dtype != np.uint8 or not all(shape) or not (len(shape) == 2 or shape[2:] == (3,)):
@@ -139,19 +138,19 @@ def _reason(error: Exception | str) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"its content is none of {', '.join(readable_formats())}"
     if isinstance(error, Image.DecompressionBombError):
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return f"it claims more than {most:,} pixels"
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"it claims more than {limit:,} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}"
 
 
 def check_file(file: File) -> None:
-    """Refuse what is no regular file before it is opened: opening a FIFO waits for its writer.
+    """Refuse anything but a regular file before opening it: opening a FIFO waits for its writer.
 
     Raises:
-        RefusedImageError: it is none, or empty.
-        OSError: it is not there, or may not be looked at.
+        RefusedImageError: the file is not regular, or empty.
+        OSError: the file does not exist or is not accessible.
     """
     if isinstance(file, FileInMemory):
         if not file.getbuffer().nbytes:
@@ -167,7 +166,7 @@ def check_file(file: File) -> None:
 
 
 def _check_strips(image: Image.Image) -> None:
-    """Refuse a TIFF with fewer strips or tiles than its size asks for: what they do not cover would be black."""
+    """Refuse a TIFF whose strips or tiles do not cover its size: the rest would be black."""
     boxes = [tile[1] for tile in getattr(image, "tile", ()) if tile[1] is not None]
     covered = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
     if image.format == "TIFF" and boxes and covered < image.width * image.height:
@@ -175,7 +174,7 @@ def _check_strips(image: Image.Image) -> None:
 
 
 def _check_planes(image: Image.Image) -> None:
-    """Refuse a TIFF of which Pillow would take the halves of deep samples for samples."""
+    """Refuse a TIFF whose deep samples in planes Pillow would read as twice as many 8-bit samples."""
     bits = max(_tag(image, BITS_PER_SAMPLE), default=8)
     in_planes = SEPARATE in _tag(image, PLANAR) and len(image.getbands()) > 1
     if in_planes and bits > 8 and any(tile[0] == "raw" for tile in getattr(image, "tile", ())):
@@ -185,16 +184,16 @@ def _check_planes(image: Image.Image) -> None:
 
 
 def _begins_as_tiff(file: Any) -> bool:
-    """Whether a path or open file begins as TIFF files do."""
+    """Whether a path or open file begins like a TIFF file."""
     if isinstance(file, str | os.PathLike):
-        with open(file, "rb") as opened:
-            return opened.read(4) in TiffImagePlugin.PREFIXES
+        with open(file, "rb") as stream:
+            return stream.read(4) in TiffImagePlugin.PREFIXES
     file.seek(0)
     return file.read(4) in TiffImagePlugin.PREFIXES
 
 
 def _check_samples(image: Image.Image) -> None:
-    """Refuse numbers that have no white: which of their values it is, only their maker knows."""
+    """Refuse samples without a known white: only whoever made the file knows which value that is."""
     if not image.width or not image.height:
         raise RefusedImageError(f"it has {image.width} x {image.height} pixels")
     if SIGNED in _tag(image, SAMPLE_FORMAT):
@@ -228,7 +227,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _tag(image: Image.Image, tag: int) -> tuple[int, ...]:
-    """Return the values of a TIFF's tag; () for other formats and absent tags."""
+    """Return the values of a TIFF tag; () for other formats and absent tags."""
     values = getattr(image, "tag_v2", {}).get(tag, ()) if image.format == "TIFF" else ()
     return values if isinstance(values, tuple) else (values,)
 
@@ -236,5 +235,5 @@ def _tag(image: Image.Image, tag: int) -> tuple[int, ...]:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a broken remark about the camera does not spoil the picture
+    except Exception:  # broken EXIF data do not make the picture unreadable
         return 1

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits (8 x 8, 17 gray levels): data that every installation has."""
+"""scikit-learn's 1,797 handwritten digits (8 x 8, 17 gray levels): data that need no download."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ def load_digits() -> Digits:
     """Read the digits.
 
     Raises:
-        UserError: without scikit-learn.
+        UserError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits as read
@@ -39,9 +39,9 @@ def load_digits() -> Digits:
         raise UserError(
             "the digits need scikit-learn: pip install scikit-learn, or give a folder with --data.root"
         ) from error
-    bunch = read()
-    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    return Digits(bunch.target.astype(np.int64), tuple("0123456789"), pixels)
+    digits = read()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return Digits(digits.target.astype(np.int64), tuple("0123456789"), pixels)
 
 
 def split_digits(digits: Digits) -> dict[str, np.ndarray]:

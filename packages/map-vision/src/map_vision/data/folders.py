@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.errors import UserError, near_matches, some_of
-from map_core.paths import expanded
+from map_core.errors import UserError, abbreviate, near_matches
+from map_core.paths import expand_user
 
 from .formats import ARRAYS, readable_extensions
 from .sources import FileImages
@@ -35,11 +35,11 @@ def existing_root(root: str | None) -> Path:
     """Return ``root`` as a path, ``~`` expanded.
 
     Raises:
-        UserError: when it is not given, does not exist or is no folder.
+        UserError: it is not given, does not exist or is no folder.
     """
     if root is None:
         raise UserError("source 'folder' needs the folder of the images: pass --data.root FOLDER")
-    path = expanded(root)
+    path = expand_user(root)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:  # a name that is too long, a parent that may not be entered
@@ -61,50 +61,50 @@ def _named_split(root: Path, split: str, argument: str) -> Path:
 
 
 def read_folder(folder: Path, *, classes: Sequence[str] | None = None) -> FileImages:
-    """Read a folder with one subfolder a class; ``classes`` are the expected names, if known.
+    """Read a folder with one subfolder per class; ``classes`` are the expected names, if known.
 
     Images beside the class folders have no label: they are ignored, and counted as such.
 
     Raises:
-        UserError: without images or class folders, for a class without images, for unexpected classes.
+        UserError: no images or class folders, a class without images, or unexpected classes.
     """
     listing = list_folder(folder)
-    _refuse_none(folder, listing)
+    _require_images(folder, listing)
     names = subfolders(folder)
-    inside = [path for path in listing.images if os.sep in path]
-    if not inside:
+    class_images = [path for path in listing.images if os.sep in path]
+    if not class_images:
         raise UserError(
             f"{folder} holds images but no class subfolders: labels need "
             f"{folder}{os.sep}<class>{os.sep}<image> (pretraining takes the folder as it is)"
         )
     label_of = {name: label for label, name in enumerate(names)}
-    labels = np.array([label_of[path.split(os.sep, 1)[0]] for path in inside], dtype=np.int64)
+    labels = np.array([label_of[path.split(os.sep, 1)[0]] for path in class_images], dtype=np.int64)
     if classes is None:
         counts = np.bincount(labels, minlength=len(names))
-        _refuse_empty([name for name, n in zip(names, counts, strict=True) if not n], folder, listing)
+        _refuse_empty_classes([name for name, n in zip(names, counts, strict=True) if not n], folder, listing)
     elif list(classes) != names:
-        raise UserError(_difference(folder, names, classes))
-    loose = Counter({"images beside the class folders": len(listing.images) - len(inside)})
-    return _file_images(folder, inside, labels, names, listing.ignored + loose)
+        raise UserError(_describe_difference(folder, names, classes))
+    unlabelled = Counter({"images beside the class folders": len(listing.images) - len(class_images)})
+    return _file_images(folder, class_images, labels, names, listing.ignored + unlabelled)
 
 
 def read_unlabelled_folder(folder: Path) -> FileImages:
-    """Read a flat or nested folder; subfolders serve as classes if every image lies in one.
+    """Read a flat or nested folder; subfolders are the classes if every image lies in one.
 
     Raises:
-        UserError: without images.
+        UserError: no images.
     """
     listing = list_folder(folder)
-    _refuse_none(folder, listing)
-    tops = [path[: max(0, path.find(os.sep))] for path in listing.images]
-    classes = [] if "" in tops else sorted(set(tops))
+    _require_images(folder, listing)
+    top_folders = [path[: max(0, path.find(os.sep))] for path in listing.images]
+    classes = [] if "" in top_folders else sorted(set(top_folders))
     label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of.get(top, 0) for top in tops], dtype=np.int64)
+    labels = np.array([label_of.get(top_folder, 0) for top_folder in top_folders], dtype=np.int64)
     return _file_images(folder, listing.images, labels, classes, listing.ignored)
 
 
 def beside_train(root: Path, folder: Path) -> Counter[str]:
-    """Count the images of ``root`` itself, which nobody reads when the training split is a folder in it."""
+    """Count the images directly in ``root``, which are not read when the training split is a folder in it."""
     return Counter(
         {f"images beside {folder.name}{os.sep}": 0 if folder == root else images_directly_in(root)}
     )
@@ -113,34 +113,33 @@ def beside_train(root: Path, folder: Path) -> Counter[str]:
 def _file_images(
     folder: Path, images: Sequence[str], labels: np.ndarray, classes: Sequence[str], ignored: Counter[str]
 ) -> FileImages:
-    beginning = str(folder / "x")[
-        :-1
-    ]  # joined as texts: of a million paths, pathlib takes longer than the disk
-    paths = tuple(beginning + path for path in images)
+    # joined as strings: for a million paths, pathlib takes longer than the disk
+    prefix = str(folder / "x")[:-1]
+    paths = tuple(prefix + path for path in images)
     return FileImages(labels, tuple(classes), paths, tuple(sorted((+ignored).items())))
 
 
-def _refuse_none(folder: Path, listing: Listing) -> None:
+def _require_images(folder: Path, listing: Listing) -> None:
     if not listing.images:
-        looked = f"looked in all subfolders for {' '.join(sorted({*readable_extensions(), *ARRAYS}))}"
+        search = f"looked in all subfolders for {' '.join(sorted({*readable_extensions(), *ARRAYS}))}"
         ignored = count_by_kind(listing.ignored.items())
         if listing.ignored[".tar"]:
             ignored += f"; for images in tar files, write their index: map-vision shard --index {folder}"
-        raise UserError(f"no images in {folder}: {looked}" + (f"; {ignored}" if ignored else ""))
+        raise UserError(f"no images in {folder}: {search}" + (f"; {ignored}" if ignored else ""))
 
 
-def _refuse_empty(empty: Sequence[str], folder: Path, listing: Listing) -> None:
+def _refuse_empty_classes(empty: Sequence[str], folder: Path, listing: Listing) -> None:
     if not empty:
         return
     links = [name for name in empty if name in listing.repeated]
-    why = f" ({some_of(links, 5)}: linked to a folder that is listed already)" if links else ""
+    reason = f" ({abbreviate(links, 5)}: linked to a folder that is listed already)" if links else ""
     raise UserError(
-        f"class folders without images in {folder}: {some_of(empty, 5)}{why}; fill or remove them"
+        f"class folders without images in {folder}: {abbreviate(empty, 5)}{reason}; fill or remove them"
     )
 
 
-def _difference(folder: Path, names: Sequence[str], expected: Sequence[str]) -> str:
+def _describe_difference(folder: Path, names: Sequence[str], expected: Sequence[str]) -> str:
     unknown, missing = sorted(set(names) - set(expected)), sorted(set(expected) - set(names))
-    parts = [f"not among the {len(expected)} training classes: {some_of(unknown, 5)}"] if unknown else []
-    parts += [f"without a folder here: {some_of(missing, 5)}"] if missing else []
+    parts = [f"not among the {len(expected)} training classes: {abbreviate(unknown, 5)}"] if unknown else []
+    parts += [f"without a folder here: {abbreviate(missing, 5)}"] if missing else []
     return f"the classes in {folder} differ from the training split's; {'; '.join(parts)}"

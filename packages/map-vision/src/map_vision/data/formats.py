@@ -1,4 +1,4 @@
-"""The image formats that are read, and no others: Pillow alone would hand PostScript to a program."""
+"""The only image formats that are read: Pillow on its own would run PostScript through an external program."""
 
 import contextlib
 import functools
@@ -17,17 +17,19 @@ EXTENSIONS_OF_FORMAT = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-ARRAYS = (".npy",)  # images in folders that hold no pictures
+ARRAYS = (".npy",)  # read as images in folders without pictures
 
 
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
     """Return the listed formats that this installation decodes; AVIF, HEIF and WebP depend on it."""
     Image.init()
-    with contextlib.suppress(ImportError):  # HEIF comes with a package of its own
+    with contextlib.suppress(ImportError):  # HEIF needs a package of its own
         importlib.import_module("pillow_heif").register_heif_opener()
-    known = Image.registered_extensions()  # a format that was not built in has an opener, but no extension
-    return tuple(name for name, suffixes in EXTENSIONS_OF_FORMAT.items() if known.get(suffixes[0]) == name)
+    format_of = Image.registered_extensions()  # a format that is not built in has an opener, but no extension
+    return tuple(
+        name for name, suffixes in EXTENSIONS_OF_FORMAT.items() if format_of.get(suffixes[0]) == name
+    )
 
 
 @functools.cache
@@ -37,10 +39,10 @@ def readable_extensions() -> frozenset[str]:
 
 
 def missing_decoder(extensions: frozenset[str]) -> str:
-    """Return which package reads one of ``extensions`` that this installation does not, or ''."""
-    unread = extensions - readable_extensions()
-    if unread & {*EXTENSIONS_OF_FORMAT["HEIF"]}:
+    """Name the package that would read one of ``extensions`` that this installation cannot read, or ''."""
+    unreadable = extensions - readable_extensions()
+    if unreadable & {*EXTENSIONS_OF_FORMAT["HEIF"]}:
         return "pip install pillow-heif to read .heic"
-    if unread & {*EXTENSIONS_OF_FORMAT["AVIF"]}:
+    if unreadable & {*EXTENSIONS_OF_FORMAT["AVIF"]}:
         return "pip install -U pillow to read .avif"
     return ""

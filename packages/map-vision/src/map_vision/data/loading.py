@@ -1,4 +1,4 @@
-"""From a ``DataConfig`` to the data sets of a run."""
+"""Open the data sets of a run from a ``DataConfig``."""
 
 import logging
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ class ImageData:
 
     Args:
         training: Images to train on, augmented unless the purpose is "features".
-        evaluation: Images to evaluate on, under the evaluation transform.
-        evaluated_on: Which split the evaluation images are, such as "val".
+        evaluation: Images to evaluate on, with the evaluation transform.
+        evaluated_on: Name of the evaluation split, such as "val".
         classes: Class names in the order of the labels, () for images without labels.
-        preprocessing: How images are prepared for the model; belongs beside its weights.
-        evaluation_transform: The same as a function of an image.
+        preprocessing: How images are prepared for the model; to be stored with its weights.
+        evaluation_transform: The preprocessing as a function of an image.
         description: Where the images are, how many, and what was left out.
     """
 
@@ -46,12 +46,12 @@ class ImageData:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of every channel, for pixels in 0..1."""
+        """Mean of every channel, of pixels in 0..1 or of stored values."""
         return self.preprocessing.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of every channel, for pixels in 0..1."""
+        """Standard deviation of every channel, of pixels in 0..1 or of stored values."""
         return self.preprocessing.std
 
     @property
@@ -59,7 +59,7 @@ class ImageData:
         """Training images, augmented unless the purpose is "features".
 
         Raises:
-            UserError: when there is an evaluation split only (purpose "evaluate" or "features").
+            UserError: there is only an evaluation split (purpose "evaluate" or "features").
         """
         if self.training is None:
             raise UserError(
@@ -68,15 +68,15 @@ class ImageData:
         return self.training
 
     def train_unaugmented(self) -> ImageSamples:
-        """Return the training images under the evaluation transform, as features and kNN need them."""
+        """Return the training images with the evaluation transform, as features and kNN need them."""
         return self.train.with_transform(self.evaluation_transform)
 
     def skipped(self, show: int = 5) -> SkippedImages:
-        """Report the unreadable images met so far, in training and evaluation, by all worker processes."""
-        parts = [samples for samples in (self.training, self.evaluation) if samples is not None]
-        if len(parts) == 2 and parts[0].source is parts[1].source:
-            parts.pop()  # parts of one source count together
-        reports = [samples.skipped(show) for samples in parts]
+        """Report the unreadable images that all worker processes have encountered in training and evaluation."""
+        sample_sets = [samples for samples in (self.training, self.evaluation) if samples is not None]
+        if len(sample_sets) == 2 and sample_sets[0].source is sample_sets[1].source:
+            sample_sets.pop()  # samples of one source share their count
+        reports = [samples.skipped(show) for samples in sample_sets]
         names = tuple(name for report in reports for name in report.names)
         return SkippedImages(sum(report.count for report in reports), names[:show])
 
@@ -91,12 +91,12 @@ def load_image_data(
 ) -> ImageData:
     """Open the data that ``config`` names; ``img_size`` is (height, width).
 
-    "pretrain" needs no labels and has no evaluation part; "finetune" augments the training part; "features"
-    does not, and does without labels or one of the parts; "evaluate" has the evaluation part only and reads no
-    other. ``trained`` is how the images of a trained model were prepared: it fills what ``config`` leaves open.
+    "pretrain" needs no labels and has no evaluation images; "finetune" augments the training images; "features" does
+    not, and needs neither labels nor both splits; "evaluate" reads only the evaluation images. ``trained`` is how the
+    images of a trained model were prepared: it is used for what ``config`` leaves open.
 
     Raises:
-        UserError: for anything that is missing, does not exist or does not fit.
+        UserError: anything missing or inconsistent.
     """
     config.validate()
     preprocessing = resolve_preprocessing(config, in_chans=in_chans, trained=trained)
@@ -113,16 +113,16 @@ def load_image_data(
         training.require_readable()
     if evaluation is not None:
         evaluation = evaluation.without_unreadable()
-    opened = evaluation if training is None else training
-    assert opened is not None
+    samples = evaluation if training is None else training
+    assert samples is not None
     description = _describe(config, splits, training, evaluation)
-    if splits.ignored and purpose in ("features", "evaluate"):  # training says its data anyway
+    if splits.ignored and purpose in ("features", "evaluate"):  # training reports its data anyway
         logger.warning("%s", description)
     return ImageData(
         training=training,
         evaluation=evaluation,
         evaluated_on=None if splits.evaluation is None else splits.evaluation.name,
-        classes=opened.classes,
+        classes=samples.classes,
         preprocessing=preprocessing,
         evaluation_transform=plain,
         description=description,
@@ -139,10 +139,10 @@ def load_images(
 ) -> ImageSamples:
     """Open image files, folders (searched, sorted) and patterns as samples without labels, named by path.
 
-    Where ``config.on_error`` is "skip", unreadable images are left out, and ``skipped()`` tells which.
+    If ``config.on_error`` is "skip", unreadable images are left out, and ``skipped()`` lists them.
 
     Raises:
-        UserError: for no paths, a path that does not exist, and a folder or pattern without images.
+        UserError: no paths, a path that does not exist, or a folder or pattern without images.
     """
     config.validate()
     preprocessing = resolve_preprocessing(config, in_chans=in_chans, trained=trained)
@@ -156,19 +156,19 @@ def load_images(
 def _samples(
     splits: Splits, config: DataConfig, mode: str, plain: Transform
 ) -> tuple[ImageSamples | None, ImageSamples | None]:
-    """Make the samples of both splits; of one source, they share cache and count of unreadable images."""
+    """Make the samples of both splits; splits of one source share the cache and the count of unreadable images."""
     train, evaluation = splits.train, splits.evaluation
 
-    def make(split: Split, also: Split | None = None) -> ImageSamples:
-        used = split.indices if also is None else np.union1d(split.indices, also.indices)
+    def make(split: Split, other: Split | None = None) -> ImageSamples:
+        indices = split.indices if other is None else np.union1d(split.indices, other.indices)
         source = split.source
         if config.cache == "memory" and not isinstance(source, StreamedImages):
-            source = cache_images(source, used, mode, skip_unreadable=config.on_error == "skip")
+            source = cache_images(source, indices, mode, skip_unreadable=config.on_error == "skip")
         return ImageSamples(source, plain, mode=mode, indices=split.indices, on_error=config.on_error)
 
     if train is not None and evaluation is not None and train.source is evaluation.source:
-        together = make(train, evaluation)
-        return together, together.select(evaluation.indices)
+        shared = make(train, evaluation)
+        return shared, shared.select(evaluation.indices)
     return (None if train is None else make(train)), (None if evaluation is None else make(evaluation))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.runs.progress import shown
+from map_core.runs.progress import track
 from map_core.training.sampling import Shuffled
 
 from .decoding import UnreadableImageError, unreadable
@@ -63,14 +63,14 @@ def cache_images(
     """Decode the images ``indices`` of ``source``; reading another index is an error.
 
     Raises:
-        UserError: when they would not fit in the memory that is free.
-        UnreadableImageError: for the first unreadable image, unless they are skipped.
+        UserError: they would not fit in the free memory.
+        UnreadableImageError: the first unreadable image, unless they are skipped.
     """
     _check_memory(source, indices, mode)
     pixels = bytearray()
     start = torch.zeros(len(source), dtype=torch.int64)
     shape = torch.zeros(len(source), 2, dtype=torch.int64)
-    for index in shown(indices.tolist(), total=len(indices), title="reading into memory", unit="image"):
+    for index in track(indices.tolist(), total=len(indices), title="reading into memory", unit="image"):
         try:
             image = source.image(index, mode)
             assert isinstance(image, Image.Image)  # stored values are not cached, see load_image_data
@@ -105,29 +105,29 @@ def _check_memory(source: ImageSource, indices: np.ndarray, mode: str) -> None:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that a process may still take, as far as the system says.
+    """Return the bytes of memory that a process may still allocate, as far as the system reports them.
 
-    What the system caches of files counts as free; a control group's limit (as containers have) counts, too.
+    Cached files count as free; the limit of a control group, as in containers, is respected.
     """
-    limits = [limit for limit in (_available(), _control_group_leaves()) if limit is not None]
+    limits = [limit for limit in (_available(), _available_in_cgroup()) if limit is not None]
     return min(limits, default=2**63)
 
 
 def _available(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else None
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        return int(match[1]) * 1024 if match else None
     except OSError:
-        pass  # no Linux
+        pass  # not Linux
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
 
 
-def _control_group_leaves(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Limit minus use, of version 2 or 1; pages of files that are not in use can be taken back."""
-    for limit, used, statistics, inactive in (
+def _available_in_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Limit minus usage, for cgroup version 2 or 1; inactive file pages can be reclaimed."""
+    for limit_file, usage_file, stat_file, inactive_key in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         (
             "memory/memory.limit_in_bytes",
@@ -137,9 +137,9 @@ def _control_group_leaves(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         ),
     ):
         try:
-            most, taken = int((root / limit).read_text()), int((root / used).read_text())
-            cached = re.search(rf"^{inactive} (\d+)", (root / statistics).read_text(), re.MULTILINE)
+            limit, usage = int((root / limit_file).read_text()), int((root / usage_file).read_text())
+            inactive = re.search(rf"^{inactive_key} (\d+)", (root / stat_file).read_text(), re.MULTILINE)
         except (OSError, ValueError):  # absent, or "max"
             continue
-        return max(0, most - taken + (int(cached[1]) if cached else 0))
+        return max(0, limit - usage + (int(inactive[1]) if inactive else 0))
     return None

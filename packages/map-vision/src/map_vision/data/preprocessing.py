@@ -1,4 +1,4 @@
-"""What a stored image goes through before a model sees it, in a form that is stored with the model's weights."""
+"""How an image is prepared for a model, in a form that is stored with the model's weights."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,23 +15,23 @@ from .config import INTERPOLATIONS, DataConfig, PixelKind
 from .statistics_file import Statistics, read_statistics
 
 Values = tuple[float, ...]
-# Of one channel: the average of the three, as timm does.
+# For one channel: the average of the three, as in timm.
 IMAGENET_GRAY_MEAN = (sum(IMAGENET_DEFAULT_MEAN) / 3,)
 IMAGENET_GRAY_STD = (sum(IMAGENET_DEFAULT_STD) / 3,)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resizing, centre crop and normalisation of a model's images; all that its size does not say.
+    """Resizing, centre crop and normalisation of a model's images: everything but their size.
 
     Args:
         channels: 3 for RGB, 1 for gray; any number of stored values.
-        mean: Of every channel, for pixels in 0..1, or of the stored values.
+        mean: Mean of every channel, of pixels in 0..1 or of stored values.
         std: Standard deviation of every channel.
         interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
-        crop_pct: Share of the shorter side that the centre crop keeps, of images larger than the model's.
+        crop_pct: Share of the shorter side that the centre crop keeps, for images larger than the model's.
         crop_pct_small: The same for all other images.
-        pixels: "scaled" pictures of 8 bits to 0..1, or "stored" values as they are.
+        pixels: "scaled" for 8-bit pictures scaled to 0..1, or "stored" for values as stored.
     """
 
     channels: int
@@ -50,7 +50,7 @@ class Preprocessing:
         return "RGB" if self.channels == 3 else "L"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; :meth:`from_dict` reads them. Scaled pixels, the rule, are not mentioned."""
+        """Return plain values for JSON; :meth:`from_dict` reads them. Scaled pixels, the default, are left out."""
         values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
         return {name: value for name, value in values.items() if (name, value) != ("pixels", "scaled")}
 
@@ -59,16 +59,16 @@ class Preprocessing:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            UserError: for absent or unknown keys, and for values of another type or out of range.
+            UserError: missing or unknown keys, or values of the wrong type or out of range.
         """
         if not isinstance(values, Mapping):
             raise UserError(f"preprocessing must be a mapping; got {values!r}")
         values = {"pixels": "scaled", **values}
         names = {field.name for field in fields(cls)}
         if names != values.keys():
-            odd = ", ".join(sorted(map(str, names ^ values.keys())))
+            mismatches = ", ".join(sorted(map(str, names ^ values.keys())))
             raise UserError(
-                f"preprocessing must have the keys {', '.join(sorted(names))}; absent or unknown: {odd}"
+                f"preprocessing must have the keys {', '.join(sorted(names))}; absent or unknown: {mismatches}"
             )
         for problem in _problems(values):
             raise UserError(f"preprocessing: {problem}")
@@ -108,16 +108,16 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
 def resolve_preprocessing(
     config: DataConfig, *, in_chans: int, trained: Preprocessing | None = None
 ) -> Preprocessing:
-    """Return what ``config`` says, for the rest what the model was trained with, for the rest the defaults.
+    """Return the settings of ``config``, else those that the model was trained with, else the defaults.
 
     Args:
-        config: Validated.
-        in_chans: Channels that the model takes.
-        trained: As stored with the model's weights; None for a model that is yet to be trained.
+        config: A validated configuration.
+        in_chans: Channels of the model's input.
+        trained: Preprocessing stored with the model's weights; None for an untrained model.
 
     Raises:
-        UserError: for channels that are not those of ``trained``, or do not fit mean or std, and for stored values
-            whose mean and deviation nobody has said.
+        UserError: channels that differ from those of ``trained`` or do not fit mean or std, or stored values whose mean
+            and deviation are unknown.
     """
     measured = None if config.statistics is None else read_statistics(config.statistics)
     if trained is not None and trained.channels != in_chans:
@@ -132,9 +132,9 @@ def resolve_preprocessing(
             f"these images with map-vision statistics --channels {in_chans}, or change --model.in_chans"
         )
     pixels = _pixels(config, in_chans, measured, trained)
-    fixed = trained if trained is not None and trained.pixels == pixels else None
-    default = fixed or (
-        _default(config, in_chans) if pixels == "scaled" else _unknown(config, measured, in_chans)
+    matching = trained if trained is not None and trained.pixels == pixels else None
+    default = matching or (
+        _default(config, in_chans) if pixels == "scaled" else _stored_default(config, measured, in_chans)
     )
     mean, std = (config.mean, config.std) if measured is None else (measured.mean, measured.std)
     return Preprocessing(
@@ -151,26 +151,26 @@ def resolve_preprocessing(
 def _pixels(
     config: DataConfig, in_chans: int, measured: Statistics | None, trained: Preprocessing | None
 ) -> PixelKind:
-    """What is asked for, what statistics or a trained model are of, else pictures where there are 1 or 3 channels."""
-    said = None if measured is None else measured.pixels
-    if config.pixels is not None and said not in (None, config.pixels):
+    """The kind of pixels: as configured, as in the statistics, as trained, else "scaled" for 1 or 3 channels."""
+    measured_pixels = None if measured is None else measured.pixels
+    if config.pixels is not None and measured_pixels not in (None, config.pixels):
         raise UserError(
-            f"{config.statistics} is of {said} pixels, data.pixels is '{config.pixels}': measure these with map-vision "
-            f"statistics --data.pixels {config.pixels}, or leave data.pixels out"
+            f"{config.statistics} is of {measured_pixels} pixels, data.pixels is '{config.pixels}': measure these with "
+            f"map-vision statistics --data.pixels {config.pixels}, or leave data.pixels out"
         )
-    chosen = config.pixels or said or (trained.pixels if trained else None)
-    chosen = chosen or ("scaled" if in_chans in (1, 3) else "stored")
-    if chosen == "scaled" and in_chans not in (1, 3):
+    kind = config.pixels or measured_pixels or (trained.pixels if trained else None)
+    kind = kind or ("scaled" if in_chans in (1, 3) else "stored")
+    if kind == "scaled" and in_chans not in (1, 3):
         raise UserError(
             f"data.pixels 'scaled' is for pictures of 1 or 3 channels, the model takes {in_chans}: leave it out"
         )
-    if chosen == "stored":
+    if kind == "stored":
         _check_stored(config)
-    return chosen
+    return kind
 
 
 def stored_from_elsewhere(source: str) -> str:
-    """Say that stored values need files."""
+    """The message that stored values need files."""
     return (
         f"stored values are read from files in a folder, not from data.source '{source}': give --data.source folder "
         "and --data.root"
@@ -178,7 +178,7 @@ def stored_from_elsewhere(source: str) -> str:
 
 
 def _check_stored(config: DataConfig) -> None:
-    """Refuse what stored values cannot come from or go through."""
+    """Refuse a source, cache or interpolation that stored values do not work with."""
     if config.source not in ("auto", "folder", "shards"):
         raise UserError(stored_from_elsewhere(config.source))
     if config.cache == "memory":
@@ -191,8 +191,8 @@ def _check_stored(config: DataConfig) -> None:
         )
 
 
-def _unknown(config: DataConfig, measured: Statistics | None, in_chans: int) -> Preprocessing:
-    """Preprocessing without mean and deviation, which must be given."""
+def _stored_default(config: DataConfig, measured: Statistics | None, in_chans: int) -> Preprocessing:
+    """Defaults for stored values; mean and deviation must be configured."""
     if measured is None and (config.mean is None or config.std is None):
         raise UserError(
             f"stored values of {count_channels(in_chans)} have no mean and deviation that are known: measure them with "

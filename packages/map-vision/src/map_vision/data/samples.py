@@ -1,4 +1,4 @@
-"""The data set that loaders read: chosen images of a source, transformed, with unreadable ones counted."""
+"""The data set that loaders read: selected images of a source, transformed, with unreadable ones counted."""
 
 import copy
 import logging
@@ -20,7 +20,7 @@ from .decoding import Pixels, UnreadableImageError
 from .sources import ImageSource
 
 logger = logging.getLogger(__name__)
-Transform = Callable[[Any], Tensor]  # of a picture, or of values [c h w]
+Transform = Callable[[Any], Tensor]  # from a picture, or from values [c h w]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class SkippedImages:
 class ImageSamples(Dataset[tuple[Tensor, int]]):
     """Images ``indices`` of ``source`` as (image [c h w] float32, label).
 
-    Random transforms draw from the global generators of torch, random and numpy, and keep no state: whoever
-    seeds those decides the augmentation.
+    Random transforms draw from the global generators of torch, random and numpy, and keep no state: seeding those
+    determines the augmentation.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         self.mode = mode
         self.indices = np.arange(len(source)) if indices is None else indices
         self.on_error = on_error
-        # One flag an image, written by any worker process: counting needs no lock, and no image counts twice.
+        # One flag per image, set by any worker process: counting needs no lock, and no image counts twice.
         self._unreadable = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
 
     @property
     def shuffled(self) -> Shuffled | None:
-        """The order in which an epoch reads the samples best, where their source has one."""
+        """The order in which an epoch best reads the samples, if their source has one."""
         return self.source.shuffled(self.indices)
 
     @property
@@ -93,24 +93,24 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         return self._readable(position)[1]
 
     def with_transform(self, transform: Transform) -> "ImageSamples":
-        """Return the same images under another transform; skipped images are counted together."""
+        """Return the same images under another transform; skipped images are counted jointly."""
         other = copy.copy(self)
         other.transform = transform
         return other
 
     def select(self, indices: np.ndarray) -> "ImageSamples":
-        """Return the images ``indices`` of the source; skipped images are counted together."""
+        """Return the images ``indices`` of the source; skipped images are counted jointly."""
         other = copy.copy(self)
         other.indices = indices
         return other
 
     def without_unreadable(self) -> "ImageSamples":
-        """Where unreadable images are skipped, decode every image once and return the readable ones.
+        """If unreadable images are skipped, decode every image once and return the readable ones.
 
-        Names, labels and whatever is computed from the images then agree, and no stand-in is evaluated.
+        Names, labels and whatever is computed from the images then match, and no replacement is evaluated.
 
         Raises:
-            UserError: when none is left.
+            UserError: no image is readable.
         """
         if self.on_error == "raise":
             return self
@@ -121,16 +121,16 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
         return self.select(self.indices[np.array(readable, dtype=bool)])
 
     def require_readable(self) -> None:
-        """Where unreadable images are skipped, decode images until one is readable.
+        """If unreadable images are skipped, decode images until one is readable.
 
         Raises:
-            UserError: when none is.
+            UserError: no image is readable.
         """
         if self.on_error == "skip":
             self._readable(0)
 
     def skipped(self, show: int = 5) -> SkippedImages:
-        """Report the unreadable images met so far."""
+        """Report the unreadable images encountered so far."""
         indices = self._unreadable.nonzero().flatten().tolist()
         return SkippedImages(len(indices), tuple(self.source.name(index) for index in indices[:show]))
 
@@ -148,11 +148,11 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
     def _none_readable(self) -> UserError:
         try:
             self.source.image(int(self.indices[0]), self.mode)
-            why = self.names[0]
+            reason = self.names[0]
         except UnreadableImageError as error:
-            why = error.fact
+            reason = error.fact
         return UserError(
-            f"none of the {len(self)} images is readable; the first: {why}; correct the folder or files"
+            f"none of the {len(self)} images is readable; the first: {reason}; correct the folder or files"
         )
 
     def _try(self, index: int) -> Pixels | None:

@@ -1,4 +1,4 @@
-"""Images in shards: which splits a run reads, and one decoded image at a time."""
+"""Images in shards: the splits that a run reads, and one decoded image at a time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from map_core.errors import UserError
-from map_core.paths import expanded
+from map_core.paths import expand_user
 from map_core.shards import (
     ShardReader,
     ShardRoot,
@@ -31,7 +31,7 @@ from .sources import ImageSource
 
 @dataclass(frozen=True)
 class ShardImages(ImageSource):
-    """Images in shards; an epoch reads from ``window`` of them at a time, None from all; ``title`` is the split."""
+    """Images in shards; an epoch reads from ``window`` shards at a time (None: from all); ``title`` is the split."""
 
     reader: ShardReader
     window: int | None
@@ -41,7 +41,7 @@ class ShardImages(ImageSource):
         return self.reader.index.name(index)
 
     def file(self, index: int) -> FileInMemory:
-        """The file that a sample was.
+        """The image file of a sample.
 
         Raises:
             UserError: its shard cannot be read, or is damaged.
@@ -76,43 +76,43 @@ def reads_shards(config: DataConfig) -> bool:
 
 
 def refuse_shuffle(config: DataConfig) -> None:
-    """Raise a :class:`UserError` where other images than those in shards are to be read shard by shard."""
+    """Raise a :class:`UserError` if images that are not in shards are to be read shard by shard."""
     if config.shuffle == "shards":
         where = f"data.source '{config.source}'" if config.root is None else config.root
         raise UserError(f"data.shuffle 'shards' is for images in shards, and {where} has none: leave it out")
 
 
 def read_shards(config: DataConfig, purpose: Purpose) -> tuple[ShardImages | None, ShardImages | None]:
-    """Open the training and the evaluation images that ``purpose`` has a use for, as of folders.
+    """Open the training and the evaluation images that ``purpose`` needs, as for folders.
 
     Raises:
-        UserError: a split, the labels or a shard is missing.
+        UserError: a missing split, shard or labels.
     """
     if config.root is None:
         raise UserError("source 'shards' needs the folder or address of the shards: pass --data.root")
     shuffle = config.shuffle or ("shards" if is_address(config.root) else "all")
-    cache = default_cache() if config.shard_cache is None else expanded(config.shard_cache)
+    cache = default_cache() if config.shard_cache is None else expand_user(config.shard_cache)
     limit = parse_size(config.shard_cache_size, "data.shard_cache_size")
     root = ShardRoot(config.root, ShardSettings(cache, limit))
     train, evaluation = _splits(root, config, purpose)
     labelled = purpose in ("finetune", "evaluate")
-    # only training reads in an order of its own: whatever else reads samples by their number, from all shards
+    # only training reads shard by shard: everything else reads samples by index, from all shards
     window = config.shuffle_shards if shuffle == "shards" and purpose in ("pretrain", "finetune") else None
-    held_out = purpose == "finetune" and config.holdout > 0
-    at_once = None if held_out else window
-    to_train = None if train is None else _open(root, train, window, at_once, labelled=labelled)
-    to_evaluate = None if evaluation is None else _open(root, evaluation, None, None, labelled=labelled)
-    if to_train is not None and to_evaluate is not None and to_train.classes != to_evaluate.classes:
+    holds_out = purpose == "finetune" and config.holdout > 0
+    at_once = None if holds_out else window
+    train_images = None if train is None else _open(root, train, window, at_once, labelled=labelled)
+    eval_images = None if evaluation is None else _open(root, evaluation, None, None, labelled=labelled)
+    if train_images is not None and eval_images is not None and train_images.classes != eval_images.classes:
         raise UserError(
-            f"the shards of split '{evaluation}' in {root.root} have other classes ({len(to_evaluate.classes)}) than "
-            f"those of '{train}' ({len(to_train.classes)}): write them together, from one folder; for other "
+            f"the shards of split '{evaluation}' in {root.root} have other classes ({len(eval_images.classes)}) than "
+            f"those of '{train}' ({len(train_images.classes)}): write them together, from one folder; for other "
             f"tar files, name the classes in {root.root}/classnames.txt, remove index.json there and index them anew"
         )
-    return to_train, to_evaluate
+    return train_images, eval_images
 
 
 def _splits(root: ShardRoot, config: DataConfig, purpose: Purpose) -> tuple[str | None, str | None]:
-    """The subfolders to train and to evaluate on, None for what ``purpose`` has no use for."""
+    """The subfolders to train and to evaluate on; None for one that ``purpose`` does not need."""
     train = (
         root.require(config.train_split, "train_split")
         if config.train_split is not None
@@ -123,13 +123,13 @@ def _splits(root: ShardRoot, config: DataConfig, purpose: Purpose) -> tuple[str 
         if config.eval_split is not None
         else next((name for name in EVAL_SPLITS if name in root.splits), None)
     )
-    in_train = config.holdout > 0 and config.eval_split is None
-    if train is None and (in_train or purpose in ("pretrain", "finetune")):
+    holds_out = config.holdout > 0 and config.eval_split is None
+    if train is None and (holds_out or purpose in ("pretrain", "finetune")):
         raise UserError(
             f"no training split in the shards of {root.root}: looked for train, found {', '.join(root.splits)}; name "
             "it with --data.train_split"
         )
-    if purpose == "pretrain" or in_train or (purpose == "features" and evaluation is None):
+    if purpose == "pretrain" or holds_out or (purpose == "features" and evaluation is None):
         return train, None
     if evaluation is None:
         raise UserError(

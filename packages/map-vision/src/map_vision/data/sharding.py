@@ -1,4 +1,4 @@
-"""From a folder of images to what its shards are written of."""
+"""Collect the files of a folder of images that shards are written from."""
 
 import os
 from functools import partial
@@ -28,10 +28,10 @@ from .walking import images_directly_in, subfolders
 
 
 def files_by_split(config: DataConfig) -> dict[str, Files]:
-    """All splits of a folder, by their name; "" where the folder is one set.
+    """All splits of a folder, by name; "" if the folder is a single set.
 
     Raises:
-        UserError: the source is no folder, has no images, or evaluation splits of other classes.
+        UserError: the source is no folder, has no images, or has evaluation splits with other classes.
     """
     config.validate()
     if config.source not in ("auto", "folder"):
@@ -49,8 +49,10 @@ def files_by_split(config: DataConfig) -> dict[str, Files]:
 
 def _folders(config: DataConfig, root: Path) -> dict[str, Files]:
     folder = train_folder(root, config.train_split)
-    named = eval_folder(root, config.eval_split) if config.eval_split is not None else None
-    held_out = [root / name for name in EVAL_SPLITS if (root / name).is_dir()] if named is None else [named]
+    eval_path = eval_folder(root, config.eval_split) if config.eval_split is not None else None
+    held_out = (
+        [root / name for name in EVAL_SPLITS if (root / name).is_dir()] if eval_path is None else [eval_path]
+    )
     if folder == root and not held_out:
         return {"": _files(_read_whole(root), root)}
     splits: dict[str, Files] = {}
@@ -59,18 +61,18 @@ def _folders(config: DataConfig, root: Path) -> dict[str, Files]:
         images = _read_whole(folder)
         classes = images.classes
         splits["train" if folder == root else folder.name] = _files(images, folder)
-    for place in held_out:
-        if place.name in splits:
-            raise UserError(f"two splits are called '{place.name}': rename the folder of one of them")
-        labelled = classes != () and bool(subfolders(place))
-        images = read_folder(place, classes=classes) if labelled else read_unlabelled_folder(place)
+    for path in held_out:
+        if path.name in splits:
+            raise UserError(f"two splits are called '{path.name}': rename the folder of one of them")
+        labelled = classes != () and bool(subfolders(path))
+        images = read_folder(path, classes=classes) if labelled else read_unlabelled_folder(path)
         classes = classes or images.classes
-        splits[place.name] = _files(images, place)
+        splits[path.name] = _files(images, path)
     return splits
 
 
 def _read_whole(folder: Path) -> FileImages:
-    """All images of a training folder, as pretraining reads them; of some without a class, none has one."""
+    """All images of a training folder, as pretraining reads them; if some have no class, none has one."""
     images = read_unlabelled_folder(folder)
     loose = images_directly_in(folder)
     if loose and not images.classes and subfolders(folder):
@@ -99,8 +101,8 @@ def _rows(labels: str, root: Path) -> dict[str, Files]:
 
 
 def _files(images: FileImages, folder: Path) -> Files:
-    begins = len(str(folder / "x")) - 1
-    names = tuple(str(path)[begins:].replace(os.sep, "/") for path in images.paths)
+    prefix = len(str(folder / "x")) - 1
+    names = tuple(str(path)[prefix:].replace(os.sep, "/") for path in images.paths)
     labels = images.labels if images.classes else np.zeros_like(images.labels)
     return Files(names, partial(read_file, images.paths), labels, images.classes)
 

@@ -1,4 +1,4 @@
-"""What every source of images offers: labels, class names, and one decoded image at a time."""
+"""The interface of all sources of images: labels, class names, and one decoded image at a time."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from map_core.training.sampling import Shuffled
 from .bands import bands_of
 from .decoding import Pixels, decode, stored_values
 
-NOTHING: Mapping[str, Any] = {}
+EMPTY: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class ImageSource(ABC):
-    """Images by index; ``labels`` [n] are int64, zeros without classes; ``classes`` is () without labels."""
+    """Images by index; ``labels`` [n] are int64, zeros if there are none; ``classes`` is () without labels."""
 
     labels: np.ndarray
     classes: tuple[str, ...]
@@ -28,24 +28,24 @@ class ImageSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Return the image's path, or what else identifies it to a user."""
+        """Return the image's path, or whatever else identifies it to a user."""
 
     @abstractmethod
     def image(self, index: int, mode: str) -> Pixels:
-        """Decode one image to ``mode``: "RGB", "L", or, of files, that of :func:`~map_vision.data.bands.bands_mode`.
+        """Decode one image to ``mode``: "RGB", "L", or, from files, one of :func:`~map_vision.data.bands.bands_mode`.
 
         Raises:
-            UnreadableImageError: naming the image.
+            UnreadableImageError: names the image.
         """
 
     def shuffled(self, indices: np.ndarray) -> Shuffled | None:
-        """The order in which the images ``indices`` are read best, where the source has one."""
+        """The order in which the images ``indices`` are best read, if the source has one."""
         return None
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What else makes the images what they are, so that a run is resumed on the same."""
-        return NOTHING
+        """What identifies the images beyond the configuration, so that a run is resumed on the same ones."""
+        return EMPTY
 
 
 @dataclass(frozen=True)

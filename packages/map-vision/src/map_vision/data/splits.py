@@ -1,4 +1,4 @@
-"""Which images of which source a run trains on and evaluates on."""
+"""The images that a run trains on and evaluates on."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from .walking import list_folder, subfolders
 
 @dataclass(frozen=True)
 class Split:
-    """The images ``indices`` of a source; ``name`` says which split they are."""
+    """The images ``indices`` of a source; ``name`` is the name of the split."""
 
     source: ImageSource
     indices: np.ndarray
@@ -51,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and evaluation images: pretraining has none of the second, evaluation none of the first.
+    """Training and evaluation images: pretraining has no evaluation images, evaluation no training images.
 
     ``ignored`` counts the files that were left out, by kind.
     """
@@ -62,13 +62,13 @@ class Splits:
 
 
 def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
-    """Open the source, set the held-out part aside, then take the subset of what is left for training.
+    """Open the source, set the held-out part aside, then take the subset of the remaining training images.
 
-    A split that ``purpose`` has no use for is not read. Where a named evaluation split meets a held-out part,
-    the named one is evaluated on: the run that was trained with the second is asked about the first.
+    A split that ``purpose`` does not need is not read. If an evaluation split is named as well as a held-out part,
+    evaluation is on the named one: a run that was trained with a held-out part may be evaluated elsewhere.
 
     Raises:
-        UserError: for a split that does not exist, and for training with two evaluation splits.
+        UserError: a split that does not exist, or training with two evaluation splits.
     """
     if purpose == "finetune" and config.holdout and config.eval_split is not None:
         raise UserError(
@@ -78,9 +78,10 @@ def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     splits = _open(config, mode, purpose)
     train, evaluation = splits.train, splits.evaluation
     if train is not None and config.holdout:
-        kept, held = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
-        held_out = train.select(held, f"{config.holdout:g} held out of {train.name}")
-        train, evaluation = train.select(kept), evaluation if config.eval_split is not None else held_out
+        remaining, held_out = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
+        if config.eval_split is None:
+            evaluation = train.select(held_out, f"{config.holdout:g} held out of {train.name}")
+        train = train.select(remaining)
     if purpose == "evaluate":
         train = None
     if train is not None and config.subset is not None:
@@ -99,7 +100,7 @@ def _open(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     if reads_digits(config):
         return _digits(config)
     if config.source in ("auto", "folder"):
-        return _folder(config, purpose) if config.labels is None else _listed(config, config.labels, purpose)
+        return _folder(config, purpose) if config.labels is None else _csv(config, config.labels, purpose)
     return _timm(config, mode, purpose)
 
 
@@ -109,72 +110,72 @@ def _digits(config: DataConfig) -> Splits:
             f"data.root is {config.root}, but data.source is the digits, which have no folder; "
             "for that folder pass --data.source folder, for the digits leave root out"
         )
-    for argument, split, only in (
+    for argument, split, expected in (
         ("train_split", config.train_split, "train"),
         ("eval_split", config.eval_split, "test"),
     ):
-        if split not in (None, only):
+        if split not in (None, expected):
             raise UserError(f"{argument} '{split}' does not exist: the digits have 'train' and 'test' only")
     digits = load_digits()
-    parts = split_digits(digits)
-    return Splits(Split(digits, parts["train"], "train"), Split(digits, parts["test"], "test"))
+    indices = split_digits(digits)
+    return Splits(Split(digits, indices["train"], "train"), Split(digits, indices["test"], "test"))
 
 
 def _folder(config: DataConfig, purpose: Purpose) -> Splits:
     root = existing_root(config.root)
     folder = train_folder(root, config.train_split)
-    held_out = eval_folder(root, config.eval_split)  # a name that is wrong is an error, used or not
-    in_train = config.holdout > 0 and config.eval_split is None
+    eval_path = eval_folder(root, config.eval_split)  # a wrong name is an error, used or not
+    holds_out = config.holdout > 0 and config.eval_split is None
     train: FileImages | None = None
     evaluation: FileImages | None = None
-    if purpose == "pretrain" or (purpose == "features" and held_out is None and not in_train):
+    if purpose == "pretrain" or (purpose == "features" and eval_path is None and not holds_out):
         _check_not_evaluation(root, folder, config)
         train = read_unlabelled_folder(folder)
-    elif in_train:
+    elif holds_out:
         _check_not_evaluation(root, folder, config)
         train = _read_labelled(folder, purpose)
-    elif held_out is None:
+    elif eval_path is None:
         raise UserError(
             f"no evaluation split in {root}: looked for {', '.join(EVAL_SPLITS)}, found {_listing(root)}; "
             "name it with --data.eval_split ('.' is the folder itself), or hold a part of the training set "
             "out with --data.holdout 0.1"
         )
     elif purpose in ("evaluate", "features") and folder == root and config.train_split is None:
-        evaluation = _read_labelled(held_out, purpose)
+        evaluation = _read_labelled(eval_path, purpose)
     elif purpose == "evaluate":
-        evaluation = read_folder(held_out, classes=subfolders(folder))
+        evaluation = read_folder(eval_path, classes=subfolders(folder))
     else:
         _check_not_evaluation(root, folder, config)
         train = _read_labelled(folder, purpose)
-        evaluation = read_folder(held_out, classes=train.classes) if train.classes else _read_flat(held_out)
+        evaluation = read_folder(eval_path, classes=train.classes) if train.classes else _read_flat(eval_path)
     ignored = beside_train(root, folder) if config.train_split is None else Counter[str]()
     for source in (train, evaluation):
         ignored += Counter(dict(source.ignored)) if source is not None else Counter()
     return Splits(
         None if train is None else Split.whole(train, _name(folder, root)),
-        None if evaluation is None or held_out is None else Split.whole(evaluation, _name(held_out, root)),
+        None if evaluation is None or eval_path is None else Split.whole(evaluation, _name(eval_path, root)),
         tuple(ignored.items()),
     )
 
 
-def _listed(config: DataConfig, labels: str, purpose: Purpose) -> Splits:
-    """Splits of a folder whose files and labels a CSV file lists."""
+def _csv(config: DataConfig, labels: str, purpose: Purpose) -> Splits:
+    """Splits of a folder whose files and labels are listed in a CSV file."""
     root = existing_root(config.root)
     table = read_labels(labels, root, endings=sorted({*readable_extensions(), *ARRAYS}))
-    in_train = config.holdout > 0 and config.eval_split is None
+    holds_out = config.holdout > 0 and config.eval_split is None
     if purpose == "finetune":
         table.require_classes_to_train(config.train_split)
     elif purpose == "evaluate":
         table.require_labels()
-    held_out = table.evaluation_split(config.eval_split)  # a name that is wrong is an error, used or not
+    eval_split = table.evaluation_split(config.eval_split)  # a wrong name is an error, used or not
     train: Split | None = None
     evaluation: Split | None = None
-    absent = bool(table.splits) and config.train_split is None and "train" not in table.splits
-    if in_train or not (purpose == "evaluate" or (purpose == "features" and absent and held_out)):
+    no_train_split = bool(table.splits) and config.train_split is None and "train" not in table.splits
+    if holds_out or not (purpose == "evaluate" or (purpose == "features" and no_train_split and eval_split)):
         train = _rows(table, table.train_rows(config.train_split), config.train_split or "train")
-    if not in_train and (purpose in ("finetune", "evaluate") or (purpose == "features" and held_out)):
+    if not holds_out and (purpose in ("finetune", "evaluate") or (purpose == "features" and eval_split)):
         rows = table.evaluation_rows(config.eval_split)
-        evaluation = _rows(table, rows, held_out or "")
+        evaluation = _rows(table, rows, eval_split or "")
     unlisted = len(set(list_folder(root).images) - {str(path.relative_to(root)) for path in table.paths})
     ignored = Counter({f"images without a row in {table.file.name}": unlisted})
     return Splits(train, evaluation, tuple((+ignored).items()))
@@ -186,7 +187,7 @@ def _rows(table: LabelTable, rows: np.ndarray, split: str) -> Split:
 
 
 def _read_labelled(folder: Path, purpose: Purpose) -> FileImages:
-    """Read a folder with classes; features need none, so a folder without class folders will do for them."""
+    """Read a folder with classes; for features, a folder without class folders will do."""
     return read_folder(folder) if purpose != "features" or subfolders(folder) else _read_flat(folder)
 
 
@@ -223,15 +224,15 @@ def _timm(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
             read_timm(config.source, config.root, split, mode=mode, in_memory=in_memory), split
         )
 
-    in_train = config.holdout > 0 and config.eval_split is None
-    if purpose == "evaluate" and not in_train:
+    holds_out = config.holdout > 0 and config.eval_split is None
+    if purpose == "evaluate" and not holds_out:
         return Splits(None, read(config.eval_split or "validation"))
     train = read(config.train_split or "train")
-    if in_train or (purpose == "pretrain" and config.eval_split is None):
+    if holds_out or (purpose == "pretrain" and config.eval_split is None):
         return Splits(train, None)
-    evaluation = read(config.eval_split or "validation")  # in pretraining, for an error if its name is wrong
-    known = not isinstance(train.source, StreamedImages)
-    if known and train.source.classes != evaluation.source.classes:
+    evaluation = read(config.eval_split or "validation")  # in pretraining, to check its name
+    random_access = not isinstance(train.source, StreamedImages)
+    if random_access and train.source.classes != evaluation.source.classes:
         raise UserError(
             f"the evaluation split of '{config.source}' has other classes "
             f"({len(evaluation.source.classes)}) than the training split ({len(train.source.classes)})"

@@ -27,7 +27,7 @@ BATCH = 32  # images between two steps of the progress bar
 
 
 def moments_of(image: Pixels) -> Float[Tensor, "c 1 3"]:
-    """Count, mean and sum of squared differences of every channel of an image, of pictures in 0..1."""
+    """Count, mean and sum of squared differences of every channel of an image; pictures are scaled to 0..1."""
     values = image.double() if isinstance(image, Tensor) else tvf.pil_to_tensor(image).double() / 255
     values = values.flatten(1)
     mean = values.mean(1)
@@ -36,11 +36,11 @@ def moments_of(image: Pixels) -> Float[Tensor, "c 1 3"]:
 
 
 def combine(images: Iterable[Float[Tensor, "c 1 3"]]) -> Moments:
-    """Moments of all images together, every pixel counting the same."""
+    """Moments of all images together, with equal weight for every pixel."""
     total: Moments | None = None
     for image in images:
-        one = Moments(float(image[0, 0, 0]), image[:, 0, 1], image[:, 0, 2])
-        total = one if total is None else total.merged(one)
+        moments = Moments(float(image[0, 0, 0]), image[:, 0, 1], image[:, 0, 2])
+        total = moments if total is None else total.merged(moments)
     assert total is not None, "there is at least one image"
     return total
 
@@ -51,13 +51,13 @@ def measure(
     """Measure the images that ``config`` trains on, as they are stored, without resizing.
 
     Args:
-        config: Source, splits, subset, and what is read of a file (``pixels``).
-        channels: Of the images; those of the first one when None.
+        config: Source, splits, subset, and how files are read (``pixels``).
+        channels: Channels of the images; those of the first one when None.
         workers: Loading processes.
         progress: Show a progress bar.
 
     Raises:
-        UserError: for anything that is missing or does not fit.
+        UserError: anything missing or inconsistent.
     """
     config = replace(config, statistics=None, cache="none")
     config.validate()
@@ -86,7 +86,7 @@ def measure(
 
 
 def first_channels(source: object, pixels: PixelKind | None) -> int:
-    """Channels of the first file where stored values are asked for, or it is an array or TIFF; 3 of other pictures."""
+    """Channels of the first file if it is read at stored values or is an array or TIFF; 3 for other pictures."""
     if isinstance(source, FileImages | ShardImages):
         first = source.paths[0] if isinstance(source, FileImages) else source.file(0)
         if pixels == "stored" or is_array(first) or is_tiff(first):

@@ -1,4 +1,4 @@
-"""Mean and deviation of every channel as a small file, which ``map-vision statistics`` writes and recipes name."""
+"""The small file with mean and deviation of every channel that ``map-vision statistics`` writes and recipes name."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from .config import PixelKind
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured of images.
+    """Statistics of a set of images.
 
     Attributes:
-        pixels: Of pictures brought to 0..1, or of values as they are stored.
-        mean, std: Of every channel.
-        images: How many were read.
+        pixels: Whether pictures were scaled to 0..1 or values measured as stored.
+        mean, std: One value per channel.
+        images: Number of images read.
     """
 
     pixels: PixelKind
@@ -35,12 +35,12 @@ def read_statistics(path: str | Path) -> Statistics:
     """Read what :func:`save_statistics` wrote.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
     values = read_statistics_file(path, ("pixels", "mean", "std", "images"), "map-vision")
     if values["pixels"] not in get_args(PixelKind):
-        known = ", ".join(get_args(PixelKind))
+        choices = ", ".join(get_args(PixelKind))
         raise no_statistics(
-            path, "map-vision", f"has pixels {values['pixels']!r} (pixels must be one of {known})"
+            path, "map-vision", f"has pixels {values['pixels']!r} (pixels must be one of {choices})"
         )
     return Statistics(values["pixels"], values["mean"], values["std"], values["images"])

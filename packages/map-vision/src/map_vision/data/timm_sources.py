@@ -12,7 +12,7 @@ from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
 from map_core.errors import UserError, near_matches
-from map_core.paths import expanded
+from map_core.paths import expand_user
 
 from .decoding import decode, unreadable
 from .sources import ImageSource
@@ -55,7 +55,7 @@ class TimmImages(ImageSource):
 
 @dataclass(frozen=True)
 class StreamedImages(ImageSource):
-    """A data set that can only be read in order, read once into memory as decoded pictures."""
+    """A data set that can only be read in order; it is read once into memory as decoded pictures."""
 
     images: tuple[Image.Image, ...]
     title: str
@@ -71,27 +71,27 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
     """Open one split of a data set by its timm name.
 
     Raises:
-        UserError: for an unknown name, a missing package, root or split, or data to be read in order only.
+        UserError: an unknown name, a missing package, root or split, or data that can only be read in order.
     """
-    prefix, _, rest = name.partition("/")
-    if prefix not in PREFIXES or not rest:
-        known = ["auto", "digits", "folder", "torch/cifar10", "torch/image_folder"]
+    prefix, _, dataset_name = name.partition("/")
+    if prefix not in PREFIXES or not dataset_name:
+        names = ["auto", "digits", "folder", "torch/cifar10", "torch/image_folder"]
         prefixes = ", ".join(f"{p}/" for p in PREFIXES)
         raise UserError(
-            f"unknown data source '{name}': {near_matches(name, known)} (names of timm begin with {prefixes})"
+            f"unknown data source '{name}': {near_matches(name, names)} (names of timm begin with {prefixes})"
         )
-    folder = None if root is None else str(expanded(root))
+    folder = None if root is None else str(expand_user(root))
     if prefix == "torch":
-        _check_split(rest.lower(), folder, split)
+        _check_split(dataset_name.lower(), folder, split)
     try:
         dataset = create_dataset(name, root=folder, split=split, is_training=False, input_img_mode=mode)
     except ImportError as error:
         raise UserError(
             f"source '{name}' needs a package that is not installed ({error}): pip install it"
         ) from error
-    except Exception as error:  # each of timm's backends has its own
+    except Exception as error:  # each of timm's backends raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "download=True" in reason:  # torchvision's advice, which no option here follows
+        if "download=True" in reason:  # torchvision's advice, for which there is no option here
             call = f"timm.data.create_dataset('{name}', root='{folder}', download=True)"
             reason = f'its files are not there or damaged; fetch them once: python -c "import timm; {call}"'
         raise UserError(
@@ -99,11 +99,11 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
         ) from error
     title = f"{name}:{split}"
     if not isinstance(dataset, IterableDataset):
-        if hasattr(dataset, "loader"):  # torchvision's folders: its loader opens whatever Pillow does
+        if hasattr(dataset, "loader"):  # torchvision's folders: their loader opens whatever Pillow does
             dataset.loader = partial(_load, mode=mode)
         try:
             labels = _labels(dataset)
-        except UserError:  # of an image that is read for its label
+        except UserError:  # from an image that is read for its label
             raise
         except (KeyError, ValueError, TypeError) as error:
             column = getattr(getattr(dataset, "reader", None), "label_key", "label")
@@ -112,7 +112,8 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
                 f"source '{name}', split '{split}' has no column '{column}' of whole numbers ({reason}): give its "
                 "labels that name and the type ClassLabel, or write the images as a folder with a subfolder a class"
             ) from error
-        return TimmImages(np.maximum(labels, 0), _classes(dataset) if _told(labels) else (), dataset, title)
+        classes = _classes(dataset) if _has_labels(labels) else ()
+        return TimmImages(np.maximum(labels, 0), classes, dataset, title)
     if not in_memory:
         raise UserError(
             f"source '{name}' can only be read in order, and training reads at random: pass "
@@ -123,12 +124,14 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
 
 
 def _check_split(name: str, root: str | None, split: str) -> None:
-    """Refuse splits for which timm would open another one without a word: the test split, or the whole root."""
+    """Refuse splits for which timm would silently open another: the test split, or the whole root."""
     if name in TWO_SPLITS and split not in (*TRAIN_NAMES, *EVAL_NAMES, "test"):
         raise UserError(f"split '{split}' does not exist: torch/{name} has 'train' and 'test' only")
     if name in ("image_folder", "folder") and root is not None and os.path.isdir(root):
-        same = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if split in names), ())
-        if split not in TRAIN_NAMES and not any(os.path.isdir(os.path.join(root, n)) for n in (split, *same)):
+        aliases = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if split in names), ())
+        if split not in TRAIN_NAMES and not any(
+            os.path.isdir(os.path.join(root, n)) for n in (split, *aliases)
+        ):
             raise UserError(
                 f"split '{split}' is no folder in {root}: {near_matches(split, os.listdir(root))}"
             )
@@ -143,18 +146,18 @@ def _read_stream(dataset: Iterable, title: str, mode: str) -> StreamedImages:
     for image, label in dataset:
         images.append(image.convert(mode))
         labels.append(int(label))
-    array = np.array(labels, dtype=np.int64)
-    classes = tuple(map(str, range(int(array.max(initial=-1)) + 1))) if _told(array) else ()
-    return StreamedImages(np.maximum(array, 0), classes, tuple(images), title)
+    label_array = np.array(labels, dtype=np.int64)
+    classes = tuple(map(str, range(int(label_array.max(initial=-1)) + 1))) if _has_labels(label_array) else ()
+    return StreamedImages(np.maximum(label_array, 0), classes, tuple(images), title)
 
 
-def _told(labels: np.ndarray) -> bool:
-    """Whether a split has labels: -1 stands where a benchmark keeps them to itself."""
+def _has_labels(labels: np.ndarray) -> bool:
+    """Whether a split has labels: they are -1 where a benchmark keeps them secret."""
     return not (labels < 0).any()
 
 
 def _labels(dataset: Any) -> np.ndarray:
-    """Read the labels without decoding images, from where torchvision or timm keeps them."""
+    """Read the labels from where torchvision or timm keeps them, without decoding images."""
     reader: Any = getattr(dataset, "reader", None)
     if hasattr(dataset, "targets"):
         labels = dataset.targets
@@ -165,7 +168,7 @@ def _labels(dataset: Any) -> np.ndarray:
     else:
         labels = [dataset[index][1] for index in range(len(dataset))]
     array = np.array(labels)
-    array = array[:, 0] if array.ndim == 2 else array  # QMNIST: the digit, then where it comes from
+    array = array[:, 0] if array.ndim == 2 else array  # QMNIST: the digit, then its origin
     return array.astype(np.int64)
 
 

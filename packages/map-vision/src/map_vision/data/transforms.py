@@ -1,6 +1,6 @@
-"""From a picture, or from stored values of any number of channels, to a normalised tensor, augmented or not.
+"""Pictures, or stored values with any number of channels, to normalised tensors, augmented or not.
 
-Every random choice is drawn from the global generators, so seeding them by (seed, epoch, image) decides it.
+Every random choice comes from the global generators, so seeding them by (seed, epoch, image) determines it.
 """
 
 import math
@@ -26,12 +26,12 @@ INTERPOLATION_MODES = {
     "nearest": tv.InterpolationMode.NEAREST,
     "lanczos": tv.InterpolationMode.LANCZOS,
 }
-LONGEST = 64  # times the area that is kept; longer images are cut before they are enlarged
+MAX_AREA_RATIO = 64  # of a resized image to its crop; longer images are cropped before they are enlarged
 Step = Callable[[Pixels], Pixels]
 
 
 class ResizeToFill:
-    """Resize the shorter side to size / crop_pct and take the centre [h w].
+    """Resize the shorter side to size / crop_pct and crop the centre [h w].
 
     ``crop_pct_small`` is for images that are not larger than ``img_size`` in both directions.
     """
@@ -50,7 +50,7 @@ class ResizeToFill:
         larger = rows > height and columns > width
         crop_pct = self.crop_pct if larger else self.crop_pct_small
         scale = max(height / crop_pct / rows, width / crop_pct / columns)
-        if rows * columns * scale**2 > LONGEST * height * width:
+        if rows * columns * scale**2 > MAX_AREA_RATIO * height * width:
             image = _middle(image, math.ceil(height / scale), math.ceil(width / scale))
             _, rows, columns = tvf.get_dimensions(image)
         resized = (max(height, round(rows * scale)), max(width, round(columns * scale)))
@@ -60,9 +60,9 @@ class ResizeToFill:
 
 
 def _middle(image: Pixels, rows: int, columns: int, margin: int = 8) -> Pixels:
-    """Cut a very long image to what its centre crop will need, with a margin for interpolation.
+    """Crop a very long image to what its centre crop needs, with a margin for interpolation.
 
-    A file of some bytes may hold 1 x 60,000 pixels, which would be enlarged to gigabytes.
+    A file of a few bytes may hold 1 x 60,000 pixels, which would be enlarged to gigabytes.
     """
     _, height, width = tvf.get_dimensions(image)
     top, left = max(0, (height - rows) // 2 - margin), max(0, (width - columns) // 2 - margin)
@@ -70,7 +70,7 @@ def _middle(image: Pixels, rows: int, columns: int, margin: int = 8) -> Pixels:
 
 
 class PadCrop:
-    """Crop the image's own size from a black border of an eighth of it, at a random place."""
+    """Pad the image with a black border of an eighth of its size and crop back at a random position."""
 
     def __call__(self, image: Pixels) -> Pixels:
         _, height, width = tvf.get_dimensions(image)
@@ -78,7 +78,7 @@ class PadCrop:
 
 
 class Shift:
-    """Move the image by at most ``pixels`` in each direction; what comes in is black."""
+    """Shift the image by at most ``pixels`` in each direction; what comes in is black."""
 
     def __init__(self, pixels: int = 1) -> None:
         self.pixels = pixels
@@ -88,7 +88,7 @@ class Shift:
 
 
 def random_offset(image: Pixels, rows: int, columns: int) -> Pixels:
-    """Cut the image's size from a copy with a black border, offset by at most so many rows and columns."""
+    """Shift the image by at most ``rows`` and ``columns`` in each direction, at the same size, filling with black."""
     top = int(torch.randint(-rows, rows + 1, ()))
     left = int(torch.randint(-columns, columns + 1, ()))
     _, height, width = tvf.get_dimensions(image)
@@ -98,7 +98,7 @@ def random_offset(image: Pixels, rows: int, columns: int) -> Pixels:
 class ToNormalized:
     """Scale a picture's pixels to 0..1, subtract the mean and divide by the standard deviation of each channel.
 
-    Stored values [c h w] are not scaled: mean and deviation are theirs.
+    Stored values [c h w] are not scaled: mean and deviation are in the same units.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -113,7 +113,7 @@ class ToNormalized:
 
 
 def evaluation_transform(preprocessing: Preprocessing, *, img_size: tuple[int, int]) -> tv.Compose:
-    """Resize, take the centre, normalise."""
+    """Resize, crop the centre, normalise."""
     fill = ResizeToFill(
         img_size,
         crop_pct=preprocessing.crop_pct,
@@ -126,10 +126,10 @@ def evaluation_transform(preprocessing: Preprocessing, *, img_size: tuple[int, i
 def training_transform(
     config: DataConfig, preprocessing: Preprocessing, *, img_size: tuple[int, int]
 ) -> tv.Compose:
-    """Augment as ``config.augmentation`` says, then normalise; ``config`` is validated.
+    """Augment as ``config.augmentation`` says, then normalise; ``config`` must be validated.
 
     Raises:
-        UserError: for a policy that timm does not know, and for one that changes colours of stored values.
+        UserError: a policy that timm does not know, or one that changes the colours of stored values.
     """
     if preprocessing.pixels == "stored" and config.augmentation in ("timm", "three_augment"):
         raise UserError(
@@ -146,8 +146,8 @@ def training_transform(
 
 
 def _augmentations(config: DataConfig, preprocessing: Preprocessing, img_size: tuple[int, int]) -> list[Step]:
-    interpolation, whole = preprocessing.interpolation, config.crop_pct or 1.0
-    fill = ResizeToFill(img_size, crop_pct=whole, crop_pct_small=whole, interpolation=interpolation)
+    interpolation, crop_pct = preprocessing.interpolation, config.crop_pct or 1.0
+    fill = ResizeToFill(img_size, crop_pct=crop_pct, crop_pct_small=crop_pct, interpolation=interpolation)
     flip = tv.RandomHorizontalFlip(config.horizontal_flip)
     if config.augmentation == "pad_crop":
         return [fill, PadCrop(), flip]
@@ -162,24 +162,24 @@ def _augmentations(config: DataConfig, preprocessing: Preprocessing, img_size: t
 
 
 def check_policy(policy: str) -> None:
-    """Refuse what timm passes over: a section of a policy without a number, but for a choice of transforms.
+    """Refuse what timm ignores: a section of a policy without a number, other than a choice of transforms.
 
     Raises:
-        ValueError: naming the section.
+        ValueError: names the section.
     """
     family, *sections = policy.split("-")
     for section in sections:
-        chooses = family == "rand" and section.startswith("t")
-        if not chooses and not any(letter.isdigit() for letter in section):
-            raise ValueError(f"{section!r} says no number")
+        is_choice = family == "rand" and section.startswith("t")
+        if not is_choice and not any(letter.isdigit() for letter in section):
+            raise ValueError(f"{section!r} has no number")
 
 
 def _timm_augmentations(
     config: DataConfig, preprocessing: Preprocessing, img_size: tuple[int, int]
 ) -> list[Step]:
     mean = preprocessing.mean
-    three = config.augmentation == "three_augment"
-    color_jitter = 0.3 if three and config.color_jitter is None else config.color_jitter
+    is_three_augment = config.augmentation == "three_augment"
+    color_jitter = 0.3 if is_three_augment and config.color_jitter is None else config.color_jitter
     try:
         check_policy(config.auto_augment or "")
         geometry, color, _ = create_transform(
@@ -188,14 +188,14 @@ def _timm_augmentations(
             separate=True,
             scale=config.crop_scale or (0.08, 1.0),
             hflip=config.horizontal_flip,
-            auto_augment="3a" if three else config.auto_augment,
+            auto_augment="3a" if is_three_augment else config.auto_augment,
             color_jitter=color_jitter,
             interpolation=preprocessing.interpolation,
             mean=mean if len(mean) == 3 else mean[:1] * 3,
         )
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"auto_augment '{config.auto_augment}' is no policy of timm's ({error}); "
+            f"data.auto_augment '{config.auto_augment}' is no policy of timm's ({error}); "
             "for example rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original, 3a"
         ) from error
     if len(mean) == 1:  # timm's policies expect three channels

@@ -1,4 +1,4 @@
-"""What lies in a folder: its images, its subfolders, and a count of everything else."""
+"""The contents of a folder: its images, its subfolders, and a count of everything else."""
 
 import os
 from collections import Counter
@@ -19,10 +19,10 @@ class Listing:
     """The images below a folder.
 
     Args:
-        images: Paths relative to the folder, sorted; hidden files and folders are left out. Arrays (.npy) are images
-            where there are no pictures; beside pictures they are ignored.
-        ignored: How many files of each other kind there are, by extension.
-        repeated: Links to folders that were listed already, relative to the folder.
+        images: Paths relative to the folder, sorted; hidden files and folders are left out. Arrays (.npy) count as
+            images if there are no pictures; beside pictures they are ignored.
+        ignored: Number of all other files, by extension.
+        repeated: Links to folders that were already listed, relative to the folder.
     """
 
     images: tuple[str, ...]
@@ -31,70 +31,71 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """List ``folder`` and all below it, each real directory once, by its own name where it has one in there.
+    """List ``folder`` and everything below it; each real directory once, by its own path if it lies in there.
 
     Raises:
-        UserError: for a folder that cannot be read, and for a link that leads nowhere and may be one.
+        UserError: a folder that cannot be read, or a broken link that may be a folder.
     """
     images: list[str] = []
     arrays: list[str] = []
     ignored: Counter[str] = Counter()
     repeated: list[str] = []
-    seen = {_identity(parent) for parent in folder.resolve().parents}  # a link up there would bring in all
+    # a link to a parent would include everything
+    visited = {_identity(parent) for parent in folder.resolve().parents}
     folders, links = [""], list[str]()
     while folders or links:
-        relative = folders.pop() if folders else links.pop(0)  # links last: what they lead to may be in here
+        relative = folders.pop() if folders else links.pop(0)  # links last: their targets may lie in here
         path = folder / relative
         identity = _identity(path)
-        if identity in seen:
+        if identity in visited:
             repeated.append(relative)
             continue
-        seen.add(identity)
+        visited.add(identity)
         prefix = relative and relative + os.sep
         for entry in scan(path):
-            inside = prefix + entry.name
-            kind, ending = kind_of(entry), extension(entry.name)
+            entry_path = prefix + entry.name
+            kind, suffix = kind_of(entry), extension(entry.name)
             if kind == "folder":
-                (links if entry.is_symlink() else folders).append(inside)
-            elif kind == "file" and ending in ARRAYS:
-                arrays.append(inside)
-            elif kind != "special file" and is_image_ending(ending):
-                images.append(inside)  # broken links, too: they are images that cannot be read
+                (links if entry.is_symlink() else folders).append(entry_path)
+            elif kind == "file" and suffix in ARRAYS:
+                arrays.append(entry_path)
+            elif kind != "special file" and is_image_suffix(suffix):
+                images.append(entry_path)  # broken links too: they are unreadable images
             else:
-                ignored[kind if kind == "special file" else ending] += 1
+                ignored[kind if kind == "special file" else suffix] += 1
         links.sort()
     if images:
         ignored.update(map(extension, arrays))
     images = images or arrays
-    images.sort(key=lambda path: path.replace(os.sep, "\0"))  # folder by folder: no name has a zero in it
+    images.sort(key=lambda path: path.replace(os.sep, "\0"))  # folder by folder: no name contains a zero byte
     return Listing(tuple(images), ignored, tuple(repeated))
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the sorted names of the folders directly below, hidden ones left out."""
+    """Return the sorted names of the folders directly in ``folder``, without hidden ones."""
     return [entry.name for entry in scan(folder) if kind_of(entry) == "folder"]
 
 
 def images_directly_in(folder: Path) -> int:
-    """Count the images of ``folder`` itself."""
+    """Count the images directly in ``folder``."""
     return sum(is_image_name(entry.name) and kind_of(entry) == "file" for entry in scan(folder))
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
-    return is_image_ending(extension(name))
+    """Whether a file of this name counts as an image."""
+    return is_image_suffix(extension(name))
 
 
-def is_image_ending(ending: str) -> bool:
-    """Whether files of an :func:`extension` are taken for images."""
-    return ending in readable_extensions() or ending in ARRAYS
+def is_image_suffix(suffix: str) -> bool:
+    """Whether files with this :func:`extension` count as images."""
+    return suffix in readable_extensions() or suffix in ARRAYS
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder, sorted by name, hidden ones left out.
+    """Return the entries of a folder, sorted by name, without hidden ones.
 
     Raises:
-        UserError: naming the folder and why it cannot be read.
+        UserError: names the folder and why it cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
@@ -104,10 +105,10 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def kind_of(entry: os.DirEntry[str]) -> Kind:
-    """Say what an entry is, links followed.
+    """Return the kind of an entry, following links.
 
     Raises:
-        UserError: for a link that leads nowhere, or that may not be followed, unless it is named as an image.
+        UserError: a link that is broken or may not be followed, unless its name is that of an image.
     """
     try:
         if entry.is_file():
@@ -116,7 +117,7 @@ def kind_of(entry: os.DirEntry[str]) -> Kind:
             return "folder"
         if not entry.is_symlink():
             return "special file"
-        os.stat(entry.path)  # raises for a link that leads nowhere
+        os.stat(entry.path)  # raises for a broken link
         return "special file"
     except OSError as error:
         if is_image_name(entry.name):
@@ -127,7 +128,7 @@ def kind_of(entry: os.DirEntry[str]) -> Kind:
 
 
 def count_by_kind(ignored: Iterable[tuple[str, int]], limit: int = 5) -> str:
-    """Write ``"ignored: 2 .avif, 1 .heic"``, the most frequent first; '' when nothing was ignored."""
+    """Format as ``"ignored: 2 .avif, 1 .heic"``, the most frequent first; '' if nothing was ignored."""
     counts = sorted(ignored, key=lambda pair: (-pair[1], pair[0]))
     if not counts:
         return ""

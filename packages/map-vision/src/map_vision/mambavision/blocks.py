@@ -1,4 +1,4 @@
-"""The two kinds of blocks of a MambaVision, and its mixer; parameters have the published names."""
+"""The two kinds of blocks in MambaVision, and its mixer; parameters have the published names."""
 
 import math
 
@@ -15,13 +15,13 @@ from map_core.ops import Linear, depthwise_conv1d, linear, selective_scan
 class Mixer(nn.Module):
     """A selective scan of one half of the channels beside a plain convolution of the other half.
 
-    Source: MambaVision (arXiv 2407.08083), section 3.2. Both convolutions look to both sides, the scan runs
-    forward only, and the halves are joined where Mamba would gate. The published models add the bias of the time
-    step twice, in its projection and in the scan; their weights mean nothing otherwise.
+    Source: MambaVision (arXiv 2407.08083), section 3.2. Both convolutions are centred, the scan runs
+    forward only, and the halves are concatenated where Mamba would gate. The published models add the bias of the time
+    step twice, in its projection and in the scan; their weights are wrong otherwise.
 
     Args:
         embed_dim: Width, even.
-        state_dim: States a channel.
+        state_dim: States per channel.
         conv_width: Taps of the depthwise convolutions.
     """
 
@@ -31,7 +31,7 @@ class Mixer(nn.Module):
         self.state_dim, self.dt_rank = state_dim, math.ceil(embed_dim / 16)
         self.scan_backend = self.conv_backend = "auto"
         self.in_proj = Linear(embed_dim, embed_dim, bias=False)
-        # these two hold the weights only
+        # these two only hold the weights
         self.conv1d_x = nn.Conv1d(half, half, conv_width, groups=half, bias=False)
         self.conv1d_z = nn.Conv1d(half, half, conv_width, groups=half, bias=False)
         self.x_proj = Linear(half, self.dt_rank + 2 * state_dim, bias=False)
@@ -62,14 +62,14 @@ class Mixer(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``; each added part may have a scale a channel.
+    """``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``; each branch may have a scale per channel.
 
     Args:
         embed_dim: Width.
-        mixer: Of tokens: a :class:`Mixer` or attention.
+        mixer: Token mixer: a :class:`Mixer` or attention.
         mlp_ratio: MLP width over ``embed_dim``.
-        layer_scale: Initial value of the scales; None for none.
-        drop_path: Stochastic depth rate; each window drops alone.
+        layer_scale: Initial value of the scales; None for no scales.
+        drop_path: Stochastic depth rate; each window drops independently.
     """
 
     def __init__(

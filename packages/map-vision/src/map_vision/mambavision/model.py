@@ -18,7 +18,7 @@ from map_vision.tokenizer import grid_position
 from map_vision.weights import convert_state
 
 NUM_STAGES = 4
-CELL = 32  # pixels that a place of the last stage stands for, each way
+CELL = 32  # pixels on a side of what one position of the last stage stands for
 
 
 class MambaVision(nn.Module):
@@ -27,30 +27,31 @@ class MambaVision(nn.Module):
     Source: MambaVision (arXiv 2407.08083). Each stage halves the sides and doubles the channels; stages three and
     four run within windows. Images of any size are read; only pretraining needs sides of multiples of 32.
 
-    A pyramid cannot drop tokens. As a :class:`~map_core.encoder.Backbone` its tokens are the cells of 32x32 pixels
-    behind the places of the last stage, and hidden cells are painted with a learned cell of pixels before the stem.
-    Behind the stem would be too late: its convolutions overlap, so visible places next to a hidden cell have already
+    A pyramid cannot drop tokens. As a :class:`~map_core.encoder.Backbone` its tokens are cells of 32x32 pixels, one
+    for each position of the last stage, and hidden cells are painted with a learned cell of pixels before the stem.
+    After the stem would be too late: its convolutions overlap, so visible positions next to a hidden cell have already
     read its pixels.
 
     Args:
         img_size: Height and width in pixels that an objective's positions are made for; no weight depends on it.
         in_chans: Image channels.
         num_classes: Classes; 0 for features.
-        global_pool: What the head reads: ``avg`` (the mean place) or ``''`` (all places, in raster order).
-        embed_dim: Width of the last stage; the ones before have a half, a quarter and an eighth of it.
+        global_pool: What the head reads: ``avg`` (the mean position) or ``''`` (all positions, in raster order).
+        embed_dim: Width of the last stage; the stages before it have a half, a quarter and an eighth of it.
         stem_dim: Channels inside the stem.
-        depths: Blocks of the four stages; of d blocks in stages three and four the last d // 2 attend.
+        depths: Blocks of the four stages; of d blocks in stages three and four the last d // 2 are attention.
         num_heads: Attention heads of stages three and four; one number for both.
         window_size: Rows and columns of a window in stages three and four; one number for both.
-        mlp_ratio: MLP width over the stage's.
-        layer_scale: Initial scale of what blocks of stages three and four add; None for no scales.
+        mlp_ratio: MLP width over the stage's width.
+        layer_scale: Initial layer scale of the blocks in stages three and four; None for no layer scale.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
-        mask_token: Learn the cell that hides others: the form that is pretrained.
+        mask_token: Learn a mask token, the cell that hidden cells are painted with, for pretraining.
 
     Raises:
-        UserError: a width that stages and heads do not divide, depths that are not four, heads or windows that are
-            neither one number nor two, windows or an MLP without size, an unknown pooling.
+        UserError: a width that is no multiple of 8, heads that do not divide the width of their stage, a number of
+            depths other than four, heads or windows that are neither one number nor two, windows or an MLP without
+            size, an unknown pooling.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class MambaVision(nn.Module):
         mask_token: bool = False,
     ) -> None:
         super().__init__()
-        heads = _of_two_stages("num_heads", num_heads)
-        windows = _of_two_stages("window_size", window_size)
+        heads = _stage_pair("num_heads", num_heads)
+        windows = _stage_pair("window_size", window_size)
         _check_sizes(embed_dim, depths, windows, mlp_ratio)
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_features = self.head_hidden_size = embed_dim
@@ -85,15 +86,20 @@ class MambaVision(nn.Module):
         widths = [embed_dim // 2 ** (NUM_STAGES - 1 - i) for i in range(NUM_STAGES)]
         self.patch_embed = Stem(in_chans, stem_dim, widths[0])
         rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
-        of_stage = [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(NUM_STAGES)]
-        form: Any = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
+        stage_rates = [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(NUM_STAGES)]
+        options: Any = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
         self.levels = nn.ModuleList(
             [
-                conv_stage(widths[0], of_stage[0]),
-                conv_stage(widths[1], of_stage[1]),
-                token_stage(widths[2], of_stage[2], num_heads=heads[0], window_size=windows[0], **form),
+                conv_stage(widths[0], stage_rates[0]),
+                conv_stage(widths[1], stage_rates[1]),
+                token_stage(widths[2], stage_rates[2], num_heads=heads[0], window_size=windows[0], **options),
                 token_stage(
-                    widths[3], of_stage[3], num_heads=heads[1], window_size=windows[1], last=True, **form
+                    widths[3],
+                    stage_rates[3],
+                    num_heads=heads[1],
+                    window_size=windows[1],
+                    last=True,
+                    **options,
                 ),
             ]
         )
@@ -119,7 +125,7 @@ class MambaVision(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows cols"]:
-        """The map behind the last stage, normalised; its sides are ceil(side / 32)."""
+        """The map after the last stage, normalised; its sides are ceil(side / 32)."""
         *_, last = self._stages(x)
         return self.norm(last)
 
@@ -138,39 +144,39 @@ class MambaVision(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Maps behind chosen stages, before they are halved, as timm's models give them.
+        """Maps after chosen stages, before downsampling, as timm's models return them.
 
         Args:
             x: Images.
             indices: Stages; the last n if an integer, all if None.
-            norm: Apply the final norm to the last stage's map; the others have none.
-            stop_early: Do not run stages behind the last chosen one (with ``intermediates_only``).
+            norm: Apply the final norm to the last stage's map; the other stages have none.
+            stop_early: Do not run stages after the last chosen one (with ``intermediates_only``).
             output_fmt: ``NCHW``.
             intermediates_only: Return the list alone instead of (final features, list).
         """
         if output_fmt != "NCHW":
             raise UserError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.levels), indices)
-        taken = []
+        take_indices, max_index = feature_take_indices(len(self.levels), indices)
+        intermediates = []
         for i, stage in enumerate(self._stages(x)):
-            if i in take:
-                taken.append(self.norm(stage) if norm and i == NUM_STAGES - 1 else stage)
-            if stop_early and intermediates_only and i == last:
+            if i in take_indices:
+                intermediates.append(self.norm(stage) if norm and i == NUM_STAGES - 1 else stage)
+            if stop_early and intermediates_only and i == max_index:
                 break
-        return taken if intermediates_only else (self.norm(stage), taken)
+        return intermediates if intermediates_only else (self.norm(stage), intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last chosen one, the norm and head if asked (``features_only``)."""
-        take, last = feature_take_indices(len(self.levels), indices)
-        del self.levels[last + 1 :]
-        self.levels[last].downsample = None
+        """Drop the stages after the last chosen one, and the norm and head if requested (``features_only``)."""
+        take_indices, max_index = feature_take_indices(len(self.levels), indices)
+        del self.levels[max_index + 1 :]
+        self.levels[max_index].downsample = None
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0)
-        return take
+        return take_indices
 
     def get_classifier(self) -> nn.Module:
         return self.head
@@ -185,14 +191,14 @@ class MambaVision(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load our weights or the published ones; they have the same names."""
+        """Load our weights or the published ones, which have the same names."""
         return super().load_state_dict(convert_state(state_dict, self), strict, assign)
 
     def no_weight_decay(self) -> set[str]:
         return undecayed_parameters(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups in the order of layer decay: stem, then one a block; what leads to a stage goes with its first."""
+        """Groups in the order of layer decay: stem, then one per block; a downsampling goes with the block after it."""
         if coarse:
             return {
                 "stem": r"^patch_embed|^mask_token",
@@ -205,21 +211,21 @@ class MambaVision(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
-        """Recompute only every n-th block of stages three and four in backward instead of storing its activations."""
+        """Recompute every n-th block of stages three and four in the backward pass instead of storing activations."""
         for stage in self.stages:
             stage.activation_checkpointing, stage.recompute_every = enable, every
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
-        """Cells of images in raster order: the embedding of a cell is its pixels, and so is its target."""
+        """Cells of images in raster order; a cell's pixels are both its embedding and its target."""
         cells = patchify(inputs, self.patch_size)
         grid = inputs.shape[2] // CELL, inputs.shape[3] // CELL
         return Tokens(cells, grid_position(grid, inputs.device), cells if targets else None, grid)
 
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
-        """Features of every cell, hidden ones painted over, after the final norm.
+        """Features of every cell after the final norm; hidden cells are painted over first.
 
         Raises:
-            UserError: a mask, and a model without a cell to paint with.
+            UserError: a mask, but a model without a mask token.
         """
         assert tokens.grid is not None
         cells = tokens.embedding
@@ -230,11 +236,11 @@ class MambaVision(nn.Module):
                 )
             cells = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(cells.dtype), cells)
         features = self.forward_features(unpatchify(cells, tokens.grid, self.patch_size))
-        every = torch.arange(tokens.length, device=cells.device).unsqueeze(0)
-        return Features(features.flatten(2).mT, every)
+        all_cells = torch.arange(tokens.length, device=cells.device).unsqueeze(0)
+        return Features(features.flatten(2).mT, all_cells)
 
     def _stages(self, x: Float[Tensor, "b c h w"]) -> Iterator[Tensor]:
-        """Yield the map behind each stage in turn, before it is halved."""
+        """Yield the map after each stage in turn, before downsampling."""
         x = self.patch_embed(x)
         for stage in self.stages:
             x = stage(x)
@@ -251,10 +257,10 @@ def _checked_pool(global_pool: str) -> str:
     return global_pool
 
 
-def _of_two_stages(name: str, value: Any) -> tuple[int, int]:
-    """A setting of stages three and four, of which one number is for both."""
+def _stage_pair(name: str, value: Any) -> tuple[int, int]:
+    """A setting of stages three and four; one number is for both."""
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(isinstance(one, Integral) for one in pair):
+    if len(pair) != 2 or not all(isinstance(number, Integral) for number in pair):
         raise UserError(
             f"{name} must be one number for stages three and four, or one for each; got {value!r}: of four published "
             "numbers give the last two, as stages one and two have neither heads nor windows"

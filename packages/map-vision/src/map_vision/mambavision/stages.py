@@ -1,4 +1,4 @@
-"""Stem and stages of a MambaVision; parameters have the published names."""
+"""Stem and stages of MambaVision; parameters have the published names."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def halving_conv(in_chans: int, out_chans: int) -> nn.Conv2d:
 
 
 class Stem(nn.Module):
-    """Images to features of a quarter of their sides.
+    """Images to features of a quarter of the resolution.
 
     Args:
         in_chans: Image channels.
@@ -43,7 +43,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """From one stage to the next: half the sides, twice the channels."""
+    """From one stage to the next: half the resolution, twice the channels."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class Downsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks over maps, or over the tokens of windows that are cut once for all of them.
+    """Blocks over maps, or over the tokens of windows, which are cut once for all blocks.
 
     Args:
-        blocks: Of maps (b, d, h, w), or with ``window_size`` of tokens (windows, tokens, d).
+        blocks: They map (b, d, h, w), or with ``window_size`` tokens (windows, tokens, d), to the same shape.
         window_size: Rows and columns of a window; None for blocks of maps.
-        downsample: What leads to the next stage, applied by the model; None in the last.
+        downsample: Applied by the model after the blocks; None in the last stage.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Stage(nn.Module):
         # A second pass through a convolution block would count its batch twice in the running statistics.
         recompute = self.activation_checkpointing and self.training and self.window_size is not None
         for i, block in enumerate(self.blocks):
-            again = recompute and i % self.recompute_every == 0
-            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+            recompute_block = recompute and i % self.recompute_every == 0
+            x = checkpoint(block, x, use_reentrant=False) if recompute_block else block(x)
         return x
 
 
 def conv_stage(embed_dim: int, drop_path_rates: Sequence[float]) -> Stage:
-    """Blocks of convolutions, one for each rate."""
+    """Convolution blocks, one for each rate."""
     blocks = [ConvBlock(embed_dim, drop_path=rate) for rate in drop_path_rates]
     return Stage(blocks, window_size=None, downsample=Downsample(embed_dim))
 
@@ -103,7 +103,7 @@ def token_stage(
     layer_scale: float | None,
     last: bool = False,
 ) -> Stage:
-    """Blocks of tokens in windows, one for each rate: the first half, rounded up, mixes by scans, the rest attends."""
+    """Token blocks in windows, one for each rate: the first half, rounded up, with Mamba mixers, the rest attention."""
     depth = len(drop_path_rates)
     mixers = [Mixer(embed_dim) for _ in range(depth - depth // 2)]
     attention = [Attention(embed_dim, num_heads) for _ in range(depth // 2)]

@@ -1,4 +1,4 @@
-"""What queries are compared with: the keys of all processes' batches, and a queue of earlier ones."""
+"""The keys that queries are compared with: those of all processes' batches, and a queue of earlier ones."""
 
 import torch
 import torch.distributed as dist
@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def this_process() -> int:
-    """The number of this process."""
+def process_rank() -> int:
+    """The rank of this process."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 @torch.no_grad()
-def of_all_processes(keys: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
-    """The keys of all processes, in their order; they carry no gradient, as those of a momentum encoder have none."""
+def gather_keys(keys: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
+    """The keys of all processes, by rank; they carry no gradient, as keys come from a momentum encoder."""
     if not (dist.is_available() and dist.is_initialized()):
         return keys
     parts = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
@@ -23,11 +23,11 @@ def of_all_processes(keys: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
 
 
 class Queue(nn.Module):
-    """The last keys, the oldest replaced first; part of the state, so that a resumed run has the same ones.
+    """The latest keys, the oldest replaced first; part of the state, so that a resumed run has the same ones.
 
     Args:
-        size: How many keys.
-        dim: Their width.
+        size: Number of keys.
+        dim: Width of a key.
     """
 
     keys: Tensor

@@ -1,4 +1,4 @@
-"""Two views of a sample are to be told from all other samples."""
+"""Contrastive learning: recognise two views of a sample among all other samples."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.initialization import init_weights
 from map_core.objective import Objective, Terms, require_backbone
-from map_core.objectives.contrastive.keys import Queue, of_all_processes, this_process
+from map_core.objectives.contrastive.keys import Queue, gather_keys, process_rank
 from map_core.objectives.contrastive.projection import direction, normalized_mlp, plain_projector
 from map_core.objectives.settings import Method, ObjectiveSettings
 from map_core.randomness import Draw
@@ -25,8 +25,8 @@ Version = Literal["v2", "v3"]
 class Contrastive(Objective):
     """Find the other view of a sample among the views of others; keys come from a slowly moving copy of the model.
 
-    ``v2`` (MoCo v2, arXiv 2003.04297): the first view asks, the keys are its second view and a queue of earlier ones.
-    ``v3`` (MoCo v3, arXiv 2104.02057): each view asks for the other among those of the batch, of all processes,
+    ``v2`` (MoCo v2, arXiv 2003.04297): the first view is the query, the keys are the second view and a queue of earlier
+    ones. ``v3`` (MoCo v3, arXiv 2104.02057): each view is the query for the other among the batch of all processes,
     through a predictor that the copy does not have. Accumulated micro-batches are not compared with each other.
 
     >>> from map_core.testing import GridBackbone, toy_encoder
@@ -36,16 +36,16 @@ class Contrastive(Objective):
     torch.Size([])
 
     Args:
-        backbone: What is pretrained, and exported; its features are averaged over tokens.
+        backbone: The model that is pretrained and exported; its features are averaged over tokens.
         version: ``v2`` or ``v3``.
-        hidden_dim, out_dim: Of the projector (and of v3's predictor).
-        temperature: Of the comparison.
-        momentum: Share of the copy that stays at a step; v3 lets it rise to 1 by half a cosine over the run.
-        queue: Keys that v2 remembers.
+        hidden_dim, out_dim: Widths of the projector (and of v3's predictor).
+        temperature: Temperature of the softmax over keys.
+        momentum: Share of the copy that a step keeps; v3 lets it rise to 1 by half a cosine over the run.
+        queue: Number of keys that v2 remembers.
     """
 
-    # inside forward a sharded model's parameters are copies, and moving those moves nothing
-    unfit_for_sharding = (
+    # inside forward a sharded model's parameters are copies, so that moving them would have no effect
+    reason_not_to_shard = (
         "objective.method contrastive moves a copy of its encoder, which FSDP does not let it reach"
     )
 
@@ -79,13 +79,13 @@ class Contrastive(Objective):
         self.projector.apply(init_weights)
         self.predictor.apply(init_weights)
         mask_token = getattr(backbone, "mask_token", None)
-        if mask_token is not None:  # nothing is hidden, so that it would get no gradient
+        if mask_token is not None:  # no token is hidden, so that it would get no gradient
             mask_token.requires_grad_(False)
         self.slow = nn.ModuleDict(
             {"backbone": copy.deepcopy(backbone), "projector": copy.deepcopy(self.projector)}
         ).requires_grad_(False)
         self.total_steps: int | None = None
-        self.followed: int | None = None  # the last step at which the copy has moved
+        self.last_followed_step: int | None = None  # the last step at which the copy moved
 
     def begin(self, total_steps: int) -> None:
         """The copy starts where the model does, which may have been loaded since it was made."""
@@ -97,7 +97,7 @@ class Contrastive(Objective):
         """Compare the two views of each sample.
 
         Raises:
-            UserError: no pairs, or a batch of one.
+            UserError: the inputs are not pairs of views, or the batch has one sample.
         """
         first, second = self._views(inputs)
         if self.training:
@@ -105,35 +105,35 @@ class Contrastive(Objective):
         if self.version == "v2":
             return self._against_queue(self.query(first), self.key(second))
         terms = [
-            self._against_batch(self.query(asking), self.key(asked))
-            for asking, asked in ((first, second), (second, first))
+            self._against_batch(self.query(query_view), self.key(key_view))
+            for query_view, key_view in ((first, second), (second, first))
         ]
-        accuracy = torch.stack([one.scalars["accuracy"] for one in terms]).mean()
+        accuracy = torch.stack([view_terms.scalars["accuracy"] for view_terms in terms]).mean()
         return Terms(terms[0].loss + terms[1].loss, scalars={"accuracy": accuracy})
 
     def query(self, view: Any) -> Float[Tensor, "b d"]:
-        """What asks, with gradient."""
-        return direction(self.predictor(self.projector(pooled(self.backbone, view))))
+        """The queries of a view, with gradient."""
+        return direction(self.predictor(self.projector(pooled_features(self.backbone, view))))
 
     @torch.no_grad()
     def key(self, view: Any) -> Float[Tensor, "b d"]:
-        """What is asked for."""
-        return direction(self.slow["projector"](pooled(self.slow["backbone"], view)))
+        """The keys of a view, without gradient."""
+        return direction(self.slow["projector"](pooled_features(self.slow["backbone"], view)))
 
-    @torch.compiler.disable  # the number of a step would be a constant of the graph, compiled anew at every step
+    @torch.compiler.disable  # the step's number would be a constant of the graph, recompiled at every step
     def follow_once(self, draw: Draw) -> None:
-        """Let the copy move, once a step however many micro-batches it has."""
-        if draw.step != self.followed:
-            self.followed = draw.step
+        """Let the copy move once a step, however many micro-batches the step has."""
+        if draw.step != self.last_followed_step:
+            self.last_followed_step = draw.step
             self.follow(draw.step)
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
         """Move the copy towards the model."""
-        stays = self.step_momentum(step)
+        momentum = self.step_momentum(step)
         for slow, model in self._pairs():
-            for mean, value in zip(slow.parameters(), model.parameters(), strict=True):
-                mean.lerp_(value, 1 - stays)
+            for average, value in zip(slow.parameters(), model.parameters(), strict=True):
+                average.lerp_(value, 1 - momentum)
 
     def step_momentum(self, step: int) -> float:
         """The momentum of a step."""
@@ -160,50 +160,52 @@ class Contrastive(Objective):
     def _against_queue(self, queries: Tensor, keys: Tensor) -> Terms:
         assert self.queue is not None
         # a copy, as the queue changes before the gradient is taken
-        others = self.queue.keys.clone()
-        logits = torch.cat([(queries * keys).sum(-1, keepdim=True), cosines(queries, others)], dim=1)
-        right = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
-        gathered = of_all_processes(keys)
+        negatives = self.queue.keys.clone()
+        logits = torch.cat(
+            [(queries * keys).sum(-1, keepdim=True), cosine_similarities(queries, negatives)], dim=1
+        )
+        labels = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+        gathered = gather_keys(keys)
         if self.training:
             self.queue.put(gathered)
-        return compared(logits / self.temperature, right)
+        return contrastive_terms(logits / self.temperature, labels)
 
     def _against_batch(self, queries: Tensor, keys: Tensor) -> Terms:
-        logits = cosines(queries, of_all_processes(keys)) / self.temperature
-        right = torch.arange(len(queries), device=queries.device) + this_process() * len(queries)
-        terms = compared(logits, right)
+        logits = cosine_similarities(queries, gather_keys(keys)) / self.temperature
+        labels = torch.arange(len(queries), device=queries.device) + process_rank() * len(queries)
+        terms = contrastive_terms(logits, labels)
         return Terms(2 * self.temperature * terms.loss, scalars=terms.scalars)
 
 
-def pooled(backbone: nn.Module, inputs: Any) -> Float[Tensor, "b d"]:
+def pooled_features(backbone: nn.Module, inputs: Any) -> Float[Tensor, "b d"]:
     """The mean feature of all tokens."""
     encoder: Any = backbone
     return encoder.encode(encoder.tokenize(inputs)).embedding.mean(dim=1)
 
 
-def cosines(queries: Float[Tensor, "b d"], keys: Float[Tensor, "k d"]) -> Float[Tensor, "b k"]:
-    """Of vectors of length 1, in float32 under autocast as well: cosines of views are near 1, where bf16 is coarse."""
+def cosine_similarities(queries: Float[Tensor, "b d"], keys: Float[Tensor, "k d"]) -> Float[Tensor, "b k"]:
+    """Cosines of unit vectors, in float32 even under autocast: those of views are near 1, where bf16 is coarse."""
     with torch.autocast(queries.device.type, enabled=False):
         return queries.float() @ keys.float().mT
 
 
-def compared(logits: Float[Tensor, "b k"], right: Tensor) -> Terms:
-    """How well the right key of each query is told from the others."""
-    accuracy = (logits.detach().argmax(dim=1) == right).float().mean()
-    return Terms(F.cross_entropy(logits, right), scalars={"accuracy": accuracy})
+def contrastive_terms(logits: Float[Tensor, "b k"], labels: Tensor) -> Terms:
+    """The cross entropy and accuracy of picking the right key for each query."""
+    accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+    return Terms(F.cross_entropy(logits, labels), scalars={"accuracy": accuracy})
 
 
 @dataclass
 class ContrastiveConfig(ObjectiveSettings):
-    """What is compared, and with what.
+    """The version of contrastive learning, and its sizes.
 
     Args:
         version: MoCo's v2 (a queue of keys) or v3 (keys of the batch, and a predictor).
-        temperature: Of the comparison.
-        momentum: Share of the key encoder that stays at a step; v2's is .999 throughout, v3's rises from .99 to 1.
-        queue: Keys that v2 remembers.
-        hidden_dim: Width of the projection's hidden layers; the encoder's for v2 and 4096 for v3 when not given.
-        out_dim: Width of what is compared; 128 for v2 and 256 for v3 when not given.
+        temperature: Temperature of the softmax over keys.
+        momentum: Share of the key encoder that a step keeps; v2's is .999 throughout, v3's rises from .99 to 1.
+        queue: Number of keys that v2 remembers.
+        hidden_dim: Width of the projection's hidden layers; the encoder's for v2 and 4096 for v3 when not set.
+        out_dim: Width of the vectors that are compared; 128 for v2 and 256 for v3 when not set.
     """
 
     method: Method = field(default="contrastive", kw_only=True)
@@ -223,15 +225,15 @@ class ContrastiveConfig(ObjectiveSettings):
             refuse_without_effect("objective", self, "queue", because=f"objective.version {self.version}")
 
     def build(self, backbone: Any) -> Contrastive:
-        of_version: dict[str, Any] = (
+        defaults: dict[str, Any] = (
             {"hidden_dim": backbone.embed_dim, "out_dim": 128, "momentum": 0.999}
             if self.version == "v2"
             else {"hidden_dim": 4096, "out_dim": 256, "momentum": 0.99}
         )
-        asked = {name: getattr(self, name) for name in of_version}
-        given = {name: value for name, value in asked.items() if value is not None}
+        settings = {name: getattr(self, name) for name in defaults}
+        overrides = {name: value for name, value in settings.items() if value is not None}
         return Contrastive(
-            backbone, self.version, temperature=self.temperature, queue=self.queue, **(of_version | given)
+            backbone, self.version, temperature=self.temperature, queue=self.queue, **(defaults | overrides)
         )
 
     def training_samples(self, data: Any, *, batch_size: int) -> Any:
@@ -244,7 +246,7 @@ class ContrastiveConfig(ObjectiveSettings):
         if self.version == "v2" and self.queue > samples:
             raise UserError(
                 f"objective.queue ({self.queue}) is larger than the epoch of {samples} samples, so that a sample would "
-                "be told from itself: lower it"
+                "be its own negative: lower it"
             )
         if self.version == "v2" and self.queue < batch_size:
             raise UserError(
@@ -253,5 +255,5 @@ class ContrastiveConfig(ObjectiveSettings):
         return self.make_views(data)
 
     def make_views(self, data: Any) -> Any:
-        """Training samples whose inputs are two views each."""
+        """Training samples, each with two views as its input."""
         raise NotImplementedError

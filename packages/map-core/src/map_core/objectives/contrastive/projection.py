@@ -1,4 +1,4 @@
-"""The MLPs between pooled features and what is compared."""
+"""The MLPs between pooled features and the vectors that are compared."""
 
 from itertools import pairwise
 
@@ -15,18 +15,18 @@ def plain_projector(embed_dim: int, hidden_dim: int, out_dim: int) -> nn.Module:
 
 
 def normalized_mlp(widths: tuple[int, ...]) -> nn.Module:
-    """MoCo v3's projector and predictor: layers without bias, batch normalisation behind each (arXiv 2104.02057).
+    """MoCo v3's projector and predictor: layers without bias, batch normalisation after each (arXiv 2104.02057).
 
     Args:
-        widths: Of the input, the hidden layers and the output, whose normalisation has no scale and shift.
+        widths: Widths of the input, the hidden layers and the output, whose normalisation has no scale and shift.
     """
     layers: list[nn.Module] = []
-    for width, following in pairwise(widths[:-1]):
-        layers += [Linear(width, following, bias=False), nn.BatchNorm1d(following), nn.ReLU()]
+    for width, next_width in pairwise(widths[:-1]):
+        layers += [Linear(width, next_width, bias=False), nn.BatchNorm1d(next_width), nn.ReLU()]
     last = [Linear(widths[-2], widths[-1], bias=False), nn.BatchNorm1d(widths[-1], affine=False)]
     return nn.Sequential(*layers, *last)
 
 
 def direction(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-    """Vectors of length 1, in float32."""
+    """The vectors scaled to length 1, in float32."""
     return F.normalize(x.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""The network that denoises the values of a token, given what a decoder made of its surroundings.
+"""The network that denoises the values of a token, given a decoder's features of its surroundings.
 
 Source: MAR (arXiv 2406.11838, section 3.2), under the published parameter names.
 """
@@ -14,7 +14,7 @@ from map_core.initialization import keep_init
 from map_core.objectives.diffusion.process import Process
 from map_core.ops import Linear
 
-WAVES = 128  # frequencies of a step's embedding
+NUM_FREQUENCIES = 128  # of a step's embedding
 MAX_PERIOD = 10000.0
 EPS = 1e-6
 
@@ -23,24 +23,24 @@ class StepEmbedding(nn.Module):
     """An MLP of cosines and sines of the step.
 
     Args:
-        width: Of the embedding.
+        width: Width of the embedding.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Linear(2 * WAVES, width), nn.SiLU(), Linear(width, width))
+        self.mlp = nn.Sequential(Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, step: Int[Tensor, " n"]) -> Float[Tensor, "n w"]:
-        exponent = torch.arange(WAVES, device=step.device, dtype=torch.float32) / WAVES
+        exponent = torch.arange(NUM_FREQUENCIES, device=step.device, dtype=torch.float32) / NUM_FREQUENCIES
         angle = step.float().unsqueeze(-1) * torch.exp(-math.log(MAX_PERIOD) * exponent)
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
 
 
 class ModulatedBlock(nn.Module):
-    """``x + gate * mlp(norm(x) * (1 + scale) + shift)``, the three made of the condition.
+    """``x + gate * mlp(norm(x) * (1 + scale) + shift)``, where all three are computed from the condition.
 
     Args:
-        width: Of the network.
+        width: Width of the network.
     """
 
     def __init__(self, width: int) -> None:
@@ -55,11 +55,11 @@ class ModulatedBlock(nn.Module):
 
 
 class ModulatedOutput(nn.Module):
-    """A modulated norm, then a linear layer to noise and share of the variance.
+    """A modulated norm, then a linear layer to the noise and the variance share.
 
     Args:
-        width: Of the network.
-        values: Of a token.
+        width: Width of the network.
+        values: Number of values in a token.
     """
 
     def __init__(self, width: int, values: int) -> None:
@@ -73,12 +73,12 @@ class ModulatedOutput(nn.Module):
 
 
 class DenoisingMlp(nn.Module):
-    """From noised values, step and condition to the noise in them and a share of the variance.
+    """Predicts the noise in noisy values and their variance share, from the values, the step and the condition.
 
     Args:
-        values: Of a token.
+        values: Number of values in a token.
         condition_dim: Width of the condition.
-        depth, width: Of the network.
+        depth, width: Size of the network.
     """
 
     def __init__(self, values: int, condition_dim: int, *, depth: int, width: int) -> None:
@@ -100,7 +100,7 @@ class DenoisingMlp(nn.Module):
         return self.final_layer(x, y)
 
     def _initialize(self) -> None:
-        """Begin as a network whose blocks do nothing and whose output is 0."""
+        """Start from blocks that do nothing and an output of 0."""
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Linear):
                 keep_init(layer)
@@ -124,11 +124,11 @@ class DiffusionHead(nn.Module):
     torch.Size([6, 4])
 
     Args:
-        values: Of a token.
+        values: Number of values in a token.
         condition_dim: Width of the condition.
-        depth, width: Of the network.
+        depth, width: Size of the network.
         sampling_steps: Steps from noise to values.
-        limit: What no sampled value exceeds; those of normalised patches do not.
+        limit: Bound on sampled values; those of normalised patches stay within the default.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class DiffusionHead(nn.Module):
     def sample(
         self, condition: Float[Tensor, "n z"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "n c"]:
-        """Draw values; ``generator`` is one of the CPU."""
+        """Sample values; ``generator`` is a generator of the CPU."""
         shape, device = (len(condition), self.values), condition.device
         x = torch.randn(shape, generator=generator).to(device)
         for place in reversed(range(len(self.sampler))):

@@ -1,4 +1,4 @@
-"""Masked autoregression whose hidden tokens are drawn from a learned distribution instead of regressed."""
+"""Masked autoregression whose hidden tokens are sampled from a learned distribution instead of regressed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,13 +21,13 @@ from map_core.ranges import check
 class MaskedDiffusion(MaskedAutoregression):
     """The paper's objective with a diffusion head (Table 7); the loss is that of denoising the hidden tokens.
 
-    A pass in training leaves the decoder's features as its prediction; :meth:`reconstruct` draws values for them.
+    In training the prediction is the decoder's features; :meth:`reconstruct` samples values from them.
 
     Args:
         backbone, decoder, options: See :class:`~map_core.MaskedAutoregression`.
         head: Denoises the values of hidden tokens.
-        loss: Says whether those are normalised; its own value is not used.
-        repeats: Steps and noises that each hidden token is denoised at, in one pass.
+        loss: Decides whether those are normalised; it is not computed itself.
+        repeats: Number of random steps and noises at which each hidden token is denoised in one pass.
     """
 
     head: DiffusionHead
@@ -49,7 +49,7 @@ class MaskedDiffusion(MaskedAutoregression):
     def compare(
         self, decoded: Float[Tensor, "b h e"], targets: Sequence[Tensor], draw: Draw
     ) -> tuple[Tensor, Tensor]:
-        """Denoise the hidden tokens, each at steps of its own."""
+        """Denoise the hidden tokens, each at its own random steps."""
         (target,) = targets
         target = normalize_targets(target.float()) if self.loss.normalize else target.float()
         values, condition = (x.flatten(0, 1).repeat(self.repeats, 1) for x in (target, decoded))
@@ -61,7 +61,7 @@ class MaskedDiffusion(MaskedAutoregression):
 
     @torch.no_grad()
     def reconstruct(self, inputs: Any, draw: Draw) -> Reconstruction:
-        """Draw values of the hidden tokens."""
+        """Sample values of the hidden tokens."""
         result = self(inputs, draw)
         condition = result.prediction
         values = self.head.sample(condition.flatten(0, 1), draw.generator("sampling"))
@@ -73,9 +73,9 @@ class MaskedDiffusionConfig(MaskedAutoregressionConfig):
     """What is hidden, and how its distribution is learned.
 
     Args:
-        diffusion_depth: Blocks of the network that denoises.
+        diffusion_depth: Blocks of the denoising network.
         diffusion_dim: Its width.
-        diffusion_repeats: Steps and noises at which each hidden token is denoised in one pass.
+        diffusion_repeats: Number of random steps and noises at which each hidden token is denoised in one pass.
         sampling_steps: Steps from noise to a picture.
     """
 

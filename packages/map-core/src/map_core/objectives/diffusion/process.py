@@ -1,7 +1,7 @@
 """Gaussian diffusion with a learned range of variances: noising, the loss of a step, and a step back.
 
 Sources: DDPM (arXiv 2006.11239) and Improved DDPM (arXiv 2102.09672), with the cosine schedule of the latter. The
-notation is theirs: ``x_0`` is data, ``x_t`` noised, alpha-bar the share of the signal's power that is left.
+notation is theirs: ``x_0`` is data, ``x_t`` noisy data, alpha-bar the share of the signal's power that is left.
 """
 
 import math
@@ -27,32 +27,32 @@ def respaced(steps: int, count: int) -> list[int]:
 
 
 class Process(nn.Module):
-    """The diffusion of some steps; all of its numbers are buffers that no file holds.
+    """A diffusion over some steps; all of its numbers are buffers that no file stores.
 
     Attributes:
-        step: Which step of the whole process each is.
+        step: For each step, its number in the whole process.
 
     Args:
         betas: Variance of the noise of each step, float64.
-        steps: Which step of the whole process each is, as the network knows it; all of them when None.
+        steps: For each step, its number in the whole process, as the network knows it; all of them when None.
     """
 
     step: Tensor
 
     def __init__(self, betas: Float[Tensor, " t"], steps: Sequence[int] | None = None) -> None:
         super().__init__()
-        bar = torch.cumprod(1 - betas, dim=0)
-        before = F.pad(bar[:-1], (1, 0), value=1.0)
-        variance = betas * (1 - before) / (1 - bar)
-        # the first step's is 0, whose logarithm is none: the second's stands in
+        alpha_bar = torch.cumprod(1 - betas, dim=0)
+        alpha_bar_prev = F.pad(alpha_bar[:-1], (1, 0), value=1.0)
+        variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
+        # that of the first step is 0, which has no logarithm: the second's stands in
         floor = variance[1] if len(betas) > 1 else betas[0]
         numbers = {
-            "signal": bar.sqrt(),
-            "noise": (1 - bar).sqrt(),
-            "to_start": bar.rsqrt(),
-            "to_start_noise": (1 / bar - 1).sqrt(),
-            "mean_of_start": betas * before.sqrt() / (1 - bar),
-            "mean_of_now": (1 - before) * (1 - betas).sqrt() / (1 - bar),
+            "signal": alpha_bar.sqrt(),
+            "noise": (1 - alpha_bar).sqrt(),
+            "to_start": alpha_bar.rsqrt(),
+            "to_start_noise": (1 / alpha_bar - 1).sqrt(),
+            "mean_of_start": betas * alpha_bar_prev.sqrt() / (1 - alpha_bar),
+            "mean_of_now": (1 - alpha_bar_prev) * (1 - betas).sqrt() / (1 - alpha_bar),
             "log_variance": torch.cat([floor[None], variance[1:]]).log(),
             "log_beta": betas.log(),
         }
@@ -68,10 +68,10 @@ class Process(nn.Module):
 
     @classmethod
     def shortened(cls, count: int, steps: int = 1000) -> "Process":
-        """``count`` of its steps that reach the same levels of noise, to sample faster."""
-        chosen = respaced(steps, count)
-        bar = torch.cumprod(1 - cosine_betas(steps), dim=0)[chosen]
-        return cls(1 - bar / F.pad(bar[:-1], (1, 0), value=1.0), chosen)
+        """``count`` steps of the whole process, at the same levels of noise, to sample faster."""
+        timesteps = respaced(steps, count)
+        alpha_bar = torch.cumprod(1 - cosine_betas(steps), dim=0)[timesteps]
+        return cls(1 - alpha_bar / F.pad(alpha_bar[:-1], (1, 0), value=1.0), timesteps)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -79,7 +79,7 @@ class Process(nn.Module):
     def add_noise(
         self, x_0: Float[Tensor, "n c"], t: Int[Tensor, " n"], noise: Float[Tensor, "n c"]
     ) -> Float[Tensor, "n c"]:
-        """Data at step t."""
+        """Noisy data at step t."""
         return self._at("signal", t) * x_0 + self._at("noise", t) * noise
 
     def loss(
@@ -91,22 +91,24 @@ class Process(nn.Module):
         noise: Float[Tensor, "n c"],
     ) -> Float[Tensor, " n"]:
         """The error of the predicted noise, plus the variational bound of the step, which trains the variance alone."""
-        predicted, share = output.chunk(2, dim=-1)
-        return (noise - predicted).square().mean(-1) + self.bound(predicted.detach(), share, x_0, x_t, t)
+        predicted, variance_share = output.chunk(2, dim=-1)
+        return (noise - predicted).square().mean(-1) + self.bound(
+            predicted.detach(), variance_share, x_0, x_t, t
+        )
 
     def bound(
         self,
         predicted: Float[Tensor, "n c"],
-        share: Float[Tensor, "n c"],
+        variance_share: Float[Tensor, "n c"],
         x_0: Float[Tensor, "n c"],
         x_t: Float[Tensor, "n c"],
         t: Int[Tensor, " n"],
     ) -> Float[Tensor, " n"]:
-        """Bits a value: from the true step back to the model's; at the first step, of the data itself."""
-        true_mean, true_log = self._mean_back(x_0, x_t, t), self._at("log_variance", t)
+        """Bits per value: the divergence of the model's step back from the true one; at the first step, of the data."""
+        true_mean, true_log = self._posterior_mean(x_0, x_t, t), self._at("log_variance", t)
         mean, log_variance = (
-            self._mean_back(self._start(predicted, x_t, t), x_t, t),
-            self._log_variance(share, t),
+            self._posterior_mean(self._predict_x_0(predicted, x_t, t), x_t, t),
+            self._log_variance(variance_share, t),
         )
         divergence = 0.5 * (
             log_variance - true_log - 1 + (true_log - log_variance).exp()
@@ -123,33 +125,33 @@ class Process(nn.Module):
         noise: Float[Tensor, "n c"],
         limit: float = math.inf,
     ) -> Float[Tensor, "n c"]:
-        """Data one step less noised; the last step adds no noise.
+        """The data with one step less noise; the last step adds no noise.
 
         Args:
-            output: Of the network.
-            x_t, t: Noised data and their steps.
-            noise: New noise.
-            limit: What no value of the data exceeds. Where next to nothing of the data is left, the estimate of them
+            output: Output of the network.
+            x_t, t: Noisy data and their steps.
+            noise: Fresh noise.
+            limit: A bound on the values of the data. Where next to nothing of the data is left, estimating them
                 multiplies the network's error by thousands.
         """
-        predicted, share = output.chunk(2, dim=-1)
-        start = self._start(predicted, x_t, t).clamp(-limit, limit)
-        mean = self._mean_back(start, x_t, t)
-        spread = (0.5 * self._log_variance(share, t)).exp() * (t > 0).unsqueeze(-1)
+        predicted, variance_share = output.chunk(2, dim=-1)
+        x_0 = self._predict_x_0(predicted, x_t, t).clamp(-limit, limit)
+        mean = self._posterior_mean(x_0, x_t, t)
+        spread = (0.5 * self._log_variance(variance_share, t)).exp() * (t > 0).unsqueeze(-1)
         return mean + spread * noise
 
     def _at(self, name: str, t: Tensor) -> Tensor:
         return getattr(self, name)[t].unsqueeze(-1)
 
-    def _start(self, noise: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def _predict_x_0(self, noise: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return self._at("to_start", t) * x_t - self._at("to_start_noise", t) * noise
 
-    def _mean_back(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def _posterior_mean(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return self._at("mean_of_start", t) * x_0 + self._at("mean_of_now", t) * x_t
 
-    def _log_variance(self, share: Tensor, t: Tensor) -> Tensor:
-        """Between the posterior's variance (share -1) and the forward step's (1), on a logarithmic scale."""
-        part = (share + 1) / 2
+    def _log_variance(self, variance_share: Tensor, t: Tensor) -> Tensor:
+        """Between the posterior's variance (share -1) and the forward step's (share 1), on a logarithmic scale."""
+        part = (variance_share + 1) / 2
         return part * self._at("log_beta", t) + (1 - part) * self._at("log_variance", t)
 
 
@@ -160,17 +162,17 @@ def log_likelihood(
     *,
     half_bin: float = 1 / 255,
 ) -> Float[Tensor, "n c"]:
-    """Logarithm of the probability of the bin around each value, under a Gaussian; the outer bins are open.
+    """Logarithm of the probability of the bin around each value, under a Gaussian; the outermost bins are open.
 
-    Source: DDPM, equation 13: 256 levels of pixels that were scaled to [-1, 1].
+    Source: DDPM, equation 13: 256 levels of pixels scaled to [-1, 1].
     """
     inverse = (-log_scale).exp()
-    above, below = (normal_cdf(inverse * (x - mean + side)) for side in (half_bin, -half_bin))
+    above, below = (normal_cdf(inverse * (x - mean + offset)) for offset in (half_bin, -half_bin))
     open_above = (1 - below).clamp(min=1e-12).log()
     inside = torch.where(x > 0.999, open_above, (above - below).clamp(min=1e-12).log())
     return torch.where(x < -0.999, above.clamp(min=1e-12).log(), inside)
 
 
 def normal_cdf(x: Tensor) -> Tensor:
-    """The standard normal's distribution function, by the tanh approximation that GELU made known."""
+    """The standard normal's distribution function, by the tanh approximation known from GELU."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from map_core.ops.registry import NOT_INSTALLED, Request
 
-LEAST_TOKENS = 1024  # below, a mask has too few blocks to leave any out; never timed
+MIN_TOKENS = 1024  # below, a mask has too few blocks to skip any; not timed
 BLOCK = 128
-LEAST_WIDTH = 16  # of a head, that its kernels take
+MIN_WIDTH = 16  # of a head; its kernels take no narrower one
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def flex_missing() -> str | None:
-    """Why its kernels cannot run on this installation, or None: they are written in Triton."""
+    """Why FlexAttention's kernels, which are written in Triton, cannot run on this installation, or None."""
     return None if importlib.util.find_spec("triton") is not None else f"triton {NOT_INSTALLED}"
 
 
@@ -28,40 +28,40 @@ def flex_unfit(request: Request) -> str | None:
         return f"its kernels run on GPUs, these tensors are on {request.device}"
     if request.dtype not in DTYPES:
         return f"it takes float32, float16 and bfloat16, not {request.dtype}"
-    if request.size < LEAST_WIDTH:
-        return f"it takes heads of {LEAST_WIDTH} numbers or more, not {request.size}"
+    if request.size < MIN_WIDTH:
+        return f"it takes heads of {MIN_WIDTH} numbers or more, not {request.size}"
     if "masked" not in request.facts:
         return "it is for masks with a row for each query"
     if "long" not in request.facts:
-        return f"fewer than {LEAST_TOKENS} tokens have too few blocks for it to leave any out"
+        return f"fewer than {MIN_TOKENS} tokens have too few blocks for it to leave any out"
     return None
 
 
 def flex_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "#b q l"], *, compiled: bool = True
 ) -> Tensor:
-    """Compute what ``reference_attention`` defines, but no block of keys that the mask hides from a block of queries.
+    """Compute what ``reference_attention`` defines, without the blocks that the mask hides entirely.
 
     Args:
         q, k, v: (b, h, q or l, d).
-        mask: True where a query may attend; every query to one key at least.
-        compiled: Run its kernels; False runs the definition, on any device.
+        mask: True where a query may attend; every query must attend to at least one key.
+        compiled: Run FlexAttention's kernels; False runs its definition, on any device.
     """
-    from torch.nn.attention import flex_attention as flex  # takes a second, and few need it
+    from torch.nn.attention import flex_attention as flex  # takes a second, and few calls need it
 
     whole_model_is_compiled = torch.compiler.is_compiling()
     run: Any = _kernels() if compiled and not whole_model_is_compiled else flex.flex_attention
-    block_mask = make_block_mask(mask) if whole_model_is_compiled else _last.of(mask)
+    block_mask = make_block_mask(mask) if whole_model_is_compiled else _block_mask_cache.get(mask)
     return run(q, k, v, block_mask=block_mask)
 
 
 def make_block_mask(mask: Bool[Tensor, "#b q l"]) -> Any:
-    """Which blocks of a mask are hidden, seen in part, and seen whole: only those in part look at the mask itself."""
+    """Sort the blocks of a mask into hidden, visible and partly visible ones; only the last read the mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     batch, queries, keys = mask.shape
     may_attend: Any = lambda b, h, query, key: mask[b, query, key]  # noqa: E731 (a def would be type-checked in tests)
-    if batch == 1:  # shared: whichever element asks
+    if batch == 1:  # one mask for all elements of the batch
         may_attend = lambda b, h, query, key: mask[0, query, key]  # noqa: E731
     return create_block_mask(
         may_attend,
@@ -75,19 +75,19 @@ def make_block_mask(mask: Bool[Tensor, "#b q l"]) -> Any:
 
 
 @dataclass
-class _Last:
-    """The block mask made last: the layers of a step share one mask."""
+class _BlockMaskCache:
+    """Keeps the latest block mask: the layers of a step share one mask."""
 
-    pair: tuple[Tensor, Any] | None = None  # together, as another thread may replace them
+    entry: tuple[Tensor, Any] | None = None  # in one, as another thread may replace it
 
-    def of(self, mask: Tensor) -> Any:
-        last = self.pair
-        if last is None or last[0] is not mask:
-            last = self.pair = mask, make_block_mask(mask)
-        return last[1]
+    def get(self, mask: Tensor) -> Any:
+        entry = self.entry
+        if entry is None or entry[0] is not mask:
+            entry = self.entry = mask, make_block_mask(mask)
+        return entry[1]
 
 
-_last = _Last()
+_block_mask_cache = _BlockMaskCache()
 
 
 @cache

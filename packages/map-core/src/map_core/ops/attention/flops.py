@@ -13,7 +13,7 @@ Shape = Sequence[int]
 
 
 def attention_flops(q: Shape, keys: int) -> int:
-    """Operations of both products of queries, whose last axis is a head's width, with so many keys and values."""
+    """Operations of both matrix products: of the queries (..., d) with ``keys`` keys, and with as many values."""
     return 4 * math.prod(q) * keys
 
 
@@ -23,18 +23,18 @@ def gradient_flops(q: Shape, keys: int) -> int:
 
 
 def forward_flops(q: Shape, k: Shape, *_: Any, out_shape: Any = None) -> int:
-    """Of queries (b, q, h, d) and keys (b, l, h, d)."""
+    """Operations for queries (b, q, h, d) and keys (b, l, h, d)."""
     return attention_flops(q, k[1])
 
 
 def backward_flops(
     grad_out: Shape, out: Shape, log_sum: Shape, q: Shape, k: Shape, *_: Any, out_shape: Any = None
 ) -> int:
-    """Of the gradients of queries (b, q, h, d), keys and values (b, l, h, d)."""
+    """Operations of the gradients of queries (b, q, h, d), keys and values (b, l, h, d)."""
     return gradient_flops(q, k[1])
 
 
-# Of PyTorch's operator on CPUs, (b, h, l, d); it knows those of GPUs alone.
+# For PyTorch's operator on CPUs, (b, h, l, d); its counter only knows those on GPUs.
 ON_A_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: attention_flops(
         q, k[2]

@@ -1,4 +1,4 @@
-"""Attention of heads under a mask, and the choice of what computes a call."""
+"""Multi-head attention under a mask, and the choice of the implementation that computes it."""
 
 import torch
 import torch.nn.functional as F
@@ -6,12 +6,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from map_core.ops.attention.flex import LEAST_TOKENS, flex_attention, flex_missing, flex_unfit
+from map_core.ops.attention.flex import MIN_TOKENS, flex_attention, flex_missing, flex_unfit
 from map_core.ops.attention.native import native_attention, native_attention_unfit
 from map_core.ops.attention.reference import reference_attention
 from map_core.ops.native.library import native_missing
 from map_core.ops.registry import BackendStatus, Implementation, Registry
-from map_core.ops.transforms import differentiated_anew
+from map_core.ops.transforms import is_functionally_transformed
 
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -52,7 +52,7 @@ def attention(
         k, v: Keys and values.
         mask: True where a query may attend to a key; all where None. A query that may attend to none gets zeros.
         backend: 'auto', or the name of one implementation (``attention_backends`` lists them). The
-            transformations of torch.func and forward-mode differentiation see PyTorch's own whatever it is.
+            transformations of torch.func and forward-mode differentiation always use PyTorch's own operator.
 
     Returns:
         The averages in the dtype of ``q``.
@@ -62,16 +62,16 @@ def attention(
     """
     if has_torch_function_unary(q):  # torch.fx keeps the call whole
         return handle_torch_function(attention, (q,), q, k, v, mask, backend)
-    if differentiated_anew():
+    if is_functionally_transformed():
         return torch_attention(q, k, v, mask)
     facts: tuple[str, ...] = ()
     if mask is not None and int(mask.shape[1]) > 1:
-        facts += ("masked",)  # each query in its own way, so that blocks may be hidden whole
-    if min(int(q.shape[2]), int(k.shape[2])) >= LEAST_TOKENS:
+        facts += ("masked",)  # a row for each query, so that whole blocks may be hidden
+    if min(int(q.shape[2]), int(k.shape[2])) >= MIN_TOKENS:
         facts += ("long",)
     return REGISTRY[_choose(backend, q.device.type, q.dtype, int(q.shape[3]), facts)].run(q, k, v, mask)
 
 
 def attention_backends() -> tuple[BackendStatus, ...]:
-    """Return every implementation of attention, best first, and why it cannot run here, if so."""
+    """Return every implementation of attention, best first, with the reason where one cannot run here."""
     return REGISTRY.statuses()

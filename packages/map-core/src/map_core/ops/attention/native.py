@@ -9,18 +9,18 @@ from map_core.ops.native.library import native_unfit, run
 from map_core.ops.operator import register_operator
 from map_core.ops.registry import Request
 
-# of a head, from which on PyTorch's is faster; of a mask, what the kernel leaves out counts too, and PyTorch's is slow
-# in bfloat16 (docs/performance.md)
-WIDEST, WIDEST_MASKED_OR_HALF = 16, 64
+# Widths of a head above which PyTorch's attention is faster. The second holds under a mask, whose hidden blocks the
+# kernel skips, and in bfloat16, where PyTorch's is slow (docs/performance.md).
+MAX_WIDTH, MAX_WIDTH_MASKED_OR_HALF = 16, 64
 
 
 def native_attention_unfit(request: Request) -> str | None:
     """Why the native attention cannot, or by 'auto' should not, serve this request, or None."""
     reason = native_unfit(request)
     easy = "masked" in request.facts or request.dtype == torch.bfloat16
-    widest = WIDEST_MASKED_OR_HALF if easy else WIDEST
-    if reason is None and not request.named and request.size > widest:
-        return f"PyTorch's is faster for heads of more than {widest} numbers"
+    max_width = MAX_WIDTH_MASKED_OR_HALF if easy else MAX_WIDTH
+    if reason is None and not request.named and request.size > max_width:
+        return f"PyTorch's is faster for heads of more than {max_width} numbers"
     return reason
 
 
@@ -30,7 +30,7 @@ def _call(
     """Describe attention of a dtype, and return the tensors that must live until it has run.
 
     Raises:
-        ValueError: shapes that do not belong together, or a mask that is not of bool: the kernel reads what it is told.
+        ValueError: shapes that do not match, or a mask that is not of bool: the kernel itself checks nothing.
     """
     batch, queries, count, width = q.shape
     keys = k.shape[1]
@@ -49,7 +49,7 @@ def _call(
             f"{(*mask.shape,)}"
         )
     read_q, read_k, read_v = (readable(x, dtype) for x in (q, k, v))
-    seen = None if mask is None else mask.contiguous()
+    read_mask = None if mask is None else mask.contiguous()
     call = AttentionCall(
         batch=batch,
         heads=count,
@@ -61,11 +61,11 @@ def _call(
         q=heads(read_q),
         k=heads(read_k),
         v=heads(read_v),
-        mask=address(seen),
+        mask=address(read_mask),
     )
     if mask is not None:
         call.mask_batch, call.mask_rows = mask.shape[:2]
-    return call, [read_q, read_k, read_v, seen]
+    return call, [read_q, read_k, read_v, read_mask]
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -75,12 +75,12 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tens
         The result (b, q, h, d), and for backward the logarithms to base 2 of softmax's denominators (b, h, q).
     """
     dtype = common_dtype(q, k, v)
-    call, kept = _call(dtype, q, k, v, mask)
+    call, keep_alive = _call(dtype, q, k, v, mask)
     out = torch.empty(q.shape, dtype=dtype)
     log_sum = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
     call.out, call.log_sum = out.data_ptr(), log_sum.data_ptr()
     run("map_ops_attention_forward", call)
-    del kept
+    del keep_alive
     return out.to(q.dtype), log_sum
 
 
@@ -88,14 +88,14 @@ def _backward(
     grad_out: Tensor, out: Tensor, log_sum: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> list[Tensor]:
     dtype = common_dtype(q, k, v, out, grad_out)
-    call, kept = _call(dtype, q, k, v, mask)
+    call, keep_alive = _call(dtype, q, k, v, mask)
     read_grad, read_out = readable(grad_out, dtype), readable(out, dtype).contiguous()
     call.grad_out = heads(read_grad)
     call.out, call.log_sum = read_out.data_ptr(), log_sum.data_ptr()
     grads = [torch.empty(x.shape, dtype=dtype) for x in (q, k, v)]
     call.grad_q, call.grad_k, call.grad_v = (grad.data_ptr() for grad in grads)
     run("map_ops_attention_backward", call)
-    del kept
+    del keep_alive
     return [grad.to(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Attention as it is defined."""
+"""The definition of attention, readable by eye. Tests compare with it."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor

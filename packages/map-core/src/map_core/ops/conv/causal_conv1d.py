@@ -10,7 +10,7 @@ from map_core.ops.registry import Request, optional_import
 
 TAPS = (2, 3, 4)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CHANNEL_MULTIPLE = 8  # of the kernel that reads (b, l, d) memory as it lies
+CHANNEL_MULTIPLE = 8  # for the kernel that reads (b, l, d) memory as it is
 
 
 def _load() -> None:

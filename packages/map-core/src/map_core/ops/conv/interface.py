@@ -15,7 +15,7 @@ from map_core.ops.conv.triton.conv import triton_conv
 from map_core.ops.conv.triton.loading import triton_missing, triton_unfit
 from map_core.ops.native.library import native_missing, native_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
-from map_core.ops.transforms import differentiated_anew
+from map_core.ops.transforms import is_functionally_transformed
 
 REGISTRY = Registry(
     "depthwise_causal_conv1d",
@@ -74,8 +74,8 @@ def _check(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: 
 def _run(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, reverse: bool, backend: str
 ) -> Tensor:
-    if differentiated_anew():
-        return reference_conv(x, weight, bias, activation, reverse)  # the others have a way back of their own
+    if is_functionally_transformed():
+        return reference_conv(x, weight, bias, activation, reverse)  # the others have hand-written gradients
     name = _choose(backend, x.device.type, x.dtype, int(weight.shape[1]))
     return REGISTRY[name].run(x, weight, bias, activation, reverse)
 
@@ -119,11 +119,11 @@ def depthwise_conv1d(
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Convolve each channel with its own few taps around each step; beyond both ends of the sequence are zeros.
+    """Convolve each channel with its own few taps around each step, with zeros beyond both ends of the sequence.
 
     Args:
         x: Input (b, l, e).
-        weight: Taps (e, k); the middle one multiplies the present step, of an even number the left of the two.
+        weight: Taps (e, k); the middle one multiplies the present step, or the left of the middle two.
         bias: Added to the result (e,).
         activation: None or 'silu', applied last.
         backend: As for :func:`depthwise_causal_conv1d`, whose implementations serve here too.
@@ -138,11 +138,11 @@ def depthwise_conv1d(
         return handle_torch_function(depthwise_conv1d, (x,), x, weight, bias, activation, backend)
     _check("depthwise_conv1d", x, weight, bias, activation)
     ahead = weight.shape[1] // 2
-    # What a causal convolution makes of the steps up to t + ahead is the result at t.
+    # The result at t is that of a causal convolution at t + ahead.
     padded = F.pad(x, (0, 0, 0, ahead))
     return _run(padded, weight, bias, activation, False, backend)[:, ahead:]
 
 
 def conv_backends() -> tuple[BackendStatus, ...]:
-    """Return every implementation of the convolution, best first, and why it cannot run here, if so."""
+    """Return every implementation of the convolution, best first, with the reason where one cannot run here."""
     return REGISTRY.statuses()

@@ -13,9 +13,9 @@ def _call(
     dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[ConvCall, list[Tensor | None]]:
     """Describe a convolution of a dtype, and return the tensors that must live until it has run."""
-    read = readable(x, dtype)
-    taps = readable(weight).t().contiguous()  # (d, k) -> (k, d), as the kernel reads them
-    shift = None if bias is None else readable(bias).contiguous()
+    read_x = readable(x, dtype)
+    read_taps = readable(weight).t().contiguous()  # (d, k) -> (k, d), as the kernel reads them
+    read_bias = None if bias is None else readable(bias).contiguous()
     batch, length, channels = x.shape
     call = ConvCall(
         batch=batch,
@@ -26,20 +26,20 @@ def _call(
         reverse=reverse,
         half=dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
-        x=rows(read),
-        weight=address(taps),
-        bias=address(shift),
+        x=rows(read_x),
+        weight=address(read_taps),
+        bias=address(read_bias),
     )
-    return call, [read, taps, shift]
+    return call, [read_x, read_taps, read_bias]
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
     dtype = common_dtype(x)
-    call, kept = _call(dtype, x, weight, bias, silu, reverse)
+    call, keep_alive = _call(dtype, x, weight, bias, silu, reverse)
     out = torch.empty(x.shape, dtype=dtype)
     call.out = out.data_ptr()
     run("map_ops_conv_forward", call)
-    del kept
+    del keep_alive
     return out.to(x.dtype)
 
 
@@ -47,7 +47,7 @@ def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> list[Tensor]:
     dtype = common_dtype(x, grad_out)
-    call, kept = _call(dtype, x, weight, bias, silu, reverse)
+    call, keep_alive = _call(dtype, x, weight, bias, silu, reverse)
     grad = readable(grad_out, dtype)
     call.grad_out = rows(grad)
     grad_x = torch.empty(x.shape, dtype=dtype)
@@ -55,7 +55,7 @@ def _backward(
     grad_bias = torch.empty(0 if bias is None else bias.shape[0], dtype=torch.float32)
     call.grad_x, call.grad_weight, call.grad_bias = (g.data_ptr() for g in (grad_x, grad_weight, grad_bias))
     run("map_ops_conv_backward", call)
-    del kept
+    del keep_alive
     grads = [grad_x.to(x.dtype), grad_weight.t().contiguous().to(weight.dtype)]
     return grads if bias is None else [*grads, grad_bias.to(bias.dtype)]
 

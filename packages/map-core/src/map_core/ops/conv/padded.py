@@ -1,4 +1,4 @@
-"""The convolution as PyTorch's own, which ONNX has too: channels first, zeros where the sequence ends."""
+"""The convolution by PyTorch's own operator, which ONNX has too: channels first, zeros beyond the sequence."""
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ def padded_conv(
 ) -> Float[Tensor, "b l d"]:
     """Compute what ``reference_conv`` defines, for programs that run without this package."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    beyond = weight.shape[1] - 1
-    channels_first = F.pad(x.to(dtype).transpose(1, 2), (0, beyond) if reverse else (beyond, 0))
+    padding = weight.shape[1] - 1
+    channels_first = F.pad(x.to(dtype).transpose(1, 2), (0, padding) if reverse else (padding, 0))
     taps = (weight.flip(1) if reverse else weight).to(dtype).unsqueeze(1)  # (d, k) -> (d, 1, k)
     y = F.conv1d(
         channels_first, taps, None if bias is None else bias.to(dtype), groups=weight.shape[0]

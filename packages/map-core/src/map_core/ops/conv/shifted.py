@@ -1,4 +1,4 @@
-"""The convolution in plain PyTorch: shifted products added in place, in the layout as it is."""
+"""The convolution in plain PyTorch: shifted products added in place, without a change of layout."""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ def _shifts(length: int, taps: int, reverse: bool) -> list[tuple[int, slice, sli
     return shifts
 
 
-def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast to the dtype of the sums."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -33,14 +33,14 @@ def _before_activation(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: 
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    y = _before_activation(*_wide(x, weight, bias), reverse)
+    y = _before_activation(*_widen(x, weight, bias), reverse)
     return (F.silu(y, inplace=True) if silu else y).to(x.dtype)
 
 
 def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> list[Tensor]:
-    wide_x, wide_weight, wide_bias = _wide(x, weight, bias)
+    wide_x, wide_weight, wide_bias = _widen(x, weight, bias)
     grad = grad_out.to(wide_x.dtype)
     if silu:
         y = _before_activation(wide_x, wide_weight, wide_bias, reverse)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from map_core.ops.linear.onednn import onednn_linear, onednn_missing, onednn_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
-from map_core.ops.transforms import transformed
+from map_core.ops.transforms import is_transformed
 
 REGISTRY = Registry(
     "linear",
@@ -25,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
         weight: Matrix (n, k).
         bias: Added to the result (n,).
         backend: 'auto', or the name of one implementation (``linear_backends`` lists them). Compilers, tracers and
-            the transformations of torch.func see PyTorch's own operator whatever it is.
+            the transformations of torch.func always get PyTorch's own operator.
 
     Returns:
         (..., n) in the dtype of ``x``, or of autocast where that is enabled.
@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
     Raises:
         UserError: ``backend`` is unknown or cannot serve this call.
     """
-    if type(x) not in (Tensor, nn.Parameter) or x.is_nested or transformed():
+    if type(x) not in (Tensor, nn.Parameter) or x.is_nested or is_transformed():
         return F.linear(x, weight, bias)
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -43,14 +43,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
 
 
 def linear_backends() -> tuple[BackendStatus, ...]:
-    """Return every implementation of the linear layer, best first, and why it cannot run here, if so."""
+    """Return every implementation of the linear layer, best first, with the reason where one cannot run here."""
     return REGISTRY.statuses()
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` computed by :func:`linear`; ``backend`` names the implementation, set it to measure one.
+    """``nn.Linear`` computed by :func:`linear`; ``backend`` names the implementation; set it to measure one.
 
-    Tools that look for the very type ``nn.Linear`` (dynamic quantisation) instead of its instances do not find it.
+    Tools that test for the exact type ``nn.Linear`` (dynamic quantisation) instead of for instances do not find it.
     """
 
     backend = "auto"

@@ -1,8 +1,8 @@
-"""The linear layer by oneDNN, for processors where PyTorch's own choice of library leaves half of them idle.
+"""The linear layer by oneDNN, for processors that PyTorch's own choice of library leaves half idle.
 
 For float32 on an x86 processor PyTorch multiplies with MKL, which leaves the 512-bit units of some idle; oneDNN, which
 the same PyTorch contains, uses them. Which is faster is measured (``rates.py``). The operator is PyTorch's and
-lacks a gradient; the one here is a function of autograd, because its gradients are such products too.
+has no gradient; it is wrapped in a function of autograd here, because its gradients are such products too.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from map_core.ops.linear.rates import kept_rates
+from map_core.ops.linear.rates import cached_rates
 from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native.library import native_missing
 from map_core.ops.registry import Request
-from map_core.ops.transforms import transformed
+from map_core.ops.transforms import is_transformed
 
-MEASURED = ("AVX2", "AVX512")
-WORTHWHILE = 2**21  # multiplications, from which on oneDNN is faster although calling it takes longer
+MEASURED_CAPABILITIES = ("AVX2", "AVX512")
+MIN_MULTIPLICATIONS = 2**21  # from here on oneDNN is faster although calling it takes longer
 
 
 def onednn_missing() -> str | None:
@@ -49,13 +49,13 @@ def onednn_unfit(request: Request) -> str | None:
         return "torch.backends.mkldnn is switched off"
     if request.named:
         return None
-    if request.size < WORTHWHILE:
+    if request.size < MIN_MULTIPLICATIONS:
         return f"{request.size} multiplications take less time than calling it"
-    if torch.backends.cpu.get_cpu_capability() not in MEASURED:
+    if torch.backends.cpu.get_cpu_capability() not in MEASURED_CAPABILITIES:
         return "only x86 processors with AVX2 or AVX-512 are measured"
     if onednn_missing():
         return "there is none"
-    rates = kept_rates()
+    rates = cached_rates()
     if rates is None:
         return "how fast it is cannot be kept in the cache, so that another process might choose otherwise"
     return None if rates.onednn_pays else f"it is not worth it here ({rates})"
@@ -63,12 +63,12 @@ def onednn_unfit(request: Request) -> str | None:
 
 def describe_choice() -> str:
     """What serves large float32 products on a CPU by 'auto', and why."""
-    refused = onednn_missing() or onednn_unfit(Request("cpu", torch.float32, WORTHWHILE))
-    return f"torch; oneDNN: {refused}" if refused else f"onednn: {kept_rates()}"
+    refusal = onednn_missing() or onednn_unfit(Request("cpu", torch.float32, MIN_MULTIPLICATIONS))
+    return f"torch; oneDNN: {refusal}" if refusal else f"onednn: {cached_rates()}"
 
 
-def _ordinary(x: Tensor) -> bool:
-    """Whether a tensor is what its memory holds, in float32 on the CPU."""
+def _is_plain(x: Tensor) -> bool:
+    """Whether a tensor is a plain float32 array in CPU memory."""
     return (
         type(x) in (Tensor, nn.Parameter)
         and x.dtype == torch.float32
@@ -93,8 +93,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        of_x, of_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        needs_grad_x, needs_grad_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_grad_weight else None, weight if needs_grad_x else None)
         return _multiply(x, weight, bias)
 
     @staticmethod
@@ -106,8 +106,8 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x @ weight.t() + bias`` of two matrices, by PyTorch where its transformations would not know ours."""
-    if transformed():
+    """``x @ weight.t() + bias`` of two matrices, by PyTorch where its transformations do not know oneDNN's operator."""
+    if is_transformed():
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _multiply(x, weight, bias)
 
@@ -120,10 +120,10 @@ def _weight_gradient(grad: Float[Tensor, "m n"], x: Float[Tensor, "m k"]) -> Flo
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute ``F.linear`` with oneDNN; empty, ill-shaped and unusual tensors are left to PyTorch."""
-    fits = x.ndim >= 2 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] and x.numel() > 0
-    biased = bias is None or (bias.shape == weight.shape[:1] and _ordinary(bias))
-    if not (fits and biased and _ordinary(x) and _ordinary(weight)):
+    """Compute ``F.linear`` with oneDNN; empty, mismatched and unusual tensors are left to PyTorch."""
+    shapes_fit = x.ndim >= 2 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] and x.numel() > 0
+    bias_fits = bias is None or (bias.shape == weight.shape[:1] and _is_plain(bias))
+    if not (shapes_fit and bias_fits and _is_plain(x) and _is_plain(weight)):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     return _product(rows, weight, bias).unflatten(0, x.shape[:-1])

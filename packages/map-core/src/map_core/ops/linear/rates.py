@@ -1,7 +1,7 @@
-"""How fast PyTorch's own product and oneDNN multiply here: measured once for a processor, and kept in the user's cache.
+"""How fast PyTorch's own product and oneDNN multiply here: measured once for a processor, then cached for the user.
 
-No rule by the maker of the processor holds: MKL, PyTorch's library for float32 on x86, leaves the 512-bit units of some
-processors idle and not those of others (docs/performance.md has numbers of both kinds).
+The maker of the processor does not settle it: MKL, PyTorch's library for float32 on x86, leaves the 512-bit units of
+some processors idle and not those of others (docs/performance.md has numbers of both kinds).
 """
 
 import functools
@@ -22,14 +22,11 @@ from torch import Tensor
 from map_core.paths import cache_folder
 from map_core.processor import processor_name
 
-SHAPE = (
-    784,
-    192,
-    768,
-)  # rows, inputs, outputs: four images in an MLP of the smallest width that is trained in earnest
-SECONDS, LEAST_ROUNDS = 0.1, 10  # at most two or three times as long, on the slowest processors
-MARGIN = 1.15  # less is not worth other bits than everybody's, and would not be measured alike twice
-# Time that this thread had a core, so that other programs do not decide; Windows counts it too coarsely.
+# Rows, inputs and outputs: four images in an MLP of the smallest width that is trained in earnest.
+SHAPE = (784, 192, 768)
+SECONDS, MIN_ROUNDS = 0.1, 10  # the slowest processors take two or three times as long for these rounds
+MARGIN = 1.15  # a smaller gain is not worth results with other bits, nor would two measurements agree on it
+# The time that this thread spent on a core, so that other programs do not distort it; Windows counts it too coarsely.
 CLOCK = time.perf_counter if sys.platform == "win32" else time.thread_time
 
 
@@ -42,7 +39,7 @@ class Rates:
 
     @property
     def onednn_pays(self) -> bool:
-        """Whether oneDNN is faster by more than a measurement errs."""
+        """Whether oneDNN is faster by more than the error of a measurement."""
         return self.onednn >= MARGIN * self.torch
 
     def __str__(self) -> str:
@@ -50,25 +47,25 @@ class Rates:
 
 
 @functools.cache
-def kept_rates() -> Rates | None:
-    """The rates that the cache keeps for this processor and PyTorch, measured now if it keeps none.
+def cached_rates() -> Rates | None:
+    """The cached rates of this processor and PyTorch, measured now if there are none.
 
-    Whoever keeps them first decides for all: the processes of a run, and the run that resumes. None where they cannot
-    be kept, because then nothing would hold the next process to the same choice.
+    The first process to store them decides for all: for the others of a run, and for a run that resumes. None where
+    they cannot be stored, because then nothing would hold the next process to the same choice.
     """
     path = rates_file()
-    known = read_rates(path)
-    return known or keep_rates(path, measured_rates())
+    rates = read_rates(path)
+    return rates or store_rates(path, measured_rates())
 
 
 def rates_file() -> Path:
-    """Where the rates are kept; its name tells one processor and one PyTorch from others that share a home."""
-    about = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-    return cache_folder() / "linear" / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+    """Where the rates are stored, under a name for each processor and PyTorch that share a home folder."""
+    key = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    return cache_folder() / "linear" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def read_rates(path: Path) -> Rates | None:
-    """The rates in a file; None where there is none, or what it holds is none."""
+    """The rates in a file; None where there is no file, or it holds no rates."""
     try:
         values = json.loads(path.read_text())
         rates = Rates(float(values["onednn"]), float(values["torch"]))
@@ -77,15 +74,15 @@ def read_rates(path: Path) -> Rates | None:
     return rates if 0 < rates.onednn < float("inf") and 0 < rates.torch < float("inf") else None
 
 
-def keep_rates(path: Path, rates: Rates) -> Rates | None:
-    """Write rates unless another process was faster; return what is kept, None where nothing can be."""
+def store_rates(path: Path, rates: Rates) -> Rates | None:
+    """Write the rates unless another process was first; return the stored ones, or None where none can be stored."""
     partial = path.with_name(f".unfinished_{path.name}_{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = {"processor": processor_name(), "pytorch": torch.__version__, **asdict(rates)}
         partial.write_text(json.dumps(text) + "\n")
         try:
-            os.link(partial, path)  # fails where there is one
+            os.link(partial, path)  # fails where the file exists
         except OSError:
             if read_rates(path) is None:  # a broken file, or a file system without links
                 os.replace(partial, path)
@@ -96,18 +93,18 @@ def keep_rates(path: Path, rates: Rates) -> Rates | None:
 
 
 def measured_rates() -> Rates:
-    """Multiply by turns for a moment, and count the fastest of each.
+    """Time both libraries in turn for a moment, and take the fastest product of each.
 
-    In a thread of its own: modes of PyTorch (autocast, counters of operations, recording) are a thread's.
+    Runs in its own thread, because PyTorch's modes (autocast, operation counters, recording) belong to a thread.
     """
-    found: list[Rates] = []
-    thread = threading.Thread(target=lambda: found.append(_by_turns()), name="rates")
+    results: list[Rates] = []
+    thread = threading.Thread(target=lambda: results.append(_measure_in_turn()), name="rates")
     thread.start()
     thread.join()
-    return found[0]
+    return results[0]
 
 
-def _by_turns() -> Rates:
+def _measure_in_turn() -> Rates:
     rows, inputs, outputs = SHAPE
     x, weight, bias = (
         torch.full(size, 0.5, dtype=torch.float32, device="cpu")
@@ -117,7 +114,7 @@ def _by_turns() -> Rates:
     pytorch: list[float] = []
     with torch.no_grad():
         start = CLOCK()
-        while len(pytorch) < LEAST_ROUNDS or CLOCK() - start < SECONDS:
+        while len(pytorch) < MIN_ROUNDS or CLOCK() - start < SECONDS:
             onednn.append(_seconds(_onednn, x, weight, bias))
             pytorch.append(_seconds(F.linear, x, weight, bias))
     operations = 2e-9 * rows * inputs * outputs

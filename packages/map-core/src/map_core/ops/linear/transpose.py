@@ -1,4 +1,4 @@
-"""The native copy of a matrix whose columns become rows."""
+"""Transposed copies of matrices by the native kernel."""
 
 import torch
 from jaxtyping import Float32

@@ -1,4 +1,4 @@
-"""What the native kernels are handed: the structures of native/ops.h, and tensors as they describe them."""
+"""The arguments of the native kernels: the structures of native/ops.h, and tensors described by them."""
 
 import ctypes
 
@@ -71,7 +71,7 @@ class AttentionCall(ctypes.Structure):
 
 
 class TransposeCall(ctypes.Structure):
-    """A matrix, and where its columns are to be rows."""
+    """A matrix, and where its transpose is written."""
 
     _fields_ = (
         *((name, _Size) for name in ("rows", "columns", "stride", "threads")),
@@ -80,9 +80,9 @@ class TransposeCall(ctypes.Structure):
 
 
 def common_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """Return what a kernel reads and writes of these tensors: bfloat16 if all are of it, else float32."""
-    halved = all(x is None or x.dtype == torch.bfloat16 for x in tensors)
-    return torch.bfloat16 if halved else torch.float32
+    """Return the dtype in which a kernel reads and writes these tensors: bfloat16 if all have it, else float32."""
+    all_bfloat16 = all(x is None or x.dtype == torch.bfloat16 for x in tensors)
+    return torch.bfloat16 if all_bfloat16 else torch.float32
 
 
 def readable(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -53,7 +53,7 @@ def _openmp_entry() -> int | None:
 
 @functools.cache
 def native_missing() -> str | None:
-    """Why the native kernels cannot run on this installation, or None; looked for once."""
+    """Why the native kernels cannot run on this installation, or None; they are loaded once."""
     try:
         kernels()
     except OSError as error:

@@ -1,7 +1,7 @@
 """How many operations a scan takes, for PyTorch's FlopCounterMode.
 
 Counted are the multiplications, additions and exponentials of the recurrence as ``reference_scan`` writes it.
-Activations and the product with the gate are left out, as PyTorch leaves out those of other layers.
+Activations and the product with the gate are not counted, as PyTorch does not count those of other layers.
 """
 
 import math
@@ -35,7 +35,8 @@ def forward_flops(
 ) -> int:
     """Operations of the scans over all directions whose shapes are listed in ``tensors``."""
     return sum(
-        one_direction_flops(one["u"], one["A"][1], "D" in one) for one in by_direction(tensors, present)
+        one_direction_flops(direction["u"], direction["A"][1], "D" in direction)
+        for direction in by_direction(tensors, present)
     )
 
 
@@ -49,6 +50,6 @@ def backward_flops(
 ) -> int:
     """Operations of the gradients of ``tensors`` and ``z``."""
     return sum(
-        one_direction_backward_flops(one["u"], one["A"][1], "D" in one, z is not None)
-        for one in by_direction(tensors, present)
+        one_direction_backward_flops(direction["u"], direction["A"][1], "D" in direction, z is not None)
+        for direction in by_direction(tensors, present)
     )

@@ -46,7 +46,7 @@ class ScanInputs:
 
 
 def _named_tensors(inputs: ScanInputs, z: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    named = (
+    fields = (
         ("u", inputs.u),
         ("delta", inputs.delta),
         ("A", inputs.A),
@@ -56,7 +56,7 @@ def _named_tensors(inputs: ScanInputs, z: Tensor | None) -> Iterator[tuple[str, 
         ("z", z),
         ("delta_bias", inputs.delta_bias),
     )
-    return ((name, tensor) for name, tensor in named if tensor is not None)
+    return ((name, tensor) for name, tensor in fields if tensor is not None)
 
 
 def check_inputs(op: str, inputs: ScanInputs, z: Tensor | None) -> None:
@@ -84,9 +84,9 @@ def check_inputs(op: str, inputs: ScanInputs, z: Tensor | None) -> None:
                 f"{op}: {name} is on {tensor.device} but u is on {inputs.u.device}; move them to one device"
             )
         for axis, (meaning, size) in enumerate(zip(axes, tensor.shape, strict=True)):
-            source, known = expected.setdefault(meaning, (f"{name}'s axis {axis}", size))
-            if size != known:
+            source, expected_size = expected.setdefault(meaning, (f"{name}'s axis {axis}", size))
+            if size != expected_size:
                 raise UserError(
-                    f"{op}: {name}'s axis {axis} ({meaning}) has size {size} but {source} has {known}; "
+                    f"{op}: {name}'s axis {axis} ({meaning}) has size {size} but {source} has {expected_size}; "
                     "they must be equal"
                 )

@@ -15,7 +15,7 @@ from map_core.ops.scan.native import native_bidirectional_scan, native_scan
 from map_core.ops.scan.reference import reference_scan
 from map_core.ops.scan.triton.loading import triton_missing, triton_unfit
 from map_core.ops.scan.triton.scan import triton_bidirectional_scan, triton_scan
-from map_core.ops.transforms import differentiated_anew
+from map_core.ops.transforms import is_functionally_transformed
 
 REGISTRY = Registry(
     "selective_scan",
@@ -49,8 +49,8 @@ def _choose(backend: str, device: str, dtype: torch.dtype, state: int) -> str:
 
 
 def _implementation(backend: str, inputs: ScanInputs) -> Implementation:
-    if differentiated_anew():
-        return REGISTRY["reference"]  # the others have a way back of their own, and no other
+    if is_functionally_transformed():
+        return REGISTRY["reference"]  # the others have hand-written gradients, and nothing else
     return REGISTRY[_choose(backend, inputs.u.device.type, inputs.u.dtype, int(inputs.A.shape[1]))]
 
 
@@ -81,10 +81,10 @@ def selective_scan(
         delta_softplus: Whether the step size goes through softplus.
         reverse: Scan from the last step to the first; equal to flipping every sequence and the result.
         backend: 'auto', or the name of one implementation (``scan_backends`` lists them); transformations of
-            torch.func and forward-mode differentiation see the definition whatever it is.
+            torch.func and forward-mode differentiation always use the definition.
 
     Returns:
-        (b, l, d) in the dtype of ``u``; steps, decay and state are float32 whatever the inputs are.
+        (b, l, d) in the dtype of ``u``; step sizes, decay and state are float32 whatever the inputs are.
 
     Raises:
         UserError: Shapes, devices or dtypes do not agree, or the backend is unknown or cannot serve.
@@ -136,5 +136,5 @@ def bidirectional_selective_scan(
 
 
 def scan_backends() -> tuple[BackendStatus, ...]:
-    """Return every implementation of the scan, best first, and why it cannot run here, if so."""
+    """Return every implementation of the scan, best first, with the reason where one cannot run here."""
     return REGISTRY.statuses()

@@ -1,4 +1,4 @@
-"""The scan as one operator that PyTorch and ONNX have: a loop over steps that carries the state."""
+"""The scan as one operator that PyTorch and ONNX both have: a loop over steps that carries the state."""
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ def loop_scan(inputs: ScanInputs, z: Float[Tensor, "b l d"] | None, reverse: boo
 def loop_bidirectional_scan(
     forward: ScanInputs, backward: ScanInputs, z: Float[Tensor, "b l d"] | None
 ) -> Float[Tensor, "b l d"]:
-    """The gated average of two scans, in one loop: what a step costs is mostly the calls of its operators."""
-    one, other = _scans((forward, False), (backward, True))
-    return _gated(0.5 * (one + other), z).to(forward.u.dtype)
+    """The gated average of two scans, in one loop: the cost of a step is mostly that of calling its operators."""
+    forward_y, backward_y = _scans((forward, False), (backward, True))
+    return _gated(0.5 * (forward_y + backward_y), z).to(forward.u.dtype)
 
 
 def _gated(y: Tensor, z: Tensor | None) -> Tensor:
@@ -28,27 +28,27 @@ def _gated(y: Tensor, z: Tensor | None) -> Tensor:
 
 
 def _scans(*directions: tuple[ScanInputs, bool]) -> list[Float[Tensor, "b l d"]]:
-    """Scan s sequences side by side, each one way, in float32.
+    """Scan s sequences side by side, each in one direction, in float32.
 
-    States are laid out (s, b, n, d), so that what a step multiplies lies side by side; the step takes the exponential,
+    States are laid out (s, b, n, d), so that a step multiplies contiguous values; the step takes the exponential,
     so that nothing of the full length has a state axis.
     """
-    some = directions[0][0].u
-    dtype = torch.promote_types(some.dtype, torch.float32)
+    u = directions[0][0].u
+    dtype = torch.promote_types(u.dtype, torch.float32)
     parts = zip(*(_steps(inputs, reverse, dtype) for inputs, reverse in directions), strict=True)
     steps = [torch.stack(part, dim=1) for part in parts]  # s x (l, b, ...) -> (l, s, b, ...)
     A = torch.stack([inputs.A.to(dtype).t() for inputs, _ in directions]).unsqueeze(1)  # (s, 1, n, d)
-    start = some.new_zeros(len(directions), some.shape[0], *A.shape[2:], dtype=dtype)
+    start = u.new_zeros(len(directions), u.shape[0], *A.shape[2:], dtype=dtype)
     _, y = loop(_step, [start], steps, [A.contiguous()])
     results = []
-    for (inputs, reverse), one in zip(directions, y.unbind(1), strict=True):
-        one = (one.flip(0) if reverse else one).transpose(0, 1)  # (l, b, d) -> (b, l, d)
-        results.append(one if inputs.D is None else one + inputs.D.to(dtype) * inputs.u.to(dtype))
+    for (inputs, reverse), output in zip(directions, y.unbind(1), strict=True):
+        output = (output.flip(0) if reverse else output).transpose(0, 1)  # (l, b, d) -> (b, l, d)
+        results.append(output if inputs.D is None else output + inputs.D.to(dtype) * inputs.u.to(dtype))
     return results
 
 
 def _steps(inputs: ScanInputs, reverse: bool, dtype: torch.dtype) -> list[Tensor]:
-    """What the steps of a scan read, in its order: the step size, what drives the state, B and C."""
+    """What the steps of a scan read, in scan order: the step size, the input that drives the state, B and C."""
     u, delta, B, C = (x.to(dtype) for x in (inputs.u, inputs.delta, inputs.B, inputs.C))
     if inputs.delta_bias is not None:
         delta = delta + inputs.delta_bias.to(dtype)
@@ -61,7 +61,7 @@ def _steps(inputs: ScanInputs, reverse: bool, dtype: torch.dtype) -> list[Tensor
 def _step(
     state: Tensor, delta: Tensor, drive: Tensor, B: Tensor, C: Tensor, A: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The state after a step, and what it reads out: (s, b, n, d), (s, b, d)."""
+    """The state after a step, and its output: (s, b, n, d), (s, b, d)."""
     decay = torch.exp(delta.unsqueeze(-2) * A)
     state = decay * state + drive.unsqueeze(-2) * B.unsqueeze(-1)
     return state, torch.matmul(C.unsqueeze(-2), state).squeeze(-2)

@@ -16,7 +16,7 @@ INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 
 
 def _load() -> None:
-    # mamba_ssm imports without its scan kernel too, so the extension is what counts.
+    # mamba_ssm can be imported without its scan kernel, so the extension is what counts.
     importlib.import_module("selective_scan_cuda")
     if not callable(importlib.import_module(INTERFACE).selective_scan_fn):
         raise TypeError(f"{INTERFACE}.selective_scan_fn is not a function")

@@ -12,10 +12,8 @@ from map_core.ops.scan.inputs import ScanInputs
 from map_core.ops.scan.operator import scan_operator
 
 _WEIGHTS = ("A", "D", "bias")
-_HALVED = (
-    "u",
-    "delta",
-)  # read and written in bfloat16 if all are of it, as z and the result are; the others never
+# Like z and the result, read and written in bfloat16 if all of these have that dtype; the others never are.
+_HALVED = ("u", "delta")
 
 
 def _dtype(directions: list[dict[str, Tensor]], *others: Tensor | None) -> torch.dtype:
@@ -31,23 +29,25 @@ def _call(
 ) -> tuple[ScanCall, list[object]]:
     """Describe a scan of a dtype, and return the tensors that must live until it has run."""
     read_z = None if z is None else readable(z, dtype)
-    kept: list[object] = [read_z]
+    keep_alive: list[object] = [read_z]
     call = ScanCall(threads=torch.get_num_threads(), directions=len(directions), z=rows(read_z))
     call.half = dtype == torch.bfloat16
     call.batch, call.length, call.channels = directions[0]["u"].shape
     for number, tensors in enumerate(directions):
-        read = {name: readable(x, dtype if name in _HALVED else torch.float32) for name, x in tensors.items()}
-        read["A"] = read["A"].t()  # (d, n) -> (n, d), as the kernel reads it
-        weights = {name: read[name].contiguous() for name in _WEIGHTS if name in read}
-        kept += [read, weights]
+        inputs = {
+            name: readable(x, dtype if name in _HALVED else torch.float32) for name, x in tensors.items()
+        }
+        inputs["A"] = inputs["A"].t()  # (d, n) -> (n, d), as the kernel reads it
+        weights = {name: inputs[name].contiguous() for name in _WEIGHTS if name in inputs}
+        keep_alive += [inputs, weights]
         call.direction[number] = ScanDirection(
-            **{name: rows(read[name]) for name in ("u", "delta", "B", "C")},
+            **{name: rows(inputs[name]) for name in ("u", "delta", "B", "C")},
             **{name: address(weights.get(name)) for name in _WEIGHTS},
             state=weights["A"].shape[0],
             softplus=softplus[number],
             reverse=reverse[number],
         )
-    return call, kept
+    return call, keep_alive
 
 
 def _forward(
@@ -60,11 +60,11 @@ def _forward(
     """Average the scans whose inputs are listed in ``tensors``, in the order of ``FIELDS``."""
     directions = by_direction(tensors, present)
     dtype = _dtype(directions, z)
-    call, kept = _call(dtype, directions, z, softplus, reverse)
+    call, keep_alive = _call(dtype, directions, z, softplus, reverse)
     out = torch.empty(tensors[0].shape, dtype=dtype)
     call.out = out.data_ptr()
     run("map_ops_scan_forward", call)
-    del kept
+    del keep_alive
     return out.to(tensors[0].dtype)
 
 
@@ -79,12 +79,12 @@ def _backward(
     """Return the gradients of ``tensors``, then that of ``z`` if there is one."""
     directions = by_direction(tensors, present)
     dtype = _dtype(directions, z, grad_out)
-    call, kept = _call(dtype, directions, z, softplus, reverse)
+    call, keep_alive = _call(dtype, directions, z, softplus, reverse)
     read_grad = readable(grad_out, dtype)
     call.grad_out = rows(read_grad)
     grads = []
-    for number, named in enumerate(directions):
-        for name, x in named.items():
+    for number, fields in enumerate(directions):
+        for name, x in fields.items():
             shape = x.t().shape if name == "A" else x.shape
             grad = torch.empty(shape, dtype=dtype if name in _HALVED else torch.float32)
             setattr(call.direction[number], f"grad_{name}", grad.data_ptr())
@@ -93,7 +93,7 @@ def _backward(
         grads.append(torch.empty(z.shape, dtype=dtype))
         call.grad_z = grads[-1].data_ptr()
     run("map_ops_scan_backward", call)
-    del kept
+    del keep_alive
     inputs = [*tensors] if z is None else [*tensors, z]
     return [grad.to(x.dtype).contiguous() for grad, x in zip(grads, inputs, strict=True)]
 

@@ -14,14 +14,14 @@ Apply = Callable[[Sequence[ScanInputs], Tensor | None, Sequence[int]], Tensor]
 def scan_operator(
     name: str, devices: Devices, forward: Callable[..., Tensor], backward: Callable[..., list[Tensor]]
 ) -> Apply:
-    """Register ``map_core::name`` and its backward; return what runs it.
+    """Register ``map_core::name`` and its backward; return a function that runs it.
 
     Args:
         name: Name of the operator.
-        devices: Device types that it serves.
+        devices: Device types that the operator serves.
         forward: ``(tensors, z, present, softplus, reverse)`` to the average of the scans whose inputs are listed in
             ``tensors`` as :func:`~map_core.ops.scan.directions.by_direction` reads them, gated by ``z``.
-        backward: The cotangent and the same to the gradients of ``tensors``, then that of ``z`` if there is one.
+        backward: The cotangent, then the same, to the gradients of ``tensors``, then that of ``z`` if there is one.
     """
     operator = register_operator(
         name, forward, backward, devices=devices, flops=forward_flops, backward_flops=backward_flops
@@ -29,10 +29,12 @@ def scan_operator(
 
     def apply(directions: Sequence[ScanInputs], z: Tensor | None, reverse: Sequence[int]) -> Tensor:
         fields = [
-            x for one in directions for x in (one.u, one.delta, one.A, one.B, one.C, one.D, one.delta_bias)
+            x
+            for inputs in directions
+            for x in (inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.delta_bias)
         ]
         present = [int(x is not None) for x in fields]
-        softplus = [int(one.delta_softplus) for one in directions]
+        softplus = [int(inputs.delta_softplus) for inputs in directions]
         return operator([x for x in fields if x is not None], z, present, softplus, list(reverse))
 
     return apply

@@ -2,15 +2,15 @@
 
 The backbone's last map makes a simple feature pyramid; region proposals have two hidden convolutions; box heads have
 four convolutions and one linear layer, mask heads four convolutions, all with a LayerNorm over channels; boxes are
-regressed without regard to class, by an L1 loss.
+regressed class-agnostically, with an L1 loss.
 
-It departs from ViTDet's and Vim's detectron2 where mmdet's heads do:
+It differs from ViTDet's and Vim's detectron2 where mmdet's heads do:
 
 - Stages weigh 1, 0.5, 0.25 here, as mmdet has it; `cascade-mask-rcnn_lsj-100e_coco.py` sets them to 1, as ViTDet does.
-- ViTDet has one mask head, trained on the proposals of the first stage. mmdet has one a stage, averaged when testing
+- ViTDet has one mask head, trained on the proposals of the first stage. mmdet has one per stage, averaged when testing
   (5.3M parameters more).
-- The second and third stage draw 512 boxes again, at most a quarter of them positive, and add the annotated boxes;
-  detectron2 takes all boxes that the stage before gives.
+- The second and third stages sample 512 boxes again, at most a quarter of them positive, and add the annotated boxes;
+  detectron2 takes all boxes of the previous stage.
 - ViTDet adds relative positions to its attention and Vim rotary ones (RoPE); these backbones have learned absolute
   positions, as they were pretrained with.
 - Attention is global, as the paper says nothing of windows and Vim scans everything; ViTDet attends within 14x14
@@ -22,7 +22,7 @@ A config that builds on this sets the backbone, and `neck.in_channels` to its wi
 norm_cfg = dict(type="LN2d", eps=1e-6)
 channels = 256
 num_classes = 80
-# Of the three stages: spread of the box coder's targets, and IoU of a positive box.
+# For the three stages: standard deviations of the box coder's targets, and IoU of a positive box.
 target_stds = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
 positive_ious = [0.5, 0.6, 0.7]
 

@@ -1,6 +1,6 @@
 """Cascade Mask R-CNN small enough for a CPU: 64 channels, few proposals, 320x240 pixels, eight layers of width 192.
 
-A config that builds on this sets the data, and in `num_classes` of every head the number of its classes.
+A config that builds on this sets the data, and `num_classes` in every head.
 """
 
 _base_ = ["mmdet-runtime.py", "cpu.py", "cascade-mask-rcnn.py"]

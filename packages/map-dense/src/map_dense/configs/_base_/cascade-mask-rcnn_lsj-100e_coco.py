@@ -9,8 +9,9 @@ says to follow. Not bf16: mmdet makes the anchors of proposals in the dtype of t
 coordinates above 512 to 4 pixels. Mixed precision needs a GPU and was not run here; on a CPU add
 `optim_wrapper.type=OptimWrapper`. A config that builds on this sets the backbone and `neck.in_channels`.
 
-The three stages weigh 1 each, as in ViTDet and Vim (mmdet's habit is 1, 0.5, 0.25), and the loss of each of the three
-mask heads a third, so that masks weigh as with their one head. `cascade-mask-rcnn.py` lists what else departs.
+The three stages weigh 1 each, as in ViTDet and Vim (mmdet's default is 1, 0.5, 0.25), and the loss of each of the
+three mask heads 1/3, so that masks weigh as much as with their single head. `cascade-mask-rcnn.py` lists the other
+differences.
 """
 
 _base_ = ["mmdet-runtime.py", "cascade-mask-rcnn.py"]

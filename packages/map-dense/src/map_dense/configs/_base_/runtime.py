@@ -1,6 +1,6 @@
 """Runtime of every config: hooks, logs, and loops that read `data_root` when they start.
 
-`mmdet-runtime.py` and `mmseg-runtime.py` add what is the toolbox's own.
+`mmdet-runtime.py` and `mmseg-runtime.py` add what is specific to their toolbox.
 """
 
 default_hooks = dict(

@@ -1,11 +1,12 @@
 """UperNet (arXiv 1807.10221) on a plain backbone, as Vim's segmentation code builds it on mmseg's heads.
 
 Four maps of the backbone become a pyramid of strides 4, 8, 16, 32; the auxiliary head reads the third. A config that
-builds on this sets the backbone, its width in the neck and heads, and the number of classes. `EncoderDecoder` is that
-of `map_dense.mmseg`: images that patches do not tile are padded, and the padding is cut off the logits.
+builds on this sets the backbone, its width in the neck and heads, and the number of classes. `EncoderDecoder` is the
+class that `map_dense.mmseg` registers: images that patches do not tile are padded, and the padding is cropped off the
+logits.
 
-The decode head has 512 channels. In Vim's code it has the encoder's width, and so it has in the configs of ViT-Small
-and Vim-Small here: 41.7M and 45.4M parameters, where Vim's paper says 46M for its own. HybridNet keeps 512, as
+The decode head has 512 channels. In Vim's code it has the encoder's width, as in the configs of ViT-Small and
+Vim-Small here: 41.7M and 45.4M parameters, where Vim's paper says 46M for Vim-Small. HybridNet keeps 512, as
 HybridNet-Small then has 67.1M, where MAP's paper says 69M (Table 9); the encoder's width would make it 54.9M.
 """
 

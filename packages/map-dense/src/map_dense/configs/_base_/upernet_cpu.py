@@ -32,5 +32,5 @@ param_scheduler = [
     dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=30, end=500),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100))
-log_processor = dict(window_size=10)  # a line's time is that of the steps since the line before
+log_processor = dict(window_size=10)  # each line's time is that of the steps since the previous line
 env_cfg = dict(dist_cfg=dict(backend="gloo"))

@@ -2,7 +2,7 @@
 
 AdamW 1e-4, betas 0.9 and 0.999, weight decay 0.05, 1500 iterations of linear warmup from 1e-6 of the rate, then a
 linear fall to 0, no clipping, float32 (mmseg's `--amp` trains in fp16). Layer decay 0.92 over 24 layers, rescaled to
-the backbone's: Vim's own constructor looks for other names than its backbone has and damps the embeddings alone
+the backbone's: Vim's constructor looks for names that its backbone does not have and damps the embeddings alone
 (by 0.92 ** 25); here it reaches every layer.
 """
 

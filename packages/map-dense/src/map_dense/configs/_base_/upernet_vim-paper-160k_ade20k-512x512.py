@@ -1,7 +1,7 @@
 """UperNet on ADE20K for 160,000 iterations of 16 images: attributed to the appendix of Vim's paper, not verified.
 
-AdamW 6e-5, weight decay 0.01, 1500 iterations of linear warmup, then a linear fall to 0, no layer decay. What that
-text does not say is as in Vim's code.
+AdamW 6e-5, weight decay 0.01, 1500 iterations of linear warmup, then a linear fall to 0, no layer decay. Whatever
+that text leaves open is as in Vim's code.
 """
 
 _base_ = ["upernet_vim-code-60k_ade20k-512x512.py"]

@@ -10,7 +10,7 @@ from map_core.ops.conv.triton.loading import kernels
 from map_core.ops.operator import register_operator
 
 # Of the cuts timed on an H200 (docs/performance.md) the fastest over six shapes. A program is one warp, a thread has
-# four channels; time is cut into stretches until there are so many programs.
+# four channels; time is cut into stretches until there are PROGRAMS programs.
 BLOCK = 128
 AHEAD = 8  # steps that are loaded at once
 PROGRAMS = 2048
@@ -23,7 +23,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _span(batch: int, length: int, channels: int) -> int:
-    """Steps of a program."""
+    """Steps per program."""
     stretches = -(-PROGRAMS // (batch * -(-channels // BLOCK)))
     return max(MIN_SPAN, -(-length // stretches))
 
@@ -61,7 +61,7 @@ def _backward(
             TAPS=taps, SILU=silu, REVERSE=reverse, AHEAD=AHEAD, BLOCK=BLOCK, num_warps=1,
         )  # fmt: skip
     total = sums.sum(0)
-    # copies: an operator's results share no memory, as the parts of a sum over one channel or of one tap would
+    # copies: an operator's results must share no memory, as views of the sums would with one channel or one tap
     grad_weight = total[:taps].t().to(weight.dtype, memory_format=torch.contiguous_format, copy=True)
     return (
         [grad_x, grad_weight]

@@ -1,4 +1,4 @@
-"""Whether Triton can run here, and the import of what needs it, put off until a convolution is asked to run with it."""
+"""Whether Triton can run here, and the import of the kernels, deferred to the first convolution that runs with them."""
 
 import importlib
 from types import ModuleType

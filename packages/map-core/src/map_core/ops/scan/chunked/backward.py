@@ -1,4 +1,4 @@
-"""The gradients of the scan, chunk by chunk from its end."""
+"""The gradients of the scan, computed chunk by chunk from its end."""
 
 import torch
 from jaxtyping import Float
@@ -17,32 +17,32 @@ def backward(
 ) -> dict[str, Tensor]:
     """Return the gradients of z and of every tensor in the inputs, by name."""
     scan = Chunks(inputs, reverse)
-    named = {"u": inputs.u, "delta": inputs.delta, "A": inputs.A, "B": inputs.B, "C": inputs.C}
+    tensors = {"u": inputs.u, "delta": inputs.delta, "A": inputs.A, "B": inputs.B, "C": inputs.C}
     optional = {"D": inputs.D, "z": z, "delta_bias": inputs.delta_bias}
-    named |= {name: x for name, x in optional.items() if x is not None}
+    tensors |= {name: x for name, x in optional.items() if x is not None}
     weights = {
         name: torch.zeros_like(x, dtype=scan.dtype)
-        for name, x in named.items()
+        for name, x in tensors.items()
         if name in ("A", "D", "delta_bias")
     }
     grads = {
         name: torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for name, x in named.items()
+        for name, x in tensors.items()
         if name not in weights
     }
-    carry, adjoint = scan.work().zero_(), scan.work(CHUNK)
-    before = scan.work(scan.per_segment)
+    carry, adjoint = scan.empty_states().zero_(), scan.empty_states(CHUNK)
+    chunk_starts = scan.empty_states(scan.per_segment)
     for number, segment in reversed(list(enumerate(scan.segments()))):
         chunks = scan.chunks(segment)
-        before[0] = starts[number]
-        for place, chunk in enumerate(chunks[:-1]):
-            before[place + 1] = scan.run(chunk, before[place]).states[-1]
-        for place, chunk in reversed(list(enumerate(chunks))):
-            window = scan.run(chunk, before[place])
+        chunk_starts[0] = starts[number]
+        for i, chunk in enumerate(chunks[:-1]):
+            chunk_starts[i + 1] = scan.run(chunk, chunk_starts[i]).states[-1]
+        for i, chunk in reversed(list(enumerate(chunks))):
+            window = scan.run(chunk, chunk_starts[i])
             _backward_chunk(
-                scan, chunk, window, before[place], carry, adjoint, grad_out, inputs.D, z, grads, weights
+                scan, chunk, window, chunk_starts[i], carry, adjoint, grad_out, inputs.D, z, grads, weights
             )
-    return grads | {name: grad.to(named[name].dtype) for name, grad in weights.items()}
+    return grads | {name: grad.to(tensors[name].dtype) for name, grad in weights.items()}
 
 
 def _backward_chunk(

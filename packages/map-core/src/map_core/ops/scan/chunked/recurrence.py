@@ -11,12 +11,12 @@ from torch import Tensor
 from map_core.ops.scan.inputs import ScanInputs
 
 CHUNK = 8  # steps whose states exist at once; small enough that they stay in the processor's cache
-FLAT_CHUNKS = 32  # up to so many chunks each one's first state is kept
+FLAT_CHUNKS = 32  # up to this number of chunks, each is its own segment
 
 
 @dataclass(frozen=True)
 class Window:
-    """One chunk, time first and in scan order: what the recurrence made of it."""
+    """One chunk after the recurrence, time first and in scan order."""
 
     u: Float[Tensor, "k b d"]
     raw_delta: Float[Tensor, "k b d"]
@@ -27,7 +27,7 @@ class Window:
     states: Float[Tensor, "k b d n"]
 
 
-def chunks_a_segment(chunks: int | torch.SymInt) -> int:
+def chunks_per_segment(chunks: int | torch.SymInt) -> int:
     return 1 if chunks <= FLAT_CHUNKS else math.ceil(math.sqrt(chunks))
 
 
@@ -41,12 +41,12 @@ class Chunks:
         self.A = inputs.A.to(self.dtype)
         self.batch, self.length, self.channels = inputs.u.shape
         self.count = math.ceil(self.length / CHUNK)
-        self.per_segment = chunks_a_segment(self.count)
-        self._decay = self.work(CHUNK)
-        self._states = self.work(CHUNK)
+        self.per_segment = chunks_per_segment(self.count)
+        self._decay = self.empty_states(CHUNK)
+        self._states = self.empty_states(CHUNK)
 
-    def work(self, *leading: int) -> Tensor:
-        """Return uninitialised room for ``leading`` states."""
+    def empty_states(self, *leading: int) -> Tensor:
+        """Return uninitialised memory for states, (*leading, b, d, n)."""
         shape = (*leading, self.batch, self.channels, self.A.shape[1])
         return torch.empty(shape, dtype=self.dtype, device=self.A.device)
 
@@ -78,8 +78,8 @@ class Chunks:
         steps = u.shape[0]
         decay = torch.mul(delta.unsqueeze(-1), self.A, out=self._decay[:steps]).exp_()
         states = torch.mul((delta * u).unsqueeze(-1), B.unsqueeze(-2), out=self._states[:steps])
-        for drive, kept in zip(states.unbind(0), decay.unbind(0), strict=True):
-            state = drive.addcmul_(kept, state)
+        for drive, factor in zip(states.unbind(0), decay.unbind(0), strict=True):
+            state = drive.addcmul_(factor, state)
         return Window(u, raw_delta, delta, B, C, decay, states)
 
 

@@ -1,4 +1,4 @@
-"""The scan in chunks as an operator, so that compilers see one call and not the loop over steps."""
+"""The chunked scan as an operator, so that compilers see one call and not the loop over steps."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from map_core.ops.operator import register_operator
 from map_core.ops.scan.chunked.backward import backward
-from map_core.ops.scan.chunked.recurrence import CHUNK, Chunks, chunks_a_segment, read_out
+from map_core.ops.scan.chunked.recurrence import CHUNK, Chunks, chunks_per_segment, read_out
 from map_core.ops.scan.flops import Shape, one_direction_backward_flops, one_direction_flops
 from map_core.ops.scan.inputs import ScanInputs
 
@@ -17,11 +17,11 @@ from map_core.ops.scan.inputs import ScanInputs
 def forward(
     inputs: ScanInputs, z: Float[Tensor, "b l d"] | None, reverse: bool, keep: bool
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "segments b d n"]]:
-    """Return the gated scan, and (no segments unless ``keep``) the state at the start of every segment."""
+    """Return the gated scan, and the state at the start of every segment (of no segments unless ``keep``)."""
     scan = Chunks(inputs, reverse)
-    starts = scan.work(len(scan.segments()) if keep else 0)
+    starts = scan.empty_states(len(scan.segments()) if keep else 0)
     out = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
-    state = scan.work().zero_()
+    state = scan.empty_states().zero_()
     for number, segment in enumerate(scan.segments()):
         if keep:
             starts[number] = state
@@ -78,7 +78,7 @@ def _backward_kernel(
 def _fake(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     batch, length, channels = u.shape
     keep, chunks = others[-1], -(-length // CHUNK)
-    segments = -(-chunks // chunks_a_segment(chunks)) if keep else 0
+    segments = -(-chunks // chunks_per_segment(chunks)) if keep else 0
     starts = (segments, batch, channels, A.shape[1])
     dtype = torch.promote_types(u.dtype, torch.float32)
     return torch.empty(u.shape, dtype=u.dtype, device=u.device), u.new_empty(starts, dtype=dtype)
@@ -110,6 +110,6 @@ def chunked_scan(
 ) -> Float[Tensor, "b l d"]:
     """Compute what ``reference_scan`` defines, differentiably, on any device that PyTorch knows."""
     fields = (inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.delta_bias)
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*fields, z))
-    keep = wanted or torch.jit.is_tracing()  # a trace may be differentiated later
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*fields, z))
+    keep = needs_grad or torch.jit.is_tracing()  # a trace may be differentiated later
     return _operator(*fields, inputs.delta_softplus, z, reverse, keep)[0]

@@ -1,1 +1,1 @@
-"""Kernels in Triton. Nothing here imports triton until a scan is asked to run with it."""
+"""Kernels in Triton. Nothing here imports triton before the first scan that runs with it."""

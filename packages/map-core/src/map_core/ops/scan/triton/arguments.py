@@ -1,4 +1,4 @@
-"""What the Triton kernels are handed: named tuples, which Triton takes apart when it compiles."""
+"""The arguments of the Triton kernels: named tuples, which Triton unpacks when it compiles."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ class Rows(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """What one direction reads, and where its states are kept, if they are."""
+    """What one direction reads, and where its states are stored, if they are."""
 
     u: Rows
     delta: Rows
@@ -24,7 +24,7 @@ class Direction(NamedTuple):
     D: Tensor | None
     bias: Tensor | None
     starts: Tensor | None  # (b, chunks, n, d) float32: the state before every chunk
-    # If time is cut: the state that a segment leaves when none enters, and the sum of its step sizes.
+    # If time is cut: the state at the end of a segment that starts from zero, and the sum of its step sizes.
     ends: Tensor | None  # (b, segments, n, d) float32
     totals: Tensor | None  # (b, segments, d) float32
     softplus: Any  # constexpr
@@ -46,10 +46,10 @@ class Gradients(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """What y passes on its way out: ``scale * y * silu(z)``, or ``scale * y`` without z."""
+    """How y becomes the output: ``scale * y * silu(z)``, or ``scale * y`` without z."""
 
     z: Rows | None
-    grad_out: Rows | None  # the gradient of what comes out
+    grad_out: Rows | None  # the gradient of the output
     scale: Any  # constexpr: 1 over the number of directions
 
 

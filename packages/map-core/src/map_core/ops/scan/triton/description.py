@@ -1,4 +1,4 @@
-"""Describes tensors to the Triton kernels, and allocates what the kernels write."""
+"""Describes tensors to the Triton kernels, and allocates those that the kernels write."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def rows(x: Tensor) -> Rows:
 
 
 def gate_of(z: Tensor | None, grad_out: Tensor | None, directions: int) -> Gate:
-    """Describe what the average of so many directions passes on its way out."""
+    """Describe the gate on the average of ``directions`` directions."""
     return Gate(
         z=None if z is None else rows(z),
         grad_out=None if grad_out is None else rows(grad_out),
@@ -23,14 +23,14 @@ def gate_of(z: Tensor | None, grad_out: Tensor | None, directions: int) -> Gate:
     )
 
 
-def _sums(device: torch.device, *shape: int) -> Tensor:
+def _empty_float32(device: torch.device, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
 def describe_direction(
     tensors: dict[str, Tensor], softplus: int, reverse: int, grid: Grid, keep: bool
 ) -> Direction:
-    """Describe one direction; with ``keep`` the state before every chunk has a place to be kept."""
+    """Describe one direction; ``keep`` allocates room for the state before every chunk."""
     device, state, cut = tensors["u"].device, (grid.state, grid.channels), grid.segments > 1
     return Direction(
         u=rows(tensors["u"]),
@@ -40,26 +40,28 @@ def describe_direction(
         A=tensors["A"].t().contiguous(),
         D=tensors["D"].contiguous() if "D" in tensors else None,
         bias=tensors["bias"].contiguous() if "bias" in tensors else None,
-        starts=_sums(device, grid.batch, grid.chunks, *state) if keep else None,
-        ends=_sums(device, grid.batch, grid.segments, *state) if cut else None,
-        totals=_sums(device, grid.batch, grid.segments, grid.channels) if cut else None,
+        starts=_empty_float32(device, grid.batch, grid.chunks, *state) if keep else None,
+        ends=_empty_float32(device, grid.batch, grid.segments, *state) if cut else None,
+        totals=_empty_float32(device, grid.batch, grid.segments, grid.channels) if cut else None,
         softplus=constexpr(bool(softplus)),
         reverse=constexpr(bool(reverse)),
     )
 
 
 def allocate_gradients(tensors: dict[str, Tensor], grid: Grid) -> Gradients:
-    """Allocate what one direction's programs write."""
+    """Allocate the gradients that one direction's programs write."""
     u, state, by_batch = tensors["u"], (grid.state, grid.channels), grid.segments * grid.batch
     by_step = (grid.blocks, grid.batch, grid.length, grid.state)
-    vectors = {name: _sums(u.device, by_batch, grid.channels) for name in ("D", "bias") if name in tensors}
+    vectors = {
+        name: _empty_float32(u.device, by_batch, grid.channels) for name in ("D", "bias") if name in tensors
+    }
     return Gradients(
         u=rows(torch.empty(u.shape, dtype=u.dtype, device=u.device)),
         delta=rows(torch.empty(u.shape, dtype=tensors["delta"].dtype, device=u.device)),
-        B=_sums(u.device, *by_step),
-        C=_sums(u.device, *by_step),
-        A=_sums(u.device, by_batch, *state),
+        B=_empty_float32(u.device, *by_step),
+        C=_empty_float32(u.device, *by_step),
+        A=_empty_float32(u.device, by_batch, *state),
         D=vectors.get("D"),
         bias=vectors.get("bias"),
-        ends=_sums(u.device, grid.batch, grid.segments, *state) if grid.segments > 1 else None,
+        ends=_empty_float32(u.device, grid.batch, grid.segments, *state) if grid.segments > 1 else None,
     )

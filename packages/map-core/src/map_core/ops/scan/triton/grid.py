@@ -10,15 +10,15 @@ from map_core.ops.scan.triton.arguments import Tile
 
 # Of the cuts timed on an H100 (docs/performance.md) the fastest or next to it, at half of the other's memory; longer
 # chunks take three times as long to compile.
-CHUNK = 4  # steps whose states backward holds in registers; one state in so many is kept in memory
-# A program is one warp, so that small batches still make many; its states take so many registers of each thread.
+CHUNK = 4  # steps whose states backward holds in registers; memory holds one state for each chunk
+# A program is one warp, so that small batches still make many; its states take this number of registers of each thread.
 # Compiled for compute capability 9.0, state 16, nothing is spilled; backward takes all registers a thread can have.
 FORWARD_VALUES = 16
 BACKWARD_VALUES = 16
 MAX_BLOCK = 32
-# Time is cut when a processor of the GPU would get fewer programs than this, into segments of at least so many steps.
+# Time is cut when a processor of the GPU would get fewer programs than this, into segments of at least MIN_SPAN steps.
 # A cut scans everything twice, so fewer than three segments would gain nothing. On an H100 a step of three programs for
-# a processor took a quarter of the time of 46, so about 12 fill it; that a cut pays up to here is reckoned, not timed.
+# a processor took a quarter of the time of 46, so about 12 fill it; that a cut pays up to here is estimated, not timed.
 PROGRAMS_A_PROCESSOR = 16
 MIN_SPAN = 64
 MIN_SEGMENTS = 3
@@ -30,15 +30,15 @@ def processors_of(device: torch.device) -> int:
 
 
 def segments_of(length: int, programs: int, processors: int) -> int:
-    """Into how many segments to cut time, so that ``programs`` times as many occupy the processors; 1: not at all."""
-    wanted = PROGRAMS_A_PROCESSOR * processors // max(programs, 1)
-    segments = min(wanted, length // MIN_SPAN)
+    """Number of segments of time, such that ``programs`` programs for each fill the processors; 1 is no cut."""
+    target = PROGRAMS_A_PROCESSOR * processors // max(programs, 1)
+    segments = min(target, length // MIN_SPAN)
     return segments if segments >= MIN_SEGMENTS else 1
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How a scan is cut into programs: channels a program, blocks of them, and segments of time if ``cut``."""
+    """How a scan is cut into programs: blocks of channels, and ``cut`` segments of time (at most)."""
 
     batch: int
     length: int
@@ -83,7 +83,7 @@ class Grid:
         return self.blocks * self.batch
 
     def launch(self, kernel: Any, directions: int, *arguments: Any, **constants: Any) -> None:
-        """Launch programs for so many directions; the first two arguments describe them, None for no second."""
+        """Launch the programs of one or two directions, which the first two arguments describe (None for no second)."""
         kernel[(self.programs, directions, self.segments)](
             *arguments,
             batches=self.batch,
@@ -100,7 +100,7 @@ class Grid:
 
 
 def grid_of(tensors: dict[str, Tensor], values: int, directions: int) -> Grid:
-    """Cut the scans of so many directions like these ``tensors``, each thread holding so many ``values``."""
+    """Cut the scans of ``directions`` directions, each like ``tensors``; a thread holds ``values`` states."""
     batch, length, channels = tensors["u"].shape
     whole = Grid(batch, length, channels, tensors["A"].shape[1], values)
     processors = processors_of(tensors["u"].device)

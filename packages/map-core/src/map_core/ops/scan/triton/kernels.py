@@ -2,11 +2,11 @@
 
 A program owns one batch element and a block of channels; its states are a (state, channel) tile in registers,
 and time is a loop. Both directions run in the same loop: after t steps one stands at position t, the other at
-length - 1 - t. Until they meet each leaves its y behind; from then on each finds the other's y, adds and gates.
+length - 1 - t. Until they meet each stores its y; from then on each reads the other's y, adds and gates.
 
-Where there would be too few programs, time is cut into segments of positions, one program each. What a scan makes
-of a segment is linear in the state that enters it, so the summary kernel first finds for each the state that it would
-end in from nothing and the sum of its step sizes; from these a program works out what enters its own segment.
+Where there would be too few programs, time is cut into segments of positions, one program each. The state after a
+segment is linear in the state that enters it, so the summary kernel first computes for each the state that it would
+end in from zero and the sum of its step sizes; from these a program works out the state that enters its segment.
 
 Backward runs the forward kernel again for the gradient of z and the state before every chunk; then one program for
 each direction, batch element and channel block walks the chunks back, rebuilding the states inside one in

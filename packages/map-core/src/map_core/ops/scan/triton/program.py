@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 # Functions below are read by Triton's compiler, whose language is Python in form only.
-"""What a program of a Triton kernel owns, how it reads and writes there, and the scan's own formulas.
+"""The part of a scan that a program of a Triton kernel computes, its loads and stores, and the scan's formulas.
 
-Triton inlines every function called from a kernel: they structure the text and cost nothing when it runs.
+Triton inlines every function called from a kernel: functions structure the code and cost nothing when it runs.
 """
 
 from typing import Any, NamedTuple
@@ -15,15 +15,15 @@ SOFTPLUS_IS_LINEAR = tl.constexpr(20.0)  # as in PyTorch
 
 # A thread owns whole channels only while Triton does not know that rows of a tile are aligned: it would give each
 # thread four neighbouring channels and spread the states over lanes, which turns sums over states into shuffles.
-# The other sizes would only cause compilations. Triton cannot be told so of integers inside a tuple: they are arguments
-# of their own, which each kernel gathers.
+# Specialising on the other sizes would only cause compilations. This cannot be switched off for integers inside a
+# tuple, so they are separate arguments, which each kernel gathers.
 unspecialized_jit = triton.jit(
     do_not_specialize=["batches", "length", "channels", "blocks", "chunks", "span"]
 )
 
 
 class Sizes(NamedTuple):
-    """How a scan is cut into programs, in integers that Triton learns at launch."""
+    """How a scan is cut into programs, in integers that are known at launch."""
 
     batches: Any
     length: Any
@@ -45,21 +45,21 @@ class Program(NamedTuple):
     steps: Any  # its length
     columns: Any  # the block's channels
     states: Any
-    seen: Any  # of columns
-    held: Any  # of states
+    column_mask: Any
+    state_mask: Any
     mask: Any  # of (states, columns)
 
 
-class Place(NamedTuple):
-    """A position of the sequence, and the masks of what is read and written there."""
+class MaskedPosition(NamedTuple):
+    """A position of the sequence, and the masks of loads and stores there."""
 
     position: Any
-    seen: Any  # of channels
-    held: Any  # of states
+    column_mask: Any  # for arrays with an axis of channels
+    state_mask: Any  # for arrays with an axis of states
 
 
 class Weights(NamedTuple):
-    """What one direction has for each channel, or for each state of one."""
+    """The weights of one direction, for each channel or each state of a channel."""
 
     A: Any
     skip: Any  # D, or zero
@@ -68,15 +68,15 @@ class Weights(NamedTuple):
 
 @triton.jit
 def this_program(sizes, tile):
-    """Say what the program that runs this owns; the grid is (batch elements and blocks, directions, segments)."""
-    program, segment = tl.program_id(0), tl.program_id(2)
-    batch = (program // sizes.blocks).to(tl.int64)
-    block = program % sizes.blocks
+    """Return the part that this program computes; the grid is (batch elements and blocks, directions, segments)."""
+    index, segment = tl.program_id(0), tl.program_id(2)
+    batch = (index // sizes.blocks).to(tl.int64)
+    block = index % sizes.blocks
     begin = segment * sizes.span
     columns = block * tile.BLOCK + tl.arange(0, tile.BLOCK)
     states = tl.arange(0, tile.PADDED_STATE)
-    seen = columns < sizes.channels
-    held = states < tile.STATE
+    column_mask = columns < sizes.channels
+    state_mask = states < tile.STATE
     return Program(
         sizes=sizes,
         batch=batch,
@@ -87,62 +87,72 @@ def this_program(sizes, tile):
         steps=tl.minimum(sizes.span, sizes.length - begin),
         columns=columns,
         states=states,
-        seen=seen,
-        held=held,
-        mask=held[:, None] & seen[None, :],
+        column_mask=column_mask,
+        state_mask=state_mask,
+        mask=state_mask[:, None] & column_mask[None, :],
     )
 
 
 @triton.jit
-def walk(own, step, backwards):
-    """Return the place after so many steps through the segment, from its left or backwards from its right."""
-    position = own.begin + own.steps - 1 - step if backwards else own.begin + step
-    return Place(position, own.seen, own.held)
+def walk(program, step, backwards):
+    """Return the place after ``step`` steps through the segment, from its left or backwards from its right."""
+    position = program.begin + program.steps - 1 - step if backwards else program.begin + step
+    return MaskedPosition(position, program.column_mask, program.state_mask)
 
 
 @triton.jit
-def _row(rows, own, place):
+def _row(rows, program, place):
     # batch is int64, so no product of a position and a stride is formed in 32 bits.
-    return rows.data + (own.batch * rows.batch_stride + (own.batch * 0 + place.position) * rows.step_stride)
+    return rows.data + (
+        program.batch * rows.batch_stride + (program.batch * 0 + place.position) * rows.step_stride
+    )
 
 
 @triton.jit
-def load_channels(rows, own, place):
-    return tl.load(_row(rows, own, place) + own.columns, mask=place.seen, other=0.0).to(tl.float32)
+def load_channels(rows, program, place):
+    return tl.load(_row(rows, program, place) + program.columns, mask=place.column_mask, other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit
-def load_states(rows, own, place):
-    return tl.load(_row(rows, own, place) + own.states, mask=place.held, other=0.0).to(tl.float32)
+def load_states(rows, program, place):
+    return tl.load(_row(rows, program, place) + program.states, mask=place.state_mask, other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit
-def store_channels(rows, own, place, value):
-    tl.store(_row(rows, own, place) + own.columns, value.to(rows.data.dtype.element_ty), mask=place.seen)
+def store_channels(rows, program, place, value):
+    tl.store(
+        _row(rows, program, place) + program.columns,
+        value.to(rows.data.dtype.element_ty),
+        mask=place.column_mask,
+    )
 
 
 @triton.jit
-def tile_offsets(own, tile, part, parts):
+def tile_offsets(program, tile, part, parts):
     """Offsets of the program's tile in a (b, parts, n, d) buffer, the parts being chunks or segments."""
-    row = (own.batch * parts + part) * tile.STATE + own.states[:, None]
-    return row * own.sizes.channels + own.columns[None, :]
+    row = (program.batch * parts + part) * tile.STATE + program.states[:, None]
+    return row * program.sizes.channels + program.columns[None, :]
 
 
 @triton.jit
-def _load_vector(data, own):
-    """Load a weight of each channel, zero if there is none."""
+def _load_vector(data, program):
+    """Load a weight for each channel, zero if there is none."""
     if data is None:
-        value = tl.zeros(own.columns.shape, tl.float32)
+        value = tl.zeros(program.columns.shape, tl.float32)
     else:
-        value = tl.load(data + own.columns, mask=own.seen, other=0.0).to(tl.float32)
+        value = tl.load(data + program.columns, mask=program.column_mask, other=0.0).to(tl.float32)
     return value
 
 
 @triton.jit
-def load_weights(scan, own):
-    matrix = scan.A + own.states[:, None] * own.sizes.channels + own.columns[None, :]
-    A = tl.load(matrix, mask=own.mask, other=0.0).to(tl.float32)
-    return Weights(A=A, skip=_load_vector(scan.D, own), bias=_load_vector(scan.bias, own))
+def load_weights(scan, program):
+    matrix = scan.A + program.states[:, None] * program.sizes.channels + program.columns[None, :]
+    A = tl.load(matrix, mask=program.mask, other=0.0).to(tl.float32)
+    return Weights(A=A, skip=_load_vector(scan.D, program), bias=_load_vector(scan.bias, program))
 
 
 @triton.jit
@@ -171,10 +181,10 @@ def advance(state, delta, u, A, B):
 
 
 @triton.jit
-def grad_of_y(gate, own, place):
+def grad_of_y(gate, program, place):
     """The gradient of one direction's y: that of the output through the gate."""
-    grad_y = load_channels(gate.grad_out, own, place) * gate.scale
+    grad_y = load_channels(gate.grad_out, program, place) * gate.scale
     if gate.z is not None:
-        z = load_channels(gate.z, own, place)
+        z = load_channels(gate.z, program, place)
         grad_y = grad_y * z * tl.sigmoid(z)
     return grad_y

@@ -21,7 +21,7 @@ def _pair(items: list[Any]) -> tuple[Any, Any]:
 
 
 def _summarize(directions: list[Direction], grads: list[Gradients], gate: Gate | None, grid: Grid) -> None:
-    """Find what each segment makes of nothing: of the scans, or given gradients of the way back."""
+    """Summarise every segment as if nothing entered it: of the scans, or with ``grads`` of their gradients."""
     if grid.segments > 1:
         kernel = kernels().summary_kernel
         pairs = *_pair(directions), *_pair(grads or [None])
@@ -33,10 +33,10 @@ def _scan(directions: list[Direction], gate: Gate, out: Tensor | None, grid: Gri
     _summarize(directions, [], None, grid)
     meeting = None
     if len(directions) == 2 and out is not None:
-        # y of one direction is read back in float32 when the other arrives; out itself will do if it is wide.
+        # y of one direction is read back in float32 when the other arrives; out itself will do if it is float32.
         meeting = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    written = [None if x is None else rows(x) for x in (out, meeting)]
-    grid.launch(kernels().forward_kernel, 1, *_pair(directions), gate, *written, CHUNK=grid.chunk)
+    outputs = [None if x is None else rows(x) for x in (out, meeting)]
+    grid.launch(kernels().forward_kernel, 1, *_pair(directions), gate, *outputs, CHUNK=grid.chunk)
 
 
 def _forward(
@@ -47,18 +47,18 @@ def _forward(
     reverse: Sequence[int],
 ) -> Tensor:
     """Average the scans whose inputs are listed in ``tensors``, in the order of ``FIELDS``."""
-    named = by_direction(tensors, present)
-    u = named[0]["u"]
+    direction_tensors = by_direction(tensors, present)
+    u = direction_tensors[0]["u"]
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     if out.numel() == 0:
         return out
     with torch.cuda.device_of(u):
-        grid = grid_of(named[0], FORWARD_VALUES, 1)
+        grid = grid_of(direction_tensors[0], FORWARD_VALUES, 1)
         directions = [
-            describe_direction(one, soft, back, grid, keep=False)
-            for one, soft, back in zip(named, softplus, reverse, strict=True)
+            describe_direction(fields, soft, back, grid, keep=False)
+            for fields, soft, back in zip(direction_tensors, softplus, reverse, strict=True)
         ]
-        _scan(directions, gate_of(z, None, len(named)), out, grid)
+        _scan(directions, gate_of(z, None, len(direction_tensors)), out, grid)
     return out
 
 
@@ -74,37 +74,42 @@ def _backward(
     inputs = [*tensors] if z is None else [*tensors, z]
     if grad_out.numel() == 0:
         return [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
-    named = by_direction(tensors, present)
+    direction_tensors = by_direction(tensors, present)
     with torch.cuda.device_of(grad_out):
-        grid = grid_of(named[0], BACKWARD_VALUES, len(named))
+        grid = grid_of(direction_tensors[0], BACKWARD_VALUES, len(direction_tensors))
         directions = [
-            describe_direction(one, soft, back, grid, keep=True)
-            for one, soft, back in zip(named, softplus, reverse, strict=True)
+            describe_direction(fields, soft, back, grid, keep=True)
+            for fields, soft, back in zip(direction_tensors, softplus, reverse, strict=True)
         ]
         grad_z = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
-        gate = gate_of(z, grad_out, len(named))
-        # Without z there is no gradient to write: the forward kernel then keeps the chunks' states alone.
+        gate = gate_of(z, grad_out, len(direction_tensors))
+        # Without z there is no gradient to write: the forward kernel then only stores the chunks' states.
         _scan(
             directions,
-            gate if z is not None else gate_of(None, None, len(named)),
+            gate if z is not None else gate_of(None, None, len(direction_tensors)),
             grad_z,
             replace(grid, values=FORWARD_VALUES),
         )
 
-        written = [allocate_gradients(one, grid) for one in named]
-        _summarize(directions, written, gate, grid)
+        buffers = [allocate_gradients(fields, grid) for fields in direction_tensors]
+        _summarize(directions, buffers, gate, grid)
         grid.launch(
-            kernels().backward_kernel, len(named), *_pair(directions), *_pair(written), gate, CHUNK=grid.chunk
+            kernels().backward_kernel,
+            len(direction_tensors),
+            *_pair(directions),
+            *_pair(buffers),
+            gate,
+            CHUNK=grid.chunk,
         )
-        grads = [grad for pair in zip(named, written, strict=True) for grad in _sum(*pair)]
+        grads = [grad for pair in zip(direction_tensors, buffers, strict=True) for grad in _sum(*pair)]
     return grads if grad_z is None else [*grads, grad_z]
 
 
-def _sum(tensors: dict[str, Tensor], written: Gradients) -> list[Tensor]:
+def _sum(tensors: dict[str, Tensor], gradients: Gradients) -> list[Tensor]:
     """Return the gradients of one direction in the order of its tensors; sums in a fixed order."""
-    whole = {name: getattr(written, name).sum(0) for name in tensors if name not in ("u", "delta")}
-    whole |= {"u": written.u.data, "delta": written.delta.data, "A": whole["A"].t().contiguous()}
-    return [whole[name].to(tensors[name].dtype) for name in FIELDS if name in tensors]
+    summed = {name: getattr(gradients, name).sum(0) for name in tensors if name not in ("u", "delta")}
+    summed |= {"u": gradients.u.data, "delta": gradients.delta.data, "A": summed["A"].t().contiguous()}
+    return [summed[name].to(tensors[name].dtype) for name in FIELDS if name in tensors]
 
 
 _apply = scan_operator("triton_selective_scan", ("cpu", "cuda"), _forward, _backward)
