@@ -77,9 +77,10 @@ def make_config(quick: bool, out: Path) -> Any:
 
 
 class SelfStoppingTask(PretrainTask):
-    """A run that sends itself SIGTERM a number of seconds after its first step, or after a number of steps.
+    """A run that sends itself SIGTERM a number of seconds after its first step or after a number of steps.
 
-    Whichever comes first; the first step may wait half a minute for kernels to be compiled.
+    The earlier of the two counts. The seconds begin after the first step, which may wait half a minute for kernels to
+    be compiled.
     """
 
     deadline = math.inf

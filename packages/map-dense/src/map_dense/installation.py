@@ -34,12 +34,12 @@ def check_distributions(installed: Callable[[str], str | None] = installed_versi
         UserError: an upstream distribution and its maintained fork are both installed.
     """
     for maintained, upstream in DISTRIBUTIONS.items():
-        forks = [name for name in upstream if installed(name)]
-        if installed(maintained) and forks:
-            names = " ".join([*forks, maintained])
+        conflicting = [name for name in upstream if installed(name)]
+        if installed(maintained) and conflicting:
+            names = " ".join([*conflicting, maintained])
             raise UserError(
-                f"{maintained} {installed(maintained)} and {forks[0]} {installed(forks[0])} are installed together and "
-                f"overwrite each other's modules: pip uninstall -y {names}, then install one of them"
+                f"{maintained} {installed(maintained)} and {conflicting[0]} {installed(conflicting[0])} are installed "
+                f"together and overwrite each other's modules: pip uninstall -y {names}, then install one of them"
             )
 
 

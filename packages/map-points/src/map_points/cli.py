@@ -12,24 +12,30 @@ from map_core.commands.listing import (
     tables_command,
 )
 
-DOMAIN, MODULE = "map_points.domain:DOMAIN", "map_points.commands"
+DOMAIN, COMMANDS_MODULE = "map_points.domain:DOMAIN", "map_points.commands"
 FEWSHOT = Command(
-    "fewshot", "train a classifier on few-shot folds", "map_points.fewshot:FewShotConfig", f"{MODULE}:fewshot"
+    "fewshot",
+    "train a classifier on few-shot folds",
+    "map_points.fewshot:FewShotConfig",
+    f"{COMMANDS_MODULE}:fewshot",
 )
 SEGMENT = Command(
-    "segment", "train a part segmenter", "map_points.segmentation.task:SegmentConfig", f"{MODULE}:segment"
+    "segment",
+    "train a part segmenter",
+    "map_points.segmentation.task:SegmentConfig",
+    f"{COMMANDS_MODULE}:segment",
 )
 PART_SHAPES = Command(
     "write-part-shapes",
     "make two-part shapes in ShapeNetPart's layout",
-    f"{MODULE}:PartShapesConfig",
-    f"{MODULE}:part_shapes",
+    f"{COMMANDS_MODULE}:PartShapesConfig",
+    f"{COMMANDS_MODULE}:part_shapes",
 )
 STATISTICS = Command(
     "statistics",
     "mean and deviation of the channels of points",
-    f"{MODULE}:StatisticsConfig",
-    f"{MODULE}:statistics",
+    f"{COMMANDS_MODULE}:StatisticsConfig",
+    f"{COMMANDS_MODULE}:statistics",
     essential=("data.root", "data.source", "data.channels", "data.columns", "data.subset"),
 )
 COMMANDS = [

@@ -30,7 +30,8 @@ class LabelTable:
         classes: The distinct labels, sorted: whole numbers by value, else as text; () where ``unlabelled``.
         labels: Indices into ``classes`` [n], int64; zeros where there are none.
         splits: The split of each row; () without such a column.
-        unlabelled: The first row without a label, in words; None where every row has one.
+        unlabelled: What has no label, in words: the first such row, or a file without the column; None where every
+            row has one.
     """
 
     file: Path

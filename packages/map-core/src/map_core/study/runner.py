@@ -56,7 +56,7 @@ def run_study(
     Raises:
         UserError: a run failed, and its log says why; the results are of runs with other settings; the budget is too
             small for any run; ``jobs`` is below 1.
-        Diverged: runs at the chosen rates diverged, and all others are done.
+        Diverged: runs at the chosen rates diverged, and no other run can be started.
     """
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")

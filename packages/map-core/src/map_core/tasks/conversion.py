@@ -118,7 +118,6 @@ def read_and_convert(domain: Domain, file: Path) -> tuple[Converted, Family]:
     family = family_of(state, domain.models.families)
     if family is None:
         refuse_unknown(state, domain.models.families, file)
-    assert family is not None
     return family.convert_file_state(state, file), family
 
 

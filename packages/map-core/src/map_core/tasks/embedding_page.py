@@ -83,7 +83,7 @@ def write_page(
             f"of them on their first two principal components (PCA), which hold {shares[0]:.0%} and {shares[1]:.0%} "
             "of the variance."
         ),
-        "AGREEMENT": html.escape(agreement(neighbors, split.labels, indices) if classes else ""),
+        "AGREEMENT": html.escape(agreement(neighbors, split.labels) if classes else ""),
         "ROWS": "\n".join(row(int(query), neighbors, split, classes, picture) for query in queries),
         # no text inside a script element may look like its end
         "POINTS": json.dumps(points).replace("<", "\\u003c"),
@@ -139,9 +139,9 @@ def spread_over_classes(labels: Int[np.ndarray, " p"], count: int) -> Int[np.nda
     return np.lexsort((labels, turn))[:count]
 
 
-def agreement(neighbors: Neighbors, labels: Int[np.ndarray, " n"], queries: Int[np.ndarray, " q"]) -> str:
+def agreement(neighbors: Neighbors, labels: Int[np.ndarray, " n"]) -> str:
     """How often neighbours are of the same class, and how often that would happen by chance."""
-    query_labels = labels[queries]
+    query_labels = labels[neighbors.queries]
     same = 100 * (labels[neighbors.index] == query_labels[:, None]).mean()
     shares = np.bincount(labels) / len(labels)
     chance = 100 * float(shares[query_labels].mean())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -134,7 +134,7 @@ def family_of(state: State, families: Sequence[Family]) -> Family | None:
     return next((family for family in families if family.has(keys)), None)
 
 
-def refuse_unknown(state: State, families: Sequence[Family], source: Path) -> None:
+def refuse_unknown(state: State, families: Sequence[Family], source: Path) -> NoReturn:
     """Refuse a file of no known family, and say which is the nearest and what speaks against it.
 
     Raises:

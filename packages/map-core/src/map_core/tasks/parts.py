@@ -223,10 +223,10 @@ def part_file(folder: Path, part: int) -> Path:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a part exists and matches its checksums, which NPZ files carry."""
+    """Whether a part exists, has both arrays and matches their checksums, which NPZ files carry."""
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
+            return file.namelist() == ["values.npy", "labels.npy"] and file.testzip() is None
     except Exception:  # missing, or damaged, which raises whatever its reader stumbles on
         return False
 

@@ -104,7 +104,7 @@ class Process(nn.Module):
         x_t: Float[Tensor, "n c"],
         t: Int[Tensor, " n"],
     ) -> Float[Tensor, " n"]:
-        """Bits per value: the divergence of the model's step back from the true one; at the first step, of the data."""
+        """Bits per value: divergence of the model's step back from the true one; at t = 0, the data's code length."""
         true_mean, true_log = self._posterior_mean(x_0, x_t, t), self._at("log_variance", t)
         mean, log_variance = (
             self._posterior_mean(self._predict_x_0(predicted, x_t, t), x_t, t),
