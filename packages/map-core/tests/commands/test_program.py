@@ -253,6 +253,17 @@ def test_an_error_that_is_no_user_error_keeps_its_traceback(run):
         run("crash")
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_large_blocks_are_on_huge_pages_unless_the_environment_says_otherwise(
+    run, monkeypatch, before, after
+):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    if before is not None:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before)
+    assert run("pretrain --out x")[0] == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == after
+
+
 def test_the_program_lists_commands_and_recipes(run):
     status, _, output = run("--help")
     assert status == 0

@@ -40,6 +40,8 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
     level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     show_any_text()
+    # PyTorch reads this at its first large allocation: huge pages spare most page faults (docs/performance.md)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = list(sys.argv[1:] if argv is None else argv)
     return while_somebody_reads(lambda: run_command(program, commands, recipes, arguments))
 
