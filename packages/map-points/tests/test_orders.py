@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from map_core import orders
-from map_core.orders import hilbert_code, scan_order, z_code
-from map_points.tokenizer import PointOrder, order_of_centers
-
-
-def order_patches(center: torch.Tensor, order: PointOrder) -> torch.Tensor:
-    """Indices that bring centres from the order of sampling into scan order."""
-    return scan_order(center, order_of_centers(order))
+from map_core.orders import hilbert_code, z_code
+from map_points.tokenizer import order_patches
 
 
 @pytest.fixture

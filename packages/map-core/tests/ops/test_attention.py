@@ -275,3 +275,13 @@ def test_layers_that_share_a_mask_share_its_blocks(monkeypatch: pytest.MonkeyPat
     assert len(converted) == 3
     assert torch.equal(results[0], results[3])
     assert not torch.equal(results[0], results[2])
+
+
+def test_a_mask_changed_in_place_is_sorted_again() -> None:
+    mask, values = regions_of("map", 1), heads(LENGTH, LENGTH, 16, batch=1)
+    with torch.no_grad():
+        flex_attention(**values, mask=mask, compiled=False)
+        mask.fill_(True)
+        actual = flex_attention(**values, mask=mask, compiled=False)
+        expected = attention(**values, mask=mask, backend="reference")
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import pickle
 import random
@@ -181,6 +182,18 @@ def test_files_that_are_no_weights_are_recognised(tmp_path, name, content, what)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} is no weights file \(looks like {what}"):
         read_weights(tmp_path / name)
+
+
+def test_weights_with_nan_are_refused_by_name(tmp_path):
+    state = {"count": torch.tensor(3), "weight": torch.ones(2), "bias": torch.tensor([0.0, math.nan])}
+    save_weights(tmp_path / "model.safetensors", state, {})
+    with pytest.raises(
+        UserError, match=r"model\.safetensors holds NaN in bias: .*; give an earlier checkpoint"
+    ):
+        read_weights(tmp_path / "model.safetensors")
+    state["bias"] = torch.tensor([0.0, -math.inf])  # as a mask may hold
+    save_weights(tmp_path / "model.safetensors", state, {})
+    assert same(read_weights(tmp_path / "model.safetensors"), state)
 
 
 def refusal(path):

@@ -145,6 +145,16 @@ def test_another_engine_of_the_launcher_is_refused(tmp_path, monkeypatch, variab
     assert not (tmp_path / "run").exists()
 
 
+def test_compilation_by_the_launcher_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(
+        UserError, match=r"ACCELERATE_DYNAMO_BACKEND is INDUCTOR.* set --training\.compile blocks"
+    ):
+        train(ToyTask(), toy_config(), tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")  # what accelerate launch sets by itself
+    train(ToyTask(), toy_config(max_steps=1), tmp_path / "run")
+
+
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_a_launcher_s_accumulation_divides_no_gradient(tmp_path, monkeypatch, accumulation_steps):
     config = toy_config(accumulation_steps=accumulation_steps, max_steps=4, clip_grad=None)

@@ -101,7 +101,8 @@ class Autoregression(ReconstructingObjective):
         head: Maps the decoder's width to the values of a target.
         loss: Function of (prediction, target), both (b, l, ...); MSE on normalised values when None.
         regions: Which tokens are predicted together.
-        hidden_tokens: How many of the last tokens the encoder does not read; the last region's when None.
+        hidden_tokens: How many of the last tokens the encoder does not read; as many as the smallest region has when
+            None.
 
     Raises:
         UserError: ``backbone`` cannot encode causally.
@@ -175,8 +176,8 @@ class AutoregressionConfig(DecoderSettings, ObjectiveSettings):
     """How each region is predicted from those before it.
 
     Args:
-        hidden_tokens: Tokens at the end of the order that the encoder never reads; those of the last region when not
-            set.
+        hidden_tokens: Tokens at the end of the order that the encoder never reads; as many as the smallest region has
+            when not set.
     """
 
     method: Method = field(default="autoregression", kw_only=True)

@@ -101,7 +101,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a run directory, a safetensors file or a torch file, told apart by their content.
 
     Raises:
-        UserError: nothing there, an unreadable file, or one that holds more than tensors.
+        UserError: nothing there, an unreadable file, one that holds more than tensors, or one that holds NaN.
     """
     file = weights_file(path)
     try:
@@ -132,6 +132,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file} holds no state dict of tensors: it {keys}; expected parameter names with tensors, alone or in "
             f"{', '.join(WRAPPERS)}"
+        )
+    if names := [name for name, value in state.items() if value.is_floating_point() and value.isnan().any()]:
+        raise UserError(
+            f"{file} holds NaN in {abbreviate(names)}: the training that wrote it had diverged; give an earlier "
+            "checkpoint of it"
         )
     return without_prefix(state, file)
 

@@ -26,7 +26,8 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """Start Accelerate on ``config.device``, alone or as one of the launcher's processes.
 
     Raises:
-        UserError: the device is missing, FSDP is asked for on one where Accelerate would not shard, or another engine.
+        UserError: the device is missing, FSDP is asked for on one where Accelerate would not shard, or the launcher
+            asks for another engine or for compilation.
     """
     device = config.device
     if device == "cuda" and not torch.cuda.is_available():
@@ -44,6 +45,12 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
                 f"{engine} is not supported ({variable} is {os.environ[variable]}); launch with DDP, or with FSDP and "
                 "--fsdp_version 2"
             )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise UserError(
+            f"Accelerate was told to compile (ACCELERATE_DYNAMO_BACKEND is {backend}), which would wrap the model once "
+            "more; drop it, and set --training.compile blocks"
+        )
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or (device == "auto" and not has_gpu)
     # A process may train several times, one run after the other, with other settings each time.

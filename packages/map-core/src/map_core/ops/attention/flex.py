@@ -78,13 +78,14 @@ def make_block_mask(mask: Bool[Tensor, "#b q l"]) -> Any:
 class _BlockMaskCache:
     """Keeps the latest block mask: the layers of a step share one mask."""
 
-    entry: tuple[Tensor, Any] | None = None  # in one, as another thread may replace it
+    entry: tuple[Tensor, int | None, Any] | None = None  # in one, as another thread may replace it
 
     def get(self, mask: Tensor) -> Any:
+        version = None if mask.is_inference() else mask._version  # counts the changes in place
         entry = self.entry
-        if entry is None or entry[0] is not mask:
-            entry = self.entry = mask, make_block_mask(mask)
-        return entry[1]
+        if entry is None or entry[0] is not mask or entry[1] != version:
+            entry = self.entry = mask, version, make_block_mask(mask)
+        return entry[2]
 
 
 _block_mask_cache = _BlockMaskCache()
