@@ -147,6 +147,18 @@ def test_a_sample_is_a_function_of_its_key_and_leaves_no_trace():
     assert not torch.equal(KeyedDataset(ToyData(), seed=1)[SampleKey(0, 5, 0)][0], first)
 
 
+def test_a_batch_is_its_samples_and_leaves_no_trace():
+    data, keys = KeyedDataset(ToyData(), seed=0), [SampleKey(1, index, 0) for index in (5, 2, 5)]
+    seed_everything(3)
+    expected = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    seed_everything(3)
+    batch = data.__getitems__(keys)  # as PyTorch's loader reads
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected  # noqa: NPY002
+    for (inputs, label), key in zip(batch, keys, strict=True):
+        assert torch.equal(inputs, data[key][0])
+        assert label == data[key][1]
+
+
 def test_workers_load_the_same_samples(tmp_path):
     without_workers, with_workers = ToyTask(), ToyTask()
     train(without_workers, toy_config(max_steps=3), tmp_path / "alone")

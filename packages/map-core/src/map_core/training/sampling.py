@@ -210,17 +210,21 @@ class KeyedDataset(Dataset[Any]):
         self.data, self.seed, self.current_samples = data, seed, current_samples or CurrentSamples(0)
 
     def __getitem__(self, key: SampleKey) -> Any:
-        states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+        return self.__getitems__([key])[0]
+
+    # list[SampleKey] would be checked at runtime, in tests, on an item that Python's generator draws
+    def __getitems__(self, keys: list[Any]) -> list[Any]:
+        """Read a batch, as PyTorch's loader asks for it; to keep the generators' states once per sample is slow."""
+        with generators_restored():
+            return [self._read(key) for key in keys]
+
+    def _read(self, key: SampleKey) -> Any:
         seed_everything(derive_seed(self.seed, "sample", *key), cuda=False)
         try:
             with self.current_samples.reading(key.sample):
                 return self.data[key.sample]
         except UserError as error:
             return Failure(str(error))
-        finally:
-            torch.set_rng_state(states[0])
-            random.setstate(states[1])
-            np.random.set_state(states[2])  # noqa: NPY002
 
 
 @dataclass(frozen=True)
@@ -237,6 +241,18 @@ class Collate:
             return self.function(samples)
         except UserError as error:
             return Failure(str(error))
+
+
+@contextlib.contextmanager
+def generators_restored() -> Iterator[None]:
+    """Give the CPU's global generators of torch, Python and numpy their states back after the block."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002
 
 
 def seed_everything(seed: int, *, cuda: bool = True) -> None:

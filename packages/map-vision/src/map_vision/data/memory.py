@@ -47,12 +47,14 @@ class MemoryImages(ImageSource):
         return self.source.identity
 
     def image(self, index: int, mode: str) -> Image.Image:
-        height, width = self.shape[index].tolist()
+        height, width = self.shape.numpy()[
+            index
+        ].tolist()  # a number of a tensor takes longer than of an array
         if not height:
             raise unreadable(self.name(index), "it could not be decoded when it was cached")
         channels = len(self.mode)
-        start = int(self.start[index])
-        flat = self.pixels[start : start + height * width * channels].numpy()
+        start = int(self.start.numpy()[index])
+        flat = self.pixels.numpy()[start : start + height * width * channels]
         image = Image.fromarray(flat.reshape((height, width, channels) if channels > 1 else (height, width)))
         return image if mode == self.mode else image.convert(mode)
 
