@@ -333,6 +333,8 @@ def test_channels_stay_with_their_points(tiny_model):
     ("changes", "message"),
     [
         ({"channels": ("x",)}, r"data.channels has 'x': name what files hold beside x, y and z"),
+        ({"channels": ("nx", "ny", "nz")}, r"data.channels has 'nx': say normal_x, which also finds .* nx"),
+        ({"channels": ("intensity", "r")}, r"data.channels has 'r': say red"),
         ({"channels": ("a", "a")}, r"data.channels has 'a' twice"),
         ({"channels": ("normal_x", "normal_z")}, r"has normal_x, normal_z alone; a vector turns .*normal_y"),
         (

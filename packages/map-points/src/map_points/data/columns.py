@@ -15,6 +15,7 @@ ALIASES = {
     "green": "g",
     "blue": "b",
 }
+FULL_NAMES = {short: full for full, short in ALIASES.items()}
 SCALED = ("red", "green", "blue", "intensity")
 Columns = Mapping[str, np.ndarray]  # each [n]
 
@@ -79,12 +80,16 @@ def check_channels(channels: Sequence[str]) -> None:
     """Check the names of channels.
 
     Raises:
-        UserError: one is a coordinate or appears twice, or a vector lacks a component.
+        UserError: one is a coordinate, has another name here or appears twice, or a vector lacks a component.
     """
     for name in channels:
         if name in AXES or not name.strip():
             raise UserError(
                 f"data.channels has {name!r}: name what files hold beside x, y and z, such as intensity"
+            )
+        if name in FULL_NAMES:  # by which vectors turn and colours are scaled
+            raise UserError(
+                f"data.channels has {name!r}: say {FULL_NAMES[name]}, which also finds what files call {name}"
             )
         if list(channels).count(name) > 1:
             raise UserError(f"data.channels has {name!r} twice; name every channel once")
