@@ -232,6 +232,25 @@ def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:
         )
 
 
+def test_rates_are_not_chosen_on_the_samples_that_arms_are_compared_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    arguments = ["study", "--study", str(file), "--out", str(tmp_path / "out")]
+    for settings, message in (
+        (
+            {"recipe": "finetune_folder"},
+            r"measures finetune on data.holdout (0.1), on which its learning rates",
+        ),
+        ({"recipe": str(tmp_path / "own.yaml")}, "its recipe names data.eval_split val: name it in finetune"),
+    ):
+        (tmp_path / "own.yaml").write_text("base: finetune_digits\ndata: {eval_split: val}\n")
+        study = STUDY | {"finetune": settings, "measures": ["finetune"], "learning_rates": [0.1]}
+        file.write_text(yaml.safe_dump(study))
+        assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == UserError.status
+        assert message in capsys.readouterr().err
+
+
 def test_a_killed_study_resumes_to_the_same_results(finished_study: Path, tmp_path: Path) -> None:
     """Also if it continues with settings for another machine, which its results name."""
     out, study_file = tmp_path / "out", tmp_path / "tiny.yaml"

@@ -38,6 +38,13 @@ def test_waiting_for_the_device_is_time_of_the_steps_and_what_follows_is_not(rec
     assert recorder.seconds == 54
 
 
+def test_a_run_resumed_after_its_last_step_has_no_speed(recorder):
+    assert recorder.summary()["samples_per_second"] is None
+    recorder.start_step()
+    recorder.end_step({"loss": torch.tensor(1.0)}, wait=False)
+    assert recorder.summary()["samples_per_second"] is not None
+
+
 def test_the_best_is_the_lowest_loss_or_the_highest_accuracy_and_never_nan(recorder):
     def better(name, *values):
         results = []

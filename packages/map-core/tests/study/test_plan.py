@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
@@ -270,6 +272,19 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
             {"arms": {"a": {"init": "w", "pretrain": {"recipe": "pretrain_digits"}}}},
             "arm a of .* has init and pretrain: it can start from one of them",
         ),
+        (
+            {"finetune": {"recipe": "finetune_digits", "training.seed": 7}},
+            "finetune of .* sets training.seed, which the study sets for each run itself",
+        ),
+        (
+            {"arms": {"a": {"pretrain": {"recipe": "pretrain_digits", "training": {"seed": 7}}}}},
+            r"pretrain of .* sets training\.seed",
+        ),
+        (
+            {"arms": {"a": {"finetune": {"training.base_lr": 0.5}}}, "learning_rates": [0.1]},
+            r"finetune of .* sets training\.base_lr",
+        ),
+        ({"labels": {50: {"data.subset": 70}}}, r"finetune of .* sets data\.subset"),
     ],
 )
 def test_a_file_that_compares_nothing_is_refused(
@@ -466,6 +481,41 @@ class FakeLauncher:
 
 
 SCRATCH: dict[str, Any] = {"arms": {"scratch": {}}, "labels": {"all": {}}, "measures": ["finetune"]}
+
+
+def test_a_trial_evaluates_on_the_held_out_part_whatever_the_study_evaluates_on(tmp_path: Path) -> None:
+    finetune = {"recipe": "finetune_digits", "data.eval_split": "val"}
+    study = make_study(tmp_path, **SCRATCH, finetune=finetune, learning_rates=[0.1])
+    trial, final = (next_runs(study, results)[0] for results in ([], run_all(study)[:1]))
+    assert (trial.settings["data.eval_split"], trial.settings["data.holdout"]) == (None, 0.1)
+    assert final.settings["data.eval_split"] == "val"
+    assert "data.holdout" not in final.settings
+
+
+def test_a_run_whose_operations_cannot_be_counted_keeps_its_result(tmp_path: Path) -> None:
+    def fail(run: PlannedRun) -> float:
+        raise UserError("another model")
+
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    launcher = FakeLauncher({"test_accuracy": 50.0})
+    study = make_study(tmp_path, **SCRATCH)
+    results = run_study(study, location, launcher=launcher, flops=fail, progress=False)
+    assert [(result.score, result.flops) for result in results] == [(50.0, 0.0)] * 2
+
+
+def test_a_study_that_is_stopped_with_its_runs_takes_none_for_failed(tmp_path: Path) -> None:
+    """As by a scheduler's signal to the group, after which a run may end at once."""
+
+    class Stopping(FakeLauncher):
+        def start(self, line: Sequence[str], log: Path) -> FinishedJob:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().start(line, log)
+
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    launcher = Stopping({"test_accuracy": 50.0}, {"finetune": -signal.SIGTERM})
+    with pytest.raises(SystemExit) as error:
+        run_study(make_study(tmp_path, **SCRATCH), location, launcher=launcher, progress=False)
+    assert error.value.code == 128 + signal.SIGTERM
 
 
 def test_results_of_a_study_that_was_another_are_refused(tmp_path: Path) -> None:

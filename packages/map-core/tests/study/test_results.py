@@ -274,9 +274,11 @@ def test_losses_of_two_objectives_are_not_compared(tmp_path: Path) -> None:
         for arm in arms
         for stage in ("pretrain", "knn")
     ]
-    assert "| map | 81.50 | 0.50 |" in table(study, results)
+    assert "| map | 81.50 | 0.5000 |" in table(study, results)
     assert "| map | mae | nearest neighbours (%) |" in pairs(study, results)
     assert "loss" not in pairs(study, results)
+    assert "| map | nearest neighbours (%) |" in comparisons(study, results)
+    assert "loss" not in comparisons(study, results)
 
 
 @pytest.mark.parametrize(

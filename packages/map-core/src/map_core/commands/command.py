@@ -20,6 +20,9 @@ ESSENTIAL = (  # the settings that most users set, of every program
 )  # fmt: skip
 
 
+OtherSettings = Callable[[dict[str, str]], dict[str, Any]]  # of the explicit settings, by dotted name
+
+
 @dataclass(frozen=True)
 class Command:
     """One command of a program.
@@ -48,9 +51,9 @@ class Command:
     help: str
     config: type | Callable[[], type] | str
     run: Callable[[Any], None] | str
-    defaults: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
+    defaults: OtherSettings | str | None = None
     essential: Sequence[str] = ESSENTIAL
-    pinned: Callable[[dict[str, str]], dict[str, Any]] | str | None = None
+    pinned: OtherSettings | str | None = None
     positional: str | None = None
 
     @property

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from map_core.commands.arguments import HELP, Arguments, sort_arguments
-from map_core.commands.command import Command
+from map_core.commands.command import Command, OtherSettings
 from map_core.commands.forms import choose_forms, forms_of, settings_of_all_forms
 from map_core.commands.help import help_text
 from map_core.commands.messages import misfit, no_mapping, unknown_key, wrong_command_hint
@@ -38,7 +38,15 @@ Config = TypeVar("Config")
 log = logging.getLogger(__name__)
 
 
-def load_recipe(package: str, name: str, config_class: type[Config], overrides: Sequence[str] = ()) -> Config:
+def load_recipe(
+    package: str,
+    name: str,
+    config_class: type[Config],
+    overrides: Sequence[str] = (),
+    *,
+    defaults: OtherSettings | None = None,
+    pinned: OtherSettings | None = None,
+) -> Config:
     """Resolve a packaged recipe (or a file) as a command would; ``out`` may be left out.
 
     Args:
@@ -46,11 +54,14 @@ def load_recipe(package: str, name: str, config_class: type[Config], overrides: 
         name: A recipe's name or a file's path.
         config_class: The command's configuration.
         overrides: As on the command line, such as ``["--training.epochs=1"]``.
+        defaults, pinned: As those of a :class:`~map_core.commands.command.Command`.
 
     Raises:
         UserError: there is no such recipe, or it does not fit ``config_class``.
     """
-    command = Command(name="recipe", help="", config=config_class, run=lambda config: None)
+    command = Command(
+        name="recipe", help="", config=config_class, run=lambda config: None, defaults=defaults, pinned=pinned
+    )
     arguments = ["--config", name, *overrides]
     names = {entry.name for entry in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     if "out" in names and not any(argument.split("=")[0] == "--out" for argument in overrides):

@@ -163,15 +163,23 @@ def model_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
     if model is None:
         return {}
     preprocessing = domain.data_defaults({}, read_description(explicit["init"]), explicit)
-    return as_defaults("model", domain.models.config, vars(model)) | as_defaults(
-        "data", domain.data, preprocessing
-    )
+    return model_defaults(domain, model) | as_defaults("data", domain.data, preprocessing)
 
 
 def model_of_weights(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
     """The model settings inherited from the weights that ``--init`` names; they override those of a recipe."""
     model = domain.models.read_model_config(explicit["init"]) if "init" in explicit else None
-    values = {} if model is None else {key: getattr(model, key) for key in domain.models.inherited_settings}
+    return {} if model is None else inherited_settings(domain, model)
+
+
+def model_defaults(domain: Domain, model: Any) -> dict[str, Any]:
+    """The settings of a model, as defaults of a run that starts from its weights."""
+    return as_defaults("model", domain.models.config, vars(model))
+
+
+def inherited_settings(domain: Domain, model: Any) -> dict[str, Any]:
+    """The settings of a model that a run that starts from its weights takes whatever its recipe says."""
+    values = {key: getattr(model, key) for key in domain.models.inherited_settings}
     return as_defaults("model", domain.models.config, values)
 
 

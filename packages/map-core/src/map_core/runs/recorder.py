@@ -142,7 +142,9 @@ class Recorder:
             **(self.evaluation or {}),
             "samples": (self._start + self._steps) * self._batch_size,
             "seconds": self.seconds,
-            "samples_per_second": self.samples_per_second,
+            "samples_per_second": self.samples_per_second
+            if self._steps
+            else None,  # resumed after its last step
         }
 
     def state(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run writes beside its weights: config.yaml, and summary.json with what ran where."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import platform
@@ -67,6 +68,7 @@ def versions(*more: str) -> dict[str, str]:
     return result
 
 
+@functools.cache  # the code that is loaded stays the same whatever is committed while it runs
 def commit() -> str | None:
     """Return the commit of the checkout that this code runs from (``-dirty`` if modified), or None."""
     here = Path(__file__).resolve()

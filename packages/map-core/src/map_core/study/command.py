@@ -9,8 +9,15 @@ from map_core.commands.options import Option, config_class
 from map_core.commands.recipes import find_recipe
 from map_core.errors import UserError
 from map_core.paths import expand_user
+from map_core.ranges import refuse_without_effect
 from map_core.runs.files import require_file, require_folder
-from map_core.study.cost import Operations, describe_plan, resolve_compute, resolve_known_compute
+from map_core.study.cost import (
+    Operations,
+    describe_plan,
+    refuse_rates_chosen_on_measured,
+    resolve_compute,
+    resolve_known_compute,
+)
 from map_core.study.definition import Study, read_study
 from map_core.study.launching import ClusterJobs, refuse_link
 from map_core.study.location import StudyLocation
@@ -59,16 +66,11 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, StudyLocation]:
     """The study that ``config`` names, and where it runs.
 
     Raises:
-        UserError: the study cannot write there, or its file is not valid.
+        UserError: the study's file is not valid.
     """
-    if config.out:
-        require_folder(expand_user(config.out))
-    if config.results:
-        require_file(expand_user(config.results), option="--results")
     with find_recipe(f"{domain.module}.studies", config.study, kind="study", option="--study") as path:
         definition = read_study(path, f"{domain.module}.studies")
     out = expand_user(config.out or f"runs/{definition.name}")
-    require_folder(out)
     results = expand_user(config.results) if config.results else out / "results.jsonl"
     if not config.results:
         refuse_link(results)
@@ -76,11 +78,23 @@ def open_study(domain: Domain, config: Any) -> tuple[Study, StudyLocation]:
 
 
 def study(domain: Domain, config: Any) -> None:
-    """Run a study, then print its table and write its report."""
+    """Run a study, then print its table and write its report.
+
+    Raises:
+        UserError: it cannot write to its folder or results; settings that have no effect or fit no study.
+    """
+    if config.out:
+        require_folder(expand_user(config.out))
+    if config.results:
+        require_file(expand_user(config.results), option="--results")
+    if config.cluster is None:
+        refuse_without_effect("", config, "cluster_settings", because="no --cluster")
     definition, location = open_study(domain, config)
+    require_folder(location.out)
     if config.run_settings is not None:
         location = replace(location, run_settings=read_run_settings(expand_user(config.run_settings)))
     with tempfile.TemporaryDirectory() as scratch:
+        refuse_rates_chosen_on_measured(definition, domain, Path(scratch) / "none")
         results = read_results(location.results, definition.name)
         resolved_study = resolve_compute(definition, domain, Path(scratch) / "none", results)
         if config.dry_run:
@@ -107,9 +121,11 @@ def study(domain: Domain, config: Any) -> None:
 
 def study_report(domain: Domain, config: Any) -> None:
     """Write the report of a study's results so far."""
+    definition, location = open_study(domain, config)
     if config.report:
         require_folder(expand_user(config.report), option="--report")
-    definition, location = open_study(domain, config)
+    else:
+        require_folder(location.out)
     results = read_results(location.results, definition.name)
     if not results:
         raise UserError(

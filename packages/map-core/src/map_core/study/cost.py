@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -14,9 +16,16 @@ from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
+from map_core.commands.command import OtherSettings
 from map_core.commands.parser import load_recipe
-from map_core.commands.standard import configs
-from map_core.errors import RunStopped
+from map_core.commands.standard import (
+    configs,
+    inherited_settings,
+    model_defaults,
+    model_of_run,
+    model_of_weights,
+)
+from map_core.errors import RunStopped, UserError
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.runs.progress import track
@@ -70,13 +79,50 @@ class ProbeSteps(StepsOnly, LinearProbeTask):
 
 
 def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
-    """The configuration of a training run of a study."""
+    """The configuration of a training run of a study, as its command will resolve it."""
     config_classes = configs(domain)
-    config_class = config_classes.pretrain if run.command == "pretrain" else config_classes.finetune
     settings = dict(run.settings)
     recipe = settings.pop("recipe")
-    overrides = [as_option(key, value) for key, value in settings.items()]
-    return load_recipe(domain.recipes, recipe, config_class, [*overrides, f"--out={out}"])
+    overrides = [*(as_option(key, value) for key, value in settings.items()), f"--out={out}"]
+    if run.command == "pretrain":
+        return load_recipe(domain.recipes, recipe, config_classes.pretrain, overrides)
+    defaults: OtherSettings = partial(model_of_run, domain)
+    pinned: OtherSettings = partial(model_of_weights, domain)
+    if run.pretrain is not None:  # whose weights need not exist yet
+        pretraining = PlannedRun("", run.arm, run.seed, None, "pretrain", "pretrain", run.pretrain)
+        model = configuration(domain, pretraining, out).model
+        defaults = lambda explicit: model_defaults(domain, model)  # noqa: E731
+        pinned = lambda explicit: inherited_settings(domain, model)  # noqa: E731
+    return load_recipe(
+        domain.recipes, recipe, config_classes.finetune, overrides, defaults=defaults, pinned=pinned
+    )
+
+
+def refuse_rates_chosen_on_measured(study: Study, domain: Domain, scratch: Path) -> None:
+    """Refuse learning rates that would be chosen on the samples on which arms are then compared.
+
+    Raises:
+        UserError: a stage with learning rates is measured on a held-out part, or its recipe names ``eval_split``, which
+            trials could not leave out.
+    """
+    arm = study.arms[0]  # all arms share their data
+    for stage, labels in itertools.product(study.measures, study.labels):
+        if not study.learning_rates.get(stage):
+            continue
+        settings = stage_settings(study, arm, stage, labels, study.seeds[0])
+        run = PlannedRun("", arm.name, 0, labels, stage, stage, settings)
+        data = configuration(domain, run, scratch).data
+        if data.holdout:
+            raise UserError(
+                f"study {study.name} measures {stage} on data.holdout ({data.holdout:g}), on which its learning rates "
+                f"would be chosen too: give a test split and data.holdout: 0 in {stage}, or leave learning_rates out"
+            )
+        eval_split = getattr(data, "eval_split", None)
+        if eval_split is not None and "data.eval_split" not in settings:
+            raise UserError(
+                f"study {study.name} tries learning rates of {stage} on a held-out part, but its recipe names "
+                f"data.eval_split {eval_split}: name it in {stage} of the study, whose trials then leave it out"
+            )
 
 
 def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
@@ -109,7 +155,7 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
         task.loss(task.model, batch, Draw.of_batch(count)).loss.backward()
     seconds = 0.0
     if timed:
-        short_run = replace(training, max_steps=TIMED_STEPS, progress=False, tensorboard=False)
+        short_run = replace(training, max_steps=TIMED_STEPS, progress=False, tensorboard=False, trackers=())
         with contextlib.redirect_stderr(io.StringIO()):  # a run's own log lines
             summary = train(task, short_run, out, run_config=config)
         if summary["stopped_by"]:

@@ -230,6 +230,30 @@ def _check(path: Path, study: Study) -> None:
             raise UserError(f"{name} has init and pretrain: it can start from one of them")
         if arm.compute_of is not None:
             _check_compute(name, arm, study)
+        _check_overwritten(path, "pretrain", arm.pretrain or {}, {"training.seed"})
+    for stage in TRAINED:
+        overwritten = {"training.seed"}
+        if study.learning_rates.get(stage):
+            overwritten |= {"training.lr", "training.base_lr"}
+        if None not in study.labels:
+            overwritten |= {"data.subset", "data.subset_seed"}
+        of_arms = [arm.stages.get(stage, {}) for arm in study.arms]
+        for settings in (study.stages.get(stage, {}), *of_arms, *study.labels.values()):
+            _check_overwritten(path, stage, settings, overwritten)
+
+
+def _check_overwritten(path: Path, stage: str, settings: StudySettings, overwritten: set[str]) -> None:
+    """Refuse settings of a stage without effect, because the study sets them for each run itself."""
+    names = {
+        name
+        for key, value in settings.items()
+        for name in ([f"{key}.{entry}" for entry in value] if isinstance(value, dict) else [key])
+    }
+    if both := sorted(names & overwritten):
+        raise UserError(
+            f"{stage} of {path} sets {both[0]}, which the study sets for each run itself, by its seeds, labels or "
+            "learning_rates: remove it"
+        )
 
 
 def _check_compute(name: str, arm: Arm, study: Study) -> None:

@@ -21,7 +21,8 @@ class PlannedRun:
         stage: ``pretrain``, ``trial`` (of a learning rate, on the held-out part), or a measure.
         command: A command of the domain's program, or the name of a measure that a package adds.
         settings: Options of the command; the recipe's name is under ``recipe``.
-        after: Key of the run whose weights it starts from, or None.
+        after: Key of the pretraining whose weights it starts from, or None.
+        pretrain: Settings of that pretraining.
         lr: Learning rate that is tried or was chosen; None uses the recipe's.
     """
 
@@ -34,6 +35,7 @@ class PlannedRun:
     settings: StudySettings
     after: str | None = None
     lr: float | None = None
+    pretrain: StudySettings | None = None
 
 
 def next_runs(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
@@ -99,7 +101,7 @@ def _measure_runs(
             if lr is None:
                 continue
             settings |= {"training.lr": lr}
-        yield PlannedRun(key, arm.name, seed, labels, stage, command, settings, start, lr)
+        yield PlannedRun(key, arm.name, seed, labels, stage, command, settings, start, lr, arm.pretrain)
 
 
 def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed: int) -> StudySettings:
@@ -129,9 +131,11 @@ def _trial_runs(
     def trial(lr: float) -> PlannedRun:
         settings = stage_settings(study, arm, stage, labels, seed)
         settings |= {"data.holdout": study.holdout, "training.lr": lr}
+        if "data.eval_split" in settings:  # the held-out part is evaluated on
+            settings["data.eval_split"] = None
         name = stage if labels is None else f"{stage}_{labels}"
         key = f"{arm.name}/trials/{name}_lr{lr:g}"
-        return PlannedRun(key, arm.name, seed, labels, "trial", command, settings, start, lr)
+        return PlannedRun(key, arm.name, seed, labels, "trial", command, settings, start, lr, arm.pretrain)
 
     rates = list(study.learning_rates[stage])
     for _ in range(study.extensions):

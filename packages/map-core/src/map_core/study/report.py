@@ -36,6 +36,11 @@ def columns(study: Study) -> list[tuple[str, int | None]]:
     ]
 
 
+def decimals(stage: str) -> int:
+    """How many decimals a measure is written with: more for losses, which are below 1, than for percentages."""
+    return 4 if stage == "heldout_loss" else 2
+
+
 def title(stage: str, labels: int | None) -> str:
     """Heading of a column."""
     return title_of(stage) + ("" if labels is None else f", {labels} labels")
@@ -50,7 +55,7 @@ def table(study: Study, results: Sequence[Result]) -> str:
         for stage, labels in columns(study):
             values = list(scores(results, arm.name, stage, labels).values())
             missing = f" ({len(values)} of {len(study.seeds)} seeds)"
-            cell = str(estimate(values)) if values else "-"
+            cell = estimate(values).text(decimals(stage)) if values else "-"
             cells.append(cell + (missing if 0 < len(values) < len(study.seeds) else ""))
         lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -98,18 +103,14 @@ def baseline_of(study: Study, arm: Arm) -> Arm | None:
 
 
 def pairs(study: Study, results: Sequence[Result]) -> str:
-    """Paired differences between all pretrained arms of one ``model``; empty where no seed has two.
-
-    Held-out losses are left out: they may be of different objectives.
-    """
+    """Paired differences between all pretrained arms of one ``model``; empty where no seed has two."""
     pretrained = [arm for arm in study.arms if is_pretrained(arm)]
-    compared_columns = [column for column in columns(study) if column[0] != "heldout_loss"]
     rows = [
         row
         for index, arm in enumerate(pretrained)
         for other in pretrained[index + 1 :]
         if arm.model == other.model
-        for row in difference_rows(compared_columns, results, arm, other, f"{arm.name} | {other.name}")
+        for row in difference_rows(study, results, arm, other, f"{arm.name} | {other.name}")
     ]
     if not rows:
         return ""
@@ -119,26 +120,29 @@ def pairs(study: Study, results: Sequence[Result]) -> str:
 
 def differences(study: Study, results: Sequence[Result], arms: Sequence[Arm], baseline: Arm) -> str:
     """Each of ``arms`` minus ``baseline``, by seed; empty where no seed has both."""
-    rows = [row for arm in arms for row in difference_rows(columns(study), results, arm, baseline, arm.name)]
+    rows = [row for arm in arms for row in difference_rows(study, results, arm, baseline, arm.name)]
     header = [f"| arm minus {baseline.name} | measure | difference [95 % interval] |", "|---|---|---|"]
     return "\n".join([*header, *rows]) if rows else ""
 
 
 def difference_rows(
-    compared_columns: Sequence[tuple[str, int | None]],
-    results: Sequence[Result],
-    arm: Arm,
-    baseline: Arm,
-    cells: str,
+    study: Study, results: Sequence[Result], arm: Arm, baseline: Arm, cells: str
 ) -> list[str]:
-    """Rows that begin with ``cells``: the difference of two arms in each column where a seed has both."""
+    """Rows that begin with ``cells``: the difference of two arms in each column where a seed has both.
+
+    Held-out losses are left out: they may be of different objectives.
+    """
     rows = []
-    for stage, labels in compared_columns:
+    for stage, labels in columns(study):
+        if stage == "heldout_loss":
+            continue
         arm_scores, baseline_scores = (
             scores(results, name, stage, labels) for name in (arm.name, baseline.name)
         )
         if shared := sorted(arm_scores.keys() & baseline_scores.keys()):
-            difference = verdict([arm_scores[seed] - baseline_scores[seed] for seed in shared])
+            difference = verdict(
+                [arm_scores[seed] - baseline_scores[seed] for seed in shared], decimals(stage)
+            )
             rows.append(f"| {cells} | {title(stage, labels)} | {difference} |")
     return rows
 
@@ -205,7 +209,8 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
     """A Markdown page: question, table, differences, learning rates tried, cost, and how to run the study."""
     devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
     commits = sorted({short_commit(str(r.facts["commit"])) for r in results if r.facts.get("commit")})
-    operations = [r.flops for r in results if r.stage != "knn"]  # 0 where an earlier version did not count
+    trained = [r for r in results if r.stage != "knn" and "diverged" not in r.facts]
+    operations = [r.flops for r in trained]  # 0 where they were not counted
     counted = f", {sum(operations) / 1e12:.1f} TFLOP" if operations and all(operations) else ""
     seconds, seeds = sum(r.seconds for r in results), sorted({r.seed for r in results})
     parts = [

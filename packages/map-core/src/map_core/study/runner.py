@@ -66,13 +66,15 @@ def run_study(
     with record_sigterm() as signals:
         try:
             while True:
-                running.start(jobs, budget)
-                if signals:
+                if not signals:
+                    running.start(jobs, budget)
+                if signals:  # before any run that it has reached too counts as failed
                     sys.exit(128 + signals[0])
                 if not running.active:
                     return running.outcome(budget)
                 time.sleep(POLL_SECONDS)
-                running.collect()
+                if not signals:
+                    running.collect()
         finally:
             running.stop()
 
@@ -90,7 +92,7 @@ class Budget:
     start_time: float = field(default_factory=time.monotonic)
 
     def allows(self, run: PlannedRun, results: Sequence[Result]) -> bool:
-        """Whether ``run`` would end within the budget; the first run of a stage is always allowed."""
+        """Whether ``run`` would end within the budget; the first run of a stage is allowed until it is over."""
         if self.minutes is None:
             return True
         durations = [result.seconds for result in results if result.stage == run.stage]
@@ -168,10 +170,20 @@ class RunningStudy:
                 self.diverged[run.planned.key] = error
                 continue
             self.any_finished = True
-            append_result(self.location.results, replace(result, flops=self.flops(run.planned)))
+            append_result(self.location.results, replace(result, flops=self.operations(run.planned, result)))
             self.results = read_results(self.location.results, self.study.name)
             self.bar.total, done = self.counts()
             self.bar.update(done - self.bar.n)
+
+    def operations(self, run: PlannedRun, result: Result) -> float:
+        """Operations of a finished run; 0 where it diverged, or where they cannot be counted."""
+        if "diverged" in result.facts:
+            return 0.0
+        try:
+            return self.flops(run)
+        except UserError as error:
+            self.bar.write(f"operations of {run.key} were not counted: {error}", file=sys.stderr)
+            return 0.0
 
     def outcome(self, budget: Budget) -> list[Result]:
         """All results, once no run is in progress and none can be started.

@@ -28,8 +28,10 @@ class Estimate:
     half_width: float
     count: int
 
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.count < 2 else f"{self.mean:.2f} ± {self.sd:.2f}"
+    def text(self, decimals: int) -> str:
+        """The mean and, of several values, their standard deviation."""
+        mean = f"{self.mean:.{decimals}f}"
+        return mean if self.count < 2 else f"{mean} ± {self.sd:.{decimals}f}"
 
 
 def t_quantile(degrees: int) -> float:
@@ -46,11 +48,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, sd, t_quantile(count - 1) * sd / math.sqrt(count), count)
 
 
-def verdict(differences: Sequence[float]) -> str:
+def verdict(differences: Sequence[float], decimals: int = 2) -> str:
     """What paired differences show: ``+1.20 [0.30, 2.10]``, or that the arms are not told apart."""
     difference = estimate(differences)
+    mean = f"{difference.mean:+.{decimals}f}"
     if difference.count < 2:
-        return f"{difference.mean:+.2f} (one seed: no interval)"
+        return f"{mean} (one seed: no interval)"
     low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
-    interval = f"{difference.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    interval = f"{mean} [{low:+.{decimals}f}, {high:+.{decimals}f}]"
     return f"{interval}, not told apart" if low <= 0 <= high else interval

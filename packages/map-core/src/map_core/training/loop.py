@@ -20,7 +20,14 @@ from map_core.runs.lock import RunLock
 from map_core.runs.plots import plot_curves
 from map_core.runs.recorder import Recorder
 from map_core.runs.run_directory import disk_errors_as_user_errors, open_run, rewind
-from map_core.runs.summary import describe_run, finished_summary, to_serializable, write_config, write_summary
+from map_core.runs.summary import (
+    commit,
+    describe_run,
+    finished_summary,
+    to_serializable,
+    write_config,
+    write_summary,
+)
 from map_core.runs.trackers import Trackers, check_trackers
 from map_core.training.config import TrainingConfig
 from map_core.training.finite import FiniteGuard
@@ -67,6 +74,7 @@ def train(
     config.validate()
     check_trackers(config.trackers)
     require_map_style(task.train_data)
+    commit()  # read now and kept, as the files of the code may change while the run lasts
     out, resume = expand_user(out), None if resume is None else str(resume)
     accelerator = build_accelerator(config)
     config = config.resolved_for(
