@@ -116,6 +116,13 @@ def test_an_unknown_scope_names_its_near_matches():
         Masking(scope="regions")(toy_tokens(LENGTH), Draw.of_batch(1))
 
 
+def test_hiding_within_regions_needs_regions():
+    with pytest.raises(
+        UserError, match="mask scope 'region' needs the regions of the tokens; pass them, or use"
+    ):
+        Masking(scope="region")(toy_tokens(LENGTH), Draw.of_batch(1))
+
+
 # ---- strategies against loops
 
 
@@ -366,3 +373,16 @@ def test_the_extremes_are_the_bounds_of_what_is_drawn():
 @pytest.mark.parametrize(("masking", "highest"), [(Masking(0.4), 0.4), (Masking(0.4, 0.1, (0.2, 0.6)), 0.6)])
 def test_the_highest_ratio_bounds_every_step(masking, highest):
     assert masking.highest_ratio == highest
+
+
+@pytest.mark.parametrize("scope", ["all", "region"])
+@pytest.mark.parametrize("strategy", ["sequential", "diagonal"])
+@pytest.mark.parametrize("starts", [None, [[0.35], [0.8]]], ids=["fixed", "drawn"])
+def test_global_tokens_do_not_shift_what_follows_the_scan_or_the_grid(starts, strategy, scope):
+    noise, hidden = None if starts is None else torch.tensor(starts), []
+    for num_global in (0, 3):
+        tokens = toy_tokens(batch=2, grid=(6, 5), num_global=num_global)
+        within = GridRegions("row")(tokens) if scope == "region" else None
+        mask = sample_mask(tokens, 0.5, strategy, noise=noise, within=within)
+        hidden.append(mask.hidden[:, num_global:])
+    assert torch.equal(*hidden)

@@ -621,3 +621,10 @@ def test_a_section_with_a_setting_that_its_model_never_reads_is_refused(settings
 )
 def test_a_setting_that_its_model_reads_is_accepted(settings):
     ModelConfig(**settings).validate()
+
+
+def test_dropout_before_the_head_has_the_rate_asked_for(make_tiny):
+    model, features = make_tiny(drop_rate=0.25), torch.ones(64, 4 + 16, 32)
+    dropped = (model.train().forward_head(features, pre_logits=True) == 0).float().mean()
+    assert dropped == pytest.approx(0.25, abs=0.03)
+    assert model.eval().forward_head(features, pre_logits=True).all()

@@ -56,3 +56,14 @@ def test_the_best_is_the_lowest_loss_or_the_highest_accuracy_and_never_nan(recor
     assert better("heldout_loss", math.nan, 3.0, 2.0, math.nan, 2.5) == [False, True, True, False, False]
     assert (recorder.state()["best"], recorder.state()["best_step"]) == (2, 1)
     assert better("knn_accuracy", 1.0, 0.5, 11.0) == [True, False, True]  # another measure starts afresh
+
+
+def test_a_resumed_run_counts_the_seconds_before_it(tmp_path, clock, recorder):
+    clock[0] += 30
+    state = recorder.state() | {"window": {"sums": {}, "counts": {}}}
+    resumed = Recorder(
+        tmp_path, total_steps=9, steps_per_epoch=3, batch_size=8, start=2, state=state, mean=dict, writes=False,
+        progress=False, tensorboard=False,
+    )  # fmt: skip
+    clock[0] += 12
+    assert (resumed.seconds, resumed.summary()["seconds"], resumed.summary()["samples"]) == (42, 42, 16)

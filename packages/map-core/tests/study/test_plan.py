@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
@@ -14,14 +15,14 @@ import pytest
 import yaml
 
 from map_core.errors import Diverged, UserError
-from map_core.study import measures
+from map_core.study import measures, runner
 from map_core.study.definition import Study, read_study
 from map_core.study.location import StudyLocation, as_option, command_line
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import planned_results, run_or_prerequisite, run_study
+from map_core.study.runner import Budget, RunningStudy, planned_results, run_or_prerequisite, run_study
 from map_core.tasks.weights import MODEL_FILE
 
 FILE: dict[str, Any] = {
@@ -704,3 +705,36 @@ def test_a_budget_that_is_too_small_for_any_run_is_an_error(tmp_path: Path) -> N
             append_result(location.results, replace(result_of(study, run), seconds=120.0))
     with pytest.raises(UserError, match="budget_minutes 1 is too small for any run that is left"):
         run_study(study, location, budget_minutes=1.0, progress=False)
+
+
+@pytest.mark.parametrize(("minutes_ago", "allowed"), [(0, True), (7, True), (9, False), (20, False)])
+def test_no_run_starts_that_would_end_after_the_budget(
+    tmp_path: Path, minutes_ago: int, allowed: bool
+) -> None:
+    """Of ten minutes; the runs of this stage took one and two."""
+    study = make_study(tmp_path, **SCRATCH)
+    run, other = next_runs(study, [])
+    results = [
+        replace(result_of(study, run), seconds=120.0),
+        replace(result_of(study, other), seconds=60.0),
+        replace(result_of(study, other), key="other", stage="pretrain", seconds=6000.0),
+    ]
+    assert Budget(10.0, time.monotonic() - 60 * minutes_ago).allows(run, results) is allowed
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_as_many_runs_are_in_progress_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    in_progress, collect = [], RunningStudy.collect
+
+    def count(self: RunningStudy) -> None:
+        in_progress.append(len(self.active))
+        collect(self)
+
+    monkeypatch.setattr(RunningStudy, "collect", count)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.0)
+    study = make_study(tmp_path, **SCRATCH | {"seeds": [0, 1, 2, 3]})
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    run_study(study, location, jobs=jobs, launcher=FakeLauncher({"test_accuracy": 50.0}), progress=False)
+    assert (max(in_progress), sum(in_progress)) == (jobs, 4)

@@ -85,6 +85,18 @@ def test_training_data_is_needed(make_config):
         FinetuneTask(DOMAIN, make_config("finetune"), data)
 
 
+@pytest.mark.parametrize(("classes", "name"), [(("photos",), "photos"), ((), "none")])
+@pytest.mark.parametrize("task", [FinetuneTask, LinearProbeTask])
+def test_a_classifier_needs_two_classes(make_config, task, classes, name):
+    """With one, any model is right about every sample."""
+    data = dataclasses.replace(open_data(make_config("finetune").data, None, "finetune"), classes=classes)
+    message = (
+        f"toys for finetune: a classifier needs at least 2 classes; got {name}; is data.root one folder too"
+    )
+    with pytest.raises(UserError, match=message):
+        task(DOMAIN, make_config("finetune"), data)
+
+
 # ---- what starts from what
 
 
@@ -166,3 +178,10 @@ def test_a_process_without_evaluation_samples_adds_nothing(finetuned, monkeypatc
         metrics = task.evaluate(model, One(cpu=True))
     assert torch.count_nonzero(sums[-1]) == 0
     assert metrics == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_activation_checkpointing_reaches_the_classifier(make_config, enabled):
+    config = make_config("finetune")
+    config.training.activation_checkpointing = enabled
+    assert FinetuneTask(DOMAIN, config).model.encoder.activation_checkpointing is enabled

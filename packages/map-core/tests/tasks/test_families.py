@@ -180,6 +180,37 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path, switches
     assert same(model.state_dict(), before)
 
 
+@pytest.mark.parametrize(
+    ("switches", "note"),
+    [
+        (
+            {"num_heads": 12},
+            "no file says how many heads there are: 12, as published, unless --model.num_heads says",
+        ),
+        ({}, "no file says how many heads there are: 12, as published, unless --model.num_heads says"),
+        (
+            {"num_heads": 6},
+            "no file says num_heads: this model has 6 and the published one 12, whose weights compute something else "
+            "here; make the model with num_heads=12 (--model.num_heads 12)",
+        ),
+    ],
+    ids=["the published value", "does not say", "another value"],
+)
+def test_a_guess_that_is_not_the_models_value_is_warned_of(tmp_path, caplog, switches, note):
+    guesses = {
+        "guessed_settings": guess("num_heads", "how many heads there are", 12),
+        "guessed_values": {"num_heads": 12},
+    }
+    family = replace(NET, convert=lambda state: replace(convert_net(state), **guesses))
+    file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
+    model = ToyNet(WIDTH)
+    model.switches = switches
+    with caplog.at_level(logging.WARNING):
+        report = load_init(model, file, families=(family,))
+    assert report.notes[0].startswith(note)
+    assert note in caplog.text
+
+
 def test_a_file_that_says_what_it_is_is_never_converted(tmp_path):
     source, model = ToyNet(WIDTH), ToyNet(WIDTH)
     save_weights(

@@ -362,3 +362,27 @@ def test_a_file_of_labels_or_statistics_counts_by_its_content(tmp_path):
     assert jobs["one"] == jobs["same"] != jobs["other"]
     unread = {"labels": None, "statistics": "none.json"}  # which no command of files reads
     assert job_of({"data": Data(**unread)}) == {"data": unread}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "counts"),
+    [
+        ("precision", "bf16", True),
+        ("batch_size", 7, True),
+        ("protocol", "vote_10", True),  # of clouds, like the seed
+        ("seed", 1, True),
+        ("workers", 2, False),
+        ("progress", True, False),
+    ],
+)
+def test_parts_are_of_the_evaluation_s_settings_that_change_results(setting, value, counts):
+    evaluation = {
+        "batch_size": 3,
+        "workers": 0,
+        "precision": "fp32",
+        "progress": False,
+        "protocol": "no_vote",
+        "seed": 0,
+    }
+    jobs = [job_of({"evaluation": settings}) for settings in (evaluation, evaluation | {setting: value})]
+    assert (jobs[0] != jobs[1]) is counts

@@ -397,3 +397,13 @@ def test_other_data_sets_are_refused_before_anything_is_trained(make_config, tas
     config = make_config("pretrain" if task is PretrainTask else "finetune")
     with pytest.raises(UserError, match=message):
         task(DOMAIN, config, user_data(train_data))
+
+
+def test_the_averaged_weights_of_a_run_are_the_average_of_its_last_checkpoint(pretrained):
+    """Of the encoder, and of the decoder and head beside it."""
+    out, _ = pretrained
+    backbone, rest = (load_file(out / f"{name}_ema.safetensors") for name in ("model", "pretraining"))
+    exported = {f"backbone.{key}": value for key, value in backbone.items()} | rest
+    average = load_file(max((out / "checkpoints").glob("step_*")) / "ema.safetensors")
+    assert exported.keys() == average.keys()
+    assert all(torch.equal(value, average[key]) for key, value in exported.items())

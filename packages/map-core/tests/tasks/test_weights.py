@@ -432,13 +432,18 @@ def test_parameters_that_may_be_missing_stay_and_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "keep_head"), [(5, True), (2, False)], ids=["other classes", "not kept"])
-def test_a_head_that_does_not_fit_or_is_not_kept_is_reinitialised(tmp_path, classes, keep_head):
+def test_a_head_that_does_not_fit_or_is_not_kept_is_reinitialised(tmp_path, caplog, classes, keep_head):
     source, model = Toy(num_classes=classes), Toy()
     head = model.head.weight.clone()
-    report = load_init(model, write(tmp_path, source), may_be_missing=("head.",), keep_head=keep_head)
+    with caplog.at_level(logging.WARNING):
+        report = load_init(model, write(tmp_path, source), may_be_missing=("head.",), keep_head=keep_head)
     assert torch.equal(model.body.weight, source.body.weight)
     assert torch.equal(model.head.weight, head)
     assert report.missing == ("head.weight", "head.bias")
+    assert "loaded; new: head.weight, head.bias; left: head.bias, head.weight" in caplog.text
+    assert (
+        "the file's head has other parameters or shapes: this model's starts anew" in caplog.text
+    ) is keep_head
 
 
 def test_parameters_that_the_model_has_no_place_for_are_skipped_and_reported(tmp_path, caplog):

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from toy_task import ToyTask
 
 from map_core import UserError
 from map_core.training import TrainingConfig
@@ -120,3 +121,11 @@ def test_a_budget_of_samples_overrides_epochs_and_warmup():
 def test_impossible_settings(field, value, message):
     with pytest.raises(UserError, match=message):
         TrainingConfig(**{field: value}).validate()
+
+
+def test_the_groups_of_a_task_have_both_decays_of_its_training():
+    task = ToyTask()
+    task.model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5)
+    groups = task.parameter_groups(TrainingConfig(weight_decay=0.2, layer_decay=0.5))
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
+    assert {group["lr_scale"] for group in groups} == {0.5**i for i in range(4)}

@@ -131,3 +131,56 @@ def test_policy_that_timm_does_not_know() -> None:
 def test_every_augmentation_is_tested() -> None:
     names: list[Augmentation] = [settings["augmentation"] for settings in AUGMENTATIONS]
     assert {*names, "none"} == set(Augmentation.__args__)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+@pytest.mark.parametrize("augmentation", ["crop_flip", "pad_crop", "timm", "three_augment"])
+def test_an_image_is_flipped_as_often_as_the_setting_says(augmentation: str, probability: float) -> None:
+    """Its left half is the darker one."""
+    halves = np.repeat([[0, 100]], 8, axis=1).repeat(16, axis=0).astype(np.uint8)
+    settings = {"augmentation": augmentation, "horizontal_flip": probability, "crop_scale": (1.0, 1.0)}
+    transform = make((16, 16), source="folder", **settings)
+    for key in range(8):
+        seed(key)
+        left, right = transform(Image.fromarray(halves).convert("RGB")).split(8, dim=2)
+        assert bool(left.mean() > right.mean()) == (probability == 1.0)
+
+
+@pytest.mark.parametrize("augmentation", ["crop_flip", "timm"])
+def test_a_random_crop_covers_the_share_of_the_image_that_the_setting_says(augmentation: str) -> None:
+    """A quarter of 64 x 64 with sides in 3:4 to 4:3 is 28 to 37 columns wide; column x has value 2 x."""
+    ramp = Image.fromarray(np.arange(0, 128, 2, dtype=np.uint8)[None].repeat(64, axis=0)).convert("RGB")
+    plain = {"source": "folder", "mean": (0.0,), "std": (1.0,), "augmentation": augmentation}
+    transform = make((32, 32), crop_scale=(0.25, 0.25), **plain)
+    for key in range(8):
+        seed(key)
+        columns = transform(ramp) * 255 / 2
+        assert 25 < columns.max() - columns.min() < 38
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({"augmentation": "crop_flip"}, False),
+        ({"augmentation": "crop_flip", "random_erasing": 1.0}, True),
+        ({"augmentation": "timm"}, False),
+        ({"augmentation": "timm", "color_jitter": 0.4}, True),
+        ({"augmentation": "timm", "auto_augment": "rand-m9-mstd0.5-inc1"}, True),
+        ({"augmentation": "three_augment"}, True),
+        ({"augmentation": "three_augment", "color_jitter": 0.0}, False),
+    ],
+    ids=str,
+)
+def test_colours_change_and_rectangles_are_erased_where_asked_for(settings: dict, changes: bool) -> None:
+    """A plain, dark grey image is the same wherever it is cropped, and grey, solarised or blurred."""
+    transform = make(source="folder", **settings)
+    results = []
+    for key in range(8):
+        seed(key)
+        results.append(transform(Image.new("RGB", (56, 40), (100, 100, 100))))
+    normalize = transform.transforms[-1 - ("random_erasing" in settings)]
+    unchanged = normalize(Image.new("RGB", (16, 24), (100, 100, 100)))
+    differ = [not torch.allclose(result, unchanged, atol=0.03) for result in results]
+    assert any(differ) is changes
+    if "random_erasing" in settings:
+        assert all(differ)
