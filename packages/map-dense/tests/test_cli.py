@@ -76,7 +76,14 @@ def test_every_config_shows_its_layer_decay_or_that_it_has_none(
 
 
 @pytest.mark.parametrize(
-    ("file", "text"), [("notes.txt", "notes"), ("broken.py", "model = dict("), ("empty.py", "")]
+    ("file", "text"),
+    [
+        ("notes.txt", "notes"),
+        ("broken.py", "model = dict("),
+        ("empty.py", ""),
+        ("names.py", "model = dict(type=nothing)"),
+        ("keys.py", "model = {}['backbone']"),
+    ],
 )
 def test_a_file_that_is_no_config_is_reported_in_one_sentence(
     file: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -84,6 +91,54 @@ def test_a_file_that_is_no_config_is_reported_in_one_sentence(
     (tmp_path / file).write_text(text)
     assert main(["layer-decay", str(tmp_path / file)]) == 2
     assert capsys.readouterr().err.startswith("map-dense: error: ")
+
+
+MINI = "upernet_hybridnet-mini_cpu_camvid"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "optim_wrapper = dict(paramwise_cfg=dict(_delete_=True))",
+            "layer decay needs paramwise_cfg=dict(decay_rate=...); 1.0 is no decay",
+        ),
+        (
+            "optim_wrapper = dict(paramwise_cfg=dict(rate=0.9))",
+            "paramwise_cfg.rate is unknown; did you mean decay_rate",
+        ),
+        (
+            "optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-4))",
+            "layer decay needs lr and weight_decay in optim_wrapper.optimizer",
+        ),
+        ("optim_wrapper = dict(paramwise_cfg=dict(decay_rate='0.9'))", "makes no optimizer ("),
+        ("model = dict(backbone=dict(type='Nothing'))", "mine.py makes no model (KeyError: "),
+    ],
+)
+def test_what_training_would_refuse_has_no_layer_decay(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(f"_base_ = {str(catalogue.config_path(MINI))!r}\n{text}\n")
+    assert main(["layer-decay", str(tmp_path / "mine.py")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("train_pipeline.99.type=x", "train_pipeline.99.type=x cannot be merged into the config (KeyError: "),
+        ("model.backbone.out_indices=[1,(2]", "cannot be read as KEY=VALUE (AssertionError: "),
+        ("train_dataloader.dataset=3", f"data_root cannot be filled into {MINI} ("),
+    ],
+)
+def test_an_option_that_does_not_fit_the_config_is_reported_in_one_sentence(
+    option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["write-config", MINI, str(tmp_path / "out.py"), f"data_root={tmp_path}", option]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.py").exists()
 
 
 def test_the_layer_decay_of_a_users_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

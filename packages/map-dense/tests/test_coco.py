@@ -163,5 +163,10 @@ def test_order_counts_among_the_configs_classes_alone() -> None:
         check_categories(["b", "x", "a"], ["a", "b"], "file")
 
 
+def test_a_class_that_the_config_lists_twice_is_named() -> None:
+    with pytest.raises(UserError, match=r"metainfo.classes lists 'a' twice, .*: list each class once"):
+        check_categories(["a", "b"], ["a", "b", "a"], "file")
+
+
 def test_the_registered_name_is_that_of_this_package() -> None:
     assert map_dense.mmdet.DATASETS.get("CocoDataset") is CheckedCocoDataset

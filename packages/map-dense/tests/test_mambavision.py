@@ -131,9 +131,28 @@ def test_invalid_options_are_refused(changes: dict[str, Any], message: str) -> N
 def test_weights_of_another_size_are_refused(classifier: torch.nn.Module, tmp_path: Path) -> None:
     save_weights(tmp_path / "model.safetensors", classifier.state_dict(), {})
     with pytest.raises(
-        UserError, match=r"does not fit the backbone: missing: levels\.0\.blocks\.1\..* and \d+ more"
+        UserError,
+        match=r"does not fit the backbone: missing: levels\.0\.blocks\.1\..* and \d+ more; set model\.backbone as the "
+        r"run's model was \(name, embed_dim, depths, mlp_ratio, stem_dim, in_chans, layer_scale\)",
     ):
         small(depths=(2, 1, 2, 2)).load(tmp_path)
+
+
+def test_a_published_pyramid_of_other_heads_is_warned_of_but_its_windows_may_grow(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"embed_dim": 640, "num_heads": (4, 8)}  # published with 8 and 16 heads
+    torch.save(small(**sizes).model.state_dict() | norm_of(640), tmp_path / "pyramid.pth")
+    (note,) = small(**sizes, window_size=(16, 8)).load(tmp_path / "pyramid.pth").notes
+    assert note.startswith(
+        "no file says num_heads: this model has (4, 8) and the published one (8, 16), whose"
+    )
+    assert note.endswith("; set model.backbone.num_heads=(8, 16)")
+    report = small(embed_dim=640, num_heads=(8, 16)).load(tmp_path / "pyramid.pth")
+    assert report.notes == ("no file says num_heads: (8, 16), as published",)
+
+
+def norm_of(width: int) -> dict[str, torch.Tensor]:
+    """The last norm of a classifier, which backbones lack."""
+    return {f"norm.{key}": value for key, value in torch.nn.BatchNorm2d(width).state_dict().items()}
 
 
 def write_run(folder: Path, **changes: Any) -> Path:

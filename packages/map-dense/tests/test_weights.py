@@ -115,6 +115,15 @@ def test_another_patch_size_is_an_error_or_an_explicit_resample(tmp_path: Path) 
         )
 
 
+def test_oblong_patches_can_only_be_resampled(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", patch_size=(8, 16))
+    with pytest.raises(
+        UserError,
+        match=r"of 8x16 pixels, the backbone of 16x16: set model\.backbone\.init_cfg\.resample_patches=True",
+    ):
+        load_backbone(backbone(), run)
+
+
 @pytest.mark.parametrize("described", [True, False])
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -138,7 +147,10 @@ def test_another_architecture_is_refused_with_both_values(
     ("changes", "message"),
     [
         ({"num_heads": 2}, "trained with num_heads 4, the backbone has 2; set model.backbone.num_heads=4"),
-        ({"order": "column"}, "trained with order row, the backbone has column"),
+        (
+            {"order": "column"},
+            "trained with order row, the backbone has column; set model.backbone.order=row",
+        ),
         ({"wiring": "branch"}, "trained with wiring residual, the backbone has branch"),
         ({"position": "sincos"}, "trained with position learned, the backbone has sincos"),
         ({"bidirectional": False}, "trained with bidirectional True, the backbone has False"),
@@ -149,6 +161,17 @@ def test_settings_that_shapes_do_not_show_are_read_from_the_runs_description(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_backbone(backbone(**changes), write_run(tmp_path / "run"))
+
+
+def test_a_run_with_overlapping_patches_is_refused_without_an_option_that_backbones_lack(
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path / "run", classes=10, patch_stride=8)
+    with pytest.raises(
+        UserError,
+        match=r"patch_stride \(8, 8\), the backbone has None; a backbone has no patch_stride: give other weights",
+    ):
+        load_backbone(backbone(), run)
 
 
 def test_blocks_of_another_size_are_refused_where_the_scan_goes_by_blocks(tmp_path: Path) -> None:
@@ -207,6 +230,21 @@ def test_timms_vit_initialises_the_transformer_only_family(tmp_path: Path) -> No
         "encoder.norm.weight",
         "encoder.norm.bias",
     }
+    assert report.notes == ("no file says num_heads: 3, as published",)
+    assert str(report).endswith(report.notes[0])
+
+
+def test_a_vit_of_other_heads_than_the_backbones_is_warned_of(tmp_path: Path) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    report = load_backbone(
+        HybridBackbone("map_vit_tiny_patch16_224", img_size=64, num_heads=6), tmp_path / "vit.pth"
+    )
+    (note,) = report.notes
+    assert note.startswith(
+        "no file says num_heads: this model has 6 and the published one 3, whose weights compute"
+    )
+    assert note.endswith("; set model.backbone.num_heads=3")
 
 
 SUFFIXES = {"scan_forward": "", "scan_backward": "_b"}
@@ -247,5 +285,32 @@ def test_the_authors_checkpoint_starts_a_backbone_of_its_wiring(tmp_path: Path) 
 
 def test_the_authors_checkpoint_is_refused_by_a_backbone_of_our_wiring(tmp_path: Path) -> None:
     file, _ = authors_file(tmp_path)
-    with pytest.raises(UserError, match=r"of MAP's authors, whose wiring is 'branch', and not 'residual'"):
+    message = r"of MAP's authors, whose wiring is 'branch', and not 'residual': .*; set model.backbone.wiring=branch"
+    with pytest.raises(UserError, match=message):
         load_backbone(backbone(), file)
+
+
+def test_the_authors_checkpoint_is_refused_by_a_backbone_that_scans_otherwise(tmp_path: Path) -> None:
+    file, _ = authors_file(tmp_path)
+    with pytest.raises(UserError, match=r"whose order is 'row', .*; set model.backbone.order=row"):
+        load_backbone(backbone(wiring="branch", order="column"), file)
+
+
+def test_overlapping_patches_of_vim_are_refused_without_an_option_that_backbones_lack(tmp_path: Path) -> None:
+    name = "map_vim_tiny_patch16_224"
+    sizes: dict[str, Any] = {"embed_dim": 32, "layout": "Mx2"}
+    state = create_model(ModelConfig(name, patch_stride=8, **sizes), 10).state_dict()
+    table = state.pop("encoder.position.table").flatten(0, 1)
+    token, position = (state.pop(f"encoder.registers.{part}") for part in ("token", "position"))
+    middle = len(table) // 2
+    theirs = {authors_name(key): value for key, value in state.items()}
+    theirs |= {
+        "cls_token": token[None],
+        "pos_embed": torch.cat([table[:middle], position, table[middle:]])[None],
+    }
+    torch.save(theirs, tmp_path / "vim.pth")
+    with pytest.raises(
+        UserError,
+        match=r"of Vim, whose patch_stride is \(8, 8\), .*; a backbone has no patch_stride: give other",
+    ):
+        load_backbone(HybridBackbone(name, out_indices=[1], **sizes), tmp_path / "vim.pth")

@@ -140,3 +140,16 @@ def test_settings_that_no_evaluation_can_have_are_refused(changes, message):
 
 def test_no_vote_is_the_default():
     assert EvaluationConfig().describe().startswith("no_vote: ")
+
+
+def test_every_vote_sees_its_clouds_scaled_and_shifted_anew(model, two_classes):
+    """Within the ranges of the data section; a cloud itself has its centre at the origin."""
+    inputs = []
+    model.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    logits_of(model, two_classes.evaluation, protocol="vote_10")
+    votes, clouds = torch.stack(inputs), torch.stack([two_classes.evaluation[i][0] for i in range(4)])
+    factor = (votes.amax(2) - votes.amin(2)) / (clouds.amax(1) - clouds.amin(1))  # (votes, clouds, 3)
+    shift = votes.mean(2)
+    assert ((factor > 2 / 3 - 1e-4) & (factor < 3 / 2 + 1e-4)).all()
+    assert (shift.abs() < 0.2 + 1e-4).all()
+    assert min(factor.std(0).min(), shift.std(0).min()) > 0.01

@@ -23,9 +23,10 @@ def few_shot(tiny_model, short_training):
     """Makes the configuration of a small few-shot run."""
 
     def make(root, source, out, **changes):
+        queries = {} if source == "fewshot_pkl" else {"queries": 4}
         return FewShotConfig(
             data=PointDataConfig(source, str(root), num_points=32),
-            fewshot=FoldsConfig(way=2, shot=3, folds=2, queries=4),
+            fewshot=FoldsConfig(way=2, shot=3, folds=2, **queries),
             model=replace(tiny_model, layout="M"),
             training=replace(short_training, warmup_epochs=0.0),
             out=str(out),
@@ -139,6 +140,14 @@ def test_folds_that_cannot_be_are_refused(labelled, changes, message):
 def test_parts_of_a_split_do_not_apply_to_folds(labelled, changes):
     with pytest.raises(UserError, match=r"data.holdout and data.subset do not apply"):
         next(open_folds(PointDataConfig("modelnet40_npz", str(labelled), **changes), FoldsConfig()))
+
+
+@pytest.mark.parametrize(("name", "value", "default"), [("queries", 4, 20), ("seed", 1, 0)])
+def test_settings_of_generated_folds_do_not_apply_to_published_ones(published, name, value, default):
+    config = FoldsConfig(way=2, shot=3, **{name: value})
+    message = f"fewshot.{name} {value} has no effect with data.source fewshot_pkl: leave it at {default}"
+    with pytest.raises(UserError, match=message):
+        next(open_folds(PointDataConfig("fewshot_pkl", str(published)), config))
 
 
 def test_folds_are_resumed_automatically_or_not_at_all(few_shot, labelled, tmp_path):

@@ -279,3 +279,8 @@ def test_the_patch_embedding_keeps_a_spread_that_its_norms_can_measure():
 def test_an_unknown_model_is_refused():
     with pytest.raises(UserError, match=r"model\.name 'hybridnet' is unknown; did you mean hybridnet3d"):
         create_point_model("hybridnet")
+
+
+def test_dropout_in_the_head_has_the_rate_asked_for():
+    model = tiny(drop_rate=0.25)
+    assert [module.p for module in model.head if isinstance(module, torch.nn.Dropout)] == [0.25, 0.25]

@@ -1,5 +1,6 @@
 """The objectives over clouds: what a prediction may read, what is refused, and what runs leave."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,6 @@ from map_core.tasks.pretraining import PretrainTask, load_objective
 from map_core.testing import learn_batch
 from map_core.training import train
 from map_points.blocks import LocalNormPool
-from map_points.data import PointDataConfig
 from map_points.domain import DOMAIN
 from map_points.factory import create_backbone
 from map_points.pretraining import (
@@ -143,12 +143,19 @@ def test_learning_overfits_a_batch(build, clouds, name):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def with_augmentation(data, augmentation):
+    """The same clouds to train on, augmented; other tests keep theirs."""
+    train = copy.copy(data.train)
+    train.config = replace(train.config, augmentation=augmentation)
+    return replace(data, train=train)
+
+
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_run_learns_and_comes_back(name, tiny_model, short_training, two_classes, tmp_path):
     scan = "forward" if name in CAUSAL else "both"
     data = two_classes
     if name.startswith("moco"):
-        data.train.config.augmentation = "rotate_scale_translate"
+        data = with_augmentation(data, "rotate_scale_translate")
     config = configs(DOMAIN).pretrain(
         model=replace(tiny_model, scan=scan), objective=SECTIONS[name], training=short_training
     )
@@ -203,16 +210,15 @@ def test_scales_beyond_the_cloud_are_refused(build, clouds):
 
 
 def test_two_views_of_clouds_need_an_augmentation(two_classes):
-    two_classes.train.config = PointDataConfig(num_points=64, augmentation="none")
     with pytest.raises(
         UserError, match=r"two views of a cloud would be the same .*: choose a data.augmentation"
     ):
-        SECTIONS["moco_v3"].training_samples(two_classes, batch_size=4)
+        SECTIONS["moco_v3"].training_samples(with_augmentation(two_classes, "none"), batch_size=4)
 
 
 def test_views_of_a_cloud_are_two_augmentations_of_it(two_classes):
-    two_classes.train.config = PointDataConfig(num_points=64, augmentation="rotate_scale_translate")
-    views, label = SECTIONS["moco_v3"].training_samples(two_classes, batch_size=4)[0]
+    data = with_augmentation(two_classes, "rotate_scale_translate")
+    views, label = SECTIONS["moco_v3"].training_samples(data, batch_size=4)[0]
     assert views.shape == (2, 64, 3)
     assert not torch.equal(views[0], views[1])
     assert label == 0

@@ -16,7 +16,7 @@ from map_core.testing import decoder_dependencies
 from map_core.training import train
 from map_points.domain import DOMAIN
 from map_points.factory import create_backbone, create_classifier
-from map_points.losses import masked_distance
+from map_points.losses import chamfer_distance, masked_distance, transport_distance
 from map_points.pretraining import PointSimMIMConfig, build_objective
 
 
@@ -201,3 +201,13 @@ def test_a_users_data_set_is_trained_on_up_to_the_picture(
     train(task, config.training, str(tmp_path / "run"), run_config=config)
     assert (tmp_path / "run/reconstructions.png").stat().st_size > 0
     assert load_objective(DOMAIN, tmp_path / "run").model.embed_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("matching", "distance"), [("nearest", chamfer_distance), ("transport", transport_distance)]
+)
+def test_the_loss_matches_points_as_asked_for(make, matching, distance):
+    result = make(matching=matching)(torch.randn(2, 64, 3), Draw.of_batch(2))
+    target = torch.stack([t[d] for t, d in zip(result.tokens.target, result.mask.drop, strict=True)])
+    expected = distance(result.prediction.unflatten(-1, (-1, 3)), target).mean()
+    torch.testing.assert_close(result.loss, expected)

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from map_core.commands.standard import model_of_weights
 from map_core.errors import UserError
 from map_core.tasks.weights import read_weights, save_weights
+from map_points.domain import DOMAIN
 from map_points.factory import MODELS, PointModelConfig, create_backbone, create_classifier, create_probed
 from map_points.weights import load_init
 
@@ -119,6 +121,24 @@ def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, m
     ):
         MODELS.refuse_other_settings(after, tmp_path)
     MODELS.refuse_other_settings(after, tmp_path, may_differ=[message.split()[0]])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("pool", "max"), ("second_order", "z_order"), ("local_class_token", True)]
+)
+def test_no_encoder_was_trained_with_the_settings_of_a_classifier(tmp_path, setting, value):
+    before, after = PointModelConfig(), PointModelConfig(**{setting: value})
+    save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(before, holds="encoder"))
+    MODELS.refuse_other_settings(after, tmp_path)
+    inherited = model_of_weights(DOMAIN, {"init": str(tmp_path)})
+    assert "model.order" in inherited
+    assert f"model.{setting}" not in inherited  # so that a recipe's value holds
+    with pytest.raises(UserError, match=r"was trained with model.order 'fps', this model has 'z_order'"):
+        MODELS.refuse_other_settings(replace(after, order="z_order"), tmp_path)
+    description = MODELS.describe(before, holds="classifier", classes=["a", "b"])
+    save_weights(tmp_path / "model.safetensors", {}, description)
+    with pytest.raises(UserError, match=f"was trained with model.{setting} .*, this model has {value!r}"):
+        MODELS.refuse_other_settings(after, tmp_path)
 
 
 def test_weights_without_a_description_are_taken_as_they_are(tmp_path):

@@ -565,6 +565,11 @@ class TestMistakes:
             error = error_of("reconstruct", "--init", runs / "pretrain", f"--mask_ratio={ratio}")
             assert f"mask ratio must lie in [0, 1); got {float(ratio)}" in error
 
+    @pytest.mark.parametrize("name", ["hybridnet_tiny_patch16_224", "map_mambavision_tiny"])
+    def test_pooling_that_leaves_all_tokens(self, error_of, name):
+        error = error_of("finetune", f"--model.name={name}", "--model.global_pool", "", *SHORT)
+        assert "--model.global_pool must be one of register, avg or null; got ''" in error
+
     def test_layout_that_does_not_parse(self, error_of):
         error = error_of("pretrain", *MODEL, "--model.layout=(MMT", *SHORT)
         assert "layout '(MMT' does not parse at '(MMT'; write letters with counts, for example" in error

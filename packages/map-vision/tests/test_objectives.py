@@ -11,6 +11,7 @@ from map_core import Draw, UserError
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import configs
 from map_core.tasks.classification import FinetuneTask
+from map_core.tasks.domain import OpenedData
 from map_core.tasks.pretraining import PretrainTask, hide_and_reconstruct, load_objective
 from map_core.tasks.weights import read_description
 from map_core.training import train
@@ -329,13 +330,26 @@ def test_the_two_views_of_moco_v3_are_changed_differently():
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
     same, other = view_colors("moco_v2", [0.5], [0.5])
     assert same == other
-    assert view_colors("none", [0.5], [0.5]) is None
-    assert view_colors("none", [0.5] * 4, [0.5] * 4, stored=True) is None
     for mean in ([0.5], [0.5] * 4):
         with pytest.raises(
             UserError, match=rf"'moco_v3' changes colours, which stored values of {len(mean)} channels"
         ):
             view_colors("moco_v3", mean, mean, stored=True)
+
+
+def test_a_users_images_need_a_normalisation_only_where_colours_change():
+    images = [(image,) for image in torch.rand(4, 1, 8, 8)]
+    config = replace(recipe("moco_v3").objective, colors="none")
+    views = config.make_views(OpenedData("my own", (), images, None, None))
+    assert torch.equal(views[1][0], torch.stack([images[1][0], images[1][0]]))
+    for preprocessing, missing in (({}, "no mean and no std"), ({"mean": [0.5]}, "no std")):
+        data = OpenedData("my own", (), images, None, None, preprocessing=preprocessing)
+        with pytest.raises(
+            UserError,
+            match=rf"objective.colors 'moco_v3' changes .* preprocessing of my own has {missing}: add them to "
+            r"OpenedData.preprocessing, or set objective.colors none",
+        ):
+            replace(config, colors="moco_v3").make_views(data)
 
 
 def test_a_queue_larger_than_the_epoch_is_refused_before_training():

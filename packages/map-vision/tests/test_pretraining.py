@@ -14,6 +14,7 @@ from map_core.tasks.domain import OpenedData
 from map_core.tasks.pretraining import PretrainTask, load_objective
 from map_core.testing import decoder_dependencies
 from map_core.training import train
+from map_vision.backbone import PARTS, require_image_backbone
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.pretraining import (
@@ -145,6 +146,29 @@ def test_pretraining_has_no_registers(make_tiny):
         match=r"pretraining has no registers among the patches: create the model with num_registers=0",
     ):
         build_objective(make_tiny(), ImageObjectiveConfig())
+
+
+def test_a_model_without_what_a_backbone_has_is_refused_by_name():
+    with pytest.raises(
+        UserError,
+        match=r"Linear is no backbone for images: it lacks embed_dim, tokenize, encode, img_size, patch_size, "
+        r"in_chans, num_prefix_tokens, num_global; create a model of map_vision, or add them as docs/your_own_code.md",
+    ):
+        build_objective(torch.nn.Linear(3, 3), ImageObjectiveConfig())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_a_backbone_is_required(part):
+    class Incomplete(torch.nn.Module):
+        pass
+
+    for name in PARTS:
+        if name != part:
+            setattr(Incomplete, name, 1)
+    with pytest.raises(UserError, match=f"Incomplete is no backbone for images: it lacks {part};"):
+        require_image_backbone(Incomplete())
+    setattr(Incomplete, part, 1)
+    assert require_image_backbone(Incomplete())
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,13 @@ def test_every_size_has_timms_shapes(size):
     assert heads == [block.attn.num_heads for block in model.encoder.blocks]
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "backbone."])
+def test_prefixes_of_wrappers_are_taken_off_a_state_dict(vit, ours, prefix):
+    model = ours()
+    model.load_state_dict({f"{prefix}{key}": value for key, value in vit.state_dict().items()})
+    assert_equal_outputs(vit, model)
+
+
 def test_positions_must_be_square(vit, ours):
     state = vit.state_dict()
     state["pos_embed"] = torch.zeros(1, 1 + 12, 192)

@@ -80,10 +80,18 @@ class Masking:
         return truncated_normal(draw.scalar("ratio"), self.ratio, self.ratio_std, self.ratio_bounds)
 
     def __call__(self, tokens: Tokens, draw: Draw, regions: Regions | None = None) -> TokenMask:
-        """Hide tokens of a batch; only scope ``region`` needs ``regions``."""
+        """Hide tokens of a batch; only scope ``region`` needs ``regions``.
+
+        Raises:
+            UserError: an unknown scope, scope ``region`` without regions, or what :func:`sample_mask` raises.
+        """
         if self.scope not in get_args(MaskScope):
             known = get_args(MaskScope)
             raise UserError(f"mask scope {self.scope!r} is unknown; {near_matches(self.scope, known)}")
+        if self.scope == "region" and regions is None:
+            raise UserError(
+                "mask scope 'region' needs the regions of the tokens; pass them, or use scope 'all'"
+            )
         noise = None
         if self.strategy == "random":
             noise = draw.uniform("mask", tokens.length, tokens.embedding.device)

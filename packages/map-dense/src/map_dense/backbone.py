@@ -69,7 +69,7 @@ class HybridBackbone(nn.Module):
     residual stream, as :meth:`map_vision.model.HybridNet.forward_intermediates` returns them without its norm.
 
     Args:
-        name: A model of map-vision: ``hybridnet_*``, ``mambar_*`` or ``map_vit_*``.
+        name: A model of map-vision: ``hybridnet_*``, ``mambar_*``, ``map_vit_*``, ``map_vim_*`` or ``map_arm_*``.
         img_size: Height and width in pixels that the position table is made for; the named model's when None.
         patch_size: Height and width of a patch, and the stride of the features; the named model's when None.
         out_indices: Layers (from 0) whose features are returned; four, evenly spaced, when None. Layers after the last
@@ -80,7 +80,7 @@ class HybridBackbone(nn.Module):
             ``out_indices``, which attend globally; None for global attention everywhere. Mamba always scans all.
         drop_path_rate: Stochastic depth rate of the last layer; those before rise to it linearly from 0.
         **model_changes: What differs from the named model: ``embed_dim``, ``layout``, ``num_heads``, ``mlp_ratio``,
-            ``order``, ``position``, ``bidirectional``, ``wiring`` or ``in_chans``.
+            ``order``, ``block_size``, ``position``, ``bidirectional``, ``wiring`` or ``in_chans``.
 
     Raises:
         UserError: an unknown name or option; an ``img_size`` that is neither one number nor two; ``out_indices`` that

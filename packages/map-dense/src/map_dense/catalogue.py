@@ -3,7 +3,8 @@
 import argparse
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,22 @@ def read_header(path: Path) -> dict[str, str]:
     return header
 
 
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn what OpenMMLab raises for a mistake in a config into a :class:`UserError` that begins with ``what``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a config is code, which can raise anything
+        raise UserError(f"{what} ({type(error).__name__}: {reason(error)})") from error
+
+
 def read_config(path: Path) -> Any:
     """Read a config with its bases; this imports the toolbox that the config is for.
 
     Raises:
-        UserError: the toolbox is not installed, or installed wrongly; the file is not a config.
+        UserError: the toolbox is not installed, or installed wrongly; the file is not a config, or its code fails.
     """
     try:
         from mmengine.config import Config
@@ -69,17 +81,26 @@ def read_config(path: Path) -> Any:
             f"{path.name} needs OpenMMLab ({error}): in the repository, pip install -c "
             "constraints.txt './packages/map-dense[mmseg]' (or mmdet)"
         ) from error
-    try:
+    with refusing(f"{path} cannot be read as a config of OpenMMLab's"):
         return Config.fromfile(str(path))
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as a config of OpenMMLab's ({reason(error)})") from error
+
+
+def merge_options(config: Any, options: Sequence[str]) -> None:
+    """Change a config by ``key=value`` options, in place, as OpenMMLab's ``--cfg-options`` does.
+
+    Raises:
+        UserError: an option without ``=``, or one that does not fit the config.
+    """
+    changes = read_options(options)
+    with refusing(f"{' '.join(options)} cannot be merged into the config"):
+        config.merge_from_dict(changes)
 
 
 def read_options(options: Sequence[str]) -> dict[str, Any]:
     """Read ``key=value`` options as OpenMMLab's ``--cfg-options`` does.
 
     Raises:
-        UserError: an option without ``=``.
+        UserError: an option without ``=``, or with a value that does not parse.
     """
     from mmengine.config import DictAction
 
@@ -88,12 +109,21 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"option {option!r} has no '='; give KEY=VALUE, such as data_root=PATH")
     reader = argparse.ArgumentParser()
     reader.add_argument("options", nargs="*", action=DictAction)
-    return reader.parse_args(["--", *options]).options if options else {}
+    with refusing(f"{' '.join(options)} cannot be read as KEY=VALUE"):
+        return reader.parse_args(["--", *options]).options if options else {}
 
 
 def build_model(config: Any) -> nn.Module:
-    """Build the whole model of a config on the meta device, without memory for its parameters."""
+    """Build the whole model of a config on the meta device, without memory for its parameters.
+
+    Raises:
+        UserError: the config describes no model that can be built.
+    """
     from mmengine.registry import MODELS, DefaultScope
 
-    with DefaultScope.overwrite_default_scope(config.default_scope), torch.device("meta"):
+    with (
+        refusing(f"{config.filename} makes no model"),
+        DefaultScope.overwrite_default_scope(config.default_scope),
+        torch.device("meta"),
+    ):
         return MODELS.build(config.model)

@@ -17,8 +17,13 @@ def check_categories(names: Sequence[str], classes: Sequence[str], source: str) 
         source: Name of the file in the message.
 
     Raises:
-        UserError: a class that is missing from the file, occurs twice, or is in another order.
+        UserError: a class that is missing from the file, occurs twice in the file or the config, or is in another
+            order.
     """
+    if twice := [name for i, name in enumerate(classes) if name in classes[:i]]:
+        raise UserError(
+            f"metainfo.classes lists {twice[0]!r} twice, and {source} cannot tell which is meant: list each class once"
+        )
     for name in classes:
         if name not in names:
             raise UserError(

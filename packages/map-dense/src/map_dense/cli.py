@@ -11,7 +11,7 @@ from map_core.commands.output import while_somebody_reads
 from map_core.commands.program import EXIT_USER_ERROR
 from map_core.errors import UserError
 from map_dense import catalogue
-from map_dense.layer_decay import layer_decay_groups, render_groups
+from map_dense.layer_decay import render_groups
 
 EPILOG = """train and test with OpenMMLab's own launcher:
   mim train onedl-mmsegmentation $(map-dense config-path NAME) --gpus 1 --cfg-options data_root=PATH
@@ -51,17 +51,19 @@ def write_config(name_or_path: str, file: str, options: Sequence[str]) -> None:
         options: ``key=value`` as ``--cfg-options`` takes them.
 
     Raises:
-        UserError: a file that is not ``*.py`` or cannot be written, an option without ``=``, no ``data_root``.
+        UserError: a file that is not ``*.py`` or cannot be written, an option without ``=`` or that does not fit the
+            config, no ``data_root``.
     """
     if not file.endswith(".py"):
         raise UserError(
             f"{file} must end in .py, as OpenMMLab's tools read configs; got {Path(file).suffix!r}"
         )
     config = catalogue.read_config(catalogue.find_config(name_or_path))
-    config.merge_from_dict(catalogue.read_options(options))
+    catalogue.merge_options(config, options)
     from map_dense.data_root import with_data_root_everywhere
 
-    with_data_root_everywhere(config)
+    with catalogue.refusing(f"data_root cannot be filled into {name_or_path}"):
+        with_data_root_everywhere(config)
     try:
         config.dump(file)
     except OSError as error:
@@ -73,22 +75,21 @@ def print_layer_decay(name_or_path: str) -> None:
     """Print the parameter groups that a config trains with.
 
     Raises:
-        UserError: the config trains without layer decay.
+        UserError: the config trains without layer decay, or with options that training refuses.
     """
     config = catalogue.read_config(catalogue.find_config(name_or_path))
     from map_dense.optim import HybridLayerDecayOptimWrapperConstructor
 
-    constructor = (config.get("optim_wrapper") or {}).get("constructor")
-    if constructor != HybridLayerDecayOptimWrapperConstructor.__name__:
+    settings = config.get("optim_wrapper") or {}
+    if (name := settings.get("constructor")) != HybridLayerDecayOptimWrapperConstructor.__name__:
         raise UserError(
-            f"{name_or_path} trains without layer decay: its optim_wrapper.constructor is {constructor}, not "
+            f"{name_or_path} trains without layer decay: its optim_wrapper.constructor is {name}, not "
             f"{HybridLayerDecayOptimWrapperConstructor.__name__}"
         )
-    options = dict(config.optim_wrapper.get("paramwise_cfg") or {"decay_rate": 1.0})
-    weight_decay = config.optim_wrapper.optimizer.get("weight_decay", 0.0)
-    print(
-        render_groups(layer_decay_groups(catalogue.build_model(config), weight_decay=weight_decay, **options))
-    )
+    with catalogue.refusing(f"optim_wrapper of {name_or_path} makes no optimizer"):
+        constructor = HybridLayerDecayOptimWrapperConstructor(settings, settings.get("paramwise_cfg"))
+        groups = constructor.groups(catalogue.build_model(config))
+    print(render_groups(groups))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,12 +10,11 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
-from map_core.tasks.weights import read_weights, weights_file
+from map_core.tasks.weights import weights_file
 from map_dense.settings import check_frozen_stages, is_whole, lists_to_tuples
-from map_dense.weights import BackboneReport, refuse_misfits, refuse_other_settings
+from map_dense.weights import BackboneReport, read_state, refuse_misfits, refuse_other_settings
 from map_vision.factory import ModelConfig, create_model
 from map_vision.mambavision import MambaVision
-from map_vision.weights import convert_state
 
 NUM_STAGES = 4
 MODEL_OPTIONS = tuple(
@@ -23,6 +22,7 @@ MODEL_OPTIONS = tuple(
     for field in fields(ModelConfig)
     if field.name in ("in_chans", "embed_dim", "num_heads", "mlp_ratio", "stem_dim", "depths", "layer_scale")
 )
+MAY_DIFFER = ("window_size",)  # larger images need larger windows
 
 
 class MambaVisionBackbone(nn.Module):
@@ -102,15 +102,16 @@ class MambaVisionBackbone(nn.Module):
 
         Raises:
             UserError: a parameter is missing, has another shape or does not exist in the backbone's stages; or the run
-                was trained with settings that change the meaning of its weights, except the window size: larger
-                images need larger windows.
+                was trained with settings that change the meaning of its weights, except the window size.
         """
         file, expected = weights_file(path), self.model.state_dict()
-        state = convert_state(read_weights(path), self.model)
-        refuse_misfits(state, expected, file)
-        refuse_other_settings(self.config, path, may_differ=("window_size",))
+        source = read_state(self.model, file, options=MODEL_OPTIONS, may_differ=MAY_DIFFER)
+        state = source.tensors
+        refuse_misfits(state, expected, file, options=MODEL_OPTIONS)
+        refuse_other_settings(self.config, path, options=MODEL_OPTIONS, may_differ=MAY_DIFFER)
         self.model.load_state_dict({key: state[key] for key in expected})
-        return BackboneReport(file, len(expected), tuple(key for key in state if key not in expected), ())
+        unused = tuple(key for key in state if key not in expected)
+        return BackboneReport(file, len(expected), unused, (), source.notes)
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

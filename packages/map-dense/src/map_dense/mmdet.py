@@ -1,10 +1,11 @@
 """Registers with mmdet the names that its configs use: backbones, pyramid, the norm of the heads, loops, layer decay.
 
-A config sets ``custom_imports = dict(imports=["map_dense.mmdet"])`` and may then use ``type="HybridNet"``, ``"MambaR"``
-or ``"MapViT"`` (backbone), ``type="SimpleFeaturePyramid"`` (neck), ``norm_cfg=dict(type="LN2d")`` (LayerNorm over
-channels, in any head), ``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of
-:mod:`map_dense.data_root` and the runner of :mod:`map_dense.cpu_processes`. ``type="CocoDataset"`` is then
-:class:`map_dense.coco.CheckedCocoDataset`, and checkpoints are read by :mod:`map_dense.checkpoints`.
+A config sets ``custom_imports = dict(imports=["map_dense.mmdet"])`` and may then use ``type="HybridNet"``,
+``"MambaR"``, ``"MapViT"``, ``"MapVim"`` or ``"MambaVision"`` (backbone), ``type="SimpleFeaturePyramid"`` (neck),
+``norm_cfg=dict(type="LN2d")`` (LayerNorm over channels, in any head),
+``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the runner of
+:mod:`map_dense.cpu_processes`. ``type="CocoDataset"`` is then :class:`map_dense.coco.CheckedCocoDataset`, and
+checkpoints are read by :mod:`map_dense.checkpoints`.
 """
 
 from map_dense.installation import check_installation, check_operators

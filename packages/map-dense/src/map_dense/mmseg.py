@@ -1,10 +1,11 @@
 """Registers with mmseg the names that its configs use: backbones, pyramid, loops, layer decay.
 
-A config sets ``custom_imports = dict(imports=["map_dense.mmseg"])`` and may then use ``type="HybridNet"``, ``"MambaR"``
-or ``"MapViT"`` (backbone), ``type="UperNetPyramid"`` (neck), ``type="LoadLabelMap"`` (transform), ``type="CamVid"``
-(data set), ``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the
-runner of :mod:`map_dense.cpu_processes`. ``type="EncoderDecoder"`` is then the class of :mod:`map_dense.segmentor`,
-and checkpoints are read by :mod:`map_dense.checkpoints`.
+A config sets ``custom_imports = dict(imports=["map_dense.mmseg"])`` and may then use ``type="HybridNet"``,
+``"MambaR"``, ``"MapViT"``, ``"MapVim"`` or ``"MambaVision"`` (backbone), ``type="UperNetPyramid"`` (neck),
+``type="LoadLabelMap"`` (transform), ``type="CamVid"`` (data set),
+``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the runner of
+:mod:`map_dense.cpu_processes`. ``type="EncoderDecoder"`` is then the class of :mod:`map_dense.segmentor`, and
+checkpoints are read by :mod:`map_dense.checkpoints`.
 """
 
 from map_dense.installation import check_installation

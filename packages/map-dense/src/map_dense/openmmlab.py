@@ -62,8 +62,9 @@ class PretrainedBackbone(HybridBackbone):
 
 
 def log_report(report: BackboneReport) -> None:
-    """Log how many tensors were loaded, and every key that was not used."""
-    print_log(str(report), logger="current", level=logging.WARNING if report.unused else logging.INFO)
+    """Log how many tensors were loaded, every key that was not used, and what no file says."""
+    is_warning = bool(report.unused or report.notes)
+    print_log(str(report), logger="current", level=logging.WARNING if is_warning else logging.INFO)
 
 
 def check_init_cfg(init_cfg: Mapping[str, Any], options: tuple[str, ...]) -> None:

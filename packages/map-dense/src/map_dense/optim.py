@@ -9,7 +9,7 @@ from torch import nn
 
 from map_core import UserError
 from map_core.errors import near_matches
-from map_dense.layer_decay import layer_decay_groups, optimizer_groups, render_groups
+from map_dense.layer_decay import ParameterGroup, layer_decay_groups, optimizer_groups, render_groups
 
 _OPTIONS = ("decay_rate", "reference_layers")
 
@@ -40,8 +40,12 @@ class HybridLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None or self.base_wd is None:
             raise UserError("layer decay needs lr and weight_decay in optim_wrapper.optimizer")
 
+    def groups(self, module: nn.Module) -> list[ParameterGroup]:
+        """The groups of ``module``, the whole model."""
+        return layer_decay_groups(module, weight_decay=self.base_wd, **self.paramwise_cfg)
+
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **_: Any) -> None:
         """Append the groups of ``module``, the whole model."""
-        groups = layer_decay_groups(module, weight_decay=self.base_wd, **self.paramwise_cfg)
+        groups = self.groups(module)
         print_log("parameter groups:\n" + render_groups(groups), logger="current")
         params.extend(optimizer_groups(groups, self.base_lr))

@@ -1,19 +1,30 @@
 """Load weights of map-vision into a dense backbone: what may differ, what is refused, what was not used."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from timm.layers import resample_patch_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from map_core.errors import UserError
-from map_core.tasks.weights import format_keys, read_weights, weights_file
-from map_dense.backbone import HybridBackbone
+from map_core.tasks.families import family_of
+from map_core.tasks.weights import (
+    format_keys,
+    other_guesses,
+    read_description,
+    read_weights,
+    refuse_other_switches,
+    weights_file,
+)
+from map_dense.backbone import MODEL_OPTIONS, HybridBackbone
+from map_vision.checkpoints import FAMILIES
 from map_vision.factory import INVISIBLE_SETTINGS, ModelConfig, read_model_config, resolved
 from map_vision.registry import MODEL_NAMES
-from map_vision.weights import convert_state
+from map_vision.weights import adapted
 
 PATCHES = "patch_embed.proj.weight"
 POSITIONS = "encoder.position.table"
@@ -21,22 +32,37 @@ LAYER_PREFIX = re.compile(
     r"(?:.*\.)?blocks\.\d+\.|encoder\.position\."
 )  # loaded with all its tensors, or not at all
 SEMANTIC_SETTINGS = (*INVISIBLE_SETTINGS, "bidirectional")  # the weights make no sense under other values
+SHAPING_SETTINGS = (
+    *("embed_dim", "layout", "depths", "mlp_ratio", "stem_dim"),
+    *("in_chans", "position", "bidirectional", "layer_scale"),
+)
 
 
 @dataclass(frozen=True)
 class BackboneReport:
-    """The result of loading: the file, how many tensors were loaded, and every key that was not used."""
+    """The result of loading: the file, how many tensors were loaded, every key that was not used, and warnings."""
 
     source: Path
     used: int
     unused: tuple[str, ...]
     resampled: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.used} tensors loaded into the backbone"
         if self.resampled:
             text += f"; resampled: {', '.join(self.resampled)}"
-        return text + f"; {len(self.unused)} not used: {', '.join(self.unused) or 'none'}"
+        return "; ".join(
+            [text, f"{len(self.unused)} not used: {', '.join(self.unused) or 'none'}", *self.notes]
+        )
+
+
+@dataclass(frozen=True)
+class BackboneState:
+    """The tensors of a file under the backbone's names, and what no file says about them, a sentence each."""
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 def load_backbone(
@@ -54,13 +80,14 @@ def load_backbone(
             (FlexiViT's pseudo-inverse, arXiv 2212.08013, section 3.4).
 
     Raises:
-        UserError: no key of the file fits; another width, depth or layout; a run trained with settings that change
-            the meaning of its weights; another patch size without ``resample_patches``; a parameter that is missing,
-            has another shape or does not exist in the backbone's layers.
+        UserError: no key of the file fits; another width, depth or layout; weights trained with settings that change
+            their meaning; another patch size without ``resample_patches``; a parameter that is missing, has another
+            shape or does not exist in the backbone's layers.
     """
     file = weights_file(path)
     expected = backbone.model.state_dict()
-    state = convert_state(read_weights(path), backbone.model)
+    source = read_state(backbone.model, file)
+    state = source.tensors
     if not set(state) & set(expected):
         raise UserError(
             f"{file} has none of the backbone's {len(expected)} keys (it begins with {', '.join(list(state)[:3])}; the "
@@ -77,7 +104,49 @@ def load_backbone(
         state[PATCHES] = _fit_patches(state[PATCHES], expected[PATCHES], file, resample=resample_patches)
     refuse_misfits(state, expected, file, resampled=(POSITIONS,))
     backbone.model.load_state_dict({key: state[key] for key in expected})
-    return BackboneReport(file, len(expected), tuple(key for key in state if key not in expected), resampled)
+    unused = tuple(key for key in state if key not in expected)
+    return BackboneReport(file, len(expected), unused, resampled, source.notes)
+
+
+def read_state(
+    model: nn.Module,
+    file: Path,
+    *,
+    options: Sequence[str] = MODEL_OPTIONS,
+    may_differ: tuple[str, ...] = (),
+) -> BackboneState:
+    """Read a weights file and convert it if it is another project's.
+
+    Args:
+        model: The backbone's model.
+        file: Weights of map-vision, or of a family that it knows.
+        options: Settings that the backbone takes.
+        may_differ: Settings that may differ from the published ones on purpose.
+
+    Raises:
+        UserError: another project's weights, which would compute something else in ``model``.
+    """
+    state = read_weights(file)
+    # our own files have a description
+    family = None if "name" in read_description(file) else family_of(state, FAMILIES)
+    if family is None:
+        return BackboneState(adapted(state, model))
+    converted, cure = family.convert_file_state(state, file), partial(option_of_backbone, options)
+    refuse_other_switches(model, converted, file, family, cure=cure)
+    notes = {
+        name: f"no file says {name}: {value!r}, as published"
+        for name, value in converted.guessed_values.items()
+    } | other_guesses(model, converted, cure=cure)
+    return BackboneState(
+        adapted(converted.state, model), tuple(notes[name] for name in notes if name not in may_differ)
+    )
+
+
+def option_of_backbone(options: Sequence[str], name: str, value: Any) -> str:
+    """The end of a message: how a backbone that takes ``options`` gets another value of a setting."""
+    if name not in options:
+        return f"a backbone has no {name}: give other weights"
+    return f"set model.backbone.{name}={value}"
 
 
 def refuse_misfits(
@@ -85,6 +154,7 @@ def refuse_misfits(
     expected: Mapping[str, Tensor],
     file: Path,
     *,
+    options: Sequence[str] = MODEL_OPTIONS,
     resampled: tuple[str, ...] = (),
 ) -> None:
     """Refuse a file whose tensors do not match the layers and positions of a backbone.
@@ -93,6 +163,7 @@ def refuse_misfits(
         state: Tensors of the file; it may also hold other layers, registers, head and final norm.
         expected: Tensors of the backbone.
         file: For the message.
+        options: Settings that the backbone takes.
         resampled: Keys of tensors that may have another shape.
 
     Raises:
@@ -109,18 +180,26 @@ def refuse_misfits(
         "without a place": [key for key in state if key not in expected and _layer_prefix(key) in prefixes],
     }
     if any(faults.values()):
+        settings = ", ".join(name for name in SHAPING_SETTINGS if name in options)
         raise UserError(
             f"{file} does not fit the backbone: {format_keys(faults)}; set model.backbone as the run's model was "
-            "(name, layout, mlp_ratio, in_chans, position, bidirectional, ...)"
+            f"(name, {settings})"
         )
 
 
-def refuse_other_settings(config: ModelConfig, path: str | Path, *, may_differ: tuple[str, ...] = ()) -> None:
+def refuse_other_settings(
+    config: ModelConfig,
+    path: str | Path,
+    *,
+    options: Sequence[str] = MODEL_OPTIONS,
+    may_differ: tuple[str, ...] = (),
+) -> None:
     """Refuse a run that was trained with other settings, where those change the meaning of its weights.
 
     Args:
         config: Config of the backbone.
         path: A run or weights file; one without a description is accepted unchecked.
+        options: Settings that the backbone takes.
         may_differ: Settings that may differ on purpose.
 
     Raises:
@@ -135,7 +214,7 @@ def refuse_other_settings(config: ModelConfig, path: str | Path, *, may_differ: 
         if run_value != backbone_value and name not in may_differ:
             raise UserError(
                 f"{path} was trained with {name} {run_value}, the backbone has {backbone_value}; "
-                f"set model.backbone.{name}={run_value}"
+                f"{option_of_backbone(options, name, run_value)}"
             )
 
 
@@ -167,8 +246,9 @@ def _fit_patches(weight: Tensor, backbone_weight: Tensor, file: Path, *, resampl
         return weight
     if not resample:
         (h, w), (oh, ow) = weight.shape[2:], backbone_weight.shape[2:]
+        same_size = f"model.backbone.patch_size={h}, or " if h == w else ""  # a backbone's patches are square
         raise UserError(
-            f"{file} has patches of {h}x{w} pixels, the backbone of {oh}x{ow}: set model.backbone.patch_size={h}, "
-            "or model.backbone.init_cfg.resample_patches=True to resample the patch embedding"
+            f"{file} has patches of {h}x{w} pixels, the backbone of {oh}x{ow}: set {same_size}"
+            "model.backbone.init_cfg.resample_patches=True to resample the patch embedding"
         )
     return resample_patch_embed(weight, list(backbone_weight.shape[2:]))

@@ -50,6 +50,11 @@ def open_data(
         UserError: a file cannot be used; the message names it.
     """
     refuse_other_channels(config, model)
+    if purpose == "finetune" and config.holdout and config.eval_split is not None:
+        raise UserError(
+            f"data.eval_split '{config.eval_split}' and data.holdout ({config.holdout}) each name what to "
+            "evaluate on: drop one of them"
+        )
     where = config.root or "embedded shapes"
     if purpose == "evaluate":
         clouds, evaluated_on = clouds_to_evaluate(config)
@@ -111,6 +116,9 @@ def data_defaults(
     trained = {name: description[name] for name in names if name in description}
     if "channel_mean" in trained:  # in place of the statistics file
         values = {name: value for name, value in values.items() if name != "statistics"}
+    if "data.holdout" in options and "data.eval_split" not in options:
+        # the command line wins
+        values = {name: value for name, value in values.items() if name != "eval_split"}
     return values | trained
 
 

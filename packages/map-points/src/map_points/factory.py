@@ -145,6 +145,7 @@ INHERITED_SETTINGS = (
     *CONVENTIONS,
 )
 INVISIBLE_SETTINGS = ("num_heads", "neighbors", "scan", "patch_size", "order", "second_order", *CONVENTIONS)
+CLASSIFIER_SETTINGS = ("second_order", "pool", "local_class_token")
 MODELS = Models(
     config=PointModelConfig,
     names=MODEL_NAMES,
@@ -155,6 +156,7 @@ MODELS = Models(
     load_init=load_init,
     inherited_settings=INHERITED_SETTINGS,
     invisible_settings=INVISIBLE_SETTINGS,
+    classifier_settings=CLASSIFIER_SETTINGS,
     inputs=("in_chans",),
     revealed_values={"scan": "forward"},  # its weights have no backward scan
     resolved=resolved,

@@ -10,7 +10,7 @@ from typing import Any
 from map_core.commands.standard import configs
 from map_core.errors import RunStopped, UserError
 from map_core.paths import expand_user
-from map_core.ranges import check
+from map_core.ranges import check, refuse_without_effect
 from map_core.runs.files import require_folder
 from map_core.runs.notes import is_main_process, tell
 from map_core.runs.summary import write_config, write_summary
@@ -88,13 +88,16 @@ def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[OpenedDat
     """Yield the folds: published ones from their files, else generated ones.
 
     Raises:
-        UserError: the files or classes cannot provide such folds.
+        UserError: the files or classes cannot provide such folds, or a setting of generated folds is set for published
+            ones.
     """
     config.validate()
     data.validate()
     if data.holdout or data.subset is not None:
         raise UserError("data.holdout and data.subset do not apply to few-shot folds: leave them out")
     published = data.source == "fewshot_pkl"
+    if published:
+        refuse_without_effect("fewshot", config, "queries", "seed", because="data.source fewshot_pkl")
     splits = None if published else (read_clouds(data, "train"), read_clouds(data, "test"))
     if splits is not None:
         require_same_classes(*splits, data)

@@ -154,6 +154,17 @@ def test_references_of_a_compressed_block(tmp_path):
             expand(broken, size, tmp_path)
 
 
+@pytest.mark.parametrize("distance", [1, 2, 7, 31, 32])
+@pytest.mark.parametrize("length", [3, 8, 9, 31, 32, 33, 264])
+def test_references_give_what_a_copy_byte_by_byte_gives(tmp_path, distance, length):
+    expected = bytearray(RNG.bytes(32))
+    packed = b"\x1f" + expected  # 32 literals
+    for _ in range(length):
+        expected.append(expected[-distance])
+    packed += bytes([length - 2 << 5] if length < 9 else [7 << 5, length - 9]) + bytes([distance - 1])
+    assert expand(packed, 32 + length, tmp_path) == expected
+
+
 @pytest.mark.parametrize("begin", ["OFF\n4 1 0\n", "OFF4 1 0\n", "OFF 4 1 0\n", "OFF # a mesh\n\n4 1 0\n"])
 def test_off_files_are_their_vertices(tmp_path, begin):
     rows = "".join(" ".join(map(repr, row)) + "\n" for row in XYZ[:4].tolist())

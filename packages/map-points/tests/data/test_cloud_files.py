@@ -94,7 +94,11 @@ def test_paths_that_are_no_clouds_are_named(folder, tmp_path):
         ("a.ply", ply("ascii").replace(b" 200 ", b" 200 x", 1), "cannot read .*a.ply"),
         ("a.txt", b"1 2\n", r"a.txt has shape \(1, 2\)"),
         ("a.txt", b"1 2 nan\n", "a.txt has NaN or infinite coordinates at point 0"),
-        ("a.npy", b"no array", "cannot read .*a.npy"),
+        (
+            "a.npy",
+            b"no array",
+            "cannot read .*a.npy .*; copy or download it again, or take it out of the data and start anew with another",
+        ),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):

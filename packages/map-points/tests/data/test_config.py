@@ -46,6 +46,11 @@ from map_points.data import PointDataConfig, read_clouds
         ("root", "", "data.root is empty"),
         ("root", "  ", "data.root is empty"),
         ("root", "x", "data.root is x, but the embedded shapes have no folder"),
+        (
+            "eval_split",
+            "val",
+            "data.eval_split val names a split of data.source 'folder'; 'shapes' has but one",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(setting, value, message, unchecked):
@@ -54,6 +59,11 @@ def test_settings_that_cannot_be_are_refused(setting, value, message, unchecked)
     setattr(config, setting, value)
     with pytest.raises(UserError, match=message):
         config.validate()
+
+
+def test_the_name_of_a_split_is_not_empty():
+    with pytest.raises(UserError, match=r"data.eval_split is empty: name a split, or leave the setting out"):
+        PointDataConfig("folder", "clouds", eval_split=" ").validate()
 
 
 @pytest.mark.parametrize("name", ["null", "#x", "none", "1e3", "true", "[a]"])

@@ -6,7 +6,7 @@ import pytest
 from map_core.errors import UserError
 from map_points.data import PointDataConfig
 from map_points.data.folders import read_cloud_folder
-from map_points.domain import open_data
+from map_points.domain import data_defaults, open_data
 from map_points.factory import PointModelConfig
 from map_points.fewshot import FoldsConfig, open_folds
 
@@ -57,6 +57,101 @@ def test_splits_go_by_their_names(tmp_path, test):
     data = open_folder(tmp_path, "finetune")
     assert [name.rsplit("/", 1)[1] for name in data.train.names] == ["a.npy", "b.npy"]
     assert [name.rsplit("/", 1)[1] for name in data.evaluation.names] == ["c.npy", "d.npy"]
+    assert data.evaluated_on == f"{test} split"
+    assert f"2 for evaluation ({test} split)" in data.description
+
+
+LAYOUTS = ["folders", "lists", "table"]
+
+
+def write_three_splits(root, layout):
+    """A training, a validation and a test split of two classes; the settings with which they are read."""
+    names = [f"{split}/{label}/{split}_{label}.npy" for split in ("train", "val", "test") for label in "ab"]
+    for name in names:
+        write(root / name)
+    if layout == "lists":
+        for split in ("train", "val", "test"):
+            for label in "ab":
+                write(root / f"{label}/{split}_{label}.npy")
+        write_lists(
+            root, **{split: [f"{x}/{split}_{x}.npy" for x in "ab"] for split in ("train", "val", "test")}
+        )
+    if layout == "table":
+        rows = [f"{name},{name.split('/')[1]},{name.split('/')[0]}" for name in names]
+        return write_labels(root, ["path,label,split", *rows])
+    return {}
+
+
+def evaluated(data):
+    return {name.rsplit("/", 1)[1].split("_")[0] for name in data.evaluation.names}, data.evaluated_on
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("purpose", ["finetune", "evaluate", "features"])
+def test_the_split_that_is_evaluated_on_is_named_and_can_be_chosen(tmp_path, layout, purpose):
+    changes = write_three_splits(tmp_path, layout)
+    assert evaluated(open_folder(tmp_path, purpose, **changes)) == ({"val"}, "val split")
+    chosen = open_folder(tmp_path, purpose, eval_split="test", **changes)
+    assert evaluated(chosen) == ({"test"}, "test split")
+    assert "2 for evaluation (test split)" in chosen.description
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("purpose", ["evaluate", "features"])
+def test_a_named_split_is_evaluated_on_in_spite_of_a_holdout(tmp_path, layout, purpose):
+    """A run that was trained with a held-out part is later evaluated on its test split."""
+    changes = write_three_splits(tmp_path, layout)
+    if layout == "folders":
+        write(tmp_path / "train/a/train_more.npy")
+    later = open_folder(tmp_path, purpose, holdout=0.5, eval_split="test", **changes)
+    assert evaluated(later) == ({"test"}, "test split")
+    if purpose == "features":  # the training clouds stay those of the run
+        assert later.train.names == open_folder(tmp_path, "pretrain", holdout=0.5, **changes).train.names
+    held_out = open_folder(tmp_path, purpose, holdout=0.5, **changes)
+    assert evaluated(held_out) == ({"train"}, "held-out 0.5 of the training split (seed 0)")
+    with pytest.raises(
+        UserError,
+        match=r"data.eval_split 'test' and data.holdout \(0.5\) each name what .*: drop one of them",
+    ):
+        open_folder(tmp_path, "finetune", holdout=0.5, eval_split="test", **changes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("folders", r"data.eval_split 'tset' is no folder in .*: did you mean test\?"),
+        ("lists", r"data.eval_split 'tset' is no list in .*: did you mean test\?"),
+        ("table", r"labels.csv has no row of split 'tset' \(eval_split\): did you mean test\?"),
+    ],
+)
+@pytest.mark.parametrize("purpose", ["pretrain", "finetune", "evaluate", "features"])
+def test_a_split_that_does_not_exist_never_passes(tmp_path, layout, message, purpose):
+    changes = write_three_splits(tmp_path, layout)
+    with pytest.raises(UserError, match=message):
+        open_folder(tmp_path, purpose, eval_split="tset", **changes)
+
+
+def test_any_folder_or_the_whole_one_can_be_evaluated_on(tmp_path):
+    for name in ("chair/c", "table/t", "held/chair/h", "held/table/i"):
+        write(tmp_path / f"set/{name}.npy")
+    held = open_folder(tmp_path / "set", "evaluate", eval_split="held")
+    assert (len(held.evaluation), held.evaluated_on) == (2, "held split")
+    whole = open_folder(tmp_path / "set/held", "evaluate", eval_split=".")
+    assert (len(whole.evaluation), whole.evaluated_on, whole.classes) == (
+        2,
+        "the whole folder",
+        ("chair", "table"),
+    )
+    labels = write_labels(tmp_path, ["path,label", "set/chair/c.npy,a", "set/table/t.npy,b"])
+    rows = open_folder(tmp_path, "evaluate", eval_split=".", **labels)
+    assert (len(rows.evaluation), rows.evaluated_on) == (2, "all rows of labels.csv")
+
+
+def test_a_held_out_part_on_the_command_line_replaces_the_split_of_a_run():
+    values = {"root": "clouds", "eval_split": "test"}
+    assert data_defaults(values, {}, {"data.holdout": "0.1"}) == {"root": "clouds"}
+    assert data_defaults(values, {}, {"data.holdout": "0.1", "data.eval_split": "val"}) == values
+    assert data_defaults(values, {}, {}) == values
 
 
 def test_missing_parts_of_a_folder_are_reported(tmp_path):
@@ -64,7 +159,10 @@ def test_missing_parts_of_a_folder_are_reported(tmp_path):
         read_cloud_folder(tmp_path, "train")
     write(tmp_path / "chair/a.npy")
     write(tmp_path / "table/b.npy")
-    with pytest.raises(UserError, match=r"none of the folders val, validation, test .*--data.holdout 0.1"):
+    with pytest.raises(
+        UserError,
+        match=r"none of the folders val, validation, test .*--data.eval_split, .*--data.holdout 0.1",
+    ):
         open_folder(tmp_path, "finetune")
     with pytest.raises(UserError, match="is a file: give the folder"):
         read_cloud_folder(tmp_path / "chair/a.npy", "train")
@@ -117,6 +215,7 @@ def test_splits_by_lists(tmp_path, test):
     data = open_folder(tmp_path, "finetune")
     names = [name.rsplit("/", 1)[1] for samples in (data.train, data.evaluation) for name in samples.names]
     assert names == ["c.npy", "a.npy", "b.npy", "d.npy"]
+    assert data.evaluated_on == f"{test} split"
     assert (data.classes, data.train[0][1], data.train[1][1]) == (("chair", "table"), 1, 0)
 
 

@@ -9,7 +9,14 @@ from map_core.training.sampling import Collate, Failure
 from map_points.data import CloudSamples, PointDataConfig, collate_clouds, transforms
 from map_points.data.clouds import ArrayClouds
 from map_points.data.shapes import CLASSES, make_shape
-from map_points.data.transforms import farthest, rotate, scale_translate, take_points, to_unit_sphere
+from map_points.data.transforms import (
+    farthest,
+    farthest_indices,
+    rotate,
+    scale_translate,
+    take_points,
+    to_unit_sphere,
+)
 from map_points.domain import open_data
 from map_points.factory import PointModelConfig
 from map_points.patches.sampling import farthest_point_sample
@@ -55,10 +62,30 @@ def test_points_in_the_order_of_picking_are_taken_from_the_front(monkeypatch):
     expected = farthest(points, 60)
     counts = []
     monkeypatch.setattr(
-        transforms, "farthest_point_sample", lambda p, n: counts.append(n) or farthest_point_sample(p, n)
+        transforms, "farthest_indices", lambda p, n: counts.append(n) or farthest_indices(p, n)
     )
     assert torch.equal(farthest(ordered, 60), expected)
     assert counts == [16]
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda p: p,
+        lambda p: p.round(),  # ties
+        lambda p: p[torch.arange(150) // 3],  # points that repeat
+        lambda p: 0 * p,
+        lambda p: p / 50 + 1000,  # far from the origin, where float32 rounds
+        lambda p: 1e25 * p,  # squares are infinite
+        lambda p: p.double(),
+    ],
+    ids=["spread", "ties", "repeated", "equal", "rounded", "infinite", "float64"],
+)
+@pytest.mark.parametrize("count", [1, 40, 150])
+def test_the_fast_farthest_points_of_a_cloud_are_the_farthest_points(move, count):
+    points = move(torch.randn(150, 3))
+    expected = farthest_point_sample(points.unsqueeze(0), count)[0]
+    assert torch.equal(torch.from_numpy(farthest_indices(points.numpy(), count)), expected)
 
 
 def test_a_seed_decides_the_sample():
@@ -91,7 +118,10 @@ def test_scale_and_shift_stay_within_their_ranges():
 
 
 def test_a_cloud_of_too_few_points_is_named():
-    with pytest.raises(UserError, match=r"some.npy has 10 points, fewer than data.num_points \(11\)"):
+    message = (
+        r"has 10 points, fewer than data.num_points \(11\); add points to it, or lower .* with another --out"
+    )
+    with pytest.raises(UserError, match=f"some.npy {message}"):
         take_points(torch.randn(10, 3), 11, training=False, surplus=True, name="some.npy")
 
 
@@ -208,7 +238,11 @@ def test_far_from_the_origin_a_cloud_keeps_its_shape():
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        (np.full((64, 3), 0.1), "made up, cloud 0: its 64 points are all the same; a cloud needs a shape"),
+        (
+            np.full((64, 3), 0.1),
+            "made up, cloud 0: its 64 points are all the same, and a cloud needs a shape; repair it, or remove it and "
+            "start anew with another --out",
+        ),
         (np.zeros((64, 3)), "made up, cloud 0: its 64 points are all the same"),
         (np.full((64, 3), 0.1) * (1 + 1e-16 * np.arange(64)[:, None]), "its 64 points are all the same"),
         (
@@ -226,7 +260,7 @@ def test_a_stray_point_that_would_hide_the_others_is_named():
     points = np.random.default_rng(0).normal(size=(64, 3))
     points[17] = 1e20
     with pytest.raises(
-        UserError, match=r"made up, cloud 0: point 17 lies 1.73e\+20 from the others, which lie within"
+        UserError, match=r"made up, cloud 0: point 17 lies 1.73e\+20 from .* within .*; remove that point$"
     ):
         sample(points)
     points[17] = 100
@@ -255,3 +289,34 @@ def test_clouds_are_writable_whatever_they_were_read_from():
     clouds = ArrayClouds(np.zeros(1, dtype=np.int64), ("a",), points, "made up")
     clouds.points(0)[:] = 0
     assert (points != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "index"),
+    [({"up_axis": "x"}, 0), ({"up_axis": "y"}, 1), ({"source": "hdf5"}, 1), ({"source": "folder"}, 2)],
+    ids=str,
+)
+def test_clouds_turn_about_the_axis_that_points_up(changes, index):
+    turned, upright = (samples(training=True, augmentation=kind, **changes)[0] for kind in ("rotate", "none"))
+    torch.manual_seed(5)
+    after = turned[1][0]
+    torch.manual_seed(5)
+    before = upright[1][0]
+    assert torch.equal(after[:, index], before[:, index])
+    assert not torch.allclose(after, before)
+
+
+def test_the_ranges_of_scale_and_shift_are_the_settings():
+    settings = {"augmentation": "scale_translate", "scale": (3.0, 3.0), "translate": 0.0}
+    enlarged, plain = samples(training=True, **settings)[0], samples(training=True)[0]
+    torch.manual_seed(5)
+    after = enlarged[1][0]
+    torch.manual_seed(5)
+    torch.testing.assert_close(after, 3 * plain[1][0])
+
+
+def test_training_may_take_any_point_of_a_cloud():
+    """Not only one of the farthest: in 30 draws of 64 of 100 points each point comes."""
+    data, points = samples(n=100, training=True, unit_sphere=False, train_sampling="random")
+    drawn = {tuple(point) for _ in range(30) for point in data[0][0].tolist()}
+    assert drawn == {tuple(point) for point in points[0].tolist()}

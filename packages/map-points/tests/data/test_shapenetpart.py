@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from map_core.errors import UserError
-from map_points.data import PointDataConfig, load_part_data, read_clouds, write_part_shapes
+from map_points.data import PointDataConfig, load_part_data, read_clouds, shapenetpart, write_part_shapes
 from map_points.data.part_shapes import CATEGORIES
 from map_points.data.parts import draw_points
 from map_points.data.shapenetpart import IGNORED, read_shapenetpart
+from map_points.data.txt import read_txt
 from map_points.segmentation.metrics import part_totals, parts_of_categories
 
 AIRPLANE, BAG, CUSTOM = "02691156", "02773838", "90000000"
@@ -53,6 +54,14 @@ def test_the_layout_is_read(root):
     np.testing.assert_allclose(points, expected[:, :3], atol=1e-6)
     assert parts.tolist() == expected[:, 6].astype(int).tolist()
     np.testing.assert_allclose(test.points(0), points)
+
+
+def test_the_training_files_are_read_once_for_both_splits(root, monkeypatch):
+    read = []
+    monkeypatch.setattr(shapenetpart, "read_txt", lambda path: read.append(path.name) or read_txt(path))
+    data = load_part_data(PointDataConfig("shapenetpart", str(root), num_points=30))
+    assert read == ["x.txt"]
+    assert data.evaluation.clouds.parts == data.parts == ((0, 1, 2, 3), (4, 5), (7, 9))
 
 
 def test_without_a_list_of_categories_synsets_are_names(root):

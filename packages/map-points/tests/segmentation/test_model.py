@@ -63,6 +63,14 @@ def test_every_named_layer_the_category_and_the_point_reach_the_scores(segmenter
     torch.testing.assert_close(model(points[:, order], category), scores[:, order], rtol=1e-4, atol=1e-5)
 
 
+def test_layers_beyond_the_last_one_that_is_read_are_not_run(segmenter):
+    model, run = segmenter(layers=(2,)).eval(), []
+    for number, block in enumerate(model.backbone.encoder.blocks, start=1):
+        block.register_forward_hook(lambda *_, number=number: run.append(number))
+    model(torch.randn(2, 64, 3), torch.tensor([0, 1]))
+    assert run == [1, 2]
+
+
 def test_layers_that_the_backbone_has_not_are_refused(segmenter):
     with pytest.raises(UserError, match=r"layers \(0, 3\) must lie in 1..3"):
         segmenter(layers=(0, 3))

@@ -181,3 +181,9 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
 def test_a_run_of_something_else_is_refused(pretrained):
     with pytest.raises(UserError, match="describes no part segmenter: give a run of map-points segment"):
         load_segmenter(pretrained[0])
+
+
+def test_activation_checkpointing_reaches_the_backbone(config):
+    training = replace(config.training, activation_checkpointing=True, recompute_every=2)
+    encoder = SegmentTask(replace(config, training=training)).model.backbone.encoder
+    assert (encoder.activation_checkpointing, encoder.recompute_every) == (True, 2)

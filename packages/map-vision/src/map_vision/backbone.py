@@ -2,7 +2,15 @@
 
 from typing import Protocol, runtime_checkable
 
+from torch import nn
+
 from map_core.encoder import Backbone
+from map_core.errors import UserError
+
+PARTS = (
+    *("embed_dim", "tokenize", "encode"),
+    *("img_size", "patch_size", "in_chans", "num_prefix_tokens", "num_global"),
+)
 
 
 @runtime_checkable
@@ -22,3 +30,18 @@ class ImageBackbone(Backbone, Protocol):
     in_chans: int
     num_prefix_tokens: int
     num_global: int
+
+
+def require_image_backbone(backbone: nn.Module) -> ImageBackbone:
+    """Return a module that is an :class:`ImageBackbone`.
+
+    Raises:
+        UserError: an attribute or method is missing; all that are missing are named.
+    """
+    if not isinstance(backbone, ImageBackbone):
+        missing = ", ".join(name for name in PARTS if not hasattr(backbone, name))
+        raise UserError(
+            f"{type(backbone).__name__} is no backbone for images: it lacks {missing}; create a model of map_vision, "
+            "or add them as docs/your_own_code.md describes"
+        )
+    return backbone

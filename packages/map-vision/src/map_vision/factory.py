@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import timm
 from timm.layers import to_2tuple
@@ -18,7 +18,6 @@ from map_core.positions import PositionKind
 from map_core.ranges import check, refuse_without_effect
 from map_core.tasks.trained_models import Models
 from map_vision.checkpoints import FAMILIES
-from map_vision.model import GlobalPool
 from map_vision.pretrained import SOURCES, cfg_from_description
 from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class, named_settings
 from map_vision.weights import load_init
@@ -70,7 +69,7 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
     layer_scale: float | None = None
     num_registers: int | None = None
     neck_reduction: int | None = None
-    global_pool: GlobalPool | None = None
+    global_pool: Literal["register", "avg"] | None = None
     order: ScanOrder | None = None
     block_size: tuple[int, int] | None = None
     position: PositionKind | None = None
@@ -191,12 +190,12 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
     if config.name not in PYRAMIDS and isinstance(config.num_heads, tuple):
         raise UserError(f"model.num_heads of {config.name} is one number; got {config.num_heads}")
     if config.name in PYRAMIDS and config.global_pool == "register":
-        raise UserError(f"model.global_pool of {config.name} is 'avg' or '': it has no registers to pool")
+        raise UserError(f"model.global_pool of {config.name} is 'avg': it has no registers to pool")
     return arguments
 
 
 def resolved(config: ModelConfig) -> dict[str, Any]:
-    """Every setting of a model; ``block_size`` is None unless it scans by blocks."""
+    """Every setting of a model, each written in one way: ``block_size`` is None unless it scans by blocks."""
     parameters = inspect.signature(model_class(checked_name(config))).parameters
     settings = {name: parameter.default for name, parameter in parameters.items()}
     settings |= named_settings(config.name) | config.arguments()
@@ -205,6 +204,8 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
     if settings.get("patch_stride") is not None:
         stride, patch = to_2tuple(settings["patch_stride"]), to_2tuple(settings["patch_size"])
         settings["patch_stride"] = None if stride == patch else stride
+    if config.name in PYRAMIDS:  # one number is for both of the last stages
+        settings |= {name: to_2tuple(settings[name]) for name in ("num_heads", "window_size")}
     return settings
 
 

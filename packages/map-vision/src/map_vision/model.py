@@ -149,7 +149,13 @@ class HybridNet(nn.Module):
         )
         # settings with which the same weights compute something else
         overlapping_stride = None if self.patch_embed.stride == self.patch_size else self.patch_embed.stride
-        self.switches = {"wiring": wiring, "pool_norm": pool_norm, "patch_stride": overlapping_stride}
+        self.switches = {
+            "wiring": wiring,
+            "order": order,
+            "num_heads": num_heads,
+            "pool_norm": pool_norm,
+            "patch_stride": overlapping_stride,
+        }
         grid = self.patch_embed.grid_of(self.img_size)
         self.encoder = HybridEncoder(
             embed_dim,

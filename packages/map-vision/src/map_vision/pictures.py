@@ -17,7 +17,7 @@ from map_core.objective import ReconstructingObjective
 from map_core.runs.pictures import save_picture
 from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens, undo_scan
-from map_vision.backbone import ImageBackbone
+from map_vision.backbone import require_image_backbone
 from map_vision.patches import unpatchify
 
 WITH_TRUTH = (
@@ -55,8 +55,7 @@ def reconstruct(
     seed: int = 0,
 ) -> Pictures:
     """Hide tokens of images and reconstruct them; normalised predictions take their target's mean and deviation."""
-    backbone = objective.backbone
-    assert isinstance(backbone, ImageBackbone)
+    backbone = require_image_backbone(objective.backbone)
     result = hide_and_reconstruct(objective, images, ratio=ratio, seed=seed)
     tokens, target = result.tokens, result.tokens.target
     assert target is not None

@@ -24,7 +24,7 @@ from map_core.ranges import refuse_without_effect
 from map_core.regions import GridRegionKind
 from map_core.tasks.domain import OpenedData
 from map_core.tokens import Tokens, with_global_tokens
-from map_vision.backbone import ImageBackbone
+from map_vision.backbone import ImageBackbone, require_image_backbone
 from map_vision.mixing import MixingConfig
 from map_vision.patches import patch_grid
 from map_vision.targets import Neighbourhoods
@@ -124,13 +124,26 @@ class ImageContrastiveConfig(ContrastiveConfig):
         colors: Jitter, grey, blur and solarisation of the views, as MoCo v2 or v3 has them, or none.
     """
 
-    colors: Colors = "moco_v3"
+    colors: Literal[Colors, "none"] = "moco_v3"
 
     def make_views(self, data: OpenedData) -> TwoViews:
+        """The two views of each training sample.
+
+        Raises:
+            UserError: colour changes of data whose normalisation is not known, or that have no colours.
+        """
+        if self.colors == "none":
+            return TwoViews(data.train)
         preprocessing = data.preprocessing
+        if missing := [name for name in ("mean", "std") if name not in preprocessing]:
+            raise UserError(
+                f"objective.colors {self.colors!r} changes colours of normalised images, and the preprocessing of "
+                f"{data.description} has no {' and no '.join(missing)}: add them to OpenedData.preprocessing, or set "
+                "objective.colors none"
+            )
         stored = preprocessing.get("pixels") == "stored"
         changes = view_colors(self.colors, preprocessing["mean"], preprocessing["std"], stored=stored)
-        return TwoViews(data.train) if changes is None else TwoViews(data.train, changes)
+        return TwoViews(data.train, changes)
 
 
 OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
@@ -149,23 +162,25 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     """Build the objective that a configuration section describes around a model, which is not copied.
 
     Raises:
-        UserError: a model with registers among the patches, or settings out of range.
+        UserError: a model without the parts of an :class:`~map_vision.backbone.ImageBackbone` or with registers among
+            the patches, or settings out of range.
     """
     config.validate()
-    assert isinstance(backbone, ImageBackbone)
-    if backbone.num_prefix_tokens > backbone.num_global:
+    image_backbone = require_image_backbone(backbone)
+    if image_backbone.num_prefix_tokens > image_backbone.num_global:
         raise UserError(
             "pretraining has no registers among the patches: create the model with num_registers=0, "
             "global_pool='avg'"
         )
-    patch_grid(backbone.img_size, backbone.patch_size)
+    patch_grid(image_backbone.img_size, image_backbone.patch_size)
     for module in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
         if module is not None:  # pretraining does not pool: its parameters would get no gradient
             module.requires_grad_(False)
     objective: Objective = config.build(backbone)
     if isinstance(objective, ReconstructingObjective):
-        objective.rehearse(tokens_of_grid(backbone, "row"))
-    if config.is_causal and isinstance(config, ImageRegions) and not predicted_as_scanned(backbone, config):
+        objective.rehearse(tokens_of_grid(image_backbone, "row"))
+    is_causal = config.is_causal and isinstance(config, ImageRegions)
+    if is_causal and not predicted_as_scanned(image_backbone, config):
         log.warning(
             "objective.region %r does not follow the scan (model.order %r): what is predicted in one order is scanned "
             "in another, a mismatch that costs accuracy by the paper's Table 2; choose a model.order that runs through "

@@ -11,7 +11,7 @@ from torchvision import transforms as tv
 
 from map_core.errors import UserError
 
-Colors = Literal["moco_v2", "moco_v3", "none"]
+Colors = Literal["moco_v2", "moco_v3"]
 SIGMA = (0.1, 2.0)
 MAX_KERNEL = 13  # reaches three deviations of the widest blur
 
@@ -51,14 +51,12 @@ class ViewColors:
 
 def view_colors(
     colors: Colors, mean: Sequence[float], std: Sequence[float], *, stored: bool = False
-) -> tuple[ViewColors, ViewColors] | None:
-    """The colour changes of the first and the second view, as in MoCo v2 or v3; None for ``none``.
+) -> tuple[ViewColors, ViewColors]:
+    """The colour changes of the first and the second view, as in MoCo v2 or v3.
 
     Raises:
         UserError: colour changes of images that are neither gray nor RGB pictures.
     """
-    if colors == "none":
-        return None
     if stored or len(mean) not in (1, 3):
         raise UserError(
             f"objective.colors '{colors}' changes colours, which stored values of {len(mean)} channels do not have: "

@@ -9,6 +9,7 @@ import map_core.tasks.weights
 from map_core.errors import UserError
 from map_core.positions import resamples
 from map_core.tasks.families import family_of
+from map_core.tasks.foreign_weights import without_prefix
 from map_core.tasks.weights import LoadReport, format_keys, refuse_other_switches
 from map_vision.checkpoints import FAMILIES
 
@@ -19,7 +20,7 @@ MASK_TOKEN = "mask_token"  # of pyramids, in pretraining only
 MAY_DIFFER = ("head.", "pool_norm.", MASK_TOKEN)
 NOT_PRETRAINED = ("encoder.registers.", "neck.")  # parameters that an encoder's weights lack
 LAST_NORM = "encoder.norm."
-WRAPPERS = ("module.", "model.")  # prefixes under which other programs save a whole model
+STATE_DICT = "the state dict"  # without a file, in messages
 
 
 def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
@@ -46,13 +47,13 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
     Raises:
         UserError: the weights would compute something else in ``model`` than in the model they come from.
     """
-    state = _unwrapped(state)
+    state = without_prefix(state, STATE_DICT)
     family = family_of(state, FAMILIES)
     if family is not None:
-        converted = family.convert_file_state(state, "the state dict")
+        converted = family.convert_file_state(state, STATE_DICT)
         state = converted.state
         if model is not None:
-            refuse_other_switches(model, converted, "the state dict", family)
+            refuse_other_switches(model, converted, STATE_DICT, family)
     return state if model is None else adapted(state, model)
 
 
@@ -106,12 +107,3 @@ def adapted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     if getattr(model, "pool_norm", None) is not None:
         unused += (LAST_NORM,)
     return {key: value for key, value in state.items() if not key.startswith(unused)}
-
-
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state without the wrapper prefixes that all of its keys share."""
-    state = dict(state)
-    for prefix in WRAPPERS:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state

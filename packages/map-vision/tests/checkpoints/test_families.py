@@ -214,6 +214,8 @@ def test_an_unknown_file_names_the_nearest_family_and_what_speaks_against_it(
 
 # ---- starting a model from a file
 
+ORDER = r"whose order is 'row', and not 'column': .*; make the model with order='row' \(--model.order row\)"
+
 
 def test_a_finetuned_model_starts_from_a_file_and_says_what_became_of_it(tmp_path, caplog):
     model = create_model(ModelConfig("map_vim_tiny_patch16_224", **OURS | {"img_size": 48}, layout="Mx3"), 10)
@@ -265,8 +267,45 @@ def test_a_file_for_another_model_says_which_it_fits(tmp_path):
             {"name": "map_vit_tiny_patch16_224", "layout": "Tx2", "num_heads": 4, "global_pool": "avg"},
             "whose pool_norm is True, and not False",
         ),
+        (
+            states.vit(last="fc_norm", with_head=False),
+            {"name": "map_vit_tiny_patch16_224", "layout": "Tx2", "num_heads": 4, "global_pool": "avg"},
+            r"whose pool_norm is True, and not False.*with pool_norm=True \(--model.pool_norm true\)",
+        ),
+        (
+            states.vit(),
+            {
+                "name": "map_vit_tiny_patch16_224",
+                "layout": "Tx2",
+                "num_heads": 4,
+                "global_pool": "avg",
+                "pool_norm": True,
+            },
+            "whose pool_norm is False, and not True",
+        ),
+        *(
+            (state, {"name": name, "order": "column", **changes}, ORDER)
+            for state, name, changes in (
+                (states.mambar(), "mambar_tiny_patch16_224", {"layout": "Mx3"}),
+                (states.vim(), "map_vim_tiny_patch16_224", {"layout": "Mx3"}),
+                (states.arm(), "map_arm_base_patch16_224", {"layout": "Fx2"}),
+                (
+                    states.authors(),
+                    "hybridnet_tiny_patch16_224",
+                    {"layout": "MMTMMT", "num_heads": 4, "wiring": "branch"},
+                ),
+            )
+        ),
     ],
-    ids=["wiring", "norm behind the pooling"],
+    ids=[
+        *(
+            "wiring",
+            "norm behind the pooling",
+            "norm behind the pooling of an encoder",
+            "norm before the pooling",
+        ),
+        *("Mamba-R's order", "Vim's order", "ARM's order", "the authors' order"),
+    ],
 )
 def test_a_model_that_would_compute_something_else_is_refused(tmp_path, state, config, message):
     config = ModelConfig(**{"name": "hybridnet_tiny_patch16_224", **OURS, **config})
@@ -278,6 +317,49 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path, state, c
         load_init(model, save(state, tmp_path / "file.pth"))
 
 
+def test_attention_alone_computes_the_same_in_any_order(tmp_path):
+    config = ModelConfig("map_vit_tiny_patch16_224", **OURS, layout="Tx2", num_heads=4, order="column")
+    load_init(create_model(config, 10), save(states.vit(), tmp_path / "vit.pth"))
+
+
+@pytest.mark.parametrize(
+    "state", [states.vit(with_head=False), states.mae()], ids=["encoder", "with decoder"]
+)
+def test_maes_encoder_starts_a_classifier_that_normalises_the_mean_patch(tmp_path, state):
+    """As recipe finetune_vit_base_in1k has it; the encoder's last norm gives way to a new one."""
+    config = ModelConfig(
+        "map_vit_tiny_patch16_224", **OURS, layout="Tx2", num_heads=4, global_pool="avg", pool_norm=True
+    )
+    model = create_model(config, 10)
+    report = load_init(model, save(state, tmp_path / "mae.pth"))
+    assert set(report.missing) == {"pool_norm.weight", "pool_norm.bias", "head.weight", "head.bias"}
+    assert torch.equal(model.encoder.blocks[1].norm1.weight, state["blocks.1.norm1.weight"])
+
+
+def test_a_model_with_other_heads_than_moco_v3_is_warned_of(tmp_path, caplog):
+    """Its ViT-S has 12 heads, and map_vit_small 6."""
+    state = below("base_encoder.", states.vit(with_head=False)) | {
+        "base_encoder.head.0.weight": torch.ones(1)
+    }
+    config = ModelConfig("map_vit_tiny_patch16_224", **OURS, layout="Tx2", num_heads=4)
+    load_init(create_model(config, 10), save(state, tmp_path / "moco.pth", "state_dict"))
+    assert (
+        "num_heads: this model has 4 and the published one 12, whose weights compute something" in caplog.text
+    )
+    assert "make the model with num_heads=12 (--model.num_heads 12)" in caplog.text
+    assert "unless --model.num_heads says otherwise" not in caplog.text
+
+
+def test_a_pyramid_with_other_windows_than_published_is_warned_of(tmp_path, caplog):
+    config = ModelConfig("map_mambavision_tiny", depths=(1, 1, 2, 2), num_heads=(8, 16), window_size=(16, 8))
+    model = create_model(config, 5)
+    file = save(model.state_dict(), tmp_path / "pyramid.pth")
+    load_init(model, file)
+    assert "window_size: this model has (16, 8) and the published one (14, 7), whose weights" in caplog.text
+    assert "(--model.window_size 14 7)" in caplog.text
+    assert "attention heads there are: 8 16, as published" in caplog.text
+
+
 # ---- variants inside a family
 
 
@@ -286,7 +368,7 @@ def test_overlapping_patches_of_vim_are_read_as_such():
     state["patch_embed.proj.weight"] = torch.randn(32, 3, 16, 16)
     state["pos_embed"] = torch.randn(1, 730, 32)
     converted = family_of(state, FAMILIES).convert(state)
-    assert converted.switches == {"patch_stride": (8, 8)}
+    assert converted.switches == {"order": "row", "patch_stride": (8, 8)}
     model = create_model(ModelConfig(**converted.model), 10).eval()
     assert model.patch_embed.grid_of((224, 224)) == (27, 27)
     model.load_state_dict(converted.state)

@@ -16,6 +16,7 @@ from map_core.commands.listing import standard_commands
 from map_core.commands.parser import load_recipe, parse
 from map_core.commands.recipes import find_recipe
 from map_core.commands.standard import configs
+from map_core.tasks.weights import save_weights
 from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone, create_model
 from map_vision.pretraining import build_objective
@@ -138,7 +139,7 @@ def test_pretraining_goes_on_from_a_classifier(runs):
         ({"num_registers": 3}, r"model.num_registers \(3\) is no setting of map_mambavision_tiny"),
         (
             {"global_pool": "register"},
-            r"model.global_pool of map_mambavision_tiny is 'avg' or '': .* no registers",
+            r"model.global_pool of map_mambavision_tiny is 'avg': it has no registers to pool",
         ),
     ],
 )
@@ -160,6 +161,20 @@ def test_a_pyramid_refuses_settings_that_it_does_not_have(changes, message):
 def test_other_models_refuse_the_settings_of_pyramids(changes, message):
     with pytest.raises(UserError, match=message):
         create_model(ModelConfig("hybridnet_tiny_patch16_224", **changes), num_classes=3)
+
+
+def test_one_number_for_both_stages_is_the_pair_of_it(tmp_path):
+    """Whichever of them a run was trained with, the other starts from it."""
+    one, pair = (
+        ModelConfig("map_mambavision_tiny", num_heads=heads, window_size=windows)
+        for heads, windows in ((8, (7, 7)), ((8, 8), (7, 7)))
+    )
+    for trained, requested in ((one, pair), (pair, one)):
+        save_weights(tmp_path / "model.safetensors", {}, DOMAIN.models.describe(trained))
+        DOMAIN.models.refuse_other_settings(requested, tmp_path)
+    other = ModelConfig("map_mambavision_tiny", num_heads=(8, 16), window_size=(7, 7))
+    with pytest.raises(UserError, match=r"trained with model.num_heads \(8, 8\), this model has \(8, 16\)"):
+        DOMAIN.models.refuse_other_settings(other, tmp_path)
 
 
 def rows_of_header(name):

@@ -169,7 +169,7 @@ def model_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
 def model_of_weights(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
     """The model settings inherited from the weights that ``--init`` names; they override those of a recipe."""
     model = domain.models.read_model_config(explicit["init"]) if "init" in explicit else None
-    return {} if model is None else inherited_settings(domain, model)
+    return {} if model is None else inherited_settings(domain, model, read_description(explicit["init"]))
 
 
 def model_defaults(domain: Domain, model: Any) -> dict[str, Any]:
@@ -177,10 +177,10 @@ def model_defaults(domain: Domain, model: Any) -> dict[str, Any]:
     return as_defaults("model", domain.models.config, vars(model))
 
 
-def inherited_settings(domain: Domain, model: Any) -> dict[str, Any]:
-    """The settings of a model that a run that starts from its weights takes whatever its recipe says."""
-    values = {key: getattr(model, key) for key in domain.models.inherited_settings}
-    return as_defaults("model", domain.models.config, values)
+def inherited_settings(domain: Domain, model: Any, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model that a run that starts from its described weights takes whatever its recipe says."""
+    names = domain.models.trained_with(domain.models.inherited_settings, description)
+    return as_defaults("model", domain.models.config, {name: getattr(model, name) for name in names})
 
 
 def pretrain(domain: Domain, config: Any) -> None:

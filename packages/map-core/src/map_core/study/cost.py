@@ -92,7 +92,7 @@ def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
         pretraining = PlannedRun("", run.arm, run.seed, None, "pretrain", "pretrain", run.pretrain)
         model = configuration(domain, pretraining, out).model
         defaults = lambda explicit: model_defaults(domain, model)  # noqa: E731
-        pinned = lambda explicit: inherited_settings(domain, model)  # noqa: E731
+        pinned = lambda explicit: inherited_settings(domain, model, {"holds": "encoder"})  # noqa: E731
     return load_recipe(
         domain.recipes, recipe, config_classes.finetune, overrides, defaults=defaults, pinned=pinned
     )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_core.objective import Terms
 from map_core.objectives.settings import Mixer, Settings
 from map_core.randomness import Draw
@@ -82,6 +82,7 @@ class ClassificationTask(Task):
         torch.manual_seed(config.training.seed)
         self.data = data or domain.open_data(config.data, config.model, "finetune")
         self.train_data = required_training_samples(self.data)
+        refuse_single_class(self.data)
         self.mixer: Mixer | None = config.objective.mixer(len(self.data.classes))
         self.mixes_pairs = self.mixer is not None
         samples, processes = len(self.train_data), launched_processes()
@@ -157,6 +158,15 @@ class ClassificationTask(Task):
         if protocol:
             summary["protocol"] = f"last epoch: {protocol}"
         report_skipped(self.domain, self.data, summary)
+
+
+def refuse_single_class(data: OpenedData) -> None:
+    """Raise a :class:`UserError` unless there are two classes to tell apart: any model is always right about one."""
+    if len(data.classes) < 2:
+        name = in_one_line(", ".join(data.classes)) or "none"
+        raise UserError(
+            f"{data.description}: a classifier needs at least 2 classes; got {name}; is data.root one folder too high?"
+        )
 
 
 class FinetuneTask(ClassificationTask):

@@ -26,6 +26,7 @@ class Converted:
             says so, and whoever converts the file must give them.
         guessed_settings: Settings of ``model`` that only a published model shows, not the file; a sentence for each,
             from :func:`guess`, tells this to whoever does not give them.
+        guessed_values: The published values of these, by name: a model whose ``switches`` have others is warned of.
         holds: What ``state`` is: ``encoder`` (as pretrained, probed), ``classifier``, or another kind that the domain
             builds.
         switches: Settings of ``model`` that change what the weights compute without changing a shape. A model that
@@ -44,6 +45,7 @@ class Converted:
     model: dict[str, Any]
     required_settings: dict[str, str] = field(default_factory=dict)
     guessed_settings: dict[str, str] = field(default_factory=dict)
+    guessed_values: dict[str, Any] = field(default_factory=dict)
     holds: str = "encoder"
     switches: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()

@@ -88,12 +88,12 @@ def unwrapped(state: Any, file: Path) -> Any:
     return state
 
 
-def without_prefix(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
     """Return a state dict without the prefixes that all of its names share, and log which were removed."""
     removed, bare = "", dict(state)
     while bare and (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in bare)), None)):
         removed += prefix
         bare = {key.removeprefix(prefix): value for key, value in bare.items()}
     if removed:
-        log.warning("%s: all names begin with %s, which was taken off", file, removed)
+        log.warning("%s: all names begin with %s, which was taken off", source, removed)
     return bare

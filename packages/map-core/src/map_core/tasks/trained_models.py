@@ -57,6 +57,7 @@ class Models(Generic[Config]):
         inherited_settings: Settings that a command that starts from weights (``--init``) takes from their run,
             whatever a recipe says, because the weights mean nothing without them.
         invisible_settings: Settings without which weights mean nothing, but which their shapes do not reveal.
+        classifier_settings: Those among both that only classifiers use; pretrained encoders go with any value of them.
         revealed_values: Values of these that the names of the weights reveal all the same.
         inputs: Settings of the inputs that the first layer is built for, such as channels.
         resolved: Every setting of a configuration's model, with the registered value where it sets none.
@@ -75,6 +76,7 @@ class Models(Generic[Config]):
     load_init: LoadInit
     inherited_settings: tuple[str, ...] = ()
     invisible_settings: tuple[str, ...] = ()
+    classifier_settings: tuple[str, ...] = ()
     revealed_values: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
@@ -100,6 +102,11 @@ class Models(Generic[Config]):
             return None
         values = {"name": description["name"], **description.get("arguments", {}), **changes}
         return read_settings(self.config, values, description_file(path))
+
+    def trained_with(self, names: Sequence[str], description: Mapping[str, Any]) -> list[str]:
+        """Those of ``names`` that described weights were trained with: an encoder, with none of a classifier's."""
+        is_encoder = description.get("holds") == "encoder"
+        return [name for name in names if not (is_encoder and name in self.classifier_settings)]
 
     def refuse_other_settings(
         self,
@@ -140,7 +147,7 @@ class Models(Generic[Config]):
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}, "
                     f"which its first layer does not fit; {cure}"
                 )
-        for name in self.invisible_settings:
+        for name in self.trained_with(self.invisible_settings, read_description(path)):
             values = before.get(name), now.get(name)
             is_revealed = name in self.revealed_values and self.revealed_values[name] in values
             if values[0] != values[1] and not is_revealed and name not in (may_differ or ()):

@@ -30,9 +30,11 @@ from map_core.tasks.torch_files import Refused, read_torch
 from map_core.tasks.typed import fits, format_options, name_of
 
 Section = TypeVar("Section")
+Cure = Callable[[str, Any], str]  # of a setting's name and value: how a model gets that value
 log = logging.getLogger(__name__)
 MODEL_FILE = shipped.MODEL
 FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # in the keys of each direction of a Mamba mixer
+OTHER_HEAD = "the file's head has other parameters or shapes: this model's starts anew"
 DESCRIPTION_TYPES = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
     "objective": dict, "head": dict, "parts": list,
@@ -50,7 +52,7 @@ class LoadReport:
         mapped: Parameters loaded from the file, resampled ones included.
         resampled: Those that had another size.
         unused: Keys of the file that the model does not use.
-        notes: Differences from the family's own code, a sentence each.
+        notes: What is not as in the file or the family's own code, a sentence each.
     """
 
     source: Path
@@ -63,8 +65,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         if self.family is None:
-            left = f"; left: {abbreviate(list(self.unused))}" if self.unused else ""
-            return f"{self.source}: loaded; new: {abbreviate(list(self.missing)) if self.missing else 'nothing'}{left}"
+            new = abbreviate(list(self.missing)) if self.missing else "nothing"
+            left = [f"left: {abbreviate(list(self.unused))}"] if self.unused else []
+            return "; ".join([f"{self.source}: loaded", f"new: {new}", *left, *self.notes])
         parts = [f"{self.source}: {self.family}, {len(self.mapped)} parameters mapped"]
         for label, keys in (("resampled", self.resampled), ("left", self.unused), ("new", self.missing)):
             parts.append(f"{len(keys)} {label} ({abbreviate(list(keys))})" if keys else f"none {label}")
@@ -220,8 +223,9 @@ def load_init(
     """Start a model from a pretraining run, a weights file, or a checkpoint of another project.
 
     Args:
-        model: May have a classifier ``head``, which starts anew where the file's has other parameters or shapes.
-            Its ``switches``, if any, are the settings that change what weights compute without changing a shape.
+        model: May have a classifier ``head``, which starts anew, with a warning, where the file's has other
+            parameters or shapes. Its ``switches``, if any, are the settings that change what weights compute without
+            changing a shape.
         path: A run directory or weights file.
         may_be_missing: Prefixes of the parameters that only some forms of a model have, such as a classifier's head:
             the file may lack them, and where the model lacks them, the file's are skipped with a warning.
@@ -241,9 +245,10 @@ def load_init(
     state = both_directions(convert(converted.state), model_state, file)
     # optional parts that only the file has, such as a classifier's head, are skipped and reported
     surplus = [key for key in state if key not in model_state and key.startswith(may_be_missing)]
-    dropped = surplus
-    if not keep_head or (_head(model_state) and _head(model_state) != _head(state)):
-        dropped = [*dropped, *(key for key in _head(state) if key not in dropped)]
+    head, model_head = _head(state), _head(model_state)
+    head_differs = bool(head and model_head) and head != model_head
+    left_head = [key for key in head if key not in surplus] if head_differs or not keep_head else []
+    dropped = [*surplus, *left_head]
     state = {key: value for key, value in state.items() if key not in dropped}
     other_size = {
         key: resampled(key, state[key], value)
@@ -272,9 +277,13 @@ def load_init(
         mapped=tuple(state),
         resampled=tuple(other_size),
         unused=(*converted.unused, *converted.decoder_state, *dropped),
-        notes=(*converted.guessed_settings.values(), *converted.notes),
+        notes=(
+            *{**converted.guessed_settings, **other_guesses(model, converted)}.values(),
+            *((OTHER_HEAD,) if head_differs and keep_head else ()),
+            *converted.notes,
+        ),
     )
-    unremarkable = family is None and not surplus
+    unremarkable = family is None and not dropped
     log.log(logging.INFO if unremarkable else logging.WARNING, "%s", report)
     return report
 
@@ -303,10 +312,31 @@ def read_as_ours(
     return Converted(state, {}), None
 
 
+def option_of_model(name: str, value: Any) -> str:
+    """The :data:`Cure` where a command makes the model.
+
+    >>> option_of_model("num_heads", 12)
+    'make the model with num_heads=12 (--model.num_heads 12)'
+    """
+    return f"make the model with {name}={value!r} ({format_options({name: value}, 'model.')[0]})"
+
+
 def refuse_other_switches(
-    model: nn.Module, converted: Converted, source: str | Path, family: Family | None
+    model: nn.Module,
+    converted: Converted,
+    source: str | Path,
+    family: Family | None,
+    *,
+    cure: Cure = option_of_model,
 ) -> None:
     """Refuse a model that would compute something else with the weights than the model that they come from.
+
+    Args:
+        model: Its ``switches`` are compared.
+        converted: The weights.
+        source: Their name in the message.
+        family: The project that they come from.
+        cure: Ends the message.
 
     Raises:
         UserError: naming the setting that differs.
@@ -317,8 +347,19 @@ def refuse_other_switches(
         if name in switches and switches[name] != value:
             raise UserError(
                 f"{source} is of {owner}, whose {name} is {value!r}, and not {switches[name]!r}: the same weights "
-                f"would compute something else; make the model with {name}={value!r} (--model.{name})"
+                f"would compute something else; {cure(name, value)}"
             )
+
+
+def other_guesses(model: nn.Module, converted: Converted, *, cure: Cure = option_of_model) -> dict[str, str]:
+    """A warning for each guessed setting whose published value is not the model's; ``cure`` ends it."""
+    switches: Mapping[str, Any] = getattr(model, "switches", {})
+    return {
+        name: f"no file says {name}: this model has {switches[name]!r} and the published one {value!r}, whose weights "
+        f"compute something else here; {cure(name, value)}"
+        for name, value in converted.guessed_values.items()
+        if name in switches and switches[name] != value
+    }
 
 
 def _cure(family: Family | None, converted: Converted, file: Path) -> str:

@@ -89,10 +89,13 @@ def file_clouds(
     channels: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     scaling: Callable[[np.ndarray], np.ndarray] | None = None,
+    split: str = "",
 ) -> FileClouds:
-    """Clouds in one file each, see :func:`read_cloud`; ``scaling`` is applied to each."""
+    """Clouds of a split in one file each, see :func:`read_cloud`; ``scaling`` is applied to each."""
     read = partial(read_cloud, channels=tuple(channels), columns=columns)
-    return FileClouds(labels, classes, tuple(paths), read, channels=len(channels), scaling=scaling)
+    return FileClouds(
+        labels, classes, tuple(paths), read, channels=len(channels), scaling=scaling, split=split
+    )
 
 
 def clouds_below(folder: Path) -> list[Path]:

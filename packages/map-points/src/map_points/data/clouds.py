@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from map_core.errors import UserError, in_one_line
-from map_points.data.files import reading
+from map_points.data.files import BROKEN_CLOUD, reading
 
 SomeClouds = TypeVar("SomeClouds", bound="Clouds")
 SomeFiles = TypeVar("SomeFiles", bound="FileClouds")
@@ -30,7 +30,7 @@ def check_cloud(points: np.ndarray, name: str, channels: int = 0) -> np.ndarray:
     if broken.any():
         raise UserError(
             f"{name} has NaN or infinite {'coordinates' if not channels else 'values'} at point {int(broken.argmax())} "
-            f"({int(broken.sum())} of {len(xyz)} points); repair or remove it"
+            f"({int(broken.sum())} of {len(xyz)} points); {BROKEN_CLOUD}"
         )
     return xyz
 
@@ -52,10 +52,17 @@ def check_layout(shape: tuple[int, ...], name: str) -> None:
 
 @dataclass(frozen=True)
 class Clouds(ABC):
-    """Clouds by index; ``labels`` [n] are int64."""
+    """Clouds by index.
+
+    Attributes:
+        labels: [n], int64.
+        classes: Class names; () without labels.
+        split: What they are of their data, such as ``val split``; empty where the source has but one to evaluate on.
+    """
 
     labels: np.ndarray
     classes: tuple[str, ...]
+    split: str = field(default="", kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)

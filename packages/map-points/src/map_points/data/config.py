@@ -64,8 +64,11 @@ class PointDataConfig:
         train_sampling: How training takes num_points of a larger cloud: "fps_random", at random from 17 %
             more farthest points than needed (1200 for 1024); "random", at random from all. Evaluation takes
             farthest points.
+        eval_split: Evaluation split, for "folder". For a folder, a subfolder of root; for lists or a CSV file, one of
+            their splits; default the first of val, validation, test.
         holdout: Fraction of the training split to set aside, the same share of every class. Above 0,
-            evaluation runs on this part instead of the test split: for choosing settings.
+            evaluation runs on this part instead of the evaluation split: for choosing settings. Training with
+            holdout and eval_split is refused; a later evaluation that names eval_split uses that.
         holdout_seed: Seed of the choice of the held-out part.
         subset: Train on this many clouds, a fixed choice with the same share of every class.
         subset_seed: Seed of the choice of the subset.
@@ -90,6 +93,7 @@ class PointDataConfig:
     up_axis: Axis | None = None
     unit_sphere: bool | None = None
     train_sampling: TrainSampling = "fps_random"
+    eval_split: str | None = None
     holdout: float = 0.0
     holdout_seed: int = 0
     subset: int | None = None
@@ -118,6 +122,13 @@ class PointDataConfig:
             )
         if self.labels is not None and not self.labels.strip():
             raise UserError("data.labels is empty: name a CSV file, or leave the setting out")
+        if self.eval_split is not None and self.source != "folder":
+            raise UserError(
+                f"data.eval_split {self.eval_split} names a split of data.source 'folder'; {self.source!r} has but one "
+                "to evaluate on: leave it out"
+            )
+        if self.eval_split is not None and not self.eval_split.strip():
+            raise UserError("data.eval_split is empty: name a split, or leave the setting out")
 
     def check_values(self) -> None:
         """Check every setting except where the data are.

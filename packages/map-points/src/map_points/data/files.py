@@ -12,6 +12,8 @@ from typing import BinaryIO
 from map_core.errors import UserError, in_one_line
 
 LONGEST_NAME = 255  # characters in a file name
+# a run is resumed only on as many clouds as it began with
+BROKEN_CLOUD = "repair it, or remove it and start anew with another --out"
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -74,7 +76,8 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # no parser promises which exceptions it raises on a broken file
         raise UserError(
-            f"cannot read {path} ({_reason(path, error)}); copy or download it again, or take it out of the list"
+            f"cannot read {path} ({_reason(path, error)}); copy or download it again, or take it out of the data and "
+            "start anew with another --out"
         ) from error
 
 

@@ -1,13 +1,13 @@
 """Folders of a user's own clouds: splits by folders, lists or a CSV file, or any files without labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from map_core.data.labels import LabelTable, read_labels
-from map_core.errors import UserError, in_one_line
+from map_core.data.labels import EVERYTHING, LabelTable, read_labels
+from map_core.errors import UserError, in_one_line, near_matches
 from map_points.data.cloud_files import READERS, clouds_below, file_clouds
 from map_points.data.clouds import FileClouds
 from map_points.data.files import check_names, path_below, read_lines, require_existing
@@ -15,8 +15,8 @@ from map_points.data.files import check_names, path_below, read_lines, require_e
 TEST_NAMES = ("val", "validation", "test")
 
 
-def read_cloud_folder(root: Path, split: str, **options: Any) -> FileClouds:
-    """Read the clouds of one split: train (or the folder itself), or the first of val, validation and test.
+def read_cloud_folder(root: Path, split: str, *, eval_split: str | None = None, **options: Any) -> FileClouds:
+    """Read the clouds of one split: train (or the folder itself), or the one to evaluate on.
 
     A split is a subfolder, or a list in the folder, such as train.txt, whose lines are paths of clouds below it.
     Subfolders are classes if every cloud lies in one; otherwise there are no classes. z points up unless
@@ -25,21 +25,27 @@ def read_cloud_folder(root: Path, split: str, **options: Any) -> FileClouds:
     Args:
         root: The folder.
         split: train or test.
+        eval_split: The split that stands for test; when None, the first of val, validation and test.
         options: Channels, names of columns and scaling, see :func:`~map_points.data.cloud_files.file_clouds`.
 
     Raises:
-        UserError: there is no such folder, or there are no clouds in it.
+        UserError: there is no such folder or split, or there are no clouds in it.
     """
-    folder, paths = _clouds_of(root, split)
+    _require_folder(root)
+    lists = find_lists(root)
+    name = "train" if split == "train" else _required_split(root, lists, eval_split)
+    folder, paths = _clouds_of(root, lists, name)
     relative_parts = [path.relative_to(folder).parts for path in paths]
     classes = [] if _strays(folder, paths) else sorted({parts[0] for parts in relative_parts})
     labels = np.array([classes.index(parts[0]) if classes else 0 for parts in relative_parts], dtype=np.int64)
-    return file_clouds(paths, labels, check_names(classes, str(folder)) if classes else (), **options)
+    names = check_names(classes, str(folder)) if classes else ()
+    words = "the whole folder" if name == EVERYTHING else f"{name} split"
+    return file_clouds(paths, labels, names, split=words, **options)
 
 
 def why_no_classes(root: Path) -> str:
     """Say why the training clouds of a folder have no classes, and what to do."""
-    folder, paths = _clouds_of(root, "train")
+    folder, paths = _clouds_of(root, find_lists(root), "train")
     strays = _strays(folder, paths)
     if len(strays) < len(paths):
         return (
@@ -51,13 +57,13 @@ def why_no_classes(root: Path) -> str:
     )
 
 
-def _clouds_of(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """The folder of a split, and its clouds."""
-    _require_folder(root)
-    lists = find_lists(root)
+def _clouds_of(root: Path, lists: Mapping[str, Path], name: str) -> tuple[Path, list[Path]]:
+    """The folder of the split called ``name``, and its clouds."""
     if lists:
-        return root, _paths_of(lists, split, root)
-    folder = split_folder(root, split)
+        return root, _paths_of(lists[name], root)
+    folder = root / name
+    if name == "train" and not folder.is_dir():
+        folder = root
     return folder, clouds_below(folder)
 
 
@@ -78,22 +84,52 @@ def find_lists(root: Path) -> dict[str, Path]:
     return lists if "train" in lists else {}
 
 
-def has_test_split(root: Path) -> bool:
-    """Whether a folder has a list or subfolder to evaluate on."""
-    lists = find_lists(root)
-    return any(name in lists if lists else (root / name).is_dir() for name in TEST_NAMES)
+def has_evaluation_split(root: Path, eval_split: str | None = None) -> bool:
+    """Whether a folder has a list or subfolder to evaluate on.
+
+    Raises:
+        UserError: there is no such folder, or ``eval_split`` names no split of it.
+    """
+    _require_folder(root)
+    return _find_split(root, find_lists(root), eval_split) is not None
 
 
-def _paths_of(lists: dict[str, Path], split: str, root: Path) -> list[Path]:
-    name = "train" if split == "train" else next((name for name in TEST_NAMES if name in lists), None)
-    if name is None:
-        raise UserError(
-            f"{root} has train.txt but none of {', '.join(f'{name}.txt' for name in TEST_NAMES)} to evaluate on: add "
-            "one, or set a part of the training clouds aside with --data.holdout 0.1"
+def _find_split(root: Path, lists: Mapping[str, Path], eval_split: str | None) -> str | None:
+    """The name of the split to evaluate on: ``eval_split``, else the first of val, validation and test, if any."""
+    if eval_split is None:
+        return next(
+            (name for name in TEST_NAMES if (name in lists if lists else (root / name).is_dir())), None
         )
+    if lists and eval_split not in lists:
+        hint = near_matches(eval_split, lists)
+        raise UserError(f"data.eval_split '{eval_split}' is no list in {root}: {hint}")
+    if not lists and not (root / eval_split).is_dir():
+        folders = [path.name for path in root.iterdir() if path.is_dir()]
+        hint = near_matches(eval_split, folders) if folders else "it has no subfolders"
+        raise UserError(f"data.eval_split '{eval_split}' is no folder in {root}: {hint}")
+    return eval_split
+
+
+def _required_split(root: Path, lists: Mapping[str, Path], eval_split: str | None) -> str:
+    """As :func:`_find_split`, where there must be one."""
+    name = _find_split(root, lists, eval_split)
+    if name is None:
+        missing = f"none of the folders {', '.join(TEST_NAMES)}"
+        cure = "add one, name another with --data.eval_split"
+        if lists:
+            missing = f"train.txt but none of {', '.join(f'{name}.txt' for name in TEST_NAMES)}"
+            cure = "add one"
+        raise UserError(
+            f"{root} has {missing} to evaluate on: {cure}, or set a part of the training clouds aside with "
+            "--data.holdout 0.1"
+        )
+    return name
+
+
+def _paths_of(listing: Path, root: Path) -> list[Path]:
     paths: dict[Path, int] = {}
-    for number, line in read_lines(lists[name]).items():
-        source = f"{lists[name]}, line {number},"
+    for number, line in read_lines(listing).items():
+        source = f"{listing}, line {number},"
         path = path_below(root, line, source)
         if path.suffix.lower() not in READERS or not path.is_file():
             raise UserError(
@@ -117,36 +153,25 @@ def cloud_labels(root: Path, labels: str) -> LabelTable:
     return read_labels(labels, root, endings=sorted(READERS))
 
 
-def read_labelled_clouds(root: Path, split: str, labels: str, **options: Any) -> FileClouds:
-    """Read the clouds of one split of a CSV file: the training rows, or the first of val, validation and test.
+def read_labelled_clouds(
+    root: Path, split: str, labels: str, *, eval_split: str | None = None, **options: Any
+) -> FileClouds:
+    """Read the clouds of one split of a CSV file: the training rows, or those to evaluate on.
+
+    ``eval_split`` names the latter; when None, they are the first of val, validation and test.
 
     Raises:
         UserError: the folder, the file or a row is wrong, or no row is in that split.
     """
     table = cloud_labels(root, labels)
-    rows = table.train_rows() if split == "train" else table.evaluation_rows()
+    name = "train" if split == "train" else table.evaluation_split(eval_split)
+    rows = table.train_rows() if split == "train" else table.evaluation_rows(eval_split)
     paths = [table.paths[row] for row in rows.tolist()]
-    return file_clouds(paths, table.labels[rows], table.classes, **options)
+    words = f"all rows of {table.file.name}" if name == EVERYTHING else f"{name} split"
+    return file_clouds(paths, table.labels[rows], table.classes, split=words, **options)
 
 
 def _require_folder(root: Path) -> None:
     require_existing(root, "the folder of the clouds")
     if not root.is_dir():
         raise UserError(f"--data.root {root} is a file: give the folder that holds the clouds")
-
-
-def split_folder(root: Path, split: str) -> Path:
-    """The folder of a split.
-
-    Raises:
-        UserError: there is none to evaluate on.
-    """
-    if split == "train":
-        return root / "train" if (root / "train").is_dir() else root
-    folder = next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
-    if folder is None:
-        raise UserError(
-            f"{root} has none of the folders {', '.join(TEST_NAMES)} to evaluate on: add one, or set a part of the "
-            "training clouds aside with --data.holdout 0.1"
-        )
-    return folder

@@ -95,7 +95,8 @@ def load_part_data(config: PointDataConfig) -> PartData:
         )
     root = config.root_path
     read = partial(read_shapenetpart, root, ignore_label=config.ignore_label)
-    splits: Splits[PartClouds] = hold_out_and_subset(read("train"), lambda: read("test"), config)
+    train = read("train")
+    splits: Splits[PartClouds] = hold_out_and_subset(train, lambda: read("test", parts=train.parts), config)
     assert splits.evaluation is not None
     left_out = splits.train.left_out
     omission = f"; left out without clouds: {', '.join(left_out)}" if left_out else ""

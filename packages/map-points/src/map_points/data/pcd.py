@@ -133,17 +133,19 @@ def expand(packed: bytes, size: int, path: Path) -> bytes:
                 output += packed[position : position + control + 1]
                 position += control + 1
                 continue
-            length = control >> 5
-            if length == 7:
+            length = (control >> 5) + 2
+            if length == 9:
                 length += packed[position]
                 position += 1
             distance = ((control & 31) << 8 | packed[position]) + 1
             position += 1
             start = len(output) - distance
-            if start < 0 or len(output) + length + 2 > size:
+            if start < 0 or len(output) + length > size:
                 break
-            for i in range(length + 2):
-                output.append(output[start + i])
+            run = output[start : start + length]
+            while len(run) < length:  # the reference reaches into its own copy
+                run += run[: length - len(run)]
+            output += run
     except IndexError:
         pass
     if len(output) != size:

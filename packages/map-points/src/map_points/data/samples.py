@@ -17,7 +17,7 @@ from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
 from map_points.data.folders import (
     cloud_labels,
-    has_test_split,
+    has_evaluation_split,
     read_cloud_folder,
     read_labelled_clouds,
     why_no_classes,
@@ -30,7 +30,7 @@ from map_points.data.statistics import ChannelStatistics, channel_scaling, measu
 from map_points.data.transforms import augment, check_count, prepare, take_points
 
 SomeClouds = TypeVar("SomeClouds", bound=Clouds)
-TEST_SPLIT = "test split"
+TEST_SPLIT = "test split"  # of sources that have but one split to evaluate on
 
 
 class CloudSamples(Dataset[tuple[Tensor, int]]):
@@ -107,6 +107,8 @@ def hold_out_and_subset(
 ) -> Splits[SomeClouds]:
     """Set the held-out part of the training split aside, or open the test split; then take the subset.
 
+    If ``data.eval_split`` is named as well as a held-out part, evaluation is on the named split.
+
     Raises:
         UserError: the training split cannot give such a held-out part or subset.
     """
@@ -116,15 +118,16 @@ def hold_out_and_subset(
         evaluation = train.select(held_out)
         evaluated_on = f"held-out {config.holdout:g} of the training split (seed {config.holdout_seed})"
         train = train.select(remaining)
-    else:
-        evaluation, evaluated_on = open_test(), TEST_SPLIT
+    if not config.holdout or config.eval_split is not None:
+        evaluation = open_test()
+        evaluated_on = TEST_SPLIT if evaluation is None else evaluation.split or TEST_SPLIT
     if config.subset is not None:
         train = train.select(take_subset(train.labels, config.subset, seed=config.subset_seed))
     return Splits(train, evaluation, evaluated_on)
 
 
 def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clouds:
-    """Open one published split of the configured source, whole."""
+    """Open one split of the configured source, whole; ``test`` stands for the one to evaluate on."""
     config.validate()
     if config.source == "shapes":
         return read_shapes(split, config.shapes_per_class)
@@ -137,7 +140,7 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
         return read_shapenetpart(root, split, ignore_label=config.ignore_label)
     if config.source == "folder":
         options: dict[str, Any] = {"channels": config.channels or (), "columns": config.columns}
-        options["scaling"] = channel_scaling(config)
+        options |= {"scaling": channel_scaling(config), "eval_split": config.eval_split}
         if config.labels is not None:
             return read_labelled_clouds(root, split, config.labels, **options)
         return read_cloud_folder(root, split, **options)
@@ -155,11 +158,15 @@ def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[C
     """Open the clouds to train on and, where ``evaluate``, those to evaluate on.
 
     Raises:
-        UserError: a file cannot be used; the message names it.
+        UserError: a file cannot be used, or there is no such split; the message names it.
     """
 
     def open_test() -> Clouds | None:
-        return read_clouds(config, "test") if evaluate else None
+        if evaluate:
+            return read_clouds(config, "test")
+        if config.eval_split is not None:
+            has_evaluation(config)  # a wrong name is an error, used or not
+        return None
 
     return hold_out_and_subset(read_clouds(config, "train"), open_test, config)
 
@@ -179,12 +186,17 @@ def measure(config: PointDataConfig, *, progress: bool = False) -> ChannelStatis
 
 
 def has_evaluation(config: PointDataConfig) -> bool:
-    """Whether there are clouds to evaluate on, as in every source except folders without splits."""
-    if config.source != "folder" or config.holdout:
+    """Whether there are clouds to evaluate on, as in every source except folders without splits.
+
+    Raises:
+        UserError: ``data.eval_split`` names no split of the folder.
+    """
+    if config.source != "folder" or (config.holdout and config.eval_split is None):
         return True
     if config.labels is not None:
-        return cloud_labels(config.root_path, config.labels).evaluation_split() is not None
-    return has_test_split(config.root_path)
+        table = cloud_labels(config.root_path, config.labels)
+        return table.evaluation_split(config.eval_split) is not None
+    return has_evaluation_split(config.root_path, config.eval_split)
 
 
 def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
@@ -193,8 +205,9 @@ def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
     Raises:
         UserError: a file cannot be used; the message names it.
     """
-    if not config.holdout:
-        return read_clouds(config, "test"), TEST_SPLIT
+    if not config.holdout or config.eval_split is not None:
+        clouds = read_clouds(config, "test")
+        return clouds, clouds.split or TEST_SPLIT
     splits = choose_clouds(config)
     assert splits.evaluation is not None
     return splits.evaluation, splits.evaluated_on

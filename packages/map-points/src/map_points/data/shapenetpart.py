@@ -8,7 +8,15 @@ import numpy as np
 
 from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import FileClouds, check_cloud
-from map_points.data.files import check_names, looks_like, path_below, read_lines, read_text, require_existing
+from map_points.data.files import (
+    BROKEN_CLOUD,
+    check_names,
+    looks_like,
+    path_below,
+    read_lines,
+    read_text,
+    require_existing,
+)
 from map_points.data.txt import read_txt
 
 COLUMNS = 7  # x y z, normal, part
@@ -58,9 +66,7 @@ class PartClouds(FileClouds):
                 "this data, or give the label of points without a part as --data.ignore_label"
             )
         if (parts == IGNORED).all():
-            raise UserError(
-                f"{name}: every point has the ignored label {self.ignore_label}; take it out of the list"
-            )
+            raise UserError(f"{name}: every point has the ignored label {self.ignore_label}; {BROKEN_CLOUD}")
         return points, parts
 
 
@@ -87,11 +93,23 @@ def part_column(columns: np.ndarray, name: str, ignore_label: int | None) -> np.
     return values.astype(np.int64)
 
 
-def read_shapenetpart(root: Path, split: str, *, ignore_label: int | None = None) -> PartClouds:
+def read_shapenetpart(
+    root: Path,
+    split: str,
+    *,
+    ignore_label: int | None = None,
+    parts: tuple[tuple[int, ...], ...] | None = None,
+) -> PartClouds:
     """Read ``<synset>/<id>.txt`` by the lists in ``train_test_split``; y points up.
 
     "train" joins the lists train and val, as is usual. Categories that are not ShapeNetPart's have the parts that their
     training files hold, so that users can write their own data in this layout. Categories without clouds are left out.
+
+    Args:
+        root: The folder.
+        split: train or test.
+        ignore_label: The label of points without a part, if there are any.
+        parts: The part labels of each category, where another split of the same folder has found them.
 
     Raises:
         UserError: a file cannot be used; the message names it.
@@ -104,10 +122,11 @@ def read_shapenetpart(root: Path, split: str, *, ignore_label: int | None = None
     names = names or {synset: synset for synset in synsets}
     if not files[split]:
         raise UserError(f"{root / 'train_test_split'} lists no clouds for {split}")
-    parts = tuple(
-        _parts(synset, [f for f in files["train"] if f.parent.name == synset], ignore_label)
-        for synset in synsets
-    )
+    if parts is None:
+        parts = tuple(
+            _parts(synset, [f for f in files["train"] if f.parent.name == synset], ignore_label)
+            for synset in synsets
+        )
     return PartClouds(
         labels=np.array([synsets.index(file.parent.name) for file in files[split]], dtype=np.int64),
         classes=check_names((names[synset] for synset in synsets), str(root / CATEGORY_LIST)),

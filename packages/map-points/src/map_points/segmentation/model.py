@@ -134,9 +134,10 @@ class PartSegmenter(nn.Module):
     def forward(self, points: Float[Tensor, "b n c"], category: Int[Tensor, " b"]) -> Float[Tensor, "b n p"]:
         tokens = self.backbone.tokenize(points)
         encoder = self.backbone.encoder
+        outputs = itertools.islice(encoder.layers(tokens), max(self.layers))  # later layers are not run
         stages = [
-            encoder.normalize(stage).patches.embedding
-            for i, stage in enumerate(encoder.layers(tokens), start=1)
+            encoder.normalize(output).patches.embedding
+            for i, output in enumerate(outputs, start=1)
             if i in self.layers
         ]
         patches = torch.cat(stages, dim=-1)  # (b, l, layers * d)

@@ -59,7 +59,7 @@ def convert_arm(state: Mapping[str, Tensor]) -> Converted:
         parameters,
         nearest_model("map_arm_", layout=f"Fx{depth(state, 'layers.')}", **sizes(state, len(positions))),
         holds="classifier",
-        switches={"patch_stride": None, "pool_norm": False},
+        switches={"order": "row", "patch_stride": None, "pool_norm": False},
         classes=class_names(len(state["head.bias"])),
         preprocessing=IMAGENET,
     )

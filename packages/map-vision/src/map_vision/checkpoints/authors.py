@@ -56,7 +56,8 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
         "guessed_settings": {}
         if heads is None
         else guess("num_heads", "how many attention heads there are", heads),
-        "switches": {"wiring": "branch", "patch_stride": None},
+        "guessed_values": {} if heads is None else {"num_heads": heads},
+        "switches": {"wiring": "branch", "order": "row", "patch_stride": None},
         "preprocessing": IMAGENET,
     }
     if not pretraining and "head.weight" in state:

@@ -100,7 +100,7 @@ def convert_mambar(state: Mapping[str, Tensor]) -> Converted:
             **register_arguments(state),
         ),
         holds="classifier",
-        switches={"patch_stride": None},
+        switches={"order": "row", "patch_stride": None},
         classes=class_names(len(state["head.bias"])),
         preprocessing=UNCROPPED,
     )
@@ -134,7 +134,7 @@ def convert_vim(state: Mapping[str, Tensor]) -> Converted:
         },
         nearest_model("map_vim_", layout=f"Mx{depth(state, 'layers.')}", **arguments),
         holds="classifier",
-        switches={"patch_stride": stride},
+        switches={"order": "row", "patch_stride": stride},
         classes=class_names(len(state["head.bias"])),
         preprocessing=IMAGENET,
         notes=notes,

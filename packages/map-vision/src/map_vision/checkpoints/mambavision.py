@@ -56,8 +56,10 @@ def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
     guessed_settings = guess(
         "window_size", "how large windows are (32 16 in files for 512 pixels)", cli_value(windows)
     )
+    guessed_values = {"window_size": windows}
     if heads is not None:
         guessed_settings |= guess("num_heads", "how many attention heads there are", cli_value(heads))
+        guessed_values |= {"num_heads": heads}
     model = nearest_pyramid(arguments)
     classes = class_names(len(state["head.bias"])) if "head.bias" in state else ()
     return Converted(
@@ -65,6 +67,7 @@ def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
         model,
         required_settings=required_settings,
         guessed_settings=guessed_settings,
+        guessed_values=guessed_values,
         holds="classifier" if classes else "encoder",
         classes=classes,
         preprocessing={**IMAGENET, "crop_pct": default_cfgs[model["name"]].default.crop_pct},

@@ -71,18 +71,22 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
         "mlp_ratio": len(state["blocks.0.mlp.fc1.bias"]) / width,
     }
     model = nearest_model("map_vit_", **sizes(state, len(trunk["encoder.position.table"])), **arguments)
-    pool_norm = "fc_norm.weight" in state
+    pool_norm, has_head = "fc_norm.weight" in state, "head.weight" in state
     if pool_norm:
         model |= {"pool_norm": True, "global_pool": "avg"}
-    if "head.weight" not in state:
+    if not has_head:
         model |= {"keep_registers": True, "global_pool": "avg" if pool_norm else "register"}
+    switches: dict[str, Any] = {"patch_stride": None}
+    if pool_norm or has_head:  # an encoder that ends with its norm may be pooled in either way
+        switches["pool_norm"] = pool_norm
     return Converted(
         trunk,
         model,
         guessed_settings=guess("num_heads", "how many attention heads there are", arguments["num_heads"]),
-        holds="classifier" if "head.weight" in state else "encoder",
-        switches={"pool_norm": pool_norm, "patch_stride": None},
-        classes=class_names(len(state["head.bias"])) if "head.weight" in state else (),
+        guessed_values={"num_heads": arguments["num_heads"]},
+        holds="classifier" if has_head else "encoder",
+        switches=switches,
+        classes=class_names(len(state["head.bias"])) if has_head else (),
         preprocessing=IMAGENET,
         notes=("images are taken to be normalised as ImageNet's",),
     )
@@ -122,6 +126,7 @@ def convert_mae(state: Mapping[str, Tensor]) -> Converted:
         encoder.state,
         {**encoder.model, "global_pool": "avg"},
         guessed_settings=encoder.guessed_settings,
+        guessed_values=encoder.guessed_values,
         switches=encoder.switches,
         preprocessing=IMAGENET,
         decoder_state=decoder,
