@@ -295,3 +295,9 @@ def test_queries_and_keys_have_length_1(views):
     objective = build("v3")
     for vectors in (objective.query(views[:, 0]), objective.key(views[:, 0])):
         torch.testing.assert_close(F.normalize(vectors, dim=-1), vectors)
+
+
+def test_samples_without_labels_are_read_twice_as_well():
+    views, *others = TwoViews([torch.zeros(3, 2), torch.ones(3, 2)])[1]
+    assert not others
+    assert torch.equal(views, torch.ones(2, 3, 2))

@@ -19,7 +19,7 @@ class TwoViews(Dataset[Any]):
     """Reads every sample twice, each time with new augmentation, and stacks the inputs to (2, ...).
 
     Args:
-        samples: Augmented samples, (inputs, label, ...), which may have names.
+        samples: Augmented samples, (inputs, label, ...) or inputs alone, which may have names.
         changes: Further transforms of the first view and of the second.
     """
 
@@ -30,7 +30,8 @@ class TwoViews(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        first, second = self.samples[index], self.samples[index]
+        samples = self.samples[index], self.samples[index]
+        first, second = ((sample,) if isinstance(sample, Tensor) else sample for sample in samples)
         views = [change(view) for change, view in zip(self.changes, (first[0], second[0]), strict=True)]
         return torch.stack(views), *first[1:]
 
