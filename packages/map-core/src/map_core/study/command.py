@@ -121,10 +121,12 @@ def study(domain: Domain, config: Any) -> None:
 
 def study_report(domain: Domain, config: Any) -> None:
     """Write the report of a study's results so far."""
-    definition, location = open_study(domain, config)
     if config.report:
         require_folder(expand_user(config.report), option="--report")
-    else:
+    elif config.out:
+        require_folder(expand_user(config.out))
+    definition, location = open_study(domain, config)
+    if not config.report:
         require_folder(location.out)
     results = read_results(location.results, definition.name)
     if not results:
