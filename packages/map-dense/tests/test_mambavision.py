@@ -143,11 +143,11 @@ def test_a_published_pyramid_of_other_heads_is_warned_of_but_its_windows_may_gro
     torch.save(small(**sizes).model.state_dict() | norm_of(640), tmp_path / "pyramid.pth")
     (note,) = small(**sizes, window_size=(16, 8)).load(tmp_path / "pyramid.pth").notes
     assert note.startswith(
-        "no file says num_heads: this model has (4, 8) and the published one (8, 16), whose"
+        "no file says how many attention heads there are: this model has num_heads (4, 8) and the published one (8, 16)"
     )
     assert note.endswith("; set model.backbone.num_heads=(8, 16)")
     report = small(embed_dim=640, num_heads=(8, 16)).load(tmp_path / "pyramid.pth")
-    assert report.notes == ("no file says num_heads: (8, 16), as published",)
+    assert report.notes == ("no file says how many attention heads there are: (8, 16), as published",)
 
 
 def norm_of(width: int) -> dict[str, torch.Tensor]:

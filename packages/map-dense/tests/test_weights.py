@@ -230,7 +230,7 @@ def test_timms_vit_initialises_the_transformer_only_family(tmp_path: Path) -> No
         "encoder.norm.weight",
         "encoder.norm.bias",
     }
-    assert report.notes == ("no file says num_heads: 3, as published",)
+    assert report.notes == ("no file says how many attention heads there are: 3, as published",)
     assert str(report).endswith(report.notes[0])
 
 
@@ -242,7 +242,7 @@ def test_a_vit_of_other_heads_than_the_backbones_is_warned_of(tmp_path: Path) ->
     )
     (note,) = report.notes
     assert note.startswith(
-        "no file says num_heads: this model has 6 and the published one 3, whose weights compute"
+        "no file says how many attention heads there are: this model has num_heads 6 and the published one 3, whose"
     )
     assert note.endswith("; set model.backbone.num_heads=3")
 

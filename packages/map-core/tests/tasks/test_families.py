@@ -14,7 +14,7 @@ from map_core.commands.listing import convert_command
 from map_core.commands.program import main
 from map_core.tasks import conversion
 from map_core.tasks.conversion import convert_checkpoint
-from map_core.tasks.families import Converted, Family, family_of, guess
+from map_core.tasks.families import Converted, Family, Guess, family_of
 from map_core.tasks.pretraining import decoder_state, load_objective
 from map_core.tasks.weights import load_init, read_description, save_weights
 
@@ -190,18 +190,15 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path, switches
         ({}, "no file says how many heads there are: 12, as published, unless --model.num_heads says"),
         (
             {"num_heads": 6},
-            "no file says num_heads: this model has 6 and the published one 12, whose weights compute something else "
-            "here; make the model with num_heads=12 (--model.num_heads 12)",
+            "no file says how many heads there are: this model has num_heads 6 and the published one 12, whose weights "
+            "compute something else here; make the model with num_heads=12 (--model.num_heads 12)",
         ),
     ],
     ids=["the published value", "does not say", "another value"],
 )
 def test_a_guess_that_is_not_the_models_value_is_warned_of(tmp_path, caplog, switches, note):
-    guesses = {
-        "guessed_settings": guess("num_heads", "how many heads there are", 12),
-        "guessed_values": {"num_heads": 12},
-    }
-    family = replace(NET, convert=lambda state: replace(convert_net(state), **guesses))
+    guesses = {"num_heads": Guess("how many heads there are", 12)}
+    family = replace(NET, convert=lambda state: replace(convert_net(state), guessed_settings=guesses))
     file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
     model = ToyNet(WIDTH)
     model.switches = switches
@@ -314,12 +311,13 @@ def test_an_error_about_a_decoder_that_does_not_fit_names_its_file(tmp_path, obj
 
 
 def test_a_guess_is_reported_unless_the_setting_is_given(tmp_path):
-    sentence = guess("embed_dim", "how wide it is", WIDTH)
-    family = replace(NET, convert=lambda state: replace(convert_net(state), guessed_settings=sentence))
+    guess = Guess("how wide it is", WIDTH)
+    guesses = {"embed_dim": guess}
+    family = replace(NET, convert=lambda state: replace(convert_net(state), guessed_settings=guesses))
     toys = replace(TOYS, models=replace(TOYS.models, families=(family,)))
     file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
     report = convert_checkpoint(toys, file, tmp_path / "run")
-    assert report.notes == (sentence["embed_dim"], "toys are not real")
+    assert report.notes == (guess.note("embed_dim"), "toys are not real")
     report = convert_checkpoint(toys, file, tmp_path / "run", model={"embed_dim": WIDTH})
     assert report.notes == ("toys are not real",)
 

@@ -134,8 +134,8 @@ def read_state(
     converted, cure = family.convert_file_state(state, file), partial(option_of_backbone, options)
     refuse_other_switches(model, converted, file, family, cure=cure)
     notes = {
-        name: f"no file says {name}: {value!r}, as published"
-        for name, value in converted.guessed_values.items()
+        name: f"no file says {guess.what}: {guess.value!r}, as published"
+        for name, guess in converted.guessed_settings.items()
     } | other_guesses(model, converted, cure=cure)
     return BackboneState(
         adapted(converted.state, model), tuple(notes[name] for name in notes if name not in may_differ)

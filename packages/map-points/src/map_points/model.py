@@ -146,7 +146,8 @@ class HybridNet3D(nn.Module):
     ) -> None:
         super().__init__()
         self.conventions = choices = conventions or Conventions()
-        self.num_classes, self.embed_dim, self.scan = num_classes, embed_dim, scan
+        self.num_classes, self.embed_dim = num_classes, embed_dim
+        self.num_heads, self.scan = num_heads, scan
         self.order, self.second_order = order, second_order
         self.num_patches, self.patch_size = num_patches, patch_size
         self.patch_embed = PatchEmbedding(embed_dim, patch_hidden_dim, in_chans)
@@ -256,6 +257,8 @@ class HybridNet3D(nn.Module):
         }
         if kinds != {"T"}:
             settings["order"] = self.order
+        if "T" in kinds:
+            settings["num_heads"] = self.num_heads
         if "M" in kinds:
             settings |= {"scan": self.scan, "local_spread": conventions.local_spread}
             if self.num_prefix_tokens:

@@ -156,6 +156,13 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path, name, se
         load_init(create_classifier(config, 10), file)
 
 
+def test_a_model_of_other_heads_than_published_is_warned_of(tmp_path, caplog):
+    file, config = save(states.point_mae(), tmp_path / "file.pth"), config_of("Point-MAE", num_heads=4)
+    load_init(create_classifier(config, 10), file)
+    assert "heads there are: this model has num_heads 4 and the published one 1, whose weights" in caplog.text
+    assert "make the model with num_heads=1 (--model.num_heads 1)" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["Point-MAE", "Mamba3D", "PointMamba"])
 def test_a_classifier_starts_whole_or_with_a_new_head(tmp_path, name):
     file = save(FILES[name](), tmp_path / "file.pth")

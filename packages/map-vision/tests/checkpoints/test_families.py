@@ -344,7 +344,8 @@ def test_a_model_with_other_heads_than_moco_v3_is_warned_of(tmp_path, caplog):
     config = ModelConfig("map_vit_tiny_patch16_224", **OURS, layout="Tx2", num_heads=4)
     load_init(create_model(config, 10), save(state, tmp_path / "moco.pth", "state_dict"))
     assert (
-        "num_heads: this model has 4 and the published one 12, whose weights compute something" in caplog.text
+        "attention heads there are: this model has num_heads 4 and the published one 12, whose weights"
+        in caplog.text
     )
     assert "make the model with num_heads=12 (--model.num_heads 12)" in caplog.text
     assert "unless --model.num_heads says otherwise" not in caplog.text
@@ -355,7 +356,7 @@ def test_a_pyramid_with_other_windows_than_published_is_warned_of(tmp_path, capl
     model = create_model(config, 5)
     file = save(model.state_dict(), tmp_path / "pyramid.pth")
     load_init(model, file)
-    assert "window_size: this model has (16, 8) and the published one (14, 7), whose weights" in caplog.text
+    assert "this model has window_size (16, 8) and the published one (14, 7), whose weights" in caplog.text
     assert "(--model.window_size 14 7)" in caplog.text
     assert "attention heads there are: 8 16, as published" in caplog.text
 
@@ -521,7 +522,8 @@ def test_the_number_of_heads_is_reported_as_a_guess_unless_given(tmp_path, state
 def test_heads_and_windows_of_a_pyramid_are_guessed_one_by_one():
     with torch.device("meta"):
         state = timm.create_model("map_mambavision_tiny").state_dict()
-    guessed = family_of(state, FAMILIES).convert(state).guessed_settings
+    guesses = family_of(state, FAMILIES).convert(state).guessed_settings
+    guessed = {name: guess.note(name) for name, guess in guesses.items()}
     assert re.search(
         r"how large windows are .*: 14 7, as published, unless --model.window_size", guessed["window_size"]
     )

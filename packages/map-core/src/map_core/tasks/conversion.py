@@ -74,7 +74,9 @@ def convert_checkpoint(
             f"{file} is a classifier, of which {config.name} would keep no {', '.join(report.missing)}: they would be "
             "random; say with --model what it is"
         )
-    guesses = (note for name, note in converted.guessed_settings.items() if name not in (model or {}))
+    guesses = (
+        guess.note(name) for name, guess in converted.guessed_settings.items() if name not in (model or {})
+    )
     report = replace(report, notes=(*guesses, *converted.notes))
     full_objective: Objective | None = None
     settings: Any = None

@@ -16,6 +16,28 @@ KEYS_SHOWN = 3  # in a message
 
 
 @dataclass(frozen=True)
+class Guess:
+    """A setting that no file of a family shows.
+
+    Attributes:
+        what: What the setting says, in words.
+        value: Its published value.
+    """
+
+    what: str
+    value: Any
+
+    def note(self, setting: str) -> str:
+        """The sentence for whoever does not give the setting.
+
+        >>> Guess("how many attention heads there are", 12).note("num_heads")
+        'no file says how many attention heads there are: 12, as published, unless --model.num_heads says otherwise'
+        """
+        value = " ".join(map(str, self.value)) if isinstance(self.value, tuple) else self.value
+        return f"no file says {self.what}: {value}, as published, unless --model.{setting} says otherwise"
+
+
+@dataclass(frozen=True)
 class Converted:
     """A checkpoint in this project's names, and the model that it belongs to.
 
@@ -24,9 +46,8 @@ class Converted:
         model: The ``model`` section that fits them: ``name``, and what differs from it.
         required_settings: Settings of ``model`` that neither the file nor a published model shows; a sentence for each
             says so, and whoever converts the file must give them.
-        guessed_settings: Settings of ``model`` that only a published model shows, not the file; a sentence for each,
-            from :func:`guess`, tells this to whoever does not give them.
-        guessed_values: The published values of these, by name: a model whose ``switches`` have others is warned of.
+        guessed_settings: Settings of ``model`` that only a published model shows, not the file; whoever does not give
+            them is told so, and a model whose ``switches`` have other values is warned of.
         holds: What ``state`` is: ``encoder`` (as pretrained, probed), ``classifier``, or another kind that the domain
             builds.
         switches: Settings of ``model`` that change what the weights compute without changing a shape. A model that
@@ -44,8 +65,7 @@ class Converted:
     state: dict[str, Tensor]
     model: dict[str, Any]
     required_settings: dict[str, str] = field(default_factory=dict)
-    guessed_settings: dict[str, str] = field(default_factory=dict)
-    guessed_values: dict[str, Any] = field(default_factory=dict)
+    guessed_settings: dict[str, Guess] = field(default_factory=dict)
     holds: str = "encoder"
     switches: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
@@ -55,15 +75,6 @@ class Converted:
     objective: dict[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def guess(setting: str, what: str, value: Any) -> dict[str, str]:
-    """An entry of :attr:`Converted.guessed_settings`: what no file says about a setting, and its published value.
-
-    >>> guess("num_heads", "how many attention heads there are", 12)["num_heads"]
-    'no file says how many attention heads there are: 12, as published, unless --model.num_heads says otherwise'
-    """
-    return {setting: f"no file says {what}: {value}, as published, unless --model.{setting} says otherwise"}
 
 
 @dataclass(frozen=True)

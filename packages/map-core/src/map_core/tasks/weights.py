@@ -270,6 +270,7 @@ def load_init(
             f"({_cure(family, converted, file)})"
         )
     missing = tuple(model.load_state_dict(state, strict=False).missing_keys)
+    notes_on_guesses = {name: guess.note(name) for name, guess in converted.guessed_settings.items()}
     report = LoadReport(
         file,
         missing,
@@ -278,7 +279,7 @@ def load_init(
         resampled=tuple(other_size),
         unused=(*converted.unused, *converted.decoder_state, *dropped),
         notes=(
-            *{**converted.guessed_settings, **other_guesses(model, converted)}.values(),
+            *(notes_on_guesses | other_guesses(model, converted)).values(),
             *((OTHER_HEAD,) if head_differs and keep_head else ()),
             *converted.notes,
         ),
@@ -355,10 +356,10 @@ def other_guesses(model: nn.Module, converted: Converted, *, cure: Cure = option
     """A warning for each guessed setting whose published value is not the model's; ``cure`` ends it."""
     switches: Mapping[str, Any] = getattr(model, "switches", {})
     return {
-        name: f"no file says {name}: this model has {switches[name]!r} and the published one {value!r}, whose weights "
-        f"compute something else here; {cure(name, value)}"
-        for name, value in converted.guessed_values.items()
-        if name in switches and switches[name] != value
+        name: f"no file says {guess.what}: this model has {name} {switches[name]!r} and the published one "
+        f"{guess.value!r}, whose weights compute something else here; {cure(name, guess.value)}"
+        for name, guess in converted.guessed_settings.items()
+        if name in switches and switches[name] != guess.value
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from map_core.tasks.families import guess
+from map_core.tasks.families import Guess
 from map_points.data.scanobjectnn import CLASSES as SCANOBJECTNN
 from map_points.model import ARCHITECTURES
 
@@ -153,12 +153,12 @@ def class_names(ours: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 def guessed_settings(
     name: str, arguments: Mapping[str, Any], *, head_shows_points: bool = False
-) -> dict[str, str]:
-    """Notes on what no file says about how clouds are cut, and about attention heads."""
+) -> dict[str, Guess]:
+    """What no file says about how clouds are cut, and about attention heads."""
     settings = {"num_patches": 64, "patch_size": 32, **ARCHITECTURES[name], **arguments}
-    guesses = guess("num_patches", "how many patches a cloud is cut into", settings["num_patches"])
+    guesses = {"num_patches": Guess("how many patches a cloud is cut into", settings["num_patches"])}
     if not head_shows_points:
-        guesses |= guess("patch_size", "how many points a patch has", settings["patch_size"])
+        guesses["patch_size"] = Guess("how many points a patch has", settings["patch_size"])
     if "num_heads" in arguments:
-        guesses |= guess("num_heads", "how many attention heads there are", settings["num_heads"])
+        guesses["num_heads"] = Guess("how many attention heads there are", settings["num_heads"])
     return guesses

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.tasks.families import Converted, Family, depth, guess
+from map_core.tasks.families import Converted, Family, Guess, depth
 from map_vision.checkpoints.description import IMAGENET, class_names
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -53,30 +53,20 @@ def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
     }
     heads, windows = arguments.get("num_heads"), arguments.get("window_size", WINDOWS)
     required_settings = {"num_heads": NUM_HEADS_UNKNOWN.format(width=width)} if heads is None else {}
-    guessed_settings = guess(
-        "window_size", "how large windows are (32 16 in files for 512 pixels)", cli_value(windows)
-    )
-    guessed_values = {"window_size": windows}
+    guesses = {"window_size": Guess("how large windows are (32 16 in files for 512 pixels)", windows)}
     if heads is not None:
-        guessed_settings |= guess("num_heads", "how many attention heads there are", cli_value(heads))
-        guessed_values |= {"num_heads": heads}
+        guesses["num_heads"] = Guess("how many attention heads there are", heads)
     model = nearest_pyramid(arguments)
     classes = class_names(len(state["head.bias"])) if "head.bias" in state else ()
     return Converted(
         dict(state),
         model,
         required_settings=required_settings,
-        guessed_settings=guessed_settings,
-        guessed_values=guessed_values,
+        guessed_settings=guesses,
         holds="classifier" if classes else "encoder",
         classes=classes,
         preprocessing={**IMAGENET, "crop_pct": default_cfgs[model["name"]].default.crop_pct},
     )
-
-
-def cli_value(values: tuple[int, int]) -> str:
-    """A setting of the last two stages as written on the command line."""
-    return " ".join(map(str, values))
 
 
 def published_settings(width: int) -> dict[str, Any]:
