@@ -93,5 +93,5 @@ bench: $(VENV)/test.stamp ## time a pretraining step and the selective scans on 
 	$(BIN)/python benchmarks/scan.py
 
 clean: ## remove caches (keeps .venv and runs)
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache packages/*/build
 	find packages tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -68,9 +68,9 @@ def measure_row(
     region = torch.arange(tokens).mul(REGIONS).div(tokens, rounding_mode="floor")[None]
     mask = region_attention_mask(region, "map") if masked else None
 
-    def run(backend: str) -> Tensor:
+    def run(backend: str) -> tuple[Tensor, ...]:
         y = attention(q, k, v, mask, backend)
-        return torch.autograd.grad(y, (q, k, v), grad)[0] if training else y
+        return torch.autograd.grad(y, (q, k, v), grad) if training else (y,)
 
     tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision == "fp32" else {"rtol": 0.1, "atol": 0.02}
     torch.testing.assert_close(run("native"), run("torch"), **tolerance)

@@ -60,7 +60,8 @@ def milliseconds(call: Callable[[], object], device: str, budget: float) -> floa
 def relative_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
     """The largest error of the output or a gradient, relative to its norm."""
     pairs = zip(actual, expected, strict=True)
-    return max(float((a.float() - b.float()).detach().norm() / b.float().detach().norm()) for a, b in pairs)
+    errors = [(a.float() - b.float()).detach().norm() / b.float().detach().norm() for a, b in pairs]
+    return float(torch.stack(errors).max())  # unlike Python's max, NaN if one is
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Finetune a pretrained encoder as any timm model, in plain PyTorch, with few labels.
 
+pip install -c constraints.txt ./packages/map-core './packages/map-vision[demo]'
 python examples/pretrain_minimal.py --out digits.safetensors
 python examples/finetune_timm.py --init digits.safetensors
 python examples/finetune_timm.py                              # the same from scratch

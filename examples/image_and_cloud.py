@@ -1,6 +1,9 @@
 """One encoder reads an image and a point cloud of the same object as one sequence, and both are reconstructed.
 
 Patches of both are tokens at positions in space, embedded by one set of Fourier features: x, y, z, and the modality.
+
+pip install -c constraints.txt ./packages/map-core
+python examples/image_and_cloud.py
 """
 
 import argparse

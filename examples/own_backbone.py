@@ -4,6 +4,9 @@ A backbone needs `embed_dim`, `tokenize(inputs, targets=...) -> Tokens` and `enc
 one works as convolutional hybrids do, in miniature: it cannot drop tokens, so it writes a mask token over the hidden
 patches, runs convolutions over the whole grid and returns every cell of it. The decoder puts its own mask token at the
 hidden cells, so nothing that the backbone wrote there leaks into the prediction.
+
+pip install -c constraints.txt ./packages/map-core ./packages/map-vision
+python examples/own_backbone.py
 """
 
 import argparse

@@ -2,6 +2,9 @@
 
 A signal is cut into windows; a window is a token, its samples are its target, and its time is its position. Regions are
 groups of consecutive windows, so the decoder reconstructs the signal from beginning to end.
+
+pip install -c constraints.txt ./packages/map-core
+python examples/own_tokenizer.py
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Pretrain on generated point clouds and draw what the model predicts where patches were hidden.
 
+pip install -c constraints.txt ./packages/map-core ./packages/map-points
 python examples/point_cloud.py --out clouds.png
 """
 

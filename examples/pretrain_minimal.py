@@ -1,5 +1,6 @@
 """Masked autoregressive pretraining in a visible loop, without the engine: real images, one model, one objective.
 
+pip install -c constraints.txt ./packages/map-core './packages/map-vision[demo]'
 python examples/pretrain_minimal.py --out digits.safetensors
 """
 

@@ -1,6 +1,7 @@
 """Distributions contain every file of their package."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,9 +22,14 @@ def package_files(package: str, folder: str) -> set[str]:
     return {file.as_posix() for file in files if not skipped & {*file.parts} and file.suffix != ".so"}
 
 
-def build(kind: str, package: str, out: Path) -> Path:
+def build(kind: str, package: str, folder: Path) -> Path:
+    """Build a copy of a package: what an earlier build left beside it would be packed, and this one leaves nothing."""
+    source, out = folder / "packages" / package, folder / "out"
+    leftovers = shutil.ignore_patterns("build", "*.egg-info", "__pycache__", "*.so")
+    shutil.copytree(ROOT / "packages" / package, source, ignore=leftovers)
+    shutil.copy(ROOT / "packages/VERSION", source.parent)
     command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out)]
-    subprocess.run([*command, str(ROOT / "packages" / package)], check=True, capture_output=True)
+    subprocess.run([*command, str(source)], check=True, capture_output=True)
     (artifact,) = out.iterdir()
     return artifact
 
@@ -37,7 +43,9 @@ def test_a_wheel_holds_its_package_and_needs_its_base_of_the_same_version(
     with zipfile.ZipFile(build("wheel", package, tmp_path)) as archive:
         names = archive.namelist()
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith("/METADATA"))
-    assert package_files(package, "src") <= set(names)
+        (licence,) = (archive.read(name) for name in names if name.endswith("/licenses/LICENSE"))
+    assert {name for name in names if ".dist-info/" not in name} == package_files(package, "src")
+    assert licence == (ROOT / "LICENSE").read_bytes()
     assert f"\nVersion: {VERSION}\n" in metadata
     assert re.findall(r"(?m)^Requires-Dist: (map-.*)$", metadata) == [f"{base}=={VERSION}"]
 
