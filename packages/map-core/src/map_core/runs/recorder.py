@@ -136,15 +136,16 @@ class Recorder:
         return self._rate(self._steps, self._step_seconds)
 
     def summary(self) -> dict[str, Any]:
-        """The last line and evaluation, the whole run's samples and seconds, and the speed since it was resumed."""
+        """The last line and evaluation, the whole run's samples and seconds, and the speed since it was resumed.
+
+        There is no speed where it was resumed after its last step.
+        """
         return {
             **self.last,
             **(self.evaluation or {}),
             "samples": (self._start + self._steps) * self._batch_size,
             "seconds": self.seconds,
-            "samples_per_second": self.samples_per_second
-            if self._steps
-            else None,  # resumed after its last step
+            "samples_per_second": self.samples_per_second if self._steps else None,
         }
 
     def state(self) -> dict[str, Any]:
