@@ -1,9 +1,17 @@
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from map_core.data.subsets import hold_out, stratified_choice, take_subset
+from map_core.data.subsets import (
+    evaluates_held_out,
+    hold_out,
+    prefer_given_holdout,
+    refuse_two_evaluation_sets,
+    stratified_choice,
+    take_subset,
+)
 from map_core.errors import UserError
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 21])
@@ -56,3 +64,29 @@ def test_fewer_samples_than_classes_are_of_classes_that_the_seed_draws() -> None
 def test_a_class_that_would_have_none_comes_before_one_that_has_some() -> None:
     labels = np.repeat([0, 1], [30, 10])  # half a sample too much of each
     assert np.bincount(labels[take_subset(labels, 2, seed=0)]).tolist() == [1, 1]
+
+
+@dataclass
+class Settings:
+    holdout: float = 0.0
+    eval_split: str | None = None
+
+
+def test_a_named_split_is_evaluated_on_before_a_held_out_part() -> None:
+    assert evaluates_held_out(Settings(holdout=0.1))
+    assert not evaluates_held_out(Settings(holdout=0.1, eval_split="val"))
+    assert not evaluates_held_out(Settings())
+
+
+def test_training_takes_one_set_to_evaluate_on() -> None:
+    refuse_two_evaluation_sets(Settings(holdout=0.1))
+    refuse_two_evaluation_sets(Settings(eval_split="val"))
+    with pytest.raises(UserError, match=r"'val' and data.holdout \(0.1\) each name .* drop one"):
+        refuse_two_evaluation_sets(Settings(holdout=0.1, eval_split="val"))
+
+
+def test_a_given_held_out_part_replaces_the_split_of_a_run_alone() -> None:
+    run = {"eval_split": "val", "root": "photos"}
+    assert prefer_given_holdout(run, {"data.holdout": "0.1"}) == {"root": "photos"}
+    assert prefer_given_holdout(run, {"data.holdout": "0.1", "data.eval_split": "test"}) == run
+    assert prefer_given_holdout(run, {"data.root": "photos"}) == run

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from map_core.data import prefer_given_holdout, refuse_two_evaluation_sets
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.classification import ClassificationConfig
@@ -50,11 +51,8 @@ def open_data(
         UserError: a file cannot be used; the message names it.
     """
     refuse_other_channels(config, model)
-    if purpose == "finetune" and config.holdout and config.eval_split is not None:
-        raise UserError(
-            f"data.eval_split '{config.eval_split}' and data.holdout ({config.holdout}) each name what to "
-            "evaluate on: drop one of them"
-        )
+    if purpose == "finetune":
+        refuse_two_evaluation_sets(config)
     where = config.root or "embedded shapes"
     if purpose == "evaluate":
         clouds, evaluated_on = clouds_to_evaluate(config)
@@ -116,10 +114,7 @@ def data_defaults(
     trained = {name: description[name] for name in names if name in description}
     if "channel_mean" in trained:  # in place of the statistics file
         values = {name: value for name, value in values.items() if name != "statistics"}
-    if "data.holdout" in options and "data.eval_split" not in options:
-        # the command line wins
-        values = {name: value for name, value in values.items() if name != "eval_split"}
-    return values | trained
+    return prefer_given_holdout(values, options) | trained
 
 
 def open_files(

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 import map_vision.pictures
+from map_core.data import prefer_given_holdout
 from map_core.errors import UserError
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples, Skipped
@@ -91,10 +92,7 @@ def data_defaults(
         values = {key: value for key, value in values.items() if key != "statistics"}  # the same values
     if "data.root" in overrides and values.get("source") == "digits":
         values = values | {"source": "auto"}  # the digits have no folder
-    if "data.holdout" in overrides and "data.eval_split" not in overrides:
-        # the command line wins
-        values = {key: value for key, value in values.items() if key != "eval_split"}
-    return values | pixels
+    return prefer_given_holdout(values, overrides) | pixels
 
 
 def draw_picture(

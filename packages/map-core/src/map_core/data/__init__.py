@@ -1,5 +1,17 @@
 """Data code shared by all domains: fixed subsets and held-out parts."""
 
-from map_core.data.subsets import hold_out, take_subset
+from map_core.data.subsets import (
+    evaluates_held_out,
+    hold_out,
+    prefer_given_holdout,
+    refuse_two_evaluation_sets,
+    take_subset,
+)
 
-__all__ = ["hold_out", "take_subset"]
+__all__ = [
+    "evaluates_held_out",
+    "hold_out",
+    "prefer_given_holdout",
+    "refuse_two_evaluation_sets",
+    "take_subset",
+]

@@ -1,4 +1,7 @@
-"""Fixed, stratified selections of labelled samples: a subset, and a held-out part."""
+"""Fixed, stratified selections of labelled samples: a subset, and a held-out part, and when that is evaluated on."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,3 +62,38 @@ def take_subset(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
     if not 0 < count <= len(labels):
         raise UserError(f"subset ({count}) must lie in 1..{len(labels)}, the number of training samples")
     return stratified_choice(labels, count, seed=seed, what="subset")
+
+
+@runtime_checkable
+class EvaluationSettings(Protocol):
+    """What of a data section says where to evaluate: on a named split, or on a held-out part of the training split."""
+
+    @property
+    def holdout(self) -> float: ...
+
+    @property
+    def eval_split(self) -> str | None: ...
+
+
+def evaluates_held_out(config: EvaluationSettings) -> bool:
+    """Whether evaluation is on the held-out part: a named split comes before it.
+
+    A run that was trained with a held-out part may so be evaluated elsewhere.
+    """
+    return config.holdout > 0 and config.eval_split is None
+
+
+def refuse_two_evaluation_sets(config: EvaluationSettings) -> None:
+    """Raise a :class:`UserError` if both a held-out part and a split are named, as training cannot have both."""
+    if config.holdout and config.eval_split is not None:
+        raise UserError(
+            f"data.eval_split '{config.eval_split}' and data.holdout ({config.holdout}) each name what to "
+            "evaluate on: drop one of them"
+        )
+
+
+def prefer_given_holdout(values: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
+    """A run's data settings, without its ``eval_split`` where the command line gives a held-out part only."""
+    if "data.holdout" in options and "data.eval_split" not in options:
+        return {name: value for name, value in values.items() if name != "eval_split"}
+    return dict(values)

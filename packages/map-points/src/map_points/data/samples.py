@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from map_core.data import hold_out, take_subset
+from map_core.data import evaluates_held_out, hold_out, take_subset
 from map_core.errors import UserError
 from map_points.data import modelnet40
 from map_points.data.clouds import Clouds
@@ -107,8 +107,6 @@ def hold_out_and_subset(
 ) -> Splits[SomeClouds]:
     """Set the held-out part of the training split aside, or open the test split; then take the subset.
 
-    If ``data.eval_split`` is named as well as a held-out part, evaluation is on the named split.
-
     Raises:
         UserError: the training split cannot give such a held-out part or subset.
     """
@@ -118,7 +116,7 @@ def hold_out_and_subset(
         evaluation = train.select(held_out)
         evaluated_on = f"held-out {config.holdout:g} of the training split (seed {config.holdout_seed})"
         train = train.select(remaining)
-    if not config.holdout or config.eval_split is not None:
+    if not evaluates_held_out(config):
         evaluation = open_test()
         evaluated_on = TEST_SPLIT if evaluation is None else evaluation.split or TEST_SPLIT
     if config.subset is not None:
@@ -191,7 +189,7 @@ def has_evaluation(config: PointDataConfig) -> bool:
     Raises:
         UserError: ``data.eval_split`` names no split of the folder.
     """
-    if config.source != "folder" or (config.holdout and config.eval_split is None):
+    if config.source != "folder" or evaluates_held_out(config):
         return True
     if config.labels is not None:
         table = cloud_labels(config.root_path, config.labels)
@@ -205,7 +203,7 @@ def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
     Raises:
         UserError: a file cannot be used; the message names it.
     """
-    if not config.holdout or config.eval_split is not None:
+    if not evaluates_held_out(config):
         clouds = read_clouds(config, "test")
         return clouds, clouds.split or TEST_SPLIT
     splits = choose_clouds(config)

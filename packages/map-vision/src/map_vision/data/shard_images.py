@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from map_core.data import evaluates_held_out
 from map_core.errors import UserError
 from map_core.paths import expand_user
 from map_core.shards import (
@@ -123,7 +124,7 @@ def _splits(root: ShardRoot, config: DataConfig, purpose: Purpose) -> tuple[str 
         if config.eval_split is not None
         else next((name for name in EVAL_SPLITS if name in root.splits), None)
     )
-    holds_out = config.holdout > 0 and config.eval_split is None
+    holds_out = evaluates_held_out(config)
     if train is None and (holds_out or purpose in ("pretrain", "finetune")):
         raise UserError(
             f"no training split in the shards of {root.root}: looked for train, found {', '.join(root.splits)}; name "

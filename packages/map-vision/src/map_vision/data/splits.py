@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.data import hold_out, take_subset
+from map_core.data import evaluates_held_out, hold_out, refuse_two_evaluation_sets, take_subset
 from map_core.data.labels import EVERYTHING, LabelTable, read_labels
 from map_core.errors import UserError
 
@@ -64,22 +64,18 @@ class Splits:
 def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     """Open the source, set the held-out part aside, then take the subset of the remaining training images.
 
-    A split that ``purpose`` does not need is not read. If an evaluation split is named as well as a held-out part,
-    evaluation is on the named one: a run that was trained with a held-out part may be evaluated elsewhere.
+    A split that ``purpose`` does not need is not read.
 
     Raises:
         UserError: a split that does not exist, or training with two evaluation splits.
     """
-    if purpose == "finetune" and config.holdout and config.eval_split is not None:
-        raise UserError(
-            f"data.eval_split '{config.eval_split}' and data.holdout ({config.holdout}) each name what to "
-            "evaluate on: drop one of them"
-        )
+    if purpose == "finetune":
+        refuse_two_evaluation_sets(config)
     splits = _open(config, mode, purpose)
     train, evaluation = splits.train, splits.evaluation
     if train is not None and config.holdout:
         remaining, held_out = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
-        if config.eval_split is None:
+        if evaluates_held_out(config):
             evaluation = train.select(held_out, f"{config.holdout:g} held out of {train.name}")
         train = train.select(remaining)
     if purpose == "evaluate":
@@ -125,7 +121,7 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
     root = existing_root(config.root)
     folder = train_folder(root, config.train_split)
     eval_path = eval_folder(root, config.eval_split)  # a wrong name is an error, used or not
-    holds_out = config.holdout > 0 and config.eval_split is None
+    holds_out = evaluates_held_out(config)
     train: FileImages | None = None
     evaluation: FileImages | None = None
     if purpose == "pretrain" or (purpose == "features" and eval_path is None and not holds_out):
@@ -162,7 +158,7 @@ def _csv(config: DataConfig, labels: str, purpose: Purpose) -> Splits:
     """Splits of a folder whose files and labels are listed in a CSV file."""
     root = existing_root(config.root)
     table = read_labels(labels, root, endings=sorted({*readable_extensions(), *ARRAYS}))
-    holds_out = config.holdout > 0 and config.eval_split is None
+    holds_out = evaluates_held_out(config)
     if purpose == "finetune":
         table.require_classes_to_train(config.train_split)
     elif purpose == "evaluate":
@@ -224,7 +220,7 @@ def _timm(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
             read_timm(config.source, config.root, split, mode=mode, in_memory=in_memory), split
         )
 
-    holds_out = config.holdout > 0 and config.eval_split is None
+    holds_out = evaluates_held_out(config)
     if purpose == "evaluate" and not holds_out:
         return Splits(None, read(config.eval_split or "validation"))
     train = read(config.train_split or "train")
