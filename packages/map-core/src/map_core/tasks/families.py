@@ -37,6 +37,11 @@ class Guess:
         return f"no file says {self.what}: {value}, as published, unless --model.{setting} says otherwise"
 
 
+def guessed_heads(heads: int | tuple[int, ...]) -> dict[str, Guess]:
+    """``num_heads`` as a guess: the weights of attention have the same shapes whatever the number of heads."""
+    return {"num_heads": Guess("how many attention heads there are", heads)}
+
+
 @dataclass(frozen=True)
 class Converted:
     """A checkpoint in this project's names, and the model that it belongs to.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from map_core.tasks.families import Guess
+from map_core.tasks.families import Guess, guessed_heads
 from map_points.data.scanobjectnn import CLASSES as SCANOBJECTNN
 from map_points.model import ARCHITECTURES
 
@@ -160,5 +160,5 @@ def guessed_settings(
     if not head_shows_points:
         guesses["patch_size"] = Guess("how many points a patch has", settings["patch_size"])
     if "num_heads" in arguments:
-        guesses["num_heads"] = Guess("how many attention heads there are", settings["num_heads"])
+        guesses |= guessed_heads(settings["num_heads"])
     return guesses

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.families import Converted, Family, Guess, depth
+from map_core.tasks.families import Converted, Family, depth, guessed_heads
 from map_vision.checkpoints import mamba
 from map_vision.checkpoints.description import IMAGENET, as_table, class_names, nearest_model, sizes
 from map_vision.checkpoints.vit import BLOCK
@@ -53,9 +53,7 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
     heads = layer_settings.get("num_heads")
     shared: dict[str, Any] = {
         "required_settings": {"num_heads": NUM_HEADS_UNKNOWN} if heads is None else {},
-        "guessed_settings": {}
-        if heads is None
-        else {"num_heads": Guess("how many attention heads there are", heads)},
+        "guessed_settings": {} if heads is None else guessed_heads(heads),
         "switches": {"wiring": "branch", "order": "row", "patch_stride": None},
         "preprocessing": IMAGENET,
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from map_core.tasks.families import Converted, Family, Guess, depth
+from map_core.tasks.families import Converted, Family, Guess, depth, guessed_heads
 from map_vision.checkpoints.description import IMAGENET, class_names
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -55,7 +55,7 @@ def convert_mambavision(state: Mapping[str, Tensor]) -> Converted:
     required_settings = {"num_heads": NUM_HEADS_UNKNOWN.format(width=width)} if heads is None else {}
     guesses = {"window_size": Guess("how large windows are (32 16 in files for 512 pixels)", windows)}
     if heads is not None:
-        guesses["num_heads"] = Guess("how many attention heads there are", heads)
+        guesses |= guessed_heads(heads)
     model = nearest_pyramid(arguments)
     classes = class_names(len(state["head.bias"])) if "head.bias" in state else ()
     return Converted(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tasks.families import Converted, Family, Guess, depth
+from map_core.tasks.families import Converted, Family, depth, guessed_heads
 from map_vision.checkpoints.description import IMAGENET, as_table, class_names, nearest_model, sizes
 
 BLOCK = tuple(
@@ -82,7 +82,7 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
     return Converted(
         trunk,
         model,
-        guessed_settings={"num_heads": Guess("how many attention heads there are", arguments["num_heads"])},
+        guessed_settings=guessed_heads(arguments["num_heads"]),
         holds="classifier" if has_head else "encoder",
         switches=switches,
         classes=class_names(len(state["head.bias"])) if has_head else (),
