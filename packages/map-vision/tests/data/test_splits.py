@@ -172,3 +172,14 @@ def test_the_first_images_may_be_unreadable(labelled: Path) -> None:
     data = load(labelled, on_error="skip", augmentation="none")
     assert np.array_equal([label for _, label in data.train], [1] * 20)
     assert data.skipped().count == 12
+
+
+def test_images_beside_class_folders_do_not_change_what_is_held_out(labelled: Path) -> None:
+    """Else pretraining would see images that finetuning is evaluated on."""
+    for name in ("AAA.png", "zebra.png"):
+        Image.new("RGB", (4, 4)).save(labelled / "train" / name)
+    pretraining, finetuning = (load(labelled, purpose, holdout=0.25) for purpose in ("pretrain", "finetune"))
+    assert finetuning.evaluation is not None
+    assert not {*finetuning.evaluation.names} & {*pretraining.train.names}
+    beside = {str(labelled / "train" / name) for name in ("AAA.png", "zebra.png")}
+    assert {*pretraining.train.names} == {*finetuning.train.names} | beside

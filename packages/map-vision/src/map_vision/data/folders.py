@@ -91,15 +91,18 @@ def read_folder(folder: Path, *, classes: Sequence[str] | None = None) -> FileIm
 def read_unlabelled_folder(folder: Path) -> FileImages:
     """Read a flat or nested folder; subfolders are the classes if every image lies in one.
 
+    Images beside subfolders have label -1, and the images in these the labels that :func:`read_folder` gives them.
+
     Raises:
         UserError: no images.
     """
     listing = list_folder(folder)
     _require_images(folder, listing)
     top_folders = [path[: max(0, path.find(os.sep))] for path in listing.images]
-    classes = [] if "" in top_folders else sorted(set(top_folders))
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of.get(top_folder, 0) for top_folder in top_folders], dtype=np.int64)
+    names = sorted({*top_folders} - {""})
+    label_of = {name: label for label, name in enumerate(names)} | {"": -1 if names else 0}
+    labels = np.array([label_of[top_folder] for top_folder in top_folders], dtype=np.int64)
+    classes = [] if "" in top_folders else names
     return _file_images(folder, listing.images, labels, classes, listing.ignored)
 
 

@@ -72,7 +72,7 @@ class ImageData:
         return self.train.with_transform(self.evaluation_transform)
 
     def skipped(self, show: int = 5) -> SkippedImages:
-        """Report the unreadable images that all worker processes have encountered in training and evaluation."""
+        """Report the unreadable images that this process and those that load for it have met."""
         sample_sets = [samples for samples in (self.training, self.evaluation) if samples is not None]
         if len(sample_sets) == 2 and sample_sets[0].source is sample_sets[1].source:
             sample_sets.pop()  # samples of one source share their count

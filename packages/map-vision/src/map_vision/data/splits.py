@@ -74,15 +74,24 @@ def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     splits = _open(config, mode, purpose)
     train, evaluation = splits.train, splits.evaluation
     if train is not None and config.holdout:
-        remaining, held_out = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
+        held_out = _held_out(train.labels, config)
         if evaluates_held_out(config):
             evaluation = train.select(held_out, f"{config.holdout:g} held out of {train.name}")
-        train = train.select(remaining)
+        train = train.select(np.setdiff1d(np.arange(len(train.labels)), held_out))
     if purpose == "evaluate":
         train = None
     if train is not None and config.subset is not None:
         train = train.select(take_subset(train.labels, config.subset, seed=config.subset_seed))
     return Splits(train, None if purpose == "pretrain" else evaluation, splits.ignored)
+
+
+def _held_out(labels: np.ndarray, config: DataConfig) -> np.ndarray:
+    """The positions of the held-out part, chosen among images with labels.
+
+    Images beside class folders (label -1), which pretraining alone reads, do not change it.
+    """
+    labelled = np.flatnonzero(labels >= 0)
+    return labelled[hold_out(labels[labelled], config.holdout, seed=config.holdout_seed)[1]]
 
 
 def _open(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
