@@ -25,7 +25,7 @@ Transform = Callable[[Any], Tensor]  # from a picture, or from values [c h w]
 
 @dataclass(frozen=True)
 class SkippedImages:
-    """How many unreadable images were skipped so far, by this process and those that load for it, and some of their names."""
+    """The unreadable images that this process and those that load for it skipped: how many, and some names."""
 
     count: int
     names: tuple[str, ...]
