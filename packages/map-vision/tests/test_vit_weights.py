@@ -59,6 +59,17 @@ def test_timms_checkpoint_path_reads_timms_weights(vit, ours, tmp_path):
     assert_equal_outputs(vit, ours(checkpoint_path=str(tmp_path / "vit.pth")))
 
 
+def test_timms_checkpoint_path_warns_of_another_number_of_heads(vit, ours, tmp_path, caplog):
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    ours(checkpoint_path=str(tmp_path / "vit.pth"))
+    assert "attention heads" not in caplog.text
+    ours(checkpoint_path=str(tmp_path / "vit.pth"), num_heads=6)
+    assert (
+        "how many attention heads there are: this model has num_heads 6 and the published one 3"
+        in caplog.text
+    )
+
+
 def test_positions_of_another_size_are_resampled_as_timm_does(vit, ours, tmp_path):
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     model = ours(img_size=(48, 32))

@@ -220,7 +220,8 @@ def test_description_is_plain_json_and_weights_plain_tensors(make_tiny, tmp_path
         ({}, {"order": "column"}, "order 'row', this model has 'column'"),
         ({"order": "column"}, {}, "order 'column', this model has 'row'"),
         ({"num_heads": 6}, {}, "num_heads 6, this model has 12"),
-        ({"name": "map_vit_tiny_patch16_224"}, {"name": "mambar_tiny_patch16_224"}, "num_heads 3, this model has 12"),
+        ({"name": "map_vit_tiny_patch16_224"}, {}, "num_heads 3, this model has 12"),
+        ({"global_pool": "avg"}, {}, "global_pool 'avg', this model has 'register'"),
         ({"order": "block", "block_size": (2, 2)}, {"order": "block"}, "block_size (2, 2), this model has (4, 4)"),
         ({"position": "sincos"}, {}, "position 'sincos', this model has 'learned'"),
         ({"patch_stride": 8}, {"patch_stride": 16}, "patch_stride (8, 8), this model has None"),
@@ -235,6 +236,25 @@ def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, reques
     ):
         MODELS.refuse_other_settings(after, tmp_path)
     MODELS.refuse_other_settings(after, tmp_path, may_differ=[difference.split()[0]])
+
+
+def test_an_encoder_may_be_pooled_in_another_way(tmp_path):
+    trained = ModelConfig(global_pool="avg")
+    save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(trained) | {"holds": "encoder"})
+    MODELS.refuse_other_settings(ModelConfig(global_pool="register"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "requested"),
+    [
+        ("mambar_tiny_patch16_224", {"num_heads": 5, "mlp_ratio": 9.0}, {}),
+        ("map_arm_base_patch16_224", {"bidirectional": False}, {"num_heads": 5}),
+        ("map_vit_tiny_patch16_224", {"bidirectional": False}, {}),
+    ],
+)
+def test_settings_that_no_layer_reads_are_not_compared(tmp_path, name, trained, requested):
+    save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(ModelConfig(name, **trained)))
+    MODELS.refuse_other_settings(ModelConfig(name, **requested), tmp_path)
 
 
 def test_weights_without_a_description_are_taken_as_they_are(tmp_path):

@@ -11,7 +11,7 @@ from timm.layers import to_2tuple
 from torch import nn
 
 import map_core.tasks.trained_models
-from map_core.encoder import Wiring
+from map_core.encoder import Wiring, expand_layout
 from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
@@ -104,6 +104,7 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
         )
 
 
+SETTINGS_OF_LAYERS = {"num_heads": "T", "mlp_ratio": "T", "bidirectional": "M"}
 AT_LEAST_ONE = (
     "img_size", "patch_size", "patch_stride", "in_chans", "embed_dim", "num_heads", "stem_dim", "depths", "window_size",
     "neck_reduction", "block_size",
@@ -195,7 +196,7 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
 
 
 def resolved(config: ModelConfig) -> dict[str, Any]:
-    """Every setting of a model, each written in one way: ``block_size`` is None unless it scans by blocks."""
+    """Every setting of a model, each written in one way: None where no layer or order of the model reads it."""
     parameters = inspect.signature(model_class(checked_name(config))).parameters
     settings = {name: parameter.default for name, parameter in parameters.items()}
     settings |= named_settings(config.name) | config.arguments()
@@ -206,6 +207,9 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
         settings["patch_stride"] = None if stride == patch else stride
     if config.name in PYRAMIDS:  # one number is for both of the last stages
         settings |= {name: to_2tuple(settings[name]) for name in ("num_heads", "window_size")}
+    else:
+        kinds = expand_layout(settings["layout"])
+        settings |= {name: None for name, kind in SETTINGS_OF_LAYERS.items() if kind not in kinds}
     return settings
 
 
@@ -250,6 +254,7 @@ def set_pretrained_cfg(model: nn.Module, config: ModelConfig, description: Mappi
 
 # settings that change what the weights compute without changing any shape
 INVISIBLE_SETTINGS = ("num_heads", "wiring", "order", "block_size", "position", "window_size", "patch_stride")
+CLASSIFIER_SETTINGS = ("global_pool",)  # the same of classifiers; an encoder may be pooled in either way
 MODELS = Models(
     config=ModelConfig,
     names=MODEL_NAMES,
@@ -258,7 +263,8 @@ MODELS = Models(
     probed=without_registers,
     create_probed=create_model,
     load_init=load_init,
-    invisible_settings=INVISIBLE_SETTINGS,
+    invisible_settings=(*INVISIBLE_SETTINGS, *CLASSIFIER_SETTINGS),
+    classifier_settings=CLASSIFIER_SETTINGS,
     inputs=("in_chans",),
     resolved=resolved,
     families=FAMILIES,

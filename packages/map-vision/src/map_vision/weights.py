@@ -1,5 +1,6 @@
 """Load weights into image models: what a weights file and a model may differ in."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from map_core.errors import UserError
 from map_core.positions import resamples
 from map_core.tasks.families import family_of
 from map_core.tasks.foreign_weights import without_prefix
-from map_core.tasks.weights import LoadReport, format_keys, refuse_other_switches
+from map_core.tasks.weights import LoadReport, format_keys, other_guesses, refuse_other_switches
 from map_vision.checkpoints import FAMILIES
 
 # parameters that a pretraining run lacks and a classifier initialises
@@ -21,6 +22,7 @@ MAY_DIFFER = ("head.", "pool_norm.", MASK_TOKEN)
 NOT_PRETRAINED = ("encoder.registers.", "neck.")  # parameters that an encoder's weights lack
 LAST_NORM = "encoder.norm."
 STATE_DICT = "the state dict"  # without a file, in messages
+log = logging.getLogger(__name__)
 
 
 def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
@@ -54,6 +56,8 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
         state = converted.state
         if model is not None:
             refuse_other_switches(model, converted, STATE_DICT, family)
+            for warning in other_guesses(model, converted).values():
+                log.warning("%s: %s", STATE_DICT, warning)
     return state if model is None else adapted(state, model)
 
 

@@ -519,6 +519,14 @@ def test_the_number_of_heads_is_reported_as_a_guess_unless_given(tmp_path, state
     assert not any(guess in note for note in configured.notes)
 
 
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_preprocessing_is_described_only_for_three_channels(in_chans):
+    state = timm.create_model("vit_tiny_patch16_224", depth=1, in_chans=in_chans).state_dict()
+    converted = family_of(state, FAMILIES).convert(state)
+    assert bool(converted.preprocessing) == (in_chans == 3)
+    assert any("normalised as ImageNet's" in note for note in converted.notes) == (in_chans == 3)
+
+
 def test_heads_and_windows_of_a_pyramid_are_guessed_one_by_one():
     with torch.device("meta"):
         state = timm.create_model("map_mambavision_tiny").state_dict()

@@ -8,7 +8,14 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family, depth
 from map_vision.checkpoints import mamba
-from map_vision.checkpoints.description import IMAGENET, PATCHES, as_table, class_names, nearest_model, sizes
+from map_vision.checkpoints.description import (
+    PATCHES,
+    as_table,
+    class_names,
+    imagenet_preprocessing,
+    nearest_model,
+    sizes,
+)
 
 FOUR_WAYS = {"": "row_forward", "_b": "row_backward", "_c": "column_forward", "_c_b": "column_backward"}
 LAYER = tuple(
@@ -61,7 +68,7 @@ def convert_arm(state: Mapping[str, Tensor]) -> Converted:
         holds="classifier",
         switches={"order": "row", "patch_stride": None, "pool_norm": False},
         classes=class_names(len(state["head.bias"])),
-        preprocessing=IMAGENET,
+        preprocessing=imagenet_preprocessing(state),
     )
 
 

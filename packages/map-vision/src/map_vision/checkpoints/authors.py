@@ -9,7 +9,13 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family, depth, guessed_heads
 from map_vision.checkpoints import mamba
-from map_vision.checkpoints.description import IMAGENET, as_table, class_names, nearest_model, sizes
+from map_vision.checkpoints.description import (
+    as_table,
+    class_names,
+    imagenet_preprocessing,
+    nearest_model,
+    sizes,
+)
 from map_vision.checkpoints.vit import BLOCK
 
 DECODER_BLOCK = tuple(
@@ -55,7 +61,7 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
         "required_settings": {"num_heads": NUM_HEADS_UNKNOWN} if heads is None else {},
         "guessed_settings": {} if heads is None else guessed_heads(heads),
         "switches": {"wiring": "branch", "order": "row", "patch_stride": None},
-        "preprocessing": IMAGENET,
+        "preprocessing": imagenet_preprocessing(state),
     }
     if not pretraining and "head.weight" in state:
         classes = class_names(len(state["head.bias"]))

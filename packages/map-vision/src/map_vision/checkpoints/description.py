@@ -72,6 +72,11 @@ def sizes(state: Mapping[str, Tensor], grid: int) -> dict[str, Any]:
     return {"embed_dim": width, "in_chans": channels, "patch_size": height, "img_size": (side, side)}
 
 
+def imagenet_preprocessing(state: Mapping[str, Tensor], **changes: float) -> dict[str, Any]:
+    """How ImageNet's images are prepared, with ``changes``; nothing where patches have other than three channels."""
+    return {**IMAGENET, **changes} if state[PATCHES].shape[1] == IMAGENET["channels"] else {}
+
+
 def class_names(count: int) -> tuple[str, ...]:
     """Names of ImageNet's classes in their usual order if there are 1000, else numbers."""
     if count == 1000:

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from map_core.tasks.families import Converted, Family, depth
-from map_vision.checkpoints.description import IMAGENET, PATCHES, as_table, class_names, nearest_model, sizes
+from map_vision.checkpoints.description import (
+    PATCHES,
+    as_table,
+    class_names,
+    imagenet_preprocessing,
+    nearest_model,
+    sizes,
+)
 
 # one direction's parameters by our names; {} takes the suffix that tells directions apart
 DIRECTION = {
@@ -29,7 +36,7 @@ LAYER = (
 )
 TRUNK = ("cls_token", "pos_embed", PATCHES, "patch_embed.proj.bias", "norm_f.weight", *LAYER)
 HEAD = ("head.weight", "head.bias")
-UNCROPPED = {**IMAGENET, "crop_pct": 1.0}  # Mamba-R is evaluated on whole images
+UNCROPPED = 1.0  # Mamba-R is evaluated on whole images
 STRIDE_8_GRID = 27  # of Vim's overlapping patches at 224 pixels
 
 
@@ -102,7 +109,7 @@ def convert_mambar(state: Mapping[str, Tensor]) -> Converted:
         holds="classifier",
         switches={"order": "row", "patch_stride": None},
         classes=class_names(len(state["head.bias"])),
-        preprocessing=UNCROPPED,
+        preprocessing=imagenet_preprocessing(state, crop_pct=UNCROPPED),
     )
 
 
@@ -136,7 +143,7 @@ def convert_vim(state: Mapping[str, Tensor]) -> Converted:
         holds="classifier",
         switches={"order": "row", "patch_stride": stride},
         classes=class_names(len(state["head.bias"])),
-        preprocessing=IMAGENET,
+        preprocessing=imagenet_preprocessing(state),
         notes=notes,
     )
 

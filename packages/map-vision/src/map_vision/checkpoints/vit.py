@@ -9,7 +9,13 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family, depth, guessed_heads
-from map_vision.checkpoints.description import IMAGENET, as_table, class_names, nearest_model, sizes
+from map_vision.checkpoints.description import (
+    as_table,
+    class_names,
+    imagenet_preprocessing,
+    nearest_model,
+    sizes,
+)
 
 BLOCK = tuple(
     f"{part}.{kind}"
@@ -79,6 +85,7 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
     switches: dict[str, Any] = {"patch_stride": None}
     if pool_norm or has_head:  # an encoder that ends with its norm may be pooled in either way
         switches["pool_norm"] = pool_norm
+    preprocessing = imagenet_preprocessing(state)
     return Converted(
         trunk,
         model,
@@ -86,8 +93,8 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
         holds="classifier" if has_head else "encoder",
         switches=switches,
         classes=class_names(len(state["head.bias"])) if has_head else (),
-        preprocessing=IMAGENET,
-        notes=("images are taken to be normalised as ImageNet's",),
+        preprocessing=preprocessing,
+        notes=("images are taken to be normalised as ImageNet's",) if preprocessing else (),
     )
 
 
@@ -126,7 +133,7 @@ def convert_mae(state: Mapping[str, Tensor]) -> Converted:
         {**encoder.model, "global_pool": "avg"},
         guessed_settings=encoder.guessed_settings,
         switches=encoder.switches,
-        preprocessing=IMAGENET,
+        preprocessing=encoder.preprocessing,
         decoder_state=decoder,
         objective=objective,
         notes=("positions, which MAE keeps fixed, are learned from here on",),
