@@ -355,7 +355,11 @@ MISTAKES = {
     ),
     "predict by a segmenter": (
         ["predict", "--init", "{segmented}", "--clouds", "{tmp}"],
-        "describes no classifier (its .json says: part seg",
+        "is a part segmenter, and this needs a classifier or an encoder: measure it with map-points evaluate, or load",
+    ),
+    "features by a segmenter": (
+        ["features", "--init", "{segmented}", "--clouds", "{tmp}", "--out", "{tmp}/f.npz"],
+        "is a part segmenter, and this needs a classifier or an encoder",
     ),
     "predict no classes": (
         ["predict", "--init", "{finetuned}", "--clouds", "{tmp}", "--top", "0"],

@@ -12,7 +12,7 @@ import torch
 
 from map_core.errors import RunStopped, UserError
 from map_core.tasks.classification import FinetuneTask
-from map_core.tasks.weights import read_weights
+from map_core.tasks.weights import read_weights, save_weights
 from map_points.data import PointDataConfig
 from map_points.factory import MODELS
 from map_points.fewshot import FewShotConfig, FoldsConfig, open_folds, run_folds
@@ -117,6 +117,39 @@ def test_every_fold_starts_from_the_same_encoder(few_shot, published, pretrained
             "patch_embed.join.weight",
         ):
             torch.testing.assert_close(fold[name], encoder[name], rtol=0, atol=1e-9)
+
+
+def write_folder(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(root / name, np.random.default_rng(0).normal(size=(40, 3)))
+    return PointDataConfig("folder", str(root), num_points=32)
+
+
+def test_folds_need_classes(tmp_path):
+    data = write_folder(tmp_path, "train/1.npy", "train/2.npy", "test/3.npy")
+    with pytest.raises(
+        UserError, match=r"holds clouds but no class subfolders: labels need train/<class>/<cloud>"
+    ):
+        next(open_folds(data, FoldsConfig()))
+
+
+def test_folds_need_clouds_to_classify_of_which_a_held_out_part_is_none(tmp_path):
+    data = write_folder(tmp_path, "train/a/1.npy", "train/b/2.npy")
+    with pytest.raises(
+        UserError, match=r"has training clouds only, .*: add a split val or test, or name"
+    ) as error:
+        next(open_folds(data, FoldsConfig()))
+    assert "holdout" not in str(error.value)
+
+
+def test_folds_are_of_the_channels_that_their_start_was_trained_with(few_shot, labelled, tmp_path):
+    save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, {"channels": ["intensity"]})
+    config = few_shot(labelled, "modelnet40_npz", tmp_path / "run", init=str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"data.channels is \[\], and the model was trained with \['intensity'\]"
+    ):
+        run_folds(config)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,15 @@ def test_without_a_column_of_splits_every_row_trains(root: Path) -> None:
         table.train_rows("train")
 
 
+def test_rows_to_train_on_are_asked_for_by_their_split(root: Path) -> None:
+    table = read_table(root, "path,label,split\na.png,x,val\nb.png,y,test\n")
+    message = r"labels.csv has no row to train on, only of test, val: give rows split train$"
+    with pytest.raises(UserError, match=message):
+        table.train_rows()
+    with pytest.raises(UserError, match=r"no row of split 'train' \(train_split\)"):
+        table.train_rows("train")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

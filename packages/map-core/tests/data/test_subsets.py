@@ -44,9 +44,52 @@ def test_subset_out_of_range_names_both_numbers(count: int) -> None:
         take_subset(LABELS, count, seed=0)
 
 
-def test_holdout_that_leaves_nothing_names_both_numbers() -> None:
-    with pytest.raises(UserError, match=r"holdout \(0.001\) must .* the training set has 101 samples"):
-        hold_out(LABELS, 0.001, seed=0)
+@pytest.mark.parametrize(
+    ("samples", "fraction", "message"),
+    [
+        (101, 0.001, r"holds out 0 of 101 .* on both sides: give --data.holdout 0.0099 or more"),
+        (
+            5,
+            0.1,
+            r"data.holdout \(0.1\) holds out 0 of 5 training samples, .*: give --data.holdout 0.2 or more",
+        ),
+        (5, 0.95, r"holds out 5 of 5 training samples, .*: give a smaller one"),
+        (1, 0.5, r"holds out 0 of 1 training samples, .*: add samples"),
+        (5, 1.0, r"data.holdout \(1.0\) must lie inside \(0, 1\)"),
+        (5, 0.0, r"data.holdout \(0.0\) must lie inside \(0, 1\)"),
+    ],
+)
+def test_a_holdout_that_leaves_one_side_empty_says_what_would_not(
+    samples: int, fraction: float, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        hold_out(np.zeros(samples, dtype=np.int64), fraction, seed=0)
+    if "give --data.holdout" in message:
+        cure = float(message.split("give --data.holdout ")[1].split()[0])
+        assert len(hold_out(np.zeros(samples, dtype=np.int64), cure, seed=0)[1]) == 1
+
+
+def test_a_class_keeps_its_last_sample_while_others_have_more() -> None:
+    labels = np.concatenate([np.repeat([0, 1], 50), np.arange(2, 42)])  # four of forty would lose theirs
+    training, held_out = hold_out(labels, 0.1, seed=0)
+    assert len(held_out) == 14
+    assert sorted(np.concatenate([training, held_out])) == list(range(140))
+    assert set(labels[training]) == set(range(42))
+
+
+def test_classes_that_keep_a_sample_anyway_are_held_out_as_ever() -> None:
+    labels = np.repeat(np.arange(3), [50, 30, 2])
+    for fraction in (0.1, 0.5):
+        count = round(fraction * len(labels))
+        expected = stratified_choice(labels, count, seed=0, what="holdout")
+        assert np.array_equal(hold_out(labels, fraction, seed=0)[1], expected)
+
+
+def test_a_holdout_that_takes_whole_classes_is_refused_unless_classes_do_not_matter() -> None:
+    labels = np.arange(4)
+    with pytest.raises(UserError, match=r"holds out 2 of 4 .* cannot leave one of each of 4 classes: give a"):
+        hold_out(labels, 0.5, seed=0)
+    assert len(hold_out(labels, 0.5, seed=0, every_class=False)[1]) == 2
 
 
 def test_fewer_samples_than_classes_are_of_classes_that_the_seed_draws() -> None:

@@ -60,10 +60,10 @@ def __getattr__(name: str) -> Any:
 
 
 def load(run: str | Path) -> "nn.Module":
-    """Load the model of a run, in evaluation mode; see :meth:`map_core.tasks.trained_models.Models.load`."""
-    from map_points.factory import MODELS
+    """Load the model of a run, in evaluation mode; see :meth:`map_points.domain.PointModels.load`."""
+    from map_points.domain import DOMAIN
 
-    return MODELS.load(run)
+    return DOMAIN.models.load(run)
 
 
 def from_pretrained(
@@ -71,9 +71,9 @@ def from_pretrained(
 ) -> "nn.Module":
     """Load a model from a folder or the Hub, in evaluation mode; see :func:`map_core.tasks.hub.from_pretrained`."""
     import map_core.tasks.hub
-    from map_points.factory import MODELS
+    from map_points.domain import DOMAIN
 
-    return map_core.tasks.hub.from_pretrained(MODELS, name, cache_dir=cache_dir, token=token)
+    return map_core.tasks.hub.from_pretrained(DOMAIN.models, name, cache_dir=cache_dir, token=token)
 
 
 def load_objective(run: str | Path) -> "TrainedObjective":

@@ -1,20 +1,23 @@
 """What map-points hands to the tasks and commands of map-core."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from map_core.data import prefer_given_holdout, refuse_two_evaluation_sets
-from map_core.errors import UserError
+from map_core.errors import UserError, in_one_line
 from map_core.objective import Objective, ReconstructingObjective
+from map_core.runs.notes import note
 from map_core.tasks.classification import ClassificationConfig
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
 from map_core.tasks.evaluation import input_of
+from map_core.tasks.trained_models import NO_CHANGES, Changes, Models
+from map_core.tasks.weights import read_description
 from map_points.data import (
     CloudSamples,
     PointDataConfig,
@@ -27,14 +30,15 @@ from map_points.data import (
     require_classes,
     require_same_classes,
 )
-from map_points.data.clouds import Clouds
+from map_points.data.clouds import Clouds, describe_ignored
+from map_points.data.config import SOURCE_OF_SETTING
 from map_points.evaluation import EvaluationConfig, voted_logits
 from map_points.factory import MODELS, PointModelConfig, resolved
 from map_points.patches.accelerators import describe_backends
 from map_points.pictures import draw_cloud, draw_reconstructions
 from map_points.pretraining import OBJECTIVES, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
-from map_points.segmentation.task import PART_SEGMENTER, segmenter_from_description
+from map_points.segmentation.task import PART_SEGMENTER, load_segmenter, segmenter_from_description
 
 NO_SETTINGS: Mapping[str, Any] = {}
 
@@ -48,19 +52,22 @@ def open_data(
     """Open the clouds of a run.
 
     Raises:
-        UserError: a file cannot be used; the message names it.
+        UserError: a file cannot be used, which the message names, or the channels are not those of the training.
     """
     refuse_other_channels(config, model)
+    refuse_untrained_channels(config.channels, trained)
     if purpose == "finetune":
         refuse_two_evaluation_sets(config)
     where = config.root or "embedded shapes"
     if purpose == "evaluate":
         clouds, evaluated_on = clouds_to_evaluate(config)
+        if ignored := describe_ignored([clouds]):
+            note(f"{where}: {len(clouds)} clouds to evaluate on{ignored}")
         return as_opened_data(config, where, None, clouds, evaluated_on)
     evaluate = purpose == "finetune" or (purpose == "features" and has_evaluation(config))
-    splits = choose_clouds(config, evaluate=evaluate)
+    splits = choose_clouds(config, evaluate=evaluate, every_class=purpose == "finetune")
     if purpose == "finetune":
-        require_classes(splits, config)
+        require_classes(splits.train, splits.evaluation, config)
     elif purpose == "features" and splits.evaluation is not None:
         require_same_classes(splits.train, splits.evaluation, config)
     return as_opened_data(config, where, splits.train, splits.evaluation, splits.evaluated_on)
@@ -74,8 +81,9 @@ def as_opened_data(
     parts += [] if evaluation is None else [f"{len(evaluation)} for evaluation ({evaluated_on})"]
     clouds = train or evaluation
     assert clouds is not None
+    ignored = describe_ignored([part for part in (train, evaluation) if part is not None])
     return OpenedData(
-        description=f"{where}: {', '.join(parts)}",
+        description=f"{where}: {', '.join(parts)}{ignored}",
         classes=tuple(clouds.classes),
         train=None if train is None else CloudSamples(train, config, training=True),
         plain_train=None if train is None else CloudSamples(train, config, training=False),
@@ -106,10 +114,30 @@ def refuse_other_channels(config: PointDataConfig, model: PointModelConfig) -> N
         )
 
 
+def refuse_untrained_channels(channels: Sequence[str] | None, trained: Mapping[str, Any]) -> None:
+    """Raise a :class:`UserError` unless the channels are those of the training, in their order.
+
+    Args:
+        channels: Names, if there are any.
+        trained: The description of the trained model; without ``channels`` it says nothing about them.
+    """
+    now, before = list(channels or ()), trained.get("channels")
+    if before not in (None, now):
+        raise UserError(
+            f"data.channels is {in_one_line(str(now))}, and the model was trained with {in_one_line(str(before))}, in "
+            "this order: leave --data.channels out, or give those"
+        )
+
+
 def data_defaults(
     values: dict[str, Any], description: dict[str, Any], options: Mapping[str, str]
 ) -> dict[str, Any]:
-    """A run's data settings for later commands: points keep the channels that the model was trained with."""
+    """A run's data settings for later commands: points keep the channels that the model was trained with.
+
+    Settings of another source than the one to read are left out.
+    """
+    source = options.get("data.source", values.get("source"))
+    values = {name: value for name, value in values.items() if SOURCE_OF_SETTING.get(name, source) == source}
     names = ["channels"] if "data.statistics" in options else ["channels", "channel_mean", "channel_std"]
     trained = {name: description[name] for name in names if name in description}
     if "channel_mean" in trained:  # in place of the statistics file
@@ -125,9 +153,12 @@ def open_files(
 ) -> Samples:
     """Open cloud files and folders as samples without labels."""
     refuse_other_channels(config, model)
+    refuse_untrained_channels(config.channels, trained)
     clouds = read_cloud_files(
         paths, channels=config.channels or (), columns=config.columns, scaling=channel_scaling(config)
     )
+    if ignored := describe_ignored([clouds]):
+        note(f"{len(clouds)} clouds to read{ignored}")
     return CloudSamples(clouds, config, training=False)
 
 
@@ -161,11 +192,42 @@ def example_cloud(config: PointModelConfig) -> Float[Tensor, "1 n c"]:
     return torch.randn(1, count, config.in_chans or 3, generator=torch.Generator().manual_seed(0))
 
 
+class PointModels(Models[PointModelConfig]):
+    """The models of clouds, and part segmenters, which are neither classifiers nor encoders."""
+
+    def classifier(
+        self, path: str | Path, changes: Changes = NO_CHANGES
+    ) -> tuple[nn.Module, tuple[str, ...]]:
+        if is_segmenter(path):
+            raise UserError(
+                f"{path} is a part segmenter, and this needs a classifier or an encoder: measure it with map-points "
+                "evaluate, or load it in Python with map_points.load"
+            )
+        return super().classifier(path, changes)
+
+    def load(self, path: str | Path) -> nn.Module:
+        """The model of a run, as in every domain, or its part segmenter, whose ``parts`` are those of its ``classes``.
+
+        Raises:
+            UserError: nothing there, or no description of its model.
+        """
+        if not is_segmenter(path):
+            return super().load(path)
+        run = load_segmenter(path)
+        run.model.classes, run.model.parts = run.classes, run.parts  # type: ignore[assignment]
+        return run.model
+
+
+def is_segmenter(path: str | Path) -> bool:
+    """Whether a run or weights file is described as a part segmenter."""
+    return read_description(path).get("holds") == PART_SEGMENTER
+
+
 DOMAIN = Domain(
     program="map-points",
     recipes="map_points.recipes",
     sample="cloud",
-    models=MODELS,
+    models=PointModels(**vars(MODELS)),
     data=PointDataConfig,
     objectives=OBJECTIVES,
     classification=ClassificationConfig,

@@ -16,16 +16,18 @@ from map_core.runs.notes import is_main_process, tell
 from map_core.runs.summary import write_config, write_summary
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask
 from map_core.tasks.domain import OpenedData
+from map_core.tasks.weights import read_description
 from map_core.training import TrainingConfig, train
 from map_points.data import (
     FewShotEpisode,
     PointDataConfig,
+    has_evaluation,
     read_clouds,
     read_fold,
-    require_same_classes,
+    require_classes,
     sample_fold,
 )
-from map_points.domain import DOMAIN, as_opened_data
+from map_points.domain import DOMAIN, as_opened_data, refuse_untrained_channels
 from map_points.evaluation import PROTOCOLS
 from map_points.factory import PointModelConfig
 
@@ -98,9 +100,14 @@ def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[OpenedDat
     published = data.source == "fewshot_pkl"
     if published:
         refuse_without_effect("fewshot", config, "queries", "seed", because="data.source fewshot_pkl")
+    if not published and not has_evaluation(data):
+        raise UserError(
+            f"{data.root} has training clouds only, and few-shot folds classify others: add a split val or test, or "
+            "name one with --data.eval_split"
+        )
     splits = None if published else (read_clouds(data, "train"), read_clouds(data, "test"))
     if splits is not None:
-        require_same_classes(*splits, data)
+        require_classes(*splits, data)
     for fold in range(config.folds):
         if splits is None:
             assert data.root is not None
@@ -146,6 +153,8 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
         raise UserError(f"resume must be auto for few-shot folds; got {config.resume!r}")
     out = expand_user(config.out)
     require_folder(out)
+    if config.init is not None:
+        refuse_untrained_channels(config.data.channels, read_description(config.init))
     accuracies, seconds = [], 0.0
     for fold, data in enumerate(open_folds(config.data, config.fewshot)):
         directory = out / f"fold_{fold}"

@@ -213,6 +213,24 @@ def test_given_settings_are_not_reported_as_guesses(tmp_path, name):
         assert guessed == guesses.keys() - settings.keys()
 
 
+@pytest.mark.parametrize(("classes", "patches"), [(10, 64), (15, 128), (40, 64)])
+@pytest.mark.parametrize("name", ["Point-MAE", "PointMamba"])
+def test_classifiers_of_scanobjectnn_cut_clouds_into_as_many_patches_as_published(
+    tmp_path, name, classes, patches
+):
+    state = FILES[name]()
+    for part in ("weight", "bias"):
+        state[f"cls_head_finetune.8.{part}"] = torch.randn(
+            classes, *state[f"cls_head_finetune.8.{part}"].shape[1:]
+        )
+    file = save(state, tmp_path / "file.pth")
+    report = convert_checkpoint(DOMAIN, file, tmp_path / "run")
+    assert map_points.load(tmp_path / "run").num_patches == patches
+    assert f"how many patches a cloud is cut into: {patches}, as published" in " ".join(report.notes)
+    convert_checkpoint(DOMAIN, file, tmp_path / "run", model={"num_patches": 32})
+    assert map_points.load(tmp_path / "run").num_patches == 32
+
+
 def test_a_head_of_other_points_is_refused_with_the_setting_that_asks_for_it(tmp_path, capsys):
     file = save(states.point_mae_pretraining(), tmp_path / "file.pth")
     assert convert(file, tmp_path / "run", "--model.patch_size", "16") == 2

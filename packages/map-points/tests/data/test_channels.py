@@ -24,6 +24,8 @@ XYZ = RNG.normal(size=(N, 3)).astype(np.float32)
 NORMAL = RNG.normal(size=(N, 3)).astype(np.float32)
 INTENSITY = RNG.integers(0, 256, N).astype(np.uint8)
 NORMALS = ("normal_x", "normal_y", "normal_z")
+VELOCITY = ("velocity_x", "velocity_y", "velocity_z")
+COLORS = ("red", "green", "blue")
 EVERYTHING = np.column_stack([XYZ, NORMAL, INTENSITY / 255])
 FIELDS = "x y z normal_x normal_y normal_z intensity"
 
@@ -232,12 +234,54 @@ def test_one_of_several_arrays_must_have_a_name_for_points(tmp_path):
     np.testing.assert_array_equal(read_cloud(tmp_path / "a.npz"), XYZ)
 
 
+def test_arrays_called_like_coordinates_are_labels_beside_points(tmp_path):
+    """PyTorch Geometric calls points pos, and labels y."""
+    np.savez(tmp_path / "a.npz", pos=XYZ, x=INTENSITY, y=np.arange(N), z=np.arange(N), normal=NORMAL)
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.npz"), XYZ)
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.npz", NORMALS), np.column_stack([XYZ, NORMAL]))
+
+
+@pytest.mark.parametrize(
+    ("array", "channels"),
+    [
+        ("normal", NORMALS),
+        ("normals", NORMALS),
+        ("velocity", VELOCITY),
+        ("velocities", VELOCITY),
+        ("color", COLORS),
+        ("colors", COLORS),
+        ("rgb", COLORS),
+    ],
+)
+def test_arrays_of_vectors_have_the_names_of_channels(tmp_path, array, channels):
+    np.savez(tmp_path / "a.npz", points=XYZ, **{array: NORMAL})
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.npz", channels)[:, 3:], NORMAL)
+
+
+def test_colours_of_an_array_are_scaled_as_those_of_other_files(tmp_path):
+    colors = RNG.integers(0, 256, (N, 3)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", points=XYZ, colors=colors)
+    np.testing.assert_allclose(read_cloud(tmp_path / "a.npz", COLORS)[:, 3:], colors / 255, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["b.csv", "b.npz"])
+@pytest.mark.parametrize("text", ["Clouds of a street.\n", "", "a b c\n", "# a comment\n"])
+def test_a_text_without_points_hides_no_clouds(tmp_path, name, text):
+    write(tmp_path / name)
+    (tmp_path / "README.txt").write_text(text)
+    clouds = read_cloud_files(str(tmp_path))
+    assert [path.name for path in clouds.paths] == [name]
+    assert [(entry.kind, entry.count) for entry in clouds.ignored] == [(".txt", 1)]
+
+
 @pytest.mark.parametrize("name", ["b.csv", "b.npz"])
 def test_predictions_and_features_beside_clouds_are_results(tmp_path, name):
     write(tmp_path / name)
     assert [path.name for path in read_cloud_files(str(tmp_path)).paths] == [name]
     write(tmp_path / "a.npy")
-    assert [path.name for path in read_cloud_files(str(tmp_path)).paths] == ["a.npy"]
+    clouds = read_cloud_files(str(tmp_path))
+    assert [path.name for path in clouds.paths] == ["a.npy"]
+    assert [(entry.kind, entry.count) for entry in clouds.ignored] == [(name[1:], 1)]
 
 
 @pytest.mark.parametrize("kind", ["normal", "velocity"])
@@ -346,6 +390,10 @@ def test_channels_stay_with_their_points(tiny_model):
         ({"channels": ("x",)}, r"data.channels has 'x': name what files hold beside x, y and z"),
         ({"channels": ("nx", "ny", "nz")}, r"data.channels has 'nx': say normal_x, which also finds .* nx"),
         ({"channels": ("intensity", "r")}, r"data.channels has 'r': say red"),
+        ({"channels": ("normals_x", "normals_y", "normals_z")}, r"has 'normals_x': say normal_x, which also"),
+        ({"channels": ("velocities_y",)}, r"has 'velocities_y': say velocity_y, which also"),
+        ({"channels": ("colors_x",)}, r"has 'colors_x': say red, which also"),
+        ({"channels": ("rgb_z",)}, r"has 'rgb_z': say blue, which also"),
         ({"channels": ("a", "a")}, r"data.channels has 'a' twice"),
         ({"channels": ("normal_x", "normal_z")}, r"has normal_x, normal_z alone; a vector turns .*normal_y"),
         (
@@ -390,7 +438,6 @@ def test_a_non_finite_channel_is_reported(folder):
         clouds.points(1)
 
 
-VELOCITY = ("velocity_x", "velocity_y", "velocity_z")
 MOVING = ("intensity", *VELOCITY, *NORMALS)
 
 
@@ -459,6 +506,33 @@ def test_later_commands_scale_as_the_run_did(moving, tmp_path, tiny_model):
         "statistics": "new.json",
         "channels": list(MOVING),
     }
+
+
+@pytest.mark.parametrize("purpose", ["pretrain", "finetune", "evaluate", "features", "files"])
+def test_channels_of_other_names_or_in_another_order_are_not_those_of_the_training(
+    moving, tiny_model, purpose
+):
+    config, _ = moving
+    model = PointModelConfig(**{**vars(tiny_model), "in_chans": 10})
+    trained = open_data(config, model, "pretrain").preprocessing
+
+    def open_again(channels):
+        later = replace(config, channels=channels, holdout=0.5)
+        if purpose == "files":
+            return open_files(config.root, later, model, trained)
+        return open_data(later, model, purpose, trained)
+
+    if purpose != "finetune":  # these clouds have no classes
+        open_again(MOVING)
+    swapped, other = (*MOVING[1:], MOVING[0]), ("height", *MOVING[1:])
+    for channels in (swapped, other):
+        message = (
+            rf"data.channels is \['{channels[0]}', .*, and the model was trained with \['intensity', 'velocity_x', "
+            r".*\], in this order: leave --data.channels out, or give those"
+        )
+        config = replace(config, columns=("x", "y", "z", *channels))
+        with pytest.raises(UserError, match=message):
+            open_again(channels)
 
 
 @pytest.mark.parametrize(

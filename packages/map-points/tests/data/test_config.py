@@ -49,7 +49,13 @@ from map_points.data import PointDataConfig, read_clouds
         (
             "eval_split",
             "val",
-            "data.eval_split val names a split of data.source 'folder'; 'shapes' has but one",
+            "data.eval_split val names a split of data.source 'folder'; 'shapes' has but the test split .*: give "
+            "--data.eval_split test, or leave it out",
+        ),
+        (
+            "variant",
+            "obj_bg",
+            "data.variant obj_bg has no effect with data.source shapes, only with scanobjectnn: leave it at pb_t50_rs",
         ),
     ],
 )
@@ -59,6 +65,23 @@ def test_settings_that_cannot_be_are_refused(setting, value, message, unchecked)
     setattr(config, setting, value)
     with pytest.raises(UserError, match=message):
         config.validate()
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "message"),
+    [
+        (
+            "folder",
+            {"shapes_per_class": 5},
+            "data.shapes_per_class 5 has no effect with .* folder, only with shapes",
+        ),
+        ("fewshot_pkl", {"eval_split": "test"}, "data.source 'fewshot_pkl' has folds: leave it out"),
+    ],
+)
+def test_settings_without_effect_on_a_source_are_refused(source, settings, message):
+    PointDataConfig(source, "data").validate()
+    with pytest.raises(UserError, match=message):
+        PointDataConfig(source, "data", **settings).validate()
 
 
 def test_the_name_of_a_split_is_not_empty():

@@ -6,7 +6,7 @@ import pytest
 from map_core.errors import UserError
 from map_points.data import PointDataConfig
 from map_points.data.folders import read_cloud_folder
-from map_points.domain import data_defaults, open_data
+from map_points.domain import data_defaults, open_data, open_files
 from map_points.factory import PointModelConfig
 from map_points.fewshot import FoldsConfig, open_folds
 
@@ -154,6 +154,94 @@ def test_a_held_out_part_on_the_command_line_replaces_the_split_of_a_run():
     assert data_defaults(values, {}, {}) == values
 
 
+def test_settings_of_another_source_are_no_defaults_of_later_commands():
+    run = {"source": "scanobjectnn", "variant": "obj_bg", "shapes_per_class": 100}
+    assert data_defaults(run, {}, {}) == {"source": "scanobjectnn", "variant": "obj_bg"}
+    assert data_defaults(run, {}, {"data.source": "scanobjectnn"})["variant"] == "obj_bg"
+    assert "variant" not in data_defaults(run, {}, {"data.source": "hdf5"})
+
+
+SPLIT_NAMES = ["training", "Train", "val", "Valid", "validation", "TEST", "testing"]
+
+
+@pytest.mark.parametrize("name", SPLIT_NAMES)
+@pytest.mark.parametrize("stray", [False, True])
+def test_a_folder_of_splits_is_not_read_as_classes(tmp_path, name, stray):
+    for folder in ("chair", name):
+        write(tmp_path / f"{folder}/a/1.npy")
+    if stray:  # then clouds have no classes, and would all be trained on
+        write(tmp_path / "b.npy")
+    message = (
+        rf"has no folder train, and its subfolder {name} is called like a split, .*: call the folder .* train"
+    )
+    for purpose in ("pretrain", "finetune"):
+        with pytest.raises(UserError, match=message):
+            open_folder(tmp_path, purpose, holdout=0.5)
+
+
+def test_classes_may_be_called_almost_like_a_split(tmp_path):
+    for name in ("train_station", "testbed", "values"):
+        write(tmp_path / f"{name}/a.npy")
+    assert open_folder(tmp_path, "pretrain").classes == ("testbed", "train_station", "values")
+    for name in ("train/test", "train/chair"):  # in train, a name is a class
+        write(tmp_path / f"{name}/a.npy")
+    assert open_folder(tmp_path, "pretrain").classes == ("chair", "test")
+
+
+def test_a_held_out_part_leaves_clouds_of_every_class_to_train_on(tmp_path):
+    for name in "abcd":
+        write(tmp_path / f"{name}/1.npy")
+    with pytest.raises(UserError, match=r"holds out 2 of 4 .* cannot leave one of each of 4 classes"):
+        open_folder(tmp_path, "finetune", holdout=0.5)
+    assert len(open_folder(tmp_path, "pretrain", holdout=0.5).train) == 2  # it needs no labels
+
+
+@pytest.mark.parametrize("purpose", ["pretrain", "finetune"])
+def test_files_that_are_left_out_are_counted(tmp_path, purpose):
+    for name in ("train/a/1", "train/a/5", "train/b/2", "train/b/6", "val/a/3", "val/b/4"):
+        write(tmp_path / f"{name}.npy")
+    for name in (
+        "train/a/features.npz",
+        "train/notes.md",
+        "val/log.md",
+        "val/.hidden.md",
+        "val/.cache/log.md",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    ignored = "(ignored: 1 .md, 1 .npz)" if purpose == "pretrain" else "(ignored: 2 .md, 1 .npz)"
+    assert open_folder(tmp_path, purpose).description.endswith(ignored)
+    held_out = open_folder(tmp_path / "train", "finetune", holdout=0.5)
+    assert held_out.description.endswith("(ignored: 1 .md, 1 .npz)")  # two parts of one folder
+
+
+def test_files_that_are_left_out_of_an_evaluation_are_noted(tmp_path, capsys):
+    write(tmp_path / "val/a/1.npy")
+    write(tmp_path / "val/b/2.npy")
+    open_folder(tmp_path, "evaluate")
+    assert capsys.readouterr().err == ""
+    (tmp_path / "val/notes.md").touch()
+    open_folder(tmp_path, "evaluate")
+    assert "2 clouds to evaluate on (ignored: 1 .md)" in capsys.readouterr().err
+    open_files(str(tmp_path / "val"), settings(tmp_path), PointModelConfig())
+    assert "2 clouds to read (ignored: 1 .md)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_clouds_without_a_row_are_counted(tmp_path, ending):
+    for i in range(5):
+        np.savez(tmp_path / f"{i}.npz", np.zeros((40, 3))) if ending == "npz" else write(
+            tmp_path / f"{i}.npy"
+        )
+    splits = ["train", "train", "val", "val"]
+    rows = [f"{i}.{ending},{'ab'[i % 2]},{split}" for i, split in enumerate(splits)]
+    labels = write_labels(tmp_path, ["path,label,split", *rows])
+    data = open_folder(tmp_path, "finetune", **labels)
+    assert data.description.endswith("(ignored: 1 clouds without a row in labels.csv)")
+    labels = write_labels(tmp_path, ["path,label,split", *rows, f"4.{ending},a,train"])
+    assert "ignored" not in open_folder(tmp_path, "finetune", **labels).description
+
+
 def test_missing_parts_of_a_folder_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"holds no cloud files .*npy"):
         read_cloud_folder(tmp_path, "train")
@@ -223,6 +311,35 @@ def test_a_cloud_file_named_train_is_no_list(tmp_path):
     write(tmp_path / "train.txt")
     write(tmp_path / "other.txt")
     assert len(open_folder(tmp_path, "pretrain").train) == 2
+
+
+@pytest.mark.parametrize("head", ["40", "x y z", "# forty points", "a;x;y;z"])
+def test_a_cloud_file_named_train_may_have_a_head(tmp_path, head):
+    write(tmp_path / "train.txt")
+    points = (tmp_path / "train.txt").read_text()
+    rows = "".join(f"0;{line.replace(' ', ';')}\n" for line in points.splitlines()) if ";" in head else points
+    (tmp_path / "train.txt").write_text(f"{head}\n{rows}")
+    assert open_folder(tmp_path, "pretrain").train[0][0].shape == (32, 3)
+
+
+@pytest.mark.parametrize("name", ["train", "val", "validation", "test"])
+@pytest.mark.parametrize("line", ["a.npy 0", "a", "# my list", "1 2", ""])
+def test_a_list_that_is_none_is_not_taken_for_a_cloud(tmp_path, name, line):
+    write(tmp_path / "a.npy")
+    write(tmp_path / "b.npy")
+    write_lists(tmp_path, **{"train": ["a.npy"], name: [line, "b.npy"] if line else []})
+    message = rf"{name}.txt is neither a list nor a cloud, as its first line is '{line}': every line .* with its ending"
+    with pytest.raises(UserError, match=message):
+        open_folder(tmp_path, "pretrain")
+
+
+def test_a_list_to_train_on_is_asked_for(tmp_path):
+    write(tmp_path / "a/1.npy")
+    write_lists(tmp_path, val=["a/1.npy"])
+    with pytest.raises(UserError, match=r"has val.txt but no train.txt: add the list of the training clouds"):
+        open_folder(tmp_path, "pretrain")
+    write(tmp_path / "train/a/1.npy")
+    assert len(open_folder(tmp_path, "pretrain").train) == 1
 
 
 @pytest.mark.parametrize(

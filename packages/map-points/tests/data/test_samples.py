@@ -95,7 +95,8 @@ def test_a_seed_decides_the_sample():
     torch.manual_seed(5)
     assert torch.equal(first, data[2][0])
     assert not torch.equal(first, data[2][0])
-    assert torch.equal(data.as_training(False)[2][0], data.as_training(False)[2][0])
+    plain, _ = samples(augmentation="scale_translate")
+    assert torch.equal(plain[2][0], plain[2][0])
 
 
 @pytest.mark.parametrize(("axis", "index"), [("x", 0), ("y", 1), ("z", 2)])
@@ -187,6 +188,16 @@ def test_a_held_out_part_takes_the_place_of_the_test_split(labelled):
     ):
         with pytest.raises(UserError, match=message):
             open_clouds("pretrain", **labelled, **changes)
+
+
+@pytest.mark.parametrize("purpose", ["evaluate", "features"])
+def test_a_run_with_a_held_out_part_is_later_evaluated_on_the_test_split(labelled, purpose):
+    later = open_clouds(purpose, **labelled, holdout=0.2, eval_split="test")
+    assert (len(later.evaluation), later.evaluated_on) == (4, "test split")
+    with pytest.raises(UserError, match=r"data.eval_split 'test' and data.holdout \(0.2\) each name what"):
+        open_clouds("finetune", **labelled, holdout=0.2, eval_split="test")
+    with pytest.raises(UserError, match=r"data.eval_split val names a split .*: give --data.eval_split test"):
+        open_clouds(purpose, **labelled, eval_split="val")
 
 
 def test_clouds_of_different_sizes_make_no_batch():

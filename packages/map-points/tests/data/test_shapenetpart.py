@@ -193,6 +193,25 @@ def test_parts_of_a_users_categories_are_checked(root, parts, message):
         read_shapenetpart(root, "train")
 
 
+def test_a_part_that_no_training_file_has_is_named_with_its_category(root):
+    write_rows(root, [7, 8], names=("y",))
+    data = load_part_data(PointDataConfig("shapenetpart", str(root), num_points=30))
+    message = r"y.txt: point 1 has part 8, but no training file of Own has part 8, only 7, 9; train on a file that has"
+    with pytest.raises(UserError, match=message):
+        data.evaluation[1]
+
+
+def test_categories_of_one_part_each_leave_nothing_to_tell_apart(root):
+    lists = root / "train_test_split"
+    for split, name in (("train", "x"), ("val", "x"), ("test", "y")):
+        (lists / f"shuffled_{split}_file_list.json").write_text(json.dumps([f"shape_data/{CUSTOM}/{name}"]))
+    config = PointDataConfig("shapenetpart", str(root), num_points=30)
+    assert load_part_data(config).parts == ((7, 9),)
+    write_rows(root, [7])
+    with pytest.raises(UserError, match=r"every category has one part only, .*; label at least two parts"):
+        load_part_data(config)
+
+
 @pytest.mark.parametrize("label", [-1, 255, -100])
 def test_points_with_the_ignored_label_are_neither_trained_nor_measured_on(root, label):
     write_rows(root, [7, label, 9])

@@ -67,3 +67,12 @@ def test_points_without_a_part_do_not_count():
     parts = torch.tensor([[0, 1, 0, 1, 0, -1, -1], [2, 3, 4, 2, 3, -1, -1]])
     totals = part_totals(logits, parts, category, table)
     torch.testing.assert_close(totals, part_totals(logits[:, :5], parts[:, :5], category, table))
+
+
+def test_a_cloud_without_a_labelled_point_does_not_count():
+    table = parts_of_categories(PARTS, 5)
+    logits, category = torch.randn(3, 6, 5), torch.tensor([0, 1, 1])
+    parts = torch.tensor([[0, 1, 0, 1, 0, 1], [2, 3, 4, 2, 3, -1], [-100] * 6])
+    totals = part_totals(logits, parts, category, table)
+    torch.testing.assert_close(totals, part_totals(logits[:2], parts[:2], category[:2], table))
+    assert totals[1].tolist() == [1, 1]

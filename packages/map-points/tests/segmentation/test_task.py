@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import map_points
 from map_core import Draw
 from map_core.errors import UserError
 from map_core.tasks.weights import read_weights
 from map_core.training import train
 from map_points.data import PointDataConfig, load_part_data
+from map_points.data.shapenetpart import IGNORED
 from map_points.segmentation.metrics import part_metrics
 from map_points.segmentation.task import (
     SegmentationConfig,
@@ -129,6 +131,41 @@ def test_the_loss_is_the_mean_over_points_of_all_parts(config):
     torch.testing.assert_close(terms.loss, expected)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_points_without_a_part_are_not_in_the_loss(config, smoothing):
+    task = SegmentTask(replace(config, objective=SegmentationConfig(hidden_dim=16, smoothing=smoothing)))
+    model = task.model.eval()
+    points, category = torch.stack([task.data.evaluation[i][0] for i in range(4)]), torch.arange(4)
+    parts = torch.randint(0, 10, (4, 64))
+    parts[:, 40:] = IGNORED
+    log_probability = model(points, category)[:, :40].log_softmax(-1)
+    one_hot = F.one_hot(parts[:, :40], log_probability.shape[-1])
+    target = (1 - smoothing) * one_hot + smoothing / log_probability.shape[-1]
+    loss = task.loss(model, (points, category, parts), Draw.of_batch(4)).loss
+    torch.testing.assert_close(loss, -(log_probability * target).sum(-1).mean())
+    empty = task.loss(model, (points, category, torch.full((4, 64), IGNORED)), Draw.of_batch(4)).loss
+    empty.backward()
+    assert float(empty.detach()) == 0
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_settings_that_segmentation_does_not_read_are_refused(config):
+    data = replace(config.data, train_sampling="random")
+    with pytest.raises(
+        UserError, match=r"data.train_sampling random has no effect with segmentation, .*: leave it"
+    ):
+        SegmentTask(replace(config, data=data))
+
+
+def test_a_held_out_part_and_the_test_split_are_not_both_evaluated_on(config):
+    data = replace(config.data, holdout=0.25, eval_split="test")
+    with pytest.raises(UserError, match=r"data.eval_split 'test' and data.holdout \(0.25\) each name what"):
+        SegmentTask(replace(config, data=data))
+    assert load_part_data(data).evaluated_on == "test split"  # in a later evaluation
+
+
 def test_a_segmenter_starts_from_the_pretrained_encoder(config, pretrained):
     state = SegmentTask(replace(config, init=str(pretrained[0]))).model.state_dict()
     for name, value in read_weights(pretrained[0]).items():
@@ -176,6 +213,17 @@ def test_a_run_describes_its_categories_and_parts(segmented, tiny_model):
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         SegmentationConfig(**changes).validate()
+
+
+@pytest.mark.parametrize("load", [map_points.load, map_points.from_pretrained])
+def test_a_run_is_loaded_as_its_segmenter(segmented, load):
+    out, task, _ = segmented
+    model, (points, category, _) = load(out), task.data.evaluation[0]
+    assert not model.training
+    assert model.classes == ("hammer", "lamp", "lollipop", "mug", "table")
+    assert model.parts == tuple((2 * i, 2 * i + 1) for i in range(5))
+    batch = points.unsqueeze(0), torch.tensor([category])
+    torch.testing.assert_close(model(*batch), task.model.eval()(*batch))
 
 
 def test_a_run_of_something_else_is_refused(pretrained):

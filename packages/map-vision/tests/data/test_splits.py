@@ -183,3 +183,12 @@ def test_images_beside_class_folders_do_not_change_what_is_held_out(labelled: Pa
     assert not {*finetuning.evaluation.names} & {*pretraining.train.names}
     beside = {str(labelled / "train" / name) for name in ("AAA.png", "zebra.png")}
     assert {*pretraining.train.names} == {*finetuning.train.names} | beside
+
+
+def test_folders_of_single_images_are_held_out_of_in_pretraining_only(tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"event{number}").mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / f"event{number}" / "photo.png")
+    assert len(load(tmp_path, "pretrain", holdout=0.25).train) == 6
+    with pytest.raises(UserError, match=r"2 of 8 training samples, which cannot leave one of each of 8 classes"):
+        load(tmp_path, holdout=0.25)

@@ -56,6 +56,9 @@ class LabelTable:
         """
         if not self.splits and split is None:
             return np.arange(len(self.paths))
+        if split is None and "train" not in self.splits:
+            known = ", ".join(sorted(set(self.splits)))
+            raise UserError(f"{self.file} has no row to train on, only of {known}: give rows split train")
         return self._rows(split or "train", "train_split")
 
     def evaluation_split(self, split: str | None = None) -> str | None:

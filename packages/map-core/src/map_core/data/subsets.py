@@ -9,16 +9,21 @@ from map_core.errors import UserError
 from map_core.randomness import derive_seed
 
 
-def stratified_choice(labels: np.ndarray, count: int, *, seed: int, what: str) -> np.ndarray:
+def stratified_choice(
+    labels: np.ndarray, count: int, *, seed: int, what: str, leave_one: bool = False
+) -> np.ndarray:
     """Choose ``count`` indices, each class in proportion to its size; return them sorted.
 
     The choice depends on nothing but the arguments: bit generators keep their streams across numpy versions.
-    Apart from rounding, a smaller choice is part of a larger one with the same seed.
+    Apart from rounding, a smaller choice is part of a larger one with the same seed. With ``leave_one``, no class is
+    chosen whole.
     """
     rank = np.random.PCG64(derive_seed(seed, what)).random_raw(len(labels))
     order = np.lexsort((rank, labels))
     classes, sizes = np.unique(labels, return_counts=True)
     quotas = _quotas(sizes, count, np.random.PCG64(derive_seed(seed, what, "classes")).random_raw(len(sizes)))
+    if leave_one:
+        quotas = _below(sizes, quotas)
     starts = np.cumsum(sizes) - sizes
     chosen = [order[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]
     return np.sort(np.concatenate(chosen)) if len(classes) else np.array([], dtype=np.int64)
@@ -37,20 +42,49 @@ def _quotas(sizes: np.ndarray, count: int, rank: np.ndarray) -> np.ndarray:
     return quotas
 
 
-def hold_out(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _below(sizes: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+    """Quotas of the same sum, none of which takes a whole class: the class with most left gives one instead."""
+    excess = quotas == sizes
+    quotas = quotas - excess
+    for _ in range(int(excess.sum())):
+        quotas[np.argmax(sizes - quotas)] += 1
+    return quotas
+
+
+def hold_out(
+    labels: np.ndarray, fraction: float, *, seed: int, every_class: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Split indices into (training, held out), with ``fraction`` of every class held out.
 
+    A class keeps its last sample in training, as long as there are enough others to hold out.
+
+    Args:
+        labels: [n], whole numbers.
+        fraction: Between 0 and 1.
+        seed: Of the choice.
+        every_class: Whether it is an error if a class can keep no sample; pretraining needs none.
+
     Raises:
-        UserError: the fraction leaves one part empty.
+        UserError: the fraction leaves one part empty, or a class without training samples.
     """
-    count = round(fraction * len(labels)) if 0.0 <= fraction < 1.0 else 0
-    if not 0 < count < len(labels):
+    if not 0 < fraction < 1:
+        raise UserError(f"data.holdout ({fraction}) must lie inside (0, 1): change --data.holdout")
+    samples, classes = len(labels), len(np.unique(labels))
+    count = round(fraction * samples)
+    if not 0 < count < samples:
+        cure = f"give --data.holdout {1 / samples:.2g} or more" if count == 0 else "give a smaller one"
         raise UserError(
-            f"holdout ({fraction}) must lie in (0, 1) and leave samples on both sides; "
-            f"the training set has {len(labels)} samples"
+            f"data.holdout ({fraction}) holds out {count} of {samples} training samples, and must leave some on both "
+            f"sides: {cure if samples > 1 else 'add samples'}"
         )
-    held_out = stratified_choice(labels, count, seed=seed, what="holdout")
-    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+    leave_one = count <= samples - classes
+    if every_class and not leave_one:
+        raise UserError(
+            f"data.holdout ({fraction}) holds out {count} of {samples} training samples, which cannot leave one of "
+            f"each of {classes} classes: give a smaller --data.holdout, or add samples to the classes"
+        )
+    held_out = stratified_choice(labels, count, seed=seed, what="holdout", leave_one=leave_one)
+    return np.setdiff1d(np.arange(samples), held_out), held_out
 
 
 def take_subset(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:

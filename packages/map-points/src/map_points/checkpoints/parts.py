@@ -51,6 +51,7 @@ MODELNET40 = (
 )  # fmt: skip
 MASK_RATIO = 0.6  # of Point-MAE and PointMamba
 ENCODER = "MAE_encoder."  # prefix of the encoder's keys in their pretraining files
+SCANOBJECTNN_PATCHES = 128  # of 2048 points, by Point-MAE and PointMamba
 CLASSES = {40: MODELNET40, 15: SCANOBJECTNN}
 
 
@@ -149,6 +150,12 @@ def class_names(ours: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Names of a head's outputs: ModelNet40's for 40 classes, ScanObjectNN's for 15, else numbers."""
     count = ours["head.8.bias"].shape[0]
     return CLASSES.get(count, tuple(map(str, range(count))))
+
+
+def published_patches(ours: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The number of patches of ScanObjectNN's clouds in the published classifiers; the named model's for others."""
+    of_scanobjectnn = class_names(ours) == SCANOBJECTNN
+    return {"num_patches": SCANOBJECTNN_PATCHES} if of_scanobjectnn else {}
 
 
 def guessed_settings(

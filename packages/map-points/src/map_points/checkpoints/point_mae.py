@@ -20,6 +20,7 @@ from map_points.checkpoints.parts import (
     model_section,
     patch_size_setting,
     pretraining_keys,
+    published_patches,
     rename_trunk,
     sizes,
     switches,
@@ -55,6 +56,7 @@ def convert_transformer(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 def convert_point_mae(state: Mapping[str, Tensor]) -> Converted:
     """Convert a classifier, whose head reads the class token and the patches' maximum."""
     ours, arguments = convert_transformer(state)
+    arguments |= published_patches(ours)
     return Converted(
         ours,
         model_section("point_mae", **arguments),

@@ -19,6 +19,7 @@ from map_points.checkpoints.parts import (
     model_section,
     patch_size_setting,
     pretraining_keys,
+    published_patches,
     rename,
     rename_trunk,
     sizes,
@@ -56,6 +57,7 @@ def convert_scans(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
 def convert_point_mamba(state: Mapping[str, Tensor]) -> Converted:
     """Convert a classifier that reads its patches along a Hilbert curve, and again with x and y exchanged."""
     ours, arguments = convert_scans(state)
+    arguments |= published_patches(ours)
     width, head_inputs = arguments["embed_dim"], ours["head.0.weight"].shape[1]
     if head_inputs == 2 * width:
         arguments["pool"] = "mean_and_max"

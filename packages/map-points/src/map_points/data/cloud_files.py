@@ -1,6 +1,8 @@
 """Clouds in single files, read by suffix."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from map_core.errors import UserError
 from map_core.paths import expand_user
-from map_points.data.clouds import FileClouds
+from map_points.data.clouds import FileClouds, Ignored
 from map_points.data.columns import AXES, Columns, choose_columns
 from map_points.data.files import files_below, require_existing, require_regular
 from map_points.data.las import read_las
@@ -16,7 +18,7 @@ from map_points.data.npy import read_all, read_npy
 from map_points.data.off import read_off
 from map_points.data.pcd import read_pcd
 from map_points.data.ply import read_ply
-from map_points.data.txt import read_named_txt
+from map_points.data.txt import begins_like_a_cloud, read_named_txt
 
 POINT_ARRAYS = ("points", "xyz", "pos", "coord")
 
@@ -46,7 +48,7 @@ def read_arrays(path: Path) -> np.ndarray | Columns:
     for name, values in arrays.items():
         if values.shape == (len(points), 3):
             columns |= {f"{name}_{axis}": values[:, i] for i, axis in enumerate(AXES)}
-        elif values.shape == (len(points),):
+        elif values.shape == (len(points),) and name not in AXES:  # y is a label there, no coordinate
             columns[name] = values
     return columns
 
@@ -90,25 +92,58 @@ def file_clouds(
     columns: Sequence[str] | None = None,
     scaling: Callable[[np.ndarray], np.ndarray] | None = None,
     split: str = "",
+    ignored: tuple[Ignored, ...] = (),
 ) -> FileClouds:
     """Clouds of a split in one file each, see :func:`read_cloud`; ``scaling`` is applied to each."""
     read = partial(read_cloud, channels=tuple(channels), columns=columns)
     return FileClouds(
-        labels, classes, tuple(paths), read, channels=len(channels), scaling=scaling, split=split
+        labels,
+        classes,
+        tuple(paths),
+        read,
+        channels=len(channels),
+        ignored=ignored,
+        scaling=scaling,
+        split=split,
     )
 
 
-def clouds_below(folder: Path) -> list[Path]:
-    """The cloud files below a folder, sorted; .csv and .npz files count where there are no others.
+@dataclass(frozen=True)
+class Listing:
+    """The cloud files below a folder, sorted, and a count of all others that are not hidden."""
+
+    clouds: tuple[Path, ...]
+    ignored: tuple[Ignored, ...]
+
+
+def clouds_below(folder: Path) -> Listing:
+    """The cloud files below a folder; .csv and .npz files count where there are no others but texts without points.
 
     Raises:
         UserError: there are none.
     """
-    files = sorted(file for file in files_below(folder) if file.suffix.lower() in READERS)
-    clouds = [file for file in files if file.suffix.lower() not in RESULTS] or files
+    files = sorted(files_below(folder))
+    readable = [file for file in files if file.suffix.lower() in READERS]
+    results = [file for file in readable if file.suffix.lower() in RESULTS]
+    others = [file for file in readable if file.suffix.lower() not in RESULTS]
+    clouds = others if not results or any(map(_may_be_cloud, others)) else results
     if not clouds:
         raise UserError(f"{folder} holds no cloud files ({', '.join(READERS)})")
-    return clouds
+    kinds = Counter(
+        file.suffix.lower() or "without extension"
+        for file in {*files} - {*clouds}
+        if not _is_hidden(file.relative_to(folder))
+    )
+    return Listing(tuple(clouds), tuple(Ignored(folder, kind, count) for kind, count in kinds.items()))
+
+
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
+
+
+def _may_be_cloud(file: Path) -> bool:
+    """Whether a file is no text, or one that begins like a cloud: not README.txt."""
+    return READERS[file.suffix.lower()] is not read_table or begins_like_a_cloud(file)
 
 
 def read_cloud_files(
@@ -124,9 +159,12 @@ def read_cloud_files(
         UserError: a path does not exist, has another suffix, or is a folder without clouds.
     """
     files: list[Path] = []
+    ignored: list[Ignored] = []
     for path in map(expand_user, [paths] if isinstance(paths, str) else paths):
         if path.is_dir():
-            files += clouds_below(path)
+            listing = clouds_below(path)
+            files += listing.clouds
+            ignored += listing.ignored
             continue
         require_existing(path, cure=f"give cloud files ({', '.join(READERS)}) or a folder of them")
         if path.suffix.lower() not in READERS:
@@ -137,4 +175,6 @@ def read_cloud_files(
     if not files:
         raise UserError("no cloud files given")
     labels = np.zeros(len(files), dtype=np.int64)
-    return file_clouds(files, labels, (), channels=channels, columns=columns, scaling=scaling)
+    return file_clouds(
+        files, labels, (), channels=channels, columns=columns, scaling=scaling, ignored=tuple(ignored)
+    )

@@ -1,6 +1,7 @@
 """The interface of every source of clouds: labels, class names, and one cloud at a time."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from map_core.errors import UserError, in_one_line
+from map_core.errors import UserError, abbreviate, in_one_line
 from map_points.data.files import BROKEN_CLOUD, reading
 
 SomeClouds = TypeVar("SomeClouds", bound="Clouds")
@@ -144,12 +145,40 @@ class JoinedClouds(Clouds):
 
 
 @dataclass(frozen=True)
+class Ignored:
+    """How many files of one kind, such as ``.csv``, lie in a folder beside those that are read."""
+
+    folder: Path
+    kind: str
+    count: int
+
+
+def describe_ignored(clouds: Sequence[Clouds]) -> str:
+    """What was left out of the folders of ``clouds``, such as ``" (ignored: 2 .csv, 1 .md)"``; empty if nothing was."""
+    files = {entry for part in clouds if isinstance(part, FileClouds) for entry in part.ignored}
+    counts = Counter[str]()
+    for entry in files:  # a folder of which several parts are used counts once
+        counts[entry.kind] += entry.count
+    kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return f" (ignored: {abbreviate([f'{count} {kind}' for kind, count in kinds])})" if kinds else ""
+
+
+@dataclass(frozen=True)
 class FileClouds(Clouds):
-    """Clouds in one file each, with ``channels`` values beside the coordinates; ``scaling`` is applied to each."""
+    """Clouds in one file each.
+
+    Attributes:
+        paths: The files.
+        read: Reads one.
+        channels: Values beside the coordinates.
+        ignored: What was left out of the folder.
+        scaling: Applied to each cloud.
+    """
 
     paths: tuple[Path, ...]
     read: Callable[[Path], np.ndarray]
     channels: int = field(default=0, kw_only=True)
+    ignored: tuple[Ignored, ...] = field(default=(), kw_only=True)
     scaling: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True)
 
     def name(self, index: int) -> str:

@@ -8,15 +8,18 @@ import numpy as np
 from map_core.errors import UserError, in_one_line, near_matches
 
 AXES = ("x", "y", "z")
+COLORS = ("red", "green", "blue")
+# what files call them: n with an axis, or an array (points, 3) of the name before the axis
 ALIASES = {
-    **{f"normal_{axis}": f"n{axis}" for axis in AXES},
-    **{f"velocity_{axis}": f"v{axis}" for axis in AXES},
-    "red": "r",
-    "green": "g",
-    "blue": "b",
+    **{f"normal_{axis}": (f"n{axis}", f"normals_{axis}") for axis in AXES},
+    **{f"velocity_{axis}": (f"v{axis}", f"velocities_{axis}") for axis in AXES},
+    **{
+        color: (color[0], *(f"{array}_{axis}" for array in ("color", "colors", "rgb")))
+        for color, axis in zip(COLORS, AXES, strict=True)
+    },
 }
-FULL_NAMES = {short: full for full, short in ALIASES.items()}
-SCALED = ("red", "green", "blue", "intensity")
+FULL_NAMES = {other: name for name, others in ALIASES.items() for other in others}
+SCALED = (*COLORS, "intensity")
 Columns = Mapping[str, np.ndarray]  # each [n]
 
 
@@ -57,7 +60,7 @@ def _named(table: np.ndarray, columns: Sequence[str] | None, path: Path) -> Colu
 
 
 def _column(columns: Columns, name: str, path: Path) -> np.ndarray:
-    key = next((alias for alias in (name, ALIASES.get(name)) if alias in columns), None)
+    key = next((alias for alias in (name, *ALIASES.get(name, ())) if alias in columns), None)
     if key is None:
         names = in_one_line(", ".join(columns))
         raise UserError(f"{path} has no {name!r}, only {names}: {in_one_line(near_matches(name, columns))}")

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from map_core.errors import UserError
 from map_core.paths import expand_user
+from map_core.ranges import refuse_without_effect
 from map_points.data.columns import AXES, check_channels
 
 PointSourceName = Literal[
@@ -44,7 +45,7 @@ class PointDataConfig:
         labels: CSV file that lists the clouds below root, their labels and, if any, their splits (train, val,
             validation or test) in the columns path, label and split, for "folder"; then root needs no class
             subfolders. Classes are the labels sorted, whole numbers by value. Pretraining needs no labels.
-        variant: Which of ScanObjectNN's three sets.
+        variant: Which of ScanObjectNN's three sets, for "scanobjectnn".
         channels: Names of what points have beside x, y and z, such as [normal_x, normal_y, normal_z] or [intensity];
             read by "folder" from .ply, .pcd, .las, .npz and files with a line of names. Normals and velocities turn
             with their cloud. The model then takes 3 values and one per channel (model.in_chans).
@@ -64,15 +65,15 @@ class PointDataConfig:
         train_sampling: How training takes num_points of a larger cloud: "fps_random", at random from 17 %
             more farthest points than needed (1200 for 1024); "random", at random from all. Evaluation takes
             farthest points.
-        eval_split: Evaluation split, for "folder". For a folder, a subfolder of root; for lists or a CSV file, one of
-            their splits; default the first of val, validation, test.
+        eval_split: Evaluation split. For a folder, a subfolder of root; for lists or a CSV file, one of their splits;
+            default the first of val, validation, test. Other sources have "test" alone.
         holdout: Fraction of the training split to set aside, the same share of every class. Above 0,
             evaluation runs on this part instead of the evaluation split: for choosing settings. Training with
             holdout and eval_split is refused; a later evaluation that names eval_split uses that.
         holdout_seed: Seed of the choice of the held-out part.
         subset: Train on this many clouds, a fixed choice with the same share of every class.
         subset_seed: Seed of the choice of the subset.
-        shapes_per_class: Training clouds of each embedded shape.
+        shapes_per_class: Training clouds of each embedded shape, for "shapes".
         ignore_label: Part label of points that are neither trained nor measured on, of "shapenetpart".
     """
 
@@ -122,13 +123,29 @@ class PointDataConfig:
             )
         if self.labels is not None and not self.labels.strip():
             raise UserError("data.labels is empty: name a CSV file, or leave the setting out")
-        if self.eval_split is not None and self.source != "folder":
-            raise UserError(
-                f"data.eval_split {self.eval_split} names a split of data.source 'folder'; {self.source!r} has but one "
-                "to evaluate on: leave it out"
-            )
-        if self.eval_split is not None and not self.eval_split.strip():
+        self._check_eval_split()
+        self._check_source_settings()
+
+    def _check_eval_split(self) -> None:
+        if self.eval_split is None:
+            return
+        if not self.eval_split.strip():
             raise UserError("data.eval_split is empty: name a split, or leave the setting out")
+        if self.source == "fewshot_pkl":
+            raise UserError(
+                "data.eval_split is for splits, and data.source 'fewshot_pkl' has folds: leave it out"
+            )
+        if self.source != "folder" and self.eval_split != "test":
+            raise UserError(
+                f"data.eval_split {self.eval_split} names a split of data.source 'folder'; {self.source!r} has but the "
+                "test split to evaluate on: give --data.eval_split test, or leave it out"
+            )
+
+    def _check_source_settings(self) -> None:
+        for name, source in SOURCE_OF_SETTING.items():
+            if self.source != source:
+                because = f"data.source {self.source}, only with {source}"
+                refuse_without_effect("data", self, name, because=because)
 
     def check_values(self) -> None:
         """Check every setting except where the data are.
@@ -227,6 +244,7 @@ class PointDataConfig:
         return expand_user(self.root)
 
 
+SOURCE_OF_SETTING = {"variant": "scanobjectnn", "shapes_per_class": "shapes"}  # the only one that reads it
 CHOICES = {
     "source": PointSourceName,
     "variant": ScanObjectNNVariant,

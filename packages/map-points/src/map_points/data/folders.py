@@ -8,11 +8,14 @@ import numpy as np
 
 from map_core.data.labels import EVERYTHING, LabelTable, read_labels
 from map_core.errors import UserError, in_one_line, near_matches
-from map_points.data.cloud_files import READERS, clouds_below, file_clouds
-from map_points.data.clouds import FileClouds
+from map_points.data.cloud_files import READERS, Listing, clouds_below, file_clouds
+from map_points.data.clouds import FileClouds, Ignored
 from map_points.data.files import check_names, path_below, read_lines, require_existing
+from map_points.data.txt import begins_like_a_cloud
 
 TEST_NAMES = ("val", "validation", "test")
+# class folders beside each other that are called like this are splits
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def read_cloud_folder(root: Path, split: str, *, eval_split: str | None = None, **options: Any) -> FileClouds:
@@ -29,25 +32,44 @@ def read_cloud_folder(root: Path, split: str, *, eval_split: str | None = None, 
         options: Channels, names of columns and scaling, see :func:`~map_points.data.cloud_files.file_clouds`.
 
     Raises:
-        UserError: there is no such folder or split, or there are no clouds in it.
+        UserError: there is no such folder or split, there are no clouds in it, or a class is called like a split.
     """
     _require_folder(root)
     lists = find_lists(root)
     name = "train" if split == "train" else _required_split(root, lists, eval_split)
-    folder, paths = _clouds_of(root, lists, name)
+    folder, listing = _clouds_of(root, lists, name)
+    paths = listing.clouds
+    if name == "train" and folder == root and not lists:
+        _refuse_splits(root, paths)
     relative_parts = [path.relative_to(folder).parts for path in paths]
     classes = [] if _strays(folder, paths) else sorted({parts[0] for parts in relative_parts})
     labels = np.array([classes.index(parts[0]) if classes else 0 for parts in relative_parts], dtype=np.int64)
     names = check_names(classes, str(folder)) if classes else ()
     words = "the whole folder" if name == EVERYTHING else f"{name} split"
-    return file_clouds(paths, labels, names, split=words, **options)
+    return file_clouds(paths, labels, names, split=words, ignored=listing.ignored, **options)
+
+
+def _refuse_splits(root: Path, paths: Sequence[Path]) -> None:
+    """Refuse to train on a folder whose subfolders are splits: their clouds would be trained on, too.
+
+    Raises:
+        UserError: a subfolder is called like a split.
+    """
+    folders = {path.relative_to(root).parts[0] for path in paths} - {
+        path.name for path in _strays(root, paths)
+    }
+    if splits := sorted(name for name in folders if name.lower() in SPLIT_NAMES):
+        raise UserError(
+            f"{root} has no folder train, and its subfolder {splits[0]} is called like a split, not like a class: call "
+            "the folder of the training clouds train (train/<class>/<cloud>), or rename the class"
+        )
 
 
 def why_no_classes(root: Path) -> str:
     """Say why the training clouds of a folder have no classes, and what to do."""
-    folder, paths = _clouds_of(root, find_lists(root), "train")
-    strays = _strays(folder, paths)
-    if len(strays) < len(paths):
+    folder, listing = _clouds_of(root, find_lists(root), "train")
+    strays = _strays(folder, listing.clouds)
+    if len(strays) < len(listing.clouds):
         return (
             f"{strays[0]} lies in no class folder, as other clouds of {folder} do: move it into one, or away"
         )
@@ -57,10 +79,10 @@ def why_no_classes(root: Path) -> str:
     )
 
 
-def _clouds_of(root: Path, lists: Mapping[str, Path], name: str) -> tuple[Path, list[Path]]:
+def _clouds_of(root: Path, lists: Mapping[str, Path], name: str) -> tuple[Path, Listing]:
     """The folder of the split called ``name``, and its clouds."""
     if lists:
-        return root, _paths_of(lists[name], root)
+        return root, Listing(tuple(_paths_of(lists[name], root)), ())
     folder = root / name
     if name == "train" and not folder.is_dir():
         folder = root
@@ -73,14 +95,28 @@ def _strays(folder: Path, paths: Sequence[Path]) -> list[Path]:
 
 
 def find_lists(root: Path) -> dict[str, Path]:
-    """The lists of a folder, by split: text files named after a split, whose first line is the path of a file below."""
+    """The lists of a folder, by split: text files named after a split, whose first line is the path of a file below.
+
+    Raises:
+        UserError: a text named after a split is neither a list nor a cloud, or the training clouds have no list.
+    """
     lists = {}
     for name in ("train", *TEST_NAMES):
         path = root / f"{name}.txt"
-        if path.is_file():
-            first = next(iter(read_lines(path).values()), "")
-            if Path(first).suffix.lower() in READERS:
-                lists[name] = path
+        if not path.is_file():
+            continue
+        first = next(iter(read_lines(path).values()), "")
+        if Path(first).suffix.lower() in READERS:
+            lists[name] = path
+        elif not begins_like_a_cloud(path):
+            raise UserError(
+                f"{path} is neither a list nor a cloud, as its first line is {in_one_line(first, 60)!r}: every line of "
+                f"a list is the path of a cloud below {root} alone, with its ending, such as chair/1.npy"
+            )
+    if lists and "train" not in lists and not (root / "train").is_dir():
+        raise UserError(
+            f"{root} has {next(iter(lists))}.txt but no train.txt: add the list of the training clouds"
+        )
     return lists if "train" in lists else {}
 
 
@@ -168,7 +204,15 @@ def read_labelled_clouds(
     rows = table.train_rows() if split == "train" else table.evaluation_rows(eval_split)
     paths = [table.paths[row] for row in rows.tolist()]
     words = f"all rows of {table.file.name}" if name == EVERYTHING else f"{name} split"
-    return file_clouds(paths, table.labels[rows], table.classes, split=words, **options)
+    unlisted = Ignored(root, f"clouds without a row in {table.file.name}", _count_unlisted(root, table))
+    ignored = (unlisted,) if unlisted.count else ()
+    return file_clouds(paths, table.labels[rows], table.classes, split=words, ignored=ignored, **options)
+
+
+def _count_unlisted(root: Path, table: LabelTable) -> int:
+    """How many clouds below ``root`` have no row; the table itself, which may lie there, is none."""
+    unlisted = {*clouds_below(root).clouds} - {*table.paths}
+    return sum(path.name != table.file.name or not path.samefile(table.file) for path in unlisted)
 
 
 def _require_folder(root: Path) -> None:

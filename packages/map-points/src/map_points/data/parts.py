@@ -1,6 +1,5 @@
 """Data sets of clouds with labelled parts, as segmentation reads them."""
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,12 +46,6 @@ class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
             points = augment(points, self.config)
         return points, int(self.clouds.labels[index]), parts[indices]
 
-    def as_training(self, training: bool) -> "PartSamples":
-        """The same clouds, with or without augmentation."""
-        other = copy.copy(self)
-        other.training = training
-        return other
-
 
 def draw_points(available: int, count: int) -> Int[Tensor, " {count}"]:
     """Draw ``count`` of ``available`` indices at random; none is repeated before all have been drawn."""
@@ -85,7 +78,7 @@ def load_part_data(config: PointDataConfig) -> PartData:
     """Open the training split and the clouds to evaluate on.
 
     Raises:
-        UserError: the source has no parts, or a file cannot be used; the message names it.
+        UserError: the source has no parts to tell apart, or a file cannot be used; the message names it.
     """
     config.validate()
     if config.source != "shapenetpart":
@@ -96,7 +89,14 @@ def load_part_data(config: PointDataConfig) -> PartData:
     root = config.root_path
     read = partial(read_shapenetpart, root, ignore_label=config.ignore_label)
     train = read("train")
-    splits: Splits[PartClouds] = hold_out_and_subset(train, lambda: read("test", parts=train.parts), config)
+    if all(len(labels) == 1 for labels in train.parts):
+        raise UserError(
+            f"{root}: every category has one part only, and any model is always right about it; label at least two "
+            "parts of a category"
+        )
+    splits: Splits[PartClouds] = hold_out_and_subset(
+        train, lambda: read("test", parts=train.parts), config, every_class=True
+    )
     assert splits.evaluation is not None
     left_out = splits.train.left_out
     omission = f"; left out without clouds: {', '.join(left_out)}" if left_out else ""

@@ -1,6 +1,5 @@
 """The data sets that loaders read."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,12 +70,6 @@ class CloudSamples(Dataset[tuple[Tensor, int]]):
         """Files of the clouds, or other names that identify them, in the order of the samples."""
         return [self.clouds.name(index) for index in range(len(self))]
 
-    def as_training(self, training: bool) -> "CloudSamples":
-        """The same clouds, with or without random points and augmentation."""
-        other = copy.copy(self)
-        other.training = training
-        return other
-
 
 def collate_clouds(samples: list[Any]) -> Any:
     """Batch samples whose first part is a cloud.
@@ -103,16 +96,23 @@ class Splits(Generic[SomeClouds]):
 
 
 def hold_out_and_subset(
-    train: SomeClouds, open_test: Callable[[], SomeClouds | None], config: PointDataConfig
+    train: SomeClouds,
+    open_test: Callable[[], SomeClouds | None],
+    config: PointDataConfig,
+    *,
+    every_class: bool,
 ) -> Splits[SomeClouds]:
     """Set the held-out part of the training split aside, or open the test split; then take the subset.
 
     Raises:
-        UserError: the training split cannot give such a held-out part or subset.
+        UserError: the training split cannot give such a held-out part or subset; where ``every_class``, also if the
+            held-out part takes a whole class.
     """
     evaluation: SomeClouds | None
     if config.holdout:
-        remaining, held_out = hold_out(train.labels, config.holdout, seed=config.holdout_seed)
+        remaining, held_out = hold_out(
+            train.labels, config.holdout, seed=config.holdout_seed, every_class=every_class
+        )
         evaluation = train.select(held_out)
         evaluated_on = f"held-out {config.holdout:g} of the training split (seed {config.holdout_seed})"
         train = train.select(remaining)
@@ -152,8 +152,12 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
     return readers[config.source](root, split)
 
 
-def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[Clouds]:
+def choose_clouds(
+    config: PointDataConfig, *, evaluate: bool = True, every_class: bool = False
+) -> Splits[Clouds]:
     """Open the clouds to train on and, where ``evaluate``, those to evaluate on.
+
+    With ``every_class``, a held-out part must leave training clouds of every class.
 
     Raises:
         UserError: a file cannot be used, or there is no such split; the message names it.
@@ -166,7 +170,7 @@ def choose_clouds(config: PointDataConfig, *, evaluate: bool = True) -> Splits[C
             has_evaluation(config)  # a wrong name is an error, used or not
         return None
 
-    return hold_out_and_subset(read_clouds(config, "train"), open_test, config)
+    return hold_out_and_subset(read_clouds(config, "train"), open_test, config, every_class=every_class)
 
 
 def measure(config: PointDataConfig, *, progress: bool = False) -> ChannelStatistics:
@@ -211,9 +215,8 @@ def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:
     return splits.evaluation, splits.evaluated_on
 
 
-def require_classes(splits: Splits[Clouds], config: PointDataConfig) -> None:
+def require_classes(train: Clouds, evaluation: Clouds | None, config: PointDataConfig) -> None:
     """Raise a :class:`UserError` if the clouds have no classes, or other ones than the clouds to evaluate on."""
-    train, evaluation = splits.train, splits.evaluation
     if config.labels is not None:
         cloud_labels(config.root_path, config.labels).require_classes_to_train()
     if not train.classes:

@@ -60,14 +60,22 @@ class PartClouds(FileClouds):
         wrong = ~np.isin(parts, (*self.parts[category], IGNORED))
         if wrong.any():
             point = int(wrong.argmax())
+            reason = self._why_not(index, int(parts[point]))
             raise UserError(
-                f"{name}: point {point} has part {parts[point]}, but {in_one_line(self.classes[category])} has "
-                f"{', '.join(map(str, self.parts[category]))}; use the list of categories that belongs to "
-                "this data, or give the label of points without a part as --data.ignore_label"
+                f"{name}: point {point} has part {parts[point]}, but {reason}, or give the label of points without a "
+                "part as --data.ignore_label"
             )
         if (parts == IGNORED).all():
             raise UserError(f"{name}: every point has the ignored label {self.ignore_label}; {BROKEN_CLOUD}")
         return points, parts
+
+    def _why_not(self, index: int, part: int) -> str:
+        """Why the category of a cloud does not have a part, and what to do."""
+        category = int(self.labels[index])
+        name, labels = in_one_line(self.classes[category]), ", ".join(map(str, self.parts[category]))
+        if self.paths[index].parent.name in PARTS_OF_SYNSET:
+            return f"{name} has {labels}; use the list of categories that belongs to this data"
+        return f"no training file of {name} has part {part}, only {labels}; train on a file that has it, correct it"
 
 
 def part_column(columns: np.ndarray, name: str, ignore_label: int | None) -> np.ndarray:

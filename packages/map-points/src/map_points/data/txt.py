@@ -9,6 +9,7 @@ from map_core.errors import UserError, in_one_line
 from map_points.data.files import read_text, reading
 
 COMMENT = re.compile(r"(?:#|//).*")
+COUNT = re.compile(r"\d{1,18}")
 SEPARATORS = (";", ",")
 
 
@@ -37,6 +38,19 @@ def read_named_txt(path: Path) -> tuple[list[str] | None, np.ndarray]:
     """
     with reading(path):
         return _parse(_content(read_text(path)), path)
+
+
+def begins_like_a_cloud(path: Path) -> bool:
+    """Whether a text begins with a row of three or more numbers or the names of columns, after a count if there is one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    lines = list(_content(read_text(path)).values())[:2]
+    if len(lines) == 2 and COUNT.fullmatch(lines[0]):
+        del lines[0]
+    words = _words(lines[0]) if lines else []
+    return {"x", "y", "z"} <= {*words} or (len(words) >= 3 and all(map(_is_number, words)))
 
 
 def _content(text: str) -> dict[int, str]:
@@ -68,7 +82,7 @@ def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:
         UserError: x, y and z are not among them.
     """
     number = next(iter(lines), 0)
-    words = [word.strip("\"'").lower() for word in re.split(r"[;,\s]+", lines.get(number, "")) if word]
+    words = _words(lines.get(number, ""))
     if not words or any(map(_is_number, words)):
         return None
     if not {"x", "y", "z"} <= set(words):
@@ -87,7 +101,7 @@ def _check_count(lines: dict[int, str], path: Path) -> None:
         UserError: another number follows.
     """
     number = next(iter(lines), 0)
-    if not re.fullmatch(r"\d{1,18}", lines.get(number, "")):
+    if not COUNT.fullmatch(lines.get(number, "")):
         return
     count = int(lines.pop(number))
     if count != len(lines):
@@ -123,6 +137,10 @@ def _broken_line(rows: dict[int, str], separator: str | None, path: Path) -> str
         if len(fields) != columns:
             return f"{path}: line {number} has {len(fields)} values, the lines before it {columns}; is it cut off?"
     return f"{path}: its numbers cannot be read; write plain numbers separated by commas or blanks"
+
+
+def _words(line: str) -> list[str]:
+    return [word.strip("\"'").lower() for word in re.split(r"[;,\s]+", line) if word]
 
 
 def _is_number(field: str) -> bool:

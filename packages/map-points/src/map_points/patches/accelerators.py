@@ -57,7 +57,7 @@ def knn_cuda_neighbors(
     return index.long()
 
 
-# One name, "cuda", serves both, because one setting chooses how patches are made.
+# One name, "cuda", serves both, because one ``backend`` chooses how patches are made; models leave it at "auto".
 SAMPLING = Registry(
     "farthest_point_sampling",
     (

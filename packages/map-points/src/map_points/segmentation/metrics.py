@@ -43,14 +43,15 @@ def part_totals(
 ) -> Float[Tensor, "4 c"]:
     """Sums by category: IoU, clouds, correctly predicted points, points; totals of batches and shards add up.
 
-    Points with a negative part are unlabelled and do not count.
+    Points with a negative part are unlabelled and do not count, nor do clouds that have no others.
     """
     labelled = parts >= 0
     predicted = predict_parts(logits, category, table).masked_fill(~labelled, -1)
-    iou = shape_iou(predicted, parts, category, table).double()
+    counted = labelled.any(dim=1).double()
+    iou = shape_iou(predicted, parts, category, table).double() * counted
     correct = ((predicted == parts) & labelled).double().sum(dim=1)
     totals = torch.zeros(4, len(table), dtype=torch.float64, device=logits.device)
-    rows = (iou, torch.ones_like(iou), correct, labelled.double().sum(dim=1))
+    rows = (iou, counted, correct, labelled.double().sum(dim=1))
     for total, values in zip(totals, rows, strict=True):
         total.index_add_(0, category, values)
     return totals

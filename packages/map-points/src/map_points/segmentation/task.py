@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from map_core.data import refuse_two_evaluation_sets
 from map_core.errors import UserError
 from map_core.objective import Terms
 from map_core.randomness import Draw
-from map_core.ranges import check
+from map_core.ranges import check, refuse_without_effect
 from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.families import family_of
@@ -32,6 +33,7 @@ from map_core.training.processes import launched_processes, sum_over_processes
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import exported_file
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
+from map_points.data.shapenetpart import IGNORED
 from map_points.factory import MODELS, PointModelConfig, create_backbone
 from map_points.segmentation.metrics import part_metrics, part_totals, parts_of_categories
 from map_points.segmentation.model import PartSegmenter, feature_layers
@@ -172,6 +174,9 @@ class SegmentTask(Task):
 
     def __init__(self, config: SegmentConfig, data: PartData | None = None) -> None:
         torch.manual_seed(config.training.seed)
+        refuse_two_evaluation_sets(config.data)
+        because = "segmentation, which draws points of the whole object"
+        refuse_without_effect("data", config.data, "train_sampling", because=because)
         self.data = data or load_part_data(config.data)
         self.train_data = self.data.train
         training = config.training.resolved_for(len(self.train_data), processes=launched_processes())
@@ -197,7 +202,10 @@ class SegmentTask(Task):
         points, category, parts = batch
         scores = model(points, category).float().flatten(0, 1)
         smoothing = self.config.objective.smoothing
-        return Terms(F.cross_entropy(scores, parts.flatten(), label_smoothing=smoothing))
+        losses = F.cross_entropy(
+            scores, parts.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+        )
+        return Terms(losses / (parts != IGNORED).sum().clamp(min=1))  # 0 where no point has a part
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         totals = segmentation_totals(

@@ -74,7 +74,7 @@ def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     splits = _open(config, mode, purpose)
     train, evaluation = splits.train, splits.evaluation
     if train is not None and config.holdout:
-        held_out = _held_out(train.labels, config)
+        held_out = _held_out(train.labels, config, every_class=purpose == "finetune")
         if evaluates_held_out(config):
             evaluation = train.select(held_out, f"{config.holdout:g} held out of {train.name}")
         train = train.select(np.setdiff1d(np.arange(len(train.labels)), held_out))
@@ -85,13 +85,16 @@ def choose_splits(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
     return Splits(train, None if purpose == "pretrain" else evaluation, splits.ignored)
 
 
-def _held_out(labels: np.ndarray, config: DataConfig) -> np.ndarray:
+def _held_out(labels: np.ndarray, config: DataConfig, *, every_class: bool) -> np.ndarray:
     """The positions of the held-out part, chosen among images with labels.
 
     Images beside class folders (label -1), which pretraining alone reads, do not change it.
     """
     labelled = np.flatnonzero(labels >= 0)
-    return labelled[hold_out(labels[labelled], config.holdout, seed=config.holdout_seed)[1]]
+    _, held_out = hold_out(
+        labels[labelled], config.holdout, seed=config.holdout_seed, every_class=every_class
+    )
+    return labelled[held_out]
 
 
 def _open(config: DataConfig, mode: str, purpose: Purpose) -> Splits:
