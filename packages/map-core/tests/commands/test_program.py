@@ -46,7 +46,7 @@ def test_an_empty_section_means_defaults(run, tmp_path):
     assert run(f"pretrain --out x --config {tmp_path}/mine.yaml")[1].training.epochs == 7
 
 
-@pytest.mark.parametrize("text", ["#x", "null", "~", "", "012", "1e3", "no", "- a", "a: b", "[a", "{a}"])
+@pytest.mark.parametrize("text", ["#x", "null", "~", "012", "1e3", "no", "- a", "a: b", "[a", "{a}"])
 def test_a_text_on_the_command_line_is_that_text(run, text):
     for line in (["--data.root", text], [f"--data.root={text}"]):
         assert run(["pretrain", "--out", "x", *line])[1].data.root == text
@@ -66,6 +66,14 @@ def test_null_leaves_out_a_number_and_a_section_may_leave_out_a_text(run):
     line = ["pretrain", "--config", "pretrain_more_digits", "--out", "x"]
     config = run([*line, "--training.lr", "null", "--training.clip", "~", "--data", "{root: null}"])[1]
     assert (config.training.lr, config.training.clip, config.data.root) == (None, None, None)
+
+
+@pytest.mark.parametrize("option", ["--init", "--data.root"])
+def test_a_shell_variable_without_a_value_is_refused(refusal, option):
+    """Else a run would start from nothing, or train on the default data."""
+    for line in ([option, ""], [f"{option}="]):
+        message = refusal(["pretrain", "--out", "x", *line])
+        assert message == f"{option} needs a value; write {option} VALUE (or {option}=VALUE)"
 
 
 def test_the_home_folder_is_found_in_every_path(run, tmp_path, monkeypatch):
@@ -114,11 +122,38 @@ def test_a_commands_own_defaults_yield_to_recipe_and_overrides(recipes, toy):
     assert main("map-toy", [command], recipes, line.split()) == 0
     assert (configs[0].training.epochs, configs[0].training.lr) == (3, 1e-4)
     assert (configs[0].data.size, configs[0].data.kind) == ((8, 8), "images")
-    expected = {"training.lr": "1e-4", "training.epochs": "3", "out": "x", "data.kind": "images"}
+    expected = {"training.lr": "0.0001", "training.epochs": "3", "out": "x", "data.kind": "images"}
     expected["init"] = os.path.expanduser("~/y")
     assert explicit_settings == [expected]
     assert main("map-toy", [command], recipes, ["pretrain"]) == 2  # nothing given: an error, no traceback
     assert explicit_settings[1] == {}
+
+
+def test_what_a_command_derives_defaults_from_includes_whole_sections(recipes, toy, tmp_path):
+    """As a mapping or a file, on top of a recipe; a null counts as not given."""
+    explicit_settings = []
+
+    def defaults(explicit):
+        explicit_settings.append(explicit)
+        return {}
+
+    command = Command("pretrain", "Pretrain a model", toy.PretrainConfig, lambda config: None, defaults)
+    (tmp_path / "data.yaml").write_text("root: sea\nkind: points\nsize: [8, 9]\n")
+    for section in ("{root: sea, kind: points, size: [8, 9]}", tmp_path / "data.yaml"):
+        line = [
+            "pretrain",
+            "--config=pretrain_more_digits",
+            "--out=x",
+            f"--data={section}",
+            "--training.clip=null",
+        ]
+        assert main("map-toy", [command], recipes, line) == 0
+        data = {"data.root": "sea", "data.kind": "points", "data.size": "(8, 9)"}
+        assert explicit_settings.pop() == data | {
+            "training.lr": "0.0001",
+            "training.epochs": "30",
+            "out": "x",
+        }
 
 
 def test_defaults_from_the_run_that_init_names(tmp_path, toy):

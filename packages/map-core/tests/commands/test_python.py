@@ -1,6 +1,7 @@
 """Commands as functions: the same runs, files and refusals as on the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from toy_domain import DOMAIN
 
 from map_core import UserError
 from map_core.commands.listing import standard_commands
-from map_core.commands.program import main
+from map_core.commands.program import find_command, main
 from map_core.commands.python import Functions
 
 COMMANDS = standard_commands(DOMAIN, sample="toy")
@@ -95,6 +96,20 @@ def test_what_no_command_takes_is_refused(arguments, message, tmp_path, unchecke
     with pytest.raises(UserError, match=message):
         TOYS.pretrain(**{"out": tmp_path / "run", **arguments})
     assert not (tmp_path / "run").exists()
+
+
+def test_numbers_are_among_the_settings_that_defaults_depend_on(tmp_path):
+    explicit_settings = []
+
+    def defaults(explicit):
+        explicit_settings.append(explicit)
+        return {}
+
+    command = replace(find_command("pretrain", COMMANDS), defaults=defaults, run=lambda config: None)
+    settings = {"data.count": 16, "data.flip": True, "training": {"clip_grad": None}}
+    Functions([command], DOMAIN.recipes, files="toys").pretrain("sea", out=tmp_path, **settings)
+    expected = {"data.root": "sea", "out": str(tmp_path), "data.count": "16", "data.flip": "True"}
+    assert explicit_settings == [expected]
 
 
 def test_settings_override_recipes_and_none_is_null(tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ from map_core.commands.results import refuse_other_classes
 from map_core.commands.standard import configs, data_of_run, model_of_run
 from map_core.runs.checkpoint import find_fault
 from map_core.runs.notes import note, tell
+from map_core.runs.summary import refuse_training_run
 from map_core.tasks.pretraining import PretrainTask, hide_and_reconstruct, load_objective
 
 QUICK = [
@@ -89,9 +91,25 @@ def test_a_training_command_says_its_data_and_where_its_results_are(tmp_path, ca
 
 def test_other_processes_than_the_first_print_nothing(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     tell("a result")
     note("a remark")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("processes", [None, "1"])
+def test_a_process_without_others_writes_its_result_whatever_its_rank(
+    runs, tmp_path, capsys, monkeypatch, processes
+):
+    """A scheduler may set RANK for its own purposes."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("WORLD_SIZE", processes)
+    out = tmp_path / "predictions.csv"
+    assert run("predict", "--init", runs.finetune, "--toys", "5", *RUNNING, "--out", out) == 0
+    assert len(table(out)) == 2
+    assert capsys.readouterr().out == f"1 toys -> {out}\n"
 
 
 @pytest.mark.parametrize("name", ["finetune", "probe"])
@@ -294,6 +312,24 @@ def test_an_evaluation_never_replaces_a_training_run(runs, capsys):
         f"{runs.finetune} is a training run, whose summary.json would be replaced" in capsys.readouterr().err
     )
     assert (runs.finetune / "summary.json").read_text() == summary_before
+
+
+@pytest.mark.parametrize(
+    ("files", "is_run"),
+    [
+        ({"summary.json": '{"task": "pretrain"}'}, True),
+        ({"config.yaml": "", "checkpoints/a": ""}, True),
+        ({"checkpoints/a": ""}, False),
+        ({"summary.json": '{"task": "evaluate"}', "config.yaml": ""}, False),
+        ({"summary.json": "{"}, False),
+    ],
+)
+def test_a_training_run_is_told_by_its_checkpoints_or_its_summary(tmp_path, files, is_run):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="is a training run, whose model") if is_run else nullcontext():
+        refuse_training_run(tmp_path, replaced="model")
 
 
 def test_an_encoder_cannot_be_evaluated_as_a_classifier(runs, tmp_path, capsys):

@@ -80,6 +80,17 @@ def test_a_step_beyond_the_run_is_refused(tmp_path, step):
         read(tmp_path, json.dumps(STATE | {"step": step}))
 
 
+def test_a_run_that_is_to_stop_before_its_checkpoint_is_refused(tmp_path):
+    (tmp_path / "state.json").write_text(json.dumps(STATE))
+    message = (
+        rf"training.max_steps \(7\) is below the step of {tmp_path} \(8\), from which the run would go on; set "
+        r"--training.max_steps 8 or more, or leave it out"
+    )
+    with pytest.raises(UserError, match=message):
+        read_state(tmp_path, SETTINGS, total_steps=16, max_steps=7)
+    assert read_state(tmp_path, SETTINGS, total_steps=16, max_steps=8)["step"] == 8
+
+
 def mutants():
     """Every value of an account, replaced by one of each other type or left out."""
     wrong_values = ("x", [], [1], {"a": "b"}, -1, True, "absent")

@@ -26,6 +26,7 @@ def test_other_processes_show_nothing(
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert list(track("ab", total=2, title="reading", unit="image")) == ["a", "b"]
     assert capsys.readouterr().err == ""
 

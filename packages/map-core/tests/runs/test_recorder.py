@@ -20,7 +20,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def recorder(tmp_path, clock):
     return Recorder(
-        tmp_path, total_steps=9, steps_per_epoch=3, batch_size=8, start=0, state={}, mean=dict, writes=False,
+        tmp_path, last_step=9, steps_per_epoch=3, batch_size=8, start=0, state={}, mean=dict, writes=False,
         progress=False, tensorboard=False,
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_a_resumed_run_counts_the_seconds_before_it(tmp_path, clock, recorder):
     clock[0] += 30
     state = recorder.state() | {"window": {"sums": {}, "counts": {}}}
     resumed = Recorder(
-        tmp_path, total_steps=9, steps_per_epoch=3, batch_size=8, start=2, state=state, mean=dict, writes=False,
+        tmp_path, last_step=9, steps_per_epoch=3, batch_size=8, start=2, state=state, mean=dict, writes=False,
         progress=False, tensorboard=False,
     )  # fmt: skip
     clock[0] += 12

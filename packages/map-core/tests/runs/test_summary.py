@@ -26,12 +26,13 @@ class Config:
     data: Section = field(default_factory=Section)
     color: Color = Color.RED
     ratio: float = 0.5
+    resume: str | None = None
 
 
 @pytest.mark.parametrize(
     ("value", "plain"),
     [
-        (Config(), {"data": {"root": None, "size": [2, 3]}, "color": "red", "ratio": 0.5}),
+        (Section(), {"root": None, "size": [2, 3]}),
         ({1: Path("a/b"), "x": [Color.RED, (1,)]}, {"1": "a/b", "x": ["red", [1]]}),
         (True, True),
     ],
@@ -40,8 +41,8 @@ def test_values_become_plain(value, plain):
     assert to_serializable(value) == plain
 
 
-def test_a_configuration_is_yaml_in_the_order_of_its_fields(tmp_path):
-    write_config(tmp_path, Config(Section(Path("data"))))
+def test_a_configuration_is_yaml_in_the_order_of_its_fields_without_the_checkpoint_of_one_start(tmp_path):
+    write_config(tmp_path, Config(Section(Path("data")), resume="runs/a/checkpoints/step_00000008"))
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config == {"data": {"root": "data", "size": [2, 3]}, "color": "red", "ratio": 0.5}
     assert list(config) == ["data", "color", "ratio"]

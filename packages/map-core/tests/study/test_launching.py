@@ -111,6 +111,13 @@ def test_settings_that_no_cluster_has(tmp_path: Path) -> None:
         ClusterJobs("local", tmp_path, settings)
 
 
+def test_a_log_that_the_disk_refuses_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "arm").write_text("no folder")
+    message = r"^cannot write the log .*arm/run.log \(.+\); see to that disk, then start the study again: it goes on$"
+    with pytest.raises(UserError, match=message):
+        Processes(1).start(SAY, tmp_path / "arm/run.log")
+
+
 def test_nothing_is_written_through_a_link_in_a_study_s_folder(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "run.log").symlink_to(tmp_path / "precious")

@@ -530,6 +530,24 @@ def test_results_of_a_study_that_was_another_are_refused(tmp_path: Path) -> None
         run_study(changed, location, launcher=launcher, progress=False)
 
 
+def test_machines_that_split_the_seeds_share_the_trials_of_the_first(tmp_path: Path) -> None:
+    """Trials have no seed in their names: a machine goes on from another one's only if its seeds begin alike."""
+    settings = {**SCRATCH, "learning_rates": [0.1], "name": "shared"}
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    launcher = FakeLauncher({"test_accuracy": 50.0})
+    run_study(make_study(tmp_path, **settings, seeds=[0]), location, launcher=launcher, progress=False)
+    before = [result.key for result in read_results(location.results)]
+    with pytest.raises(
+        UserError,
+        match=r"scratch/trials/finetune_lr0.1 .*training.seed was 0 and is 1\): trials run at the first of seeds: "
+        r"begin seeds with 0 wherever parts of the study run, or remove the lines and folders of all trials; else give",
+    ):
+        run_study(make_study(tmp_path, **settings, seeds=[1]), location, launcher=launcher, progress=False)
+    run_study(make_study(tmp_path, **settings, seeds=[0, 1]), location, launcher=launcher, progress=False)
+    added = [result.key for result in read_results(location.results)][len(before) :]
+    assert added == ["scratch/seed1/finetune"]
+
+
 MACHINE_SETTINGS: dict[str, Any] = {
     "training.workers": 4,
     "training.compile": "blocks",

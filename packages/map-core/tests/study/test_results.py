@@ -178,6 +178,20 @@ def test_the_report_holds_every_number_of_the_results(tmp_path: Path) -> None:
     assert json.loads((path.parent / "report.json").read_text())["map/finetune/all"] == {"0": 80.0, "1": 82.0}
 
 
+def test_a_report_that_the_disk_refuses_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "name: s\narms: {one: {}, other: {}}\nfinetune: {recipe: finetune_digits}\nmeasures: [finetune]\nseeds: [0]\n"
+    )
+    study = read_study(file, "map_core.study")
+    (tmp_path / "report.md").mkdir()  # in the report's place
+    message = (
+        r"^cannot write the report .*report.md \(.+\); see to that disk, then write it with study-report$"
+    )
+    with pytest.raises(UserError, match=message):
+        write_report(study, [], tmp_path, "command")
+
+
 def test_arms_are_compared_at_equal_compute_as_well(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     pretrained = {"pretrain": {"recipe": "pretrain_digits"}}

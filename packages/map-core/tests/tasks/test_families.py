@@ -277,6 +277,23 @@ def test_no_part_of_an_earlier_model_stays_beside_another(tmp_path, monkeypatch,
         load_objective(TOYS, tmp_path / "run")
 
 
+def test_a_training_run_is_not_overwritten_by_a_conversion(tmp_path, capsys):
+    file, out = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth"), tmp_path / "run"
+    out.mkdir()
+    for name, text in (
+        ("summary.json", '{"task": "finetune"}'),
+        ("model.json", "{}"),
+        ("model.safetensors", ""),
+    ):
+        (out / name).write_text(text)
+    assert convert(file, "--out", out) == 2
+    assert (
+        f"{out} is a training run, whose model would be replaced; choose another --out"
+        in capsys.readouterr().err
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.safetensors", "summary.json"]
+
+
 def test_a_model_of_ours_is_not_converted_again(tmp_path, capsys):
     assert (
         convert(saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth"), "--out", tmp_path / "run")

@@ -107,6 +107,30 @@ def test_every_measure_and_stage_is_the_runs(finetuned_card, pretrained):
     assert text.index("map-toy pretrain") < text.index("map-toy finetune")
 
 
+START_UNKNOWN = "- started from: weights of which no run is here: how they were trained is not known"
+
+
+@pytest.mark.parametrize("fault", [None, "trained anew", "moved away", "of version 0.1"])
+def test_a_card_tells_of_the_run_of_the_weights_that_another_one_started_from_and_of_no_other(
+    finetuned, pretrained, tmp_path, fault
+):
+    run, parent = (
+        shutil.copytree(of[0], tmp_path / name) for of, name in ((finetuned, "run"), (pretrained, "parent"))
+    )
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"init": "parent"}))
+    if fault == "trained anew":
+        shutil.copyfile(parent / "model_ema.safetensors", parent / "model.safetensors")
+    elif fault == "moved away":
+        parent.rename(tmp_path / "elsewhere")
+    elif fault == "of version 0.1":
+        summary = json.loads((run / "summary.json").read_text())
+        del summary["init_identity"]
+        save_json(run / "summary.json", summary)
+    _, text = write_card(run, tmp_path / "card")
+    assert ("map-toy pretrain" in text, START_UNKNOWN in text) == (fault is None, fault is not None)
+
+
 def test_a_card_says_what_a_summary_lacks(finetuned, tmp_path):
     run = shutil.copytree(finetuned[0], tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
@@ -198,9 +222,14 @@ def test_an_unfinished_run_is_refused_and_nothing_is_written(pretrained, tmp_pat
     assert not (tmp_path / "card").exists()
 
 
-def test_a_run_is_not_overwritten_by_its_card(pretrained):
-    with pytest.raises(UserError, match="is the run itself; give the card a folder of its own"):
-        write_card(pretrained[0], pretrained[0])
+def test_no_run_is_overwritten_by_a_card(pretrained, finetuned):
+    for out in (pretrained[0], finetuned[0]):
+        before = (out / "model.safetensors").read_bytes()
+        with pytest.raises(
+            UserError, match="is a training run, whose model would be replaced; choose another --out"
+        ):
+            write_card(pretrained[0], out)
+        assert (out / "model.safetensors").read_bytes() == before
 
 
 def test_the_command_line_makes_one(finetuned, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Results in parts: any number of processes writes what one does, and a killed command resumes."""
 
+import errno
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from torch import nn
 from toy_domain import DOMAIN, ToySamples
 
 from map_core import UserError
+from map_core.commands import results
 from map_core.commands.listing import standard_commands
 from map_core.commands.program import main
 from map_core.runs.lock import RunLock
@@ -290,6 +292,28 @@ def test_a_full_disk_keeps_the_finished_parts_and_the_command_resumes(
     assert "train_00000: 9 of 9 parts are there already" in capsys.readouterr().err
     assert run(*arguments_of(classifier, "features", tmp_path / "whole.npz")) == 0
     assert result(out) == result(tmp_path / "whole.npz")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_disk_that_is_full_at_an_evaluation_s_summary_keeps_its_parts(
+    tmp_path, classifier, capsys, monkeypatch, exists
+):
+    out = tmp_path / "e"
+    if exists:
+        out.mkdir()
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_summary", refuse)
+        assert run(*arguments_of(classifier, "evaluate", out)) == 2
+    assert capsys.readouterr().err.startswith("map-toy: error: the disk is full")
+    assert run(*arguments_of(classifier, "evaluate", out)) == 0
+    assert "evaluation_00000: 4 of 4 parts are there already" in capsys.readouterr().err
+    assert result(out)["toys"] == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+    assert [path.name for path in out.iterdir()] == ["summary.json"]
 
 
 @pytest.mark.parametrize("command", ["predict", "features"])

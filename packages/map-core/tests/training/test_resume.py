@@ -15,8 +15,12 @@ from safetensors.torch import load_file
 from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core import UserError
+from map_core.errors import Diverged
+from map_core.runs import progress
 from map_core.runs.checkpoint import write_manifest
+from map_core.tasks.weights import save_weights, weights_file
 from map_core.training import train
+from map_core.training.task import exported_file
 
 SETTINGS = {"checkpoint_steps": 3, "accumulation_steps": 2, "ema_decay": 0.9}
 
@@ -115,6 +119,54 @@ def half_run(tmp_path):
     out = tmp_path / "run"
     train(ToyTask(), toy_config(**SETTINGS, max_steps=8), out)
     return out
+
+
+class ExportingTask(ToyTask):
+    """Exports as a pretraining does."""
+
+    def export(self, model, directory, weights):
+        for name in ("model", "pretraining"):
+            save_weights(exported_file(directory, name, weights), model.state_dict(), {"holds": name})
+
+
+class UnexportableTask(ToyTask):
+    def export(self, model, directory, weights):
+        raise UserError("no export")
+
+
+def results_in(out):
+    """Bytes by name."""
+    files = [*out.glob("*.safetensors"), *out.glob("model*.json"), *out.glob("pretraining*.json")]
+    return {path.name: path.read_bytes() for path in (*files, *out.glob("summary.json"))}
+
+
+def test_a_finished_run_that_goes_on_has_no_results_until_it_ends_again(tmp_path):
+    out, settings = tmp_path / "run", {**SETTINGS, "progress": False}
+    train(ExportingTask(), toy_config(**settings, max_steps=8), out)
+    results = results_in(out)
+    assert len(results) == 9
+    with pytest.raises(UserError, match="no export"):
+        train(UnexportableTask(), toy_config(**settings, max_steps=8), out, resume="auto")
+    assert results_in(out) == results, "no step was trained"
+
+    (out / "model_best.safetensors").touch()  # follows the checkpoints
+    (out / "model_of_mine.safetensors").touch()
+    with pytest.raises(Diverged):  # as if killed
+        train(ExportingTask(nan_at=11), toy_config(**settings), out, resume="auto")
+    assert results_in(out) == {"model_of_mine.safetensors": b""}
+    with pytest.raises(UserError, match=r"no weights at .*\(the run has not finished: resume it\)"):
+        weights_file(out)
+
+    train(ExportingTask(), toy_config(**settings), out, resume="auto")
+    after = results_in(out)
+    assert after.keys() == {*results, "model_of_mine.safetensors"}
+    assert after["model.safetensors"] != results["model.safetensors"]
+
+
+def test_progress_is_to_the_step_at_which_the_run_stops(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+    train(ToyTask(), toy_config(max_steps=3), tmp_path / "run")
+    assert "step 1/3, " in capfd.readouterr().err
 
 
 def test_resume_auto_is_the_command_of_a_first_start_too(tmp_path, whole_run, capfd):

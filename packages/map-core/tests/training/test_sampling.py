@@ -206,6 +206,34 @@ def test_a_users_error_ends_a_pass_in_order(workers):
         )
 
 
+class Growing:
+    """The seventh sample is longer."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.zeros(3 if index == 6 else 2), index
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_of_unequal_shapes_are_reported_with_their_shapes(workers):
+    batches = batches_in_order(Growing(), batch_size=4, workers=workers, device=torch.device("cpu"))
+    assert len(next(batches)[1]) == 4
+    message = r"^samples of shapes \(2,\) and \(3,\) do not fit into one batch \(.*\); make their shapes equal where"
+    with pytest.raises(UserError, match=message):
+        next(batches)
+
+
+def test_an_error_of_a_collate_function_over_equal_shapes_is_passed_on():
+    def fail(samples):
+        raise RuntimeError("an error of another kind")
+
+    settings = {"batch_size": 4, "workers": 0, "device": torch.device("cpu"), "collate": fail}
+    with pytest.raises(RuntimeError, match=r"^an error of another kind$"):
+        next(batches_in_order(ToyData(8), **settings))
+
+
 def test_too_little_data_is_refused():
     with pytest.raises(
         UserError, match=r"holds 10 samples, fewer than one batch .*16.*lower --training.batch_size"

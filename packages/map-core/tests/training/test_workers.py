@@ -11,6 +11,7 @@ import torch
 from processes import start, wait_for
 
 from map_core import UserError
+from map_core.training import workers
 from map_core.training.loading import load_batches
 from map_core.training.sampling import SampleKey
 from map_core.training.workers import await_death
@@ -111,6 +112,16 @@ def test_an_error_of_the_data_set_is_passed_on(kind):
 
     with pytest.raises(kind, match=f"Caught {kind.__name__} in DataLoader worker process 0"):
         list(batches(fail))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, EOFError, OSError])
+def test_without_processes_an_error_of_the_data_set_comes_at_once(kind, monkeypatch):
+    def fail():
+        raise kind("a broken disk")
+
+    monkeypatch.setattr(workers, "await_death", lambda *arguments: pytest.fail("nobody's death was awaited"))
+    with pytest.raises(kind, match=r"^a broken disk$"):
+        list(batches(fail, workers=0))
 
 
 def test_processes_that_hang_end_with_an_iteration_that_is_left():

@@ -35,7 +35,8 @@ NO_SETTINGS = {"model.num_classes": "classes are counted from the data: their fo
 def sort_arguments(arguments: Sequence[str], settings: Mapping[str, Setting]) -> Arguments:
     """Sort a command's arguments: ``--key value``, ``--key=value``, and ``--key a b`` where several are allowed.
 
-    The option of a Boolean setting means true where it stands alone.
+    The option of a Boolean setting means true where it stands alone. An empty value, as of a shell variable that is
+    not set, is refused.
 
     Raises:
         UserError: an unknown option, a value without an option, or an option without a value.
@@ -65,7 +66,7 @@ def sort_arguments(arguments: Sequence[str], settings: Mapping[str, Setting]) ->
             result.recipes.append(values[0])
         elif not values and settings[name].kind is bool:
             result.settings.append((name, ["true"]))
-        elif not values:
+        elif not any(values):
             raise UserError(f"{option} needs a value; write {option} VALUE (or {option}=VALUE)")
         else:
             result.settings.append((name, values))

@@ -15,12 +15,15 @@ from map_core.commands.standard import config_of
 from map_core.errors import UserError, in_one_line, reason
 from map_core.paths import expand_user, is_file
 from map_core.reading import read_small
+from map_core.runs.checkpoint import content_of
 from map_core.runs.files import require_folder
 from map_core.runs.metrics import read_metrics
 from map_core.runs.notes import tell
+from map_core.runs.summary import refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.model_card import MEASURED, Stage, UsageTerms, write_model_card
 from map_core.tasks.typed import command_line_words, fits, name_of
+from map_core.tasks.weights import MODEL_FILE
 
 CONFIG_BY_TASK = {
     "pretrain": "pretrain",
@@ -29,8 +32,8 @@ CONFIG_BY_TASK = {
 }  # commands and their configurations
 NOT_OF_TRAINING = ("out", "resume")  # settings that do not affect the trained model
 SUMMARY_TYPES = {  # the entries of a summary that a card shows, and their types
-    "commit": str | None, "device": str, "evaluated_on": str | None, "loss": float | None, "processes": int,
-    "seconds": float | None, "versions": dict,
+    "commit": str | None, "device": str, "evaluated_on": str | None, "init_identity": str | None, "loss": float | None,
+    "processes": int, "seconds": float | None, "versions": dict,
 }  # fmt: skip
 LONGEST_CHAIN = 5  # runs, each started from the previous one
 
@@ -53,12 +56,11 @@ def card(domain: Domain, config: Any) -> None:
     """Write the folder and print where it is.
 
     Raises:
-        UserError: the run is not finished, or of another kind.
+        UserError: the run is not finished, or of another kind; ``out`` is a training run.
     """
     run, out = expand_user(config.run), expand_user(config.out)
     require_folder(out)
-    if out.resolve() == run.resolve():
-        raise UserError(f"--out {out} is the run itself; give the card a folder of its own")
+    refuse_training_run(out, replaced="model")
     stages = list(reversed(list(stages_of(domain, run))))
     terms = UsageTerms(config.data_terms, config.license, tuple(config.datasets or ()))
     tell(f"-> {write_model_card(domain, run, out, stages, terms)}")
@@ -77,8 +79,12 @@ def stages_of(domain: Domain, run: Path) -> Iterator[Stage]:
         summary, config = read_summary(current), read_yaml(current / "config.yaml")
         if not isinstance(config, dict):
             raise UserError(f"{current / 'config.yaml'} is no mapping; copy the file from the run again")
-        yield Stage(command_of(domain, summary["task"], config), summary, last_epoch(current))
-        current = parent_run(current, config.get("init"))
+        init = config.get("init")
+        parent = parent_run(current, init, summary.get("init_identity"))
+        command = command_of(domain, summary["task"], config)
+        unknown_start = init is not None and parent is None
+        yield Stage(command, summary, last_epoch(current), unknown_start)
+        current = parent
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -111,13 +117,21 @@ def last_epoch(run: Path) -> float | None:
     return max((row["epoch"] for row in read_metrics(run) if row["kind"] == "train"), default=None)
 
 
-def parent_run(run: Path, init: Any) -> Path | None:
-    """The run that another one started from, if it still exists; a relative path is tried from every parent folder."""
+def parent_run(run: Path, init: Any, identity: Any) -> Path | None:
+    """The run that another one started from, if it still holds those weights.
+
+    Args:
+        run: The other one.
+        init: Where it found the weights; a relative path is tried from every parent folder.
+        identity: Theirs, see :func:`~map_core.tasks.weights.weights_identity`; earlier versions kept none.
+    """
     if not isinstance(init, str):
         return None
-    candidates = [expand_user(init), *(parent / init for parent in run.resolve().parents)]
-    folders = [path.parent if is_file(path) else path for path in candidates]
-    return next((folder for folder in folders if is_file(folder / "summary.json")), None)
+    for path in (expand_user(init), *(parent / init for parent in run.resolve().parents)):
+        file = path if is_file(path) else path / MODEL_FILE
+        if is_file(file.parent / "summary.json") and content_of(str(file)) == identity:
+            return file.parent
+    return None
 
 
 def command_of(domain: Domain, task: str, config: Mapping[str, Any]) -> str:

@@ -37,9 +37,9 @@ class Command:
             (``--training.epochs``). A configuration and its sections may have ``validate()``, which is called
             before the command runs.
         run: What to do with an instance of ``config``.
-        defaults: Maps the settings of the command line and the recipes (dotted name to text) to other defaults, by
-            dotted name, such as the settings of the run named by ``--init``; recipes and the command line override
-            them.
+        defaults: Maps the settings of the command line and the recipes that are not null (dotted name to text) to
+            other defaults, by dotted name, such as the settings of the run named by ``--init``; recipes and the
+            command line override them.
         essential: The settings that ``--help`` shows, besides those outside of any section; ``--help-all`` shows
             all of them.
         pinned: Maps them likewise to settings that override the recipes, such as those inherited from the weights

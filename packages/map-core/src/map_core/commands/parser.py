@@ -30,7 +30,7 @@ from map_core.commands.settings import (
     nest,
     yaml_values,
 )
-from map_core.commands.values import MismatchError, convert, convert_arguments, short_repr, to_text
+from map_core.commands.values import MismatchError, convert, convert_arguments, short_repr
 from map_core.errors import UserError
 from map_core.paths import expand_user, is_file
 
@@ -105,14 +105,15 @@ def resolve(
         hint = wrong_command_hint(layer.source, command, commands)
         tree = merge(tree, convert_layer(layer, settings, hint))
 
+    command_line: dict[str, Any] = {}
+    for name, values in arguments.settings:
+        command_line = merge(command_line, convert_option(settings[name], values, settings))
+
     # over them the settings inherited from the weights of --init, then the command line
-    texts = recipe_texts(layers) | {name: values[0] for name, values in arguments.settings}
-    explicit = {name: to_text(value) for name, value in texts.items() if isinstance(value, str)}
+    explicit = texts_of(merge(tree, command_line))
     pinned = convert_defaults(command.pinned_settings(explicit), settings)
     warn_of_overridden_recipes(tree, pinned)
-    tree = merge(tree, pinned)
-    for name, values in arguments.settings:
-        tree = merge(tree, convert_option(settings[name], values, settings))
+    tree = merge(merge(tree, pinned), command_line)
 
     # below all of these the defaults
     defaults = convert_defaults(command.other_defaults(explicit), settings)
@@ -236,12 +237,9 @@ def warn_of_overridden_recipes(recipes: dict[str, Any], pinned: dict[str, Any]) 
             )
 
 
-def recipe_texts(layers: Sequence[Layer]) -> dict[str, str]:
-    """The text values of recipes, by dotted name."""
-    tree: dict[str, Any] = {}
-    for layer in layers:
-        tree = merge(tree, layer.values or {})
-    return {name: value for name, value in flatten(tree).items() if isinstance(value, str)}
+def texts_of(tree: dict[str, Any]) -> dict[str, str]:
+    """Nested values as texts, by dotted name; those that are null are left out."""
+    return {name: str(value) for name, value in flatten(tree).items() if value is not None}
 
 
 def show_and_exit(

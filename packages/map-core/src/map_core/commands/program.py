@@ -14,6 +14,7 @@ from map_core.commands.output import open_missing_output, show_any_text, while_s
 from map_core.commands.parser import parse
 from map_core.commands.recipes import recipe_names
 from map_core.errors import RunStopped, UserError, near_matches, visible
+from map_core.runs.notes import is_main_process
 
 EXIT_USER_ERROR = UserError.status
 EXIT_INTERRUPTED = 130
@@ -37,7 +38,7 @@ def main(program: str, commands: Sequence[Command], recipes: str, argv: Sequence
     """
     open_missing_output()
     # all processes give the same warnings: those of the first are enough
-    level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    level = logging.WARNING if is_main_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     show_any_text()
     # PyTorch reads this at its first large allocation: huge pages spare most page faults (docs/performance.md)

@@ -14,7 +14,7 @@ from map_core.ranges import check, refuse_without_effect
 from map_core.runs.files import require_file, require_folder
 from map_core.runs.notes import is_main_process, tell
 from map_core.runs.pictures import require_picture
-from map_core.runs.summary import describe_run, write_summary
+from map_core.runs.summary import describe_run, refuse_training_run, write_summary
 from map_core.tasks.domain import Domain, OpenedData, Samples
 from map_core.tasks.embedding_page import page_file, write_page
 from map_core.tasks.evaluation import (
@@ -38,27 +38,30 @@ def evaluate(domain: Domain, config: Any) -> None:
     out = expand_user(config.out)
     require_folder(out)
     config.evaluation.validate()
-    refuse_training_run(out)
+    refuse_training_run(out, replaced="summary.json")
     model_kind = read_description(config.init).get("holds", "")
     evaluator = domain.evaluators.get(model_kind)
-    if evaluator and not is_main_process():
-        return  # these evaluators work in one process
-    summary = evaluator(config) if evaluator else evaluate_classifier(domain, config, out)
-    if not is_main_process():
-        return
-    if "protocol" in summary:
-        print(summary["protocol"])
-    print(f"evaluated on {visible(summary['evaluated_on'])}")
-    for name, value in summary.items():
+    if evaluator is None:
+        evaluate_classifier(domain, config, out)
+    elif is_main_process():  # these evaluators work in one process
+        write_measures(out, config.init, evaluator(config))
+
+
+def write_measures(out: Path, init: str, measures: dict[str, Any]) -> None:
+    """Print the measures of a run and write them into ``out``."""
+    if "protocol" in measures:
+        print(measures["protocol"])
+    print(f"evaluated on {visible(measures['evaluated_on'])}")
+    for name, value in measures.items():
         if name.startswith("test_"):
             print(f"{visible(name):26} {value:.4g}")
     out.mkdir(parents=True, exist_ok=True)
-    write_summary(out, {"task": "evaluate", "init": config.init, **summary})
+    write_summary(out, {"task": "evaluate", "init": init, **measures})
     tell(f"-> {out / 'summary.json'}")
 
 
-def evaluate_classifier(domain: Domain, config: Any, out: Path) -> dict[str, Any]:
-    """Accuracies of a classifier, for its summary; empty on all processes but the first."""
+def evaluate_classifier(domain: Domain, config: Any, out: Path) -> None:
+    """Measure the accuracies of a classifier, in one process or several."""
     model, classes = domain.models.classifier(config.init)
     data = domain.open_data(
         config.data, domain.models.read_model_config(config.init), "evaluate", read_description(config.init)
@@ -76,20 +79,21 @@ def evaluate_classifier(domain: Domain, config: Any, out: Path) -> dict[str, Any
                 gather=parts.collector("evaluation"),
             )
         if not is_main_process():
-            return {}
-        measures = classification_metrics(class_totals(logits, labels))
-    if data.skipped().count:
-        tell(data.skipped().note)
-    protocol = domain.protocol(config.evaluation)
-    processes = parts.peers.count
-    return {
-        **({"protocol": protocol} if protocol else {}),
-        "evaluated_on": data.evaluated_on,
-        **measures,
-        f"{domain.sample}s": len(data.evaluation),
-        **({"processes": processes} if processes > 1 else {}),
-        **watch.report(parts.computed // max(len(parts.passes), 1)),
-    }
+            return
+        if data.skipped().count:
+            tell(data.skipped().note)
+        protocol = domain.protocol(config.evaluation)
+        processes = parts.peers.count
+        measures = {
+            **({"protocol": protocol} if protocol else {}),
+            "evaluated_on": data.evaluated_on,
+            **classification_metrics(class_totals(logits, labels)),
+            f"{domain.sample}s": len(data.evaluation),
+            **({"processes": processes} if processes > 1 else {}),
+            **watch.report(parts.computed // max(len(parts.passes), 1)),
+        }
+        with parts.writing_result():
+            write_measures(out, config.init, measures)
 
 
 def predict(domain: Domain, config: Any) -> None:
@@ -231,18 +235,6 @@ def reconstruct(domain: Domain, config: Any) -> None:
         pretrained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed
     )
     tell(f"{len(inputs)} {domain.sample}s -> {out}")
-
-
-def refuse_training_run(out: Path) -> None:
-    """Keep an evaluation from replacing the summary of a training run.
-
-    Raises:
-        UserError: ``out`` is the directory of a training run.
-    """
-    if (out / "checkpoints").is_dir():
-        raise UserError(
-            f"{out} is a training run, whose summary.json would be replaced; choose another --out"
-        )
 
 
 def refuse_other_classes(

@@ -24,6 +24,7 @@ def read_state(
     settings: dict[str, Any],
     *,
     total_steps: int,
+    max_steps: int | None = None,
     defaults: Mapping[str, Any] = NO_DEFAULTS,
 ) -> dict[str, Any]:
     """Read a checkpoint's step and account.
@@ -32,10 +33,12 @@ def read_state(
         checkpoint: Its directory.
         settings: Those of the run that is to continue.
         total_steps: Of that run.
+        max_steps: At which it is to stop, if earlier.
         defaults: Of settings that earlier versions lack; their runs behaved as these defaults do.
 
     Raises:
-        UserError: the checkpoint was written with other settings, lies beyond the run's end, or has no valid account.
+        UserError: the checkpoint was written with other settings, lies beyond the run's end or ``max_steps``, or has
+            no valid account.
     """
     path = checkpoint / STATE
     try:
@@ -49,6 +52,11 @@ def read_state(
     if state["step"] > total_steps:
         raise UserError(
             f"{path} is of step {state['step']}, but the run has {total_steps} steps; use another checkpoint"
+        )
+    if max_steps is not None and state["step"] > max_steps:
+        raise UserError(
+            f"training.max_steps ({max_steps}) is below the step of {checkpoint} ({state['step']}), from which the run "
+            f"would go on; set --training.max_steps {state['step']} or more, or leave it out"
         )
     return state
 

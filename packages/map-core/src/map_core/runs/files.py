@@ -86,6 +86,24 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
+@contextlib.contextmanager
+def explaining_disk_errors(action: str, *, then: str) -> Iterator[None]:
+    """Report what a disk refuses in one sentence.
+
+    Args:
+        action: What the block does, such as "write FILE".
+        then: What to do once there is room, or the disk works.
+
+    Raises:
+        UserError: the disk refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        cure = "make room" if is_full(error) else "see to that disk"
+        raise UserError(f"cannot {action} ({error.strerror or error}); {cure}, then {then}") from error
+
+
 def require_folder(out: Path, *, option: str = "--out") -> None:
     """Check, before any work, that results can be written into a folder, which need not exist yet.
 

@@ -7,8 +7,8 @@ from map_core.errors import visible
 
 
 def is_main_process() -> bool:
-    """Whether this is the only process, or the first that a launcher started: it sets RANK before any import."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the only process, or the first of those that a launcher started, which sets both variables."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def tell(message: str) -> None:

@@ -41,7 +41,7 @@ class Progress:
     """Progress over all steps of a run, on stderr.
 
     Args:
-        total: steps of the run.
+        total: the step at which the run will stop.
         start: steps done before.
         enabled: False prints messages only.
     """

@@ -18,7 +18,8 @@ class Recorder:
 
     Args:
         out: the run directory.
-        total_steps, steps_per_epoch, batch_size: of the run.
+        last_step: the step at which the run will stop.
+        steps_per_epoch, batch_size: of the run.
         start: the step to continue from.
         state: what :meth:`state` returned when the checkpoint of ``start`` was written.
         mean: averages scalars over all processes.
@@ -32,7 +33,7 @@ class Recorder:
         self,
         out: Path,
         *,
-        total_steps: int,
+        last_step: int,
         steps_per_epoch: int,
         batch_size: int,
         start: int,
@@ -46,7 +47,7 @@ class Recorder:
         self._steps_per_epoch, self._batch_size, self._mean = steps_per_epoch, batch_size, mean
         log = partial(MetricsLog, out, tensorboard=tensorboard, step=start, trackers=trackers)
         self._log = log() if writes else None
-        self.progress = Progress(total_steps, start, enabled=progress and writes)
+        self.progress = Progress(last_step, start, enabled=progress and writes)
         self._window = Window(**state.get("window", {}))
         self.last: dict[str, float] = state.get("last", {})
         self.evaluation: dict[str, float] | None = state.get("evaluation")

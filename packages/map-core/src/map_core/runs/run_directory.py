@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from map_core.errors import UserError
 from map_core.paths import expand_user
-from map_core.runs import best, lock, metrics, trackers
+from map_core.runs import best, lock, metrics, summary, trackers
 from map_core.runs.checkpoint import REMOVING, SUPERSEDED, WRITING, Checkpoints, find_fault
 from map_core.runs.files import UNFINISHED, is_full, require_folder
 from map_core.runs.lock import RunLock
@@ -28,6 +28,9 @@ FILES_OF_A_START = {
     trackers.FOLDER,
 }
 TEMPORARY = (f"{UNFINISHED}*", ".tmp*", "*.partial")
+WEIGHTS = ("model", "model_ema", "pretraining", "pretraining_ema")
+# what a run writes at its end: the mark that it has finished, then its weights
+RESULTS = (summary.FILE, *(f"{name}{suffix}" for name in WEIGHTS for suffix in (".safetensors", ".json")))
 
 
 def require_run_directory(out: Path, resume: str | None) -> None:
@@ -155,14 +158,19 @@ def clear(out: Path, checkpoints: Checkpoints) -> None:
                 path.unlink()
 
 
-def rewind(out: Path, checkpoints: Checkpoints, checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
+def rewind(
+    out: Path, checkpoints: Checkpoints, checkpoint: Path, state: dict[str, Any], *, stop: int
+) -> dict[str, Any]:
     """Take ``out`` back to the step of ``checkpoint``.
+
+    If steps follow, the results of an earlier end of the run are removed: nobody shall take them for those of this one.
 
     Args:
         out: The run directory.
         checkpoints: Those in it.
         checkpoint: The one that the run continues from; it may be of another directory.
         state: Its account.
+        stop: The step at which the run will stop.
 
     Returns:
         The recorder's state to continue from, see :func:`~map_core.runs.best.follow`.
@@ -170,6 +178,8 @@ def rewind(out: Path, checkpoints: Checkpoints, checkpoint: Path, state: dict[st
     step, recorder = state["step"], state["recorder"]
     truncate_metrics(out, step, evaluated=recorder.get("evaluation") is not None)
     checkpoints.set_aside_after(step)
+    for name in RESULTS if step < stop else ():
+        (out / name).unlink(missing_ok=True)
     return best.follow(out, checkpoint, recorder)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from map_core.errors import UserError
 from map_core.processor import processor_name
 from map_core.reading import read_small
 from map_core.runs.files import save_json, save_text
@@ -39,8 +40,9 @@ def to_serializable(value: Any) -> Any:
 
 
 def write_config(directory: Path, config: Any) -> None:
-    """Write config.yaml, the resolved configuration."""
-    save_text(directory / "config.yaml", yaml.safe_dump(to_serializable(config), sort_keys=False))
+    """Write config.yaml, the resolved configuration without ``resume``, which is of this start alone."""
+    values = {name: value for name, value in to_serializable(config).items() if name != "resume"}
+    save_text(directory / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
@@ -50,11 +52,32 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> None:
 
 def finished_summary(directory: Path) -> dict[str, Any]:
     """The summary that a run wrote when it finished; empty where there is none."""
+    summary = any_summary(directory)
+    return summary if summary.get("interrupted") is False else {}
+
+
+def any_summary(directory: Path) -> dict[str, Any]:
+    """The summary of a run or of an evaluation; empty where there is none that can be read."""
     try:
         summary = json.loads(read_small(directory / FILE))
     except (OSError, ValueError, RecursionError):
         return {}
-    return summary if isinstance(summary, dict) and summary.get("interrupted") is False else {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def refuse_training_run(out: Path, *, replaced: str) -> None:
+    """Keep a command from writing over the directory of a training run.
+
+    Args:
+        out: Where the command would write.
+        replaced: What it would replace there.
+
+    Raises:
+        UserError: ``out`` holds checkpoints with their configuration, or the summary of anything but an evaluation.
+    """
+    has_checkpoints = (out / "checkpoints").is_dir() and (out / "config.yaml").exists()
+    if has_checkpoints or any_summary(out).get("task") not in (None, "evaluate"):
+        raise UserError(f"{out} is a training run, whose {replaced} would be replaced; choose another --out")
 
 
 def versions(*more: str) -> dict[str, str]:

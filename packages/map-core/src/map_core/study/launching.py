@@ -7,10 +7,12 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError, near_matches
+from map_core.runs.files import explaining_disk_errors
+from map_core.study.results import GO_ON
 
 CLUSTERS = ("slurm", "local")  # names of submitit; its "local" starts processes here, to try settings out
 
@@ -84,11 +86,9 @@ def start_process(
     """Start a process whose output is appended to ``log``.
 
     Raises:
-        UserError: ``log`` is a link, which a folder from elsewhere may hold.
+        UserError: ``log`` is a link, which a folder from elsewhere may hold, or the disk refuses it.
     """
-    refuse_link(log)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
+    with open_log(log) as file:
         return subprocess.Popen(
             list(line),
             stdout=file,
@@ -96,6 +96,18 @@ def start_process(
             stdin=subprocess.DEVNULL,
             env={**os.environ, **environment},
         )
+
+
+def open_log(log: Path) -> BinaryIO:
+    """Open a log to append to it.
+
+    Raises:
+        UserError: it is a link, or the disk refuses it.
+    """
+    refuse_link(log)
+    with explaining_disk_errors(f"write the log {log}", then=GO_ON):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("ab")
 
 
 class JobCommand:
@@ -140,10 +152,8 @@ class ClusterJob:
         try:
             return int(self.job.result())
         except Exception as error:  # submitit's errors, for jobs that the cluster ended
-            refuse_link(self.log)
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("a") as file:
-                file.write(f"job {self.job.job_id}: {error}\n")
+            with explaining_disk_errors(f"write the log {self.log}", then=GO_ON), open_log(self.log) as file:
+                file.write(f"job {self.job.job_id}: {error}\n".encode())
             return 1
 
     def stop(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from map_core.runs.files import save_text
+from map_core.runs.files import explaining_disk_errors, save_text
 from map_core.runs.pictures import save_picture
 from map_core.study.definition import Arm, Study
 from map_core.study.measures import TRAINED, title_of
@@ -238,15 +238,20 @@ def short_commit(commit: str) -> str:
 
 
 def write_report(study: Study, results: Sequence[Result], out: Path, command: str) -> Path:
-    """Write ``report.md``, ``report.png`` and ``report.json`` into ``out``; return the page's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    picture = "\n![the measures](report.png)\n" if plot(study, results, out / "report.png") else ""
+    """Write ``report.md``, ``report.png`` and ``report.json`` into ``out``; return the page's path.
+
+    Raises:
+        UserError: the disk refuses one of them.
+    """
     numbers = {
         f"{arm.name}/{stage}/{labels or 'all'}": scores(results, arm.name, stage, labels)
         for arm in study.arms
         for stage, labels in columns(study)
     }
-    save_text(out / "report.json", json.dumps(numbers, indent=1) + "\n")
     path = out / "report.md"
-    save_text(path, page(study, results, command) + picture)
+    with explaining_disk_errors(f"write the report {path}", then="write it with study-report"):
+        out.mkdir(parents=True, exist_ok=True)
+        picture = "\n![the measures](report.png)\n" if plot(study, results, out / "report.png") else ""
+        save_text(out / "report.json", json.dumps(numbers, indent=1) + "\n")
+        save_text(path, page(study, results, command) + picture)
     return path

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from map_core.errors import UserError, reason
 from map_core.json_values import is_finite
 from map_core.reading import read_small
-from map_core.runs.files import is_full
+from map_core.runs.files import explaining_disk_errors
 from map_core.tasks.typed import fits, name_of
 
 
@@ -50,6 +50,7 @@ class Result:
 FIELD_TYPES = get_type_hints(Result)
 NUMERIC_FIELDS = ("seed", "labels", "lr", "score", "seconds", "samples", "flops")
 MAX_BYTES = 2**30  # of a results file
+GO_ON = "start the study again: it goes on"
 
 
 def append_result(path: Path, result: Result) -> None:
@@ -59,18 +60,13 @@ def append_result(path: Path, result: Result) -> None:
         UserError: the disk refused the write.
     """
     line = (json.dumps(asdict(result), sort_keys=True) + "\n").encode()
-    try:
+    with explaining_disk_errors(f"add to the results in {path}", then=GO_ON):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             append(descriptor, line)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        cure = "make room" if is_full(error) else "see to that disk"
-        raise UserError(
-            f"cannot add to the results in {path} ({error.strerror}); {cure}, then start the study again: it goes on"
-        ) from error
 
 
 def append(descriptor: int, line: bytes) -> None:

@@ -238,10 +238,13 @@ def refuse_other_settings(study: Study, results: Sequence[Result], location: Stu
             differences = ", ".join(
                 f"{key} was {earlier.get(key)!r} and is {current.get(key)!r}" for key in changed
             )
-            raise UserError(
-                f"{location.results} holds {run.key} with other settings ({differences}): give the changed study "
-                "another name, or remove that line and the run's folder"
-            )
+            cure = "give the changed study another name, or remove that line and the run's folder"
+            if run.stage == "trial" and "training.seed" in changed:
+                cure = (
+                    f"trials run at the first of seeds: begin seeds with {earlier.get('training.seed')} wherever parts "
+                    f"of the study run, or remove the lines and folders of all trials; else {cure}"
+                )
+            raise UserError(f"{location.results} holds {run.key} with other settings ({differences}): {cure}")
 
 
 def planned_results(study: Study, results: Sequence[Result], location: StudyLocation) -> list[Result]:

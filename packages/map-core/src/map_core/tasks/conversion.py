@@ -9,6 +9,7 @@ from torch import nn
 
 from map_core.errors import UserError, in_one_line
 from map_core.objective import Objective
+from map_core.runs.summary import refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.pretraining import DECODER, ENCODER, decoder_state, load_decoder_state
@@ -50,9 +51,10 @@ def convert_checkpoint(
         classes: Names of a classifier's outputs; the family's when empty.
 
     Raises:
-        UserError: a file of ours, of no known family, or one that would be overwritten; settings that do not fit it or
-            are missing; or another number of classes.
+        UserError: a file of ours, of no known family, or one that would be overwritten; ``out`` is a training run;
+            settings that do not fit it or are missing; or another number of classes.
     """
+    refuse_training_run(out, replaced="model")
     file = weights_file(path)
     if file.resolve() in {(out / name).resolve() for name in (MODEL_FILE, DECODER_FILE)}:
         raise UserError(f"out {out} is where {file} lies, which would be overwritten; give another directory")

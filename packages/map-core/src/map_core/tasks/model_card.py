@@ -29,11 +29,13 @@ class Stage:
         command: Repeats it, apart from the paths of data and runs.
         summary: Its ``summary.json``.
         epochs: Epochs until a signal ended it early, if one did.
+        unknown_start: Whether it started from weights of which no run is known.
     """
 
     command: str
     summary: Mapping[str, Any]
     epochs: float | None = None
+    unknown_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ def training_section(stage: Stage) -> str:
         )
         or UNKNOWN,
     }
+    if stage.unknown_start:
+        rows["started from"] = "weights of which no run is here: how they were trained is not known"
     if summary.get("interrupted"):
         length = UNKNOWN if stage.epochs is None else f"{stage.epochs:.1f} epochs"
         rows["ended early"] = f"by {in_one_line(str(summary.get('stopped_by') or UNKNOWN))}, after {length}"

@@ -159,8 +159,9 @@ def results_in_parts(out: Path, config: Any) -> Iterator[ResultsInParts]:
 
 
 def parts_folder(out: Path) -> Path:
-    """The folder of a result's parts until it is finished."""
-    return out / "unfinished.parts" if out.is_dir() else out.with_name(f"{out.name}.parts")
+    """The folder of a result's parts until it is finished: beside it, or in a result that is a folder already."""
+    beside = out.with_name(f"{out.name}.parts")
+    return out / "unfinished.parts" if out.is_dir() and not beside.is_dir() else beside
 
 
 def job_of(config: Any) -> Any:

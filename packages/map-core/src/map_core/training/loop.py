@@ -14,7 +14,7 @@ from map_core.errors import visible
 from map_core.paths import expand_user
 from map_core.randomness import derive_seed
 from map_core.runs import best
-from map_core.runs.account import STATE, read_state
+from map_core.runs.account import START, STATE, read_state
 from map_core.runs.checkpoint import Checkpoints, write_json
 from map_core.runs.lock import RunLock
 from map_core.runs.plots import plot_curves
@@ -87,6 +87,7 @@ def train(
         accelerator.process_index,
         getattr(task.train_data, "shuffled", None),
     )
+    stop = plan.last_step(config.max_steps)
     settings = run_settings(task.name, plan, config, run_config, task.data_settings(), task.init_identity())
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     with (
@@ -99,17 +100,23 @@ def train(
         saved: dict[str, Any] = {"step": 0, "recorder": {}}
         if checkpoint:
             defaults = default_settings(run_config)
-            saved = read_state(checkpoint, settings, total_steps=plan.total_steps, defaults=defaults)
+            saved = read_state(
+                checkpoint,
+                settings,
+                total_steps=plan.total_steps,
+                max_steps=config.max_steps,
+                defaults=defaults,
+            )
         state = TrainingState(task, config, accelerator)
         if checkpoint:
             state.load(checkpoint)
             saved["recorder"] = on_main_process(
-                accelerator, lambda: rewind(out, checkpoints, checkpoint, saved)
+                accelerator, lambda: rewind(out, checkpoints, checkpoint, saved, stop=stop)
             )
         on_main_process(accelerator, lambda: write_config(out, run_config or {"training": config}))
         recorder = Recorder(
             out,
-            total_steps=plan.total_steps,
+            last_step=stop,
             steps_per_epoch=plan.steps_per_epoch,
             batch_size=plan.batch_size,
             start=saved["step"],
@@ -359,6 +366,7 @@ class Run:
             measurements |= {name: previous[name] for name in measurements if name in previous}
         summary = {
             "task": self.task.name,
+            "init_identity": self.settings[START],
             **record,
             **measurements,
             "interrupted": stopped_by is not None,

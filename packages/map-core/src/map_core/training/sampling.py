@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Sampler
 
-from map_core.errors import UserError
+from map_core.errors import UserError, abbreviate, reason
 from map_core.randomness import Draw, derive_seed, keyed_generator
 from map_core.training.config import REFERENCE_BATCH, TrainingConfig
 from map_core.training.task import MapStyleDataset
@@ -241,6 +242,20 @@ class Collate:
             return self.function(samples)
         except UserError as error:
             return Failure(str(error))
+        except (RuntimeError, ValueError) as error:
+            shapes = list(dict.fromkeys(map(shapes_of, samples)))
+            if len(shapes) == 1:
+                raise
+            return Failure(
+                f"samples of shapes {abbreviate(shapes, separator=' and ')} do not fit into one batch "
+                f"({reason(error)}); make their shapes equal where the data set reads them"
+            )
+
+
+def shapes_of(sample: Any) -> str:
+    """The shapes of the tensors and arrays in a sample."""
+    arrays = (leaf for leaf in tree_leaves(sample) if isinstance(leaf, Tensor | np.ndarray))
+    return ", ".join(str(tuple(array.shape)) for array in arrays)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def watch_batches(
                 except StopIteration:
                     return
                 except (RuntimeError, EOFError, OSError) as error:
-                    if str(error).startswith("Caught "):
+                    if not processes or str(error).startswith("Caught "):
                         raise  # raised by the data set
                     raised_by_loader = str(error).startswith("DataLoader ")
                     if not raised_by_loader:  # the process that made a batch hands over its memory
