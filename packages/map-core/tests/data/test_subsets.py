@@ -133,3 +133,4 @@ def test_a_given_held_out_part_replaces_the_split_of_a_run_alone() -> None:
     assert prefer_given_holdout(run, {"data.holdout": "0.1"}) == {"root": "photos"}
     assert prefer_given_holdout(run, {"data.holdout": "0.1", "data.eval_split": "test"}) == run
     assert prefer_given_holdout(run, {"data.root": "photos"}) == run
+    assert prefer_given_holdout(run, {"data.holdout": "0.0"}) == run

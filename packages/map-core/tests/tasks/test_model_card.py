@@ -107,7 +107,7 @@ def test_every_measure_and_stage_is_the_runs(finetuned_card, pretrained):
     assert text.index("map-toy pretrain") < text.index("map-toy finetune")
 
 
-START_UNKNOWN = "- started from: weights of which no run is here: how they were trained is not known"
+START_UNKNOWN = "- started from: weights that no run here is known to have trained"
 
 
 @pytest.mark.parametrize("fault", [None, "trained anew", "moved away", "of version 0.1"])

@@ -22,7 +22,13 @@ from map_core.tasks.weights import (
 )
 from map_dense.backbone import MODEL_OPTIONS, HybridBackbone
 from map_vision.checkpoints import FAMILIES
-from map_vision.factory import INVISIBLE_SETTINGS, ModelConfig, read_model_config, resolved
+from map_vision.factory import (
+    INVISIBLE_SETTINGS,
+    SETTINGS_OF_LAYERS,
+    ModelConfig,
+    read_model_config,
+    resolved,
+)
 from map_vision.registry import MODEL_NAMES
 from map_vision.weights import adapted
 
@@ -211,7 +217,9 @@ def refuse_other_settings(
     run_settings, backbone_settings = resolved(run_config), resolved(config)
     for name in SEMANTIC_SETTINGS:
         run_value, backbone_value = run_settings.get(name), backbone_settings.get(name)
-        if run_value != backbone_value and name not in may_differ:
+        # where only one has such layers, the names of the weights show it
+        is_revealed = name in SETTINGS_OF_LAYERS and None in (run_value, backbone_value)
+        if run_value != backbone_value and not is_revealed and name not in may_differ:
             raise UserError(
                 f"{path} was trained with {name} {run_value}, the backbone has {backbone_value}; "
                 f"{option_of_backbone(options, name, run_value)}"

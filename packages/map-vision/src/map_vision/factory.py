@@ -265,6 +265,7 @@ MODELS = Models(
     load_init=load_init,
     invisible_settings=(*INVISIBLE_SETTINGS, *CLASSIFIER_SETTINGS),
     classifier_settings=CLASSIFIER_SETTINGS,
+    revealed_values={"num_heads": None},  # without attention there is none
     inputs=("in_chans",),
     resolved=resolved,
     families=FAMILIES,

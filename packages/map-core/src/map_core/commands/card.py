@@ -19,9 +19,10 @@ from map_core.runs.checkpoint import content_of
 from map_core.runs.files import require_folder
 from map_core.runs.metrics import read_metrics
 from map_core.runs.notes import tell
-from map_core.runs.summary import refuse_training_run
+from map_core.runs.summary import any_summary, refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.model_card import MEASURED, Stage, UsageTerms, write_model_card
+from map_core.tasks.pretraining import WITH_DECODER
 from map_core.tasks.typed import command_line_words, fits, name_of
 from map_core.tasks.weights import MODEL_FILE
 
@@ -125,11 +126,12 @@ def parent_run(run: Path, init: Any, identity: Any) -> Path | None:
         init: Where it found the weights; a relative path is tried from every parent folder.
         identity: Theirs, see :func:`~map_core.tasks.weights.weights_identity`; earlier versions kept none.
     """
-    if not isinstance(init, str):
+    if not isinstance(init, str) or not isinstance(identity, str):
         return None
+    start = identity.removesuffix(WITH_DECODER)
     for path in (expand_user(init), *(parent / init for parent in run.resolve().parents)):
         file = path if is_file(path) else path / MODEL_FILE
-        if is_file(file.parent / "summary.json") and content_of(str(file)) == identity:
+        if any_summary(file.parent).get("task") in CONFIG_BY_TASK and content_of(str(file)) == start:
             return file.parent
     return None
 

@@ -72,7 +72,9 @@ def hold_out(
     samples, classes = len(labels), len(np.unique(labels))
     count = round(fraction * samples)
     if not 0 < count < samples:
-        cure = f"give --data.holdout {1 / samples:.2g} or more" if count == 0 else "give a smaller one"
+        cure = (
+            f"give --data.holdout {1 / max(samples, 1):.2g} or more" if count == 0 else "give a smaller one"
+        )
         raise UserError(
             f"data.holdout ({fraction}) holds out {count} of {samples} training samples, and must leave some on both "
             f"sides: {cure if samples > 1 else 'add samples'}"
@@ -127,7 +129,7 @@ def refuse_two_evaluation_sets(config: EvaluationSettings) -> None:
 
 
 def prefer_given_holdout(values: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
-    """A run's data settings, without its ``eval_split`` where the command line gives a held-out part only."""
-    if "data.holdout" in options and "data.eval_split" not in options:
+    """A run's data settings, without its ``eval_split`` where ``options`` give a held-out part only."""
+    if float(options.get("data.holdout", 0)) > 0 and "data.eval_split" not in options:
         return {name: value for name, value in values.items() if name != "eval_split"}
     return dict(values)

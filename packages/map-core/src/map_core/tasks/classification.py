@@ -70,6 +70,8 @@ class ClassificationTask(Task):
         data: Opened data, from ``config.data`` when None.
     """
 
+    is_classifier = True  # a probe's model is an encoder, with a linear layer behind it
+
     def __init__(self, domain: Domain, config: Any, data: OpenedData | None = None) -> None:
         config.objective.validate()
         if data is not None:
@@ -112,7 +114,9 @@ class ClassificationTask(Task):
     def refuse_other_settings(self) -> None:
         """Raise a :class:`UserError` where the weights of ``init`` would mean something else in this model."""
         config, models = self.config, self.domain.models
-        models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
+        models.refuse_other_settings(
+            config.model, config.init, may_differ=config.init_may_differ, is_classifier=self.is_classifier
+        )
 
     def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
         inputs, labels = input_of(batch), labels_of(batch)
@@ -189,6 +193,8 @@ class LinearProbeTask(ClassificationTask):
     """Train a linear classifier on the frozen, pooled features of a pretraining run."""
 
     name = "linear-probe"
+
+    is_classifier = False
 
     def build_model(self) -> nn.Module:
         if self.config.init is None:

@@ -209,7 +209,7 @@ def training_section(stage: Stage) -> str:
         or UNKNOWN,
     }
     if stage.unknown_start:
-        rows["started from"] = "weights of which no run is here: how they were trained is not known"
+        rows["started from"] = "weights that no run here is known to have trained"
     if summary.get("interrupted"):
         length = UNKNOWN if stage.epochs is None else f"{stage.epochs:.1f} epochs"
         rows["ended early"] = f"by {in_one_line(str(summary.get('stopped_by') or UNKNOWN))}, after {length}"

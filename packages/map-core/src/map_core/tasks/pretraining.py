@@ -44,6 +44,7 @@ PICTURES = 6  # rows of a run's reconstructions.png
 BACKBONE = "backbone."
 ENCODER, DECODER = "model", "pretraining"  # file names
 OTHER_SIZES = "does not fit this objective; set model and objective as there, or leave --init_decoder out"
+WITH_DECODER = ", with its decoder"  # in the identity of weights
 REPEAT, HEADS = "decoder_repeat_position", "decoder_heads"  # settings that no shape of a decoder reveals
 
 
@@ -68,7 +69,9 @@ class PretrainTask(Task):
         backbone = domain.models.create_backbone(config.model)
         recompute_activations(backbone, config.training)
         self.model = domain.build_objective(backbone, config.objective)
-        domain.models.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
+        domain.models.refuse_other_settings(
+            config.model, config.init, may_differ=config.init_may_differ, is_classifier=False
+        )
         if config.init is not None:
             domain.models.load_init(backbone, config.init)
         if config.init_decoder:
@@ -95,7 +98,7 @@ class PretrainTask(Task):
 
     def init_identity(self) -> str | None:
         start = weights_identity(self.config.init)
-        return f"{start}, with its decoder" if self.config.init_decoder else start
+        return f"{start}{WITH_DECODER}" if self.config.init_decoder else start
 
     @property
     def reason_not_to_shard(self) -> str | None:

@@ -115,6 +115,7 @@ class Models(Generic[Config]):
         *,
         may_differ: Sequence[str] | None = None,
         is_init: bool = True,
+        is_classifier: bool = True,
     ) -> None:
         """Compare a model's inputs and invisible settings with the description of the weights that it starts from.
 
@@ -123,6 +124,7 @@ class Models(Generic[Config]):
             path: A run or weights file, if there is one; one without description is taken as it is.
             may_differ: Settings that differ on purpose.
             is_init: Whether a training run starts from the weights, by --init; otherwise they are used as they are.
+            is_classifier: Whether the model is one; an encoder goes with any ``classifier_settings`` of the weights.
 
         Raises:
             UserError: a setting differs, or ``may_differ`` names none that could.
@@ -147,7 +149,10 @@ class Models(Generic[Config]):
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}, "
                     f"which its first layer does not fit; {cure}"
                 )
-        for name in self.trained_with(self.invisible_settings, read_description(path)):
+        names = self.trained_with(self.invisible_settings, read_description(path))
+        if not is_classifier:
+            names = [name for name in names if name not in self.classifier_settings]
+        for name in names:
             values = before.get(name), now.get(name)
             is_revealed = name in self.revealed_values and self.revealed_values[name] in values
             if values[0] != values[1] and not is_revealed and name not in (may_differ or ()):

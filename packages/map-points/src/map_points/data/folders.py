@@ -55,13 +55,13 @@ def _refuse_splits(root: Path, paths: Sequence[Path]) -> None:
     Raises:
         UserError: a subfolder is called like a split.
     """
-    folders = {path.relative_to(root).parts[0] for path in paths} - {
-        path.name for path in _strays(root, paths)
-    }
+    parts = [path.relative_to(root).parts for path in paths]
+    folders = {first for first, *rest in parts if rest}
     if splits := sorted(name for name in folders if name.lower() in SPLIT_NAMES):
         raise UserError(
             f"{root} has no folder train, and its subfolder {splits[0]} is called like a split, not like a class: call "
-            "the folder of the training clouds train (train/<class>/<cloud>), or rename the class"
+            "the folder of the training clouds train (train/<class>/<cloud>), rename the class, or name one subfolder "
+            "as --data.root"
         )
 
 
@@ -108,7 +108,7 @@ def find_lists(root: Path) -> dict[str, Path]:
         first = next(iter(read_lines(path).values()), "")
         if Path(first).suffix.lower() in READERS:
             lists[name] = path
-        elif not begins_like_a_cloud(path):
+        elif not (root / "train").is_dir() and not begins_like_a_cloud(path):
             raise UserError(
                 f"{path} is neither a list nor a cloud, as its first line is {in_one_line(first, 60)!r}: every line of "
                 f"a list is the path of a cloud below {root} alone, with its ending, such as chair/1.npy"
@@ -204,14 +204,17 @@ def read_labelled_clouds(
     rows = table.train_rows() if split == "train" else table.evaluation_rows(eval_split)
     paths = [table.paths[row] for row in rows.tolist()]
     words = f"all rows of {table.file.name}" if name == EVERYTHING else f"{name} split"
-    unlisted = Ignored(root, f"clouds without a row in {table.file.name}", _count_unlisted(root, table))
-    ignored = (unlisted,) if unlisted.count else ()
+    count = _count_unlisted(root, table) if split == "train" else 0
+    ignored = (Ignored(root, f"clouds without a row in {table.file.name}", count),) if count else ()
     return file_clouds(paths, table.labels[rows], table.classes, split=words, ignored=ignored, **options)
 
 
 def _count_unlisted(root: Path, table: LabelTable) -> int:
     """How many clouds below ``root`` have no row; the table itself, which may lie there, is none."""
-    unlisted = {*clouds_below(root).clouds} - {*table.paths}
+    try:
+        unlisted = {*clouds_below(root).clouds} - {*table.paths}
+    except UserError:  # a folder beside the clouds that may not be read
+        return 0
     return sum(path.name != table.file.name or not path.samefile(table.file) for path in unlisted)
 
 

@@ -18,7 +18,7 @@ EMPTY: Mapping[str, Any] = {}
 
 @dataclass(frozen=True)
 class ImageSource(ABC):
-    """Images by index; ``labels`` [n] are int64, zeros if there are none; ``classes`` is () without labels."""
+    """Images by index; ``labels`` [n] are int64, -1 or 0 if there are none; ``classes`` is () without labels."""
 
     labels: np.ndarray
     classes: tuple[str, ...]

@@ -139,6 +139,8 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
     if purpose == "pretrain" or (purpose == "features" and eval_path is None and not holds_out):
         _check_not_evaluation(root, folder, config)
         train = read_unlabelled_folder(folder)
+        if purpose == "features" and not train.classes:
+            train = _without_labels(train)
     elif holds_out:
         _check_not_evaluation(root, folder, config)
         train = _read_labelled(folder, purpose)
@@ -201,7 +203,10 @@ def _read_labelled(folder: Path, purpose: Purpose) -> FileImages:
 
 def _read_flat(folder: Path) -> FileImages:
     """Read all images of a folder as images without labels."""
-    images = read_unlabelled_folder(folder)
+    return _without_labels(read_unlabelled_folder(folder))
+
+
+def _without_labels(images: FileImages) -> FileImages:
     return FileImages(np.zeros_like(images.labels), (), images.paths, images.ignored)
 
 
