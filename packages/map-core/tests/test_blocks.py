@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from map_core import ScanInputs, UserError
-from map_core.blocks import Attention, MambaBlock, MambaMixer, TransformerBlock, make_norm
+from map_core.blocks import Attention, MambaBlock, MambaMixer, TransformerBlock, make_norm, residual_stream
 from map_core.initialization import init_weights, inverse_softplus, undecayed_parameters
 from map_core.ops.scan.reference import reference_scan
 
@@ -177,6 +177,17 @@ def test_attention_reads_exactly_what_its_mask_allows(shared):
 def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match=r"embed_dim \(10\) must be a multiple of num_heads \(4\)"):
         TransformerBlock(10, num_heads=4)
+
+
+# ---- devices
+
+
+@pytest.mark.parametrize("make", [MambaBlock, partial(TransformerBlock, num_heads=2)])
+def test_blocks_run_on_the_meta_device(make):
+    with torch.device("meta"):
+        block, x = make(WIDTH), torch.zeros(2, LENGTH, WIDTH)
+    y = block(residual_stream(x))
+    assert (y.shape, y.device.type) == (x.shape, "meta")
 
 
 # ---- norms and stochastic depth

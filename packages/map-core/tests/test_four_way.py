@@ -31,6 +31,27 @@ def test_visible_tokens_alone_are_read_by_their_columns():
     assert column_order(position, 3).tolist() == [[1, 0, 2], [0, 2, 1]]
 
 
+def test_few_visible_tokens_of_a_tall_grid_are_read_by_their_columns():
+    cells = [
+        [0, 1],
+        [2, 0],
+        [3, 1],
+        [9, 0],
+        [11, 1],
+        [14, 0],
+        [15, 0],
+        [15, 1],
+    ]  # of 16 rows, more than tokens
+    order = column_order(torch.tensor([cells]).float(), 8)[0].tolist()
+    assert [cells[index] for index in order] == sorted(cells, key=lambda cell: (cell[1], cell[0]))
+
+
+def test_tokens_in_any_order_are_read_by_their_columns():
+    cells = raster(5, 4)[:, torch.randperm(20)]
+    order = column_order(cells, 20)[0]
+    assert torch.equal(cells[0, order], raster(4, 5)[0].flip(-1))
+
+
 def test_the_mixer_is_the_mean_of_four_scans():
     torch.manual_seed(0)
     mixer, x = FourWayMixer(16).double(), torch.randn(2, 6, 16, dtype=torch.float64)

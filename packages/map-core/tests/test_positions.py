@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 
@@ -87,6 +88,13 @@ def test_a_table_is_resampled_on_loading_with_a_note(grid, caplog):
     torch.testing.assert_close(flat(loaded.table), expected)
     assert state["table"].shape == (4, 4, 8), "the caller's state was changed"
     assert caplog.messages == [f"table: positions resampled from 4x4 to {grid[0]}x{grid[1]}"]
+
+
+def test_a_table_that_is_assigned_on_loading_can_be_saved(tmp_path):
+    loaded = LearnedPosition((2, 3), 8)
+    loaded.load_state_dict(LearnedPosition((4, 4), 8).state_dict(), assign=True)
+    save_file(loaded.state_dict(), tmp_path / "table.safetensors")
+    assert torch.equal(load_file(tmp_path / "table.safetensors")["table"], loaded.table)
 
 
 def test_a_table_of_another_width_is_refused():

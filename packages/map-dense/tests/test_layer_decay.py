@@ -109,6 +109,13 @@ def test_a_rate_outside_its_range_is_refused(rate: float) -> None:
         layer_decay_groups(small_detector(), decay_rate=rate, weight_decay=0.1)
 
 
+@pytest.mark.parametrize("layers", [0, -24])
+def test_a_reference_without_layers_is_refused(layers: int) -> None:
+    message = f"reference_layers must be a whole number of at least 1, or None to .*; got {layers}"
+    with pytest.raises(UserError, match=message):
+        layer_decay_groups(small_detector(), decay_rate=0.9, weight_decay=0.1, reference_layers=layers)
+
+
 def test_the_table_has_a_line_per_group() -> None:
     groups = layer_decay_groups(small_detector(), decay_rate=0.5, weight_decay=0.1)
     header, *lines = render_groups(groups).splitlines()

@@ -279,6 +279,19 @@ def test_data_are_browsed_under_data_root(
     assert sorted(path.name for path in pictures.rglob("*.jpg")) == ["0.jpg", "1.jpg"]
 
 
+def test_a_config_written_for_a_relative_data_root_reads_it_from_anywhere(
+    detector: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, again = detector.with_name("written.py"), detector.with_name("again.py")
+    monkeypatch.chdir(photos.parent)
+    assert main(["write-config", str(detector), str(written), f"data_root={photos.name}"]) == 0
+    monkeypatch.chdir("/")
+    assert main(["write-config", str(written), str(again)]) == 0
+    assert again.read_text() == written.read_text()
+    assert Config.fromfile(written).val_evaluator.ann_file == str(photos / "instances_train.json")
+    Runner.from_cfg(Config.fromfile(written)).val()
+
+
 def test_a_repeated_data_set_ends(photos: Path, tmp_path: Path) -> None:
     config = small(tmp_path, photos)
     dataset = DATASETS.build(with_data_root(config.train_dataloader, config)["dataset"])

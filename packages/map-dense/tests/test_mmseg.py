@@ -112,6 +112,7 @@ def test_a_backbone_of_another_family_is_refused() -> None:
         MODELS.build(dict(type="MambaR", name="hybridnet_tiny_patch16_224"))
 
 
+@pytest.mark.parametrize("backbone", ["HybridNet", "MambaVision"])
 @pytest.mark.parametrize(
     ("init_cfg", "message"),
     [
@@ -120,13 +121,15 @@ def test_a_backbone_of_another_family_is_refused() -> None:
             dict(checkpoint="https://host/run.pth"),
             r"init_cfg\.checkpoint \(https://host/run\.pth\) is not on this machine",
         ),
+        (dict(checkpoint=""), r"init_cfg\.checkpoint is ''; give a run, or leave init_cfg out"),
+        (dict(type="Pretrained"), r"init_cfg\.checkpoint is None; give a run, or leave init_cfg out"),
         (dict(checkpoints="run"), r"init_cfg\.checkpoints is unknown; did you mean checkpoint"),
     ],
 )
-def test_a_wrong_init_cfg_is_refused(init_cfg: dict[str, Any], message: str) -> None:
+def test_a_wrong_init_cfg_is_refused(backbone: str, init_cfg: dict[str, Any], message: str) -> None:
     read_config("upernet_hybridnet-mini_cpu_camvid")
-    with pytest.raises(UserError, match=message):
-        MODELS.build(dict(type="HybridNet", init_cfg=init_cfg))
+    with pytest.raises(UserError, match=message), torch.device("meta"):
+        MODELS.build(dict(type=backbone, init_cfg=init_cfg))
 
 
 # UperNet with HybridNet-S has 67,082,156 parameters, and with Vim's 384 channels 54,919,340, if the final norm is

@@ -200,8 +200,8 @@ def test_weights_of_kept_layers_without_a_place_are_refused_without_a_descriptio
 
 @pytest.mark.parametrize("described", [True, False])
 def test_larger_images_fewer_layers_and_windows_load(tmp_path: Path, described: bool) -> None:
-    dense = backbone(img_size=128, out_indices=[1], window_size=2)
-    report = load_backbone(dense, write_run(tmp_path / "run", described=described))
+    dense = backbone(img_size=128, layout="TMMM", out_indices=[1], window_size=2)
+    report = load_backbone(dense, write_run(tmp_path / "run", described=described, layout="TMMM"))
     assert report.used == len(dense.model.state_dict())
     assert {".".join(key.split(".")[1:3]) for key in report.unused} == {"blocks.2", "blocks.3", "norm.weight"}
 

@@ -33,8 +33,15 @@ CONFIGS = {
 CLASSES = ["cat", "dog", "owl"]
 ONNX = {  # model and options
     "encoder": ("hybridnet", ["--encoder", "--any_size"]),
-    "classifier": ("mambavision", []),
+    "classifier": ("hybridnet", []),
+    "pyramid": ("mambavision", ["--any_size"]),
 }
+SIZES = {
+    "encoder": [(16, 16), (20, 32)],
+    "classifier": [(16, 16)],
+    "pyramid": [(64, 64), (33, 70), (128, 160)],
+}
+ARCHIVES = {"model": ["--model.img_size", "32"], "sizes": ["--any_size"]}
 EXPORT = """
     import json, sys
     from map_core.commands.program import main
@@ -84,9 +91,11 @@ def exported(runs):
     commands = [
         [runs / kind, "--out", runs / f"{name}.onnx", *options] for name, (kind, options) in ONNX.items()
     ]
-    archive = ["--out", runs / "model.pt2", "--format", "torch-export", "--model.img_size", "32"]
-    printed = export(*commands, [runs / "pretrained", *archive])
-    assert printed.count("differs from the model by at most") == len(ONNX) + 1
+    commands += [
+        [runs / "pretrained", "--out", runs / f"{name}.pt2", "--format", "torch-export", *options]
+        for name, options in ARCHIVES.items()
+    ]
+    assert export(*commands).count("differs from the model by at most") == len(commands)
     return runs
 
 
@@ -109,8 +118,7 @@ def results_of(model, images, name):
 @pytest.mark.parametrize("batch", [1, 4])
 def test_onnx_runtime_gives_what_the_model_gives(program, batch):
     session, name, model = program
-    sizes = [model.img_size, (20, 32)] if name == "encoder" else [model.img_size]
-    for size in sizes:
+    for size in SIZES[name]:
         images = torch.randn(batch, 3, *size)
         results = session.run(None, {"images": images.numpy()})
         for result, expected in zip(results, results_of(model, images, name), strict=True):
@@ -121,7 +129,7 @@ def test_onnx_runtime_gives_what_the_model_gives(program, batch):
 def test_a_file_says_what_it_is(program):
     session, name, model = program
     (images,) = session.get_inputs()
-    size = ["height", "width"] if name == "encoder" else list(model.img_size)
+    size = list(model.img_size) if name == "classifier" else ["height", "width"]
     assert (images.name, images.shape) == ("images", ["batch", 3, *size])
     outputs = [output.name for output in session.get_outputs()]
     assert outputs == (["features", "tokens"] if name == "encoder" else ["logits"])
@@ -135,7 +143,7 @@ def test_a_file_says_what_it_is(program):
     ("name", "shape", "message"),
     [
         ("encoder", (1, 4, 16, 16), "images for the following indices\n index: 1 Got: 4 Expected: 3"),
-        ("classifier", (1, 3, 64, 96), "images for the following indices\n index: 3 Got: 96 Expected: 64"),
+        ("classifier", (1, 3, 16, 32), "images for the following indices\n index: 3 Got: 32 Expected: 16"),
     ],
 )
 def test_onnx_runtime_refuses_images_of_another_size(exported, name, shape, message):
@@ -152,11 +160,13 @@ ELSEWHERE = """
     import json, torch
 
     folder = sys.argv[1]
-    metadata = {"map.json": ""}
-    program = torch.export.load(f"{folder}/model.pt2", extra_files=metadata).module()
-    assert json.loads(metadata["map.json"])["outputs"] == ["features", "tokens"]
-    for images, expected in torch.load(f"{folder}/expected.pt"):
-        torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-5)
+    for name, results in torch.load(f"{folder}/expected.pt").items():
+        metadata = {"map.json": ""}
+        program = torch.export.load(f"{folder}/{name}.pt2", extra_files=metadata).module()
+        assert json.loads(metadata["map.json"])["outputs"] == ["features", "tokens"]
+        for images, expected in results:
+            torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-5)
+    program = torch.export.load(f"{folder}/model.pt2").module()
     try:
         program(torch.zeros(1, 3, 48, 32))
     except AssertionError as error:
@@ -166,14 +176,38 @@ ELSEWHERE = """
 
 def test_a_program_of_torch_export_runs_where_this_project_is_not(exported):
     model = MODELS.load(exported / "pretrained")
-    model.set_input_size(32)
-    samples = [torch.randn(batch, 3, 32, 32) for batch in (1, 5)]
-    torch.save(
-        [(images, tuple(results_of(model, images, "encoder"))) for images in samples],
-        exported / "expected.pt",
-    )
+    samples = {
+        "sizes": [(1, 3, 16, 16), (2, 3, 20, 32), (2, 3, 48, 8)],
+        "model": [(1, 3, 32, 32), (5, 3, 32, 32)],
+    }
+    expected = {}
+    for name, shapes in samples.items():
+        if name == "model":
+            model.set_input_size(32)
+        images = [torch.randn(shape) for shape in shapes]
+        expected[name] = [(image, tuple(results_of(model, image, "encoder"))) for image in images]
+    torch.save(expected, exported / "expected.pt")
     printed = warm.run("-c", textwrap.dedent(ELSEWHERE), exported)
     assert "Guard failed: inputs.size()[2] == 32" in printed
+
+
+REFUSED = """
+    import sys
+    from map_core.commands.program import main
+    from map_vision.cli import COMMANDS
+
+    run, out = sys.argv[1:]
+    options = ["--out", out, "--format", "torch-export", "--any_size"]
+    sys.stderr = sys.stdout
+    assert main("map-vision", COMMANDS, "map_vision.recipes", ["export", run, *options]) == 2
+"""
+
+
+def test_windows_that_torch_export_fixes_are_refused_for_any_size(runs):
+    printed = warm.run("-c", textwrap.dedent(REFUSED), runs / "mambavision", runs / "refused.pt2")
+    assert "cannot be written as torch-export for any size" in printed
+    assert "set --any_size false, try another --format" in printed
+    assert not (runs / "refused.pt2").exists()
 
 
 def test_a_run_of_something_else_is_refused(tmp_path, capsys):

@@ -21,6 +21,7 @@ CASES = {
     ),
     "block, sincos": ("hybridnet_tiny_patch16_224", {"order": "block", "position": "sincos", "layout": "MT"}),
     "random, mlp": ("hybridnet_tiny_patch16_224", {"order": "random", "position": "mlp", "layout": "MT"}),
+    "four ways": ("hybridnet_tiny_patch16_224", {"layout": "FT"}),
     "one way": ("hybridnet_tiny_patch16_224", {"bidirectional": False, "layout": "MT"}),
     "mambavision": ("map_mambavision_tiny", {"embed_dim": 64, "stem_dim": 8, "depths": (1, 1, 2, 2)}),
     "layer scales": (

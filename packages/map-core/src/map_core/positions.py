@@ -120,7 +120,7 @@ class LearnedPosition(nn.Module):
             and tuple(source.shape[:2]) != (rows, cols)
         ):
             log.warning("%s: positions resampled from %dx%d to %dx%d", key, *source.shape[:2], rows, cols)
-            state_dict[key] = resize_table(source, (rows, cols))
+            state_dict[key] = resize_table(source, (rows, cols)).contiguous()  # as weight files require
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

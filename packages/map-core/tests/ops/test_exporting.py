@@ -88,6 +88,33 @@ def test_an_exported_mixer_has_no_operator_of_ours_and_takes_any_size():
     warm.run("-c", textwrap.dedent(PROGRAM))
 
 
+ATTENTION = """
+    import torch
+    from map_core.ops import attention
+    from map_core.ops.exporting import exporting, for_export
+
+    class Masked(torch.nn.Module):
+        def forward(self, x, mask):
+            return attention(x, x, x) + attention(x, x, x, mask)
+
+    make = lambda batch, length: (torch.randn(batch, 2, length, 8), torch.ones(1, length, length).tril() > 0)
+    dynamic = torch.export.Dim.DYNAMIC
+    with torch.no_grad(), for_export():
+        free = [{0: dynamic, 2: dynamic}, {1: dynamic, 2: dynamic}]
+        program = torch.export.export(Masked(), make(2, 11), dynamic_shapes=free)
+    for sizes in ((1, 5), (3, 700)):
+        inputs = make(*sizes)
+        torch.testing.assert_close(program.module()(*inputs), Masked()(*inputs))
+
+    compiled = torch.compile(lambda x: x + 1 if exporting() else attention(x, x, x), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(inputs[0]), attention(*3 * inputs[:1]))
+"""
+
+
+def test_exported_attention_takes_any_number_of_tokens():
+    warm.run("-c", textwrap.dedent(ATTENTION))
+
+
 def test_outside_of_an_export_the_usual_implementations_serve(scan_arguments):
     values, weight = scan_arguments(9) | {"delta_softplus": True}, torch.randn(20, 4)
     usual = selective_scan(**values), depthwise_causal_conv1d(values["u"], weight)

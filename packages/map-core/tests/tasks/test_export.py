@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from map_core.errors import UserError
-from map_core.tasks import onnx_file
+from map_core.tasks import export, onnx_file
 from map_core.tasks.export import export_model, largest_difference, reporting_export_errors
 
 
@@ -38,6 +38,43 @@ def test_results_that_differ_are_refused(error):
     assert largest_difference(results, expected) == pytest.approx(1e-4, rel=0.01)
     with pytest.raises(UserError, match=r"results differ from the model's by up to .*, so it was not kept"):
         largest_difference([expected[0], expected[1] + error], expected)
+
+
+def test_results_of_another_shape_are_refused():
+    message = (
+        r"results have shape \(2,\) where the model's have \(2, 1\), so it was not kept; try another --format"
+    )
+    with pytest.raises(UserError, match=message):
+        largest_difference([torch.ones(2)], [torch.ones(2, 1)])
+
+
+def right_at(*lengths):
+    """Runs a program whose results are wrong at all other lengths."""
+    return lambda path, inputs: [inputs if inputs.shape[1] in lengths else inputs + 1]
+
+
+def test_a_program_with_a_free_axis_is_compared_at_another_size(monkeypatch, tmp_path):
+    def exported(**options):
+        return export_model(
+            nn.Identity(), torch.zeros(1, 4), tmp_path / "model.pt2", format="torch-export", **options
+        )
+
+    monkeypatch.setattr(export, "run_archive", right_at(4))
+    assert exported() == 0
+    (tmp_path / "model.pt2").unlink()
+    with pytest.raises(UserError, match=r"results differ from the model's by up to 1, so it was not kept"):
+        exported(free={1: "length"})
+    assert not (tmp_path / "model.pt2").exists()
+    monkeypatch.setattr(export, "run_archive", right_at(4, 8))
+    assert exported(free={1: "length"}) == 0
+
+
+def test_a_program_that_refuses_another_size_is_to_be_written_for_one():
+    message = (
+        r"cannot be written as onnx for any size by .* \(AssertionError: Guard failed\); set --any_size false"
+    )
+    with pytest.raises(UserError, match=message), reporting_export_errors("onnx", any_size=True):
+        raise AssertionError("Guard failed")
 
 
 def test_an_exporters_error_is_reported_in_one_line():

@@ -85,7 +85,7 @@ class HybridBackbone(nn.Module):
     Raises:
         UserError: an unknown name or option; an ``img_size`` that is neither one number nor two; ``out_indices`` that
             are not a list; ``out_indices`` or ``frozen_stages`` beyond the depth; a ``window_size`` or ``num_heads``
-            that is not a whole number of at least 1.
+            that is not a whole number of at least 1; a ``window_size`` where no block would attend in windows.
     """
 
     def __init__(
@@ -176,9 +176,19 @@ class HybridBackbone(nn.Module):
 
     def _attend_in_windows(self, window_size: int) -> None:
         blocks = self.model.encoder.blocks
-        for index, block in enumerate(blocks):
-            if isinstance(block, TransformerBlock) and index not in self.out_indices:
-                blocks[index] = WindowedTransformerBlock(block, window_size)
+        windowed = {
+            index: WindowedTransformerBlock(block, window_size)
+            for index, block in enumerate(blocks)
+            if isinstance(block, TransformerBlock) and index not in self.out_indices
+        }
+        if not windowed:
+            raise UserError(
+                f"window_size ({window_size}) changes nothing: layout {self.layout!r} has no Transformer block outside "
+                f"out_indices {self.out_indices}, whose blocks attend globally; leave window_size out, or give other "
+                "out_indices"
+            )
+        for index, block in windowed.items():
+            blocks[index] = block
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

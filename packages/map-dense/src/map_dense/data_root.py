@@ -20,7 +20,7 @@ from map_dense.categories import check_categories
 
 
 def config_data_root(config: Any) -> str:
-    """The config's ``data_root``.
+    """The config's ``data_root``, absolute, so that paths under it hold in any folder and are not joined again.
 
     Raises:
         UserError: it is not set, or is not a directory.
@@ -31,7 +31,7 @@ def config_data_root(config: Any) -> str:
     root = expand_user(root)
     if not isdir(root):
         raise UserError(f"data_root ({root}) is no directory; set it by --cfg-options data_root=PATH")
-    return str(root)
+    return str(root.absolute())
 
 
 def with_data_root(dataloader: Any, config: Any, *, complete: bool = True) -> Any:

@@ -14,6 +14,7 @@ from torch import nn
 
 from map_core import UserError
 from map_core.initialization import undecayed_parameters
+from map_dense.settings import check_count
 
 _LAYER = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 _STEM = re.compile(r"(?:^|\.)(?:patch_embed|position|pos_embed|registers)(?:\.|$)")
@@ -58,7 +59,11 @@ def rescaled_rate(rate: float, num_layers: int, reference_layers: int | None) ->
     """The rate per layer that damps layer 0 of ``num_layers`` as much as ``rate`` damps that of ``reference_layers``.
 
     A rate chosen for 24 layers becomes ``rate ** (24 / 32)`` for 32; None leaves ``rate`` as it is.
+
+    Raises:
+        UserError: ``reference_layers`` is no whole number of at least 1.
     """
+    check_count("reference_layers", reference_layers, "to leave decay_rate as it is")
     return rate if reference_layers is None else rate ** (reference_layers / num_layers)
 
 
@@ -83,8 +88,8 @@ def layer_decay_groups(
         Groups from the image to the heads; at each depth, the one with weight decay first.
 
     Raises:
-        UserError: a rate outside (0, 1], a model without such a backbone, or a layer without any parameter (the rate
-            would silently do nothing).
+        UserError: a rate outside (0, 1], ``reference_layers`` below 1, a model without such a backbone, or a layer
+            without any parameter (the rate would silently do nothing).
     """
     if not 0 < decay_rate <= 1:
         raise UserError(f"decay_rate must be above 0 and at most 1; got {decay_rate}")

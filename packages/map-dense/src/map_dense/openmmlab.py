@@ -52,7 +52,7 @@ class PretrainedBackbone(HybridBackbone):
 
     def init_weights(self) -> None:
         """Load the checkpoint of ``init_cfg``, and log every key that was not used."""
-        if self.init_cfg and self.init_cfg.get("checkpoint"):
+        if self.init_cfg:
             report = load_backbone(
                 self,
                 self.init_cfg["checkpoint"],
@@ -80,10 +80,13 @@ def check_init_cfg(init_cfg: Mapping[str, Any], options: tuple[str, ...]) -> Non
         raise UserError(
             f"init_cfg of a backbone must be dict(type='Pretrained', checkpoint=PATH); got type {init_cfg['type']!r}"
         )
-    if "://" in str(init_cfg.get("checkpoint") or ""):
+    checkpoint = init_cfg.get("checkpoint")
+    if not checkpoint:
+        raise UserError(f"init_cfg.checkpoint is {checkpoint!r}; give a run, or leave init_cfg out")
+    if "://" in str(checkpoint):
         raise UserError(
-            f"init_cfg.checkpoint ({init_cfg['checkpoint']}) is not on this machine; download it and give the path "
-            "of a run of map-vision or its model.safetensors"
+            f"init_cfg.checkpoint ({checkpoint}) is not on this machine; download it and give the path of a run of "
+            "map-vision or its model.safetensors"
         )
 
 
@@ -143,5 +146,5 @@ class MambaVision(MambaVisionBackbone):
 
     def init_weights(self) -> None:
         """Load the checkpoint of ``init_cfg``, and log every key that was not used."""
-        if self.init_cfg and self.init_cfg.get("checkpoint"):
+        if self.init_cfg:
             log_report(self.load(self.init_cfg["checkpoint"]))

@@ -323,7 +323,13 @@ class HybridNet(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
-        """Recompute every n-th block in the backward pass instead of storing its activations; ``every=1`` is all."""
+        """Recompute every n-th block in the backward pass instead of storing its activations; ``every=1`` is all.
+
+        Raises:
+            UserError: ``every`` below 1.
+        """
+        if every < 1:
+            raise UserError(f"every must be at least 1, which recomputes every block; got {every}")
         self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:

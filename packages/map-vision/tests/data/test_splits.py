@@ -190,5 +190,7 @@ def test_folders_of_single_images_are_held_out_of_in_pretraining_only(tmp_path: 
         (tmp_path / f"event{number}").mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / f"event{number}" / "photo.png")
     assert len(load(tmp_path, "pretrain", holdout=0.25).train) == 6
-    with pytest.raises(UserError, match=r"2 of 8 training samples, which cannot leave one of each of 8 classes"):
+    with pytest.raises(
+        UserError, match=r"2 of 8 training samples, which cannot leave one of each of 8 classes"
+    ):
         load(tmp_path, holdout=0.25)

@@ -297,6 +297,12 @@ def test_calls_that_do_not_fit_are_refused(make_pyramid):
         model.forward_intermediates(images(1, 3, 64, 64), output_fmt="NLC")
 
 
+@pytest.mark.parametrize("name", ["map_mambavision_tiny", "hybridnet_tiny_patch16_224"])
+def test_blocks_are_recomputed_every_one_or_more(name):
+    with pytest.raises(UserError, match=r"every must be at least 1, which recomputes every block; got 0"):
+        meta(name).set_grad_checkpointing(every=0)
+
+
 @pytest.mark.usefixtures("unchecked")
 @torch.no_grad()
 def test_exports_as_one_graph(make_pyramid):

@@ -12,8 +12,10 @@ from map_core.blocks.mamba import ScanDirection
 from map_core.blocks.norm import make_norm
 from map_core.ops import Linear, bidirectional_selective_scan
 from map_core.tokens import gather_tokens
+from map_core.tracing import fx_leaf
 
 
+@fx_leaf
 def column_order(position: Float[Tensor, "#b m 2"], length: int) -> Int[Tensor, "#b {length}"]:
     """Sequence indices of the tokens column by column; registers, spread among them, stay where they are.
 
@@ -31,8 +33,9 @@ def column_order(position: Float[Tensor, "#b m 2"], length: int) -> Int[Tensor, 
     gap = num_tokens // (length - num_tokens + 1)
     is_register[gap :: gap + 1][: length - num_tokens] = 1  # where spread_places puts them
     place = is_register.argsort(stable=True)[:num_tokens]
-    row, column = position.double().unbind(-1)
-    order = torch.argsort(column * length + row, dim=1, stable=True)  # a column has at most `length` rows
+    row, column = position.unbind(-1)
+    by_row = row.argsort(dim=1, stable=True)
+    order = by_row.gather(1, column.gather(1, by_row).argsort(dim=1, stable=True))
     by_column = index.repeat(batch, 1)
     by_column[:, place] = place[order]
     return by_column

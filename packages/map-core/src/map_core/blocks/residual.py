@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from map_core.ops.transforms import is_autocast_enabled
 from map_core.tracing import fx_leaf
 
 
@@ -12,6 +13,6 @@ def residual_stream(x: Tensor) -> Tensor:
 
     Without autocast x is returned as it is: a model cast to bf16 as a whole computes in bf16.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast_enabled(x.device.type):
         return x.to(torch.promote_types(x.dtype, torch.float32))
     return x

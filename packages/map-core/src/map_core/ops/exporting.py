@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 _exporting: ContextVar[bool] = ContextVar("exporting", default=False)
@@ -19,6 +20,7 @@ def for_export() -> Iterator[None]:
         _exporting.reset(token)
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot read context variables
 def exporting() -> bool:
     """Whether the caller runs within :func:`for_export`."""
     return _exporting.get()

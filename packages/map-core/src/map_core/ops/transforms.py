@@ -4,6 +4,11 @@ import torch
 from torch.autograd import forward_ad
 
 
+def is_autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for a type of device; False for those that it does not know, such as ``meta``."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def is_transformed() -> bool:
     """Whether a compiler, a tracer, torch.func or forward-mode differentiation is at work on PyTorch's operators."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_functionally_transformed()

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ ENDING: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 DESCRIPTION = "map.json"  # the extra file of a torch.export archive that holds the description
 TRACED_BATCH, CHECKED_BATCH = 2, 3  # a batch of 1 would be traced as a constant
 TOLERANCE = 1e-3  # relative to a result's largest value
+CURE = "try another --format, or another version of torch or onnxruntime"
 
 
 class Encoder(nn.Module):
@@ -76,9 +77,9 @@ def export_run(
             f"{path} describes neither an encoder nor a classifier (its .json says: {holds}); give a run of pretrain, "
             "finetune or linear-probe"
         )
-    domain.models.refuse_other_settings(config, path, is_init=False)
-    model = domain.models.encoder(path, changes)
     only_features = encoder or description["holds"] == "encoder"
+    domain.models.refuse_other_settings(config, path, is_init=False, is_classifier=not only_features)
+    model = domain.models.encoder(path, changes)
     return export_model(
         Encoder(model) if only_features else model,
         domain.example(config),
@@ -104,6 +105,8 @@ def export_model(
 ) -> float:
     """Write a model as a program; the file appears only after its results were compared with the model's.
 
+    Where axes are free they are compared at other sizes, too.
+
     Args:
         model: On the CPU, in evaluation mode.
         example: A batch of inputs of the size that the program takes.
@@ -118,32 +121,41 @@ def export_model(
 
     Raises:
         UserError: the file's ending is not the format's, a package is missing, the exporter does not know an
-            operation, or the results differ.
+            operation, the program refuses another size of a free axis, or the results differ.
     """
     if out.suffix != ENDING[format]:
         raise UserError(f"{out} does not end in {ENDING[format]}, as files of {format} do: rename it")
     if format == "onnx":
         require_onnx(sum(value.nbytes for value in model.state_dict().values()))
-    axes = {0: "batch", **(free or {})}
+    free = free or {}
+    axes = {0: "batch", **free}
     shape = [axes.get(axis, size) for axis, size in enumerate(example.shape)]
     metadata = {"inputs": {inputs: shape}, "outputs": list(outputs), **(description or {})}
     out.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), replacing(out) as partial:
-        with reporting_export_errors(format):
-            program = trace(model, random_inputs(example, TRACED_BATCH), axes)
+        with reporting_export_errors(format, any_size=bool(free)):
+            # at twice the size: what a sample has once, such as one window, would be traced as a constant
+            program = trace(model, random_inputs(example, TRACED_BATCH, doubled=free), axes)
             if format == "onnx":
                 write_onnx(program, partial, axes, inputs=inputs, outputs=outputs, description=metadata)
             else:
                 torch.export.save(program, partial, extra_files={DESCRIPTION: json.dumps(metadata)})
-        samples = random_inputs(example, CHECKED_BATCH)
-        with reporting_export_errors(format):
-            results = run_onnx(partial, samples) if format == "onnx" else run_archive(partial, samples)
-        return largest_difference(results, as_list(model(samples)))
+        checks = [random_inputs(example, CHECKED_BATCH)]
+        checks += [random_inputs(example, 1, doubled=[axis]) for axis in free]
+        differences = []
+        for samples in checks:
+            with reporting_export_errors(format, any_size=bool(free)):
+                results = run_onnx(partial, samples) if format == "onnx" else run_archive(partial, samples)
+            differences.append(largest_difference(results, as_list(model(samples))))
+        return max(differences)
 
 
-def random_inputs(example: Tensor, batch: int) -> Tensor:
-    """A batch of standard normal numbers in the shape of an example."""
-    return torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+def random_inputs(example: Tensor, batch: int, *, doubled: Iterable[int] = ()) -> Tensor:
+    """A batch of standard normal numbers in the shape of an example, with twice its size along some axes."""
+    shape = [batch, *example.shape[1:]]
+    for axis in doubled:
+        shape[axis] *= 2
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def trace(model: nn.Module, inputs: Tensor, free: Mapping[int, str]) -> torch.export.ExportedProgram:
@@ -164,8 +176,10 @@ def trace(model: nn.Module, inputs: Tensor, free: Mapping[int, str]) -> torch.ex
 
 
 @contextmanager
-def reporting_export_errors(format: Format) -> Iterator[None]:
+def reporting_export_errors(format: Format, *, any_size: bool = False) -> Iterator[None]:
     """Turn an error of the exporter, or of what runs its program, into one sentence; its many lines stay the cause.
+
+    With ``any_size``, which is what an error may come from, the sentence says how to do without it.
 
     Raises:
         UserError: there was an error.
@@ -177,9 +191,10 @@ def reporting_export_errors(format: Format) -> Iterator[None]:
         raise
     except Exception as error:  # exporters raise whatever they stumble on
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        sizes, cure = (" for any size", f"set --any_size false, {CURE}") if any_size else ("", CURE)
         raise UserError(
-            f"this model cannot be written as {format} by torch {torch.__version__} ({type(error).__name__}: "
-            f"{reason}); try another --format, or another version of torch or onnxruntime"
+            f"this model cannot be written as {format}{sizes} by torch {torch.__version__} ({type(error).__name__}: "
+            f"{reason}); {cure}"
         ) from error
 
 
@@ -198,15 +213,20 @@ def largest_difference(results: Sequence[Tensor], expected: Sequence[Tensor]) ->
     """The largest difference between the results of a program and those of its model.
 
     Raises:
-        UserError: it is more than rounding.
+        UserError: it is more than rounding, or their shapes differ.
     """
+    for actual, reference in zip(results, expected, strict=True):
+        if actual.shape != reference.shape:
+            raise UserError(
+                f"the program's results have shape {tuple(actual.shape)} where the model's have "
+                f"{tuple(reference.shape)}, so it was not kept; {CURE}"
+            )
     differences = [
         float((actual - reference).abs().max()) for actual, reference in zip(results, expected, strict=True)
     ]
     limits = [TOLERANCE * float(reference.abs().max()) for reference in expected]
     if any(not difference <= limit for difference, limit in zip(differences, limits, strict=True)):
         raise UserError(
-            f"the program's results differ from the model's by up to {max(differences):.2g}, so it was not kept; "
-            "try another --format, or another version of torch or onnxruntime"
+            f"the program's results differ from the model's by up to {max(differences):.2g}, so it was not kept; {CURE}"
         )
     return max(differences)

@@ -213,7 +213,13 @@ class MambaVision(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
-        """Recompute every n-th block of stages three and four in the backward pass instead of storing activations."""
+        """Recompute every n-th block of stages three and four in the backward pass instead of storing activations.
+
+        Raises:
+            UserError: ``every`` below 1.
+        """
+        if every < 1:
+            raise UserError(f"every must be at least 1, which recomputes every block; got {every}")
         for stage in self.stages:
             stage.activation_checkpointing, stage.recompute_every = enable, every
 

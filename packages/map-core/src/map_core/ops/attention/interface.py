@@ -9,6 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from map_core.ops.attention.flex import MIN_TOKENS, flex_attention, flex_missing, flex_unfit
 from map_core.ops.attention.native import native_attention, native_attention_unfit
 from map_core.ops.attention.reference import reference_attention
+from map_core.ops.exporting import exporting
 from map_core.ops.native.library import native_missing
 from map_core.ops.registry import BackendStatus, Implementation, Registry
 from map_core.ops.transforms import is_functionally_transformed
@@ -38,6 +39,15 @@ def _choose(backend: str, device: str, dtype: torch.dtype, width: int, facts: tu
     return REGISTRY.choose(backend, device, dtype, width, *facts)
 
 
+def _facts(q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[str, ...]:
+    facts: tuple[str, ...] = ()
+    if mask is not None and int(mask.shape[1]) > 1:
+        facts += ("masked",)  # a row for each query, so that whole blocks may be hidden
+    if min(int(q.shape[2]), int(k.shape[2])) >= MIN_TOKENS:
+        facts += ("long",)
+    return facts
+
+
 def attention(
     q: Float[Tensor, "b h q d"],
     k: Float[Tensor, "b h l d"],
@@ -64,11 +74,7 @@ def attention(
         return handle_torch_function(attention, (q,), q, k, v, mask, backend)
     if is_functionally_transformed():
         return torch_attention(q, k, v, mask)
-    facts: tuple[str, ...] = ()
-    if mask is not None and int(mask.shape[1]) > 1:
-        facts += ("masked",)  # a row for each query, so that whole blocks may be hidden
-    if min(int(q.shape[2]), int(k.shape[2])) >= MIN_TOKENS:
-        facts += ("long",)
+    facts = () if exporting() else _facts(q, k, mask)  # reading the sizes would fix them in the program
     return REGISTRY[_choose(backend, q.device.type, q.dtype, int(q.shape[3]), facts)].run(q, k, v, mask)
 
 

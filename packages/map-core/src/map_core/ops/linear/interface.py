@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from map_core.ops.linear.onednn import onednn_linear, onednn_missing, onednn_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
-from map_core.ops.transforms import is_transformed
+from map_core.ops.transforms import is_autocast_enabled, is_transformed
 
 REGISTRY = Registry(
     "linear",
@@ -36,8 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
     if type(x) not in (Tensor, nn.Parameter) or x.is_nested or is_transformed():
         return F.linear(x, weight, bias)
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    dtype = torch.get_autocast_dtype(device) if is_autocast_enabled(device) else x.dtype
     multiplications = x.numel() * weight.shape[0]
     return REGISTRY[REGISTRY.choose(backend, device, dtype, multiplications)].run(x, weight, bias)
 
