@@ -567,8 +567,8 @@ class TestMistakes:
 
     @pytest.mark.parametrize("name", ["hybridnet_tiny_patch16_224", "map_mambavision_tiny"])
     def test_pooling_that_leaves_all_tokens(self, error_of, name):
-        error = error_of("finetune", f"--model.name={name}", "--model.global_pool", "", *SHORT)
-        assert "--model.global_pool must be one of register, avg or null; got ''" in error
+        error = error_of("finetune", "--model", f"{{name: {name}, global_pool: ''}}", *SHORT)
+        assert "model.global_pool in --model must be one of register, avg or null; got ''" in error
 
     def test_layout_that_does_not_parse(self, error_of):
         error = error_of("pretrain", *MODEL, "--model.layout=(MMT", *SHORT)
