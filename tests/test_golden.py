@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS = 8  # the recorded 20 are compared by ``python tests/golden_curves.py``, to the last bit
+STEPS = 5  # the recorded 20 are compared by ``python tests/golden_curves.py``, to the last bit
 FOLDER = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("golden_curves", FOLDER / "golden_curves.py")
 assert spec is not None
@@ -32,8 +32,13 @@ def test_losses_and_gradient_norms_are_as_recorded(name: str, tmp_path: Path) ->
 
 
 def test_losses_in_bf16_follow_those_in_float32(tmp_path: Path) -> None:
+    # small batches at the recipe's learning rate: processors without bf16 units take long over large ones
+    options = {"batch_size": 32, "base_lr": 0.008, "warmup_epochs": 1}
+    extra = [part for key, value in options.items() for part in (f"--training.{key}", str(value))]
     float32, bf16 = (
-        golden_curves.command_curve("pretrain_digits", tmp_path / name, 20, "--training.precision", name)
+        golden_curves.command_curve(
+            "pretrain_digits", tmp_path / name, 20, "--training.precision", name, *extra
+        )
         for name in ("fp32", "bf16")
     )
     assert float32.loss[-1] < 0.9 * float32.loss[0]

@@ -157,7 +157,7 @@ def test_widths_and_states(channels: int, state: int, scan_arguments: Tool, comp
 
 
 def test_directions_of_different_state_sizes(scan_arguments: Tool, compare_both: Compare) -> None:
-    arguments = two_directions(scan_arguments, 5, channels=6, state=4)
+    arguments = two_directions(scan_arguments, 5, batch=1, channels=6, state=4)
     for name in ("A_2", "B_2", "C_2"):
         arguments[name] = arguments[name][..., :3]
     compare_both(arguments)
@@ -212,7 +212,7 @@ def test_strided_inputs(
 
 
 def test_an_expanded_cotangent(scan_arguments: Tool) -> None:
-    arguments = scan_arguments(CHUNK + 1)
+    arguments = scan_arguments(CHUNK + 1, batch=1)
     grads = []
     for name in ("triton", "reference"):
         u = arguments["u"].clone().requires_grad_()
@@ -231,7 +231,7 @@ def test_nothing_to_scan(batch: int, length: int, scan_arguments: Tool, output_a
 
 
 def test_a_non_finite_input_shows_in_the_output(scan_arguments: Tool) -> None:
-    arguments = scan_arguments(3)
+    arguments = scan_arguments(3, batch=1)
     for name in ("u", "delta", "A", "z"):
         poisoned = dict(arguments)
         poisoned[name] = arguments[name].clone()
@@ -247,7 +247,7 @@ def test_extreme_steps_stay_finite(scan_arguments: Tool, compare: Compare) -> No
 
 
 def test_gradients_repeat_bit_for_bit(scan_arguments: Tool, output_and_gradients: Tool) -> None:
-    arguments = scan_arguments(CHUNK + 1, channels=6)
+    arguments = scan_arguments(CHUNK + 1, batch=1, channels=6)
     call = partial(selective_scan, backend="triton", delta_softplus=True)
     first, again = (output_and_gradients(call, arguments) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -258,7 +258,7 @@ def test_auto_does_not_pick_the_interpreter() -> None:
 
 
 def test_operator_passes_pytorchs_own_checks(scan_arguments: Tool) -> None:
-    arguments = {name: x.requires_grad_() for name, x in scan_arguments(3, channels=4).items()}
+    arguments = {name: x.requires_grad_() for name, x in scan_arguments(3, batch=1, channels=4).items()}
     tensors = [arguments[name] for name in ("u", "delta", "A", "B", "C", "D")]
     scan = torch.ops.map_core.triton_selective_scan.default
     torch.library.opcheck(scan, (tensors, arguments["z"], [1] * 6 + [0], [1], [1]))
@@ -271,7 +271,7 @@ def test_compiles_to_one_graph_and_exports(scan_arguments: Tool) -> None:
             inputs = ScanInputs(*fields)
             return bidirectional_selective_scan(inputs, inputs, z, backend="triton")
 
-    arguments = scan_arguments(5, channels=4)
+    arguments = scan_arguments(3, batch=1, channels=4)
     values = (arguments.pop("z"), *arguments.values())
     expected = Scan()(*values)
     compiled = torch.compile(Scan(), fullgraph=True, backend="aot_eager")
