@@ -355,7 +355,7 @@ MISTAKES = {
     ),
     "predict by a segmenter": (
         ["predict", "--init", "{segmented}", "--clouds", "{tmp}"],
-        "is a part segmenter, and this needs a classifier or an encoder: measure it with map-points evaluate, or load",
+        "is a part segmenter, and this needs a classifier or an encoder: measure it with the command evaluate, or read",
     ),
     "features by a segmenter": (
         ["features", "--init", "{segmented}", "--clouds", "{tmp}", "--out", "{tmp}/f.npz"],

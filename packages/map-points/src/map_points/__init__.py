@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
 
 
 def load(run: str | Path) -> "nn.Module":
-    """Load the model of a run, in evaluation mode; see :meth:`map_points.domain.PointModels.load`."""
+    """Load the model of a run, in evaluation mode; see :meth:`map_core.tasks.trained_models.Models.load`."""
     from map_points.domain import DOMAIN
 
     return DOMAIN.models.load(run)

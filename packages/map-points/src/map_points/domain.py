@@ -1,6 +1,7 @@
 """What map-points hands to the tasks and commands of map-core."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from map_core.runs.notes import note
 from map_core.tasks.classification import ClassificationConfig
 from map_core.tasks.domain import Domain, OpenedData, Purpose, Samples
 from map_core.tasks.evaluation import input_of
-from map_core.tasks.trained_models import NO_CHANGES, Changes, Models
-from map_core.tasks.weights import read_description
 from map_points.data import (
     CloudSamples,
     PointDataConfig,
@@ -192,42 +191,22 @@ def example_cloud(config: PointModelConfig) -> Float[Tensor, "1 n c"]:
     return torch.randn(1, count, config.in_chans or 3, generator=torch.Generator().manual_seed(0))
 
 
-class PointModels(Models[PointModelConfig]):
-    """The models of clouds, and part segmenters, which are neither classifiers nor encoders."""
+def load_parts(path: str | Path) -> nn.Module:
+    """The part segmenter of a run, in evaluation mode; its ``parts`` are those of each of its ``classes``.
 
-    def classifier(
-        self, path: str | Path, changes: Changes = NO_CHANGES
-    ) -> tuple[nn.Module, tuple[str, ...]]:
-        if is_segmenter(path):
-            raise UserError(
-                f"{path} is a part segmenter, and this needs a classifier or an encoder: measure it with map-points "
-                "evaluate, or load it in Python with map_points.load"
-            )
-        return super().classifier(path, changes)
-
-    def load(self, path: str | Path) -> nn.Module:
-        """The model of a run, as in every domain, or its part segmenter, whose ``parts`` are those of its ``classes``.
-
-        Raises:
-            UserError: nothing there, or no description of its model.
-        """
-        if not is_segmenter(path):
-            return super().load(path)
-        run = load_segmenter(path)
-        run.model.classes, run.model.parts = run.classes, run.parts  # type: ignore[assignment]
-        return run.model
-
-
-def is_segmenter(path: str | Path) -> bool:
-    """Whether a run or weights file is described as a part segmenter."""
-    return read_description(path).get("holds") == PART_SEGMENTER
+    Raises:
+        UserError: as of :func:`~map_points.segmentation.task.load_segmenter`.
+    """
+    run = load_segmenter(path)
+    run.model.classes, run.model.parts = run.classes, run.parts  # type: ignore[assignment]
+    return run.model
 
 
 DOMAIN = Domain(
     program="map-points",
     recipes="map_points.recipes",
     sample="cloud",
-    models=PointModels(**vars(MODELS)),
+    models=replace(MODELS, loaders={PART_SEGMENTER: load_parts}),
     data=PointDataConfig,
     objectives=OBJECTIVES,
     classification=ClassificationConfig,

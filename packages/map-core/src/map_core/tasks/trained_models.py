@@ -65,6 +65,8 @@ class Models(Generic[Config]):
             to the first family that has all of its keys.
         on_load: Called with a loaded model, its configuration and the description of its weights; sets the attributes
             of the model that its users need.
+        loaders: Load runs and weights files of further kinds, neither classifiers nor encoders, by the ``holds`` of
+            their description.
     """
 
     config: type[Config]
@@ -82,6 +84,7 @@ class Models(Generic[Config]):
     resolved: Callable[[Config], Mapping[str, Any]] = ModelConfig.arguments
     families: tuple[Family, ...] = ()
     on_load: Callable[[nn.Module, Config, Mapping[str, Any]], None] = lambda model, config, description: None
+    loaders: Mapping[str, Callable[[str | Path], nn.Module]] = field(default_factory=dict)
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
         """The JSON description with which a weights file can be read without its recipe."""
@@ -182,6 +185,11 @@ class Models(Generic[Config]):
         if config is None or description.get("holds") != "classifier":
             weights_file(path)  # says so when there is nothing at all
             holds = in_one_line(description.get("holds", "nothing"))
+            if holds in self.loaders:
+                raise UserError(
+                    f"{path} is a {holds}, and this needs a classifier or an encoder: measure it with the command "
+                    "evaluate, or read it in Python with load"
+                )
             raise UserError(
                 f"{path} describes no classifier (its .json says: {holds}); give a run that trained one, such as one "
                 "of finetune"
@@ -215,7 +223,8 @@ class Models(Generic[Config]):
     def load(self, path: str | Path) -> nn.Module:
         """The model of a run, in evaluation mode, in the sizes that it was trained in.
 
-        A classifier where the run trained one (its ``classes`` name the outputs), else the pretrained encoder.
+        A classifier where the run trained one (its ``classes`` name the outputs), a model of a further kind where it
+        trained that, else the pretrained encoder.
 
         Args:
             path: A run's directory or weights file.
@@ -223,7 +232,10 @@ class Models(Generic[Config]):
         Raises:
             UserError: nothing there, or no description of its model.
         """
-        model, config, description = self.encoder(path), self.read_model_config(path), read_description(path)
+        description = read_description(path)
+        if description.get("holds") in self.loaders:
+            return self.loaders[description["holds"]](path)
+        model, config = self.encoder(path), self.read_model_config(path)
         assert config is not None  # else there would be no encoder
         model.classes = tuple(description.get("classes") or ())  # type: ignore[assignment]
         self.on_load(model, config, description)
