@@ -1,9 +1,11 @@
 """The command line as a user meets it: chains of commands, and the sentence that each mistake gives."""
 
 import csv
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import map_core.commands.program
+import map_core.commands.results
 from map_core.tasks.weights import read_weights
 from map_points import domain, evaluation
 from map_points.cli import COMMANDS
@@ -210,6 +213,20 @@ def test_evaluate_repeats_a_segmentation_run(segmented, tmp_path, precision):
     for name in ("test_instance_miou", "test_class_miou", "test_point_accuracy"):
         assert summary[name] == pytest.approx(training_summary[name], abs=1e-3 if precision == "fp32" else 3)
     assert summary["evaluated_on"] == "test split"
+
+
+def test_a_full_disk_ends_the_evaluation_of_a_segmenter_in_one_sentence(
+    segmented, tmp_path, monkeypatch, capsys
+):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(map_core.commands.results, "write_summary", Mock(side_effect=full))
+    assert run("evaluate", "--init", segmented, "--out", tmp_path, *QUIET) == 2
+    errors = capsys.readouterr().err
+    assert (
+        f"cannot write the measures into {tmp_path} (No space left on device); make room, then repeat"
+        in errors
+    )
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("name", ["finetuned", "probed"])

@@ -11,7 +11,7 @@ import numpy as np
 from map_core.errors import UserError, visible
 from map_core.paths import expand_user
 from map_core.ranges import check, refuse_without_effect
-from map_core.runs.files import require_file, require_folder
+from map_core.runs.files import explaining_disk_errors, require_file, require_folder
 from map_core.runs.notes import is_main_process, tell
 from map_core.runs.pictures import require_picture
 from map_core.runs.summary import describe_run, refuse_training_run, write_summary
@@ -44,7 +44,9 @@ def evaluate(domain: Domain, config: Any) -> None:
     if evaluator is None:
         evaluate_classifier(domain, config, out)
     elif is_main_process():  # these evaluators work in one process
-        write_measures(out, config.init, evaluator(config))
+        measures = evaluator(config)
+        with explaining_disk_errors(f"write the measures into {out}", then="repeat the command"):
+            write_measures(out, config.init, measures)
 
 
 def write_measures(out: Path, init: str, measures: dict[str, Any]) -> None:
