@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -244,6 +245,14 @@ def test_a_folder_that_is_no_card_is_not_uploaded(tmp_path, absent):
         (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=f"has no {absent}: write the folder with the command card"):
         push_to_hub(tmp_path, REPO)
+
+
+@pytest.mark.parametrize("act", [partial(push_to_hub, repo=REPO), partial(from_pretrained, IMAGES.models)])
+def test_a_path_that_cannot_be_reached_is_named(act):
+    with pytest.raises(
+        UserError, match=r"cannot read a+.* \(File name too long\): make it readable, or give another"
+    ):
+        act("a" * 300)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "who?/what"])

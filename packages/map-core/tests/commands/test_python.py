@@ -12,7 +12,7 @@ from toy_domain import DOMAIN
 from map_core import UserError
 from map_core.commands.listing import standard_commands
 from map_core.commands.program import find_command, main
-from map_core.commands.python import Functions
+from map_core.commands.python import Functions, read_result
 
 COMMANDS = standard_commands(DOMAIN, sample="toy")
 TOYS = Functions(COMMANDS, DOMAIN.recipes, files="toys")
@@ -86,6 +86,8 @@ def test_predictions_and_features_are_those_of_the_command(runs, tmp_path):
         ({"batchsize": 3}, r"has no setting batchsize; did you mean .*batch_size"),
         ({"epochs": 3, "training.epochs": 4}, r"pretrain\(\) was given training\.epochs twice"),
         ({"training": 3}, r"training of pretrain\(\) must be a mapping of settings; got 3"),
+        ({"settings": {"data.count": 3}, "data.count": 4}, r"pretrain\(\) was given data\.count twice; give it once"),
+        ({"data": None, "settings": {"data": {"count": 3}, "data.count": 4}}, r"given data\.count twice"),
         ({"epochs": 0}, r"training\.epochs must be at least 1; got 0"),
         ({"data.flip": "maybe"}, r"--data\.flip must be true or false; got 'maybe'"),
         ({"model": "toy", "config": "nothing"}, r"unknown recipe 'nothing'"),
@@ -123,3 +125,25 @@ def test_settings_override_recipes_and_none_is_null(tmp_path):
         2,
         16,
     )
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[1]", json.dumps({"task": "mine"})])
+def test_somebody_else_s_file_beside_features_is_not_their_score(runs, tmp_path, content):
+    (tmp_path / "all.json").write_text(content)
+    assert read_result(tmp_path / "all.npz", tmp_path / "all.json", "features").metrics == {}
+
+
+def test_a_text_in_brackets_is_a_value_in_python(tmp_path):
+    configs = []
+    command = replace(find_command("predict", COMMANDS), run=configs.append)
+    functions = Functions([command], DOMAIN.recipes, files="toys")
+    functions.predict("run", "[30]", out=tmp_path / "p.csv")
+    functions.predict("run", ["[30]", "31"], out=tmp_path / "p.csv")
+    assert [config.toys for config in configs] == [["[30]"], ["[30]", "31"]]
+
+
+def test_no_recipe_is_none(tmp_path):
+    configs = []
+    command = replace(find_command("pretrain", COMMANDS), run=configs.append)
+    Functions([command], DOMAIN.recipes, files="toys").pretrain("sea", config=None, out=tmp_path)
+    assert [config.data.root for config in configs] == ["sea"]

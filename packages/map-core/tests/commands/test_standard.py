@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import resource
 import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -469,6 +470,25 @@ def test_the_picture_shows_what_the_trained_objective_makes_of_the_samples(
     expected = hide_and_reconstruct(objective, inputs, ratio=ratio, seed=seed).prediction
     assert np.array_equal(np.load(out), expected.numpy())
     assert capsys.readouterr().out == f"4 toys -> {out}\n"
+
+
+def test_a_picture_on_a_full_disk_is_reported_in_one_sentence(runs, tmp_path, capsys):
+    out, limits = tmp_path / "picture.png", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert run("reconstruct", "--init", runs.pretrain, "--out", out) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = rf"map-toy: error: cannot write {out} \(.*\); see to that disk, then repeat the command\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "features", "reconstruct", "finetune"])
+def test_a_run_that_cannot_be_reached_is_named(tmp_path, capsys, command):
+    files = ["--toys", "1"] if command == "predict" else []
+    assert run(command, "--init", "a" * 300, "--out", tmp_path / "out.png", *files) == 2
+    assert "error: cannot read aaa" in (message := capsys.readouterr().err)
+    assert "a (File name too long): make it readable, or give another path" in message
 
 
 @pytest.mark.parametrize(

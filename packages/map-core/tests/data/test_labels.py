@@ -173,3 +173,11 @@ def test_a_file_that_is_not_there(root: Path) -> None:
     (root / "labels.csv").write_text("path,label\na.png,x\n")
     with pytest.raises(UserError, match=r"labels.csv is no file; .*images.labels.csv does: give that"):
         read_labels("labels.csv", root, endings=[".png"])
+
+
+def test_a_name_that_the_system_does_not_follow_is_named(root: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"cannot read --data.labels a+ \(File name too long\): make it readable, or correct it",
+    ):
+        read_labels("a" * 300, root, endings=[".png"])

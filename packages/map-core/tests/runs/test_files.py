@@ -5,13 +5,22 @@ import os
 import resource
 import signal
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from map_core import UserError
-from map_core.runs.files import replacing, require_file, require_folder, save_json, save_tensors, sync
+from map_core.runs.files import (
+    replacing,
+    require_file,
+    require_folder,
+    require_reachable,
+    save_json,
+    save_tensors,
+    sync,
+)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002], ids=oct)
@@ -135,3 +144,31 @@ def test_a_pipe_is_written_to_as_it_is(tmp_path):
 def test_a_result_needs_the_name_of_a_file(tmp_path):
     with pytest.raises(UserError, match="it is a folder; give --out a file's name"):
         require_file(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["/proc/self/fd/{}", "/dev/fd/{}"])
+def test_a_file_that_is_only_named_by_its_descriptor_is_refused(tmp_path, place):
+    """As ``--out /dev/stdout > file`` does: the result and what is printed would overwrite each other."""
+    with (tmp_path / "file").open("w") as file:
+        out = Path(place.format(file.fileno()))
+        with pytest.raises(
+            UserError, match=rf"write to {out}: it leads to a file; give --out that file's name"
+        ):
+            require_file(out)
+
+
+def test_memory_that_looks_like_a_disk_is_a_place_for_results():
+    require_file(Path("/dev/shm/result.npz"))
+
+
+def test_what_may_not_be_reached_is_named(private):
+    with pytest.raises(
+        UserError, match=rf"cannot read {private}/x \(Permission denied\): make it readable, or"
+    ):
+        require_reachable(private / "x")
+
+
+def test_what_is_not_there_can_be_reached(tmp_path):
+    require_reachable(tmp_path / "x")
+    (tmp_path / "file").touch()
+    require_reachable(tmp_path / "file/x")

@@ -150,3 +150,10 @@ def test_disk_errors_are_reported_in_one_sentence(tmp_path, error, message):
 def test_faults_of_other_files_are_not_blamed_on_the_run(tmp_path):
     with pytest.raises(OSError, match="elsewhere"):
         fail(tmp_path / "run", OSError(5, "Input/output error", str(tmp_path / "elsewhere")))
+
+
+def test_a_checkpoint_that_cannot_be_reached_is_named(tmp_path):
+    with pytest.raises(
+        UserError, match=r"cannot read a+ \(File name too long\): make it readable, or give another"
+    ):
+        open_directory(tmp_path / "run", "a" * 300)

@@ -1,6 +1,7 @@
 """The cache holds the most recently read shards, keeps to its limit, and touches no other files."""
 
 import errno
+import fcntl
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from faulty_store import faulty_store
 from toy_shards import CONTENT
 
 from map_core import UserError
-from map_core.shards import ShardRoot, ShardSettings, read_index
+from map_core.shards import ShardRoot, ShardSettings, fetching, read_index
 from map_core.shards.cache import Cache
 from map_core.shards.stores import store_at
 
@@ -176,3 +177,64 @@ def test_an_index_that_would_fill_the_disk_is_not_fetched(store, folder, shards)
     ):
         ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
     assert not store.requested("names.txt")
+
+
+def test_a_decayed_shard_that_another_process_has_fetched_again_is_opened_again(store, folder):
+    one, two = (ShardRoot(store.address, ShardSettings(folder, 10**9)).open("") for _ in range(2))
+    assert [reader.read(number) for reader in (one, two) for number in range(40)] == CONTENT * 2
+    for path in folder.glob("*.tar"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert [reader.read(number) for number in range(40) for reader in (one, two)] == [
+        content for content in CONTENT for _ in range(2)
+    ]
+
+
+def test_a_thread_that_read_a_decayed_shard_does_not_discard_the_new_one(store, folder):
+    reader = ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
+    number = int(reader.index.samples["shard"][0])
+    old = reader._open_shard(number)
+    (path,) = folder.glob("*.tar")
+    path.write_bytes(bytes(path.stat().st_size))
+    assert reader.read(0) == CONTENT[0]
+    new = reader._open_shard(number)
+    assert reader._can_retry(number, old)
+    assert reader._open_shard(number) is new
+
+
+def test_a_download_that_starts_over_stays_locked(store, folder, shards, monkeypatch):
+    shard = read_index(shards).shards[0]
+    partial = folder / f".unfinished_{shard.sha256}.tar"
+    folder.mkdir()
+    partial.write_bytes(bytes(1000))  # as a power cut leaves it
+    store_of_cache = store_at(store.address)
+
+    class Watched:
+        address = store_of_cache.address
+
+        def open(self, name, start):
+            with partial.open("r+b") as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return store_of_cache.open(name, start)
+
+    os.close(Cache(Watched(), folder, 10**9).open(shard))
+    assert store.requests == [(shard.name, 1000), (shard.name, 0)]
+    assert [path.name for path in folder.iterdir()] == [f"{shard.sha256}.tar"]
+
+
+@pytest.mark.parametrize("fault", [None, "no length"])
+def test_an_index_that_is_too_large_is_not_fetched(store, folder, monkeypatch, fault):
+    monkeypatch.setattr(fetching, "MAX_INDEX_BYTES", 100)
+    store.faults = iter([fault])
+    with pytest.raises(
+        UserError,
+        match=rf"{store.address}/index.json is longer than 100 B: it is no file of this set; correct",
+    ):
+        ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_that_is_no_index_leaves_nothing(store, folder, shards):
+    (shards / "index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"index.json is no index of shards"):
+        ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
+    assert list(folder.iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 from toy_shards import files
 
 from map_core import UserError
-from map_core.shards import ShardReader, ShardRoot, ShardSettings, has_index, read_index, write_shards
+from map_core.shards import ShardReader, ShardRoot, ShardSettings, has_index, index, read_index, write_shards
 from map_core.shards.index import SAMPLE, TABLE, checksum_of
 from map_core.shards.reader import Folder
 
@@ -211,3 +211,11 @@ def test_the_digest_tells_sets_apart(shards, tmp_path):
         ShardReader(read_index(shards), Folder(shards)).where(3)
         == f"b/03.bin of {shards}/" + read_index(shards).shard_of(3).name
     )
+
+
+def test_an_index_that_is_too_large_is_none(shards, monkeypatch):
+    monkeypatch.setattr(index, "MAX_INDEX_BYTES", 100)
+    with pytest.raises(
+        UserError, match=r"index.json is no index of shards \(it has more than 100 bytes\): write it"
+    ):
+        read_index(shards)

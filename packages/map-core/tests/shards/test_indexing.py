@@ -51,7 +51,7 @@ def test_labels_may_be_missing_altogether_but_not_here_and_there(make_tar):
 
 def test_classnames_name_the_classes(make_tar):
     folder = make_tar("0.tar", sample("a", 1) | sample("b", 0)).parent
-    (folder / "classnames.txt").write_text("cat\ndog\nfox\n")
+    (folder / "classnames.txt").write_text("cat\ndog \n\nfox\n\n")
     assert indexed(folder).index.classes == ("cat", "dog", "fox")
     (folder / "index.json").unlink()
     (folder / "classnames.txt").write_bytes(b"\xff\n")
@@ -216,3 +216,44 @@ def test_a_folder_without_shards_is_refused(tmp_path):
         index_shards(tmp_path, ENDINGS)
     with pytest.raises(UserError, match=r"--index .*none is no folder"):
         index_shards(tmp_path / "none", ENDINGS)
+
+
+@pytest.mark.parametrize(
+    ("members", "label"),
+    [
+        ({"a.coarse.cls": b"1", "a.cls": b"3"}, 3),
+        ({"a.cls": b"3", "a.coarse.cls": b"1"}, 3),
+        ({"a.coarse.cls": b"1"}, 1),
+    ],
+)
+def test_the_label_of_a_sample_is_the_one_of_the_plain_ending(make_tar, members, label):
+    folder = make_tar("0.tar", {"a.jpg": b""} | members).parent
+    assert indexed(folder).index.labels.tolist() == [label]
+
+
+@pytest.mark.parametrize("names", [("a.cls", "a.cls"), ("a.fine.cls", "a.coarse.cls")])
+def test_two_labels_of_a_sample_that_fit_alike_are_refused(tmp_path, names):
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("a.jpg", *names):
+            archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(UserError, match=rf"holds {names[0]} and {names[1]} of one sample, .*: write one"):
+        index_shards(tmp_path, ENDINGS)
+
+
+def test_a_subfolder_that_no_index_could_name_is_refused(make_tar, tmp_path):
+    make_tar("train/0.tar", sample("a"))
+    make_tar("we:ird/0.tar", sample("b"))
+    with pytest.raises(UserError, match=r"subfolder 'we:ird' has a name that no index takes: rename it"):
+        index_shards(tmp_path / "tars", ENDINGS)
+    assert not list((tmp_path / "tars").rglob("index.json"))
+
+
+def test_shards_beside_splits_are_refused(make_tar, tmp_path):
+    for name in ("0.tar", "train/0.tar", "val/0.tar"):
+        make_tar(name, sample("a"))
+    with pytest.raises(
+        UserError,
+        match=r"tars holds .tar files both itself and in train, val: move one or the other elsewhere",
+    ):
+        index_shards(tmp_path / "tars", ENDINGS)

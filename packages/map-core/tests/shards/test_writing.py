@@ -4,7 +4,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 
@@ -162,7 +165,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
     assert parse_size(text, "size") == size
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "0.1B", "5 apples", "1e3MB", "5MiB"])
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "0.1B", "5 apples", "1e3MB", "5MiB", "9" * 400])
 def test_other_sizes_are_refused(text):
     with pytest.raises(UserError, match=r"size must be a size such as 500MB or 2GB; got .*; change --size"):
         parse_size(text, "size")
@@ -173,3 +176,24 @@ def test_the_folder_that_one_is_in_is_no_new_one(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^\. is where this runs or the root of a disk: name a new folder"):
         write_shards({"": files()}, type(tmp_path)(), size=41_000)
     assert tree(tmp_path) == {}
+
+
+def test_a_second_command_at_the_same_place_is_refused_and_the_first_goes_on(tmp_path, shards):
+    program = """
+import sys, numpy
+from pathlib import Path
+from map_core.shards import Files, write_shards
+write_shards({"": Files(["a.bin"], lambda number: b"x", numpy.zeros(1, int))}, Path(sys.argv[1]), size=1000)
+"""
+    out, messages = tmp_path / "out", []
+
+    def read(number):
+        if number == 20:
+            command = [sys.executable, "-c", program, str(out)]
+            messages.append(subprocess.run(command, capture_output=True, text=True, check=False).stderr)
+        return CONTENT[number]
+
+    write_shards({"": replace(files(), read=read)}, out, size=41_000)
+    assert re.search(r"UserError: .*unfinished_out is in use by process .*choose another --out", messages[0])
+    assert tree(out) == tree(shards)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shards"]

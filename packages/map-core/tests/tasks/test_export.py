@@ -1,5 +1,7 @@
 """What cannot be exported is refused in a sentence, and leaves no file; the domains' test_export.py export models."""
 
+import resource
+
 import pytest
 import torch
 from torch import nn
@@ -81,3 +83,21 @@ def test_an_exporters_error_is_reported_in_one_line():
     message = r"cannot be written as onnx by torch .* \(ValueError: no rule for x\); try another --format"
     with pytest.raises(UserError, match=message), reporting_export_errors("onnx"):
         raise ValueError("no rule for x\nand many lines of a graph")
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path, name):
+    """The size of files is limited to less than the weights take."""
+    if name == "model.onnx":
+        pytest.importorskip("onnxscript")
+    out, limits = tmp_path / name, resource.getrlimit(resource.RLIMIT_FSIZE)
+    format = "onnx" if name == "model.onnx" else "torch-export"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=rf"cannot write {out} \(File too large\); see to that disk, then repeat"
+        ):
+            export_model(nn.Linear(100, 100).eval(), torch.zeros(1, 100), out, format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

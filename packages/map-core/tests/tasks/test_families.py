@@ -12,7 +12,7 @@ from toy_domain import DOMAIN, ToyNet
 from map_core import UserError
 from map_core.commands.listing import convert_command
 from map_core.commands.program import main
-from map_core.tasks import conversion
+from map_core.tasks import weights
 from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import Converted, Family, Guess, family_of
 from map_core.tasks.pretraining import decoder_state, load_objective
@@ -256,7 +256,7 @@ def test_a_converted_encoder_with_its_decoder_is_a_pretraining_run(tmp_path):
 
 
 @pytest.mark.parametrize("written", [True, False], ids=["written", "the disk is full"])
-def test_no_part_of_an_earlier_model_stays_beside_another(tmp_path, monkeypatch, written):
+def test_an_earlier_model_is_replaced_as_a_whole_or_stays_as_it_was(tmp_path, monkeypatch, written):
     backbone = ToyNet(WIDTH)
     rest = decoder_state(TOYS.build_objective(backbone, TOYS.objective()))
     decoder = {f"rest.{key}": value for key, value in rest.items()}
@@ -266,15 +266,20 @@ def test_no_part_of_an_earlier_model_stays_beside_another(tmp_path, monkeypatch,
     assert load_objective(TOYS, tmp_path / "run")
     if written:
         assert convert(encoder, "--out", tmp_path / "run") == 0
-        remaining = {"model.safetensors", "model.json"}
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+            "model.json",
+            "model.safetensors",
+        ]
+        with pytest.raises(UserError, match=r"has no pretraining\.safetensors"):
+            load_objective(TOYS, tmp_path / "run")
     else:
-        monkeypatch.setattr(conversion, "save_weights", Mock(side_effect=OSError(errno.ENOSPC, "full")))
-        with pytest.raises(OSError, match="full"):
+        before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        monkeypatch.setattr(weights, "save_tensors", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        with pytest.raises(
+            UserError, match=r"cannot write .*run \(full\); make room, then repeat the command"
+        ):
             convert_checkpoint(TOYS, encoder, tmp_path / "run")
-        remaining = set()
-    assert {path.name for path in (tmp_path / "run").iterdir()} == remaining
-    with pytest.raises(UserError, match="has no pretraining.safetensors" if remaining else "no weights at"):
-        load_objective(TOYS, tmp_path / "run")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_training_run_is_not_overwritten_by_a_conversion(tmp_path, capsys):
@@ -363,3 +368,9 @@ def test_the_usage_shows_where_the_file_goes(capsys):
     printed = capsys.readouterr().out
     assert "usage: map-toy convert FILE [--config RECIPE ...]" in printed
     assert "The checkpoint: Tree, Net." in printed
+
+
+def test_a_decoder_without_heads_is_refused_by_the_command_s_own_option(tmp_path, capsys):
+    file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
+    assert convert(file, "--decoder_heads", 0, "--out", tmp_path / "run") == 2
+    assert "decoder_heads must be at least 1; got 0; change --decoder_heads" in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """A run as a folder to share: the same model, and a card that says what the run's files say and nothing else."""
 
+import errno
 import json
 import shlex
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -110,7 +112,7 @@ def test_every_measure_and_stage_is_the_runs(finetuned_card, pretrained):
 START_UNKNOWN = "- started from: weights that no run here is known to have trained"
 
 
-@pytest.mark.parametrize("fault", [None, "trained anew", "moved away", "of version 0.1"])
+@pytest.mark.parametrize("fault", [None, "trained anew", "without settings", "moved away", "of version 0.1"])
 def test_a_card_tells_of_the_run_of_the_weights_that_another_one_started_from_and_of_no_other(
     finetuned, pretrained, tmp_path, fault
 ):
@@ -121,6 +123,8 @@ def test_a_card_tells_of_the_run_of_the_weights_that_another_one_started_from_an
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"init": "parent"}))
     if fault == "trained anew":
         shutil.copyfile(parent / "model_ema.safetensors", parent / "model.safetensors")
+    elif fault == "without settings":
+        (parent / "config.yaml").unlink()
     elif fault == "moved away":
         parent.rename(tmp_path / "elsewhere")
     elif fault == "of version 0.1":
@@ -237,3 +241,13 @@ def test_the_command_line_makes_one(finetuned, tmp_path, capsys):
     assert main("map-toy", sharing_commands(DOMAIN), DOMAIN.recipes, arguments) == 0
     assert (tmp_path / "card" / "README.md").is_file()
     assert "README.md" in "".join(capsys.readouterr())
+
+
+def test_a_card_on_a_full_disk_is_reported_in_one_sentence(finetuned, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        shutil, "copyfile", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    )
+    with pytest.raises(
+        UserError, match=r"cannot write .*card \(No space left on device\); make room, then repeat"
+    ):
+        write_card(finetuned[0], tmp_path / "card")

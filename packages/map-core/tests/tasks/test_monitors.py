@@ -183,6 +183,11 @@ def test_rankme_is_the_rank_of_features_with_equal_singular_values():
     assert rankme(basis * torch.tensor([10.0] + [1.0] * 11)) < 11
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rankme_of_features_that_are_not_finite_is_none(value):
+    assert math.isnan(rankme(torch.eye(4).index_fill(0, torch.tensor([1]), value)))
+
+
 def test_the_probe_is_ridge_regression_of_standardised_features():
     features, queries = torch.randn(40, 5) * 3 + 1, torch.randn(30, 5)
     labels, query_labels = (torch.randint(0, len(CLASSES), (count,)) for count in (40, 30))

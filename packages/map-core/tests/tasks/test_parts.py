@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,7 +210,7 @@ def test_a_part_that_counts_as_whole_holds_what_was_written(tmp_path):
                     assert all(np.array_equal(part[name], array) for name, array in arrays.items())
 
 
-@pytest.mark.parametrize("difference", ["setting", "weights", "count", "names"])
+@pytest.mark.parametrize("difference", ["setting", "weights", "description", "count", "names"])
 def test_parts_of_another_command_are_not_reused(tmp_path, classifier, plain, capsys, difference):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"one")
@@ -217,6 +218,8 @@ def test_parts_of_another_command_are_not_reused(tmp_path, classifier, plain, ca
     begin(out, config_of(weights, data=1), Counting(20), stop_at=9)
     if difference == "weights":
         weights.write_bytes(b"two")
+    if difference == "description":  # where a model's heads are, of which the weights know nothing
+        weights.with_suffix(".json").write_text('{"arguments": {"num_heads": 4}}')
     samples = Counting(19 if difference == "count" else 20, first=difference == "names")
     with results_in_parts(out, config_of(weights, data=2 if difference == "setting" else 1)) as parts:
         values, _ = parts.collector("x")(function, samples, SETTINGS, CPU)
@@ -410,3 +413,20 @@ def test_parts_are_of_the_evaluation_s_settings_that_change_results(setting, val
     }
     jobs = [job_of({"evaluation": settings}) for settings in (evaluation, evaluation | {setting: value})]
     assert (jobs[0] != jobs[1]) is counts
+
+
+def test_parts_of_an_earlier_command_s_other_passes_are_removed_with_the_result(tmp_path, classifier, plain):
+    out, config = tmp_path / "f.npz", config_of(classifier)
+    begin(out, config, Counting(20), stop_at=9)
+    with results_in_parts(out, config) as parts:
+        parts.collector("y")(function, ToySamples(20), SETTINGS, CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_full_keeps_no_parts_and_says_so(tmp_path, classifier, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run(*arguments_of(classifier, "predict", "/dev/full")) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("map-toy: error: the disk is full")
+    assert message.endswith("parts are kept only beside a file: see to that disk, then start anew")
+    assert list(tmp_path.iterdir()) == []

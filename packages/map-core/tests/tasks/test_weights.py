@@ -1,6 +1,7 @@
 """Weights files: what is written comes back, and what does not fit is named."""
 
 import argparse
+import errno
 import logging
 import math
 import os
@@ -8,6 +9,7 @@ import pickle
 import random
 from dataclasses import dataclass
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from map_core import UserError
+from map_core.tasks import weights
 from map_core.tasks.typed import fits
 from map_core.tasks.weights import (
     load_init,
@@ -486,3 +489,49 @@ def test_foreign_names_are_converted_first(tmp_path):
     save_weights(tmp_path / "model.safetensors", {f"net.{k}": v for k, v in source.state_dict().items()}, {})
     load_init(model, tmp_path, convert=lambda state: {k.removeprefix("net."): v for k, v in state.items()})
     assert same(model.state_dict(), source.state_dict())
+
+
+def test_weights_and_description_of_an_impossible_name_are_named(tmp_path):
+    for path in ("a" * 300, "a" * 300 + ".pth"):
+        for read in (weights_file, read_weights, read_description):
+            with pytest.raises(
+                UserError, match=r"cannot read a+(\.pth)? \(File name too long\): make it readable"
+            ):
+                read(path)
+    assert read_description("a" * 252) == {}
+
+
+def test_a_private_run_is_named(tmp_path, private):
+    for read in (weights_file, read_description):
+        with pytest.raises(
+            UserError, match=rf"cannot read {private}.* \(Permission denied\): make it readable"
+        ):
+            read(private)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, name):
+    write(tmp_path, nn.Linear(2, 2), name="x")
+    refusing = PermissionError(errno.EACCES, "Permission denied")
+    target = "looks_like" if name == "model.safetensors" else "read_small"
+    monkeypatch.setattr(weights, target, Mock(side_effect=refusing))
+    with pytest.raises(
+        UserError, match=rf"cannot read .*{name} \(Permission denied\): make it readable, or give"
+    ):
+        (read_weights if name == "model.safetensors" else read_description)(tmp_path)
+
+
+def test_a_file_that_holds_itself_is_no_state_dict(tmp_path):
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x.pth holds no state dict of tensors: it has model; expected"):
+        read_weights(tmp_path / "x.pth")
+
+
+def test_tensors_without_values_are_refused_by_name(tmp_path):
+    torch.save({"w": torch.ones(2), "v": torch.ones(2, device="meta")}, tmp_path / "x.pth")
+    with pytest.raises(
+        UserError, match=r"x.pth holds no values of v, which were on torch's device meta: save the"
+    ):
+        read_weights(tmp_path / "x.pth")

@@ -1,11 +1,12 @@
 """The commands that only images have."""
 
+from dataclasses import fields
 from typing import Any
 
 from map_core.commands.options import Option, config_class
 from map_core.paths import expand_user
-from map_core.ranges import check
-from map_core.runs.files import require_file
+from map_core.ranges import check, refuse_without_effect
+from map_core.runs.files import explaining_disk_errors, require_file
 from map_core.runs.notes import tell
 from map_core.shards import index_shards, parse_size, read_index, write_shards
 from map_core.shards.sizes import written_size
@@ -38,8 +39,9 @@ def statistics(config: Any) -> None:
     measured = measure(
         config.data, channels=config.channels, workers=config.workers, progress=config.progress
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_statistics(out, measured)
+    with explaining_disk_errors(f"write {out}", then="repeat the command"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_statistics(out, measured)
     for name in ("mean", "std"):
         tell(f"{name:5} {' '.join(f'{value:.6g}' for value in getattr(measured, name))}")
     channels = len(measured.mean)
@@ -63,14 +65,23 @@ ShardConfig = config_class(
 )
 
 
+# the data settings that say which images go into shards, of which some are refused for reasons of their own
+CHOICE_OF_IMAGES = ("source", "root", "labels", "train_split", "eval_split", "holdout", "subset")
+
+
 def shard(config: Any) -> None:
     """Write shards, or the index of existing ones."""
+    data_settings = [entry.name for entry in fields(DataConfig)]
     if config.index is not None:
+        refuse_without_effect("", config, "size", "seed", "out", because="--index")
+        refuse_without_effect("data", config.data, *data_settings, because="--index")
         folder = expand_user(config.index)
         counts = index_shards(
             folder, readable_extensions(), fallback=frozenset(ARRAYS), progress=config.progress
         )
     else:
+        others = [name for name in data_settings if name not in CHOICE_OF_IMAGES]
+        refuse_without_effect("data", config.data, *others, because="shards, which hold files as they are")
         folder, splits = expand_user(config.out), files_by_split(config.data)
         size = parse_size(config.size, "size")
         write_shards(splits, folder, size=size, seed=config.seed, progress=config.progress)

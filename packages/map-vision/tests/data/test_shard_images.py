@@ -293,6 +293,32 @@ def test_the_command_indexes_tar_files(
     assert pictures == sorted(np.asarray(theirs.image(number)).tobytes() for number in range(20))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--index=tars", "--size=1MB"), "size 1MB has no effect with --index: leave it at 250MB"),
+        (("--index=tars", "--seed=7"), "seed 7 has no effect with --index"),
+        (("--index=tars", "--out=elsewhere"), "out elsewhere has no effect with --index"),
+        (("--index=tars", "--data.root=images"), "data.root images has no effect with --index: leave it out"),
+        (("--index=tars", "--data.eval_split=val"), "data.eval_split val has no effect with --index"),
+        (
+            ("--data.root=images", "--data.on_error=skip"),
+            "data.on_error skip has no effect with shards, which hold files as they are: leave it at raise",
+        ),
+        (
+            ("--data.root=images", "--data.augmentation=timm"),
+            "data.augmentation timm has no effect with shards",
+        ),
+        (("--data.root=images", "--data.shuffle=shards"), "data.shuffle shards has no effect with shards"),
+    ],
+)
+def test_settings_without_effect_on_shards_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run("shard", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_command_indexes_a_picture_and_not_the_array_before_it(labelled: Path, tmp_path: Path) -> None:
     (tmp_path / "tars").mkdir()
     np.save(tmp_path / "a.npy", np.zeros((3, 3)))

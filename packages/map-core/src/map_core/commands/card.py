@@ -16,7 +16,7 @@ from map_core.errors import UserError, in_one_line, reason
 from map_core.paths import expand_user, is_file
 from map_core.reading import read_small
 from map_core.runs.checkpoint import content_of
-from map_core.runs.files import require_folder
+from map_core.runs.files import explaining_disk_errors, require_folder
 from map_core.runs.metrics import read_metrics
 from map_core.runs.notes import tell
 from map_core.runs.summary import any_summary, refuse_training_run
@@ -26,6 +26,7 @@ from map_core.tasks.pretraining import WITH_DECODER
 from map_core.tasks.typed import command_line_words, fits, name_of
 from map_core.tasks.weights import MODEL_FILE
 
+CONFIG_FILE = "config.yaml"
 CONFIG_BY_TASK = {
     "pretrain": "pretrain",
     "finetune": "finetune",
@@ -57,14 +58,16 @@ def card(domain: Domain, config: Any) -> None:
     """Write the folder and print where it is.
 
     Raises:
-        UserError: the run is not finished, or of another kind; ``out`` is a training run.
+        UserError: the run is not finished, or of another kind; ``out`` is a training run; the disk refuses.
     """
     run, out = expand_user(config.run), expand_user(config.out)
     require_folder(out)
     refuse_training_run(out, replaced="model")
     stages = list(reversed(list(stages_of(domain, run))))
     terms = UsageTerms(config.data_terms, config.license, tuple(config.datasets or ()))
-    tell(f"-> {write_model_card(domain, run, out, stages, terms)}")
+    with explaining_disk_errors(f"write {out}", then="repeat the command"):
+        written = write_model_card(domain, run, out, stages, terms)
+    tell(f"-> {written}")
 
 
 def stages_of(domain: Domain, run: Path) -> Iterator[Stage]:
@@ -77,9 +80,9 @@ def stages_of(domain: Domain, run: Path) -> Iterator[Stage]:
     for _ in range(LONGEST_CHAIN):
         if current is None:
             return
-        summary, config = read_summary(current), read_yaml(current / "config.yaml")
+        summary, config = read_summary(current), read_yaml(current / CONFIG_FILE)
         if not isinstance(config, dict):
-            raise UserError(f"{current / 'config.yaml'} is no mapping; copy the file from the run again")
+            raise UserError(f"{current / CONFIG_FILE} is no mapping; copy the file from the run again")
         init = config.get("init")
         parent = parent_run(current, init, summary.get("init_identity"))
         command = command_of(domain, summary["task"], config)
@@ -119,7 +122,7 @@ def last_epoch(run: Path) -> float | None:
 
 
 def parent_run(run: Path, init: Any, identity: Any) -> Path | None:
-    """The run that another one started from, if it still holds those weights.
+    """The run that another one started from, if it still holds those weights and its configuration.
 
     Args:
         run: The other one.
@@ -131,7 +134,8 @@ def parent_run(run: Path, init: Any, identity: Any) -> Path | None:
     start = identity.removesuffix(WITH_DECODER)
     for path in (expand_user(init), *(parent / init for parent in run.resolve().parents)):
         file = path if is_file(path) else path / MODEL_FILE
-        if any_summary(file.parent).get("task") in CONFIG_BY_TASK and content_of(str(file)) == start:
+        is_run = any_summary(file.parent).get("task") in CONFIG_BY_TASK and is_file(file.parent / CONFIG_FILE)
+        if is_run and content_of(str(file)) == start:
             return file.parent
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError
-from map_core.paths import expand_user
+from map_core.paths import expand_user, is_file
 
 MISSING = object()  # stands for a section that is not there
 
@@ -98,8 +98,8 @@ def section_of_run(explicit: Mapping[str, str], section: str) -> dict[str, Any]:
     if "init" not in explicit:
         return {}
     path = expand_user(explicit["init"])
-    config = (path if path.is_dir() else path.parent) / "config.yaml"
-    if not config.is_file():
+    config = (path.parent if is_file(path) else path) / "config.yaml"
+    if not is_file(config):
         return {}
     values = read_yaml(config)
     settings = values.get(section, MISSING) if isinstance(values, dict) else MISSING

@@ -7,6 +7,7 @@ from typing import Any
 from map_core.commands.options import Option, config_class
 from map_core.errors import UserError
 from map_core.paths import expand_user
+from map_core.ranges import check
 from map_core.reading import read_small
 from map_core.runs.files import require_folder
 from map_core.runs.notes import tell
@@ -43,8 +44,10 @@ def convert(domain: Domain, config: Any) -> None:
     """Convert a checkpoint and report the result.
 
     Raises:
-        UserError: an unreadable list of classes; see :func:`~map_core.tasks.conversion.convert_checkpoint`.
+        UserError: decoder_heads is below 1, or the list of classes cannot be read; see
+            :func:`~map_core.tasks.conversion.convert_checkpoint`.
     """
+    check("", config, at_least_one=("decoder_heads",))
     out = expand_user(config.out)
     require_folder(out)
     changes = {key: value for key, value in asdict(config.model).items() if value is not None}

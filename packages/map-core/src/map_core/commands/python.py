@@ -3,9 +3,10 @@
 Its settings are parsed alike. Nothing here imports torch: a package offers these functions without waiting for it.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from map_core.commands.forms import settings_of_all_forms
 from map_core.commands.parser import resolve
 from map_core.commands.program import find_command, validate
 from map_core.commands.settings import Setting, flatten
+from map_core.commands.values import takes_several
 from map_core.errors import UserError, near_matches
 from map_core.paths import expand_user
 from map_core.reading import read_small
@@ -80,7 +82,7 @@ class Functions:
         *,
         model: str | None = None,
         out: AnyPath = "runs/pretrain",
-        config: AnyPath | Sequence[AnyPath] = (),
+        config: AnyPath | Sequence[AnyPath] | None = None,
         init: AnyPath | None = None,
         resume: AnyPath | None = None,
         epochs: int | None = None,
@@ -110,7 +112,7 @@ class Functions:
             UserError: what the command would refuse.
         """
         arguments = self._training_settings(data, model, init, resume, epochs, batch_size, lr, device)
-        return self._run("pretrain", config, out, arguments, {**(settings or {}), **more})
+        return self._run("pretrain", config, out, arguments, [*(settings or {}).items(), *more.items()])
 
     def finetune(
         self,
@@ -119,7 +121,7 @@ class Functions:
         init: AnyPath | None = None,
         model: str | None = None,
         out: AnyPath = "runs/finetune",
-        config: AnyPath | Sequence[AnyPath] = (),
+        config: AnyPath | Sequence[AnyPath] | None = None,
         resume: AnyPath | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
@@ -139,7 +141,7 @@ class Functions:
             UserError: what the command would refuse.
         """
         arguments = self._training_settings(data, model, init, resume, epochs, batch_size, lr, device)
-        return self._run("finetune", config, out, arguments, {**(settings or {}), **more})
+        return self._run("finetune", config, out, arguments, [*(settings or {}).items(), *more.items()])
 
     def predict(
         self,
@@ -167,7 +169,7 @@ class Functions:
             UserError: what the command would refuse.
         """
         arguments = {"init": run, self.files: files, "top": top, "evaluation.device": device}
-        return self._run("predict", (), out, arguments, {**(settings or {}), **more})
+        return self._run("predict", None, out, arguments, [*(settings or {}).items(), *more.items()])
 
     def features(
         self,
@@ -193,7 +195,7 @@ class Functions:
             UserError: what the command would refuse.
         """
         arguments = {"init": run, self.files: files, "evaluation.device": device}
-        return self._run("features", (), out, arguments, {**(settings or {}), **more})
+        return self._run("features", None, out, arguments, [*(settings or {}).items(), *more.items()])
 
     def _training_settings(
         self,
@@ -221,32 +223,36 @@ class Functions:
     def _run(
         self,
         name: str,
-        config: AnyPath | Sequence[AnyPath],
+        config: AnyPath | Sequence[AnyPath] | None,
         out: AnyPath,
         arguments: Mapping[str, Any],
-        settings: Mapping[str, Any],
+        settings: Iterable[tuple[str, Any]],
     ) -> Result:
         """Run a command and return its result.
 
         Args:
             name: Of the command.
-            config: Recipes.
+            config: Recipes; None for none.
             out: Where to write.
             arguments: The settings that the function has arguments for; None leaves one as it is.
-            settings: All others.
+            settings: Names and values of all others.
 
         Raises:
-            UserError: what the command would refuse, or a setting that it does not have.
+            UserError: what the command would refuse, a setting that it does not have, or one that is given twice.
         """
         command = find_command(name, self.commands)
         from_arguments = {key: value for key, value in arguments.items() if value is not None} | {"out": out}
-        others = flatten_sections(settings, settings_of_all_forms(command.config_class), f"{name}()")
+        command_settings = settings_of_all_forms(command.config_class)
+        others = flatten_sections(settings, command_settings, f"{name}()")
         if duplicates := from_arguments.keys() & others.keys():
             raise UserError(f"{name}() was given {min(duplicates)} twice; give it once")
-        recipes = [config] if isinstance(config, str | os.PathLike) else config
+        recipes = [config] if isinstance(config, str | os.PathLike) else config or ()
         command_arguments = Arguments(
             recipes=[os.fspath(recipe) for recipe in recipes],
-            settings=[(key, [to_python_value(value)]) for key, value in {**from_arguments, **others}.items()],
+            settings=[
+                (key, [to_argument(value, command_settings[key].kind)])
+                for key, value in {**from_arguments, **others}.items()
+            ],
         )
         command_config = resolve(f"{name}()", command, self.commands, self.recipes, command_arguments)
         validate(command_config)
@@ -255,28 +261,31 @@ class Functions:
         metrics_file = path / "summary.json"
         if name == "features" and getattr(command_config, self.files) is None:
             metrics_file = score_file(path)
-        return read_result(path, metrics_file)
+        return read_result(path, metrics_file, name)
 
 
 def flatten_sections(
-    settings: Mapping[str, Any], command_settings: Mapping[str, Setting], place: str
+    settings: Iterable[tuple[str, Any]], command_settings: Mapping[str, Setting], place: str
 ) -> dict[str, Any]:
     """Settings by dotted name; sections passed as mappings are flattened.
 
     Args:
-        settings: By dotted name.
+        settings: Dotted names and values.
         command_settings: All settings of the command.
         place: The name of the call in messages.
 
     Raises:
-        UserError: a setting that the command does not have.
+        UserError: a setting that the command does not have, or one that is given twice.
     """
     flat: dict[str, Any] = {}
-    for name, value in settings.items():
+    for name, value in settings:
         is_tree = (
             name in command_settings and command_settings[name].is_section and isinstance(value, Mapping)
         )
-        flat |= flatten(dict(value), f"{name}.") if is_tree else {name: value}
+        values = flatten(dict(value), f"{name}.") if is_tree else {name: value}
+        if duplicates := flat.keys() & values.keys():
+            raise UserError(f"{place} was given {min(duplicates)} twice; give it once")
+        flat |= values
     for name in flat:
         if name not in command_settings:
             is_recipe = f"--{name}" == CONFIG
@@ -285,6 +294,13 @@ def flatten_sections(
         if command_settings[name].is_section:
             raise UserError(f"{name} of {place} must be a mapping of settings; got {flat[name]!r}")
     return flat
+
+
+def to_argument(value: Any, kind: Any) -> Any:
+    """The argument for a value of a setting; a text in brackets is no list, as it is on a command line."""
+    argument = to_python_value(value)
+    in_brackets = isinstance(argument, str) and argument.startswith("[")
+    return [argument] if in_brackets and takes_several(kind) else argument
 
 
 def to_python_value(value: Any) -> Any:
@@ -296,8 +312,18 @@ def to_python_value(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def read_result(out: Path, metrics_file: Path) -> Result:
-    """The result of a command that wrote a run directory or a file, with its metrics, if there are any."""
-    metrics = json.loads(read_small(metrics_file)) if metrics_file.is_file() else {}
+def read_result(out: Path, metrics_file: Path, task: str) -> Result:
+    """The result of a command that wrote a run directory or a file, with its metrics, if there are any.
+
+    Args:
+        out: The directory or file.
+        metrics_file: Of the metrics; a file that is not of ``task`` is somebody else's.
+        task: The name of the command.
+    """
+    metrics: Any = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # there is none, or it is no JSON
+        metrics = json.loads(read_small(metrics_file))
+    if not isinstance(metrics, dict) or metrics.get("task") != task:
+        metrics = {}
     pictures = [out / name for name in PICTURES if (out / name).is_file()]
     return Result(out, metrics, pictures[0] if pictures else None)

@@ -231,11 +231,12 @@ def reconstruct(domain: Domain, config: Any) -> None:
         assert isinstance(split, Samples)
         samples = split
     inputs = inputs_to_draw(samples, config.count)
-    out.parent.mkdir(parents=True, exist_ok=True)
     data = replace(data, preprocessing=read_description(config.init))
-    domain.draw_picture(
-        pretrained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed
-    )
+    with explaining_disk_errors(f"write {out}", then="repeat the command"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        domain.draw_picture(
+            pretrained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed
+        )
     tell(f"{len(inputs)} {domain.sample}s -> {out}")
 
 

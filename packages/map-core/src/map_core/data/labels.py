@@ -159,10 +159,15 @@ def read_labels(file: str | Path, root: Path, *, endings: Sequence[str]) -> Labe
 
 
 def _require_file(file: Path, root: Path) -> Path:
-    if file.is_file():
-        return file
     in_root = root / file
-    hint = f"; {in_root} does: give that" if in_root.is_file() else ": correct --data.labels"
+    try:
+        if file.is_file():
+            return file
+        hint = f"; {in_root} does: give that" if in_root.is_file() else ": correct --data.labels"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(
+            f"cannot read --data.labels {file} ({error.strerror}): make it readable, or correct it"
+        ) from error
     raise UserError(f"--data.labels {file} is no file{hint}")
 
 

@@ -17,6 +17,7 @@ from map_core.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED = ".unfinished_"  # prefix of the names of files that are being written
+OPEN_FILES = ("/dev/std", "/dev/fd/", "/proc/")  # where the system names the open files of a process
 
 
 @contextlib.contextmanager
@@ -131,6 +132,10 @@ def require_file(out: Path, *, option: str = "--out") -> None:
     require_name(out, option)
     if out.is_dir():
         raise UserError(f"cannot write to {out}: it is a folder; give {option} a file's name")
+    if out.is_file() and os.path.abspath(out).startswith(
+        OPEN_FILES
+    ):  # what is printed there would mix with it
+        raise UserError(f"cannot write to {out}: it leads to a file; give {option} that file's name")
     if not is_device(out):
         require_place(out.parent, out, option)
     elif not os.access(out, os.W_OK):
@@ -143,13 +148,29 @@ def require_name(out: Path, option: str) -> None:
     Raises:
         UserError: it is too long, or leads through a folder that may not be entered.
     """
+    if (reason := fault_of_name(out)) is not None:
+        raise UserError(f"cannot write to {out}: {reason}; choose another {option}")
+
+
+def require_reachable(path: Path) -> None:
+    """Check that the system leads to what is to be read, if there is anything.
+
+    Raises:
+        UserError: its name is too long, or it lies in a folder that may not be entered.
+    """
+    if (reason := fault_of_name(path)) is not None:
+        raise UserError(f"cannot read {path} ({reason}): make it readable, or give another path")
+
+
+def fault_of_name(path: Path) -> str | None:
+    """Why the system does not follow a path; None where it does, or where nothing is there."""
     try:
-        os.lstat(out)
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot write to {out}: {reason}; choose another {option}") from error
+        return error.strerror if isinstance(error, OSError) else str(error)
+    return None
 
 
 def require_place(folder: Path, out: Path, option: str) -> None:

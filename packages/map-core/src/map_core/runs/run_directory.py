@@ -13,7 +13,7 @@ from map_core.errors import UserError
 from map_core.paths import expand_user
 from map_core.runs import best, lock, metrics, summary, trackers
 from map_core.runs.checkpoint import REMOVING, SUPERSEDED, WRITING, Checkpoints, find_fault
-from map_core.runs.files import UNFINISHED, is_full, require_folder
+from map_core.runs.files import UNFINISHED, is_full, require_folder, require_reachable
 from map_core.runs.lock import RunLock
 from map_core.runs.metrics import truncate_metrics
 
@@ -85,9 +85,10 @@ def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) ->
     """The checkpoint that ``--resume PATH`` names.
 
     Raises:
-        UserError: it is not a usable one.
+        UserError: it is not a usable one, or may not be read.
     """
     path = expand_user(str(resume))
+    require_reachable(path)
     fault = find_fault(path) if path.is_dir() else "there is no such directory"
     if fault is not None:
         raise UserError(

@@ -132,7 +132,6 @@ def fetch_index(store: Store, split: str, folder: Path, limit: int) -> Path:
             download = Path(temporary)
             fetch(store, path_in_split(split, INDEX), download / INDEX)
             target = folder / f"index_{hashlib.sha256((download / INDEX).read_bytes()).hexdigest()[:32]}"
-            target.mkdir(exist_ok=True)
             if read_splits(download, where) is None:
                 for name, recorded in files_of(download, where).items():
                     if recorded["bytes"] > limit:
@@ -148,6 +147,7 @@ def fetch_index(store: Store, split: str, folder: Path, limit: int) -> Path:
                             size=recorded["bytes"],
                             sha256=recorded["sha256"],
                         )
+            target.mkdir(exist_ok=True)
             for name in (TABLE, NAMES, INDEX):
                 if (download / name).exists():
                     os.replace(download / name, target / name)

@@ -1,16 +1,16 @@
 """Fetching a file from a store: with retries at growing intervals, continuing where a transfer broke off."""
 
+import os
 import time
 from pathlib import Path
 
 from map_core.errors import UserError
-from map_core.shards.index import checksum_of
+from map_core.shards.index import MAX_INDEX_BYTES, checksum_of
 from map_core.shards.sizes import written_size
 from map_core.shards.stores import Store, TransientError
 
 ATTEMPTS = 6  # in a row that bring no byte
 WAIT = 1.0  # seconds before the second attempt; each further one waits twice as long
-MAX_UNKNOWN_BYTES = 2**30  # of a file of unknown size
 
 
 def fetch(store: Store, name: str, partial: Path, *, size: int | None = None) -> None:
@@ -20,10 +20,10 @@ def fetch(store: Store, name: str, partial: Path, *, size: int | None = None) ->
         store: The store that has the file.
         name: Name of the file.
         partial: File to write; existing content is taken as the beginning.
-        size: Size of the file, if known.
+        size: Size of the file; None for the index, which is the first to be fetched.
 
     Raises:
-        UserError: the file cannot be fetched, does not exist or has another size.
+        UserError: the file cannot be fetched, does not exist, has another size, or is too large for an index.
         OSError: ``partial`` cannot be written.
     """
     failures = 0
@@ -58,17 +58,18 @@ def _receive(store: Store, name: str, partial: Path, start: int, size: int | Non
             "it there again, or index the set anew"
         )
     total = size if size is not None else transfer.size
-    limit = MAX_UNKNOWN_BYTES if total is None else total
+    limit = MAX_INDEX_BYTES if size is None else size
     with partial.open("r+b" if partial.exists() else "w+b") as file:
         file.truncate(transfer.start)
         file.seek(transfer.start)
         for block in transfer.blocks:
-            file.write(block)
-            if file.tell() > limit:
+            if max(file.tell() + len(block), total or 0) > limit:
+                transfer.blocks.close()
                 raise UserError(
                     f"{store.address(name)} is longer than {written_size(limit)}: it is no file of this set; correct "
                     "data.root"
                 )
+            file.write(block)
     return total
 
 
@@ -83,7 +84,8 @@ def fetch_checked(store: Store, name: str, partial: Path, *, size: int, sha256: 
         fetch(store, name, partial, size=size)
         if checksum_of(partial)["sha256"] == sha256:
             return
-        partial.unlink()
+        os.truncate(partial, 0)  # removing it would give up a lock on it
+    partial.unlink()
     raise UserError(
         f"{store.address(name)} has another checksum than the index says: it was changed or damaged; copy it there "
         "again, or write or index the set anew"

@@ -5,6 +5,7 @@ a row for each sample (a NumPy array, under an ending that nobody mistakes for a
 samples' names, one per line.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -211,6 +212,8 @@ def _read_manifest(folder: Path, where: str) -> tuple[dict[str, Any], str]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{where} has no {INDEX}, which shards need: {NO_INDEX}") from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise _invalid_index(where, str(error.strerror)) from error
         raise UserError(f"cannot read {where}/{INDEX} ({error.strerror}): make it readable") from error
     try:
         manifest = json.loads(content)

@@ -14,7 +14,7 @@ from typing import IO, BinaryIO, cast
 import numpy as np
 from tqdm import tqdm
 
-from map_core.errors import UserError, visible
+from map_core.errors import UserError, abbreviate, visible
 from map_core.reading import open_file, read_small
 from map_core.runs.files import is_full, require_folder
 from map_core.shards.index import BLOCK, INDEX, SAMPLE, Shard, is_plain_name, save_index, save_splits
@@ -54,8 +54,9 @@ def index_shards(
     """Write the index of the tar files in a folder or, if they lie in subfolders, one for each as a split.
 
     Indexed are each sample's file with one of ``endings`` (``x.jpg`` rather than ``x.depth.png``) and, as its label, a
-    whole number in ``.cls``. Classes are the lines of ``classnames.txt`` in the folder of the tar files or in
-    ``folder``, or the numbers up to the largest label of all splits. A sample's other files (texts, JSON) are ignored.
+    whole number in ``.cls`` (``x.cls`` rather than ``x.coarse.cls``). Classes are the lines of ``classnames.txt`` that
+    are not blank, in the folder of the tar files or in ``folder``, or the numbers up to the largest label of all
+    splits. A sample's other files (texts, JSON) are ignored.
 
     Args:
         folder: Folder of the tar files, or of their folders.
@@ -67,8 +68,8 @@ def index_shards(
         The number of samples by subfolder; "" is the folder itself.
 
     Raises:
-        UserError: there are no tar files, or one is cut off, or holds links, paths out of its folder, an invalid label,
-            or a sample with several files that might count.
+        UserError: there are no tar files, or some both in the folder and in subfolders; one is cut off, or holds links,
+            paths out of its folder, an invalid label, or a sample with several files that might count.
     """
     if not folder.is_dir():
         raise UserError(f"--index {folder} is no folder: name the one that holds the tar files")
@@ -80,7 +81,14 @@ def index_shards(
         for subfolder in sorted(path for path in folder.iterdir() if path.is_dir())
     }
     tars_of = {name: tars for name, tars in tars_of.items() if tars}
+    if unusable := [name for name in tars_of if not is_plain_name(name)]:
+        raise UserError(f"subfolder {visible(unusable[0])!r} has a name that no index takes: rename it")
     if tars := _tars(folder):
+        if tars_of:
+            raise UserError(
+                f"{folder} holds {TAR} files both itself and in {abbreviate(list(map(visible, tars_of)))}: move one or "
+                "the other elsewhere"
+            )
         tars_of = {"": tars}
     if not tars_of:
         raise UserError(f"no {TAR} files in {folder} or its subfolders: correct --index")
@@ -150,7 +158,8 @@ def _class_names(folder: Path, root: Path, split: _Split, largest: int) -> tuple
             )
         return tuple(map(str, range(largest + 1)))
     needed = 1 + max(sample.label or 0 for sample in split.samples)
-    names = tuple(read_small(file).decode("utf-8-sig", errors="surrogateescape").splitlines())
+    lines = read_small(file).decode("utf-8-sig", errors="surrogateescape").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
     if len(names) < needed or len(set(names)) < len(names):
         raise UserError(
             f"{file} must name {needed} classes, each once; it has {len(set(names))} names: complete it"
@@ -166,9 +175,11 @@ def _read_shard(path: Path, split: _Split, groups: EndingGroups) -> None:
     with open_file(path) as file:
         for _, group in groupby(_members(path, file), lambda member: _key_and_ending(member.name)[0]):
             members = list(group)
-            labels = (member for member in members if _endings(member)[-1] == f".{LABEL}")
-            label = next(
-                (_parse_label(_read_short(file, member), path, member.name) for member in labels), None
+            label_file = _select_member(members, (frozenset({f".{LABEL}"}),), path)
+            label = (
+                None
+                if label_file is None
+                else _parse_label(_read_short(file, label_file), path, label_file.name)
             )
             if (selected := _select_member(members, groups, path)) is not None:
                 row = (number, selected.offset_data, selected.size, _checksum(file, selected))
@@ -183,7 +194,7 @@ def _read_shard(path: Path, split: _Split, groups: EndingGroups) -> None:
 def _select_member(
     members: Sequence[tarfile.TarInfo], groups: EndingGroups, path: Path
 ) -> tarfile.TarInfo | None:
-    """The file to index of a sample: preferably one whose whole ending matches (.jpg rather than .depth.png)."""
+    """A sample's file of some endings: preferably one whose whole ending matches (.jpg rather than .depth.png)."""
     for part in (0, -1):
         for endings in groups:
             matches = [member for member in members if _endings(member)[part] in endings]

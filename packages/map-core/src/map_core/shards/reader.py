@@ -137,11 +137,13 @@ class ShardReader:
         """
         row = self.index.samples[number]
         shard, offset, size = int(row["shard"]), int(row["offset"]), int(row["bytes"])
-        for is_retry in (False, True):
-            if is_retry and not self._can_retry(shard):
+        opened: OpenShard | None = None
+        for _ in range(2):
+            if opened is not None and not self._can_retry(shard, opened):
                 break
             try:
-                data = read_at(self._open_shard(shard), offset, size)
+                opened = self._open_shard(shard)
+                data = read_at(opened, offset, size)
             except OSError as error:
                 raise UserError(
                     f"cannot read {self.where(number)} ({error.strerror}): look at its file system, {RESUME_HINT}"
@@ -154,11 +156,12 @@ class ShardReader:
             f"as it was, {RESUME_HINT}, or write or index the set anew"
         )
 
-    def _can_retry(self, number: int) -> bool:
-        """Close a damaged shard; return whether it was a copy that is worth fetching again."""
+    def _can_retry(self, number: int, damaged: OpenShard) -> bool:
+        """Close a damaged shard; return whether opening it again may give other bytes."""
         with self._lock:
-            self._open.pop(number, None)
-        return self.source.discard(self.index.shards[number])
+            if self._open.get(number) is damaged:  # else another thread has opened it again
+                del self._open[number]
+        return damaged.is_removed or self.source.discard(self.index.shards[number])
 
     def _open_shard(self, number: int) -> OpenShard:
         if self._process != os.getpid():  # a loader process, forked while its parent may have been reading

@@ -17,7 +17,7 @@ def parse_size(text: str, name: str) -> int:
     Raises:
         UserError: the text is no size, or less than one byte.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGT]?B)?", text.strip().upper())
     size = 0 if match is None else int(float(match[1]) * UNITS[match[2] or "B"])
     if size < 1:
         raise UserError(f"{name} must be a size such as 500MB or 2GB; got {text!r}; change --{name}")

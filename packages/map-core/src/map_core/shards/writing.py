@@ -19,6 +19,7 @@ from tqdm import tqdm
 from map_core.errors import UserError, visible
 from map_core.randomness import derive_seed
 from map_core.runs.files import UNFINISHED, is_full, require_folder, sync
+from map_core.runs.lock import RunLock
 from map_core.shards.index import SAMPLE, Shard, is_plain_name, save_index, save_splits
 
 HEADER = BLOCK = tarfile.BLOCKSIZE
@@ -58,7 +59,8 @@ def write_shards(
         progress: Show a progress bar.
 
     Raises:
-        UserError: the folder is not empty or cannot be written, or a file cannot be read; nothing is then left behind.
+        UserError: the folder is not empty, cannot be written or is being written by another command, or a file cannot
+            be read; nothing is then left behind.
     """
     require_folder(out)
     if not out.name:
@@ -68,10 +70,9 @@ def write_shards(
     for name in splits:
         if name and not is_plain_name(name):
             raise UserError(f"split {visible(name)!r} has a name that no index takes: rename its folder")
-    partial = out.with_name(UNFINISHED + out.name)
     count = sum(len(files.names) for files in splits.values())
     with (
-        complete_folder(partial, out),
+        complete_folder(out) as partial,
         tqdm(total=count, desc="shards", disable=not progress, leave=False) as bar,
     ):
         for name, files in splits.items():
@@ -85,24 +86,30 @@ def write_shards(
 
 
 @contextlib.contextmanager
-def complete_folder(partial: Path, out: Path) -> Iterator[None]:
-    """Make the folder ``partial``, and rename it to ``out`` when the block succeeds; otherwise remove it.
+def complete_folder(out: Path) -> Iterator[Path]:
+    """Yield a new folder, which is renamed to ``out`` when the block succeeds; otherwise it is removed.
 
     Raises:
-        UserError: the disk is full, or has another error.
+        UserError: another command writes ``out``, or the disk is full, or has another error.
     """
-    shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed
-    try:
-        partial.mkdir(parents=True)
-        yield
-        os.replace(partial, out)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise UserError(f"{out} was filled by somebody else meanwhile: choose another --out") from error
-        cure = "free some space" if is_full(error) else "choose another --out"
-        raise UserError(f"cannot write shards to {out} ({error.strerror or error}): {cure}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    place = out.with_name(UNFINISHED + out.name)
+    with RunLock(place) as lock:
+        lock.acquire()
+        partial = place / "set"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # left by a command that was killed
+            partial.mkdir()
+            yield partial
+            os.replace(partial, out)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise UserError(
+                    f"{out} was filled by somebody else meanwhile: choose another --out"
+                ) from error
+            cure = "free some space" if is_full(error) else "choose another --out"
+            raise UserError(f"cannot write shards to {out} ({error.strerror or error}): {cure}") from error
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _write_split(files: Files, folder: Path, *, size: int, seed: int, advance: Callable[[], object]) -> None:

@@ -1,5 +1,7 @@
 """Other projects' checkpoints written as runs of ours: weights, their description, and the decoder if there is one."""
 
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from torch import nn
 
 from map_core.errors import UserError, in_one_line
 from map_core.objective import Objective
+from map_core.runs.files import UNFINISHED, explaining_disk_errors
 from map_core.runs.summary import refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
@@ -52,7 +55,8 @@ def convert_checkpoint(
 
     Raises:
         UserError: a file of ours, of no known family, or one that would be overwritten; ``out`` is a training run;
-            settings that do not fit it or are missing; or another number of classes.
+            settings that do not fit it or are missing; another number of classes; or the disk refuses, which leaves an
+            earlier model as it was.
     """
     refuse_training_run(out, replaced="model")
     file = weights_file(path)
@@ -99,11 +103,17 @@ def convert_checkpoint(
     )
     if classes:
         description["classes"] = list(classes)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_model(out)
-    if full_objective is not None:
-        write_decoder(full_objective, settings, out)
-    save_weights(out / MODEL_FILE, network.state_dict(), description)
+    with explaining_disk_errors(f"write {out}", then="repeat the command"):
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=out) as folder:
+            if full_objective is not None:
+                write_decoder(full_objective, settings, Path(folder))
+            save_weights(Path(folder) / MODEL_FILE, network.state_dict(), description)
+            remove_model(out)
+            for file in sorted(
+                Path(folder).iterdir(), reverse=True
+            ):  # the decoder first, as a run is its encoder
+                os.replace(file, out / file.name)
     return report
 
 

@@ -1,6 +1,7 @@
 """Trained models as programs that run without this package: torch.export archives or ONNX files."""
 
 import copy
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, in_one_line
 from map_core.ops.exporting import for_export
-from map_core.runs.files import replacing
+from map_core.runs.files import explaining_disk_errors, replacing
 from map_core.tasks.domain import Domain
 from map_core.tasks.onnx_file import quietly, require_onnx, run_onnx, write_onnx
 from map_core.tasks.trained_models import NO_CHANGES, Changes
@@ -121,7 +122,7 @@ def export_model(
 
     Raises:
         UserError: the file's ending is not the format's, a package is missing, the exporter does not know an
-            operation, the program refuses another size of a free axis, or the results differ.
+            operation, the program refuses another size of a free axis, the results differ, or the disk refuses.
     """
     if out.suffix != ENDING[format]:
         raise UserError(f"{out} does not end in {ENDING[format]}, as files of {format} do: rename it")
@@ -131,15 +132,21 @@ def export_model(
     axes = {0: "batch", **free}
     shape = [axes.get(axis, size) for axis, size in enumerate(example.shape)]
     metadata = {"inputs": {inputs: shape}, "outputs": list(outputs), **(description or {})}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), replacing(out) as partial:
+    with (
+        explaining_disk_errors(f"write {out}", then="repeat the command"),
+        torch.no_grad(),
+        replacing(out) as partial,
+    ):
+        out.parent.mkdir(parents=True, exist_ok=True)
         with reporting_export_errors(format, any_size=bool(free)):
             # at twice the size: what a sample has once, such as one window, would be traced as a constant
             program = trace(model, random_inputs(example, TRACED_BATCH, doubled=free), axes)
             if format == "onnx":
                 write_onnx(program, partial, axes, inputs=inputs, outputs=outputs, description=metadata)
             else:
-                torch.export.save(program, partial, extra_files={DESCRIPTION: json.dumps(metadata)})
+                archive = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+                torch.export.save(program, archive, extra_files={DESCRIPTION: json.dumps(metadata)})
+                partial.write_bytes(archive.getbuffer())
         checks = [random_inputs(example, CHECKED_BATCH)]
         checks += [random_inputs(example, 1, doubled=[axis]) for axis in free]
         differences = []

@@ -16,6 +16,7 @@ WRAPPERS = (
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 BEGINNING = 4096  # bytes that are inspected
+DEEPEST = 8  # wrappers around weights; a dictionary that holds itself has no end
 LONGEST_HEADER = 100_000_000  # bytes, of safetensors
 
 
@@ -75,7 +76,7 @@ def other_archive(file: Path) -> str | None:
 def unwrapped(state: Any, file: Path) -> Any:
     """Return the state dict inside the wrappers that training programs put around it, and log which were removed."""
     path, alternatives = list[str](), list[str]()
-    while isinstance(state, Mapping):
+    while isinstance(state, Mapping) and len(path) < DEEPEST:
         wrappers = [key for key in WRAPPERS if isinstance(state.get(key), Mapping) and state[key]]
         if not wrappers:
             break

@@ -10,6 +10,7 @@ from torch import nn
 
 from map_core.errors import UserError
 from map_core.paths import expand_user
+from map_core.runs.files import require_reachable
 from map_core.shipped import DESCRIPTION
 from map_core.tasks.model_card import CARD, TIMM_CONFIG
 from map_core.tasks.trained_models import Models
@@ -48,9 +49,10 @@ def push_to_hub(
             the Hub only, and written to no file.
 
     Raises:
-        UserError: a folder without card or weights; a Hub that refuses or cannot be reached.
+        UserError: a folder without card or weights, or that may not be read; a Hub that refuses or cannot be reached.
     """
     directory = expand_user(folder)
+    require_reachable(directory / CARD)
     missing = [name for name in (MODEL_FILE, DESCRIPTION, CARD) if not (directory / name).is_file()]
     if missing:
         raise UserError(
@@ -88,6 +90,7 @@ def from_pretrained(
         UserError: no such model, or no model of ours; a Hub that refuses, or is out of reach while the cache is empty.
     """
     local = expand_user(name)
+    require_reachable(local)
     if local.exists():
         return models.load(local)
     on_the_hub = str(name).startswith(PREFIX)

@@ -25,11 +25,12 @@ from map_core.runs.lock import RunLock
 from map_core.runs.notes import note
 from map_core.runs.summary import to_serializable
 from map_core.tasks.evaluation import EvaluationConfig, results_in_order
-from map_core.tasks.weights import weights_file
+from map_core.tasks.weights import read_description, weights_file
 from map_core.training.processes import Peers, join_peers
 from map_core.training.task import MapStyleDataset
 
 MANIFEST = "manifest.json"
+LASTING = ".parts"  # ending of a folder whose parts outlive the command
 PARTS = 256  # of a pass, approximately, so that every process has some
 MOST_ROWS = 8192  # of a part, which is held in memory
 FILE_SETTINGS = ("labels", "statistics")  # settings that name a file: its content counts
@@ -63,8 +64,9 @@ class ResultsInParts:
         return reporting_disk_errors(self.folder)
 
     def clear(self, *, all_of_them: bool) -> None:
-        """Remove the folders of all passes; otherwise a sole process removes those without a finished part."""
-        for folder in self.passes if self.peers.rank == 0 else ():
+        """Remove all passes, also of earlier commands; or, in a sole process, only those without a finished part."""
+        manifests = list(self.folder.glob(f"*/{MANIFEST}")) if self.peers.rank == 0 else []
+        for folder in (manifest.parent for manifest in manifests):
             if all_of_them:
                 shutil.rmtree(folder)
             elif self.peers.count == 1 and [file.name for file in folder.glob("*")] == [MANIFEST]:
@@ -140,7 +142,9 @@ def results_in_parts(out: Path, config: Any) -> Iterator[ResultsInParts]:
     peers = join_peers()
     to_device = is_device(out)  # such as /dev/stdout, beside which no folder can be
     folder = Path(peers.agree(lambda: tempfile.mkdtemp() if to_device else str(parts_folder(out))))
-    job = peers.agree(lambda: checksum([job_of(config), sha256(weights_file(config.init))]))
+    job = peers.agree(
+        lambda: checksum([job_of(config), sha256(weights_file(config.init)), read_description(config.init)])
+    )
     parts, finished = ResultsInParts(folder, peers, job), False
     try:
         with RunLock(folder) as lock:
@@ -160,8 +164,8 @@ def results_in_parts(out: Path, config: Any) -> Iterator[ResultsInParts]:
 
 def parts_folder(out: Path) -> Path:
     """The folder of a result's parts until it is finished: beside it, or in a result that is a folder already."""
-    beside = out.with_name(f"{out.name}.parts")
-    return out / "unfinished.parts" if out.is_dir() and not beside.is_dir() else beside
+    beside = out.with_name(f"{out.name}{LASTING}")
+    return out / f"unfinished{LASTING}" if out.is_dir() and not beside.is_dir() else beside
 
 
 def job_of(config: Any) -> Any:
@@ -299,7 +303,7 @@ def merge(folder: Path, parts: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def reporting_disk_errors(folder: Path) -> Iterator[None]:
-    """Say of a disk that is full or fails that the finished parts in ``folder`` are kept.
+    """Say of a disk that is full or fails whether the finished parts in ``folder`` are kept.
 
     Raises:
         UserError: the disk is full or fails.
@@ -310,7 +314,11 @@ def reporting_disk_errors(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         fault = "the disk is full" if is_full(error) else "cannot write results"
-        raise UserError(
-            f"{fault} ({error}); the parts that were finished are kept in {folder}: see to that disk, then give the "
-            "same command again, which goes on from them"
-        ) from error
+        if folder.suffix == LASTING:
+            cure = (
+                f"the parts that were finished are kept in {folder}: see to that disk, then give the same command "
+                "again, which goes on from them"
+            )
+        else:
+            cure = "parts are kept only beside a file: see to that disk, then start anew"
+        raise UserError(f"{fault} ({error}); {cure}") from error

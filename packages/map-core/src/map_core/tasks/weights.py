@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from map_core import shipped
 from map_core.errors import UserError, abbreviate, in_one_line, reason
-from map_core.paths import expand_user
+from map_core.paths import expand_user, is_file
 from map_core.reading import read_small
-from map_core.runs.checkpoint import content_of
-from map_core.runs.files import replacing, save_json, save_tensors
+from map_core.runs.checkpoint import MANIFEST, content_of
+from map_core.runs.files import replacing, require_reachable, save_json, save_tensors
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.foreign_weights import (
     WRAPPERS,
@@ -81,16 +81,30 @@ def save_weights(path: Path, state: Mapping[str, Tensor], description: Mapping[s
     save_json(path.with_suffix(".json"), description)
 
 
+def model_file(path: str | Path) -> Path:
+    """Where the weights file of a run directory belongs, or the file itself.
+
+    Raises:
+        UserError: the path is too long, or leads through a folder that may not be entered.
+    """
+    path = expand_user(path)
+    require_reachable(path)
+    file = path / MODEL_FILE if path.is_dir() else path
+    require_reachable(file)
+    return file
+
+
 def weights_file(path: str | Path) -> Path:
     """The weights file of a run directory, or the file itself.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it may not be read.
     """
-    path = expand_user(path)
-    file = path / MODEL_FILE if path.is_dir() else path
+    file = model_file(path)
     if not file.is_file():
-        hint = " (the run has not finished: resume it)" if (path / "checkpoints").is_dir() else ""
+        hint = (
+            " (the run has not finished: resume it)" if (expand_user(path) / "checkpoints").is_dir() else ""
+        )
         raise UserError(f"no weights at {file}{hint}; give a finished run's directory or a weights file")
     return file
 
@@ -104,7 +118,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a run directory, a safetensors file or a torch file, told apart by their content.
 
     Raises:
-        UserError: nothing there, an unreadable file, one that holds more than tensors, or one that holds NaN.
+        UserError: nothing there, an unreadable file, or one that holds more than tensors, tensors without values, or
+            NaN.
     """
     file = weights_file(path)
     try:
@@ -116,6 +131,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state: Any = load_file(file) if is_safetensors(file) else read_torch(file)
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(
+            f"cannot read {file} ({error.strerror}): make it readable, or give another file"
+        ) from error
     except Refused as error:
         raise UserError(
             f"{file} holds more than tensors and was refused: {error} could run code; save its state_dict alone, "
@@ -136,6 +155,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{file} holds no state dict of tensors: it {keys}; expected parameter names with tensors, alone or in "
             f"{', '.join(WRAPPERS)}"
         )
+    if names := [name for name, value in state.items() if value.is_meta]:
+        raise UserError(
+            f"{file} holds no values of {abbreviate(names)}, which were on torch's device meta: save the model again, "
+            "with its weights"
+        )
     if names := [name for name, value in state.items() if value.is_floating_point() and value.isnan().any()]:
         raise UserError(
             f"{file} holds NaN in {abbreviate(names)}: the training that wrote it had diverged; give an earlier "
@@ -145,22 +169,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def description_file(path: str | Path) -> Path:
-    """Where the description of a run's model, or of a weights file, belongs."""
-    path = expand_user(path)
-    return (path / MODEL_FILE if path.is_dir() else path).with_suffix(".json")
+    """Where the description of a run's model, or of a weights file, belongs.
+
+    Raises:
+        UserError: as :func:`model_file`.
+    """
+    return model_file(path).with_suffix(".json")
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
     """The JSON description beside a weights file or in a run directory; empty when there is none.
 
     Raises:
-        UserError: the description is no JSON, or one of its entries is missing or of the wrong type.
+        UserError: the description may not be read or is no JSON, or one of its entries is missing or of the wrong type.
     """
     file = description_file(path)
-    if not file.is_file():
+    if not is_file(file):
         return {}
     try:
         description = json.loads(read_small(file))
+    except PermissionError as error:
+        raise UserError(
+            f"cannot read {file} ({error.strerror}): make it readable, or give another file"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is no JSON ({reason(error)}); it may be cut off: copy it or export the run again"
@@ -304,13 +335,26 @@ def read_as_ours(
     """
     state = read_weights(file)
     # our own files have a description
-    family = None if "name" in read_description(file) else family_of(state, families)
+    is_described = "name" in read_description(file)
+    family = None if is_described else family_of(state, families)
     if family is not None:
         return family.convert_file_state(state, file), family
     modules = {key.split(".")[0] for key in model_state}
-    if families and 2 * sum(key.split(".")[0] in modules for key in state) <= len(state):
+    are_most_known = 2 * sum(key.split(".")[0] in modules for key in state) > len(state)
+    if families and not is_described and not are_most_known:
+        if (run := run_of_part(file)) is not None:
+            raise UserError(
+                f"{file} is a checkpoint or the decoder of the run {run}: give {run} itself, to start from its model"
+            )
         refuse_unknown(state, families, file)
     return Converted(state, {}), None
+
+
+def run_of_part(file: Path) -> Path | None:
+    """The run of which a file is a checkpoint's, or the decoder; None where it is neither."""
+    if (file.parent / MANIFEST).is_file():  # RUN/checkpoints/step_00000100/model.safetensors
+        return file.absolute().parents[2]
+    return file.absolute().parent if "objective" in read_description(file) else None
 
 
 def option_of_model(name: str, value: Any) -> str:
