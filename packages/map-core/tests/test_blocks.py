@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from map_core import ScanInputs, UserError
-from map_core.blocks import Attention, MambaBlock, MambaMixer, TransformerBlock, make_norm, residual_stream
+from map_core.blocks import (
+    Attention,
+    CrossBlock,
+    MambaBlock,
+    MambaMixer,
+    TransformerBlock,
+    make_norm,
+    residual_stream,
+)
 from map_core.initialization import init_weights, inverse_softplus, undecayed_parameters
 from map_core.ops.scan.reference import reference_scan
 
@@ -159,6 +167,18 @@ def test_attention_alone():
     block, x = TransformerBlock(WIDTH, num_heads=2, mlp_ratio=0.0), torch.randn(2, LENGTH, WIDTH)
     assert not [name for name, _ in block.named_parameters() if "mlp" in name or "norm2" in name]
     torch.testing.assert_close(block(x), x + block.attn(block.norm1(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "ratio"), [(TransformerBlock, 0.12), (CrossBlock, 0.12), (CrossBlock, 0.0)], ids=str
+)
+def test_an_mlp_has_at_least_one_unit(make, ratio):
+    assert make(WIDTH, num_heads=2, mlp_ratio=1 / WIDTH).mlp.fc1.weight.shape == (1, WIDTH)
+    with pytest.raises(
+        UserError,
+        match=rf"mlp_ratio \({ratio}\) times embed_dim \(8\) must be at least 1, .*; set mlp_ratio to 1/8 or more",
+    ):
+        make(WIDTH, num_heads=2, mlp_ratio=ratio)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from map_core import Draw, GridRegions, Masking, Regions, UserError, sample_mask
 from map_core.masking import truncated_normal
@@ -196,6 +197,43 @@ def test_only_a_drawn_beginning_trains_every_place(strategy):
 def test_a_beginning_is_one_number_a_sample():
     with pytest.raises(UserError, match=r"noise has shape \(2, 30\), strategy 'diagonal' .* needs \(2, 1\)"):
         sample_mask(toy_tokens(batch=2, grid=(6, 5)), 0.5, "diagonal", noise=torch.rand(2, 30))
+
+
+# ---- on a device without float64
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what mps refuses."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError(f"{func} makes a float64 tensor")
+        return result
+
+
+@pytest.mark.parametrize("grid", [(6, 5), (32, 32), (1, 1024), (1024, 1), (31, 33)], ids=str)
+@pytest.mark.parametrize("scope", ["all", "region"])
+@pytest.mark.parametrize(
+    "masking",
+    [
+        Masking(0.37),
+        Masking(0.37, strategy="sequential"),
+        Masking(0.37, strategy="sequential", placement="random"),
+        Masking(0.37, strategy="diagonal"),
+        Masking(0.37, strategy="diagonal", placement="random"),
+    ],
+    ids=lambda masking: f"{masking.strategy}-{masking.placement}",
+)
+def test_a_device_without_float64_hides_the_same_tokens(monkeypatch, masking, scope, grid):
+    tokens, draw = toy_tokens(batch=4, grid=grid, num_global=2), Draw.of_batch(4, seed=1)
+    masking = replace(masking, scope=scope)
+    regions = GridRegions("column" if grid[0] > 1 else "row")(tokens)
+    expected = masking(tokens, draw, regions).hidden
+    monkeypatch.setattr("map_core.float64.WITHOUT_FLOAT64", tokens.embedding.device.type)
+    with NoFloat64():
+        hidden = masking(tokens, draw, regions).hidden
+    assert torch.equal(hidden, expected)
 
 
 # ---- within each region

@@ -1,10 +1,11 @@
 """The command line as a user sees it: chains of commands, and the error message for each mistake."""
 
 import csv
+import errno
 import json
 import shutil
 import sys
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 import map_vision.cli
+import map_vision.commands
 from map_core.tasks.pretraining import inputs_to_draw, load_objective
 from map_vision.data import DataConfig
 from map_vision.domain import DOMAIN
@@ -684,6 +686,12 @@ class TestMistakes:
     def test_probe_without_a_pretrained_encoder(self, error_of, image_folder):
         error = error_of("linear-probe", "--data.root", image_folder, *MODEL, *SHORT)
         assert "a linear probe reads a pretrained encoder: give --init RUN" in error
+
+    def test_statistics_on_a_full_disk(self, error_of, image_folder, monkeypatch):
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(map_vision.commands, "save_statistics", Mock(side_effect=full))
+        error = error_of("statistics", "--data.root", image_folder, "--workers=0", "--progress=false")
+        assert "out (No space left on device); make room, then repeat the command" in error
 
     def test_loss_that_is_not_finite(self, error_of, image_folder):
         error = error_of(

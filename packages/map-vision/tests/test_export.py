@@ -224,7 +224,10 @@ def test_a_run_of_something_else_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["num_heads", "4"], "its weights fit, but would mean something else; leave out model.num_heads"),
+        (
+            ["num_heads", "4"],
+            "even where its weights fit, they would mean something else; leave out model.num_heads",
+        ),
         (["in_chans", "1"], "which its first layer does not fit; leave out model.in_chans"),
         (
             ["img_size", "30"],

@@ -144,6 +144,15 @@ class TestLoss:
         assert soft.min() > 0
         torch.testing.assert_close(soft.sum(1), torch.ones(8))
 
+    def test_odd_micro_batches_cannot_be_mixed(self, recipe, digits):
+        recipe.training.batch_size, recipe.training.accumulation_steps = 6, 2
+        mixing = replace(recipe, objective=replace(recipe.objective, mixup=0.8))
+        FinetuneTask(DOMAIN, recipe, digits)
+        with pytest.raises(
+            UserError, match=r"batch_size \(6\) must .* in pairs \(1 \* 2 \* 2 = 4\); set .* 8"
+        ):
+            FinetuneTask(DOMAIN, mixing, digits)
+
     @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
     def test_smoothing_has_a_range(self, recipe, digits, smoothing):
         objective = replace(recipe.objective, smoothing=smoothing)

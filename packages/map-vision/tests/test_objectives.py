@@ -302,7 +302,7 @@ def test_a_one_directional_run_starts_a_bidirectional_model_and_says_so(tmp_path
 
 def test_views_are_two_augmentations_of_one_image():
     data = DOMAIN.open_data(recipe("moco_v3").data, recipe("moco_v3").model, "pretrain")
-    samples = recipe("moco_v3").objective.training_samples(data, batch_size=32)
+    samples = recipe("moco_v3").objective.training_samples(data, batch_size=32, micro_batch=32)
     torch.manual_seed(0)
     views, label = samples[3]
     assert views.shape == (2, 1, 8, 8)

@@ -19,6 +19,7 @@ from map_vision.domain import DOMAIN
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.pretraining import (
     ImageAutoregressionConfig,
+    ImageContrastiveConfig,
     ImageObjectiveConfig,
     ImageSimMIMConfig,
     build_objective,
@@ -143,7 +144,8 @@ def test_loss_is_the_mean_over_hidden_patches(build, digits, order, normalized):
 def test_pretraining_has_no_registers(make_tiny):
     with pytest.raises(
         UserError,
-        match=r"pretraining has no registers among the patches: create the model with num_registers=0",
+        match=r"pretraining has no registers among the patches: create the model with num_registers=0, "
+        r"global_pool='avg' \(leave --model.keep_registers out\)",
     ):
         build_objective(make_tiny(), ImageObjectiveConfig())
 
@@ -226,6 +228,17 @@ def test_a_single_block_is_refused_for_autoregression_before_the_first_step(reci
 def test_squares_that_do_not_tile_the_grid_are_refused_before_the_first_step(recipe):
     with pytest.raises(UserError, match=r"mask unit 3 does not tile a grid of 4x4"):
         build_objective(create_backbone(recipe.model), ImageSimMIMConfig(mask_unit=3))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [ImageObjectiveConfig(), ImageAutoregressionConfig(), ImageSimMIMConfig()],
+    ids=lambda o: o.method,
+)
+def test_overlapping_patches_are_refused_before_the_first_step(recipe, objective):
+    backbone = create_backbone(replace(recipe.model, patch_stride=1, bidirectional=False))
+    with pytest.raises(UserError, match=r"overlap, so visible .* \(leave --model.patch_stride out\)"):
+        build_objective(backbone, objective)
 
 
 def test_a_class_token_is_refused_for_a_mamba_decoder_before_the_first_step(recipe):
@@ -318,6 +331,20 @@ class TestTask:
         other = PretrainTask(DOMAIN, recipe).model.state_dict()
         key = "backbone.patch_embed.proj.weight"
         assert not torch.equal(other[key], again[key])
+
+    @pytest.mark.parametrize("mixing", [{"mixup": 0.8}, {"cutmix": 1.0}], ids=str)
+    def test_odd_micro_batches_cannot_be_mixed(self, recipe, mixing):
+        recipe.training.batch_size, recipe.training.accumulation_steps = 6, 2
+        PretrainTask(DOMAIN, recipe)
+        with pytest.raises(
+            UserError, match=r"batch_size \(6\) must .* in pairs \(1 \* 2 \* 2 = 4\); set .* 8"
+        ):
+            PretrainTask(DOMAIN, replace(recipe, objective=replace(recipe.objective, **mixing)))
+
+    def test_micro_batches_of_one_sample_cannot_be_compared(self, recipe):
+        recipe.training.batch_size, recipe.training.accumulation_steps = 6, 6
+        with pytest.raises(UserError, match=r"compares .* here it has 1: raise training.batch_size \(6\)"):
+            PretrainTask(DOMAIN, replace(recipe, objective=ImageContrastiveConfig()))
 
     def test_activation_checkpointing_reaches_the_encoder_and_changes_no_gradient(self, recipe, task, batch):
         recipe.training.activation_checkpointing, recipe.training.recompute_every = True, 2

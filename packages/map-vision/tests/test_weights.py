@@ -232,7 +232,7 @@ def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, reques
     save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(before))
     MODELS.refuse_other_settings(before, tmp_path)
     with pytest.raises(
-        UserError, match=f"was trained with model.{re.escape(difference)}: its weights fit, but would mean"
+        UserError, match=f"was trained with model.{re.escape(difference)}: even where its weights fit, they"
     ):
         MODELS.refuse_other_settings(after, tmp_path)
     MODELS.refuse_other_settings(after, tmp_path, may_differ=[difference.split()[0]])

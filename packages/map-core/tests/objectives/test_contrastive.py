@@ -220,9 +220,9 @@ def test_inputs_that_are_no_pairs_are_refused(views):
 
 
 @pytest.mark.parametrize(
-    ("settings", "batch", "message"),
+    ("settings", "micro_batch", "message"),
     [
-        ({}, 1, r"training.batch_size is 1: raise it"),
+        ({}, 1, r"of a micro-batch, and here it has 1: raise training.batch_size \(8\), which is split over"),
         (
             {"version": "v2"},
             8,
@@ -235,9 +235,10 @@ def test_inputs_that_are_no_pairs_are_refused(views):
         ),
     ],
 )
-def test_data_that_cannot_be_compared_is_refused(settings, batch, message):
+def test_data_that_cannot_be_compared_is_refused(settings, micro_batch, message):
+    data = SimpleNamespace(train=range(24))
     with pytest.raises(UserError, match=message):
-        ContrastiveConfig(**settings).training_samples(SimpleNamespace(train=range(24)), batch_size=batch)
+        ContrastiveConfig(**settings).training_samples(data, batch_size=8, micro_batch=micro_batch)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core import UserError
@@ -94,6 +95,15 @@ def test_looking_at_once_raises_before_the_optimizer_steps():
     with pytest.raises(UserError, match="the loss is not finite at step 1 "):
         descend(guard, guard._optimizer, parameter, 0, loss=float("nan"))
     assert torch.equal(parameter, torch.ones(3))
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("cuda", False), ("mps", True)])
+def test_only_cuda_leaves_the_weights_to_a_flag(monkeypatch, device, waits):
+    """Fused optimizers on mps ignore it."""
+    monkeypatch.setattr(Accelerator, "device", torch.device(device))
+    with FakeTensorMode():  # tensors on devices that this machine lacks
+        guard = FiniteGuard(Accelerator(cpu=True), optimizer_of(nn.Parameter(torch.ones(3))))
+    assert guard.waits == waits
 
 
 # ---- in a run

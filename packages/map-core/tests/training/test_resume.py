@@ -1,5 +1,6 @@
 """A run that is killed, stopped or damaged continues as if nothing had happened."""
 
+import contextlib
 import errno
 import json
 import os
@@ -92,6 +93,57 @@ def test_stopped_at_any_step_even_before_a_due_evaluation(tmp_path, whole_run, s
     assert not (out / "raw.pt").exists()
     train(ToyTask(), toy_config(**SETTINGS), out, resume="auto")
     assert_same_run(out, whole_run)
+
+
+class UnmeasurableTask(ToyTask):
+    """Cannot be evaluated from the ``failing``-th time on, and keeps the best weights."""
+
+    keep_best = "test_output"
+
+    def __init__(self, failing=None):
+        super().__init__()
+        self.failing, self.evaluations = failing, 0
+
+    def evaluate(self, model, accelerator):
+        self.evaluations += 1
+        if self.evaluations == self.failing:
+            raise UserError("picture 3 cannot be read")
+        return super().evaluate(model, accelerator)
+
+
+@pytest.mark.parametrize(("failing", "step"), [(1, 4), (4, 8), (8, 16)], ids=["first", "average", "last"])
+def test_a_failing_evaluation_loses_no_step_and_is_made_when_the_run_resumes(tmp_path, capfd, failing, step):
+    """Each evaluation measures two sets of weights, the second being the average."""
+    config, out, whole = toy_config(ema_decay=0.9, checkpoint_epochs=4), tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(UserError, match=r"^picture 3 cannot be read$"):
+        train(UnmeasurableTask(failing), config, out)
+    assert (
+        f"the evaluation after step {step} of 16 failed; the checkpoint is in {out}" in capfd.readouterr().err
+    )
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step_{step:08d}"]
+    with pytest.raises(UserError, match=r"^picture 3 cannot be read$"):  # before the cure
+        train(UnmeasurableTask(1), config, out, resume="auto")
+
+    mended = UnmeasurableTask()
+    train(mended, config, out, resume="auto")
+    assert [draw.step for draw, _ in mended.loss_inputs] == list(range(step, 16))
+    train(UnmeasurableTask(), config, whole)
+    assert_same_run(out, whole)
+    for name in ("best.json", "best.pt"):
+        assert (out / name).exists()
+    assert (out / "best.json").read_text() == (whole / "best.json").read_text()
+
+
+def test_a_failing_evaluation_does_not_write_a_checkpoint_of_no_new_step(tmp_path):
+    """Of a run that continues another one's checkpoint: its directory stays free for the same command."""
+    with pytest.raises(UserError, match="picture 3"):
+        train(UnmeasurableTask(4), toy_config(**SETTINGS), tmp_path / "first")
+    checkpoint = tmp_path / "first/checkpoints/step_00000008"
+    out = tmp_path / "second"
+    for failing in (1, 1, None):
+        raises = pytest.raises(UserError, match="picture 3") if failing else contextlib.nullcontext()
+        with raises:
+            train(UnmeasurableTask(failing), toy_config(**SETTINGS), out, resume=checkpoint)
 
 
 def test_a_finished_run_resumes_to_the_same_summary(whole_run):

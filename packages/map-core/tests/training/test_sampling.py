@@ -274,6 +274,18 @@ def test_a_batch_in_parts_stays_whole_under_a_budget():
     )
 
 
+@pytest.mark.parametrize(("batch", "samples", "cure"), [(15, None, 16), (15, 15, 12), (3, 100, 4), (1, 1, 4)])
+def test_mixing_needs_micro_batches_of_whole_pairs(batch, samples, cure):
+    config = TrainingConfig(batch_size=batch)
+    message = (
+        rf"training.batch_size \({batch}\) must be a multiple of processes times accumulation_steps times 2, "
+        rf"as samples are mixed in pairs \(2 \* 1 \* 2 = 4\); set --training.batch_size {cure}"
+    )
+    with pytest.raises(UserError, match=message):
+        config.micro_batch(2, samples, pairs=True)
+    assert replace(config, batch_size=cure).micro_batch(2, pairs=True) * 2 == cure
+
+
 @pytest.mark.parametrize(
     ("samples", "processes", "steps", "pairs", "batch"),
     [

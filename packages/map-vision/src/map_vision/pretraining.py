@@ -26,9 +26,9 @@ from map_core.tasks.domain import OpenedData
 from map_core.tokens import Tokens, with_global_tokens
 from map_vision.backbone import ImageBackbone, require_image_backbone
 from map_vision.mixing import MixingConfig
-from map_vision.patches import patch_grid
+from map_vision.patches import PatchEmbed, patch_grid
 from map_vision.targets import Neighbourhoods
-from map_vision.tokenizer import grid_position
+from map_vision.tokenizer import grid_position, refuse_overlap
 from map_vision.views import Colors, view_colors
 
 log = logging.getLogger(__name__)
@@ -162,15 +162,15 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     """Build the objective that a configuration section describes around a model, which is not copied.
 
     Raises:
-        UserError: a model without the parts of an :class:`~map_vision.backbone.ImageBackbone` or with registers among
-            the patches, or settings out of range.
+        UserError: a model without the parts of an :class:`~map_vision.backbone.ImageBackbone`, with registers among
+            the patches or with overlapping patches to reconstruct, or settings out of range.
     """
     config.validate()
     image_backbone = require_image_backbone(backbone)
     if image_backbone.num_prefix_tokens > image_backbone.num_global:
         raise UserError(
             "pretraining has no registers among the patches: create the model with num_registers=0, "
-            "global_pool='avg'"
+            "global_pool='avg' (leave --model.keep_registers out)"
         )
     patch_grid(image_backbone.img_size, image_backbone.patch_size)
     for module in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
@@ -178,6 +178,9 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
             module.requires_grad_(False)
     objective: Objective = config.build(backbone)
     if isinstance(objective, ReconstructingObjective):
+        patch_embed = getattr(backbone, "patch_embed", None)
+        if isinstance(patch_embed, PatchEmbed):
+            refuse_overlap(patch_embed)
         objective.rehearse(tokens_of_grid(image_backbone, "row"))
     is_causal = config.is_causal and isinstance(config, ImageRegions)
     if is_causal and not predicted_as_scanned(image_backbone, config):

@@ -31,11 +31,8 @@ def tokenize_images(
     Raises:
         UserError: targets for overlapping patches: visible patches would show the pixels of hidden ones.
     """
-    if targets and patch_embed.stride != patch_embed.patch_size:
-        raise UserError(
-            f"patches of {patch_embed.patch_size} pixels every {patch_embed.stride} overlap, so visible ones show what "
-            "hidden ones hold: pretrain with patch_stride equal to patch_size"
-        )
+    if targets:
+        refuse_overlap(patch_embed)
     grid = patch_embed.grid(images)
     embedding, position = patch_embed(images), grid_position(grid, images.device)
     target = patchify(images, patch_embed.patch_size) if targets else None
@@ -49,6 +46,19 @@ def tokenize_images(
         grid=grid,
         origin=origin,
     )
+
+
+def refuse_overlap(patch_embed: PatchEmbed) -> None:
+    """Check that no patch shows pixels of another.
+
+    Raises:
+        UserError: patches overlap.
+    """
+    if patch_embed.stride != patch_embed.patch_size:
+        raise UserError(
+            f"patches of {patch_embed.patch_size} pixels every {patch_embed.stride} overlap, so visible ones show what "
+            "hidden ones hold: pretrain with patch_stride equal to patch_size (leave --model.patch_stride out)"
+        )
 
 
 @fx_leaf

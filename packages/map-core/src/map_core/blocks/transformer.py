@@ -6,7 +6,23 @@ from torch import Tensor, nn
 
 from map_core.blocks.attention import Attention, Mlp
 from map_core.blocks.norm import NormKind, make_norm
+from map_core.errors import UserError
 from map_core.tokens import gather_tokens
+
+
+def mlp_width(embed_dim: int, mlp_ratio: float) -> int:
+    """The hidden width of an MLP.
+
+    Raises:
+        UserError: it would be below 1.
+    """
+    width = int(embed_dim * mlp_ratio)
+    if width < 1:
+        raise UserError(
+            f"mlp_ratio ({mlp_ratio}) times embed_dim ({embed_dim}) must be at least 1, the width of the smallest MLP; "
+            f"set mlp_ratio to 1/{embed_dim} or more"
+        )
+    return width
 
 
 class TransformerBlock(nn.Module):
@@ -19,6 +35,9 @@ class TransformerBlock(nn.Module):
         qkv_bias, proj_bias: Biases of the attention's projections.
         norm, norm_eps: See :func:`make_norm`.
         drop_path: Stochastic depth rate of both branches.
+
+    Raises:
+        UserError: ``mlp_ratio`` leaves the MLP less than one unit.
     """
 
     def __init__(
@@ -41,7 +60,7 @@ class TransformerBlock(nn.Module):
         self.mlp: nn.Module | None = None
         if mlp_ratio > 0:
             self.norm2 = make_norm(norm, embed_dim, norm_eps)
-            self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+            self.mlp = Mlp(embed_dim, mlp_width(embed_dim, mlp_ratio))
 
     def forward(
         self,
@@ -72,6 +91,9 @@ class CrossBlock(nn.Module):
         num_heads: Attention heads.
         mlp_ratio: Ratio of the MLP's hidden width to ``embed_dim``.
         norm_eps: Epsilon of its norms.
+
+    Raises:
+        UserError: ``mlp_ratio`` leaves the MLP less than one unit.
     """
 
     def __init__(
@@ -81,7 +103,7 @@ class CrossBlock(nn.Module):
         self.norm1, self.norm_context = (make_norm("layer", embed_dim, norm_eps) for _ in range(2))
         self.attn = Attention(embed_dim, num_heads)
         self.norm2 = make_norm("layer", embed_dim, norm_eps)
-        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+        self.mlp = Mlp(embed_dim, mlp_width(embed_dim, mlp_ratio))
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,7 @@ def section_of_run(explicit: Mapping[str, str], section: str) -> dict[str, Any]:
     if "init" not in explicit:
         return {}
     path = expand_user(explicit["init"])
-    config = (path.parent if is_file(path) else path) / "config.yaml"
+    config = (path if os.path.isdir(path) else path.parent) / "config.yaml"
     if not is_file(config):
         return {}
     values = read_yaml(config)

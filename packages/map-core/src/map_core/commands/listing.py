@@ -30,10 +30,11 @@ def standard_commands(domain: DomainOrTarget, *, sample: str) -> list[Command]:
         run = domain_function(function, domain, module=module)
         return Command(name, help, domain_function("config_of", domain, kind), run, **more)
 
+    pretraining = command("pretrain", f"pretrain an encoder on {files}")
     finetuning = command("finetune", "train a classifier")
     probing = command("linear-probe", "train a linear classifier on frozen features")
     return [
-        command("pretrain", f"pretrain an encoder on {files}"),
+        starting_from_run(domain, pretraining),
         starting_from_run(domain, finetuning),
         starting_from_run(domain, probing),
         command("evaluate", "measure a trained model", **result_options),

@@ -68,8 +68,13 @@ class ObjectiveSettings(Settings):
         """The function that mixes the inputs of a batch with one another, or None."""
         return None
 
-    def training_samples(self, data: Any, *, batch_size: int) -> Any:
+    def training_samples(self, data: Any, *, batch_size: int, micro_batch: int) -> Any:
         """The training samples of opened data, as the objective reads them.
+
+        Args:
+            data: Opened data.
+            batch_size: Samples of an optimizer step.
+            micro_batch: How many of them one process holds at once.
 
         Raises:
             UserError: the objective cannot learn from them.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError, reason
+from map_core.float64 import exact
 from map_core.json_values import is_count, is_number
 from map_core.reading import read_small
 from map_core.runs.files import save_text
@@ -38,9 +39,9 @@ class Window:
     def add(self, values: dict[str, Tensor]) -> None:
         """Add one step's scalars."""
         for name, value in values.items():
-            exact = value if value.device.type == "mps" else value.double()  # mps has no float64
+            value = exact(value)
             total = self._sums.get(name)
-            self._sums[name] = exact if total is None else total.to(exact.device, exact.dtype) + exact
+            self._sums[name] = value if total is None else total.to(value.device, value.dtype) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self, mean: MeanOverProcesses) -> dict[str, float]:

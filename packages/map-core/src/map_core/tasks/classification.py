@@ -89,6 +89,7 @@ class ClassificationTask(Task):
         self.mixes_pairs = self.mixer is not None
         samples, processes = len(self.train_data), launched_processes()
         training = config.training.resolved_for(samples, processes=processes, pairs=self.mixes_pairs)
+        training.micro_batch(processes, samples, pairs=self.mixes_pairs)  # raises if it does not split
         self.config = config = replace(config, training=training)
         self.model = self.build_model()
 

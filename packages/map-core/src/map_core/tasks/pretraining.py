@@ -80,11 +80,13 @@ class PretrainTask(Task):
         samples = len(required_training_samples(self.data))
         self.mixer: Mixer | None = config.objective.mixer()
         self.mixes_pairs = self.mixer is not None
-        training = config.training.resolved_for(
-            samples, processes=launched_processes(), pairs=self.mixes_pairs
-        )
+        processes = launched_processes()
+        training = config.training.resolved_for(samples, processes=processes, pairs=self.mixes_pairs)
         self.config = config = replace(config, training=training)
-        self.train_data = config.objective.training_samples(self.data, batch_size=config.training.batch_size)
+        micro_batch = training.micro_batch(processes, samples, pairs=self.mixes_pairs)
+        self.train_data = config.objective.training_samples(
+            self.data, batch_size=training.batch_size, micro_batch=micro_batch
+        )
         steps_per_epoch = len(self.train_data) // config.training.batch_size
         self.model.begin(config.training.epochs * steps_per_epoch)
         self.monitor: Monitor | None = open_monitor(domain, config, self.model, data)

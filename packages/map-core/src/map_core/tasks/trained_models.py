@@ -166,7 +166,7 @@ class Models(Generic[Config]):
                     )
                 raise UserError(
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}: "
-                    f"its weights fit, but would mean something else; {cure}"
+                    f"even where its weights fit, they would mean something else; {cure}"
                 )
 
     def classifier(

@@ -148,25 +148,29 @@ class TrainingConfig:
             evaluate_epochs=interval,
         )
 
-    def micro_batch(self, processes: int, samples: int | None = None) -> int:
+    def micro_batch(self, processes: int, samples: int | None = None, *, pairs: bool = False) -> int:
         """Return how many samples one process holds in one micro-step.
 
         Args:
             processes: Processes of the run.
             samples: Number of training samples, which the suggested batch size will not exceed.
+            pairs: Whether samples of a micro-batch are mixed in pairs, so that it must be even.
 
         Raises:
-            UserError: the global batch does not split evenly.
+            UserError: the global batch does not split evenly, or not into whole pairs.
         """
         parts = processes * self.accumulation_steps
-        if self.batch_size % parts:
-            size = -(-self.batch_size // parts)
-            if samples is not None and size * parts > samples:
-                size = max(1, samples // parts)
+        unit = parts * 2 if pairs else parts
+        if self.batch_size % unit:
+            size = -(-self.batch_size // unit)
+            if samples is not None and size * unit > samples:
+                size = max(1, samples // unit)
+            rule, product = "processes times accumulation_steps", f"{processes} * {self.accumulation_steps}"
+            if pairs:
+                rule, product = f"{rule} times 2, as samples are mixed in pairs", f"{product} * 2"
             raise UserError(
-                f"training.batch_size ({self.batch_size}) must be a multiple of processes times "
-                f"accumulation_steps ({processes} * {self.accumulation_steps} = {parts}); "
-                f"set --training.batch_size {size * parts}"
+                f"training.batch_size ({self.batch_size}) must be a multiple of {rule} ({product} = {unit}); "
+                f"set --training.batch_size {size * unit}"
             )
         return self.batch_size // parts
 

@@ -15,8 +15,9 @@ class FiniteGuard:
 
     On a CPU the numbers are at hand and checked at once. On a GPU a check would wait for the device: there a flag on
     the device makes the optimizer leave the weights alone from the first broken step on, where it supports that
-    (PyTorch's fused optimizers, through the flag that the gradient scaler of mixed precision sets), and the numbers
-    are checked before the next line, evaluation or checkpoint. With other optimizers every step is checked.
+    (PyTorch's fused optimizers on CUDA, through the flag that the gradient scaler of mixed precision sets), and the
+    numbers are checked before the next line, evaluation or checkpoint. With other optimizers, and on mps, where the
+    fused ones ignore the flag, every step is checked.
 
     Args:
         accelerator: Of the run.
@@ -38,7 +39,7 @@ class FiniteGuard:
     ) -> None:
         self._accelerator, self._optimizer, self._rate = accelerator, optimizer, rate
         skips_broken_steps = bool(optimizer.defaults.get("fused"))
-        self.waits = (accelerator.device.type == "cpu" or not skips_broken_steps) if waits is None else waits
+        self.waits = (accelerator.device.type != "cuda" or not skips_broken_steps) if waits is None else waits
         self._broken = torch.zeros((), device=accelerator.device)
         self._first = torch.zeros(4, device=accelerator.device)  # step, rate, loss, norm
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from map_core.errors import visible
+from map_core.errors import UserError, visible
 from map_core.paths import expand_user
 from map_core.randomness import derive_seed
 from map_core.runs import best
@@ -275,12 +275,23 @@ class Run:
         """Evaluate all sets of weights after ``steps_done`` steps; if a signal aborts it, the resumed run does it.
 
         Several processes always finish it, because each waits for the others.
+
+        Raises:
+            UserError: it fails, such as on a file that cannot be read; one process alone first saves what it trained.
         """
         try:
             with self.interruption.abortable(self.accelerator.num_processes == 1):
                 metrics = self.measure(steps_done)
         except Aborted:
             return
+        except UserError:
+            if self.recorder.steps and self.accelerator.num_processes == 1:
+                self.save(steps_done)  # without an evaluation, so that the resumed run makes it
+                self.recorder.say(
+                    f"the evaluation after step {steps_done} of {self.stop} failed; the checkpoint is in "
+                    f"{self.checkpoints.directory}; after the cure, continue with the same command and --resume auto"
+                )
+            raise
         self.recorder.write_evaluation(steps_done, metrics)
         name = self.task.keep_best
         if name is not None and self.recorder.improved(name, steps_done):

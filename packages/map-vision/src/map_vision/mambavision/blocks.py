@@ -9,6 +9,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from map_core.blocks import Mlp
+from map_core.blocks.transformer import mlp_width
 from map_core.ops import Linear, depthwise_conv1d, linear, selective_scan
 
 
@@ -84,7 +85,7 @@ class TokenBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
         self.mixer = mixer
-        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+        self.mlp = Mlp(embed_dim, mlp_width(embed_dim, mlp_ratio))
         self.gamma_1: nn.Parameter | None = None
         self.gamma_2: nn.Parameter | None = None
         if layer_scale is not None:

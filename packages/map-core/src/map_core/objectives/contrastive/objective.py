@@ -236,12 +236,12 @@ class ContrastiveConfig(ObjectiveSettings):
             backbone, self.version, temperature=self.temperature, queue=self.queue, **(defaults | overrides)
         )
 
-    def training_samples(self, data: Any, *, batch_size: int) -> Any:
+    def training_samples(self, data: Any, *, batch_size: int, micro_batch: int) -> Any:
         samples = len(data.train)
-        if batch_size < 2:
+        if micro_batch < 2:
             raise UserError(
-                f"a contrastive objective compares the samples of a batch; training.batch_size is {batch_size}: "
-                "raise it"
+                f"a contrastive objective compares the samples of a micro-batch, and here it has {micro_batch}: raise "
+                f"training.batch_size ({batch_size}), which is split over processes and accumulation steps"
             )
         if self.version == "v2" and self.queue > samples:
             raise UserError(
