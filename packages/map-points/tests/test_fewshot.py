@@ -82,6 +82,13 @@ def test_published_folds_are_summarised_as_such(few_shot, published, tmp_path):
     assert run_folds(config)["test_accuracy_of_folds"] == accuracies
 
 
+def test_a_missing_fold_is_noticed_before_the_first_is_trained(few_shot, published, tmp_path):
+    (published / "2way_3shot" / "1.pkl").unlink()
+    with pytest.raises(UserError, match=r"2way_3shot has no 1.pkl"):
+        run_folds(few_shot(published, "fewshot_pkl", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_summary_measures_the_classifier_of_each_fold(few_shot, published, tmp_path):
     config = few_shot(published, "fewshot_pkl", tmp_path / "run")
     accuracies = run_folds(config)["test_accuracy_of_folds"]

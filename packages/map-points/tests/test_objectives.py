@@ -124,7 +124,7 @@ def test_a_patch_is_described_by_neighbours_that_it_may_read():
 
 def test_fewer_patches_than_neighbours_are_refused_by_autoregression_too(tiny_model, clouds):
     model = replace(tiny_model, scan="forward", num_patches=3, neighbors=4)
-    objective = build_objective(create_backbone(model), replace(SECTIONS["autoregression"], num_regions=3))
+    objective = replace(SECTIONS["autoregression"], num_regions=3).build(create_backbone(model))  # unchecked
     with pytest.raises(UserError, match=r"cannot find 4 nearest neighbours among 2 points; lower k"):
         objective(clouds, Draw.of_batch(2))  # no region reads the last one
 
@@ -213,12 +213,14 @@ def test_two_views_of_clouds_need_an_augmentation(two_classes):
     with pytest.raises(
         UserError, match=r"two views of a cloud would be the same .*: choose a data.augmentation"
     ):
-        SECTIONS["moco_v3"].training_samples(with_augmentation(two_classes, "none"), batch_size=4)
+        SECTIONS["moco_v3"].training_samples(
+            with_augmentation(two_classes, "none"), batch_size=4, micro_batch=4
+        )
 
 
 def test_views_of_a_cloud_are_two_augmentations_of_it(two_classes):
     data = with_augmentation(two_classes, "rotate_scale_translate")
-    views, label = SECTIONS["moco_v3"].training_samples(data, batch_size=4)[0]
+    views, label = SECTIONS["moco_v3"].training_samples(data, batch_size=4, micro_batch=4)[0]
     assert views.shape == (2, 64, 3)
     assert not torch.equal(views[0], views[1])
     assert label == 0
@@ -258,6 +260,23 @@ def test_a_causal_objective_over_another_order_than_the_scans_is_warned_of(
 ):
     build(name, **changes)
     assert ("a mismatch that costs accuracy by the paper's Table 2" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "visible", "hidden"),
+    [({}, {"hidden_tokens": 14}, 2, 14), ({"num_patches": 4}, {"num_regions": 2}, 2, 2)],
+    ids=["hidden_tokens", "num_regions"],
+)
+def test_autoregression_that_leaves_too_few_patches_is_refused_before_the_first_step(
+    tiny_model, model, changes, visible, hidden
+):
+    backbone = create_backbone(replace(tiny_model, scan="forward", **model))
+    message = (
+        rf"model.neighbors \(3\) exceeds the {visible} visible of {visible + hidden} patches with the last {hidden} "
+        r"hidden; lower it or objective.hidden_tokens \(where that is not set, raise objective.num_regions\)"
+    )
+    with pytest.raises(UserError, match=message):
+        build_objective(backbone, replace(SECTIONS["autoregression"], **changes))
 
 
 def test_a_model_that_scans_both_ways_cannot_be_causal(tiny_model):

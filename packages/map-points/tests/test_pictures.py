@@ -1,5 +1,7 @@
 """What a picture of a reconstruction shows."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,15 @@ from map_core.tasks.pretraining import hide_and_reconstruct
 from map_core.tokens import gather_tokens
 from map_points.domain import draw_picture
 from map_points.factory import create_backbone
-from map_points.pictures import CAPTION, draw_cloud, draw_reconstructions, figure_of, reconstruct
+from map_points.pictures import (
+    CAPTION,
+    CELL,
+    CloudViews,
+    draw_cloud,
+    draw_reconstructions,
+    figure_of,
+    reconstruct,
+)
 from map_points.pretraining import build_objective
 
 
@@ -70,6 +80,24 @@ def test_a_picture_explains_its_colours_and_what_of_the_truth_it_uses(objective)
         64 + 2 * views.visible.shape[1]
     )  # two clouds, their visible points twice
     assert figure.get_supxlabel() == CAPTION
+
+
+@pytest.mark.parametrize("scale", [1, 3, 100])
+def test_predicted_points_stay_in_their_cells(scale):
+    clouds = torch.nn.functional.normalize(torch.randn(2, 200, 3), dim=2)
+    views = CloudViews(clouds, clouds[:, :50], scale * clouds[:, 50:])
+    figure = figure_of(views)
+    (axis,) = figure.axes
+    offsets = axis.collections[1].get_offsets().filled(np.nan)
+    x, y = offsets[np.isfinite(offsets).all(axis=1)].T
+    assert (np.abs(x - 2 * CELL) <= CELL / 2).all()
+    assert (y <= CELL / 2).all()
+    assert (y >= -1.5 * CELL).all()
+    left_out = 2 * 150 - len(x)
+    assert (left_out > 0) == (scale > 1)
+    message = f"\n{left_out} predicted points lie beyond their cell and are left out."
+    assert figure.get_supxlabel() == CAPTION + (message if left_out else "")
+    figure.savefig(io.BytesIO())
 
 
 @pytest.mark.parametrize("training", [False, True])

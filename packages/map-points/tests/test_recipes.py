@@ -313,7 +313,7 @@ def parse_recipe(name, *arguments):
     return parse(f"map-points {command.name}", command, COMMANDS, DOMAIN.recipes, argv)
 
 
-@pytest.mark.parametrize("name", names_of_kind("finetune", "fewshot", "segment"))
+@pytest.mark.parametrize("name", names_of_kind("pretrain", "finetune", "fewshot", "segment"))
 def test_the_model_is_that_of_the_weights_to_start_from(name, mamba_run):
     model, recipe_model = parse_recipe(name, "--init", mamba_run).model, recipe(name).model
     trained_model = MODELS.read_model_config(mamba_run)

@@ -11,6 +11,7 @@ from map_core.errors import UserError
 from map_core.tasks.weights import read_weights, save_weights
 from map_points.domain import DOMAIN
 from map_points.factory import MODELS, PointModelConfig, create_backbone, create_classifier, create_probed
+from map_points.segmentation.task import PART_SEGMENTER, SegmentationConfig, build_segmenter
 from map_points.weights import load_init
 
 CLASS_TOKEN = {"encoder.registers.token", "encoder.registers.position"}
@@ -117,7 +118,7 @@ def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, now, m
     save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(before))
     MODELS.refuse_other_settings(before, tmp_path)
     with pytest.raises(
-        UserError, match=f"was trained with model.{re.escape(message)}: its weights fit, but would mean"
+        UserError, match=f"was trained with model.{re.escape(message)}: even where its weights fit, they"
     ):
         MODELS.refuse_other_settings(after, tmp_path)
     MODELS.refuse_other_settings(after, tmp_path, may_differ=[message.split()[0]])
@@ -144,3 +145,25 @@ def test_no_encoder_was_trained_with_the_settings_of_a_classifier(tmp_path, sett
 def test_weights_without_a_description_are_taken_as_they_are(tmp_path):
     save_weights(tmp_path / "model.safetensors", {}, {})
     MODELS.refuse_other_settings(PointModelConfig(), tmp_path)
+
+
+@pytest.mark.parametrize("create", [create_backbone, lambda model: create_classifier(model, 2)])
+def test_a_run_of_a_part_segmenter_starts_no_other_model(tmp_path, tiny_model, create):
+    segmenter = build_segmenter(tiny_model, SegmentationConfig(hidden_dim=8), 2, 4)
+    description = MODELS.describe(tiny_model, holds=PART_SEGMENTER)
+    save_weights(tmp_path / "model.safetensors", segmenter.state_dict(), description)
+    with pytest.raises(
+        UserError, match=rf"{tmp_path} holds a part segmenter: map-points segment starts from it"
+    ):
+        load_init(create(tiny_model), tmp_path)
+
+
+def test_checkpoints_and_decoders_of_a_run_lead_to_the_run(pretrained, tiny_model):
+    run, _ = pretrained
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    for path in (checkpoint, checkpoint / "model.safetensors", run / "pretraining.safetensors"):
+        with pytest.raises(
+            UserError,
+            match=rf"is a checkpoint or the decoder of the run {run}: give {run} itself, to start from",
+        ):
+            load_init(create_classifier(tiny_model, 2), path)

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from signal import Signals
 from typing import Any
 
@@ -21,6 +20,7 @@ from map_core.training import TrainingConfig, train
 from map_points.data import (
     FewShotEpisode,
     PointDataConfig,
+    find_folds,
     has_evaluation,
     read_clouds,
     read_fold,
@@ -108,10 +108,11 @@ def open_folds(data: PointDataConfig, config: FoldsConfig) -> Iterator[OpenedDat
     splits = None if published else (read_clouds(data, "train"), read_clouds(data, "test"))
     if splits is not None:
         require_classes(*splits, data)
+    if published:  # all of them are there before the first is trained on
+        find_folds(data.root_path, config.way, config.shot, range(config.folds))
     for fold in range(config.folds):
         if splits is None:
-            assert data.root is not None
-            episode = read_fold(Path(data.root), config.way, config.shot, fold)
+            episode = read_fold(data.root_path, config.way, config.shot, fold)
         else:
             train_clouds, test_clouds = splits
             episode = sample_fold(

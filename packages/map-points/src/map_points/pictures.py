@@ -86,16 +86,24 @@ def draw_reconstructions(
 def figure_of(views: CloudViews, *, up_axis: Axis = "z") -> Figure:
     """One row per cloud: cloud, visible patches, reconstruction; legend and caption say what is predicted and where."""
     points_by_name: dict[str, list[np.ndarray]] = {name: [] for name in COLORS}
+    num_outside = 0
     for row, cloud in enumerate(views.cloud):
         middle, radius = middle_and_radius(cloud)
         panels = ([cloud], [views.visible[row]], [views.visible[row], views.predicted[row]])
         for column, parts in enumerate(panels):
             for part, name in zip(parts, COLORS, strict=False):
                 points = oblique_view((part - middle).cpu().numpy() / radius, up_axis)
+                # a model that has learned little predicts points that would lie in other cells
+                is_outside = (np.abs(points[:, :2]) > CELL / 2).any(axis=1)
+                points[is_outside] = np.nan
+                num_outside += int(is_outside.sum())
                 points_by_name[name].append(points + np.array([CELL * column, -CELL * row, 0]))
     columns, rows = len(panels), len(views.cloud)
     figure = Figure(figsize=(2.5 * columns, 2.5 * rows + 0.8), layout="constrained")
-    figure.supxlabel(CAPTION, fontsize="x-small")
+    left_out = (
+        f"\n{num_outside} predicted points lie beyond their cell and are left out." if num_outside else ""
+    )
+    figure.supxlabel(CAPTION + left_out, fontsize="x-small")
     axis = figure.add_subplot(aspect="equal", xlim=(-1, CELL * columns - 1), ylim=(1 - CELL * rows, 1.3))
     axis.axis("off")
     for name, color in COLORS.items():

@@ -14,7 +14,7 @@ from map_core.data.views import TwoViews
 from map_core.errors import UserError
 from map_core.masking import hidden_count
 from map_core.objective import Loss, MoreTargets, Objective, ReconstructingObjective
-from map_core.objectives.autoregression import AutoregressionConfig
+from map_core.objectives.autoregression import Autoregression, AutoregressionConfig
 from map_core.objectives.contrastive import ContrastiveConfig
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
 from map_core.objectives.settings import MaskingSettings, ObjectiveSettings, Settings
@@ -182,10 +182,17 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     if backbone.encoder.registers is not None:
         raise UserError("pretraining has no class token: create the model with class_token=False")
     objective: Objective = config.build(backbone)
+    tokens = _blank_tokens(backbone.num_patches)
     if isinstance(objective, ReconstructingObjective):
-        objective.rehearse(_blank_tokens(backbone.num_patches))
+        objective.rehearse(tokens)
     if isinstance(config, MaskingSettings) and not isinstance(config, SimMIMConfig):
-        _check_visible(backbone, config)
+        highest = config.masking.highest_ratio
+        num_hidden = hidden_count(highest, tokens.length)
+        _check_visible(backbone, num_hidden, f"at ratio {highest}; lower it or objective.mask_ratio")
+    if isinstance(objective, Autoregression):
+        num_hidden = objective.last_hidden(tokens, objective.regions(tokens)).drop.shape[1]
+        cure = "lower it or objective.hidden_tokens (where that is not set, raise objective.num_regions)"
+        _check_visible(backbone, num_hidden, f"with the last {num_hidden} hidden; {cure}")
     if (
         config.is_causal
         and isinstance(config, PointRegions)
@@ -206,12 +213,11 @@ def _blank_tokens(num_patches: int) -> Tokens:
     return Tokens(torch.zeros(1, num_patches, 1, device="cpu"), position.expand(1, -1, 3))
 
 
-def _check_visible(model: HybridNet3D, config: MaskingSettings) -> None:
-    highest = config.masking.highest_ratio
-    visible = model.num_patches - hidden_count(highest, model.num_patches)
+def _check_visible(model: HybridNet3D, num_hidden: int, cause_and_cure: str) -> None:
+    visible = model.num_patches - num_hidden
     for block in model.encoder.blocks:
         if isinstance(block, Mamba3DBlock) and block.local.neighbors > visible:
             raise UserError(
                 f"model.neighbors ({block.local.neighbors}) exceeds the {visible} visible of "
-                f"{model.num_patches} patches at ratio {highest}; lower it or objective.mask_ratio"
+                f"{model.num_patches} patches {cause_and_cure}"
             )

@@ -81,8 +81,6 @@ def test_a_published_fold_is_read(published):
 
 def test_broken_folds_are_named(published):
     root, fold = published
-    with pytest.raises(UserError, match=r"5way_20shot/3.pkl does not exist; choose --fewshot.way"):
-        read_fold(root, 5, 20, 3)
     file = root / "5way_10shot" / "3.pkl"
     for broken, message in (
         ({"train": fold["train"]}, "3.pkl must hold a dict with train and test"),
@@ -97,8 +95,32 @@ def test_broken_folds_are_named(published):
             read_fold(root, 5, 10, 3)
 
 
+def test_folds_are_read_from_folders_called_as_the_instructions_do(published):
+    root, _ = published
+    before = read_fold(root, 5, 10, 3)
+    (root / "5way_10shot").rename(root / "5way10shot")
+    assert read_fold(root, 5, 10, 3).train.labels.tolist() == before.train.labels.tolist()
+
+
+def test_folds_that_are_not_there_are_named_with_those_that_are(published):
+    root, _ = published
+    with pytest.raises(UserError, match=r" holds 5way_10shot, but not 5way_20shot; choose --fewshot.way and"):
+        read_fold(root, 5, 20, 3)
+    with pytest.raises(
+        UserError, match=r"5way_10shot has no 4.pkl; copy or download it again, or lower --few"
+    ):
+        read_fold(root, 5, 10, 4)
+    with pytest.raises(
+        UserError, match=r"5way_10shot holds 3.pkl; --data.root must name the folder that holds 5way_10shot"
+    ):
+        read_fold(root / "5way_10shot", 5, 10, 3)
+
+
 def test_folds_are_no_splits():
-    with pytest.raises(UserError, match="holds folds, not splits: use map-points fewshot"):
+    with pytest.raises(
+        UserError,
+        match=r"holds folds, not splits: use map-points fewshot; folds are measured in their own summary.json only",
+    ):
         read_clouds(PointDataConfig("fewshot_pkl", "folds"), "train")
 
 

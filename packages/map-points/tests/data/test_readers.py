@@ -9,6 +9,7 @@ import pytest
 
 from map_core.errors import UserError
 from map_points.data import PointDataConfig, read_clouds
+from map_points.data.files import require_listed
 from map_points.data.pickles import read_pickle
 from map_points.domain import open_data
 from map_points.factory import PointModelConfig
@@ -109,7 +110,8 @@ def test_h5_files_of_different_sizes_are_refused(hdf5):
 def test_a_label_outside_the_class_list_is_named(hdf5):
     write_h5(hdf5 / "ply_data_train1.h5", cloud(0)[None], np.array([[7]]))
     with pytest.raises(
-        UserError, match=r"ply_data_train1.h5: cloud 0 has label 7, but .*shape_names.txt has 2 classes"
+        UserError,
+        match=r"ply_data_train1.h5: cloud 0 has label 7, but .*shape_names.txt has 2 classes .*; use the class list",
     ):
         read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
 
@@ -223,6 +225,117 @@ def test_shapenet55(tmp_path):
     np.save(tmp_path / "shapenet_pc" / "0269-a.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match=r"0269-a.npy holds object; only arrays of numbers"):
         clouds.points(0)
+
+
+@pytest.fixture
+def shapenet(tmp_path):
+    """ShapeNet55-34 as published, with a cloud less in the lists of ShapeNet-34."""
+    names = [f"026{i}-a.npy" for i in range(4)]
+    root = tmp_path / "ShapeNet55-34"
+    for folder, train in (("ShapeNet-55", names[:3]), ("ShapeNet-34", names[:2])):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "train.txt").write_text("\n".join(train))
+        (root / folder / "test.txt").write_text(names[3])
+    (root / "shapenet_pc").mkdir()
+    for i, name in enumerate(names):
+        np.save(root / "shapenet_pc" / name, cloud(i))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("root", "count"), [(".", 3), ("ShapeNet-55", 3), ("ShapeNet-34", 2)], ids=["whole", "55", "34"]
+)
+def test_shapenet55_as_published(shapenet, monkeypatch, root, count):
+    for folder in (shapenet / root, root):  # the second one relative to the first
+        clouds = read_clouds(PointDataConfig("shapenet55", str(folder)), "train")
+        assert clouds.labels.tolist() == [0, 1, 2][:count]
+        np.testing.assert_array_equal(clouds.points(1), cloud(1))
+        monkeypatch.chdir(shapenet)
+
+
+def test_the_lists_beside_the_clouds_come_first(shapenet):
+    for name in ("train.txt", "test.txt"):
+        (shapenet / name).write_text("0263-a.npy")
+    assert len(read_clouds(PointDataConfig("shapenet55", str(shapenet)), "train")) == 1
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_listed_clouds_that_are_missing_are_counted_when_a_set_is_opened(shapenet, missing):
+    for i in range(missing):
+        (shapenet / "shapenet_pc" / f"026{i + 1}-a.npy").unlink()
+    message = (
+        f"ShapeNet-55/train.txt lists 3 clouds, and {missing} cannot be found, the first being "
+        f"{shapenet}/shapenet_pc/0261-a.npy; copy or download them again, or take them out of the list"
+    )
+    with pytest.raises(UserError, match=message):
+        read_clouds(PointDataConfig("shapenet55", str(shapenet)), "train")
+    assert len(read_clouds(PointDataConfig("shapenet55", str(shapenet)), "test")) == 1
+
+
+def test_listed_clouds_are_looked_up_once_a_folder(tmp_path, monkeypatch):
+    paths = [tmp_path / "a" / f"{i}.npy" for i in range(100)]
+    (tmp_path / "a").mkdir()
+    for path in paths:
+        path.touch()
+    looks = []
+    monkeypatch.setattr(os, "listdir", lambda path, look=os.listdir: looks.append(path) or look(path))
+    monkeypatch.setattr(type(tmp_path), "exists", None)
+    require_listed(paths, tmp_path / "list")
+    assert looks == [tmp_path / "a"]
+
+
+def test_a_listed_text_that_is_missing_is_named(txt_tree):
+    (txt_tree / "night_stand" / "night_stand_0002.txt").unlink()
+    with pytest.raises(UserError, match=r"modelnet40_train.txt lists 2 clouds, and 1 cannot be found"):
+        read_clouds(PointDataConfig("normal_resampled", str(txt_tree)), "train")
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "message"),
+    [
+        (
+            "scanobjectnn",
+            ["h5_files/main_split/training_objectdataset.h5"],
+            r" holds h5_files; --data.root must name the folder with main_split and main_split_nobg",
+        ),
+        (
+            "scanobjectnn",
+            ["main_split/test_objectdataset.h5"],
+            r"main_split/training_objectdataset_augmentedrot_scale75.h5 does not exist; copy or download it again",
+        ),
+        ("shapenet55", ["0269-a.npy"], r" holds 0269-a.npy; --data.root must name ShapeNet55-34, or the folder"),
+        ("shapenet55", ["train.txt"], r"test.txt does not exist; copy or download it again"),
+        ("shapenetpart", ["x/train_test_split/a"], r" holds x; --data.root must name the folder with train_test"),
+        ("hdf5", [], r" holds nothing; --data.root must name the folder with train_files.txt and test_files.txt"),
+        (
+            "hdf5",
+            ["modelnet40_train_8192pts_fps.dat", "modelnet40_shape_names.txt"],
+            r"holds another release of ModelNet40 than data.source hdf5 reads: give --data.source modelnet_dat",
+        ),
+        ("modelnet_dat", ["train_files.txt"], r"than data.source modelnet_dat reads: give --data.source hdf5"),
+        ("normal_resampled", ["modelnet40_test.txt"], r"names.txt does not exist; copy or download it again"),
+    ],
+)  # fmt: skip
+def test_a_wrong_root_is_told_from_a_missing_file(tmp_path, source, files, message):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x-1.npy")
+    with pytest.raises(UserError, match=message):
+        read_clouds(PointDataConfig(source, str(tmp_path)), "train")
+
+
+def test_a_root_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "main_split").write_text("")
+    with pytest.raises(UserError, match=r"main_split is a file; --data.root must name the folder with"):
+        read_clouds(PointDataConfig("scanobjectnn", str(tmp_path / "main_split")), "train")
+
+
+@pytest.mark.parametrize("label", [-1, 15])
+def test_a_label_outside_a_fixed_list_of_classes_counts_from_0(tmp_path, label):
+    write_h5(tmp_path / "main_split/training_objectdataset.h5", cloud(0)[None], np.array([label]))
+    message = rf"cloud 0 has label {label}, but there are 15 classes \(0 to 14\); labels count from 0: is it another"
+    with pytest.raises(UserError, match=message):
+        read_clouds(PointDataConfig("scanobjectnn", str(tmp_path), variant="obj_bg"), "train")
 
 
 def test_missing_paths_are_named(tmp_path):

@@ -89,6 +89,32 @@ def test_broken_files_are_named(root, broken, message):
         read_shapenetpart(root, "test").labelled(0)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_listed_clouds_that_are_missing_are_counted_when_the_set_is_opened(root, split):
+    listing = root / "train_test_split" / f"shuffled_{split}_file_list.json"
+    synset, name = json.loads(listing.read_text())[0].split("/")[1:]
+    (root / synset / f"{name}.txt").unlink()
+    count = len(json.loads(listing.read_text()))
+    message = rf"shuffled_{split}_file_list.json lists {count} clouds, and 1 cannot be found, .*/{name}.txt;"
+    with pytest.raises(UserError, match=message):
+        read_shapenetpart(root, "test" if split == "test" else "train")
+
+
+def test_published_parts_count_from_0_through_all_categories(root):
+    np.savetxt(root / AIRPLANE / "a.txt", rows(0, [1, 2, 3, 4]), fmt="%.6f")
+    np.savetxt(root / BAG / "b.txt", rows(0, [4, 255]), fmt="%.6f")
+    clouds = read_shapenetpart(root, "train")
+    message = (
+        r"a.txt: point 3 has part 4, but Airplane has 0, 1, 2, 3; parts count from 0, through all categories"
+    )
+    with pytest.raises(UserError, match=rf"{message}: correct it$"):
+        clouds.labelled(0)
+    with pytest.raises(
+        UserError, match=r"part 255, but Bag has 4, 5; .* points without a part as --data.ignore"
+    ):
+        clouds.labelled(2)
+
+
 def test_broken_lists_are_named(root):
     listing = root / "train_test_split" / "shuffled_test_file_list.json"
     for text, message in (
@@ -196,7 +222,9 @@ def test_parts_of_a_users_categories_are_checked(root, parts, message):
 def test_a_part_that_no_training_file_has_is_named_with_its_category(root):
     write_rows(root, [7, 8], names=("y",))
     data = load_part_data(PointDataConfig("shapenetpart", str(root), num_points=30))
-    message = r"y.txt: point 1 has part 8, but no training file of Own has part 8, only 7, 9; train on a file that has"
+    message = (
+        r"y.txt: point 1 has part 8, but no training file of Own has part 8, only 7, 9; train on one that has"
+    )
     with pytest.raises(UserError, match=message):
         data.evaluation[1]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from map_core.errors import UserError
-from map_points.data.txt import read_txt
+from map_points.data.txt import NO_CLOUD, read_txt
 
 ROWS = np.array([[0.5, 1.0, -2.0], [3.0, 4.0, 5e-3]])
 
@@ -62,6 +62,8 @@ def test_columns_that_a_header_names_keep_their_order_behind_the_coordinates(tmp
         ("3\n1 2 3\n4 5 6\n", "line 1 announces 3 points, 2 follow; is it cut off"),
         ("1000000000000\n1 2 3\n", "line 1 announces 1000000000000 points, 1 follow"),
         ("<html>\n", "line 1 has '<html>', no numbers"),
+        ("chair_0001\nchair_0002\n", f"line 1 has 'chair_0001', no numbers; .*; {NO_CLOUD}$"),
+        ("Chair 03001627\n", f"line 1 has 'Chair', no number; {NO_CLOUD}$"),
         ("1 2 3\n4 \x1b[2J 6\n", r"line 2 has '\?\[2J', no number"),
     ],
 )

@@ -3,7 +3,7 @@
 from map_points.data.cloud_files import read_cloud_files
 from map_points.data.clouds import Clouds
 from map_points.data.config import PointDataConfig
-from map_points.data.fewshot import FewShotEpisode, read_fold, sample_fold
+from map_points.data.fewshot import FewShotEpisode, find_folds, read_fold, sample_fold
 from map_points.data.part_shapes import write_part_shapes
 from map_points.data.parts import PartData, PartSamples, load_part_data
 from map_points.data.samples import (
@@ -30,6 +30,7 @@ __all__ = [
     "choose_clouds",
     "clouds_to_evaluate",
     "collate_clouds",
+    "find_folds",
     "has_evaluation",
     "load_part_data",
     "measure",

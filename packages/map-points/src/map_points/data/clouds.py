@@ -229,9 +229,11 @@ def check_labels(
     wrong = ~((labels >= 0) & (labels < len(classes)) & (np.floor(labels) == labels))
     if wrong.any():
         index = int(wrong.argmax())
+        has, cure = "there are", "labels count from 0: is it another release?"
+        if class_list:
+            has, cure = f"{class_list} has", "use the class list that belongs to this data"
         raise UserError(
-            f"{source}: cloud {index} has label {labels[index]}, but "
-            f"{f'{class_list} has' if class_list else 'there are'} {len(classes)} classes "
-            f"(0 to {len(classes) - 1}); use the class list that belongs to this data"
+            f"{source}: cloud {index} has label {labels[index]}, but {has} {len(classes)} classes "
+            f"(0 to {len(classes) - 1}); {cure}"
         )
     return labels.astype(np.int64)

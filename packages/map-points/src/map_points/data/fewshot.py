@@ -1,18 +1,21 @@
 """Few-shot episodes: published folds of ModelNet40, and folds generated from any labelled source."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from map_core.errors import UserError
+from map_core.errors import UserError, abbreviate
 from map_core.paths import expand_user
 from map_core.randomness import derive_seed
 from map_points.data.clouds import ArrayClouds, Clouds
-from map_points.data.files import require_existing
+from map_points.data.files import require_root
 from map_points.data.modelnet40 import pickled_clouds
 from map_points.data.pickles import read_pickle
+
+FOLDERS = "*way*shot"  # 5way_10shot as in Point-BERT's code, 5way10shot as in its instructions
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,7 @@ def read_fold(root: Path, way: int, shot: int, fold: int) -> FewShotEpisode:
     Raises:
         UserError: the file is missing or has other content, a label is outside 0 .. way - 1, or a class has no clouds.
     """
-    root = expand_user(str(root))
-    require_existing(root, "the folder that holds 5way_10shot and the like")
-    path = root / f"{way}way_{shot}shot" / f"{fold}.pkl"
-    if not path.exists():
-        raise UserError(
-            f"{path} does not exist; choose --fewshot.way, --fewshot.shot and folds that {root} has"
-        )
+    (path,) = find_folds(root, way, shot, [fold])
     content = read_pickle(path)
     if not (isinstance(content, dict) and {"train", "test"} <= set(content)):
         raise UserError(f"{path} must hold a dict with train and test; is it another file?")
@@ -43,6 +40,29 @@ def read_fold(root: Path, way: int, shot: int, fold: int) -> FewShotEpisode:
     return FewShotEpisode(
         *(_fold_clouds(content[split], classes, f"{path} ({split})") for split in ("train", "test"))
     )
+
+
+def find_folds(root: Path, way: int, shot: int, folds: Iterable[int]) -> list[Path]:
+    """Return the files of published folds, below ``<way>way_<shot>shot`` or ``<way>way<shot>shot``.
+
+    Raises:
+        UserError: ``root`` has no such folder, or a fold is missing.
+    """
+    root = expand_user(str(root))
+    require_root(root, "the folder that holds 5way_10shot and the like", FOLDERS)
+    names = (f"{way}way_{shot}shot", f"{way}way{shot}shot")
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
+        held = sorted(path.name for path in root.glob(FOLDERS))
+        raise UserError(
+            f"{root} holds {abbreviate(held)}, but not {names[0]}; choose --fewshot.way and --fewshot.shot among these"
+        )
+    paths = [folder / f"{fold}.pkl" for fold in folds]
+    if missing := [path.name for path in paths if not path.exists()]:
+        raise UserError(
+            f"{folder} has no {abbreviate(missing)}; copy or download it again, or lower --fewshot.folds"
+        )
+    return paths
 
 
 def _fold_clouds(items: Any, classes: tuple[str, ...], source: str) -> ArrayClouds:

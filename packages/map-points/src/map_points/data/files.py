@@ -5,15 +5,17 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from map_core.errors import UserError, in_one_line
+from map_core.errors import UserError, abbreviate, in_one_line
 
 LONGEST_NAME = 255  # characters in a file name
 # a run is resumed only on as many clouds as it began with
-BROKEN_CLOUD = "repair it, or remove it and start anew with another --out"
+START_ANEW = "training then starts anew, with another --out"
+BROKEN_CLOUD = f"repair it, or remove it ({START_ANEW})"
+MISSING_FILE = "copy or download it again"
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -41,6 +43,43 @@ def require_existing(path: Path, what: str = "", *, cure: str | None = None) -> 
         if not path.exists():
             raise UserError(f"{path} does not exist; {cure or f'--data.root must name {what}'}")
     return path
+
+
+def require_root(root: Path, what: str, *parts: str) -> Path:
+    """Return the folder of a data set if it holds any of its ``parts``, names or patterns of names.
+
+    ``what`` says what ``--data.root`` must name.
+
+    Raises:
+        UserError: there is no such folder, or it holds none of them.
+    """
+    require_existing(root, what)
+    with reading(root):
+        if not any(any(root.glob(part)) for part in parts):
+            found = "is a file"
+            if root.is_dir():
+                found = f"holds {abbreviate(sorted(os.listdir(root))) or 'nothing'}"
+            raise UserError(f"{root} {found}; --data.root must name {what}")
+    return root
+
+
+def require_listed(paths: Sequence[Path], listing: Path) -> None:
+    """Check that the files named by a list are there, with one look into each folder.
+
+    Raises:
+        UserError: some are not; the message has their number and the first of them.
+    """
+    names: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in paths}:
+        with reading(folder):
+            names[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+    # the second look is for file systems that take names in another case
+    missing = [path for path in paths if path.name not in names[path.parent] and not path.exists()]
+    if missing:
+        raise UserError(
+            f"{listing} lists {len(paths)} clouds, and {len(missing)} cannot be found, the first being {missing[0]}; "
+            "copy or download them again, or take them out of the list"
+        )
 
 
 def require_regular(path: Path) -> Path:
@@ -76,8 +115,8 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # no parser promises which exceptions it raises on a broken file
         raise UserError(
-            f"cannot read {path} ({_reason(path, error)}); copy or download it again, or take it out of the data and "
-            "start anew with another --out"
+            f"cannot read {path} ({_reason(path, error)}); copy or download it again, or take it out of the data "
+            f"({START_ANEW})"
         ) from error
 
 
@@ -110,7 +149,7 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: there is no such file, or it is not regular.
     """
-    require_existing(path, "the folder that holds it")
+    require_existing(path, cure=MISSING_FILE)
     with open_regular(path) as file:
         data = file.read()
         if data.startswith(UTF16):

@@ -9,7 +9,7 @@ import numpy as np
 
 from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import check_layout
-from map_points.data.files import reading, require_existing, require_regular
+from map_points.data.files import MISSING_FILE, reading, require_existing, require_regular
 from map_points.data.npy import DEFLATE
 
 KEYS = ("data", "label")
@@ -23,7 +23,7 @@ def read_h5(path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: the file is missing or no h5 file, has other keys or shapes, or has parts outside ``root``.
     """
-    require_existing(path, "the folder that holds it")
+    require_existing(path, cure=MISSING_FILE)
     with reading(require_regular(path)):
         try:
             file = h5py.File(path, "r")

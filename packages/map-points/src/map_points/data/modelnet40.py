@@ -8,11 +8,26 @@ import numpy as np
 
 from map_core.errors import UserError, in_one_line
 from map_points.data.clouds import ArrayClouds, Clouds, FileClouds, JoinedClouds, check_labels, check_layout
-from map_points.data.files import check_names, path_below, read_lines, read_names, require_existing
+from map_points.data.files import (
+    check_names,
+    path_below,
+    read_lines,
+    read_names,
+    require_existing,
+    require_listed,
+    require_root,
+)
 from map_points.data.hdf5 import read_h5
 from map_points.data.npy import read_npz
 from map_points.data.pickles import read_pickle
 from map_points.data.txt import read_txt
+
+# files by which the folder of a release is known, by data.source
+RELEASES = {
+    "hdf5": ("train_files.txt", "test_files.txt"),
+    "normal_resampled": ("modelnet40_train.txt", "modelnet40_test.txt"),
+    "modelnet_dat": ("modelnet40_train_*.dat", "modelnet40_test_*.dat"),
+}
 
 
 def read_modelnet40_npz(root: Path, split: str) -> Clouds:
@@ -37,7 +52,7 @@ def read_modelnet40_npz(root: Path, split: str) -> Clouds:
 
 def read_hdf5(root: Path, split: str) -> Clouds:
     """Read the hdf5_2048 release: lists of h5 files with data and label, and shape_names.txt; y points up."""
-    require_existing(root, "the folder with train_files.txt, test_files.txt and shape_names.txt")
+    _require_release(root, "hdf5")
     names = root / "shape_names.txt"
     classes = read_names(names)
     listing = root / f"{split}_files.txt"
@@ -56,7 +71,7 @@ def read_hdf5(root: Path, split: str) -> Clouds:
 
 def read_normal_resampled(root: Path, split: str) -> Clouds:
     """Read modelnet40_normal_resampled: <class>/<class>_<nnnn>.txt, six columns, with lists; y points up."""
-    require_existing(root, "the folder modelnet40_normal_resampled")
+    _require_release(root, "normal_resampled")
     classes = read_names(root / "modelnet40_shape_names.txt")
     label_of_class = {name: label for label, name in enumerate(classes)}
     listing = root / f"modelnet40_{split}.txt"
@@ -72,12 +87,13 @@ def read_normal_resampled(root: Path, split: str) -> Clouds:
         paths.append(path_below(root, f"{folder}/{name}.txt", f"{listing}, line {number},"))
     if not paths:
         raise UserError(f"{listing} lists no clouds")
+    require_listed(paths, listing)
     return FileClouds(np.array(labels, dtype=np.int64), classes, tuple(paths), read_txt)
 
 
 def read_dat(root: Path, split: str) -> Clouds:
     """Read Point-BERT's modelnet40_<split>_<points>pts_fps.dat: a pickle of [clouds, labels]; y points up."""
-    require_existing(root, "the folder of the .dat files")
+    _require_release(root, "modelnet_dat")
     files = sorted(root.glob(f"modelnet40_{split}_*.dat"))
     if len(files) != 1:
         raise UserError(
@@ -94,6 +110,21 @@ def read_dat(root: Path, split: str) -> Clouds:
         case _:
             raise UserError(f"{files[0]} must hold [clouds, labels], two lists of one length")
     return pickled_clouds(clouds, labels, classes, str(files[0]), class_list=names)
+
+
+def _require_release(root: Path, source: str) -> None:
+    """Refuse a folder that does not hold the release of ``source``, or holds another one.
+
+    Raises:
+        UserError: saying which ``--data.source`` reads it, if any does.
+    """
+    held = [name for name, files in RELEASES.items() if any(any(root.glob(file)) for file in files)]
+    if held and source not in held:
+        raise UserError(
+            f"{root} holds another release of ModelNet40 than data.source {source} reads: give --data.source "
+            f"{held[0]}, or another --data.root"
+        )
+    require_root(root, f"the folder with {' and '.join(RELEASES[source])}", *RELEASES[source])
 
 
 def pickled_clouds(

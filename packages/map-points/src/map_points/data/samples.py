@@ -130,7 +130,10 @@ def read_clouds(config: PointDataConfig, split: Literal["train", "test"]) -> Clo
     if config.source == "shapes":
         return read_shapes(split, config.shapes_per_class)
     if config.source == "fewshot_pkl":
-        raise UserError("data.source 'fewshot_pkl' holds folds, not splits: use map-points fewshot")
+        raise UserError(
+            "data.source 'fewshot_pkl' holds folds, not splits: use map-points fewshot; folds are measured in their "
+            "own summary.json only"
+        )
     root = config.root_path
     if config.source == "scanobjectnn":
         return read_scanobjectnn(root, split, config.variant)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from map_points.data.clouds import ArrayClouds, Clouds, check_labels
 from map_points.data.config import ScanObjectNNVariant
-from map_points.data.files import require_existing
+from map_points.data.files import require_root
 from map_points.data.hdf5 import read_h5
 
 CLASSES = (
@@ -20,7 +20,7 @@ FILES: dict[str, tuple[str, str]] = {
 
 def read_scanobjectnn(root: Path, split: str, variant: ScanObjectNNVariant) -> Clouds:
     """Read ``<folder>/{training,test}_<name>.h5``; y points up."""
-    require_existing(root, "the folder with main_split and main_split_nobg")
+    require_root(root, "the folder with main_split and main_split_nobg", "main_split", "main_split_nobg")
     folder, name = FILES[variant]
     file = root / folder / f"{'training' if split == 'train' else 'test'}_{name}.h5"
     points, labels = read_h5(file, root)

@@ -15,13 +15,14 @@ from map_points.data.files import (
     path_below,
     read_lines,
     read_text,
-    require_existing,
+    require_listed,
+    require_root,
 )
 from map_points.data.txt import read_txt
 
 COLUMNS = 7  # x y z, normal, part
 LARGEST_PART = 10_000  # the head has a score for every part up to the largest
-CATEGORY_LIST = "synsetoffset2category.txt"
+CATEGORY_LIST, LISTS = "synsetoffset2category.txt", "train_test_split"
 # how many parts each category of the published set has; parts are numbered consecutively in this order
 PARTS_OF_SYNSET = {
     "02691156": 4, "02773838": 2, "02954340": 2, "02958343": 4, "03001627": 4, "03261776": 3,
@@ -61,10 +62,7 @@ class PartClouds(FileClouds):
         if wrong.any():
             point = int(wrong.argmax())
             reason = self._why_not(index, int(parts[point]))
-            raise UserError(
-                f"{name}: point {point} has part {parts[point]}, but {reason}, or give the label of points without a "
-                "part as --data.ignore_label"
-            )
+            raise UserError(f"{name}: point {point} has part {parts[point]}, but {reason}")
         if (parts == IGNORED).all():
             raise UserError(f"{name}: every point has the ignored label {self.ignore_label}; {BROKEN_CLOUD}")
         return points, parts
@@ -73,9 +71,15 @@ class PartClouds(FileClouds):
         """Why the category of a cloud does not have a part, and what to do."""
         category = int(self.labels[index])
         name, labels = in_one_line(self.classes[category]), ", ".join(map(str, self.parts[category]))
-        if self.paths[index].parent.name in PARTS_OF_SYNSET:
-            return f"{name} has {labels}; use the list of categories that belongs to this data"
-        return f"no training file of {name} has part {part}, only {labels}; train on a file that has it, correct it"
+        ignoring = "or give the label of points without a part as --data.ignore_label"
+        if self.paths[index].parent.name not in PARTS_OF_SYNSET:
+            return (
+                f"no training file of {name} has part {part}, only {labels}; train on one that has it, correct it, "
+                f"{ignoring}"
+            )
+        numbering = f"{name} has {labels}; parts count from 0, through all categories: correct it"
+        # up to the number of parts it is another category's, or that of files that count from 1
+        return numbering if part <= sum(PARTS_OF_SYNSET.values()) else f"{numbering}, {ignoring}"
 
 
 def part_column(columns: np.ndarray, name: str, ignore_label: int | None) -> np.ndarray:
@@ -122,14 +126,16 @@ def read_shapenetpart(
     Raises:
         UserError: a file cannot be used; the message names it.
     """
-    require_existing(root, "the folder with train_test_split and one folder a category")
+    require_root(root, f"the folder with {LISTS} and one folder a category", LISTS)
     names = _category_names(root)
     lists = {name: _read_list(root, name, names) for name in ("train", "val", "test")}
     files = {"train": lists["train"] + lists["val"], "test": lists["test"]}
     synsets = sorted({file.parent.name for paths in files.values() for file in paths})
     names = names or {synset: synset for synset in synsets}
     if not files[split]:
-        raise UserError(f"{root / 'train_test_split'} lists no clouds for {split}")
+        raise UserError(f"{root / LISTS} lists no clouds for {split}")
+    for name in ("train", "val") if split == "train" else ("test",):
+        require_listed(lists[name], _list_file(root, name))
     if parts is None:
         parts = tuple(
             _parts(synset, [f for f in files["train"] if f.parent.name == synset], ignore_label)
@@ -148,8 +154,7 @@ def read_shapenetpart(
 
 def _read_list(root: Path, split: str, names: dict[str, str] | None) -> list[Path]:
     """Read the files that ``shuffled_<split>_file_list.json`` lists; their categories must be among ``names``."""
-    path = root / "train_test_split" / f"shuffled_{split}_file_list.json"
-    require_existing(path, "the folder that holds train_test_split")
+    path = _list_file(root, split)
     text = read_text(path)
     try:
         items = json.loads(text)
@@ -174,6 +179,10 @@ def _read_list(root: Path, split: str, names: dict[str, str] | None) -> list[Pat
                 "have"
             )
     return files
+
+
+def _list_file(root: Path, split: str) -> Path:
+    return root / LISTS / f"shuffled_{split}_file_list.json"
 
 
 def _category_names(root: Path) -> dict[str, str] | None:

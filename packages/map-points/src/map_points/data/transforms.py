@@ -11,7 +11,7 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_points.data.columns import vectors
 from map_points.data.config import Axis, PointDataConfig
-from map_points.data.files import BROKEN_CLOUD
+from map_points.data.files import BROKEN_CLOUD, START_ANEW
 
 PROBE = 16  # farthest points that show whether a cloud is already in the order of picking
 FARTHEST = 1e30  # squares of distances stay finite in float64, coordinates in float32
@@ -140,7 +140,7 @@ def check_count(available: int, count: int, name: str) -> None:
     if available < count:
         raise UserError(
             f"{name} has {available} points, fewer than data.num_points ({count}); add points to it, or lower that or "
-            "remove it and start anew with another --out"
+            f"remove it ({START_ANEW})"
         )
 
 

@@ -11,6 +11,7 @@ from map_points.data.files import read_text, reading
 COMMENT = re.compile(r"(?:#|//).*")
 COUNT = re.compile(r"\d{1,18}")
 SEPARATORS = (";", ",")
+NO_CLOUD = "if this is no cloud, move it away or give the folder of the clouds"
 
 
 def read_txt(path: Path) -> np.ndarray:
@@ -88,7 +89,7 @@ def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:
     if not {"x", "y", "z"} <= set(words):
         raise UserError(
             f"{path}: line {number} has {in_one_line(lines[number], 60)!r}, no numbers; name the columns, x, y and z "
-            "among them, or take the line out"
+            f"among them, or take the line out; {NO_CLOUD}"
         )
     del lines[number]
     return words
@@ -132,7 +133,9 @@ def _broken_line(rows: dict[int, str], separator: str | None, path: Path) -> str
         fields = row.split(separator)
         bad_field = next((field for field in fields if not _is_number(field)), None)
         if bad_field is not None:
-            hint = "; is the decimal sign a comma?" if "," in bad_field else ""
+            hint = f"; {NO_CLOUD}" if number == min(rows) else ""
+            if "," in bad_field:
+                hint = "; is the decimal sign a comma?"
             return f"{path}: line {number} has {in_one_line(bad_field, 40)!r}, no number{hint}"
         if len(fields) != columns:
             return f"{path}: line {number} has {len(fields)} values, the lines before it {columns}; is it cut off?"

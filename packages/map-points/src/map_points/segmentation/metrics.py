@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from map_core.float64 import exact
+
 
 def parts_of_categories(parts: tuple[tuple[int, ...], ...], num_parts: int) -> Bool[Tensor, "c p"]:
     """Which parts each category has."""
@@ -47,11 +49,11 @@ def part_totals(
     """
     labelled = parts >= 0
     predicted = predict_parts(logits, category, table).masked_fill(~labelled, -1)
-    counted = labelled.any(dim=1).double()
-    iou = shape_iou(predicted, parts, category, table).double() * counted
-    correct = ((predicted == parts) & labelled).double().sum(dim=1)
-    totals = torch.zeros(4, len(table), dtype=torch.float64, device=logits.device)
-    rows = (iou, counted, correct, labelled.double().sum(dim=1))
+    counted = exact(labelled.any(dim=1))
+    iou = exact(shape_iou(predicted, parts, category, table)) * counted
+    correct = exact((predicted == parts) & labelled).sum(dim=1)
+    totals = counted.new_zeros(4, len(table))
+    rows = (iou, counted, correct, exact(labelled).sum(dim=1))
     for total, values in zip(totals, rows, strict=True):
         total.index_add_(0, category, values)
     return totals
