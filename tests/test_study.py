@@ -18,10 +18,11 @@ from map_core.commands.program import main
 from map_core.errors import RunStopped, UserError
 from map_core.processor import processor_name
 from map_core.study import cost
-from map_core.study.cost import count_cost, describe_plan, resolve_compute
+from map_core.study.cost import Operations, configuration, count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
 from map_core.study.location import StudyLocation
-from map_core.study.plan import planned_runs
+from map_core.study.plan import PlannedRun, planned_runs
+from map_core.study.preconditions import check_preconditions, refuse_rates_chosen_on_measured
 from map_core.study.results import Result, read_results
 from map_core.study.runner import refuse_other_settings
 from map_core.tasks.classification import FinetuneTask
@@ -232,6 +233,105 @@ def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:
         )
 
 
+def test_a_count_of_steps_leaves_compute_of_no_effect(tmp_path: Path) -> None:
+    values = STUDY | {
+        "finetune": STUDY["finetune"] | {"training": {"max_steps": 30}},
+        "measures": ["finetune"],
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    study = read_study(tmp_path / "tiny.yaml", "map_vision.studies")
+    message = r"arm equal compute of study tiny has compute_of.*training.max_steps \(30\) would .*: set training.epochs"
+    with pytest.raises(UserError, match=message):
+        resolve_compute(study, DOMAIN, tmp_path / "none")
+
+
+def test_a_length_may_be_nested_and_compute_of_still_sets_it(tmp_path: Path) -> None:
+    values = STUDY | {"labels": {64: {"training": {"epochs": 3}}}, "measures": ["finetune"]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    study = read_study(tmp_path / "tiny.yaml", "map_vision.studies")
+    runs = {run.arm: run for run in planned_runs(resolve_compute(study, DOMAIN, tmp_path / "none"), [])}
+    epochs = {arm: configuration(DOMAIN, run, tmp_path / "none").training.epochs for arm, run in runs.items()}
+    assert epochs["scratch"] == 3
+    assert epochs["equal compute"] == runs["equal compute"].settings["training.epochs"] > 3
+
+
+def test_operations_are_those_of_the_model_that_the_pretraining_gives(tmp_path: Path) -> None:
+    """A finetuning that leaves its model open has that of its weights: equal settings may mean other operations."""
+    (tmp_path / "open.yaml").write_text(
+        "data: {source: digits}\ntraining: {epochs: 1, warmup_epochs: 0, workers: 0}\n"
+    )
+    layouts = {"small": "MT", "large": "MMMT", "other seed": "MT"}
+    runs = {
+        arm: PlannedRun(
+            "", arm, 0, None, "finetune", "finetune", {"recipe": str(tmp_path / "open.yaml")}, "pretrain",
+            pretrain={"recipe": "pretrain_digits", **TINY, "model.layout": layout, "training.seed": seed},
+        )
+        for seed, (arm, layout) in enumerate(layouts.items())
+    }  # fmt: skip
+    operations = Operations(DOMAIN)
+    counted = {arm: operations(run) for arm, run in runs.items()}
+    assert counted == {arm: count_cost(DOMAIN, run, tmp_path / "none").flops for arm, run in runs.items()}
+    assert counted["large"] > counted["small"] == counted["other seed"]
+    assert len(operations.counts) == 2
+
+
+def test_more_labels_than_samples_are_noticed_before_the_pretraining(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trials of learning rates train without the held-out part: 144 of the 1,438 digits."""
+    file = tmp_path / "tiny.yaml"
+    arguments = ["study", "--study", str(file), "--out", str(tmp_path / "out")]
+    for measures, labels, message in (
+        (["finetune"], 1295, "finetune has 1294 training samples without the held-out part (holdout 0.1)"),
+        (["linear_probe"], 1439, "linear-probe has 1438 training samples: give a smaller number in labels"),
+    ):
+        arms = {"pretrained": STUDY["arms"]["pretrained"]}
+        changes = {"arms": arms, "measures": measures, "learning_rates": {"finetune": [0.1, 0.2]}}
+        file.write_text(yaml.safe_dump(STUDY | changes | {"labels": {labels: {}, 10: {}}}))
+        assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == UserError.status
+        assert f"study tiny asks for {labels} labels, but {message}" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+        file.write_text(yaml.safe_dump(STUDY | changes | {"labels": {labels - 1: {}, "all": {}}}))
+        check_preconditions(read_study(file, "map_vision.studies"), DOMAIN, tmp_path / "none", [])
+
+
+def test_arms_are_pretrained_on_the_same_data(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("base: pretrain_digits\ndata: {augmentation: none}\n")
+    recipe = {"recipe": str(tmp_path / "other.yaml")}
+    arms = {"a": {"pretrain": {"objective.attention": "map"}}, "b": {"pretrain": recipe}, "scratch": {}}
+    values = STUDY | {"arms": arms}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    study = read_study(tmp_path / "tiny.yaml", "map_vision.studies")
+    message = (
+        r"arms a and b of study tiny are pretrained with data.augmentation '\w+' and 'none', but all arms share data: "
+        r"set data.augmentation in pretrain of the study"
+    )
+    with pytest.raises(UserError, match=message):
+        check_preconditions(study, DOMAIN, tmp_path / "none", [])
+    values = values | {"pretrain": STUDY["pretrain"] | {"data": {"augmentation": "none"}}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    check_preconditions(
+        read_study(tmp_path / "tiny.yaml", "map_vision.studies"), DOMAIN, tmp_path / "none", []
+    )
+
+
+def test_a_dry_run_plans_over_no_results_that_the_study_refuses(
+    finished_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(STUDY | {"pretrain": STUDY["pretrain"] | {"data.subset": 96}}))
+    results = str(finished_study / "results.jsonl")
+    arguments = ["study", "--study", str(file), "--out", str(tmp_path / "out"), "--results", results]
+    assert (
+        main("map-vision", COMMANDS, "map_vision.recipes", [*arguments, "--dry_run", "true"])
+        == UserError.status
+    )
+    message = (
+        "holds pretrained/seed0/pretrain with other settings (data.subset was 64 and is 96): give the changed"
+    )
+    assert message in capsys.readouterr().err
+
+
 def test_rates_are_not_chosen_on_the_samples_that_arms_are_compared_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +349,9 @@ def test_rates_are_not_chosen_on_the_samples_that_arms_are_compared_on(
         file.write_text(yaml.safe_dump(study))
         assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == UserError.status
         assert message in capsys.readouterr().err
+    named = {"recipe": str(tmp_path / "own.yaml"), "data": {"eval_split": "val"}}
+    file.write_text(yaml.safe_dump(study | {"finetune": named}))
+    refuse_rates_chosen_on_measured(read_study(file, "map_vision.studies"), DOMAIN, tmp_path / "none")
 
 
 def test_a_killed_study_resumes_to_the_same_results(finished_study: Path, tmp_path: Path) -> None:

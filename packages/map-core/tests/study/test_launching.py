@@ -106,6 +106,13 @@ def test_settings_that_no_cluster_has(tmp_path: Path) -> None:
         UserError, match=r"submitit refuses cluster local .*settings.yaml.*partition_of_slurm"
     ):
         ClusterJobs("local", tmp_path, settings)
+    for values, message in (
+        ("timeout_min: 4h", "timeout_min.*expected type.*4h"),
+        ("nodes: 2", "LocalExecutor can use only one node"),
+    ):
+        settings.write_text(values)
+        with pytest.raises(UserError, match=f"submitit refuses cluster local .*settings.yaml: .*{message}"):
+            ClusterJobs("local", tmp_path, settings)
     settings.write_text("- gpu\n")
     with pytest.raises(UserError, match="must map submitit's parameters"):
         ClusterJobs("local", tmp_path, settings)

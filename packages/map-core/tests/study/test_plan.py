@@ -1,6 +1,7 @@
 """What a study runs follows from its file and the results so far."""
 
 import datetime
+import itertools
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.run_settings import read_run_settings
 from map_core.study.runner import Budget, RunningStudy, planned_results, run_or_prerequisite, run_study
-from map_core.tasks.weights import MODEL_FILE
+from map_core.tasks.weights import MODEL_FILE, weights_identity
 
 FILE: dict[str, Any] = {
     "name": "small",
@@ -87,6 +88,43 @@ def test_everything_is_run_once(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     keys = [result.key for result in run_all(study)]
     assert len(keys) == len(set(keys)) == 2 * (1 + 1 + 2) + 2 * 2
+
+
+@pytest.mark.parametrize("nested", list(itertools.product([False, True], repeat=3)))
+def test_an_arm_overrides_labels_which_override_the_study_however_settings_are_written(
+    tmp_path: Path, nested: tuple[bool, bool, bool]
+) -> None:
+    def written(is_nested: bool, **training: int) -> dict[str, Any]:
+        flat = {f"training.{name}": value for name, value in training.items()}
+        return {"training": training} if is_nested else flat
+
+    of_study, of_labels, of_arm = nested
+    study = make_study(
+        tmp_path,
+        finetune={"recipe": "finetune_digits", **written(of_study, epochs=1, batch_size=1, warmup_epochs=1)},
+        labels={50: written(of_labels, epochs=2, batch_size=2)},
+        arms={"scratch": {"finetune": written(of_arm, epochs=3)}, "equal": {"compute_of": "scratch"}},
+        measures=["finetune"],
+    )
+    own = {"training.warmup_epochs": 1, "training.batch_size": 2, "training.epochs": 3}
+    equal, scratch = study.arms
+    equal = replace(equal, lengths={50: {"training.epochs": 4}})
+    for run in planned_runs(replace(study, arms=(equal, scratch)), []):
+        epochs = 4 if run.arm == "equal" else 3
+        seeds = {"data.subset": 50, "data.subset_seed": run.seed, "training.seed": run.seed}
+        assert run.settings == {"recipe": "finetune_digits", **own, "training.epochs": epochs, **seeds}
+
+
+def test_a_section_that_is_a_file_comes_before_what_overrides_it(tmp_path: Path) -> None:
+    """In a command the last option wins."""
+    study = make_study(
+        tmp_path,
+        labels={50: {"training": "fifty.yaml"}},
+        arms={"scratch": {"finetune": {"training.epochs": 9}}},
+        measures=["finetune"],
+    )
+    line = command_line(next_runs(study, [])[0], StudyLocation("map_vision", tmp_path, tmp_path / "r"))
+    assert line.index("--training=fifty.yaml") < line.index("--training.epochs=9")
 
 
 def test_arms_differ_in_their_start_alone(tmp_path: Path) -> None:
@@ -263,7 +301,7 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
         ),
         (
             {"arms": {"a": {"finetune": {"data": {"subset": 5}}}}},
-            "arm a of .* sets data: all arms share data",
+            "arm a of .* sets data.subset: all arms share data",
         ),
         (
             {"arms": {"a": {"finetune": {"recipe": "finetune_cifar10"}}}},
@@ -286,6 +324,41 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
             r"finetune of .* sets training\.base_lr",
         ),
         ({"labels": {50: {"data.subset": 70}}}, r"finetune of .* sets data\.subset"),
+        (
+            {"finetune": {"recipe": "finetune_digits", "training.lr": 0.1, "training": {"lr": 0.2}}},
+            "finetune of .* names training.lr twice, once by a dotted key; name it once",
+        ),
+        ({"measures": ["knn", "finetune", "knn"]}, "the measures of .* repeat"),
+        (
+            {"arms": {"a": {}}, "measures": ["knn", "heldout_loss"], "labels": None},
+            "no arm of .* is pretrained, so nothing has knn or heldout_loss: add pretrain to an arm",
+        ),
+        ({"arms": {"a": {"init": "w"}}, "measures": ["knn"], "labels": None}, "so nothing has knn"),
+        (
+            {"measures": ["knn"]},
+            "labels of .* has no effect, as neither finetune nor linear_probe is measured",
+        ),
+        (
+            {"measures": ["knn"], "labels": None, "learning_rates": [0.1]},
+            "learning_rates of .* has no effect, as neither .*: remove it, or make it null where a base has it",
+        ),
+        (
+            {"arms": {"a": {"linear_probe": {"training.epochs": 5}}}},
+            "arm a of .* sets linear_probe, which is not measured: add it to measures, or remove it",
+        ),
+        (
+            {
+                "arms": {"a": {"pretrain": {"recipe": "pretrain_digits", "monitor": {"samples": 0}}}},
+                "measures": ["finetune", "heldout_loss"],
+            },
+            "arm a of .* sets monitor.samples 0, with which no heldout_loss is measured: leave it out",
+        ),
+        ({"learning_rates": []}, "learning_rates of .* has no rate for finetune: add some, or leave it out"),
+        ({"learning_rates": {"finetune": []}}, "learning_rates of .* has no rate for finetune"),
+        (
+            {"learning_rates": [0.0010000001, 0.0010000002]},
+            "learning_rates of .* has rates that agree in six digits, by which runs are named",
+        ),
     ],
 )
 def test_a_file_that_compares_nothing_is_refused(
@@ -312,7 +385,7 @@ def test_a_package_adds_a_measure_of_its_own(
     Path("w.safetensors").touch()
     installed_measures.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
     arms = {"weights": {"init": "w.safetensors"}, "scratch": {"length": {"more": "word"}}}
-    study = make_study(tmp_path, arms=arms, measures=["length"], length={"recipe": "short"})
+    study = make_study(tmp_path, arms=arms, labels=None, measures=["length"], length={"recipe": "short"})
     results = run_study(
         study, StudyLocation("map_vision", tmp_path / "out", tmp_path / "results"), progress=False
     )
@@ -323,11 +396,19 @@ def test_a_package_adds_a_measure_of_its_own(
         make_study(tmp_path, arms={"scratch": {"length": {"file": "other"}}}, measures=["length"])
 
 
+def test_labels_that_no_measure_of_a_package_uses_are_refused(
+    tmp_path: Path, installed_measures: list[EntryPoint]
+) -> None:
+    installed_measures.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    with pytest.raises(UserError, match=r"labels of .* has no effect"):
+        make_study(tmp_path, measures=["length"], length={"recipe": "short"})
+
+
 def test_a_measure_starts_from_the_pretraining_of_its_arm(
     tmp_path: Path, installed_measures: list[EntryPoint]
 ) -> None:
     installed_measures.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
-    study = make_study(tmp_path, measures=["length"], length={"recipe": "short"})
+    study = make_study(tmp_path, labels=None, measures=["length"], length={"recipe": "short"})
     location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "results")
     (run,) = [
         run for run in planned_runs(study, []) if (run.arm, run.seed, run.stage) == ("map", 1, "length")
@@ -367,6 +448,10 @@ SETTINGS_MAPPING = "a mapping of names of settings to values; got"
         ({"arms": {"/tmp/evil": {}}}, PLAIN_NAME),
         ({"arms": {"": {}}}, PLAIN_NAME),
         ({"arms": {"a\nb": {}}}, PLAIN_NAME),
+        (
+            {"arms": {"report.md": {}}},
+            "arm report.md of .* has the name of a file that the study itself writes: rename the arm",
+        ),
         ({"arms": {"a" * 200: {}}}, r"characters; got 'a+\.\.\. \(202 characters\)"),
         ({"arms": {3: {}}}, PLAIN_NAME),
         ({"name": "../evil"}, f"name of .* must be {PLAIN_NAME}"),
@@ -407,7 +492,7 @@ SETTINGS_MAPPING = "a mapping of names of settings to values; got"
         ({"base": ["small"]}, "base of .* must be a study's name"),
         ({"base": "a" * 5000}, "unknown recipe 'aaa"),
     ],
-    ids=range(39),
+    ids=range(40),
 )
 def test_a_file_of_another_form_is_reported_in_one_sentence(
     tmp_path: Path, changes: dict[str, Any], message: str
@@ -434,7 +519,7 @@ def test_a_study_builds_on_another(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="builds on study and lacks name"):
         read_study(other, "map_core.study")
     other.write_text("name: other\nbase: other\n")
-    with pytest.raises(UserError, match="builds on itself: other -> other"):
+    with pytest.raises(UserError, match="builds on itself: other -> other; remove a base, or rename a file"):
         read_study(other, "map_core.study")
 
 
@@ -519,6 +604,30 @@ def test_a_study_that_is_stopped_with_its_runs_takes_none_for_failed(tmp_path: P
     assert error.value.code == 128 + signal.SIGTERM
 
 
+def test_the_runs_of_another_pretraining_are_to_go_with_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path, seeds=[0])
+    recipe = {"recipe": "pretrain_digits", "objective.attention": "map", "training.epochs": 50}
+    changed = make_study(tmp_path, seeds=[0], arms={"map": {"pretrain": recipe}, "scratch": {}})
+    location = StudyLocation("map_vision", tmp_path, tmp_path / "r")
+    with pytest.raises(
+        UserError,
+        match=r"holds map/seed0/pretrain with other .*: give .*, or remove that line and the run's folder, and those "
+        r"of the runs that start from it \(map/seed0/knn, map/seed0/finetune_50, map/seed0/finetune\)$",
+    ):
+        planned_results(changed, run_all(study), location)
+
+
+def test_results_with_nested_settings_are_those_of_their_dotted_names(tmp_path: Path) -> None:
+    """Earlier versions recorded settings as the file has them."""
+    study = make_study(tmp_path, **SCRATCH)
+    results = [
+        replace(result, settings={**result.settings, "training": {"epochs": 4}})
+        for result in run_all(study)
+        if result.settings.pop("training.epochs") == 4
+    ]
+    assert planned_results(study, results, StudyLocation("map_vision", tmp_path, tmp_path / "r")) == results
+
+
 def test_results_of_a_study_that_was_another_are_refused(tmp_path: Path) -> None:
     location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
     launcher = FakeLauncher({"test_accuracy": 50.0})
@@ -575,14 +684,13 @@ def test_a_machine_s_settings_are_those_of_every_training_run(
 
 def test_a_machine_s_settings_override_the_study_s(tmp_path: Path) -> None:
     """Also those in a section that is set as a whole, which a later option overrides."""
-    shared = {"recipe": "finetune_digits", "training.workers": 0, "training": {"workers": 1}}
-    study = make_study(tmp_path, **SCRATCH, finetune=shared)
+    shared = {"recipe": "finetune_digits", "training.workers": 0}
+    study = make_study(
+        tmp_path, **SCRATCH | {"finetune": shared, "labels": {"all": {"training": "workers.yaml"}}}
+    )
     location = StudyLocation("map_vision", tmp_path, tmp_path / "r", {"training.workers": 4})
     line = command_line(next_runs(study, [])[0], location)
-    assert [word for word in line if "workers" in word] == [
-        '--training={"workers": 1}',
-        "--training.workers=4",
-    ]
+    assert [word for word in line if "workers" in word] == ["--training=workers.yaml", "--training.workers=4"]
 
 
 def test_results_keep_the_study_s_settings_and_name_the_machine_s(tmp_path: Path) -> None:
@@ -649,10 +757,22 @@ def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path: Path) -> Non
     assert (lost.score, lost.facts) == (0.0, {"diverged": "what was wrong"})
     assert results["scratch/seed1/finetune"].lr == 0.1
     failing = FakeLauncher({"test_accuracy": 50.0}, {"--training.lr=0.4": UserError.status})
-    with pytest.raises(UserError, match=r"ended with status 2: what was wrong; see .*it goes on"):
+    with pytest.raises(
+        UserError, match=r"status 2: what was wrong; see .*log, correct that and start the study again$"
+    ):
         run_study(
             study,
             replace(location, results=tmp_path / "s", out=tmp_path / "o"),
+            launcher=failing,
+            progress=False,
+        )
+    failing = FakeLauncher({"test_accuracy": 50.0}, {"--training.lr=0.4": 1})
+    with pytest.raises(
+        UserError, match=r"status 1: what was wrong; see .*log, then start .* again: it goes on$"
+    ):
+        run_study(
+            study,
+            replace(location, results=tmp_path / "t", out=tmp_path / "p"),
             launcher=failing,
             progress=False,
         )
@@ -690,19 +810,51 @@ def test_missing_weights_are_reported_before_anything_runs(tmp_path: Path) -> No
     assert len(run_study(study, location, launcher=launcher, progress=False)) == 4
 
 
+def test_runs_of_an_arm_start_from_the_same_weights(tmp_path: Path) -> None:
+    """Replaced weights are noticed before anything runs, or by the results; earlier versions did not record them."""
+    location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
+    weights = tmp_path / "w.safetensors"
+    weights.write_text("some")
+    study = make_study(tmp_path, **SCRATCH | {"arms": {"given": {"init": str(weights)}}})
+    old, first, second = (weights_identity(str(weights)), *next_runs(study, []))
+    unknown, known = (
+        replace(result_of(study, run), facts=facts)
+        for run, facts in ((first, {}), (second, {"init_identity": old}))
+    )
+    assert planned_results(study, [unknown, known], location) == [unknown, known]
+    append_result(location.results, known)
+    weights.write_text("others")
+    launcher = FakeLauncher({"test_accuracy": 50.0, "init_identity": weights_identity(str(weights))})
+    message = r"init .*w.safetensors of arm given of study small no longer holds the weights from which given/seed1/fin"
+    with pytest.raises(UserError, match=message):
+        run_study(study, location, launcher=launcher, progress=False)
+    assert not location.out.exists()
+    location.results.unlink()
+    append_result(location.results, unknown)
+    *_, recorded = run_study(study, location, launcher=launcher, progress=False)
+    assert recorded.facts == {"init_identity": weights_identity(str(weights))}
+    other = replace(unknown, facts={"init_identity": old})
+    with pytest.raises(
+        UserError,
+        match=r"r holds given/seed0/finetune and given/seed1/finetune of one arm, whose init named other",
+    ):
+        planned_results(study, [other, recorded], location)
+
+
 def test_no_jobs_run_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--jobs must be at least 1; got 0"):
         run_study(make_study(tmp_path), StudyLocation("map_vision", tmp_path, tmp_path / "r"), jobs=0)
 
 
 def test_a_held_out_loss_asks_the_pretraining_for_it(tmp_path: Path) -> None:
-    runs = list(planned_runs(make_study(tmp_path, measures=["heldout_loss"]), []))
+    values = {"measures": ["heldout_loss"], "labels": None}
+    runs = list(planned_runs(make_study(tmp_path, **values), []))
     assert {run.stage for run in runs} == {"pretrain"}
     assert {run.settings["monitor.samples"] for run in runs} == {2048}
-    study = make_study(tmp_path, measures=["heldout_loss"])
-    arm = replace(study.arms[0], pretrain={**(study.arms[0].pretrain or {}), "monitor": {"samples": 300}})
-    run = next(planned_runs(replace(study, arms=(arm,)), []))
-    assert "monitor.samples" not in run.settings
+    arms = {"map": {"pretrain": {"recipe": "pretrain_digits", "monitor": {"samples": 300}}}}
+    run = next(planned_runs(make_study(tmp_path, arms=arms, **values), []))
+    assert run.settings["monitor.samples"] == 300
+    study = make_study(tmp_path, **values)
     results = [
         replace(result_of(study, run), measures={"heldout_loss": 0.5 + run.seed})
         for run in planned_runs(study, [])

@@ -16,7 +16,8 @@ import yaml
 
 from map_core.errors import UserError
 from map_core.study.definition import read_study
-from map_core.study.report import comparisons, page, pairs, table, write_report
+from map_core.study.forms import STUDY_FILES
+from map_core.study.report import comparisons, page, pairs, rates, table, write_report
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.statistics import T95, estimate, t_quantile, verdict
 
@@ -175,7 +176,37 @@ def test_the_report_holds_every_number_of_the_results(tmp_path: Path) -> None:
     assert "commit 0123456789ab-dirty; cpu." in page(study, results, "command")
     assert "map-vision study --study s" in page(study, results, "map-vision study --study s")
     path = write_report(study, results, tmp_path / "report", "command")
+    assert {file.name for file in path.parent.iterdir()} < set(STUDY_FILES)
     assert json.loads((path.parent / "report.json").read_text())["map/finetune/all"] == {"0": 80.0, "1": 82.0}
+
+
+@pytest.mark.parametrize(
+    ("scores", "taken"),
+    [
+        ([7, 8, 7], "0.002"),
+        ([7, 7, 8], "0.004, an edge"),
+        ([8, 7, 7], "0.001, an edge"),
+        ([7, 8, 8], "0.002, no better than an edge"),
+        ([8, 7, 8], "0.001, an edge"),
+        ([8, 8, 7], "0.001, an edge"),
+        ([8], "0.001"),
+    ],
+)
+def test_a_rate_beyond_which_a_better_one_may_lie_is_marked(
+    tmp_path: Path, scores: list[float], taken: str
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "name: s\narms: {map: {}}\nfinetune: {recipe: finetune_digits}\nmeasures: [finetune]\nseeds: [0]\n"
+    )
+    trials = [
+        replace(RESULT, key=f"map/trials/finetune_lr{lr:g}", stage="trial", lr=lr, score=float(score))
+        for lr, score in zip([0.001, 0.002, 0.004], scores, strict=False)
+    ]
+    best = max(trials, key=lambda trial: trial.score)
+    assert rates(read_study(file, "map_core.study"), [*trials, replace(RESULT, lr=best.lr)]).endswith(
+        f"| {taken} |"
+    )
 
 
 def test_a_report_that_the_disk_refuses_is_reported_in_one_sentence(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_rankme_is_the_rank_of_features_with_equal_singular_values():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_rankme_of_features_that_are_not_finite_is_none(value):
+def test_rankme_of_features_that_are_not_finite_is_nan(value):
     assert math.isnan(rankme(torch.eye(4).index_fill(0, torch.tensor([1]), value)))
 
 

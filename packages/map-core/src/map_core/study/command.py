@@ -14,13 +14,13 @@ from map_core.runs.files import require_file, require_folder
 from map_core.study.cost import (
     Operations,
     describe_plan,
-    refuse_rates_chosen_on_measured,
     resolve_compute,
     resolve_known_compute,
 )
 from map_core.study.definition import Study, read_study
 from map_core.study.launching import ClusterJobs, refuse_link
 from map_core.study.location import StudyLocation
+from map_core.study.preconditions import check_preconditions
 from map_core.study.report import table, write_report
 from map_core.study.results import read_results
 from map_core.study.run_settings import read_run_settings
@@ -94,10 +94,11 @@ def study(domain: Domain, config: Any) -> None:
     if config.run_settings is not None:
         location = replace(location, run_settings=read_run_settings(expand_user(config.run_settings)))
     with tempfile.TemporaryDirectory() as scratch:
-        refuse_rates_chosen_on_measured(definition, domain, Path(scratch) / "none")
         results = read_results(location.results, definition.name)
+        check_preconditions(definition, domain, Path(scratch) / "none", results)
         resolved_study = resolve_compute(definition, domain, Path(scratch) / "none", results)
         if config.dry_run:
+            results = planned_results(resolved_study, results, location)
             print(describe_plan(resolved_study, domain, Path(scratch), results))
             if location.run_settings:
                 print("timed without --run_settings")

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -98,33 +97,6 @@ def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
     )
 
 
-def refuse_rates_chosen_on_measured(study: Study, domain: Domain, scratch: Path) -> None:
-    """Refuse learning rates that would be chosen on the samples on which arms are then compared.
-
-    Raises:
-        UserError: a stage with learning rates is measured on a held-out part, or its recipe names ``eval_split``, which
-            trials could not leave out.
-    """
-    arm = study.arms[0]  # all arms share their data
-    for stage, labels in itertools.product(study.measures, study.labels):
-        if not study.learning_rates.get(stage):
-            continue
-        settings = stage_settings(study, arm, stage, labels, study.seeds[0])
-        run = PlannedRun("", arm.name, 0, labels, stage, stage, settings)
-        data = configuration(domain, run, scratch).data
-        if data.holdout:
-            raise UserError(
-                f"study {study.name} measures {stage} on data.holdout ({data.holdout:g}), on which its learning rates "
-                f"would be chosen too: give a test split and data.holdout: 0 in {stage}, or leave learning_rates out"
-            )
-        eval_split = getattr(data, "eval_split", None)
-        if eval_split is not None and "data.eval_split" not in settings:
-            raise UserError(
-                f"study {study.name} tries learning rates of {stage} on a held-out part, but its recipe names "
-                f"data.eval_split {eval_split}: name it in {stage} of the study, whose trials then leave it out"
-            )
-
-
 def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
     """The steps of a training run of a study, from scratch, and its configuration, with a sample budget as epochs."""
     task_classes: dict[str, Callable[[Domain, Any], Any]] = {
@@ -165,7 +137,7 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
 
 
 class Operations:
-    """Counts the operations of runs, once for all that differ only in seed or learning rate.
+    """Counts the operations of runs, once for all that differ only in seed or learning rate, also of their pretraining.
 
     Args:
         domain: Domain of the runs.
@@ -178,8 +150,12 @@ class Operations:
         """Operations of training; 0 for a run that does not train."""
         if run.command == "features":
             return 0.0
-        relevant = {key: value for key, value in run.settings.items() if key not in IRRELEVANT_TO_COST}
-        key = f"{run.command} {sorted(relevant.items())}"
+        # from the pretraining comes the model, as far as the run's own settings leave it open
+        of_run, of_pretraining = (
+            sorted(item for item in settings.items() if item[0] not in IRRELEVANT_TO_COST)
+            for settings in (run.settings, run.pretrain or {})
+        )
+        key = f"{run.command} {of_run} {of_pretraining}"
         if key not in self.counts:
             with tempfile.TemporaryDirectory() as scratch:
                 self.counts[key] = count_cost(self.domain, run, Path(scratch) / "none").flops
@@ -201,6 +177,9 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
         domain: Domain of the study.
         scratch: A directory that does not exist; nothing is written there.
         results: Results of its runs so far.
+
+    Raises:
+        UserError: the finetuning of such an arm ends after ``training.max_steps``, whatever its epochs.
     """
     if not any(arm.compute_of for arm in study.arms):
         return study
@@ -220,10 +199,15 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
             return arm
         lengths = lengths_so_far(study, arm, results)
         for labels in [labels for labels in study.labels if labels not in lengths]:
+            training = configuration(domain, first_run(arm, "finetune", labels), scratch).training
+            if training.max_steps is not None:
+                raise UserError(
+                    f"arm {arm.name} of study {study.name} has compute_of, which lengthens its finetuning, but "
+                    f"training.max_steps ({training.max_steps}) would cut it short: set training.epochs instead of it"
+                )
             other = by_name[arm.compute_of]
             pretraining = flops(other, "pretrain", None) if other.pretrain is not None else 0.0
             own_flops, other_flops = flops(arm, "finetune", labels), flops(other, "finetune", labels)
-            training = configuration(domain, first_run(arm, "finetune", labels), scratch).training
             name, length = "training.epochs", training.epochs
             if training.sample_budget is not None:  # which sets the epochs
                 name, length = "training.sample_budget", training.sample_budget

@@ -14,7 +14,8 @@
     seeds: [0, 1, 2]
     measures: [finetune, linear_probe, knn, heldout_loss]
 
-``base`` names a study to build on, packaged or beside the file; the file's arms, if any, replace those of that study.
+Settings may be nested instead, such as ``training: {epochs: 100}``. ``base`` names a study to build on, packaged or
+beside the file; the file's arms, if any, replace those of that study.
 A measure that an installed package adds (:mod:`map_core.study.measures`) has its settings under its name, as
 ``finetune`` does.
 """
@@ -25,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from map_core.commands.plain_yaml import read_yaml
-from map_core.commands.recipes import find_recipe
+from map_core.commands.recipes import find_recipe, nest_dotted_keys
+from map_core.commands.settings import flatten
 from map_core.errors import UserError, near_matches
 from map_core.paths import is_file
 from map_core.study.forms import check_forms, is_whole, rate
@@ -92,7 +94,8 @@ def read_study(path: Path, package: str) -> Study:
         package: Package that holds the packaged studies, on which a file may build.
 
     Raises:
-        UserError: unknown keys, arms that change data or evaluation, seeds that repeat, a stage without recipe.
+        UserError: unknown keys, arms that change data or evaluation, seeds that repeat, a stage without recipe,
+            measures and settings that have no effect.
     """
     values = _read_values(path, package, ())
     _check_measures(path, values.get("measures") or ())  # before the keys, which may be names of measures
@@ -112,7 +115,7 @@ def read_study(path: Path, package: str) -> Study:
         arms=arms,
         stages={stage: dict(values[stage]) for stage in measured_stages() if stage in values},
         labels=_read_labels(path, values.get("labels") or {"all": {}}),
-        learning_rates=_read_rates(path, values.get("learning_rates", ())),
+        learning_rates=_read_rates(path, values.get("learning_rates", {})),
         holdout=rate(values.get("holdout", 0.1)),
         seeds=tuple(values["seeds"]),
         measures=tuple(values["measures"]),
@@ -126,12 +129,14 @@ def _read_values(path: Path, package: str, descendants: tuple[Path, ...]) -> dic
     """Read the keys of a study and of those that it builds on; ``descendants`` are the files that build on it."""
     if path in descendants:
         raise UserError(
-            f"study {path} builds on itself: {' -> '.join(file.stem for file in (*descendants, path))}; remove a base"
+            f"study {path} builds on itself: {' -> '.join(file.stem for file in (*descendants, path))}; remove a base, "
+            "or rename a file that is called like the packaged study it builds on"
         )
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no study: it must map keys such as arms and seeds to values")
     check_forms(path, values)
+    values |= {stage: _by_dotted_name(path, stage, values[stage]) for stage in stages() if values.get(stage)}
     if values.get("base") is None:
         return values
     base = str(values["base"])
@@ -142,8 +147,25 @@ def _read_values(path: Path, package: str, descendants: tuple[Path, ...]) -> dic
     beside = path.parent / f"{base}.yaml"
     with find_recipe(package, str(beside if is_file(beside) else base)) as file:
         base_values = _read_values(file, package, (*descendants, path))
-    merged = {key: {**(base_values.get(key) or {}), **(values.get(key) or {})} for key in stages()}
+    merged = {key: layered(base_values.get(key) or {}, values.get(key) or {}) for key in stages()}
     return {**base_values, **values, **merged}
+
+
+def _by_dotted_name(path: Path, where: str, settings: StudySettings | None) -> StudySettings:
+    """Settings by dotted name, also those that the file nests: so an arm overrides the study, however each is written.
+
+    Raises:
+        UserError: a setting is there twice, nested and not.
+    """
+    return flatten(nest_dotted_keys(settings or {}, f"{where} of {path}"))
+
+
+def layered(*layers: StudySettings) -> StudySettings:
+    """Merge settings; those of a later layer win, and come later in a command, which may set a section as a whole."""
+    settings: StudySettings = {}
+    for layer in layers:
+        settings = {key: value for key, value in settings.items() if key not in layer} | layer
+    return settings
 
 
 def measured_stages() -> tuple[str, ...]:
@@ -158,29 +180,33 @@ def shared_sections(stage: str) -> tuple[str, ...]:
 
 def _read_arm(path: Path, name: str, values: StudySettings, shared: StudySettings) -> Arm:
     known_keys = (*stages(), *ARM_KEYS)
+    values = {
+        key: _by_dotted_name(path, f"{key} of arm {name}", value) if key in (*stages(), "model") else value
+        for key, value in values.items()
+    }
     for stage, settings in values.items():
         if stage not in known_keys:
             raise UserError(
                 f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), known_keys)}"
             )
-        for key in (settings or {}) if stage in stages() else ():
+        for key in settings if stage in stages() else ():
             if f"{key}.".startswith(shared_sections(stage)):
                 raise UserError(
                     f"arm {name} of {path} sets {key}: all arms share data and evaluation, or nothing is "
                     "compared; set it for the study"
                 )
-        if stage in measured_stages() and "recipe" in (settings or {}):
+        if stage in measured_stages() and "recipe" in settings:
             raise UserError(
                 f"arm {name} of {path} has a recipe of its own for {stage}, which may bring other data and evaluation: "
                 "say what differs by its settings"
             )
-    model = {f"model.{key}": value for key, value in (values.get("model") or {}).items()}
+    model = {f"model.{key}": value for key, value in values.get("model", {}).items()}
     pretrain = None
     if "pretrain" in values:
-        pretrain = {**shared, **model, **(values["pretrain"] or {})}
+        pretrain = layered(shared, model, values["pretrain"])
         if "recipe" not in pretrain:
             raise UserError(f"arm {name} of {path} is pretrained without a recipe: add pretrain.recipe")
-    stage_settings = {stage: dict(values.get(stage) or {}) for stage in measured_stages()}
+    stage_settings = {stage: values.get(stage, {}) for stage in measured_stages()}
     return Arm(name, pretrain, stage_settings, model, values.get("init"), values.get("compute_of"))
 
 
@@ -188,7 +214,10 @@ def _read_labels(path: Path, values: Mapping[Any, StudySettings | None]) -> dict
     for count in values:
         if count != "all" and not is_whole(count, 1):
             raise UserError(f"labels of {path} must be positive numbers or 'all'; got {count!r}")
-    return {None if count == "all" else count: dict(settings or {}) for count, settings in values.items()}
+    return {
+        None if count == "all" else count: _by_dotted_name(path, f"labels {count}", settings)
+        for count, settings in values.items()
+    }
 
 
 def _read_rates(path: Path, values: Any) -> dict[str, tuple[float, ...]]:
@@ -200,6 +229,13 @@ def _read_rates(path: Path, values: Any) -> dict[str, tuple[float, ...]]:
             raise UserError(f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED)}")
         if list(rates) != sorted(set(rates)):
             raise UserError(f"learning_rates of {path} must ascend without repeating: {list(rates)}")
+        if not rates:
+            raise UserError(f"learning_rates of {path} has no rate for {stage}: add some, or leave it out")
+        if len({f"{lr:g}" for lr in rates}) < len(rates):
+            raise UserError(
+                f"learning_rates of {path} has rates that agree in six digits, by which runs are named: {list(rates)}; "
+                "leave all but one of them out"
+            )
     return learning_rates
 
 
@@ -214,12 +250,14 @@ def _check_measures(path: Path, measures: Iterable[str]) -> None:
 
 
 def _check(path: Path, study: Study) -> None:
-    if len(set(study.seeds)) != len(study.seeds):
-        raise UserError(f"the seeds of {path} repeat: {list(study.seeds)}; each must be there once")
+    for key, entries in (("seeds", study.seeds), ("measures", study.measures)):
+        if len(set(entries)) != len(entries):
+            raise UserError(f"the {key} of {path} repeat: {list(entries)}; each must be there once")
     for measure in study.measures:
         if measure in measured_stages() and "recipe" not in study.stages.get(measure, {}):
             raise UserError(f"study {path} measures {measure} without a recipe: add {measure}.recipe")
     added = [measure for measure in study.measures if measure in added_measures()]
+    _check_effects(path, study)
     for arm in study.arms:
         name = f"arm {arm.name} of {path}"
         if arm.model and added:
@@ -230,6 +268,15 @@ def _check(path: Path, study: Study) -> None:
             raise UserError(f"{name} has init and pretrain: it can start from one of them")
         if arm.compute_of is not None:
             _check_compute(name, arm, study)
+        for stage, settings in arm.stages.items():
+            if settings and stage not in study.measures:
+                raise UserError(
+                    f"{name} sets {stage}, which is not measured: add it to measures, or remove it"
+                )
+        if "heldout_loss" in study.measures and (arm.pretrain or {}).get("monitor.samples") == 0:
+            raise UserError(
+                f"{name} sets monitor.samples 0, with which no heldout_loss is measured: leave it out, for 2048 samples"
+            )
         _check_overwritten(path, "pretrain", arm.pretrain or {}, {"training.seed"})
     for stage in TRAINED:
         overwritten = {"training.seed"}
@@ -242,14 +289,29 @@ def _check(path: Path, study: Study) -> None:
             _check_overwritten(path, stage, settings, overwritten)
 
 
+def _check_effects(path: Path, study: Study) -> None:
+    """Refuse measures of which no arm has any, and labels and learning rates that no measure uses."""
+    can_start = any(
+        arm.pretrain is not None or (arm.init is not None and "linear_probe" in study.measures)
+        for arm in study.arms
+    )
+    if not can_start and not {"finetune", *added_measures()} & set(study.measures):
+        raise UserError(
+            f"no arm of {path} is pretrained, so nothing has {' or '.join(study.measures)}: add pretrain to an arm, "
+            "or measure finetune"
+        )
+    if not set(TRAINED) & set(study.measures):
+        for key, is_set in (("labels", study.labels != {None: {}}), ("learning_rates", study.learning_rates)):
+            if is_set:
+                raise UserError(
+                    f"{key} of {path} has no effect, as neither {' nor '.join(TRAINED)} is measured: remove it, or "
+                    "make it null where a base has it"
+                )
+
+
 def _check_overwritten(path: Path, stage: str, settings: StudySettings, overwritten: set[str]) -> None:
     """Refuse settings of a stage without effect, because the study sets them for each run itself."""
-    names = {
-        name
-        for key, value in settings.items()
-        for name in ([f"{key}.{entry}" for entry in value] if isinstance(value, dict) else [key])
-    }
-    if both := sorted(names & overwritten):
+    if both := sorted(settings.keys() & overwritten):
         raise UserError(
             f"{stage} of {path} sets {both[0]}, which the study sets for each run itself, by its seeds, labels or "
             "learning_rates: remove it"

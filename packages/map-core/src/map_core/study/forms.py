@@ -12,6 +12,13 @@ from map_core.study.measures import StudySettings, stages
 
 MAX_NAME_LENGTH = 100  # characters
 MAX_EXTENSIONS = 100
+STUDY_FILES = (
+    "report.md",
+    "report.png",
+    "report.json",
+    "results.jsonl",
+    "jobs",
+)  # beside the folders of the arms
 RESERVED_OPTIONS = ("out", "resume", "init", "config")  # which a study sets for each run itself
 
 
@@ -40,6 +47,10 @@ def check_arm(path: Path, name: Any, values: Any) -> None:
     """
     if not is_name(name):
         refuse(path, "the name of an arm", NAME_FORM, name)
+    if name in STUDY_FILES:
+        raise UserError(
+            f"arm {name} of {path} has the name of a file that the study itself writes: rename the arm"
+        )
     if values is not None and not isinstance(values, dict):
         refuse(path, f"arm {name}", "a mapping of stages to settings", values)
     stage_names = stages()

@@ -185,7 +185,8 @@ class ClusterJobs:
         try:
             self.executor = executor_class(folder=folder, cluster=cluster)
             self.executor.update_parameters(name="study", **parameters)
-        except (NameError, TypeError, RuntimeError) as error:  # submitit's errors for parameters and clusters
+        # submitit's errors for clusters, and for the names, types and values of parameters
+        except (NameError, TypeError, RuntimeError, AssertionError, ValueError) as error:
             source = f" with --cluster_settings {settings}" if settings else ""
             raise UserError(f"submitit refuses cluster {cluster}{source}: {error}") from error
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from map_core.study.definition import layered
 from map_core.study.measures import StudySettings, added_measures, load_measure
 from map_core.study.plan import TRAINING, PlannedRun
 
@@ -42,11 +43,7 @@ class StudyLocation:
 def command_line(run: PlannedRun, location: StudyLocation) -> list[str]:
     """The command that a user would type to start ``run``."""
     directory = location.directory(run.key)
-    machine_settings = location.settings_of(run)
-    # those of the machine come last, to override a section that the study sets as a whole
-    settings = {
-        key: value for key, value in run.settings.items() if key not in machine_settings
-    } | machine_settings
+    settings = layered(run.settings, location.settings_of(run))
     if run.stage in added_measures():
         init = settings.pop("init", None) or (run.after and str(location.directory(run.after)))
         return load_measure(run.stage).command(settings, seed=run.seed, init=init, out=directory)

@@ -11,10 +11,12 @@ from map_core.study.definition import Study
 from map_core.study.location import StudyLocation
 from map_core.study.measures import added_measures, load_measure
 from map_core.study.plan import PlannedRun
-from map_core.study.results import Result
+from map_core.study.results import GO_ON, Result
 
 SCORE_NAMES = {"pretrain": "loss", "knn": "knn_accuracy"}  # by stage; for all others the accuracy
-FACT_NAMES = ("commit", "device", "versions", "peak_memory_bytes", "evaluated_on", "samples_per_second")
+FACT_NAMES = (
+    "commit", "device", "versions", "peak_memory_bytes", "evaluated_on", "samples_per_second", "init_identity",
+)  # fmt: skip
 
 
 def finish(study: Study, run: PlannedRun, status: int, seconds: float, location: StudyLocation) -> Result:
@@ -36,20 +38,20 @@ def finish(study: Study, run: PlannedRun, status: int, seconds: float, location:
                 f"run {run.key} of the study diverged: {last_line}; see {log}; ask for lower "
                 "rates (learning_rates, or training.lr) in a copy of the study's file, under another name"
             )
+        cure = "correct that and start the study again" if status == UserError.status else f"then {GO_ON}"
         raise UserError(
-            f"run {run.key} of the study ended with status {status}: {last_line}; see {log}, then start the study "
-            "again: it goes on"
+            f"run {run.key} of the study ended with status {status}: {last_line}; see {log}, {cure}"
         )
     summary = read_summary(run, directory)
     if summary.get("interrupted"):
-        raise UserError(f"run {run.key} was interrupted; start the study again: it goes on")
+        raise UserError(f"run {run.key} was interrupted; {GO_ON}")
     numbers = {key: float(value) for key, value in summary.items() if is_finite(value)}
     name = SCORE_NAMES.get(run.stage, "test_accuracy")
     if run.stage in added_measures():
         name = load_measure(run.stage).score
     if name not in numbers:
         raise UserError(f"run {run.key} measured no {name}; see {log}")
-    facts = {key: summary[key] for key in FACT_NAMES if key in summary} | machine_facts
+    facts = {key: summary[key] for key in FACT_NAMES if summary.get(key) is not None} | machine_facts
     return result_of(study, run, numbers[name], numbers, numbers.get("seconds", seconds), facts)
 
 

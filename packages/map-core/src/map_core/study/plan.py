@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from map_core.study.definition import Arm, Study
+from map_core.study.definition import Arm, Study, layered
 from map_core.study.measures import StudySettings, added_measures
 from map_core.study.results import Result
 
@@ -67,7 +67,7 @@ def _arm_runs(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> I
     if arm.pretrain is not None:
         start = f"{arm.name}/seed{seed}/pretrain"
         settings = {**arm.pretrain, "training.seed": seed}
-        if "heldout_loss" in study.measures and "samples" not in (settings.get("monitor") or {}):
+        if "heldout_loss" in study.measures:
             settings.setdefault("monitor.samples", MONITOR_SAMPLES)
         yield PlannedRun(start, arm.name, seed, None, "pretrain", "pretrain", settings)
         if "knn" in study.measures:
@@ -77,7 +77,7 @@ def _arm_runs(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> I
     if "finetune" in study.measures:
         yield from _measure_runs(study, arm, seed, "finetune", "finetune", start, results)
     for stage in [measure for measure in study.measures if measure in added_measures()]:
-        settings = {**study.stages[stage], **arm.stages.get(stage, {})}
+        settings = layered(study.stages[stage], arm.stages.get(stage, {}))
         if arm.init is not None:
             settings["init"] = arm.init
         yield PlannedRun(
@@ -106,12 +106,13 @@ def _measure_runs(
 
 def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed: int) -> StudySettings:
     """Options of a stage of an arm: the study's, those for the number of labels, the arm's, and the seed."""
-    settings = {**study.stages[stage], **study.labels[labels], **arm.model, **arm.stages.get(stage, {})}
+    lengths = arm.lengths.get(labels, {}) if stage == "finetune" else {}
+    settings = layered(
+        study.stages[stage], study.labels[labels], arm.model, arm.stages.get(stage, {}), lengths
+    )
     settings["training.seed"] = seed
     if arm.init is not None:
         settings["init"] = arm.init
-    if stage == "finetune":
-        settings |= arm.lengths.get(labels, {})
     if labels is not None:
         settings |= {"data.subset": labels, "data.subset_seed": seed}
     return settings

@@ -192,12 +192,20 @@ def rates(study: Study, results: Sequence[Result]) -> str:
             if trials or chosen:
                 trials.sort(key=lambda r: r.lr or 0)
                 held_out = ", ".join(trial_score(r) for r in trials)
-                edges = {f"{r.lr:g}" for r in (trials[:1] + trials[-1:] if len(trials) > 1 else [])}
-                chosen_cell = ", ".join(f"{lr}, an edge" if lr in edges else lr for lr in sorted(chosen))
+                chosen_cell = ", ".join(lr + edge_mark(lr, trials) for lr in sorted(chosen))
                 label_count = "all" if labels is None else labels
                 rows.append(f"| {arm.name} | {stage} | {label_count} | {held_out} | {chosen_cell or '-'} |")
     header = ["| arm | measure | labels | held out (%), by learning rate | taken |", "|---|---|---|---|---|"]
     return "\n".join([*header, *rows]) if rows else ""
+
+
+def edge_mark(lr: str, trials: Sequence[Result]) -> str:
+    """What says that a better rate than ``lr`` may lie beyond the grid of ``trials``, which ascend; else empty."""
+    edges = {f"{r.lr:g}": r.score for r in ((trials[0], trials[-1]) if len(trials) > 1 else ())}
+    if lr in edges:
+        return ", an edge"
+    best = max((r.score for r in trials), default=None)
+    return ", no better than an edge" if best in edges.values() else ""
 
 
 def trial_score(trial: Result) -> str:

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, replace
 
 from tqdm import tqdm
 
-from map_core.errors import Diverged, UserError
+from map_core.commands.settings import flatten
+from map_core.errors import Diverged, UserError, abbreviate
 from map_core.study.definition import Study
 from map_core.study.launching import Job, Launcher, Processes
 from map_core.study.location import StudyLocation, command_line
 from map_core.study.outcomes import finish
 from map_core.study.plan import PlannedRun, every_run, next_runs, planned_runs
 from map_core.study.results import Result, append_result, read_results
-from map_core.tasks.weights import MODEL_FILE, weights_file
+from map_core.tasks.weights import MODEL_FILE, weights_identity
 
 POLL_SECONDS = 0.2
 
@@ -54,8 +55,8 @@ def run_study(
         progress: Show a progress bar.
 
     Raises:
-        UserError: a run failed, and its log says why; the results are of runs with other settings; the budget is too
-            small for any run; ``jobs`` is below 1.
+        UserError: a run failed, and its log says why; the results are of runs with other settings or weights; the
+            budget is too small for any run; ``jobs`` is below 1.
         Diverged: runs at the chosen rates diverged, and no other run can be started.
     """
     if jobs < 1:
@@ -110,7 +111,8 @@ class RunningStudy:
         progress: Show a progress bar.
 
     Raises:
-        UserError: the results are of runs with other settings; an arm starts from weights that are not there.
+        UserError: the results are of runs with other settings; an arm starts from weights that are not there, or
+            are not those of its runs so far.
     """
 
     def __init__(
@@ -125,7 +127,8 @@ class RunningStudy:
         self.study, self.location, self.launcher, self.flops = study, location, launcher, flops
         self.results = read_results(location.results, study.name)
         refuse_other_settings(study, self.results, location)
-        refuse_missing_weights(study, self.results)
+        refuse_mixed_weights(study, self.results, location)
+        refuse_unusable_weights(study, self.results)
         self.active = list[ActiveRun]()
         self.diverged = dict[str, Diverged]()
         location.out.mkdir(parents=True, exist_ok=True)
@@ -230,8 +233,9 @@ def refuse_other_settings(study: Study, results: Sequence[Result], location: Stu
     Raises:
         UserError: it names a run and what differs.
     """
-    settings_by_run = {result.key: result.settings for result in results}
-    for run in planned_runs(study, results):
+    settings_by_run = {result.key: flatten(result.settings) for result in results}
+    runs = list(planned_runs(study, results))
+    for run in runs:
         current = json.loads(json.dumps(run.settings))
         earlier = settings_by_run.get(run.key, current)
         if changed := sorted(key for key in {*earlier, *current} if earlier.get(key) != current.get(key)):
@@ -239,6 +243,10 @@ def refuse_other_settings(study: Study, results: Sequence[Result], location: Stu
                 f"{key} was {earlier.get(key)!r} and is {current.get(key)!r}" for key in changed
             )
             cure = "give the changed study another name, or remove that line and the run's folder"
+            if after := [
+                other.key for other in runs if other.after == run.key and other.key in settings_by_run
+            ]:
+                cure += f", and those of the runs that start from it ({abbreviate(after)})"
             if run.stage == "trial" and "training.seed" in changed:
                 cure = (
                     f"trials run at the first of seeds: begin seeds with {earlier.get('training.seed')} wherever parts "
@@ -251,25 +259,54 @@ def planned_results(study: Study, results: Sequence[Result], location: StudyLoca
     """Results of the runs that the study plans now; those of other seeds or arms are left out.
 
     Raises:
-        UserError: the study now plans one of them with other settings.
+        UserError: the study now plans one of them with other settings; runs of an arm start from different weights.
     """
     refuse_other_settings(study, results, location)
+    refuse_mixed_weights(study, results, location)
     keys = {run.key for run in every_run(study, results)}
     return [result for result in results if result.key in keys]
 
 
-def refuse_missing_weights(study: Study, results: Sequence[Result]) -> None:
-    """Refuse an arm whose ``init`` is missing before hours are spent on the others.
+def refuse_mixed_weights(study: Study, results: Sequence[Result], location: StudyLocation) -> None:
+    """Refuse results of an arm whose ``init`` named other weights at some runs than at others.
+
+    Raises:
+        UserError: it names two of the runs.
+    """
+    for arm in study.arms:
+        if len(runs := list(runs_by_weights(arm.name, results).values())) > 1:
+            raise UserError(
+                f"{location.results} holds {runs[0]} and {runs[1]} of one arm, whose init named other weights at one "
+                "than at the other: remove the lines and folders of the runs from weights that it no longer names"
+            )
+
+
+def refuse_unusable_weights(study: Study, results: Sequence[Result]) -> None:
+    """Refuse an arm whose ``init`` is missing, or replaced since its first runs, before hours are spent on the others.
 
     Raises:
         UserError: it names the arm and the file.
     """
-    for run in next_runs(study, results):
-        if "init" in run.settings:
-            try:
-                weights_file(run.settings["init"])
-            except UserError as error:
-                raise UserError(f"arm {run.arm} of study {study.name} starts from init: {error}") from error
+    inits = {run.arm: run.settings["init"] for run in next_runs(study, results) if "init" in run.settings}
+    for arm, init in inits.items():
+        try:
+            identity = weights_identity(init)
+        except UserError as error:
+            raise UserError(f"arm {arm} of study {study.name} starts from init: {error}") from error
+        if (runs := runs_by_weights(arm, results)) and identity not in runs:
+            raise UserError(
+                f"init {init} of arm {arm} of study {study.name} no longer holds the weights from which "
+                f"{next(iter(runs.values()))} started: put those back, or give the changed study another name"
+            )
+
+
+def runs_by_weights(arm: str, results: Sequence[Result]) -> dict[str, str]:
+    """By the identity of the weights that ``init`` of an arm named, the last run that started from them."""
+    return {
+        str(result.facts["init_identity"]): result.key
+        for result in results
+        if result.arm == arm and "init" in result.settings and "init_identity" in result.facts
+    }
 
 
 def run_or_prerequisite(

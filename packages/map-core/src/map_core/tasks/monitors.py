@@ -1,6 +1,7 @@
 """How good an encoder is during pretraining: cheap measures on a few samples, between the steps."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -198,8 +199,10 @@ def spread(samples: MapStyleDataset, count: int) -> MapStyleDataset:
 def rankme(features: Float[Tensor, "n f"]) -> float:
     """Effective rank of features: the exponential of their singular values' entropy, from 1 to f.
 
-    Source: RankMe (arXiv 2210.02885), equation 2.
+    NaN where a feature is not finite. Source: RankMe (arXiv 2210.02885), equation 2.
     """
+    if not features.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals(features.double())
     tiny = torch.finfo(torch.float32).eps
     shares = values / values.sum().clamp_min(tiny) + tiny  # features that are all zero have rank 1, too

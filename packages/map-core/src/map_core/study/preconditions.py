@@ -1,0 +1,100 @@
+"""What must hold before a study starts, seen in the configurations that its runs will have."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from map_core.errors import UserError
+from map_core.study.cost import configuration
+from map_core.study.definition import Study
+from map_core.study.plan import PlannedRun, planned_runs, stage_settings
+from map_core.study.results import Result
+from map_core.tasks.domain import Domain, required_training_samples
+
+
+def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Sequence[Result]) -> None:
+    """Check a study; before its first run, also against its data.
+
+    Args:
+        study: The study.
+        domain: Domain of the study.
+        scratch: A directory that does not exist; nothing is written there.
+        results: Results of its runs so far.
+
+    Raises:
+        UserError: it compares what cannot be compared, or asks for more labels than there are.
+    """
+    refuse_rates_chosen_on_measured(study, domain, scratch)
+    refuse_other_pretraining_data(study, domain, scratch)
+    if not results:
+        refuse_missing_labels(study, domain, scratch)
+
+
+def refuse_rates_chosen_on_measured(study: Study, domain: Domain, scratch: Path) -> None:
+    """Refuse learning rates that would be chosen on the samples on which arms are then compared.
+
+    Raises:
+        UserError: a stage with learning rates is measured on a held-out part, or its recipe names ``eval_split``, which
+            trials could not leave out.
+    """
+    arm = study.arms[0]  # all arms share their data
+    for stage, labels in itertools.product(study.measures, study.labels):
+        if not study.learning_rates.get(stage):
+            continue
+        settings = stage_settings(study, arm, stage, labels, study.seeds[0])
+        run = PlannedRun("", arm.name, 0, labels, stage, stage, settings)
+        data = configuration(domain, run, scratch).data
+        if data.holdout:
+            raise UserError(
+                f"study {study.name} measures {stage} on data.holdout ({data.holdout:g}), on which its learning rates "
+                f"would be chosen too: give a test split and data.holdout: 0 in {stage}, or leave learning_rates out"
+            )
+        eval_split = getattr(data, "eval_split", None)
+        if eval_split is not None and "data.eval_split" not in settings:
+            raise UserError(
+                f"study {study.name} tries learning rates of {stage} on a held-out part, but its recipe names "
+                f"data.eval_split {eval_split}: name it in {stage} of the study, whose trials then leave it out"
+            )
+
+
+def refuse_other_pretraining_data(study: Study, domain: Domain, scratch: Path) -> None:
+    """Refuse arms whose recipes of pretraining name other data.
+
+    Raises:
+        UserError: it names two arms and what differs.
+    """
+    data = {}
+    for arm in study.arms:
+        if arm.pretrain is not None:
+            run = PlannedRun("", arm.name, 0, None, "pretrain", "pretrain", arm.pretrain)
+            data[arm.name] = asdict(configuration(domain, run, scratch).data)
+    for (name, values), (other, other_values) in itertools.pairwise(data.items()):
+        for key, value in values.items():
+            if other_values[key] != value:
+                raise UserError(
+                    f"arms {name} and {other} of study {study.name} are pretrained with data.{key} {value!r} and "
+                    f"{other_values[key]!r}, but all arms share data: set data.{key} in pretrain of the study"
+                )
+
+
+def refuse_missing_labels(study: Study, domain: Domain, scratch: Path) -> None:
+    """Refuse more labels than there are training samples, of which trials of learning rates hold some out.
+
+    Raises:
+        UserError: it names both numbers; or the data cannot be opened.
+    """
+    most = max((labels for labels in study.labels if labels is not None), default=0)
+    one_arm = replace(study, arms=study.arms[:1])  # all arms share their data
+    runs = {run.command: run for run in planned_runs(one_arm, []) if run.labels == most}
+    for run in runs.values():
+        config = configuration(domain, run, scratch)
+        data = domain.open_data(replace(config.data, subset=None), config.model, "finetune")
+        if most > (samples := len(required_training_samples(data))):
+            held_out = (
+                f" without the held-out part (holdout {study.holdout:g})" if run.stage == "trial" else ""
+            )
+            raise UserError(
+                f"study {study.name} asks for {most} labels, but {run.command} has {samples} training samples"
+                f"{held_out}: give a smaller number in labels"
+            )
