@@ -12,13 +12,8 @@ from map_core.study.measures import StudySettings, stages
 
 MAX_NAME_LENGTH = 100  # characters
 MAX_EXTENSIONS = 100
-STUDY_FILES = (
-    "report.md",
-    "report.png",
-    "report.json",
-    "results.jsonl",
-    "jobs",
-)  # beside the folders of the arms
+# what lies beside the folders of the arms
+STUDY_FILES = ("report.md", "report.png", "report.json", "results.jsonl", "jobs")
 RESERVED_OPTIONS = ("out", "resume", "init", "config")  # which a study sets for each run itself
 
 
