@@ -158,6 +158,13 @@ def test_a_run_of_a_part_segmenter_starts_no_other_model(tmp_path, tiny_model, c
         load_init(create(tiny_model), tmp_path)
 
 
+def test_a_manifest_makes_no_checkpoint_of_a_run(tiny_model, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    torch.save({"foo.weight": torch.zeros(2)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="is a checkpoint of no family that is known here"):
+        load_init(create_classifier(tiny_model, 2), tmp_path / "x.pth")
+
+
 def test_checkpoints_and_decoders_of_a_run_lead_to_the_run(pretrained, tiny_model):
     run, _ = pretrained
     (checkpoint,) = (run / "checkpoints").iterdir()

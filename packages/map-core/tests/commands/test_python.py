@@ -142,6 +142,14 @@ def test_a_text_in_brackets_is_a_value_in_python(tmp_path):
     assert [config.toys for config in configs] == [["[30]"], ["[30]", "31"]]
 
 
+def test_a_text_in_brackets_is_a_list_where_texts_are_none(tmp_path):
+    configs = []
+    command = replace(find_command("pretrain", COMMANDS), run=configs.append)
+    functions = Functions([command], DOMAIN.recipes, files="toys")
+    functions.pretrain("sea", settings={"training.betas": "[0.5, 0.9]"}, out=tmp_path)
+    assert [config.training.betas for config in configs] == [(0.5, 0.9)]
+
+
 def test_no_recipe_is_none(tmp_path):
     configs = []
     command = replace(find_command("pretrain", COMMANDS), run=configs.append)

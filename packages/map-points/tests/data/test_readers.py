@@ -272,6 +272,18 @@ def test_listed_clouds_that_are_missing_are_counted_when_a_set_is_opened(shapene
     assert len(read_clouds(PointDataConfig("shapenet55", str(shapenet)), "test")) == 1
 
 
+def test_a_listed_name_that_is_too_long_for_the_system_is_missing(shapenet):
+    (shapenet / "ShapeNet-55" / "train.txt").write_text(f"{'é' * 200}-a.npy\n")
+    with pytest.raises(UserError, match="lists 1 clouds, and 1 cannot be found"):
+        read_clouds(PointDataConfig("shapenet55", str(shapenet)), "train")
+
+
+@pytest.mark.parametrize("source", ["hdf5", "normal_resampled", "modelnet_dat"])
+def test_a_root_that_is_too_long_for_the_system_is_named(source):
+    with pytest.raises(UserError, match="File name too long"):
+        read_clouds(PointDataConfig(source, "a" * 300), "train")
+
+
 def test_listed_clouds_are_looked_up_once_a_folder(tmp_path, monkeypatch):
     paths = [tmp_path / "a" / f"{i}.npy" for i in range(100)]
     (tmp_path / "a").mkdir()

@@ -34,7 +34,7 @@ def standard_commands(domain: DomainOrTarget, *, sample: str) -> list[Command]:
     finetuning = command("finetune", "train a classifier")
     probing = command("linear-probe", "train a linear classifier on frozen features")
     return [
-        starting_from_run(domain, pretraining),
+        replace(pretraining, pinned=domain_function("model_of_weights", domain)),
         starting_from_run(domain, finetuning),
         starting_from_run(domain, probing),
         command("evaluate", "measure a trained model", **result_options),

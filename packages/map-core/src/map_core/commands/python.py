@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -297,10 +297,10 @@ def flatten_sections(
 
 
 def to_argument(value: Any, kind: Any) -> Any:
-    """The argument for a value of a setting; a text in brackets is no list, as it is on a command line."""
+    """The argument for a value of a setting; a text in brackets is no list where the setting takes texts too."""
     argument = to_python_value(value)
     in_brackets = isinstance(argument, str) and argument.startswith("[")
-    return [argument] if in_brackets and takes_several(kind) else argument
+    return [argument] if in_brackets and takes_several(kind) and str in get_args(kind) else argument
 
 
 def to_python_value(value: Any) -> Any:

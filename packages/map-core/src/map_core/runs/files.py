@@ -132,9 +132,8 @@ def require_file(out: Path, *, option: str = "--out") -> None:
     require_name(out, option)
     if out.is_dir():
         raise UserError(f"cannot write to {out}: it is a folder; give {option} a file's name")
-    if out.is_file() and os.path.abspath(out).startswith(
-        OPEN_FILES
-    ):  # what is printed there would mix with it
+    # a file that a descriptor leads to cannot be replaced, and what is printed there would mix with it
+    if out.is_file() and os.path.abspath(out).startswith(OPEN_FILES):
         raise UserError(f"cannot write to {out}: it leads to a file; give {option} that file's name")
     if not is_device(out):
         require_place(out.parent, out, option)

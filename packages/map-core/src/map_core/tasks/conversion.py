@@ -1,7 +1,7 @@
 """Other projects' checkpoints written as runs of ours: weights, their description, and the decoder if there is one."""
 
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -104,16 +104,18 @@ def convert_checkpoint(
     if classes:
         description["classes"] = list(classes)
     with explaining_disk_errors(f"write {out}", then="repeat the command"):
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=out) as folder:
+        folder = out / f"{UNFINISHED}model"
+        shutil.rmtree(folder, ignore_errors=True)  # left by a command that was killed
+        try:
+            folder.mkdir(parents=True)
             if full_objective is not None:
-                write_decoder(full_objective, settings, Path(folder))
-            save_weights(Path(folder) / MODEL_FILE, network.state_dict(), description)
+                write_decoder(full_objective, settings, folder)
+            save_weights(folder / MODEL_FILE, network.state_dict(), description)
             remove_model(out)
-            for file in sorted(
-                Path(folder).iterdir(), reverse=True
-            ):  # the decoder first, as a run is its encoder
+            for file in sorted(folder.iterdir(), reverse=True):  # the decoder first, as a run is its encoder
                 os.replace(file, out / file.name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return report
 
 

@@ -65,7 +65,7 @@ class ResultsInParts:
 
     def clear(self, *, all_of_them: bool) -> None:
         """Remove all passes, also of earlier commands; or, in a sole process, only those without a finished part."""
-        manifests = list(self.folder.glob(f"*/{MANIFEST}")) if self.peers.rank == 0 else []
+        manifests = list(self.folder.glob(f"*_[0-9]*/{MANIFEST}")) if self.peers.rank == 0 else []
         for folder in (manifest.parent for manifest in manifests):
             if all_of_them:
                 shutil.rmtree(folder)

@@ -352,9 +352,14 @@ def read_as_ours(
 
 def run_of_part(file: Path) -> Path | None:
     """The run of which a file is a checkpoint's, or the decoder; None where it is neither."""
-    if (file.parent / MANIFEST).is_file():  # RUN/checkpoints/step_00000100/model.safetensors
-        return file.absolute().parents[2]
-    return file.absolute().parent if "objective" in read_description(file) else None
+    folder = file.absolute().parent
+    if (
+        folder.name.startswith("step_")
+        and folder.parent.name == "checkpoints"
+        and (folder / MANIFEST).is_file()
+    ):
+        return folder.parents[1]
+    return folder if "objective" in read_description(file) else None
 
 
 def option_of_model(name: str, value: Any) -> str:

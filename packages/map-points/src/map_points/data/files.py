@@ -74,7 +74,7 @@ def require_listed(paths: Sequence[Path], listing: Path) -> None:
         with reading(folder):
             names[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
     # the second look is for file systems that take names in another case
-    missing = [path for path in paths if path.name not in names[path.parent] and not path.exists()]
+    missing = [path for path in paths if path.name not in names[path.parent] and not os.path.exists(path)]
     if missing:
         raise UserError(
             f"{listing} lists {len(paths)} clouds, and {len(missing)} cannot be found, the first being {missing[0]}; "

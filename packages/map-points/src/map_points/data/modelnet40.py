@@ -13,6 +13,7 @@ from map_points.data.files import (
     path_below,
     read_lines,
     read_names,
+    reading,
     require_existing,
     require_listed,
     require_root,
@@ -118,7 +119,8 @@ def _require_release(root: Path, source: str) -> None:
     Raises:
         UserError: saying which ``--data.source`` reads it, if any does.
     """
-    held = [name for name, files in RELEASES.items() if any(any(root.glob(file)) for file in files)]
+    with reading(root):
+        held = [name for name, files in RELEASES.items() if any(any(root.glob(file)) for file in files)]
     if held and source not in held:
         raise UserError(
             f"{root} holds another release of ModelNet40 than data.source {source} reads: give --data.source "
