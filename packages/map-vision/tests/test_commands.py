@@ -184,7 +184,7 @@ class TestRuns:
         line = ["finetune", "--data.root", image_folder, *MODEL, *SHORT, "--init", runs / "pretrain"]
         line += ["--model.num_heads=4", "--out", tmp_path / "run"]
         assert command(*line) == 2
-        error = f"{runs}/pretrain was trained with model.num_heads 2, this model has 4: its weights fit, but would "
+        error = f"{runs}/pretrain was trained with model.num_heads 2, this model has 4: even where its "
         assert error in capsys.readouterr().err
         assert command(*line, "--init_may_differ", "order") == 2
         assert "say that it is meant with --init_may_differ num_heads" in capsys.readouterr().err

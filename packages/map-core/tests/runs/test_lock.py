@@ -93,7 +93,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "target").write_text("precious")
     (tmp_path / "run/.lock").symlink_to(tmp_path / "target")
-    with pytest.raises(UserError, match=r"cannot write a run in .*run: "):
+    with pytest.raises(UserError, match=r"cannot write in .*run: "):
         acquire(tmp_path / "run")
     assert (tmp_path / "target").read_text() == "precious"
 
@@ -101,7 +101,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_place_that_cannot_be_a_directory_is_named(tmp_path, place):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=rf"cannot write a run in .*{place}: .*; choose another --out"):
+    with pytest.raises(UserError, match=rf"cannot write in .*{place}: .*; choose another --out"):
         acquire(tmp_path / place)
 
 

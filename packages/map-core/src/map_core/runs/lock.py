@@ -61,7 +61,7 @@ class RunLock:
             os.pwrite(self._descriptor, f"{socket.gethostname()} {os.getpid()} {started}\n".encode(), 0)
         except OSError as error:
             raise UserError(
-                f"cannot write a run in {self._directory}: {error.strerror} ({error.filename or self._path}); "
+                f"cannot write in {self._directory}: {error.strerror} ({error.filename or self._path}); "
                 "choose another --out"
             ) from error
 
