@@ -274,7 +274,7 @@ def test_a_batch_in_parts_stays_whole_under_a_budget():
     )
 
 
-@pytest.mark.parametrize(("batch", "samples", "cure"), [(15, None, 16), (15, 15, 12), (3, 100, 4), (1, 1, 4)])
+@pytest.mark.parametrize(("batch", "samples", "cure"), [(15, None, 16), (15, 15, 12), (3, 100, 4)])
 def test_mixing_needs_micro_batches_of_whole_pairs(batch, samples, cure):
     config = TrainingConfig(batch_size=batch)
     message = (
@@ -284,6 +284,11 @@ def test_mixing_needs_micro_batches_of_whole_pairs(batch, samples, cure):
     with pytest.raises(UserError, match=message):
         config.micro_batch(2, samples, pairs=True)
     assert replace(config, batch_size=cure).micro_batch(2, pairs=True) * 2 == cure
+
+
+def test_no_batch_is_suggested_that_the_samples_do_not_fill():
+    with pytest.raises(UserError, match=r"= 4\); the 3 training samples fill none: use fewer processes or"):
+        TrainingConfig(batch_size=1).micro_batch(2, 3, pairs=True)
 
 
 @pytest.mark.parametrize(

@@ -164,13 +164,15 @@ class TrainingConfig:
         if self.batch_size % unit:
             size = -(-self.batch_size // unit)
             if samples is not None and size * unit > samples:
-                size = max(1, samples // unit)
+                size = samples // unit
+            cure = f"set --training.batch_size {size * unit}"
+            if size == 0:
+                cure = f"the {samples} training samples fill none: use fewer processes or accumulation_steps"
             rule, product = "processes times accumulation_steps", f"{processes} * {self.accumulation_steps}"
             if pairs:
                 rule, product = f"{rule} times 2, as samples are mixed in pairs", f"{product} * 2"
             raise UserError(
-                f"training.batch_size ({self.batch_size}) must be a multiple of {rule} ({product} = {unit}); "
-                f"set --training.batch_size {size * unit}"
+                f"training.batch_size ({self.batch_size}) must be a multiple of {rule} ({product} = {unit}); {cure}"
             )
         return self.batch_size // parts
 
