@@ -190,6 +190,7 @@ def test_named_images_may_be_lists_files_folders_and_patterns(
         ("val/*.jpg", r"no image matches val/\*.jpg \(0 other files or folders do\): correct the pattern"),
         ("*.txt", r"no image matches \*.txt \(1 other files or folders do\)"),
         (["val", "gone.png"], "image or folder gone.png does not exist: correct the path"),
+        ("a" * 300, r"cannot read a+ \(File name too long\)"),
     ],
 )
 def test_named_images_that_are_none(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from map_core.errors import UserError, near_matches
 from map_core.objective import Objective, ReconstructingObjective, Reconstruction, Terms
 from map_core.objectives.settings import Mixer, Settings
-from map_core.paths import expand_user
 from map_core.positions import resamples
 from map_core.randomness import Draw
 from map_core.tasks.domain import (
@@ -27,7 +26,7 @@ from map_core.tasks.evaluation import input_of
 from map_core.tasks.families import family_of
 from map_core.tasks.monitors import Monitor, open_monitor
 from map_core.tasks.weights import (
-    MODEL_FILE,
+    model_file,
     read_description,
     read_settings,
     read_weights,
@@ -189,9 +188,8 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
 
 def decoder_beside(path: str | Path) -> Path:
     """The file in which a pretraining run keeps decoder and head, beside its encoder."""
-    path = expand_user(path)
-    model_file = path / MODEL_FILE if path.is_dir() else path
-    return model_file.with_name(model_file.name.replace(ENCODER, DECODER, 1))
+    file = model_file(path)
+    return file.with_name(file.name.replace(ENCODER, DECODER, 1))
 
 
 def load_decoder(domain: Domain, objective: Objective, settings: Settings, path: str | None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from map_core.errors import UserError
 from map_core.paths import expand_user
+from map_core.runs.files import require_reachable
 from map_core.shards import has_index
 
 from .folders import read_unlabelled_folder
@@ -24,7 +25,7 @@ def read_image_paths(paths: str | Path | Sequence[str | Path]) -> FileImages:
     ``~`` is the home folder.
 
     Raises:
-        UserError: no paths, a path that does not exist, or a folder or pattern without images.
+        UserError: no paths, a path that does not exist or may not be read, or a folder or pattern without images.
     """
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not names:
@@ -44,6 +45,7 @@ def _read_one(name: str | Path) -> tuple[list[str], Counter[str]]:
     if not str(name).strip():
         raise UserError("images has an empty path: name image files, folders or patterns")
     path = expand_user(name)
+    require_reachable(path)
     if path.is_dir():
         if has_index(str(path)):
             raise UserError(
