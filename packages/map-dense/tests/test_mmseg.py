@@ -305,7 +305,10 @@ def test_the_rows_beside_the_hybrid_take_an_optimizer_step(name: str, strides: l
     config = read_config(name)
     config.model.backbone.drop_path_rate = 0.0
     if "window_size" in config.model.backbone:
-        config.model.backbone.window_size = [4, 2]  # those of the config would be padded to 64 times this image
+        config.model.backbone.window_size = [
+            4,
+            2,
+        ]  # those of the config would be padded to 64 times this image
     if config.model.neck is not None:
         config.model.neck.norm = "batch"
     config.model.decode_head.norm_cfg = config.model.auxiliary_head.norm_cfg = dict(type="BN")
