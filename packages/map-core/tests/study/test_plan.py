@@ -756,26 +756,13 @@ def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path: Path) -> Non
     lost = results["scratch/trials/finetune_lr0.4"]
     assert (lost.score, lost.facts) == (0.0, {"diverged": "what was wrong"})
     assert results["scratch/seed1/finetune"].lr == 0.1
-    failing = FakeLauncher({"test_accuracy": 50.0}, {"--training.lr=0.4": UserError.status})
-    with pytest.raises(
-        UserError, match=r"status 2: what was wrong; see .*log, correct that and start the study again$"
-    ):
-        run_study(
-            study,
-            replace(location, results=tmp_path / "s", out=tmp_path / "o"),
-            launcher=failing,
-            progress=False,
-        )
-    failing = FakeLauncher({"test_accuracy": 50.0}, {"--training.lr=0.4": 1})
-    with pytest.raises(
-        UserError, match=r"status 1: what was wrong; see .*log, then start .* again: it goes on$"
-    ):
-        run_study(
-            study,
-            replace(location, results=tmp_path / "t", out=tmp_path / "p"),
-            launcher=failing,
-            progress=False,
-        )
+    for status, cure in ((UserError.status, "correct that and start the"), (1, "then start the")):
+        failing = FakeLauncher({"test_accuracy": 50.0}, {"--training.lr=0.4": status})
+        elsewhere = replace(location, results=tmp_path / f"r{status}", out=tmp_path / f"o{status}")
+        with pytest.raises(
+            UserError, match=f"status {status}: what was wrong; see .*log, {cure} study again"
+        ):
+            run_study(study, elsewhere, launcher=failing, progress=False)
 
 
 def test_a_run_that_diverges_holds_up_no_other(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class Functions:
             UserError: what the command would refuse.
         """
         arguments = self._training_settings(data, model, init, resume, epochs, batch_size, lr, device)
-        return self._run("pretrain", config, out, arguments, [*(settings or {}).items(), *more.items()])
+        return self._run("pretrain", config, out, arguments, settings, more)
 
     def finetune(
         self,
@@ -141,7 +141,7 @@ class Functions:
             UserError: what the command would refuse.
         """
         arguments = self._training_settings(data, model, init, resume, epochs, batch_size, lr, device)
-        return self._run("finetune", config, out, arguments, [*(settings or {}).items(), *more.items()])
+        return self._run("finetune", config, out, arguments, settings, more)
 
     def predict(
         self,
@@ -169,7 +169,7 @@ class Functions:
             UserError: what the command would refuse.
         """
         arguments = {"init": run, self.files: files, "top": top, "evaluation.device": device}
-        return self._run("predict", None, out, arguments, [*(settings or {}).items(), *more.items()])
+        return self._run("predict", None, out, arguments, settings, more)
 
     def features(
         self,
@@ -195,7 +195,7 @@ class Functions:
             UserError: what the command would refuse.
         """
         arguments = {"init": run, self.files: files, "evaluation.device": device}
-        return self._run("features", None, out, arguments, [*(settings or {}).items(), *more.items()])
+        return self._run("features", None, out, arguments, settings, more)
 
     def _training_settings(
         self,
@@ -226,7 +226,8 @@ class Functions:
         config: AnyPath | Sequence[AnyPath] | None,
         out: AnyPath,
         arguments: Mapping[str, Any],
-        settings: Iterable[tuple[str, Any]],
+        settings: Mapping[str, Any] | None,
+        more: Mapping[str, Any],
     ) -> Result:
         """Run a command and return its result.
 
@@ -235,7 +236,7 @@ class Functions:
             config: Recipes; None for none.
             out: Where to write.
             arguments: The settings that the function has arguments for; None leaves one as it is.
-            settings: Names and values of all others.
+            settings, more: All others.
 
         Raises:
             UserError: what the command would refuse, a setting that it does not have, or one that is given twice.
@@ -243,7 +244,8 @@ class Functions:
         command = find_command(name, self.commands)
         from_arguments = {key: value for key, value in arguments.items() if value is not None} | {"out": out}
         command_settings = settings_of_all_forms(command.config_class)
-        others = flatten_sections(settings, command_settings, f"{name}()")
+        pairs = [*(settings or {}).items(), *more.items()]
+        others = flatten_sections(pairs, command_settings, f"{name}()")
         if duplicates := from_arguments.keys() & others.keys():
             raise UserError(f"{name}() was given {min(duplicates)} twice; give it once")
         recipes = [config] if isinstance(config, str | os.PathLike) else config or ()

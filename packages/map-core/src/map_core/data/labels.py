@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from map_core.errors import UserError, near_matches, visible
-from map_core.paths import expand_user
+from map_core.paths import expand_user, fault_of_name, is_file
 from map_core.reading import read_small
 
 EVALUATION = ("val", "validation", "test")
@@ -159,15 +159,12 @@ def read_labels(file: str | Path, root: Path, *, endings: Sequence[str]) -> Labe
 
 
 def _require_file(file: Path, root: Path) -> Path:
+    if (reason := fault_of_name(file)) is not None:
+        raise UserError(f"cannot read --data.labels {file} ({reason}): make it readable, or correct it")
+    if file.is_file():
+        return file
     in_root = root / file
-    try:
-        if file.is_file():
-            return file
-        hint = f"; {in_root} does: give that" if in_root.is_file() else ": correct --data.labels"
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise UserError(
-            f"cannot read --data.labels {file} ({error.strerror}): make it readable, or correct it"
-        ) from error
+    hint = f"; {in_root} does: give that" if is_file(in_root) else ": correct --data.labels"
     raise UserError(f"--data.labels {file} is no file{hint}")
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.paths import fault_of_name
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED = ".unfinished_"  # prefix of the names of files that are being written
@@ -159,17 +160,6 @@ def require_reachable(path: Path) -> None:
     """
     if (reason := fault_of_name(path)) is not None:
         raise UserError(f"cannot read {path} ({reason}): make it readable, or give another path")
-
-
-def fault_of_name(path: Path) -> str | None:
-    """Why the system does not follow a path; None where it does, or where nothing is there."""
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        return error.strerror if isinstance(error, OSError) else str(error)
-    return None
 
 
 def require_place(folder: Path, out: Path, option: str) -> None:

@@ -132,9 +132,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except UserError:
         raise
     except PermissionError as error:
-        raise UserError(
-            f"cannot read {file} ({error.strerror}): make it readable, or give another file"
-        ) from error
+        raise unreadable(file, error) from error
     except Refused as error:
         raise UserError(
             f"{file} holds more than tensors and was refused: {error} could run code; save its state_dict alone, "
@@ -168,6 +166,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return without_prefix(state, file)
 
 
+def unreadable(file: Path, error: OSError) -> UserError:
+    """What to raise where the system does not let this process read a file."""
+    return UserError(f"cannot read {file} ({error.strerror}): make it readable, or give another file")
+
+
 def description_file(path: str | Path) -> Path:
     """Where the description of a run's model, or of a weights file, belongs.
 
@@ -189,9 +192,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     try:
         description = json.loads(read_small(file))
     except PermissionError as error:
-        raise UserError(
-            f"cannot read {file} ({error.strerror}): make it readable, or give another file"
-        ) from error
+        raise unreadable(file, error) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is no JSON ({reason(error)}); it may be cut off: copy it or export the run again"
