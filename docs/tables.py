@@ -21,12 +21,12 @@ from peers_tables import TABLES
 
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.tables import markdown_table, read_tables
+from map_core.study.consistency import planned_results
 from map_core.study.cost import resolve_known_compute
 from map_core.study.definition import Study, read_study
 from map_core.study.location import StudyLocation
 from map_core.study.report import comparisons, page, table
 from map_core.study.results import Result, read_results
-from map_core.study.runner import planned_results
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "lab" / "studies"

@@ -18,13 +18,14 @@ from map_core.commands.program import main
 from map_core.errors import RunStopped, UserError
 from map_core.processor import processor_name
 from map_core.study import cost
+from map_core.study.consistency import planned_results, recipe_identity, refuse_other_settings
 from map_core.study.cost import Operations, configuration, count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
 from map_core.study.location import StudyLocation
 from map_core.study.plan import PlannedRun, planned_runs
 from map_core.study.preconditions import check_preconditions, refuse_rates_chosen_on_measured
 from map_core.study.results import Result, read_results
-from map_core.study.runner import refuse_other_settings
+from map_core.study.runner import run_study
 from map_core.tasks.classification import FinetuneTask
 from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
@@ -313,6 +314,48 @@ def test_arms_are_pretrained_on_the_same_data(tmp_path: Path) -> None:
     check_preconditions(
         read_study(tmp_path / "tiny.yaml", "map_vision.studies"), DOMAIN, tmp_path / "none", []
     )
+
+
+def test_a_recipe_that_changes_between_runs_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run's recipe sets is identified when it starts, bases included; settings that change no result are not."""
+    recipe, file = tmp_path / "mine.yaml", tmp_path / "tiny.yaml"
+    base = tmp_path / "base.yaml"
+    base.write_text("base: finetune_digits\ntraining.weight_decay: 0.1\n")
+    recipe.write_text("base: base.yaml\ntraining: {log_steps: 5}\n")
+    finetune = TINY | {"recipe": str(recipe)}
+    values = {
+        "name": "tiny",
+        "arms": {"a": {}, "b": {}},
+        "finetune": finetune,
+        "labels": {64: {}},
+        "seeds": [0],
+    }
+    file.write_text(yaml.safe_dump(values | {"measures": ["finetune"]}))
+    study = read_study(file, "map_vision.studies")
+    out = tmp_path / "out"
+    location = StudyLocation("map_vision", out, out / "results.jsonl")
+    arguments = ["study", "--study", str(file), "--out", str(out), "--budget_minutes"]
+
+    results = run_study(replace(study, arms=study.arms[:1]), location, recipes=DOMAIN.recipes, progress=False)
+    identity = recipe_identity(DOMAIN.recipes, str(recipe))
+    assert [result.facts["recipe_identity"] for result in results] == [identity]
+    recipe.write_text("base: base.yaml\ntraining: {log_steps: 7}\n")
+    assert recipe_identity(DOMAIN.recipes, str(recipe)) == identity
+    base.write_text("base: finetune_digits\ntraining.weight_decay: 0.2\n")
+    assert main("map-vision", COMMANDS, "map_vision.recipes", [*arguments, "1"]) == UserError.status
+    message = f"recipe {recipe} has changed since a/seed0/finetune_64 ran: put it back as it was (config.yaml"
+    assert message in capsys.readouterr().err
+
+    changed = {"recipe_identity": recipe_identity(DOMAIN.recipes, str(recipe))}
+    merged = [*results, replace(results[0], key="b/seed0/finetune_64", arm="b", facts=changed)]
+    with pytest.raises(
+        UserError, match=r"holds a/seed0/finetune_64 and b/seed0/fin.*, between which recipe .* changed"
+    ):
+        planned_results(study, merged, location)
+    earlier_version = [*results, replace(merged[1], facts={})]
+    assert planned_results(study, earlier_version, location) == earlier_version
 
 
 def test_a_dry_run_plans_over_no_results_that_the_study_refuses(

@@ -17,13 +17,14 @@ import yaml
 
 from map_core.errors import Diverged, UserError
 from map_core.study import measures, runner
+from map_core.study.consistency import planned_results
 from map_core.study.definition import Study, read_study
 from map_core.study.location import StudyLocation, as_option, command_line
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import Budget, RunningStudy, planned_results, run_or_prerequisite, run_study
+from map_core.study.runner import Budget, RunningStudy, run_or_prerequisite, run_study
 from map_core.tasks.weights import MODEL_FILE, weights_identity
 
 FILE: dict[str, Any] = {

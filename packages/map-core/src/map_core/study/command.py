@@ -11,6 +11,7 @@ from map_core.errors import UserError
 from map_core.paths import expand_user
 from map_core.ranges import refuse_without_effect
 from map_core.runs.files import require_file, require_folder
+from map_core.study.consistency import planned_results
 from map_core.study.cost import (
     Operations,
     describe_plan,
@@ -24,7 +25,7 @@ from map_core.study.preconditions import check_preconditions
 from map_core.study.report import table, write_report
 from map_core.study.results import read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import planned_results, run_study
+from map_core.study.runner import run_study
 from map_core.tasks.domain import Domain
 
 STUDY = Option(str, "A packaged study's name, or a YAML file.")
@@ -114,6 +115,7 @@ def study(domain: Domain, config: Any) -> None:
         budget_minutes=config.budget_minutes,
         launcher=launcher,
         flops=Operations(domain),
+        recipes=domain.recipes,
     )
     results = planned_results(resolved_study, results, location)
     page = write_report(resolved_study, results, location.out, command_of(domain, config))

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from map_core.errors import UserError
+from map_core.study.consistency import refuse_changed_recipes
 from map_core.study.cost import configuration
 from map_core.study.definition import Study
 from map_core.study.plan import PlannedRun, planned_runs, stage_settings
@@ -23,10 +24,12 @@ def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Se
         results: Results of its runs so far.
 
     Raises:
-        UserError: it compares what cannot be compared, or asks for more labels than there are.
+        UserError: it compares what cannot be compared, a recipe has changed since its first runs, or it asks for more
+            labels than there are.
     """
     refuse_rates_chosen_on_measured(study, domain, scratch)
     refuse_other_pretraining_data(study, domain, scratch)
+    refuse_changed_recipes(study, results, domain.recipes)
     if not results:
         refuse_missing_labels(study, domain, scratch)
 

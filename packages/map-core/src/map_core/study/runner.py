@@ -1,6 +1,5 @@
 """Running a study: every run is an ordinary command in its own process; finished ones are never repeated."""
 
-import json
 import signal
 import sys
 import threading
@@ -11,26 +10,34 @@ from dataclasses import dataclass, field, replace
 
 from tqdm import tqdm
 
-from map_core.commands.settings import flatten
-from map_core.errors import Diverged, UserError, abbreviate
+from map_core.errors import Diverged, UserError
+from map_core.study.consistency import recipe_facts, refuse_inconsistent, refuse_unusable_weights
 from map_core.study.definition import Study
 from map_core.study.launching import Job, Launcher, Processes
 from map_core.study.location import StudyLocation, command_line
 from map_core.study.outcomes import finish
 from map_core.study.plan import PlannedRun, every_run, next_runs, planned_runs
 from map_core.study.results import Result, append_result, read_results
-from map_core.tasks.weights import MODEL_FILE, weights_identity
+from map_core.tasks.weights import MODEL_FILE
 
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """A run that is in progress, started at ``start_time`` seconds of ``time.monotonic``."""
+    """A run that is in progress.
+
+    Attributes:
+        planned: What runs.
+        job: Its process.
+        start_time: In seconds of ``time.monotonic``.
+        facts: Of its recipe when it started.
+    """
 
     planned: PlannedRun
     job: Job
     start_time: float
+    facts: dict[str, str]
 
 
 def run_study(
@@ -41,6 +48,7 @@ def run_study(
     budget_minutes: float | None = None,
     launcher: Launcher | None = None,
     flops: Callable[[PlannedRun], float] = lambda run: 0.0,
+    recipes: str | None = None,
     progress: bool = True,
 ) -> list[Result]:
     """Run everything that is not done yet and return all results.
@@ -52,18 +60,19 @@ def run_study(
         budget_minutes: Start no run that would exceed it, judged by the runs of the same stage so far.
         launcher: Starts the runs; None starts processes here, of one thread each where there are several.
         flops: Counts the operations of a run.
+        recipes: The package of packaged recipes; None does not notice that a recipe changes.
         progress: Show a progress bar.
 
     Raises:
-        UserError: a run failed, and its log says why; the results are of runs with other settings or weights; the
-            budget is too small for any run; ``jobs`` is below 1.
+        UserError: a run failed, and its log says why; the results are of runs with other settings, weights or recipes;
+            the budget is too small for any run; ``jobs`` is below 1.
         Diverged: runs at the chosen rates diverged, and no other run can be started.
     """
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
     budget = Budget(budget_minutes)
     launcher = launcher or Processes(threads=1 if jobs > 1 else None)
-    running = RunningStudy(study, location, launcher, flops, progress=progress)
+    running = RunningStudy(study, location, launcher, flops, recipes, progress=progress)
     with record_sigterm() as signals:
         try:
             while True:
@@ -108,11 +117,12 @@ class RunningStudy:
         location: Where.
         launcher: Starts a run.
         flops: Counts the operations of a run.
+        recipes: The package of packaged recipes, or None.
         progress: Show a progress bar.
 
     Raises:
-        UserError: the results are of runs with other settings; an arm starts from weights that are not there, or
-            are not those of its runs so far.
+        UserError: the results cannot be compared; an arm starts from weights that are not there, or are not those of
+            its runs so far.
     """
 
     def __init__(
@@ -121,13 +131,14 @@ class RunningStudy:
         location: StudyLocation,
         launcher: Launcher,
         flops: Callable[[PlannedRun], float],
+        recipes: str | None = None,
         *,
         progress: bool,
     ) -> None:
-        self.study, self.location, self.launcher, self.flops = study, location, launcher, flops
+        self.study, self.location, self.launcher = study, location, launcher
+        self.flops, self.recipes = flops, recipes
         self.results = read_results(location.results, study.name)
-        refuse_other_settings(study, self.results, location)
-        refuse_mixed_weights(study, self.results, location)
+        refuse_inconsistent(study, self.results, location)
         refuse_unusable_weights(study, self.results)
         self.active = list[ActiveRun]()
         self.diverged = dict[str, Diverged]()
@@ -142,16 +153,21 @@ class RunningStudy:
         return len(keys), sum(result.key in keys for result in self.results)
 
     def start(self, jobs: int, budget: Budget) -> None:
-        """Start runs that are ready and fit into ``budget``, until ``jobs`` runs are in progress."""
+        """Start runs that are ready and fit into ``budget``, until ``jobs`` runs are in progress.
+
+        Raises:
+            UserError: the recipe of one has changed since an earlier run.
+        """
         excluded = {run.planned.key for run in self.active} | self.diverged.keys()
         for planned in next_runs(self.study, self.results):
             if len(self.active) >= jobs:
                 return
             run = run_or_prerequisite(planned, self.study, self.results, self.location)
             if run.key not in excluded and budget.allows(run, self.results):
+                facts = recipe_facts(run, self.results, self.recipes)
                 self.bar.set_postfix_str(run.key)
                 job = self.launcher.start(command_line(run, self.location), self.location.log(run.key))
-                self.active.append(ActiveRun(run, job, time.monotonic()))
+                self.active.append(ActiveRun(run, job, time.monotonic(), facts))
                 excluded.add(run.key)
 
     def collect(self) -> None:
@@ -173,7 +189,9 @@ class RunningStudy:
                 self.diverged[run.planned.key] = error
                 continue
             self.any_finished = True
-            append_result(self.location.results, replace(result, flops=self.operations(run.planned, result)))
+            operations = self.operations(run.planned, result)
+            facts = {**result.facts, **run.facts}
+            append_result(self.location.results, replace(result, flops=operations, facts=facts))
             self.results = read_results(self.location.results, self.study.name)
             self.bar.total, done = self.counts()
             self.bar.update(done - self.bar.n)
@@ -225,88 +243,6 @@ def record_sigterm() -> Iterator[list[int]]:
         yield signals
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def refuse_other_settings(study: Study, results: Sequence[Result], location: StudyLocation) -> None:
-    """Refuse results of runs that the study now plans with other settings: they answer another question.
-
-    Raises:
-        UserError: it names a run and what differs.
-    """
-    settings_by_run = {result.key: flatten(result.settings) for result in results}
-    runs = list(planned_runs(study, results))
-    for run in runs:
-        current = json.loads(json.dumps(run.settings))
-        earlier = settings_by_run.get(run.key, current)
-        if changed := sorted(key for key in {*earlier, *current} if earlier.get(key) != current.get(key)):
-            differences = ", ".join(
-                f"{key} was {earlier.get(key)!r} and is {current.get(key)!r}" for key in changed
-            )
-            cure = "give the changed study another name, or remove that line and the run's folder"
-            if after := [
-                other.key for other in runs if other.after == run.key and other.key in settings_by_run
-            ]:
-                cure += f", and those of the runs that start from it ({abbreviate(after)})"
-            if run.stage == "trial" and "training.seed" in changed:
-                cure = (
-                    f"trials run at the first of seeds: begin seeds with {earlier.get('training.seed')} wherever parts "
-                    f"of the study run, or remove the lines and folders of all trials; else {cure}"
-                )
-            raise UserError(f"{location.results} holds {run.key} with other settings ({differences}): {cure}")
-
-
-def planned_results(study: Study, results: Sequence[Result], location: StudyLocation) -> list[Result]:
-    """Results of the runs that the study plans now; those of other seeds or arms are left out.
-
-    Raises:
-        UserError: the study now plans one of them with other settings; runs of an arm start from different weights.
-    """
-    refuse_other_settings(study, results, location)
-    refuse_mixed_weights(study, results, location)
-    keys = {run.key for run in every_run(study, results)}
-    return [result for result in results if result.key in keys]
-
-
-def refuse_mixed_weights(study: Study, results: Sequence[Result], location: StudyLocation) -> None:
-    """Refuse results of an arm whose ``init`` named other weights at some runs than at others.
-
-    Raises:
-        UserError: it names two of the runs.
-    """
-    for arm in study.arms:
-        if len(runs := list(runs_by_weights(arm.name, results).values())) > 1:
-            raise UserError(
-                f"{location.results} holds {runs[0]} and {runs[1]} of one arm, whose init named other weights at one "
-                "than at the other: remove the lines and folders of the runs from weights that it no longer names"
-            )
-
-
-def refuse_unusable_weights(study: Study, results: Sequence[Result]) -> None:
-    """Refuse an arm whose ``init`` is missing, or replaced since its first runs, before hours are spent on the others.
-
-    Raises:
-        UserError: it names the arm and the file.
-    """
-    inits = {run.arm: run.settings["init"] for run in next_runs(study, results) if "init" in run.settings}
-    for arm, init in inits.items():
-        try:
-            identity = weights_identity(init)
-        except UserError as error:
-            raise UserError(f"arm {arm} of study {study.name} starts from init: {error}") from error
-        if (runs := runs_by_weights(arm, results)) and identity not in runs:
-            raise UserError(
-                f"init {init} of arm {arm} of study {study.name} no longer holds the weights from which "
-                f"{next(iter(runs.values()))} started: put those back, or give the changed study another name"
-            )
-
-
-def runs_by_weights(arm: str, results: Sequence[Result]) -> dict[str, str]:
-    """By the identity of the weights that ``init`` of an arm named, the last run that started from them."""
-    return {
-        str(result.facts["init_identity"]): result.key
-        for result in results
-        if result.arm == arm and "init" in result.settings and "init_identity" in result.facts
-    }
 
 
 def run_or_prerequisite(
