@@ -19,15 +19,9 @@ from torch import nn
 
 from map_core import UserError
 from map_core.tasks import weights
+from map_core.tasks.starting import load_init
 from map_core.tasks.typed import fits
-from map_core.tasks.weights import (
-    load_init,
-    read_description,
-    read_settings,
-    read_weights,
-    save_weights,
-    weights_file,
-)
+from map_core.tasks.weights import read_description, read_settings, read_weights, save_weights, weights_file
 
 
 class Toy(nn.Module):

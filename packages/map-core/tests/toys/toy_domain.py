@@ -16,8 +16,8 @@ from map_core.objectives.simmim import SimMIMConfig
 from map_core.tasks.classification import ClassificationConfig
 from map_core.tasks.domain import Domain, OpenedData
 from map_core.tasks.pretraining import hide_and_reconstruct
+from map_core.tasks.starting import load_init
 from map_core.tasks.trained_models import ModelConfig, Models
-from map_core.tasks.weights import load_init
 from map_core.testing import GridBackbone, LinearPosition, toy_encoder
 
 ROWS, COLS, CHANNELS = 4, 3, 4

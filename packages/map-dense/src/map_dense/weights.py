@@ -12,14 +12,8 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.tasks.families import family_of
-from map_core.tasks.weights import (
-    format_keys,
-    other_guesses,
-    read_description,
-    read_weights,
-    refuse_other_switches,
-    weights_file,
-)
+from map_core.tasks.starting import format_keys, other_guesses, refuse_other_switches
+from map_core.tasks.weights import read_description, read_weights, weights_file
 from map_dense.backbone import MODEL_OPTIONS, HybridBackbone
 from map_vision.checkpoints import FAMILIES
 from map_vision.factory import (

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import map_core.tasks.weights
+import map_core.tasks.starting
 from map_core.errors import UserError
-from map_core.tasks.weights import LoadReport
+from map_core.tasks.starting import LoadReport
 from map_points.checkpoints import FAMILIES
 
 # what a pretraining run lacks and a classifier starts anew
@@ -19,12 +19,12 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
     """Start a point model from a pretraining run, a classifier, or a checkpoint of another project.
 
     Only the class token with its position, the scale of a second order and the head may be missing. Without
-    ``keep_head`` the head starts anew. See :func:`map_core.tasks.weights.load_init`.
+    ``keep_head`` the head starts anew. See :func:`map_core.tasks.starting.load_init`.
 
     Raises:
         UserError: the file holds a part segmenter, and the model is none.
     """
-    return map_core.tasks.weights.load_init(
+    return map_core.tasks.starting.load_init(
         model,
         path,
         may_be_missing=NEW_IN_CLASSIFIER,

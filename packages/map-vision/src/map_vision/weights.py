@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import map_core.tasks.weights
+import map_core.tasks.starting
 from map_core.errors import UserError
 from map_core.positions import resamples
 from map_core.tasks.families import family_of
 from map_core.tasks.foreign_weights import without_prefix
-from map_core.tasks.weights import LoadReport, format_keys, other_guesses, refuse_other_switches
+from map_core.tasks.starting import LoadReport, format_keys, other_guesses, refuse_other_switches
 from map_vision.checkpoints import FAMILIES
 
 # parameters that a pretraining run lacks and a classifier initialises
@@ -30,9 +30,9 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
 
     Exactly these may be missing: registers and their positions, neck and its norm, the norm after the pooling, the
     classifier's head, and a pyramid's mask token. Positions of another grid are resampled. Without
-    ``keep_head`` the head starts anew. See :func:`map_core.tasks.weights.load_init`.
+    ``keep_head`` the head starts anew. See :func:`map_core.tasks.starting.load_init`.
     """
-    return map_core.tasks.weights.load_init(
+    return map_core.tasks.starting.load_init(
         model,
         path,
         may_be_missing=(*NEW_IN_CLASSIFIER, MASK_TOKEN),

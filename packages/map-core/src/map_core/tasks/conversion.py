@@ -16,10 +16,10 @@ from map_core.runs.summary import refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.pretraining import DECODER, ENCODER, decoder_state, load_decoder_state
+from map_core.tasks.starting import LoadReport
 from map_core.tasks.typed import format_options
 from map_core.tasks.weights import (
     MODEL_FILE,
-    LoadReport,
     description_file,
     read_description,
     read_settings,

@@ -10,7 +10,8 @@ from torch import nn
 
 from map_core.errors import UserError, in_one_line, near_matches, reason
 from map_core.tasks.families import Family
-from map_core.tasks.weights import LoadReport, description_file, read_description, read_settings, weights_file
+from map_core.tasks.starting import LoadReport
+from map_core.tasks.weights import description_file, read_description, read_settings, weights_file
 
 
 @dataclass
