@@ -15,7 +15,8 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-METADATA = packages/VERSION $(foreach package,$(1),packages/map-$(package)/pyproject.toml packages/map-$(package)/setup.py)
+# what an installed package is made of, beside the Python files, which are read where they lie
+METADATA = packages/VERSION $(foreach package,$(1),packages/map-$(package)/pyproject.toml packages/map-$(package)/setup.py $(wildcard packages/map-$(package)/native/*))
 
 $(VENV)/demo.stamp: constraints.txt $(call METADATA,core vision) | $(BIN)/python
 	@echo "installing map-core and map-vision into $(VENV) (about 5 GB, a few minutes the first time)"
@@ -30,7 +31,7 @@ $(VENV)/core.stamp: $(VENV)/demo.stamp $(call METADATA,points) requirements-dev.
 # no binary of mmcv fits Python 3.11; its build needs torch, so it comes after it and without an isolated
 # environment; -g0: debug symbols take as long again
 $(VENV)/mmcv.stamp: $(VENV)/core.stamp
-	@echo "installing OpenMMLab's mmcv: its operators are compiled once, 10 minutes or more on 2 cores (pip keeps the wheel)"
+	@echo "installing OpenMMLab's mmcv: its operators are compiled once, 10 to 24 minutes on 2 cores (pip keeps the wheel)"
 	$(PIP) setuptools wheel ninja psutil
 	CFLAGS='-O3 -DNDEBUG -g0' MMCV_WITH_OPS=1 $(PIP) --no-build-isolation onedl-mmcv
 	@touch $@

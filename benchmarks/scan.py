@@ -30,7 +30,7 @@ from map_core.ops import ScanInputs, bidirectional_selective_scan, scan_backends
 from map_core.ops.registry import Request
 from map_core.ops.scan.interface import REGISTRY
 
-TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2}  # of the largest value, as in docs/numerics.md
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 8e-3}  # of the largest value, as in docs/numerics.md
 MATERIALISED_STEPS = 512  # its backward writes whole tensors at every step: quadratic in the length
 
 

@@ -77,6 +77,19 @@ def test_the_mixer_equals_its_definition_with_every_gradient(bidirectional):
         )
 
 
+def test_a_mixer_in_float64_computes_in_float64():
+    mixer, x = MambaMixer(WIDTH, state_dim=3).double(), torch.randn(2, LENGTH, WIDTH).double()
+    for direction in (mixer.scan_forward, mixer.scan_backward):
+        direction.A_log.data += 1e-9  # what float32 does not hold
+    torch.testing.assert_close(mixer(x), slow_mixer(mixer, x), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_the_time_step_needs_a_rank(rank):
+    with pytest.raises(UserError, match=rf"dt_rank \({rank}\) must be at least 1"):
+        MambaMixer(WIDTH, dt_rank=rank)
+
+
 def test_the_block_adds_the_mixer_to_its_input():
     block, x = MambaBlock(WIDTH), torch.randn(2, LENGTH, WIDTH)
     normalised = x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-5)  # RMSNorm at its initial weight
@@ -197,6 +210,8 @@ def test_attention_reads_exactly_what_its_mask_allows(shared):
 def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match=r"embed_dim \(10\) must be a multiple of num_heads \(4\)"):
         TransformerBlock(10, num_heads=4)
+    with pytest.raises(UserError, match=r"num_heads \(0\) must be at least 1"):
+        Attention(WIDTH, 0)
 
 
 # ---- devices

@@ -1,5 +1,6 @@
 """``~`` is a home folder wherever a path is accepted, also in Python."""
 
+import pwd
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from toy_task import ToyTask, toy_config
 
 from map_core import UserError
-from map_core.paths import expand_user
+from map_core.paths import cache_folder, expand_user
 from map_core.runs.checkpoint import Checkpoints
 from map_core.runs.run_directory import named_checkpoint
 from map_core.tasks.weights import read_description, read_weights, save_weights
@@ -23,6 +24,26 @@ def home(tmp_path, monkeypatch):
 def test_home_folders_are_meant_at_the_beginning_only(home):
     paths = ("~", "~/a", Path("~/a"), "a/~/b", "~a~")
     assert [expand_user(path) for path in paths] == [home, home / "a", home / "a", Path("a/~/b"), Path("~a~")]
+
+
+def test_the_cache_is_there_or_where_xdg_says(home, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == home / ".cache/map"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert cache_folder() == Path("/scratch/map")
+
+
+def test_a_cache_in_the_working_directory_is_refused(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    with pytest.raises(
+        UserError, match=r"the cache folder \(cache\) must be an absolute path: set XDG_CACHE_HOME"
+    ):
+        cache_folder()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # a user whom the system does not know
+    with pytest.raises(UserError, match=r"the cache folder \(~/.cache\) must be an absolute path"):
+        cache_folder()
 
 
 def test_a_run_starts_and_resumes_there_and_takes_texts(home):

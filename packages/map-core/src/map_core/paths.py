@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from map_core.errors import UserError
+
 
 def expand_user(path: str | os.PathLike[str]) -> Path:
     """A path with a leading ``~`` or ``~user`` replaced by the home folder; nothing else in it is special."""
@@ -10,8 +12,15 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
 
 
 def cache_folder() -> Path:
-    """This user's cache folder, for files that can be made or fetched again."""
-    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "map"
+    """This user's cache folder, for files that can be made or fetched again.
+
+    Raises:
+        UserError: It is not absolute, as for a user without a home folder; files would go to the working directory.
+    """
+    folder = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if not folder.is_absolute():
+        raise UserError(f"the cache folder ({folder}) must be an absolute path: set XDG_CACHE_HOME to one")
+    return folder / "map"
 
 
 def is_file(path: Path) -> bool:

@@ -167,14 +167,50 @@ def test_transformations_of_pytorch_see_its_own_operator() -> None:
         ({"mask": torch.zeros(3, 4, 5)}, r"the mask must be of bool, \(3, 4, 5\) .*float32"),
         ({"mask": torch.ones(3, 4, 6, dtype=torch.bool)}, r"the mask must be .*\(3, 4, 6\)"),
         ({"mask": torch.ones(2, 4, 5, dtype=torch.bool)}, r"the mask must be .*\(2, 4, 5\)"),
+        ({"mask": torch.ones(1, 1, 5, 5, dtype=torch.bool)}, r"the mask must be .*\(1, 1, 5, 5\)"),
     ],
 )
 def test_the_kernel_reads_no_memory_that_is_not_there(changes: dict[str, Any], message: str) -> None:
-    """As outside of tests, where no shape is checked before the call."""
+    """As in a traced model, where no shape is checked before the call."""
     values: dict[str, Any] = {"q": (3, 2, 4, 8), "k": (3, 2, 5, 8), "v": (3, 2, 5, 8), "mask": None} | changes
     q, k, v = (torch.randn(values[name]) for name in "qkv")
     with pytest.raises(ValueError, match=message):
         native_attention(q, k, v, values["mask"])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("backend", ["auto", *FAST, "reference"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": (2, 4, 8)}, r"q has shape \(2, 4, 8\); it must have 4 axes \(batch, heads, tokens, width\)"),
+        ({"k": (1, 2, 5, 8)}, r"k has shape \(1, 2, 5, 8\); it must have \(3, 2, 5, 8\), the batch, heads"),
+        ({"v": (3, 2, 4, 8)}, r"v has shape \(3, 2, 4, 8\); it must have \(3, 2, 5, 8\), .* the tokens of k"),
+        ({"v": (3, 2, 5, 4)}, r"v has shape \(3, 2, 5, 4\); it must have \(3, 2, 5, 8\)"),
+        ({"mask": torch.zeros(3, 4, 5)}, r"mask has dtype torch.float32; it must be torch.bool, True where"),
+        (
+            {"mask": torch.ones(4, 5).bool()},
+            r"mask has shape \(4, 5\); it must have \(3, 4, 5\), or 1 in place",
+        ),
+        ({"mask": torch.ones(2, 4, 5).bool()}, r"mask has shape \(2, 4, 5\); it must have \(3, 4, 5\)"),
+        ({"mask": torch.ones(1, 1, 4, 5).bool()}, r"mask has shape \(1, 1, 4, 5\); it must have \(3, 4, 5\)"),
+        ({"mask": torch.ones(1, 1, 5, 5).bool()}, r"mask has shape \(1, 1, 5, 5\); it must have \(3, 4, 5\)"),
+    ],
+)
+def test_arguments_that_do_not_fit(changes: dict[str, Any], message: str, backend: str) -> None:
+    values: dict[str, Any] = {"q": (3, 2, 4, 8), "k": (3, 2, 5, 8), "v": (3, 2, 5, 8), "mask": None} | changes
+    q, k, v = (torch.randn(values[name]) for name in "qkv")
+    with pytest.raises(UserError, match="attention: " + message):
+        attention(q, k, v, values["mask"], backend)
+
+
+@pytest.mark.parametrize("backend", ["auto", *FAST, "reference"])
+def test_autocast_leaves_the_dtype_of_the_queries(backend: str) -> None:
+    values = heads(6, 9, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attention(**values, backend=backend)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, defined(**values), rtol=0, atol=2e-2)
 
 
 def test_an_unknown_or_unfit_implementation_is_refused() -> None:
@@ -183,6 +219,8 @@ def test_an_unknown_or_unfit_implementation_is_refused() -> None:
         attention(**values, backend="nativ")
     with pytest.raises(UserError, match="backend='flex' cannot serve this call"):
         attention(**values, backend="flex")
+    with pytest.raises(UserError, match="unknown backend='nativ'"):
+        torch.func.grad(lambda q: attention(q, values["k"], values["v"], backend="nativ").sum())(values["q"])
 
 
 @pytest.mark.parametrize(
@@ -231,6 +269,13 @@ def test_the_choice_of_a_backend_depends_on_lengths_and_masks(monkeypatch: pytes
         attention(**heads(3, 4, 16), mask=mask_of("each", 3, 4))
         attention(**heads(1024, 1024, 1, batch=1))
     assert [request[4:] for request in requests] == [(), (), ("masked",), ("long",)]
+
+
+def test_more_lengths_are_compiled_than_pytorch_allows_by_itself() -> None:
+    with torch._dynamo.config.patch(recompile_limit=8):
+        flex._kernels.cache_clear()
+        flex._kernels()
+        assert torch._dynamo.config.recompile_limit == flex.MAX_SHAPES
 
 
 def regions_of(kind: str, batch: int, num_global: int = 3) -> Tensor:

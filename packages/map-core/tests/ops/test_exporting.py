@@ -115,6 +115,35 @@ def test_exported_attention_takes_any_number_of_tokens():
     warm.run("-c", textwrap.dedent(ATTENTION))
 
 
+FREE = """
+    import torch
+    from map_core.ops import attention, selective_scan
+
+    class Masked(torch.nn.Module):
+        def forward(self, x, mask):
+            return attention(x, x, x, mask)
+
+    class Scan(torch.nn.Module):
+        def forward(self, u, B):
+            return selective_scan(u, u, -torch.ones(8, 4), B, B, backend="torch")
+
+    make = lambda length: (torch.randn(2, 3, length, 32), torch.ones(1, length, length).tril() > 0)
+    length = torch.export.Dim("length", min=2, max=3000)
+    program = torch.export.export(Masked(), make(9), dynamic_shapes=({2: length}, {1: length, 2: length}))
+    for inputs in map(make, (5, 1030)):
+        torch.testing.assert_close(program.module()(*inputs), Masked()(*inputs), rtol=0, atol=1e-5)
+
+    program = torch.export.export(Scan(), (torch.randn(1, 9, 8), torch.randn(1, 9, 4))).module()
+    inputs = torch.randn(1, 9, 8, requires_grad=True), torch.randn(1, 9, 4)
+    grads = [torch.autograd.grad(run(*inputs).sum(), inputs[0]) for run in (program, Scan())]
+    torch.testing.assert_close(*grads)
+"""
+
+
+def test_programs_of_our_operators_take_any_length_and_can_be_differentiated():
+    warm.run("-c", textwrap.dedent(FREE))
+
+
 def test_outside_of_an_export_the_usual_implementations_serve(scan_arguments):
     values, weight = scan_arguments(9) | {"delta_softplus": True}, torch.randn(20, 4)
     usual = selective_scan(**values), depthwise_causal_conv1d(values["u"], weight)

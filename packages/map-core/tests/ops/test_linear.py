@@ -144,6 +144,20 @@ def test_compilers_exporters_and_tracers_see_pytorchs_operator() -> None:
     torch.testing.assert_close(traced(x), layer(x))
 
 
+@pytest.mark.usefixtures("unchecked")  # dynamo does not look into the checks of types
+def test_an_unknown_backend_is_refused_where_pytorchs_operator_serves() -> None:
+    values = arguments((4,), 3, 5)
+    x = values.pop("x")
+
+    def misspelt(x: Tensor) -> Tensor:
+        return linear(x, **values, backend="onednm")
+
+    compiled = torch.compile(misspelt, backend="eager")
+    for run in (compiled, torch.func.vmap(misspelt), lambda x: torch.jit.trace(misspelt, x)):
+        with pytest.raises(UserError, match=r"linear: unknown backend='onednm'; did you mean onednn\?"):
+            run(x)
+
+
 def test_transformations_of_torch_func_see_pytorchs_operator() -> None:
     values = arguments((256,), 128, 128)
     x, weight = values["x"], values["weight"]

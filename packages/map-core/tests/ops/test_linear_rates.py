@@ -1,6 +1,7 @@
 """Which library multiplies is measured once for a processor, and the result holds for every later process."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,22 @@ def test_of_processes_that_measure_at_once_the_first_decides() -> None:
     assert [path.name for path in rates_file().parent.iterdir()] == [rates_file().name]
 
 
+def test_without_links_the_first_decides_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        target.write_text(json.dumps(vars(FAST)))  # another process is first by a moment
+        raise PermissionError
+
+    def first(source: Path, target: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "replace", None)  # it would replace the other's file
+    monkeypatch.setattr(os, "link", first)
+    assert store_rates(rates_file(), ALIKE) == ALIKE
+    rates_file().unlink()
+    monkeypatch.setattr(os, "link", no_links)
+    assert store_rates(rates_file(), SLOW) == FAST
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"onednn": 1}', '{"onednn": -1, "torch": 2}', '{"onednn": null}']
 )
@@ -105,6 +122,16 @@ def test_where_nothing_can_be_kept_pytorch_serves(tmp_path: Path, monkeypatch: p
     assert cached_rates() is None
     assert automatic_choice() == "torch"
     assert "oneDNN: how fast it is cannot be kept" in describe_environment()
+
+
+def test_without_a_cache_folder_pytorch_serves_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "~unknown_user")
+    monkeypatch.chdir(tmp_path)
+    assert cached_rates() is None
+    assert automatic_choice() == "torch"
+    assert not list(tmp_path.iterdir())
 
 
 def test_measuring_leaves_no_trace() -> None:

@@ -23,10 +23,14 @@ from map_core.ops import (
 )
 from map_core.ops.attention.interface import REGISTRY as ATTENTION_REGISTRY
 from map_core.ops.conv.interface import REGISTRY as CONV_REGISTRY
+from map_core.ops.conv.native import native_conv
+from map_core.ops.conv.triton.conv import triton_conv
 from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native import library
 from map_core.ops.native.library import INSTRUCTION_SETS
 from map_core.ops.scan.interface import REGISTRY as SCAN_REGISTRY
+from map_core.ops.scan.native import native_scan
+from map_core.ops.scan.triton.scan import triton_scan
 from map_core.regions import region_attention_mask
 
 Tool = Callable[..., Any]
@@ -228,6 +232,54 @@ def test_operators_pass_pytorchs_own_checks(scan_arguments: Tool) -> None:
     q, k, v = (torch.randn(2, 7, 3, 4, requires_grad=True) for _ in range(3))
     torch.library.opcheck(operator, (q, k, v, torch.rand(1, 7, 7) > 0.2))
     torch.library.opcheck(operator, (q, k, v, None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"B": (1, 9, 4)}, r"B must have shape \(1, 30, 4\); got \(1, 9, 4\)"),
+        ({"C": (2, 30, 4)}, r"C must have shape \(1, 30, 4\); got \(2, 30, 4\)"),
+        ({"delta": (1, 30, 1)}, r"delta must have shape \(1, 30, 8\)"),
+        ({"A": (7, 4)}, r"A must have shape \(8, 4\)"),
+        ({"D": (1,)}, r"D must have shape \(8,\)"),
+        ({"delta_bias": (9,)}, r"bias must have shape \(8,\)"),
+        ({"z": (1, 29, 8)}, r"z must have shape \(1, 30, 8\); got \(1, 29, 8\)"),
+    ],
+)
+@pytest.mark.parametrize("scan", [pytest.param(native_scan, marks=needs_kernels), triton_scan])
+def test_kernels_of_the_scan_read_no_memory_that_is_not_there(
+    scan: Tool, changes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    """As in a traced model, where no shape is checked before the call."""
+    shapes = {"u": (1, 30, 8), "delta": (1, 30, 8), "A": (8, 4), "B": (1, 30, 4), "C": (1, 30, 4)}
+    shapes |= {"D": (8,), "delta_bias": (8,), "z": (1, 30, 8)} | changes
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    z = tensors.pop("z")
+    with pytest.raises(ValueError, match=message):
+        scan(ScanInputs(**tensors), z, False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "message"),
+    [
+        ((8, 4), None, r"weight must have shape \(800, 1 or more\); got \(8, 4\)"),
+        ((800, 0), None, r"weight must have shape \(800, 1 or more\); got \(800, 0\)"),
+        ((800, 1, 4), None, r"weight must have shape .*; got \(800, 1, 4\)"),
+        ((800, 4), (8,), r"bias must have shape \(800,\); got \(8,\)"),
+    ],
+)
+@pytest.mark.parametrize("conv", [pytest.param(native_conv, marks=needs_kernels), triton_conv])
+def test_kernels_of_the_convolution_read_no_memory_that_is_not_there(
+    conv: Tool, weight: tuple[int, ...], bias: tuple[int, ...] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        conv(
+            torch.randn(1, 9, 800),
+            torch.randn(weight),
+            None if bias is None else torch.randn(bias),
+            None,
+            False,
+        )
 
 
 def test_without_the_library_pytorch_serves_and_the_reason_is_reported(

@@ -54,6 +54,15 @@ def test_lengths_up_to_and_beyond_a_stretch(
     compare(arguments(length, batch=1), activation=activation, reverse=reverse)
 
 
+def test_sums_are_float32_whatever_new_tensors_are_by_default(compare: Callable[..., None]) -> None:
+    values = arguments(3, batch=1)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        compare(values)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_cut_of_a_gpu(monkeypatch: pytest.MonkeyPatch, compare: Callable[..., None]) -> None:
     for name, value in CUT_OF_A_GPU.items():
         monkeypatch.setattr(conv, name, value)

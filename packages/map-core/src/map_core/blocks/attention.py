@@ -19,7 +19,7 @@ class Attention(nn.Module):
     ``backend`` names the implementation of attention; set it to measure one.
 
     Raises:
-        UserError: ``embed_dim`` is not a multiple of ``num_heads``.
+        UserError: ``num_heads`` is below 1, or ``embed_dim`` no multiple of it.
     """
 
     backend = "auto"
@@ -28,6 +28,8 @@ class Attention(nn.Module):
         self, embed_dim: int, num_heads: int, *, qkv_bias: bool = True, proj_bias: bool = True
     ) -> None:
         super().__init__()
+        if num_heads < 1:
+            raise UserError(f"num_heads ({num_heads}) must be at least 1")
         if embed_dim % num_heads:
             raise UserError(f"embed_dim ({embed_dim}) must be a multiple of num_heads ({num_heads})")
         self.embed_dim, self.num_heads = embed_dim, num_heads

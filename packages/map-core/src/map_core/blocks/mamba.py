@@ -8,6 +8,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from map_core.blocks.norm import NormKind, make_norm
+from map_core.errors import UserError
 from map_core.initialization import init_time_step_, keep_init
 from map_core.ops import (
     Linear,
@@ -17,6 +18,13 @@ from map_core.ops import (
     linear,
     selective_scan,
 )
+from map_core.tracing import fx_leaf
+
+
+@fx_leaf
+def _widened(x: Tensor) -> Tensor:
+    """Return x in float32, or in float64 if it has that dtype."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class ScanDirection(nn.Module):
@@ -59,11 +67,11 @@ class ScanDirection(nn.Module):
             u=u,
             # the bias is added in float32, inside the scan
             delta=linear(dt, self.dt_proj.weight, backend=self.dt_proj.backend),
-            A=-torch.exp(self.A_log.float()),
+            A=-torch.exp(_widened(self.A_log)),
             B=B,
             C=C,
-            D=self.D.float(),
-            delta_bias=self.dt_proj.bias.float(),
+            D=_widened(self.D),
+            delta_bias=_widened(self.dt_proj.bias),
             delta_softplus=True,
         )
 
@@ -82,6 +90,9 @@ class MambaMixer(nn.Module):
         bidirectional: Scan in both directions; False scans in sequence order only.
 
     ``scan_backend`` and ``conv_backend`` name the implementations of the two ops; set them to measure one.
+
+    Raises:
+        UserError: ``dt_rank`` is below 1.
     """
 
     def __init__(
@@ -98,6 +109,8 @@ class MambaMixer(nn.Module):
         self.scan_backend = self.conv_backend = "auto"
         inner_dim = expand * embed_dim
         rank = dt_rank if dt_rank is not None else math.ceil(embed_dim / 16)
+        if rank < 1:
+            raise UserError(f"dt_rank ({rank}) must be at least 1")
 
         def direction(reverse: bool) -> ScanDirection:
             return ScanDirection(

@@ -122,10 +122,18 @@ class Registry:
                 return name
         raise AssertionError(f"{self.op}: no automatic implementation serves {request}")
 
-    def _check(self, backend: str, request: Request) -> None:
-        if backend not in self._implementations:
+    def check_name(self, backend: str) -> None:
+        """Refuse a backend that no implementation has.
+
+        Raises:
+            UserError: It suggests the nearest names.
+        """
+        if backend != "auto" and backend not in self._implementations:
             hint = near_matches(backend, ["auto", *self._implementations])
             raise UserError(f"{self.op}: unknown backend={backend!r}; {hint}")
+
+    def _check(self, backend: str, request: Request) -> None:
+        self.check_name(backend)
         reason = self._missing(backend) or self._implementations[backend].unfit(request)
         if reason:
             raise UserError(

@@ -13,6 +13,7 @@ from map_core.ops.registry import NOT_INSTALLED, Request
 
 MIN_TOKENS = 1024  # below, a mask has too few blocks to skip any; not timed
 BLOCK = 128
+MAX_SHAPES = 256  # that are compiled, as many as PyTorch compiles of any function
 MIN_WIDTH = 16  # of a head; its kernels take no narrower one
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -95,4 +96,7 @@ _block_mask_cache = _BlockMaskCache()
 def _kernels() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
+    # Drawn mask ratios make other lengths; beyond its limit of graphs PyTorch would compute all scores for good.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_SHAPES)
     return torch.compile(flex_attention, dynamic=False)

@@ -40,6 +40,7 @@ def _call(
         )
     if mask is not None and not (
         mask.dtype == torch.bool
+        and mask.ndim == 3
         and mask.shape[0] in (1, batch)
         and mask.shape[1] in (1, queries)
         and mask.shape[2] == keys

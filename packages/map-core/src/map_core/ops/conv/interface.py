@@ -75,6 +75,7 @@ def _run(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, reverse: bool, backend: str
 ) -> Tensor:
     if is_functionally_transformed():
+        REGISTRY.check_name(backend)
         return reference_conv(x, weight, bias, activation, reverse)  # the others have hand-written gradients
     name = _choose(backend, x.device.type, x.dtype, int(weight.shape[1]))
     return REGISTRY[name].run(x, weight, bias, activation, reverse)
@@ -96,7 +97,9 @@ def depthwise_causal_conv1d(
         bias: Added to the result (d,).
         activation: None or 'silu', applied last.
         reverse: Look only at the future; equal to flipping ``x`` and the result along the sequence.
-        backend: 'auto', or the name of one implementation (``conv_backends`` lists them).
+        backend: 'auto', or the name of one implementation (``conv_backends`` lists them); transformations of
+            torch.func and forward-mode differentiation always use the definition, but inside ``torch.compile`` need
+            'reference', as gradients of gradients do everywhere.
 
     Returns:
         (b, l, d) in the dtype of ``x``; sums are float32.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from map_core.ops.conv.flops import backward_flops, forward_flops
+from map_core.ops.conv.shapes import check_shapes
 from map_core.ops.native.calls import ConvCall, address, common_dtype, readable, rows
 from map_core.ops.native.library import run
 from map_core.ops.operator import register_operator
@@ -12,7 +13,12 @@ from map_core.ops.operator import register_operator
 def _call(
     dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[ConvCall, list[Tensor | None]]:
-    """Describe a convolution of a dtype, and return the tensors that must live until it has run."""
+    """Describe a convolution of a dtype, and return the tensors that must live until it has run.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    check_shapes(x, weight, bias)
     read_x = readable(x, dtype)
     read_taps = readable(weight).t().contiguous()  # (d, k) -> (k, d), as the kernel reads them
     read_bias = None if bias is None else readable(bias).contiguous()

@@ -25,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
         weight: Matrix (n, k).
         bias: Added to the result (n,).
         backend: 'auto', or the name of one implementation (``linear_backends`` lists them). Compilers, tracers and
-            the transformations of torch.func always get PyTorch's own operator.
+            the transformations of torch.func always get PyTorch's own operator, whatever the name.
 
     Returns:
         (..., n) in the dtype of ``x``, or of autocast where that is enabled.
@@ -34,6 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
         UserError: ``backend`` is unknown or cannot serve this call.
     """
     if type(x) not in (Tensor, nn.Parameter) or x.is_nested or is_transformed():
+        REGISTRY.check_name(backend)
         return F.linear(x, weight, bias)
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if is_autocast_enabled(device) else x.dtype

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from map_core.errors import UserError
 from map_core.paths import cache_folder
 from map_core.processor import processor_name
 
@@ -53,13 +54,20 @@ def cached_rates() -> Rates | None:
     The first process to store them decides for all: for the others of a run, and for a run that resumes. None where
     they cannot be stored, because then nothing would hold the next process to the same choice.
     """
-    path = rates_file()
+    try:
+        path = rates_file()
+    except UserError:  # no cache folder
+        return None
     rates = read_rates(path)
     return rates or store_rates(path, measured_rates())
 
 
 def rates_file() -> Path:
-    """Where the rates are stored, under a name for each processor and PyTorch that share a home folder."""
+    """Where the rates are stored, under a name for each processor and PyTorch that share a home folder.
+
+    Raises:
+        UserError: As :func:`~map_core.paths.cache_folder` does.
+    """
     key = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     return cache_folder() / "linear" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -82,14 +90,29 @@ def store_rates(path: Path, rates: Rates) -> Rates | None:
         text = {"processor": processor_name(), "pytorch": torch.__version__, **asdict(rates)}
         partial.write_text(json.dumps(text) + "\n")
         try:
-            os.link(partial, path)  # fails where the file exists
-        except OSError:
-            if read_rates(path) is None:  # a broken file, or a file system without links
+            _create(path, partial)
+        except FileExistsError:
+            if read_rates(path) is None:  # a broken file
                 os.replace(partial, path)
         partial.unlink(missing_ok=True)
     except OSError:
         return None
     return read_rates(path)
+
+
+def _create(path: Path, partial: Path) -> None:
+    """Give a file a second name; on a file system without links, copy it.
+
+    Raises:
+        FileExistsError: There is a file of that name.
+    """
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with path.open("x") as file:
+            file.write(partial.read_text())
 
 
 def measured_rates() -> Rates:

@@ -50,6 +50,7 @@ def _choose(backend: str, device: str, dtype: torch.dtype, state: int) -> str:
 
 def _implementation(backend: str, inputs: ScanInputs) -> Implementation:
     if is_functionally_transformed():
+        REGISTRY.check_name(backend)
         return REGISTRY["reference"]  # the others have hand-written gradients, and nothing else
     return REGISTRY[_choose(backend, inputs.u.device.type, inputs.u.dtype, int(inputs.A.shape[1]))]
 
@@ -81,7 +82,8 @@ def selective_scan(
         delta_softplus: Whether the step size goes through softplus.
         reverse: Scan from the last step to the first; equal to flipping every sequence and the result.
         backend: 'auto', or the name of one implementation (``scan_backends`` lists them); transformations of
-            torch.func and forward-mode differentiation always use the definition.
+            torch.func and forward-mode differentiation always use the definition, but inside ``torch.compile`` need
+            'reference', as gradients of gradients do everywhere.
 
     Returns:
         (b, l, d) in the dtype of ``u``; step sizes, decay and state are float32 whatever the inputs are.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from map_core.ops.native.calls import ScanCall, ScanDirection, address, common_dtype, readable, rows
 from map_core.ops.native.library import run
-from map_core.ops.scan.directions import by_direction
+from map_core.ops.scan.directions import by_direction, check_shapes
 from map_core.ops.scan.inputs import ScanInputs
 from map_core.ops.scan.operator import scan_operator
 
@@ -27,7 +27,12 @@ def _call(
     softplus: Sequence[int],
     reverse: Sequence[int],
 ) -> tuple[ScanCall, list[object]]:
-    """Describe a scan of a dtype, and return the tensors that must live until it has run."""
+    """Describe a scan of a dtype, and return the tensors that must live until it has run.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    check_shapes(directions, z)
     read_z = None if z is None else readable(z, dtype)
     keep_alive: list[object] = [read_z]
     call = ScanCall(threads=torch.get_num_threads(), directions=len(directions), z=rows(read_z))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from map_core.ops.conv.flops import backward_flops, forward_flops
+from map_core.ops.conv.shapes import check_shapes
 from map_core.ops.conv.triton.loading import kernels
 from map_core.ops.operator import register_operator
 
@@ -29,6 +30,7 @@ def _span(batch: int, length: int, channels: int) -> int:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    check_shapes(x, weight, bias)
     batch, length, channels = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
@@ -53,7 +55,7 @@ def _backward(
     x, grad, span = _rows(x), _rows(grad_out), _span(batch, length, channels)
     taps, programs = weight.shape[1], batch * -(-length // span)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sums = torch.empty((programs, taps + 1, channels), device=x.device)
+    sums = torch.empty((programs, taps + 1, channels), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         kernels().gradient_kernel[programs, -(-channels // BLOCK)](
             grad, x, weight.contiguous(), None if bias is None else bias.contiguous(), grad_x, sums,

@@ -111,5 +111,6 @@ def chunked_scan(
     """Compute what ``reference_scan`` defines, differentiably, on any device that PyTorch knows."""
     fields = (inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.delta_bias)
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*fields, z))
-    keep = needs_grad or torch.jit.is_tracing()  # a trace may be differentiated later
+    # a trace or an exported program may be differentiated later
+    keep = needs_grad or torch.jit.is_tracing() or torch.compiler.is_exporting()
     return _operator(*fields, inputs.delta_softplus, z, reverse, keep)[0]

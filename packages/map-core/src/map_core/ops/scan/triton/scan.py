@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from map_core.ops.scan.directions import FIELDS, by_direction
+from map_core.ops.scan.directions import FIELDS, by_direction, check_shapes
 from map_core.ops.scan.inputs import ScanInputs
 from map_core.ops.scan.operator import scan_operator
 from map_core.ops.scan.triton.arguments import Direction, Gate, Gradients
@@ -48,6 +48,7 @@ def _forward(
 ) -> Tensor:
     """Average the scans whose inputs are listed in ``tensors``, in the order of ``FIELDS``."""
     direction_tensors = by_direction(tensors, present)
+    check_shapes(direction_tensors, z)
     u = direction_tensors[0]["u"]
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     if out.numel() == 0:
