@@ -1,4 +1,4 @@
-"""Type checks for values read from JSON: a file that anybody may have written can hold anything anywhere."""
+"""Checks of values read from JSON, as anybody may have written anything into a file, and what JSON cannot hold."""
 
 import math
 from typing import Any
@@ -14,6 +14,15 @@ def is_number(value: Any) -> bool:
 def is_finite(value: Any) -> bool:
     """Whether a JSON value is such a number, and neither infinite nor NaN, which Python also reads from JSON."""
     return is_number(value) and math.isfinite(value)
+
+
+def finite_or_null(value: Any) -> Any:
+    """A value for JSON, with None in the place of infinite numbers and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [finite_or_null(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_count(value: Any) -> bool:

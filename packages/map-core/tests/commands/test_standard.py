@@ -518,6 +518,14 @@ def test_info_lists_versions_devices_and_models(capsys):
     assert any("torch.utils.flop_counter.FlopCounterMode counts" in line for line in lines)
 
 
+@pytest.mark.parametrize("setting", ["--model.embed_dim=12", "--model.name=other"])
+def test_info_refuses_a_model_whose_costs_it_shall_not_count(capsys, setting):
+    assert run("info", setting) == 2
+    option = setting.replace("=", " ")
+    message = f"map-toy: error: {option} has no effect without --flops: add --flops\n"
+    assert capsys.readouterr().err == message
+
+
 def test_info_counts_what_a_model_costs(capsys):
     assert run("info", "--flops", "--model.embed_dim=12") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,6 +1,10 @@
 """In which directories a run can be opened, and what it clears away there."""
 
+import errno
+import io
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
@@ -8,7 +12,10 @@ from safetensors import SafetensorError
 from map_core import UserError
 from map_core.runs.checkpoint import Checkpoints, write_json
 from map_core.runs.lock import RunLock
+from map_core.runs.metrics import MetricsLog
+from map_core.runs.pictures import save_picture
 from map_core.runs.run_directory import disk_errors_as_user_errors, open_run
+from map_core.runs.summary import write_config, write_summary
 
 FILES = {"state.json": write_json({"step": 1})}
 
@@ -145,6 +152,52 @@ def fail(out, error):
 def test_disk_errors_are_reported_in_one_sentence(tmp_path, error, message):
     with pytest.raises(UserError, match=message):
         fail(tmp_path / "run", error(tmp_path / "run"))
+
+
+class Broken(io.StringIO):
+    """A file on a disk that fails: neither a write nor a flush says which file it was."""
+
+    def write(self, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def write_line(out):
+    log = MetricsLog(out, tensorboard=False, step=0)
+    log._file = Broken()
+    log.write("train", 1, 1.0, {"loss": 0.5})
+
+
+def write_events(out):
+    log = MetricsLog(out, tensorboard=False, step=0)
+    log._events = SimpleNamespace(add_scalar=lambda *arguments: Broken().write(""))
+    log.write("train", 1, 1.0, {"loss": 0.5})
+
+
+def write_picture(out):
+    figure = SimpleNamespace(savefig=lambda *arguments, **options: Broken().write(""))
+    save_picture(figure, out / "curves.png", dpi=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("metrics.jsonl", write_line),
+        ("tensorboard", write_events),
+        ("config.yaml", lambda out: write_config(out, {})),
+        ("summary.json", lambda out: write_summary(out, {})),
+        ("curves.png", write_picture),
+    ],
+)
+def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch, name, write):
+    monkeypatch.setattr(Path, "write_text", lambda path, *arguments, **options: Broken().write(""))
+    out = tmp_path / "run"
+    with RunLock(out) as lock:
+        lock.acquire()
+        with (
+            pytest.raises(UserError, match=rf"^cannot write the run in {out}: .*error: '{out}/{name}'; its"),
+            disk_errors_as_user_errors(out, lock),
+        ):
+            write(out)
 
 
 def test_faults_of_other_files_are_not_blamed_on_the_run(tmp_path):

@@ -55,6 +55,20 @@ def test_a_summary_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
+def test_a_number_that_is_not_finite_is_null_in_a_summary(tmp_path):
+    """JSON has no such number, and other readers than Python's refuse it."""
+    nan, infinite = float("nan"), float("inf")
+    write_summary(
+        tmp_path, {"test_loss": nan, "folds": [1.5, -infinite], "of": {"a": (infinite, "NaN", True, 3)}}
+    )
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
+    assert summary == {"test_loss": None, "folds": [1.5, None], "of": {"a": [None, "NaN", True, 3]}}
+
+
 def test_versions_are_those_of_what_is_imported():
     import timm
     import torch

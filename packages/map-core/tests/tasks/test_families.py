@@ -333,6 +333,20 @@ def test_an_error_about_a_decoder_that_does_not_fit_names_its_file(tmp_path, obj
     assert not (tmp_path / "run").exists()
 
 
+def test_heads_that_do_not_divide_the_width_of_a_decoder_are_refused_with_some_that_do(tmp_path):
+    backbone, settings = ToyNet(WIDTH), TOYS.objective()
+    rest = decoder_state(TOYS.build_objective(backbone, settings))
+    decoder = {f"rest.{key}": value for key, value in rest.items()}
+    file = saved(theirs(backbone.state_dict()) | decoder, tmp_path / "net.pth")
+    heads = settings.decoder_dim - 1
+    message = (
+        rf"objective.decoder_dim \({heads + 1}\) must be a multiple of objective.decoder_heads \({heads}\); set "
+        rf"decoder_heads to a number that divides it, such as {(heads + 1) // 2}$"
+    )
+    with pytest.raises(UserError, match=message):
+        convert_checkpoint(TOYS, file, tmp_path / "run", objective={"decoder_heads": heads})
+
+
 def test_a_guess_is_reported_unless_the_setting_is_given(tmp_path):
     guess = Guess("how wide it is", WIDTH)
     guesses = {"embed_dim": guess}

@@ -24,6 +24,7 @@ from map_core.commands import results
 from map_core.commands.listing import standard_commands
 from map_core.commands.program import main
 from map_core.runs.lock import RunLock
+from map_core.tasks import parts
 from map_core.tasks.evaluation import EvaluationConfig, collect
 from map_core.tasks.parts import MOST_ROWS, is_whole, job_of, part_file, results_in_parts, rows_of_a_part
 
@@ -327,6 +328,20 @@ def test_a_full_disk_is_reported_in_one_sentence(tmp_path, classifier, capsys, s
     small_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     assert capsys.readouterr().err.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("place", "name"), [(Path, "mkdir"), (parts.shutil, "rmtree")])
+def test_a_disk_that_refuses_the_folder_of_a_pass_is_reported(tmp_path, monkeypatch, place, name):
+    folder = tmp_path / "out.csv.parts" / "predictions_00000"
+    parts.begin(folder, {"job": "one"}, [range(2)])
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(place, name, refuse)
+    message = rf"cannot write results \(.*Read-only.*\); .* kept in {folder.parent}: see to that disk, then give the"
+    with pytest.raises(UserError, match=message):
+        parts.begin(folder, {"job": "another"}, [range(2)])
 
 
 def test_work_that_fails_before_its_first_part_leaves_nothing(tmp_path, classifier):

@@ -8,6 +8,7 @@ import pickle
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from toy_task import ToyTask, metrics_without_times, toy_config
 
 from map_core import UserError
 from map_core.errors import Diverged
-from map_core.runs import progress
+from map_core.runs import progress, run_directory
 from map_core.runs.checkpoint import write_manifest
 from map_core.tasks.weights import save_weights, weights_file
 from map_core.training import train
@@ -213,6 +214,32 @@ def test_a_finished_run_that_goes_on_has_no_results_until_it_ends_again(tmp_path
     after = results_in(out)
     assert after.keys() == {*results, "model_of_mine.safetensors"}
     assert after["model.safetensors"] != results["model.safetensors"]
+
+
+def test_a_kill_while_a_run_goes_back_to_an_earlier_step_loses_no_line(tmp_path, whole_run, monkeypatch):
+    """Whichever checkpoint is then the newest, the lines up to it are there."""
+    out, config = tmp_path / "run", toy_config(**SETTINGS, keep_checkpoints=4)
+    train(ToyTask(), config, out)
+    renamed, rename = [], Path.rename
+
+    def rename_one(path, target):
+        if "superseded_" in str(target) and renamed:
+            raise KeyboardInterrupt
+        renamed.append(path.name)
+        return rename(path, target)
+
+    for place, broken in ((Path, ("rename", rename_one)), (run_directory, ("truncate_metrics", interrupt))):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, *broken)
+            with pytest.raises(KeyboardInterrupt):
+                train(ToyTask(), config, out, resume=str(out / "checkpoints/step_00000009"))
+        train(ToyTask(), config, out, resume="auto")
+        assert_same_run(out, whole_run)
+    assert "step_00000016" in renamed, "the newest is renamed first"
+
+
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
 
 
 def test_progress_is_to_the_step_at_which_the_run_stops(tmp_path, capfd, monkeypatch):

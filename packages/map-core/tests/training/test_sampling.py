@@ -255,7 +255,7 @@ def test_draws_of_a_step_share_its_keys_and_split_its_samples():
 
 @pytest.mark.parametrize(
     ("samples", "epochs", "batch", "every"),
-    [(12, 1000, 12, 50), (300, 40, 64, 2), (5000, 2, 64, 1), (1_000_000, 1, 64, 1)],
+    [(12, 1000, 12, 50), (300, 47, 64, 3), (5000, 2, 64, 1), (1_000_000, 1, 64, 1)],
 )
 def test_a_budget_of_samples_fits_any_number_of_them(samples, epochs, batch, every):
     config = TrainingConfig(sample_budget=12_000, batch_size=64).resolved_for(samples)
@@ -265,6 +265,20 @@ def test_a_budget_of_samples_fits_any_number_of_them(samples, epochs, batch, eve
     assert config.warmup_epochs == epochs / 20
     assert RunPlan.of(config, samples, 1, 0).total_steps > 0
     assert config.resolved_for(samples) == config
+
+
+@pytest.mark.parametrize("budget", [1000, 200_000])
+@pytest.mark.parametrize("batch", [1, 2, 63, 64, 128, 255])
+def test_as_many_samples_are_seen_as_the_budget_says(budget, batch):
+    """What fills no batch is not seen; the budget is met to within half an epoch of what is."""
+    for samples in (1, 12, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300, 383, 500, 999, 5000, 150_001):
+        config = TrainingConfig(sample_budget=budget, batch_size=batch).resolved_for(samples)
+        plan = RunPlan.of(config, samples, 1, 0)
+        epoch = plan.steps_per_epoch * plan.batch_size
+        if plan.epochs > 1:
+            assert abs(plan.total_steps * plan.batch_size - budget) <= epoch / 2, samples
+        else:
+            assert budget <= 1.5 * epoch, samples
 
 
 def test_a_batch_in_parts_stays_whole_under_a_budget():

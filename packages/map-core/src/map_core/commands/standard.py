@@ -1,7 +1,7 @@
 """The commands that train, ``info``, and the configurations of all standard commands, written once for every domain."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from signal import Signals
@@ -13,7 +13,7 @@ from map_core.commands.command import as_defaults, section_of_run
 from map_core.commands.costs import describe_costs
 from map_core.commands.environment import describe_environment
 from map_core.commands.options import Option, config_class
-from map_core.errors import RunStopped
+from map_core.errors import RunStopped, UserError
 from map_core.paths import expand_user
 from map_core.runs.notes import note, tell
 from map_core.runs.run_directory import require_run_directory
@@ -21,6 +21,7 @@ from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
 from map_core.tasks.monitors import MonitorConfig
 from map_core.tasks.pretraining import PretrainTask
+from map_core.tasks.typed import format_options
 from map_core.tasks.weights import read_description
 from map_core.training import Task, TrainingConfig, train
 from map_core.training.processes import launched_processes
@@ -240,7 +241,16 @@ def closing_line(out: Path, summary: Mapping[str, Any]) -> str:
 
 
 def info(domain: Domain, config: Any) -> None:
-    """Print versions, devices, the implementations of each operation, and the models; or what one model costs."""
+    """Print versions, devices, the implementations of each operation, and the models; or what one model costs.
+
+    Raises:
+        UserError: a model, but not ``--flops``; see also :func:`~map_core.commands.costs.describe_costs`.
+    """
+    default = asdict(type(config.model)())
+    changes = {name: value for name, value in asdict(config.model).items() if value != default[name]}
+    if changes and not config.flops:
+        options = " ".join(format_options(changes, "model."))
+        raise UserError(f"{options} has no effect without --flops: add --flops")
     print(
         describe_costs(domain, config.model)
         if config.flops

@@ -189,9 +189,10 @@ class DecoderSettings(Settings):
             not_negative=("decoder_mlp_ratio",),
         )
         if self.has_transformer and self.decoder_dim % self.decoder_heads:
+            fitting = next(n for n in range(self.decoder_heads, 0, -1) if self.decoder_dim % n == 0)
             raise UserError(
                 f"objective.decoder_dim ({self.decoder_dim}) must be a multiple of objective.decoder_heads "
-                f"({self.decoder_heads})"
+                f"({self.decoder_heads}); set decoder_heads to a number that divides it, such as {fitting}"
             )
 
     @property

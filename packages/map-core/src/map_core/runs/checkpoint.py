@@ -88,13 +88,13 @@ class Checkpoints:
         return None
 
     def set_aside_after(self, step: int) -> None:
-        """Rename checkpoints beyond ``step``, which a run resumed there would mistake for its own.
+        """Rename checkpoints beyond ``step``, which a run resumed there would mistake for its own, the newest first.
 
         Those that an earlier start set aside are removed.
         """
         for path in self.directory.glob(f"{SUPERSEDED}*"):
             remove(path)
-        for path in self.paths():
+        for path in reversed(self.paths()):
             if path.name > f"step_{step:08d}":
                 path.rename(path.with_name(SUPERSEDED + path.name))
 

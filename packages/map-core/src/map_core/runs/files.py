@@ -39,9 +39,20 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Name ``path`` in the system's errors of the block that name no file, such as those of a write or a flush."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def save_text(path: Path, text: str) -> None:
     """Write a whole text file in UTF-8, replacing an older one."""
-    with replacing(path) as partial:
+    with naming_file(path), replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 

@@ -1,7 +1,6 @@
 """metrics.jsonl, TensorBoard, and the means between two lines."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from map_core.errors import UserError, reason
 from map_core.float64 import exact
-from map_core.json_values import is_count, is_number
+from map_core.json_values import finite_or_null, is_count, is_number
 from map_core.reading import read_small
-from map_core.runs.files import save_text
+from map_core.runs.files import naming_file, save_text
 from map_core.runs.trackers import Trackers
 
 FILE = "metrics.jsonl"
@@ -121,27 +120,32 @@ class MetricsLog:
         self, directory: Path, *, tensorboard: bool, step: int, trackers: Trackers | None = None
     ) -> None:
         self._trackers = trackers
-        self._file = (directory / FILE).open("a", buffering=1)
+        self._path, self._events_folder = directory / FILE, directory / "tensorboard"
+        self._file = self._path.open("a", buffering=1)
         self._events: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # its import takes a second
 
-            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+            self._events = SummaryWriter(str(self._events_folder), purge_step=step + 1)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Write one line; ``kind`` is 'train' or 'evaluation'."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **finite}) + "\n")
+        line = finite_or_null({"kind": kind, "step": step, "epoch": epoch, **values})
+        with naming_file(self._path):
+            self._file.write(json.dumps(line) + "\n")
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+            with naming_file(self._events_folder):
+                for name, value in values.items():
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
         if self._trackers is not None:
             self._trackers.write(kind, step, {"epoch": epoch, **values})
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with naming_file(self._path):
+            self._file.close()
         if self._events is not None:
-            self._events.close()
+            with naming_file(self._events_folder):
+                self._events.close()
         if self._trackers is not None:
             self._trackers.close()

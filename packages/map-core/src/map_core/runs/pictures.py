@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from map_core.errors import UserError
-from map_core.runs.files import replacing, require_file
+from map_core.runs.files import naming_file, replacing, require_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # takes half a second to import, so only where something is drawn
@@ -42,5 +42,5 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int) -> None:
         UserError: the name asks for an unknown format.
     """
     file_format = picture_format(path)
-    with replacing(path) as partial:
+    with naming_file(path), replacing(path) as partial:
         figure.savefig(partial, dpi=dpi, format=file_format)

@@ -177,8 +177,9 @@ def rewind(
         The recorder's state to continue from, see :func:`~map_core.runs.best.follow`.
     """
     step, recorder = state["step"], state["recorder"]
-    truncate_metrics(out, step, evaluated=recorder.get("evaluation") is not None)
+    # in this order, so that no checkpoint that a kill leaves in its place lacks the lines before it
     checkpoints.set_aside_after(step)
+    truncate_metrics(out, step, evaluated=recorder.get("evaluation") is not None)
     for name in RESULTS if step < stop else ():
         (out / name).unlink(missing_ok=True)
     return best.follow(out, checkpoint, recorder)

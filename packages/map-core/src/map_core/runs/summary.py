@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from map_core.errors import UserError
+from map_core.json_values import finite_or_null
 from map_core.processor import processor_name
 from map_core.reading import read_small
 from map_core.runs.files import save_json, save_text
@@ -46,8 +47,8 @@ def write_config(directory: Path, config: Any) -> None:
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
-    """Write summary.json."""
-    save_json(directory / FILE, to_serializable(summary))
+    """Write summary.json, with null for numbers that are not finite."""
+    save_json(directory / FILE, finite_or_null(to_serializable(summary)))
 
 
 def finished_summary(directory: Path) -> dict[str, Any]:

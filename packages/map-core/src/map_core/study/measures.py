@@ -67,7 +67,7 @@ class AddedMeasure(Protocol):
         """The measurements of a finished run, its ``seconds``, and facts such as ``commit`` and ``device``."""
 
     def cost(self, settings: StudySettings, *, timed: bool = False) -> Cost:
-        """What a run costs."""
+        """What a run costs; in the settings of an arm that has ``init``, that is there too."""
 
 
 @cache

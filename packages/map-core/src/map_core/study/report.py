@@ -226,7 +226,7 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
         study.question,
         table(study, results),
         "Mean ± standard deviation over seeds. Paired differences by seed with their 95 % intervals, of which one in "
-        "twenty leaves out 0 by chance:",
+        "twenty excludes 0 by chance:",
         comparisons(study, results),
         pairs(study, results),
         rates(study, results),

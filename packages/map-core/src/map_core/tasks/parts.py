@@ -210,11 +210,11 @@ def begin(folder: Path, manifest: Mapping[str, Any], parts: Sequence[range]) -> 
     manifest_file = folder / MANIFEST
     if folder.exists() and not manifest_file.is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} holds files that are no parts of results; choose another --out")
-    if manifest_file.is_file() and not has_content(manifest_file, json.dumps(manifest, indent=2) + "\n"):
-        note(f"{folder} holds parts of other settings, weights or samples: they are replaced")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with reporting_disk_errors(folder.parent):
+        if manifest_file.is_file() and not has_content(manifest_file, json.dumps(manifest, indent=2) + "\n"):
+            note(f"{folder} holds parts of other settings, weights or samples: they are replaced")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         save_json(manifest_file, dict(manifest))
     missing = [part for part, rows in enumerate(parts) if not is_whole(part_file(folder, part))]
     if len(missing) < len(parts):

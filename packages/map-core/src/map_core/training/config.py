@@ -50,13 +50,14 @@ class TrainingConfig:
         min_lr: Learning rate at the end of the cosine (absolute; never above lr).
         optimizer: Any name that timm's optimizer factory knows.
         betas: Decay rates of the optimizer's first and second moments, where it has them.
-        eps: Term added to the optimizer's denominator, where it has one.
+        eps: Term added to the optimizer's denominator, where it has one; it replaces timm's default for the optimizer,
+            such as 1e-6 for lamb.
         weight_decay: Weight decay; biases, norms and what the model excludes are not decayed.
         layer_decay: Factor by which the learning rate falls from each layer to the one before it.
-        clip_grad: Largest norm of the whole gradient; null does not clip it.
+        clip_grad: Largest norm of the whole gradient; null does not clip it. The optimizer lamb also clips it at 1.
         precision: Arithmetic of the forward pass; weights and optimizer are float32 in both.
         activation_checkpointing: Recompute the encoder's activations in the backward pass instead of keeping
-            them: less memory, about a third more time.
+            them: less memory, about a third more time. A linear probe, whose encoder is frozen, keeps none anyway.
         recompute_every: With activation_checkpointing: recompute only every n-th block, 1 being all of them; the
             others keep their activations.
         compile: Compile the whole model, or each of its blocks, with torch.compile; none leaves it uncompiled. The
@@ -136,13 +137,15 @@ class TrainingConfig:
             return self
         parts = processes * self.accumulation_steps * (2 if pairs else 1)
         largest_batch = samples // parts * parts
-        epochs = max(1, round(self.sample_budget / samples))
+        batch_size = min(self.batch_size, largest_batch) or self.batch_size
+        seen = samples // batch_size * batch_size or samples  # an epoch leaves out what fills no batch
+        epochs = max(1, round(self.sample_budget / seen))
         interval = math.ceil(epochs / BUDGET_PARTS)
         return replace(
             self,
             sample_budget=None,
             epochs=epochs,
-            batch_size=min(self.batch_size, largest_batch) or self.batch_size,
+            batch_size=batch_size,
             warmup_epochs=epochs / BUDGET_PARTS,
             checkpoint_epochs=interval,
             evaluate_epochs=interval,
