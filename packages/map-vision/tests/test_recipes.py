@@ -25,9 +25,11 @@ from map_core.tasks.pretraining import PretrainTask
 from map_core.tasks.weights import save_weights
 from map_core.training import train
 from map_core.training.optimizer import build_optimizer
+from map_vision.data.preprocessing import resolve_preprocessing
 from map_vision.domain import DOMAIN
 from map_vision.factory import MODELS, create_backbone, create_model
 from map_vision.pretraining import build_objective
+from map_vision.registry import default_cfgs
 from map_vision.weights import adapted
 
 NAMES = (
@@ -373,6 +375,14 @@ def test_table_6_changes_the_mask_alone_and_table_8_hides_what_each_method_hides
     objective = resolved(name).objective
     assert hidden_count(objective.mask_ratio, 196) == hidden
     assert (objective.decoder_depth, objective.decoder_dim) == decoder
+
+
+@pytest.mark.parametrize("size", ["mambar_base", "mambar_large", "vim_base"])
+def test_the_recipes_of_mamba_models_crop_at_evaluation_as_the_models_say(size):
+    for name in (f"finetune_{size}_in1k", f"finetune_{size}_in1k_scratch"):
+        config = resolved(name)
+        cropped = resolve_preprocessing(config.data, in_chans=3).crop_pct
+        assert cropped == default_cfgs[config.model.name].default.crop_pct
 
 
 def test_the_authors_recipe_draws_ratios_between_their_bounds():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from map_core import UserError
 from map_core.tasks.weights import read_description, read_weights, save_weights, weights_file
 from map_vision.factory import MODELS, ModelConfig
+from map_vision.pretrained import refuse_changed_settings
 from map_vision.weights import load_init, pretrained_state
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -222,6 +223,7 @@ def test_description_is_plain_json_and_weights_plain_tensors(make_tiny, tmp_path
         ({"num_heads": 6}, {}, "num_heads 6, this model has 12"),
         ({"name": "map_vit_tiny_patch16_224"}, {}, "num_heads 3, this model has 12"),
         ({"global_pool": "avg"}, {}, "global_pool 'avg', this model has 'register'"),
+        ({"global_pool": "avg"}, {"global_pool": "avg", "pool_norm": True}, "pool_norm False, this model has True"),
         ({"order": "block", "block_size": (2, 2)}, {"order": "block"}, "block_size (2, 2), this model has (4, 4)"),
         ({"position": "sincos"}, {}, "position 'sincos', this model has 'learned'"),
         ({"patch_stride": 8}, {"patch_stride": 16}, "patch_stride (8, 8), this model has None"),
@@ -236,6 +238,31 @@ def test_settings_that_shapes_do_not_show_are_compared(tmp_path, trained, reques
     ):
         MODELS.refuse_other_settings(after, tmp_path)
     MODELS.refuse_other_settings(after, tmp_path, may_differ=[difference.split()[0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "requested", "difference"),
+    [
+        ("hybridnet_nano_patch4_32", {}, {"pool_norm": True}, "pool_norm=False; with True"),
+        ("hybridnet_nano_patch4_32", {"pool_norm": True}, {}, "pool_norm=True; with False"),
+        ("hybridnet_nano_patch4_32", {}, {"norm_eps": 0.1}, "norm_eps=1e-05; with 0.1"),
+        ("map_vit_tiny_patch16_224", {}, {"norm_eps": 1e-5}, "norm_eps=1e-06; with 1e-05"),
+        ("map_vit_tiny_patch16_224", {}, {"spread_registers": True}, "spread_registers=False; with True"),
+    ],
+)
+def test_timm_changes_no_setting_that_shapes_do_not_show(name, trained, requested, difference):
+    settings = {"pretrained_cfg": {"num_classes": 10}, "pretrained_model_args": trained}
+    refuse_changed_settings(name, settings | trained)
+    with pytest.raises(
+        UserError, match=f"were trained with {re.escape(difference)} they would fit, but mean"
+    ):
+        refuse_changed_settings(name, settings | requested)
+
+
+def test_timm_changes_what_the_weights_do_not_use():
+    name, settings = "hybridnet_nano_patch4_32", {"pretrained_model_args": {}}
+    refuse_changed_settings(name, settings | {"pretrained_cfg": {"num_classes": 0}, "pool_norm": True})
+    refuse_changed_settings(name, settings | {"spread_registers": False})  # it has none
 
 
 @pytest.mark.parametrize(("trained", "requested"), [("Mx8", None), (None, "Mx8")])
@@ -253,6 +280,7 @@ def test_an_encoder_may_be_pooled_in_another_way(tmp_path):
     trained = ModelConfig(global_pool="avg")
     save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(trained) | {"holds": "encoder"})
     MODELS.refuse_other_settings(ModelConfig(global_pool="register"), tmp_path)
+    MODELS.refuse_other_settings(ModelConfig(global_pool="avg", pool_norm=True), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -272,10 +300,33 @@ def test_weights_without_a_description_are_taken_as_they_are(tmp_path):
     MODELS.refuse_other_settings(ModelConfig(), tmp_path)
 
 
-def test_an_encoder_is_no_classifier_and_what_is_missing_says_so(backbone, make_tiny):
-    state = backbone.state_dict()
-    assert pretrained_state(state, backbone).keys() == state.keys()
-    with pytest.raises(UserError, match=r"an encoder's: add num_registers=0, global_pool='avg', or load"):
+@pytest.mark.parametrize("num_classes", [0, 10])
+def test_weights_without_registers_do_not_start_a_model_with_some(make_tiny, num_classes):
+    source = make_tiny(num_registers=0, global_pool="avg", num_classes=num_classes)
+    state = source.state_dict()
+    assert pretrained_state(state, source).keys() == state.keys()
+    with pytest.raises(
+        UserError, match=r"they have no registers: add num_registers=0, global_pool='avg', or load"
+    ):
         pretrained_state(state, make_tiny())
     with pytest.raises(UserError, match=r"leave out what changes its layers, their sizes"):
         pretrained_state(state, make_tiny(layout="MTMT"))
+
+
+def test_registers_that_were_pretrained_are_not_left_out_and_those_of_a_classifier_are(make_tiny):
+    without = make_tiny(num_registers=0, global_pool="avg", num_classes=0)
+    in_front = {"spread_registers": False, "global_pool": "avg"}
+    with pytest.raises(
+        UserError, match=r"not used: encoder.registers.token, encoder.registers.position; leave out"
+    ):
+        pretrained_state(make_tiny(**in_front, num_classes=0).state_dict(), without)
+    pretrained_state(make_tiny(**in_front).state_dict(), without)
+
+
+def test_a_neck_alone_is_no_lack_of_registers(make_tiny):
+    in_front = {"spread_registers": False, "num_classes": 0}
+    state = make_tiny(**in_front, global_pool="avg").state_dict()
+    with pytest.raises(
+        UserError, match=r"missing: neck.*; leave out what changes its layers, .* or its pooling"
+    ):
+        pretrained_state(state, make_tiny(**in_front, neck_reduction=2))

@@ -16,7 +16,7 @@ from map_core.errors import UserError, near_matches
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
 from map_core.ranges import check, refuse_without_effect
-from map_core.tasks.trained_models import Models
+from map_core.tasks.trained_models import NO_CHANGES, Models
 from map_vision.checkpoints import FAMILIES
 from map_vision.pretrained import SOURCES, cfg_from_description
 from map_vision.registry import MODEL_NAMES, PYRAMIDS, default_cfgs, model_class, named_settings
@@ -195,11 +195,18 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
     return arguments
 
 
-def resolved(config: ModelConfig) -> dict[str, Any]:
-    """Every setting of a model, each written in one way: None where no layer or order of the model reads it."""
+def resolved(config: ModelConfig, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str, Any]:
+    """Every setting of a model, each written in one way: None where no layer or order of the model reads it.
+
+    Args:
+        config: The ``model`` section.
+        changes: Further arguments of the model, also some that have no field there.
+    """
     parameters = inspect.signature(model_class(checked_name(config))).parameters
     settings = {name: parameter.default for name, parameter in parameters.items()}
-    settings |= named_settings(config.name) | config.arguments()
+    settings |= named_settings(config.name) | config.arguments() | dict(changes)
+    if settings.get("num_registers") == 0:
+        settings["spread_registers"] = None
     if settings.get("order") != "block":
         settings["block_size"] = None
     if settings.get("patch_stride") is not None:
@@ -254,7 +261,8 @@ def set_pretrained_cfg(model: nn.Module, config: ModelConfig, description: Mappi
 
 # settings that change what the weights compute without changing any shape
 INVISIBLE_SETTINGS = ("num_heads", "wiring", "order", "block_size", "position", "window_size", "patch_stride")
-CLASSIFIER_SETTINGS = ("global_pool",)  # the same of classifiers; an encoder may be pooled in either way
+CLASSIFIER_SETTINGS = ("global_pool", "pool_norm")  # the same of classifiers; an encoder goes with any value
+UNCONFIGURED_SETTINGS = ("norm_eps", "spread_registers")  # the same, which only timm.create_model changes
 MODELS = Models(
     config=ModelConfig,
     names=MODEL_NAMES,

@@ -60,12 +60,8 @@ def require_source(name: str, settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: no weights, a missing file, or an unreadable description beside the weights of the repository.
     """
-    from timm.models import PretrainedCfg, get_pretrained_cfg
-
     explicit_cfg, overlay = settings.get("pretrained_cfg"), settings.get("pretrained_cfg_overlay") or {}
-    cfg: Any = explicit_cfg or get_pretrained_cfg(name)
-    if isinstance(cfg, PretrainedCfg):
-        cfg = cfg.to_dict()
+    cfg = cfg_of_weights(name, settings)
     if isinstance(cfg, str) or cfg.get("source"):  # a tag, or a name such as hf-hub:USER/NAME: timm's to read
         return
     merged = {**cfg, **overlay}
@@ -77,6 +73,14 @@ def require_source(name: str, settings: Mapping[str, Any]) -> None:
         from map_core.tasks.weights import read_description
 
         read_description(merged["file"])
+
+
+def cfg_of_weights(name: str, settings: Mapping[str, Any]) -> Any:
+    """The ``pretrained_cfg`` that a model is created with, as a dict without the user's overlay; a tag as it is."""
+    from timm.models import PretrainedCfg, get_pretrained_cfg
+
+    cfg: Any = settings.get("pretrained_cfg") or get_pretrained_cfg(name)
+    return cfg.to_dict() if isinstance(cfg, PretrainedCfg) else cfg
 
 
 def refuse_changed_settings(name: str, settings: Mapping[str, Any]) -> None:
@@ -91,19 +95,23 @@ def refuse_changed_settings(name: str, settings: Mapping[str, Any]) -> None:
         UserError: a setting that no shape reveals differs.
     """
     from map_core.runs.summary import to_serializable
-    from map_vision.factory import INVISIBLE_SETTINGS, ModelConfig, resolved
+    from map_vision.factory import INVISIBLE_SETTINGS, UNCONFIGURED_SETTINGS, ModelConfig, resolved
 
     source_args = settings.get("pretrained_model_args")
     overlay = settings.get("pretrained_cfg_overlay") or {}
     if source_args is None and (settings.get("pretrained_cfg") or any(overlay.get(name) for name in SOURCES)):
         return  # the user's own weights, built as the user says
+    compared = [*INVISIBLE_SETTINGS, *UNCONFIGURED_SETTINGS]
+    if cfg_of_weights(name, settings).get("num_classes"):  # an encoder goes with either norm
+        compared.append("pool_norm")
     trained, requested = (
         resolved(
-            ModelConfig(name, **{key: value for key, value in arguments.items() if key in INVISIBLE_SETTINGS})
+            ModelConfig(name),
+            {key: value for key, value in arguments.items() if key in compared and value is not None},
         )
         for arguments in (source_args or {}, settings)
     )
-    for key in INVISIBLE_SETTINGS:
+    for key in compared:
         if to_serializable(requested.get(key)) != to_serializable(trained.get(key)):
             raise UserError(
                 f"the pretrained weights of {name} were trained with {key}={trained.get(key)!r}; with "

@@ -207,6 +207,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         from map_vision.weights import pretrained_state
 
         check_arguments(kwargs)
+        kwargs.pop("keep_registers", None)  # of a description: here they are kept anyway
         if pretrained:
             require_source(name, kwargs)
             refuse_changed_settings(name, kwargs)

@@ -14,12 +14,15 @@ from map_core.tasks.foreign_weights import without_prefix
 from map_core.tasks.starting import LoadReport, format_keys, other_guesses, refuse_other_switches
 from map_vision.checkpoints import FAMILIES
 
+REGISTERS = "encoder.registers."
+HEAD = "head."
+BEHIND_ENCODER = ("neck.", "pool_norm.", HEAD)
 # parameters that a pretraining run lacks and a classifier initialises
-NEW_IN_CLASSIFIER = ("encoder.registers.", "neck.", "pool_norm.", "head.")
+NEW_IN_CLASSIFIER = (REGISTERS, *BEHIND_ENCODER)
 MASK_TOKEN = "mask_token"  # of pyramids, in pretraining only
 # may be missing or of another shape without harm: a head for other classes, a norm of ones
-MAY_DIFFER = ("head.", "pool_norm.", MASK_TOKEN)
-NOT_PRETRAINED = ("encoder.registers.", "neck.")  # parameters that an encoder's weights lack
+MAY_DIFFER = (HEAD, "pool_norm.", MASK_TOKEN)
+NOT_PRETRAINED = (REGISTERS, "neck.")  # parameters that the weights of an encoder without registers lack
 LAST_NORM = "encoder.norm."
 STATE_DICT = "the state dict"  # without a file, in messages
 log = logging.getLogger(__name__)
@@ -69,11 +72,12 @@ def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
             lacks, or one has another shape.
     """
     state, model_state = convert_state(state, model), model.state_dict()
+    # registers of an encoder without a head, such as a class token, were pretrained with it (keep_registers)
+    is_classifier = any(key.startswith(HEAD) for key in state)
+    may_be_left = NEW_IN_CLASSIFIER if is_classifier else BEHIND_ENCODER
     faults = {
         "missing": [key for key in model_state if key not in state and not key.startswith(MAY_DIFFER)],
-        "not used": [
-            key for key in state if key not in model_state and not key.startswith(NEW_IN_CLASSIFIER)
-        ],
+        "not used": [key for key in state if key not in model_state and not key.startswith(may_be_left)],
         "shapes": [
             f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
             for key, value in model_state.items()
@@ -86,8 +90,9 @@ def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
             not faults["not used"]
             and not faults["shapes"]
             and all(key.startswith(NOT_PRETRAINED) for key in faults["missing"])
+            and any(key.startswith(REGISTERS) for key in faults["missing"])
         ):
-            cure = "they are an encoder's: add num_registers=0, global_pool='avg'"
+            cure = "they have no registers: add num_registers=0, global_pool='avg'"
         raise UserError(
             f"the pretrained weights do not fit this model: {format_keys(faults)}; {cure}, or load them as they are "
             "with map_vision.load"

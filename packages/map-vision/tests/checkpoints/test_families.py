@@ -454,6 +454,37 @@ def test_a_converted_classifier_is_a_run(tmp_path, capsys):
     assert torch.equal(overlaid(IMAGES), model(IMAGES))
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        states.vit(with_head=False),
+        below("backbone.", states.vit(with_head=False)),
+        below("base_encoder.", states.vit(with_head=False)) | {"base_encoder.head.0.weight": torch.ones(1)},
+        states.mae(),
+    ],
+    ids=["ViT", "DINO", "MoCo v3", "MAE"],
+)
+def test_timm_makes_a_converted_encoder_from_its_description(tmp_path, state):
+    file = save(state, tmp_path / "encoder.pth")
+    decoder = ("--decoder_heads", "3") if "mask_token" in state else ()
+    assert convert(file, tmp_path / "run", "--model.num_heads", "4", *decoder) == 0
+    description = read_description(tmp_path / "run")
+    assert description["arguments"]["keep_registers"]
+
+    def create(**changes):
+        return timm.create_model(
+            description["name"],
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(tmp_path / "run" / "model.safetensors")},
+            num_classes=0,
+            **description["arguments"] | changes,
+        ).eval()
+
+    assert torch.equal(create()(IMAGES), map_vision.load(tmp_path / "run")(IMAGES))
+    with pytest.raises(UserError, match=r"not used: encoder.registers.position, encoder.registers.token"):
+        create(num_registers=0, global_pool="avg")
+
+
 def test_a_pyramid_is_converted_with_the_windows_that_it_is_run_in(tmp_path):
     sizes = {"embed_dim": 64, "stem_dim": 4, "depths": (1, 1, 2, 2), "mlp_ratio": 3.0, "layer_scale": 1e-5}
     shapeless = {"num_heads": (2, 4), "window_size": (4, 2)}

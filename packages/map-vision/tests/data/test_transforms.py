@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.auto_augment import rand_augment_choices
 from torch import Tensor
 
 from map_core.errors import UserError
 from map_vision.data import DataConfig, transforms
 from map_vision.data.config import Augmentation
 from map_vision.data.preprocessing import Preprocessing, resolve_preprocessing
-from map_vision.data.transforms import PadCrop, ResizeToFill, Shift, evaluation_transform, training_transform
+from map_vision.data.transforms import (
+    TRANSFORM_SETS,
+    PadCrop,
+    ResizeToFill,
+    Shift,
+    evaluation_transform,
+    training_transform,
+)
 
 AUGMENTATIONS: list[dict] = [
     {"augmentation": "crop_flip"},
@@ -125,7 +133,50 @@ def test_policy_that_timm_does_not_know() -> None:
             UserError, match=f"{policy}' is no policy of timm's .*'{policy.split('-')[-1]}' has no"
         ):
             make(augmentation="timm", auto_augment=policy)
-    make(augmentation="timm", auto_augment="rand-m9-t0")
+
+
+@pytest.mark.parametrize("section", ["tfoo", "t0", "tweigths", "t"])
+def test_a_set_of_transforms_that_timm_does_not_know(section: str) -> None:
+    message = (
+        rf"m9-{section}' is no policy of timm's \('{section}' names no set of transforms: weights, 3a, 3aw\)"
+    )
+    with pytest.raises(UserError, match=message):
+        make(augmentation="timm", auto_augment=f"rand-m9-{section}")
+
+
+@pytest.mark.parametrize("name", [*TRANSFORM_SETS, "another"])
+def test_timm_knows_these_sets_of_transforms_and_no_other(name: str) -> None:
+    assert (rand_augment_choices(name) is rand_augment_choices("")) is (name not in TRANSFORM_SETS)
+    if name in TRANSFORM_SETS:
+        make(augmentation="timm", auto_augment=f"rand-mstd1-t{name}")
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m9", "rand-tweights", "rand-t3aw", "augmix-m5", "original", "v0-mstd0.5"]
+)
+def test_a_policy_that_rotates_is_refused_where_pillow_cannot_interpolate(policy: str) -> None:
+    settings = {"augmentation": "timm", "auto_augment": policy}
+    message = rf"interpolation 'lanczos' cannot rotate or shear, as data\.auto_augment '{policy}' does: choose bicubic"
+    with pytest.raises(UserError, match=message):
+        make(interpolation="lanczos", **settings)
+    make(interpolation="bilinear", **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augmentation": "three_augment"},
+        {"augmentation": "timm"},
+        {"augmentation": "timm", "auto_augment": "3a", "color_jitter": 0.3},
+        {"augmentation": "timm", "auto_augment": "rand-m9-n3-t3a"},
+    ],
+    ids=str,
+)
+def test_lanczos_goes_with_everything_that_neither_rotates_nor_shears(settings: dict) -> None:
+    transform = make(source="folder", interpolation="lanczos", **settings)
+    for key in range(20):
+        seed(key)
+        assert transform(picture()).shape == (3, 24, 16)
 
 
 def test_every_augmentation_is_tested() -> None:

@@ -221,11 +221,12 @@ def test_the_finetuning_command_in_a_header_takes_the_pretrained_weights(name):
     assert Path(config.init).name == name
 
 
-def test_finetuning_is_set_as_published():
-    recipe = resolved("finetune_mambavision_base_in1k")
+@pytest.mark.parametrize(("size", "warmup", "decay"), [("base", 35, 0.075), ("large", 20, 0.12)])
+def test_finetuning_is_set_as_published(size, warmup, decay):
+    recipe = resolved(f"finetune_mambavision_{size}_in1k")
     training, objective = recipe.training, recipe.objective
     assert (training.optimizer, training.peak_lr, training.min_lr) == ("lamb", 5e-3, 5e-6)
-    assert (training.epochs, training.warmup_epochs, training.weight_decay) == (310, 35, 0.075)
+    assert (training.epochs, training.warmup_epochs, training.weight_decay) == (310, warmup, decay)
     assert (training.clip_grad, training.ema_decay, recipe.model.drop_path_rate) == (5, 0.9998, 0.3)
     assert (objective.mixup, objective.cutmix, objective.smoothing, recipe.data.random_erasing) == (
         0.8,

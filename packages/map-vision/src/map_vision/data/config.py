@@ -70,7 +70,7 @@ class DataConfig:
         horizontal_flip: Probability of a flip, where the augmentation flips.
         auto_augment: timm's policy string, such as "rand-m9-mstd0.5-inc1"; for "timm".
         color_jitter: Strength of brightness, contrast and saturation jitter; for "timm" (without
-            auto_augment) and "three_augment".
+            auto_augment, or with a policy of 3a) and "three_augment".
         random_erasing: Probability of erasing a random rectangle with noise, after any augmentation but
             "none".
         interpolation: "bicubic" (the default), "bilinear", "nearest" or "lanczos".
@@ -172,6 +172,11 @@ class DataConfig:
             raise UserError(
                 f"color_jitter ({self.color_jitter}) needs augmentation 'timm' or 'three_augment', "
                 f"not '{self.augmentation}'"
+            )
+        if self.color_jitter and self.auto_augment and "3a" not in self.auto_augment:  # timm's condition
+            raise UserError(
+                f"data.color_jitter {self.color_jitter} has no effect with data.auto_augment '{self.auto_augment}', "
+                "which changes colours itself: leave one out"
             )
 
 

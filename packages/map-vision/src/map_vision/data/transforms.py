@@ -27,6 +27,7 @@ INTERPOLATION_MODES = {
     "nearest": tv.InterpolationMode.NEAREST,
     "lanczos": tv.InterpolationMode.LANCZOS,
 }
+TRANSFORM_SETS = ("weights", "3a", "3aw")  # that timm's rand-...-tNAME chooses from
 MAX_AREA_RATIO = 64  # of a resized image to its crop; longer images are cropped before they are enlarged
 Step = Callable[[Pixels], Pixels]
 
@@ -134,7 +135,8 @@ def training_transform(
     """Augment as ``config.augmentation`` says, then normalise; ``config`` must be validated.
 
     Raises:
-        UserError: a policy that timm does not know, or one that changes the colours of stored values.
+        UserError: a policy that timm does not know, one that rotates with "lanczos", or one that changes the colours of
+            stored values.
     """
     if preprocessing.pixels == "stored" and config.augmentation in ("timm", "three_augment"):
         raise UserError(
@@ -167,16 +169,24 @@ def _augmentations(config: DataConfig, preprocessing: Preprocessing, img_size: t
 
 
 def check_policy(policy: str) -> None:
-    """Refuse what timm ignores: a section of a policy without a number, other than a choice of transforms.
+    """Refuse what timm ignores: a section of a policy without a number, or an unknown set of transforms.
 
     Raises:
         ValueError: names the section.
     """
     family, *sections = policy.split("-")
     for section in sections:
-        is_choice = family == "rand" and section.startswith("t")
-        if not is_choice and not any(letter.isdigit() for letter in section):
+        if family == "rand" and section.startswith("t"):
+            if section[1:] not in TRANSFORM_SETS:
+                raise ValueError(f"{section!r} names no set of transforms: {', '.join(TRANSFORM_SETS)}")
+        elif not any(letter.isdigit() for letter in section):
             raise ValueError(f"{section!r} has no number")
+
+
+def turns_or_shears(policy: str) -> bool:
+    """Whether a policy of timm's has geometric operations: all but 3a do, as a policy and as a set of transforms."""
+    family, *sections = policy.split("-")
+    return family != "3a" and not (family == "rand" and "t3a" in sections)
 
 
 def _timm_augmentations(
@@ -203,6 +213,11 @@ def _timm_augmentations(
             f"data.auto_augment '{config.auto_augment}' is no policy of timm's ({error}); "
             "for example rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original, 3a"
         ) from error
+    if preprocessing.interpolation == "lanczos" and turns_or_shears(config.auto_augment or "3a"):
+        raise UserError(
+            f"data.interpolation 'lanczos' cannot rotate or shear, as data.auto_augment '{config.auto_augment}' does: "
+            "choose bicubic"
+        )
     if len(mean) == 1:  # timm's policies expect three channels
         return [geometry, tv.Grayscale(3), color, tv.Grayscale(1)]
     return [geometry, color]
