@@ -196,6 +196,25 @@ def test_num_heads_is_one_number(heads: Any) -> None:
         small(num_heads=heads)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": "colum"}, r"order 'colum' is unknown; did you mean column\?"),
+        ({"layout": ["M"]}, r"layout must be a text, such as '\(MMMT\)x8'; got \['M'\]"),
+        (
+            {"drop_path_rate": 1.5},
+            r"^model\.backbone\.drop_path_rate must lie in \[0, 1\); got 1\.5; change model\.backbone\.drop_path_rate$",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_settings_of_the_model_are_checked_when_the_backbone_is_built(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        small(**changes)
+
+
 def test_unknown_options_and_those_of_the_classifier_are_refused() -> None:
     with pytest.raises(UserError, match=r"'embed_dims' is unknown; did you mean embed_dim"):
         small(embed_dims=8)

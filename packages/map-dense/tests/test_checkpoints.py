@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
@@ -18,6 +20,7 @@ from torch import nn
 import map_dense.checkpoints
 from map_core.errors import UserError
 from map_dense.checkpoints import load_from_local
+from map_dense.stopping import StoppableCheckpointHook
 
 
 class CallOnUnpickling:
@@ -52,7 +55,7 @@ class Regression(BaseModel):
         return {"loss": self.layer(torch.stack(inputs)).square().mean()}
 
 
-def runner(folder: Path, iterations: int, **settings: Any) -> Runner:
+def runner(folder: Path, iterations: int, *, hook: type[Hook] = CheckpointHook, **settings: Any) -> Runner:
     samples = [{"inputs": torch.full((2,), float(i))} for i in range(8)]
     return Runner(
         Regression(),
@@ -64,7 +67,7 @@ def runner(folder: Path, iterations: int, **settings: Any) -> Runner:
         optim_wrapper=dict(optimizer=dict(type="AdamW", lr=0.1)),
         param_scheduler=dict(type="PolyLR", by_epoch=False, begin=0, end=8),
         default_hooks=dict(
-            checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=2),
+            checkpoint=dict(type=hook, by_epoch=False, interval=2),
             logger=dict(type="LoggerHook", interval=1),
         ),
         randomness=dict(seed=0),
@@ -89,6 +92,31 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         assert type(other) is np.ndarray
         np.testing.assert_array_equal(one[-4:], other[-4:])
         np.testing.assert_array_equal(one, other)
+
+
+class Terminate(Hook):
+    """Sends this process SIGTERM in its fifth iteration."""
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if batch_idx == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_the_iteration_in_progress_from_which_a_run_resumes(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    stopped = runner(tmp_path / "stopped", 8, hook=StoppableCheckpointHook, custom_hooks=[Terminate()])
+    with pytest.raises(SystemExit) as error:
+        stopped.train()
+    assert error.value.code == 128 + signal.SIGTERM
+    checkpoint = (tmp_path / "stopped" / "last_checkpoint").read_text()
+    assert Path(checkpoint).name == "iter_5.pth"
+    resumed = runner(tmp_path / "resumed", 8, hook=StoppableCheckpointHook, load_from=checkpoint, resume=True)
+    undisturbed = runner(tmp_path / "undisturbed", 8)
+    for run in (resumed, undisturbed):
+        run.train()
+    for one, other in zip(undisturbed.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 @pytest.mark.parametrize(

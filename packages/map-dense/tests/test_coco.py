@@ -15,7 +15,7 @@ import map_dense.mmdet
 from map_core.errors import UserError
 from map_dense.categories import check_categories
 from map_dense.coco import CheckedCocoDataset
-from map_dense.data_root import check_evaluator
+from map_dense.loops import check_evaluator
 
 NAMES = ("date", "fig", "hazelnut")
 BOX = dict(
@@ -69,7 +69,8 @@ def test_a_class_is_learned_under_its_name_where_the_file_has_more(tmp_path: Pat
     [
         (
             ("fig", "date", "hazelnut"),
-            r"number 1 is 'fig' in the file and 'date' in the config; .*\(fig, date, hazelnut\)",
+            r"number 1 is 'fig' in the file and 'date' in the config; "
+            r"put the file's categories into the order \('date', 'fig', 'hazelnut'\)",
         ),
         (("date", "hazelnut", "fig"), r"number 2 is 'hazelnut' in the file and 'fig' in the config"),
         (
@@ -79,7 +80,7 @@ def test_a_class_is_learned_under_its_name_where_the_file_has_more(tmp_path: Pat
         (("date", "fig"), r"no category 'hazelnut', a class of the config \(known names: date, fig\): set"),
         (
             ("date", "fig", "hazelnut", "fig"),
-            r"number 4 is 'fig' in the file and 'nothing more' in the config",
+            r"has category 'fig' twice; merge or rename one",
         ),
         ((), r"no category 'date'"),
     ],
@@ -166,6 +167,13 @@ def test_order_counts_among_the_configs_classes_alone() -> None:
 def test_a_class_that_the_config_lists_twice_is_named() -> None:
     with pytest.raises(UserError, match=r"metainfo.classes lists 'a' twice, .*: list each class once"):
         check_categories(["a", "b"], ["a", "b", "a"], "file")
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], ["a", "a", "b"]])
+def test_a_category_twice_in_the_file_is_named_whatever_the_config_lists(classes: list[str]) -> None:
+    with pytest.raises(UserError, match=r"file has category 'a' twice; merge or rename one"):
+        check_categories(["a", "a", "b"], classes, "file")
+    check_categories(["a", "x", "x", "b"], ["a", "b"], "file")  # not learned
 
 
 def test_the_registered_name_is_that_of_this_package() -> None:

@@ -32,16 +32,39 @@ def test_a_data_set_with_its_own_root_keeps_it() -> None:
 def test_relative_annotations_of_evaluators_lie_under_it(tmp_path: Path) -> None:
     config = Config(dict(data_root=str(tmp_path)))
     evaluators = [dict(type="CocoMetric", ann_file="a.json"), dict(type="CocoMetric", ann_file="/b.json")]
-    relative, absolute = with_annotation_paths(evaluators, config)
+    relative, absolute = with_annotation_paths(evaluators, None, config)
     assert relative["ann_file"] == f"{tmp_path}/a.json"
     assert absolute["ann_file"] == "/b.json"
-    assert with_annotation_paths(dict(type="IoUMetric"), config) == dict(type="IoUMetric")
+    assert with_annotation_paths(dict(type="IoUMetric"), None, config) == dict(type="IoUMetric")
+
+
+@pytest.mark.parametrize("wrapper", [None, "RepeatDataset", "ConcatDataset"])
+def test_annotations_of_an_evaluator_lie_beside_its_data(tmp_path: Path, wrapper: str | None) -> None:
+    config, dataset = Config(dict(data_root=str(tmp_path))), dict(type="CocoDataset", data_root="/elsewhere")
+    wrapped = {
+        None: dataset,
+        "RepeatDataset": dict(type=wrapper, times=2, dataset=dataset),
+        "ConcatDataset": dict(type=wrapper, datasets=[dataset, dataset]),
+    }
+    evaluator = dict(type="CocoMetric", ann_file="a.json")
+    loader = with_data_root(dict(dataset=wrapped[wrapper]), config)
+    assert with_annotation_paths(evaluator, loader, config)["ann_file"] == "/elsewhere/a.json"
+
+
+def test_annotations_of_data_in_several_directories_must_be_absolute(tmp_path: Path) -> None:
+    config = Config(dict(data_root=str(tmp_path)))
+    parts = [dict(type="CocoDataset"), dict(type="CocoDataset", data_root="/elsewhere")]
+    loader = with_data_root(dict(dataset=dict(type="ConcatDataset", datasets=parts)), config)
+    with pytest.raises(
+        UserError, match=rf"ann_file \(a\.json\) .* data lie in /elsewhere and {tmp_path}: make it absolute"
+    ):
+        with_annotation_paths(dict(type="CocoMetric", ann_file="a.json"), loader, config)
 
 
 def test_built_objects_are_returned_as_they_are() -> None:
     loader, evaluator = DataLoader([1, 2]), Evaluator([])  # type: ignore[arg-type]
     assert with_data_root(loader, Config()) is loader
-    assert with_annotation_paths(evaluator, Config()) is evaluator
+    assert with_annotation_paths(evaluator, loader, Config()) is evaluator
 
 
 @pytest.mark.parametrize("root", [None, "/there/is/none"])

@@ -90,6 +90,12 @@ def test_stages_after_the_last_chosen_one_are_left_out() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_a_name_or_stages_of_none_are_the_defaults() -> None:
+    with torch.device("meta"):
+        backbone = MambaVisionBackbone(None, out_indices=None)
+    assert (backbone.config.name, backbone.out_indices) == ("map_mambavision_tiny", [0, 1, 2, 3])
+
+
 @pytest.mark.parametrize("frozen", [-1, 0, 2, 4])
 def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) -> None:
     backbone = small(frozen_stages=frozen, drop_path_rate=0.0).train()
@@ -107,7 +113,7 @@ def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) 
     [
         (
             {"name": "hybridnet_tiny_patch16_224"},
-            r"model\.\w+ \(.*\) is no setting of hybridnet_tiny_patch16_224",
+            r"model\.backbone\.\w+ \(.*\) is no setting of hybridnet_tiny_patch16_224",
         ),
         ({"layout": "Mx4"}, r"backbone option 'layout' is unknown; .*in_chans"),
         ({"out_indices": [2, 1]}, r"out_indices \[2, 1\] must be ascending stages in 0..3"),
@@ -120,6 +126,10 @@ def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) 
             r"frozen_stages must be a whole number in -1\.\.4, the stages of the backbone; got 5: ",
         ),
         ({"frozen_stages": "1"}, r"frozen_stages must be a whole number in -1\.\.4, .*; got '1'"),
+        (
+            {"drop_path_rate": 1.0},
+            r"^model\.backbone\.drop_path_rate must .*; change model\.backbone\.drop_path_rate$",
+        ),
     ],
 )
 @pytest.mark.usefixtures("without_type_checks")

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_the_full_configs_build(size: str, backbone: int, total: int) -> None:
     assert (count(model.backbone), count(model)) == (backbone, total)
     assert len(model.backbone.model.encoder.blocks) == 32
     assert model.backbone.model.encoder.position.table.shape[:2] == (64, 64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_logged_with_the_steps_that_the_loop_counts(name: str) -> None:
+    config = read_config(name)
+    by_epoch = config.train_cfg.type == "DataRootEpochBasedTrainLoop"
+    assert config.default_hooks.logger.get("log_metric_by_epoch", True) is by_epoch
+    assert config.default_hooks.checkpoint.get("by_epoch", True) is by_epoch
+    assert config.log_processor.by_epoch is by_epoch
 
 
 def test_heads_normalise_over_channels() -> None:
@@ -308,6 +318,40 @@ def test_swapped_categories_are_refused_when_the_loop_starts(photos: Path, tmp_p
     Runner.from_cfg(config).build_train_loop(config.train_cfg)  # its file is in order
     with pytest.raises(UserError, match=r"instances_val\.json lists its categories in another order"):
         Runner.from_cfg(config).test()
+
+
+def test_data_with_a_root_of_their_own_are_scored_against_annotations_there(
+    photos: Path, tmp_path: Path
+) -> None:
+    config = small(tmp_path / "work", tmp_path)
+    shutil.copytree(photos, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("elsewhere", "work"))
+    (photos / "instances_val.json").unlink()
+    config.test_dataloader.dataset.data_root = str(tmp_path / "elsewhere")
+    loop = Runner.from_cfg(
+        config
+    ).test_loop  # which reads the annotations twice, for its data and its evaluator
+    assert loop.dataloader.dataset.ann_file == str(tmp_path / "elsewhere" / "instances_val.json")
+
+
+def test_classes_in_another_order_than_in_training_are_refused(photos: Path, tmp_path: Path) -> None:
+    config = small(tmp_path / "work", photos)
+    config.test_dataloader.dataset.metainfo = dict(classes=CLASSES[::-1])
+    file = photos / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"].reverse()
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"test_dataloader has .*: number 1 is 'hazelnut' and not 'date'"):
+        Runner.from_cfg(config).test()
+
+
+@pytest.mark.parametrize("loop", ["train", "val", "test"])
+def test_a_pyramid_for_other_patches_is_refused_when_a_loop_starts(
+    photos: Path, tmp_path: Path, loop: str
+) -> None:
+    config = small(tmp_path / "work", photos)
+    config.model.neck.patch_size = 16
+    with pytest.raises(UserError, match=r"backbone\.patch_size \(8\) and model\.neck\.patch_size \(16\)"):
+        getattr(Runner.from_cfg(config), f"{loop}_loop")
 
 
 def test_a_missing_data_root_is_reported_before_training(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from map_core.study.report import page
 from map_core.study.runner import run_study
 from map_core.tasks.weights import save_weights
 from map_dense import catalogue
-from map_dense.measures import SEGMENTATION
+from map_dense.loops import DataRootValLoop
+from map_dense.measures import CONFIG, SEGMENTATION
 from map_vision.domain import DOMAIN
 from map_vision.factory import MODELS as VISION_MODELS
 from map_vision.factory import ModelConfig, create_backbone
@@ -79,7 +80,6 @@ def small_camvid(root: Path, work_dir: Path, **changes: Any) -> dict[str, Any]:
         "model.decode_head.channels": 16,
         "model.auxiliary_head.in_channels": 32,
         "model.auxiliary_head.channels": 16,
-        "train_pipeline.2.scale": (96, 72),
         "train_dataloader.dataset.pipeline.2.scale": (96, 72),
         "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
         "train_dataloader.batch_size": 2,
@@ -388,6 +388,30 @@ def test_arms_that_segmentation_would_not_compare_are_refused(
         read_study(tmp_path / "study.yaml", "map_vision.studies")
 
 
-def test_a_segmenter_that_measured_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no evaluation; remove it and start again"):
-        SEGMENTATION.summary(tmp_path)
+def test_a_run_killed_in_its_last_validation_is_validated_when_it_resumes(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, work = "upernet_hybridnet-mini_cpu_camvid", tmp_path / "work"
+    changes = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 1, "default_hooks.checkpoint.interval": 1}
+    options = small_camvid(scenes, work, **changes)
+    work.mkdir()
+    read_config(name, **options).dump(work / CONFIG)
+    run = DataRootValLoop.run
+
+    def killed_at_the_end(loop: DataRootValLoop) -> Any:
+        if loop.runner.iter == 2:
+            raise KeyboardInterrupt
+        return run(loop)
+
+    monkeypatch.setattr(DataRootValLoop, "run", killed_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        Runner.from_cfg(read_config(name, **options)).train()
+    with pytest.raises(UserError, match="holds no evaluation after iteration 2"):
+        SEGMENTATION.summary(work)
+    monkeypatch.undo()
+    resumed = read_config(
+        name, **options, resume=True, experiment_name="again", **{"visualizer.name": "again"}
+    )
+    runner = Runner.from_cfg(resumed)
+    runner.train()
+    assert SEGMENTATION.summary(work)["mIoU"] == runner.message_hub.get_scalar("val/mIoU").current()

@@ -97,7 +97,9 @@ def test_another_patch_size_is_an_error_or_an_explicit_resample(tmp_path: Path) 
     run = write_run(tmp_path / "run", patch_size=8)
     dense = backbone()
     with pytest.raises(
-        UserError, match=r"patches of 8x8 pixels, the backbone of 16x16: set model\.backbone\.patch_size=8"
+        UserError,
+        match=r"patches of 8x8 pixels, the backbone of 16x16: set model\.backbone\.patch_size=8 "
+        r"and model\.neck\.patch_size=8, or model\.backbone\.init_cfg\.resample_patches=True",
     ):
         load_backbone(dense, run)
     report = load_backbone(dense, run, resample_patches=True)
@@ -130,7 +132,6 @@ def test_oblong_patches_can_only_be_resampled(tmp_path: Path) -> None:
     [
         ({"embed_dim": 48}, r"has width 32, the backbone 48"),
         ({"layout": "(MMMT)x2"}, r"has 4 layers, the backbone 8 \(layout '\(MMMT\)x2'\)"),
-        ({"layout": "TMMM"}, r"does not fit the backbone: missing: encoder\.blocks\.0\."),
         ({"mlp_ratio": 1.0}, r"shapes: .*mlp\.fc1\.weight \(64, 32\) for \(32, 32\)"),
         ({"in_chans": 1}, r"shapes: patch_embed\.proj\.weight \(32, 3, 16, 16\) for \(32, 1, 16, 16\)"),
     ],
@@ -141,6 +142,14 @@ def test_another_architecture_is_refused_with_both_values(
     run = write_run(tmp_path / "run", described=described)
     with pytest.raises(UserError, match=message):
         load_backbone(backbone(**changes), run)
+
+
+def test_another_layout_is_refused_with_both_where_the_run_is_described(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has layout 'MMMT', the backbone 'TMMM'; set model\.backbone\.name"):
+        load_backbone(backbone(layout="TMMM"), write_run(tmp_path / "run"))
+    load_backbone(backbone(layout="MMTT", out_indices=[1]), tmp_path / "run")  # both layers are Mamba's
+    with pytest.raises(UserError, match=r"does not fit the backbone: missing: encoder\.blocks\.0\."):
+        load_backbone(backbone(layout="TMMM"), write_run(tmp_path / "undescribed", described=False))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The encoders of map-vision as backbones for dense prediction, without any OpenMMLab import."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from map_core.blocks import TransformerBlock
 from map_core.encoder import expand_layout
 from map_core.errors import UserError, near_matches
-from map_dense.settings import check_count, check_frozen_stages, is_whole, lists_to_tuples
+from map_core.orders import ScanOrder
+from map_dense.settings import (
+    check_count,
+    check_frozen_stages,
+    is_whole,
+    lists_to_tuples,
+    naming_backbone,
+)
 from map_dense.windows import WindowedTransformerBlock
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.model import HybridNet
@@ -61,6 +68,24 @@ def _validate_size(img_size: Any) -> int | tuple[int, int] | None:
     return img_size if isinstance(img_size, int) else (sides[0], sides[1])
 
 
+def _validate_changes(changes: Mapping[str, Any]) -> None:
+    """Check the options that change the named model, as far as the model itself does not.
+
+    Raises:
+        UserError: an unknown option or one of the classifier; a layout that is no text; an unknown order; a number of
+            heads that is not a whole number of at least 1.
+    """
+    for option in set(changes) - set(MODEL_OPTIONS):
+        reason = "belongs to the classifier" if option in CLASSIFIER_ONLY else "is unknown"
+        raise UserError(f"backbone option {option!r} {reason}; {near_matches(option, MODEL_OPTIONS)}")
+    check_count("num_heads", changes.get("num_heads"), "for the name's")
+    layout, order = changes.get("layout"), changes.get("order")
+    if not isinstance(layout, str | None):
+        raise UserError(f"layout must be a text, such as '(MMMT)x8'; got {layout!r}")
+    if order not in (None, *get_args(ScanOrder)):
+        raise UserError(f"order {order!r} is unknown; {near_matches(str(order), get_args(ScanOrder))}")
+
+
 class HybridBackbone(nn.Module):
     """A model of map-vision without registers, head or final norm that returns feature maps after chosen layers.
 
@@ -83,9 +108,10 @@ class HybridBackbone(nn.Module):
             ``order``, ``block_size``, ``position``, ``bidirectional``, ``wiring`` or ``in_chans``.
 
     Raises:
-        UserError: an unknown name or option; an ``img_size`` that is neither one number nor two; ``out_indices`` that
-            are not a list; ``out_indices`` or ``frozen_stages`` beyond the depth; a ``window_size`` or ``num_heads``
-            that is not a whole number of at least 1; a ``window_size`` where no block would attend in windows.
+        UserError: an unknown name, option or ``order``; a setting out of range; a ``layout`` that is no text; an
+            ``img_size`` that is neither one number nor two; ``out_indices`` that are not a list; ``out_indices`` or
+            ``frozen_stages`` beyond the depth; a ``window_size`` or ``num_heads`` that is not a whole number of at
+            least 1; a ``window_size`` where no block would attend in windows.
     """
 
     def __init__(
@@ -102,12 +128,9 @@ class HybridBackbone(nn.Module):
         **model_changes: Any,
     ) -> None:
         super().__init__()
-        for option in set(model_changes) - set(MODEL_OPTIONS):
-            reason = "belongs to the classifier" if option in CLASSIFIER_ONLY else "is unknown"
-            raise UserError(f"backbone option {option!r} {reason}; {near_matches(option, MODEL_OPTIONS)}")
+        _validate_changes(model_changes)
         check_count("patch_size", patch_size, "for the name's")
         check_count("window_size", window_size, "for global attention")
-        check_count("num_heads", model_changes.get("num_heads"), "for the name's")
         self.config = ModelConfig(
             name,
             img_size=_validate_size(img_size),
@@ -115,7 +138,8 @@ class HybridBackbone(nn.Module):
             drop_path_rate=drop_path_rate,
             **lists_to_tuples(model_changes),
         )
-        model = create_backbone(self.config)
+        with naming_backbone():
+            model = create_backbone(self.config)
         if not isinstance(model, HybridNet):
             raise UserError(f"{name} is a pyramid, which has a backbone for itself: type='MambaVision'")
         self.model = model

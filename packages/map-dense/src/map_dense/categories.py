@@ -20,6 +20,9 @@ def check_categories(names: Sequence[str], classes: Sequence[str], source: str) 
         UserError: a class that is missing from the file, occurs twice in the file or the config, or is in another
             order.
     """
+    learned = [name for name in names if name in classes]
+    if twice := [name for i, name in enumerate(learned) if name in learned[:i]]:
+        raise UserError(f"{source} has category {twice[0]!r} twice; merge or rename one")
     if twice := [name for i, name in enumerate(classes) if name in classes[:i]]:
         raise UserError(
             f"metainfo.classes lists {twice[0]!r} twice, and {source} cannot tell which is meant: list each class once"
@@ -30,12 +33,10 @@ def check_categories(names: Sequence[str], classes: Sequence[str], source: str) 
                 f"{source} has no category {name!r}, a class of the config ({near_matches(name, names)}): set "
                 "metainfo.classes to the file's spelling"
             )
-    learned = [name for name in names if name in classes]
-    if learned != list(classes):
-        index = next(i for i, name in enumerate(learned) if i >= len(classes) or name != classes[i])
-        expected = classes[index] if index < len(classes) else "nothing more"
-        raise UserError(
-            f"{source} lists its categories in another order than the config's classes: number {index + 1} is "
-            f"{learned[index]!r} in the file and {expected!r} in the config; set metainfo.classes to "
-            f"({', '.join(learned)})"
-        )
+    for number, (name, expected) in enumerate(zip(learned, classes, strict=True), 1):
+        if name != expected:
+            raise UserError(
+                f"{source} lists its categories in another order than the config's classes: number {number} is "
+                f"{name!r} in the file and {expected!r} in the config; put the file's categories into the order "
+                f"{tuple(classes)!r}"
+            )

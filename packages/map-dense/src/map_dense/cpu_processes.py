@@ -32,5 +32,10 @@ class CpuProcessesRunner(Runner):
         """Wrap the model without device ids, which do not exist on a CPU."""
         if self.distributed and not torch.cuda.is_available():
             os.environ.setdefault("LOCAL_RANK", "0")
-            model_wrapper_cfg = {"device_ids": None, "broadcast_buffers": False, **(model_wrapper_cfg or {})}
+            model_wrapper_cfg = {
+                "device_ids": None,
+                "broadcast_buffers": False,
+                "find_unused_parameters": self.cfg.get("find_unused_parameters", False),
+                **(model_wrapper_cfg or {}),
+            }
         return super().wrap_model(model_wrapper_cfg, model)

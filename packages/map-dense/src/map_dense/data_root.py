@@ -1,22 +1,18 @@
-"""Loops that look for every data set under the config's top-level ``data_root``, so that one option moves them all.
+"""Filling the config's top-level ``data_root`` into every data set, so that one option moves them all.
 
 OpenMMLab's configs copy ``data_root`` into every data set and every annotation path while the file is read, before
 ``--cfg-options data_root=PATH`` is merged, so that option has no effect. The configs of this package leave it out of
-their data sets instead, and use these loops, which fill it in.
+their data sets instead, and use the loops of :mod:`map_dense.loops`, which fill it in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.fileio import exists, isdir, join_path
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from mmengine.utils import is_abs
 
 from map_core import UserError
 from map_core.paths import expand_user
-from map_dense.categories import check_categories
 
 
 def config_data_root(config: Any) -> str:
@@ -71,20 +67,41 @@ def _check_parts(dataset: Mapping[str, Any], root: str) -> None:
             )
 
 
-def with_annotation_paths(evaluator: Any, config: Any) -> Any:
-    """Copy an evaluator's settings (or a list of them) with relative ``ann_file`` paths under ``data_root``.
+def innermost_datasets(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The settings of the data sets within wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else [])
+    for part in inner:
+        yield from innermost_datasets(part)
+    if not inner:
+        yield dataset
+
+
+def with_annotation_paths(evaluator: Any, dataloader: Any, config: Any) -> Any:
+    """Copy an evaluator's settings (or a list of them) with relative ``ann_file`` paths under the data's ``data_root``.
 
     A built evaluator is returned as is.
 
+    Args:
+        evaluator: The settings.
+        dataloader: Settings of the data loader whose data are evaluated, or a built one, whose root is the config's.
+        config: The whole config.
+
     Raises:
-        UserError: it is needed but not set, or is not a directory.
+        UserError: ``data_root`` is needed but not set, or is not a directory; the data lie under several.
     """
     if isinstance(evaluator, list | tuple):
-        return [with_annotation_paths(part, config) for part in evaluator]
+        return [with_annotation_paths(part, dataloader, config) for part in evaluator]
     path = evaluator.get("ann_file") if isinstance(evaluator, Mapping) else None
     if not path or is_abs(path):
         return evaluator
-    return {**evaluator, "ann_file": join_path(config_data_root(config), path)}
+    datasets = list(innermost_datasets(dataloader["dataset"])) if isinstance(dataloader, Mapping) else [{}]
+    roots = sorted({dataset.get("data_root") or config_data_root(config) for dataset in datasets})
+    if len(roots) > 1:
+        raise UserError(
+            f"ann_file ({path}) of the evaluator is relative, but its data lie in {' and '.join(roots)}: make it "
+            "absolute"
+        )
+    return {**evaluator, "ann_file": join_path(roots[0], path)}
 
 
 def with_data_root_everywhere(config: Any) -> Any:
@@ -98,69 +115,6 @@ def with_data_root_everywhere(config: Any) -> Any:
             loader = with_data_root(config[f"{split}_dataloader"], config, complete=False)
             config[f"{split}_dataloader"] = loader
         if config.get(f"{split}_evaluator"):
-            config[f"{split}_evaluator"] = with_annotation_paths(config[f"{split}_evaluator"], config)
+            evaluator, loader = config[f"{split}_evaluator"], config.get(f"{split}_dataloader")
+            config[f"{split}_evaluator"] = with_annotation_paths(evaluator, loader, config)
     return config
-
-
-def check_augmentation(model: Any) -> None:
-    """Refuse mmdet's test-time augmentation of a detector with masks, which mmdet cannot merge.
-
-    Raises:
-        UserError: ``model`` is such a wrapper.
-    """
-    model = model.module if is_model_wrapper(model) else model
-    if isinstance(model, BaseTTAModel) and getattr(model.module, "with_mask", False):
-        raise UserError(
-            "--tta: mmdet merges augmented boxes but no masks; score boxes alone by --cfg-options "
-            "model.roi_head.mask_head=None test_evaluator.metric=bbox, or leave --tta out"
-        )
-
-
-def check_evaluator(evaluator: Any, dataset: Any) -> None:
-    """Refuse an evaluator whose COCO file has other categories than the data set's classes.
-
-    Raises:
-        UserError: see :func:`map_dense.categories.check_categories`.
-    """
-    for metric in evaluator.metrics:
-        index = getattr(metric, "_coco_api", None)
-        if index is not None:
-            names = [category["name"] for category in index.dataset["categories"]]
-            check_categories(names, dataset.metainfo["classes"], "ann_file of the evaluator")
-
-
-@LOOPS.register_module()
-class DataRootEpochBasedTrainLoop(EpochBasedTrainLoop):
-    """mmengine's epoch-based training loop, on data sets under the config's ``data_root``."""
-
-    def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
-        super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)
-
-
-@LOOPS.register_module()
-class DataRootIterBasedTrainLoop(IterBasedTrainLoop):
-    """mmengine's iteration-based training loop, on data sets under the config's ``data_root``."""
-
-    def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
-        super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)
-
-
-@LOOPS.register_module()
-class DataRootValLoop(ValLoop):
-    """mmengine's validation loop, on data sets and annotations under the config's ``data_root``."""
-
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
-        evaluator = with_annotation_paths(evaluator, runner.cfg)
-        super().__init__(runner, with_data_root(dataloader, runner.cfg), evaluator, **settings)
-        check_evaluator(self.evaluator, self.dataloader.dataset)
-
-
-@LOOPS.register_module()
-class DataRootTestLoop(TestLoop):
-    """mmengine's test loop, on data sets and annotations under the config's ``data_root``."""
-
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
-        check_augmentation(runner.model)
-        evaluator = with_annotation_paths(evaluator, runner.cfg)
-        super().__init__(runner, with_data_root(dataloader, runner.cfg), evaluator, **settings)
-        check_evaluator(self.evaluator, self.dataloader.dataset)

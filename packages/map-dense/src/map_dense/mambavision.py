@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.tasks.weights import weights_file
-from map_dense.settings import check_frozen_stages, is_whole, lists_to_tuples
+from map_dense.settings import check_frozen_stages, is_whole, lists_to_tuples, naming_backbone
 from map_dense.weights import BackboneReport, read_state, refuse_misfits, refuse_other_settings
 from map_vision.factory import ModelConfig, create_model
 from map_vision.mambavision import MambaVision
@@ -32,8 +32,8 @@ class MambaVisionBackbone(nn.Module):
     over its channels at every position by a LayerNorm that the classifier does not have.
 
     Args:
-        name: A model of map-vision: ``map_mambavision_*``.
-        out_indices: Stages (from 0) whose maps are returned. Stages after the last one are left out.
+        name: A model of map-vision: ``map_mambavision_*``; the tiny one when None.
+        out_indices: Stages (from 0) whose maps are returned; all four when None. Stages after the last are left out.
         frozen_stages: -1 trains everything, 0 freezes the stem, n > 0 also the first n stages.
         activation_checkpointing: Recompute each block of stages three and four in the backward pass.
         window_size: Window size in stages three and four; the named model's when None. Larger images need larger
@@ -43,15 +43,15 @@ class MambaVisionBackbone(nn.Module):
             ``stem_dim``, ``layer_scale`` or ``in_chans``.
 
     Raises:
-        UserError: a name or option that MambaVision does not have; ``out_indices`` or ``frozen_stages`` beyond its
-            stages.
+        UserError: a name or option that MambaVision does not have; a setting out of range; ``out_indices`` or
+            ``frozen_stages`` beyond its stages.
     """
 
     def __init__(
         self,
-        name: str = "map_mambavision_tiny",
+        name: str | None = None,
         *,
-        out_indices: Sequence[int] | int = (0, 1, 2, 3),
+        out_indices: Sequence[int] | int | None = None,
         frozen_stages: int = -1,
         activation_checkpointing: bool = False,
         window_size: Sequence[int] | None = None,
@@ -62,8 +62,11 @@ class MambaVisionBackbone(nn.Module):
         for option in set(model_changes) - set(MODEL_OPTIONS):
             raise UserError(f"backbone option {option!r} is unknown; {near_matches(option, MODEL_OPTIONS)}")
         model_options = lists_to_tuples({**model_changes, "window_size": window_size})
-        self.config = ModelConfig(name, drop_path_rate=drop_path_rate, **model_options)
-        model = create_model(self.config, num_classes=0)
+        self.config = ModelConfig(
+            name or "map_mambavision_tiny", drop_path_rate=drop_path_rate, **model_options
+        )
+        with naming_backbone():
+            model = create_model(self.config, num_classes=0)
         if not isinstance(model, MambaVision):
             raise UserError(
                 f"{name} is no MambaVision; choose one of map_mambavision_*, or another type of backbone"
@@ -119,7 +122,9 @@ class MambaVisionBackbone(nn.Module):
         return [self.model.patch_embed, *self.model.stages[: self.frozen_stages]]
 
 
-def _validate_stages(out_indices: Sequence[int] | int) -> list[int]:
+def _validate_stages(out_indices: Sequence[int] | int | None) -> list[int]:
+    if out_indices is None:
+        return list(range(NUM_STAGES))
     if isinstance(out_indices, int | str):
         raise UserError(f"out_indices must be a list of stages, such as [0, 1, 2, 3]; got {out_indices!r}")
     indices = list(out_indices)

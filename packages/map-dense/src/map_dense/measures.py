@@ -7,6 +7,7 @@
 
 import ast
 import contextlib
+import inspect
 import json
 import sys
 import time
@@ -19,16 +20,23 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from map_core.errors import UserError
+from map_core.errors import UserError, near_matches
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.runs.summary import commit, device_name, versions
 from map_core.study.measures import Cost, StudySettings
 from map_dense import catalogue
+from map_dense.settings import is_whole
 
 TOOLBOX = "onedl-mmsegmentation"
 CONFIG = "config.py"
 WEIGHTS = "model.backbone.init_cfg.checkpoint"
 COUNTED_IMAGES = 2  # BatchNorm needs more than one
+SET_BY_STUDY = ("randomness.seed", "work_dir", "resume")
+# what mmengine's runner reads beside its arguments
+ALSO_READ = (
+    *("data_root", "custom_imports", "runner_type", "model_wrapper_cfg", "find_unused_parameters"),
+    *("sync_bn", "activation_checkpointing", "efficient_conv_bn_eval", "compile"),
+)
 
 
 class Segmentation:
@@ -39,37 +47,43 @@ class Segmentation:
 
     title = "segmentation, mean IoU (%)"
     score = "mIoU"
-    shared = ("data_root", "train_dataloader", "val_", "test_", "num_classes", "env_cfg")
+    shared = (
+        *("data_root", "train_dataloader", "val_", "test_", "num_classes", "env_cfg"),
+        *("model.test_cfg", "model.data_preprocessor", "load_from"),
+    )
 
     def command(self, settings: StudySettings, *, seed: int, init: str | None, out: Path) -> list[str]:
         """The command that ``mim train`` runs as a child process, which would survive a signal to mim."""
-        config = config_from_settings(
-            settings | {"randomness.seed": seed} | ({} if init is None else {WEIGHTS: init})
-        )
+        config = config_from_settings(settings)
+        config.merge_from_dict({"randomness.seed": seed} | ({} if init is None else {WEIGHTS: init}))
         out.mkdir(parents=True, exist_ok=True)
         config.dump(out / CONFIG)  # --cfg-options would cut a path at a comma or space
         return [sys.executable, str(train_program()), str(out / CONFIG), "--work-dir", str(out), "--resume"]
 
     def summary(self, out: Path) -> dict[str, Any]:
-        """The last evaluation, samples and seconds of training, commit, versions and device.
+        """The evaluation after the last iteration, samples and seconds of training, commit, versions and device.
 
         Raises:
-            UserError: nothing was evaluated.
+            UserError: there is no such evaluation.
         """
+        config = catalogue.read_config(out / CONFIG)
+        last = config.train_cfg.max_iters
         lines = [
             json.loads(line)
             for file in sorted(out.glob("*/vis_data/scalars.json"))  # one per start
             for line in file.read_text().splitlines()
             if line.endswith("}")  # not the cut-off last line of a killed start
         ]
-        evaluated = [line for line in lines if self.score in line]
+        evaluated = [line for line in lines if self.score in line and line["step"] == last]
         if not evaluated:
-            raise UserError(f"{out} holds no evaluation; remove it and start again")
+            raise UserError(
+                f"{out} holds no evaluation after iteration {last}, its last; start the study again, which evaluates "
+                "it, or remove the folder first"
+            )
         # mean seconds per step since the previous line
         steps = {line["step"]: line["time"] for line in lines if "loss" in line}
         on_gpu = torch.cuda.is_available()
         gaps = zip(sorted(steps), [0, *sorted(steps)], strict=False)
-        config = catalogue.read_config(out / CONFIG)
         return {
             **{key: value for key, value in evaluated[-1].items() if key != "step"},
             "samples": num_samples(config),
@@ -80,10 +94,14 @@ class Segmentation:
         }
 
     def cost(self, settings: StudySettings, *, timed: bool = False) -> Cost:
-        """The operations, and the time if ``timed``, of one step on a few images of noise."""
+        """The operations, and the time if ``timed``, of one step on a few images of noise.
+
+        Raises:
+            UserError: as for :func:`config_from_settings`; a step that cannot be taken on this machine.
+        """
         config = config_from_settings(settings)
         samples = num_samples(config)
-        with warnings.catch_warnings():
+        with catalogue.refusing("a step of segment cannot be counted"), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # from mmseg, about a model that is never trained
             step = make_step(config, COUNTED_IMAGES)
             with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
@@ -108,11 +126,70 @@ def train_program() -> Path:
 
 
 def config_from_settings(settings: StudySettings) -> Any:
-    """The config named by ``recipe``, with the other settings merged in."""
-    options = dict(settings)
-    config = catalogue.read_config(catalogue.find_config(options.pop("recipe")))
-    config.merge_from_dict({key: parse_value(value) for key, value in options.items()})
+    """The config named by ``recipe``, with the other settings merged in, except for ``init``, an arm's weights.
+
+    Raises:
+        UserError: a setting that the config cannot take or training does not read, or that the study sets itself; a
+            config whose runs a study could not start alike, continue, count or score.
+    """
+    options = {key: parse_value(value) for key, value in settings.items() if key not in ("recipe", "init")}
+    config = catalogue.read_config(catalogue.find_config(settings["recipe"]))
+    check_options(options, config)
+    with catalogue.refusing(f"segment of the study does not fit {settings['recipe']}"):
+        config.merge_from_dict(options)
+        check_config(config)
     return config
+
+
+def check_options(options: StudySettings, config: Any) -> None:
+    """Refuse settings that have no effect on a training by ``config``.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    from mmengine.runner import Runner
+
+    known = {*inspect.signature(Runner).parameters, *ALSO_READ}
+    for key in options:
+        section = key.partition(".")[0]
+        if key in SET_BY_STUDY:
+            raise UserError(f"segment sets {key}, which the study sets for each run itself: remove it")
+        if section not in known and section in config.keys():  # noqa: SIM118, a Config has no __contains__
+            raise UserError(
+                f"segment sets {key}, which has no effect: the config copies {section} into its data loaders and "
+                "heads while it is read; set what it is copied to, such as train_dataloader.dataset.pipeline, "
+                "val_dataloader.dataset.pipeline or model.decode_head.num_classes"
+            )
+        if section not in known:
+            raise UserError(f"segment sets {key}, but {section} is unknown; {near_matches(section, known)}")
+
+
+def check_config(config: Any) -> None:
+    """Refuse a config whose runs a study could not start alike, continue, count or score.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if (file := config.get("load_from")) is not None:
+        raise UserError(
+            f"load_from ({file}) would be continued, not started from: give the arms init instead"
+        )
+    if (weights := (config.model.backbone.get("init_cfg") or {}).get("checkpoint")) is not None:
+        raise UserError(f"{WEIGHTS} ({weights}) is what init of an arm sets: give the arms init instead")
+    if not is_whole(iterations := config.train_cfg.get("max_iters")):
+        raise UserError(
+            f"train_cfg.max_iters must be a whole number, as segment trains by iterations; got {iterations!r}"
+        )
+    size = (config.model.get("data_preprocessor") or {}).get("size")
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(is_whole, size))):
+        raise UserError(
+            "model.data_preprocessor.size must be height and width of the training images, such as (224, 224), by "
+            f"which operations are counted; got {size!r}"
+        )
+    if config.get("default_hooks", {}).get("logger", {}).get("log_metric_by_epoch", True):
+        raise UserError(
+            "default_hooks.logger.log_metric_by_epoch must be False, so that an evaluation is logged with its iteration"
+        )
 
 
 def num_samples(config: Any) -> int:
@@ -130,12 +207,13 @@ def parse_value(value: Any) -> Any:
 
 def make_step(config: Any, count: int) -> Callable[[], None]:
     """A forward and backward pass of a config's segmenter on ``count`` images of noise, as a function."""
+    from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, DefaultScope
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        model = MODELS.build(config.model).train()
+        model = revert_sync_batchnorm(MODELS.build(config.model)).train()  # as in training by one process
     height, width = config.model.data_preprocessor.size
     images, labels = torch.randn(count, 3, height, width), torch.zeros(1, height, width, dtype=torch.long)
     sample = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo={"img_shape": (height, width)})

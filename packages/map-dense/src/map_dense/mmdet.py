@@ -3,9 +3,9 @@
 A config sets ``custom_imports = dict(imports=["map_dense.mmdet"])`` and may then use ``type="HybridNet"``,
 ``"MambaR"``, ``"MapViT"``, ``"MapVim"`` or ``"MambaVision"`` (backbone), ``type="SimpleFeaturePyramid"`` (neck),
 ``norm_cfg=dict(type="LN2d")`` (LayerNorm over channels, in any head),
-``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.data_root` and the runner of
-:mod:`map_dense.cpu_processes`. ``type="CocoDataset"`` is then :class:`map_dense.coco.CheckedCocoDataset`, and
-checkpoints are read by :mod:`map_dense.checkpoints`.
+``constructor="HybridLayerDecayOptimWrapperConstructor"``, the loops of :mod:`map_dense.loops`, the hook of
+:mod:`map_dense.stopping` and the runner of :mod:`map_dense.cpu_processes`. ``type="CocoDataset"`` is then
+:class:`map_dense.coco.CheckedCocoDataset`, and checkpoints are read by :mod:`map_dense.checkpoints`.
 """
 
 from map_dense.installation import check_installation, check_operators
@@ -19,10 +19,11 @@ from timm.layers import LayerNorm2d  # noqa: E402
 
 import map_dense.checkpoints  # noqa: E402
 import map_dense.cpu_processes  # noqa: E402
-import map_dense.data_root  # noqa: E402
+import map_dense.loops  # noqa: E402
 import map_dense.openmmlab  # noqa: E402
 import map_dense.optim  # noqa: E402
-import map_dense.repeated  # noqa: E402, F401
+import map_dense.repeated  # noqa: E402
+import map_dense.stopping  # noqa: E402, F401
 from map_dense.coco import CheckedCocoDataset  # noqa: E402
 from map_dense.pyramid import SimpleFeaturePyramid  # noqa: E402
 

@@ -123,7 +123,7 @@ class MambaVision(MambaVisionBackbone):
     """A pyramid of convolutions, Mamba mixers and attention: ``map_mambavision_{tiny,tiny2,small,base,large,large2}``.
 
     Args:
-        name: The model.
+        name: The model; the tiny one when None.
         init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` with a run or weights file of map-vision or a published
             checkpoint; None starts from scratch.
         **options: See :class:`map_dense.mambavision.MambaVisionBackbone`.
@@ -134,7 +134,7 @@ class MambaVision(MambaVisionBackbone):
 
     def __init__(
         self,
-        name: str = "map_mambavision_tiny",
+        name: str | None = None,
         *,
         init_cfg: Mapping[str, Any] | None = None,
         **options: Any,

@@ -65,6 +65,7 @@ class UperNetPyramid(nn.Module):
         norms = {"batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
         if norm not in norms:
             raise UserError(f"norm must be 'batch' or 'sync'; got {norm!r}")
+        self.patch_size = patch_size
         self.out_channels = [embed_dim] * len(strides)
         self.levels = nn.ModuleList()
         for stride in strides:
@@ -119,6 +120,7 @@ class SimpleFeaturePyramid(nn.Module):
         extra_level: bool = True,
     ) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.extra_level = extra_level
         self.out_channels = out_channels
         self.levels = nn.ModuleList()

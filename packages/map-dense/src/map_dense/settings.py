@@ -1,6 +1,8 @@
 """Backbone settings from a config or a command line: convert lists to tuples, check numbers."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from map_core.errors import UserError
@@ -9,6 +11,15 @@ from map_core.errors import UserError
 def lists_to_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, with every list converted to a tuple."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+@contextmanager
+def naming_backbone() -> Iterator[None]:
+    """Let errors about a model name its settings as a config does: ``model.backbone.NAME``, not ``--model.NAME``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"(--)?\bmodel\.(?=\w)", "model.backbone.", str(error))) from error
 
 
 def is_whole(value: Any) -> bool:

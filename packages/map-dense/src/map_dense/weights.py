@@ -10,6 +10,7 @@ from typing import Any
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
+from map_core.encoder import expand_layout
 from map_core.errors import UserError
 from map_core.tasks.families import family_of
 from map_core.tasks.starting import format_keys, other_guesses, refuse_other_switches
@@ -235,6 +236,15 @@ def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], p
             f"{path} has {depth} layers, the backbone {backbone.depth} (layout {architecture['layout']!r}); "
             "set model.backbone.name (or layout) to the pretrained model's"
         )
+    config = read_model_config(path)
+    if config is None or config.name not in MODEL_NAMES:  # the layout is then seen in the keys, but not named
+        return
+    layout = resolved(config)["layout"]
+    if expand_layout(layout)[: backbone.num_layers] != backbone.layout:
+        raise UserError(
+            f"{path} has layout {layout!r}, the backbone {architecture['layout']!r}; "
+            "set model.backbone.name (or layout) to the pretrained model's"
+        )
 
 
 def _layer_prefix(key: str) -> str | None:
@@ -248,7 +258,8 @@ def _fit_patches(weight: Tensor, backbone_weight: Tensor, file: Path, *, resampl
         return weight
     if not resample:
         (h, w), (oh, ow) = weight.shape[2:], backbone_weight.shape[2:]
-        same_size = f"model.backbone.patch_size={h}, or " if h == w else ""  # a backbone's patches are square
+        # a backbone's patches are square
+        same_size = f"model.backbone.patch_size={h} and model.neck.patch_size={h}, or " if h == w else ""
         raise UserError(
             f"{file} has patches of {h}x{w} pixels, the backbone of {oh}x{ow}: set {same_size}"
             "model.backbone.init_cfg.resample_patches=True to resample the patch embedding"

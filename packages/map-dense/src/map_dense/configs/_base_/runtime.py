@@ -7,7 +7,7 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", max_keep_ckpts=2),
+    checkpoint=dict(type="StoppableCheckpointHook", max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 visualizer = dict(

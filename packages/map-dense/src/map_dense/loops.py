@@ -1,0 +1,166 @@
+"""mmengine's loops on data sets under ``data_root`` (:mod:`map_dense.data_root`), with checks before they start."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import DATASETS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
+
+from map_core import UserError
+from map_dense.categories import check_categories
+from map_dense.data_root import innermost_datasets, with_annotation_paths, with_data_root
+
+
+def check_augmentation(model: Any) -> None:
+    """Refuse mmdet's test-time augmentation of a detector with masks, which mmdet cannot merge.
+
+    Raises:
+        UserError: ``model`` is such a wrapper.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    if isinstance(model, BaseTTAModel) and getattr(model.module, "with_mask", False):
+        raise UserError(
+            "--tta: mmdet merges augmented boxes but no masks; score boxes alone by --cfg-options "
+            "model.roi_head.mask_head=None test_evaluator.metric=bbox, or leave --tta out"
+        )
+
+
+def check_evaluator(evaluator: Any, dataset: Any) -> None:
+    """Refuse an evaluator whose COCO file has other categories than the data set's classes.
+
+    Raises:
+        UserError: see :func:`map_dense.categories.check_categories`.
+    """
+    for metric in evaluator.metrics:
+        index = getattr(metric, "_coco_api", None)
+        if index is not None:
+            names = [category["name"] for category in index.dataset["categories"]]
+            check_categories(names, dataset.metainfo["classes"], "ann_file of the evaluator")
+
+
+def check_patch_sizes(model: Any) -> None:
+    """Refuse a pyramid for patches of another size than the backbone's, whose maps would have other strides.
+
+    Raises:
+        UserError: it has both sizes.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    model = model.module if isinstance(model, BaseTTAModel) else model
+    of_backbone, of_neck = (
+        getattr(getattr(model, part, None), "patch_size", None) for part in ("backbone", "neck")
+    )
+    if of_backbone != of_neck and None not in (of_backbone, of_neck):
+        raise UserError(
+            f"model.backbone.patch_size ({of_backbone}) and model.neck.patch_size ({of_neck}) must be equal, or boxes "
+            "and labels are shifted; set both"
+        )
+
+
+def trained_classes(config: Any) -> tuple[str, ...] | None:
+    """The classes of a config's training data in the order in which they are learned; None if it has none."""
+    dataloader = config.get("train_dataloader")
+    if not isinstance(dataloader, Mapping):
+        return None
+    dataset = next(innermost_datasets(dataloader["dataset"]))
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+    metainfo = {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
+    classes = metainfo.get("classes")
+    return tuple(classes) if isinstance(classes, list | tuple) else None
+
+
+def check_classes(dataset: Any, config: Any, section: str) -> None:
+    """Refuse data to evaluate whose classes are not those that are trained, in the same order.
+
+    Args:
+        dataset: The data set.
+        config: The whole config.
+        section: The data loader's name in the message.
+
+    Raises:
+        UserError: naming the first class that differs.
+    """
+    trained, evaluated = trained_classes(config), getattr(dataset, "metainfo", {}).get("classes")
+    if trained is None or evaluated is None or trained == tuple(evaluated):
+        return
+    pairs = itertools.zip_longest(evaluated, trained)
+    number, (one, other) = next((i, pair) for i, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    raise UserError(
+        f"{section} has other classes than train_dataloader, or another order: number {number} is {one!r} and not "
+        f"{other!r}, but a model names what it finds by the order in training; give both the same metainfo.classes"
+    )
+
+
+def validate_again(runner: Any) -> None:
+    """Validate a model that was resumed after its last step: what stopped it may have cut its validation off."""
+    if runner.val_loop is not None:
+        runner.val_loop.run()
+
+
+@LOOPS.register_module()
+class DataRootEpochBasedTrainLoop(EpochBasedTrainLoop):
+    """mmengine's epoch-based training loop, on data sets under the config's ``data_root``.
+
+    Resumed after the last epoch, it validates; mmengine's does nothing.
+    """
+
+    def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
+        check_patch_sizes(runner.model)
+        super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)
+
+    def run(self) -> Any:
+        """Train and validate; return the model."""
+        is_trained = self.epoch >= self.max_epochs
+        model = super().run()
+        if is_trained:
+            validate_again(self.runner)
+        return model
+
+
+@LOOPS.register_module()
+class DataRootIterBasedTrainLoop(IterBasedTrainLoop):
+    """mmengine's iteration-based training loop, on data sets under the config's ``data_root``.
+
+    Resumed after the last iteration, it validates; mmengine's does nothing.
+    """
+
+    def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
+        check_patch_sizes(runner.model)
+        super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)
+
+    def run(self) -> Any:
+        """Train and validate; return the model."""
+        is_trained = self.iter >= self.max_iters
+        model = super().run()
+        if is_trained:
+            validate_again(self.runner)
+        return model
+
+
+@LOOPS.register_module()
+class DataRootValLoop(ValLoop):
+    """mmengine's validation loop, on data sets and annotations under the config's ``data_root``."""
+
+    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
+        check_patch_sizes(runner.model)
+        dataloader = with_data_root(dataloader, runner.cfg)
+        evaluator = with_annotation_paths(evaluator, dataloader, runner.cfg)
+        super().__init__(runner, dataloader, evaluator, **settings)
+        check_classes(self.dataloader.dataset, runner.cfg, "val_dataloader")
+        check_evaluator(self.evaluator, self.dataloader.dataset)
+
+
+@LOOPS.register_module()
+class DataRootTestLoop(TestLoop):
+    """mmengine's test loop, on data sets and annotations under the config's ``data_root``."""
+
+    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
+        check_augmentation(runner.model)
+        check_patch_sizes(runner.model)
+        dataloader = with_data_root(dataloader, runner.cfg)
+        evaluator = with_annotation_paths(evaluator, dataloader, runner.cfg)
+        super().__init__(runner, dataloader, evaluator, **settings)
+        check_classes(self.dataloader.dataset, runner.cfg, "test_dataloader")
+        check_evaluator(self.evaluator, self.dataloader.dataset)
