@@ -341,7 +341,7 @@ def test_a_recipe_that_changes_between_runs_is_noticed(
     results = run_study(replace(study, arms=study.arms[:1]), location, recipes=DOMAIN.recipes, progress=False)
     identity = recipe_identity(DOMAIN.recipes, str(recipe))
     assert [result.facts["recipe_identity"] for result in results] == [identity]
-    recipe.write_text("base: base.yaml\ntraining: {log_steps: 7}\n")
+    recipe.write_text("base: base.yaml\ntraining: {log_steps: 7}\ndata: {root: /elsewhere}\nout: runs/here\n")
     assert recipe_identity(DOMAIN.recipes, str(recipe)) == identity
     base.write_text("base: finetune_digits\ntraining.weight_decay: 0.2\n")
     assert main("map-vision", COMMANDS, "map_vision.recipes", [*arguments, "1"]) == UserError.status

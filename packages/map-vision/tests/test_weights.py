@@ -263,6 +263,8 @@ def test_timm_changes_what_the_weights_do_not_use():
     name, settings = "hybridnet_nano_patch4_32", {"pretrained_model_args": {}}
     refuse_changed_settings(name, settings | {"pretrained_cfg": {"num_classes": 0}, "pool_norm": True})
     refuse_changed_settings(name, settings | {"spread_registers": False})  # it has none
+    refuse_changed_settings(name, settings | {"pretrained_cfg": "in1k"})
+    refuse_changed_settings("map_mambavision_tiny", settings | {"norm_eps": 0.1, "pool_norm": True})
 
 
 @pytest.mark.parametrize(("trained", "requested"), [("Mx8", None), (None, "Mx8")])

@@ -1,6 +1,7 @@
 """Every implementation of attention computes what the definition says, under every mask."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -271,11 +272,23 @@ def test_the_choice_of_a_backend_depends_on_lengths_and_masks(monkeypatch: pytes
     assert [request[4:] for request in requests] == [(), (), ("masked",), ("long",)]
 
 
-def test_more_lengths_are_compiled_than_pytorch_allows_by_itself() -> None:
+def recompile_limit() -> int:
+    return int(torch._dynamo.config.recompile_limit)
+
+
+def test_more_lengths_are_compiled_than_pytorch_allows_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any thread, and for these kernels alone."""
+    limits: list[int] = []
+    monkeypatch.setattr(
+        flex, "_kernels", lambda: lambda q, k, v, block_mask: limits.append(recompile_limit()) or q
+    )
+    values, mask = heads(LENGTH, LENGTH, 16), regions_of("map", 1)
     with torch._dynamo.config.patch(recompile_limit=8):
-        flex._kernels.cache_clear()
-        flex._kernels()
-        assert torch._dynamo.config.recompile_limit == flex.MAX_SHAPES
+        flex_attention(**values, mask=mask)
+        assert recompile_limit() == 8
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(flex_attention, **values, mask=mask).result()
+    assert limits == [flex.MAX_SHAPES] * 2
 
 
 def regions_of(kind: str, batch: int, num_global: int = 3) -> Tensor:

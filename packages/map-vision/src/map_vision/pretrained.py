@@ -3,6 +3,7 @@
 Imports neither torch nor timm at module level: the registry imports it while timm itself is being imported.
 """
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,14 +97,18 @@ def refuse_changed_settings(name: str, settings: Mapping[str, Any]) -> None:
     """
     from map_core.runs.summary import to_serializable
     from map_vision.factory import INVISIBLE_SETTINGS, UNCONFIGURED_SETTINGS, ModelConfig, resolved
+    from map_vision.registry import model_class
 
     source_args = settings.get("pretrained_model_args")
     overlay = settings.get("pretrained_cfg_overlay") or {}
     if source_args is None and (settings.get("pretrained_cfg") or any(overlay.get(name) for name in SOURCES)):
         return  # the user's own weights, built as the user says
     compared = [*INVISIBLE_SETTINGS, *UNCONFIGURED_SETTINGS]
-    if cfg_of_weights(name, settings).get("num_classes"):  # an encoder goes with either norm
+    cfg = cfg_of_weights(name, settings)
+    if not isinstance(cfg, str) and cfg.get("num_classes"):  # an encoder goes with either norm
         compared.append("pool_norm")
+    parameters = inspect.signature(model_class(name)).parameters
+    compared = [key for key in compared if key in parameters]
     trained, requested = (
         resolved(
             ModelConfig(name),

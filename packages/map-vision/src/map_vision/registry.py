@@ -207,7 +207,10 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         from map_vision.weights import pretrained_state
 
         check_arguments(kwargs)
-        kwargs.pop("keep_registers", None)  # of a description: here they are kept anyway
+        if name not in PYRAMIDS and kwargs.get(
+            "keep_registers"
+        ):  # of a description: here they are kept anyway
+            del kwargs["keep_registers"]
         if pretrained:
             require_source(name, kwargs)
             refuse_changed_settings(name, kwargs)

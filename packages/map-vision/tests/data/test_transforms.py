@@ -163,6 +163,17 @@ def test_a_policy_that_rotates_is_refused_where_pillow_cannot_interpolate(policy
 
 
 @pytest.mark.parametrize(
+    ("policy", "ignored"), [("rand-m9-inc1", True), ("3a", False), ("rand-m9-t3a", False)]
+)
+def test_a_jitter_that_the_policy_leaves_out_is_named(
+    policy: str, ignored: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(augmentation="timm", auto_augment=policy, color_jitter=0.4)
+    message = f"data.color_jitter 0.4 has no effect with data.auto_augment '{policy}'"
+    assert (message in capsys.readouterr().err) == ignored
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"augmentation": "three_augment"},

@@ -13,6 +13,7 @@ from map_core.study.measures import added_measures
 from map_core.study.plan import PlannedRun, every_run, next_runs, planned_runs
 from map_core.study.results import Result
 from map_core.study.run_settings import ALLOWED_NAMES, SECTION
+from map_core.tasks.domain import NOT_IDENTIFYING
 from map_core.tasks.parts import checksum
 from map_core.tasks.weights import weights_identity
 
@@ -121,7 +122,7 @@ def runs_by_fact(name: str, results: Sequence[Result]) -> dict[str, str]:
 
 
 def recipe_identity(package: str, name: str) -> str:
-    """Identify what a recipe and its bases set, apart from what changes no result.
+    """Identify what a recipe and its bases set, apart from where data lie and how a machine computes.
 
     Args:
         package: The package that holds the recipes.
@@ -132,7 +133,12 @@ def recipe_identity(package: str, name: str) -> str:
     """
     layers = [layer.values for layer in recipe_layers(package, name) if isinstance(layer.values, dict)]
     values = flatten(reduce(merge, layers, {}))
-    relevant = {key: value for key, value in values.items() if key.removeprefix(SECTION) not in ALLOWED_NAMES}
+    ignored = {
+        "out",
+        *(f"data.{name}" for name in NOT_IDENTIFYING),
+        *(f"{SECTION}{name}" for name in ALLOWED_NAMES),
+    }
+    relevant = {key: value for key, value in values.items() if key not in ignored}
     return checksum(relevant)[:16]
 
 
@@ -159,7 +165,8 @@ def recipe_facts(run: PlannedRun, results: Sequence[Result], package: str | None
     if (runs := runs_by_recipe(recipe, results)) and identity not in runs:
         raise UserError(
             f"recipe {recipe} has changed since {next(iter(runs.values()))} ran: put it back as it was (config.yaml in "
-            "that run's folder has all settings), or give the changed study another name"
+            "that run's folder has all settings; a packaged recipe comes with its version), or give the changed study "
+            "another name"
         )
     return {RECIPE_FACT: identity}
 
@@ -170,8 +177,10 @@ def refuse_changed_recipes(study: Study, results: Sequence[Result], package: str
     Raises:
         UserError: it names the recipe and a run.
     """
-    for run in next_runs(study, results):
-        recipe_facts(run, results, package)
+    keys = {run.key for run in every_run(study, results)}
+    planned = [result for result in results if result.key in keys]
+    for run in {recipe_of(run): run for run in next_runs(study, results)}.values():
+        recipe_facts(run, planned, package)
 
 
 def refuse_mixed_recipes(study: Study, results: Sequence[Result], location: StudyLocation) -> None:

@@ -173,11 +173,6 @@ class DataConfig:
                 f"color_jitter ({self.color_jitter}) needs augmentation 'timm' or 'three_augment', "
                 f"not '{self.augmentation}'"
             )
-        if self.color_jitter and self.auto_augment and "3a" not in self.auto_augment:  # timm's condition
-            raise UserError(
-                f"data.color_jitter {self.color_jitter} has no effect with data.auto_augment '{self.auto_augment}', "
-                "which changes colours itself: leave one out"
-            )
 
 
 def _require(config: DataConfig, name: str, rule_holds: Callable[[Any], bool], rule: str) -> None:

@@ -16,6 +16,7 @@ from torchvision import transforms as tv
 from torchvision.transforms import functional as tvf
 
 from map_core.errors import UserError
+from map_core.runs.notes import note
 
 from .config import DataConfig
 from .decoding import Pixels
@@ -213,6 +214,11 @@ def _timm_augmentations(
             f"data.auto_augment '{config.auto_augment}' is no policy of timm's ({error}); "
             "for example rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original, 3a"
         ) from error
+    if config.color_jitter and config.auto_augment and "3a" not in config.auto_augment:  # timm's condition
+        note(
+            f"data.color_jitter {config.color_jitter} has no effect with data.auto_augment '{config.auto_augment}', "
+            "which changes colours itself: --data.color_jitter null says so"
+        )
     if preprocessing.interpolation == "lanczos" and turns_or_shears(config.auto_augment or "3a"):
         raise UserError(
             f"data.interpolation 'lanczos' cannot rotate or shear, as data.auto_augment '{config.auto_augment}' does: "

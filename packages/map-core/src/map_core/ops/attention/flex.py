@@ -51,9 +51,13 @@ def flex_attention(
     from torch.nn.attention import flex_attention as flex  # takes a second, and few calls need it
 
     whole_model_is_compiled = torch.compiler.is_compiling()
-    run: Any = _kernels() if compiled and not whole_model_is_compiled else flex.flex_attention
     block_mask = make_block_mask(mask) if whole_model_is_compiled else _block_mask_cache.get(mask)
-    return run(q, k, v, block_mask=block_mask)
+    if not compiled or whole_model_is_compiled:
+        return flex.flex_attention(q, k, v, block_mask=block_mask)
+    # drawn mask ratios make other lengths; beyond its limit of graphs PyTorch would compute all scores for good
+    dynamo = torch._dynamo.config
+    with dynamo.patch(recompile_limit=max(dynamo.recompile_limit, MAX_SHAPES)):
+        return _kernels()(q, k, v, block_mask=block_mask)
 
 
 def make_block_mask(mask: Bool[Tensor, "#b q l"]) -> Any:
@@ -96,7 +100,4 @@ _block_mask_cache = _BlockMaskCache()
 def _kernels() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Drawn mask ratios make other lengths; beyond its limit of graphs PyTorch would compute all scores for good.
-    dynamo = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_SHAPES)
     return torch.compile(flex_attention, dynamic=False)

@@ -76,13 +76,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
 
 
 def _facts(q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[str, ...]:
-    queries, keys, rows = q.shape[2], k.shape[2], 1 if mask is None else mask.shape[1]
-    if any(isinstance(size, torch.SymInt) for size in (queries, keys, rows)):
-        return ()  # a size that is free in an exported program, and that reading would fix
     facts: tuple[str, ...] = ()
-    if int(rows) > 1:
+    if mask is not None and int(mask.shape[1]) > 1:
         facts += ("masked",)  # a row for each query, so that whole blocks may be hidden
-    if min(int(queries), int(keys)) >= MIN_TOKENS:
+    if min(int(q.shape[2]), int(k.shape[2])) >= MIN_TOKENS:
         facts += ("long",)
     return facts
 
@@ -117,7 +114,8 @@ def attention(
         REGISTRY.check_name(backend)
         y = torch_attention(q, k, v, mask)
     else:
-        facts = () if exporting() else _facts(q, k, mask)
+        # reading a size that is free in an exported program would fix it
+        facts = () if exporting() or torch.compiler.is_exporting() else _facts(q, k, mask)
         name = _choose(backend, q.device.type, q.dtype, int(q.shape[3]), facts)
         y = REGISTRY[name].run(q, k, v, mask)
     return y if y.dtype == q.dtype else y.to(q.dtype)  # autocast narrows PyTorch's
