@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "pages"
 SOURCE_PATTERNS = (
-    "*.md", "LICENSE", "Dockerfile", "docs/**/*", "examples/*", "packages/*/README.md", "weights/*/README.md",
+    "*.md", "LICENSE", "CITATION.cff", "Dockerfile", "docs/**/*", "examples/*", "packages/*/README.md", "weights/*/README.md",
     "benchmarks/*.py", "packages/map-core/src/map_core/objective.py",
 )  # fmt: skip
 PACKAGES = {
