@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "pages"
 SOURCE_PATTERNS = (
-    "*.md", "LICENSE", "CITATION.cff", "Dockerfile", "docs/**/*", "examples/*", "packages/*/README.md", "weights/*/README.md",
-    "benchmarks/*.py", "packages/map-core/src/map_core/objective.py",
+    "*.md", "LICENSE", "CITATION.cff", "Dockerfile", "docs/**/*", "examples/*", "packages/*/README.md",
+    "weights/*/README.md", "benchmarks/*.py", "packages/map-core/src/map_core/objective.py",
 )  # fmt: skip
 PACKAGES = {
     "map_core": "the objective, the encoder and the engine, for any domain",
