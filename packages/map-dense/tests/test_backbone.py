@@ -199,7 +199,7 @@ def test_num_heads_is_one_number(heads: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"order": "colum"}, r"order 'colum' is unknown; did you mean column\?"),
+        ({"order": "columns"}, r"order 'columns' is unknown; did you mean column\?"),
         ({"layout": ["M"]}, r"layout must be a text, such as '\(MMMT\)x8'; got \['M'\]"),
         (
             {"drop_path_rate": 1.5},
