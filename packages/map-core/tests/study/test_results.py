@@ -13,11 +13,21 @@ from typing import Any
 import pytest
 import scipy.stats
 import yaml
+from matplotlib.figure import Figure
 
 from map_core.errors import UserError
 from map_core.study.definition import read_study
 from map_core.study.forms import STUDY_FILES
-from map_core.study.report import comparisons, page, pairs, rates, table, write_report
+from map_core.study.report import (
+    comparisons,
+    draw_arms,
+    draw_label_counts,
+    page,
+    pairs,
+    rates,
+    table,
+    write_report,
+)
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.statistics import T95, estimate, t_quantile, verdict
 
@@ -178,6 +188,25 @@ def test_the_report_holds_every_number_of_the_results(tmp_path: Path) -> None:
     path = write_report(study, results, tmp_path / "report", "command")
     assert {file.name for file in path.parent.iterdir()} < set(STUDY_FILES)
     assert json.loads((path.parent / "report.json").read_text())["map/finetune/all"] == {"0": 80.0, "1": 82.0}
+
+
+def test_a_plot_has_a_row_per_measured_arm_in_a_color_of_its_own() -> None:
+    axis, fewer = Figure().subplots(2)
+    draw_arms(axis, {"map": [80.0, 82.0], "mae": [79.0], "scratch": [70.0]})
+    draw_arms(fewer, {"map": [], "mae": [3.0], "scratch": [2.0]})
+    assert [label.get_text() for label in fewer.get_yticklabels()] == ["mae", "scratch"]
+    means, seeds = axis.lines[0], axis.lines[1]
+    assert (list(means.get_xdata()), list(seeds.get_xdata())) == ([81.0], [80.0, 82.0])
+    assert [fewer.lines[row].get_color() for row in (0, 2)] == [axis.lines[row].get_color() for row in (2, 4)]
+    assert axis.yaxis_inverted()  # the first arm is on top
+
+
+def test_a_plot_over_labels_leaves_out_what_an_arm_lacks() -> None:
+    axis = Figure().subplots()
+    draw_label_counts(axis, {"map": [[1.0, 3.0], [4.0]], "scratch": [[], [2.0]]})
+    means = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [list(line.get_ydata()) for line in means] == [[2.0, 4.0], [2.0]]
+    assert [round(line.get_xdata()[-1]) for line in means] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """A study's results as tables, a plot and a page; no number in it is typed by hand."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from map_core.runs.files import explaining_disk_errors, save_text
 from map_core.runs.pictures import save_picture
@@ -148,7 +150,7 @@ def difference_rows(
 
 
 def plot(study: Study, results: Sequence[Result], path: Path) -> bool:
-    """Draw every measure over numbers of labels, a point per seed; return False and leave no picture without any."""
+    """Draw every measure, by arms or over numbers of labels; return False and leave no picture without any."""
     stages = [
         s
         for s in study.measures
@@ -160,25 +162,51 @@ def plot(study: Study, results: Sequence[Result], path: Path) -> bool:
     figure = Figure(figsize=(4.6 * len(stages), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        counts = list(study.labels) if stage in TRAINED else [None]
-        tick_labels = ["all" if count is None else str(count) for count in counts]
-        for number, arm in enumerate(study.arms):
-            offset = 0.06 * (number - (len(study.arms) - 1) / 2)
-            by_count = [list(scores(results, arm.name, stage, count).values()) for count in counts]
-            positions = [i for i, values in enumerate(by_count) if values]
-            means = [estimate(by_count[i]).mean for i in positions]
-            (line,) = axis.plot([i + offset for i in positions], means, "o-", markersize=5, label=arm.name)
-            for i in positions:
-                axis.plot(
-                    [i + offset] * len(by_count[i]), by_count[i], ".", color=line.get_color(), alpha=0.5
-                )
-        axis.set_xticks(range(len(counts)), tick_labels)
-        axis.set(xlabel="labels", title=title_of(stage))
+        counts = [
+            count
+            for count in (study.labels if stage in TRAINED else [None])
+            if any(scores(results, arm.name, stage, count) for arm in study.arms)
+        ]
+        values_by_arm = {
+            arm.name: [list(scores(results, arm.name, stage, count).values()) for count in counts]
+            for arm in study.arms
+        }
+        if len(counts) == 1:
+            draw_arms(axis, {name: values for name, (values,) in values_by_arm.items()})
+        else:
+            draw_label_counts(axis, values_by_arm)
+            axis.set_xticks(range(len(counts)), ["all" if count is None else str(count) for count in counts])
+            axis.set_xlim(-0.5, len(counts) - 0.5)
+        axis.set_title(title(stage, counts[0] if len(counts) == 1 else None), loc="left", fontsize=10)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False)
     save_picture(figure, path, dpi=120)
     return True
+
+
+def draw_arms(axis: Axes, values: Mapping[str, Sequence[float]]) -> None:
+    """Draw one row per arm that has values, the first on top: its mean, and a point per seed."""
+    colors = {name: f"C{number}" for number, name in enumerate(values)}  # an arm's is the same in every plot
+    names = [name for name in values if values[name]]
+    for row, name in enumerate(names):
+        axis.plot(estimate(values[name]).mean, row, "o", color=colors[name], markersize=6)
+        axis.plot(values[name], [row] * len(values[name]), ".", color=colors[name], alpha=0.5)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def draw_label_counts(axis: Axes, values: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Draw one line per arm over the numbers of labels: its means, and a point per seed, the arms side by side."""
+    for number, (name, by_count) in enumerate(values.items()):
+        offset = 0.06 * (number - (len(values) - 1) / 2)
+        positions = [i for i, count_values in enumerate(by_count) if count_values]
+        means = [estimate(by_count[i]).mean for i in positions]
+        (line,) = axis.plot([i + offset for i in positions], means, "o-", markersize=5, label=name)
+        for i in positions:
+            axis.plot([i + offset] * len(by_count[i]), by_count[i], ".", color=line.get_color(), alpha=0.5)
+    axis.set_xlabel("labels")
+    axis.legend(fontsize=8, frameon=False)
 
 
 def rates(study: Study, results: Sequence[Result]) -> str:
