@@ -65,7 +65,7 @@ def test_the_packaged_study_of_segmentation_has_valid_settings() -> None:
 )
 def test_settings_that_a_run_could_not_heed_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config_from_settings(RECIPE | settings)
+        SEGMENTATION.check(RECIPE | settings)
 
 
 def test_a_recipe_that_trains_by_epochs_is_refused() -> None:

@@ -21,6 +21,7 @@ from map_core.study.consistency import planned_results
 from map_core.study.definition import Study, read_study
 from map_core.study.location import StudyLocation, as_option, command_line
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
+from map_core.study.preconditions import check_added_measures
 from map_core.study.report import page, scores
 from map_core.study.results import Result, append_result, read_results
 from map_core.study.run_settings import read_run_settings
@@ -395,6 +396,20 @@ def test_a_package_adds_a_measure_of_its_own(
     assert "| weights | length | +1.00 [+1.00, +1.00] |" in page(study, results, "command")
     with pytest.raises(UserError, match=r"arm scratch of .* sets file: all arms share data"):
         make_study(tmp_path, arms={"scratch": {"length": {"file": "other"}}}, measures=["length"])
+
+
+def test_a_measure_checks_its_settings_before_anything_runs(
+    tmp_path: Path, installed_measures: list[EntryPoint]
+) -> None:
+    """What is done is not checked again."""
+    installed_measures.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    arms = {"map": {"pretrain": {"recipe": "pretrain_digits"}}, "scratch": {"length": {"more": ""}}}
+    study = make_study(tmp_path, arms=arms, labels=None, measures=["length"], length={"recipe": "short"})
+    with pytest.raises(UserError, match="a setting is empty: give a text"):
+        check_added_measures(study, [])
+    check_added_measures(
+        study, [result_of(study, run) for run in planned_runs(study, []) if run.arm == "scratch"]
+    )
 
 
 def test_labels_that_no_measure_of_a_package_uses_are_refused(

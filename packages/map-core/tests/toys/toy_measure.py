@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from map_core.errors import UserError
 from map_core.study.measures import Cost
 
 CODE = "import pathlib, sys; out = pathlib.Path(sys.argv[1]); out.mkdir(); (out / 'text').write_text(sys.argv[2])"
@@ -13,6 +14,10 @@ class Length:
     """Bytes of a text that lists the settings of a run."""
 
     title, score, shared = "length", "bytes", ("file",)
+
+    def check(self, settings: dict[str, Any]) -> None:
+        if "" in settings.values():
+            raise UserError("a setting is empty: give a text")
 
     def command(self, settings: dict[str, Any], *, seed: int, init: str | None, out: Path) -> list[str]:
         return [

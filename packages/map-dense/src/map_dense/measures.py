@@ -52,6 +52,11 @@ class Segmentation:
         *("model.test_cfg", "model.data_preprocessor", "load_from"),
     )
 
+    def check(self, settings: StudySettings) -> None:
+        """Refuse settings as :func:`config_from_settings` does, and a machine without mmseg."""
+        train_program()
+        config_from_settings(settings)
+
     def command(self, settings: StudySettings, *, seed: int, init: str | None, out: Path) -> list[str]:
         """The command that ``mim train`` runs as a child process, which would survive a signal to mim."""
         config = config_from_settings(settings)

@@ -60,6 +60,9 @@ class AddedMeasure(Protocol):
     def shared(self) -> tuple[str, ...]:
         """Prefixes of the settings that arms may not change: they would be compared on other data."""
 
+    def check(self, settings: StudySettings) -> None:
+        """Refuse settings that no run can take, by a UserError, before anything runs."""
+
     def command(self, settings: StudySettings, *, seed: int, init: str | None, out: Path) -> list[str]:
         """The command that trains and evaluates in the directory ``out``, or continues what is there."""
 

@@ -9,6 +9,7 @@ from map_core.errors import UserError
 from map_core.study.consistency import refuse_changed_recipes
 from map_core.study.cost import configuration
 from map_core.study.definition import Study
+from map_core.study.measures import added_measures, load_measure
 from map_core.study.plan import PlannedRun, planned_runs, stage_settings
 from map_core.study.results import Result
 from map_core.tasks.domain import Domain, required_training_samples
@@ -24,12 +25,13 @@ def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Se
         results: Results of its runs so far.
 
     Raises:
-        UserError: it compares what cannot be compared, a recipe has changed since its first runs, or it asks for more
-            labels than there are.
+        UserError: it compares what cannot be compared, a recipe has changed since its first runs, a measure of another
+            package refuses its settings, or it asks for more labels than there are.
     """
     refuse_rates_chosen_on_measured(study, domain, scratch)
     refuse_other_pretraining_data(study, domain, scratch)
     refuse_changed_recipes(study, results, domain.recipes)
+    check_added_measures(study, results)
     if not results:
         refuse_missing_labels(study, domain, scratch)
 
@@ -79,6 +81,19 @@ def refuse_other_pretraining_data(study: Study, domain: Domain, scratch: Path) -
                     f"arms {name} and {other} of study {study.name} are pretrained with data.{key} {value!r} and "
                     f"{other_values[key]!r}, but all arms share data: set data.{key} in pretrain of the study"
                 )
+
+
+def check_added_measures(study: Study, results: Sequence[Result]) -> None:
+    """Let the measures of other packages check their settings: their runs come after all pretrainings.
+
+    Raises:
+        UserError: a measure refuses them, or cannot be loaded.
+    """
+    done = {result.key for result in results}
+    for run in planned_runs(study, results):
+        # all seeds share the settings
+        if run.stage in added_measures() and run.seed == study.seeds[0] and run.key not in done:
+            load_measure(run.stage).check(run.settings)
 
 
 def refuse_missing_labels(study: Study, domain: Domain, scratch: Path) -> None:
