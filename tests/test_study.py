@@ -18,11 +18,17 @@ from map_core.commands.program import main
 from map_core.errors import RunStopped, UserError
 from map_core.processor import processor_name
 from map_core.study import cost
-from map_core.study.consistency import planned_results, recipe_identity, refuse_other_settings
+from map_core.study.consistency import (
+    planned_results,
+    recipe_facts,
+    recipe_identity,
+    refuse_changed_recipes,
+    refuse_other_settings,
+)
 from map_core.study.cost import Operations, configuration, count_cost, describe_plan, resolve_compute
 from map_core.study.definition import read_study
 from map_core.study.location import StudyLocation
-from map_core.study.plan import PlannedRun, planned_runs
+from map_core.study.plan import PlannedRun, next_runs, planned_runs
 from map_core.study.preconditions import check_preconditions, refuse_rates_chosen_on_measured
 from map_core.study.results import Result, read_results
 from map_core.study.runner import run_study
@@ -347,6 +353,15 @@ def test_a_recipe_that_changes_between_runs_is_noticed(
     assert main("map-vision", COMMANDS, "map_vision.recipes", [*arguments, "1"]) == UserError.status
     message = f"recipe {recipe} has changed since a/seed0/finetune_64 ran: put it back as it was (config.yaml"
     assert message in capsys.readouterr().err
+
+    # also that of a later stage, and not for the sake of an arm that is gone
+    later = replace(study, arms=study.arms[1:])
+    refuse_changed_recipes(later, results, DOMAIN.recipes)
+    assert recipe_facts(next_runs(later, results)[0], later, results, DOMAIN.recipes) != results[0].facts
+    pretrained = replace(study.arms[1], pretrain={"recipe": "pretrain_digits", **TINY})
+    assert next_runs(replace(study, arms=(study.arms[0], pretrained)), results)[0].stage == "pretrain"
+    with pytest.raises(UserError, match="has changed since a/seed0/finetune_64 ran"):
+        refuse_changed_recipes(replace(study, arms=(study.arms[0], pretrained)), results, DOMAIN.recipes)
 
     changed = {"recipe_identity": recipe_identity(DOMAIN.recipes, str(recipe))}
     merged = [*results, replace(results[0], key="b/seed0/finetune_64", arm="b", facts=changed)]

@@ -20,23 +20,22 @@ from map_dense.loops import (
 
 @pytest.mark.parametrize("done", [2, 3])
 @pytest.mark.parametrize(
-    ("kind", "base", "count"),
+    ("kind", "base"),
     [
-        (DataRootIterBasedTrainLoop, IterBasedTrainLoop, "iter"),
-        (DataRootEpochBasedTrainLoop, EpochBasedTrainLoop, "epoch"),
+        (DataRootIterBasedTrainLoop, IterBasedTrainLoop),
+        (DataRootEpochBasedTrainLoop, EpochBasedTrainLoop),
     ],
 )
 def test_a_loop_resumed_at_its_end_validates(
-    monkeypatch: pytest.MonkeyPatch, kind: Any, base: Any, count: str, done: int
+    monkeypatch: pytest.MonkeyPatch, kind: Any, base: Any, done: int
 ) -> None:
     validations = []
     loop = object.__new__(kind)
     loop._runner = SimpleNamespace(val_loop=SimpleNamespace(run=lambda: validations.append(done)))
-    setattr(loop, f"_{count}", done)
-    setattr(loop, f"_max_{count}s", 3)
+    loop._iter = done
 
     def train(self: Any) -> str:
-        setattr(self, f"_{count}", 3)
+        self._iter = 3
         return "model"
 
     monkeypatch.setattr(base, "run", train)  # which validates after a last step of its own

@@ -93,74 +93,63 @@ def check_classes(dataset: Any, config: Any, section: str) -> None:
     )
 
 
-def validate_again(runner: Any) -> None:
-    """Validate a model that was resumed after its last step: what stopped it may have cut its validation off."""
-    if runner.val_loop is not None:
-        runner.val_loop.run()
-
-
-@LOOPS.register_module()
-class DataRootEpochBasedTrainLoop(EpochBasedTrainLoop):
-    """mmengine's epoch-based training loop, on data sets under the config's ``data_root``.
-
-    Resumed after the last epoch, it validates; mmengine's does nothing.
-    """
+class TrainingUnderDataRoot:
+    """What the training loops add to mmengine's: data sets under ``data_root``, and a validation that was cut off."""
 
     def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
         check_patch_sizes(runner.model)
-        super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)
+        super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)  # type: ignore[call-arg]
 
-    def run(self) -> Any:
-        """Train and validate; return the model."""
-        is_trained = self.epoch >= self.max_epochs
-        model = super().run()
-        if is_trained:
-            validate_again(self.runner)
+    def run(self: Any) -> Any:
+        """Train and validate; return the model.
+
+        Resumed after the last step, mmengine's loop does nothing. This one validates, as what stopped the run may have
+        cut its last validation off.
+        """
+        start = self.iter
+        model = super().run()  # type: ignore[misc]
+        if self.iter == start and self.runner.val_loop is not None:
+            self.runner.val_loop.run()
         return model
 
 
-@LOOPS.register_module()
-class DataRootIterBasedTrainLoop(IterBasedTrainLoop):
-    """mmengine's iteration-based training loop, on data sets under the config's ``data_root``.
+class EvaluationUnderDataRoot:
+    """What the evaluating loops add to mmengine's: data and annotations under ``data_root``, and checks of both.
 
-    Resumed after the last iteration, it validates; mmengine's does nothing.
+    ``section`` is the data loader's name in messages.
     """
 
-    def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
-        check_patch_sizes(runner.model)
-        super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)
+    section: str
 
-    def run(self) -> Any:
-        """Train and validate; return the model."""
-        is_trained = self.iter >= self.max_iters
-        model = super().run()
-        if is_trained:
-            validate_again(self.runner)
-        return model
-
-
-@LOOPS.register_module()
-class DataRootValLoop(ValLoop):
-    """mmengine's validation loop, on data sets and annotations under the config's ``data_root``."""
-
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
-        check_patch_sizes(runner.model)
-        dataloader = with_data_root(dataloader, runner.cfg)
-        evaluator = with_annotation_paths(evaluator, dataloader, runner.cfg)
-        super().__init__(runner, dataloader, evaluator, **settings)
-        check_classes(self.dataloader.dataset, runner.cfg, "val_dataloader")
-        check_evaluator(self.evaluator, self.dataloader.dataset)
-
-
-@LOOPS.register_module()
-class DataRootTestLoop(TestLoop):
-    """mmengine's test loop, on data sets and annotations under the config's ``data_root``."""
-
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
+    def __init__(self: Any, runner: Any, dataloader: Any, evaluator: Any, **settings: Any) -> None:
         check_augmentation(runner.model)
         check_patch_sizes(runner.model)
         dataloader = with_data_root(dataloader, runner.cfg)
         evaluator = with_annotation_paths(evaluator, dataloader, runner.cfg)
-        super().__init__(runner, dataloader, evaluator, **settings)
-        check_classes(self.dataloader.dataset, runner.cfg, "test_dataloader")
+        super().__init__(runner, dataloader, evaluator, **settings)  # type: ignore[call-arg]
+        check_classes(self.dataloader.dataset, runner.cfg, self.section)
         check_evaluator(self.evaluator, self.dataloader.dataset)
+
+
+@LOOPS.register_module()
+class DataRootEpochBasedTrainLoop(TrainingUnderDataRoot, EpochBasedTrainLoop):
+    """mmengine's epoch-based training loop, on data sets under the config's ``data_root``."""
+
+
+@LOOPS.register_module()
+class DataRootIterBasedTrainLoop(TrainingUnderDataRoot, IterBasedTrainLoop):
+    """mmengine's iteration-based training loop, on data sets under the config's ``data_root``."""
+
+
+@LOOPS.register_module()
+class DataRootValLoop(EvaluationUnderDataRoot, ValLoop):
+    """mmengine's validation loop, on data sets and annotations under the config's ``data_root``."""
+
+    section = "val_dataloader"
+
+
+@LOOPS.register_module()
+class DataRootTestLoop(EvaluationUnderDataRoot, TestLoop):
+    """mmengine's test loop, on data sets and annotations under the config's ``data_root``."""
+
+    section = "test_dataloader"

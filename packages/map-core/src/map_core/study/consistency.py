@@ -27,6 +27,11 @@ def planned_results(study: Study, results: Sequence[Result], location: StudyLoca
         UserError: the results cannot be compared, see :func:`refuse_inconsistent`.
     """
     refuse_inconsistent(study, results, location)
+    return of_planned_runs(study, results)
+
+
+def of_planned_runs(study: Study, results: Sequence[Result]) -> list[Result]:
+    """Leave out the results of seeds and arms that the study does not have."""
     keys = {run.key for run in every_run(study, results)}
     return [result for result in results if result.key in keys]
 
@@ -135,8 +140,8 @@ def recipe_identity(package: str, name: str) -> str:
     values = flatten(reduce(merge, layers, {}))
     ignored = {
         "out",
-        *(f"data.{name}" for name in NOT_IDENTIFYING),
-        *(f"{SECTION}{name}" for name in ALLOWED_NAMES),
+        *(f"data.{setting}" for setting in NOT_IDENTIFYING),
+        *(f"{SECTION}{setting}" for setting in ALLOWED_NAMES),
     }
     relevant = {key: value for key, value in values.items() if key not in ignored}
     return checksum(relevant)[:16]
@@ -147,12 +152,15 @@ def recipe_of(run: PlannedRun | Result) -> str | None:
     return None if run.stage in added_measures() else run.settings.get("recipe")
 
 
-def recipe_facts(run: PlannedRun, results: Sequence[Result], package: str | None) -> dict[str, str]:
+def recipe_facts(
+    run: PlannedRun, study: Study, results: Sequence[Result], package: str | None
+) -> dict[str, str]:
     """What is recorded of a run's recipe.
 
     Args:
         run: A run that has yet to start.
-        results: Results of the study so far.
+        study: The study.
+        results: Its results so far.
         package: The package that holds the recipes; None records nothing.
 
     Raises:
@@ -162,7 +170,7 @@ def recipe_facts(run: PlannedRun, results: Sequence[Result], package: str | None
     if recipe is None or package is None:
         return {}
     identity = recipe_identity(package, recipe)
-    if (runs := runs_by_recipe(recipe, results)) and identity not in runs:
+    if (runs := runs_by_recipe(recipe, of_planned_runs(study, results))) and identity not in runs:
         raise UserError(
             f"recipe {recipe} has changed since {next(iter(runs.values()))} ran: put it back as it was (config.yaml in "
             "that run's folder has all settings; a packaged recipe comes with its version), or give the changed study "
@@ -177,10 +185,10 @@ def refuse_changed_recipes(study: Study, results: Sequence[Result], package: str
     Raises:
         UserError: it names the recipe and a run.
     """
-    keys = {run.key for run in every_run(study, results)}
-    planned = [result for result in results if result.key in keys]
-    for run in {recipe_of(run): run for run in next_runs(study, results)}.values():
-        recipe_facts(run, planned, package)
+    done = {result.key for result in results}
+    runs = {recipe_of(run): run for run in every_run(study, results) if run.key not in done}
+    for run in runs.values():
+        recipe_facts(run, study, results, package)
 
 
 def refuse_mixed_recipes(study: Study, results: Sequence[Result], location: StudyLocation) -> None:
@@ -189,8 +197,7 @@ def refuse_mixed_recipes(study: Study, results: Sequence[Result], location: Stud
     Raises:
         UserError: it names the recipe and two of the runs.
     """
-    keys = {run.key for run in every_run(study, results)}
-    planned = [result for result in results if result.key in keys]
+    planned = of_planned_runs(study, results)
     for recipe in {recipe_of(result): None for result in planned}:
         if len(runs := list(runs_by_recipe(recipe, planned).values())) > 1:
             raise UserError(

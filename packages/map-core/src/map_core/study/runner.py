@@ -164,7 +164,7 @@ class RunningStudy:
                 return
             run = run_or_prerequisite(planned, self.study, self.results, self.location)
             if run.key not in excluded and budget.allows(run, self.results):
-                facts = recipe_facts(run, self.results, self.recipes)
+                facts = recipe_facts(run, self.study, self.results, self.recipes)
                 self.bar.set_postfix_str(run.key)
                 job = self.launcher.start(command_line(run, self.location), self.location.log(run.key))
                 self.active.append(ActiveRun(run, job, time.monotonic(), facts))
