@@ -9,13 +9,12 @@ ratio is the median of the ratios of all rounds. The mask is the objective's (``
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from results_file import save_results
+from timing import seconds
 from torch import Tensor
 
 from map_core.ops import attention
@@ -89,13 +88,6 @@ def measure_row(
     }
     print(row, flush=True)
     return row
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Duration of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

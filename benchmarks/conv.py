@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from scan import seconds
+from timing import median_seconds_within
 from torch import Tensor
 
 from map_core.ops import depthwise_causal_conv1d
@@ -51,7 +51,7 @@ def both(call: Callable[[], Tensor], leaves: list[Tensor], grad: Tensor) -> tupl
 def milliseconds(call: Callable[[], object], device: str, budget: float) -> float:
     """The median time of a call."""
     if device == "cpu":
-        return 1e3 * seconds(call, device, budget)
+        return 1e3 * median_seconds_within(call, budget)
     from triton.testing import do_bench  # only where there is a GPU
 
     return do_bench(call, rep=int(1e3 * budget), return_mode="median")
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", default=SHAPES, help="batch x tokens x channels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--budget", type=float, default=0.1, help="seconds a measurement")
+    parser.add_argument("--budget", type=float, default=0.1, help="seconds per measurement")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     print(f"{device_name(torch.device(options.device))}  torch {versions()['torch']}  commit {commit()}")

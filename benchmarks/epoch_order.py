@@ -12,7 +12,8 @@ from results_file import save_results
 
 from map_core.runs.summary import peak_memory_bytes
 from map_core.training import TrainingConfig
-from map_core.training.sampling import RunPlan, RunSampler
+from map_core.training.plan import RunPlan
+from map_core.training.sampling import RunSampler
 
 MEGABYTE = 2**20
 

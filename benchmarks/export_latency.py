@@ -4,12 +4,12 @@
     python benchmarks/export_latency.py            # time them; docs/lab/export_latency.json
 
 PyTorch runs the model as `map-vision predict` does, with this project's kernels. int8 is ONNX Runtime's dynamic
-quantisation of the weights of matrix products. Every time is the median of at least three passes after a warm-up pass.
+quantisation of the weights of matrix products. Every time is the median of at least three passes after two that warm
+up.
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from timing import median_seconds_within
 from torch import Tensor, nn
 
 import map_points.domain
 import map_vision.domain
-from map_core.processor import processor_name
+from map_core.cpu import cpu_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit
 from map_core.tasks.domain import Domain
@@ -69,14 +70,8 @@ def open_session(file: Path | bytes) -> onnxruntime.InferenceSession:
 
 
 def time_call(run: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of the first pass, and the median milliseconds of the passes after it."""
-    result = run()
-    seconds: list[float] = []
-    while len(seconds) < 3 or (sum(seconds) < MIN_SECONDS and len(seconds) < 100):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return result, round(1000 * sorted(seconds)[len(seconds) // 2], 2)
+    """The result of the first pass, and the median milliseconds of passes after a second one that warms up."""
+    return run(), round(1000 * median_seconds_within(run, MIN_SECONDS), 2)
 
 
 def row(name: str, batch: int) -> dict[str, Any]:
@@ -118,7 +113,7 @@ def main() -> None:
     save_json(
         RESULTS,
         {
-            "processor": f"one core of {processor_name()}",
+            "processor": f"one core of {cpu_name()}",
             "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "commit": commit(),
             "command": " ".join(["python", "benchmarks/export_latency.py", *sys.argv[1:]]),

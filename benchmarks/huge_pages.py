@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention import seconds
 from precision import BATCHES, pretraining_step
 from results_file import save_results
+from timing import seconds
 
 SWITCH = "THP_MEM_ALLOC_ENABLE"
 

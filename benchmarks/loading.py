@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from results_file import save_results
 
-from map_core.training.sampling import KeyedDataset, SampleKey
+from map_core.training.plan import SampleKey
+from map_core.training.sampling import KeyedDataset
 from map_vision.data import DataConfig, load_image_data
 
 

@@ -16,7 +16,7 @@ from results_file import save_results
 
 from map_core.runs.summary import peak_memory_bytes
 from map_vision.data import DataConfig, load_image_data
-from map_vision.data.walking import list_folder
+from map_vision.data.listing import list_folder
 
 MEGABYTE = 2**20
 

@@ -16,9 +16,9 @@ from export_latency import open_session, time_call
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from map_core.cpu import cpu_name
 from map_core.ops import selective_scan
 from map_core.ops.exporting import for_export
-from map_core.processor import processor_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit
 from map_core.tasks.onnx_file import quietly
@@ -103,7 +103,7 @@ def main() -> None:
     save_json(
         RESULTS,
         {
-            "processor": f"one core of {processor_name()}",
+            "processor": f"one core of {cpu_name()}",
             "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "commit": commit(),
             "command": "python benchmarks/onnx_scan.py",

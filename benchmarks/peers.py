@@ -28,7 +28,7 @@ from cpu.cases import PARTS, Case, groups, quick
 from cpu.contenders import use_peers
 from cpu.measuring import CAP, Row, measure
 
-from map_core.processor import processor_name
+from map_core.cpu import cpu_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit, versions
 
@@ -39,7 +39,7 @@ def metadata(core: str, cap: float) -> dict[str, Any]:
     """The facts that all cases of a file share."""
     return {
         "date": str(datetime.date.today()),
-        "processor": processor_name(),
+        "processor": cpu_name(),
         "core": core,
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--peers", type=Path, help="folder that peers were installed in")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--tokens", type=int, nargs="+", help="cases of these lengths only")
-    parser.add_argument("--cap", type=float, default=CAP, help="seconds a pass: longer ones are run once")
+    parser.add_argument("--cap", type=float, default=CAP, help="seconds per pass: longer ones are run once")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after so long")
     parser.add_argument("--core", default="", help="what the processor's core is called, such as 'Zen 3'")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the script, measures nothing")

@@ -1,24 +1,13 @@
 """Time the division of clouds into patches: 32 clouds of 1024 points into 64 patches of 32 by default."""
 
 import argparse
-import time
 
 import torch
+from timing import median_seconds
 
 from map_points.patches.grouping import group_points
 from map_points.patches.neighbors import nearest_neighbors
 from map_points.patches.sampling import farthest_point_sample
-
-
-def median_ms(function, repeats):
-    """Median wall time of a call in milliseconds, after a warm-up call."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(1000 * (time.perf_counter() - start))
-    return sorted(times)[len(times) // 2]
 
 
 def main():
@@ -39,7 +28,7 @@ def main():
         ("nearest neighbours", lambda: nearest_neighbors(center, points, options.size)),
         ("grouping, all of it", group),
     ):
-        print(f"{name:24} {median_ms(function, options.repeats):8.2f} ms")
+        print(f"{name:24} {1e3 * median_seconds(function, options.repeats):8.2f} ms")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention import seconds
 from pretrain_step import make_step
 from results_file import save_results
+from timing import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 import map_points.domain

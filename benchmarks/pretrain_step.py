@@ -19,12 +19,12 @@ import datetime
 import itertools
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import timm
 import torch
 import torch.nn.functional as F
+from timing import median_seconds
 from torch import Tensor, nn
 
 from map_core import Draw
@@ -80,18 +80,6 @@ def make_step(
             run(model)
 
     return inference_step if task == "inference" else train_step
-
-
-def median_seconds(step: Callable[[], None], steps: int, device: torch.device) -> float:
-    seconds = []
-    for index in range(steps + 2):
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if index >= 2:  # after warming up
-            seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[len(seconds) // 2]
 
 
 def paper_row(task: str, model: str, batch_size: int) -> str:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from map_core.processor import processor_name
+from map_core.cpu import cpu_name
 from map_core.runs.files import save_json
 from map_core.runs.summary import commit, versions
 
@@ -20,7 +20,7 @@ def save_results(path: Path | None, rows: list[dict[str, Any]]) -> None:
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
-        "processor": f"{processor_name()}, {os.cpu_count()} cores",
+        "processor": f"{cpu_name()}, {os.cpu_count()} cores",
         "versions": versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,17 +13,13 @@ code does. "Forward" records no graph, "recorded" does, as in training; both sid
 """
 
 import argparse
-import ctypes
-import gc
 import itertools
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
+from timing import median_seconds_within, peak_megabytes
 from torch import Tensor
 
 from map_core.ops import ScanInputs, bidirectional_selective_scan, scan_backends, selective_scan
@@ -134,56 +130,11 @@ def check(device: str, dtype: torch.dtype, both_ways: bool) -> None:
     print(f"checked against the definition: {', '.join(contenders(values, both_ways))}")
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds(call: Callable[[], object], device: str, budget: float) -> float:
-    """Return the median duration over about ``budget`` seconds, at least three runs after a warm-up run."""
-    call()
-    synchronize(device)
-    durations: list[float] = []
-    while len(durations) < 3 or (sum(durations) < budget and len(durations) < 200):
-        start = time.perf_counter()
-        result = call()
-        synchronize(device)
-        durations.append(time.perf_counter() - start)
-        del result  # frees a recorded graph outside the measurement
-    return statistics.median(durations)
-
-
-def peak_megabytes(call: Callable[[], object], device: str) -> float:
-    """Return the peak memory of ``call`` in MB, results included (nan where it cannot be measured)."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the resident set
-        before = status_kilobytes("VmRSS")
-        result = call()
-        peak = status_kilobytes("VmHWM") - before
-        del result
-    except (AttributeError, OSError):
-        return float("nan")
-    return peak / 2**10
-
-
-def status_kilobytes(field: str) -> int:
-    """Read kilobytes from the process status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def copy_bandwidth(device: str) -> float:
     """Return the bytes per second, read and written, of a large copy."""
     source = torch.empty(2**26, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), device, 0.3)
+    return 2 * source.numel() * 4 / median_seconds_within(lambda: target.copy_(source), 0.3, device)
 
 
 def measure(
@@ -211,7 +162,9 @@ def measure(
             "recorded": contender.call,
             "both": both,
         }
-        durations = {kind: seconds(f, options.device, options.budget) for kind, f in passes.items()}
+        durations = {
+            kind: median_seconds_within(f, options.budget, options.device) for kind, f in passes.items()
+        }
         rows.append((name, durations))
         times = " | ".join(f"{t * 1e3:.2f} | {rows[0][1][kind] / t:.3g}x" for kind, t in durations.items())
         achieved = traffic / durations["forward"]
@@ -233,7 +186,7 @@ def plot(path: str, curves: dict[str, list[tuple[int, float]]]) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for name, points in curves.items():
         axes.loglog(*zip(*sorted(points), strict=True), marker="o", label=name)
-    axes.set(xlabel="tokens", ylabel="forward + backward, ms a sequence")
+    axes.set(xlabel="tokens", ylabel="forward + backward, ms per sequence")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
@@ -250,7 +203,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds a measurement")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds per measurement")
     parser.add_argument("--both-ways", action="store_true", help="time the average of both directions")
     parser.add_argument("--plot", metavar="FILE", help="draw forward + backward time against length")
     options = parser.parse_args()

@@ -24,7 +24,9 @@ from map_core import (
 )
 from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 
-PATCH, SIDE, VALUES = 4, 16, 48  # 16 x 16 image: patches of 4 x 4 colours; cloud: patches of 16 points
+SIDE, PATCH = 16, 4  # pixels along a side of an image, and of a patch
+CENTERS, NEIGHBORS = 16, 16  # patches of a cloud, and points of each
+VALUES = 48  # of a patch of either kind: 4 x 4 colours, 16 points
 AXIS = torch.linspace(-1, 1, SIDE)
 
 
@@ -46,10 +48,10 @@ class SceneNet(nn.Module):
         images, clouds = inputs
         cells = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # (b, 3, rows, columns, 4, 4)
         pixels = cells.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
-        center = clouds[:, :SIDE]  # random points, as all are sampled at random
-        nearest = torch.cdist(center, clouds).topk(SIDE, largest=False).indices.flatten(1)
-        neighbors = clouds.gather(1, nearest[..., None].expand(-1, -1, 3)).unflatten(1, (SIDE, SIDE))
-        points = (neighbors - center[:, :, None]).flatten(2)  # the nearest first
+        center = clouds[:, :CENTERS]  # random points, as all are sampled at random
+        nearest = torch.cdist(center, clouds).topk(NEIGHBORS, largest=False).indices  # (b, l, k)
+        scene = torch.arange(len(clouds))[:, None, None]
+        points = (clouds[scene, nearest] - center[:, :, None]).flatten(2)  # the nearest first
         cell_centers = AXIS.reshape(-1, PATCH).mean(1)
         y, x = torch.meshgrid(cell_centers, cell_centers, indexing="ij")
         image_position = torch.stack([x, y, -torch.ones_like(x), -torch.ones_like(x)], -1).flatten(0, 1)

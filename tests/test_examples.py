@@ -20,7 +20,7 @@ def run_example(name: str, *arguments: str) -> str:
 
 def test_the_visible_loop_leaves_an_encoder_that_timm_finetunes(tmp_path: Path) -> None:
     weights = str(tmp_path / "digits.safetensors")
-    output = run_example("pretrain_minimal.py", "--steps", "40", "--out", weights)
+    output = run_example("pretrain_minimal.py", "--steps", "20", "--out", weights)
     losses = [float(line.split()[-1]) for line in output.splitlines() if line.startswith("step")]
     assert losses[-1] < losses[0]
     finetuning_output = run_example("finetune_timm.py", "--steps", "60", "--init", weights)
@@ -31,8 +31,8 @@ def test_the_visible_loop_leaves_an_encoder_that_timm_finetunes(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "steps"),
     [
-        ("own_backbone.py", "12"),
-        ("own_tokenizer.py", "24"),
+        ("custom_backbone.py", "12"),
+        ("custom_tokenizer.py", "24"),
         ("point_cloud.py", "24"),
         ("image_and_cloud.py", "24"),
     ],

@@ -1,10 +1,7 @@
 """Time and memory of cases, each in a separate process, forked after everything was imported."""
 
 import contextlib
-import ctypes
-import gc
 import io
-import math
 import multiprocessing
 import os
 import resource
@@ -22,6 +19,7 @@ import torch
 from cpu.cases import Case
 from cpu.contenders import make, model_config
 from PIL import Image
+from timing import core_seconds, with_resident_peak
 
 import map_vision.cli
 from map_core.tasks.evaluation import autocast
@@ -128,7 +126,7 @@ def _serve(case: Case, pipe: Connection) -> None:
                         return  # the parent was killed; later children hold this pipe open
                     continue
                 if pipe.recv() == "first":
-                    seconds, megabytes = first_pass(run)
+                    seconds, megabytes = with_resident_peak(lambda: core_seconds(run))
                     pipe.send(facts | {"first": round(1e3 * seconds, 3), "MB": round(megabytes, 1)})
                     continue
                 seconds, core = time.perf_counter(), time.process_time()
@@ -195,23 +193,3 @@ def prepare_command(case: Case) -> Iterator[Callable[[], None]]:
 
 
 SUFFIX = {"predict": "csv", "features": "npz"}
-
-
-def first_pass(run: Callable[[], object]) -> tuple[float, float]:
-    """Core seconds of a pass, and megabytes by which the peak of the resident set grew in it (nan off Linux)."""
-    gc.collect()
-    before = math.nan
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
-        before = status_kilobytes("VmRSS")
-    start = time.process_time()
-    run()
-    seconds = time.process_time() - start
-    return seconds, (status_kilobytes("VmHWM") - before) / 1024 if before == before else math.nan
-
-
-def status_kilobytes(field: str) -> float:
-    """A field of the process's status, in kilobytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(field))

@@ -70,7 +70,7 @@ def main() -> int:
     arguments = parser.parse_args()
     for name in arguments.parts:
         if name not in LIMITS:
-            parser.error(f"{name} is no part; parts: {', '.join(LIMITS)}")
+            parser.error(f"{name} is not a part; parts: {', '.join(LIMITS)}")
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "quick": arguments.quick,

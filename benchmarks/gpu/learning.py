@@ -22,7 +22,7 @@ from report import Part
 from torch import Tensor, nn
 
 from map_core.commands.standard import configs
-from map_core.objective import Terms
+from map_core.objective import LossOutput
 from map_core.randomness import Draw
 from map_core.tasks.domain import OpenedData
 from map_core.tasks.pretraining import PretrainTask
@@ -92,7 +92,7 @@ class SelfStoppingTask(PretrainTask):
         self.seconds, self.steps = seconds, steps
         self.done = 0
 
-    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> LossOutput:
         if self.done == 1:
             self.deadline = time.monotonic() + self.seconds
         self.done += 1

@@ -23,8 +23,8 @@ def main() -> int:
         part.add(what="compute capability", value=f"{properties.major}.{properties.minor}")
         part.add(what="GB", value=properties.total_memory / 1e9)
         part.add(what="CUDA or ROCm", value=torch.version.cuda or torch.version.hip)
-    else:
-        part.fail("no GPU") if not part.quick else None
+    elif not part.quick:
+        part.fail("no GPU")
     part.add(what="CPU cores", value=os.cpu_count())
     part.add(what="commit", value=commit())
     for name, version in versions().items():

@@ -6,9 +6,10 @@ Both directions of a base block (1536 channels, 16 states), as training runs the
 import sys
 from functools import partial
 
-import scan as timing
+import scan
 import torch
 from report import Part
+from timing import median_seconds_within, peak_megabytes
 from torch import Tensor
 
 from map_core.ops import scan_backends
@@ -23,11 +24,11 @@ PASSES = ("forward", "both")
 
 def error(backend: str, device: str) -> float:
     """The largest error of the output or a gradient, each relative to its largest value, at a small size."""
-    values = timing.arguments(2, 130, 72, 16, device, DTYPE)
+    values = scan.arguments(2, 130, 72, 16, device, DTYPE)
     leaves = list(values.values())
     results = []
     for name in (backend, "reference"):
-        y = timing.scan(name, True, values)
+        y = scan.scan(name, True, values)
         cotangent = torch.ones_like(y)
         results.append([y.detach(), *torch.autograd.grad(y, leaves, cotangent)])
     pairs = zip(*results, strict=True)
@@ -38,7 +39,7 @@ def error(backend: str, device: str) -> float:
 def measure(backend: str, values: dict[str, Tensor], device: str, budget: float) -> dict[str, float]:
     """Milliseconds of each pass, and megabytes on top of the inputs."""
     leaves = list(values.values())
-    run = partial(timing.scan, backend, True, values)
+    run = partial(scan.scan, backend, True, values)
     cotangent = torch.ones_like(run())
 
     def forward() -> Tensor:
@@ -49,10 +50,11 @@ def measure(backend: str, values: dict[str, Tensor], device: str, budget: float)
         return torch.autograd.grad(run(), leaves, cotangent)
 
     durations = {
-        name: timing.seconds(call, device, budget) for name, call in zip(PASSES, (forward, both), strict=True)
+        name: median_seconds_within(call, budget, device)
+        for name, call in zip(PASSES, (forward, both), strict=True)
     }
     row = {f"{name} ms": seconds * 1e3 for name, seconds in durations.items()}
-    return row | {"MB": timing.peak_megabytes(both, device)}
+    return row | {"MB": peak_megabytes(both, device)}
 
 
 def main() -> int:
@@ -71,12 +73,12 @@ def main() -> int:
             part.fail(f"{name}: {type(problem).__name__}: {problem}")
             continue
         part.add(implementation=name, length=130, batch=2, error=deviation)
-        if deviation <= timing.TOLERANCE[DTYPE]:
+        if deviation <= scan.TOLERANCE[DTYPE]:
             correct.append(name)
         else:
             part.fail(f"{name} is off by {deviation:.1e} of the largest value")
     for length, batch in lengths.items():
-        values = timing.arguments(batch, length, channels, 16, device, DTYPE)
+        values = scan.arguments(batch, length, channels, 16, device, DTYPE)
         for name in correct:
             if name == "reference" and length > REFERENCE_STEPS:
                 continue

@@ -12,8 +12,9 @@ import sys
 from typing import Any
 
 import torch
-from pretrain_step import build, make_step, median_seconds
+from pretrain_step import build, make_step
 from report import Part
+from timing import median_seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.ops.conv import interface as conv

@@ -4,7 +4,7 @@ A signal is cut into windows; a window is a token, its samples are its target, a
 groups of consecutive windows, so the decoder reconstructs the signal from beginning to end.
 
 pip install -c constraints.txt ./packages/map-core
-python examples/own_tokenizer.py
+python examples/custom_tokenizer.py
 """
 
 import argparse

@@ -6,7 +6,7 @@ patches, runs convolutions over the whole grid and returns every cell of it. The
 hidden cells, so nothing that the backbone wrote there leaks into the prediction.
 
 pip install -c constraints.txt ./packages/map-core ./packages/map-vision
-python examples/own_backbone.py
+python examples/custom_backbone.py
 """
 
 import argparse
