@@ -1,12 +1,11 @@
 """The backbone: features, sizes, gradients, freezing."""
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import timm
 import torch
+import warm
 from torch import Tensor
 
 from map_core.errors import UserError
@@ -26,7 +25,7 @@ def test_importing_map_dense_imports_no_openmmlab_package() -> None:
         "loaded = {name.split('.')[0] for name in sys.modules} & {'mmengine', 'mmcv', 'mmseg', 'mmdet', 'mim'}\n"
         "sys.exit(', '.join(sorted(loaded)) or 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    warm.run("-c", code)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ MINI = "upernet_hybridnet-mini_cpu_camvid"
     [
         (
             "optim_wrapper = dict(paramwise_cfg=dict(_delete_=True))",
-            "layer decay needs paramwise_cfg=dict(decay_rate=...); 1.0 is no decay",
+            "layer decay needs paramwise_cfg=dict(decay_rate=...); 1.0 means no decay",
         ),
         (
             "optim_wrapper = dict(paramwise_cfg=dict(rate=0.9))",

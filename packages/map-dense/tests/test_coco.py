@@ -140,10 +140,13 @@ def test_boxes_alone_need_no_segmentation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("<html>", r"is no COCO file \(JSONDecodeError"),
-        ("[1]", r"is no COCO file \(AssertionError"),
-        ("{}", r"is no COCO file: it has no images and no categories"),
-        ('{"images": [], "annotations": [{}], "categories": []}', r"is no COCO file \(KeyError: 'image_id'"),
+        ("<html>", r"is not a COCO file \(JSONDecodeError"),
+        ("[1]", r"is not a COCO file \(AssertionError"),
+        ("{}", r"is not a COCO file: it has no images and no categories"),
+        (
+            '{"images": [], "annotations": [{}], "categories": []}',
+            r"is not a COCO file \(KeyError: 'image_id'",
+        ),
     ],
 )
 def test_another_file_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:

@@ -69,7 +69,7 @@ def test_built_objects_are_returned_as_they_are() -> None:
 
 @pytest.mark.parametrize("root", [None, "/there/is/none"])
 def test_a_missing_root_names_the_option_that_sets_it(root: str | None) -> None:
-    message = r"data_root is not set" if root is None else r"data_root \(/there/is/none\) is no directory"
+    message = r"data_root is not set" if root is None else r"data_root \(/there/is/none\) is not a directory"
     with pytest.raises(UserError, match=message + ".*--cfg-options data_root=PATH"):
         with_data_root(dict(dataset=dict(type="CocoDataset")), Config(dict(data_root=root)))
 

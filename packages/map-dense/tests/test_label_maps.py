@@ -76,5 +76,5 @@ def test_a_map_of_another_size_than_its_image_is_refused(tmp_path: Path) -> None
 def test_a_map_that_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "map.png").write_text("<html>")
     transform = map_dense.mmseg.LoadLabelMap(3)
-    with pytest.raises(UserError, match=r"map\.png cannot be read .*; give an image of one label a pixel"):
+    with pytest.raises(UserError, match=r"map\.png cannot be read .*; give an image of one label per pixel"):
         transform._load_seg_map(dict(seg_map_path=str(tmp_path / "map.png"), seg_fields=[]))

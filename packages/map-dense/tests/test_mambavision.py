@@ -14,6 +14,7 @@ from map_core.tasks.weights import save_weights
 from map_dense import catalogue
 from map_dense.backbone import HybridBackbone
 from map_dense.mambavision import MambaVisionBackbone
+from map_dense.weights import load_mambavision
 from map_vision.factory import MODELS as VISION_MODELS
 from map_vision.factory import ModelConfig, create_backbone, create_model
 
@@ -48,7 +49,7 @@ def test_maps_are_the_normalised_stages_of_the_loaded_model(
     state = {f"{wrapper}{key}": value for key, value in classifier.state_dict().items()}
     save_weights(tmp_path / "model.safetensors", state, {})
     backbone, images = small().eval(), torch.randn(2, 3, 96, 80)
-    report = backbone.load(tmp_path)
+    report = load_mambavision(backbone, tmp_path)
     assert set(report.unused) == {
         key for key in classifier.state_dict() if key.startswith(("norm.", "head."))
     }
@@ -67,7 +68,7 @@ def test_a_pretraining_runs_weights_load_without_the_painted_cell(tmp_path: Path
     pretrained = create_backbone(ModelConfig("map_mambavision_tiny", **SMALL))
     save_weights(tmp_path / "model.safetensors", pretrained.state_dict(), {})
     backbone = small()
-    backbone.load(tmp_path)
+    load_mambavision(backbone, tmp_path)
     for key, value in backbone.model.state_dict().items():
         assert torch.equal(value, pretrained.state_dict()[key]), key
 
@@ -113,7 +114,7 @@ def test_frozen_stages_have_no_gradients_and_keep_their_statistics(frozen: int) 
     [
         (
             {"name": "hybridnet_tiny_patch16_224"},
-            r"model\.backbone\.\w+ \(.*\) is no setting of hybridnet_tiny_patch16_224",
+            r"model\.backbone\.\w+ \(.*\) is not a setting of hybridnet_tiny_patch16_224",
         ),
         ({"layout": "Mx4"}, r"backbone option 'layout' is unknown; .*in_chans"),
         ({"out_indices": [2, 1]}, r"out_indices \[2, 1\] must be ascending stages in 0..3"),
@@ -145,18 +146,18 @@ def test_weights_of_another_size_are_refused(classifier: torch.nn.Module, tmp_pa
         match=r"does not fit the backbone: missing: levels\.0\.blocks\.1\..* and \d+ more; set model\.backbone as the "
         r"run's model was \(name, embed_dim, depths, mlp_ratio, stem_dim, in_chans, layer_scale\)",
     ):
-        small(depths=(2, 1, 2, 2)).load(tmp_path)
+        load_mambavision(small(depths=(2, 1, 2, 2)), tmp_path)
 
 
 def test_a_published_pyramid_of_other_heads_is_warned_of_but_its_windows_may_grow(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"embed_dim": 640, "num_heads": (4, 8)}  # published with 8 and 16 heads
     torch.save(small(**sizes).model.state_dict() | norm_of(640), tmp_path / "pyramid.pth")
-    (note,) = small(**sizes, window_size=(16, 8)).load(tmp_path / "pyramid.pth").notes
+    (note,) = load_mambavision(small(**sizes, window_size=(16, 8)), tmp_path / "pyramid.pth").notes
     assert note.startswith(
         "no file says how many attention heads there are: this model has num_heads (4, 8) and the published one (8, 16)"
     )
     assert note.endswith("; set model.backbone.num_heads=(8, 16)")
-    report = small(embed_dim=640, num_heads=(8, 16)).load(tmp_path / "pyramid.pth")
+    report = load_mambavision(small(embed_dim=640, num_heads=(8, 16)), tmp_path / "pyramid.pth")
     assert report.notes == ("no file says how many attention heads there are: (8, 16), as published",)
 
 
@@ -179,20 +180,20 @@ def test_a_run_with_other_heads_is_refused_although_its_shapes_fit(tmp_path: Pat
         UserError,
         match=r"trained with num_heads \(1, 2\), the backbone has \(2, 4\); set model\.backbone\.num_heads=\(1, 2\)",
     ):
-        small().load(run)
-    assert small(num_heads=[1, 2]).load(run).used > 0  # configs have lists
+        load_mambavision(small(), run)
+    assert load_mambavision(small(num_heads=[1, 2]), run).used > 0  # configs have lists
 
 
 def test_a_run_with_smaller_windows_loads_into_larger_ones(tmp_path: Path) -> None:
     backbone = small(window_size=[64, 32])
-    assert backbone.load(write_run(tmp_path)).used == len(backbone.model.state_dict())
+    assert load_mambavision(backbone, write_run(tmp_path)).used == len(backbone.model.state_dict())
 
 
 def test_scales_of_a_kept_layer_without_a_place_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path, layer_scale=1e-5)
     (run / "model.json").unlink()
     with pytest.raises(UserError, match=r"without a place: levels\.2\.blocks\.0\."):
-        small().load(run)
+        load_mambavision(small(), run)
 
 
 def test_the_backbone_of_plain_models_names_the_pyramids_one() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from map_core.errors import UserError
 from map_core.study.definition import read_study
+from map_dense import catalogue
 from map_dense.measures import CONFIG, SEGMENTATION, config_from_settings
 
 RECIPE = {"recipe": "upernet_hybridnet-mini_cpu_camvid"}
@@ -55,7 +56,33 @@ def test_the_packaged_study_of_segmentation_has_valid_settings() -> None:
             {"load_from": "W.pth"},
             r"load_from \(W\.pth\) would be continued, not started from: give the arms init",
         ),
-        ({"train_cfg.max_iters": "12"}, r"train_cfg\.max_iters must be a whole number, .*; got '12'"),
+        ({"train_cfg.max_iters": "12"}, r"train_cfg\.max_iters must be a whole number of .*; got '12'"),
+        ({"train_cfg.max_iters": 0}, r"train_cfg\.max_iters must be a whole number of at least 1, .*; got 0"),
+        ({"train_cfg.val_begin": 501}, r"val_begin \(501\) must be at most train_cfg\.max_iters \(500\)"),
+        *(
+            ({key: None}, rf"{key} is None, without which segment measures nothing")
+            for key in ("val_cfg", "val_dataloader", "val_evaluator")
+        ),
+        ({"val_evaluator.iou_metrics": ["mFscore"]}, r"val_evaluator\.iou_metrics must contain mIoU"),
+        (
+            {"visualizer.vis_backends": [{"type": "TensorboardVisBackend"}]},
+            r"visualizer\.vis_backends must contain one of type LocalVisBackend",
+        ),
+        *(
+            ({key: 1}, rf"segment sets {key}, which has no effect, as it only trains and validates")
+            for key in (
+                *("test_dataloader.batch_size", "test_evaluator.ignore_index", "test_cfg.fp16"),
+                *("launcher", "data_preprocessor.size"),
+            )
+        ),
+        (
+            {"model.pretrained": "W"},
+            r"model\.pretrained \(W\) would load weights beside .*: give the arms init",
+        ),
+        (
+            {"model.init_cfg": {"type": "Pretrained", "checkpoint": "W"}},
+            r"model\.init_cfg \(.*\) would load weights beside those of the arms: give the arms init",
+        ),
         (
             {"model.data_preprocessor.size": None},
             r"data_preprocessor\.size must be height and width .*; got None",
@@ -70,7 +97,7 @@ def test_settings_that_a_run_could_not_heed_are_refused(settings: dict[str, Any]
 
 def test_a_recipe_that_trains_by_epochs_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"max_iters must be a whole number, as segment trains by iterations; got None"
+        UserError, match=r"max_iters must be a whole number of .*, as segment trains by iterations; got None"
     ):
         config_from_settings({"recipe": "cascade-mask-rcnn_hybridnet-mini_cpu_coco-fruits"})
 
@@ -108,3 +135,34 @@ def test_an_earlier_evaluation_is_not_the_result(tmp_path: Path) -> None:
     lines.append({"mIoU": 20.0, "time": 0.1, "step": 500})
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert SEGMENTATION.summary(tmp_path)["mIoU"] == 20.0
+
+
+def test_a_run_is_continued_with_its_own_settings_alone(tmp_path: Path) -> None:
+    """Also where it is done, and only its result was removed."""
+    arguments: dict[str, Any] = {"seed": 0, "init": None, "out": tmp_path / "run"}
+    line = SEGMENTATION.command(RECIPE, **arguments)
+    config = catalogue.read_config(tmp_path / "run" / CONFIG)
+    config.merge_from_dict({"work_dir": "elsewhere", "launcher": "none", "resume": True})
+    config.dump(tmp_path / "run" / CONFIG)  # as mmseg's program does
+    assert SEGMENTATION.command(RECIPE, **arguments) == line
+    message = r"run has begun with other settings \(optim_wrapper.optimizer.lr, train_cfg.max_iters\): put them back"
+    with pytest.raises(UserError, match=message):
+        SEGMENTATION.command(
+            RECIPE | {"train_cfg.max_iters": 900, "optim_wrapper.optimizer.lr": 0.5}, **arguments
+        )
+    with pytest.raises(UserError, match=r"other settings \(model.backbone.init_cfg.checkpoint\)"):
+        SEGMENTATION.command(RECIPE, **arguments | {"init": "W"})
+    assert SEGMENTATION.command(RECIPE, **arguments) == line
+
+
+def test_a_config_is_written_through_no_link_and_what_the_disk_refuses_is_one_sentence(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CONFIG).symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=r"config.py is a symbolic link, through which no study writes"):
+        SEGMENTATION.command(RECIPE, seed=0, init=None, out=tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "kept"
+    with pytest.raises(UserError, match=r"^cannot write .*config.py \(.+\); .*, then start the study again"):
+        SEGMENTATION.command(RECIPE, seed=0, init=None, out=tmp_path / "precious" / "run")

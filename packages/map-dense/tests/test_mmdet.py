@@ -355,7 +355,9 @@ def test_a_pyramid_for_other_patches_is_refused_when_a_loop_starts(
 
 
 def test_a_missing_data_root_is_reported_before_training(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data_root \(.*/nothing\) is no directory; set it by --cfg-options"):
+    with pytest.raises(
+        UserError, match=r"data_root \(.*/nothing\) is not a directory; set it by --cfg-options"
+    ):
         Runner.from_cfg(small(tmp_path, tmp_path / "nothing")).train()
 
 

@@ -113,7 +113,7 @@ def test_tools_see_the_data(config: Path, tmp_path: Path, monkeypatch: pytest.Mo
     [
         (("whole.yaml", "data_root=."), "whole.yaml must end in .py"),
         (("whole.py", "data_root"), "option 'data_root' has no '='; give KEY=VALUE"),
-        (("whole.py", "data_root=/nowhere/at/all"), "data_root (/nowhere/at/all) is no directory"),
+        (("whole.py", "data_root=/nowhere/at/all"), "data_root (/nowhere/at/all) is not a directory"),
         (
             ("/nowhere/at/all/whole.py", "data_root=."),
             "whole.py cannot be written (No such file or directory)",

@@ -220,7 +220,7 @@ class TestRuns:
             ({"crop_pct": None}, "the .json beside the weights: preprocessing must have the keys"),
             ({"channels": "x"}, "preprocessing: channels must be 1 (gray) or 3 (RGB); got 'x'; export the run again"),
             ({"classes": [1, 2]}, "model.json: classes must be a list of names; export the run again"),
-            ({"name": None}, "describes no classifier"),
+            ({"name": None}, "does not describe a classifier"),
             ({"name": "x"}, "model.name 'x' is unknown"),
             ({"arguments": []}, "model.json: arguments must be a dict; got []; export the run again"),
             ({"arguments": {"embed_dim": "x"}}, "describes embed_dim as 'x', which must be int | None"),
@@ -625,7 +625,8 @@ class TestMistakes:
         images = ["--images", image_folder] if name == "predict" else []
         error = error_of(name, "--init", runs / "pretrain", *images)
         assert (
-            "pretrain describes no classifier (its .json says: encoder); give a run that trained one" in error
+            "pretrain does not describe a classifier (its .json says: encoder); give a run that trained one"
+            in error
         )
 
     @pytest.mark.parametrize("name", ["evaluate", "features", "finetune", "linear-probe"])

@@ -95,6 +95,15 @@ class TestMixing:
             cut += bool(((result == images) | (result == images.flip(0))).all())
         assert 30 <= cut <= 70
 
+    def test_labels_of_a_cut_are_the_shares_of_its_pixels(self, batch):
+        """Also where the cut meets the border."""
+        images, labels = batch
+        mixer, hard = BatchMixer(MixingConfig(cutmix=1.0), num_classes=5), F.one_hot(labels, 5).float()
+        for index in range(10):
+            cut, soft = mixer(images, labels, step(index))
+            share = (cut == images).float().mean((1, 2, 3)).unsqueeze(1)
+            torch.testing.assert_close(soft, share * hard + (1 - share) * hard.flip(0))
+
     @pytest.mark.parametrize("changes", [{}, {"mixup": 0.8}, {"cutmix": 1.0}])
     def test_sections_mix_where_they_say_so(self, changes):
         assert (ClassificationConfig(**changes).mixer(5) is not None) == bool(changes)

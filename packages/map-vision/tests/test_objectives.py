@@ -20,7 +20,7 @@ from map_vision.factory import ModelConfig, create_backbone
 from map_vision.mambavision import MambaVision
 from map_vision.pictures import reconstruct
 from map_vision.pretraining import OBJECTIVES, ImageObjectiveConfig, ImageSimMIMConfig, build_objective
-from map_vision.targets import Neighbourhoods
+from map_vision.targets import Neighborhoods
 from map_vision.tokenizer import tokenize_images
 from map_vision.views import ViewColors, view_colors
 
@@ -103,7 +103,7 @@ def test_every_method_has_its_section():
 def test_a_setting_of_another_method_is_refused_by_name(method, setting, having):
     name = setting.partition("=")[0]
     with pytest.raises(
-        UserError, match=rf"--objective.{name} is no setting of objective.method \w+ \(but of {having}\)"
+        UserError, match=rf"--objective.{name} is not a setting of objective.method \w+ \(but of {having}\)"
     ):
         recipe(method, f"--objective.{setting}")
 
@@ -204,7 +204,7 @@ def test_a_neighbourhood_is_the_mean_of_what_lies_around_a_patch(order):
 
     images = torch.randn(2, 3, 12, 8)
     tokens = tokenize_images(images, PatchEmbed((4, 2), 3, 8), order=order, targets=True)
-    (targets,) = Neighbourhoods((4, 2), (3,))(images, tokens)
+    (targets,) = Neighborhoods((4, 2), (3,))(images, tokens)
     for token, (row, col) in enumerate(tokens.position[0].long().tolist()):
         for y in range(4):
             for x in range(2):
@@ -372,7 +372,7 @@ def test_scales_of_a_model_with_a_class_token_are_those_of_its_patches():
         model = create_backbone(config)
         tokens = model.tokenize(images, targets=True)
         assert tokens.num_global == 1
-        (targets,) = Neighbourhoods((4, 4), (1,))(images, tokens)
+        (targets,) = Neighborhoods((4, 4), (1,))(images, tokens)
         torch.testing.assert_close(targets[:, 1:], tokens.target[:, 1:])
     objective = build_objective(
         create_backbone(config),

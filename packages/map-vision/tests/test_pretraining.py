@@ -153,7 +153,7 @@ def test_pretraining_has_no_registers(make_tiny):
 def test_a_model_without_what_a_backbone_has_is_refused_by_name():
     with pytest.raises(
         UserError,
-        match=r"Linear is no backbone for images: it lacks embed_dim, tokenize, encode, img_size, patch_size, "
+        match=r"Linear is not an image backbone: it lacks embed_dim, tokenize, encode, img_size, patch_size, "
         r"in_chans, num_prefix_tokens, num_global; create a model of map_vision, or add them as docs/your_own_code.md",
     ):
         build_objective(torch.nn.Linear(3, 3), ImageObjectiveConfig())
@@ -167,7 +167,7 @@ def test_every_part_of_a_backbone_is_required(part):
     for name in PARTS:
         if name != part:
             setattr(Incomplete, name, 1)
-    with pytest.raises(UserError, match=f"Incomplete is no backbone for images: it lacks {part};"):
+    with pytest.raises(UserError, match=f"Incomplete is not an image backbone: it lacks {part};"):
         require_image_backbone(Incomplete())
     setattr(Incomplete, part, 1)
     assert require_image_backbone(Incomplete())
@@ -210,7 +210,7 @@ def test_every_part_of_a_backbone_is_required(part):
         ),
         (
             {"decoder": "mamba", "region": "block", "block_size": (3, 3)},
-            r"a Mamba decoder with attention map needs regions of one size, but 4 regions of 16 tokens have not",
+            r"needs regions of equal size, but these 4 regions of 16 tokens differ",
         ),
     ],
 )

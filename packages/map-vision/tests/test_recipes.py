@@ -17,7 +17,7 @@ from map_core.commands.plain_yaml import read_yaml
 from map_core.commands.program import main
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.standard import configs
-from map_core.encoder import expand_layout
+from map_core.layout import expand_layout
 from map_core.masking import hidden_count
 from map_core.randomness import Draw
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
@@ -30,7 +30,7 @@ from map_vision.domain import DOMAIN
 from map_vision.factory import MODELS, create_backbone, create_model
 from map_vision.pretraining import build_objective
 from map_vision.registry import default_cfgs
-from map_vision.weights import adapted
+from map_vision.weights import without_unused
 
 NAMES = (
     "finetune_base_in1k",
@@ -310,7 +310,7 @@ def test_the_finetuning_command_in_the_header_fits_the_encoder(name):
     config = parse("map-vision", entry, COMMANDS, RECIPES, arguments)
     encoder = on_meta_device(create_backbone, resolved(name).model)
     classifier = on_meta_device(create_model, config.model, num_classes=1000)
-    missing = set(adapted(encoder.state_dict(), classifier)) - set(classifier.state_dict())
+    missing = set(without_unused(encoder.state_dict(), classifier)) - set(classifier.state_dict())
     assert not missing
     peers = 0.75**24 if "large" in name else 0.65**12
     assert config.training.layer_decay ** len(classifier.encoder.blocks) == pytest.approx(peers, rel=0.02)

@@ -176,7 +176,7 @@ class TestRefusedFiles:
 
     def test_empty_file(self, backbone, tmp_path):
         (tmp_path / "model.pth").touch()
-        with pytest.raises(UserError, match=r"model.pth is no weights file \(looks like an empty file\)"):
+        with pytest.raises(UserError, match=r"model.pth is not a weights file \(looks like an empty file\)"):
             load_init(backbone, tmp_path / "model.pth")
 
     def test_nothing_there(self, backbone, tmp_path):
@@ -196,7 +196,7 @@ class TestRefusedFiles:
         torch.save({"epoch": 3}, tmp_path / "model.pth")
         with pytest.raises(
             UserError,
-            match=r"model.pth holds no state dict of tensors: it has epoch; expected parameter names",
+            match=r"model.pth does not hold a state dict of tensors: it has epoch; expected parameter names",
         ):
             load_init(backbone, tmp_path / "model.pth")
 
@@ -204,7 +204,8 @@ class TestRefusedFiles:
         save_weights(tmp_path / "model.safetensors", backbone.state_dict(), {})
         (tmp_path / "model.json").write_text('{"name": "hyb')
         with pytest.raises(
-            UserError, match=r"model.json is no JSON .*; it may be cut off: copy it or export the run again"
+            UserError,
+            match=r"model.json is not valid JSON .*; it may be cut off: copy it or export the run again",
         ):
             read_description(tmp_path)
 

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock
-from map_core.encoder import expand_layout
 from map_core.errors import UserError, near_matches
+from map_core.layout import expand_layout
 from map_core.orders import ScanOrder
+from map_dense.freezing import FreezableBackbone
 from map_dense.settings import (
     check_count,
     check_frozen_stages,
@@ -72,7 +73,7 @@ def _validate_changes(changes: Mapping[str, Any]) -> None:
     """Check the options that change the named model, as far as the model itself does not.
 
     Raises:
-        UserError: an unknown option or one of the classifier; a layout that is no text; an unknown order; a number of
+        UserError: an unknown option or one of the classifier; a layout that is not text; an unknown order; a number of
             heads that is not a whole number of at least 1.
     """
     for option in set(changes) - set(MODEL_OPTIONS):
@@ -86,7 +87,7 @@ def _validate_changes(changes: Mapping[str, Any]) -> None:
         raise UserError(f"order {order!r} is unknown; {near_matches(str(order), get_args(ScanOrder))}")
 
 
-class HybridBackbone(nn.Module):
+class HybridBackbone(FreezableBackbone):
     """A model of map-vision without registers, head or final norm that returns feature maps after chosen layers.
 
     Images may have any height and width: they are padded with zeros (the mean, once they are normalised) at the right
@@ -108,7 +109,7 @@ class HybridBackbone(nn.Module):
             ``order``, ``block_size``, ``position``, ``bidirectional``, ``wiring`` or ``in_chans``.
 
     Raises:
-        UserError: an unknown name, option or ``order``; a setting out of range; a ``layout`` that is no text; an
+        UserError: an unknown name, option or ``order``; a setting out of range; a ``layout`` that is not text; an
             ``img_size`` that is neither one number nor two; ``out_indices`` that are not a list; ``out_indices`` or
             ``frozen_stages`` beyond the depth; a ``window_size`` or ``num_heads`` that is not a whole number of at
             least 1; a ``window_size`` where no block would attend in windows.
@@ -155,8 +156,7 @@ class HybridBackbone(nn.Module):
             self._attend_in_windows(window_size)
         check_frozen_stages(frozen_stages, self.num_layers, first="embeddings", stages="layers")
         self.frozen_stages = frozen_stages
-        for module in self._frozen_modules():
-            module.eval().requires_grad_(False)
+        self.freeze()
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -175,12 +175,12 @@ class HybridBackbone(nn.Module):
         padded = F.pad(x, (0, -x.shape[-1] % p, 0, -x.shape[-2] % p))
         return self.model.forward_intermediates(padded, self.out_indices, intermediates_only=True)
 
-    def train(self, mode: bool = True) -> "HybridBackbone":
-        """Set the mode of all but the frozen layers, which stay in evaluation mode."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
+    def frozen_modules(self) -> list[nn.Module]:
+        """Patch embedding, positions and the first ``frozen_stages`` layers; none if that is -1."""
+        if self.frozen_stages < 0:
+            return []
+        encoder = self.model.encoder
+        return [self.model.patch_embed, encoder.position, *encoder.blocks[: self.frozen_stages]]
 
     def _validate_indices(self, out_indices: Sequence[int] | int | None) -> list[int]:
         depth = self.depth
@@ -213,9 +213,3 @@ class HybridBackbone(nn.Module):
             )
         for index, block in windowed.items():
             blocks[index] = block
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        encoder = self.model.encoder
-        return [self.model.patch_embed, encoder.position, *encoder.blocks[: self.frozen_stages]]

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from mmseg.datasets import BaseSegDataset
 
-COLOURS = {
+COLORS = {
     "sky": [128, 128, 128],
     "building": [128, 0, 0],
     "pole": [192, 192, 128],
@@ -27,7 +27,7 @@ class CamVid(BaseSegDataset):
         **settings: See mmseg's ``BaseSegDataset``.
     """
 
-    METAINFO: ClassVar[dict[str, Any]] = {"classes": tuple(COLOURS), "palette": list(COLOURS.values())}
+    METAINFO: ClassVar[dict[str, Any]] = {"classes": tuple(COLORS), "palette": list(COLORS.values())}
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"img_suffix": ".jpg", "ignore_index": VOID, **settings})

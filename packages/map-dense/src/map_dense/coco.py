@@ -21,12 +21,12 @@ class CheckedCoco(COCO):
             super().__init__(annotation_file)
         except (ValueError, AssertionError, KeyError, TypeError) as error:
             raise UserError(
-                f"{annotation_file} is no COCO file ({type(error).__name__}: {error}); expected JSON with "
+                f"{annotation_file} is not a COCO file ({type(error).__name__}: {error}); expected JSON with "
                 "images, annotations and categories"
             ) from error
         missing = [part for part in PARTS if part not in self.dataset]
         if missing:
-            raise UserError(f"{annotation_file} is no COCO file: it has no {' and no '.join(missing)}")
+            raise UserError(f"{annotation_file} is not a COCO file: it has no {' and no '.join(missing)}")
 
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.fileio import exists, isdir, join_path
 from mmengine.utils import is_abs
 
-from map_core import UserError
+from map_core.errors import UserError
 from map_core.paths import expand_user
 
 
@@ -26,7 +26,7 @@ def config_data_root(config: Any) -> str:
         raise UserError("data_root is not set; add --cfg-options data_root=PATH")
     root = expand_user(root)
     if not isdir(root):
-        raise UserError(f"data_root ({root}) is no directory; set it by --cfg-options data_root=PATH")
+        raise UserError(f"data_root ({root}) is not a directory; set it by --cfg-options data_root=PATH")
     return str(root.absolute())
 
 

@@ -57,7 +57,7 @@ class LoadLabelMap(LoadAnnotations):
             mode = Image.open(io.BytesIO(fileio.get(path, backend_args=self.backend_args))).mode
         except (OSError, UnidentifiedImageError) as error:
             raise UserError(
-                f"label map {path} cannot be read ({error}); give an image of one label a pixel"
+                f"label map {path} cannot be read ({error}); give an image of one label per pixel"
             ) from error
         if mode not in LABEL_MODES:
             raise UserError(

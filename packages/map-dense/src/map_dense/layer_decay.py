@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from map_core import UserError
+from map_core.errors import UserError
 from map_core.initialization import undecayed_parameters
 from map_dense.settings import check_count
 
@@ -61,7 +61,7 @@ def rescaled_rate(rate: float, num_layers: int, reference_layers: int | None) ->
     A rate chosen for 24 layers becomes ``rate ** (24 / 32)`` for 32; None leaves ``rate`` as it is.
 
     Raises:
-        UserError: ``reference_layers`` is no whole number of at least 1.
+        UserError: ``reference_layers`` is not a whole number of at least 1.
     """
     check_count("reference_layers", reference_layers, "to leave decay_rate as it is")
     return rate if reference_layers is None else rate ** (reference_layers / num_layers)

@@ -8,7 +8,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import DATASETS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 
-from map_core import UserError
+from map_core.errors import UserError
 from map_dense.categories import check_categories
 from map_dense.data_root import innermost_datasets, with_annotation_paths, with_data_root
 

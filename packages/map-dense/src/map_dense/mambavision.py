@@ -1,8 +1,6 @@
 """MambaVision as a backbone for dense prediction, without any OpenMMLab import."""
 
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -10,22 +8,16 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
-from map_core.tasks.weights import weights_file
+from map_dense.freezing import FreezableBackbone
 from map_dense.settings import check_frozen_stages, is_whole, lists_to_tuples, naming_backbone
-from map_dense.weights import BackboneReport, read_state, refuse_misfits, refuse_other_settings
 from map_vision.factory import ModelConfig, create_model
 from map_vision.mambavision import MambaVision
 
 NUM_STAGES = 4
-MODEL_OPTIONS = tuple(
-    field.name
-    for field in fields(ModelConfig)
-    if field.name in ("in_chans", "embed_dim", "num_heads", "mlp_ratio", "stem_dim", "depths", "layer_scale")
-)
-MAY_DIFFER = ("window_size",)  # larger images need larger windows
+MODEL_OPTIONS = ("in_chans", "embed_dim", "num_heads", "mlp_ratio", "stem_dim", "depths", "layer_scale")
 
 
-class MambaVisionBackbone(nn.Module):
+class MambaVisionBackbone(FreezableBackbone):
     """A MambaVision without head that returns the normalised maps of chosen stages, at strides 4, 8, 16 and 32.
 
     Images may have any height and width. Each map is taken before it is downsampled for the next stage, and normalised
@@ -69,7 +61,7 @@ class MambaVisionBackbone(nn.Module):
             model = create_model(self.config, num_classes=0)
         if not isinstance(model, MambaVision):
             raise UserError(
-                f"{name} is no MambaVision; choose one of map_mambavision_*, or another type of backbone"
+                f"{name} is not a MambaVision model; choose one of map_mambavision_*, or another type of backbone"
             )
         self.model = model
         self.out_indices = _validate_stages(out_indices)
@@ -80,8 +72,7 @@ class MambaVisionBackbone(nn.Module):
             self.add_module(f"outnorm{i}", LayerNorm2d(channels, eps=1e-5))
         check_frozen_stages(frozen_stages, len(model.levels), first="stem", stages="stages")
         self.frozen_stages = frozen_stages
-        for module in self._frozen_modules():
-            module.eval().requires_grad_(False)
+        self.freeze()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ rows cols"]]:
         """Return the map of each of ``out_indices``; its sides are the image's over the stride, rounded up."""
@@ -91,32 +82,8 @@ class MambaVisionBackbone(nn.Module):
             for i, feature_map in zip(self.out_indices, maps, strict=True)
         ]
 
-    def train(self, mode: bool = True) -> "MambaVisionBackbone":
-        """Set the mode of all but the frozen stages, which keep their batch statistics."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
-
-    def load(self, path: str | Path) -> BackboneReport:
-        """Start from a run of map-vision, its weights file, or a published checkpoint.
-
-        Head, final norm and stages after the last of ``out_indices`` are not used; the norms of the maps start afresh.
-
-        Raises:
-            UserError: a parameter is missing, has another shape or does not exist in the backbone's stages; or the run
-                was trained with settings that change the meaning of its weights, except the window size.
-        """
-        file, expected = weights_file(path), self.model.state_dict()
-        source = read_state(self.model, file, options=MODEL_OPTIONS, may_differ=MAY_DIFFER)
-        state = source.tensors
-        refuse_misfits(state, expected, file, options=MODEL_OPTIONS)
-        refuse_other_settings(self.config, path, options=MODEL_OPTIONS, may_differ=MAY_DIFFER)
-        self.model.load_state_dict({key: state[key] for key in expected})
-        unused = tuple(key for key in state if key not in expected)
-        return BackboneReport(file, len(expected), unused, (), source.notes)
-
-    def _frozen_modules(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
+        """The stem and the first ``frozen_stages`` stages; none if that is -1."""
         if self.frozen_stages < 0:
             return []
         return [self.model.patch_embed, *self.model.stages[: self.frozen_stages]]

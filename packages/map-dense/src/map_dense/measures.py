@@ -20,18 +20,26 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from map_core.errors import UserError, near_matches
+from map_core.commands.settings import flatten
+from map_core.errors import UserError, abbreviate, near_matches
 from map_core.ops.attention.flops import ON_A_CPU
+from map_core.runs.files import explaining_disk_errors, save_text
 from map_core.runs.summary import commit, device_name, versions
+from map_core.study.launching import refuse_link
 from map_core.study.measures import Cost, StudySettings
+from map_core.study.results import GO_ON
 from map_dense import catalogue
 from map_dense.settings import is_whole
 
 TOOLBOX = "onedl-mmsegmentation"
 CONFIG = "config.py"
 WEIGHTS = "model.backbone.init_cfg.checkpoint"
+LOG_BACKEND = {"type": "LocalVisBackend"}  # the default of a visualizer, and what writes scalars.json
 COUNTED_IMAGES = 2  # BatchNorm needs more than one
 SET_BY_STUDY = ("randomness.seed", "work_dir", "resume")
+SET_BY_PROGRAM = ("work_dir", "resume", "launcher")  # in the config, which it writes again
+# sections that a training never reads, or reads only where the model lacks them
+UNUSED = ("test_dataloader", "test_evaluator", "test_cfg", "launcher", "data_preprocessor")
 # what mmengine's runner reads beside its arguments
 ALSO_READ = (
     *("data_root", "custom_imports", "runner_type", "model_wrapper_cfg", "find_unused_parameters"),
@@ -48,7 +56,7 @@ class Segmentation:
     title = "segmentation, mean IoU (%)"
     score = "mIoU"
     shared = (
-        *("data_root", "train_dataloader", "val_", "test_", "num_classes", "env_cfg"),
+        *("data_root", "train_dataloader", "val_", "num_classes", "env_cfg"),
         *("model.test_cfg", "model.data_preprocessor", "load_from"),
     )
 
@@ -58,12 +66,21 @@ class Segmentation:
         config_from_settings(settings)
 
     def command(self, settings: StudySettings, *, seed: int, init: str | None, out: Path) -> list[str]:
-        """The command that ``mim train`` runs as a child process, which would survive a signal to mim."""
+        """The command that ``mim train`` runs as a child process, which would survive a signal to mim.
+
+        Raises:
+            UserError: as for :func:`config_from_settings`; ``out`` has a run with other settings, or no run can be
+                written there.
+        """
         config = config_from_settings(settings)
         config.merge_from_dict({"randomness.seed": seed} | ({} if init is None else {WEIGHTS: init}))
-        out.mkdir(parents=True, exist_ok=True)
-        config.dump(out / CONFIG)  # --cfg-options would cut a path at a comma or space
-        return [sys.executable, str(train_program()), str(out / CONFIG), "--work-dir", str(out), "--resume"]
+        file = out / CONFIG
+        refuse_link(file)
+        refuse_other_run(config, file)
+        with explaining_disk_errors(f"write {file}", then=GO_ON):
+            out.mkdir(parents=True, exist_ok=True)
+            save_text(file, config.pretty_text)  # --cfg-options would cut a path at a comma or space
+        return [sys.executable, str(train_program()), str(file), "--work-dir", str(out), "--resume"]
 
     def summary(self, out: Path) -> dict[str, Any]:
         """The evaluation after the last iteration, samples and seconds of training, commit, versions and device.
@@ -146,6 +163,22 @@ def config_from_settings(settings: StudySettings) -> Any:
     return config
 
 
+def refuse_other_run(config: Any, file: Path) -> None:
+    """Refuse to continue a run whose config, in ``file``, differs from ``config``.
+
+    Raises:
+        UserError: naming a setting.
+    """
+    if not file.exists():
+        return
+    current, earlier = flatten(config.to_dict()), flatten(catalogue.read_config(file).to_dict())
+    keys = {*current, *earlier} - {*SET_BY_PROGRAM}
+    if changed := sorted(key for key in keys if current.get(key) != earlier.get(key)):
+        raise UserError(
+            f"{file.parent} has begun with other settings ({abbreviate(changed)}): put them back, or remove the folder"
+        )
+
+
 def check_options(options: StudySettings, config: Any) -> None:
     """Refuse settings that have no effect on a training by ``config``.
 
@@ -159,6 +192,11 @@ def check_options(options: StudySettings, config: Any) -> None:
         section = key.partition(".")[0]
         if key in SET_BY_STUDY:
             raise UserError(f"segment sets {key}, which the study sets for each run itself: remove it")
+        if section in UNUSED:
+            raise UserError(
+                f"segment sets {key}, which has no effect, as it only trains and validates, in one process: set "
+                "val_dataloader, val_evaluator or model.data_preprocessor instead, or remove it"
+            )
         if section not in known and section in config.keys():  # noqa: SIM118, a Config has no __contains__
             raise UserError(
                 f"segment sets {key}, which has no effect: the config copies {section} into its data loaders and "
@@ -181,10 +219,18 @@ def check_config(config: Any) -> None:
         )
     if (weights := (config.model.backbone.get("init_cfg") or {}).get("checkpoint")) is not None:
         raise UserError(f"{WEIGHTS} ({weights}) is what init of an arm sets: give the arms init instead")
-    if not is_whole(iterations := config.train_cfg.get("max_iters")):
+    for name in ("init_cfg", "pretrained"):
+        if (value := config.model.get(name)) is not None:
+            raise UserError(
+                f"model.{name} ({value}) would load weights beside those of the arms: give the arms init instead"
+            )
+    iterations = config.train_cfg.get("max_iters")
+    if not (is_whole(iterations) and iterations >= 1):
         raise UserError(
-            f"train_cfg.max_iters must be a whole number, as segment trains by iterations; got {iterations!r}"
+            "train_cfg.max_iters must be a whole number of at least 1, as segment trains by iterations; got "
+            f"{iterations!r}"
         )
+    check_scores(config, iterations)
     size = (config.model.get("data_preprocessor") or {}).get("size")
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(is_whole, size))):
         raise UserError(
@@ -194,6 +240,31 @@ def check_config(config: Any) -> None:
     if config.get("default_hooks", {}).get("logger", {}).get("log_metric_by_epoch", True):
         raise UserError(
             "default_hooks.logger.log_metric_by_epoch must be False, so that an evaluation is logged with its iteration"
+        )
+
+
+def check_scores(config: Any, iterations: int) -> None:
+    """Refuse a config that logs no mean IoU after the last of so many iterations.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for name in ("val_cfg", "val_dataloader", "val_evaluator"):
+        if config.get(name) is None:
+            raise UserError(f"{name} is None, without which segment measures nothing: leave it as it is")
+    if (begin := config.train_cfg.get("val_begin", 1)) > iterations:
+        raise UserError(
+            f"train_cfg.val_begin ({begin}) must be at most train_cfg.max_iters ({iterations}), or nothing is measured "
+            "after the last: lower it"
+        )
+    evaluators = config.val_evaluator if isinstance(config.val_evaluator, list) else [config.val_evaluator]
+    if not any(Segmentation.score in evaluator.get("iou_metrics", ["mIoU"]) for evaluator in evaluators):
+        raise UserError("val_evaluator.iou_metrics must contain mIoU, which segment measures: add it")
+    backends = (config.get("visualizer") or {}).get("vis_backends", [LOG_BACKEND])
+    if not any(str(backend.get("type")).endswith(LOG_BACKEND["type"]) for backend in backends or ()):
+        raise UserError(
+            f"visualizer.vis_backends must contain one of type {LOG_BACKEND['type']}, which logs what segment "
+            "measures: add it"
         )
 
 

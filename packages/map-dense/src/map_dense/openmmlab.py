@@ -15,7 +15,7 @@ from map_core.errors import UserError, near_matches
 from map_core.ops import jit_flop_handles
 from map_dense.backbone import HybridBackbone
 from map_dense.mambavision import MambaVisionBackbone
-from map_dense.weights import BackboneReport, load_backbone
+from map_dense.weights import BackboneReport, load_backbone, load_mambavision
 
 # mmengine has no public way to make its get_flops count the scan.
 complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(jit_flop_handles())
@@ -147,4 +147,4 @@ class MambaVision(MambaVisionBackbone):
     def init_weights(self) -> None:
         """Load the checkpoint of ``init_cfg``, and log every key that was not used."""
         if self.init_cfg:
-            log_report(self.load(self.init_cfg["checkpoint"]))
+            log_report(load_mambavision(self, self.init_cfg["checkpoint"]))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d as ChannelLayerNorm
 from torch import Tensor, nn
 
-from map_core import UserError
+from map_core.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
 

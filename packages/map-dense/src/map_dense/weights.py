@@ -10,12 +10,14 @@ from typing import Any
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
-from map_core.encoder import expand_layout
 from map_core.errors import UserError
+from map_core.layout import expand_layout
 from map_core.tasks.families import family_of
-from map_core.tasks.starting import format_keys, other_guesses, refuse_other_switches
+from map_core.tasks.initial_weights import format_keys, other_guesses, refuse_other_switches
 from map_core.tasks.weights import read_description, read_weights, weights_file
 from map_dense.backbone import MODEL_OPTIONS, HybridBackbone
+from map_dense.mambavision import MODEL_OPTIONS as MAMBAVISION_OPTIONS
+from map_dense.mambavision import MambaVisionBackbone
 from map_vision.checkpoints import FAMILIES
 from map_vision.factory import (
     INVISIBLE_SETTINGS,
@@ -25,13 +27,12 @@ from map_vision.factory import (
     resolved,
 )
 from map_vision.registry import MODEL_NAMES
-from map_vision.weights import adapted
+from map_vision.weights import without_unused
 
 PATCHES = "patch_embed.proj.weight"
 POSITIONS = "encoder.position.table"
-LAYER_PREFIX = re.compile(
-    r"(?:.*\.)?blocks\.\d+\.|encoder\.position\."
-)  # loaded with all its tensors, or not at all
+# what is loaded with all its tensors, or not at all
+LAYER_PREFIX = re.compile(r"(?:.*\.)?blocks\.\d+\.|encoder\.position\.")
 SEMANTIC_SETTINGS = (*INVISIBLE_SETTINGS, "bidirectional")  # the weights make no sense under other values
 SHAPING_SETTINGS = (
     *("embed_dim", "layout", "depths", "mlp_ratio", "stem_dim"),
@@ -60,7 +61,7 @@ class BackboneReport:
 
 @dataclass(frozen=True)
 class BackboneState:
-    """The tensors of a file under the backbone's names, and what no file says about them, a sentence each."""
+    """The tensors of a file under the backbone's names, and what no file says about them, one sentence each."""
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
@@ -109,6 +110,26 @@ def load_backbone(
     return BackboneReport(file, len(expected), unused, resampled, source.notes)
 
 
+def load_mambavision(backbone: MambaVisionBackbone, path: str | Path) -> BackboneReport:
+    """Load a run of map-vision, its weights file, or a published checkpoint of MambaVision.
+
+    Head, final norm and stages after the last of ``out_indices`` are not used; the norms of the maps start afresh.
+
+    Raises:
+        UserError: a parameter is missing, has another shape or does not exist in the backbone's stages; or the run
+            was trained with settings that change the meaning of its weights, except the window size.
+    """
+    file, expected = weights_file(path), backbone.model.state_dict()
+    options, may_differ = MAMBAVISION_OPTIONS, ("window_size",)  # larger images need larger windows
+    source = read_state(backbone.model, file, options=options, may_differ=may_differ)
+    state = source.tensors
+    refuse_misfits(state, expected, file, options=options)
+    refuse_other_settings(backbone.config, path, options=options, may_differ=may_differ)
+    backbone.model.load_state_dict({key: state[key] for key in expected})
+    unused = tuple(key for key in state if key not in expected)
+    return BackboneReport(file, len(expected), unused, (), source.notes)
+
+
 def read_state(
     model: nn.Module,
     file: Path,
@@ -131,7 +152,7 @@ def read_state(
     # our own files have a description
     family = None if "name" in read_description(file) else family_of(state, FAMILIES)
     if family is None:
-        return BackboneState(adapted(state, model))
+        return BackboneState(without_unused(state, model))
     converted, cure = family.convert_file_state(state, file), partial(option_of_backbone, options)
     refuse_other_switches(model, converted, file, family, cure=cure)
     notes = {
@@ -139,7 +160,7 @@ def read_state(
         for name, guess in converted.guessed_settings.items()
     } | other_guesses(model, converted, cure=cure)
     return BackboneState(
-        adapted(converted.state, model), tuple(notes[name] for name in notes if name not in may_differ)
+        without_unused(converted.state, model), tuple(notes[name] for name in notes if name not in may_differ)
     )
 
 

@@ -41,7 +41,7 @@ def require_image_backbone(backbone: nn.Module) -> ImageBackbone:
     if not isinstance(backbone, ImageBackbone):
         missing = ", ".join(name for name in PARTS if not hasattr(backbone, name))
         raise UserError(
-            f"{type(backbone).__name__} is no backbone for images: it lacks {missing}; create a model of map_vision, "
+            f"{type(backbone).__name__} is not an image backbone: it lacks {missing}; create a model of map_vision, "
             "or add them as docs/your_own_code.md describes"
         )
     return backbone

@@ -11,8 +11,9 @@ from timm.layers import to_2tuple
 from torch import nn
 
 import map_core.tasks.trained_models
-from map_core.encoder import Wiring, expand_layout
+from map_core.encoder import Wiring
 from map_core.errors import UserError, near_matches
+from map_core.layout import expand_layout
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
 from map_core.ranges import check, refuse_without_effect
@@ -186,7 +187,7 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
         if name not in parameters:
             settings = [field.name for field in fields(config) if field.name in parameters]
             raise UserError(
-                f"model.{name} ({value}) is no setting of {config.name}; it has {', '.join(settings)}: leave it out"
+                f"model.{name} ({value}) is not a setting of {config.name}; it has {', '.join(settings)}: leave it out"
             )
     if config.name not in PYRAMIDS and isinstance(config.num_heads, tuple):
         raise UserError(f"model.num_heads of {config.name} is one number; got {config.num_heads}")

@@ -248,7 +248,7 @@ class HybridNet(nn.Module):
             raise UserError(f"output_fmt must be 'NCHW' or 'NLC'; got {output_fmt!r}")
         take_indices, max_index = feature_take_indices(len(self.encoder.blocks), indices)
         tokens, outputs = self.tokenize(x), []
-        for i, features in enumerate(self.encoder.layers(tokens)):
+        for i, features in enumerate(self.encoder.layer_outputs(tokens)):
             if i in take_indices:
                 layer_features = self.encoder.normalize(features) if norm else features
                 outputs.append(self._prefix_first(layer_features, tokens))
@@ -328,9 +328,7 @@ class HybridNet(nn.Module):
         Raises:
             UserError: ``every`` below 1.
         """
-        if every < 1:
-            raise UserError(f"every must be at least 1, which recomputes every block; got {every}")
-        self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
+        self.encoder.set_grad_checkpointing(enable, every=every)
 
     def tokenize(self, inputs: Float[Tensor, "b c h w"], *, targets: bool = False) -> Tokens:
         """Tokens of images in scan order, with their pixels as targets on request; registers in front are global."""

@@ -12,7 +12,7 @@ from map_core import GridRegions, make_position
 from map_core.data.views import TwoViews
 from map_core.errors import UserError
 from map_core.losses import MaskedL1, MaskedMSE, PatchLoss
-from map_core.objective import MoreTargets, Objective, ReconstructingObjective
+from map_core.objective import CoarserTargets, Objective, ReconstructingObjective
 from map_core.objectives.autoregression import AutoregressionConfig
 from map_core.objectives.contrastive import ContrastiveConfig
 from map_core.objectives.diffusion import MaskedDiffusionConfig
@@ -27,7 +27,7 @@ from map_core.tokens import Tokens, with_global_tokens
 from map_vision.backbone import ImageBackbone, require_image_backbone
 from map_vision.mixing import MixingConfig
 from map_vision.patches import PatchEmbed, patch_grid
-from map_vision.targets import Neighbourhoods
+from map_vision.targets import Neighborhoods
 from map_vision.tokenizer import grid_position, refuse_overlap
 from map_vision.views import Colors, view_colors
 
@@ -35,7 +35,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class ImageTargets(MixingConfig):
+class ImageMixing(MixingConfig):
+    """Mixup and CutMix of the images before patches are hidden, as the authors' code pretrains."""
+
+    def mixer(self) -> Mixer | None:
+        return self.make_mixer(num_classes=0)
+
+
+@dataclass
+class ImageTargets(Settings):
     """Targets of a patch.
 
     Args:
@@ -51,11 +59,8 @@ class ImageTargets(MixingConfig):
     def make_loss(self) -> PatchLoss:
         return MaskedMSE(self.normalize_targets)
 
-    def make_coarser(self, backbone: ImageBackbone, scales: tuple[int, ...]) -> MoreTargets:
-        return Neighbourhoods(backbone.patch_size, scales)
-
-    def mixer(self) -> Mixer | None:
-        return self.make_mixer(num_classes=0)
+    def make_coarser_targets(self, backbone: ImageBackbone, scales: tuple[int, ...]) -> CoarserTargets:
+        return Neighborhoods(backbone.patch_size, scales)
 
 
 @dataclass
@@ -92,22 +97,22 @@ class ImageRegions(Settings):
 
 
 @dataclass
-class ImageObjectiveConfig(ImageTargets, ImageRegions, MaskedAutoregressionConfig):
+class ImageObjectiveConfig(ImageTargets, ImageMixing, ImageRegions, MaskedAutoregressionConfig):
     """Masked autoregression over image patches."""
 
 
 @dataclass
-class ImageAutoregressionConfig(ImageTargets, ImageRegions, AutoregressionConfig):
+class ImageAutoregressionConfig(ImageTargets, ImageMixing, ImageRegions, AutoregressionConfig):
     """Autoregression over image patches; with blocks as regions these are ARM's clusters."""
 
 
 @dataclass
-class ImageDiffusionConfig(ImageTargets, ImageRegions, MaskedDiffusionConfig):
+class ImageDiffusionConfig(ImageTargets, ImageMixing, ImageRegions, MaskedDiffusionConfig):
     """Masked autoregression with a diffusion head over image patches."""
 
 
 @dataclass
-class ImageSimMIMConfig(ImageTargets, SimMIMConfig):
+class ImageSimMIMConfig(ImageTargets, ImageMixing, SimMIMConfig):
     """SimMIM over image patches: L1 on pixels."""
 
     normalize_targets: bool = False

@@ -202,14 +202,14 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         )
         feature_cfg = {"out_indices": 3, "feature_cls": "getter"}
 
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # wrapped with features_only
+    # nn.Module: with features_only timm wraps the model
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         from map_vision.factory import check_arguments
         from map_vision.weights import pretrained_state
 
         check_arguments(kwargs)
-        if name not in PYRAMIDS and kwargs.get(
-            "keep_registers"
-        ):  # of a description: here they are kept anyway
+        # a run's description may say it; a model that timm creates keeps its registers anyway
+        if name not in PYRAMIDS and kwargs.get("keep_registers"):
             del kwargs["keep_registers"]
         if pretrained:
             require_source(name, kwargs)

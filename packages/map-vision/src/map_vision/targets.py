@@ -12,7 +12,7 @@ from map_core.tokens import Tokens, gather_tokens
 
 
 @dataclass(frozen=True)
-class Neighbourhoods:
+class Neighborhoods:
     """Squares of patches around each patch, averaged to the size of one patch; edges repeat the outermost pixels.
 
     Attributes:

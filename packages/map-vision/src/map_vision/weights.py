@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import map_core.tasks.starting
+import map_core.tasks.initial_weights
 from map_core.errors import UserError
 from map_core.positions import resamples
 from map_core.tasks.families import family_of
 from map_core.tasks.foreign_weights import without_prefix
-from map_core.tasks.starting import LoadReport, format_keys, other_guesses, refuse_other_switches
+from map_core.tasks.initial_weights import LoadReport, format_keys, other_guesses, refuse_other_switches
 from map_vision.checkpoints import FAMILIES
 
 REGISTERS = "encoder.registers."
@@ -22,7 +22,8 @@ NEW_IN_CLASSIFIER = (REGISTERS, *BEHIND_ENCODER)
 MASK_TOKEN = "mask_token"  # of pyramids, in pretraining only
 # may be missing or of another shape without harm: a head for other classes, a norm of ones
 MAY_DIFFER = (HEAD, "pool_norm.", MASK_TOKEN)
-NOT_PRETRAINED = (REGISTERS, "neck.")  # parameters that the weights of an encoder without registers lack
+# parameters that a model has only with registers: the weights of an encoder without registers lack them
+ONLY_WITH_REGISTERS = (REGISTERS, "neck.")
 LAST_NORM = "encoder.norm."
 STATE_DICT = "the state dict"  # without a file, in messages
 log = logging.getLogger(__name__)
@@ -33,14 +34,14 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
 
     Exactly these may be missing: registers and their positions, neck and its norm, the norm after the pooling, the
     classifier's head, and a pyramid's mask token. Positions of another grid are resampled. Without
-    ``keep_head`` the head starts anew. See :func:`map_core.tasks.starting.load_init`.
+    ``keep_head`` the head starts anew. See :func:`map_core.tasks.initial_weights.load_init`.
     """
-    return map_core.tasks.starting.load_init(
+    return map_core.tasks.initial_weights.load_init(
         model,
         path,
         may_be_missing=(*NEW_IN_CLASSIFIER, MASK_TOKEN),
         families=FAMILIES,
-        convert=lambda state: adapted(state, model),
+        convert=lambda state: without_unused(state, model),
         resampled=resamples,
         keep_head=keep_head,
     )
@@ -61,7 +62,7 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
             refuse_other_switches(model, converted, STATE_DICT, family)
             for warning in other_guesses(model, converted).values():
                 log.warning("%s: %s", STATE_DICT, warning)
-    return state if model is None else adapted(state, model)
+    return state if model is None else without_unused(state, model)
 
 
 def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -86,12 +87,9 @@ def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
     }
     if any(faults.values()):
         cure = "leave out what changes its layers, their sizes or its pooling"
-        if (
-            not faults["not used"]
-            and not faults["shapes"]
-            and all(key.startswith(NOT_PRETRAINED) for key in faults["missing"])
-            and any(key.startswith(REGISTERS) for key in faults["missing"])
-        ):
+        missing, misfits = faults["missing"], faults["not used"] or faults["shapes"]
+        lacks_registers = any(key.startswith(REGISTERS) for key in missing)
+        if lacks_registers and not misfits and all(key.startswith(ONLY_WITH_REGISTERS) for key in missing):
             cure = "they have no registers: add num_registers=0, global_pool='avg'"
         raise UserError(
             f"the pretrained weights do not fit this model: {format_keys(faults)}; {cure}, or load them as they are "
@@ -110,7 +108,7 @@ def _adaptable(key: str, source: Tensor, target: Tensor) -> bool:
     )
 
 
-def adapted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def without_unused(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Leave out what ``model`` has no use for: a mask token, or a last norm where it normalises after the pooling."""
     unused: tuple[str, ...] = () if getattr(model, MASK_TOKEN, None) is not None else (MASK_TOKEN,)
     if getattr(model, "pool_norm", None) is not None:

@@ -4,9 +4,9 @@ import torch
 from torch.func import functional_call
 
 from map_core import Draw, TokenMask
+from map_core.registers import spread_places
 from map_core.tasks.families import family_of
 from map_core.tasks.weights import read_settings
-from map_core.tokens import spread_places
 from map_vision.checkpoints import FAMILIES
 from map_vision.factory import ModelConfig, create_backbone, create_model
 from map_vision.pretraining import ImageObjectiveConfig, build_objective

@@ -395,7 +395,7 @@ def test_an_odd_number_of_arms_patches_is_refused():
 
 def test_layers_that_make_no_layout_of_maps_are_refused():
     state = {key: value for key, value in states.authors().items() if not key.startswith("layers.3.")}
-    with pytest.raises(UserError, match="3 Mamba layers are no multiple of 2 Transformer blocks"):
+    with pytest.raises(UserError, match="3 Mamba layers are not a multiple of 2 Transformer blocks"):
         family_of(state, FAMILIES).convert(state)
 
 
@@ -576,7 +576,7 @@ def test_classes_are_named_by_a_file(tmp_path, capsys):
     assert map_vision.load(tmp_path / "run").classes[::9] == ("class 0", "class 9")
     names.write_text("one\ntwo\n")
     assert convert(file, tmp_path / "other", "--classes", str(names)) == 2
-    assert "tells 10 classes apart, 2 names were given" in capsys.readouterr().err
+    assert "has 10 classes, but 2 names were given" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
@@ -584,7 +584,7 @@ def test_what_would_describe_nothing_of_a_file_is_refused(tmp_path, capsys):
     names, encoder = tmp_path / "names.txt", save(states.mae(), tmp_path / "mae.pth")
     names.write_text("one\ntwo\n")
     assert convert(encoder, tmp_path / "run", "--model.num_heads", "4", "--classes", str(names)) == 2
-    assert "tells no classes apart: leave --classes out" in capsys.readouterr().err
+    assert "has no classes: leave --classes out" in capsys.readouterr().err
     classifier = save(states.vim(), tmp_path / "vim.pth")
     assert convert(classifier, tmp_path / "run", "--decoder_heads", "3") == 2
     assert "has no decoder, which --decoder_heads would describe: leave it out" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_pictures_that_are_read_as_they_are(tmp_path: Path, content: bytes, expe
 def test_places_in_the_palette_of_a_tiff_are_no_values(tmp_path: Path) -> None:
     Image.fromarray(values(3, "uint8")).quantize(8).save(tmp_path / "a.tif")
     with pytest.raises(
-        UnreadableImageError, match=r"its samples are places in a palette: save it with a value"
+        UnreadableImageError, match=r"its samples are places in a palette: save it with one value"
     ):
         stored_values(tmp_path / "a.tif", None, name="a")
 
@@ -155,11 +155,11 @@ def test_places_in_the_palette_of_a_tiff_are_no_values(tmp_path: Path) -> None:
         ),
         (np.zeros((2, 3, 3, 4)), r"its shape is \(2, 3, 3, 4\): an image is \(height, width, channels\)"),
         (np.zeros((0, 3, 4)), r"its shape is \(0, 3, 4\)"),
-        (np.zeros((3, 3, 4), complex), r"it holds complex128, no plain numbers"),
-        (np.full((3, 3, 4), "x"), r"it holds <U1, no plain numbers"),
+        (np.zeros((3, 3, 4), complex), r"it holds complex128, not plain numbers"),
+        (np.full((3, 3, 4), "x"), r"it holds <U1, not plain numbers"),
         (
             np.array([[{}]]),
-            r"cannot read image .*a.npy \(it is no whole .npy file of plain numbers\): replace",
+            r"cannot read image .*a.npy \(it is not a complete .npy file of plain numbers\): replace",
         ),
         (
             np.where(np.arange(4) == 2, np.nan, values(4)),
@@ -248,7 +248,9 @@ def test_a_chain_of_pages_without_end_is_refused_at_once(tmp_path: Path, pages: 
         following = first + (place + 1) % pages * (len(page) + size)
         chain += page + following.to_bytes(size, "little")
     (tmp_path / "a.tif").write_bytes(head + first.to_bytes(size, "little") + chain)
-    with pytest.raises(UnreadableImageError, match=r"it has more than 4,096 pages: save one picture a file"):
+    with pytest.raises(
+        UnreadableImageError, match=r"it has more than 4,096 pages: save one picture per file"
+    ):
         stored_values(tmp_path / "a.tif", 3, name="a.tif")
 
 
@@ -413,7 +415,7 @@ def test_the_file_of_statistics_says_how_values_are_prepared(scenes: Path, tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"is no JSON: name a file that map-vision statistics wrote"),
+        ("{", r"is not valid JSON: name a file that map-vision statistics wrote"),
         ("[]", r"s.json has no pixels, mean, std and images"),
         ('{"mean": [1], "std": [1]}', r"s.json has no pixels, mean, std and images"),
         ('{"pixels": "raw", "mean": [1], "std": [1], "images": 1}', r"pixels must be one of scaled, stored"),
@@ -421,7 +423,7 @@ def test_the_file_of_statistics_says_how_values_are_prepared(scenes: Path, tmp_p
         ('{"pixels": "stored", "mean": 1, "std": [1], "images": 1}', r"mean must be finite numbers"),
         (
             '{"pixels": "stored", "mean": [1], "std": [0], "images": 1}',
-            r"std must be one positive number a channel",
+            r"std must be one positive number per channel",
         ),
         ('{"pixels": "stored", "mean": [1, 2], "std": [1], "images": 1}', r"as many as in mean"),
         (
@@ -432,7 +434,7 @@ def test_the_file_of_statistics_says_how_values_are_prepared(scenes: Path, tmp_p
             '{"pixels": "stored", "mean": [1], "std": [1], "images": "many"}',
             r"images must be how many; it has 'many'",
         ),
-        ("[" * 100_000, r"is no JSON: name a file"),
+        ("[" * 100_000, r"is not valid JSON: name a file"),
     ],
 )
 def test_files_that_are_no_statistics(tmp_path: Path, text: str, message: str) -> None:

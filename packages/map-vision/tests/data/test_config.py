@@ -44,7 +44,7 @@ from map_vision.data import DataConfig, load_image_data, load_images
         ({"crop_pct": 1.5}, r"crop_pct must lie in \(0, 1\]; got 1.5"),
         ({"crop_pct": 0.0}, r"crop_pct must lie in"),
         ({"crop_pct": math.nan}, r"crop_pct must lie in"),
-        ({"mean": ()}, r"data.mean must be 1 number, or one a channel; got \(\)"),
+        ({"mean": ()}, r"data.mean must be 1 number, or one per channel; got \(\)"),
         ({"pixels": "raw"}, r"unknown data.pixels 'raw': known names: scaled, stored"),
         ({"statistics": ""}, r"data.statistics must not be empty"),
         ({"mean": (math.inf,)}, r"data.mean must be finite"),

@@ -14,9 +14,9 @@ import tifffile
 from PIL import EpsImagePlugin, Image
 
 from map_vision.data import DataConfig, UnreadableImageError, load_images
-from map_vision.data.bands import FileInMemory
 from map_vision.data.decoding import ORIENTATION, decode
 from map_vision.data.formats import EXTENSIONS_OF_FORMAT, readable_extensions, readable_formats
+from map_vision.data.image_files import FileInMemory
 from map_vision.data.image_paths import read_image_paths
 
 RAMP = np.array([[0, 1, 128, 129], [257, 1000, 32768, 65535]], dtype=np.uint16)
@@ -251,9 +251,9 @@ def test_a_pipe_a_socket_and_a_device_are_no_images(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s.png"))
         for name in ("pipe.png", "zero.png", "s.png"):
-            with pytest.raises(UnreadableImageError, match=rf"{name} \(it is no regular file, but a FIFO"):
+            with pytest.raises(UnreadableImageError, match=rf"{name} \(it is not a regular file, but a FIFO"):
                 decode(tmp_path / name, "RGB", name=name)
-            with pytest.raises(UnreadableImageError, match="no regular file"):
+            with pytest.raises(UnreadableImageError, match="not a regular file"):
                 _ = load_images(tmp_path / name, DataConfig(), img_size=(8, 8), in_chans=3)[0]
         Image.new("L", (4, 4)).save(tmp_path / "a.png")
         assert read_image_paths(tmp_path).paths == (str(tmp_path / "a.png"),)

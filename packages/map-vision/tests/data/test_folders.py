@@ -123,9 +123,9 @@ def test_splits_with_different_classes(labelled: Path) -> None:
 
 
 def test_split_that_does_not_exist(labelled: Path) -> None:
-    with pytest.raises(UserError, match=r"eval_split 'vall' is no folder in .*: did you mean val\?"):
+    with pytest.raises(UserError, match=r"eval_split 'vall' is not a folder in .*: did you mean val\?"):
         load(labelled, eval_split="vall")
-    with pytest.raises(UserError, match=r"train_split 'x' is no folder in .*: known names: train, val"):
+    with pytest.raises(UserError, match=r"train_split 'x' is not a folder in .*: known names: train, val"):
         load(labelled, train_split="x")
 
 

@@ -91,12 +91,12 @@ def test_an_image_beside_class_folders_is_reported_when_shards_are_written(
 ) -> None:
     root = make_folder("set", {"cat": 5, "dog": 3, "": 1}) / "set"  # type: ignore[operator]
     shards = shard(root, tmp_path / "out")
-    assert f"1 of 9 images in {root} lie beside its subfolders, which are no classes then" in (
+    assert f"1 of 9 images in {root} lie beside its subfolders, which then are not classes" in (
         capsys.readouterr().err
     )
     assert load(shards, "pretrain").train.names == ["000.png", *load(shards, "pretrain").train.names[1:]]
     assert len(load(shards, "pretrain").train) == len(load(root, "pretrain").train) == 9
-    with pytest.raises(UserError, match=r"write them from a folder with .* and no image beside those"):
+    with pytest.raises(UserError, match=r"write them from a folder with .* and no image beside them"):
         load(shards, "finetune", holdout=0.3)
     (root / "000.png").unlink()
     shards = shard(root, tmp_path / "again")
@@ -213,9 +213,9 @@ def test_the_order_of_shards_is_of_the_chosen_samples(in_shards: Path) -> None:
     [
         (
             {"train_split": "trani"},
-            r"train_split 'trani' is no split of the shards in .*: did you mean train\?",
+            r"train_split 'trani' is not a split of the shards in .*: did you mean train\?",
         ),
-        ({"eval_split": "tset"}, r"eval_split 'tset' is no split of the shards in .*"),
+        ({"eval_split": "tset"}, r"eval_split 'tset' is not a split of the shards in .*"),
         ({"source": "shards", "root": None}, r"source 'shards' needs the folder or address of the shards"),
         ({"shuffle": "some"}, r"unknown data.shuffle 'some'"),
         ({"shuffle_shards": 0}, r"data.shuffle_shards must be at least 1"),
@@ -344,7 +344,7 @@ def test_the_command_indexes_a_picture_and_not_the_array_before_it(labelled: Pat
             r"shards hold whole splits, of which runs take their parts: leave data.holdout out",
         ),
         ({"subset": 5}, r"leave data.subset out"),
-        ({"train_split": "none"}, r"train_split 'none' is no folder in"),
+        ({"train_split": "none"}, r"train_split 'none' is not a folder in"),
         (
             {"train_split": "other/val", "eval_split": "val"},
             r"two splits are called 'val': rename the folder of one",

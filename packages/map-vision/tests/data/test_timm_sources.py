@@ -91,7 +91,9 @@ def test_split_that_timm_would_take_for_the_test_split(source: str, settings: di
 
 def test_evaluation_split_for_which_timm_would_take_the_root(labelled: Path) -> None:
     (labelled / "val").rename(labelled / "held")
-    with pytest.raises(UserError, match=r"split 'validation' is no folder in .*: known names: held, train"):
+    with pytest.raises(
+        UserError, match=r"split 'validation' is not a folder in .*: known names: held, train"
+    ):
         load("torch/image_folder", labelled, "evaluate")
     assert len(load("torch/image_folder", labelled, "evaluate", eval_split="held").evaluation or ()) == 5
 

@@ -126,11 +126,11 @@ def test_offsets_reach_their_border_and_no_further(step: Callable, most: int) ->
 
 
 def test_policy_that_timm_does_not_know() -> None:
-    with pytest.raises(UserError, match=r"data\.auto_augment 'rnd' is no policy of timm's"):
+    with pytest.raises(UserError, match=r"data\.auto_augment 'rnd' is not a policy that timm knows"):
         make(augmentation="timm", auto_augment="rnd")
     for policy in ("rand-foo", "rand-m9-wq", "original-mstd"):  # which timm ignores
         with pytest.raises(
-            UserError, match=f"{policy}' is no policy of timm's .*'{policy.split('-')[-1]}' has no"
+            UserError, match=f"{policy}' is not a policy that timm knows .*'{policy.split('-')[-1]}' has no"
         ):
             make(augmentation="timm", auto_augment=policy)
 
@@ -138,7 +138,8 @@ def test_policy_that_timm_does_not_know() -> None:
 @pytest.mark.parametrize("section", ["tfoo", "t0", "tweigths", "t"])
 def test_a_set_of_transforms_that_timm_does_not_know(section: str) -> None:
     message = (
-        rf"m9-{section}' is no policy of timm's \('{section}' names no set of transforms: weights, 3a, 3aw\)"
+        rf"m9-{section}' is not a policy that timm knows "
+        rf"\('{section}' does not name a set of transforms: weights, 3a, 3aw\)"
     )
     with pytest.raises(UserError, match=message):
         make(augmentation="timm", auto_augment=f"rand-m9-{section}")
@@ -246,3 +247,11 @@ def test_colours_change_and_rectangles_are_erased_where_asked_for(settings: dict
     assert any(differ) is changes
     if "random_erasing" in settings:
         assert all(differ)
+
+
+@pytest.mark.parametrize(("augmentation", "smallest"), [("crop_flip", 0.2), ("timm", 0.08)])
+def test_crops_cover_at_least_the_published_share(augmentation: str, smallest: float) -> None:
+    """MAE's in pretraining, and that of ImageNet's finetuning, unless crop_scale says otherwise."""
+    crop, *_ = make(augmentation=augmentation).transforms
+    crop = getattr(crop, "transforms", [crop])[0]  # timm's is the first of its own steps
+    assert crop.scale == (smallest, 1.0)

@@ -130,13 +130,13 @@ def test_pretraining_goes_on_from_a_classifier(runs):
     [
         (
             {"layout": "Mx4"},
-            r"model.layout \(Mx4\) is no setting of map_mambavision_tiny; it has img_size, in_chans",
+            r"model.layout \(Mx4\) is not a setting of map_mambavision_tiny; it has img_size, in_chans",
         ),
         (
             {"patch_size": 8},
-            r"model.patch_size \(8\) is no setting of map_mambavision_tiny; .*: leave it out",
+            r"model.patch_size \(8\) is not a setting of map_mambavision_tiny; .*: leave it out",
         ),
-        ({"num_registers": 3}, r"model.num_registers \(3\) is no setting of map_mambavision_tiny"),
+        ({"num_registers": 3}, r"model.num_registers \(3\) is not a setting of map_mambavision_tiny"),
         (
             {"global_pool": "register"},
             r"model.global_pool of map_mambavision_tiny is 'avg': it has no registers to pool",
@@ -153,7 +153,7 @@ def test_a_pyramid_refuses_settings_that_it_does_not_have(changes, message):
     [
         (
             {"depths": (1, 1, 1, 1)},
-            r"model.depths \(\(1, 1, 1, 1\)\) is no setting of hybridnet_tiny_patch16_224",
+            r"model.depths \(\(1, 1, 1, 1\)\) is not a setting of hybridnet_tiny_patch16_224",
         ),
         ({"num_heads": (2, 4)}, r"model.num_heads of hybridnet_tiny_patch16_224 is one number; got \(2, 4\)"),
     ],

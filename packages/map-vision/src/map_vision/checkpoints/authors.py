@@ -47,7 +47,7 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
     """A pretraining file is an encoder with its decoder; its registers, neck and head were never trained.
 
     Raises:
-        UserError: a number of Mamba layers that is no multiple of the number of Transformer blocks.
+        UserError: a number of Mamba layers that is not a multiple of the number of Transformer blocks.
     """
     pretraining = "ar_pred.weight" in state
     unused = tuple(key for key in CLASSIFIER if key in state)
@@ -102,7 +102,8 @@ def mamba_layers_per_block(state: Mapping[str, Tensor]) -> int:
     layers, blocks = depth(state, "layers."), depth(state, "blocks.")
     if layers % blocks:
         raise UserError(
-            f"{layers} Mamba layers are no multiple of {blocks} Transformer blocks: no layout of MAP's"
+            f"{layers} Mamba layers are not a multiple of {blocks} Transformer blocks, which they are in every layout "
+            "of MAP"
         )
     return layers // blocks
 

@@ -60,7 +60,7 @@ def as_table(positions: Tensor) -> Tensor:
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
         raise UserError(
-            f"pos_embed has {len(positions)} patch positions, which is no square grid; resample it first"
+            f"pos_embed has {len(positions)} patch positions, which do not form a square grid; resample it first"
         )
     return positions.reshape(side, side, -1)
 

@@ -1,10 +1,10 @@
 """Images: where they come from, how they are split, augmented and normalised."""
 
-from .config import DataConfig
-from .decoding import UnreadableImageError
-from .loading import ImageData, load_image_data, load_images
-from .preprocessing import Preprocessing
-from .samples import ImageSamples, SkippedImages
+from map_vision.data.config import DataConfig
+from map_vision.data.decoding import UnreadableImageError
+from map_vision.data.loading import ImageData, load_image_data, load_images
+from map_vision.data.preprocessing import Preprocessing
+from map_vision.data.samples import ImageSamples, SkippedImages
 
 __all__ = [
     "DataConfig",

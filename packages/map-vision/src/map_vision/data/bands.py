@@ -1,7 +1,6 @@
 """Images with any number of channels, at the values stored in their files: .npy arrays, multi-band TIFF, pictures."""
 
 import importlib
-import io
 import math
 import os
 import struct
@@ -13,9 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from .formats import ARRAYS
+from map_vision.data.image_files import File, FileInMemory, RefusedImageError
 
-TIFF = (".tif", ".tiff")
 BANDS = "bands:"  # prefix of the mode of stored values, followed by the number of channels
 EIGHT_BIT_MODES = ("L", "LA", "RGB", "RGBA")  # Pillow's modes with 8 bits per channel
 MAX_VALUES = 2**30  # in one image
@@ -23,21 +21,6 @@ MAX_PAGES = 4096  # in a TIFF file whose pages may be channels
 MAX_EXPANSION = 10_000  # values per byte of a compressed file
 SAMPLES, ROWS, COLUMNS = "S", "Y", "X"  # tifffile's names of the axes
 PALETTE = 3  # one of TIFF's photometric interpretations
-
-
-class FileInMemory(io.BytesIO):
-    """A file's content in memory, such as a sample of a shard; the extension of its name gives the format."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self.name = name
-
-
-File = str | os.PathLike[str] | FileInMemory
-
-
-class RefusedImageError(Exception):
-    """An image is refused; the message stands alone, without the name of an exception before it."""
 
 
 def bands_mode(channels: int) -> str:
@@ -50,22 +33,6 @@ def bands_of(mode: str) -> int | None:
     return int(mode.removeprefix(BANDS)) if mode.startswith(BANDS) else None
 
 
-def is_array(file: Any) -> bool:
-    """Whether a file's name is that of an array."""
-    return extension_of(file) in ARRAYS
-
-
-def is_tiff(file: Any) -> bool:
-    """Whether a file's name is that of a TIFF file."""
-    return extension_of(file) in TIFF
-
-
-def extension_of(file: Any) -> str:
-    """The extension of a file's name, in lower case with its dot; "" for what has no name."""
-    name = file.name if isinstance(file, FileInMemory) else file
-    return os.path.splitext(name)[1].lower() if isinstance(name, str | os.PathLike) else ""
-
-
 def as_bands(values: np.ndarray, channels: int | None) -> Float[Tensor, "c h w"]:
     """Values [h, w, c] or [h, w] as float32, channels first.
 
@@ -76,7 +43,7 @@ def as_bands(values: np.ndarray, channels: int | None) -> Float[Tensor, "c h w"]
         values = values[..., None]
     check_shape(values.shape, channels)
     if values.dtype.kind not in "uifb":
-        raise RefusedImageError(f"it holds {values.dtype}, no plain numbers")
+        raise RefusedImageError(f"it holds {values.dtype}, not plain numbers")
     with np.errstate(over="ignore", invalid="ignore"):  # overflow to infinity is reported below
         pixels = torch.from_numpy(np.moveaxis(values, -1, 0).astype(np.float32))
     invalid = ~torch.isfinite(pixels)
@@ -116,7 +83,7 @@ def open_array(file: File) -> np.ndarray:
     try:
         return np.load(file, mmap_mode=None if isinstance(file, FileInMemory) else "r", allow_pickle=False)
     except ValueError as error:  # numpy's advice is for its callers
-        raise RefusedImageError("it is no whole .npy file of plain numbers") from error
+        raise RefusedImageError("it is not a complete .npy file of plain numbers") from error
 
 
 def read_tiff(file: File, channels: int | None) -> np.ndarray:
@@ -134,7 +101,7 @@ def read_tiff(file: File, channels: int | None) -> np.ndarray:
         _check_pages(tiff)
         page = tiff.pages[0]
         if page.photometric == PALETTE:
-            raise RefusedImageError("its samples are places in a palette: save it with a value a channel")
+            raise RefusedImageError("its samples are places in a palette: save it with one value per channel")
         pages = len(tiff.pages)
         file_size = file.getbuffer().nbytes if isinstance(file, FileInMemory) else os.path.getsize(file)
         _check_size(math.prod(page.shape) * pages, file_size)
@@ -175,7 +142,7 @@ def picture_values(image: Image.Image) -> np.ndarray:
         RefusedImageError: its samples are palette indices or single bits.
     """
     if image.mode in ("P", "PA", "1"):
-        raise RefusedImageError(f"its mode is {image.mode}: what it holds are no values of channels")
+        raise RefusedImageError(f"its mode is {image.mode}, whose samples are not values of channels")
     return np.asarray(image)
 
 
@@ -194,7 +161,7 @@ def _check_pages(tiff: Any) -> None:
             return
         num_tags = read_int(page, layout.tagnosize, layout.tagnoformat)
         pointer = page + layout.tagnosize + num_tags * layout.tagsize
-    raise RefusedImageError(f"it has more than {MAX_PAGES:,} pages: save one picture a file")
+    raise RefusedImageError(f"it has more than {MAX_PAGES:,} pages: save one picture per file")
 
 
 def _check_size(values: int, file_size: int) -> None:

@@ -148,7 +148,7 @@ class DataConfig:
         _require_one_of(self, "interpolation", INTERPOLATIONS)
         _require_one_of(self, "pixels", get_args(PixelKind))
         for name in ("mean", "std"):
-            _require(self, name, lambda value: len(value) > 0, "must be 1 number, or one a channel")
+            _require(self, name, lambda value: len(value) > 0, "must be 1 number, or one per channel")
             _require(self, name, lambda value: all(map(math.isfinite, value)), "must be finite")
         _require(self, "std", lambda value: min(value) > 0, "must be positive in every channel")
 

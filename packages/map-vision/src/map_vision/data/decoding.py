@@ -11,20 +11,9 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from map_core.errors import UserError
-
-from .bands import (
-    File,
-    FileInMemory,
-    RefusedImageError,
-    as_bands,
-    check_depth,
-    is_array,
-    is_tiff,
-    open_array,
-    picture_values,
-    read_tiff,
-)
-from .formats import readable_formats
+from map_vision.data.bands import as_bands, check_depth, open_array, picture_values, read_tiff
+from map_vision.data.formats import readable_formats
+from map_vision.data.image_files import File, FileInMemory, RefusedImageError, is_array, is_tiff
 
 CURE = ": replace or remove it, or pass --data.on_error skip"
 UNREAD_TIFF = (
@@ -160,7 +149,7 @@ def check_file(file: File) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise RefusedImageError("it is a folder")
     if not stat.S_ISREG(status.st_mode):
-        raise RefusedImageError("it is no regular file, but a FIFO, socket or device")
+        raise RefusedImageError("it is not a regular file, but a FIFO, socket or device")
     if not status.st_size:
         raise RefusedImageError("the file is empty")
 

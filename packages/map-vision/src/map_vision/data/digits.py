@@ -7,8 +7,7 @@ from PIL import Image
 
 from map_core.data.subsets import stratified_choice
 from map_core.errors import UserError
-
-from .sources import ImageSource
+from map_vision.data.sources import ImageSource
 
 MEAN, STD = 0.305, 0.376  # of the training split, pixels in 0..1
 TEST_FRACTION = 0.2

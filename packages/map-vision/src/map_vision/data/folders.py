@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from map_core.data.labels import EVALUATION_SPLITS
 from map_core.errors import UserError, abbreviate, near_matches
 from map_core.paths import expand_user
-
-from .formats import ARRAYS, readable_extensions
-from .sources import FileImages
-from .walking import Listing, count_by_kind, images_directly_in, list_folder, subfolders
-
-EVAL_SPLITS = ("val", "validation", "test")
+from map_vision.data.formats import ARRAYS, readable_extensions
+from map_vision.data.listing import Listing, count_by_kind, images_directly_in, list_folder, subfolders
+from map_vision.data.sources import FileImages
 
 
 def train_folder(root: Path, split: str | None) -> Path:
@@ -28,14 +26,14 @@ def eval_folder(root: Path, split: str | None) -> Path | None:
     """Return the folder of the evaluation split: ``split``, else the first of val, validation, test."""
     if split is not None:
         return _named_split(root, split, "eval_split")
-    return next((root / name for name in EVAL_SPLITS if (root / name).is_dir()), None)
+    return next((root / name for name in EVALUATION_SPLITS if (root / name).is_dir()), None)
 
 
 def existing_root(root: str | None) -> Path:
     """Return ``root`` as a path, ``~`` expanded.
 
     Raises:
-        UserError: it is not given, does not exist or is no folder.
+        UserError: it is not given, does not exist or is not a folder.
     """
     if root is None:
         raise UserError("source 'folder' needs the folder of the images: pass --data.root FOLDER")
@@ -57,7 +55,7 @@ def _named_split(root: Path, split: str, argument: str) -> Path:
         return root / split
     names = subfolders(root)
     hint = near_matches(split, names) if names else "it has no subfolders"
-    raise UserError(f"{argument} '{split}' is no folder in {root}: {hint}")
+    raise UserError(f"{argument} '{split}' is not a folder in {root}: {hint}")
 
 
 def read_folder(folder: Path, *, classes: Sequence[str] | None = None) -> FileImages:

@@ -12,10 +12,10 @@ from map_core.errors import UserError
 from map_core.paths import expand_user
 from map_core.runs.files import require_reachable
 from map_core.shards import has_index
-
-from .folders import read_unlabelled_folder
-from .sources import FileImages
-from .walking import extension, is_image_name, list_folder
+from map_vision.data.folders import read_unlabelled_folder
+from map_vision.data.image_files import extension_of
+from map_vision.data.listing import NO_EXTENSION, is_image_name, list_folder
+from map_vision.data.sources import FileImages
 
 
 def read_image_paths(paths: str | Path | Sequence[str | Path]) -> FileImages:
@@ -77,5 +77,5 @@ def _matching_images(matches: Sequence[str]) -> tuple[list[str], Counter[str]]:
         elif is_image_name(match):
             files[match] = None
         else:
-            ignored[extension(match)] += 1
+            ignored[extension_of(match) or NO_EXTENSION] += 1
     return list(files), ignored

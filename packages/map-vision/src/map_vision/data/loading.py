@@ -8,18 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from map_core.errors import UserError
+from map_vision.data.config import DataConfig, Purpose
+from map_vision.data.image_paths import read_image_paths
+from map_vision.data.listing import count_by_kind
+from map_vision.data.memory import cache_images
+from map_vision.data.preprocessing import (
+    Preprocessing,
+    reads_digits,
+    resolve_preprocessing,
+    stored_from_elsewhere,
+)
+from map_vision.data.samples import ImageSamples, SkippedImages, Transform
+from map_vision.data.splits import Split, Splits, choose_splits
+from map_vision.data.timm_sources import StreamedImages
+from map_vision.data.transforms import evaluation_transform, training_transform
 
-from .config import DataConfig, Purpose
-from .image_paths import read_image_paths
-from .memory import cache_images
-from .preprocessing import Preprocessing, reads_digits, resolve_preprocessing, stored_from_elsewhere
-from .samples import ImageSamples, SkippedImages, Transform
-from .splits import Split, Splits, choose_splits
-from .timm_sources import StreamedImages
-from .transforms import evaluation_transform, training_transform
-from .walking import count_by_kind
-
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def load_image_data(
     assert samples is not None
     description = _describe(config, splits, training, evaluation)
     if splits.ignored and purpose in ("features", "evaluate"):  # training reports its data anyway
-        logger.warning("%s", description)
+        log.warning("%s", description)
     return ImageData(
         training=training,
         evaluation=evaluation,
@@ -148,7 +152,7 @@ def load_images(
     preprocessing = resolve_preprocessing(config, in_chans=in_chans, trained=trained)
     source = read_image_paths(paths)
     if source.ignored:
-        logger.warning("%d images to read (%s)", len(source), count_by_kind(source.ignored))
+        log.warning("%d images to read (%s)", len(source), count_by_kind(source.ignored))
     plain = evaluation_transform(preprocessing, img_size=img_size)
     return ImageSamples(source, plain, mode=preprocessing.mode, on_error=config.on_error).without_unreadable()
 

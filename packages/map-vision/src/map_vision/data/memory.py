@@ -15,10 +15,9 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.runs.progress import track
-from map_core.training.sampling import Shuffled
-
-from .decoding import UnreadableImageError, unreadable
-from .sources import ImageSource
+from map_core.training.plan import Shuffled
+from map_vision.data.decoding import UnreadableImageError, unreadable
+from map_vision.data.sources import ImageSource
 
 PROBES = 64
 
@@ -47,9 +46,8 @@ class MemoryImages(ImageSource):
         return self.source.identity
 
     def image(self, index: int, mode: str) -> Image.Image:
-        height, width = self.shape.numpy()[
-            index
-        ].tolist()  # a number of a tensor takes longer than of an array
+        # of an array: reading a number of a tensor takes longer
+        height, width = self.shape.numpy()[index].tolist()
         if not height:
             raise unreadable(self.name(index), "it could not be decoded when it was cached")
         channels = len(self.mode)

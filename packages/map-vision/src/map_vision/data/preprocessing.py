@@ -8,11 +8,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from map_core.errors import UserError
 from map_core.json_values import is_finite
-
-from . import digits
-from .bands import bands_mode
-from .config import INTERPOLATIONS, DataConfig, PixelKind
-from .statistics_file import Statistics, read_statistics
+from map_vision.data import digits
+from map_vision.data.bands import bands_mode
+from map_vision.data.config import INTERPOLATIONS, DataConfig, PixelKind
+from map_vision.data.statistics_file import Statistics, read_statistics
 
 Values = tuple[float, ...]
 # For one channel: the average of the three, as in timm.

@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from map_core.errors import UserError
-from map_core.training.sampling import Shuffled
+from map_core.training.plan import Shuffled
+from map_vision.data.decoding import Pixels, UnreadableImageError
+from map_vision.data.sources import ImageSource
 
-from .decoding import Pixels, UnreadableImageError
-from .sources import ImageSource
-
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 Transform = Callable[[Any], Tensor]  # from a picture, or from values [c h w]
 
 
@@ -162,5 +161,5 @@ class ImageSamples(Dataset[tuple[Tensor, int]]):
             return self.source.image(index, self.mode)
         except UnreadableImageError as error:
             self._unreadable[index] = 1
-            logger.warning("skipped: %s", error.fact)
+            log.warning("skipped: %s", error.fact)
             return None

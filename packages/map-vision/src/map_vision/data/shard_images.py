@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from map_core.data import evaluates_held_out
+from map_core.data.labels import EVALUATION_SPLITS
 from map_core.errors import UserError
 from map_core.paths import expand_user
 from map_core.shards import (
@@ -21,13 +22,12 @@ from map_core.shards import (
     parse_size,
 )
 from map_core.shards.stores import is_address
-from map_core.training.sampling import Shuffled
-
-from .bands import FileInMemory, bands_of
-from .config import DataConfig, Purpose
-from .decoding import Pixels, decode, stored_values
-from .folders import EVAL_SPLITS
-from .sources import ImageSource
+from map_core.training.plan import Shuffled
+from map_vision.data.bands import bands_of
+from map_vision.data.config import DataConfig, Purpose
+from map_vision.data.decoding import Pixels, decode, stored_values
+from map_vision.data.image_files import FileInMemory
+from map_vision.data.sources import ImageSource
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def read_shards(config: DataConfig, purpose: Purpose) -> tuple[ShardImages | Non
     labelled = purpose in ("finetune", "evaluate")
     # only training reads shard by shard: everything else reads samples by index, from all shards
     window = config.shuffle_shards if shuffle == "shards" and purpose in ("pretrain", "finetune") else None
+    # the held-out part is read by index, from all shards: the cache must hold them all
     holds_out = purpose == "finetune" and config.holdout > 0
     at_once = None if holds_out else window
     train_images = None if train is None else _open(root, train, window, at_once, labelled=labelled)
@@ -122,7 +123,7 @@ def _splits(root: ShardRoot, config: DataConfig, purpose: Purpose) -> tuple[str 
     evaluation = (
         root.require(config.eval_split, "eval_split")
         if config.eval_split is not None
-        else next((name for name in EVAL_SPLITS if name in root.splits), None)
+        else next((name for name in EVALUATION_SPLITS if name in root.splits), None)
     )
     holds_out = evaluates_held_out(config)
     if train is None and (holds_out or purpose in ("pretrain", "finetune")):
@@ -134,7 +135,7 @@ def _splits(root: ShardRoot, config: DataConfig, purpose: Purpose) -> tuple[str 
         return train, None
     if evaluation is None:
         raise UserError(
-            f"no evaluation split in the shards of {root.root}: looked for {', '.join(EVAL_SPLITS)}, found "
+            f"no evaluation split in the shards of {root.root}: looked for {', '.join(EVALUATION_SPLITS)}, found "
             f"{', '.join(root.splits) or 'no splits'}; name it with --data.eval_split, or hold a part of the training "
             "set out with --data.holdout 0.1"
         )
@@ -149,7 +150,7 @@ def _open(
     if labelled and not index.classes:
         raise UserError(
             f"the shards of {'/'.join(filter(None, (root.root, split)))} have no labels, which this needs: write them "
-            "from a folder with a subfolder a class and no image beside those, or with --data.labels"
+            "from a folder with a subfolder per class and no image beside them, or with --data.labels"
         )
     return ShardImages(
         index.labels, index.classes, reader, window, split or root.root.rstrip("/").split("/")[-1]

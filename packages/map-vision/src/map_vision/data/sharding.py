@@ -6,32 +6,30 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.data.labels import read_labels
+from map_core.data.labels import EVALUATION_SPLITS, read_labels
 from map_core.errors import UserError
 from map_core.runs.notes import note
 from map_core.shards import Files
-
-from .bands import RefusedImageError
-from .config import DataConfig
-from .decoding import check_file
-from .folders import (
-    EVAL_SPLITS,
+from map_vision.data.config import DataConfig
+from map_vision.data.decoding import check_file
+from map_vision.data.folders import (
     eval_folder,
     existing_root,
     read_folder,
     read_unlabelled_folder,
     train_folder,
 )
-from .formats import ARRAYS, readable_extensions
-from .sources import FileImages
-from .walking import images_directly_in, subfolders
+from map_vision.data.formats import ARRAYS, readable_extensions
+from map_vision.data.image_files import RefusedImageError
+from map_vision.data.listing import images_directly_in, subfolders
+from map_vision.data.sources import FileImages
 
 
 def files_by_split(config: DataConfig) -> dict[str, Files]:
     """All splits of a folder, by name; "" if the folder is a single set.
 
     Raises:
-        UserError: the source is no folder, has no images, or has evaluation splits with other classes.
+        UserError: the source is not a folder, has no images, or has evaluation splits with other classes.
     """
     config.validate()
     if config.source not in ("auto", "folder"):
@@ -51,7 +49,9 @@ def _folders(config: DataConfig, root: Path) -> dict[str, Files]:
     folder = train_folder(root, config.train_split)
     eval_path = eval_folder(root, config.eval_split) if config.eval_split is not None else None
     held_out = (
-        [root / name for name in EVAL_SPLITS if (root / name).is_dir()] if eval_path is None else [eval_path]
+        [root / name for name in EVALUATION_SPLITS if (root / name).is_dir()]
+        if eval_path is None
+        else [eval_path]
     )
     if folder == root and not held_out:
         return {"": _files(_read_whole(root), root)}
@@ -77,7 +77,7 @@ def _read_whole(folder: Path) -> FileImages:
     loose = images_directly_in(folder)
     if loose and not images.classes and subfolders(folder):
         note(
-            f"{loose} of {len(images)} images in {folder} lie beside its subfolders, which are no classes then: for "
+            f"{loose} of {len(images)} images in {folder} lie beside its subfolders, which then are not classes: for "
             "labels, move or remove them"
         )
     return images

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from map_core.training.sampling import Shuffled
-
-from .bands import bands_of
-from .decoding import Pixels, decode, stored_values
+from map_core.training.plan import Shuffled
+from map_vision.data.bands import bands_of
+from map_vision.data.decoding import Pixels, decode, stored_values
 
 EMPTY: Mapping[str, Any] = {}
 

@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from map_core.data import evaluates_held_out, hold_out, refuse_two_evaluation_sets, take_subset
-from map_core.data.labels import EVERYTHING, LabelTable, read_labels
+from map_core.data.labels import EVALUATION_SPLITS, EVERYTHING, LabelTable, read_labels
 from map_core.errors import UserError
-
-from .config import DataConfig, Purpose
-from .digits import load_digits, split_digits
-from .folders import (
-    EVAL_SPLITS,
+from map_vision.data.config import DataConfig, Purpose
+from map_vision.data.digits import load_digits, split_digits
+from map_vision.data.folders import (
     beside_train,
     eval_folder,
     existing_root,
@@ -21,12 +19,12 @@ from .folders import (
     read_unlabelled_folder,
     train_folder,
 )
-from .formats import ARRAYS, readable_extensions
-from .preprocessing import reads_digits
-from .shard_images import read_shards, reads_shards, refuse_shuffle
-from .sources import FileImages, ImageSource
-from .timm_sources import StreamedImages, read_timm
-from .walking import list_folder, subfolders
+from map_vision.data.formats import ARRAYS, readable_extensions
+from map_vision.data.listing import list_folder, subfolders
+from map_vision.data.preprocessing import reads_digits
+from map_vision.data.shard_images import read_shards, reads_shards, refuse_shuffle
+from map_vision.data.sources import FileImages, ImageSource
+from map_vision.data.timm_sources import StreamedImages, read_timm
 
 
 @dataclass(frozen=True)
@@ -137,24 +135,29 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
     train: FileImages | None = None
     evaluation: FileImages | None = None
     if purpose == "pretrain" or (purpose == "features" and eval_path is None and not holds_out):
+        # all images of one folder, labelled or not
         _check_not_evaluation(root, folder, config)
         train = read_unlabelled_folder(folder)
         if purpose == "features" and not train.classes:
             train = _without_labels(train)
     elif holds_out:
+        # the training folder alone: choose_splits cuts the held-out part from it
         _check_not_evaluation(root, folder, config)
         train = _read_labelled(folder, purpose)
     elif eval_path is None:
         raise UserError(
-            f"no evaluation split in {root}: looked for {', '.join(EVAL_SPLITS)}, found {_listing(root)}; "
+            f"no evaluation split in {root}: looked for {', '.join(EVALUATION_SPLITS)}, found {_listing(root)}; "
             "name it with --data.eval_split ('.' is the folder itself), or hold a part of the training set "
             "out with --data.holdout 0.1"
         )
     elif purpose in ("evaluate", "features") and folder == root and config.train_split is None:
+        # no training folder: the evaluation split alone, with its own classes
         evaluation = _read_labelled(eval_path, purpose)
     elif purpose == "evaluate":
+        # the training folder gives the classes, and none of its images is read
         evaluation = read_folder(eval_path, classes=subfolders(folder))
     else:
+        # both splits, with the classes of training
         _check_not_evaluation(root, folder, config)
         train = _read_labelled(folder, purpose)
         evaluation = read_folder(eval_path, classes=train.classes) if train.classes else _read_flat(eval_path)
@@ -223,7 +226,7 @@ def _name(folder: Path, root: Path) -> str:
 def _check_not_evaluation(root: Path, folder: Path, config: DataConfig) -> None:
     """Refuse to train on a root whose subfolders are evaluation splits."""
     names = set(subfolders(folder))
-    if folder == root and config.train_split is None and names & set(EVAL_SPLITS):
+    if folder == root and config.train_split is None and names & set(EVALUATION_SPLITS):
         raise UserError(
             f"no training split in {root}: looked for train, found {_listing(root)}; "
             "name it with --data.train_split ('.' is the folder itself with all that is in it)"

@@ -12,16 +12,16 @@ from map_core.data.statistics import Moments, deviations
 from map_core.errors import UserError
 from map_core.runs.notes import note
 from map_core.training.loading import batches_in_order
-
-from .bands import bands_mode, is_array, is_tiff
-from .config import DataConfig, PixelKind
-from .decoding import Pixels, stored_values
-from .preprocessing import reads_digits, stored_from_elsewhere
-from .samples import ImageSamples
-from .shard_images import ShardImages
-from .sources import FileImages
-from .splits import choose_splits
-from .statistics_file import Statistics
+from map_vision.data.bands import bands_mode
+from map_vision.data.config import DataConfig, PixelKind
+from map_vision.data.decoding import Pixels, stored_values
+from map_vision.data.image_files import is_array, is_tiff
+from map_vision.data.preprocessing import reads_digits, stored_from_elsewhere
+from map_vision.data.samples import ImageSamples
+from map_vision.data.shard_images import ShardImages
+from map_vision.data.sources import FileImages
+from map_vision.data.splits import choose_splits
+from map_vision.data.statistics_file import Statistics
 
 BATCH = 32  # images between two steps of the progress bar
 

@@ -6,8 +6,7 @@ from typing import get_args
 
 from map_core.data.statistics import no_statistics, read_statistics_file
 from map_core.runs.files import save_json
-
-from .config import PixelKind
+from map_vision.data.config import PixelKind
 
 
 @dataclass(frozen=True)

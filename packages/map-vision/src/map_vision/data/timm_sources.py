@@ -13,9 +13,8 @@ from torch.utils.data import IterableDataset
 
 from map_core.errors import UserError, near_matches
 from map_core.paths import expand_user
-
-from .decoding import decode, unreadable
-from .sources import ImageSource
+from map_vision.data.decoding import decode, unreadable
+from map_vision.data.sources import ImageSource
 
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 TRAIN_NAMES, EVAL_NAMES = ("train", "training"), ("val", "valid", "validation", "eval", "evaluation")
@@ -110,7 +109,7 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
             reason = " ".join(str(error).split())
             raise UserError(
                 f"source '{name}', split '{split}' has no column '{column}' of whole numbers ({reason}): give its "
-                "labels that name and the type ClassLabel, or write the images as a folder with a subfolder a class"
+                "labels that name and the type ClassLabel, or write the images as a folder with a subfolder per class"
             ) from error
         classes = _classes(dataset) if _has_labels(labels) else ()
         return TimmImages(np.maximum(labels, 0), classes, dataset, title)
@@ -133,7 +132,7 @@ def _check_split(name: str, root: str | None, split: str) -> None:
             os.path.isdir(os.path.join(root, n)) for n in (split, *aliases)
         ):
             raise UserError(
-                f"split '{split}' is no folder in {root}: {near_matches(split, os.listdir(root))}"
+                f"split '{split}' is not a folder in {root}: {near_matches(split, os.listdir(root))}"
             )
 
 

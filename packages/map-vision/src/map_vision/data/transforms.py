@@ -17,10 +17,9 @@ from torchvision.transforms import functional as tvf
 
 from map_core.errors import UserError
 from map_core.runs.notes import note
-
-from .config import DataConfig
-from .decoding import Pixels
-from .preprocessing import Preprocessing, count_channels
+from map_vision.data.config import DataConfig
+from map_vision.data.decoding import Pixels
+from map_vision.data.preprocessing import Preprocessing, count_channels
 
 INTERPOLATION_MODES = {
     "bicubic": tv.InterpolationMode.BICUBIC,
@@ -179,7 +178,9 @@ def check_policy(policy: str) -> None:
     for section in sections:
         if family == "rand" and section.startswith("t"):
             if section[1:] not in TRANSFORM_SETS:
-                raise ValueError(f"{section!r} names no set of transforms: {', '.join(TRANSFORM_SETS)}")
+                raise ValueError(
+                    f"{section!r} does not name a set of transforms: {', '.join(TRANSFORM_SETS)}"
+                )
         elif not any(letter.isdigit() for letter in section):
             raise ValueError(f"{section!r} has no number")
 
@@ -211,7 +212,7 @@ def _timm_augmentations(
         )
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"data.auto_augment '{config.auto_augment}' is no policy of timm's ({error}); "
+            f"data.auto_augment '{config.auto_augment}' is not a policy that timm knows ({error}); "
             "for example rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original, 3a"
         ) from error
     if config.color_jitter and config.auto_augment and "3a" not in config.auto_augment:  # timm's condition

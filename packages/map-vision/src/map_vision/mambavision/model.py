@@ -49,7 +49,7 @@ class MambaVision(nn.Module):
         mask_token: Learn a mask token, the cell that hidden cells are painted with, for pretraining.
 
     Raises:
-        UserError: a width that is no multiple of 8, heads that do not divide the width of their stage, a number of
+        UserError: a width that is not a multiple of 8, heads that do not divide the width of their stage, a number of
             depths other than four, heads or windows that are neither one number nor two, windows or an MLP without
             size, an unknown pooling.
     """

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from map_core.errors import UserError
-
-from .formats import ARRAYS, missing_decoder, readable_extensions
+from map_vision.data.formats import ARRAYS, missing_decoder, readable_extensions
+from map_vision.data.image_files import extension_of
 
 Kind = Literal["folder", "file", "special file", "broken link"]
+NO_EXTENSION = "without extension"  # in counts by extension
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def list_folder(folder: Path) -> Listing:
         prefix = relative and relative + os.sep
         for entry in scan(path):
             entry_path = prefix + entry.name
-            kind, suffix = kind_of(entry), extension(entry.name)
+            kind, suffix = kind_of(entry), extension_of(entry.name)
             if kind == "folder":
                 (links if entry.is_symlink() else folders).append(entry_path)
             elif kind == "file" and suffix in ARRAYS:
@@ -62,10 +63,10 @@ def list_folder(folder: Path) -> Listing:
             elif kind != "special file" and is_image_suffix(suffix):
                 images.append(entry_path)  # broken links too: they are unreadable images
             else:
-                ignored[kind if kind == "special file" else suffix] += 1
+                ignored[kind if kind == "special file" else suffix or NO_EXTENSION] += 1
         links.sort()
     if images:
-        ignored.update(map(extension, arrays))
+        ignored.update(map(extension_of, arrays))
     images = images or arrays
     images.sort(key=lambda path: path.replace(os.sep, "\0"))  # folder by folder: no name contains a zero byte
     return Listing(tuple(images), ignored, tuple(repeated))
@@ -83,11 +84,11 @@ def images_directly_in(folder: Path) -> int:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name counts as an image."""
-    return is_image_suffix(extension(name))
+    return is_image_suffix(extension_of(name))
 
 
 def is_image_suffix(suffix: str) -> bool:
-    """Whether files with this :func:`extension` count as images."""
+    """Whether files with this extension, in lower case with its dot, count as images."""
     return suffix in readable_extensions() or suffix in ARRAYS
 
 
@@ -149,8 +150,3 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _cannot_read(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot read folder {folder} ({error.strerror}): make it readable, or remove it")
-
-
-def extension(name: str) -> str:
-    """Return a file's extension, lower case with its dot, or "without extension"."""
-    return os.path.splitext(name)[1].lower() or "without extension"

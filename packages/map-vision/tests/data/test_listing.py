@@ -12,7 +12,7 @@ from PIL import Image
 from map_core.errors import UserError
 from map_vision.data import DataConfig, ImageData, load_image_data, load_images
 from map_vision.data.config import Purpose
-from map_vision.data.walking import count_by_kind, list_folder
+from map_vision.data.listing import count_by_kind, list_folder
 
 MakeFolder = Callable[..., Path]
 
