@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import Mock
@@ -229,6 +230,65 @@ def test_a_full_disk_ends_the_evaluation_of_a_segmenter_in_one_sentence(
     assert "Traceback" not in errors
 
 
+def test_a_full_disk_ends_the_measuring_of_channels_in_one_sentence(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("map_points.data.statistics.save_json", Mock(side_effect=full))
+    data = ("--data.source=folder", f"--data.root={tmp_path}", "--data.channels=[intensity]")
+    data += ("--data.columns=[x, y, z, intensity]",)
+    out = tmp_path / "s.json"
+    assert run("statistics", *data, "--progress=false", "--out", out) == 2
+    message = f"cannot write {out} (No space left on device); make room, then repeat the command"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["finetuned", "probed"])
+def test_a_copied_model_prepares_clouds_as_its_run(runs, name, clouds):
+    """They have fewer points than the default of data.num_points."""
+    (clouds / "copy").mkdir()
+    for ending in ("json", "safetensors"):
+        shutil.copy(getattr(runs, name) / f"model.{ending}", clouds / "copy")
+    for number, init in enumerate((getattr(runs, name), clouds / "copy")):
+        options = ("--clouds", clouds, *QUIET, "--out", clouds / f"out/{number}.csv")
+        assert run("predict", "--init", init, *options) == 0
+    assert (clouds / "out/0.csv").read_text() == (clouds / "out/1.csv").read_text()
+
+
+def test_a_copied_segmenter_prepares_clouds_as_its_run(segmented, two_part_shapes, tmp_path):
+    (tmp_path / "copy").mkdir()
+    for ending in ("json", "safetensors"):
+        shutil.copy(segmented / f"model.{ending}", tmp_path / "copy")
+    source = ("--data.source=shapenetpart", "--data.root", two_part_shapes)
+    assert run("evaluate", "--init", tmp_path / "copy", *source, *QUIET, "--out", tmp_path / "e") == 0
+    measured, trained = summary_of(tmp_path / "e"), summary_of(segmented)
+    assert measured["test_instance_miou"] == pytest.approx(trained["test_instance_miou"], abs=1e-3)
+
+
+def test_a_run_on_files_is_evaluated_on_the_embedded_shapes(runs, tmp_path):
+    copy = shutil.copytree(runs.finetuned, tmp_path / "run")
+    config = copy / "config.yaml"
+    text = config.read_text().replace("source: shapes", "source: folder").replace("root: null", "root: gone")
+    config.write_text(text.replace("eval_split: null", "eval_split: val"))
+    options = ("--data.source=shapes", *QUIET, "--out", tmp_path / "e")
+    assert run("evaluate", "--init", copy, *options) == 0
+    measured, trained = summary_of(tmp_path / "e"), summary_of(runs.finetuned)
+    assert measured["test_accuracy"] == pytest.approx(trained["test_accuracy"])
+
+
+@pytest.mark.parametrize("scaling", ["statistics=s.json", "channel_mean=[1.0]"])
+def test_channels_are_measured_as_in_their_files(scaling, tmp_path, capsys):
+    data = (
+        "--data.source=folder",
+        f"--data.root={tmp_path}",
+        "--data.channels=[intensity]",
+        f"--data.{scaling}",
+    )
+    std = ["--data.channel_std=[1.0]"] if scaling.startswith("channel_mean") else []
+    assert run("statistics", *data, *std, "--out", tmp_path / "out.json") == 2
+    message = "has no effect with statistics, which are of channels as in the files: leave it out"
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["finetuned", "probed"])
 def test_predict_writes_classes_and_probabilities(runs, name, clouds):
     out = clouds / "a" / "p.csv"
@@ -344,7 +404,7 @@ MISTAKES = {
     ),
     "evaluate an encoder": (
         ["evaluate", "--init", "{pretrained}", "--out", "{tmp}/e"],
-        "describes no classifier",
+        "does not describe a classifier",
     ),
     "evaluate into a run": (
         ["evaluate", "--init", "{finetuned}", "--out", "{finetuned}"],
@@ -368,7 +428,7 @@ MISTAKES = {
     ),
     "predict by an encoder": (
         ["predict", "--init", "{pretrained}", "--clouds", "{tmp}"],
-        "describes no classifier",
+        "does not describe a classifier",
     ),
     "predict by a segmenter": (
         ["predict", "--init", "{segmented}", "--clouds", "{tmp}"],

@@ -153,3 +153,16 @@ def test_every_vote_sees_its_clouds_scaled_and_shifted_anew(model, two_classes):
     assert ((factor > 2 / 3 - 1e-4) & (factor < 3 / 2 + 1e-4)).all()
     assert (shift.abs() < 0.2 + 1e-4).all()
     assert min(factor.std(0).min(), shift.std(0).min()) > 0.01
+
+
+def test_no_two_votes_of_the_best_round_share_a_draw(model, two_classes, monkeypatch):
+    monkeypatch.setattr(evaluation, "ROUNDS", 3)
+    draws = []
+
+    def gather(*arguments, pass_number, **options):
+        draws.append(pass_number)
+        return evaluation.collect(*arguments, pass_number=pass_number, **options)
+
+    config = EvaluationConfig(progress=False, device="cpu", protocol="best_of_299")
+    voted_logits(model, two_classes.evaluation, config, collate=collate_clouds, title="votes", gather=gather)
+    assert draws == list(range(3 * VOTES))

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 from dataclasses import replace
 
@@ -236,3 +237,24 @@ def test_a_classifier_of_clouds_needs_two_of_them_in_a_micro_batch(few_shot, lab
         UserError, match=r"a micro-batch of 1 sample\(s\) is too small for batch normalisation: "
     ):
         run_folds(config)
+
+
+def test_a_finished_training_run_is_not_written_over(few_shot, published, pretrained, tmp_path):
+    run = shutil.copytree(pretrained[0], tmp_path / "pretrained")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    message = (
+        r"pretrained is a training run, whose config.yaml and summary.json would be replaced; choose another"
+    )
+    with pytest.raises(UserError, match=message):
+        run_folds(few_shot(published, "fewshot_pkl", run))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_channels_that_the_model_does_not_take_are_noticed_before_the_first_fold(
+    few_shot, published, tmp_path
+):
+    config = few_shot(published, "fewshot_pkl", tmp_path / "run")
+    config.model.in_chans = 4
+    with pytest.raises(UserError, match=r"data.channels names 0 channels .* and model.in_chans is 4"):
+        run_folds(config)
+    assert not (tmp_path / "run").exists()

@@ -173,6 +173,11 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(a, b)
 
 
+def test_blocks_are_recomputed_every_one_or_more():
+    with pytest.raises(UserError, match="every must be at least 1, which recomputes every block; got 0"):
+        tiny().set_grad_checkpointing(every=0)
+
+
 def test_a_point_model_is_a_backbone():
     model = tiny(num_classes=0, class_token=False)
     assert isinstance(model, Backbone)

@@ -137,7 +137,7 @@ def test_a_small_picture_of_a_pole_stands_upright(up_axis):
     assert extent(torch.cat([pole, 100 * torch.rand(200, 2)], dim=1)) == (
         tall,
         narrow,
-    )  # channels are no places
+    )  # channels are not places
 
 
 def test_a_cloud_of_one_place_has_a_picture():

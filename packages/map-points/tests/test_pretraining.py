@@ -125,7 +125,7 @@ def test_after_mask_puts_all_that_is_visible_before_all_that_is_hidden(make):
         ),
         (
             {"decoder": "mamba", "num_regions": 5},
-            r"needs regions of one size, but 5 regions of 16 tokens have",
+            r"needs regions of equal size, but these 5 regions of 16 tokens differ",
         ),
         ({"mask_ratio": -0.5}, r"objective.mask_ratio must lie in \[0, 1\); got -0.5"),
         ({"decoder_depth": 0}, "objective.decoder_depth must be at least 1; got 0"),

@@ -99,7 +99,7 @@ def test_a_path_without_weights_is_refused(tmp_path):
 def test_a_file_that_is_cut_off_is_refused(save_model, tiny_model):
     file = save_model(create_backbone(tiny_model))
     file.write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"is no weights file \(looks like text\)"):
+    with pytest.raises(UserError, match=r"is not a weights file \(looks like text\)"):
         load_init(create_backbone(tiny_model), file)
 
 

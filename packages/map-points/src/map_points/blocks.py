@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from map_core.blocks import MambaMixer, make_norm
 from map_core.errors import UserError
 from map_core.ops import Linear, selective_scan
-from map_core.tokens import gather_tokens
-from map_points.patches.neighbors import nearest_neighbors, require_points
+from map_points.patches.neighbors import gather_neighbors, nearest_neighbors, require_points
 from map_points.patches.sampling import squared_distance
 
 ScanKind = Literal["both", "forward", "channel_flip"]
@@ -58,7 +57,7 @@ class LocalNormPool(nn.Module):
     ) -> Float[Tensor, "b m d"]:
         """Describe all patches; with ``attention_mask``, each only by the patches that it may read."""
         index = self._nearest(position, attention_mask)  # (b, m, k)
-        neighbor_features = gather_tokens(x, index.flatten(1)).unflatten(1, index.shape[1:])  # (b, m, k, d)
+        neighbor_features = gather_neighbors(x, index)  # (b, m, k, d)
         relative = (neighbor_features - x.unsqueeze(2)).float()
         if attention_mask is None:
             variance = relative.var(dim=(1, 2, 3), correction=0, keepdim=True)
@@ -91,6 +90,7 @@ class LocalNormPool(nn.Module):
             UserError: there are fewer patches than neighbours.
         """
         if attention_mask is None:
+            # the definition: among so few patches a faster implementation gains little
             return nearest_neighbors(position, position, self.neighbors)
         require_points(position.shape[1], self.neighbors)
         points = position.detach().float()

@@ -5,7 +5,8 @@ from typing import Any
 from map_core.commands.options import Option, config_class
 from map_core.commands.standard import train_task
 from map_core.paths import expand_user
-from map_core.runs.files import require_file, require_folder
+from map_core.ranges import refuse_without_effect
+from map_core.runs.files import explaining_disk_errors, require_file, require_folder
 from map_core.runs.notes import tell
 from map_points.data import PointDataConfig, measure, write_part_shapes
 from map_points.fewshot import FewShotConfig, run_folds
@@ -33,11 +34,16 @@ StatisticsConfig = config_class(
 
 def statistics(config: Any) -> None:
     """Measure channels and write the file that recipes name."""
+    scaling = ("statistics", "channel_mean", "channel_std")
+    refuse_without_effect(
+        "data", config.data, *scaling, because="statistics, which are of channels as in the files"
+    )
     out = expand_user(config.out)
     require_file(out)
     channel_statistics = measure(config.data, progress=config.progress)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    channel_statistics.save(out)
+    with explaining_disk_errors(f"write {out}", then="repeat the command"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        channel_statistics.save(out)
     for name, mean, std in zip(
         channel_statistics.channels, channel_statistics.mean, channel_statistics.std, strict=True
     ):
@@ -65,4 +71,4 @@ def part_shapes(config: PartShapesConfig) -> None:  # type: ignore[valid-type]
     out = expand_user(settings.pop("out"))
     require_folder(out)
     write_part_shapes(out, **settings)
-    print(f"two-part shapes -> {out} (--data.root {out})")
+    tell(f"two-part shapes -> {out} (--data.root {out})")

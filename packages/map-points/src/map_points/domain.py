@@ -31,15 +31,17 @@ from map_points.data import (
 )
 from map_points.data.clouds import Clouds, describe_ignored
 from map_points.data.config import SOURCE_OF_SETTING
+from map_points.data.folders import cloud_labels
 from map_points.evaluation import EvaluationConfig, voted_logits
 from map_points.factory import MODELS, PointModelConfig, resolved
-from map_points.patches.accelerators import describe_backends
+from map_points.patches.dispatch import describe_backends
 from map_points.pictures import draw_cloud, draw_reconstructions
 from map_points.pretraining import OBJECTIVES, build_objective
 from map_points.segmentation.evaluation import evaluate_segmenter
 from map_points.segmentation.task import PART_SEGMENTER, load_segmenter, segmenter_from_description
 
 NO_SETTINGS: Mapping[str, Any] = {}
+SCALING = ("channel_mean", "channel_std")  # of channels, in settings and descriptions
 
 
 def open_data(
@@ -59,6 +61,8 @@ def open_data(
         refuse_two_evaluation_sets(config)
     where = config.root or "embedded shapes"
     if purpose == "evaluate":
+        if config.labels is not None and trained.get("classes"):  # a classifier's, which labels measure
+            cloud_labels(config.root_path, config.labels).require_labels()
         clouds, evaluated_on = clouds_to_evaluate(config)
         if ignored := describe_ignored([clouds]):
             note(f"{where}: {len(clouds)} clouds to evaluate on{ignored}")
@@ -88,7 +92,7 @@ def as_opened_data(
         plain_train=None if train is None else CloudSamples(train, config, training=False),
         evaluation=None if evaluation is None else CloudSamples(evaluation, config, training=False),
         evaluated_on=evaluated_on,
-        preprocessing=describe_channels(config),
+        preprocessing={**describe_channels(config), "preparation": config.preparation},
     )
 
 
@@ -107,9 +111,12 @@ def refuse_other_channels(config: PointDataConfig, model: PointModelConfig) -> N
     """Raise a :class:`UserError` unless the model takes as many values per point as the data have."""
     data_chans, model_chans = 3 + len(config.channels or ()), model.in_chans or 3
     if data_chans != model_chans:
+        cure = (
+            f"name {model_chans - 3} with --data.channels" if model_chans > 3 else "leave --data.channels out"
+        )
         raise UserError(
             f"data.channels names {data_chans - 3} channels beside x, y and z, and model.in_chans is {model_chans}: "
-            f"give --model.in_chans {data_chans}, or change data.channels"
+            f"{cure}, or, without --init, give --model.in_chans {data_chans}"
         )
 
 
@@ -120,12 +127,20 @@ def refuse_untrained_channels(channels: Sequence[str] | None, trained: Mapping[s
         channels: Names, if there are any.
         trained: The description of the trained model; without ``channels`` it says nothing about them.
     """
-    now, before = list(channels or ()), trained.get("channels")
-    if before not in (None, now):
-        raise UserError(
-            f"data.channels is {in_one_line(str(now))}, and the model was trained with {in_one_line(str(before))}, in "
-            "this order: leave --data.channels out, or give those"
-        )
+    difference = other_channels({"channels": list(channels or ())}, trained)
+    if difference is not None:
+        raise UserError(f"{difference}: leave --data.channels out, or give those")
+
+
+def other_channels(prepared: Mapping[str, Any], trained: Mapping[str, Any]) -> str | None:
+    """Say how channels differ from those of the training, as :attr:`Domain.other_inputs`; None where they do not."""
+    now, before = prepared.get("channels", []), trained.get("channels")
+    if before in (None, now):
+        return None
+    return (
+        f"data.channels is {in_one_line(str(now))}, and the model was trained with {in_one_line(str(before))}, in this "
+        "order"
+    )
 
 
 def data_defaults(
@@ -133,14 +148,28 @@ def data_defaults(
 ) -> dict[str, Any]:
     """A run's data settings for later commands: points keep the channels that the model was trained with.
 
-    Settings of another source than the one to read are left out.
+    Their mean and deviation go with these channels alone. Clouds have as many points as in training, and where their
+    source is the same, they are prepared as there. Settings that the source to read does not read are left out.
     """
     source = options.get("data.source", values.get("source"))
-    values = {name: value for name, value in values.items() if SOURCE_OF_SETTING.get(name, source) == source}
-    names = ["channels"] if "data.statistics" in options else ["channels", "channel_mean", "channel_std"]
-    trained = {name: description[name] for name in names if name in description}
-    if "channel_mean" in trained:  # in place of the statistics file
-        values = {name: value for name, value in values.items() if name != "statistics"}
+    unread = {name for name, reader in SOURCE_OF_SETTING.items() if reader != source}
+    if source == "shapes":
+        unread.add("root")
+    if source != values.get("source"):
+        unread.add("eval_split")
+    channels = description.get("channels", [])
+    trained = {"channels": channels} if "channels" in description else {}
+    has_other_channels = options.get("data.channels", str(tuple(channels))) != str(tuple(channels))
+    if has_other_channels:
+        unread |= {"statistics", *SCALING}
+    elif "data.statistics" not in options and SCALING[0] in description:  # in place of the statistics file
+        unread.add("statistics")
+        trained |= {name: description[name] for name in SCALING if name in description}
+    preparation = description.get("preparation", {})
+    is_same_source = options.get("data.source", preparation.get("source")) == preparation.get("source")
+    names = ("num_points", "unit_sphere", "up_axis") if is_same_source else ("num_points",)
+    trained |= {name: preparation[name] for name in names if name in preparation}
+    values = {name: value for name, value in values.items() if name not in unread}
     return prefer_given_holdout(values, options) | trained
 
 
@@ -220,6 +249,7 @@ DOMAIN = Domain(
     any_size=True,
     outputs=40,
     data_defaults=data_defaults,
+    other_inputs=other_channels,
     rows=6,
     evaluation=EvaluationConfig,
     collate=collate_clouds,

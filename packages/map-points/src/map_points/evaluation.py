@@ -75,22 +75,23 @@ def voted_logits(
     device = choose_device(config.device)
     model = model.to(device).eval()
 
-    def votes(clouds: CloudSamples, draw: int, title: str) -> Logits:
+    def vote(clouds: CloudSamples, number: int, title: str) -> Logits:
         return gather(
-            model, clouds, config, device, collate=collate, seed=config.seed, draw=draw, title=title
+            model, clouds, config, device, collate=collate, seed=config.seed, pass_number=number, title=title
         )
 
     if config.protocol == "no_vote":
-        return votes(samples, 0, title)
+        return vote(samples, 0, title)
     augmented = replace(samples.config, augmentation="scale_translate", channel_dropout=0.0)
     voting = CloudSamples(samples.clouds, augmented, training=True)
 
     def one_round(number: int) -> Logits:
-        rounds = [
-            votes(voting, number * VOTES + vote, f"round {number + 1}, vote {vote + 1}/{VOTES}")
-            for vote in range(VOTES)
+        votes = [
+            vote(voting, number * VOTES + i, f"round {number + 1}, vote {i + 1}/{VOTES}")
+            for i in range(VOTES)
         ]
-        return torch.stack([logits for logits, _ in rounds]).sum(dim=0) / VOTES, rounds[0][1]
+        labels = votes[0][1]  # the same in every vote
+        return torch.stack([logits for logits, _ in votes]).sum(dim=0) / VOTES, labels
 
     if config.protocol == "vote_10":
         return one_round(0)

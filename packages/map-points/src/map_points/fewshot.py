@@ -12,7 +12,7 @@ from map_core.paths import expand_user
 from map_core.ranges import check, refuse_without_effect
 from map_core.runs.files import require_folder
 from map_core.runs.notes import is_main_process, tell
-from map_core.runs.summary import write_config, write_summary
+from map_core.runs.summary import any_summary, refuse_training_run, write_config, write_summary
 from map_core.tasks.classification import ClassificationConfig, FinetuneTask
 from map_core.tasks.domain import OpenedData
 from map_core.tasks.weights import read_description
@@ -27,9 +27,11 @@ from map_points.data import (
     require_classes,
     sample_fold,
 )
-from map_points.domain import DOMAIN, as_opened_data, refuse_untrained_channels
+from map_points.domain import DOMAIN, as_opened_data, refuse_other_channels, refuse_untrained_channels
 from map_points.evaluation import PROTOCOLS
 from map_points.factory import PointModelConfig
+
+TASK = "fewshot"
 
 
 @dataclass
@@ -147,15 +149,18 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
     The summary has the accuracy of each fold, and their mean and sample standard deviation.
 
     Raises:
-        UserError: a directory in use, or what any fold raises.
+        UserError: a directory in use or of another training run, a model of other channels, or what any fold raises.
         RunStopped: a signal stopped a fold, whose checkpoint was saved.
     """
     if config.resume not in (None, "auto"):
         raise UserError(f"resume must be auto for few-shot folds; got {config.resume!r}")
     out = expand_user(config.out)
     require_folder(out)
+    if any_summary(out).get("task") != TASK:
+        refuse_training_run(out, replaced="config.yaml and summary.json")
     if config.init is not None:
         refuse_untrained_channels(config.data.channels, read_description(config.init))
+    refuse_other_channels(config.data, config.model)
     accuracies, seconds = [], 0.0
     for fold, data in enumerate(open_folds(config.data, config.fewshot)):
         directory = out / f"fold_{fold}"
@@ -178,7 +183,7 @@ def run_folds(config: FewShotConfig) -> dict[str, Any]:
         seconds += float(fold_summary["seconds"])
     environment = {key: fold_summary[key] for key in ("versions", "commit", "device", "processes")}
     summary = {
-        "task": "fewshot",
+        "task": TASK,
         "init": config.init,
         "folds": kind_of_folds(config.data),
         "way": config.fewshot.way,

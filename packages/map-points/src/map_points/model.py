@@ -254,6 +254,7 @@ class HybridNet3D(nn.Module):
             "position_activation": conventions.position_activation,
             "repeat_position": conventions.repeat_position,
             "skip_origin": conventions.skip_origin,
+            "patch_size": self.patch_size,
         }
         if kinds != {"T"}:
             settings["order"] = self.order
@@ -278,8 +279,12 @@ class HybridNet3D(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
-        """Recompute only every n-th block in the backward pass instead of storing its activations; 1: all."""
-        self.encoder.activation_checkpointing, self.encoder.recompute_every = enable, every
+        """Recompute every n-th block in the backward pass instead of storing its activations; ``every=1`` is all.
+
+        Raises:
+            UserError: ``every`` below 1.
+        """
+        self.encoder.set_grad_checkpointing(enable, every=every)
 
 
 def named_settings(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from map_core import ConsecutiveRegions, RegionRule, RegionsAfterMask
 from map_core.data.views import TwoViews
 from map_core.errors import UserError
 from map_core.masking import hidden_count
-from map_core.objective import Loss, MoreTargets, Objective, ReconstructingObjective
+from map_core.objective import CoarserTargets, Loss, Objective, ReconstructingObjective
 from map_core.objectives.autoregression import Autoregression, AutoregressionConfig
 from map_core.objectives.contrastive import ContrastiveConfig
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
@@ -51,7 +51,7 @@ class PointTargets(Settings):
     def make_loss(self) -> Loss:
         return partial(masked_distance, kind=self.chamfer, matching=self.matching)
 
-    def make_coarser(self, backbone: HybridNet3D, scales: tuple[int, ...]) -> MoreTargets:
+    def make_coarser_targets(self, backbone: HybridNet3D, scales: tuple[int, ...]) -> CoarserTargets:
         return WiderPatches(backbone.patch_size, scales)
 
 

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.tokens import Tokens, gather_tokens
-from map_points.patches.accelerators import find_neighbors
+from map_core.tokens import Tokens
+from map_points.patches.dispatch import find_neighbors
+from map_points.patches.neighbors import gather_neighbors
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,4 @@ class WiderPatches:
                 f"{points.shape[1]}: use smaller scales or raise data.num_points"
             )
         index = find_neighbors(center, points, count)
-        members = gather_tokens(points, index.flatten(1)).unflatten(1, index.shape[1:])
-        return members - center.unsqueeze(2)
+        return gather_neighbors(points, index) - center.unsqueeze(2)

@@ -12,6 +12,7 @@ from map_core.orders import ScanOrder, hilbert_code, scan_order
 from map_core.tokens import Tokens, gather_tokens
 from map_core.tracing import fx_leaf
 from map_points.patches import PatchEmbedding, group_points
+from map_points.patches.neighbors import gather_neighbors
 
 PointOrder = Literal["fps", "z_order", "hilbert", "random", "hilbert_cells", "hilbert_cells_swapped"]
 SCAN_ORDERS: dict[str, ScanOrder] = {
@@ -101,7 +102,7 @@ def tokenize_clouds(
     """Cut clouds into patches, embed them and lay them out in scan order.
 
     Args:
-        points: Clouds of one size: coordinates, then further channels, which are embedded but no targets.
+        points: Clouds of one size: coordinates, then further channels, which are embedded but are not targets.
         patch_embed: Embeds the patches.
         num_patches, patch_size: Number of patches, and of points in each.
         order: Order of the sequence.
@@ -115,8 +116,7 @@ def tokenize_clouds(
     inputs = scanned_points
     if patch_embed.in_chans > 3:
         index = gather_tokens(patches.index, origin)
-        channels = gather_tokens(points[..., 3:], index.flatten(1)).unflatten(1, (num_patches, patch_size))
-        inputs = torch.cat([scanned_points, channels], dim=-1)
+        inputs = torch.cat([scanned_points, gather_neighbors(points[..., 3:], index)], dim=-1)
     return Tokens(
         embedding=patch_embed(inputs),
         position=gather_tokens(patches.center, origin),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import map_core.tasks.starting
+import map_core.tasks.initial_weights
 from map_core.errors import UserError
-from map_core.tasks.starting import LoadReport
+from map_core.tasks.initial_weights import LoadReport
 from map_points.checkpoints import FAMILIES
 
 # what a pretraining run lacks and a classifier starts anew
@@ -19,12 +19,12 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
     """Start a point model from a pretraining run, a classifier, or a checkpoint of another project.
 
     Only the class token with its position, the scale of a second order and the head may be missing. Without
-    ``keep_head`` the head starts anew. See :func:`map_core.tasks.starting.load_init`.
+    ``keep_head`` the head starts anew. See :func:`map_core.tasks.initial_weights.load_init`.
 
     Raises:
         UserError: the file holds a part segmenter, and the model is none.
     """
-    return map_core.tasks.starting.load_init(
+    return map_core.tasks.initial_weights.load_init(
         model,
         path,
         may_be_missing=NEW_IN_CLASSIFIER,
@@ -32,6 +32,26 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
         convert=lambda state: refuse_segmenters(state, model, path),
         keep_head=keep_head,
     )
+
+
+def load_backbone(model: nn.Module, path: str | Path) -> LoadReport:
+    """Start an encoder from the backbone of a part segmenter, whose head is left.
+
+    Raises:
+        UserError: as :func:`map_core.tasks.initial_weights.load_init`.
+    """
+    return map_core.tasks.initial_weights.load_init(
+        model, path, may_be_missing=NEW_IN_CLASSIFIER, families=FAMILIES, convert=backbone_state
+    )
+
+
+def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone of a part segmenter, under an encoder's keys."""
+    return {
+        key.removeprefix(SEGMENTER_PREFIX): value
+        for key, value in state.items()
+        if key.startswith(SEGMENTER_PREFIX)
+    }
 
 
 def refuse_segmenters(state: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> dict[str, Tensor]:

@@ -22,8 +22,8 @@ from map_core.tasks.pretraining import PretrainTask
 from map_core.tasks.weights import read_description, read_settings
 from map_core.training import train
 from map_points.checkpoints import FAMILIES
-from map_points.checkpoints.part_segmentation import parts_of_categories
-from map_points.checkpoints.parts import MODELNET40
+from map_points.checkpoints.part_segmentation import CATEGORIES, parts_of_categories
+from map_points.checkpoints.shared import MODELNET40
 from map_points.cli import COMMANDS
 from map_points.domain import DOMAIN
 from map_points.factory import PointModelConfig, create_backbone, create_classifier, create_probed
@@ -53,6 +53,7 @@ MODELS_OF_FILES = {
     "PointMamba's pretraining": {"name": "point_mamba", **SIZES, "layout": "Sx2", "patch_size": 4},
 }  # fmt: skip
 HIDDEN = torch.rand(2, 8, generator=torch.Generator().manual_seed(2)).argsort(1).argsort(1) < 5
+SHAPENETPART = CATEGORIES, tuple(map(tuple, parts_of_categories()))
 PARTS = SegmentationConfig(layers=(1, 2, 3), hidden_dim=16, propagate_dim=40, category_slope=0.2)
 
 
@@ -234,10 +235,10 @@ def test_classifiers_of_scanobjectnn_cut_clouds_into_as_many_patches_as_publishe
 def test_a_head_of_other_points_is_refused_with_the_setting_that_asks_for_it(tmp_path, capsys):
     file = save(states.point_mae_pretraining(), tmp_path / "file.pth")
     assert convert(file, tmp_path / "run", "--model.patch_size", "16") == 2
-    assert re.search(
-        r"file.pth has a decoder that does not fit .*--model.patch_size 16; leave out what changes .*: head.bias",
-        capsys.readouterr().err,
+    message = (
+        r"file.pth is of Point-MAE's pretraining, whose patch_size is 4, and not 16: .*--model.patch_size 4\)"
     )
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 
@@ -350,22 +351,54 @@ def test_segmentation_starts_from_a_whole_segmenter_or_a_pretrained_backbone(tmp
     assert convert(file, tmp_path / "run", "--model.num_heads", "4") == 0
     for init in (file, tmp_path / "run"):
         model = build_segmenter(config, PARTS, 16, 50)
-        start_from(model, str(init))
+        start_from(model, str(init), *SHAPENETPART)
         assert torch.equal(model.head[1].bias, states.point_mae_parts()["convs3.bias"])
         assert torch.equal(model.backbone.encoder.norm.weight, states.point_mae_parts()["norm.weight"])
     pretrained = save(states.point_mae_pretraining(), tmp_path / "pretrained.pth")
     model = build_segmenter(config_of("Point-MAE's pretraining"), SegmentationConfig(), 16, 50)
-    start_from(model, str(pretrained))
+    start_from(model, str(pretrained), *SHAPENETPART)
     expected = states.point_mae_pretraining()["MAE_encoder.norm.weight"]
     assert torch.equal(model.backbone.encoder.norm.weight, expected)
+
+
+def test_the_head_of_a_file_is_kept_for_its_own_categories_alone(tmp_path, capsys):
+    """As many categories and parts, in another order: the scores would mean something else."""
+    file = save(states.point_mae_parts(), tmp_path / "parts.pth", "model_state_dict")
+    model = build_segmenter(config_of("Point-MAE's part segmentation", num_heads=4), PARTS, 16, 50)
+    start_from(model, str(file), CATEGORIES[::-1], SHAPENETPART[1])
+    assert "is for other categories or parts (16 categories, Airplane, " in capsys.readouterr().out
+    assert not torch.equal(model.head[1].bias, states.point_mae_parts()["convs3.bias"])
+    assert torch.equal(model.backbone.encoder.norm.weight, states.point_mae_parts()["norm.weight"])
+
+
+@pytest.mark.parametrize("origin", ["Point-MAE's pretraining", "PointMamba's pretraining"])
+def test_another_patch_size_than_the_head_of_a_file_shows_is_refused(tmp_path, origin):
+    file = save(FILES[origin](), tmp_path / "pretrained.pth")
+    with pytest.raises(UserError, match=r"whose patch_size is 4, and not 8: .*--model.patch_size 4"):
+        load_init(create_backbone(config_of(origin, patch_size=8)), file)
+
+
+def test_another_patch_size_than_the_published_one_is_warned_of(tmp_path):
+    file = save(FILES["Point-MAE"](), tmp_path / "classifier.pth")
+    notes = {}
+    for size in (32, 16):
+        model = create_classifier(config_of("Point-MAE", patch_size=size), 40)
+        notes[size] = " ".join(load_init(model, file).notes)
+    warning = (
+        "no file says how many points a patch has: this model has patch_size 16 and the published one 32"
+    )
+    assert warning in notes[16]
+    assert warning not in notes[32]
 
 
 def test_a_segmenter_made_otherwise_refuses_the_file(tmp_path):
     file = save(states.point_mae_parts(), tmp_path / "parts.pth", "model_state_dict")
     settings = read_settings(SegmentationConfig, {**vars(PARTS), "category_slope": 0.0}, "the test")
     model = build_segmenter(config_of("Point-MAE's part segmentation"), settings, 16, 50)
-    with pytest.raises(UserError, match=r"whose category_slope is 0.2, and not 0.0"):
-        start_from(model, str(file))
+    with pytest.raises(
+        UserError, match=r"with objective.category_slope 0.2, this model has 0.0: .*; set --obj"
+    ):
+        start_from(model, str(file), *SHAPENETPART)
 
 
 def test_a_part_segmenter_starts_no_classifier(tmp_path):

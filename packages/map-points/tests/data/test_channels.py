@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from map_core.commands.standard import configs
 from map_core.errors import UserError
+from map_core.runs.saved_state import refuse_another_run
+from map_core.tasks.classification import FinetuneTask, LinearProbeTask
+from map_core.tasks.weights import save_weights
+from map_points.cli import COMMANDS
 from map_points.data import CloudSamples, PointDataConfig, choose_clouds, measure, read_cloud_files
 from map_points.data.cloud_files import read_cloud
 from map_points.data.pcd import expand
 from map_points.data.transforms import rotate, scale_translate
-from map_points.domain import data_defaults, open_data, open_files
-from map_points.factory import PointModelConfig, create_backbone
+from map_points.domain import DOMAIN, data_defaults, describe_channels, open_data, open_files
+from map_points.factory import MODELS, PointModelConfig, create_backbone
 from map_points.tokenizer import tokenize_clouds
 
 N = 40
@@ -177,13 +182,13 @@ def test_off_files_are_their_vertices(tmp_path, begin):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.off", b"ply\n", r"is no OFF file: it does not begin with OFF"),
+        ("a.off", b"ply\n", r"is not an OFF file: it does not begin with OFF"),
         ("a.off", b"OFF\nmany\n", r"has the counts 'many'; expected vertices, faces and edges"),
         ("a.off", b"OFF\n2 0 0\n0 0 1\n", r"cannot be read \(1 of 2 vertices\); is it cut off"),
         ("a.off", b"OFF\n1 0 0\n0 zero 1\n", r"its vertices cannot be read"),
         ("a.off", b"OFF\n1 0 0\n0 0\n", r"its vertices cannot be read \(cannot reshape"),
-        ("a.pcd", b"ply\nformat\n", r"is no PCD file: its header has the line 'ply'"),
-        ("a.pcd", b"", r"is no PCD file: its header has the line ''"),
+        ("a.pcd", b"ply\nformat\n", r"is not a PCD file: its header has the line 'ply'"),
+        ("a.pcd", b"", r"is not a PCD file: its header has the line ''"),
         ("a.pcd", b"FIELDS x y z\nDATA ascii\n", r"its header lacks SIZE, TYPE, POINTS"),
         (
             "a.pcd",
@@ -418,11 +423,17 @@ def test_channels_are_of_folders(folder):
 def test_the_model_takes_as_many_values_as_the_data_have(folder, tiny_model):
     with pytest.raises(
         UserError,
-        match=r"names 1 channels beside x, y and z, and model.in_chans is 3: give --model.in_chans 4",
+        match=r"names 1 channels beside x, y and z, and model.in_chans is 3: leave --data.channels out, or, .* "
+        r"give --model.in_chans 4",
     ):
         open_data(config_of(folder), tiny_model, "pretrain")
+    wider = PointModelConfig(**{**vars(tiny_model), "in_chans": 5})
+    with pytest.raises(
+        UserError, match=r"model.in_chans is 5: name 2 with --data.channels, or, without --init"
+    ):
+        open_data(config_of(folder), wider, "pretrain")
     data = open_data(config_of(folder), PointModelConfig(**{**vars(tiny_model), "in_chans": 4}), "pretrain")
-    assert data.preprocessing == {"channels": ["height"]}
+    assert data.preprocessing == {"channels": ["height"], "preparation": config_of(folder).preparation}
     with pytest.raises(UserError, match=r"points have 4 values, the model takes in_chans=3: x, y and z"):
         create_backbone(tiny_model)(data.train[0][0].unsqueeze(0))
     with pytest.raises(UserError, match=r"model.in_chans must be at least 3, for x, y and z; got 2"):
@@ -489,20 +500,22 @@ def test_later_commands_scale_as_the_run_did(moving, tmp_path, tiny_model):
     statistics = measure(config)
     statistics.save(tmp_path / "s.json")
     trained = open_data(replace(config, statistics=str(tmp_path / "s.json")), model, "pretrain")
-    assert trained.preprocessing == {
+    description = describe_channels(replace(config, statistics=str(tmp_path / "s.json")))
+    assert description == {
         "channels": list(MOVING),
         "channel_mean": list(statistics.mean),
         "channel_std": list(statistics.std),
     }
-    values = data_defaults({"root": config.root, "statistics": "gone.json"}, dict(trained.preprocessing), {})
-    assert values == {"root": config.root, **trained.preprocessing}
-    scaling = {name: tuple(value) for name, value in trained.preprocessing.items()}
+    assert trained.preprocessing == {**description, "preparation": config.preparation}
+    values = data_defaults({"root": config.root, "statistics": "gone.json"}, description, {})
+    assert values == {"root": config.root, **description}
+    scaling = {name: tuple(value) for name, value in description.items()}
     later = replace(config, **scaling)
     again = open_data(later, model, "pretrain")
     assert torch.equal(again.plain_train[2][0], trained.plain_train[2][0])
     assert torch.equal(open_files(config.root, later, model)[2][0], trained.plain_train[2][0])
     options = {"data.statistics": "new.json"}
-    assert data_defaults({"statistics": "new.json"}, dict(trained.preprocessing), options) == {
+    assert data_defaults({"statistics": "new.json"}, description, options) == {
         "statistics": "new.json",
         "channels": list(MOVING),
     }
@@ -541,7 +554,7 @@ def test_channels_of_other_names_or_in_another_order_are_not_those_of_the_traini
         ({"channel_mean": (0.0,)}, r"channel_mean and data.channel_std belong together"),
         (
             {"channel_mean": (0.0,) * 2, "channel_std": (1.0,) * 2},
-            r"one finite number a channel, .* names 1; got",
+            r"one finite number per channel, .* names 1; got",
         ),
         (
             {"channel_mean": (math.nan,), "channel_std": (1.0,)},
@@ -563,7 +576,7 @@ def test_a_scaling_that_cannot_be(folder, changes, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"s.json is no JSON: name a file that map-points statistics wrote"),
+        ("{", r"s.json is not valid JSON: name a file that map-points statistics wrote"),
         (
             '{"mean": [0], "std": [1], "clouds": 1}',
             r"s.json has no channels, mean, std and clouds: name a file",
@@ -591,3 +604,110 @@ def test_files_that_are_no_statistics(folder, tmp_path, text, message):
 def test_there_must_be_channels_to_measure(folder):
     with pytest.raises(UserError, match=r"data.channels names nothing to measure: name channels"):
         measure(config_of(folder, channels=None))
+
+
+@pytest.mark.parametrize("channels", [("curvature", "intensity"), ("intensity", "height"), ("height",)])
+def test_the_scaling_of_channels_is_of_these_in_their_order(channels):
+    trained = {"channels": ["height", "intensity"], "channel_mean": [1.0, 5.0], "channel_std": [2.0, 3.0]}
+    run = {"statistics": "s.json", "holdout": 0.1}
+    assert data_defaults(run, trained, {"data.channels": str(channels)}) == {
+        "channels": ["height", "intensity"],  # which those of the command line replace
+        "holdout": 0.1,
+    }
+    same = {"data.channels": "('height', 'intensity')"}
+    assert data_defaults(run, trained, same) == {**trained, "holdout": 0.1}
+
+
+@pytest.fixture
+def labelled(tmp_path, tiny_model, short_training):
+    """Makes configurations of training on clouds with two channels, from weights of [height, intensity]."""
+    for number, name in enumerate(("train/a/1", "train/a/2", "train/b/3", "train/b/4", "val/a/5", "val/b/6")):
+        path = tmp_path / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.random.default_rng(number).normal(size=(N, 5)))
+    model = PointModelConfig(**{**vars(tiny_model), "in_chans": 5})
+    description = MODELS.describe(
+        model,
+        holds="encoder",
+        channels=["height", "intensity"],
+        channel_mean=[1.0, 5.0],
+        channel_std=[2.0, 3.0],
+    )
+    save_weights(tmp_path / "model.safetensors", create_backbone(model).state_dict(), description)
+
+    def configure(*channels):
+        data = config_of(tmp_path, channels=channels, columns=("x", "y", "z", *channels))
+        init = str(tmp_path / "model.safetensors")
+        return configs(DOMAIN).finetune(data=data, model=model, training=short_training, init=init)
+
+    return configure
+
+
+@pytest.mark.parametrize("channels", [("intensity", "height"), ("height", "curvature")])
+def test_a_frozen_encoder_reads_its_own_channels_and_a_trained_one_says_that_others_are_new(
+    labelled, channels, capsys
+):
+    difference = (
+        rf"data.channels is \['{channels[0]}', .*, and the model was trained with \['height', 'intensity'\]"
+    )
+    with pytest.raises(UserError, match=rf"{difference}, in this order: a frozen encoder reads only what it"):
+        LinearProbeTask(DOMAIN, labelled(*channels))
+    assert "the model was trained with" not in capsys.readouterr().out
+    FinetuneTask(DOMAIN, labelled(*channels))
+    assert "in this order: training goes on from its weights with other inputs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", [LinearProbeTask, FinetuneTask])
+def test_the_channels_of_the_training_are_taken_without_a_word(labelled, task, capsys):
+    task(DOMAIN, labelled("height", "intensity"))
+    assert "the model was trained with" not in capsys.readouterr().out
+
+
+def test_pretraining_goes_on_with_the_channels_of_its_start(labelled):
+    command = next(command for command in COMMANDS if command.name == "pretrain")
+    start = {"init": labelled("height", "intensity").init}
+    scaling = {"data.channel_mean": (1.0, 5.0), "data.channel_std": (2.0, 3.0)}
+    assert command.other_defaults(start) == {"data.channels": ("height", "intensity"), **scaling}
+    assert "data.channel_mean" not in command.other_defaults({**start, "data.channels": "('a', 'b')"})
+    assert command.other_defaults({}) == {}
+
+
+def test_a_run_that_did_not_save_how_its_clouds_were_prepared_is_resumed(labelled, tmp_path):
+    """Runs of earlier versions have no such entry, and settings that they left to their source as null."""
+    now = {
+        f"data.{name}": value
+        for name, value in FinetuneTask(DOMAIN, labelled("height", "intensity")).data_settings().items()
+    }
+    assert (now["data.unit_sphere"], now["data.up_axis"]) == (None, None)
+    saved = {name: value for name, value in now.items() if name != "data.preparation"}
+    refuse_another_run(saved, now, tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["ply", "pcd"])
+def test_a_cloud_of_named_columns_may_have_fewer_points_than_columns(tmp_path, ending):
+    """Its columns are named, so it is not transposed."""
+    names = ("x", "y", "z", *NORMALS, "intensity")
+    rows = "".join(" ".join(map(repr, row)) + "\n" for row in EVERYTHING[:5].tolist())
+    properties = "".join(f"property float {name}\n" for name in names)
+    header = {
+        "ply": f"ply\nformat ascii 1.0\nelement vertex 5\n{properties}end_header\n",
+        "pcd": f"FIELDS {' '.join(names)}\nSIZE{' 4' * 7}\nTYPE{' F' * 7}\nPOINTS 5\nDATA ascii\n",
+    }
+    path = tmp_path / f"a.{ending}"
+    path.write_text(header[ending] + rows)
+    points = read_cloud_files(str(path), channels=(*NORMALS, "intensity")).points(0)
+    np.testing.assert_allclose(points, EVERYTHING[:5], atol=1e-6)
+    np.save(tmp_path / "b.npy", EVERYTHING[:5])
+    with pytest.raises(
+        UserError, match=r"b.npy has shape \(5, 7\), more columns than points; .*transpose it"
+    ):
+        read_cloud_files(str(tmp_path / "b.npy")).points(0)
+
+
+def test_a_table_without_points_beside_npz_clouds_is_none(tmp_path):
+    write(tmp_path / "a.npz")
+    write(tmp_path / "b.csv")
+    (tmp_path / "predictions.csv").write_text("cloud,class,probability\na.npz,chair,0.5\n")
+    clouds = read_cloud_files(str(tmp_path))
+    assert [path.name for path in clouds.paths] == ["a.npz", "b.csv"]
+    assert [(entry.kind, entry.count) for entry in clouds.ignored] == [(".csv", 1)]

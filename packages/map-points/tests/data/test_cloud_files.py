@@ -70,7 +70,7 @@ def test_paths_that_are_no_clouds_are_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.ply", b"solid\n", "a.ply is no PLY file"),
+        ("a.ply", b"solid\n", "a.ply is not a PLY file"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 2\n", "the header is cut off"),
         (
             "a.ply",

@@ -49,7 +49,7 @@ from map_points.data import PointDataConfig, read_clouds
         (
             "eval_split",
             "val",
-            "data.eval_split val names a split of data.source 'folder'; 'shapes' has but the test split .*: give "
+            "data.eval_split val names a split of data.source 'folder'; 'shapes' has only the test split .*: give "
             "--data.eval_split test, or leave it out",
         ),
         (

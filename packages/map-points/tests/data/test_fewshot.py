@@ -153,3 +153,9 @@ def test_folds_that_cannot_be_are_named(published, change, message, split):
     (root / "5way_10shot" / "3.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=rf"3.pkl \({split}\).*{message}"):
         read_fold(root, 5, 10, 3)
+
+
+def test_the_classes_of_a_fold_are_drawn():
+    chosen = {draw(fold=fold).train.classes for fold in range(20)}
+    assert {name for classes in chosen for name in classes} == set("abcdef")
+    assert len(chosen) > 5

@@ -119,8 +119,8 @@ def test_a_named_split_is_evaluated_on_in_spite_of_a_holdout(tmp_path, layout, p
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ("folders", r"data.eval_split 'tset' is no folder in .*: did you mean test\?"),
-        ("lists", r"data.eval_split 'tset' is no list in .*: did you mean test\?"),
+        ("folders", r"data.eval_split 'tset' is not a folder in .*: did you mean test\?"),
+        ("lists", r"data.eval_split 'tset' is not a list in .*: did you mean test\?"),
         ("table", r"labels.csv has no row of split 'tset' \(eval_split\): did you mean test\?"),
     ],
 )
@@ -347,9 +347,9 @@ def test_a_list_to_train_on_is_asked_for(tmp_path):
     [
         (
             ["a.npy", "none.npy"],
-            r"train.txt, line 2, names 'none.npy', which is no cloud file in .*; correct it",
+            r"train.txt, line 2, names 'none.npy', which is not a cloud file in .*; correct it",
         ),
-        (["a.npy", "notes.md"], r"line 2, names 'notes.md', which is no cloud file"),
+        (["a.npy", "notes.md"], r"line 2, names 'notes.md', which is not a cloud file"),
         (["a.npy", "", "a.npy"], r"line 3, names 'a.npy' again, after line 1; name every cloud once"),
         (["a.npy", "../a.npy"], r"names '../a.npy', which leads out of"),
         (["/a.npy"], r"names '/a.npy', which leads out of"),
@@ -405,3 +405,107 @@ def test_splits_whose_classes_differ_have_no_common_labels(tmp_path, tiny_model)
         open_data(settings(tmp_path), tiny_model, "features")
     with pytest.raises(UserError, match=message):
         next(open_folds(settings(tmp_path), FoldsConfig(way=2, shot=1, queries=1)))
+
+
+HIDDEN = (
+    "train/a/._1.npy",
+    "train/b/.ipynb_checkpoints/2-checkpoint.npy",
+    "train/.Trash/3.npy",
+    ".cache/4.npy",
+)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_files_and_folders_are_neither_clouds_nor_classes(tmp_path, name):
+    for cloud in ("train/a/1.npy", "train/b/2.npy"):
+        write(tmp_path / cloud)
+    visible = open_folder(tmp_path, "pretrain")
+    write(tmp_path / name)
+    data = open_folder(tmp_path, "pretrain")
+    assert (data.train.names, data.classes, data.description) == (
+        visible.train.names,
+        ("a", "b"),
+        visible.description,
+    )
+    assert len(open_files(str(tmp_path), settings(tmp_path), PointModelConfig())) == 2
+
+
+def test_a_folder_below_a_hidden_one_is_read(tmp_path):
+    write(tmp_path / ".data/a/1.npy")
+    assert len(open_folder(tmp_path / ".data", "pretrain").train) == 1
+
+
+@pytest.mark.parametrize("layout", ["folders", "lists"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_stray_cloud_of_either_split_is_named(tmp_path, tiny_model, layout, split):
+    names = {part: [f"{part}/{label}/1.npy" for label in "ab"] for part in ("train", "val")}
+    names[split].append(f"{split}/stray.npy" if layout == "folders" else "stray.npy")
+    for name in (*names["train"], *names["val"]):
+        write(tmp_path / name)
+    if layout == "lists":
+        for label in "ab":
+            for part in ("train", "val"):
+                write(tmp_path / f"{label}/{part}.npy")
+        names = {part: [f"{label}/{part}.npy" for label in "ab"] for part in names}
+        names[split].append("stray.npy")
+        write_lists(tmp_path, **names)
+    message = r"stray.npy lies in no class folder, as other clouds of .* do: move it into one, or away"
+    for purpose in ("finetune", "features"):
+        with pytest.raises(UserError, match=message):
+            open_data(settings(tmp_path), tiny_model, purpose)
+
+
+def test_a_split_to_evaluate_on_without_any_class_folder_is_named(tmp_path, tiny_model):
+    for name in ("train/a/1", "train/b/2", "val/3", "val/4"):
+        write(tmp_path / f"{name}.npy")
+    with pytest.raises(
+        UserError, match=r"val holds clouds but no class subfolders: labels need val/<class>/<cloud>"
+    ):
+        open_data(settings(tmp_path), tiny_model, "finetune")
+
+
+def test_an_evaluation_names_the_row_without_a_label(tmp_path, tiny_model):
+    for i in range(3):
+        write(tmp_path / f"{i}.npy", i)
+    labels = write_labels(tmp_path, ["path,label,split", "0.npy,a,train", "1.npy,b,test", "2.npy,,test"])
+    config = settings(tmp_path, **labels)
+    with pytest.raises(UserError, match="line 4, has no label: give every row one, or leave the row out"):
+        open_data(config, tiny_model, "evaluate", {"classes": ["a", "b"]})
+    drawn = open_data(
+        config, tiny_model, "evaluate", {"holds": "encoder"}
+    )  # for a picture of reconstructions
+    assert len(drawn.evaluation) == 2
+
+
+def test_lists_may_be_written_with_backslashes(tmp_path):
+    write(tmp_path / "a/1.npy")
+    write(tmp_path / "b/2.npy")
+    write_lists(tmp_path, train=["a\\1.npy", ".\\b\\2.npy"])
+    data = open_folder(tmp_path, "pretrain")
+    assert (len(data.train), data.classes) == (2, ("a", "b"))
+
+
+def test_settings_that_another_source_does_not_read_are_no_defaults():
+    run = {
+        "source": "folder",
+        "root": "clouds",
+        "labels": "l.csv",
+        "columns": ["x", "y", "z"],
+        "eval_split": "val",
+    }
+    assert data_defaults(run | {"holdout": 0.1}, {}, {"data.source": "shapes"}) == {
+        "source": "folder",  # which that of the command line replaces
+        "holdout": 0.1,
+    }
+    assert data_defaults(run, {}, {"data.source": "hdf5"}) == {"source": "folder", "root": "clouds"}
+    assert data_defaults(run, {}, {"data.source": "folder", "data.root": "others"}) == run
+
+
+def test_clouds_are_prepared_as_the_description_of_a_model_says():
+    trained = PointDataConfig("scanobjectnn", "h5", num_points=2048).preparation
+    assert trained == {"source": "scanobjectnn", "num_points": 2048, "unit_sphere": False, "up_axis": "y"}
+    prepared = {name: value for name, value in trained.items() if name != "source"}
+    assert data_defaults({}, {"preparation": trained}, {}) == prepared
+    assert data_defaults({}, {"preparation": trained}, {"data.source": "scanobjectnn"}) == prepared
+    assert data_defaults({}, {"preparation": trained}, {"data.source": "folder"}) == {"num_points": 2048}
+    assert data_defaults({}, {}, {}) == {}

@@ -389,7 +389,7 @@ def test_lists_do_not_lead_out_of_the_folder(tmp_path):
     for line in ("../../etc_passwd", "/etc_passwd", ".._x", "chair_\x1b[2J", "chair_" + "x" * 300):
         listing.write_text(f"chair_0001\n{line}\n")
         with pytest.raises(
-            UserError, match=r"modelnet40_train.txt, line 2, names .*(leads out of|no file name)"
+            UserError, match=r"modelnet40_train.txt, line 2, names .*(leads out of|not a file name)"
         ):
             read_clouds(PointDataConfig("normal_resampled", str(root)), "train")
     (root / "test.txt").write_text("")
@@ -410,16 +410,16 @@ def test_lists_do_not_lead_out_of_the_folder(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000, "is no JSON"),
-        ("[" + "9" * 5000 + "]", "is no JSON"),
-        ("<html>", "is no JSON .* it looks like an HTML page"),
+        ("[" * 100_000, "is not JSON"),
+        ("[" + "9" * 5000 + "]", "is not JSON"),
+        ("<html>", "is not JSON .* it looks like an HTML page"),
         ("{}", "holds a dict; expected a list"),
         ("5", "holds a int; expected a list"),
         ("[5]", r"lists 5 \(item 0\); expected shape_data"),
         ('["s/1/a", ["s/1/a"]]', r"lists list \(item 1\)"),
         ('["1/"]', r"lists '1/' \(item 0\)"),
-        ('["s/\\u001b[2J/a"]', "item 0, names .* which is no file name"),
-        ('["s/\\ud800/a"]', "item 0, names .* which is no file name"),
+        ('["s/\\u001b[2J/a"]', "item 0, names .* which is not a file name"),
+        ('["s/\\ud800/a"]', "item 0, names .* which is not a file name"),
     ],
 )
 def test_json_of_other_content(tmp_path, text, message):

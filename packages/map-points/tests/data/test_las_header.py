@@ -55,7 +55,7 @@ def test_what_was_written_is_read(tmp_path, name):
         ("a.las", 96, "<I", 2**31, r"its header has 227 bytes, its points begin at 2147483648 of \d+"),
         ("a.las", 94, "<H", 0, "its header has 0 bytes"),
         ("a.las", 105, "<H", 0, "its header has 227 bytes"),
-        ("a.las", 0, "<I", 0, "it is no LAS file, or cut off"),
+        ("a.las", 0, "<I", 0, "it is not a LAS file, or cut off"),
         ("a.las", 25, "<B", 4, "its header has 227 bytes, of 375 in version 1.4"),
     ],
     ids=range(10),

@@ -126,7 +126,7 @@ def test_an_array_referred_to_twice_is_one(tmp_path):
         (array(shape=b"G" + struct.pack(">d", 2.0) + b"\x85"), "an impossible shape"),
         (array(shape=b"\x88\x85"), "an impossible shape"),
         (array(shape=b"K\x02"), "it sets a state that arrays of numbers"),
-        # strides have no place in a pickle; whatever stands where data should is no data
+        # strides have no place in a pickle; whatever stands where data should is not data
         (array(raw=b"]"), "an array of list values"),
         (array(raw=b"N"), "an array of NoneType values"),
         (array(raw=EMPTY_ARRAY), "an array of Unbuilt values"),

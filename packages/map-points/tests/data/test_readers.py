@@ -97,7 +97,7 @@ def test_an_h5_file_without_its_keys_is_named(hdf5):
     ):
         read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
     file.write_bytes(b"no h5")
-    with pytest.raises(UserError, match=r"ply_data_train1.h5 is no h5 file .* download it again"):
+    with pytest.raises(UserError, match=r"ply_data_train1.h5 is not an h5 file .* download it again"):
         read_clouds(PointDataConfig("hdf5", str(hdf5)), "train")
 
 

@@ -10,7 +10,7 @@ from map_core.errors import UserError
 from map_points.data import PointDataConfig, load_part_data, read_clouds, shapenetpart, write_part_shapes
 from map_points.data.part_shapes import CATEGORIES
 from map_points.data.parts import draw_points
-from map_points.data.shapenetpart import IGNORED, read_shapenetpart
+from map_points.data.shapenetpart import UNLABELLED, read_shapenetpart
 from map_points.data.txt import read_txt
 from map_points.segmentation.metrics import part_totals, parts_of_categories
 
@@ -118,7 +118,7 @@ def test_published_parts_count_from_0_through_all_categories(root):
 def test_broken_lists_are_named(root):
     listing = root / "train_test_split" / "shuffled_test_file_list.json"
     for text, message in (
-        ("[", r"shuffled_test_file_list.json is no JSON"),
+        ("[", r"shuffled_test_file_list.json is not JSON"),
         ('["c"]', r"lists 'c' \(item 0\); expected shape_data/<synset>/<id>"),
         (
             '["shape_data/123/c"]',
@@ -247,9 +247,9 @@ def test_points_with_the_ignored_label_are_neither_trained_nor_measured_on(root,
     data = load_part_data(config)
     assert data.parts == ((0, 1, 2, 3), (4, 5), (7, 9))
     _, category, parts = data.evaluation[1]
-    assert sorted(parts.tolist()) == [IGNORED] * 10 + [7] * 10 + [9] * 10
+    assert sorted(parts.tolist()) == [UNLABELLED] * 10 + [7] * 10 + [9] * 10
     logits = torch.randn(30, 10)
-    labelled = parts != IGNORED
+    labelled = parts != UNLABELLED
     torch.testing.assert_close(
         torch.nn.functional.cross_entropy(logits, parts),
         torch.nn.functional.cross_entropy(logits[labelled], parts[labelled]),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from map_core.errors import UserError
-from map_points.data.txt import NO_CLOUD, read_txt
+from map_points.data.txt import NO_CLOUD, read_named_txt, read_txt
 
 ROWS = np.array([[0.5, 1.0, -2.0], [3.0, 4.0, 5e-3]])
 
@@ -25,6 +25,8 @@ ROWS = np.array([[0.5, 1.0, -2.0], [3.0, 4.0, 5e-3]])
         b"x y z\n0.5 1 -2\n3 4 5e-3\n",
         b'"X";"Y";"Z"\n2\n0.5;1;-2\n3;4;5e-3\n',
         b"z,x,y\n-2,0.5,1\n5e-3,3,4\n",
+        b"x,y,z\n0.5 1 -2\n3 4 5e-3\n",
+        b"x y z\n0.5,1,-2\n3,4,5e-3\n",
         b"# by hand, with commas; K\xf6ln\n//X Y Z\n0.5 1 -2 # first\n3 4 5e-3\n",
     ],
 )
@@ -40,6 +42,14 @@ def test_columns_that_a_header_names_keep_their_order_behind_the_coordinates(tmp
     np.testing.assert_array_equal(read_txt(tmp_path / "a.txt"), [[1, 2, 3, 9, 4]])
 
 
+@pytest.mark.parametrize("header", ["x, y, z, point id", '"x" , "y" , "z" , "point id",', "X;Y;Z;Point ID"])
+def test_a_column_may_have_a_name_of_several_words(tmp_path, header):
+    separator = ";" if ";" in header else ","
+    (tmp_path / "a.csv").write_text(f"{header}\n1,2,3,4\n".replace(",", separator))
+    names, table = read_named_txt(tmp_path / "a.csv")
+    assert (names, table.tolist()) == (["x", "y", "z", "point id"], [[1, 2, 3, 4]])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -49,7 +59,8 @@ def test_columns_that_a_header_names_keep_their_order_behind_the_coordinates(tmp
         ("1 2 3\n1 2 x\n", "line 2 has 'x', no number$"),
         ("# c\n\n1 2 3\n4 5\n", "line 4 has 2 values, the lines before it 3; is it cut off"),
         ("1,5;2,5;3,5\n", "line 1 has '1,5', no number; is the decimal sign a comma"),
-        ("1,5 2,5 3,5\n", "line 1 has '5 2', no number"),
+        ("1,5 2,5 3,5\n", "line 1 has '5 2', no number; is the decimal sign a comma"),
+        ("1, 2, not a cloud\n", f"line 1 has 'not a cloud', no number; {NO_CLOUD}"),
         ("1,2,,3\n", "line 1 has '', no number"),
         ("1;2;3\n;\n", "line 2 has '', no number"),
         ("1 2 1_0\n", "line 1 has '1_0', no number"),

@@ -1,11 +1,13 @@
-"""Nearest neighbours against their slow definition, ties included."""
+"""Nearest neighbours against their slow definition, ties included, and the values gathered for them."""
+
+import itertools
 
 import pytest
 import torch
 
 from map_core.errors import UserError
 from map_points.patches import neighbors
-from map_points.patches.neighbors import nearest_neighbors
+from map_points.patches.neighbors import gather_neighbors, nearest_neighbors
 
 
 def slow_knn(queries, cloud, k, distance):
@@ -24,6 +26,16 @@ def test_a_batch_taken_in_parts_has_the_same_neighbours(make_clouds, monkeypatch
     whole = nearest_neighbors(points, points, 4)
     monkeypatch.setattr(neighbors, "CACHED_DISTANCES", 2 * 30 * 30)  # two clouds at once
     assert torch.equal(nearest_neighbors(points, points, 4), whole)
+
+
+@pytest.mark.parametrize("tail", [(), (3,), (2, 5)])
+def test_gathered_values_are_those_of_the_neighbours(make_clouds, tail):
+    points, values = make_clouds(2, 30), torch.randn(2, 30, *tail)
+    index = nearest_neighbors(points[:, :7], points, 4)
+    gathered = gather_neighbors(values, index)
+    assert gathered.shape == (2, 7, 4, *tail)
+    for b, query, k in itertools.product(range(2), range(7), range(4)):
+        assert torch.equal(gathered[b, query, k], values[b, index[b, query, k]])
 
 
 @pytest.mark.parametrize("k", [0, 21])

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 
 from map_core.errors import UserError
 from map_points.data.shapenetpart import PARTS_OF_SYNSET
@@ -131,3 +132,16 @@ def test_all_that_is_trained_has_a_gradient_whichever_layers_are_read(segmenter)
     assert all(grad is not None for grad in trained.values())
     assert any(name.startswith("backbone.encoder.blocks.0.") for name in trained)
     assert not any(name.startswith("backbone.encoder.blocks.1.") for name in trained)
+
+
+def test_layer_decay_takes_one_step_per_block(segmenter, tiny_model):
+    for model, prefix in ((create_classifier(tiny_model, 2), ""), (segmenter(), "backbone.")):
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.5)
+        scale = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+        assert scale.keys() == set(names.values())
+        for i in range(3):
+            block = f"{prefix}encoder.blocks.{i}."
+            assert {value for name, value in scale.items() if name.startswith(block)} == {0.5 ** (3 - i)}
+        assert {value for name, value in scale.items() if "patch_embed" in name} == {0.5**4}
+        assert {value for name, value in scale.items() if name.startswith("head.")} == {1.0}

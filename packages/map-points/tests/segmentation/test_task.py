@@ -15,7 +15,7 @@ from map_core.errors import UserError
 from map_core.tasks.weights import read_weights
 from map_core.training import train
 from map_points.data import PointDataConfig, load_part_data
-from map_points.data.shapenetpart import IGNORED
+from map_points.data.shapenetpart import UNLABELLED
 from map_points.segmentation.metrics import part_metrics
 from map_points.segmentation.task import (
     SegmentationConfig,
@@ -25,6 +25,7 @@ from map_points.segmentation.task import (
     load_segmenter,
     refuse_another_head,
     segmentation_totals,
+    start_from,
 )
 
 
@@ -137,13 +138,13 @@ def test_points_without_a_part_are_not_in_the_loss(config, smoothing):
     model = task.model.eval()
     points, category = torch.stack([task.data.evaluation[i][0] for i in range(4)]), torch.arange(4)
     parts = torch.randint(0, 10, (4, 64))
-    parts[:, 40:] = IGNORED
+    parts[:, 40:] = UNLABELLED
     log_probability = model(points, category)[:, :40].log_softmax(-1)
     one_hot = F.one_hot(parts[:, :40], log_probability.shape[-1])
     target = (1 - smoothing) * one_hot + smoothing / log_probability.shape[-1]
     loss = task.loss(model, (points, category, parts), Draw.of_batch(4)).loss
     torch.testing.assert_close(loss, -(log_probability * target).sum(-1).mean())
-    empty = task.loss(model, (points, category, torch.full((4, 64), IGNORED)), Draw.of_batch(4)).loss
+    empty = task.loss(model, (points, category, torch.full((4, 64), UNLABELLED)), Draw.of_batch(4)).loss
     empty.backward()
     assert float(empty.detach()) == 0
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -235,3 +236,29 @@ def test_activation_checkpointing_reaches_the_backbone(config):
     training = replace(config.training, activation_checkpointing=True, recompute_every=2)
     encoder = SegmentTask(replace(config, training=training)).model.backbone.encoder
     assert (encoder.activation_checkpointing, encoder.recompute_every) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    ("classes", "parts"),
+    [
+        (("a", "b", "c", "d", "e"), tuple((2 * i, 2 * i + 1) for i in range(5))),
+        (("hammer", "lamp", "lollipop", "mug", "table"), (*((i, i + 5) for i in range(5)),)),
+        (("hammer", "lamp"), ((0, 1), (2, 3))),
+    ],
+    ids=["categories", "parts", "counts"],
+)
+def test_the_head_of_a_segmenter_of_other_categories_or_parts_starts_anew(
+    segmented, config, classes, parts, capsys
+):
+    out, task, _ = segmented
+    torch.manual_seed(1)
+    model = build_segmenter(config.model, config.objective, len(classes), 1 + max(map(max, parts)))
+    fresh = model.head[1].weight.clone()
+    start_from(model, str(out), classes, parts)
+    for name, value in task.model.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], value)
+    assert torch.equal(model.head[1].weight, fresh)
+    message = (
+        r"the head of .* is for other categories or parts \(5 categories, hammer, lamp, .*: it starts anew"
+    )
+    assert re.search(message, capsys.readouterr().out)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from map_core.tasks.families import Converted, Family, depth
 from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer_keys
-from map_points.checkpoints.parts import (
+from map_points.checkpoints.shared import (
     CLASS_TOKEN,
     DENSE,
     HEAD,

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family
-from map_points.checkpoints.parts import DENSE, NORM, as_linear, guessed_settings, model_section, switches
 from map_points.checkpoints.point_mae import TRUNK, convert_transformer
+from map_points.checkpoints.shared import DENSE, NORM, as_linear, guessed_settings, model_section, switches
 from map_points.data.shapenetpart import PARTS_OF_SYNSET
 
 SEGMENTER = (

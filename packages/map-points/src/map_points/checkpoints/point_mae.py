@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from map_core.tasks.families import Converted, Family, depth
-from map_points.checkpoints.parts import (
+from map_points.checkpoints.shared import (
     CLASS_TOKEN,
     DENSE,
     HEAD,
@@ -88,7 +88,7 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
         ours,
         model_section("point_mae", **arguments),
         guessed_settings=guessed_settings("point_mae", arguments, head_shows_points=True),
-        switches=switches("point_mae"),
+        switches=switches("point_mae") | patch_size_setting(state),
         decoder_state=convert_decoder(state, str, width) | biases,
         objective=objective,
         notes=(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from map_core.tasks.families import Converted, Family, depth
 from map_points.checkpoints.mixers import DIRECTIONS, PROJECTIONS, mixer_keys
-from map_points.checkpoints.parts import (
+from map_points.checkpoints.shared import (
     DENSE,
     HEAD,
     MASK_RATIO,
@@ -69,7 +69,7 @@ def convert_point_mamba(state: Mapping[str, Tensor]) -> Converted:
         switches=switches("point_mamba", "order", "second_order", "pool") | pool_setting(arguments),
         classes=class_names(ours),
         notes=(
-            "the original's curve is as fine as the largest cloud of a batch asks for; here 128 cells an axis, or 256 "
+            "the original's curve is as fine as the largest cloud of a batch asks for; here 128 cells per axis, or 256 "
             "where a cloud is wider than 2.56",
         ),
     )
@@ -88,7 +88,7 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
         ours,
         model_section("point_mamba", **arguments),
         guessed_settings=guessed_settings("point_mamba", arguments, head_shows_points=True),
-        switches=switches("point_mamba", "order"),
+        switches=switches("point_mamba", "order") | patch_size_setting(state),
         decoder_state=convert_decoder(state, rename_decoder_layer, arguments["embed_dim"]),
         objective={
             "attention": "ar",

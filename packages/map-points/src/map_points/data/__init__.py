@@ -6,18 +6,17 @@ from map_points.data.config import PointDataConfig
 from map_points.data.fewshot import FewShotEpisode, find_folds, read_fold, sample_fold
 from map_points.data.part_shapes import write_part_shapes
 from map_points.data.parts import PartData, PartSamples, load_part_data
-from map_points.data.samples import (
-    CloudSamples,
+from map_points.data.samples import CloudSamples, collate_clouds
+from map_points.data.scaling import channel_scaling
+from map_points.data.splits import (
     choose_clouds,
     clouds_to_evaluate,
-    collate_clouds,
     has_evaluation,
-    measure,
     read_clouds,
     require_classes,
     require_same_classes,
 )
-from map_points.data.statistics import channel_scaling
+from map_points.data.statistics import measure
 
 __all__ = [
     "CloudSamples",

@@ -48,7 +48,7 @@ def read_arrays(path: Path) -> np.ndarray | Columns:
     for name, values in arrays.items():
         if values.shape == (len(points), 3):
             columns |= {f"{name}_{axis}": values[:, i] for i, axis in enumerate(AXES)}
-        elif values.shape == (len(points),) and name not in AXES:  # y is a label there, no coordinate
+        elif values.shape == (len(points),) and name not in AXES:  # y is a label there, not a coordinate
             columns[name] = values
     return columns
 
@@ -66,10 +66,8 @@ READERS: dict[str, Callable[[Path], np.ndarray | Columns]] = {
     ".pts": read_table,
     ".csv": read_table,
 }
-RESULTS = (
-    ".csv",
-    ".npz",
-)  # taken for predictions, features or lists of labels where a folder holds other clouds
+# taken for predictions, features or lists of labels where a folder holds other clouds
+RESULTS = (".csv", ".npz")
 
 
 def read_cloud(path: Path, channels: Sequence[str] = (), columns: Sequence[str] | None = None) -> np.ndarray:
@@ -119,6 +117,8 @@ class Listing:
 def clouds_below(folder: Path) -> Listing:
     """The cloud files below a folder; .csv and .npz files count where there are no others but texts without points.
 
+    Beside .npz files, a .csv file counts if it begins like a cloud.
+
     Raises:
         UserError: there are none.
     """
@@ -127,22 +127,16 @@ def clouds_below(folder: Path) -> Listing:
     results = [file for file in readable if file.suffix.lower() in RESULTS]
     others = [file for file in readable if file.suffix.lower() not in RESULTS]
     clouds = others if not results or any(map(_may_be_cloud, others)) else results
+    if any(file.suffix.lower() == ".npz" for file in clouds):
+        clouds = [file for file in clouds if _may_be_cloud(file)]
     if not clouds:
         raise UserError(f"{folder} holds no cloud files ({', '.join(READERS)})")
-    kinds = Counter(
-        file.suffix.lower() or "without extension"
-        for file in {*files} - {*clouds}
-        if not _is_hidden(file.relative_to(folder))
-    )
+    kinds = Counter(file.suffix.lower() or "without extension" for file in {*files} - {*clouds})
     return Listing(tuple(clouds), tuple(Ignored(folder, kind, count) for kind, count in kinds.items()))
 
 
-def _is_hidden(file: Path) -> bool:
-    return any(part.startswith(".") for part in file.parts)
-
-
 def _may_be_cloud(file: Path) -> bool:
-    """Whether a file is no text, or one that begins like a cloud: not README.txt."""
+    """Whether a file is not text, or one that begins like a cloud: not README.txt."""
     return READERS[file.suffix.lower()] is not read_table or begins_like_a_cloud(file)
 
 

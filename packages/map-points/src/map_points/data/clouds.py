@@ -19,10 +19,12 @@ SomeFiles = TypeVar("SomeFiles", bound="FileClouds")
 def check_cloud(points: np.ndarray, name: str, channels: int = 0) -> np.ndarray:
     """Return x y z and ``channels`` channels of a cloud (n, 3 + channels), float64; further columns are left out.
 
+    Channels are chosen by the names of columns: a cloud that has some is not transposed, however few its points are.
+
     Raises:
-        UserError: it is no such table of numbers, or coordinates or channels are not finite.
+        UserError: it is not such a table of numbers, or coordinates or channels are not finite.
     """
-    check_layout(points.shape, name)
+    check_layout(points.shape, name, named=channels > 0)
     if points.dtype.kind not in "fiu":
         raise UserError(f"{name} holds {points.dtype}; a cloud is (points, 3 or more columns) of numbers")
     with np.errstate(invalid="ignore"):  # NaN of every kind is reported below
@@ -36,15 +38,15 @@ def check_cloud(points: np.ndarray, name: str, channels: int = 0) -> np.ndarray:
     return xyz
 
 
-def check_layout(shape: tuple[int, ...], name: str) -> None:
+def check_layout(shape: tuple[int, ...], name: str, *, named: bool = False) -> None:
     """Check that a cloud's shape is (points, 3 or more columns).
 
     Raises:
-        UserError: it is not, or is that of a transposed cloud.
+        UserError: it is not, or is that of a transposed cloud, unless the columns were ``named``.
     """
     if len(shape) != 2 or shape[1] < 3 or shape[0] == 0:
         raise UserError(f"{name} has shape {shape}; a cloud is (points, 3 or more columns), x y z first")
-    if shape[0] < shape[1] and shape[1] > 3:
+    if shape[0] < shape[1] and shape[1] > 3 and not named:
         raise UserError(
             f"{name} has shape {shape}, more columns than points; a cloud is (points, 3 or more columns): "
             "transpose it"
@@ -58,7 +60,7 @@ class Clouds(ABC):
     Attributes:
         labels: [n], int64.
         classes: Class names; () without labels.
-        split: What they are of their data, such as ``val split``; empty where the source has but one to evaluate on.
+        split: What they are of their data, such as ``val split``; empty where the source has only one to evaluate on.
     """
 
     labels: np.ndarray
@@ -213,7 +215,7 @@ def check_labels(
     """Return the labels of ``count`` clouds, flat, int64; ``class_list`` is the file that lists the classes, if any.
 
     Raises:
-        UserError: there is not one label for each cloud, or one is no whole number or outside the class list.
+        UserError: there is not one label for each cloud, or one is not a whole number or outside the class list.
     """
     labels = np.asarray(labels)
     if count == 0:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from map_core.errors import UserError
 from map_core.paths import expand_user
@@ -137,8 +137,8 @@ class PointDataConfig:
             )
         if self.source != "folder" and self.eval_split != "test":
             raise UserError(
-                f"data.eval_split {self.eval_split} names a split of data.source 'folder'; {self.source!r} has but the "
-                "test split to evaluate on: give --data.eval_split test, or leave it out"
+                f"data.eval_split {self.eval_split} names a split of data.source 'folder'; {self.source!r} has only "
+                "the test split to evaluate on: give --data.eval_split test, or leave it out"
             )
 
     def _check_source_settings(self) -> None:
@@ -212,7 +212,7 @@ class PointDataConfig:
                 continue
             if len(values) != count or not all(map(math.isfinite, values)):
                 raise UserError(
-                    f"data.{name} must be one finite number a channel, of which data.channels names {count}; got "
+                    f"data.{name} must be one finite number per channel, of which data.channels names {count}; got "
                     f"{', '.join(map(str, values))}"
                 )
             if name == "channel_std" and min(values, default=1) <= 0:
@@ -226,6 +226,21 @@ class PointDataConfig:
             raise UserError(f"data.scale must satisfy 0 < low <= high; got {values}")
         if not 0 <= self.translate < math.inf:
             raise UserError(f"data.translate must be 0 or more; got {self.translate}")
+
+    @property
+    def fits_unit_sphere(self) -> bool:
+        """Whether clouds are fitted into the unit sphere: as set, else as is usual for the source."""
+        return self.source != "scanobjectnn" if self.unit_sphere is None else self.unit_sphere
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How clouds are prepared, with every default resolved, and their source: an entry of a model's description."""
+        return {
+            "source": self.source,
+            "num_points": self.num_points,
+            "unit_sphere": self.fits_unit_sphere,
+            "up_axis": self.upward,
+        }
 
     @property
     def upward(self) -> Axis:
@@ -244,7 +259,13 @@ class PointDataConfig:
         return expand_user(self.root)
 
 
-SOURCE_OF_SETTING = {"variant": "scanobjectnn", "shapes_per_class": "shapes"}  # the only one that reads it
+SOURCE_OF_SETTING = {  # the only one that reads it
+    "variant": "scanobjectnn",
+    "shapes_per_class": "shapes",
+    "labels": "folder",
+    "columns": "folder",
+    "ignore_label": "shapenetpart",
+}
 CHOICES = {
     "source": PointSourceName,
     "variant": ScanObjectNNVariant,

@@ -203,7 +203,7 @@ def path_below(root: Path, name: str, source: str) -> Path:
     """Return the file below ``root`` that a list names.
 
     Raises:
-        UserError: the name leads out of the folder, or is no file name; ``source`` is the list and its line.
+        UserError: the name leads out of the folder, or is not a file name; ``source`` is the list and its line.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or ".." in parts or parts[0] == "/":
@@ -211,12 +211,14 @@ def path_below(root: Path, name: str, source: str) -> Path:
             f"{source} names {in_one_line(name)!r}, which leads out of {root}; name files inside the folder"
         )
     if not name.isprintable() or max(map(len, parts)) > LONGEST_NAME:
-        raise UserError(f"{source} names {in_one_line(name)!r}, which is no file name; correct the list")
-    return root / name
+        raise UserError(f"{source} names {in_one_line(name)!r}, which is not a file name; correct the list")
+    return root.joinpath(*parts)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the regular files below a folder; links are followed, and every real folder is visited once.
+    """Yield the regular files below a folder, but not what is hidden (its name begins with a dot).
+
+    Links are followed, and every real folder is visited once.
 
     Raises:
         UserError: a folder cannot be read.
@@ -235,5 +237,6 @@ def files_below(folder: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
-        folders.sort()
-        yield from (path for name in sorted(names) if (path := Path(directory, name)).is_file())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = sorted(name for name in names if not name.startswith("."))
+        yield from (path for name in visible if (path := Path(directory, name)).is_file())

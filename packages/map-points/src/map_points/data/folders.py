@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from map_core.data.labels import EVERYTHING, LabelTable, read_labels
+from map_core.data.labels import EVALUATION_SPLITS, EVERYTHING, LabelTable, read_labels
 from map_core.errors import UserError, in_one_line, near_matches
 from map_points.data.cloud_files import READERS, Listing, clouds_below, file_clouds
 from map_points.data.clouds import FileClouds, Ignored
 from map_points.data.files import check_names, path_below, read_lines, require_existing
 from map_points.data.txt import begins_like_a_cloud
 
-TEST_NAMES = ("val", "validation", "test")
 # class folders beside each other that are called like this are splits
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
@@ -65,16 +64,18 @@ def _refuse_splits(root: Path, paths: Sequence[Path]) -> None:
         )
 
 
-def why_no_classes(root: Path) -> str:
-    """Say why the training clouds of a folder have no classes, and what to do."""
-    folder, listing = _clouds_of(root, find_lists(root), "train")
+def why_no_classes(root: Path, split: str = "train", *, eval_split: str | None = None) -> str:
+    """Say why the clouds of a split (see :func:`read_cloud_folder`) have no classes, and what to do."""
+    lists = find_lists(root)
+    name = "train" if split == "train" else _required_split(root, lists, eval_split)
+    folder, listing = _clouds_of(root, lists, name)
     strays = _strays(folder, listing.clouds)
     if len(strays) < len(listing.clouds):
         return (
             f"{strays[0]} lies in no class folder, as other clouds of {folder} do: move it into one, or away"
         )
     return (
-        f"{root} holds clouds but no class subfolders: labels need train/<class>/<cloud> (pretraining takes the "
+        f"{folder} holds clouds but no class subfolders: labels need {name}/<class>/<cloud> (pretraining takes the "
         "folder as it is)"
     )
 
@@ -101,7 +102,7 @@ def find_lists(root: Path) -> dict[str, Path]:
         UserError: a text named after a split is neither a list nor a cloud, or the training clouds have no list.
     """
     lists = {}
-    for name in ("train", *TEST_NAMES):
+    for name in ("train", *EVALUATION_SPLITS):
         path = root / f"{name}.txt"
         if not path.is_file():
             continue
@@ -134,15 +135,15 @@ def _find_split(root: Path, lists: Mapping[str, Path], eval_split: str | None) -
     """The name of the split to evaluate on: ``eval_split``, else the first of val, validation and test, if any."""
     if eval_split is None:
         return next(
-            (name for name in TEST_NAMES if (name in lists if lists else (root / name).is_dir())), None
+            (name for name in EVALUATION_SPLITS if (name in lists if lists else (root / name).is_dir())), None
         )
     if lists and eval_split not in lists:
         hint = near_matches(eval_split, lists)
-        raise UserError(f"data.eval_split '{eval_split}' is no list in {root}: {hint}")
+        raise UserError(f"data.eval_split '{eval_split}' is not a list in {root}: {hint}")
     if not lists and not (root / eval_split).is_dir():
         folders = [path.name for path in root.iterdir() if path.is_dir()]
         hint = near_matches(eval_split, folders) if folders else "it has no subfolders"
-        raise UserError(f"data.eval_split '{eval_split}' is no folder in {root}: {hint}")
+        raise UserError(f"data.eval_split '{eval_split}' is not a folder in {root}: {hint}")
     return eval_split
 
 
@@ -150,10 +151,10 @@ def _required_split(root: Path, lists: Mapping[str, Path], eval_split: str | Non
     """As :func:`_find_split`, where there must be one."""
     name = _find_split(root, lists, eval_split)
     if name is None:
-        missing = f"none of the folders {', '.join(TEST_NAMES)}"
+        missing = f"none of the folders {', '.join(EVALUATION_SPLITS)}"
         cure = "add one, name another with --data.eval_split"
         if lists:
-            missing = f"train.txt but none of {', '.join(f'{name}.txt' for name in TEST_NAMES)}"
+            missing = f"train.txt but none of {', '.join(f'{name}.txt' for name in EVALUATION_SPLITS)}"
             cure = "add one"
         raise UserError(
             f"{root} has {missing} to evaluate on: {cure}, or set a part of the training clouds aside with "
@@ -169,7 +170,7 @@ def _paths_of(listing: Path, root: Path) -> list[Path]:
         path = path_below(root, line, source)
         if path.suffix.lower() not in READERS or not path.is_file():
             raise UserError(
-                f"{source} names {in_one_line(line, 60)!r}, which is no cloud file in {root}; correct it"
+                f"{source} names {in_one_line(line, 60)!r}, which is not a cloud file in {root}; correct it"
             )
         if path in paths:
             raise UserError(

@@ -29,7 +29,7 @@ def read_h5(path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
             file = h5py.File(path, "r")
         except OSError as error:
             raise UserError(
-                f"{path} is no h5 file ({in_one_line(str(error))}); copy or download it again"
+                f"{path} is not an h5 file ({in_one_line(str(error))}); copy or download it again"
             ) from error
         with file:
             if not set(KEYS) <= (keys := set(file)):
@@ -69,7 +69,7 @@ def _below(target: Path, root: Path, source: str) -> Path:
 
 
 def _check_storage(values: Any, path: Path, root: Path) -> None:
-    """Refuse data that are no array of numbers, lie outside ``root``, or claim more than their files hold.
+    """Refuse data that are not an array of numbers, lie outside ``root``, or claim more than their files hold.
 
     Raises:
         UserError: saying which of these.

@@ -37,7 +37,7 @@ def _points(laspy: Any, path: Path) -> Any:
         # the reader that does not trust the sizes of chunks: with the other, false ones end the process
         with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs) as reader:
             cloud, point_count = reader.read(), reader.header.point_count
-    except BaseException as error:  # panics of lazrs are no Exception
+    except BaseException as error:  # panics of lazrs are not of class Exception
         if isinstance(error, Exception) or type(error).__name__ != "PanicException":
             raise
         raise ValueError("it is damaged") from error

@@ -42,7 +42,7 @@ def check_header(path: Path) -> None:
     """Refuse a file whose header claims more than the file can hold.
 
     Raises:
-        ValueError: it does, or is no header.
+        ValueError: it does, or is not a header.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -68,7 +68,7 @@ def read_header(file: BinaryIO) -> Header:
     """
     data = file.read(HEADER_1_4)
     if len(data) < HEADER_1_0 or data[:4] != b"LASF":
-        raise ValueError("it is no LAS file, or cut off")
+        raise ValueError("it is not a LAS file, or cut off")
     size, points_at, records, kind, point, points = struct.unpack_from("<HIIBHI", data, 94)
     extended = {}
     if (data[24], data[25]) >= (1, 4):

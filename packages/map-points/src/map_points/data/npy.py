@@ -21,7 +21,7 @@ def read_npy(path: Path) -> np.ndarray:
     """Read an array; Python objects and structures are refused.
 
     Raises:
-        UserError: it is no npy file, or holds more or less than its header says.
+        UserError: it is not an npy file, or holds more or less than its header says.
     """
     with open_regular(path) as file:
         return _read_array(file.read, path.stat().st_size, str(path))
@@ -31,7 +31,7 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Read the named arrays of an npz file.
 
     Raises:
-        UserError: it is no npz file, lacks an array, or an array cannot be read.
+        UserError: it is not an npz file, lacks an array, or an array cannot be read.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -46,7 +46,7 @@ def read_all(path: Path) -> dict[str, np.ndarray]:
     """Read every array of an npz file.
 
     Raises:
-        UserError: it is no npz file, or an array cannot be read.
+        UserError: it is not an npz file, or an array cannot be read.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]

@@ -16,12 +16,12 @@ def read_off(path: Path) -> np.ndarray:
     surface first where they are few.
 
     Raises:
-        UserError: it is no OFF file, or is cut off.
+        UserError: it is not an OFF file, or is cut off.
     """
     lines = iter([line for row in read_text(path).splitlines() if (line := row.split("#")[0].strip())])
     first = next(lines, "")
     if not first.startswith("OFF"):
-        raise UserError(f"{path} is no OFF file: it does not begin with OFF{looks_like(path)}")
+        raise UserError(f"{path} is not an OFF file: it does not begin with OFF{looks_like(path)}")
     counts = next(chain([rest] if (rest := first[3:].strip()) else [], lines), "")
     word = (counts.split() or [""])[0]
     if not (word.isascii() and word.isdigit() and len(word) < 12):

@@ -11,13 +11,13 @@ from torch.utils.data import Dataset
 from map_core.errors import UserError
 from map_core.runs.notes import note
 from map_points.data.config import PointDataConfig
-from map_points.data.samples import Splits, hold_out_and_subset
 from map_points.data.shapenetpart import PartClouds, read_shapenetpart
+from map_points.data.splits import Splits, hold_out_and_subset
 from map_points.data.transforms import augment, prepare
 
 
 class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
-    """Clouds as (points [num_points 3] float32, category, parts [num_points] int64, IGNORED where unlabelled).
+    """Clouds as (points [num_points 3] float32, category, parts [num_points] int64, UNLABELLED where unlabelled).
 
     Points are drawn at random, in evaluation too, as is usual; where a cloud has fewer than num_points, all of them
     are drawn before any is repeated.

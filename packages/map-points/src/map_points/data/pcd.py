@@ -20,7 +20,7 @@ def read_pcd(path: Path) -> dict[str, np.ndarray]:
     Source: "The PCD (Point Cloud Data) file format", version 0.7, of the Point Cloud Library.
 
     Raises:
-        UserError: it is no PCD file, or is cut off.
+        UserError: it is not a PCD file, or is cut off.
     """
     with open_regular(path) as file:
         header = _read_header(file, path)
@@ -51,7 +51,7 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, list[str]]:
             continue
         if len(words) < 2 or words[0] not in KEYS:
             line = in_one_line(" ".join(words), 60)
-            raise UserError(f"{path} is no PCD file: its header has the line {line!r}{looks_like(path)}")
+            raise UserError(f"{path} is not a PCD file: its header has the line {line!r}{looks_like(path)}")
         header[words[0]] = words[1:]
     if missing := [key for key in ("FIELDS", "SIZE", "TYPE", "POINTS") if key not in header]:
         raise UserError(f"{path}: its header lacks {', '.join(missing)}; copy it again")
@@ -61,7 +61,7 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, list[str]]:
 def _number(header: dict[str, list[str]], key: str, path: Path) -> int:
     word = header[key][0]
     if not (word.isascii() and word.isdigit() and len(word) < 12):
-        raise UserError(f"{path}: {key} is {in_one_line(word, 40)!r}, no whole number")
+        raise UserError(f"{path}: {key} is {in_one_line(word, 40)!r}, not a whole number")
     return int(word)
 
 

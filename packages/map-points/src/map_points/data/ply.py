@@ -34,8 +34,8 @@ def read_ply(path: Path) -> dict[str, np.ndarray]:
     Source: Turk, "The PLY Polygon File Format" (1994).
 
     Raises:
-        UserError: it is no PLY file, has no vertices with x, y and z, has list properties in or before them, or is cut
-            off.
+        UserError: it is not a PLY file, has no vertices with x, y and z, has list properties in or before them, or is
+            cut off.
     """
     with open_regular(path) as file:
         form, elements = _read_header(file, path)
@@ -55,7 +55,7 @@ def read_ply(path: Path) -> dict[str, np.ndarray]:
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[_Element]]:
     if file.readline(LONGEST_LINE).strip() != b"ply":
-        raise UserError(f"{path} is no PLY file: it does not begin with ply{looks_like(path)}")
+        raise UserError(f"{path} is not a PLY file: it does not begin with ply{looks_like(path)}")
     form, elements = "", list[_Element]()
     for _ in range(LONGEST_HEADER):
         line = file.readline(LONGEST_LINE)

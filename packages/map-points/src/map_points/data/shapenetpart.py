@@ -31,7 +31,7 @@ PARTS_OF_SYNSET = {
 }  # fmt: skip
 
 
-IGNORED = -100  # torch's cross-entropy skips this label by default
+UNLABELLED = -100  # torch's cross-entropy skips this label by default
 SUSPECT = 255  # the usual mark of points without a label
 
 
@@ -50,7 +50,7 @@ class PartClouds(FileClouds):
     left_out: tuple[str, ...] = ()
 
     def labelled(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return points (n, 3), float64, and their parts (n), int64, IGNORED where there is none.
+        """Return points (n, 3), float64, and their parts (n), int64, UNLABELLED where there is none.
 
         Raises:
             UserError: there are not seven columns, coordinates are not finite, or a part is not one of the category's.
@@ -58,12 +58,12 @@ class PartClouds(FileClouds):
         columns, name = self.columns(index), self.name(index)
         points, category = check_cloud(columns, name), int(self.labels[index])
         parts = part_column(columns, name, self.ignore_label)
-        wrong = ~np.isin(parts, (*self.parts[category], IGNORED))
+        wrong = ~np.isin(parts, (*self.parts[category], UNLABELLED))
         if wrong.any():
             point = int(wrong.argmax())
             reason = self._why_not(index, int(parts[point]))
             raise UserError(f"{name}: point {point} has part {parts[point]}, but {reason}")
-        if (parts == IGNORED).all():
+        if (parts == UNLABELLED).all():
             raise UserError(f"{name}: every point has the ignored label {self.ignore_label}; {BROKEN_CLOUD}")
         return points, parts
 
@@ -83,19 +83,19 @@ class PartClouds(FileClouds):
 
 
 def part_column(columns: np.ndarray, name: str, ignore_label: int | None) -> np.ndarray:
-    """Return the last of seven columns as parts (n), int64, IGNORED where it is ``ignore_label``.
+    """Return the last of seven columns as parts (n), int64, UNLABELLED where it is ``ignore_label``.
 
     Raises:
-        UserError: there are not seven columns, or a part is no whole number from 0.
+        UserError: there are not seven columns, or a part is not a whole number from 0.
     """
     if columns.ndim != 2 or columns.shape[1] != COLUMNS:
         raise UserError(f"{name} has shape {columns.shape}; expected (points, 7): x y z, normal, part")
     values = columns[:, -1]
     if ignore_label is not None:
-        values = np.where(values == ignore_label, IGNORED, values)
-    wrong = ~((values >= 0) & (values < LARGEST_PART) & (np.floor(values) == values) | (values == IGNORED))
-    if ignore_label != IGNORED:
-        wrong |= columns[:, -1] == IGNORED
+        values = np.where(values == ignore_label, UNLABELLED, values)
+    wrong = ~((values >= 0) & (values < LARGEST_PART) & (np.floor(values) == values) | (values == UNLABELLED))
+    if ignore_label != UNLABELLED:
+        wrong |= columns[:, -1] == UNLABELLED
     if wrong.any():
         point = int(wrong.argmax())
         raise UserError(
@@ -126,7 +126,7 @@ def read_shapenetpart(
     Raises:
         UserError: a file cannot be used; the message names it.
     """
-    require_root(root, f"the folder with {LISTS} and one folder a category", LISTS)
+    require_root(root, f"the folder with {LISTS} and one folder per category", LISTS)
     names = _category_names(root)
     lists = {name: _read_list(root, name, names) for name in ("train", "val", "test")}
     files = {"train": lists["train"] + lists["val"], "test": lists["test"]}
@@ -160,7 +160,7 @@ def _read_list(root: Path, split: str, names: dict[str, str] | None) -> list[Pat
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = in_one_line(str(error)) + looks_like(path)
-        raise UserError(f"{path} is no JSON ({reason}); copy or download it again") from error
+        raise UserError(f"{path} is not JSON ({reason}); copy or download it again") from error
     if not isinstance(items, list):
         raise UserError(f"{path} holds a {type(items).__name__}; expected a list of shape_data/<synset>/<id>")
     files = []
@@ -209,7 +209,7 @@ def _parts(synset: str, files: list[Path], ignore_label: int | None) -> tuple[in
     labels: set[int] = set()
     for file in files:
         labels |= set(part_column(read_txt(file), str(file), ignore_label).tolist())
-    labels -= {IGNORED}
+    labels -= {UNLABELLED}
     if not labels:
         raise UserError(f"{synset} has no labelled points in its training files; its parts cannot be known")
     if SUSPECT in labels and SUSPECT - 1 not in labels:

@@ -1,20 +1,19 @@
-"""Mean and deviation of the channels of points, measured once and removed from every cloud."""
+"""Mean and deviation of the channels of points, measured over the clouds that training reads."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from tqdm import tqdm
 
-from map_core.data.statistics import Moments, deviations, read_statistics_file
+from map_core.data.statistics import Moments, deviations
 from map_core.errors import UserError
 from map_core.runs.files import save_json
 from map_core.runs.notes import note
 from map_points.data.clouds import Clouds
 from map_points.data.columns import vectors
 from map_points.data.config import PointDataConfig
+from map_points.data.splits import choose_clouds
 
 
 @dataclass(frozen=True)
@@ -37,38 +36,18 @@ class ChannelStatistics:
         save_json(path, asdict(self))
 
 
-@dataclass(frozen=True)
-class ChannelScaling:
-    """Subtract a mean from every channel of points and divide by a deviation; coordinates stay unchanged."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, cloud: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
-        channels = (cloud[:, 3:] - np.array(self.mean)) / np.array(self.std)
-        return np.concatenate([cloud[:, :3], channels], axis=1)
-
-
-def channel_scaling(config: PointDataConfig) -> ChannelScaling | None:
-    """The scaling of channels: from the file of statistics, else from the configured mean and deviation, else None.
+def measure(config: PointDataConfig, *, progress: bool = False) -> ChannelStatistics:
+    """Measure mean and deviation of the channels of the clouds that ``config`` trains on.
 
     Raises:
-        UserError: the file cannot be read, or is of other channels.
+        UserError: there are no channels, or a file cannot be used.
     """
-    if config.statistics is not None:
-        entries = ("channels", "mean", "std", "clouds")
-        values = read_statistics_file(config.statistics, entries, "map-points")
-        if values["channels"] != list(config.channels or ()) or len(values["mean"]) != len(
-            values["channels"]
-        ):
-            raise UserError(
-                f"{config.statistics} is of channels {values['channels']}, data.channels names "
-                f"{list(config.channels or ())}: measure these with map-points statistics, or change data.channels"
-            )
-        return ChannelScaling(values["mean"], values["std"])
-    if config.channel_mean is None or config.channel_std is None:
-        return None
-    return ChannelScaling(config.channel_mean, config.channel_std)
+    if not config.channels:
+        raise UserError("data.channels names nothing to measure: name channels, such as [intensity]")
+    unscaled = replace(config, statistics=None, channel_mean=None, channel_std=None)
+    return measure_channels(
+        choose_clouds(unscaled, evaluate=False).train, tuple(config.channels), progress=progress
+    )
 
 
 def measure_channels(

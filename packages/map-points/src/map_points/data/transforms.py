@@ -23,9 +23,9 @@ SURPLUS = 1200 / 1024  # farthest points of which a training step takes a random
 
 def to_unit_sphere(points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     """Shift the centroid to the origin and scale the farthest point to distance 1."""
-    centred = points - points.mean(dim=0)
-    radius = centred.norm(dim=-1).max()
-    return centred / radius if radius > 0 else centred
+    centered = points - points.mean(dim=0)
+    radius = centered.norm(dim=-1).max()
+    return centered / radius if radius > 0 else centered
 
 
 def prepare(points: np.ndarray, *, unit_sphere: bool, name: str) -> Float[Tensor, "n c"]:
@@ -38,17 +38,17 @@ def prepare(points: np.ndarray, *, unit_sphere: bool, name: str) -> Float[Tensor
     """
     exact = torch.from_numpy(points)
     xyz, channels = exact[:, :3], exact[:, 3:]
-    check_extent(xyz, name, centred=unit_sphere)
+    check_extent(xyz, name, centered=unit_sphere)
     return torch.cat([to_unit_sphere(xyz) if unit_sphere else xyz, channels], dim=1).float()
 
 
-def check_extent(points: Float[Tensor, "n 3"], name: str, *, centred: bool) -> None:
+def check_extent(points: Float[Tensor, "n 3"], name: str, *, centered: bool) -> None:
     """Check that a cloud has a shape that float32 can hold.
 
     Args:
         points: The cloud, float64.
         name: Name of the cloud, for messages.
-        centred: Whether the cloud is centred and scaled before it is rounded.
+        centered: Whether the cloud is centred and scaled before it is rounded.
 
     Raises:
         UserError: all points are identical, coordinates are beyond all bounds, a point lies so far out that it alone
@@ -69,7 +69,7 @@ def check_extent(points: Float[Tensor, "n 3"], name: str, *, centred: bool) -> N
             f"{name}: point {int(distance.argmax())} lies {float(distance.max()):.3g} from the others, which "
             f"lie within {spread:.3g}; remove that point"
         )
-    if not centred and extent < OFFSET * reach:
+    if not centered and extent < OFFSET * reach:
         raise UserError(
             f"{name} is {extent:.3g} wide but {reach:.3g} from the origin, too far for float32; centre it, or give "
             "--data.unit_sphere true"

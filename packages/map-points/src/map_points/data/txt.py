@@ -11,7 +11,7 @@ from map_points.data.files import read_text, reading
 COMMENT = re.compile(r"(?:#|//).*")
 COUNT = re.compile(r"\d{1,18}")
 SEPARATORS = (";", ",")
-NO_CLOUD = "if this is no cloud, move it away or give the folder of the clouds"
+NO_CLOUD = "if this is not a cloud, move it away or give the folder of the clouds"
 
 
 def read_txt(path: Path) -> np.ndarray:
@@ -66,18 +66,20 @@ def _parse(lines: dict[int, str], path: Path) -> tuple[list[str] | None, np.ndar
     _check_count(lines, path)
     if not lines:
         raise UserError(f"{path} holds no points; each line must have x, y and z")
-    table = _table(lines, path)
+    separator = _separator(lines)
+    table = _table(lines, separator, path)
     if header is None:
         return None, table
-    if len(header) != table.shape[1] or len(set(header)) != len(header):
+    names = _words(header, separator)
+    if len(names) != table.shape[1] or len(set(names)) != len(names):
         raise UserError(
-            f"{path}: the first line names {len(set(header))} columns, the rows have {table.shape[1]}; correct it"
+            f"{path}: the first line names {len(set(names))} columns, the rows have {table.shape[1]}; correct it"
         )
-    return header, table
+    return names, table
 
 
-def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:
-    """Remove the line that names the columns, if there is one, and return the names.
+def _take_header(lines: dict[int, str], path: Path) -> str | None:
+    """Remove the line that names the columns, if there is one, and return it.
 
     Raises:
         UserError: x, y and z are not among them.
@@ -91,8 +93,7 @@ def _take_header(lines: dict[int, str], path: Path) -> list[str] | None:
             f"{path}: line {number} has {in_one_line(lines[number], 60)!r}, no numbers; name the columns, x, y and z "
             f"among them, or take the line out; {NO_CLOUD}"
         )
-    del lines[number]
-    return words
+    return lines.pop(number)
 
 
 def _check_count(lines: dict[int, str], path: Path) -> None:
@@ -111,9 +112,13 @@ def _check_count(lines: dict[int, str], path: Path) -> None:
         )
 
 
-def _table(lines: dict[int, str], path: Path) -> np.ndarray:
+def _separator(lines: dict[int, str]) -> str | None:
+    """What separates the numbers of the rows; None for blanks."""
+    return next((mark for mark in SEPARATORS if mark in next(iter(lines.values()))), None)
+
+
+def _table(lines: dict[int, str], separator: str | None, path: Path) -> np.ndarray:
     """Rows of numbers."""
-    separator = next((mark for mark in SEPARATORS if mark in next(iter(lines.values()))), None)
     rows = list(lines.values())
     if separator is not None:
         rows = [row.removesuffix(separator) for row in rows]
@@ -134,7 +139,9 @@ def _broken_line(rows: dict[int, str], separator: str | None, path: Path) -> str
         bad_field = next((field for field in fields if not _is_number(field)), None)
         if bad_field is not None:
             hint = f"; {NO_CLOUD}" if number == min(rows) else ""
-            if "," in bad_field:
+            words = bad_field.split()
+            # blanks may separate the numbers: 1,5 2,5 3,5
+            if "," in bad_field or (separator == "," and len(words) > 1 and all(map(_is_number, words))):
                 hint = "; is the decimal sign a comma?"
             return f"{path}: line {number} has {in_one_line(bad_field, 40)!r}, no number{hint}"
         if len(fields) != columns:
@@ -142,8 +149,10 @@ def _broken_line(rows: dict[int, str], separator: str | None, path: Path) -> str
     return f"{path}: its numbers cannot be read; write plain numbers separated by commas or blanks"
 
 
-def _words(line: str) -> list[str]:
-    return [word.strip("\"'").lower() for word in re.split(r"[;,\s]+", line) if word]
+def _words(line: str, separator: str | None = None) -> list[str]:
+    """Split a line at a separator, or at any where it has none of these; in lower case, without quotes."""
+    words = line.split(separator) if separator and separator in line else re.split(r"[;,\s]+", line)
+    return [word.strip().strip("\"'").lower() for word in words if word.strip()]
 
 
 def _is_number(field: str) -> bool:

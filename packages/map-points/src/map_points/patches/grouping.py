@@ -8,7 +8,8 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.tokens import gather_tokens
 from map_core.tracing import fx_leaf
-from map_points.patches.accelerators import find_neighbors, sample_centers
+from map_points.patches.dispatch import find_neighbors, sample_centers
+from map_points.patches.neighbors import gather_neighbors
 
 
 @dataclass(frozen=True)
@@ -51,5 +52,5 @@ def group_points(
     centers = sample_centers(points, num_patches, skip_origin=skip_origin, backend=backend)
     center = gather_tokens(points, centers)
     index = find_neighbors(center, points, patch_size, backend=backend)
-    members = gather_tokens(points, index.flatten(1)).unflatten(1, (num_patches, patch_size))
+    members = gather_neighbors(points, index)
     return Patches(points=members - center.unsqueeze(2), center=center, index=index)

@@ -1,4 +1,4 @@
-"""k nearest neighbours with an exact tie rule."""
+"""k nearest neighbours with an exact tie rule, and what belongs to them."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.ops.exporting import exporting
+from map_core.tokens import gather_tokens
 from map_core.tracing import fx_leaf
 from map_points.patches.sampling import squared_distance
 
@@ -51,6 +52,14 @@ def require_points(n: int, k: int) -> None:
             f"cannot find {k} nearest neighbours among {n} points; lower k (patch_size, neighbors) or use "
             "more points (for the blocks: hide fewer patches)"
         )
+
+
+@fx_leaf
+def gather_neighbors(
+    values: Float[Tensor, "b n *value"], index: Int[Tensor, "b l k"]
+) -> Float[Tensor, "b l k *value"]:
+    """The values of the neighbours that ``index``, as :func:`nearest_neighbors` returns it, names."""
+    return gather_tokens(values, index.flatten(1)).unflatten(1, index.shape[1:])
 
 
 def _nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:

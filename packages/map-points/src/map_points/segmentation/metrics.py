@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from map_core.float64 import exact
+from map_core.float64 import to_double
 
 
 def parts_of_categories(parts: tuple[tuple[int, ...], ...], num_parts: int) -> Bool[Tensor, "c p"]:
@@ -49,11 +49,11 @@ def part_totals(
     """
     labelled = parts >= 0
     predicted = predict_parts(logits, category, table).masked_fill(~labelled, -1)
-    counted = exact(labelled.any(dim=1))
-    iou = exact(shape_iou(predicted, parts, category, table)) * counted
-    correct = exact((predicted == parts) & labelled).sum(dim=1)
+    counted = to_double(labelled.any(dim=1))
+    iou = to_double(shape_iou(predicted, parts, category, table)) * counted
+    correct = to_double((predicted == parts) & labelled).sum(dim=1)
     totals = counted.new_zeros(4, len(table))
-    rows = (iou, counted, correct, exact(labelled).sum(dim=1))
+    rows = (iou, counted, correct, to_double(labelled).sum(dim=1))
     for total, values in zip(totals, rows, strict=True):
         total.index_add_(0, category, values)
     return totals

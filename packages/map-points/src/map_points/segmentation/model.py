@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from map_core.errors import UserError
-from map_core.tokens import gather_tokens
 from map_points.model import HybridNet3D
-from map_points.patches.neighbors import nearest_neighbors
+from map_points.patches.neighbors import gather_neighbors, nearest_neighbors
 from map_points.patches.sampling import squared_distance
 
 NEIGHBORS = 3
@@ -30,12 +29,12 @@ def interpolate_features(
 
     Source: PointNet++ (arXiv 1706.02413, equation 2, with p = 2 and k = 3).
     """
+    # the definition: among so few centres a faster implementation gains little
     index = nearest_neighbors(points, center, neighbors)  # (b, n, k)
-    shape = index.shape[1:]
-    near_centers = gather_tokens(center, index.flatten(1)).unflatten(1, shape)
+    near_centers = gather_neighbors(center, index)
     weight = 1 / (squared_distance(near_centers, points.unsqueeze(2).expand_as(near_centers)) + eps)
     weight = weight / weight.sum(dim=-1, keepdim=True)
-    near_features = gather_tokens(features, index.flatten(1)).unflatten(1, shape)
+    near_features = gather_neighbors(features, index)
     return (weight.to(near_features.dtype).unsqueeze(-1) * near_features).sum(dim=2)
 
 
@@ -134,7 +133,9 @@ class PartSegmenter(nn.Module):
     def forward(self, points: Float[Tensor, "b n c"], category: Int[Tensor, " b"]) -> Float[Tensor, "b n p"]:
         tokens = self.backbone.tokenize(points)
         encoder = self.backbone.encoder
-        outputs = itertools.islice(encoder.layers(tokens), max(self.layers))  # later layers are not run
+        outputs = itertools.islice(
+            encoder.layer_outputs(tokens), max(self.layers)
+        )  # later layers are not run
         stages = [
             encoder.normalize(output).patches.embedding
             for i, output in enumerate(outputs, start=1)

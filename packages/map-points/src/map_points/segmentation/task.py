@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from map_core.data import refuse_two_evaluation_sets
 from map_core.errors import UserError
-from map_core.objective import Terms
+from map_core.objective import LossOutput
 from map_core.randomness import Draw
 from map_core.ranges import check, refuse_without_effect
+from map_core.runs.notes import tell
 from map_core.tasks.domain import data_settings
 from map_core.tasks.evaluation import autocast
 from map_core.tasks.families import family_of
@@ -33,11 +34,11 @@ from map_core.training.processes import launched_processes, sum_over_processes
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import exported_file
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
-from map_points.data.shapenetpart import IGNORED
+from map_points.data.shapenetpart import UNLABELLED
 from map_points.factory import MODELS, PointModelConfig, create_backbone
 from map_points.segmentation.metrics import part_metrics, part_totals, parts_of_categories
 from map_points.segmentation.model import PartSegmenter, feature_layers
-from map_points.weights import load_init
+from map_points.weights import load_backbone, load_init
 
 PART_SEGMENTER = "part segmenter"
 PROTOCOL = "weights as given, random points of each object (seed 0), among the parts of its category, no vote"
@@ -129,21 +130,38 @@ def segmenter_from_description(model: PointModelConfig, description: Mapping[str
     return build_segmenter(model, settings, len(parts), 1 + max(max(labels) for labels in parts))
 
 
-def start_from(model: PartSegmenter, path: str) -> None:
+def start_from(
+    model: PartSegmenter, path: str, classes: tuple[str, ...], parts: tuple[tuple[int, ...], ...]
+) -> None:
     """Start from a part segmenter, or the backbone alone from a pretraining run or another encoder.
+
+    The head of a segmenter of other categories or parts than ``classes`` and ``parts`` starts anew, with a note.
 
     Raises:
         UserError: the weights do not fit.
     """
     description = read_description(path)
-    kind = description.get("holds")
-    if kind == PART_SEGMENTER:
-        refuse_another_head(model, read_settings(SegmentationConfig, description.get("head", {}), path), path)
-    if kind is None:
+    if "holds" not in description:
         state = read_weights(path)
         family = family_of(state, MODELS.families)
-        kind = None if family is None else family.convert_file_state(state, path).holds
-    load_init(model if kind == PART_SEGMENTER else model.backbone, path)
+        if family is not None:
+            converted = family.convert_file_state(state, path)
+            labels = {"holds": converted.holds, "classes": list(converted.classes)}
+            description = converted.extra_description | labels
+    if description.get("holds") != PART_SEGMENTER:
+        load_init(model.backbone, path)
+        return
+    trained = description.get("classes", [])
+    if trained != list(classes) or description.get("parts") != [list(labels) for labels in parts]:
+        tell(
+            f"the head of {path} is for other categories or parts ({len(trained)} categories, "
+            f"{', '.join(trained[:4])}, ...) than the data has ({len(classes)}, {', '.join(classes[:4])}, ...): it "
+            "starts anew"
+        )
+        load_backbone(model.backbone, path)
+        return
+    refuse_another_head(model, read_settings(SegmentationConfig, description.get("head", {}), path), path)
+    load_init(model, path)
 
 
 def refuse_another_head(model: PartSegmenter, trained: SegmentationConfig, path: str) -> None:
@@ -186,7 +204,7 @@ class SegmentTask(Task):
         recompute_activations(model.backbone, config.training)
         MODELS.refuse_other_settings(config.model, config.init, may_differ=config.init_may_differ)
         if config.init is not None:
-            start_from(model, config.init)
+            start_from(model, config.init, self.data.classes, self.data.parts)
         self.model = model
 
     def data_description(self) -> str:
@@ -198,14 +216,14 @@ class SegmentTask(Task):
     def init_identity(self) -> str | None:
         return weights_identity(self.config.init)
 
-    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> LossOutput:
         points, category, parts = batch
         scores = model(points, category).float().flatten(0, 1)
         smoothing = self.config.objective.smoothing
         losses = F.cross_entropy(
-            scores, parts.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+            scores, parts.flatten(), ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum"
         )
-        return Terms(losses / (parts != IGNORED).sum().clamp(min=1))  # 0 where no point has a part
+        return LossOutput(losses / (parts != UNLABELLED).sum().clamp(min=1))  # 0 where no point has a part
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         totals = segmentation_totals(
@@ -229,6 +247,7 @@ class SegmentTask(Task):
             classes=list(self.data.classes),
             parts=[list(labels) for labels in self.data.parts],
             head=asdict(self.config.objective),
+            preparation=self.config.data.preparation,
         )
         save_weights(exported_file(directory, "model", weights), model.state_dict(), description)
 

@@ -41,6 +41,7 @@ DEFAULTS = {
     "patch_hidden_dim": 256,
     "num_heads": 6,
     "head_dim": 256,
+    "patch_size": 32,
     "pool": "max_plus_mean",
 }
 MODELNET40 = (
@@ -116,10 +117,9 @@ def convert_decoder(
     return converted
 
 
-def patch_size_setting(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The patch size that a pretraining file's head predicts, unless it is the models' default of 32 points."""
-    size = state["increase_dim.0.bias"].shape[0] // 3
-    return {} if size == 32 else {"patch_size": size}
+def patch_size_setting(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The patch size that a pretraining file's head predicts."""
+    return {"patch_size": state["increase_dim.0.bias"].shape[0] // 3}
 
 
 def sizes(ours: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def guessed_settings(
     name: str, arguments: Mapping[str, Any], *, head_shows_points: bool = False
 ) -> dict[str, Guess]:
     """What no file says about how clouds are cut, and about attention heads."""
-    settings = {"num_patches": 64, "patch_size": 32, **ARCHITECTURES[name], **arguments}
+    settings = {"num_patches": 64, **DEFAULTS, **ARCHITECTURES[name], **arguments}
     guesses = {"num_patches": Guess("how many patches a cloud is cut into", settings["num_patches"])}
     if not head_shows_points:
         guesses["patch_size"] = Guess("how many points a patch has", settings["patch_size"])

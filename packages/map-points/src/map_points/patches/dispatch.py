@@ -1,8 +1,8 @@
-"""Farthest-point sampling and nearest neighbours as ops with a choice of implementations.
+"""Farthest-point sampling and nearest neighbours by the fastest implementation that fits.
 
-``pointnet2_ops`` starts at point 0 and always skips points within sqrt(1e-3) of the origin, and ``knn_cuda`` breaks
-ties in no defined order: both are faster, and neither matches exactly the definition in ``sampling`` and
-``neighbors``. Each is imported at the first call that could use it.
+The definitions are in ``sampling`` and ``neighbors``. ``pointnet2_ops`` starts at point 0 and always skips points
+within sqrt(1e-3) of the origin, and ``knn_cuda`` breaks ties in no defined order: both are faster, and neither matches
+its definition exactly. Each is imported at the first call that could use it.
 """
 
 import importlib
