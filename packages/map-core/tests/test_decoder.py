@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from map_core import Features, RegionDecoder, make_position, region_attention_mask, sample_mask
+from map_core import Features, RegionDecoder, Regions, make_position, region_attention_mask, sample_mask
 from map_core.initialization import undecayed_parameters
 from map_core.testing import LinearPosition, toy_tokens
 from map_core.tokens import gather_tokens
 
 ENCODER_DIM, WIDTH, LENGTH = 6, 8, 10
+REGIONS = Regions(
+    torch.zeros(1, LENGTH, dtype=torch.long), count=1, smallest=LENGTH
+)  # only masks matter here
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_returns_what_all_blocks_over_all_tokens_make_of_the_hidden_ones_in_sequ
     attention_mask = torch.rand(batch, LENGTH, LENGTH) < 0.5
     attention_mask |= torch.eye(LENGTH, dtype=torch.bool)
     x = decoder.sequence(features, tokens, mask)
-    hidden = decoder(features, tokens, mask, attention_mask)
+    hidden = decoder(features, tokens, mask, REGIONS, attention_mask)
     assert hidden.shape == (3, 4, WIDTH)
     whole = every_token(decoder, x, attention_mask)
     expected = torch.stack([whole[b, mask.hidden[b]] for b in range(3)])
@@ -80,9 +83,9 @@ def test_hidden_tokens_differ_by_their_position_alone(decoder):
     tokens, mask = masked_tokens()
     features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
     attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
-    assert decoder(features, tokens, mask, attention_mask).std(dim=1).min() > 0
+    assert decoder(features, tokens, mask, REGIONS, attention_mask).std(dim=1).min() > 0
     unplaced = replace(tokens, position=torch.zeros_like(tokens.position))
-    decoded = decoder(features, unplaced, mask, attention_mask)
+    decoded = decoder(features, unplaced, mask, REGIONS, attention_mask)
     torch.testing.assert_close(decoded, decoded[:, :1].expand_as(decoded))
 
 
@@ -98,9 +101,9 @@ def test_bf16_autocast_is_close(decoder):
     tokens, mask = masked_tokens()
     features = Features(torch.randn(3, 6, ENCODER_DIM), mask.keep)
     attention_mask = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
-    full = decoder(features, tokens, mask, attention_mask)
+    full = decoder(features, tokens, mask, REGIONS, attention_mask)
     with torch.autocast("cpu", torch.bfloat16):
-        narrow = decoder(features, tokens, mask, attention_mask)
+        narrow = decoder(features, tokens, mask, REGIONS, attention_mask)
     assert (narrow.float() - full).norm() / full.norm() < 0.02
 
 
@@ -150,4 +153,4 @@ def test_positions_are_added_before_every_block_where_asked_for():
         x = block(x if i == 0 else x + position)
     expected = torch.stack([decoder.norm(x)[b, mask.hidden[b]] for b in range(3)])
     all_pairs = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
-    torch.testing.assert_close(decoder(features, tokens, mask, all_pairs), expected)
+    torch.testing.assert_close(decoder(features, tokens, mask, REGIONS, all_pairs), expected)

@@ -129,7 +129,7 @@ def test_a_domains_own_blocks_get_the_coordinates_of_what_they_read():
     )
     tokens = make_tokens()
     mask = sample_mask(tokens, 0.5)
-    layers = list(encoder.layers(tokens, mask))
+    layers = list(encoder.layer_outputs(tokens, mask))
     assert [block.built for block in encoder.blocks] == [(WIDTH, 0.0), (WIDTH, 0.1), (WIDTH, 0.2)]
     for shape, position in calls:
         assert shape == (3, 6 + 2, WIDTH)
@@ -146,7 +146,7 @@ def test_a_domains_own_blocks_get_the_coordinates_of_what_they_read():
 def test_the_last_intermediate_normalised_is_the_encoding(num_registers):
     registers = Registers(num_registers, WIDTH) if num_registers else None
     encoder, tokens = toy_encoder(WIDTH, "MTM", registers=registers), make_tokens()
-    layers = list(encoder.layers(tokens))
+    layers = list(encoder.layer_outputs(tokens))
     assert len(layers) == 3
     assert torch.equal(encoder.normalize(layers[-1]).patches.embedding, encoder.encode(tokens).embedding)
     assert not torch.equal(layers[-1].patches.embedding, encoder.encode(tokens).embedding)
@@ -163,7 +163,7 @@ def test_intermediates_stop_where_asked():
     calls = []
     for block in encoder.blocks:
         block.register_forward_hook(lambda *_: calls.append(1))
-    next(encoder.layers(tokens))
+    next(encoder.layer_outputs(tokens))
     assert len(calls) == 1
 
 
@@ -234,7 +234,7 @@ def test_activation_checkpointing_changes_no_number(drop_path_rate):
     encoder.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
 
     def run(checkpointing):
-        encoder.activation_checkpointing = checkpointing
+        encoder.set_grad_checkpointing(checkpointing)
         encoder.zero_grad()
         torch.manual_seed(1)
         output = encoder.encode(tokens).embedding
@@ -245,8 +245,13 @@ def test_activation_checkpointing_changes_no_number(drop_path_rate):
         assert torch.equal(with_it, without)
     assert len(calls) == 3  # forward and recomputation, then forward alone
     encoder.eval()
-    encoder.activation_checkpointing = True
+    encoder.set_grad_checkpointing()
     assert torch.equal(encoder.encode(tokens).embedding, encoder.encode(tokens).embedding)
+
+
+def test_blocks_are_recomputed_every_one_or_more():
+    with pytest.raises(UserError, match="every must be at least 1, which recomputes every block; got 0"):
+        toy_encoder(WIDTH, "M").set_grad_checkpointing(every=0)
 
 
 @pytest.mark.parametrize("wiring", ["residual", "branch"])
@@ -259,7 +264,7 @@ def test_every_nth_block_is_computed_again(every, again, wiring):
         norm.register_forward_pre_hook(lambda *_, i=i: calls.append(i))
 
     def run(checkpointing):
-        encoder.activation_checkpointing, encoder.recompute_every = checkpointing, every
+        encoder.set_grad_checkpointing(checkpointing, every=every)
         encoder.zero_grad()
         output = encoder.encode(tokens).embedding
         forward = list(calls)
@@ -305,9 +310,9 @@ def test_the_residual_stream_is_float32_under_autocast_and_unchanged_without():
     encoder, tokens = toy_encoder(WIDTH, "MT", registers=Registers(2, WIDTH)), make_tokens()
     narrow = replace(tokens, embedding=tokens.embedding.bfloat16(), position=tokens.position.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert [x.patches.embedding.dtype for x in encoder.layers(narrow)] == [torch.float32] * 2
+        assert [x.patches.embedding.dtype for x in encoder.layer_outputs(narrow)] == [torch.float32] * 2
     whole = encoder.bfloat16()
-    assert [x.patches.embedding.dtype for x in whole.layers(narrow)] == [torch.bfloat16] * 2
+    assert [x.patches.embedding.dtype for x in whole.layer_outputs(narrow)] == [torch.bfloat16] * 2
 
 
 @pytest.mark.parametrize(
@@ -394,7 +399,7 @@ def test_global_tokens_are_counted_first_in_the_order_before_the_scan():
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_wired_by_branches_a_transformer_block_reads_what_was_added_last(checkpointing):
     encoder = toy_encoder(WIDTH, "MMTTM", wiring="branch").train()
-    encoder.activation_checkpointing = checkpointing
+    encoder.set_grad_checkpointing(checkpointing)
     tokens = make_tokens()
     x = tokens.embedding + encoder.position(tokens.position, None)
     stream, hidden = 0, x

@@ -6,7 +6,7 @@ import torch
 from map_core.blocks import FourWayBlock
 from map_core.blocks.four_way import FourWayMixer, column_order
 from map_core.ops import selective_scan
-from map_core.tokens import spread_places
+from map_core.registers import spread_places
 
 
 def raster(rows, cols):

@@ -14,9 +14,9 @@ from toy_task import ToyTask, toy_config
 from map_core.commands.command import section_of_run
 from map_core.commands.recipes import recipe_layers
 from map_core.errors import UserError, visible
-from map_core.runs.account import read_state
 from map_core.runs.checkpoint import find_fault
 from map_core.runs.metrics import Window, read_metrics, truncate_metrics
+from map_core.runs.saved_state import read_state
 from map_core.study.results import Result, append_result, read_results
 from map_core.tasks.weights import read_weights, save_weights
 from map_core.testing.mutations import Case, check_mutants, run

@@ -11,10 +11,10 @@ from map_core import (
     Draw,
     Features,
     GridRegions,
+    LossOutput,
     Masking,
     Objective,
     Regions,
-    Terms,
     UserError,
     masked_mse,
     normalize_targets,
@@ -228,7 +228,7 @@ def test_the_loss_is_the_mean_over_hidden_tokens_of_the_batch(vectors):
 def test_predictions_stand_in_sequence_order(vectors):
     """With a decoder that returns each token's target: prediction h belongs to sequence index drop[h]."""
     objective = toy_objective(loss=lambda prediction, target: (prediction - target).abs().mean())
-    objective.decoder.forward = lambda features, tokens, mask, attention_mask: gather_tokens(
+    objective.decoder.forward = lambda features, tokens, mask, regions, attention_mask: gather_tokens(
         tokens.target, mask.drop
     )
     objective.head = nn.Identity()
@@ -371,11 +371,13 @@ def test_an_objective_is_whatever_gives_a_loss_of_inputs_and_a_draw(vectors):
                 self.backbone.encode(self.backbone.tokenize(view)).embedding.mean(1)
                 for view in (inputs, inputs + noise)
             ]
-            return Terms((features[0] - features[1]).square().mean(), scalars={"spread": features[0].std()})
+            return LossOutput(
+                (features[0] - features[1]).square().mean(), scalars={"spread": features[0].std()}
+            )
 
     objective = Distance()
-    terms = objective(vectors, DRAW)
-    assert terms.loss == objective(vectors, DRAW).loss > 0
+    output = objective(vectors, DRAW)
+    assert output.loss == objective(vectors, DRAW).loss > 0
     assert objective.no_weight_decay() == {
         f"backbone.encoder.blocks.0.mixer.scan_{way}.A_log" for way in ("forward", "backward")
     }

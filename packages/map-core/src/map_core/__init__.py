@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from map_core.decoder import RegionDecoder
-    from map_core.encoder import Backbone, HybridEncoder, LayerFeatures, Registers, expand_layout
+    from map_core.encoder import Backbone, HybridEncoder, LayerFeatures
     from map_core.errors import UserError
+    from map_core.layout import expand_layout
     from map_core.losses import denormalize_prediction, masked_mse, normalize_targets
     from map_core.masking import Masking, TokenMask, sample_mask
-    from map_core.objective import MaskedAutoregression, Objective, Reconstruction, Terms
+    from map_core.objective import LossOutput, MaskedAutoregression, Objective, Reconstruction
     from map_core.ops import (
         ScanInputs,
         bidirectional_selective_scan,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         RegionsAfterMask,
         region_attention_mask,
     )
+    from map_core.registers import Registers
     from map_core.tokens import Features, Regions, Tokens
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "GridRegions",
     "HybridEncoder",
     "LayerFeatures",
+    "LossOutput",
     "MaskedAutoregression",
     "Masking",
     "Objective",
@@ -49,7 +52,6 @@ __all__ = [
     "RegionsAfterMask",
     "Registers",
     "ScanInputs",
-    "Terms",
     "TokenMask",
     "Tokens",
     "UserError",
@@ -67,11 +69,12 @@ __all__ = [
 ]
 _NAMES = {
     "map_core.decoder": ("RegionDecoder",),
-    "map_core.encoder": ("Backbone", "HybridEncoder", "LayerFeatures", "Registers", "expand_layout"),
+    "map_core.encoder": ("Backbone", "HybridEncoder", "LayerFeatures"),
     "map_core.errors": ("UserError",),
+    "map_core.layout": ("expand_layout",),
     "map_core.losses": ("denormalize_prediction", "masked_mse", "normalize_targets"),
     "map_core.masking": ("Masking", "TokenMask", "sample_mask"),
-    "map_core.objective": ("MaskedAutoregression", "Objective", "Reconstruction", "Terms"),
+    "map_core.objective": ("LossOutput", "MaskedAutoregression", "Objective", "Reconstruction"),
     "map_core.ops": (
         "ScanInputs",
         "bidirectional_selective_scan",
@@ -88,6 +91,7 @@ _NAMES = {
         "RegionsAfterMask",
         "region_attention_mask",
     ),
+    "map_core.registers": ("Registers",),
     "map_core.tokens": ("Features", "Regions", "Tokens"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from map_core.blocks import TransformerBlock, make_norm, residual_stream
 from map_core.masking import TokenMask, predicted_tokens
 from map_core.ops import Linear
+from map_core.positions import embed_positions
 from map_core.tokens import Features, Regions, Tokens
 
 
@@ -59,12 +60,28 @@ class RegionDecoder(nn.Module):
         """
 
     def forward(
-        self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]
+        self,
+        features: Features,
+        tokens: Tokens,
+        mask: TokenMask,
+        regions: Regions,
+        attention_mask: Bool[Tensor, "#b l l"],
     ) -> Float[Tensor, "b h e"]:
-        """Return the decoded features of the hidden tokens (of all if none is hidden), in sequence order."""
+        """Return the decoded features of the hidden tokens (of all if none is hidden), in sequence order.
+
+        Args:
+            features: The encoder's output.
+            tokens: All tokens.
+            mask: Which of them are hidden.
+            regions: The region of each token; this decoder reads the attention mask instead.
+            attention_mask: True where query i may attend to key j.
+        """
         query = predicted_tokens(tokens, mask)
-        repeated = self._embedded_position(tokens) if self.repeat_position else None
-        return self.decode(self.sequence(features, tokens, mask), attention_mask, query, repeated=repeated)
+        x = self.sequence(features, tokens, mask)
+        repeated = None
+        if self.repeat_position:
+            repeated = embed_positions(self.position, tokens, self.global_position)
+        return self.decode(x, attention_mask, query, repeated=repeated)
 
     def sequence(self, features: Features, tokens: Tokens, mask: TokenMask) -> Float[Tensor, "b l e"]:
         """Assemble the input: encoded features where tokens are visible, the mask token where they are hidden."""
@@ -72,14 +89,7 @@ class RegionDecoder(nn.Module):
         index = features.index.unsqueeze(-1).expand_as(visible)
         x = visible.new_zeros(tokens.batch_size, tokens.length, self.embed_dim).scatter(1, index, visible)
         x = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        return x + self._embedded_position(tokens).to(x.dtype)
-
-    def _embedded_position(self, tokens: Tokens) -> Float[Tensor, "#b l e"]:
-        if self.global_position is None:
-            return self.position(tokens.position, tokens.grid)
-        others = self.position(tokens.position[:, tokens.num_global :], tokens.grid)
-        front = self.global_position.to(others.dtype).expand(others.shape[0], -1, -1)
-        return torch.cat([front, others], dim=1)
+        return x + embed_positions(self.position, tokens, self.global_position).to(x.dtype)
 
     def decode(
         self,
@@ -98,6 +108,6 @@ class RegionDecoder(nn.Module):
             repeated: Position embedding to add again before every block but the first.
         """
         for block in self.blocks[:-1]:
-            x = block(x, None, attention_mask)
+            x = block(x, attention_mask=attention_mask)
             x = x if repeated is None else x + repeated.to(x.dtype)
-        return self.norm(self.blocks[-1](x, None, attention_mask, query=query))
+        return self.norm(self.blocks[-1](x, attention_mask=attention_mask, query=query))

@@ -1,6 +1,5 @@
 """Encoders of the visible tokens; the hybrid one stacks Mamba and Transformer blocks as a layout string says."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from map_core.blocks import residual_stream
 from map_core.blocks.mamba import ScanDirection
 from map_core.errors import UserError, near_matches
+from map_core.layout import expand_layout
 from map_core.masking import TokenMask
+from map_core.positions import embed_positions
 from map_core.regions import region_attention_mask
-from map_core.tokens import Features, Regions, Tokens, gather_tokens, spread_places
+from map_core.registers import Registers
+from map_core.tokens import Features, Regions, Tokens, gather_tokens
 from map_core.tracing import fx_leaf
 
 Wiring = Literal["residual", "branch"]
@@ -44,7 +46,7 @@ class CausalBackbone(Backbone, Protocol):
     """A backbone that can encode each token without reading later regions.
 
     ``encode_causally`` is ``encode`` for tokens laid out region by region, see
-    :func:`~map_core.regions.region_by_region`.
+    :func:`~map_core.regions.order_by_region`.
     """
 
     def encode_causally(
@@ -61,7 +63,7 @@ def require_causal(backbone: nn.Module) -> None:
     if not isinstance(backbone, CausalBackbone):
         raise UserError(
             f"a causal encoder needs a backbone with encode_causally(tokens, regions, mask), which "
-            f"{type(backbone).__name__} has not; choose another model, or an objective whose encoder reads all it sees"
+            f"{type(backbone).__name__} lacks; choose another model, or an objective whose encoder reads all it sees"
         )
     if any(isinstance(module, ScanDirection) and module.reverse for module in backbone.modules()):
         raise UserError(
@@ -73,98 +75,10 @@ def require_causal(backbone: nn.Module) -> None:
             module.refuse_registers()
 
 
-def expand_layout(layout: str) -> str:
-    """Expand a layout with counts to one letter per layer.
-
-    >>> expand_layout("(MMT)x2"), expand_layout("Mx2,Tx1")
-    ('MMTMMT', 'MMT')
-
-    Raises:
-        UserError: the layout does not parse.
-    """
-    letters = ""
-    for part in layout.replace(" ", "").split(","):
-        match = re.fullmatch(
-            r"(?:\((?P<group>[A-Z]+)\)|(?P<single>[A-Z])|(?P<plain>[A-Z]+))(?:x(?P<count>[1-9]\d*))?", part
-        )
-        if match is None or (match["plain"] and match["count"]):
-            raise UserError(
-                f"layout {layout!r} does not parse at {part!r}; write letters with counts, for example "
-                "'(MMMT)x8', 'Mx24,Tx8' or 'MMMT'"
-            )
-        letters += (match["group"] or match["single"] or match["plain"]) * int(match["count"] or 1)
-    return letters
-
-
-@fx_leaf
-def register_order(x: Float[Tensor, "b m d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
-    """Indices that rearrange the registers, followed by the tokens of ``x``, into sequence order."""
-    return _sequence_places(x.shape[1], num_registers, spread, x.device).argsort()
-
-
-@fx_leaf
-def registers_first(x: Float[Tensor, "b n d"], num_registers: int, spread: bool) -> Int[Tensor, " n"]:
-    """Indices that undo :func:`register_order`, from the sequence with its registers."""
-    return _sequence_places(x.shape[1] - num_registers, num_registers, spread, x.device)
-
-
-def _sequence_places(length: Any, num_registers: int, spread: bool, device: torch.device) -> Tensor:
-    """Sequence indices of the registers, then of ``length`` other tokens; no lists, as exports keep the length free."""
-    if isinstance(length, Tensor):
-        length = int(length)  # a size under tracing
-    registers = torch.arange(num_registers, device=device)
-    others = torch.arange(length, device=device)
-    gap = length // (num_registers + 1) if spread else 0
-    if gap == 0:
-        return torch.cat([registers, num_registers + others])
-    before = (others // gap).clamp(max=num_registers)  # registers before each token
-    return torch.cat([(registers + 1) * gap + registers, others + before])
-
-
 @fx_leaf
 def every_index(x: Float[Tensor, "b l d"]) -> Int[Tensor, "1 l"]:
     """The sequence index of every token."""
     return torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-
-
-class Registers(nn.Module):
-    """Learned global tokens in a sequence: spread evenly through it, or all in front (a class token).
-
-    Args:
-        num_registers: Number of registers, n.
-        embed_dim: Width.
-        spread: Put register i after ``(i + 1) * (l // (n + 1))`` of the l tokens; False puts all of them first.
-    """
-
-    def __init__(self, num_registers: int, embed_dim: int, *, spread: bool = True) -> None:
-        super().__init__()
-        self.num_registers, self.spread = num_registers, spread
-        self.token = nn.Parameter(torch.empty(num_registers, embed_dim))
-        self.position = nn.Parameter(torch.empty(num_registers, embed_dim))
-        nn.init.trunc_normal_(self.token, std=0.02)
-        nn.init.trunc_normal_(self.position, std=0.02)
-
-    def places(self, length: int) -> list[int]:
-        """Sequence indices of the registers among ``length`` other tokens: the definition for insert and split."""
-        return spread_places(self.num_registers, length) if self.spread else list(range(self.num_registers))
-
-    def insert(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
-        """Put the registers, with their positions, among the tokens."""
-        return self._place(self.token + self.position, x)
-
-    def insert_position(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m+{self.num_registers} d"]:
-        """Put only the registers' positions among those of the tokens."""
-        return self._place(self.position, x)
-
-    def split(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`insert`: return the registers (b, n, d) and the other tokens in their order."""
-        x = x.index_select(1, registers_first(x, self.num_registers, self.spread))
-        return x[:, : self.num_registers], x[:, self.num_registers :]
-
-    def _place(self, registers: Float[Tensor, "n d"], x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n+m d"]:
-        order = register_order(x, self.num_registers, self.spread)
-        registers = registers.to(x.dtype).expand(x.shape[0], -1, -1)  # (n, d) -> (b, n, d)
-        return torch.cat([registers, x], dim=1).index_select(1, order)
 
 
 @dataclass(frozen=True)
@@ -176,7 +90,7 @@ class LayerFeatures:
 
 
 @dataclass(frozen=True)
-class _Visible:
+class _BlockInputs:
     """The input of the stack of blocks.
 
     Attributes:
@@ -215,7 +129,7 @@ class HybridEncoder(nn.Module):
 
     Args:
         embed_dim: Width.
-        layout: See :func:`expand_layout`; each letter is a key of ``block_makers``.
+        layout: See :func:`~map_core.layout.expand_layout`; each letter is a key of ``block_makers``.
         block_makers: Function of (width, drop-path rate) that makes the block of each letter. Blocks map
             (x, position) to x's shape; position holds raw coordinates of the tokens, without the registers. To
             encode causally they are called with a third argument, the attention mask.
@@ -225,7 +139,7 @@ class HybridEncoder(nn.Module):
         registers: Global tokens of the classification form, inserted where the tokens carry none (``num_global``);
             tokens that do carry some get the registers' positions. None in pretraining without global tokens.
         repeat_position: Add the position embedding before every block, not only before the first.
-        wiring: What a Transformer block reads: see :meth:`_add_block`.
+        wiring: What a Transformer block reads: see :meth:`_run_branch_wired`.
 
     Raises:
         UserError: a layout that does not parse, uses a letter without a maker or does not suit the wiring.
@@ -266,6 +180,16 @@ class HybridEncoder(nn.Module):
         )
         self.norm = norm
 
+    def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
+        """Recompute every n-th block in the backward pass instead of storing its activations; ``every=1`` is all.
+
+        Raises:
+            UserError: ``every`` below 1.
+        """
+        if every < 1:
+            raise UserError(f"every must be at least 1, which recomputes every block; got {every}")
+        self.activation_checkpointing, self.recompute_every = enable, every
+
     def encode(self, tokens: Tokens, mask: TokenMask | None = None) -> Features:
         """Encode the visible tokens (all tokens if there is no mask) and apply the final norm."""
         return self.normalize(self.last_layer(tokens, mask)).patches
@@ -282,9 +206,9 @@ class HybridEncoder(nn.Module):
             UserError: the encoder has registers, which would read all regions.
         """
         self.refuse_registers()
-        visible = self._visible(tokens, mask)
-        attention_mask = region_attention_mask(gather_tokens(regions.index, visible.index), "map")
-        return self.normalize(self._last_layer(replace(visible, attention_mask=attention_mask))).patches
+        inputs = self._block_inputs(tokens, mask)
+        attention_mask = region_attention_mask(gather_tokens(regions.index, inputs.index), "map")
+        return self.normalize(self._last_layer(replace(inputs, attention_mask=attention_mask))).patches
 
     def refuse_registers(self) -> None:
         """Check that there are no registers, which rule out encoding causally.
@@ -303,68 +227,67 @@ class HybridEncoder(nn.Module):
 
     def last_layer(self, tokens: Tokens, mask: TokenMask | None = None) -> LayerFeatures:
         """Output of the last layer, registers included, before the final norm."""
-        return self._last_layer(self._visible(tokens, mask))
+        return self._last_layer(self._block_inputs(tokens, mask))
 
-    def layers(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
+    def layer_outputs(self, tokens: Tokens, mask: TokenMask | None = None) -> Iterator[LayerFeatures]:
         """Yield the output of every layer in turn, before the final norm."""
-        visible = self._visible(tokens, mask)
-        for layer in self._stack(visible):
-            yield self._layer_features(layer, visible)
+        inputs = self._block_inputs(tokens, mask)
+        for x in self._stack(inputs):
+            yield self._layer_features(x, inputs)
 
     def normalize(self, features: LayerFeatures) -> LayerFeatures:
         """Apply the final norm to patches and registers."""
         patches = Features(self.norm(features.patches.embedding), features.patches.index)
         return LayerFeatures(patches, None if features.registers is None else self.norm(features.registers))
 
-    def _visible(self, tokens: Tokens, mask: TokenMask | None) -> "_Visible":
+    def _block_inputs(self, tokens: Tokens, mask: TokenMask | None) -> _BlockInputs:
+        """Add the position embedding, drop the hidden tokens, and insert the registers."""
         x = residual_stream(tokens.embedding)
         position = tokens.position
-        embedded = self._embedded_position(tokens).to(x.dtype)
+        front = self.registers.position if self.registers is not None and tokens.num_global else None
+        embedded = embed_positions(self.position, tokens, front).to(x.dtype)
         x = x + embedded
+        # only the visible tokens go on
         if mask is None:
             index = every_index(x)
         else:
             index = mask.keep
             x, position = gather_tokens(x, index), gather_tokens(position, index)
+        # the positions to add again before every later block
         repeated = None
         if self.repeat_position:
             repeated = embedded if mask is None else gather_tokens(embedded, index)
             repeated = repeated.expand_as(x)
+        # registers, unless the tokens bring global ones already
         inserted = self.registers is not None and tokens.num_global == 0
         if self.registers is not None and inserted:
             x = self.registers.insert(x)
             repeated = None if repeated is None else self.registers.insert_position(repeated)
-        return _Visible(x, position, index, repeated, inserted)
+        return _BlockInputs(x, position, index, repeated, inserted)
 
-    def _embedded_position(self, tokens: Tokens) -> Float[Tensor, "#b l d"]:
-        """Position embedding of the tokens; global tokens take the registers' positions, where there are registers."""
-        n = tokens.num_global
-        if n == 0 or self.registers is None:
-            return self.position(tokens.position, tokens.grid)
-        others = self.position(tokens.position[:, n:], tokens.grid)
-        front = self.registers.position.to(others.dtype).expand(others.shape[0], -1, -1)
-        return torch.cat([front, others], dim=1)
+    def _last_layer(self, inputs: _BlockInputs) -> LayerFeatures:
+        x = inputs.x
+        for output in self._stack(inputs):
+            x = output
+        return self._layer_features(x, inputs)
 
-    def _last_layer(self, visible: "_Visible") -> LayerFeatures:
-        x = visible.x
-        for layer in self._stack(visible):
-            x = layer
-        return self._layer_features(x, visible)
-
-    def _stack(self, visible: "_Visible") -> Iterator[Tensor]:
-        x, branch = visible.x, None
+    def _stack(self, inputs: _BlockInputs) -> Iterator[Tensor]:
+        """Yield the output of every block in turn."""
+        x, branch = inputs.x, None
+        arguments: tuple[Tensor, ...] = (inputs.position,)
+        if inputs.attention_mask is not None:
+            arguments += (inputs.attention_mask,)
         for i, block in enumerate(self.blocks):
-            if visible.repeated is not None and i > 0:
-                x = x + visible.repeated
-            mask = () if visible.attention_mask is None else (visible.attention_mask,)
+            if inputs.repeated is not None and i > 0:
+                x = x + inputs.repeated
             if self.wiring == "branch":
-                x, branch = self._add_block(i, x, branch, visible.position, *mask)
+                x, branch = self._run_branch_wired(i, x, branch, *arguments)
             else:
-                x = self._run(i, block, x, visible.position, *mask)
+                x = self._run(i, block, x, *arguments)
             yield x
 
-    def _add_block(
-        self, i: int, x: Tensor, branch: Tensor | None, position: Tensor, *mask: Tensor
+    def _run_branch_wired(
+        self, i: int, x: Tensor, branch: Tensor | None, *arguments: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run block i with the wiring of the authors' code; return the stream and the branch, its latest addition.
 
@@ -374,24 +297,22 @@ class HybridEncoder(nn.Module):
         block = self.blocks[i]
         if self.layout[i] == "T":
             assert branch is not None
-            added = self._run(i, block, branch, position, *mask)
+            added = self._run(i, block, branch, *arguments)
             return x + added, branch + added
-        branch = self._run(i, partial(block, residual=False), x, position)
+        branch = self._run(i, partial(block, residual=False), x, *arguments)
         return x + branch, branch
 
-    def _run(
-        self, i: int, block: Callable[..., Tensor], x: Tensor, position: Tensor, *mask: Tensor
-    ) -> Tensor:
+    def _run(self, i: int, block: Callable[..., Tensor], x: Tensor, *arguments: Tensor) -> Tensor:
         """Run block i, or its branch; activation checkpointing recomputes every n-th block in the backward pass."""
         if self.activation_checkpointing and self.training and i % self.recompute_every == 0:
-            return checkpoint(block, x, position, *mask, use_reentrant=False)
-        return block(x, position, *mask)
+            return checkpoint(block, x, *arguments, use_reentrant=False)
+        return block(x, *arguments)
 
-    def _layer_features(self, x: Tensor, visible: "_Visible") -> LayerFeatures:
+    def _layer_features(self, x: Tensor, inputs: _BlockInputs) -> LayerFeatures:
         registers = None
-        if self.registers is not None and visible.inserted:
+        if self.registers is not None and inputs.inserted:
             registers, x = self.registers.split(x)
-        return LayerFeatures(Features(x, visible.index), registers)
+        return LayerFeatures(Features(x, inputs.index), registers)
 
 
 def _check_wiring(wiring: str, letters: str) -> None:

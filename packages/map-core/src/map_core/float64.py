@@ -1,4 +1,4 @@
-"""Exact arithmetic on devices that may lack float64."""
+"""Double precision on devices that may lack it."""
 
 import torch
 from jaxtyping import Float
@@ -7,6 +7,6 @@ from torch import Tensor
 WITHOUT_FLOAT64 = "mps"  # the type of device whose tensors cannot be float64: Apple's GPUs
 
 
-def exact(values: Tensor) -> Float[Tensor, "..."]:
-    """Values as float64, or as float32 on a device without float64."""
+def to_double(values: Tensor) -> Float[Tensor, "..."]:
+    """Values in double precision, or in single on a device without it."""
     return values.to(torch.float32 if values.device.type == WITHOUT_FLOAT64 else torch.float64)

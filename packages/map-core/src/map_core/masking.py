@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError, near_matches
-from map_core.float64 import exact
+from map_core.float64 import to_double
 from map_core.randomness import Draw
 from map_core.tokens import Regions, Tokens
 
@@ -231,7 +231,7 @@ def _scan_score(tokens: Tokens, start: Float[Tensor, "b 1"] | None) -> Float[Ten
     rank = torch.arange(tokens.length, device=tokens.embedding.device) - tokens.num_global
     if start is not None:
         rank = rank - (start * tokens.num_maskable).long()
-    return exact(rank.remainder(tokens.num_maskable)).view(-1, tokens.length)
+    return to_double(rank.remainder(tokens.num_maskable)).view(-1, tokens.length)
 
 
 def _diagonal_score(tokens: Tokens, corner: Float[Tensor, "b 1"] | None) -> Float[Tensor, "#b l"]:
@@ -240,12 +240,12 @@ def _diagonal_score(tokens: Tokens, corner: Float[Tensor, "b 1"] | None) -> Floa
         raise UserError(
             "mask strategy 'diagonal' needs tokens on a grid; these have none: use 'random' or 'sequential'"
         )
-    row, col = exact(tokens.position).unbind(-1)
+    row, col = to_double(tokens.position).unbind(-1)
     if corner is not None:
         quarter = (corner * 4).long()
         row = torch.where(quarter // 2 == 1, tokens.grid[0] - 1 - row, row)
         col = torch.where(quarter % 2 == 1, tokens.grid[1] - 1 - col, col)
-    index = exact(torch.arange(tokens.length, device=row.device))
+    index = to_double(torch.arange(tokens.length, device=row.device))
     # ties: the later in scan order is hidden first; float32 gives up to 1,024 tokens the same order
     return row + col + index / tokens.length
 
@@ -282,7 +282,7 @@ def _hidden_within_regions(
     size = member.sum(-1)
     # The sum of a region's uniform scores, modulo 1, is uniform whatever the region's size and independent
     # of their ranks, so the extra tokens go to random regions. Scores that are not random favour late regions.
-    total = (member * exact(score).unsqueeze(1)).sum(-1)
+    total = (member * to_double(score).unsqueeze(1)).sum(-1)
     quota = base + (_descending_rank(total.remainder(1) if shuffle else total) < extra).long()  # (b, r)
     # rank within the region: the number of tokens of the same region with a larger score, ties by index
     order = torch.argsort(score, dim=1, descending=True, stable=True)

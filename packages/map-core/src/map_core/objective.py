@@ -26,19 +26,19 @@ from map_core.regions import (
     AttentionMaskKind,
     GridRegions,
     RegionRule,
+    order_by_region,
     region_attention_mask,
-    region_by_region,
 )
-from map_core.tokens import Features, Tokens, gather_tokens
+from map_core.tokens import Features, Regions, Tokens, gather_tokens
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-# (inputs, tokens) -> one tensor (b, l, ...) for each coarser scale
-MoreTargets = Callable[[Any, Tokens], Sequence[Tensor]]
+# (inputs, tokens) -> one tensor (b, l, ...) per coarser scale
+CoarserTargets = Callable[[Any, Tokens], Sequence[Tensor]]
 EncoderKind = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossOutput:
     """The result of one pass of an objective.
 
     Attributes:
@@ -62,7 +62,7 @@ class Objective(nn.Module, abc.ABC):
     reason_not_to_shard: str | None = None
 
     @abc.abstractmethod
-    def forward(self, inputs: Any, draw: Draw) -> Terms:
+    def forward(self, inputs: Any, draw: Draw) -> LossOutput:
         """Compute the loss of a batch of inputs, in the form that the backbone's ``tokenize`` accepts."""
 
     def begin(self, total_steps: int) -> None:
@@ -73,7 +73,7 @@ class Objective(nn.Module, abc.ABC):
 
 
 @dataclass(frozen=True)
-class Reconstruction(Terms):
+class Reconstruction(LossOutput):
     """The result of one pass of an objective that predicts tokens: the loss, and what is needed to visualise it.
 
     Attributes:
@@ -142,7 +142,7 @@ class MaskedAutoregression(ReconstructingObjective):
         attention: Kind of decoder mask, see :func:`~map_core.regions.region_attention_mask`.
         encoder: ``bidirectional`` reads all visible tokens; ``causal`` follows equations 3 to 5, where nothing from a
             later region reaches a prediction. It needs a backbone that scans one way.
-        coarser: Maps (inputs, tokens) to further targets: one tensor for each coarser scale, each with its own loss.
+        coarser_targets: Maps (inputs, tokens) to further targets: one tensor per coarser scale, each with its own loss.
 
     Raises:
         UserError: ``backbone`` lacks something that the objective calls, or must encode causally and cannot.
@@ -159,7 +159,7 @@ class MaskedAutoregression(ReconstructingObjective):
         regions: RegionRule | None = None,
         attention: AttentionMaskKind = "map",
         encoder: EncoderKind = "bidirectional",
-        coarser: MoreTargets | None = None,
+        coarser_targets: CoarserTargets | None = None,
     ) -> None:
         super().__init__()
         require_backbone(backbone)
@@ -171,26 +171,27 @@ class MaskedAutoregression(ReconstructingObjective):
         self.regions: RegionRule = regions or GridRegions("row")
         self.attention: AttentionMaskKind = attention
         self.encoder: EncoderKind = encoder
-        self.coarser = coarser
+        self.coarser_targets = coarser_targets
         decoder.apply(init_weights)
         head.apply(init_weights)
 
     def forward(self, inputs: Any, draw: Draw) -> Reconstruction:
         """Hide tokens of the inputs and reconstruct them."""
         tokens = self.backbone.tokenize(inputs, targets=True)
-        if self.encoder == "causal":
-            tokens = region_by_region(tokens, self.regions(tokens)).tokens
-        # hide some of them; the encoder reads the rest
+        if self.encoder == "causal":  # in the order of prediction, so that a scan reads no later region
+            tokens, _ = order_by_region(tokens, self.regions(tokens))
+        # hide some of the tokens
         mask = self.masking(tokens, draw, self._regions_to_hide_in(tokens))
-        features = self._encode(tokens, mask)
-        # each prediction sees its own region and the earlier ones
         regions = self.regions(tokens, mask)
+        # the encoder reads the visible tokens
+        features = self._encode(tokens, regions, mask)
+        # each prediction sees its own region and the earlier ones
         attention_mask = region_attention_mask(regions.index, self.attention)
-        decoded = self.decoder(features, tokens, mask, attention_mask)
-        # compare the predictions of the hidden tokens with their targets
+        decoded = self.decoder(features, tokens, mask, regions, attention_mask)
+        # the head predicts the targets of the hidden tokens, and the loss compares the two
         index = predicted_tokens(tokens, mask)
-        targets = [tokens.target, *(self.coarser(inputs, tokens) if self.coarser else ())]
-        prediction, loss = self.compare(decoded, [gather_tokens(target, index) for target in targets], draw)
+        targets = [tokens.target, *(self.coarser_targets(inputs, tokens) if self.coarser_targets else ())]
+        prediction, loss = self.predict_with_loss(decoded, [gather_tokens(t, index) for t in targets], draw)
         return Reconstruction(loss, prediction, tokens, mask, index)
 
     def rehearse(self, tokens: Tokens) -> None:
@@ -198,7 +199,7 @@ class MaskedAutoregression(ReconstructingObjective):
             mask = masking(tokens, Draw.of_batch(tokens.batch_size), self._regions_to_hide_in(tokens))
             self.decoder.check(tokens, self.regions(tokens, mask))
 
-    def compare(
+    def predict_with_loss(
         self, decoded: Float[Tensor, "b h e"], targets: Sequence[Tensor], draw: Draw
     ) -> tuple[Tensor, Tensor]:
         """Predict the targets of every scale; return the finest prediction and the mean loss over all scales."""
@@ -207,12 +208,12 @@ class MaskedAutoregression(ReconstructingObjective):
         losses = [self.loss(prediction, target) for prediction, target in pairs]
         return predictions[0], losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
-    def _encode(self, tokens: Tokens, mask: TokenMask) -> Features:
+    def _encode(self, tokens: Tokens, regions: Regions, mask: TokenMask) -> Features:
         if self.encoder == "causal":
-            return self.backbone.encode_causally(tokens, self.regions(tokens, mask), mask)
+            return self.backbone.encode_causally(tokens, regions, mask)
         return self.backbone.encode(tokens, mask)
 
-    def _regions_to_hide_in(self, tokens: Tokens) -> Any:
+    def _regions_to_hide_in(self, tokens: Tokens) -> Regions | None:
         return self.regions(tokens) if self.masking.scope == "region" else None
 
 

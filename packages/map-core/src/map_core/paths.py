@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is a file; False also for texts that are no path, such as one of thousands of letters."""
+    """Whether a path is a file; False also for texts that are not paths, such as one of thousands of letters."""
     try:
         return path.is_file()
     except (OSError, ValueError):

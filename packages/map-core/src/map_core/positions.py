@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
 from map_core.ops import Linear
+from map_core.tokens import Tokens
 from map_core.tracing import fx_leaf
 
 PositionKind = Literal["learned", "sincos", "fourier", "mlp"]
@@ -52,6 +53,24 @@ def make_position(
     if kind == "mlp":
         return MlpPosition(embed_dim, coordinates=coordinates)
     raise UserError(f"position embedding {kind!r} is unknown; {near_matches(kind, get_args(PositionKind))}")
+
+
+def embed_positions(
+    position: nn.Module, tokens: Tokens, front: Float[Tensor, "n d"] | None
+) -> Float[Tensor, "#b l d"]:
+    """Embed the positions of tokens by a module of (raw coordinates, grid).
+
+    Args:
+        position: The module.
+        tokens: The tokens.
+        front: Learned positions of the global tokens, which have no coordinates; None where the module covers them.
+    """
+    if front is None:
+        return position(tokens.position, tokens.grid)
+    n = tokens.num_global
+    others = position(tokens.position[:, n:], tokens.grid)
+    front = front.to(others.dtype).expand(others.shape[0], -1, -1)  # (n, d) -> (b or 1, n, d)
+    return torch.cat([front, others], dim=1)
 
 
 @fx_leaf

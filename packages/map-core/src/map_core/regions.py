@@ -137,25 +137,14 @@ def _with_globals(tokens: Tokens, index: Int[Tensor, "#b m"], count: int, *, sma
     return Regions(index, count, smallest)
 
 
-@dataclass(frozen=True)
-class RegionByRegion:
-    """Tokens laid out region by region, global ones in front, each region in scan order.
+def order_by_region(tokens: Tokens, regions: Regions) -> tuple[Tokens, Regions]:
+    """Put tokens, and the region of each, into the order of prediction, so that a scan reads no later region.
 
-    Attributes:
-        tokens: The tokens; their ``origin`` leads back to the order before the scan.
-        regions: The region of each, ascending.
+    Global tokens stay in front, and each region keeps its scan order; the tokens' ``origin`` leads back to the order
+    before the scan.
     """
-
-    tokens: Tokens
-    regions: Regions
-
-
-def region_by_region(tokens: Tokens, regions: Regions) -> RegionByRegion:
-    """Put tokens into the order in which they are predicted, so that a scan over them reads no later region."""
     index = torch.argsort(regions.index, dim=1, stable=True)
-    return RegionByRegion(
-        reorder_tokens(tokens, index), replace(regions, index=gather_tokens(regions.index, index))
-    )
+    return reorder_tokens(tokens, index), replace(regions, index=gather_tokens(regions.index, index))
 
 
 def region_attention_mask(region: Int[Tensor, "*b l"], kind: AttentionMaskKind) -> Bool[Tensor, "*b l l"]:

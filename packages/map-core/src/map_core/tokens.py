@@ -86,16 +86,6 @@ def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     return torch.gather(values, 1, index)
 
 
-def spread_places(count: int, length: int) -> list[int]:
-    """Sequence indices of ``count`` registers spread evenly among ``length`` other tokens (Mamba-R's places).
-
-    >>> spread_places(1, 16), spread_places(3, 16)
-    ([8], [4, 9, 14])
-    """
-    gap = length // (count + 1)
-    return [(i + 1) * gap + i for i in range(count)]
-
-
 def with_global_tokens(tokens: Tokens, front: Float[Tensor, "{n} d"], n: int) -> Tokens:
     """Put ``n`` global tokens, such as a class token, in front of tokens that have none."""
     batch = tokens.batch_size

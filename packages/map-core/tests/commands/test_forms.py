@@ -88,12 +88,12 @@ def test_a_method_has_its_own_settings_typed(arguments):
     [
         (
             ["--wall.width", "1"],
-            r"--wall.width is no setting of wall.method paint \(but of paper\): leave it out",
+            r"--wall.width is not a setting of wall.method paint \(but of paper\): leave it out",
         ),
-        (["--wall", "{width: 1}"], r"--wall.width is no setting of wall.method paint \(but of paper\)"),
+        (["--wall", "{width: 1}"], r"--wall.width is not a setting of wall.method paint \(but of paper\)"),
         (
             ["--wall.method", "paper", "--wall.color", "red"],
-            r"--wall.color is no setting of wall.method paper",
+            r"--wall.color is not a setting of wall.method paper",
         ),
         (
             ["--wall.method", "papr"],
@@ -110,7 +110,7 @@ def test_what_a_method_does_not_have_is_refused_by_name(arguments, message):
 def test_a_recipe_with_a_setting_of_another_method_is_named(recipe):
     name = recipe("mixed", "wall: {method: paper, color: red}")
     with pytest.raises(
-        UserError, match=r"wall.color in .*mixed.yaml is no setting of wall.method paper \(but of paint"
+        UserError, match=r"wall.color in .*mixed.yaml is not a setting of wall.method paper \(but of paint"
     ):
         resolve("--config", name)
     with pytest.raises(
@@ -136,7 +136,7 @@ def test_the_command_line_may_change_the_method_of_a_recipe(recipe):
 def test_a_recipe_above_the_one_that_names_the_method_must_fit_it(recipe):
     recipe("below", "wall: {method: paper}")
     upper = recipe("above", "base: below.yaml\nwall: {color: red}")
-    with pytest.raises(UserError, match=r"wall.color in .*above.yaml is no setting of wall.method paper"):
+    with pytest.raises(UserError, match=r"wall.color in .*above.yaml is not a setting of wall.method paper"):
         resolve("--config", upper)
 
 

@@ -56,13 +56,13 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[" * 60 + "]" * 60, "more than 100,000 values or 50 levels"),
         ("- " * 20_000, "more than 50 levels"),
         ("a: " + "x" * (1 << 20), r"it has more than 1,048,576 bytes; choose another file"),
-        ("a: !!python/name:os.system", "is no plain value"),
-        ("a: !other 3", "is no plain value"),
+        ("a: !!python/name:os.system", "is not a plain value"),
+        ("a: !other 3", "is not a plain value"),
         ("a: 1\na: 2", "the key in line 2 names a again"),
-        ("[a]: 1", "the key in line 1 is no name"),
+        ("[a]: 1", "the key in line 1 is not a name"),
         ("a: 1\n---\nb: 2", "is not plain YAML"),
         ("a: [1,", "is not plain YAML"),
-        ("<<: 3", "<< in line 1 names no mapping"),
+        ("<<: 3", "<< in line 1 does not name a mapping"),
     ],
 )
 def test_attacks_end_in_one_sentence(tmp_path, text, reason, reader):

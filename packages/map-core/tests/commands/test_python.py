@@ -91,7 +91,7 @@ def test_predictions_and_features_are_those_of_the_command(runs, tmp_path):
         ({"epochs": 0}, r"training\.epochs must be at least 1; got 0"),
         ({"data.flip": "maybe"}, r"--data\.flip must be true or false; got 'maybe'"),
         ({"model": "toy", "config": "nothing"}, r"unknown recipe 'nothing'"),
-        ({"objective.method": "simmim", "objective.decoder_dim": 8}, r"--objective\.decoder_dim is no setting of"),
+        ({"objective.method": "simmim", "objective.decoder_dim": 8}, r"--objective\.decoder_dim is not a setting of"),
     ],
 )  # fmt: skip
 def test_what_no_command_takes_is_refused(arguments, message, tmp_path, unchecked):

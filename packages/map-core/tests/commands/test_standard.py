@@ -335,7 +335,7 @@ def test_a_training_run_is_told_by_its_checkpoints_or_its_summary(tmp_path, file
 
 def test_an_encoder_cannot_be_evaluated_as_a_classifier(runs, tmp_path, capsys):
     assert run("evaluate", "--init", runs.pretrain, *RUNNING, "--out", tmp_path / "x") == 2
-    assert "describes no classifier (its .json says: encoder)" in capsys.readouterr().err
+    assert "does not describe a classifier (its .json says: encoder)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "features"])
@@ -381,7 +381,7 @@ def test_a_run_that_is_there_is_refused_before_data_and_model_are_opened(command
 
 def test_a_picture_of_no_known_format_is_refused_before_the_model_is_loaded(tmp_path, capsys):
     assert run("reconstruct", "--init", tmp_path / "none", "--out", tmp_path / "a.xyz") == 2
-    assert "a.xyz: .xyz is no format of pictures" in capsys.readouterr().err
+    assert "a.xyz: .xyz is not a picture format" in capsys.readouterr().err
 
 
 def test_features_and_their_score_are_two_files(tmp_path, capsys):
@@ -479,7 +479,7 @@ def test_a_picture_on_a_full_disk_is_reported_in_one_sentence(runs, tmp_path, ca
         assert run("reconstruct", "--init", runs.pretrain, "--out", out) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    message = rf"map-toy: error: cannot write {out} \(.*\); see to that disk, then repeat the command\n"
+    message = rf"map-toy: error: cannot write {out} \(.*\); check that disk, then repeat the command\n"
     assert re.fullmatch(message, capsys.readouterr().err)
 
 

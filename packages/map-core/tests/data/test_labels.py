@@ -134,7 +134,7 @@ def test_a_class_that_is_never_trained_on_is_named(root: Path) -> None:
         ("path,label\n", r"has no rows below its first line"),
         (
             "path,label\nnone.png,x\n",
-            r"line 2, names 'none.png', which is no file in .*images; correct the row",
+            r"line 2, names 'none.png', which is not a file in .*images; correct the row",
         ),
         ("path,label\ndeep,x\n", r"line 2, names 'deep'; files that are read end in .png"),
         ("path,label\na.png,x\nb.tex,y\n", r"line 3, names 'b.tex'; files that are read end in .png"),
@@ -147,14 +147,14 @@ def test_a_class_that_is_never_trained_on_is_named(root: Path) -> None:
         ("path,label\nC:\\a.png,x\n", r"which leads out of"),
         ("path,label\ndeep\\..\\..\\a.png,x\n", r"which leads out of"),
         ("path,label\n ,x\n", r"line 2, has no path; name a file below"),
-        ("path,label\na\0.png,x\n", r"names 'a\\\\x00.png', which is no file"),
+        ("path,label\na\0.png,x\n", r"names 'a\\\\x00.png', which is not a file"),
         (
             "path,label,split\na.png,x,training\n",
             r"has split 'training'; it must be one of train, val, validation",
         ),
         ("path,label,split\na.png,x,\n", r"line 2, has split ''; it must be one of"),
         ("path,label\nd,e.png,x\n", r"line 2, has 3 cells, the first line 2; is a path unquoted"),
-        ('path,label\n"a.png,x\n', r"is no CSV \(unexpected end of data\): correct its quotes"),
+        ('path,label\n"a.png,x\n', r"is not valid CSV \(unexpected end of data\): correct its quotes"),
         (
             b"path,label\n\xff.png,x\n",
             r"cannot read .*labels.csv \(it is not UTF-8\): save it as CSV in UTF-8",
@@ -168,10 +168,10 @@ def test_a_wrong_table_is_reported_in_one_sentence(root: Path, text: str | bytes
 
 
 def test_a_file_that_is_not_there(root: Path) -> None:
-    with pytest.raises(UserError, match=r"--data.labels nowhere.csv is no file: correct --data.labels"):
+    with pytest.raises(UserError, match=r"--data.labels nowhere.csv is not a file: correct --data.labels"):
         read_labels("nowhere.csv", root, endings=[".png"])
     (root / "labels.csv").write_text("path,label\na.png,x\n")
-    with pytest.raises(UserError, match=r"labels.csv is no file; .*images.labels.csv does: give that"):
+    with pytest.raises(UserError, match=r"labels.csv is not a file; .*images.labels.csv does: give that"):
         read_labels("labels.csv", root, endings=[".png"])
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import run_two
+from processes import run_several
 
 from map_core import Draw, UserError
 from map_core.data.views import TwoViews
@@ -100,19 +100,18 @@ def test_v2_reads_its_second_view_as_a_key_alone(views):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_copy_follows_once_a_step_however_many_micro_batches_it_has(views, version):
+def test_the_momentum_encoder_is_updated_once_per_step_however_many_micro_batches_it_has(views, version):
     objective = build(version)
     objective.begin(total_steps=100)
+    model = torch.nn.ModuleList([objective.backbone, objective.projector])  # in the order of objective.slow
     with torch.no_grad():
-        for parameter in objective.backbone.parameters():
+        for parameter in model.parameters():
             parameter.add_(1.0)
-    before = [p.clone() for p in objective.slow["backbone"].parameters()]
+    before = [p.clone() for p in objective.slow.parameters()]
     for micro in range(3):
         objective(views, Draw(0, 7, slice(micro, micro + BATCH), 3 * BATCH))
     momentum = objective.step_momentum(7)
-    for slow, old, new in zip(
-        objective.slow["backbone"].parameters(), before, objective.backbone.parameters(), strict=True
-    ):
+    for slow, old, new in zip(objective.slow.parameters(), before, model.parameters(), strict=True):
         torch.testing.assert_close(slow, momentum * old + (1 - momentum) * new)
 
 
@@ -180,7 +179,7 @@ def test_a_resumed_objective_goes_on_as_if_it_had_not_stopped(views):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_two_processes_compare_with_the_keys_of_both_and_learn_as_one(version):
-    errors = json.loads(run_two(PROCESSES, version).splitlines()[-1])
+    errors = json.loads(run_several(PROCESSES, version).splitlines()[-1])
     assert errors["loss"] < 1e-5
     assert errors["gradient"] < 1e-4
     assert errors["queue"] < 1e-5

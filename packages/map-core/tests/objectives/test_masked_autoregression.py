@@ -16,9 +16,9 @@ from map_core import (
     masked_mse,
 )
 from map_core.blocks import TransformerBlock
-from map_core.encoder import Registers
 from map_core.objectives.mamba_decoder import MambaRegionDecoder
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
+from map_core.registers import Registers
 from map_core.testing import (
     GridBackbone,
     LinearPosition,
@@ -113,10 +113,7 @@ def test_at_ratio_0_a_prediction_still_reads_no_later_region(vectors):
 
 def with_mamba_decoder(attention, *, regions=None, backbone=None):
     plain = toy_objective(backbone=backbone)
-    regions = regions or GridRegions("row")
-    decoder = MambaRegionDecoder(
-        16, LinearPosition(12), embed_dim=12, depth=2, regions=regions, attention=attention
-    )
+    decoder = MambaRegionDecoder(16, LinearPosition(12), embed_dim=12, depth=2, attention=attention)
     return MaskedAutoregression(
         plain.backbone, decoder, nn.Linear(12, CHANNELS), regions=regions, attention=attention
     )
@@ -174,10 +171,8 @@ def test_a_mamba_decoder_overfits_a_batch(vectors):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_scans_within_regions_need_regions_of_one_size(vectors):
-    message = (
-        r"a Mamba decoder with attention map needs regions of one size, but 5 regions of 12 tokens have not"
-    )
+def test_scans_within_regions_need_regions_of_equal_size(vectors):
+    message = "with attention map needs regions of equal size, but these 5 regions of 12 tokens differ"
     with pytest.raises(UserError, match=message):
         with_mamba_decoder("map", regions=ConsecutiveRegions(5))(vectors, DRAW)
     assert with_mamba_decoder("ar", regions=ConsecutiveRegions(5))(vectors, DRAW).loss.isfinite()
@@ -216,7 +211,7 @@ def test_a_rehearsal_hides_at_the_bounds_of_a_drawn_ratio(vectors, ratio):
 
 def test_a_rehearsal_lays_out_the_regions_of_a_mamba_decoder(vectors):
     objective = with_mamba_decoder("map", regions=ConsecutiveRegions(5))
-    with pytest.raises(UserError, match="needs regions of one size"):
+    with pytest.raises(UserError, match="needs regions of equal size"):
         objective.rehearse(objective.backbone.tokenize(vectors))
 
 
@@ -224,12 +219,12 @@ def test_a_rehearsal_lays_out_the_regions_of_a_mamba_decoder(vectors):
 
 
 def test_each_scale_has_its_part_of_the_head_and_its_target(vectors):
-    def coarser(inputs, tokens):
+    def coarser_targets(inputs, tokens):
         return [torch.full_like(tokens.target, 7.0), tokens.target.roll(1, dims=1)]
 
     plain = toy_objective()
     objective = MaskedAutoregression(
-        plain.backbone, plain.decoder, nn.Linear(12, 3 * CHANNELS), coarser=coarser,
+        plain.backbone, plain.decoder, nn.Linear(12, 3 * CHANNELS), coarser_targets=coarser_targets,
         loss=lambda prediction, target: (prediction - target).square().mean(),
     )  # fmt: skip
     predicted = []

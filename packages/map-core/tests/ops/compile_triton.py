@@ -1,11 +1,12 @@
-"""Compile the Triton kernels for a GPU that need not be present: the compiler may refuse what the interpreter accepts.
+"""Compile the Triton kernels for GPUs that need not be present: the compiler may refuse what the interpreter accepts.
 
-    python compile_triton.py 80       compute capability, e.g. 80 (A100) or 90 (H100)
+    python compile_triton.py 80 90       compute capabilities, e.g. 80 (A100) and 90 (H100)
 
-Prints each kernel's instruction count in PTX. test_triton.py runs it with short chunks, which compile faster.
+Prints each kernel's instruction count in PTX. The scan without its optional arguments is compiled for the first only.
+test_triton.py sets --chunk to short chunks, which compile faster.
 """
 
-import sys
+import argparse
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +22,14 @@ class FakeDriver:
     """Reports a GPU of the given capability; nothing is launched on it."""
 
     def __init__(self, capability: int) -> None:
+        self.capability = capability
         self.target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> GPUTarget:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.capability  # a kernel keeps the target that it first saw on a device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -43,13 +45,15 @@ class CompileOnly:
         def compile_kernel(*arguments: Any, **sizes: Any) -> None:
             compiled = self.kernel.warmup(*arguments, grid=grid, **sizes)
             assert compiled.asm["cubin"]
-            print(self.kernel.__name__, len(compiled.asm["ptx"].splitlines()), "lines of PTX")
+            target = compiled.metadata.target
+            assert target == driver.active.get_current_target()
+            lines = len(compiled.asm["ptx"].splitlines())
+            print(f"{self.kernel.__name__} for {target.arch}: {lines} lines of PTX")
 
         return compile_kernel
 
 
-def main(capability: int, chunk: int) -> None:
-    driver.set_active(FakeDriver(capability))
+def main(capabilities: list[int], chunk: int) -> None:
     kernels = loading.kernels()
     grid.CHUNK = chunk
     stand_in = SimpleNamespace(**{name: CompileOnly(getattr(kernels, name)) for name in kernels.__all__})
@@ -60,18 +64,24 @@ def main(capability: int, chunk: int) -> None:
     sequence, weight = torch.zeros(2, 9, 96, dtype=torch.bfloat16), torch.zeros(96)
     projection = torch.zeros(2, 9, 16, dtype=torch.bfloat16)
     full = [sequence, sequence, torch.zeros(96, 16), projection, projection, weight, weight]
-    for cut, z, tensors, present, softplus, reverse in (
+    scans: tuple[tuple[Any, ...], ...] = (
         (2, sequence, [*full, *full], [1] * 14, [1, 1], [0, 1]),
         (1, None, full[:5], [1] * 5 + [0] * 2, [0], [1]),
-    ):
-        grid.segments_of = lambda length, programs, processors, cut=cut: cut  # type: ignore[misc]
-        scan._forward(tensors, z, present, softplus, reverse)
-        scan._backward(sequence, tensors, z, present, softplus, reverse)
-    for bias, silu, back in ((weight, True, False), (None, False, True)):
-        taps = torch.zeros(96, 4)
-        conv._forward(sequence, taps, bias, silu, back)
-        conv._backward(sequence, sequence, taps, bias, silu, back)
+    )
+    taps = torch.zeros(96, 4)
+    for capability in capabilities:
+        driver.set_active(FakeDriver(capability))
+        for cut, z, tensors, present, softplus, reverse in scans[: 2 if capability == capabilities[0] else 1]:
+            grid.segments_of = lambda length, programs, processors, cut=cut: cut  # type: ignore[misc]
+            scan._forward(tensors, z, present, softplus, reverse)
+            scan._backward(sequence, tensors, z, present, softplus, reverse)
+        for bias, silu, back in ((weight, True, False), (None, False, True)):
+            conv._forward(sequence, taps, bias, silu, back)
+            conv._backward(sequence, sequence, taps, bias, silu, back)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else grid.CHUNK)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("capabilities", nargs="+", type=int)
+    parser.add_argument("--chunk", type=int, default=grid.CHUNK)
+    main(**vars(parser.parse_args()))

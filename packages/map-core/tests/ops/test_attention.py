@@ -251,7 +251,7 @@ def test_what_serves_on_a_cpu(width: int, dtype: torch.dtype, facts: tuple[str, 
         ({"device": "cpu"}, "its kernels run on GPUs"),
         ({"dtype": torch.float64}, "not torch.float64"),
         ({"facts": ("masked",)}, "fewer than 1024 tokens"),
-        ({"size": 12}, "heads of 16 numbers or more, not 12"),  # the decoder of the authors
+        ({"size": 12}, "head dimensions of 16 or more, not 12"),  # the decoder of the authors
         ({"facts": ("long",)}, "a row for each query"),
     ],
 )

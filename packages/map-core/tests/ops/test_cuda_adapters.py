@@ -195,7 +195,7 @@ def test_mamba_ssm_without_its_scan_kernel_is_not_available(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        (Request("cuda", torch.float32, 257), "at most 256 states a channel, A has 257"),
+        (Request("cuda", torch.float32, 257), "at most 256 states per channel, A has 257"),
         (Request("cuda", torch.float64, 16), "not torch.float64"),
         (Request("cuda", torch.float32, 16), None),
     ],

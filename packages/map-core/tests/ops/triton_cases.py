@@ -93,8 +93,7 @@ def two_directions(make: Tool, length: int, **sizes: Any) -> dict[str, Tensor]:
     return first | {f"{name}_2": x for name, x in second.items()}
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("length", "reverse"), [*zip(LENGTHS, [False, True, False, True], strict=True)])
 def test_one_direction(length: int, reverse: bool, scan_arguments: Tool, compare: Compare) -> None:
     compare(scan_arguments(length, batch=1, channels=5, state=3), reverse=reverse)
 
@@ -163,8 +162,17 @@ def test_directions_of_different_state_sizes(scan_arguments: Tool, compare_both:
     compare_both(arguments)
 
 
-@pytest.mark.parametrize("softplus", [False, True])
-@pytest.mark.parametrize("present", [(), ("D",), ("z",), ("delta_bias",), ("D", "z")])
+@pytest.mark.parametrize(
+    ("present", "softplus"),
+    [
+        ((), False),
+        (("D",), True),
+        (("z",), False),
+        (("delta_bias",), False),
+        (("delta_bias",), True),
+        (("D", "z"), True),
+    ],
+)
 def test_without_optional_arguments(
     present: tuple[str, ...], softplus: bool, scan_arguments: Tool, compare: Compare
 ) -> None:

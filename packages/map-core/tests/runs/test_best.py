@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from toy_task import toy_config
 
-from map_core import Terms
+from map_core import LossOutput
 from map_core.runs import best
 from map_core.training import Task, train
 from map_core.training.task import exported_file
@@ -30,7 +30,7 @@ class ScriptedTask(Task):
 
     def loss(self, model, batch, draw):
         self.step = draw.step + 1
-        return Terms(model(batch).square().mean())
+        return LossOutput(model(batch).square().mean())
 
     def evaluate(self, model, accelerator):
         return {"accuracy": self.accuracy.get(self.step, 1.0)}

@@ -71,7 +71,7 @@ def no_file_over_50_kb():
 def test_a_write_that_the_system_refuses_inside_the_libraries(checkpoints, write):
     with pytest.raises(
         UserError,
-        match=r"cannot save checkpoint .*File too large.*step_00000001, is unharmed; see to that disk",
+        match=r"cannot save checkpoint .*File too large.*step_00000001, is unharmed; check that disk",
     ):
         checkpoints.write(2, {"a": write({"w": torch.ones(100_000)})})
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step_00000001"]
@@ -137,7 +137,7 @@ def test_damage_is_reported(checkpoints, capsys, damage, fault):
 def test_a_manifest_that_leads_elsewhere_is_not_followed(checkpoints, name):
     path = checkpoints.paths()[0]
     (path / "manifest.json").write_text(json.dumps({name: {"bytes": 0, "sha256": "0" * 64}}))
-    assert find_fault(path) == f"manifest.json names {name!r}, which is no file in it"
+    assert find_fault(path) == f"manifest.json names {name!r}, which is not a file in it"
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json"])

@@ -20,5 +20,5 @@ def test_the_name_says_the_format_and_stays(tmp_path, name, file_format):
 
 
 def test_an_unknown_format_is_refused_before_anything_is_drawn(tmp_path):
-    with pytest.raises(UserError, match=r"a\.xyz: \.xyz is no format of pictures; use one of \.png, \.jpg, "):
+    with pytest.raises(UserError, match=r"a\.xyz: \.xyz is not a picture format; use one of \.png, \.jpg, "):
         require_picture(tmp_path / "a.xyz")

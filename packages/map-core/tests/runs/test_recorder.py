@@ -1,4 +1,4 @@
-"""The account of a run: what counts as training time, and what counts as an improvement."""
+"""The record of a run: what counts as training time, and what counts as an improvement."""
 
 import math
 

@@ -140,7 +140,7 @@ def fail(out, error):
         ),
         (
             lambda out: OSError(30, "Read-only file system", str(out / "a")),
-            r"cannot write the run in .*Read-only file system.*; see to that disk, then continue",
+            r"cannot write the run in .*Read-only file system.*; check that disk, then continue",
         ),
         (
             lambda out: SafetensorError("Error while serializing"),

@@ -169,9 +169,9 @@ def test_a_pipe_in_the_cache_is_not_waited_for(store, folder, shards):
 
 
 def test_an_index_that_would_fill_the_disk_is_not_fetched(store, folder, shards):
-    account = json.loads((shards / "index.json").read_text())
-    account["files"]["names.txt"]["bytes"] = 10**15
-    (shards / "index.json").write_text(json.dumps(account))
+    manifest = json.loads((shards / "index.json").read_text())
+    manifest["files"]["names.txt"]["bytes"] = 10**15
+    (shards / "index.json").write_text(json.dumps(manifest))
     with pytest.raises(
         UserError, match=r"names.txt has 1e\+03 TB, says index.json, and data.shard_cache_size is 1 GB: raise"
     ):
@@ -227,7 +227,7 @@ def test_an_index_that_is_too_large_is_not_fetched(store, folder, monkeypatch, f
     store.faults = iter([fault])
     with pytest.raises(
         UserError,
-        match=rf"{store.address}/index.json is longer than 100 B: it is no file of this set; correct",
+        match=rf"{store.address}/index.json is longer than 100 B: it is not a file of this set; correct",
     ):
         ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
     assert list(folder.iterdir()) == []
@@ -235,6 +235,6 @@ def test_an_index_that_is_too_large_is_not_fetched(store, folder, monkeypatch, f
 
 def test_a_file_that_is_no_index_leaves_nothing(store, folder, shards):
     (shards / "index.json").write_text("{}")
-    with pytest.raises(UserError, match=r"index.json is no index of shards"):
+    with pytest.raises(UserError, match=r"index.json is not a valid index of shards"):
         ShardRoot(store.address, ShardSettings(folder, 10**9)).open("")
     assert list(folder.iterdir()) == []

@@ -38,17 +38,20 @@ def with_pax(**headers: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (header(512) + bytes(BLOCK) + header(-512), r"is no whole tar file \(a.png has a size of -512\)"),
+        (
+            header(512) + bytes(BLOCK) + header(-512),
+            r"is not a complete tar file \(a.png has a size of -512\)",
+        ),
         (header(-(2**40)), r"\(a.png has a size of -1099511627776\)"),
         (header(2**40), r"\(it ends within a.png\)"),
         (header(2**40, tarfile.GNUTYPE_LONGNAME), r"\(a header claims 1099511627776 bytes\)"),
         (header(2**80, tarfile.XHDTYPE), r"\(a header claims 1208925819614629174706176 bytes\)"),
         (header(-512, tarfile.XGLTYPE), r"\(a header claims -512 bytes\)"),
         (header(0, tarfile.XHDTYPE) * 3000 + header(0), r"\(maximum recursion depth exceeded"),
-        (with_pax(**{"GNU.sparse.size": "all"}), r"is no whole tar file \(invalid literal"),
-        (with_pax(**{"GNU.sparse.map": "a,b"}), r"is no whole tar file \(invalid literal"),
-        (with_pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), r"is no whole tar file \("),
-        (with_pax(size="9" * 4000), r"is no whole tar file \(it ends within"),
+        (with_pax(**{"GNU.sparse.size": "all"}), r"is not a complete tar file \(invalid literal"),
+        (with_pax(**{"GNU.sparse.map": "a,b"}), r"is not a complete tar file \(invalid literal"),
+        (with_pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), r"is not a complete tar file \("),
+        (with_pax(size="9" * 4000), r"is not a complete tar file \(it ends within"),
     ],
     ids=range(11),
 )

@@ -43,7 +43,8 @@ def test_a_shard_that_lies_elsewhere_is_refused(shards, name):
     entries[2]["name"] = name
     change(shards, shards=entries)
     with pytest.raises(
-        UserError, match=r"is no index of shards \(shard 2 (is called .*no file in the folder|has)"
+        UserError,
+        match=r"is not a valid index of shards \(shard 2 (is called .*not a file in the folder|has)",
     ):
         read_index(shards)
 
@@ -53,7 +54,7 @@ def test_a_split_that_lies_elsewhere_is_refused(tmp_path, name):
     write_shards({"train": files(), "val": files()}, tmp_path / "out", size=41_000)
     change(tmp_path / "out", splits=["train", name])
     root = ShardRoot(str(tmp_path / "out"), ShardSettings(tmp_path / "cache", 10**9))
-    with pytest.raises(UserError, match=r"its splits are no names of folders"):
+    with pytest.raises(UserError, match=r"its splits are not names of folders"):
         _ = root.splits
 
 
@@ -82,12 +83,12 @@ def test_a_row_that_points_at_nothing_is_refused(shards, column, value, message)
     ("changes", "message"),
     [
         ({"format": "other"}, "format is not 'map shards 1'"),
-        ({"classes": "ab"}, "classes are no names"),
-        ({"classes": ["a", 1]}, "classes are no names"),
+        ({"classes": "ab"}, "classes are not names"),
+        ({"classes": ["a", 1]}, "classes are not names"),
         ({"classes": ["a", "a"]}, "two classes have one name"),
-        ({"shards": None}, "shards are no list"),
-        ({"shards": [{"name": "x"}]}, "shard 0 has not name, bytes, samples and sha256"),
-        ({"shards": [HUGE]}, "shard 0 has not name, bytes, samples and sha256"),
+        ({"shards": None}, "shards is not a list"),
+        ({"shards": [{"name": "x"}]}, "shard 0 lacks a valid name, bytes, samples or sha256"),
+        ({"shards": [HUGE]}, "shard 0 lacks a valid name, bytes, samples or sha256"),
         ({"samples": 41}, "samples is 41, and samples.table has 40 rows"),
         ({"files": {}}, "files is not size and sha256 of samples.table and names.txt"),
         ({"splits": []}, None),
@@ -99,13 +100,13 @@ def test_an_index_of_another_form_is_refused(shards, changes, message):
     if message is None:  # the index of a folder of splits, which is not read here
         assert len(read_index(shards)) == 40
         return
-    with pytest.raises(UserError, match=f"shards/index.json is no index of shards \\({message}"):
+    with pytest.raises(UserError, match=f"shards/index.json is not a valid index of shards \\({message}"):
         read_index(shards)
 
 
 def test_other_columns_are_refused(shards):
     save_samples(shards, np.zeros(40, dtype=SAMPLE.descr[:3]))
-    with pytest.raises(UserError, match=r"samples.table has not the columns shard, offset, bytes"):
+    with pytest.raises(UserError, match=r"samples.table does not have the columns shard, offset, bytes"):
         read_index(shards)
 
 
@@ -118,7 +119,7 @@ def test_objects_in_the_table_are_not_unpickled(shards, tmp_path):
         np.save(file, np.array([Malice()], dtype=object), allow_pickle=True)
     recorded = json.loads((shards / "index.json").read_text())["files"]
     change(shards, files=recorded | {TABLE: checksum_of(shards / TABLE)})
-    with pytest.raises(UserError, match=r"is no index of shards \(samples.table: "):
+    with pytest.raises(UserError, match=r"is not a valid index of shards \(samples.table: "):
         read_index(shards)
     assert not (tmp_path / "executed").exists()
 
@@ -139,7 +140,7 @@ def test_a_table_that_is_no_array_is_reported_in_one_sentence(shards, content):
     (shards / TABLE).write_bytes(content)
     recorded = json.loads((shards / "index.json").read_text())["files"]
     change(shards, files=recorded | {TABLE: checksum_of(shards / TABLE)})
-    with pytest.raises(UserError, match=r"is no index of shards \(samples.table: "):
+    with pytest.raises(UserError, match=r"is not a valid index of shards \(samples.table: "):
         read_index(shards)
 
 
@@ -161,7 +162,8 @@ def test_a_damaged_file_of_the_index_is_named(shards, name):
 def test_a_broken_index_json_is_reported_in_one_sentence(shards, content):
     (shards / "index.json").write_bytes(content)
     with pytest.raises(
-        UserError, match=r"^.*index.json is no index of shards \(.*\): write it with the command shard"
+        UserError,
+        match=r"^.*index.json is not a valid index of shards \(.*\): write it with the command shard",
     ):
         read_index(shards)
 
@@ -216,6 +218,6 @@ def test_the_digest_tells_sets_apart(shards, tmp_path):
 def test_an_index_that_is_too_large_is_none(shards, monkeypatch):
     monkeypatch.setattr(index, "MAX_INDEX_BYTES", 100)
     with pytest.raises(
-        UserError, match=r"index.json is no index of shards \(it has more than 100 bytes\): write it"
+        UserError, match=r"index.json is not a valid index of shards \(it has more than 100 bytes\): write it"
     ):
         read_index(shards)

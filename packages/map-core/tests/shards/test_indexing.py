@@ -176,7 +176,7 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(make_tar, end):
     with path.open("r+b") as file:
         file.truncate(end)
     with pytest.raises(
-        UserError, match=r"shard .*0.tar is no whole tar file \(.*\): copy it again, or remove it"
+        UserError, match=r"shard .*0.tar is not a complete tar file \(.*\): copy it again, or remove it"
     ):
         index_shards(path.parent, ENDINGS)
 
@@ -185,7 +185,7 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(make_tar, end):
 def test_a_file_that_is_no_tar_is_refused(make_tar, content):
     path = make_tar("0.tar", {})
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"(is no whole tar file|hold no .jpg .png)"):
+    with pytest.raises(UserError, match=r"(is not a complete tar file|hold no .jpg .png)"):
         index_shards(path.parent, ENDINGS)
 
 
@@ -214,7 +214,7 @@ def test_an_index_is_not_overwritten(make_tar):
 def test_a_folder_without_shards_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no .tar files in .* or its subfolders: correct --index"):
         index_shards(tmp_path, ENDINGS)
-    with pytest.raises(UserError, match=r"--index .*none is no folder"):
+    with pytest.raises(UserError, match=r"--index .*none is not a folder"):
         index_shards(tmp_path / "none", ENDINGS)
 
 

@@ -116,7 +116,7 @@ def test_a_server_that_is_gone_is_reported_in_one_sentence(shards, settings):
         ([404], r"/index.json does not exist: correct data.root, or copy the set there again"),
         ([403], r"/index.json may not be read: give this machine the right to, or correct data.root"),
         ([418], r"/index.json cannot be fetched \(the server answers 418 .*\): correct data.root"),
-        (["cut"] * 2, r"/index.json is no index of shards \(no JSON\)"),
+        (["cut"] * 2, r"/index.json is not a valid index of shards \(not valid JSON\)"),
         (
             [None, "cut"],
             r"/samples.table has \d+ bytes, of \d+ in the index: it was changed or cut off",
@@ -150,8 +150,8 @@ def test_a_set_that_changes_while_its_index_is_read_is_not_mixed(store, settings
         ("s4://bucket/set", r"data.root s4://bucket/set cannot be opened \(Protocol not known: s4\): correct it"),
         ("absent://bucket/set", r"data.root absent://bucket/set needs a package that is not installed \(.*\): pip"),
         ("memory://nothing", r"memory://nothing/index.json does not exist: correct data.root"),
-        ("http://[x/set", r"http://\[x/set/index.json is no address \(.*\): correct data.root"),
-        ("http://host:port/set", r"http://host:port/set/index.json is no address \(.*\): correct data.root"),
+        ("http://[x/set", r"http://\[x/set/index.json is not a valid address \(.*\): correct data.root"),
+        ("http://host:port/set", r"http://host:port/set/index.json is not a valid address \(.*\): correct data.root"),
     ],
 )  # fmt: skip
 def test_an_address_that_leads_nowhere_is_reported(settings, root, message):

@@ -61,10 +61,10 @@ def test_each_shard_is_a_sample_of_the_whole(shards):
 
 
 def test_index_json_counts_and_sums_up(shards):
-    account = json.loads((shards / "index.json").read_text())
-    assert account["samples"] == 40
-    assert account["samples_of_class"] == {"a": 20, "b": 20}
-    for shard in account["shards"]:
+    manifest = json.loads((shards / "index.json").read_text())
+    assert manifest["samples"] == 40
+    assert manifest["samples_of_class"] == {"a": 20, "b": 20}
+    for shard in manifest["shards"]:
         content = (shards / shard["name"]).read_bytes()
         assert shard["bytes"] == len(content)
         assert shard["sha256"] == hashlib.sha256(content).hexdigest()

@@ -120,7 +120,7 @@ def test_settings_that_no_cluster_has(tmp_path: Path) -> None:
 
 def test_a_log_that_the_disk_refuses_is_reported_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "arm").write_text("no folder")
-    message = r"^cannot write the log .*arm/run.log \(.+\); see to that disk, then start the study again: it goes on$"
+    message = r"^cannot write the log .*arm/run.log \(.+\); check that disk, then start the study again: it goes on$"
     with pytest.raises(UserError, match=message):
         Processes(1).start(SAY, tmp_path / "arm/run.log")
 

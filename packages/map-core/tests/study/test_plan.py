@@ -18,6 +18,7 @@ import yaml
 from map_core.errors import Diverged, UserError
 from map_core.study import measures, runner
 from map_core.study.consistency import planned_results
+from map_core.study.cost import resolve_known_compute
 from map_core.study.definition import Study, read_study
 from map_core.study.location import StudyLocation, as_option, command_line
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
@@ -230,7 +231,7 @@ def test_an_arm_can_start_from_weights_that_are_there(tmp_path: Path) -> None:
         arms=arms,
         labels={50: {}},
         seeds=[0],
-        measures=["finetune", "linear_probe", "knn"],
+        measures=["finetune", "linear_probe"],
         **recipe,
     )
     runs = {run.key: run for run in next_runs(study, [])}
@@ -326,6 +327,14 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
             r"finetune of .* sets training\.base_lr",
         ),
         ({"labels": {50: {"data.subset": 70}}}, r"finetune of .* sets data\.subset"),
+        ({"labels": {50: {"data.subset_seed": 7}, "all": {}}}, r"finetune of .* sets data\.subset_seed"),
+        (
+            {
+                "finetune": {"recipe": "finetune_digits", "data.subset": 70},
+                "labels": {50: {}, "all": {}},
+            },
+            r"finetune of .* sets data\.subset, which the study sets for each run itself",
+        ),
         (
             {"finetune": {"recipe": "finetune_digits", "training.lr": 0.1, "training": {"lr": 0.2}}},
             "finetune of .* names training.lr twice, once by a dotted key; name it once",
@@ -333,9 +342,34 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
         ({"measures": ["knn", "finetune", "knn"]}, "the measures of .* repeat"),
         (
             {"arms": {"a": {}}, "measures": ["knn", "heldout_loss"], "labels": None},
-            "no arm of .* is pretrained, so nothing has knn or heldout_loss: add pretrain to an arm",
+            "no arm of .* is pretrained by the study, so none has knn or heldout_loss: add pretrain to an arm",
         ),
-        ({"arms": {"a": {"init": "w"}}, "measures": ["knn"], "labels": None}, "so nothing has knn"),
+        ({"arms": {"a": {"init": "w"}}, "measures": ["knn"], "labels": None}, "so none has knn"),
+        ({"arms": {"a": {"init": "w"}}}, "so none has knn: .*, or leave knn out of measures"),
+        (
+            {
+                "arms": {"a": {}},
+                "linear_probe": {"recipe": "linear_digits"},
+                "measures": ["finetune", "linear_probe"],
+            },
+            "so none has linear_probe",
+        ),
+        (
+            {"learning_rates": {"linear_probe": [0.1]}},
+            "learning_rates of .* has rates for linear_probe, which is not measured: leave them out",
+        ),
+        (
+            {
+                "arms": {"a": {"linear_probe": {"training.epochs": 5}}, "b": {"init": "w"}},
+                "linear_probe": {"recipe": "linear_digits"},
+                "measures": ["finetune", "linear_probe"],
+            },
+            "arm a of .* sets linear_probe, which measures only arms with pretrain or init: remove it",
+        ),
+        (
+            {"arms": {"a": {"pretrain": None}}},
+            r"pretrain of arm a of .* is null: give \{\} for the study's pretraining, or leave it out",
+        ),
         (
             {"measures": ["knn"]},
             "labels of .* has no effect, as neither finetune nor linear_probe is measured",
@@ -407,9 +441,20 @@ def test_a_measure_checks_its_settings_before_anything_runs(
     study = make_study(tmp_path, arms=arms, labels=None, measures=["length"], length={"recipe": "short"})
     with pytest.raises(UserError, match="a setting is empty: give a text"):
         check_added_measures(study, [])
-    check_added_measures(
-        study, [result_of(study, run) for run in planned_runs(study, []) if run.arm == "scratch"]
-    )
+    runs = [run for run in planned_runs(study, []) if run.arm == "scratch"]
+    check_added_measures(study, [result_of(study, run) for run in runs])
+    with pytest.raises(UserError, match="a setting is empty"):  # where only a later seed is left
+        check_added_measures(study, [result_of(study, run) for run in runs if run.seed == 0])
+
+
+def test_equal_compute_is_refused_where_a_measure_of_a_package_would_not_have_it(
+    tmp_path: Path, installed_measures: list[EntryPoint]
+) -> None:
+    installed_measures.append(EntryPoint("length", "toy_measure:LENGTH", measures.GROUP))
+    values = {"arms": FILE["arms"] | {"equal": {"compute_of": "map"}}, "length": {"recipe": "short"}}
+    message = r"arm equal of .* has compute_of, which lengthens finetuning alone, but length is measured too"
+    with pytest.raises(UserError, match=message):
+        make_study(tmp_path, **values, measures=["finetune", "length"])
 
 
 def test_labels_that_no_measure_of_a_package_uses_are_refused(
@@ -444,7 +489,7 @@ def test_an_unavailable_measure_is_named(tmp_path: Path, installed_measures: lis
         measures.load_measure("segment")
     installed_measures[:] = [EntryPoint("segment", "toy_measure:CODE", measures.GROUP)]
     measures.added_measures.cache_clear()
-    with pytest.raises(UserError, match="measure segment is str, which has not what a measure needs"):
+    with pytest.raises(UserError, match="measure segment is str, which lacks what a measure needs"):
         measures.load_measure("segment")
 
 
@@ -467,6 +512,10 @@ SETTINGS_MAPPING = "a mapping of names of settings to values; got"
         (
             {"arms": {"report.md": {}}},
             "arm report.md of .* has the name of a file that the study itself writes: rename the arm",
+        ),
+        *(
+            ({"arms": {name: {}}}, "arm .* has a name that the report's plots or tables cannot show")
+            for name in ("$^$", "_base", "a | b")
         ),
         ({"arms": {"a" * 200: {}}}, r"characters; got 'a+\.\.\. \(202 characters\)"),
         ({"arms": {3: {}}}, PLAIN_NAME),
@@ -508,7 +557,7 @@ SETTINGS_MAPPING = "a mapping of names of settings to values; got"
         ({"base": ["small"]}, "base of .* must be a study's name"),
         ({"base": "a" * 5000}, "unknown recipe 'aaa"),
     ],
-    ids=range(40),
+    ids=range(43),
 )
 def test_a_file_of_another_form_is_reported_in_one_sentence(
     tmp_path: Path, changes: dict[str, Any], message: str
@@ -526,7 +575,15 @@ def test_a_study_builds_on_another(tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     arms = {"scratch": {}}
     other.write_text(
-        yaml.safe_dump({"base": "study", "name": "other", "arms": arms, "finetune": {"training.lr": 0.1}})
+        yaml.safe_dump(
+            {
+                "base": "study",
+                "name": "other",
+                "arms": arms,
+                "finetune": {"training.lr": 0.1},
+                "measures": ["finetune"],
+            }
+        )
     )
     study = read_study(other, "map_core.study")
     assert (study.name, [arm.name for arm in study.arms], study.seeds) == ("other", ["scratch"], (0, 1))
@@ -631,6 +688,36 @@ def test_the_runs_of_another_pretraining_are_to_go_with_it(tmp_path: Path) -> No
         r"of the runs that start from it \(map/seed0/knn, map/seed0/finetune_50, map/seed0/finetune\)$",
     ):
         planned_results(changed, run_all(study), location)
+
+
+def test_runs_at_equal_compute_are_to_go_with_what_they_equal(tmp_path: Path) -> None:
+    """Their length would be kept although it is no longer equal."""
+    location = StudyLocation("map_vision", tmp_path, tmp_path / "r")
+
+    def study_of(epochs: int, smoothing: float) -> Study:
+        pretrain = {"recipe": "pretrain_digits", "training.epochs": epochs}
+        finetune = {"objective.smoothing": smoothing}
+        arms = {
+            "equal": {"compute_of": "map"},
+            "map": {"pretrain": pretrain, "finetune": finetune},
+            "scratch": {},
+        }
+        labels = {50: {}, "all": {}}
+        return make_study(tmp_path, arms=arms, labels=labels, seeds=[0], learning_rates=[0.1])
+
+    study = study_of(6, 0.0)
+    equal = replace(study.arms[0], lengths={n: {"training.epochs": 23} for n in (50, None)})
+    results = run_all(replace(study, arms=(equal, *study.arms[1:])))
+    of_50 = "equal/trials/finetune_50_lr0.1, equal/seed0/finetune_50"
+    for changed, keys in (
+        (study_of(60, 0.0), f"{of_50}, equal/trials/finetune_lr0.1, equal/seed0/finetune"),
+        (study_of(6, 0.1), of_50),
+    ):
+        resolved = resolve_known_compute(changed, results)
+        with pytest.raises(
+            UserError, match=rf"and those of the runs whose length follows from its operations \({keys}\)$"
+        ):
+            planned_results(resolved, results, location)
 
 
 def test_results_with_nested_settings_are_those_of_their_dotted_names(tmp_path: Path) -> None:
@@ -911,3 +998,9 @@ def test_as_many_runs_are_in_progress_as_asked_for(
     location = StudyLocation("map_vision", tmp_path / "out", tmp_path / "r")
     run_study(study, location, jobs=jobs, launcher=FakeLauncher({"test_accuracy": 50.0}), progress=False)
     assert (max(in_progress), sum(in_progress)) == (jobs, 4)
+
+
+def test_trials_start_from_the_pretraining_of_the_first_seed(tmp_path: Path) -> None:
+    study = make_study(tmp_path, learning_rates=[0.001, 0.002], measures=["finetune"])
+    starts = {(run.arm, run.after) for run in planned_runs(study, []) if run.stage == "trial"}
+    assert starts == {("map", "map/seed0/pretrain"), ("scratch", None)}

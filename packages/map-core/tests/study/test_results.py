@@ -73,10 +73,10 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"score": float("nan")}, "score holds nan, which is no finite number"),
+        ({"score": float("nan")}, "score holds nan, which is not a finite number"),
         ({"score": float("inf")}, "score holds inf"),
         ({"lr": 10**400}, "lr holds 1000"),
-        ({"measures": {"loss": "low"}}, r"measures holds {'loss': 'low'}, which is no finite number"),
+        ({"measures": {"loss": "low"}}, r"measures holds {'loss': 'low'}, which is not a finite number"),
         ({"measures": {"loss": [1]}}, "measures holds"),
         ({"seed": "0"}, "seed must be int, not '0'"),
     ],
@@ -246,7 +246,7 @@ def test_a_report_that_the_disk_refuses_is_reported_in_one_sentence(tmp_path: Pa
     study = read_study(file, "map_core.study")
     (tmp_path / "report.md").mkdir()  # in the report's place
     message = (
-        r"^cannot write the report .*report.md \(.+\); see to that disk, then write it with study-report$"
+        r"^cannot write the report .*report.md \(.+\); check that disk, then write it with study-report$"
     )
     with pytest.raises(UserError, match=message):
         write_report(study, [], tmp_path, "command")
@@ -339,7 +339,7 @@ def test_arms_from_scratch_of_other_lengths_are_each_compared_with_given_weights
 
 
 def test_losses_of_two_objectives_are_not_compared(tmp_path: Path) -> None:
-    arms = {name: {"pretrain": {"recipe": "pretrain_digits"}} for name in ("map", "mae")}
+    arms = {name: {"pretrain": {"recipe": "pretrain_digits"}} for name in ("map", "mae", "ar")}
     values = {"name": "s", "arms": arms, "seeds": [0], "measures": ["knn", "heldout_loss"]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     study = read_study(tmp_path / "study.yaml", "map_core.study")
@@ -353,6 +353,17 @@ def test_losses_of_two_objectives_are_not_compared(tmp_path: Path) -> None:
     assert "loss" not in pairs(study, results)
     assert "| map | nearest neighbours (%) |" in comparisons(study, results)
     assert "loss" not in comparisons(study, results)
+
+
+def test_a_difference_from_the_baseline_is_not_repeated_between_pretrained_arms(tmp_path: Path) -> None:
+    arms = {name: {"pretrain": {"recipe": "pretrain_digits"}} for name in ("map", "mae", "ar")}
+    values = {"name": "s", "finetune": {"recipe": "finetune_digits"}, "measures": ["finetune"], "seeds": [0]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**values, "arms": arms}, sort_keys=False))
+    study = read_study(tmp_path / "study.yaml", "map_core.study")
+    results = [replace(RESULT, key=arm, arm=arm) for arm in arms]
+    assert [line.split("|")[1] for line in comparisons(study, results).splitlines()[2:]] == [" map ", " mae "]
+    assert [line.split("|")[1:3] for line in pairs(study, results).splitlines()[4:]] == [[" map ", " mae "]]
+    assert pairs(study, [result for result in results if result.arm != "map"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -400,3 +411,22 @@ def test_the_report_says_what_every_rate_scored_and_which_was_taken(tmp_path: Pa
     assert "| 0.0001: 70.00, 0.001: 71.50, 0.01: diverged | 0.001 |" in inner_text
     assert "| late | finetune | all | 0.01: 60.00 | - |" in text
     assert "by learning rate" not in page(read_study(file, "map_core.study"), [], "command")
+
+
+def test_differences_are_between_runs_of_one_seed(tmp_path: Path) -> None:
+    """Whatever their order, and with a seed that one arm lacks."""
+    values = {
+        "name": "s",
+        "arms": {"map": {"pretrain": {"recipe": "pretrain_digits"}}, "scratch": {}},
+        "finetune": {"recipe": "finetune_digits"},
+        "measures": ["finetune"],
+        "seeds": [0, 1, 2],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    scores = {("map", 2): 85.0, ("map", 0): 80.0, ("scratch", 0): 70.0, ("scratch", 1): 50.0}
+    scores |= {("scratch", 2): 76.0}
+    results = [
+        replace(RESULT, key=f"{arm}/seed{seed}/finetune", arm=arm, seed=seed, score=score)
+        for (arm, seed), score in scores.items()
+    ]
+    assert "| +9.50 [" in comparisons(read_study(tmp_path / "study.yaml", "map_core.study"), results)

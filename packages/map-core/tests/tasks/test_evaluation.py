@@ -91,9 +91,9 @@ def test_randomness_of_samples_is_keyed():
     def values(**keys):
         return collect(lambda x: x.flatten(1), ToySamples(4, noisy=True), settings(), CPU, **keys)[0]
 
-    assert torch.equal(values(seed=1, draw=2), values(seed=1, draw=2))
-    assert not torch.equal(values(seed=1, draw=2), values(seed=1, draw=3))
-    assert not torch.equal(values(seed=1, draw=2), values(seed=2, draw=2))
+    assert torch.equal(values(seed=1, pass_number=2), values(seed=1, pass_number=2))
+    assert not torch.equal(values(seed=1, pass_number=2), values(seed=1, pass_number=3))
+    assert not torch.equal(values(seed=1, pass_number=2), values(seed=2, pass_number=2))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

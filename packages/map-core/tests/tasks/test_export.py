@@ -95,7 +95,7 @@ def test_a_full_disk_is_reported_in_one_sentence(tmp_path, name):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(
-            UserError, match=rf"cannot write {out} \(File too large\); see to that disk, then repeat"
+            UserError, match=rf"cannot write {out} \(File too large\); check that disk, then repeat"
         ):
             export_model(nn.Linear(100, 100).eval(), torch.zeros(1, 100), out, format=format)
     finally:

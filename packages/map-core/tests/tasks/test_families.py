@@ -15,8 +15,8 @@ from map_core.commands.program import main
 from map_core.tasks import weights
 from map_core.tasks.conversion import convert_checkpoint
 from map_core.tasks.families import Converted, Family, Guess, family_of
+from map_core.tasks.initial_weights import load_init
 from map_core.tasks.pretraining import decoder_state, load_objective
-from map_core.tasks.starting import load_init
 from map_core.tasks.weights import read_description, save_weights
 
 WIDTH = 12

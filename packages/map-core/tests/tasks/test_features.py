@@ -43,7 +43,17 @@ def test_a_bank_read_in_parts_is_a_whole_one(neighbors, monkeypatch):
     bank, queries = clusters(60, 1), clusters(50, 2)
     whole = knn_accuracy(*bank, *queries, neighbors=neighbors)
     monkeypatch.setattr("map_core.tasks.features.BANK_ROWS", 7)
+    monkeypatch.setattr("map_core.tasks.features.QUERIES", 8)
     assert knn_accuracy(*bank, *queries, neighbors=neighbors) == whole
+
+
+@pytest.mark.parametrize(("distance", "score"), [(0.09, 100.0), (0.065, 0.0)])
+def test_neighbours_weigh_as_published(distance, score):
+    """One neighbour against three: it wins where exp(distance / 0.07) is above 3."""
+    cosine = 1 - distance
+    three = [[cosine, math.sqrt(1 - cosine * cosine)]] * 3
+    bank = np.array([[1.0, 0.0], *three], dtype=np.float32)
+    assert knn_accuracy(bank, np.array([0, 1, 1, 1]), bank[:1], np.array([0]), neighbors=4) == score
 
 
 def test_a_score_inside_a_run_in_bf16_is_that_of_the_command():

@@ -16,7 +16,7 @@ from map_core.commands.listing import sharing_commands
 from map_core.commands.program import main
 from map_core.errors import UserError
 from map_core.runs.files import save_json
-from map_core.tasks.typed import command_line_words
+from map_core.tasks.setting_values import command_line_words
 from map_core.tasks.weights import read_description, read_weights
 from map_core.training import TrainingConfig
 

@@ -219,3 +219,20 @@ def test_a_run_that_kept_weights_and_was_killed_before_its_first_checkpoint_star
     assert start()["probe_accuracy"] == 44.0
     best = (tmp_path / "run" / "model_best.safetensors").read_bytes()
     assert best != (tmp_path / "run" / "model.safetensors").read_bytes()
+
+
+def test_as_many_neighbours_vote_as_the_setting_says(make_config, monkeypatch):
+    class Pairs(Objective):
+        """One whose held-out loss is not measured."""
+
+        def forward(self, inputs, draw): ...
+
+    counts = []
+    monkeypatch.setattr(
+        "map_core.tasks.monitors.knn_accuracy", lambda *arrays, neighbors=20: counts.append(neighbors) or 0.0
+    )
+    pairs = Pairs()
+    pairs.backbone = ToyNet()
+    config = make_config("pretrain", monitor=MonitorConfig(samples=16, neighbors=3))
+    open_monitor(DOMAIN, config, pairs).measure(pairs, torch.device("cpu"))
+    assert counts == [3]

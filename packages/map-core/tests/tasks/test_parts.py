@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from processes import TOYS, start, wait_for
+from processes import TOYS, run_several, start, wait_for
 from torch import nn
 from toy_domain import DOMAIN, ToySamples
 
@@ -61,18 +61,6 @@ def arguments_of(classifier, command, out, batch_size=3):
     return arguments + (["--toys", *map(str, range(7))] if command == "predict" else ["--data.count=25"])
 
 
-def launch(processes, arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        [*command, str(TOYS / "toy_program.py"), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-
-
 def result(out):
     """What a command wrote, without what depends on its time, memory and threads."""
     if out.suffix == ".npz":
@@ -93,10 +81,10 @@ def test_several_processes_write_what_one_does(tmp_path, classifier, command, na
     """To the last bit: a part holds whole batches, so that every batch is one that a single process has, too."""
     one, several = tmp_path / "one" / name, tmp_path / "several" / name
     assert run(*arguments_of(classifier, command, one)) == 0
-    process = launch(processes, arguments_of(classifier, command, several))
-    assert process.returncode == 0, process.stderr[-3000:]
+    arguments = arguments_of(classifier, command, several)
+    printed = run_several(TOYS / "toy_program.py", *arguments, processes=processes)
     assert result(several) == result(one)
-    assert process.stdout.count(f"-> {several}") == 1, "more than one process printed, or none"
+    assert printed.count(f"-> {several}") == 1, "more than one process printed, or none"
     assert sorted(path.name for path in several.parent.iterdir()) == sorted(
         path.name for path in one.parent.iterdir()
     )
@@ -247,7 +235,7 @@ def test_other_files_stay(tmp_path, classifier, plain):
     (folder / "mine").write_text("precious")
     with (
         pytest.raises(
-            UserError, match=r"x_00000 holds files that are no parts of results; choose another --out"
+            UserError, match=r"x_00000 holds files that are not parts of results; choose another --out"
         ),
         results_in_parts(tmp_path / "f.npz", config_of(classifier)) as parts,
     ):
@@ -258,9 +246,10 @@ def test_other_files_stay(tmp_path, classifier, plain):
 def test_a_second_command_at_the_same_place_is_refused(tmp_path, classifier):
     with RunLock(tmp_path / "f.npz.parts") as lock:
         lock.acquire()
-        process = launch(1, arguments_of(classifier, "features", tmp_path / "f.npz"))
-    assert process.returncode != 0
-    assert "f.npz.parts is in use by process" in process.stderr
+        process = start("toy_program.py", *arguments_of(classifier, "features", tmp_path / "f.npz"))
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "f.npz.parts is in use by process" in errors
 
 
 @pytest.fixture
@@ -287,7 +276,7 @@ def test_a_full_disk_keeps_the_finished_parts_and_the_command_resumes(
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("map-toy: error: cannot write results ([Errno 27] File too large")
     assert message.endswith(
-        f"the parts that were finished are kept in {out}.parts: see to that disk, then give the same command again, "
+        f"the parts that were finished are kept in {out}.parts: check that disk, then give the same command again, "
         "which goes on from them"
     )
     assert not out.exists()
@@ -339,7 +328,9 @@ def test_a_disk_that_refuses_the_folder_of_a_pass_is_reported(tmp_path, monkeypa
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(place, name, refuse)
-    message = rf"cannot write results \(.*Read-only.*\); .* kept in {folder.parent}: see to that disk, then give the"
+    message = (
+        rf"cannot write results \(.*Read-only.*\); .* kept in {folder.parent}: check that disk, then give the"
+    )
     with pytest.raises(UserError, match=message):
         parts.begin(folder, {"job": "another"}, [range(2)])
 
@@ -443,5 +434,5 @@ def test_a_device_that_is_full_keeps_no_parts_and_says_so(tmp_path, classifier, 
     assert run(*arguments_of(classifier, "predict", "/dev/full")) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("map-toy: error: the disk is full")
-    assert message.endswith("parts are kept only beside a file: see to that disk, then start anew")
+    assert message.endswith("parts are kept only beside a file: check that disk, then start anew")
     assert list(tmp_path.iterdir()) == []

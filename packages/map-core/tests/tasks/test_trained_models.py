@@ -77,7 +77,7 @@ def test_a_description_gives_the_configuration_back(tmp_path):
 def test_a_pretrained_encoder_is_no_classifier(tmp_path):
     export(tmp_path, 0, holds="encoder")
     with pytest.raises(
-        UserError, match=r"describes no classifier \(its .json says: encoder\); give a run that"
+        UserError, match=r"does not describe a classifier \(its .json says: encoder\); give a run that"
     ):
         MODELS.classifier(tmp_path)
 
@@ -85,14 +85,14 @@ def test_a_pretrained_encoder_is_no_classifier(tmp_path):
 @pytest.mark.parametrize("rebuild", [MODELS.classifier, MODELS.encoder], ids=["classifier", "encoder"])
 def test_parameters_that_are_missing_are_named(tmp_path, rebuild):
     export(tmp_path, 0, holds="classifier", classes=["cat", "dog"])
-    with pytest.raises(UserError, match=r"lacks head.weight, head.bias: it holds no whole model"):
+    with pytest.raises(UserError, match=r"lacks head.weight, head.bias: it does not hold a complete model"):
         rebuild(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("rebuild", "message"),
     [
-        (MODELS.classifier, r"describes no classifier \(its .json says: nothing\)"),
+        (MODELS.classifier, r"does not describe a classifier \(its .json says: nothing\)"),
         (MODELS.encoder, "has no .json that describes its model: give a run's directory or its weights file"),
     ],
     ids=["classifier", "encoder"],

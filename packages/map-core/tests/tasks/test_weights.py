@@ -19,8 +19,8 @@ from torch import nn
 
 from map_core import UserError
 from map_core.tasks import weights
-from map_core.tasks.starting import load_init
-from map_core.tasks.typed import fits
+from map_core.tasks.initial_weights import load_init
+from map_core.tasks.setting_values import fits
 from map_core.tasks.weights import read_description, read_settings, read_weights, save_weights, weights_file
 
 
@@ -177,7 +177,7 @@ def test_a_prefix_of_some_names_only_stays(tmp_path):
 )
 def test_files_that_are_no_weights_are_recognised(tmp_path, name, content, what):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name} is no weights file \(looks like {what}"):
+    with pytest.raises(UserError, match=rf"{name} is not a weights file \(looks like {what}"):
         read_weights(tmp_path / name)
 
 
@@ -225,21 +225,21 @@ def test_a_file_without_a_description_has_an_empty_one(tmp_path):
 def test_a_description_cut_off_is_named(tmp_path):
     write(tmp_path, Toy(), holds="encoder")
     (tmp_path / "model.json").write_text('{"holds": ')
-    with pytest.raises(UserError, match=r"model.json is no JSON .* copy it or export the run again"):
+    with pytest.raises(UserError, match=r"model.json is not valid JSON .* copy it or export the run again"):
         read_description(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "describes no model: it must be a mapping"),
-        ("3", "describes no model: it must be a mapping"),
+        ("[]", "does not describe a model: it must be a mapping"),
+        ("3", "does not describe a model: it must be a mapping"),
         ('{"name": 3}', "name must be a str; got 3"),
         ('{"name": "x", "arguments": []}', r"arguments must be a dict; got \[\]"),
         ('{"classes": "cat"}', "classes must be a list; got 'cat'"),
         ('{"holds": "classifier"}', "describes a classifier but lacks its classes"),
-        ("[" * 20_000, "is no JSON"),
-        ("", "is no JSON"),
+        ("[" * 20_000, "is not valid JSON"),
+        ("", "is not valid JSON"),
     ],
     ids=["list", "number", "name", "arguments", "classes", "no classes", "brackets", "empty"],
 )
@@ -276,7 +276,8 @@ def test_a_file_cut_off_is_named(tmp_path, name):
 def test_numbers_are_no_weights(tmp_path, content, names):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(
-        UserError, match=rf"model.pth holds no state dict of tensors: it has {names}; expected .*, model_ema,"
+        UserError,
+        match=rf"model.pth does not hold a state dict of tensors: it has {names}; expected .*, model_ema,",
     ):
         read_weights(tmp_path / "model.pth")
 
@@ -382,7 +383,7 @@ def test_settings_of_another_type_are_named(values, message):
 
 
 def test_settings_that_are_missing_are_named():
-    with pytest.raises(UserError, match="run describes no name, root; export the run again"):
+    with pytest.raises(UserError, match="run lacks name, root; export the run again"):
         read_settings(Required, {"depth": 2}, "run")
 
 
@@ -519,7 +520,9 @@ def test_a_file_that_holds_itself_is_no_state_dict(tmp_path):
     content = {}
     content["model"] = content
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"x.pth holds no state dict of tensors: it has model; expected"):
+    with pytest.raises(
+        UserError, match=r"x.pth does not hold a state dict of tensors: it has model; expected"
+    ):
         read_weights(tmp_path / "x.pth")
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from toy_task import toy_config
 
-from map_core import Terms
+from map_core import LossOutput
 from map_core.training import Task, train
 from map_core.training.task import exported_file
 
@@ -29,7 +29,7 @@ class NormedTask(Task):
         self.rank, self.buffers = int(os.environ["RANK"]), []
 
     def loss(self, model, batch, draw):
-        return Terms(model(batch).square().mean())
+        return LossOutput(model(batch).square().mean())
 
     def evaluate(self, model, accelerator):
         own_loss = len(self.buffers) * (1.0 if self.rank else -1.0)

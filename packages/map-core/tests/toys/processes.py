@@ -1,4 +1,4 @@
-"""Scripts of these toys in separate processes, for tests that signal or kill them or run two together."""
+"""Scripts of these toys in separate processes, for tests that signal or kill them or run several together."""
 
 import json
 import socket
@@ -30,20 +30,21 @@ def wait_for(condition, process, seconds=120):
     raise TimeoutError
 
 
-def run_two(script, *arguments):
-    """Run a script in two processes that find each other as under torchrun; return what they printed.
+def run_several(script, *arguments, processes=2):
+    """Run a script in several processes that find each other as under torchrun; return what they printed.
 
     torchrun itself starts those of tests/test_runs.py.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = []
-    for rank in ("0", "1"):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes.append(Program(script, *arguments, environment=environment))
-    outputs = [process.communicate(timeout=120) for process in processes]
+    group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    programs = [
+        Program(script, *arguments, environment=group | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(processes))
+    ]
+    outputs = [program.communicate(timeout=180) for program in programs]
     errors = "".join(error for _, error in outputs)
-    assert [process.returncode for process in processes] == [0, 0], errors[-3000:]
+    assert [program.returncode for program in programs] == [0] * processes, errors[-3000:]
     return "".join(printed for printed, _ in outputs)

@@ -15,8 +15,8 @@ from map_core.objectives.settings import Settings
 from map_core.objectives.simmim import SimMIMConfig
 from map_core.tasks.classification import ClassificationConfig
 from map_core.tasks.domain import Domain, OpenedData
+from map_core.tasks.initial_weights import load_init
 from map_core.tasks.pretraining import hide_and_reconstruct
-from map_core.tasks.starting import load_init
 from map_core.tasks.trained_models import ModelConfig, Models
 from map_core.testing import GridBackbone, LinearPosition, toy_encoder
 
@@ -97,7 +97,7 @@ class ToyNet(GridBackbone):
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
 
     def set_grad_checkpointing(self, enable=True):
-        self.encoder.activation_checkpointing = enable
+        self.encoder.set_grad_checkpointing(enable)
 
     def forward_features(self, inputs):
         return self.encode(self.tokenize(inputs)).embedding

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from map_core import Terms, UserError
+from map_core import LossOutput, UserError
 from map_core.training import Task, TrainingConfig, train
 from map_core.training.loading import batches_in_order
 
@@ -89,7 +89,7 @@ class ToyTask(Task):
         loss = functional.cross_entropy(logits, classes)
         if draw.step == self.nan_at:
             loss = loss * float("nan")
-        return Terms(loss, scalars={"accuracy": (logits.argmax(-1) == classes).float().mean()})
+        return LossOutput(loss, scalars={"accuracy": (logits.argmax(-1) == classes).float().mean()})
 
     def evaluate(self, model, accelerator):
         assert not model.training

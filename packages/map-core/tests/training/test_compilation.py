@@ -45,7 +45,7 @@ def test_every_block_is_compiled_however_blocks_are_wired(
 
 
 def test_a_model_without_blocks_is_refused() -> None:
-    with pytest.raises(UserError, match=r"compile blocks needs a model with blocks, which Linear has not"):
+    with pytest.raises(UserError, match=r"compile blocks needs a model with blocks, which Linear lacks"):
         compile_model(nn.Linear(2, 2), toy_config(compile="blocks"), CPU)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_two
+from processes import run_several
 from safetensors.torch import load_file
 from toy_task import ToyTask, metrics_without_times, toy_config
 
@@ -49,17 +49,17 @@ def test_accumulation_is_no_accumulation(tmp_path, one_process, accumulation_ste
 def test_two_processes_are_one_also_when_one_of_them_is_stopped_and_they_resume(tmp_path, one_process):
     out = tmp_path / "run"
     training = json.dumps(SETTINGS | {"accumulation_steps": 2, "workers": 1})
-    first = run_two(TOY_TASK, out, "", training, json.dumps({"dropout": 0, "signal_at": 6}))
+    first = run_several(TOY_TASK, out, "", training, json.dumps({"dropout": 0, "signal_at": 6}))
     assert json.loads(first.splitlines()[0])["interrupted"]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step_00000004", "step_00000007"]
-    second = run_two(TOY_TASK, out, "auto", training, json.dumps({"dropout": 0}))
+    second = run_several(TOY_TASK, out, "auto", training, json.dumps({"dropout": 0}))
     assert json.loads(second.splitlines()[0])["processes"] == 2
     assert_close_runs(out, one_process)
 
 
 def test_processes_evaluate_the_same_buffers_and_keep_the_best_of_the_first(tmp_path):
     """If each decided for itself what is best, one would wait for the other in the export."""
-    run_two(NORMED_TASK, tmp_path / "run", tmp_path)
+    run_several(NORMED_TASK, tmp_path / "run", tmp_path)
     (one, loss), (other, others_loss) = (
         json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)
     )
@@ -72,4 +72,4 @@ def test_processes_evaluate_the_same_buffers_and_keep_the_best_of_the_first(tmp_
 
 
 def test_a_sharded_model_is_saved_and_loaded_whole(tmp_path):
-    assert run_two(SHARDED_ROUND_TRIP, tmp_path).strip() == "equal on 2 processes"
+    assert run_several(SHARDED_ROUND_TRIP, tmp_path).strip() == "equal on 2 processes"

@@ -16,8 +16,8 @@ from map_core import UserError
 from map_core.errors import Diverged
 from map_core.training import loop, state, train
 from map_core.training.finite import FiniteGuard
+from map_core.training.plan import RunPlan
 from map_core.training.processes import Peers
-from map_core.training.sampling import RunPlan
 from map_core.training.schedule import Schedule
 
 
@@ -52,6 +52,48 @@ def test_a_run_is_adamw_on_the_clipped_mean_gradient_with_a_moving_average(tmp_p
     torch.testing.assert_close(raw, model.state_dict(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ema, average, rtol=1e-4, atol=1e-6)
     assert task.exported == ["raw", "ema"]
+
+
+def test_a_run_decays_matrices_alone(tmp_path):
+    """By a loop written out by hand."""
+    task = ToyTask(dropout=0)
+    model = copy.deepcopy(task.model)
+    config = toy_config(max_steps=6, clip_grad=None, weight_decay=0.1)
+    train(task, config, tmp_path / "run")
+
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95))
+    for step, (draw, images) in enumerate(task.loss_inputs):
+        for group in optimizer.param_groups:
+            group["lr"] = Schedule.of(config, 4)(step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels_of(config, draw)).backward()
+        optimizer.step()
+    raw = torch.load(tmp_path / "run/raw.pt", weights_only=True)
+    torch.testing.assert_close(raw, model.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_group_of_parameters_learns_at_its_scale(tmp_path):
+    task = ToyTask(dropout=0)
+    held, *others = task.model.parameters()
+    before = held.detach().clone()
+    task.parameter_groups = lambda config: [{"params": others}, {"params": [held], "lr_scale": 0.0}]
+    train(task, toy_config(max_steps=2), tmp_path / "run")
+    assert torch.equal(held, before)
+
+
+def test_every_step_and_micro_batch_draws_anew(tmp_path):
+    drawn = []
+
+    class Drawing(ToyTask):
+        def loss(self, model, batch, draw):
+            drawn.append(torch.rand(()).item())
+            return super().loss(model, batch, draw)
+
+    train(Drawing(), toy_config(accumulation_steps=2, max_steps=3), tmp_path / "run")
+    assert len(set(drawn)) == len(drawn) == 6
 
 
 def labels_of(config, draw):
@@ -171,7 +213,7 @@ def test_an_error_of_the_main_process_keeps_its_kind_and_its_cause():
         raise Diverged("at step 3") from cause
 
     with pytest.raises(Diverged, match="at step 3") as error_info:
-        Peers().agree(fail)
+        Peers().on_main(fail)
     assert error_info.value.__cause__ is cause
     assert error_info.traceback[-1].name == "fail"
 

@@ -34,7 +34,7 @@ def test_layer_decay_slows_early_layers_and_spares_vectors_from_decay():
 
 def test_layer_decay_of_a_model_without_layers():
     with pytest.raises(
-        UserError, match=r"layer_decay needs a model with group_matcher\(\), which Linear has not"
+        UserError, match=r"layer_decay needs a model with group_matcher\(\), which Linear lacks"
     ):
         default_parameter_groups(nn.Linear(2, 2), 0.05, 0.5)
 

@@ -341,7 +341,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(half_run, 
     assert reason in output
     assert "going on after step 6" in output
     assert_same_run(half_run, whole_run)
-    with pytest.raises(UserError, match="is no usable checkpoint"):
+    with pytest.raises(UserError, match="is not a usable checkpoint"):
         train(ToyTask(), toy_config(), half_run, resume=str(newest.with_name("superseded_" + newest.name)))
 
 

@@ -13,7 +13,8 @@ from map_core import UserError
 from map_core.randomness import keyed_generator
 from map_core.training import TrainingConfig, train
 from map_core.training.loading import batches_in_order
-from map_core.training.sampling import KeyedDataset, RunPlan, RunSampler, SampleKey, seed_everything
+from map_core.training.plan import RunPlan, SampleKey
+from map_core.training.sampling import KeyedDataset, RunSampler, seed_everything
 
 
 def keys_by_step(config, processes, samples=70, start=0, stop=16):
@@ -66,9 +67,11 @@ def test_the_first_line_names_the_setting_that_the_learning_rate_comes_from(lr, 
 
 def expected_keys(plan, epoch):
     """The definition: every sample of a permutation ``repeats`` times in a row, cut to whole batches."""
-    permutation = torch.randperm(plan.samples, generator=keyed_generator(plan.seed, "order", epoch)).tolist()
+    permutation = torch.randperm(
+        plan.num_samples, generator=keyed_generator(plan.seed, "order", epoch)
+    ).tolist()
     repeated = [SampleKey(epoch, n, repeat) for n in permutation for repeat in range(plan.repeats)]
-    return repeated[: plan.samples // plan.batch_size * plan.batch_size]
+    return repeated[: plan.num_samples // plan.batch_size * plan.batch_size]
 
 
 def epoch_keys(plan, epoch):
@@ -177,7 +180,13 @@ def test_a_users_error_in_a_sample_arrives_unchanged(tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_in_order_are_those_of_their_keys(workers):
-    settings = {"batch_size": 3, "workers": workers, "device": torch.device("cpu"), "seed": 5, "draw": 2}
+    settings = {
+        "batch_size": 3,
+        "workers": workers,
+        "device": torch.device("cpu"),
+        "seed": 5,
+        "pass_number": 2,
+    }
     state = torch.get_rng_state()
     whole = list(batches_in_order(ToyData(8), **settings))
     assert torch.equal(torch.get_rng_state(), state)
@@ -190,7 +199,7 @@ def test_batches_in_order_are_those_of_their_keys(workers):
 
 @pytest.mark.parametrize("shard", [0, 1, 2])
 def test_shards_in_order_are_every_third_sample(shard):
-    settings = {"batch_size": 3, "workers": 0, "device": torch.device("cpu"), "seed": 5, "draw": 2}
+    settings = {"batch_size": 3, "workers": 0, "device": torch.device("cpu"), "seed": 5, "pass_number": 2}
     whole, part = (
         torch.cat([inputs for inputs, _ in batches_in_order(ToyData(8), shard=index_and_count, **settings)])
         for index_and_count in ((0, 1), (shard, 3))

@@ -13,7 +13,7 @@ from processes import start, wait_for
 from map_core import UserError
 from map_core.training import workers
 from map_core.training.loading import load_batches
-from map_core.training.sampling import SampleKey
+from map_core.training.plan import SampleKey
 from map_core.training.workers import await_death
 
 

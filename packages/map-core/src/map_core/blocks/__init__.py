@@ -1,4 +1,4 @@
-"""Layers of encoder and decoder: blocks map ``(x, position)`` to x's shape; image blocks ignore position."""
+"""Layers of encoder and decoder: blocks map ``(x, position)`` to x's shape; most ignore the position."""
 
 from map_core.blocks.attention import Attention, Mlp
 from map_core.blocks.four_way import FourWayBlock

@@ -19,7 +19,7 @@ class Attention(nn.Module):
     ``backend`` names the implementation of attention; set it to measure one.
 
     Raises:
-        UserError: ``num_heads`` is below 1, or ``embed_dim`` no multiple of it.
+        UserError: ``num_heads`` is below 1, or ``embed_dim`` is not a multiple of it.
     """
 
     backend = "auto"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from map_core.ops.transforms import is_autocast_enabled
+from map_core.ops.tracing_state import is_autocast_enabled
 from map_core.tracing import fx_leaf
 
 

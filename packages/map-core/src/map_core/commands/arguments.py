@@ -28,7 +28,7 @@ class Arguments:
     request: str | None = None
 
 
-# options of other programs that are no settings here
+# options of other programs that are not settings here
 NO_SETTINGS = {"model.num_classes": "classes are counted from the data: their folders, or the labels"}
 
 

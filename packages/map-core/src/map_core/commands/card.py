@@ -23,7 +23,7 @@ from map_core.runs.summary import any_summary, refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.model_card import MEASURED, Stage, UsageTerms, write_model_card
 from map_core.tasks.pretraining import WITH_DECODER
-from map_core.tasks.typed import command_line_words, fits, name_of
+from map_core.tasks.setting_values import command_line_words, fits, name_of
 from map_core.tasks.weights import MODEL_FILE
 
 CONFIG_FILE = "config.yaml"
@@ -82,7 +82,7 @@ def stages_of(domain: Domain, run: Path) -> Iterator[Stage]:
             return
         summary, config = read_summary(current), read_yaml(current / CONFIG_FILE)
         if not isinstance(config, dict):
-            raise UserError(f"{current / CONFIG_FILE} is no mapping; copy the file from the run again")
+            raise UserError(f"{current / CONFIG_FILE} is not a mapping; copy the file from the run again")
         init = config.get("init")
         parent = parent_run(current, init, summary.get("init_identity"))
         command = command_of(domain, summary["task"], config)
@@ -127,7 +127,8 @@ def parent_run(run: Path, init: Any, identity: Any) -> Path | None:
     Args:
         run: The other one.
         init: Where it found the weights; a relative path is tried from every parent folder.
-        identity: Theirs, see :func:`~map_core.tasks.weights.weights_identity`; earlier versions kept none.
+        identity: Identity of those weights, see :func:`~map_core.tasks.weights.weights_identity`; earlier versions kept
+            none.
     """
     if not isinstance(init, str) or not isinstance(identity, str):
         return None

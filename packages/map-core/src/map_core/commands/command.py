@@ -32,7 +32,7 @@ class Command:
     command is used: a program then lists its commands without importing what they need.
 
     Attributes:
-        name: As typed, such as ``pretrain``.
+        name: Name as typed, such as ``pretrain``.
         help: One line for the list of commands.
         config: A dataclass, or a function that makes one; fields that are dataclasses become sections
             (``--training.epochs``). A configuration and its sections may have ``validate()``, which is called
@@ -94,7 +94,7 @@ def section_of_run(explicit: Mapping[str, str], section: str) -> dict[str, Any]:
         section: Its name.
 
     Raises:
-        UserError: the run's configuration is no mapping of sections, or lacks this one.
+        UserError: the run's configuration is not a mapping of sections, or lacks this one.
     """
     if "init" not in explicit:
         return {}

@@ -23,8 +23,8 @@ class Costs:
     """What a model costs on one sample.
 
     Attributes:
-        parameters: Of the whole model.
-        tokens: Registers and class tokens included.
+        parameters: Number of parameters of the whole model.
+        tokens: Number of tokens, registers and class tokens included.
         multiply_adds: By kind of operation.
     """
 
@@ -37,7 +37,7 @@ def describe_costs(domain: Domain, config: Any) -> str:
     """Describe a model's classifier and the encoder that is pretrained, on one sample.
 
     Args:
-        domain: Of the model.
+        domain: The domain of the model.
         config: Its section.
 
     Raises:

@@ -2,12 +2,12 @@
 
 import torch
 
+from map_core.cpu import describe_bf16
 from map_core.ops.attention.interface import REGISTRY as ATTENTION
 from map_core.ops.conv.interface import REGISTRY as CONV
 from map_core.ops.linear.interface import REGISTRY as LINEAR
 from map_core.ops.linear.onednn import describe_choice
 from map_core.ops.scan.interface import REGISTRY as SCAN
-from map_core.processor import describe_bf16
 from map_core.runs.summary import device_name, versions
 
 

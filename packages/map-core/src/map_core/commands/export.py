@@ -22,7 +22,7 @@ def export_config(domain: Domain) -> type:
         run=Option(str, "A pretraining, finetuning or probing run, or its weights file."),
         format=Option(Format, "onnx for ONNX Runtime and others, or torch-export for PyTorch alone.", "onnx"),
         encoder=Option(
-            bool, "Of a classifier, write the encoder: pooled features and tokens, no classes.", False
+            bool, "Write the encoder of a classifier: pooled features and tokens, no classes.", False
         ),
         any_size=Option(bool, f"Leave {' and '.join(domain.size_axes.values())} free, too.", domain.any_size),
         model=Option(

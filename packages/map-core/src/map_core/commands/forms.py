@@ -44,7 +44,7 @@ def choose_forms(
 
     Args:
         config_class: The configuration, with default forms.
-        layers: Those of the recipes, lowest first.
+        layers: Layers of the recipes, lowest first.
         command_line: The layer above them.
 
     Returns:
@@ -107,7 +107,7 @@ def refuse_foreign_settings(
                 if key in {entry.name for entry in dataclasses.fields(kind)}
             )
             raise UserError(
-                f"{name} is no setting of {section}.{FORM} {selected} (but of {owners}): leave it out, or choose "
+                f"{name} is not a setting of {section}.{FORM} {selected} (but of {owners}): leave it out, or choose "
                 f"another {section}.{FORM}"
             )
 

@@ -26,7 +26,7 @@ def help_text(
     Args:
         program: As the usage line shows it.
         command: The command.
-        settings: Those of the command.
+        settings: Settings of the command.
         values: The value that each would have, by dotted name, after recipes and other settings.
         everything: Show all settings, not only the essential ones.
     """

@@ -15,7 +15,7 @@ class PushConfig:
         repo: Repository on the Hub, USER/NAME, created if it does not exist.
         private: Only its owners see a repository that is created.
         revision: Branch; the main one when not given.
-        message: Of the commit.
+        message: Commit message.
     """
 
     folder: str

@@ -34,7 +34,11 @@ def standard_commands(domain: DomainOrTarget, *, sample: str) -> list[Command]:
     finetuning = command("finetune", "train a classifier")
     probing = command("linear-probe", "train a linear classifier on frozen features")
     return [
-        replace(pretraining, pinned=domain_function("model_of_weights", domain)),
+        replace(
+            pretraining,
+            defaults=domain_function("inputs_of_run", domain),
+            pinned=domain_function("model_of_weights", domain),
+        ),
         starting_from_run(domain, finetuning),
         starting_from_run(domain, probing),
         command("evaluate", "measure a trained model", **result_options),

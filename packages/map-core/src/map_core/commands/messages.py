@@ -40,7 +40,7 @@ def unknown_key(name: str, source: str, setting_names: Iterable[str]) -> str:
     return f"unknown key {name} in {source}; {near_matches(key, siblings)}"
 
 
-def no_mapping(layer: Layer, prefix: str) -> str:
+def not_a_mapping(layer: Layer, prefix: str) -> str:
     """Say that a recipe or a section of it must be a mapping."""
     place = f"section {prefix[:-1]} of {layer.source}" if prefix else layer.source
     return f"{place} must be a mapping of keys to values; got {short_repr(layer.values)}"

@@ -29,7 +29,7 @@ def config_class(name: str, summary: str, **options: Option) -> type:
     """Make the dataclass that a command's arguments are parsed into; its docstring explains every field.
 
     Args:
-        name: Of the class.
+        name: Name of the class.
         summary: First sentence of the docstring.
         options: In the order of the fields; required ones first.
     """

@@ -16,7 +16,7 @@ from map_core.commands.arguments import HELP, Arguments, sort_arguments
 from map_core.commands.command import Command, OtherSettings
 from map_core.commands.forms import choose_forms, forms_of, settings_of_all_forms
 from map_core.commands.help import help_text
-from map_core.commands.messages import misfit, no_mapping, unknown_key, wrong_command_hint
+from map_core.commands.messages import misfit, not_a_mapping, unknown_key, wrong_command_hint
 from map_core.commands.plain_yaml import read_document, read_texts
 from map_core.commands.recipes import Layer, nest_dotted_keys, recipe_layers
 from map_core.commands.settings import (
@@ -53,7 +53,7 @@ def load_recipe(
         package: The package that holds the recipes.
         name: A recipe's name or a file's path.
         config_class: The command's configuration.
-        overrides: As on the command line, such as ``["--training.epochs=1"]``.
+        overrides: Options as on the command line, such as ``["--training.epochs=1"]``.
         defaults, pinned: As those of a :class:`~map_core.commands.command.Command`.
 
     Raises:
@@ -141,7 +141,7 @@ def convert_layer(
         layer: Its source and values, or those of one of its sections.
         settings: All settings.
         hint: Appended to error messages.
-        prefix: Of the section, such as ``training.``.
+        prefix: Prefix of the section's names, such as ``training.``.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type.
@@ -149,7 +149,7 @@ def convert_layer(
     if layer.values is None:
         return {}
     if not isinstance(layer.values, dict):
-        raise UserError(no_mapping(layer, prefix) + hint)
+        raise UserError(not_a_mapping(layer, prefix) + hint)
     values = {}
     for key, value in layer.values.items():
         name = f"{prefix}{key}"
@@ -230,7 +230,7 @@ def warn_of_overridden_recipes(recipes: dict[str, Any], pinned: dict[str, Any]) 
         if name in recipe_values and recipe_values[name] != value:
             weights_value = "the default" if value is None else short_repr(value)
             log.warning(
-                "%s: %s of the weights that --init names goes before %s of the recipe",
+                "%s: %s of the weights that --init names overrides %s of the recipe",
                 name,
                 weights_value,
                 short_repr(recipe_values[name]),

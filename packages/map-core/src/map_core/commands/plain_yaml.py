@@ -43,7 +43,7 @@ class PlainReader:
         if node is None:
             return None
         if not node.tag.startswith(STANDARD) or "/" in node.tag:
-            raise yaml.YAMLError(f"{node.tag} in line {node.start_mark.line + 1} is no plain value")
+            raise yaml.YAMLError(f"{node.tag} in line {node.start_mark.line + 1} is not a plain value")
         if isinstance(node, yaml.ScalarNode):
             return self.read_scalar(node)
         if isinstance(node, yaml.SequenceNode):
@@ -68,12 +68,12 @@ class PlainReader:
                 merged = self.read(value, depth + 1)
                 for mapping in merged if isinstance(merged, list) else [merged]:
                     if not isinstance(mapping, dict):
-                        raise yaml.YAMLError(f"<< in line {key.start_mark.line + 1} names no mapping")
+                        raise yaml.YAMLError(f"<< in line {key.start_mark.line + 1} does not name a mapping")
                     inherited = mapping | inherited
                 continue
             name = self.read_scalar(key) if isinstance(key, yaml.ScalarNode) else None
             if name is None or name in values:
-                fault = "is no name" if name is None else f"names {name} again"
+                fault = "is not a name" if name is None else f"names {name} again"
                 raise yaml.YAMLError(f"the key in line {key.start_mark.line + 1} {fault}")
             values[name] = self.read(value, depth + 1)
         return inherited | values
@@ -87,7 +87,7 @@ def read_document(text: str, *, typed: bool = False) -> Any:
         typed: As for :class:`PlainReader`.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or has more than plain values, or too many of them.
+        yaml.YAMLError: it is not YAML, or has more than plain values, or too many of them.
     """
     try:
         return PlainReader(typed=typed).read(nodes_of(text))
@@ -105,7 +105,7 @@ def read_texts(path: Path) -> Any:
     """Read a file whose scalars stay texts; null is None.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or has more than plain values.
+        UserError: it cannot be read, is not YAML, or has more than plain values.
     """
     return read_file(path, typed=False)
 
@@ -114,7 +114,7 @@ def read_yaml(path: Path) -> Any:
     """Read a file whose scalars become numbers, truth values and the like, as in any YAML.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or has more than plain values.
+        UserError: it cannot be read, is not YAML, or has more than plain values.
     """
     return read_file(path, typed=True)
 

@@ -232,7 +232,7 @@ class Functions:
         """Run a command and return its result.
 
         Args:
-            name: Of the command.
+            name: Name of the command.
             config: Recipes; None for none.
             out: Where to write.
             arguments: The settings that the function has arguments for; None leaves one as it is.
@@ -299,7 +299,7 @@ def flatten_sections(
 
 
 def to_argument(value: Any, kind: Any) -> Any:
-    """The argument for a value of a setting; a text in brackets is no list where the setting takes texts too."""
+    """The argument for a value of a setting; a text in brackets is not a list where the setting takes texts too."""
     argument = to_python_value(value)
     in_brackets = isinstance(argument, str) and argument.startswith("[")
     return [argument] if in_brackets and takes_several(kind) and str in get_args(kind) else argument
@@ -319,11 +319,11 @@ def read_result(out: Path, metrics_file: Path, task: str) -> Result:
 
     Args:
         out: The directory or file.
-        metrics_file: Of the metrics; a file that is not of ``task`` is somebody else's.
+        metrics_file: File of the metrics; one that is not of ``task`` is somebody else's.
         task: The name of the command.
     """
     metrics: Any = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # there is none, or it is no JSON
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # there is none, or it is not JSON
         metrics = json.loads(read_small(metrics_file))
     if not isinstance(metrics, dict) or metrics.get("task") != task:
         metrics = {}

@@ -1,6 +1,6 @@
 """The commands that run a trained model (evaluate, predict, features, reconstruct), written once for every domain."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from map_core.tasks.parts import results_in_parts
 from map_core.tasks.predictions import write_predictions
 from map_core.tasks.pretraining import inputs_to_draw, load_objective
 from map_core.tasks.weights import read_description
+
+Extract = Callable[..., tuple[np.ndarray, np.ndarray]]  # extract_features of a run's model
 
 
 def evaluate(domain: Domain, config: Any) -> None:
@@ -135,42 +137,59 @@ def features(domain: Domain, config: Any) -> None:
         refuse_without_effect("", config, "neighbors", because=because)
     require_file(out)
     if config.report:
-        require_file(page_file(out))
-        if page_file(out) == out:
-            raise UserError(f"{out} is where the page goes; give --out another name, such as x.npz")
+        require_beside(page_file(out), out, "page")
     if files is None:
-        require_file(score_file(out))
-        if score_file(out) == out:
-            raise UserError(
-                f"{out} is where the score of the features goes; give --out another name, such as x.npz"
-            )
+        require_beside(score_file(out), out, "score of the features")
     model, model_config = domain.models.encoder(config.init), domain.models.read_model_config(config.init)
     extract = partial(extract_features, model, config=config.evaluation, collate=domain.collate)
+    description = read_description(config.init)
     if files is not None:
-        samples = domain.open_files(files, config.data, model_config, read_description(config.init))
-        with results_in_parts(out, config) as parts:
-            values, _ = extract(samples=samples, gather=parts.collector("features"))
-            if is_main_process():
-                with parts.writing_result():
-                    remove_score(out)
-                    save_arrays(out, {"features": values, "names": np.array(samples.names)})
-                    if config.report:
-                        unlabelled = SplitFeatures(
-                            values, np.zeros(len(values), dtype=np.int64), samples.names
-                        )
-                        report(domain, config, out, unlabelled, samples, ())
-        return
-    data = domain.open_data(config.data, model_config, "features", read_description(config.init))
+        samples = domain.open_files(files, config.data, model_config, description)
+        features_of_files(domain, config, samples, extract)
+    else:
+        data = domain.open_data(config.data, model_config, "features", description)
+        features_of_run(domain, config, data, extract)
+
+
+def require_beside(file: Path, out: Path, what: str) -> None:
+    """Check, before anything is computed, that ``file``, which holds ``what``, can be written beside ``out``.
+
+    Raises:
+        UserError: it cannot, or ``out`` has its name.
+    """
+    require_file(file)
+    if file == out:
+        raise UserError(f"{out} is where the {what} goes; give --out another name, such as x.npz")
+
+
+def features_of_files(domain: Domain, config: Any, samples: Samples, extract: Extract) -> None:
+    """Write the features of samples without labels, with the names of their files."""
+    out = expand_user(config.out)
+    with results_in_parts(out, config) as parts:
+        values, _ = extract(samples=samples, gather=parts.collector("features"))
+        if is_main_process():
+            with parts.writing_result():
+                remove_score(out)
+                save_arrays(out, {"features": values, "names": np.array(samples.names)})
+                if config.report:
+                    labels = np.zeros(len(values), dtype=np.int64)
+                    unlabelled = SplitFeatures(values, labels, samples.names)
+                    write_report(domain, config, out, unlabelled, samples, ())
+
+
+def features_of_run(domain: Domain, config: Any, data: OpenedData, extract: Extract) -> None:
+    """Write the features of a run's training and evaluation splits, and their kNN score where they have classes."""
+    out = expand_user(config.out)
     split_features, split_samples = {}, {}
     if data.description and is_main_process():
         tell(data.description)
     with results_in_parts(out, config) as parts:
-        for split, samples_or_none in (("train", data.plain_train), ("test", data.evaluation)):
-            if isinstance(samples_or_none, Samples):
+        for split, samples in (("train", data.plain_train), ("test", data.evaluation)):
+            if isinstance(samples, Samples):
                 title = f"features of {split}"
-                values, labels = extract(samples=samples_or_none, title=title, gather=parts.collector(split))
-                split_features[split] = SplitFeatures(values, labels, samples_or_none.names)
-                split_samples[split] = samples_or_none
+                values, labels = extract(samples=samples, title=title, gather=parts.collector(split))
+                split_features[split] = SplitFeatures(values, labels, samples.names)
+                split_samples[split] = samples
         if is_main_process():
             facts = describe_run(choose_device(config.evaluation.device))
             with parts.writing_result():
@@ -184,7 +203,9 @@ def features(domain: Domain, config: Any) -> None:
                 )
                 if config.report:
                     split = "train" if "train" in split_features else "test"
-                    report(domain, config, out, split_features[split], split_samples[split], data.classes)
+                    write_report(
+                        domain, config, out, split_features[split], split_samples[split], data.classes
+                    )
 
 
 def refuse_protocol(config: EvaluationConfig) -> None:
@@ -200,7 +221,7 @@ def refuse_protocol(config: EvaluationConfig) -> None:
     )
 
 
-def report(
+def write_report(
     domain: Domain, config: Any, out: Path, split: SplitFeatures, samples: Samples, classes: Sequence[str]
 ) -> None:
     """Write the page of features beside them."""

@@ -21,7 +21,7 @@ from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
 from map_core.tasks.monitors import MonitorConfig
 from map_core.tasks.pretraining import PretrainTask
-from map_core.tasks.typed import format_options
+from map_core.tasks.setting_values import format_options
 from map_core.tasks.weights import read_description
 from map_core.training import Task, TrainingConfig, train
 from map_core.training.processes import launched_processes
@@ -161,10 +161,13 @@ def data_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
 def model_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
     """The model of the run named by ``--init``, and the preparation of its inputs."""
     model = domain.models.read_model_config(explicit["init"]) if "init" in explicit else None
-    if model is None:
-        return {}
-    preprocessing = domain.data_defaults({}, read_description(explicit["init"]), explicit)
-    return model_defaults(domain, model) | as_defaults("data", domain.data, preprocessing)
+    return {} if model is None else model_defaults(domain, model) | inputs_of_run(domain, explicit)
+
+
+def inputs_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
+    """The preparation of the inputs of the run named by ``--init``, as data settings."""
+    description = read_description(explicit["init"]) if "init" in explicit else {}
+    return as_defaults("data", domain.data, domain.data_defaults({}, description, explicit))
 
 
 def model_of_weights(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def show_table(table: Table, program: str, *, in_full: bool) -> str:
     """A table as text.
 
     Args:
-        table: Of the paper.
+        table: A table of the paper.
         program: The program whose recipes compute it.
         in_full: Print the commands below each row.
     """

@@ -42,7 +42,7 @@ def convert_arguments(arguments: Sequence[Any], kind: Any) -> Any:
     A call in Python passes one, which need not be a text.
 
     Raises:
-        MismatchError: they are no value of ``kind``.
+        MismatchError: they are not a value of ``kind``.
     """
     if not takes_several(kind) or not isinstance(arguments[0], str):
         return convert(arguments[0], kind)

@@ -13,8 +13,8 @@ from map_core.errors import UserError, near_matches, visible
 from map_core.paths import expand_user, fault_of_name, is_file
 from map_core.reading import read_small
 
-EVALUATION = ("val", "validation", "test")
-SPLITS = ("train", *EVALUATION)
+EVALUATION_SPLITS = ("val", "validation", "test")  # in the order in which they are looked for
+SPLITS = ("train", *EVALUATION_SPLITS)
 EVERYTHING = "."  # the split that holds all rows, as "." stands for a whole folder
 MAX_BYTES = 2**30  # of a CSV file
 MAX_SHOWN = 60  # characters of a cell in a message
@@ -68,7 +68,7 @@ class LabelTable:
             UserError: the named split has no rows.
         """
         if split is None:
-            return next((name for name in EVALUATION if name in self.splits), None)
+            return next((name for name in EVALUATION_SPLITS if name in self.splits), None)
         self._rows(split, "eval_split")
         return split
 
@@ -81,8 +81,8 @@ class LabelTable:
         name = self.evaluation_split(split)
         if name is None:
             raise UserError(
-                f"{self.file} has no rows of split {', '.join(EVALUATION)} to evaluate on: add a column split, or set "
-                "a part of the training rows aside with --data.holdout 0.1"
+                f"{self.file} has no rows of split {', '.join(EVALUATION_SPLITS)} to evaluate on: add a column split, "
+                "or set a part of the training rows aside with --data.holdout 0.1"
             )
         return self._rows(name, "eval_split")
 
@@ -165,7 +165,7 @@ def _require_file(file: Path, root: Path) -> Path:
         return file
     in_root = root / file
     hint = f"; {in_root} does: give that" if is_file(in_root) else ": correct --data.labels"
-    raise UserError(f"--data.labels {file} is no file{hint}")
+    raise UserError(f"--data.labels {file} is not a file{hint}")
 
 
 def _read_table(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -185,7 +185,7 @@ def _read_table(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]
                     yield reader.line_num, row
         except csv.Error as error:
             raise UserError(
-                f"{file}, line {reader.line_num}, is no CSV ({error}): correct its quotes"
+                f"{file}, line {reader.line_num}, is not valid CSV ({error}): correct its quotes"
             ) from error
 
     content = rows()
@@ -217,7 +217,7 @@ def _relative_path(root: Path, name: str, where: str, endings: Sequence[str]) ->
         exists = False
     if not exists:
         raise UserError(
-            f"{where} names {_quoted(name)}, which is no file in {root}; correct the row or --data.root"
+            f"{where} names {_quoted(name)}, which is not a file in {root}; correct the row or --data.root"
         )
     return path
 

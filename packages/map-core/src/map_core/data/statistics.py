@@ -66,18 +66,20 @@ def read_statistics_file(path: str | Path, entries: Sequence[str], program: str)
     except OSError as error:
         raise UserError(f"cannot read --data.statistics {path} ({error.strerror}): correct it") from error
     except (ValueError, RecursionError) as error:
-        raise no_statistics(path, program, "is no JSON") from error
+        raise no_statistics(path, program, "is not valid JSON") from error
     if not isinstance(values, dict) or not {*entries} <= values.keys():
         raise no_statistics(path, program, f"has no {', '.join(entries[:-1])} and {entries[-1]}")
     for name in ("mean", "std"):
         numbers = values[name]
         if not (isinstance(numbers, list) and numbers and all(map(is_finite, numbers))):
             raise no_statistics(
-                path, program, f"has wrong values ({name} must be finite numbers, one a channel)"
+                path, program, f"has wrong values ({name} must be finite numbers, one per channel)"
             )
     if len(values["mean"]) != len(values["std"]) or min(values["std"]) <= 0:
         raise no_statistics(
-            path, program, "has wrong values (std must be one positive number a channel, as many as in mean)"
+            path,
+            program,
+            "has wrong values (std must be one positive number per channel, as many as in mean)",
         )
     if not is_count(values[entries[-1]]):
         raise no_statistics(

@@ -60,8 +60,8 @@ def hold_out(
 
     Args:
         labels: [n], whole numbers.
-        fraction: Between 0 and 1.
-        seed: Of the choice.
+        fraction: Share of every class to hold out, between 0 and 1.
+        seed: Seed of the choice.
         every_class: Whether it is an error if a class can keep no sample; pretraining needs none.
 
     Raises:

@@ -1,1 +1,1 @@
-"""The objectives beside the paper's: one file each, with the settings that a recipe gives it."""
+"""The settings of each objective, and the objectives other than the paper's, which is ``map_core/objective.py``."""

@@ -1,4 +1,4 @@
-"""Autoregression in the usual sense: a causal encoder, each region predicted from those before it, no mask."""
+"""Autoregression in the usual sense: a causal encoder, each region predicted from those before it, no sampled mask."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from map_core.objective import Loss, ReconstructingObjective, Reconstruction, re
 from map_core.objectives.settings import DecoderSettings, Method, ObjectiveSettings
 from map_core.ops import Linear
 from map_core.randomness import Draw
-from map_core.regions import GridRegions, RegionRule, region_by_region
+from map_core.regions import GridRegions, RegionRule, order_by_region
 from map_core.tokens import Features, Regions, Tokens, gather_tokens
 
 
@@ -132,8 +132,7 @@ class Autoregression(ReconstructingObjective):
         """Predict every region of the inputs from those before it; nothing is random."""
         tokens = self.backbone.tokenize(inputs, targets=True)
         # in the order of prediction, so that the scan reads no later region
-        ordered = region_by_region(tokens, self.regions(tokens))
-        tokens, regions = ordered.tokens, ordered.regions
+        tokens, regions = order_by_region(tokens, self.regions(tokens))
         mask = self.last_hidden(tokens, regions)
         features = self.backbone.encode_causally(tokens, regions, mask)
         prediction = self.head(self.decoder(features, tokens, regions))

@@ -12,7 +12,7 @@ from map_core.decoder import RegionDecoder
 from map_core.errors import UserError
 from map_core.masking import TokenMask, predicted_tokens
 from map_core.ops import selective_scan
-from map_core.regions import AttentionMaskKind, RegionRule
+from map_core.regions import AttentionMaskKind
 from map_core.tokens import Features, Regions, Tokens, gather_tokens
 
 
@@ -32,7 +32,7 @@ class RegionMixer(MambaMixer):
         super().__init__(embed_dim, bidirectional=attention != "ar")
         self.attention: AttentionMaskKind = attention
         if self.scan_backward is not None and attention == "map":
-            self.scan_backward.reverse = False  # its regions come flipped
+            self.scan_backward.reverse = False  # mix flips its regions
 
     def mix(self, x: Float[Tensor, "b l d"], num_regions: int) -> Float[Tensor, "b l d"]:
         """Mix tokens of ``num_regions`` regions of equal size."""
@@ -46,7 +46,8 @@ class RegionMixer(MambaMixer):
             return self(x)
         assert self.scan_backward is not None
         projected = self.in_proj(x)
-        # (b, r * s, 2e) -> (b * r, s, 2e), each region from its last token to its first
+        # (b, r * s, 2e) -> (b * r, s, 2e), each region from its last token to its first; flipped here, because a scan
+        # in reverse would sum the gradients of the weights in another order
         flipped = projected.unflatten(1, (num_regions, -1)).flatten(0, 1).flip(1)
         forward = self._scan(self.scan_forward, projected)
         backward = (
@@ -85,7 +86,6 @@ class MambaRegionDecoder(RegionDecoder):
         encoder_dim: Width of the encoder's features.
         position: Position embedding of the decoder's width.
         embed_dim, depth: Shape of the decoder.
-        regions: The objective's rule for regions.
         attention: The objective's kind of attention mask.
         norm: Norm of the blocks.
     """
@@ -97,19 +97,23 @@ class MambaRegionDecoder(RegionDecoder):
         *,
         embed_dim: int,
         depth: int,
-        regions: RegionRule,
         attention: AttentionMaskKind,
         norm: NormKind = "rms",
     ) -> None:
+        # embedding, mask token, position and norm; the blocks are below
         super().__init__(encoder_dim, position, embed_dim=embed_dim, depth=0, num_heads=1)
-        self.regions, self.attention = regions, attention
+        self.attention = attention
         self.blocks = nn.ModuleList(RegionMambaBlock(embed_dim, attention, norm) for _ in range(depth))
 
     def forward(
-        self, features: Features, tokens: Tokens, mask: TokenMask, attention_mask: Bool[Tensor, "#b l l"]
+        self,
+        features: Features,
+        tokens: Tokens,
+        mask: TokenMask,
+        regions: Regions,
+        attention_mask: Bool[Tensor, "#b l l"],
     ) -> Float[Tensor, "b h e"]:
         """Return the decoded features of the predicted tokens; the scans stand in for the attention mask."""
-        regions = self.regions(tokens, mask)
         self.check(tokens, regions)
         order = torch.argsort(regions.index, dim=1, stable=True)
         x = gather_tokens(self.sequence(features, tokens, mask), order)
@@ -124,6 +128,7 @@ class MambaRegionDecoder(RegionDecoder):
         scans_within_regions: Any = self.attention in ("map", "local_mae")
         if scans_within_regions and regions.count * regions.smallest != tokens.length:
             raise UserError(
-                f"a Mamba decoder with attention {self.attention} needs regions of one size, but {regions.count} "
-                f"regions of {tokens.length} tokens have not: choose regions that divide them, or attention ar or mae"
+                f"a Mamba decoder with attention {self.attention} needs regions of equal size, but these "
+                f"{regions.count} regions of {tokens.length} tokens differ: choose regions of one size, or attention "
+                "ar or mae"
             )

@@ -81,7 +81,7 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
             regions=self.make_regions(backbone),
             attention=self.attention,
             encoder=self.encoder,
-            coarser=self.make_coarser(backbone, coarser) if coarser else None,
+            coarser_targets=self.make_coarser_targets(backbone, coarser) if coarser else None,
         )
 
     def make_decoder(self, backbone: Any) -> RegionDecoder:
@@ -101,7 +101,6 @@ class MaskedAutoregressionConfig(DecoderSettings, MaskingSettings, ObjectiveSett
             position,
             embed_dim=self.decoder_dim,
             depth=self.decoder_depth,
-            regions=self.make_regions(backbone),
             attention=self.attention,
             norm=self.decoder_norm,
         )

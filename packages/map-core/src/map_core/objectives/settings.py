@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.masking import Masking, MaskPlacement, MaskScope, MaskStrategy
-from map_core.objective import Loss, MoreTargets, Objective
+from map_core.objective import CoarserTargets, Loss, Objective
 from map_core.randomness import Draw
 from map_core.ranges import check, refuse_without_effect
 from map_core.regions import RegionRule
@@ -103,8 +103,8 @@ class ObjectiveSettings(Settings):
         """Number of the backbone's global tokens, whose positions a decoder learns."""
         return 0
 
-    def make_coarser(self, backbone: Any, scales: tuple[int, ...]) -> MoreTargets:
-        """Targets of coarser scales."""
+    def make_coarser_targets(self, backbone: Any, scales: tuple[int, ...]) -> CoarserTargets:
+        """The function that makes the targets of coarser scales."""
         raise NotImplementedError
 
 

@@ -38,7 +38,7 @@ def loop(
         step: Takes the carried tensors, one slice of each sequence, and the constants; returns the tensors to carry
             on, then the step's results.
         start: The tensors carried into the first step.
-        sequences: Read one slice a step, along their first axis.
+        sequences: One slice per step is read, along their first axis.
         constants: Read by every step.
 
     Returns:

@@ -20,8 +20,9 @@ NOT_INSTALLED = "is not installed"
 class Request:
     """A call to serve: device type, dtype of the input, size of the op, and whether the caller named a backend.
 
-    The size is the number of states of a scan, taps of a convolution, multiplications of a linear layer, numbers in a
-    head of attention, or points to pick. ``facts`` are further properties of the call, in words that the op defines.
+    The size is the number of states of a scan, taps of a convolution, multiplications of a linear layer or points to
+    pick, or the dimension of an attention head. ``facts`` are further properties of the call, in words that the op
+    defines.
     """
 
     device: str
@@ -105,7 +106,7 @@ class Registry:
         self._announced.clear()
 
     def choose(self, backend: str, device: str, dtype: torch.dtype, size: int, *facts: str) -> str:
-        """Return the name of the implementation that serves the request.
+        """Return the name of the implementation that serves the request, which torch.compile holds as a constant.
 
         Raises:
             UserError: ``backend`` is unknown, cannot run here or cannot serve this request.

@@ -112,7 +112,7 @@ def cure(error: Exception, directory: Path) -> str:
     """What the user can do about a write that failed."""
     if is_full(error):
         return f"{free_space(directory)}: make room"
-    return "see to that disk"
+    return "check that disk"
 
 
 def write_manifest(directory: Path) -> None:
@@ -133,7 +133,7 @@ def find_fault(directory: Path) -> str | None:
         manifest = json.loads(read_small(directory / MANIFEST))
         for name, entry in manifest.items():
             if not name or Path(name).name != name:
-                return f"{MANIFEST} names {in_one_line(name)!r}, which is no file in it"
+                return f"{MANIFEST} names {in_one_line(name)!r}, which is not a file in it"
             size = (directory / name).stat().st_size
             if size != entry["bytes"]:
                 return f"{name} has {size} bytes where {entry['bytes']} were written"

@@ -113,7 +113,7 @@ def explaining_disk_errors(action: str, *, then: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = "make room" if is_full(error) else "see to that disk"
+        cure = "make room" if is_full(error) else "check that disk"
         raise UserError(f"cannot {action} ({error.strerror or error}); {cure}, then {then}") from error
 
 

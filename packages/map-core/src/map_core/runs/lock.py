@@ -22,7 +22,7 @@ class RunLock:
     It is a POSIX record lock, which data-loading processes do not inherit, and which NFS shares with other hosts.
 
     Args:
-        directory: Of the run; created when the lock is acquired.
+        directory: The run directory; created when the lock is acquired.
     """
 
     def __init__(self, directory: Path) -> None:

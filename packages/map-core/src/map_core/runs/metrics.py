@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError, reason
-from map_core.float64 import exact
+from map_core.float64 import to_double
 from map_core.json_values import finite_or_null, is_count, is_number
 from map_core.reading import read_small
 from map_core.runs.files import naming_file, save_text
@@ -38,7 +38,7 @@ class Window:
     def add(self, values: dict[str, Tensor]) -> None:
         """Add one step's scalars."""
         for name, value in values.items():
-            value = exact(value)
+            value = to_double(value)
             total = self._sums.get(name)
             self._sums[name] = value if total is None else total.to(value.device, value.dtype) + value
             self._counts[name] = self._counts.get(name, 0) + 1

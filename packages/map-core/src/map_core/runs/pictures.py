@@ -16,12 +16,12 @@ def picture_format(path: Path) -> str:
     """The format that a picture's name asks for; PNG where it has no ending.
 
     Raises:
-        UserError: the ending is no known format.
+        UserError: the ending is not a known format.
     """
     ending = path.suffix.removeprefix(".").lower() or "png"
     if ending not in FORMATS:
         endings = ", ".join(f".{name}" for name in FORMATS)
-        raise UserError(f"{path}: {path.suffix} is no format of pictures; use one of {endings}")
+        raise UserError(f"{path}: {path.suffix} is not a picture format; use one of {endings}")
     return ending
 
 

@@ -1,4 +1,4 @@
-"""Keeps the account of a run: means, times, progress, and their state for checkpoints."""
+"""Keeps the record of a run: means, times, progress, and their state for checkpoints."""
 
 import math
 import time
@@ -14,12 +14,12 @@ from map_core.runs.trackers import Trackers
 
 
 class Recorder:
-    """The account of one run; every process keeps it, the main process writes it.
+    """The record of one run; every process keeps it, the main process writes it.
 
     Args:
         out: the run directory.
         last_step: the step at which the run will stop.
-        steps_per_epoch, batch_size: of the run.
+        steps_per_epoch, batch_size: optimizer steps in an epoch, and samples in each.
         start: the step to continue from.
         state: what :meth:`state` returned when the checkpoint of ``start`` was written.
         mean: averages scalars over all processes.

@@ -92,7 +92,7 @@ def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) ->
     fault = find_fault(path) if path.is_dir() else "there is no such directory"
     if fault is not None:
         raise UserError(
-            f"--resume {path} is no usable checkpoint: {fault}; give a directory like "
+            f"--resume {path} is not a usable checkpoint: {fault}; give a directory like "
             f"{checkpoints.directory}/step_00000100, or --resume auto"
         )
     return path
@@ -170,7 +170,7 @@ def rewind(
         out: The run directory.
         checkpoints: Those in it.
         checkpoint: The one that the run continues from; it may be of another directory.
-        state: Its account.
+        state: Its state of the run, see :func:`~map_core.runs.saved_state.read_state`.
         stop: The step at which the run will stop.
 
     Returns:
@@ -199,7 +199,7 @@ def disk_errors_as_user_errors(out: Path, run_lock: RunLock) -> Iterator[None]:
             ) from error
         if isinstance(error, SafetensorError) or within(error.filename, out):
             raise UserError(
-                f"cannot write the run in {out}: {error}; its checkpoints are unharmed; see to that disk, then "
+                f"cannot write the run in {out}: {error}; its checkpoints are unharmed; check that disk, then "
                 "continue with --resume auto"
             ) from error
         raise

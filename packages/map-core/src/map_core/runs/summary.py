@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import yaml
 
+from map_core.cpu import cpu_name
 from map_core.errors import UserError
 from map_core.json_values import finite_or_null
-from map_core.processor import processor_name
 from map_core.reading import read_small
 from map_core.runs.files import save_json, save_text
 
@@ -124,7 +124,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     count = torch.get_num_threads()
-    return f"{device.type} ({processor_name()}, {count} thread{'s' if count > 1 else ''})"
+    return f"{device.type} ({cpu_name()}, {count} thread{'s' if count > 1 else ''})"
 
 
 def describe_run(device: torch.device) -> dict[str, Any]:

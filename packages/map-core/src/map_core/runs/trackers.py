@@ -24,8 +24,8 @@ class Trackers:
     """Sends every line of metrics to trackers. One that fails causes one warning and is not used any more.
 
     Args:
-        names: Of Accelerate's trackers.
-        directory: Of the run; its name is that of the trackers' runs.
+        names: Names of Accelerate's trackers.
+        directory: The run directory; its name is that of the trackers' runs.
         settings: The run's whole configuration.
 
     Raises:

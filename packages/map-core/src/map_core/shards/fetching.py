@@ -66,8 +66,8 @@ def _receive(store: Store, name: str, partial: Path, start: int, size: int | Non
             if max(file.tell() + len(block), total or 0) > limit:
                 transfer.blocks.close()
                 raise UserError(
-                    f"{store.address(name)} is longer than {written_size(limit)}: it is no file of this set; correct "
-                    "data.root"
+                    f"{store.address(name)} is longer than {written_size(limit)}: it is not a file of this set; "
+                    "correct data.root"
                 )
             file.write(block)
     return total

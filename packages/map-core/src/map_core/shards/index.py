@@ -134,7 +134,7 @@ def read_splits(folder: Path, where: str) -> tuple[str, ...] | None:
     if splits is None:
         return None
     if not isinstance(splits, list) or not splits or not all(map(is_plain_name, splits)):
-        raise _invalid_index(where, "its splits are no names of folders")
+        raise _invalid_index(where, "its splits are not names of folders")
     return tuple(splits)
 
 
@@ -218,30 +218,30 @@ def _read_manifest(folder: Path, where: str) -> tuple[dict[str, Any], str]:
     try:
         manifest = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _invalid_index(where, "no JSON") from error
+        raise _invalid_index(where, "not valid JSON") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise _invalid_index(where, f"format is not {FORMAT!r}")
     return manifest, hashlib.sha256(content).hexdigest()
 
 
 def _invalid_index(where: str, fault: str) -> UserError:
-    return UserError(f"{where}/{INDEX} is no index of shards ({fault}): {NO_INDEX}")
+    return UserError(f"{where}/{INDEX} is not a valid index of shards ({fault}): {NO_INDEX}")
 
 
 def _manifest_fault(manifest: dict[str, Any]) -> str | None:
     """What is missing in an index.json or has another type, in words; None if nothing is."""
     shards, classes = manifest.get("shards"), manifest.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        return "classes are no names"
+        return "classes are not names"
     if len(set(classes)) < len(classes):
         return "two classes have one name"
     if not isinstance(shards, list):
-        return "shards are no list"
+        return "shards is not a list"
     for number, shard in enumerate(shards):
         if not isinstance(shard, dict) or shard.keys() != Shard.__annotations__.keys() or not _is_file(shard):
-            return f"shard {number} has not name, bytes, samples and sha256"
+            return f"shard {number} lacks a valid name, bytes, samples or sha256"
         if not is_plain_name(shard["name"]):
-            return f"shard {number} is called {shard['name']!r}, which is no file in the folder"
+            return f"shard {number} is called {shard['name']!r}, which is not a file in the folder"
         if not is_count(shard["samples"]):
             return f"shard {number} has {shard['samples']!r} samples"
     if len({shard["name"] for shard in shards}) < len(shards):
@@ -252,7 +252,7 @@ def _manifest_fault(manifest: dict[str, Any]) -> str | None:
 def _table_fault(manifest: dict[str, Any], samples: np.ndarray, names: np.ndarray) -> str | None:
     """The row of samples.table with an impossible value, in words; None if there is none."""
     if samples.dtype != SAMPLE or samples.ndim != 1:
-        return f"{TABLE} has not the columns {', '.join(SAMPLE.names or ())}"
+        return f"{TABLE} does not have the columns {', '.join(SAMPLE.names or ())}"
     if manifest.get("samples") != len(samples) or not len(samples):
         return f"samples is {manifest.get('samples')!r}, and {TABLE} has {len(samples)} rows"
     sizes = np.array([shard["bytes"] for shard in manifest["shards"]], dtype=np.int64)

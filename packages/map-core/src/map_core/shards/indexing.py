@@ -72,7 +72,7 @@ def index_shards(
             paths out of its folder, an invalid label, or a sample with several files that might count.
     """
     if not folder.is_dir():
-        raise UserError(f"--index {folder} is no folder: name the one that holds the tar files")
+        raise UserError(f"--index {folder} is not a folder: name the one that holds the tar files")
     require_folder(folder, option="--index")
     if (folder / INDEX).exists():
         raise UserError(f"{folder} has an {INDEX} already: remove it to index its shards anew")
@@ -243,7 +243,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError(f"it breaks off after {archive.offset} bytes")
     except (tarfile.TarError, ArithmeticError, EOFError, OSError, RecursionError, ValueError) as error:
         raise UserError(
-            f"shard {path} is no whole tar file ({visible(str(error))}): copy it again, or remove it"
+            f"shard {path} is not a complete tar file ({visible(str(error))}): copy it again, or remove it"
         ) from error
 
 

@@ -67,7 +67,7 @@ class ShardRoot:
             return ""
         if split not in self.splits:
             hint = near_matches(split, self.splits) if self.splits else "it has no splits"
-            raise UserError(f"{argument} '{split}' is no split of the shards in {self.root}: {hint}")
+            raise UserError(f"{argument} '{split}' is not a split of the shards in {self.root}: {hint}")
         return split
 
     def open(self, split: str, at_once: int | None = None) -> ShardReader:

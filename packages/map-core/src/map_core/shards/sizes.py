@@ -15,7 +15,7 @@ def parse_size(text: str, name: str) -> int:
         name: Name of the setting, for messages.
 
     Raises:
-        UserError: the text is no size, or less than one byte.
+        UserError: the text is not a size, or less than one byte.
     """
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGT]?B)?", text.strip().upper())
     size = 0 if match is None else int(float(match[1]) * UNITS[match[2] or "B"])

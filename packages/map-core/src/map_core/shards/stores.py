@@ -85,7 +85,7 @@ class HttpStore:
                 return self.open(name, 0)  # the part that is here already was of another file
             raise _status_error(error.code, error.reason, self.address(name)) from error
         except (http.client.InvalidURL, ValueError) as error:
-            raise UserError(f"{address} is no address ({error}): correct data.root") from error
+            raise UserError(f"{address} is not a valid address ({error}): correct data.root") from error
         except (OSError, http.client.HTTPException) as error:
             raise TransientError(_reason(error)) from error
         length = response.headers.get("Content-Length", "")

@@ -19,13 +19,13 @@ from map_core.study.cost import (
     resolve_known_compute,
 )
 from map_core.study.definition import Study, read_study
-from map_core.study.launching import ClusterJobs, refuse_link
+from map_core.study.launching import Cluster, ClusterJobs, refuse_link
 from map_core.study.location import StudyLocation
 from map_core.study.preconditions import check_preconditions
 from map_core.study.report import table, write_report
 from map_core.study.results import read_results
 from map_core.study.run_settings import read_run_settings
-from map_core.study.runner import run_study
+from map_core.study.runner import check_jobs, run_study
 from map_core.tasks.domain import Domain
 
 STUDY = Option(str, "A packaged study's name, or a YAML file.")
@@ -40,7 +40,9 @@ StudyConfig = config_class(
     out=OUT,
     results=RESULTS,
     jobs=Option(int, "Number of runs at once; on this machine, several get one thread each.", 1),
-    cluster=Option(str | None, "Submit the runs with submitit: to slurm, or to local to try it out.", None),
+    cluster=Option(
+        Cluster | None, "Submit the runs with submitit: to slurm, or to local to try it out.", None
+    ),
     cluster_settings=Option(
         str | None, "YAML file of submitit's parameters, such as slurm_partition and timeout_min.", None
     ),
@@ -84,6 +86,7 @@ def study(domain: Domain, config: Any) -> None:
     Raises:
         UserError: it cannot write to its folder or results; settings that have no effect or fit no study.
     """
+    check_jobs(config.jobs)
     if config.out:
         require_folder(expand_user(config.out))
     if config.results:

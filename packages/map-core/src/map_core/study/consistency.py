@@ -7,10 +7,11 @@ from functools import reduce
 from map_core.commands.recipes import recipe_layers
 from map_core.commands.settings import flatten, merge
 from map_core.errors import UserError, abbreviate
+from map_core.runs.checkpoint import content_of
 from map_core.study.definition import Study
 from map_core.study.location import StudyLocation
 from map_core.study.measures import added_measures
-from map_core.study.plan import PlannedRun, every_run, next_runs, planned_runs
+from map_core.study.plan import PlannedRun, every_run, is_finetuning, next_runs, planned_runs
 from map_core.study.results import Result
 from map_core.study.run_settings import ALLOWED_NAMES, SECTION
 from map_core.tasks.domain import NOT_IDENTIFYING
@@ -68,12 +69,25 @@ def refuse_other_settings(study: Study, results: Sequence[Result], location: Stu
                 other.key for other in runs if other.after == run.key and other.key in settings_by_run
             ]:
                 cure += f", and those of the runs that start from it ({abbreviate(after)})"
+            if as_long := [
+                other.key
+                for other in runs
+                if other.key in settings_by_run and follows_in_length(other, run, study)
+            ]:
+                cure += f", and those of the runs whose length follows from its operations ({abbreviate(as_long)})"
             if run.stage == "trial" and "training.seed" in changed:
                 cure = (
                     f"trials run at the first of seeds: begin seeds with {earlier.get('training.seed')} wherever parts "
                     f"of the study run, or remove the lines and folders of all trials; else {cure}"
                 )
             raise UserError(f"{location.results} holds {run.key} with other settings ({differences}): {cure}")
+
+
+def follows_in_length(run: PlannedRun, other: PlannedRun, study: Study) -> bool:
+    """Whether ``run`` is a finetuning whose arm has ``compute_of``, and what ``other`` costs counts for its length."""
+    arm = next(arm for arm in study.arms if arm.name == run.arm)
+    counted = other.stage == "pretrain" or (is_finetuning(other) and other.labels == run.labels)
+    return arm.compute_of == other.arm and is_finetuning(run) and counted
 
 
 def refuse_mixed_weights(study: Study, results: Sequence[Result], location: StudyLocation) -> None:
@@ -129,6 +143,8 @@ def runs_by_fact(name: str, results: Sequence[Result]) -> dict[str, str]:
 def recipe_identity(package: str, name: str) -> str:
     """Identify what a recipe and its bases set, apart from where data lie and how a machine computes.
 
+    A file of statistics counts by its content; skipping unreadable samples counts, too.
+
     Args:
         package: The package that holds the recipes.
         name: A recipe's name or a file's path.
@@ -144,6 +160,10 @@ def recipe_identity(package: str, name: str) -> str:
         *(f"{SECTION}{setting}" for setting in ALLOWED_NAMES),
     }
     relevant = {key: value for key, value in values.items() if key not in ignored}
+    if (file := values.get("data.statistics")) is not None:
+        relevant["data.statistics"] = content_of(file)
+    if (on_error := values.get("data.on_error")) not in (None, "raise"):
+        relevant["data.on_error"] = on_error
     return checksum(relevant)[:16]
 
 

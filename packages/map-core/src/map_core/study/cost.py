@@ -3,7 +3,7 @@
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from map_core.commands.command import OtherSettings
+from map_core.commands.command import OtherSettings, as_defaults
 from map_core.commands.parser import load_recipe
 from map_core.commands.standard import (
     configs,
@@ -31,7 +31,14 @@ from map_core.runs.progress import track
 from map_core.study.definition import Arm, Study
 from map_core.study.location import as_option
 from map_core.study.measures import Cost, StudySettings, added_measures, load_measure
-from map_core.study.plan import PlannedRun, every_run, is_trial_of, planned_runs, stage_settings
+from map_core.study.plan import (
+    PlannedRun,
+    every_run,
+    is_finetuning,
+    is_trial_of,
+    planned_runs,
+    stage_settings,
+)
 from map_core.study.results import Result
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
@@ -39,7 +46,7 @@ from map_core.tasks.pretraining import PretrainTask
 from map_core.tasks.probe import LinearProbe
 from map_core.training import Task
 from map_core.training.loop import train
-from map_core.training.sampling import RunPlan
+from map_core.training.plan import RunPlan
 
 TIMED_STEPS = 5
 LENGTH_SETTINGS = ("training.epochs", "training.sample_budget")
@@ -77,8 +84,29 @@ class ProbeSteps(StepsOnly, LinearProbeTask):
         return LinearProbe(self.domain.models.create_backbone(self.config.model), len(self.data.classes))
 
 
-def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
-    """The configuration of a training run of a study, as its command will resolve it."""
+@contextlib.contextmanager
+def naming_study(study: Study, stage: str) -> Iterator[None]:
+    """Let errors about the options of a run, which its command would take, name the study that sets them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"study {study.name}, {stage}: {error}; settings are those of the study's file"
+        ) from error
+
+
+def configuration(
+    domain: Domain, run: PlannedRun, out: Path, prepared: Mapping[str, Any] | None = None
+) -> Any:
+    """The configuration of a training run of a study, as its command will resolve it.
+
+    Args:
+        domain: Domain of the study.
+        run: The run.
+        out: Its directory.
+        prepared: The :attr:`~map_core.tasks.domain.OpenedData.preprocessing` of its pretraining, whose weights will
+            bring it; None leaves it to the run's own settings.
+    """
     config_classes = configs(domain)
     settings = dict(run.settings)
     recipe = settings.pop("recipe")
@@ -90,7 +118,10 @@ def configuration(domain: Domain, run: PlannedRun, out: Path) -> Any:
     if run.pretrain is not None:  # whose weights need not exist yet
         pretraining = PlannedRun("", run.arm, run.seed, None, "pretrain", "pretrain", run.pretrain)
         model = configuration(domain, pretraining, out).model
-        defaults = lambda explicit: model_defaults(domain, model)  # noqa: E731
+        defaults = lambda explicit: (  # noqa: E731
+            model_defaults(domain, model)
+            | as_defaults("data", domain.data, domain.data_defaults({}, dict(prepared or {}), explicit))
+        )
         pinned = lambda explicit: inherited_settings(domain, model, {"holds": "encoder"})  # noqa: E731
     return load_recipe(
         domain.recipes, recipe, config_classes.finetune, overrides, defaults=defaults, pinned=pinned
@@ -119,7 +150,7 @@ def count_cost(domain: Domain, run: PlannedRun, out: Path, *, timed: bool = Fals
         return load_measure(run.stage).cost(run.settings, timed=timed)
     task, config = make_task(domain, run, out)
     training = config.training
-    plan = RunPlan.of(training, len(task.train_data), processes=1, process=0)
+    plan = RunPlan.of(training, len(task.train_data), num_processes=1, rank=0)
     samples = plan.last_step(training.max_steps) * training.batch_size
     count = min(training.batch_size, len(task.train_data), 8)
     batch = (task.collate or default_collate)([task.train_data[i] for i in range(count)])
@@ -192,14 +223,16 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
         )
 
     def flops(arm: Arm, stage: str, labels: int | None) -> float:
-        return count_cost(domain, first_run(arm, stage, labels), scratch).flops
+        with naming_study(study, stage):
+            return count_cost(domain, first_run(arm, stage, labels), scratch).flops
 
     def resolve(arm: Arm) -> Arm:
         if arm.compute_of is None:
             return arm
         lengths = lengths_so_far(study, arm, results)
         for labels in [labels for labels in study.labels if labels not in lengths]:
-            training = configuration(domain, first_run(arm, "finetune", labels), scratch).training
+            with naming_study(study, "finetune"):
+                training = configuration(domain, first_run(arm, "finetune", labels), scratch).training
             if training.max_steps is not None:
                 raise UserError(
                     f"arm {arm.name} of study {study.name} has compute_of, which lengthens its finetuning, but "
@@ -238,11 +271,6 @@ def lengths_so_far(study: Study, arm: Arm, results: Sequence[Result]) -> dict[in
     }
 
 
-def is_finetuning(result: Result) -> bool:
-    """Whether a result is of a finetuning, a trial or not."""
-    return result.stage == "finetune" or is_trial_of(result, "finetune")
-
-
 def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence[Result] = ()) -> str:
     """A table of the kinds of run: how many, how many are left, and their samples, operations and hours, timed here."""
     finished = {result.key for result in results}
@@ -259,7 +287,8 @@ def describe_plan(study: Study, domain: Domain, scratch: Path, results: Sequence
         remaining = [run for run in runs if run.key not in finished]
         cost = Cost(0, 0.0)
         if remaining:
-            cost = count_cost(domain, remaining[0], scratch / str(number), timed=True)
+            with naming_study(study, stage):
+                cost = count_cost(domain, remaining[0], scratch / str(number), timed=True)
         hours = len(remaining) * cost.seconds / 3600
         total += hours
         lines.append(

@@ -20,7 +20,7 @@ A measure that an installed package adds (:mod:`map_core.study.measures`) has it
 ``finetune`` does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def read_study(path: Path, package: str) -> Study:
         arms=arms,
         stages={stage: dict(values[stage]) for stage in measured_stages() if stage in values},
         labels=_read_labels(path, values.get("labels") or {"all": {}}),
-        learning_rates=_read_rates(path, values.get("learning_rates", {})),
+        learning_rates=_read_rates(path, values.get("learning_rates", {}), values["measures"]),
         holdout=rate(values.get("holdout", 0.1)),
         seeds=tuple(values["seeds"]),
         measures=tuple(values["measures"]),
@@ -134,7 +134,7 @@ def _read_values(path: Path, package: str, descendants: tuple[Path, ...]) -> dic
         )
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no study: it must map keys such as arms and seeds to values")
+        raise UserError(f"{path} does not hold a study: it must map keys such as arms and seeds to values")
     check_forms(path, values)
     values |= {stage: _by_dotted_name(path, stage, values[stage]) for stage in stages() if values.get(stage)}
     if values.get("base") is None:
@@ -220,13 +220,17 @@ def _read_labels(path: Path, values: Mapping[Any, StudySettings | None]) -> dict
     }
 
 
-def _read_rates(path: Path, values: Any) -> dict[str, tuple[float, ...]]:
+def _read_rates(path: Path, values: Any, measures: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Learning rates by stage; a list applies to every stage that trains."""
     by_stage = values if isinstance(values, dict) else dict.fromkeys(TRAINED, values)
     learning_rates = {stage: tuple(map(rate, rates)) for stage, rates in by_stage.items()}
     for stage, rates in learning_rates.items():
         if stage not in TRAINED:
             raise UserError(f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED)}")
+        if isinstance(values, dict) and stage not in measures:
+            raise UserError(
+                f"learning_rates of {path} has rates for {stage}, which is not measured: leave them out"
+            )
         if list(rates) != sorted(set(rates)):
             raise UserError(f"learning_rates of {path} must ascend without repeating: {list(rates)}")
         if not rates:
@@ -257,7 +261,6 @@ def _check(path: Path, study: Study) -> None:
         if measure in measured_stages() and "recipe" not in study.stages.get(measure, {}):
             raise UserError(f"study {path} measures {measure} without a recipe: add {measure}.recipe")
     added = [measure for measure in study.measures if measure in added_measures()]
-    _check_effects(path, study)
     for arm in study.arms:
         name = f"arm {arm.name} of {path}"
         if arm.model and added:
@@ -273,6 +276,10 @@ def _check(path: Path, study: Study) -> None:
                 raise UserError(
                     f"{name} sets {stage}, which is not measured: add it to measures, or remove it"
                 )
+        if arm.stages["linear_probe"] and arm.pretrain is None and arm.init is None:
+            raise UserError(
+                f"{name} sets linear_probe, which measures only arms with pretrain or init: remove it"
+            )
         if "heldout_loss" in study.measures and (arm.pretrain or {}).get("monitor.samples") == 0:
             raise UserError(
                 f"{name} sets monitor.samples 0, with which no heldout_loss is measured: leave it out, for 2048 samples"
@@ -282,23 +289,27 @@ def _check(path: Path, study: Study) -> None:
         overwritten = {"training.seed"}
         if study.learning_rates.get(stage):
             overwritten |= {"training.lr", "training.base_lr"}
-        if None not in study.labels:
-            overwritten |= {"data.subset", "data.subset_seed"}
-        of_arms = [arm.stages.get(stage, {}) for arm in study.arms]
-        for settings in (study.stages.get(stage, {}), *of_arms, *study.labels.values()):
-            _check_overwritten(path, stage, settings, overwritten)
+        subset = {"data.subset", "data.subset_seed"}  # which a number of labels sets
+        for arm in study.arms:
+            _check_overwritten(path, stage, arm.stages.get(stage, {}), overwritten)
+        of_stage = overwritten if study.labels.keys() == {None} else overwritten | subset
+        _check_overwritten(path, stage, study.stages.get(stage, {}), of_stage)
+        for count, settings in study.labels.items():
+            _check_overwritten(path, stage, settings, overwritten if count is None else overwritten | subset)
+    _check_effects(path, study)
 
 
 def _check_effects(path: Path, study: Study) -> None:
-    """Refuse measures of which no arm has any, and labels and learning rates that no measure uses."""
-    can_start = any(
-        arm.pretrain is not None or (arm.init is not None and "linear_probe" in study.measures)
-        for arm in study.arms
-    )
-    if not can_start and not {"finetune", *added_measures()} & set(study.measures):
+    """Refuse measures that no arm has, and labels and learning rates that no measure uses."""
+    absent: set[str] = set()
+    if all(arm.pretrain is None for arm in study.arms):
+        absent = {"knn", "heldout_loss"}
+        if all(arm.init is None for arm in study.arms):
+            absent.add("linear_probe")
+    if without := [measure for measure in study.measures if measure in absent]:
         raise UserError(
-            f"no arm of {path} is pretrained, so nothing has {' or '.join(study.measures)}: add pretrain to an arm, "
-            "or measure finetune"
+            f"no arm of {path} is pretrained by the study, so none has {' or '.join(without)}: add pretrain to an arm, "
+            f"or leave {' and '.join(without)} out of measures"
         )
     if not set(TRAINED) & set(study.measures):
         for key, is_set in (("labels", study.labels != {None: {}}), ("learning_rates", study.learning_rates)):
@@ -324,6 +335,11 @@ def _check_compute(name: str, arm: Arm, study: Study) -> None:
         raise UserError(
             f"{name} has compute_of, which gives finetuning its epochs, but finetune is not measured: set the length "
             "of what is"
+        )
+    if added := [measure for measure in study.measures if measure in added_measures()]:
+        raise UserError(
+            f"{name} has compute_of, which lengthens finetuning alone, but {added[0]} is measured too, and would be "
+            f"without that compute: measure {added[0]} in another study"
         )
     other = next((other for other in study.arms if other.name == arm.compute_of), None)
     if other is None or other.compute_of is not None or arm.pretrain is not None or arm.init is not None:

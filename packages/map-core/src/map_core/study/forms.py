@@ -46,6 +46,11 @@ def check_arm(path: Path, name: Any, values: Any) -> None:
         raise UserError(
             f"arm {name} of {path} has the name of a file that the study itself writes: rename the arm"
         )
+    if name.startswith("_") or any(character in name for character in "$|"):
+        raise UserError(
+            f"arm {name} of {path} has a name that the report's plots or tables cannot show, as it begins with _ or "
+            "contains $ or |: rename the arm"
+        )
     if values is not None and not isinstance(values, dict):
         refuse(path, f"arm {name}", "a mapping of stages to settings", values)
     stage_names = stages()
@@ -54,6 +59,11 @@ def check_arm(path: Path, name: Any, values: Any) -> None:
             check_settings(path, f"{stage} of arm {name}", settings)
         elif stage in ARM_NAME_FORMS and not isinstance(settings, str | None):
             refuse(path, f"{stage} of arm {name}", ARM_NAME_FORMS[stage], settings)
+    if values and values.get("pretrain", {}) is None:
+        raise UserError(
+            f"pretrain of arm {name} of {path} is null: give {{}} for the study's pretraining, or leave it out to "
+            "start from scratch"
+        )
 
 
 def check_settings(path: Path, where: str, settings: Any) -> None:

@@ -7,14 +7,17 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, get_args, runtime_checkable
 
 from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError, near_matches
 from map_core.runs.files import explaining_disk_errors
 from map_core.study.results import GO_ON
 
-CLUSTERS = ("slurm", "local")  # names of submitit; its "local" starts processes here, to try settings out
+Cluster = Literal[
+    "slurm", "local"
+]  # names of submitit; its "local" starts processes here, to try settings out
+CLUSTERS = get_args(Cluster)
 
 
 @runtime_checkable

@@ -92,7 +92,7 @@ def load_measure(name: str) -> AddedMeasure:
             f"measure {name} cannot be loaded ({reason(error)}); install what it needs"
         ) from error
     if not isinstance(measure, AddedMeasure):
-        raise UserError(f"measure {name} is {type(measure).__name__}, which has not what a measure needs")
+        raise UserError(f"measure {name} is {type(measure).__name__}, which lacks what a measure needs")
     return measure
 
 

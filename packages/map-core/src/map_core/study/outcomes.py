@@ -95,5 +95,5 @@ def read_summary(run: PlannedRun, directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"run {run.key} left no readable {file.name} ({reason(error)})") from error
     if not isinstance(summary, dict):
-        raise UserError(f"run {run.key} left a {file.name} that is no mapping")
+        raise UserError(f"run {run.key} left a {file.name} that is not a mapping")
     return summary

@@ -159,6 +159,11 @@ def is_trial_of(run: PlannedRun | Result, stage: str) -> bool:
     return run.key.startswith(f"{run.arm}/trials/{stage}")
 
 
+def is_finetuning(run: PlannedRun | Result) -> bool:
+    """Whether a run is a finetuning, a trial or not."""
+    return run.stage == "finetune" or is_trial_of(run, "finetune")
+
+
 def chosen_rate(trials: Sequence[PlannedRun], results: Sequence[Result]) -> float | None:
     """The learning rate with the best score on the held-out part, lowest of ties; None until all trials are done."""
     scores = {result.key: result.score for result in results}

@@ -4,19 +4,20 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from map_core.errors import UserError
 from map_core.study.consistency import refuse_changed_recipes
-from map_core.study.cost import configuration
+from map_core.study.cost import configuration, naming_study, study_stage
 from map_core.study.definition import Study
-from map_core.study.measures import added_measures, load_measure
+from map_core.study.measures import TRAINED, added_measures, load_measure
 from map_core.study.plan import PlannedRun, planned_runs, stage_settings
 from map_core.study.results import Result
-from map_core.tasks.domain import Domain, required_training_samples
+from map_core.tasks.domain import Domain, Purpose, required_training_samples
 
 
 def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Sequence[Result]) -> None:
-    """Check a study; before its first run, also against its data.
+    """Check a study; before its first run, and before that of an arm, also against its data.
 
     Args:
         study: The study.
@@ -26,7 +27,7 @@ def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Se
 
     Raises:
         UserError: it compares what cannot be compared, a recipe has changed since its first runs, a measure of another
-            package refuses its settings, or it asks for more labels than there are.
+            package refuses its settings, it asks for more labels than there are, or arms differ in normalisation.
     """
     refuse_rates_chosen_on_measured(study, domain, scratch)
     refuse_other_pretraining_data(study, domain, scratch)
@@ -34,6 +35,8 @@ def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Se
     check_added_measures(study, results)
     if not results:
         refuse_missing_labels(study, domain, scratch)
+    if {arm.name for arm in study.arms} - {result.arm for result in results}:
+        refuse_other_normalization(study, domain, scratch)
 
 
 def refuse_rates_chosen_on_measured(study: Study, domain: Domain, scratch: Path) -> None:
@@ -49,7 +52,8 @@ def refuse_rates_chosen_on_measured(study: Study, domain: Domain, scratch: Path)
             continue
         settings = stage_settings(study, arm, stage, labels, study.seeds[0])
         run = PlannedRun("", arm.name, 0, labels, stage, stage, settings)
-        data = configuration(domain, run, scratch).data
+        with naming_study(study, stage):
+            data = configuration(domain, run, scratch).data
         if data.holdout:
             raise UserError(
                 f"study {study.name} measures {stage} on data.holdout ({data.holdout:g}), on which its learning rates "
@@ -73,7 +77,8 @@ def refuse_other_pretraining_data(study: Study, domain: Domain, scratch: Path) -
     for arm in study.arms:
         if arm.pretrain is not None:
             run = PlannedRun("", arm.name, 0, None, "pretrain", "pretrain", arm.pretrain)
-            data[arm.name] = asdict(configuration(domain, run, scratch).data)
+            with naming_study(study, "pretrain"):
+                data[arm.name] = asdict(configuration(domain, run, scratch).data)
     for (name, values), (other, other_values) in itertools.pairwise(data.items()):
         for key, value in values.items():
             if other_values[key] != value:
@@ -90,10 +95,13 @@ def check_added_measures(study: Study, results: Sequence[Result]) -> None:
         UserError: a measure refuses them, or cannot be loaded.
     """
     done = {result.key for result in results}
-    for run in planned_runs(study, results):
-        # all seeds share the settings
-        if run.stage in added_measures() and run.seed == study.seeds[0] and run.key not in done:
-            load_measure(run.stage).check(run.settings)
+    runs = {  # one of each kind: all seeds share the settings
+        (run.arm, run.stage): run
+        for run in planned_runs(study, results)
+        if run.stage in added_measures() and run.key not in done
+    }
+    for run in runs.values():
+        load_measure(run.stage).check(run.settings)
 
 
 def refuse_missing_labels(study: Study, domain: Domain, scratch: Path) -> None:
@@ -106,13 +114,59 @@ def refuse_missing_labels(study: Study, domain: Domain, scratch: Path) -> None:
     one_arm = replace(study, arms=study.arms[:1])  # all arms share their data
     runs = {run.command: run for run in planned_runs(one_arm, []) if run.labels == most}
     for run in runs.values():
-        config = configuration(domain, run, scratch)
-        data = domain.open_data(replace(config.data, subset=None), config.model, "finetune")
-        if most > (samples := len(required_training_samples(data))):
+        with naming_study(study, study_stage(study, run)):
+            config = configuration(domain, run, scratch)
+            data = domain.open_data(replace(config.data, subset=None), config.model, "finetune")
+            samples = len(required_training_samples(data))
+        if most > samples:
             held_out = (
                 f" without the held-out part (holdout {study.holdout:g})" if run.stage == "trial" else ""
             )
             raise UserError(
                 f"study {study.name} asks for {most} labels, but {run.command} has {samples} training samples"
                 f"{held_out}: give a smaller number in labels"
+            )
+
+
+def refuse_other_normalization(study: Study, domain: Domain, scratch: Path) -> None:
+    """Refuse arms that would be finetuned or probed on inputs of other normalisation.
+
+    Weights bring that of their training unless the run's settings say otherwise; a run from scratch has its recipe's.
+
+    Raises:
+        UserError: it names two arms and what differs; or the data cannot be opened.
+    """
+    opened: dict[str, dict[str, Any]] = {}  # data may be large, and most runs share theirs
+
+    def normalization(
+        run: PlannedRun, purpose: Purpose, prepared: dict[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """The shape of the inputs of ``run``, and what its weights would bring to another run."""
+        with naming_study(study, run.stage):
+            config = configuration(domain, run, scratch, prepared)
+            data, shape = replace(config.data, subset=None), str(domain.example(config.model).shape)
+            key = f"{purpose} {shape} {data}"
+            if key not in opened:
+                preprocessing = domain.open_data(data, config.model, purpose).preprocessing
+                opened[key] = domain.data_defaults({}, preprocessing, {})
+        return shape, opened[key]
+
+    first: dict[tuple[str, str], tuple[PlannedRun, dict[str, Any]]] = {}
+    for run in planned_runs(replace(study, learning_rates={}, seeds=study.seeds[:1]), []):
+        if run.stage not in TRAINED:
+            continue
+        prepared: dict[str, Any] = {}
+        if run.pretrain is not None:
+            pretraining = PlannedRun("", run.arm, run.seed, None, "pretrain", "pretrain", run.pretrain)
+            _, prepared = normalization(pretraining, "pretrain", {})
+        shape, values = normalization(run, "finetune", prepared)
+        other, other_values = first.setdefault((f"{run.stage} {run.labels}", shape), (run, values))
+        if changed := sorted(
+            key for key in {*values, *other_values} if values.get(key) != other_values.get(key)
+        ):
+            key, names = changed[0], " and ".join(f"data.{key}" for key in changed)
+            raise UserError(
+                f"arms {other.arm} and {run.arm} of study {study.name} differ in {names} of {run.stage} (data.{key} is "
+                f"{other_values.get(key)!r} and {values.get(key)!r}), which weights bring with them: set {names}, or "
+                f"data.statistics, in {run.stage} of the study"
             )

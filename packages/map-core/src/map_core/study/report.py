@@ -105,13 +105,17 @@ def baseline_of(study: Study, arm: Arm) -> Arm | None:
 
 
 def pairs(study: Study, results: Sequence[Result]) -> str:
-    """Paired differences between all pretrained arms of one ``model``; empty where no seed has two."""
+    """Paired differences between all pretrained arms of one ``model``, but for those that :func:`comparisons` has.
+
+    Empty where no seed has two.
+    """
     pretrained = [arm for arm in study.arms if is_pretrained(arm)]
+    baselines = {arm.name: baseline_of(study, arm) for arm in pretrained}
     rows = [
         row
         for index, arm in enumerate(pretrained)
         for other in pretrained[index + 1 :]
-        if arm.model == other.model
+        if arm.model == other.model and baselines[arm.name] != other and baselines[other.name] != arm
         for row in difference_rows(study, results, arm, other, f"{arm.name} | {other.name}")
     ]
     if not rows:

@@ -12,7 +12,7 @@ from map_core.errors import UserError, reason
 from map_core.json_values import is_finite
 from map_core.reading import read_small
 from map_core.runs.files import explaining_disk_errors
-from map_core.tasks.typed import fits, name_of
+from map_core.tasks.setting_values import fits, name_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def read_results(path: Path, study: str | None = None) -> list[Result]:
         study: Name of the study that all lines must have.
 
     Raises:
-        UserError: a line is no result, or one of another study; the file cannot be read.
+        UserError: a line is not a result, or one of another study; the file cannot be read.
     """
     try:
         lines = read_small(path, MAX_BYTES).splitlines()
@@ -131,17 +131,17 @@ def parse_result(line: bytes) -> Result:
     """Read one line of results.
 
     Raises:
-        ValueError, TypeError, RecursionError: the line is no result.
+        ValueError, TypeError, RecursionError: the line is not a result.
     """
     values = json.loads(line)
     if not isinstance(values, dict):
-        raise TypeError("no mapping")
+        raise TypeError("not a mapping")
     if unknown := sorted(values.keys() - FIELD_TYPES.keys()):
-        raise ValueError(f"{unknown[0][:40]!r} is no field of a result")
+        raise ValueError(f"{unknown[0][:40]!r} is not a field of a result")
     for name, value in values.items():
         if not fits(value, FIELD_TYPES[name]):
             raise TypeError(f"{name} must be {name_of(FIELD_TYPES[name])}, not {value!r:.60}")
         numbers = value.values() if name == "measures" else [value] if name in NUMERIC_FIELDS else []
         if not all(number is None or is_finite(number) for number in numbers):
-            raise ValueError(f"{name} holds {value!r:.60}, which is no finite number")
+            raise ValueError(f"{name} holds {value!r:.60}, which is not a finite number")
     return Result(**values)

@@ -1,4 +1,4 @@
-"""How a machine computes a study's training runs: settings that change no result, and so are no part of the study."""
+"""How a machine computes a study's training runs: settings that change no result, and so are not part of the study."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from map_core.commands.plain_yaml import read_yaml
 from map_core.errors import UserError, near_matches
 from map_core.study.forms import check_settings
 from map_core.study.measures import StudySettings
-from map_core.training.settings import FREE_TO_CHANGE
+from map_core.training.identity import FREE_TO_CHANGE
 
 SECTION = "training."
 # max_steps cuts a run short; accumulation_steps changes the draws of micro-batches, and which batch fits few samples

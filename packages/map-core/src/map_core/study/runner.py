@@ -31,7 +31,7 @@ class ActiveRun:
         planned: What runs.
         job: Its process.
         start_time: In seconds of ``time.monotonic``.
-        facts: Of its recipe when it started.
+        facts: What was recorded of its recipe when it started.
     """
 
     planned: PlannedRun
@@ -68,8 +68,7 @@ def run_study(
             the budget is too small for any run; ``jobs`` is below 1.
         Diverged: runs at the chosen rates diverged, and no other run can be started.
     """
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1; got {jobs}")
+    check_jobs(jobs)
     budget = Budget(budget_minutes)
     launcher = launcher or Processes(threads=1 if jobs > 1 else None)
     running = RunningStudy(study, location, launcher, flops, recipes, progress=progress)
@@ -87,6 +86,16 @@ def run_study(
                     running.collect()
         finally:
             running.stop()
+
+
+def check_jobs(jobs: int) -> None:
+    """Refuse fewer than one run at once.
+
+    Raises:
+        UserError: ``jobs`` is below 1.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1; got {jobs}")
 
 
 @dataclass(frozen=True)

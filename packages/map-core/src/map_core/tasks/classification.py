@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from map_core.errors import UserError, in_one_line
-from map_core.objective import Terms
+from map_core.objective import LossOutput
 from map_core.objectives.settings import Mixer, Settings
 from map_core.randomness import Draw
 from map_core.ranges import check
@@ -65,7 +65,7 @@ class ClassificationTask(Task):
     """The common part of finetuning and probing: labelled samples, a classification loss, accuracy.
 
     Args:
-        domain: Of the samples.
+        domain: The domain of the samples.
         config: The run's configuration: sections data, model, objective, training, and ``init``.
         data: Opened data, from ``config.data`` when None.
     """
@@ -119,13 +119,13 @@ class ClassificationTask(Task):
             config.model, config.init, may_differ=config.init_may_differ, is_classifier=self.is_classifier
         )
 
-    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> LossOutput:
         inputs, labels = input_of(batch), labels_of(batch)
         smoothing = self.config.objective.smoothing
         if self.mixer is not None:
             inputs, labels = self.mixer(inputs, labels, draw)
             smoothing = 0.0
-        return Terms(F.cross_entropy(model(inputs).float(), labels, label_smoothing=smoothing))
+        return LossOutput(F.cross_entropy(model(inputs).float(), labels, label_smoothing=smoothing))
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         if self.data.evaluation is None:
@@ -200,6 +200,9 @@ class LinearProbeTask(ClassificationTask):
     def build_model(self) -> nn.Module:
         if self.config.init is None:
             raise UserError("a linear probe reads a pretrained encoder: give --init RUN")
+        difference = self.domain.other_inputs(self.data.preprocessing, read_description(self.config.init))
+        if difference is not None:
+            raise UserError(f"{difference}: a frozen encoder reads only what it was trained on; give those")
         backbone = self.domain.models.create_backbone(self.config.model)
         self.domain.models.load_init(backbone, self.config.init)
         return LinearProbe(backbone, num_classes=len(self.data.classes))
@@ -213,8 +216,12 @@ class LinearProbeTask(ClassificationTask):
 
 
 def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedData) -> None:
-    """Start a classifier from ``init``; a head for other classes starts anew, with a note."""
-    trained = tuple(read_description(init).get("classes") or ())
+    """Start a classifier from ``init``; a head for other classes starts anew, with a note, as of other inputs."""
+    description = read_description(init)
+    difference = domain.other_inputs(data.preprocessing, description)
+    if difference is not None:
+        tell(f"{difference}: training goes on from its weights with other inputs")
+    trained = tuple(description.get("classes") or ())
     if trained and trained != data.classes:
         tell(
             f"the head of {init} tells {len(trained)} classes {', '.join(trained[:4])}, ... apart, the data has "

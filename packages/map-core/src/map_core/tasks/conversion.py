@@ -15,9 +15,9 @@ from map_core.runs.files import UNFINISHED, explaining_disk_errors
 from map_core.runs.summary import refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
+from map_core.tasks.initial_weights import LoadReport
 from map_core.tasks.pretraining import DECODER, ENCODER, decoder_state, load_decoder_state
-from map_core.tasks.starting import LoadReport
-from map_core.tasks.typed import format_options
+from map_core.tasks.setting_values import format_options
 from map_core.tasks.weights import (
     MODEL_FILE,
     description_file,
@@ -154,11 +154,11 @@ def check_classes(classes: tuple[str, ...], converted: Converted, file: Path) ->
     """
     if not converted.classes:
         if classes:
-            raise UserError(f"{file} tells no classes apart: leave --classes out")
+            raise UserError(f"{file} has no classes: leave --classes out")
         return ()
     if len(classes) != len(converted.classes):
         raise UserError(
-            f"{file} tells {len(converted.classes)} classes apart, {len(classes)} names were given; give one a line"
+            f"{file} has {len(converted.classes)} classes, but {len(classes)} names were given; give one a line"
         )
     return classes
 

@@ -174,6 +174,7 @@ class DrawPicture(Protocol):
 
 Thumbnail = Callable[[Samples, int, Mapping[str, Any]], UInt8[np.ndarray, "h w 3"]]
 DataDefaults = Callable[[dict[str, Any], dict[str, Any], Mapping[str, str]], dict[str, Any]]
+OtherInputs = Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]
 
 
 def unchanged(
@@ -216,8 +217,10 @@ class Domain:
         open_data, open_files: Open samples for the data section and the model section.
         data_defaults: Turns a run's data section, its description and the options of the command line into the
             data settings that commands start from.
+        other_inputs: Says how inputs, by their :attr:`OpenedData.preprocessing`, differ from those that described
+            weights were trained with; None where they do not.
         rows: Rows of a picture of reconstructions.
-        evaluators: Measure runs that are no classifiers, by the ``holds`` of their description.
+        evaluators: Measure runs that are not classifiers, by the ``holds`` of their description.
         builders: Build models of further kinds from the model section and the rest of the description, by its
             ``holds``.
         build_objective: Builds the objective that a section describes around a backbone, which it shares.
@@ -252,6 +255,7 @@ class Domain:
     example: Callable[[Any], Tensor]
     outputs: int
     data_defaults: DataDefaults = unchanged
+    other_inputs: OtherInputs = lambda prepared, trained: None
     rows: int = 8
     evaluators: Mapping[str, Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
     builders: Mapping[str, Callable[[Any, Mapping[str, Any]], nn.Module]] = field(default_factory=dict)

@@ -38,7 +38,7 @@ class Neighbors:
     Attributes:
         queries: Indices of the samples.
         index: Their neighbours, the nearest first.
-        similarity: To each of them.
+        similarity: Cosine similarity to each of them.
     """
 
     queries: Int[np.ndarray, " q"]

@@ -114,7 +114,7 @@ def results_in_order(
     shard: tuple[int, int] = (0, 1),
     indices: Sequence[int] | None = None,
     seed: int = 0,
-    draw: int = 0,
+    pass_number: int = 0,
     title: str | None = None,
 ) -> Iterator[tuple[Float[Tensor, "b f"], Int[Tensor, " b"]]]:
     """Yield, batch by batch, ``function`` of the inputs, and the labels; both on the CPU.
@@ -127,8 +127,8 @@ def results_in_order(
         collate: Makes a batch of samples.
         shard: (i, n): take samples i, i + n, i + 2n, ...
         indices: Samples to take instead of a shard.
-        seed, draw: Keys of the samples' randomness.
-        title: Of the progress bar, if ``config`` enables it.
+        seed, pass_number: Keys of the samples' randomness, which is drawn anew in every pass.
+        title: Title of the progress bar, if ``config`` enables it.
     """
     for batch in batches_in_order(
         samples,
@@ -139,7 +139,7 @@ def results_in_order(
         shard=shard,
         indices=indices,
         seed=seed,
-        draw=draw,
+        pass_number=pass_number,
         progress=title if config.progress else None,
     ):
         with torch.no_grad(), autocast(device, config.precision):

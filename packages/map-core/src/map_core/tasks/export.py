@@ -59,7 +59,7 @@ def export_run(
         domain: Whose run it is.
         path: The run, or its weights file.
         out: File to write.
-        format: Of the file.
+        format: Format of the file.
         encoder: Write only the encoder of a classifier; a run without classes has nothing else.
         any_size: Leave the size of samples free.
         changes: Settings of the model that differ from the run's, such as the size of its inputs.
@@ -112,7 +112,7 @@ def export_model(
         model: On the CPU, in evaluation mode.
         example: A batch of inputs of the size that the program takes.
         out: File to write.
-        format: Of the file.
+        format: Format of the file.
         inputs, outputs: Their names in an ONNX file.
         free: Names of the axes, besides the batch, whose size stays free.
         description: Metadata of the file.

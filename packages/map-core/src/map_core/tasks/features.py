@@ -39,7 +39,7 @@ def score_file(out: Path) -> Path:
 def remove_score(out: Path) -> None:
     """Remove the score of earlier features in ``out``, which would be wrong for the new ones; other JSON files stay."""
     file = score_file(out)
-    with contextlib.suppress(OSError, ValueError):  # there is none, or it is no JSON
+    with contextlib.suppress(OSError, ValueError):  # there is none, or it is not JSON
         score = json.loads(read_small(file))
         if isinstance(score, dict) and score.get("task") == TASK:
             file.unlink()

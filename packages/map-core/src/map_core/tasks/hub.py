@@ -45,8 +45,8 @@ def push_to_hub(
         private: Let only the owners of a newly created repository see it.
         revision: Branch; the main one when None.
         message: Commit message.
-        token: Of an account that may write there; that of ``HF_TOKEN`` or ``hf auth login`` when None. It is sent to
-            the Hub only, and written to no file.
+        token: Access token of an account that may write there; that of ``HF_TOKEN`` or ``hf auth login`` when None. It
+            is sent to the Hub only, and written to no file.
 
     Raises:
         UserError: a folder without card or weights, or that may not be read; a Hub that refuses or cannot be reached.
@@ -83,8 +83,8 @@ def from_pretrained(
         models: The domain's.
         name: A folder or weights file, or ``USER/NAME`` on the Hub, optionally with ``hf-hub:`` before and
             ``@REVISION`` after it.
-        cache_dir: For downloads; that of huggingface_hub when None. A model in it needs no network.
-        token: For a private repository; that of ``HF_TOKEN`` or ``hf auth login`` when None.
+        cache_dir: Folder for downloads; that of huggingface_hub when None. A model in it needs no network.
+        token: Access token for a private repository; that of ``HF_TOKEN`` or ``hf auth login`` when None.
 
     Raises:
         UserError: no such model, or no model of ours; a Hub that refuses, or is out of reach while the cache is empty.
@@ -110,7 +110,7 @@ def download(name: str, *, cache_dir: str | Path | None = None, token: str | Non
         UserError: there is none, or the Hub refuses.
     """
     repo, _, revision = name.removeprefix(PREFIX).partition("@")
-    not_local = "" if name.startswith(PREFIX) else "is no file or folder here, and "
+    not_local = "" if name.startswith(PREFIX) else "is not a file or folder here, and "
     with reporting_hub_errors(f"{name} {not_local}was not loaded"):
         # the weights first: their revision tells which description belongs to them
         weights = Path(

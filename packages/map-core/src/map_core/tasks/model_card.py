@@ -44,7 +44,7 @@ class UsageTerms:
 
     Attributes:
         data: What the weights were trained on, and the terms of its use.
-        license: Of the weights, as the Hub names it.
+        license: Licence of the weights, as the Hub names it.
         datasets: The data's names on the Hub.
     """
 

@@ -37,7 +37,8 @@ class MonitorConfig:
     passes over the samples, and leave the training as it is.
 
     Args:
-        samples: Of the training split (without augmentation) and of the evaluation split each; 0 measures nothing.
+        samples: How many samples of the training split (without augmentation), and of the evaluation split, to measure;
+            0 measures nothing.
         neighbors: Neighbours that vote.
         keep_best: Measure by which the best encoder so far is kept as ``model_best.safetensors``, such as
             knn_accuracy; on the test split unless ``data.holdout`` sets a part of the training split aside.
@@ -70,9 +71,9 @@ class Monitor:
         training_samples: Samples of the training split, not augmented.
         held_out: Samples of the evaluation split; None where there is none.
         has_loss: Whether the objective has a loss on single views, which contrastive learning does not.
-        num_classes: Of the samples' labels; 0 without labels.
+        num_classes: Number of classes of the samples' labels; 0 without labels.
         neighbors: Neighbours that vote.
-        domain: Of the samples.
+        domain: The domain of the samples.
         loading: Batch size, workers, precision.
     """
 
@@ -136,7 +137,7 @@ def open_monitor(
     Data that cannot be monitored stops no run, unless its best encoder is to be kept; it only logs a warning.
 
     Args:
-        domain: Of the samples.
+        domain: The domain of the samples.
         config: The run's configuration: sections data, model, monitor, training.
         objective: The objective that is trained.
         data: Opened data, from ``config.data`` when None.

@@ -53,7 +53,7 @@ def write_onnx(
     """Write a program of one input as an ONNX file.
 
     Args:
-        program: Of torch.export.
+        program: A program of torch.export.
         path: The file.
         free: Names of the axes of inputs whose size stays free.
         inputs, outputs: Their names.

@@ -81,17 +81,17 @@ class ResultsInParts:
         device: torch.device,
         *,
         seed: int = 0,
-        draw: int = 0,
+        pass_number: int = 0,
         **options: Any,
     ) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
-        """Values and labels of all samples on the first process, of none on the others.
+        """Values and labels of all samples on the main process, of none on the others.
 
         A part holds whole batches, which are therefore the same for any number of processes.
 
         Raises:
             UserError: a disk error; finished parts stay.
         """
-        folder = self.folder / f"{name}_{draw:05}"
+        folder = self.folder / f"{name}_{pass_number:05}"
         self.passes.append(folder)
         rows, count = rows_of_a_part(len(samples), config.batch_size), len(samples)
         parts = [range(start, min(start + rows, count)) for start in range(0, count, rows)]
@@ -103,7 +103,7 @@ class ResultsInParts:
             "rows": rows,
             "seed": seed,
         }
-        missing = self.peers.agree(partial(begin, folder, manifest, parts))
+        missing = self.peers.on_main(partial(begin, folder, manifest, parts))
         self.computed += sum(len(parts[part]) for part in missing)
         assigned = missing[self.peers.rank :: self.peers.count]
         results = results_in_order(
@@ -113,13 +113,13 @@ class ResultsInParts:
             device,
             indices=[index for part in assigned for index in parts[part]],
             seed=seed,
-            draw=draw,
+            pass_number=pass_number,
             **options,
         )
         for part in assigned:
             write_part(folder, part, *next_rows(results, len(parts[part])))
-        self.peers.meet()
-        shape = self.peers.agree(partial(merge, folder, len(parts)))
+        self.peers.barrier()
+        shape = self.peers.on_main(partial(merge, folder, len(parts)))
         if self.peers.rank:
             return torch.empty(0, *shape[1:]), torch.empty(0, dtype=torch.long)
         # copy on write: pages are read from the file on demand, and never written back
@@ -134,21 +134,22 @@ def results_in_parts(out: Path, config: Any) -> Iterator[ResultsInParts]:
 
     Args:
         out: The result: a file, or a folder, inside which the parts lie.
-        config: Of the command: ``init``, ``data``, ``evaluation`` and the like; parts with other settings are replaced.
+        config: The command's configuration: ``init``, ``data``, ``evaluation`` and the like; parts with other settings
+            are replaced.
 
     Raises:
         UserError: another command works there, or a disk error.
     """
     peers = join_peers()
     to_device = is_device(out)  # such as /dev/stdout, beside which no folder can be
-    folder = Path(peers.agree(lambda: tempfile.mkdtemp() if to_device else str(parts_folder(out))))
-    job = peers.agree(
+    folder = Path(peers.on_main(lambda: tempfile.mkdtemp() if to_device else str(parts_folder(out))))
+    job = peers.on_main(
         lambda: checksum([job_of(config), sha256(weights_file(config.init)), read_description(config.init)])
     )
     parts, finished = ResultsInParts(folder, peers, job), False
     try:
         with RunLock(folder) as lock:
-            peers.agree(lock.acquire)
+            peers.on_main(lock.acquire)
             try:
                 yield parts
                 finished = True
@@ -209,7 +210,7 @@ def begin(folder: Path, manifest: Mapping[str, Any], parts: Sequence[range]) -> 
     """
     manifest_file = folder / MANIFEST
     if folder.exists() and not manifest_file.is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that are no parts of results; choose another --out")
+        raise UserError(f"{folder} holds files that are not parts of results; choose another --out")
     with reporting_disk_errors(folder.parent):
         if manifest_file.is_file() and not has_content(manifest_file, json.dumps(manifest, indent=2) + "\n"):
             note(f"{folder} holds parts of other settings, weights or samples: they are replaced")
@@ -316,9 +317,9 @@ def reporting_disk_errors(folder: Path) -> Iterator[None]:
         fault = "the disk is full" if is_full(error) else "cannot write results"
         if folder.suffix == LASTING:
             cure = (
-                f"the parts that were finished are kept in {folder}: see to that disk, then give the same command "
+                f"the parts that were finished are kept in {folder}: check that disk, then give the same command "
                 "again, which goes on from them"
             )
         else:
-            cure = "parts are kept only beside a file: see to that disk, then start anew"
+            cure = "parts are kept only beside a file: check that disk, then start anew"
         raise UserError(f"{fault} ({error}); {cure}") from error

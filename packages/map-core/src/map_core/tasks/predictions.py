@@ -41,9 +41,9 @@ def write_predictions(
     Args:
         out: File to write.
         kind: Title of the column of names, such as "image".
-        names: Of the samples.
+        names: Names of the samples.
         classes: In the order of the columns of ``probabilities``.
-        probabilities: Of every sample and class, in consecutive chunks of samples.
+        probabilities: Probability of every sample's classes, in consecutive chunks of samples.
         top: Classes per row, most probable first; all of them where there are fewer.
     """
     top = min(top, len(classes))

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from map_core.errors import UserError, near_matches
-from map_core.objective import Objective, ReconstructingObjective, Reconstruction, Terms
+from map_core.objective import LossOutput, Objective, ReconstructingObjective, Reconstruction
 from map_core.objectives.settings import Mixer, Settings
 from map_core.positions import resamples
 from map_core.randomness import Draw
@@ -51,7 +51,7 @@ class PretrainTask(Task):
     """Train an objective, and export its backbone.
 
     Args:
-        domain: Of the samples.
+        domain: The domain of the samples.
         config: The run's configuration: sections data, model, objective, monitor, training, and ``init``.
         data: Opened data, from ``config.data`` when None.
     """
@@ -64,10 +64,14 @@ class PretrainTask(Task):
         if data is not None:
             refuse_other_samples(required_training_samples(data), labelled=False)
         self.collate = domain.collate
+
+        # the model: its initial weights depend on the seed alone, whatever was drawn before
         torch.manual_seed(config.training.seed)
         backbone = domain.models.create_backbone(config.model)
         recompute_activations(backbone, config.training)
         self.model = domain.build_objective(backbone, config.objective)
+
+        # the weights that it starts from
         domain.models.refuse_other_settings(
             config.model, config.init, may_differ=config.init_may_differ, is_classifier=False
         )
@@ -75,6 +79,8 @@ class PretrainTask(Task):
             domain.models.load_init(backbone, config.init)
         if config.init_decoder:
             load_decoder(domain, self.model, config.objective, config.init)
+
+        # the data: by their number a sample_budget becomes epochs and a batch, which must split evenly
         self.data = data or domain.open_data(config.data, config.model, "pretrain")
         samples = len(required_training_samples(self.data))
         self.mixer: Mixer | None = config.objective.mixer()
@@ -86,8 +92,12 @@ class PretrainTask(Task):
         self.train_data = config.objective.training_samples(
             self.data, batch_size=training.batch_size, micro_batch=micro_batch
         )
+
+        # only now, as a momentum encoder starts as a copy of the loaded weights
         steps_per_epoch = len(self.train_data) // config.training.batch_size
         self.model.begin(config.training.epochs * steps_per_epoch)
+
+        # where data is None, the monitor opens the splits itself, not augmented
         self.monitor: Monitor | None = open_monitor(domain, config, self.model, data)
         self.keep_best = config.monitor.keep_best
 
@@ -107,7 +117,7 @@ class PretrainTask(Task):
             return "monitor.samples asks the encoder alone, of which FSDP keeps parts"
         return super().reason_not_to_shard
 
-    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> LossOutput:
         inputs = input_of(batch)
         if self.mixer is not None:
             inputs, _ = self.mixer(
@@ -164,7 +174,7 @@ def load_objective(domain: Domain, path: str | Path) -> TrainedObjective:
     """Rebuild the whole objective of a pretraining run: encoder, decoder and head.
 
     Args:
-        domain: Of the run.
+        domain: The domain of the run.
         path: The run's directory, or one of its encoder files (``model_ema.safetensors`` for the averaged weights).
 
     Raises:
@@ -256,8 +266,8 @@ def load_decoder_state(
     """Load the state that :func:`decoder_state` returned, and return the keys of positions that were resampled.
 
     Args:
-        objective: To load into.
-        state: Without the backbone's.
+        objective: What is loaded into.
+        state: Parameters by name, without the backbone's.
         source: Where the state is from.
         mismatch: What an error says about the source where names or shapes differ.
 
@@ -265,9 +275,9 @@ def load_decoder_state(
         UserError: names differ, or shapes other than a position table's grid.
     """
     expected = decoder_state(objective)
-    other_size = [key for key in expected if key in state and expected[key].shape != state[key].shape]
-    resampled = [key for key in other_size if resamples(key, state[key], expected[key])]
-    wrong = (expected.keys() ^ state.keys()) | (set(other_size) - set(resampled))
+    other_shape = [key for key in expected if key in state and expected[key].shape != state[key].shape]
+    resampled = [key for key in other_shape if resamples(key, state[key], expected[key])]
+    wrong = (expected.keys() ^ state.keys()) | (set(other_shape) - set(resampled))
     if wrong:
         raise UserError(f"{source} {mismatch}: {', '.join(sorted(wrong)[:5])}")
     objective.load_state_dict(dict(state), strict=False)

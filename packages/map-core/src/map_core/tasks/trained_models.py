@@ -10,7 +10,7 @@ from torch import nn
 
 from map_core.errors import UserError, in_one_line, near_matches, reason
 from map_core.tasks.families import Family
-from map_core.tasks.starting import LoadReport
+from map_core.tasks.initial_weights import LoadReport
 from map_core.tasks.weights import description_file, read_description, read_settings, weights_file
 
 
@@ -124,7 +124,7 @@ class Models(Generic[Config]):
         """Compare a model's inputs and invisible settings with the description of the weights that it starts from.
 
         Args:
-            config: Of the model.
+            config: The model section of a configuration.
             path: A run or weights file, if there is one; one without description is taken as it is.
             may_differ: Settings that differ on purpose.
             is_init: Whether a training run starts from the weights, by --init; otherwise they are used as they are.
@@ -192,8 +192,8 @@ class Models(Generic[Config]):
                     "evaluate, or read it in Python with load"
                 )
             raise UserError(
-                f"{path} describes no classifier (its .json says: {holds}); give a run that trained one, such as one "
-                "of finetune"
+                f"{path} does not describe a classifier (its .json says: {holds}); give a run that trained one, such "
+                "as one of finetune"
             )
         classes = tuple(description["classes"])
         create = self.create_probed if description.get("task") == "linear-probe" else self.create_classifier
@@ -267,7 +267,7 @@ def create_from_description(
             differing = ", ".join(f"model.{name} {value!r}" for name, value in changes.items())
             raise UserError(f"{path} makes no model with {differing}: {reason(error)}") from error
         raise UserError(
-            f"{json_file} describes no model that can be made ({reason(error)}); export the run again"
+            f"{json_file} does not describe a model that can be made ({reason(error)}); export the run again"
         ) from error
     raise UserError(
         f"{json_file} describes a model of {parameters:,} parameters, more than the {size:,} bytes of {file} can hold; "
@@ -298,5 +298,7 @@ def load_whole(model: nn.Module, path: str | Path, load_init: LoadInit) -> nn.Mo
     """
     report = load_init(model, path)
     if report.missing:
-        raise UserError(f"{report.source} lacks {', '.join(report.missing)}: it holds no whole model")
+        raise UserError(
+            f"{report.source} lacks {', '.join(report.missing)}: it does not hold a complete model"
+        )
     return model.eval()

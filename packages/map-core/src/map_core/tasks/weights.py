@@ -23,14 +23,14 @@ from map_core.tasks.foreign_weights import (
     unwrapped,
     without_prefix,
 )
+from map_core.tasks.setting_values import fits, name_of
 from map_core.tasks.torch_files import Refused, read_torch
-from map_core.tasks.typed import fits, name_of
 
 Section = TypeVar("Section")
 MODEL_FILE = shipped.MODEL
 DESCRIPTION_TYPES = {
     "name": str, "arguments": dict, "holds": str, "task": str, "weights": str, "classes": list,
-    "objective": dict, "head": dict, "parts": list,
+    "objective": dict, "head": dict, "parts": list, "preparation": dict,
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         other_kind = looks_like(file)
         if other_kind is not None:
-            raise UserError(f"{file} is no weights file (looks like {other_kind})")
+            raise UserError(f"{file} is not a weights file (looks like {other_kind})")
         if (archive := other_archive(file)) is not None:
             raise UserError(f"{file} is {archive}")
         state: Any = load_file(file) if is_safetensors(file) else read_torch(file)
@@ -110,8 +110,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"has {abbreviate([str(key) for key in state])}" if isinstance(state, Mapping) else "has no names"
         )
         raise UserError(
-            f"{file} holds no state dict of tensors: it {keys}; expected parameter names with tensors, alone or in "
-            f"{', '.join(WRAPPERS)}"
+            f"{file} does not hold a state dict of tensors: it {keys}; expected parameter names with tensors, alone or "
+            f"in {', '.join(WRAPPERS)}"
         )
     if names := [name for name, value in state.items() if value.is_meta]:
         raise UserError(
@@ -144,7 +144,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
     """The JSON description beside a weights file or in a run directory; empty when there is none.
 
     Raises:
-        UserError: the description may not be read or is no JSON, or one of its entries is missing or of the wrong type.
+        UserError: the description may not be read or is not valid JSON, or one of its entries is missing or of the
+            wrong type.
     """
     file = description_file(path)
     if not is_file(file):
@@ -155,10 +156,12 @@ def read_description(path: str | Path) -> dict[str, Any]:
         raise unreadable(file, error) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{file} is no JSON ({reason(error)}); it may be cut off: copy it or export the run again"
+            f"{file} is not valid JSON ({reason(error)}); it may be cut off: copy it or export the run again"
         ) from error
     if not isinstance(description, dict):
-        raise UserError(f"{file} describes no model: it must be a mapping; copy it or export the run again")
+        raise UserError(
+            f"{file} does not describe a model: it must be a mapping; copy it or export the run again"
+        )
     for key, kind in DESCRIPTION_TYPES.items():
         if key in description and not isinstance(description[key], kind):
             raise UserError(
@@ -198,5 +201,5 @@ def read_settings(kind: type[Section], values: Mapping[str, Any], source: str | 
         if name not in arguments and entry.default is MISSING and entry.default_factory is MISSING
     ]
     if missing:
-        raise UserError(f"{source} describes no {', '.join(missing)}; export the run again")
+        raise UserError(f"{source} lacks {', '.join(missing)}; export the run again")
     return kind(**arguments)

@@ -32,7 +32,7 @@ def compile_model(model: nn.Module, config: TrainingConfig, device: torch.device
     modules = [model] if config.compile == "model" else list(blocks_of(model))
     if not modules:
         raise UserError(
-            f"training.compile blocks needs a model with blocks, which {type(model).__name__} has not; "
+            f"training.compile blocks needs a model with blocks, which {type(model).__name__} lacks; "
             "set --training.compile model"
         )
     # Blocks share their code, and whatever differs between them, such as a drop-path rate, makes another graph of it;

@@ -39,7 +39,7 @@ class TrainingConfig:
     Args:
         sample_budget: Train on about this many samples in all, whatever the size of the data: it sets the epochs, the
             batch is at most all samples that micro-batches share evenly, the warmup is a twentieth of the epochs, and
-            checkpoints and evaluations come at most twenty times a run.
+            checkpoints and evaluations come at most twenty times per run.
         epochs: Passes over the training data.
         batch_size: Samples per optimizer step, over all processes and accumulation steps together.
         accumulation_steps: Micro-batches that each process sums into one optimizer step.

@@ -20,10 +20,10 @@ class FiniteGuard:
     fused ones ignore the flag, every step is checked.
 
     Args:
-        accelerator: Of the run.
-        optimizer: Of the run.
+        accelerator: The run's accelerator.
+        optimizer: The run's optimizer.
         rate: The setting that the learning rate comes from, for the message.
-        waits: As the attribute; None chooses by device and optimizer.
+        waits: Value of the attribute; None chooses by device and optimizer.
 
     Attributes:
         waits: Whether every step is checked at once, which waits for the device.

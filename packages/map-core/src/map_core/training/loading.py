@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from map_core.errors import UserError
 from map_core.runs.progress import track
-from map_core.training.sampling import Collate, Failure, KeyedDataset, RunPlan, RunSampler, SamplesInOrder
+from map_core.training.plan import RunPlan
+from map_core.training.sampling import Collate, Failure, KeyedDataset, RunSampler, SamplesInOrder
 from map_core.training.task import MapStyleDataset, Task
 from map_core.training.workers import (
     CHECK_SECONDS,
@@ -63,7 +64,7 @@ def prefetch(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
                 if isinstance(tensor, Tensor):
                     # no later copy gets its memory before the step has read it
                     tensor.record_stream(compute_stream)
-        yield to_device(batch, device)
+        yield to_device(batch, device)  # copied already; this raises where a Failure came instead
 
 
 def start_one_ahead(batches: Iterator[Any], start: Callable[[Any], Any]) -> Iterator[Any]:
@@ -85,13 +86,13 @@ def batches_in_order(
     shard: tuple[int, int] = (0, 1),
     indices: Sequence[int] | None = None,
     seed: int = 0,
-    draw: int = 0,
+    pass_number: int = 0,
     collate: Callable[[list[Any]], Any] = default_collate,
     progress: str | None = None,
 ) -> Iterator[Any]:
     """Yield batches of all samples (or some of them) in order, on ``device``, for evaluation and the like.
 
-    The randomness of a sample, where it has any, is keyed by (seed, draw, index).
+    The randomness of a sample, where it has any, is keyed by (seed, pass_number, index).
 
     Args:
         samples: Data set by index, of tuples such as (input, label), or of inputs alone.
@@ -99,7 +100,7 @@ def batches_in_order(
         device: Where the batches go.
         shard: (i, n): take samples i, i + n, i + 2n, ...
         indices: The samples to take instead of a shard.
-        seed, draw: Keys of the samples' randomness.
+        seed, pass_number: Keys of the samples' randomness, which is drawn anew in every pass.
         collate: Makes a batch of samples.
         progress: Title of the progress bar; None shows none.
 
@@ -115,7 +116,7 @@ def batches_in_order(
         device=device,
         collate=collate,
         batch_size=batch_size,
-        sampler=SamplesInOrder(indices, draw),
+        sampler=SamplesInOrder(indices, pass_number),
     )
     count = -(-len(indices) // batch_size)
     if progress is not None:

@@ -14,12 +14,12 @@ from map_core.errors import UserError, visible
 from map_core.paths import expand_user
 from map_core.randomness import derive_seed
 from map_core.runs import best
-from map_core.runs.account import START, STATE, read_state
 from map_core.runs.checkpoint import Checkpoints, write_json
 from map_core.runs.lock import RunLock
 from map_core.runs.plots import plot_curves
 from map_core.runs.recorder import Recorder
 from map_core.runs.run_directory import disk_errors_as_user_errors, open_run, rewind
+from map_core.runs.saved_state import START, STATE, read_state
 from map_core.runs.summary import (
     commit,
     describe_run,
@@ -31,9 +31,11 @@ from map_core.runs.summary import (
 from map_core.runs.trackers import Trackers, check_trackers
 from map_core.training.config import TrainingConfig
 from map_core.training.finite import FiniteGuard
+from map_core.training.identity import default_settings, run_settings
 from map_core.training.interruption import Aborted, Interruption
 from map_core.training.loading import training_batches
 from map_core.training.optimizer import clip_gradients, set_learning_rate
+from map_core.training.plan import RunPlan, explain_single_samples
 from map_core.training.processes import (
     build_accelerator,
     mean_over_processes,
@@ -41,9 +43,8 @@ from map_core.training.processes import (
     share_buffers,
     signal_of_any_process,
 )
-from map_core.training.sampling import RunPlan, explain_single_samples, seed_everything
+from map_core.training.sampling import seed_everything
 from map_core.training.schedule import Schedule
-from map_core.training.settings import default_settings, run_settings
 from map_core.training.state import TrainingState
 from map_core.training.task import Task, require_map_style
 
@@ -141,7 +142,7 @@ def train(
             interruption=interruption,
         )
         try:
-            return run.from_step(saved["step"])
+            return run.train_from(saved["step"])
         finally:
             recorder.close()
 
@@ -181,7 +182,7 @@ class Run:
         """The step at which the run stops."""
         return self.plan.last_step(self.config.max_steps)
 
-    def from_step(self, start: int) -> dict[str, Any]:
+    def train_from(self, start: int) -> dict[str, Any]:
         """Train from optimizer step ``start`` to the last, then export; return the summary."""
         config, plan, state, recorder = self.config, self.plan, self.state, self.recorder
         accelerator, micro_steps = self.accelerator, self.plan.accumulation_steps
@@ -207,13 +208,13 @@ class Run:
             scalars: dict[str, Any] = {}
             for micro in range(micro_steps):
                 batch = next(batches)
-                seed_everything(derive_seed(plan.seed, "step", step, micro, plan.process))
+                seed_everything(derive_seed(plan.seed, "step", step, micro, plan.rank))
                 last = micro == micro_steps - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(state.model):
                     with accelerator.autocast():
-                        terms = self.task.loss(state.model, batch, plan.draw(step, micro))
-                    accelerator.backward(terms.loss.float() / micro_steps)
-                for name, value in {"loss": terms.loss, **terms.scalars}.items():
+                        output = self.task.loss(state.model, batch, plan.draw(step, micro))
+                    accelerator.backward(output.loss.float() / micro_steps)
+                for name, value in {"loss": output.loss, **output.scalars}.items():
                     scalars[name] = scalars.get(name, 0) + value.detach().float() / micro_steps
             scalars["grad_norm"] = clip_gradients(accelerator, state.model, config.clip_grad)
 
@@ -289,7 +290,7 @@ class Run:
                 self.save(steps_done)  # without an evaluation, so that the resumed run makes it
                 self.recorder.say(
                     f"the evaluation after step {steps_done} of {self.stop} failed; the checkpoint is in "
-                    f"{self.checkpoints.directory}; after the cure, continue with the same command and --resume auto"
+                    f"{self.checkpoints.directory}; fix that, then continue with the same command and --resume auto"
                 )
             raise
         self.recorder.write_evaluation(steps_done, metrics)
@@ -316,7 +317,7 @@ class Run:
             prefix = "ema_" if weights == "ema" else ""
             share_buffers(self.accelerator, model)
             model.eval()
-            seed_everything(derive_seed(self.plan.seed, "evaluate", steps_done, self.plan.process))
+            seed_everything(derive_seed(self.plan.seed, "evaluate", steps_done, self.plan.rank))
             with self.accelerator.autocast():
                 scores = self.task.evaluate(model, self.accelerator)
             metrics |= {prefix + name: float(value) for name, value in scores.items()}
@@ -370,7 +371,7 @@ class Run:
             "seconds": record.pop("seconds"),
             "samples_per_second": record.pop("samples_per_second"),
             **describe_run(self.accelerator.device),
-            "processes": self.plan.processes,
+            "processes": self.plan.num_processes,
         }
         previous = finished_summary(self.out)
         if not self.recorder.steps and previous.get("samples") == record["samples"]:  # no step was trained

@@ -36,7 +36,7 @@ def default_parameter_groups(
         return list(param_groups_weight_decay(model, weight_decay, no_weight_decay_list=excluded))
     if not hasattr(model, "group_matcher"):
         raise UserError(
-            f"training.layer_decay needs a model with group_matcher(), which {type(model).__name__} has not; "
+            f"training.layer_decay needs a model with group_matcher(), which {type(model).__name__} lacks; "
             "set --training.layer_decay null"
         )
     return list(

@@ -1,4 +1,4 @@
-"""Accelerate, set up from the configuration, and agreement between processes."""
+"""Accelerate, set up from the configuration, and what processes do together."""
 
 import os
 import signal
@@ -81,7 +81,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
     """Run ``function`` on the main process and return its result, or raise its :class:`UserError`, on all."""
-    return Peers(accelerator.process_index, accelerator.num_processes).agree(function)
+    return Peers(accelerator.process_index, accelerator.num_processes).on_main(function)
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
@@ -125,7 +125,7 @@ def signal_of_any_process(accelerator: Accelerator, received: signal.Signals | N
 
 @dataclass(frozen=True)
 class Peers:
-    """The processes of a command that runs a model without training it.
+    """The processes that run a command together.
 
     Attributes:
         rank: Rank of this process.
@@ -135,10 +135,10 @@ class Peers:
     rank: int = 0
     count: int = 1
 
-    def agree(self, function: Callable[[], Result]) -> Result:
-        """Run ``function`` on the first process and return its result, or raise its :class:`UserError`, on all.
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Run ``function`` on the main process and return its result, or raise its :class:`UserError`, on all.
 
-        The first process raises the error itself, with its type, cause and traceback; the others raise its message.
+        The main process raises the error itself, with its type, cause and traceback; the others raise its message.
         """
         outcome: list[Any] = [None, None]  # result, error message
         failure: UserError | None = None
@@ -155,7 +155,7 @@ class Peers:
             raise UserError(outcome[1])
         return outcome[0]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes get here."""
         if self.count > 1:
             torch.distributed.barrier()

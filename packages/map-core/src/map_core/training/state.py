@@ -117,7 +117,7 @@ class TrainingState:
             }
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{checkpoint / OPTIMIZER} holds no state of an optimizer ({type(error).__name__}: {error}); "
+                f"{checkpoint / OPTIMIZER} does not hold the state of an optimizer ({type(error).__name__}: {error}); "
                 "use another checkpoint"
             ) from error
 

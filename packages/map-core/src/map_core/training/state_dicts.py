@@ -68,8 +68,8 @@ def scatter_optimizer(
         set_optimizer_state_dict(model, optimizer, state, options=SCATTER)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{source} holds no whole state of this optimizer ({type(error).__name__}: {reason(error)}); use "
-            "another checkpoint"
+            f"{source} does not hold the complete state of this optimizer ({type(error).__name__}: {reason(error)}); "
+            "use another checkpoint"
         ) from error
 
 

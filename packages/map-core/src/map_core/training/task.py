@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from map_core.errors import UserError
-from map_core.objective import Terms
+from map_core.objective import LossOutput
 from map_core.randomness import Draw
 from map_core.training.config import TrainingConfig
 from map_core.training.optimizer import default_parameter_groups
@@ -65,7 +65,7 @@ class Task(abc.ABC):
     mixes_pairs: bool = False  # whether the loss pairs the samples of a micro-batch, which must then be even
 
     @abc.abstractmethod
-    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> Terms:
+    def loss(self, model: nn.Module, batch: Any, draw: Draw) -> LossOutput:
         """Return the loss (the mean over the micro-batch) and other scalars to log.
 
         ``model`` is ``self.model``, wrapped for distributed training: call it, not its submodules.

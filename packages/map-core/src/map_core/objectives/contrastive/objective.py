@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError
 from map_core.initialization import init_weights
-from map_core.objective import Objective, Terms, require_backbone
+from map_core.objective import LossOutput, Objective, require_backbone
 from map_core.objectives.contrastive.keys import Queue, gather_keys, process_rank
 from map_core.objectives.contrastive.projection import direction, normalized_mlp, plain_projector
 from map_core.objectives.settings import Method, ObjectiveSettings
@@ -23,11 +23,13 @@ Version = Literal["v2", "v3"]
 
 
 class Contrastive(Objective):
-    """Find the other view of a sample among the views of others; keys come from a slowly moving copy of the model.
+    """Find the other view of a sample among the views of others.
+
+    The keys come from a momentum encoder (``slow``), a slowly moving copy of the model.
 
     ``v2`` (MoCo v2, arXiv 2003.04297): the first view is the query, the keys are the second view and a queue of earlier
     ones. ``v3`` (MoCo v3, arXiv 2104.02057): each view is the query for the other among the batch of all processes,
-    through a predictor that the copy does not have. Accumulated micro-batches are not compared with each other.
+    through a predictor that the momentum encoder lacks. Accumulated micro-batches are not compared with each other.
 
     >>> from map_core.testing import GridBackbone, toy_encoder
     >>> objective = Contrastive(GridBackbone(4, toy_encoder(16)), "v3", hidden_dim=8, out_dim=8)
@@ -40,7 +42,7 @@ class Contrastive(Objective):
         version: ``v2`` or ``v3``.
         hidden_dim, out_dim: Widths of the projector (and of v3's predictor).
         temperature: Temperature of the softmax over keys.
-        momentum: Share of the copy that a step keeps; v3 lets it rise to 1 by half a cosine over the run.
+        momentum: Share of the momentum encoder that a step keeps; v3 lets it rise to 1 by half a cosine over the run.
         queue: Number of keys that v2 remembers.
     """
 
@@ -62,12 +64,8 @@ class Contrastive(Objective):
     ) -> None:
         super().__init__()
         require_backbone(backbone)
-        self.backbone, self.version, self.temperature, self.momentum = (
-            backbone,
-            version,
-            temperature,
-            momentum,
-        )
+        self.backbone, self.version = backbone, version
+        self.temperature, self.momentum = temperature, momentum
         width = int(self.backbone.embed_dim)
         self.queue = Queue(queue, out_dim) if version == "v2" else None
         self.predictor: nn.Module = nn.Identity()
@@ -85,15 +83,15 @@ class Contrastive(Objective):
             {"backbone": copy.deepcopy(backbone), "projector": copy.deepcopy(self.projector)}
         ).requires_grad_(False)
         self.total_steps: int | None = None
-        self.last_followed_step: int | None = None  # the last step at which the copy moved
+        self.last_update_step: int | None = None  # of the momentum encoder
 
     def begin(self, total_steps: int) -> None:
-        """The copy starts where the model does, which may have been loaded since it was made."""
+        """Start the momentum encoder from the model, which may have been loaded since the copy was made."""
         self.total_steps = total_steps
         for slow, model in self._pairs():
             slow.load_state_dict(model.state_dict())
 
-    def forward(self, inputs: Float[Tensor, "b 2 *sample"], draw: Draw) -> Terms:
+    def forward(self, inputs: Float[Tensor, "b 2 *sample"], draw: Draw) -> LossOutput:
         """Compare the two views of each sample.
 
         Raises:
@@ -101,35 +99,35 @@ class Contrastive(Objective):
         """
         first, second = self._views(inputs)
         if self.training:
-            self.follow_once(draw)
+            self.update_momentum_encoder_once(draw)
         if self.version == "v2":
             return self._against_queue(self.query(first), self.key(second))
-        terms = [
+        outputs = [
             self._against_batch(self.query(query_view), self.key(key_view))
             for query_view, key_view in ((first, second), (second, first))
         ]
-        accuracy = torch.stack([view_terms.scalars["accuracy"] for view_terms in terms]).mean()
-        return Terms(terms[0].loss + terms[1].loss, scalars={"accuracy": accuracy})
+        accuracy = torch.stack([output.scalars["accuracy"] for output in outputs]).mean()
+        return LossOutput(outputs[0].loss + outputs[1].loss, scalars={"accuracy": accuracy})
 
     def query(self, view: Any) -> Float[Tensor, "b d"]:
         """The queries of a view, with gradient."""
-        return direction(self.predictor(self.projector(pooled_features(self.backbone, view))))
+        return direction(self.predictor(self.projector(mean_features(self.backbone, view))))
 
     @torch.no_grad()
     def key(self, view: Any) -> Float[Tensor, "b d"]:
         """The keys of a view, without gradient."""
-        return direction(self.slow["projector"](pooled_features(self.slow["backbone"], view)))
+        return direction(self.slow["projector"](mean_features(self.slow["backbone"], view)))
 
     @torch.compiler.disable  # the step's number would be a constant of the graph, recompiled at every step
-    def follow_once(self, draw: Draw) -> None:
-        """Let the copy move once a step, however many micro-batches the step has."""
-        if draw.step != self.last_followed_step:
-            self.last_followed_step = draw.step
-            self.follow(draw.step)
+    def update_momentum_encoder_once(self, draw: Draw) -> None:
+        """Update the momentum encoder once per step, however many micro-batches the step has."""
+        if draw.step != self.last_update_step:
+            self.last_update_step = draw.step
+            self.update_momentum_encoder(draw.step)
 
     @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """Move the copy towards the model."""
+    def update_momentum_encoder(self, step: int) -> None:
+        """Move the momentum encoder towards the model."""
         momentum = self.step_momentum(step)
         for slow, model in self._pairs():
             for average, value in zip(slow.parameters(), model.parameters(), strict=True):
@@ -157,7 +155,7 @@ class Contrastive(Objective):
         first, second = inputs.unbind(1)
         return first, second
 
-    def _against_queue(self, queries: Tensor, keys: Tensor) -> Terms:
+    def _against_queue(self, queries: Tensor, keys: Tensor) -> LossOutput:
         assert self.queue is not None
         # a copy, as the queue changes before the gradient is taken
         negatives = self.queue.keys.clone()
@@ -168,16 +166,16 @@ class Contrastive(Objective):
         gathered = gather_keys(keys)
         if self.training:
             self.queue.put(gathered)
-        return contrastive_terms(logits / self.temperature, labels)
+        return contrastive_output(logits / self.temperature, labels)
 
-    def _against_batch(self, queries: Tensor, keys: Tensor) -> Terms:
+    def _against_batch(self, queries: Tensor, keys: Tensor) -> LossOutput:
         logits = cosine_similarities(queries, gather_keys(keys)) / self.temperature
         labels = torch.arange(len(queries), device=queries.device) + process_rank() * len(queries)
-        terms = contrastive_terms(logits, labels)
-        return Terms(2 * self.temperature * terms.loss, scalars=terms.scalars)
+        output = contrastive_output(logits, labels)
+        return LossOutput(2 * self.temperature * output.loss, scalars=output.scalars)
 
 
-def pooled_features(backbone: nn.Module, inputs: Any) -> Float[Tensor, "b d"]:
+def mean_features(backbone: nn.Module, inputs: Any) -> Float[Tensor, "b d"]:
     """The mean feature of all tokens."""
     encoder: Any = backbone
     return encoder.encode(encoder.tokenize(inputs)).embedding.mean(dim=1)
@@ -189,10 +187,10 @@ def cosine_similarities(queries: Float[Tensor, "b d"], keys: Float[Tensor, "k d"
         return queries.float() @ keys.float().mT
 
 
-def contrastive_terms(logits: Float[Tensor, "b k"], labels: Tensor) -> Terms:
+def contrastive_output(logits: Float[Tensor, "b k"], labels: Tensor) -> LossOutput:
     """The cross entropy and accuracy of picking the right key for each query."""
     accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-    return Terms(F.cross_entropy(logits, labels), scalars={"accuracy": accuracy})
+    return LossOutput(F.cross_entropy(logits, labels), scalars={"accuracy": accuracy})
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The MLPs between pooled features and the vectors that are compared."""
+"""The MLPs between mean features and the vectors that are compared."""
 
 from itertools import pairwise
 

@@ -59,15 +59,15 @@ class ModulatedOutput(nn.Module):
 
     Args:
         width: Width of the network.
-        values: Number of values in a token.
+        target_dim: Number of values in a token.
     """
 
-    def __init__(self, width: int, values: int) -> None:
+    def __init__(self, width: int, target_dim: int) -> None:
         super().__init__()
-        self.linear = Linear(width, 2 * values)
+        self.linear = Linear(width, 2 * target_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
-    def forward(self, x: Float[Tensor, "n w"], condition: Float[Tensor, "n w"]) -> Float[Tensor, "n v"]:
+    def forward(self, x: Float[Tensor, "n w"], condition: Float[Tensor, "n w"]) -> Float[Tensor, "n both"]:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
         return self.linear(F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift)
 
@@ -76,18 +76,18 @@ class DenoisingMlp(nn.Module):
     """Predicts the noise in noisy values and their variance share, from the values, the step and the condition.
 
     Args:
-        values: Number of values in a token.
+        target_dim: Number of values in a token.
         condition_dim: Width of the condition.
         depth, width: Size of the network.
     """
 
-    def __init__(self, values: int, condition_dim: int, *, depth: int, width: int) -> None:
+    def __init__(self, target_dim: int, condition_dim: int, *, depth: int, width: int) -> None:
         super().__init__()
         self.time_embed = StepEmbedding(width)
         self.cond_embed = Linear(condition_dim, width)
-        self.input_proj = Linear(values, width)
+        self.input_proj = Linear(target_dim, width)
         self.res_blocks = nn.ModuleList(ModulatedBlock(width) for _ in range(depth))
-        self.final_layer = ModulatedOutput(width, values)
+        self.final_layer = ModulatedOutput(width, target_dim)
         self._initialize()
 
     def forward(
@@ -124,7 +124,7 @@ class DiffusionHead(nn.Module):
     torch.Size([6, 4])
 
     Args:
-        values: Number of values in a token.
+        target_dim: Number of values in a token.
         condition_dim: Width of the condition.
         depth, width: Size of the network.
         sampling_steps: Steps from noise to values.
@@ -133,7 +133,7 @@ class DiffusionHead(nn.Module):
 
     def __init__(
         self,
-        values: int,
+        target_dim: int,
         condition_dim: int,
         *,
         depth: int = 3,
@@ -142,8 +142,8 @@ class DiffusionHead(nn.Module):
         limit: float = 5.0,
     ) -> None:
         super().__init__()
-        self.values, self.limit = values, limit
-        self.net = DenoisingMlp(values, condition_dim, depth=depth, width=width)
+        self.target_dim, self.limit = target_dim, limit
+        self.net = DenoisingMlp(target_dim, condition_dim, depth=depth, width=width)
         self.process, self.sampler = Process.cosine(), Process.shortened(sampling_steps)
 
     def loss(
@@ -162,7 +162,7 @@ class DiffusionHead(nn.Module):
         self, condition: Float[Tensor, "n z"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "n c"]:
         """Sample values; ``generator`` is a generator of the CPU."""
-        shape, device = (len(condition), self.values), condition.device
+        shape, device = (len(condition), self.target_dim), condition.device
         x = torch.randn(shape, generator=generator).to(device)
         for place in reversed(range(len(self.sampler))):
             t = torch.full(shape[:1], place, device=device)

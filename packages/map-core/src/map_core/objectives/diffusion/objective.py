@@ -46,7 +46,7 @@ class MaskedDiffusion(MaskedAutoregression):
         super().__init__(backbone, decoder, head, loss=loss, **options)
         self.repeats = repeats
 
-    def compare(
+    def predict_with_loss(
         self, decoded: Float[Tensor, "b h e"], targets: Sequence[Tensor], draw: Draw
     ) -> tuple[Tensor, Tensor]:
         """Denoise the hidden tokens, each at its own random steps."""

@@ -92,9 +92,8 @@ class Process(nn.Module):
     ) -> Float[Tensor, " n"]:
         """The error of the predicted noise, plus the variational bound of the step, which trains the variance alone."""
         predicted, variance_share = output.chunk(2, dim=-1)
-        return (noise - predicted).square().mean(-1) + self.bound(
-            predicted.detach(), variance_share, x_0, x_t, t
-        )
+        bound = self.bound(predicted.detach(), variance_share, x_0, x_t, t)
+        return (noise - predicted).square().mean(-1) + bound
 
     def bound(
         self,
@@ -106,10 +105,8 @@ class Process(nn.Module):
     ) -> Float[Tensor, " n"]:
         """Bits per value: divergence of the model's step back from the true one; at t = 0, the data's code length."""
         true_mean, true_log = self._posterior_mean(x_0, x_t, t), self._at("log_variance", t)
-        mean, log_variance = (
-            self._posterior_mean(self._predict_x_0(predicted, x_t, t), x_t, t),
-            self._log_variance(variance_share, t),
-        )
+        mean = self._posterior_mean(self._predict_x_0(predicted, x_t, t), x_t, t)
+        log_variance = self._log_variance(variance_share, t)
         divergence = 0.5 * (
             log_variance - true_log - 1 + (true_log - log_variance).exp()
             + (true_mean - mean).square() * (-log_variance).exp()

@@ -13,8 +13,8 @@ from map_core.ops.registry import NOT_INSTALLED, Request
 
 MIN_TOKENS = 1024  # below, a mask has too few blocks to skip any; not timed
 BLOCK = 128
-MAX_SHAPES = 256  # that are compiled, as many as PyTorch compiles of any function
-MIN_WIDTH = 16  # of a head; its kernels take no narrower one
+MAX_SHAPES = 256  # compiled at most, PyTorch's limit for any function
+MIN_WIDTH = 16  # the smallest dimension of a head that its kernels take
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -30,7 +30,7 @@ def flex_unfit(request: Request) -> str | None:
     if request.dtype not in DTYPES:
         return f"it takes float32, float16 and bfloat16, not {request.dtype}"
     if request.size < MIN_WIDTH:
-        return f"it takes heads of {MIN_WIDTH} numbers or more, not {request.size}"
+        return f"it takes head dimensions of {MIN_WIDTH} or more, not {request.size}"
     if "masked" not in request.facts:
         return "it is for masks with a row for each query"
     if "long" not in request.facts:

@@ -13,7 +13,7 @@ from map_core.ops.attention.reference import reference_attention
 from map_core.ops.exporting import exporting
 from map_core.ops.native.library import native_missing
 from map_core.ops.registry import BackendStatus, Implementation, Registry
-from map_core.ops.transforms import is_functionally_transformed
+from map_core.ops.tracing_state import is_functionally_transformed
 
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from map_core.ops.native.library import native_unfit, run
 from map_core.ops.operator import register_operator
 from map_core.ops.registry import Request
 
-# Widths of a head above which PyTorch's attention is faster. The second holds under a mask, whose hidden blocks the
+# Head dimensions above which PyTorch's attention is faster. The second holds under a mask, whose hidden blocks the
 # kernel skips, and in bfloat16, where PyTorch's is slow (docs/performance.md).
 MAX_WIDTH, MAX_WIDTH_MASKED_OR_HALF = 16, 64
 
@@ -20,7 +20,7 @@ def native_attention_unfit(request: Request) -> str | None:
     easy = "masked" in request.facts or request.dtype == torch.bfloat16
     max_width = MAX_WIDTH_MASKED_OR_HALF if easy else MAX_WIDTH
     if reason is None and not request.named and request.size > max_width:
-        return f"PyTorch's is faster for heads of more than {max_width} numbers"
+        return f"PyTorch's is faster for head dimensions above {max_width}"
     return reason
 
 

@@ -15,7 +15,7 @@ from map_core.ops.conv.triton.conv import triton_conv
 from map_core.ops.conv.triton.loading import triton_missing, triton_unfit
 from map_core.ops.native.library import native_missing, native_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
-from map_core.ops.transforms import is_functionally_transformed
+from map_core.ops.tracing_state import is_functionally_transformed
 
 REGISTRY = Registry(
     "depthwise_causal_conv1d",

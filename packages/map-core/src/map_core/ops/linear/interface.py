@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from map_core.ops.linear.onednn import onednn_linear, onednn_missing, onednn_unfit
 from map_core.ops.registry import BackendStatus, Implementation, Registry
-from map_core.ops.transforms import is_autocast_enabled, is_transformed
+from map_core.ops.tracing_state import is_autocast_enabled, is_transformed
 
 REGISTRY = Registry(
     "linear",

@@ -18,7 +18,7 @@ from map_core.ops.linear.rates import cached_rates
 from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native.library import native_missing
 from map_core.ops.registry import Request
-from map_core.ops.transforms import is_transformed
+from map_core.ops.tracing_state import is_transformed
 
 MEASURED_CAPABILITIES = ("AVX2", "AVX512")
 MIN_MULTIPLICATIONS = 2**21  # from here on oneDNN is faster although calling it takes longer

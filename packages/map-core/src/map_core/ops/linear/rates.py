@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from map_core.cpu import cpu_name
 from map_core.errors import UserError
 from map_core.paths import cache_folder
-from map_core.processor import processor_name
 
 # Rows, inputs and outputs: four images in an MLP of the smallest width that is trained in earnest.
 SHAPE = (784, 192, 768)
@@ -68,7 +68,7 @@ def rates_file() -> Path:
     Raises:
         UserError: As :func:`~map_core.paths.cache_folder` does.
     """
-    key = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    key = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     return cache_folder() / "linear" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
@@ -87,7 +87,7 @@ def store_rates(path: Path, rates: Rates) -> Rates | None:
     partial = path.with_name(f".unfinished_{path.name}_{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = {"processor": processor_name(), "pytorch": torch.__version__, **asdict(rates)}
+        text = {"processor": cpu_name(), "pytorch": torch.__version__, **asdict(rates)}
         partial.write_text(json.dumps(text) + "\n")
         try:
             _create(path, partial)

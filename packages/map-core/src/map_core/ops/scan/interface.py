@@ -15,7 +15,7 @@ from map_core.ops.scan.native import native_bidirectional_scan, native_scan
 from map_core.ops.scan.reference import reference_scan
 from map_core.ops.scan.triton.loading import triton_missing, triton_unfit
 from map_core.ops.scan.triton.scan import triton_bidirectional_scan, triton_scan
-from map_core.ops.transforms import is_functionally_transformed
+from map_core.ops.tracing_state import is_functionally_transformed
 
 REGISTRY = Registry(
     "selective_scan",

@@ -34,7 +34,7 @@ def mamba_ssm_unfit(request: Request) -> str | None:
     if request.dtype not in DTYPES:
         return f"it takes float32, float16 and bfloat16, not {request.dtype}"
     if request.size > MAX_STATE:
-        return f"it holds at most {MAX_STATE} states a channel, A has {request.size}"
+        return f"it holds at most {MAX_STATE} states per channel, A has {request.size}"
     return None
 
 

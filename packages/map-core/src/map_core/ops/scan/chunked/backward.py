@@ -39,9 +39,7 @@ def backward(
             chunk_starts[i + 1] = scan.run(chunk, chunk_starts[i]).states[-1]
         for i, chunk in reversed(list(enumerate(chunks))):
             window = scan.run(chunk, chunk_starts[i])
-            _backward_chunk(
-                scan, chunk, window, chunk_starts[i], carry, adjoint, grad_out, inputs.D, z, grads, weights
-            )
+            _backward_chunk(scan, chunk, window, chunk_starts[i], carry, adjoint, grad_out, z, grads, weights)
     return grads | {name: grad.to(tensors[name].dtype) for name, grad in weights.items()}
 
 
@@ -53,7 +51,6 @@ def _backward_chunk(
     carry: Float[Tensor, "b d n"],
     adjoint: Float[Tensor, "chunk b d n"],
     grad_out: Float[Tensor, "b l d"],
-    D: Float[Tensor, " d"] | None,
     z: Float[Tensor, "b l d"] | None,
     grads: dict[str, Tensor],
     weights: dict[str, Tensor],
@@ -62,7 +59,7 @@ def _backward_chunk(
 
     Overwrites ``carry`` with the gradient of ``before``, and the window's decay and states.
     """
-    decay, states = window.decay, window.states
+    D, decay, states = scan.inputs.D, window.decay, window.states
     grad_y = scan.load(grad_out, chunk)
     if z is not None:
         gate_input = scan.load(z, chunk)

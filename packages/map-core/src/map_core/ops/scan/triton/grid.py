@@ -19,7 +19,7 @@ MAX_BLOCK = 32
 # Time is cut when a processor of the GPU would get fewer programs than this, into segments of at least MIN_SPAN steps.
 # A cut scans everything twice, so fewer than three segments would gain nothing. On an H100 a step of three programs for
 # a processor took a quarter of the time of 46, so about 12 fill it; that a cut pays up to here is estimated, not timed.
-PROGRAMS_A_PROCESSOR = 16
+PROGRAMS_PER_PROCESSOR = 16
 MIN_SPAN = 64
 MIN_SEGMENTS = 3
 
@@ -30,8 +30,8 @@ def processors_of(device: torch.device) -> int:
 
 
 def segments_of(length: int, programs: int, processors: int) -> int:
-    """Number of segments of time, such that ``programs`` programs for each fill the processors; 1 is no cut."""
-    target = PROGRAMS_A_PROCESSOR * processors // max(programs, 1)
+    """Number of segments of time, such that ``programs`` programs for each fill the processors; 1 leaves time whole."""
+    target = PROGRAMS_PER_PROCESSOR * processors // max(programs, 1)
     segments = min(target, length // MIN_SPAN)
     return segments if segments >= MIN_SEGMENTS else 1
 
@@ -58,7 +58,7 @@ class Grid:
 
     @property
     def block(self) -> int:
-        """Channels of a program of one warp that holds ``values`` states a thread."""
+        """Channels of a program of one warp that holds ``values`` states per thread."""
         return max(1, min(MAX_BLOCK, 32 * self.values // self.padded_state))
 
     @property

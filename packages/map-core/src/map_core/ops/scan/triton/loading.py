@@ -20,7 +20,7 @@ def triton_unfit(request: Request) -> str | None:
     if (reason := unfit_tensors(request)) is not None:
         return reason
     if not 1 <= request.size <= MAX_STATE:
-        return f"it holds 1 to {MAX_STATE} states a channel, A has {request.size}"
+        return f"it holds 1 to {MAX_STATE} states per channel, A has {request.size}"
     return None
 
 

@@ -6,10 +6,10 @@ import pytest
 from toy_task import toy_config
 
 from map_core import UserError
-from map_core.runs.account import refuse_another_run
+from map_core.runs.saved_state import refuse_another_run
 from map_core.training import TrainingConfig
-from map_core.training.sampling import RunPlan
-from map_core.training.settings import run_settings
+from map_core.training.identity import run_settings
+from map_core.training.plan import RunPlan
 
 DECIDES = {
     "sample_budget": 100, "epochs": 5, "batch_size": 14, "base_lr": 1.0, "lr": 0.5, "warmup_epochs": 2.0,

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
-from map_core.runs.account import DATA, START
+from map_core.runs.saved_state import DATA, START
 from map_core.runs.summary import to_serializable
 from map_core.training.config import TrainingConfig
-from map_core.training.sampling import RunPlan
+from map_core.training.plan import RunPlan
 
 # What a resumed run may change without becoming another run. accumulation_steps changes the micro-batches, on which
 # batch normalisation, mixed pairs and contrastive learning depend, but so does another number of processes.
@@ -41,7 +41,7 @@ def run_settings(
     settings = {
         f"training.{key}": value for key, value in asdict(config).items() if key not in FREE_TO_CHANGE
     }
-    settings |= {"task": name, "training samples": plan.samples, START: start}
+    settings |= {"task": name, "training samples": plan.num_samples, START: start}
     settings |= {f"{DATA}{key}": value for key, value in data.items()}
     plain = to_serializable(run_config)
     for section in COMPARED_SECTIONS:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from map_core import processor
+from map_core import cpu
 from map_core.commands.environment import describe_environment
 
 X86 = "processor : 0\ncpu family : 26\nmodel : 17\nmodel name : A processor\nflags : fpu avx512f {}\n"
@@ -14,10 +14,10 @@ ARM = "processor : 0\nFeatures : fp asimd {}\n"
 @pytest.fixture
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "cpuinfo"
-    monkeypatch.setattr(processor, "Path", lambda name: file if name == "/proc/cpuinfo" else Path(name))
-    processor._fields.cache_clear()
+    monkeypatch.setattr(cpu, "Path", lambda name: file if name == "/proc/cpuinfo" else Path(name))
+    cpu._fields.cache_clear()
     yield file
-    processor._fields.cache_clear()
+    cpu._fields.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_info_says_whether_bf16_pays(text: str | None, expected: str, cpuinfo: P
 
 def test_a_processor_is_identified_by_name_family_and_model(cpuinfo: Path) -> None:
     cpuinfo.write_text(X86.format(""))
-    assert processor.processor_name() == "A processor, family 26, model 17"
+    assert cpu.cpu_name() == "A processor, family 26, model 17"

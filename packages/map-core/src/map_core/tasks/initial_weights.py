@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from map_core.errors import UserError, abbreviate
 from map_core.runs.checkpoint import MANIFEST
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
-from map_core.tasks.typed import format_options
+from map_core.tasks.setting_values import format_options
 from map_core.tasks.weights import read_description, read_weights, weights_file
 
 Cure = Callable[[str, Any], str]  # of a setting's name and value: how a model gets that value
@@ -89,23 +89,24 @@ def load_init(
     state = both_directions(convert(converted.state), model_state, file)
     # optional parts that only the file has, such as a classifier's head, are skipped and reported
     surplus = [key for key in state if key not in model_state and key.startswith(may_be_missing)]
+    # a head that does not fit, or is not wanted, starts anew
     head, model_head = _head(state), _head(model_state)
     head_differs = bool(head and model_head) and head != model_head
     left_head = [key for key in head if key not in surplus] if head_differs or not keep_head else []
     dropped = [*surplus, *left_head]
     state = {key: value for key, value in state.items() if key not in dropped}
-    other_size = {
-        key: resampled(key, state[key], value)
-        for key, value in model_state.items()
-        if key in state and state[key].shape != value.shape
-    }
+    # shapes may differ only where the model resamples
+    other_shape = [
+        key for key, value in model_state.items() if key in state and state[key].shape != value.shape
+    ]
+    resampled_keys = [key for key in other_shape if resampled(key, state[key], model_state[key])]
     faults = {
         "missing": [key for key in model_state if key not in state and not key.startswith(may_be_missing)],
         "not used": [key for key in state if key not in model_state],
         "shapes": [
             f"{key} {tuple(state[key].shape)} for {tuple(model_state[key].shape)}"
-            for key, is_resampled in other_size.items()
-            if not is_resampled
+            for key in other_shape
+            if key not in resampled_keys
         ],
     }
     if any(faults.values()):
@@ -113,6 +114,7 @@ def load_init(
             f"{file} does not fit this model: {format_keys(faults)}; choose the model that was pretrained "
             f"({_cure(family, converted, file)})"
         )
+    # load, and report what was not as expected
     missing = tuple(model.load_state_dict(state, strict=False).missing_keys)
     notes_on_guesses = {name: guess.note(name) for name, guess in converted.guessed_settings.items()}
     report = LoadReport(
@@ -120,7 +122,7 @@ def load_init(
         missing,
         None if family is None else family.name,
         mapped=tuple(state),
-        resampled=tuple(other_size),
+        resampled=tuple(resampled_keys),
         unused=(*converted.unused, *converted.decoder_state, *dropped),
         notes=(
             *(notes_on_guesses | other_guesses(model, converted)).values(),

@@ -1,4 +1,4 @@
-"""The account in a checkpoint: its step, its settings and the recorder's state, read with every value checked."""
+"""The state of a run in a checkpoint: step, settings and the recorder's state, read with every value checked."""
 
 import json
 from collections.abc import Mapping
@@ -27,18 +27,18 @@ def read_state(
     max_steps: int | None = None,
     defaults: Mapping[str, Any] = NO_DEFAULTS,
 ) -> dict[str, Any]:
-    """Read a checkpoint's step and account.
+    """Read the state of the run that wrote a checkpoint.
 
     Args:
         checkpoint: Its directory.
-        settings: Those of the run that is to continue.
-        total_steps: Of that run.
-        max_steps: At which it is to stop, if earlier.
-        defaults: Of settings that earlier versions lack; their runs behaved as these defaults do.
+        settings: Settings of the run that is to continue.
+        total_steps: Optimizer steps of that run.
+        max_steps: Step at which it is to stop, if earlier.
+        defaults: Default values of settings that earlier versions lack; their runs behaved as these defaults do.
 
     Raises:
         UserError: the checkpoint was written with other settings, lies beyond the run's end or ``max_steps``, or has
-            no valid account.
+            no valid state.
     """
     path = checkpoint / STATE
     try:
@@ -47,7 +47,7 @@ def read_state(
     except (OSError, ValueError, RecursionError) as error:
         fault = reason(error)
     if fault is not None:
-        raise UserError(f"{path} is no account of a run ({fault}); use another checkpoint")
+        raise UserError(f"{path} is not a valid run state ({fault}); use another checkpoint")
     refuse_another_run({**defaults, **state["settings"]}, settings, checkpoint)
     if state["step"] > total_steps:
         raise UserError(
@@ -92,16 +92,16 @@ def describe_change(name: str, was: Any, now: Any) -> str:
 
 
 def find_fault_of_state(state: Any) -> str | None:
-    """Say which entry of an account is missing or of the wrong type, or return None."""
+    """Say which entry of a saved state is missing or of the wrong type, or return None."""
     if not isinstance(state, dict):
-        return "no mapping"
+        return "not a mapping"
     step, recorder = state.get("step"), state.get("recorder")
     if not is_count(step):
         return f"step is {step!r}"
     if not isinstance(state.get("settings"), dict):
-        return "settings are no mapping"
+        return "settings is not a mapping"
     if not isinstance(recorder, dict):
-        return "recorder is no mapping"
+        return "recorder is not a mapping"
     window = recorder.get("window")
     if not isinstance(window, dict) or window.keys() != {"sums", "counts"}:
         return "recorder.window is not of sums and counts"
@@ -109,16 +109,16 @@ def find_fault_of_state(state: Any) -> str | None:
     if not are_numbers(sums) or not are_numbers(counts) or sums.keys() != counts.keys():
         return "recorder.window does not hold numbers"
     if not all(is_count(count) and count for count in counts.values()):
-        return "recorder.window.counts are no counts"
+        return "recorder.window.counts are not counts"
     if not are_numbers(recorder.get("last")):
         return "recorder.last does not hold numbers"
     if recorder.get("evaluation") is not None and not are_numbers(recorder["evaluation"]):
         return "recorder.evaluation does not hold numbers"
     if recorder.get("best") is not None and not is_number(recorder["best"]):
-        return "recorder.best is no number"
+        return "recorder.best is not a number"
     if recorder.get("best_step") is not None and not is_count(recorder["best_step"]):
-        return "recorder.best_step is no count"
-    return None if is_number(recorder.get("seconds")) else "recorder.seconds is no number"
+        return "recorder.best_step is not a count"
+    return None if is_number(recorder.get("seconds")) else "recorder.seconds is not a number"
 
 
 def are_numbers(values: Any) -> bool:

@@ -21,7 +21,7 @@ def _fields() -> dict[str, str]:
     return fields
 
 
-def processor_name() -> str:
+def cpu_name() -> str:
     """The processor's name with family and model, as the names of virtual ones say little."""
     fields = _fields()
     if not fields:

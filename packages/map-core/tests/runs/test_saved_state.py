@@ -1,4 +1,4 @@
-"""The account of a checkpoint is checked before it is used."""
+"""The state of a run in a checkpoint is checked before it is used."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from map_core import UserError
-from map_core.runs.account import read_state
+from map_core.runs.saved_state import read_state
 
 SETTINGS = {"task": "toy"}
 STATE = {
@@ -49,7 +49,9 @@ def test_a_setting_of_later_versions_counts_as_its_default(tmp_path):
 def test_a_number_that_no_float_can_be_is_refused(tmp_path, place, number):
     state = copy.deepcopy(STATE)
     state["recorder"]["window"][place]["loss"] = number
-    with pytest.raises(UserError, match=r"state.json is no account of a run \(recorder.window does not hold"):
+    with pytest.raises(
+        UserError, match=r"state.json is not a valid run state \(recorder.window does not hold"
+    ):
         read(tmp_path, json.dumps(state))
 
 
@@ -57,20 +59,22 @@ def test_a_number_that_no_float_can_be_is_refused(tmp_path, place, number):
 def test_a_step_of_the_best_that_is_no_step_is_refused(tmp_path, step):
     state = copy.deepcopy(STATE)
     state["recorder"]["best_step"] = step
-    with pytest.raises(UserError, match=r"is no account of a run \(recorder.best_step is no count\)"):
+    with pytest.raises(UserError, match=r"is not a valid run state \(recorder.best_step is not a count\)"):
         read(tmp_path, json.dumps(state))
 
 
 def test_a_mean_of_nothing_is_refused(tmp_path):
     state = copy.deepcopy(STATE)
     state["recorder"]["window"]["counts"]["loss"] = 0
-    with pytest.raises(UserError, match=r"is no account of a run \(recorder.window.counts are no counts\)"):
+    with pytest.raises(
+        UserError, match=r"is not a valid run state \(recorder.window.counts are not counts\)"
+    ):
         read(tmp_path, json.dumps(state))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "state.json")
-    with pytest.raises(UserError, match=r"is no account of a run \(.*it is a pipe, socket or device"):
+    with pytest.raises(UserError, match=r"is not a valid run state \(.*it is a pipe, socket or device"):
         read_state(tmp_path, SETTINGS, total_steps=16)
 
 
@@ -92,7 +96,7 @@ def test_a_run_that_is_to_stop_before_its_checkpoint_is_refused(tmp_path):
 
 
 def mutants():
-    """Every value of an account, replaced by one of each other type or left out."""
+    """Every value of a saved state, replaced by one of each other type or left out."""
     wrong_values = ("x", [], [1], {"a": "b"}, -1, True, "absent")
 
     def places(value, path=()):
@@ -127,7 +131,9 @@ def test_a_value_of_another_type_is_refused_or_harmless(tmp_path, path, state):
     if harmless:
         assert read(tmp_path, json.dumps(state)) == state
         return
-    with pytest.raises(UserError, match=r"state.json is no account of a run \(.+\); use another checkpoint"):
+    with pytest.raises(
+        UserError, match=r"state.json is not a valid run state \(.+\); use another checkpoint"
+    ):
         read(tmp_path, json.dumps(state))
 
 
@@ -144,7 +150,7 @@ def is_number(state, path):
 )
 def test_a_file_that_is_no_account_is_refused(tmp_path, text):
     (tmp_path / "state.json").write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(UserError, match=r"state.json is no account of a run"):
+    with pytest.raises(UserError, match=r"state.json is not a valid run state"):
         read_state(tmp_path, SETTINGS, total_steps=16)
 
 
