@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-from peers_tables import TABLES
+from peers_tables import TABLES, markdown
 
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.tables import markdown_table, read_tables
@@ -84,17 +84,12 @@ def results_table(name: str) -> str:
     """The rows of a benchmark's results, with command, processor, versions and commit."""
     results = json.loads((ROOT / "docs" / "lab" / f"{name}.json").read_text())
     heading = list(results["rows"][0])
-    lines = [
-        heading,
-        ["---"] * len(heading),
-        *([str(row[key]) for key in heading] for row in results["rows"]),
-    ]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [[str(row[key]) for key in heading] for row in results["rows"]]
     versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
     provenance = (
         f"`{results['command']}` on {results['processor']}; {versions}; commit {results['commit'][:7]}."
     )
-    return f"\n{text}\n\n{provenance}\n\n"
+    return f"\n{markdown(heading, rows)}\n{provenance}\n\n"
 
 
 def peers_table(part: str) -> str:

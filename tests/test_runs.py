@@ -1,7 +1,7 @@
-"""Whole pretraining runs of map-vision as users start them: killed and resumed, in one process and in two.
+"""Whole pretraining runs of map-vision as users start them: killed and resumed, and in two processes.
 
-On data in memory and on shards. The undisturbed run reads the shards from their folder; the others fetch them from a
-server that drops every third connection, through a cache that holds half of them.
+On shards; the killed run on data in memory, too. The undisturbed run reads the shards from their folder; the others
+fetch them from a server that drops every third connection, through a cache that holds half of them.
 """
 
 import itertools
@@ -108,6 +108,8 @@ def test_killed_in_mid_epoch_and_resumed_is_the_uninterrupted_run_bit_for_bit(
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in resumed)
 
 
+# on data in memory: training/test_distributed.py of map-core
+@pytest.mark.parametrize("data", ["shards"], indirect=True)
 def test_two_processes_are_one_at_the_same_global_batch(
     tmp_path: Path, undisturbed_run: Path, data: Data
 ) -> None:

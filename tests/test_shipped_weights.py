@@ -184,7 +184,7 @@ def test_a_broken_description_is_reported_and_timm_still_imports(clone, tmp_path
     shutil.copytree(clone[0][0].parents[2] / "weights" / IMAGE_MODEL, folder)
     (folder / "model.json").write_text('{"name": ')
     _, errors = run_python(places, f"timm.create_model('resnet10t'); {CREATE})")
-    assert f"UserError: {folder / 'model.json'} is no JSON" in errors
+    assert f"UserError: {folder / 'model.json'} is not valid JSON" in errors
 
 
 def test_an_installation_says_where_to_get_them(tmp_path):

@@ -15,8 +15,8 @@ import warm
 import yaml
 
 from map_core.commands.program import main
+from map_core.cpu import cpu_name
 from map_core.errors import RunStopped, UserError
-from map_core.processor import processor_name
 from map_core.study import cost
 from map_core.study.consistency import (
     planned_results,
@@ -33,8 +33,10 @@ from map_core.study.preconditions import check_preconditions, refuse_rates_chose
 from map_core.study.results import Result, read_results
 from map_core.study.runner import run_study
 from map_core.tasks.classification import FinetuneTask
+from map_core.tasks.weights import save_weights
 from map_vision.cli import COMMANDS
 from map_vision.domain import DOMAIN
+from map_vision.factory import MODELS, ModelConfig, create_backbone
 
 TINY = {
     "model.embed_dim": 16,
@@ -93,7 +95,7 @@ def test_every_run_is_measured_once_and_reported(finished_study: Path) -> None:
     accuracy = scores(finished_study)["scratch/seed0/finetune_64"]
     assert f"{accuracy:.2f}" in page
     results = read_results(finished_study / "results.jsonl")
-    assert all(processor_name() in result.facts["device"] for result in results)
+    assert all(cpu_name() in result.facts["device"] for result in results)
     assert len({result.facts["commit"] for result in results}) == 1
 
 
@@ -240,6 +242,20 @@ def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:
         )
 
 
+def test_operations_are_those_of_all_samples_whatever_batch_is_counted(tmp_path: Path) -> None:
+    settings = {**STUDY["finetune"], "data.subset": 64, "data.subset_seed": 0, "training.seed": 0}
+    costs = [
+        count_cost(
+            DOMAIN,
+            PlannedRun("", "a", 0, 64, "finetune", "finetune", settings | {"training.batch_size": size}),
+            tmp_path / "none",
+        )
+        for size in (2, 8)
+    ]
+    assert {cost.samples for cost in costs} == {128}
+    assert costs[0].flops == pytest.approx(costs[1].flops)
+
+
 def test_a_count_of_steps_leaves_compute_of_no_effect(tmp_path: Path) -> None:
     values = STUDY | {
         "finetune": STUDY["finetune"] | {"training": {"max_steps": 30}},
@@ -293,7 +309,8 @@ def test_more_labels_than_samples_are_noticed_before_the_pretraining(
         (["linear_probe"], 1439, "linear-probe has 1438 training samples: give a smaller number in labels"),
     ):
         arms = {"pretrained": STUDY["arms"]["pretrained"]}
-        changes = {"arms": arms, "measures": measures, "learning_rates": {"finetune": [0.1, 0.2]}}
+        rates = {"finetune": [0.1, 0.2]} if measures == ["finetune"] else None
+        changes = {"arms": arms, "measures": measures, "learning_rates": rates}
         file.write_text(yaml.safe_dump(STUDY | changes | {"labels": {labels: {}, 10: {}}}))
         assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == UserError.status
         assert f"study tiny asks for {labels} labels, but {message}" in capsys.readouterr().err
@@ -320,6 +337,89 @@ def test_arms_are_pretrained_on_the_same_data(tmp_path: Path) -> None:
     check_preconditions(
         read_study(tmp_path / "tiny.yaml", "map_vision.studies"), DOMAIN, tmp_path / "none", []
     )
+
+
+@pytest.mark.parametrize("start", ["pretrained", "given"])
+def test_arms_are_finetuned_on_inputs_of_the_same_normalisation(tmp_path: Path, start: str) -> None:
+    """Weights bring theirs as defaults; a run from scratch has its recipe's."""
+    file, normalization = tmp_path / "tiny.yaml", {"data.mean": [0.1], "data.std": [0.7]}
+    arm: dict[str, Any] = {"pretrain": {}}
+    values = STUDY | {"measures": ["finetune"], "pretrain": STUDY["pretrain"] | normalization}
+    if start == "given":
+        size: dict[str, Any] = {
+            "img_size": 8,
+            "patch_size": 2,
+            "in_chans": 1,
+            "embed_dim": 16,
+            "num_heads": 4,
+        }
+        model = ModelConfig("hybridnet_tiny_patch16_224", layout="MT", **size)
+        description = MODELS.describe(model) | {"mean": [0.1], "std": [0.7]}
+        save_weights(tmp_path / "w.safetensors", create_backbone(model).state_dict(), description)
+        arm = {"init": str(tmp_path / "w.safetensors")}
+    values["arms"] = {"map": arm, "scratch": {}}
+    file.write_text(yaml.safe_dump(values))
+    study = read_study(file, "map_vision.studies")
+    message = (
+        r"arms map and scratch of study tiny differ in data.mean and data.std of finetune \(data.mean is \[0.1\] and "
+        r"\[0.3\d*\]\), which weights bring with them: set data.mean and data.std, or data.statistics, in finetune of"
+    )
+    with pytest.raises(UserError, match=message):
+        check_preconditions(study, DOMAIN, tmp_path / "none", [])
+    file.write_text(yaml.safe_dump(values | {"finetune": STUDY["finetune"] | normalization}))
+    check_preconditions(read_study(file, "map_vision.studies"), DOMAIN, tmp_path / "none", [])
+
+
+def test_settings_that_no_run_can_take_are_those_of_the_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, arguments = tmp_path / "tiny.yaml", ["--out", str(tmp_path / "out"), "--dry_run", "true"]
+    nowhere = {"recipe": "finetune_cifar10", "data.root": str(tmp_path / "none")}
+    for finetune, fault in (
+        (nowhere, "none"),
+        ({"recipe": "finetune_digits", "training": None}, "--training must be a YAML file"),
+    ):
+        for arms in ({"scratch": {}}, STUDY["arms"]):
+            values = STUDY | {"arms": arms, "finetune": finetune, "measures": ["finetune"]}
+            file.write_text(yaml.safe_dump(values))
+            command = ["study", "--study", str(file), *arguments]
+            assert main("map-vision", COMMANDS, "map_vision.recipes", command) == UserError.status
+            error = capsys.readouterr().err
+            assert "study tiny, finetune: " in error
+            assert fault in error
+            assert error.endswith("; settings are those of the study's file\n")
+
+
+def test_a_dry_run_refuses_what_a_run_would(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "study", "--study", str(study_file), "--out", str(tmp_path / "out"), "--dry_run", "true",
+    ]  # fmt: skip
+    for option, value, message in (
+        ("--jobs", "0", "--jobs must be at least 1; got 0"),
+        ("--cluster", "slrum", "--cluster must be one of slurm, local"),
+    ):
+        command = [*arguments, option, value]
+        assert main("map-vision", COMMANDS, "map_vision.recipes", command) == UserError.status
+        assert message in capsys.readouterr().err
+
+
+def test_statistics_and_skipped_samples_identify_a_recipe(tmp_path: Path) -> None:
+    recipe, statistics = tmp_path / "mine.yaml", tmp_path / "statistics.json"
+
+    def identity(data: dict[str, Any]) -> str:
+        recipe.write_text(yaml.safe_dump({"base": "finetune_cifar10", "data": data}))
+        return recipe_identity(DOMAIN.recipes, str(recipe))
+
+    statistics.write_text("one")
+    (tmp_path / "copy.json").write_text("one")
+    plain, with_file = identity({}), identity({"statistics": str(statistics)})
+    assert identity({"statistics": str(tmp_path / "copy.json")}) == with_file != plain
+    statistics.write_text("other")
+    assert identity({"statistics": str(statistics)}) not in (plain, with_file)
+    assert identity({"statistics": None, "on_error": "raise", "root": "elsewhere"}) == plain
+    assert identity({"on_error": "skip"}) != plain
 
 
 def test_a_recipe_that_changes_between_runs_is_noticed(
