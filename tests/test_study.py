@@ -362,7 +362,7 @@ def test_arms_are_finetuned_on_inputs_of_the_same_normalisation(tmp_path: Path, 
     study = read_study(file, "map_vision.studies")
     message = (
         r"arms map and scratch of study tiny differ in data.mean and data.std of finetune \(data.mean is \[0.1\] and "
-        r"\[0.3\d*\]\), which weights bring with them: set data.mean and data.std, or data.statistics, in finetune of"
+        r"\[0.3\d*\]\), which weights bring with them: set data.mean and data.std in finetune of"
     )
     with pytest.raises(UserError, match=message):
         check_preconditions(study, DOMAIN, tmp_path / "none", [])
@@ -387,7 +387,7 @@ def test_settings_that_no_run_can_take_are_those_of_the_study(
             error = capsys.readouterr().err
             assert "study tiny, finetune: " in error
             assert fault in error
-            assert error.endswith("; settings are those of the study's file\n")
+            assert error.endswith("; this run's settings come from the study's file\n")
 
 
 def test_a_dry_run_refuses_what_a_run_would(

@@ -34,10 +34,13 @@ from map_dense.settings import is_whole
 TOOLBOX = "onedl-mmsegmentation"
 CONFIG = "config.py"
 WEIGHTS = "model.backbone.init_cfg.checkpoint"
-LOG_BACKEND = {"type": "LocalVisBackend"}  # the default of a visualizer, and what writes scalars.json
+LOG_BACKEND = {
+    "type": "LocalVisBackend"
+}  # writes scalars.json; the runner's default where there is no visualizer
 COUNTED_IMAGES = 2  # BatchNorm needs more than one
 SET_BY_STUDY = ("randomness.seed", "work_dir", "resume")
 SET_BY_PROGRAM = ("work_dir", "resume", "launcher")  # in the config, which it writes again
+FREE_TO_CHANGE = ("data_root", "num_workers", "persistent_workers")
 # sections that a training never reads, or reads only where the model lacks them
 UNUSED = ("test_dataloader", "test_evaluator", "test_cfg", "launcher", "data_preprocessor")
 # what mmengine's runner reads beside its arguments
@@ -164,7 +167,7 @@ def config_from_settings(settings: StudySettings) -> Any:
 
 
 def refuse_other_run(config: Any, file: Path) -> None:
-    """Refuse to continue a run whose config, in ``file``, differs from ``config``.
+    """Refuse to continue a run whose config, in ``file``, differs from ``config``; data and workers may move.
 
     Raises:
         UserError: naming a setting.
@@ -173,6 +176,7 @@ def refuse_other_run(config: Any, file: Path) -> None:
         return
     current, earlier = flatten(config.to_dict()), flatten(catalogue.read_config(file).to_dict())
     keys = {*current, *earlier} - {*SET_BY_PROGRAM}
+    keys = {key for key in keys if key.rpartition(".")[2] not in FREE_TO_CHANGE}
     if changed := sorted(key for key in keys if current.get(key) != earlier.get(key)):
         raise UserError(
             f"{file.parent} has begun with other settings ({abbreviate(changed)}): put them back, or remove the folder"
@@ -260,8 +264,10 @@ def check_scores(config: Any, iterations: int) -> None:
     evaluators = config.val_evaluator if isinstance(config.val_evaluator, list) else [config.val_evaluator]
     if not any(Segmentation.score in evaluator.get("iou_metrics", ["mIoU"]) for evaluator in evaluators):
         raise UserError("val_evaluator.iou_metrics must contain mIoU, which segment measures: add it")
-    backends = (config.get("visualizer") or {}).get("vis_backends", [LOG_BACKEND])
-    if not any(str(backend.get("type")).endswith(LOG_BACKEND["type"]) for backend in backends or ()):
+    visualizer = config.get("visualizer")
+    backends = [LOG_BACKEND] if visualizer is None else visualizer.get("vis_backends") or []
+    backends = backends if isinstance(backends, list) else [backends]
+    if not any(str(backend.get("type")).endswith(LOG_BACKEND["type"]) for backend in backends):
         raise UserError(
             f"visualizer.vis_backends must contain one of type {LOG_BACKEND['type']}, which logs what segment "
             "measures: add it"

@@ -15,7 +15,7 @@ from map_core.errors import UserError
 from map_core.tasks.weights import read_weights
 from map_core.training import train
 from map_points.data import PointDataConfig, load_part_data
-from map_points.data.shapenetpart import UNLABELLED
+from map_points.data.shapenetpart import CATEGORIES, PARTS_OF_SYNSET, UNLABELLED
 from map_points.segmentation.metrics import part_metrics
 from map_points.segmentation.task import (
     SegmentationConfig,
@@ -262,3 +262,15 @@ def test_the_head_of_a_segmenter_of_other_categories_or_parts_starts_anew(
         r"the head of .* is for other categories or parts \(5 categories, hammer, lamp, .*: it starts anew"
     )
     assert re.search(message, capsys.readouterr().out)
+
+
+def test_a_head_is_kept_for_the_categories_that_data_name_by_synset(segmented, config, tmp_path):
+    """As data without a category list do, where the weights have its names."""
+    out, task, _ = segmented
+    for name in ("model.safetensors", "model.json"):
+        shutil.copy(out / name, tmp_path / name)
+    description = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(description | {"classes": CATEGORIES[:5]}))
+    model = build_segmenter(config.model, config.objective, 5, 10)
+    start_from(model, str(tmp_path), tuple(PARTS_OF_SYNSET)[:5], tuple((2 * i, 2 * i + 1) for i in range(5)))
+    assert torch.equal(model.head[1].weight, task.model.head[1].weight)

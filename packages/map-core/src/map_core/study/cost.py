@@ -91,7 +91,7 @@ def naming_study(study: Study, stage: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(
-            f"study {study.name}, {stage}: {error}; settings are those of the study's file"
+            f"study {study.name}, {stage}: {error}; this run's settings come from the study's file"
         ) from error
 
 

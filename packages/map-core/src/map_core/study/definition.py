@@ -229,7 +229,8 @@ def _read_rates(path: Path, values: Any, measures: Sequence[str]) -> dict[str, t
             raise UserError(f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED)}")
         if isinstance(values, dict) and stage not in measures:
             raise UserError(
-                f"learning_rates of {path} has rates for {stage}, which is not measured: leave them out"
+                f"learning_rates of {path}, or of its base, has rates for {stage}, which is not measured: leave them "
+                "out, or give learning_rates here without them"
             )
         if list(rates) != sorted(set(rates)):
             raise UserError(f"learning_rates of {path} must ascend without repeating: {list(rates)}")

@@ -14,9 +14,8 @@ from map_core.errors import UserError, near_matches
 from map_core.runs.files import explaining_disk_errors
 from map_core.study.results import GO_ON
 
-Cluster = Literal[
-    "slurm", "local"
-]  # names of submitit; its "local" starts processes here, to try settings out
+# names of submitit; its "local" starts processes here, to try settings out
+Cluster = Literal["slurm", "local"]
 CLUSTERS = get_args(Cluster)
 
 

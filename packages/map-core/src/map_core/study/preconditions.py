@@ -36,7 +36,7 @@ def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Se
     if not results:
         refuse_missing_labels(study, domain, scratch)
     if {arm.name for arm in study.arms} - {result.arm for result in results}:
-        refuse_other_normalization(study, domain, scratch)
+        refuse_other_preparation(study, domain, scratch)
 
 
 def refuse_rates_chosen_on_measured(study: Study, domain: Domain, scratch: Path) -> None:
@@ -128,27 +128,27 @@ def refuse_missing_labels(study: Study, domain: Domain, scratch: Path) -> None:
             )
 
 
-def refuse_other_normalization(study: Study, domain: Domain, scratch: Path) -> None:
-    """Refuse arms that would be finetuned or probed on inputs of other normalisation.
+def refuse_other_preparation(study: Study, domain: Domain, scratch: Path) -> None:
+    """Refuse arms that would be finetuned or probed on differently prepared inputs, such as by another mean.
 
-    Weights bring that of their training unless the run's settings say otherwise; a run from scratch has its recipe's.
+    Weights bring the preparation of their training unless the run's settings say otherwise; a run from scratch has its
+    recipe's.
 
     Raises:
         UserError: it names two arms and what differs; or the data cannot be opened.
     """
     opened: dict[str, dict[str, Any]] = {}  # data may be large, and most runs share theirs
 
-    def normalization(
+    def prepared_inputs(
         run: PlannedRun, purpose: Purpose, prepared: dict[str, Any]
     ) -> tuple[str, dict[str, Any]]:
-        """The shape of the inputs of ``run``, and what its weights would bring to another run."""
+        """The shape of the inputs of ``run``, and their preprocessing, which its weights would bring to another run."""
         with naming_study(study, run.stage):
             config = configuration(domain, run, scratch, prepared)
             data, shape = replace(config.data, subset=None), str(domain.example(config.model).shape)
             key = f"{purpose} {shape} {data}"
             if key not in opened:
-                preprocessing = domain.open_data(data, config.model, purpose).preprocessing
-                opened[key] = domain.data_defaults({}, preprocessing, {})
+                opened[key] = domain.open_data(data, config.model, purpose).preprocessing
         return shape, opened[key]
 
     first: dict[tuple[str, str], tuple[PlannedRun, dict[str, Any]]] = {}
@@ -158,8 +158,9 @@ def refuse_other_normalization(study: Study, domain: Domain, scratch: Path) -> N
         prepared: dict[str, Any] = {}
         if run.pretrain is not None:
             pretraining = PlannedRun("", run.arm, run.seed, None, "pretrain", "pretrain", run.pretrain)
-            _, prepared = normalization(pretraining, "pretrain", {})
-        shape, values = normalization(run, "finetune", prepared)
+            _, prepared = prepared_inputs(pretraining, "pretrain", {})
+        shape, preprocessing = prepared_inputs(run, "finetune", prepared)
+        values = domain.data_defaults({}, preprocessing, {})
         other, other_values = first.setdefault((f"{run.stage} {run.labels}", shape), (run, values))
         if changed := sorted(
             key for key in {*values, *other_values} if values.get(key) != other_values.get(key)
@@ -167,6 +168,6 @@ def refuse_other_normalization(study: Study, domain: Domain, scratch: Path) -> N
             key, names = changed[0], " and ".join(f"data.{key}" for key in changed)
             raise UserError(
                 f"arms {other.arm} and {run.arm} of study {study.name} differ in {names} of {run.stage} (data.{key} is "
-                f"{other_values.get(key)!r} and {values.get(key)!r}), which weights bring with them: set {names}, or "
-                f"data.statistics, in {run.stage} of the study"
+                f"{other_values.get(key)!r} and {values.get(key)!r}), which weights bring with them: set {names} in "
+                f"{run.stage} of the study"
             )

@@ -216,7 +216,10 @@ class LinearProbeTask(ClassificationTask):
 
 
 def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedData) -> None:
-    """Start a classifier from ``init``; a head for other classes starts anew, with a note, as of other inputs."""
+    """Start a classifier from ``init``; a head for other classes starts anew.
+
+    Notes say so, and where the inputs differ from those of the training.
+    """
     description = read_description(init)
     difference = domain.other_inputs(data.preprocessing, description)
     if difference is not None:

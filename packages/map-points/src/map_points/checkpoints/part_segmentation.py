@@ -10,7 +10,7 @@ from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family
 from map_points.checkpoints.point_mae import TRUNK, convert_transformer
 from map_points.checkpoints.shared import DENSE, NORM, as_linear, guessed_settings, model_section, switches
-from map_points.data.shapenetpart import PARTS_OF_SYNSET
+from map_points.data.shapenetpart import CATEGORIES, PARTS_OF_SYNSET
 
 SEGMENTER = (
     "label_conv.0.weight",
@@ -32,10 +32,6 @@ PREFIXES = {  # theirs to ours
     "bns2.": "head.0.5.",
     "convs3.": "head.1.",
 }
-CATEGORIES = (
-    "Airplane", "Bag", "Cap", "Car", "Chair", "Earphone", "Guitar", "Knife", "Lamp", "Laptop", "Motorbike", "Mug",
-    "Pistol", "Rocket", "Skateboard", "Table",
-)  # fmt: skip
 LEAKY_SLOPE = 0.2
 NUM_PATCHES = 128
 

@@ -29,8 +29,11 @@ PARTS_OF_SYNSET = {
     "03467517": 3, "03624134": 2, "03636649": 4, "03642806": 2, "03790512": 6, "03797390": 2,
     "03948459": 3, "04099429": 3, "04225987": 3, "04379243": 3,
 }  # fmt: skip
-
-
+# their names in the published list, in this order
+CATEGORIES = (
+    "Airplane", "Bag", "Cap", "Car", "Chair", "Earphone", "Guitar", "Knife", "Lamp", "Laptop", "Motorbike", "Mug",
+    "Pistol", "Rocket", "Skateboard", "Table",
+)  # fmt: skip
 UNLABELLED = -100  # torch's cross-entropy skips this label by default
 SUSPECT = 255  # the usual mark of points without a label
 

@@ -133,9 +133,8 @@ class PartSegmenter(nn.Module):
     def forward(self, points: Float[Tensor, "b n c"], category: Int[Tensor, " b"]) -> Float[Tensor, "b n p"]:
         tokens = self.backbone.tokenize(points)
         encoder = self.backbone.encoder
-        outputs = itertools.islice(
-            encoder.layer_outputs(tokens), max(self.layers)
-        )  # later layers are not run
+        # later layers are not run
+        outputs = itertools.islice(encoder.layer_outputs(tokens), max(self.layers))
         stages = [
             encoder.normalize(output).patches.embedding
             for i, output in enumerate(outputs, start=1)

@@ -34,7 +34,7 @@ from map_core.training.processes import launched_processes, sum_over_processes
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import exported_file
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
-from map_points.data.shapenetpart import UNLABELLED
+from map_points.data.shapenetpart import CATEGORIES, PARTS_OF_SYNSET, UNLABELLED
 from map_points.factory import MODELS, PointModelConfig, create_backbone
 from map_points.segmentation.metrics import part_metrics, part_totals, parts_of_categories
 from map_points.segmentation.model import PartSegmenter, feature_layers
@@ -152,7 +152,10 @@ def start_from(
         load_init(model.backbone, path)
         return
     trained = description.get("classes", [])
-    if trained != list(classes) or description.get("parts") != [list(labels) for labels in parts]:
+    # data without a list of categories name them by synset
+    known = dict(zip(PARTS_OF_SYNSET, CATEGORIES, strict=True))
+    before, now = ([known.get(name, name) for name in names] for names in (trained, classes))
+    if before != now or description.get("parts") != [list(labels) for labels in parts]:
         tell(
             f"the head of {path} is for other categories or parts ({len(trained)} categories, "
             f"{', '.join(trained[:4])}, ...) than the data has ({len(classes)}, {', '.join(classes[:4])}, ...): it "
