@@ -60,7 +60,7 @@ def score(text: str) -> float:
     return float(number)
 
 
-def test_augmented_testing_averages_the_views_of_the_config(
+def test_augmented_testing_uses_the_views_of_the_config(
     config: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint, scores = config.with_suffix(".pth"), []  # plain, one view, all views

@@ -1,5 +1,8 @@
 """Protocols of evaluation, their arithmetic, and the measures of classifiers."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ from map_core.tasks.evaluation import class_totals, classification_metrics
 from map_core.tasks.parts import ResultsInParts
 from map_core.training.processes import Peers
 from map_points import evaluation
-from map_points.data import collate_clouds
+from map_points.data import CloudSamples, PointDataConfig, collate_clouds, read_cloud_files
 from map_points.evaluation import VOTES, EvaluationConfig, voted_logits
 from map_points.factory import create_classifier
 
@@ -166,3 +169,18 @@ def test_no_two_votes_of_the_best_round_share_a_draw(model, two_classes, monkeyp
     config = EvaluationConfig(progress=False, device="cpu", protocol="best_of_299")
     voted_logits(model, two_classes.evaluation, config, collate=collate_clouds, title="votes", gather=gather)
     assert draws == list(range(3 * VOTES))
+
+
+def test_votes_see_their_clouds_with_all_channels(tiny_model, tmp_path):
+    """Dropping channels is for training."""
+    rng, channels = np.random.default_rng(0), ("curvature",)
+    for index in range(4):
+        np.save(tmp_path / f"{index}.npy", rng.normal(size=(64, 4)).astype(np.float32))
+    clouds = read_cloud_files(str(tmp_path), channels=channels, columns=("x", "y", "z", *channels))
+    config = PointDataConfig("folder", str(tmp_path), num_points=64, channels=channels, channel_dropout=0.9)
+    model = create_classifier(replace(tiny_model, in_chans=4), num_classes=2).eval()
+    inputs = []
+    model.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    logits_of(model, CloudSamples(clouds, config, training=False), protocol="vote_10")
+    assert len(inputs) == VOTES
+    assert all(cloud[:, 3].any() for batch in inputs for cloud in batch)
