@@ -188,6 +188,7 @@ def test_a_run_describes_its_model(pretrained, tiny_model):
         "task": "pretrain",
         "holds": "encoder",
         "weights": "raw",
+        "preparation": {"source": "shapes", "num_points": 64, "unit_sphere": True, "up_axis": "z"},
     }
 
 
