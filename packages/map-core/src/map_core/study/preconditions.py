@@ -27,7 +27,8 @@ def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Se
 
     Raises:
         UserError: it compares what cannot be compared, a recipe has changed since its first runs, a measure of another
-            package refuses its settings, it asks for more labels than there are, or arms differ in normalisation.
+            package refuses its settings, it asks for more labels than there are, or arms differ in how inputs are
+            prepared.
     """
     refuse_rates_chosen_on_measured(study, domain, scratch)
     refuse_other_pretraining_data(study, domain, scratch)
@@ -145,10 +146,10 @@ def refuse_other_preparation(study: Study, domain: Domain, scratch: Path) -> Non
         """The shape of the inputs of ``run``, and their preprocessing, which its weights would bring to another run."""
         with naming_study(study, run.stage):
             config = configuration(domain, run, scratch, prepared)
-            data, shape = replace(config.data, subset=None), str(domain.example(config.model).shape)
-            key = f"{purpose} {shape} {data}"
+            shape = str(domain.example(config.model).shape)
+            key = f"{purpose} {shape} {replace(config.data, subset=None)}"  # how many samples there are does not matter
             if key not in opened:
-                opened[key] = domain.open_data(data, config.model, purpose).preprocessing
+                opened[key] = domain.open_data(config.data, config.model, purpose).preprocessing
         return shape, opened[key]
 
     first: dict[tuple[str, str], tuple[PlannedRun, dict[str, Any]]] = {}
