@@ -34,9 +34,8 @@ from map_dense.settings import is_whole
 TOOLBOX = "onedl-mmsegmentation"
 CONFIG = "config.py"
 WEIGHTS = "model.backbone.init_cfg.checkpoint"
-LOG_BACKEND = {
-    "type": "LocalVisBackend"
-}  # writes scalars.json; the runner's default where there is no visualizer
+# writes scalars.json; the runner's default where there is no visualizer
+LOG_BACKEND = {"type": "LocalVisBackend"}
 COUNTED_IMAGES = 2  # BatchNorm needs more than one
 SET_BY_STUDY = ("randomness.seed", "work_dir", "resume")
 SET_BY_PROGRAM = ("work_dir", "resume", "launcher")  # in the config, which it writes again
