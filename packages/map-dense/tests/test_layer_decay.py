@@ -174,7 +174,7 @@ def test_a_step_moves_a_layer_in_proportion_to_its_rate() -> None:
 
 def test_wrong_options_of_the_constructor() -> None:
     with pytest.raises(
-        UserError, match=r"paramwise_cfg.layer_decay_rate is unknown; did you mean decay_rate"
+        UserError, match=r"paramwise_cfg option 'layer_decay_rate' is unknown; did you mean decay_rate"
     ):
         constructor(layer_decay_rate=0.9)
     with pytest.raises(UserError, match="needs paramwise_cfg=dict"):

@@ -216,5 +216,5 @@ def test_both_toolboxes_build_and_initialise_it(
     backbone.init_weights()
     first = "patch_embed.conv_down.0.weight"
     assert torch.equal(backbone.model.state_dict()[first], classifier.state_dict()[first])
-    with pytest.raises(UserError, match=r"init_cfg\.resample_patches is unknown"):
+    with pytest.raises(UserError, match=r"init_cfg option 'resample_patches' is unknown"):
         MODELS.build(dict(type="MambaVision", init_cfg=dict(checkpoint="run", resample_patches=True)))

@@ -125,7 +125,7 @@ def test_a_backbone_of_another_family_is_refused() -> None:
         ),
         (dict(checkpoint=""), r"init_cfg\.checkpoint is ''; give a run, or leave init_cfg out"),
         (dict(type="Pretrained"), r"init_cfg\.checkpoint is None; give a run, or leave init_cfg out"),
-        (dict(checkpoints="run"), r"init_cfg\.checkpoints is unknown; did you mean checkpoint"),
+        (dict(checkpoints="run"), r"init_cfg option 'checkpoints' is unknown; did you mean checkpoint"),
     ],
 )
 def test_a_wrong_init_cfg_is_refused(backbone: str, init_cfg: dict[str, Any], message: str) -> None:

@@ -126,7 +126,7 @@ def test_bf16_logits_are_those_of_autocast(model, two_classes):
         ({"precision": "fp16"}, "evaluation.precision must be fp32 or bf16; got 'fp16'"),
         (
             {"protocol": "vote_11"},
-            "evaluation.protocol must be one of no_vote, vote_10, best_of_299; got 'vote_11'",
+            "evaluation.protocol 'vote_11' is unknown; did you mean vote_10",
         ),
         ({"seed": 7}, "evaluation.seed 7 has no effect with evaluation.protocol no_vote: leave it at 0"),
     ],

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from map_core.blocks import residual_stream
 from map_core.blocks.mamba import ScanDirection
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.layout import expand_layout
 from map_core.masking import TokenMask
 from map_core.positions import embed_positions
@@ -317,7 +317,7 @@ class HybridEncoder(nn.Module):
 
 def _check_wiring(wiring: str, letters: str) -> None:
     if wiring not in get_args(Wiring):
-        raise UserError(f"wiring {wiring!r} is unknown; {near_matches(wiring, get_args(Wiring))}")
+        raise unknown_name("wiring", wiring, get_args(Wiring))
     if wiring == "branch" and (letters[0] == "T" or set(letters) - set("MT")):
         raise UserError(
             "wiring 'branch' needs a layout of M and T that begins with M, whose output the first T reads; "

@@ -43,6 +43,11 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     return f"known names: {visible(', '.join(known), keep='')}"
 
 
+def unknown_name(what: str, name: object, known: Iterable[str]) -> UserError:
+    """An error for a ``name`` that is not ``known``: ``scan order 'hilbrt' is unknown; did you mean hilbert?``"""
+    return UserError(f"{what} {name!r} is unknown; {near_matches(str(name), known)}")
+
+
 CONTROL_CATEGORIES = ("Cc", "Zl", "Zp")  # Unicode categories that a terminal acts on instead of showing
 # Unicode characters that change the direction in which the text after them is shown
 DIRECTION_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

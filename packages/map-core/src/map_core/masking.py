@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.float64 import to_double
 from map_core.randomness import Draw
 from map_core.tokens import Regions, Tokens
@@ -88,7 +88,7 @@ class Masking:
         """
         if self.scope not in get_args(MaskScope):
             known = get_args(MaskScope)
-            raise UserError(f"mask scope {self.scope!r} is unknown; {near_matches(self.scope, known)}")
+            raise unknown_name("mask scope", self.scope, known)
         if self.scope == "region" and regions is None:
             raise UserError(
                 "mask scope 'region' needs the regions of the tokens; pass them, or use scope 'all'"
@@ -210,7 +210,7 @@ def _hiding_score(tokens: Tokens, strategy: str, noise: Tensor | None) -> Float[
     shape, device = (tokens.batch_size, tokens.length), tokens.embedding.device
     if strategy not in get_args(MaskStrategy):
         known = get_args(MaskStrategy)
-        raise UserError(f"mask strategy {strategy!r} is unknown; {near_matches(strategy, known)}")
+        raise unknown_name("mask strategy", strategy, known)
     if noise is not None:
         expected = shape if strategy == "random" else (tokens.batch_size, 1)
         if tuple(noise.shape) != expected:

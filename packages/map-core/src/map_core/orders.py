@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.randomness import copy_to_device, keyed_generator
 from map_core.tracing import fx_leaf
 
@@ -63,7 +63,7 @@ def scan_order(
         cell = quantize(position) if grid is None else position.long()
         return torch.argsort(curves[order](cell), dim=1, stable=True)
     if order not in get_args(ScanOrder):
-        raise UserError(f"scan order {order!r} is unknown; {near_matches(order, get_args(ScanOrder))}")
+        raise unknown_name("scan order", order, get_args(ScanOrder))
     if grid is None:
         raise UserError(f"scan order {order!r} needs tokens on a grid; these have none: use 'hilbert'")
     return torch.argsort(_grid_code(position.long(), order, grid, block_size), dim=1, stable=True)

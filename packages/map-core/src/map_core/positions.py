@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.ops import Linear
 from map_core.tokens import Tokens
 from map_core.tracing import fx_leaf
@@ -52,7 +52,7 @@ def make_position(
         return FourierPosition(embed_dim, coordinates)
     if kind == "mlp":
         return MlpPosition(embed_dim, coordinates=coordinates)
-    raise UserError(f"position embedding {kind!r} is unknown; {near_matches(kind, get_args(PositionKind))}")
+    raise unknown_name("position embedding", kind, get_args(PositionKind))
 
 
 def embed_positions(
@@ -229,7 +229,7 @@ class MlpPosition(nn.Module):
         super().__init__()
         if activation not in MLP_ACTIVATIONS:
             known = get_args(MlpActivation)
-            raise UserError(f"activation {activation!r} is unknown; {near_matches(activation, known)}")
+            raise unknown_name("activation", activation, known)
         self.mlp = nn.Sequential(
             Linear(coordinates, hidden_dim), MLP_ACTIVATIONS[activation](), Linear(hidden_dim, embed_dim)
         )

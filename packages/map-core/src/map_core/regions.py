@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.masking import TokenMask
 from map_core.orders import ScanOrder, block_index, scan_order
 from map_core.tokens import GLOBAL_REGION, Regions, Tokens, gather_tokens, reorder_tokens
@@ -56,7 +56,7 @@ class GridRegions:
             return _with_globals(tokens, col, cols, smallest=rows)
         if self.kind != "block":
             known = get_args(GridRegionKind)
-            raise UserError(f"region {self.kind!r} is unknown; {near_matches(self.kind, known)}")
+            raise unknown_name("region", self.kind, known)
         height, width = self.block_size
         blocks_down, blocks_across = -(-rows // height), -(-cols // width)
         index = block_index(cell, cols, self.block_size)
@@ -169,7 +169,5 @@ def region_attention_mask(region: Int[Tensor, "*b l"], kind: AttentionMaskKind) 
         not_after = index.unsqueeze(-2) <= index.unsqueeze(-1)
         allowed = (key < query) | ((key == query) & not_after)
     else:
-        raise UserError(
-            f"attention mask kind {kind!r} is unknown; {near_matches(kind, ATTENTION_MASK_KINDS)}"
-        )
+        raise unknown_name("attention mask kind", kind, ATTENTION_MASK_KINDS)
     return allowed | (key == GLOBAL_REGION)

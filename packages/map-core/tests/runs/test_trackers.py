@@ -91,7 +91,7 @@ def test_a_start_that_failed_is_started_again(tracker, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("wandbb", "training.trackers: 'wandbb' is unknown.*wandb"), ("aim", "aim is not installed here")],
+    [("wandbb", "training.trackers 'wandbb' is unknown.*wandb"), ("aim", "aim is not installed here")],
 )
 def test_trackers_that_are_not_there(tmp_path, name, message):
     with pytest.raises(UserError, match=message):

@@ -61,10 +61,10 @@ def test_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"compile": "whole"}, r"training.compile must be one of none, model, blocks; got whole"),
+        ({"compile": "whole"}, r"training.compile 'whole' is unknown; known names: blocks, model, none"),
         (
             {"compile_mode": "fast"},
-            r"training.compile_mode must be one of default, reduce-overhead, max-autotune",
+            r"training.compile_mode 'fast' is unknown; did you mean default",
         ),
         (
             {"compile_mode": "max-autotune"},

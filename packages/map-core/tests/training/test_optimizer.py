@@ -115,7 +115,7 @@ def test_a_budget_of_samples_overrides_epochs_and_warmup():
         ("warmup_epochs", 100.0, r"training.warmup_epochs must be below epochs \(100\); got 100.0"),
         ("ema_decay", 1.0, r"training.ema_decay must lie inside \(0, 1\); got 1.0"),
         ("layer_decay", 1.5, "training.layer_decay must be at most 1; got 1.5"),
-        ("device", "gpu", "training.device must be one of auto, cpu, cuda, mps; got gpu"),
+        ("device", "gpu", "training.device 'gpu' is unknown; did you mean cpu"),
     ],
 )
 def test_impossible_settings(field, value, message):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, near_matches, unknown_name
 from map_core.layout import expand_layout
 from map_core.orders import ScanOrder
 from map_dense.freezing import FreezableBackbone
@@ -84,7 +84,7 @@ def _validate_changes(changes: Mapping[str, Any]) -> None:
     if not isinstance(layout, str | None):
         raise UserError(f"layout must be a text, such as '(MMMT)x8'; got {layout!r}")
     if order not in (None, *get_args(ScanOrder)):
-        raise UserError(f"order {order!r} is unknown; {near_matches(str(order), get_args(ScanOrder))}")
+        raise unknown_name("order", order, get_args(ScanOrder))
 
 
 class HybridBackbone(FreezableBackbone):

@@ -3,15 +3,16 @@
 import argparse
 import ast
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from map_core.errors import UserError, near_matches, reason
+from map_core.errors import UserError, reason, unknown_name
 from map_core.paths import expand_user
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -31,7 +32,7 @@ def config_path(name: str) -> Path:
     """
     names = config_names()
     if name.removesuffix(".py") not in names:
-        raise UserError(f"config {name!r} is unknown; {near_matches(name, names)}")
+        raise unknown_name("config", name, names)
     return CONFIGS / f"{name.removesuffix('.py')}.py"
 
 
@@ -81,7 +82,8 @@ def read_config(path: Path) -> Any:
             f"{path.name} needs OpenMMLab ({error}): in the repository, pip install -c "
             "constraints.txt './packages/map-dense[mmseg]' (or mmdet)"
         ) from error
-    with refusing(f"{path} cannot be read as a config of OpenMMLab's"):
+    # toolboxes print while they are imported, and standard output is for what the command answers
+    with refusing(f"{path} cannot be read as a config of OpenMMLab's"), redirect_stdout(sys.stderr):
         return Config.fromfile(str(path))
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_dense.freezing import FreezableBackbone
 from map_dense.settings import check_frozen_stages, is_whole, lists_to_tuples, naming_backbone
 from map_vision.factory import ModelConfig, create_model
@@ -52,7 +52,7 @@ class MambaVisionBackbone(FreezableBackbone):
     ) -> None:
         super().__init__()
         for option in set(model_changes) - set(MODEL_OPTIONS):
-            raise UserError(f"backbone option {option!r} is unknown; {near_matches(option, MODEL_OPTIONS)}")
+            raise unknown_name("backbone option", option, MODEL_OPTIONS)
         model_options = lists_to_tuples({**model_changes, "window_size": window_size})
         self.config = ModelConfig(
             name or "map_mambavision_tiny", drop_path_rate=drop_path_rate, **model_options

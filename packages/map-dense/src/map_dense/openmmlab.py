@@ -11,7 +11,7 @@ from mmengine.analysis import complexity_analysis
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.ops import jit_flop_handles
 from map_dense.backbone import HybridBackbone
 from map_dense.mambavision import MambaVisionBackbone
@@ -75,7 +75,7 @@ def check_init_cfg(init_cfg: Mapping[str, Any], options: tuple[str, ...]) -> Non
     """
     for option in init_cfg:
         if option not in options:
-            raise UserError(f"init_cfg.{option} is unknown; {near_matches(option, options)}")
+            raise unknown_name("init_cfg option", option, options)
     if init_cfg.get("type", "Pretrained") != "Pretrained":
         raise UserError(
             f"init_cfg of a backbone must be dict(type='Pretrained', checkpoint=PATH); got type {init_cfg['type']!r}"

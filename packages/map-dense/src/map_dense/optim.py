@@ -7,7 +7,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_dense.layer_decay import ParameterGroup, layer_decay_groups, optimizer_groups, render_groups
 
 _OPTIONS = ("decay_rate", "reference_layers")
@@ -33,7 +33,7 @@ class HybridLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super()._validate_cfg()
         for option in self.paramwise_cfg:
             if option not in _OPTIONS:
-                raise UserError(f"paramwise_cfg.{option} is unknown; {near_matches(option, _OPTIONS)}")
+                raise unknown_name("paramwise_cfg option", option, _OPTIONS)
         if "decay_rate" not in self.paramwise_cfg:
             raise UserError("layer decay needs paramwise_cfg=dict(decay_rate=...); 1.0 means no decay")
         if self.base_lr is None or self.base_wd is None:

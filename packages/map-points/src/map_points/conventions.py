@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor, cat
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import unknown_name
 from map_core.positions import MlpActivation
 from map_points.blocks import SpreadKind
 
@@ -37,7 +37,7 @@ class Conventions:
 
     def __post_init__(self) -> None:
         if self.pool not in get_args(PoolKind):
-            raise UserError(f"pool {self.pool!r} is unknown; {near_matches(self.pool, get_args(PoolKind))}")
+            raise unknown_name("pool", self.pool, get_args(PoolKind))
 
     @property
     def pooled_parts(self) -> int:

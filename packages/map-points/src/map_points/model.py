@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from map_core import Features, HybridEncoder, Regions, Registers, TokenMask, Tokens
 from map_core.blocks import MambaBlock, TransformerBlock, make_norm
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.initialization import init_weights, undecayed_parameters
 from map_core.positions import MlpPosition
 from map_points.blocks import Mamba3DBlock, ScanKind
@@ -294,7 +294,7 @@ def named_settings(name: str) -> dict[str, Any]:
         UserError: the name is unknown.
     """
     if name not in ARCHITECTURES:
-        raise UserError(f"model.name {name!r} is unknown; {near_matches(name, MODEL_NAMES)}")
+        raise unknown_name("model.name", name, MODEL_NAMES)
     return dict(ARCHITECTURES[name])
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.orders import ScanOrder, hilbert_code, scan_order
 from map_core.tokens import Tokens, gather_tokens
 from map_core.tracing import fx_leaf
@@ -39,7 +39,7 @@ def order_of_centers(order: PointOrder) -> ScanOrder:
             "(model.order)"
         )
     if order not in SCAN_ORDERS:
-        raise UserError(f"order {order!r} is unknown; {near_matches(order, SCAN_ORDERS)}")
+        raise unknown_name("order", order, SCAN_ORDERS)
     return SCAN_ORDERS[order]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import map_core.tasks.trained_models
 from map_core.encoder import Wiring
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.layout import expand_layout
 from map_core.orders import ScanOrder
 from map_core.positions import PositionKind
@@ -139,7 +139,7 @@ def checked_name(config: ModelConfig) -> str:
         UserError: an unknown name, with near matches.
     """
     if config.name not in MODEL_NAMES:
-        raise UserError(f"model.name {config.name!r} is unknown; {near_matches(config.name, MODEL_NAMES)}")
+        raise unknown_name("model.name", config.name, MODEL_NAMES)
     return config.name
 
 

@@ -217,7 +217,7 @@ def test_the_order_of_shards_is_of_the_chosen_samples(in_shards: Path) -> None:
         ),
         ({"eval_split": "tset"}, r"eval_split 'tset' is not a split of the shards in .*"),
         ({"source": "shards", "root": None}, r"source 'shards' needs the folder or address of the shards"),
-        ({"shuffle": "some"}, r"unknown data.shuffle 'some'"),
+        ({"shuffle": "some"}, r"data.shuffle 'some' is unknown"),
         ({"shuffle_shards": 0}, r"data.shuffle_shards must be at least 1"),
         (
             {"shard_cache_size": "much"},

@@ -66,7 +66,7 @@ def test_data_in_order_only_is_read_into_memory(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("digit", r"unknown data source 'digit': did you mean digits\?.*names of timm begin with torch/"),
+        ("digit", r"data source 'digit' is unknown; did you mean digits\?.*names of timm begin with torch/"),
         ("torch/cifar11", r"source 'torch/cifar11', split 'train'.* cannot be opened: Unknown torchvision"),
         (
             "torch/cifar10",

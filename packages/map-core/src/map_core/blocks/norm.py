@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import nn
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import unknown_name
 
 NormKind = Literal["rms", "layer"]
 
@@ -17,5 +17,5 @@ def make_norm(kind: NormKind, dim: int, eps: float = 1e-5) -> nn.Module:
     """
     makers = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
     if kind not in makers:
-        raise UserError(f"norm {kind!r} is unknown; {near_matches(kind, makers)}")
+        raise unknown_name("norm", kind, makers)
     return makers[kind](dim, eps=eps)

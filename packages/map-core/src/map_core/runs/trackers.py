@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 
 log = logging.getLogger(__name__)
 PROJECT = "map"
@@ -65,7 +65,7 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             all_names = tuple(LOGGER_TYPE_TO_CLASS)
-            raise UserError(f"training.trackers: {name!r} is unknown; {near_matches(name, all_names)}")
+            raise unknown_name("training.trackers", name, all_names)
         if name not in {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}:
             raise UserError(f"training.trackers: {name} is not installed here; install it, or leave it out")
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from map_core.errors import UserError
+from map_core.errors import UserError, unknown_name
 from map_core.ranges import check, refuse_without_effect, require
 
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
@@ -202,8 +202,9 @@ class TrainingConfig:
             "compile_mode": get_args(CompileMode),
         }
         for name, allowed in choices.items():
-            rule = f"must be one of {', '.join(allowed)}"
-            require("training", self, name, allowed.__contains__, rule)
+            value = getattr(self, name)
+            if value not in allowed:
+                raise unknown_name(f"training.{name}", value, allowed)
         if self.recompute_every != 1 and not self.activation_checkpointing:
             raise UserError(
                 f"training.recompute_every {self.recompute_every} chooses blocks of activation_checkpointing, which is "

@@ -14,7 +14,7 @@ from timm.optim import (
 )
 from torch import Tensor, nn
 
-from map_core.errors import UserError, near_matches, reason
+from map_core.errors import UserError, reason, unknown_name
 from map_core.training.config import TrainingConfig
 
 
@@ -52,9 +52,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> tor
     """
     known_names = list_optimizers()
     if config.optimizer.lower() not in known_names:
-        raise UserError(
-            f"training.optimizer {config.optimizer!r} is unknown; {near_matches(config.optimizer, known_names)}"
-        )
+        raise unknown_name("training.optimizer", config.optimizer, known_names)
     info = get_optimizer_info(config.optimizer)
     options: dict[str, Any] = {}
     if info.has_betas and info.num_betas == 2:

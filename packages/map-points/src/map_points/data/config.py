@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from map_core.errors import UserError
+from map_core.errors import UserError, unknown_name
 from map_core.paths import expand_user
 from map_core.ranges import refuse_without_effect
 from map_points.data.columns import AXES, check_channels
@@ -156,8 +156,7 @@ class PointDataConfig:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in get_args(choices) and not (name == "up_axis" and value is None):
-                allowed = ", ".join(get_args(choices))
-                raise UserError(f"data.{name} must be one of {allowed}; got {value!r}")
+                raise unknown_name(f"data.{name}", value, get_args(choices))
         for name, (least, most) in WHOLE_NUMBERS.items():
             value = getattr(self, name)
             if value is None and name in ("subset", "ignore_label"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.shards.sizes import parse_size
 from map_core.shards.stores import is_address
 
@@ -188,7 +188,7 @@ def _require(config: DataConfig, name: str, rule_holds: Callable[[Any], bool], r
 def _require_one_of(config: DataConfig, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
     if value not in choices and (value is not None or getattr(DataConfig, name) is not None):
-        raise UserError(f"unknown data.{name} '{value}': {near_matches(str(value), choices)}")
+        raise unknown_name(f"data.{name}", value, choices)
 
 
 def _is_integer(value: object) -> bool:

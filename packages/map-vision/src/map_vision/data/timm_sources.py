@@ -77,7 +77,7 @@ def read_timm(name: str, root: str | None, split: str, *, mode: str, in_memory: 
         names = ["auto", "digits", "folder", "torch/cifar10", "torch/image_folder"]
         prefixes = ", ".join(f"{p}/" for p in PREFIXES)
         raise UserError(
-            f"unknown data source '{name}': {near_matches(name, names)} (names of timm begin with {prefixes})"
+            f"data source {name!r} is unknown; {near_matches(name, names)} (names of timm begin with {prefixes})"
         )
     folder = None if root is None else str(expand_user(root))
     if prefix == "torch":
