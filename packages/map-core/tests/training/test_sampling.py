@@ -44,6 +44,12 @@ def test_a_later_start_sees_what_an_earlier_one_would_have():
     }
 
 
+def test_dropout_is_drawn_anew_by_every_process_step_and_micro_step():
+    plans = [RunPlan.of(toy_config(accumulation_steps=2), 70, 4, process) for process in range(4)]
+    seeds = [plan.step_seed(step, micro) for plan in plans for step in range(3) for micro in range(2)]
+    assert len(set(seeds)) == 4 * 3 * 2
+
+
 @pytest.mark.parametrize(
     ("samples", "expected"),
     [(64, None), (70, "; each epoch leaves out 6 samples, drawn anew, that fill no batch")],

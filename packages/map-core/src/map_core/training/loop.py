@@ -208,7 +208,7 @@ class Run:
             scalars: dict[str, Any] = {}
             for micro in range(micro_steps):
                 batch = next(batches)
-                seed_everything(derive_seed(plan.seed, "step", step, micro, plan.rank))
+                seed_everything(plan.step_seed(step, micro))
                 last = micro == micro_steps - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(state.model):
                     with accelerator.autocast():

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.randomness import Draw, keyed_generator
+from map_core.randomness import Draw, derive_seed, keyed_generator
 from map_core.training.config import REFERENCE_BATCH, TrainingConfig
 
 Shuffled = Callable[[torch.Generator], Int64[Tensor, " n"]]  # numbers of all samples, in a random order
@@ -93,6 +93,10 @@ class RunPlan:
         micro_batch = self.batch_size // (self.num_processes * self.accumulation_steps)
         start = (micro * self.num_processes + self.rank) * micro_batch
         return Draw(self.seed, step, slice(start, start + micro_batch), self.batch_size)
+
+    def step_seed(self, step: int, micro: int) -> int:
+        """Seed of what a model draws in micro-step ``micro`` of ``step``, such as dropout; another on every process."""
+        return derive_seed(self.seed, "step", step, micro, self.rank)
 
     def describe(self, task: str, config: TrainingConfig, device: torch.device, start: int) -> str:
         """Say what is about to run, from step ``start``."""
