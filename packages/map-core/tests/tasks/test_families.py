@@ -160,16 +160,18 @@ def test_the_settings_that_would_fit_are_written_as_the_command_line_takes_them(
 
 
 @pytest.mark.parametrize(
-    ("switches", "refused"),
+    ("invisible_settings", "refused"),
     [({"shape": "tree"}, False), ({"shape": "bush"}, True), ({}, False), (None, True)],
     ids=["the same", "another", "plays no part", "knows none"],
 )
-def test_a_model_that_would_compute_something_else_is_refused(tmp_path, switches, refused):
-    family = replace(NET, convert=lambda state: replace(convert_net(state), switches={"shape": "tree"}))
+def test_a_model_that_would_compute_something_else_is_refused(tmp_path, invisible_settings, refused):
+    family = replace(
+        NET, convert=lambda state: replace(convert_net(state), invisible_settings={"shape": "tree"})
+    )
     file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
     model = ToyNet(WIDTH)
-    if switches is not None:
-        model.switches = switches
+    if invisible_settings is not None:
+        model.invisible_settings = invisible_settings
     before = {key: value.clone() for key, value in model.state_dict().items()}
     if not refused:
         load_init(model, file, families=(family,))
@@ -182,7 +184,7 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path, switches
 
 
 @pytest.mark.parametrize(
-    ("switches", "note"),
+    ("invisible_settings", "note"),
     [
         (
             {"num_heads": 12},
@@ -197,12 +199,12 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path, switches
     ],
     ids=["the published value", "does not say", "another value"],
 )
-def test_a_guess_that_is_not_the_models_value_is_warned_of(tmp_path, caplog, switches, note):
+def test_a_guess_that_is_not_the_models_value_is_warned_of(tmp_path, caplog, invisible_settings, note):
     guesses = {"num_heads": Guess("how many heads there are", 12)}
     family = replace(NET, convert=lambda state: replace(convert_net(state), guessed_settings=guesses))
     file = saved(theirs(ToyNet(WIDTH).state_dict()), tmp_path / "net.pth")
     model = ToyNet(WIDTH)
-    model.switches = switches
+    model.invisible_settings = invisible_settings
     with caplog.at_level(logging.WARNING):
         report = load_init(model, file, families=(family,))
     assert report.notes[0].startswith(note)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from map_core.errors import UserError
 from map_core.layout import expand_layout
 from map_core.tasks.families import family_of
-from map_core.tasks.initial_weights import format_keys, other_guesses, refuse_other_switches
+from map_core.tasks.initial_weights import format_keys, other_guesses, refuse_other_invisible_settings
 from map_core.tasks.weights import read_description, read_weights, weights_file
 from map_dense.backbone import MODEL_OPTIONS, HybridBackbone
 from map_dense.mambavision import MODEL_OPTIONS as MAMBAVISION_OPTIONS
@@ -154,7 +154,7 @@ def read_state(
     if family is None:
         return BackboneState(without_unused(state, model))
     converted, cure = family.convert_file_state(state, file), partial(option_of_backbone, options)
-    refuse_other_switches(model, converted, file, family, cure=cure)
+    refuse_other_invisible_settings(model, converted, file, family, cure=cure)
     notes = {
         name: f"no file says {guess.what}: {guess.value!r}, as published"
         for name, guess in converted.guessed_settings.items()

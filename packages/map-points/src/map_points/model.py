@@ -247,7 +247,7 @@ class HybridNet3D(nn.Module):
         return self.encoder.encode_causally(tokens, regions, mask)
 
     @property
-    def switches(self) -> dict[str, Any]:
+    def invisible_settings(self) -> dict[str, Any]:
         """Settings that change what the weights compute and that no shape shows, as far as this model uses them."""
         conventions, kinds = self.conventions, set(self.encoder.layout)
         settings: dict[str, Any] = {

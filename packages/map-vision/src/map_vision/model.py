@@ -149,7 +149,7 @@ class HybridNet(nn.Module):
         )
         # settings with which the same weights compute something else
         overlapping_stride = None if self.patch_embed.stride == self.patch_size else self.patch_embed.stride
-        self.switches = {
+        self.invisible_settings = {
             "wiring": wiring,
             "order": order,
             "num_heads": num_heads,
@@ -276,7 +276,7 @@ class HybridNet(nn.Module):
         del self.encoder.blocks[max_index + 1 :]
         if prune_norm:
             self.encoder.norm = nn.Identity()
-            self.switches.pop("pool_norm", None)
+            self.invisible_settings.pop("pool_norm", None)
         if prune_head:
             # neck and norm would get no gradient
             self.neck, self.pool_norm, self.global_pool = None, None, ""

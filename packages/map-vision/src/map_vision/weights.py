@@ -11,7 +11,12 @@ from map_core.errors import UserError
 from map_core.positions import resamples
 from map_core.tasks.families import family_of
 from map_core.tasks.foreign_weights import without_prefix
-from map_core.tasks.initial_weights import LoadReport, format_keys, other_guesses, refuse_other_switches
+from map_core.tasks.initial_weights import (
+    LoadReport,
+    format_keys,
+    other_guesses,
+    refuse_other_invisible_settings,
+)
 from map_vision.checkpoints import FAMILIES
 
 REGISTERS = "encoder.registers."
@@ -59,7 +64,7 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
         converted = family.convert_file_state(state, STATE_DICT)
         state = converted.state
         if model is not None:
-            refuse_other_switches(model, converted, STATE_DICT, family)
+            refuse_other_invisible_settings(model, converted, STATE_DICT, family)
             for warning in other_guesses(model, converted).values():
                 log.warning("%s: %s", STATE_DICT, warning)
     return state if model is None else without_unused(state, model)

@@ -369,7 +369,7 @@ def test_overlapping_patches_of_vim_are_read_as_such():
     state["patch_embed.proj.weight"] = torch.randn(32, 3, 16, 16)
     state["pos_embed"] = torch.randn(1, 730, 32)
     converted = family_of(state, FAMILIES).convert(state)
-    assert converted.switches == {"order": "row", "patch_stride": (8, 8)}
+    assert converted.invisible_settings == {"order": "row", "patch_stride": (8, 8)}
     model = create_model(ModelConfig(**converted.model), 10).eval()
     assert model.patch_embed.grid_of((224, 224)) == (27, 27)
     model.load_state_dict(converted.state)

@@ -52,12 +52,12 @@ class Converted:
         required_settings: Settings of ``model`` that neither the file nor a published model shows; a sentence for each
             says so, and whoever converts the file must give them.
         guessed_settings: Settings of ``model`` that only a published model shows, not the file; whoever does not give
-            them is told so, and a model whose ``switches`` have other values is warned of.
+            them is told so, and a model whose ``invisible_settings`` have other values is warned of.
         holds: What ``state`` is: ``encoder`` (as pretrained, probed), ``classifier``, or another kind that the domain
             builds.
-        switches: Settings of ``model`` that change what the weights compute without changing a shape. A model that
-            starts from the file must have the same values in its ``switches``; a name that is absent there does not
-            matter to it.
+        invisible_settings: Settings of ``model`` that change what the weights compute without changing a shape. A model
+            that starts from the file must have the same values in its ``invisible_settings``; a name that is absent
+            there does not matter to it.
         classes: Names of a classifier's outputs, in order.
         extra_description: Further entries of the description, read by a domain's builder of other kinds.
         preprocessing: How inputs are prepared, as :attr:`~map_core.tasks.domain.OpenedData.preprocessing`.
@@ -72,7 +72,7 @@ class Converted:
     required_settings: dict[str, str] = field(default_factory=dict)
     guessed_settings: dict[str, Guess] = field(default_factory=dict)
     holds: str = "encoder"
-    switches: dict[str, Any] = field(default_factory=dict)
+    invisible_settings: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     extra_description: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)

@@ -68,8 +68,8 @@ def load_init(
 
     Args:
         model: May have a classifier ``head``, which starts anew, with a warning, where the file's has other
-            parameters or shapes. Its ``switches``, if any, are the settings that change what weights compute without
-            changing a shape.
+            parameters or shapes. Its ``invisible_settings``, if any, are those that change what weights compute
+            without changing a shape.
         path: A run directory or weights file.
         may_be_missing: Prefixes of the parameters that only some forms of a model have, such as a classifier's head:
             the file may lack them, and where the model lacks them, the file's are skipped with a warning.
@@ -79,13 +79,13 @@ def load_init(
         keep_head: Load the file's head where its shapes fit; otherwise it starts anew.
 
     Raises:
-        UserError: a file of no known family; a switch set otherwise than in the file; any other missing, unused or
-            misshaped key, all of which are named.
+        UserError: a file of no known family; an invisible setting that differs from the file's; any other missing,
+            unused or misshaped key, all of which are named.
     """
     file = weights_file(path)
     model_state = model.state_dict()
     converted, family = read_as_ours(file, model_state, families)
-    refuse_other_switches(model, converted, file, family)
+    refuse_other_invisible_settings(model, converted, file, family)
     state = both_directions(convert(converted.state), model_state, file)
     # optional parts that only the file has, such as a classifier's head, are skipped and reported
     surplus = [key for key in state if key not in model_state and key.startswith(may_be_missing)]
@@ -186,7 +186,7 @@ def option_of_model(name: str, value: Any) -> str:
     return f"make the model with {name}={value!r} ({format_options({name: value}, 'model.')[0]})"
 
 
-def refuse_other_switches(
+def refuse_other_invisible_settings(
     model: nn.Module,
     converted: Converted,
     source: str | Path,
@@ -197,7 +197,7 @@ def refuse_other_switches(
     """Refuse a model that would compute something else with the weights than the model that they come from.
 
     Args:
-        model: Its ``switches`` are compared.
+        model: Its ``invisible_settings`` are compared.
         converted: The weights.
         source: Their name in the message.
         family: The project that they come from.
@@ -207,23 +207,24 @@ def refuse_other_switches(
         UserError: naming the setting that differs.
     """
     owner = "another model" if family is None else family.name
-    switches: Mapping[str, Any] = getattr(model, "switches", dict.fromkeys(converted.switches, "unknown"))
-    for name, value in converted.switches.items():
-        if name in switches and switches[name] != value:
+    unknown = dict.fromkeys(converted.invisible_settings, "unknown")
+    of_model: Mapping[str, Any] = getattr(model, "invisible_settings", unknown)
+    for name, value in converted.invisible_settings.items():
+        if name in of_model and of_model[name] != value:
             raise UserError(
-                f"{source} is of {owner}, whose {name} is {value!r}, and not {switches[name]!r}: the same weights "
+                f"{source} is of {owner}, whose {name} is {value!r}, and not {of_model[name]!r}: the same weights "
                 f"would compute something else; {cure(name, value)}"
             )
 
 
 def other_guesses(model: nn.Module, converted: Converted, *, cure: Cure = option_of_model) -> dict[str, str]:
     """A warning for each guessed setting whose published value is not the model's; ``cure`` ends it."""
-    switches: Mapping[str, Any] = getattr(model, "switches", {})
+    of_model: Mapping[str, Any] = getattr(model, "invisible_settings", {})
     return {
-        name: f"no file says {guess.what}: this model has {name} {switches[name]!r} and the published one "
+        name: f"no file says {guess.what}: this model has {name} {of_model[name]!r} and the published one "
         f"{guess.value!r}, whose weights compute something else here; {cure(name, guess.value)}"
         for name, guess in converted.guessed_settings.items()
-        if name in switches and switches[name] != guess.value
+        if name in of_model and of_model[name] != guess.value
     }
 
 

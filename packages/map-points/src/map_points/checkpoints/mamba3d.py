@@ -13,10 +13,10 @@ from map_points.checkpoints.shared import (
     PATCHES,
     class_names,
     guessed_settings,
+    invisible_settings,
     model_section,
     rename_trunk,
     sizes,
-    switches,
 )
 
 BLOCKS = (
@@ -53,7 +53,7 @@ def convert_mamba3d(state: Mapping[str, Tensor]) -> Converted:
         model_section("mamba3d_authors", **arguments),
         guessed_settings=guessed_settings("mamba3d_authors", arguments),
         holds="classifier",
-        switches=switches(
+        invisible_settings=invisible_settings(
             "mamba3d_authors", "order", "scan", "local_spread", "local_class_token", "pool", "second_order"
         ),
         classes=class_names(ours),

@@ -9,7 +9,14 @@ from torch import Tensor
 from map_core.errors import UserError
 from map_core.tasks.families import Converted, Family
 from map_points.checkpoints.point_mae import TRUNK, convert_transformer
-from map_points.checkpoints.shared import DENSE, NORM, as_linear, guessed_settings, model_section, switches
+from map_points.checkpoints.shared import (
+    DENSE,
+    NORM,
+    as_linear,
+    guessed_settings,
+    invisible_settings,
+    model_section,
+)
 from map_points.data.shapenetpart import CATEGORIES, PARTS_OF_SYNSET
 
 SEGMENTER = (
@@ -65,7 +72,11 @@ def convert_parts(state: Mapping[str, Tensor]) -> Converted:
         model_section("point_mae", **arguments),
         guessed_settings=guessed_settings("point_mae", arguments),
         holds="part segmenter",
-        switches={**switches("point_mae"), "category_slope": LEAKY_SLOPE, "layers": head["layers"]},
+        invisible_settings={
+            **invisible_settings("point_mae"),
+            "category_slope": LEAKY_SLOPE,
+            "layers": head["layers"],
+        },
         classes=CATEGORIES,
         extra_description={"parts": parts_of_categories(), "head": head},
     )

@@ -17,13 +17,13 @@ from map_points.checkpoints.shared import (
     convert_decoder,
     encoder_state,
     guessed_settings,
+    invisible_settings,
     model_section,
     patch_size_setting,
     pretraining_keys,
     published_patches,
     rename_trunk,
     sizes,
-    switches,
 )
 
 BLOCKS = ((r"blocks\.blocks\.", "encoder.blocks."),)
@@ -62,7 +62,7 @@ def convert_point_mae(state: Mapping[str, Tensor]) -> Converted:
         model_section("point_mae", **arguments),
         guessed_settings=guessed_settings("point_mae", arguments),
         holds="classifier",
-        switches=switches("point_mae", "pool", "second_order"),
+        invisible_settings=invisible_settings("point_mae", "pool", "second_order"),
         classes=class_names(ours),
     )
 
@@ -88,7 +88,7 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
         ours,
         model_section("point_mae", **arguments),
         guessed_settings=guessed_settings("point_mae", arguments, head_shows_points=True),
-        switches=switches("point_mae") | patch_size_setting(state),
+        invisible_settings=invisible_settings("point_mae") | patch_size_setting(state),
         decoder_state=convert_decoder(state, str, width) | biases,
         objective=objective,
         notes=(

@@ -16,6 +16,7 @@ from map_points.checkpoints.shared import (
     convert_decoder,
     encoder_state,
     guessed_settings,
+    invisible_settings,
     model_section,
     patch_size_setting,
     pretraining_keys,
@@ -23,7 +24,6 @@ from map_points.checkpoints.shared import (
     rename,
     rename_trunk,
     sizes,
-    switches,
 )
 
 BLOCKS = (
@@ -66,7 +66,8 @@ def convert_point_mamba(state: Mapping[str, Tensor]) -> Converted:
         model_section("point_mamba", **arguments),
         guessed_settings=guessed_settings("point_mamba", arguments),
         holds="classifier",
-        switches=switches("point_mamba", "order", "second_order", "pool") | pool_setting(arguments),
+        invisible_settings=invisible_settings("point_mamba", "order", "second_order", "pool")
+        | pool_setting(arguments),
         classes=class_names(ours),
         notes=(
             "the original's curve is as fine as the largest cloud of a batch asks for; here 128 cells per axis, or 256 "
@@ -88,7 +89,7 @@ def convert_pretraining(state: Mapping[str, Tensor]) -> Converted:
         ours,
         model_section("point_mamba", **arguments),
         guessed_settings=guessed_settings("point_mamba", arguments, head_shows_points=True),
-        switches=switches("point_mamba", "order") | patch_size_setting(state),
+        invisible_settings=invisible_settings("point_mamba", "order") | patch_size_setting(state),
         decoder_state=convert_decoder(state, rename_decoder_layer, arguments["embed_dim"]),
         objective={
             "attention": "ar",

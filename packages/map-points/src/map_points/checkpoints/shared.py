@@ -139,7 +139,7 @@ def model_section(name: str, **arguments: Any) -> dict[str, Any]:
     return {"name": name, **{key: value for key, value in arguments.items() if defaults.get(key) != value}}
 
 
-def switches(name: str, *names: str) -> dict[str, Any]:
+def invisible_settings(name: str, *names: str) -> dict[str, Any]:
     """Settings of a named model that no shape shows."""
     settings = {"position_activation": "gelu", "repeat_position": True, "order": "fps", "second_order": None}
     settings |= {**DEFAULTS, **ARCHITECTURES[name]}

@@ -151,10 +151,10 @@ class PartSegmenter(nn.Module):
         )
 
     @property
-    def switches(self) -> dict[str, Any]:
+    def invisible_settings(self) -> dict[str, Any]:
         """Settings that change what the weights compute and that no shape shows."""
         return {
-            **self.backbone.switches,
+            **self.backbone.invisible_settings,
             "category_slope": self.category_slope,
             "layers": sorted(self.layers),
         }

@@ -175,7 +175,7 @@ def refuse_another_head(model: PartSegmenter, trained: SegmentationConfig, path:
     """
     layers = sorted(trained.layers or feature_layers(len(model.backbone.encoder.blocks)))
     for name, trained_value in (("category_slope", trained.category_slope), ("layers", layers)):
-        if trained_value != (value := model.switches[name]):
+        if trained_value != (value := model.invisible_settings[name]):
             raise UserError(
                 f"{path} was trained with objective.{name} {trained_value!r}, this model has {value!r}: its weights "
                 f"fit, but would mean something else; set --objective.{name} as it was"

@@ -66,7 +66,7 @@ def convert_arm(state: Mapping[str, Tensor]) -> Converted:
         parameters,
         nearest_model("map_arm_", layout=f"Fx{depth(state, 'layers.')}", **sizes(state, len(positions))),
         holds="classifier",
-        switches={"order": "row", "patch_stride": None, "pool_norm": False},
+        invisible_settings={"order": "row", "patch_stride": None, "pool_norm": False},
         classes=class_names(len(state["head.bias"])),
         preprocessing=imagenet_preprocessing(state),
     )

@@ -60,7 +60,7 @@ def convert_authors(state: Mapping[str, Tensor]) -> Converted:
     shared: dict[str, Any] = {
         "required_settings": {"num_heads": NUM_HEADS_UNKNOWN} if heads is None else {},
         "guessed_settings": {} if heads is None else guessed_heads(heads),
-        "switches": {"wiring": "branch", "order": "row", "patch_stride": None},
+        "invisible_settings": {"wiring": "branch", "order": "row", "patch_stride": None},
         "preprocessing": imagenet_preprocessing(state),
     }
     if not pretraining and "head.weight" in state:

@@ -107,7 +107,7 @@ def convert_mambar(state: Mapping[str, Tensor]) -> Converted:
             **register_arguments(state),
         ),
         holds="classifier",
-        switches={"order": "row", "patch_stride": None},
+        invisible_settings={"order": "row", "patch_stride": None},
         classes=class_names(len(state["head.bias"])),
         preprocessing=imagenet_preprocessing(state, crop_pct=UNCROPPED),
     )
@@ -141,7 +141,7 @@ def convert_vim(state: Mapping[str, Tensor]) -> Converted:
         },
         nearest_model("map_vim_", layout=f"Mx{depth(state, 'layers.')}", **arguments),
         holds="classifier",
-        switches={"order": "row", "patch_stride": stride},
+        invisible_settings={"order": "row", "patch_stride": stride},
         classes=class_names(len(state["head.bias"])),
         preprocessing=imagenet_preprocessing(state),
         notes=notes,

@@ -82,16 +82,16 @@ def convert_vit(state: Mapping[str, Tensor], *, heads: int | None = None) -> Con
         model |= {"pool_norm": True, "global_pool": "avg"}
     if not has_head:
         model |= {"keep_registers": True, "global_pool": "avg" if pool_norm else "register"}
-    switches: dict[str, Any] = {"patch_stride": None}
+    invisible_settings: dict[str, Any] = {"patch_stride": None}
     if pool_norm or has_head:  # an encoder that ends with its norm may be pooled in either way
-        switches["pool_norm"] = pool_norm
+        invisible_settings["pool_norm"] = pool_norm
     preprocessing = imagenet_preprocessing(state)
     return Converted(
         trunk,
         model,
         guessed_settings=guessed_heads(arguments["num_heads"]),
         holds="classifier" if has_head else "encoder",
-        switches=switches,
+        invisible_settings=invisible_settings,
         classes=class_names(len(state["head.bias"])) if has_head else (),
         preprocessing=preprocessing,
         notes=("images are taken to be normalised as ImageNet's",) if preprocessing else (),
@@ -132,7 +132,7 @@ def convert_mae(state: Mapping[str, Tensor]) -> Converted:
         encoder.state,
         {**encoder.model, "global_pool": "avg"},
         guessed_settings=encoder.guessed_settings,
-        switches=encoder.switches,
+        invisible_settings=encoder.invisible_settings,
         preprocessing=encoder.preprocessing,
         decoder_state=decoder,
         objective=objective,

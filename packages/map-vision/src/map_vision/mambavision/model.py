@@ -77,7 +77,7 @@ class MambaVision(nn.Module):
         windows = _stage_pair("window_size", window_size)
         _check_sizes(embed_dim, depths, windows, mlp_ratio)
         # settings with which the same weights compute something else
-        self.switches = {"num_heads": heads, "window_size": windows}
+        self.invisible_settings = {"num_heads": heads, "window_size": windows}
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_features = self.head_hidden_size = embed_dim
         self.num_prefix_tokens = self.num_global = 0
