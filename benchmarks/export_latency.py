@@ -1,7 +1,7 @@
 """Latency of exported programs on one core against PyTorch, and the effect of int8 weights.
 
     python benchmarks/export_latency.py --write    # ONNX files of random weights into build/export, some minutes
-    python benchmarks/export_latency.py            # time them; docs/lab/export_latency.json
+    python benchmarks/export_latency.py --out docs/lab/export_latency.json    # time those files
 
 PyTorch runs the model as `map-vision predict` does, with this project's kernels. int8 is ONNX Runtime's dynamic
 quantisation of the weights of matrix products. Every time is the median of at least three passes after two that warm
@@ -9,7 +9,7 @@ up.
 """
 
 import argparse
-import sys
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,17 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from results_file import save_results
 from timing import median_seconds_within
 from torch import Tensor, nn
 
 import map_points.domain
 import map_vision.domain
-from map_core.cpu import cpu_name
-from map_core.runs.files import save_json
-from map_core.runs.summary import commit
 from map_core.tasks.domain import Domain
 from map_core.tasks.export import export_model
 
 ROOT = Path(__file__).parents[1]
-FILES, RESULTS = ROOT / "build" / "export", ROOT / "docs" / "lab" / "export_latency.json"
+FILES = ROOT / "build" / "export"
 MODELS: dict[str, Domain] = {
     "hybridnet_nano_patch4_32": map_vision.domain.DOMAIN,
     "hybridnet_tiny_patch16_224": map_vision.domain.DOMAIN,
@@ -104,22 +102,18 @@ def main() -> None:
     )
     parser.add_argument("--write", action="store_true", help="write the ONNX files, time nothing")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.write:
         for name in arguments.models:
             write(name)
         return
-    save_json(
-        RESULTS,
-        {
-            "processor": f"one core of {cpu_name()}",
-            "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
-            "commit": commit(),
-            "command": " ".join(["python", "benchmarks/export_latency.py", *sys.argv[1:]]),
-            "rows": [row(name, batch) for name in arguments.models for batch in BATCHES],
-        },
-    )
+    rows = []
+    for name, batch in itertools.product(arguments.models, BATCHES):
+        rows.append(row(name, batch))
+        print(rows[-1], flush=True)
+    save_results(arguments.out, rows, cores=1, packages=["onnxruntime"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Check and measure this project on one GPU, in at most 8 minutes: run it in a checkout on a machine with a CUDA GPU,
+# Check and measure this project on one GPU, in at most 8 minutes (9 with WHEELS): run it in a checkout on a machine with a CUDA GPU,
 # torch 2.10 to 2.12, pytest, the packages' dependencies and no network. Every part has its own time limit, and runs whether or not the others failed.
 #
-#   benchmarks/gpu_check.sh                    all parts; results in $OUT (runs/gpu_check): results.json, results.md
+#   benchmarks/gpu_check.sh                    all parts; results in $OUT (runs/gpu_check): results.json, results.md, which a further run replaces
 #   benchmarks/gpu_check.sh cases scans        some of them
 #   WHEELS=folder benchmarks/gpu_check.sh      first install the wheels of a folder, on top of the machine's packages
 #   DATA=CIFAR10 benchmarks/gpu_check.sh arm   the arm of the study on real images instead of synthetic ones

@@ -10,15 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from results_file import save_results
+from timing import with_resident_peak
 
-from map_core.runs.summary import peak_memory_bytes
 from map_vision.data import DataConfig, load_image_data
 from map_vision.data.listing import list_folder
-
-MEGABYTE = 2**20
 
 
 def main() -> None:
@@ -33,12 +30,16 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    if not (arguments.keep and arguments.place.exists()):
-        make(arguments.place / "train", arguments.folders, arguments.files)
+    is_there = arguments.place.exists()
+    if is_there and not arguments.keep:
+        parser.error(f"--place {arguments.place} exists: name a folder to make and remove, or add --keep")
     rows = []
     try:
+        if not is_there:
+            make(arguments.place / "train", arguments.folders, arguments.files)
         for _ in range(arguments.rounds):
-            rows.append(measure(arguments.place))
+            row, megabytes = with_resident_peak(lambda: measure(arguments.place))
+            rows.append(row | {"megabytes": round(megabytes)})
             print(rows[-1], flush=True)
     finally:
         if not arguments.keep:
@@ -59,7 +60,7 @@ def make(root: Path, folders: int, files: int) -> None:
 
 def measure(root: Path) -> dict[str, Any]:
     """Time the listing alone, then everything that happens before the first image."""
-    before, start = peak_memory_bytes(torch.device("cpu")), time.perf_counter()
+    start = time.perf_counter()
     files = len(list_folder(root).images)
     listing_seconds, start = time.perf_counter() - start, time.perf_counter()
     config = DataConfig(source="folder", root=str(root))
@@ -70,7 +71,6 @@ def measure(root: Path) -> dict[str, Any]:
         "files": files,
         "listing_seconds": round(listing_seconds, 2),
         "opening_seconds": round(opening_seconds, 2),
-        "megabytes": round((peak_memory_bytes(torch.device("cpu")) - before) / MEGABYTE),
     }
 
 

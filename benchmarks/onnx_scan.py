@@ -1,30 +1,27 @@
 """Two ways to express a selective scan in ONNX, on one core: the loop that exports write, and LinearAttention.
 
-    python benchmarks/onnx_scan.py            # docs/lab/onnx_scan.json
+    python benchmarks/onnx_scan.py --out docs/lab/onnx_scan.json
 
 LinearAttention (opset 27; ONNX Runtime has it as com.microsoft) has a decay for each head and key. With one head per
 channel, the states as keys and values of size 1, that is the scan of ``reference_scan``.
 """
 
+import argparse
 import functools
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from export_latency import open_session, time_call
 from onnx import TensorProto, helper, numpy_helper
+from results_file import save_results
 from torch import Tensor, nn
 
-from map_core.cpu import cpu_name
 from map_core.ops import selective_scan
 from map_core.ops.exporting import for_export
-from map_core.runs.files import save_json
-from map_core.runs.summary import commit
 from map_core.tasks.onnx_file import quietly
 
 LENGTH, CHANNELS, STATES = 208, 384, 16  # of hybridnet_tiny_patch16_224
-RESULTS = Path(__file__).parents[1] / "docs" / "lab" / "onnx_scan.json"
 NAMES = ("u", "delta", "B", "C")
 
 
@@ -99,17 +96,17 @@ def row(batch: int) -> dict[str, float]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    save_json(
-        RESULTS,
-        {
-            "processor": f"one core of {cpu_name()}",
-            "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
-            "commit": commit(),
-            "command": "python benchmarks/onnx_scan.py",
-            "rows": [row(batch) for batch in (1, 32)],
-        },
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for batch in (1, 32):
+        rows.append(row(batch))
+        print(rows[-1], flush=True)
+    save_results(arguments.out, rows, cores=1, packages=["onnxruntime"])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from map_core.runs.summary import commit, versions
 PEERS = ("mambapy", "transformers")
 
 
-def metadata(core: str, cap: float) -> dict[str, Any]:
+def metadata(core: str, cap: float, *, quick: bool) -> dict[str, Any]:
     """The facts that all cases of a file share."""
     return {
         "date": str(datetime.date.today()),
@@ -44,6 +44,7 @@ def metadata(core: str, cap: float) -> dict[str, Any]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cap_s": cap,
+        "quick": quick,
         "commits": [commit()],
         "versions": versions(*PEERS),
         "command": "taskset -c 0 python benchmarks/peers.py --peers FOLDER",
@@ -65,12 +66,12 @@ def read_results(path: Path, current: dict[str, Any]) -> dict[str, Any]:
     """The results so far.
 
     Raises:
-        SystemExit: the file was begun on another machine or with other versions.
+        SystemExit: the file was begun on another machine, with other versions or with other options.
     """
     if not path.exists():
         return {**current, "cases": []}
-    results = json.loads(path.read_text())
-    for key in ("processor", "isa", "threads", "versions"):
+    results = {"quick": False} | json.loads(path.read_text())
+    for key in ("processor", "core", "isa", "threads", "cap_s", "quick", "versions"):
         if results[key] != current[key]:
             raise SystemExit(f"{path} has {key} {results[key]}, now it is {current[key]}: name another --out")
     results["commits"] += [commit for commit in current["commits"] if commit not in results["commits"]]
@@ -93,7 +94,7 @@ def main() -> int:
     start = time.monotonic()
     torch.set_num_threads(1)
     use_peers(arguments.peers)
-    results = read_results(arguments.out, metadata(arguments.core, arguments.cap))
+    results = read_results(arguments.out, metadata(arguments.core, arguments.cap, quick=arguments.quick))
     rows = results["cases"]
     done = {Case(**{key: row[key] for key in asdict(Case("", "", 0, 0))}) for row in rows}
     cases = tuple(case for part in arguments.parts for case in PARTS[part]())

@@ -28,8 +28,8 @@ from timing import median_seconds
 from torch import Tensor, nn
 
 from map_core import Draw
-from map_core.blocks import MambaMixer
 from map_core.blocks.attention import Attention
+from map_core.blocks.four_way import FourWayMixer
 from map_core.commands.tables import read_tables
 from map_core.ops import Linear
 from map_core.ops.scan.interface import REGISTRY
@@ -95,24 +95,42 @@ def paper_row(task: str, model: str, batch_size: int) -> str:
     return f"{figures['HybridNet-T to L, images/s'][column]}, {figures['HybridNet-T to L, GB'][column]}"
 
 
+def choose_implementations(model: nn.Module, name: str, arguments: argparse.Namespace) -> None:
+    """Give the model's modules the implementations that the options name.
+
+    Raises:
+        SystemExit: no module of the model takes one.
+    """
+    modules = list(model.modules())
+    takers = {
+        "scan": [(module, "scan_backend") for module in modules if hasattr(module, "scan_backend")],
+        "conv": [(module, "conv_backend") for module in modules if hasattr(module, "conv_backend")],
+        "attention": [(module, "backend") for module in modules if isinstance(module, Attention)],
+        "linear": [(module, "backend") for module in modules if isinstance(module, Linear)],
+    }
+    for option, places in takers.items():
+        backend = getattr(arguments, option)
+        if backend != "auto" and not places:
+            raise SystemExit(f"--{option} {backend} has no effect on {name}: leave it out")
+        for module, attribute in places:
+            setattr(module, attribute, backend)
+
+
 def measure(arguments: argparse.Namespace, task: str, name: str) -> None:
     """Print the table row of one setting, and its profile if asked."""
     device = choose_device(arguments.device)
     images = torch.randn(arguments.batch_size, *input_size(ModelConfig(name)), device=device)
     model, run = build(task, name, images)
     model.to(device)
-    for module in model.modules():
-        if isinstance(module, MambaMixer):
-            module.scan_backend, module.conv_backend = arguments.scan, arguments.conv
-        elif isinstance(module, Linear):
-            module.backend = arguments.linear
-        elif isinstance(module, Attention):
-            module.backend = arguments.attention
+    choose_implementations(model, name, arguments)
     compiled = TrainingConfig(compile=arguments.compile, compile_mode=arguments.compile_mode)
     compile_model(model, compiled, device)
     step = make_step(task, model, run, arguments.precision, device)
     seconds = median_seconds(step, arguments.steps, device)
-    scan = REGISTRY.choose(arguments.scan, device.type, torch.float32, 16)
+    scans = any(
+        hasattr(module, "scan_backend") or isinstance(module, FourWayMixer) for module in model.modules()
+    )
+    scan = REGISTRY.choose(arguments.scan, device.type, torch.float32, 16) if scans else "-"
     print(
         f"| {task} | {name} | {arguments.batch_size} | {arguments.precision} | {scan} "
         f"| {arguments.batch_size / seconds:.2f} | {seconds:.3f} | {peak_memory_bytes(device) / 1e9:.2f} "

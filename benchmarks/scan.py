@@ -226,7 +226,8 @@ def main() -> None:
     for batch, length in itertools.product(options.batch, options.length):
         values = arguments(batch, length, options.channels, options.state, options.device, dtype)
         for name, durations in measure(values, options, copy_rate):
-            curves.setdefault(name, []).append((length, durations["both"] * 1e3 / batch))
+            curve = name if len(options.batch) == 1 else f"{name}, batch {batch}"
+            curves.setdefault(curve, []).append((length, durations["both"] * 1e3 / batch))
     if options.plot:
         plot(options.plot, curves)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from map_core.study.report import short_commit
+
 LAB = Path(__file__).parent / "lab"
 Row = dict[str, Any]
 IMAGENET = 1_281_167
@@ -75,7 +77,7 @@ def machine() -> str:
     versions = ", ".join(
         f"{name} {results['versions'][name]}" for name in ("torch", "timm", "mambapy", "transformers")
     )
-    commits = ", ".join(name[:7] for name in results["commits"])
+    commits = ", ".join(map(short_commit, results["commits"]))
     commits = f"commit{'s' if len(results['commits']) > 1 else ''} {commits}"
     return (
         f"`{results['command']}`, {results['date']}, {commits}: one core of an "

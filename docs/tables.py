@@ -25,7 +25,7 @@ from map_core.study.consistency import planned_results
 from map_core.study.cost import resolve_known_compute
 from map_core.study.definition import Study, read_study
 from map_core.study.location import StudyLocation
-from map_core.study.report import comparisons, page, table
+from map_core.study.report import comparisons, page, short_commit, table
 from map_core.study.results import Result, read_results
 
 ROOT = Path(__file__).parents[1]
@@ -86,9 +86,8 @@ def results_table(name: str) -> str:
     heading = list(results["rows"][0])
     rows = [[str(row[key]) for key in heading] for row in results["rows"]]
     versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
-    provenance = (
-        f"`{results['command']}` on {results['processor']}; {versions}; commit {results['commit'][:7]}."
-    )
+    commit = short_commit(results["commit"])
+    provenance = f"`{results['command']}` on {results['processor']}; {versions}; commit {commit}."
     return f"\n{markdown(heading, rows)}\n{provenance}\n\n"
 
 

@@ -56,6 +56,20 @@ def test_it_measures_and_resumes_where_it_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "other"), [("cap_s", 1.0), ("core", "Zen 9"), ("quick", True), ("threads", 2)]
+)
+def test_a_file_of_other_options_is_not_continued(name: str, other: Any, tmp_path: Path, load: Any) -> None:
+    peers: ModuleType = load("peers")
+    current = peers.metadata("Zen 3", 10.0, quick=False)
+    (tmp_path / "peers.json").write_text(json.dumps({**current, "cases": []}))
+    assert peers.read_results(tmp_path / "peers.json", current)["cases"] == []
+    with pytest.raises(
+        SystemExit, match=f"has {name} {current[name]}, now it is {other}: name another --out"
+    ):
+        peers.read_results(tmp_path / "peers.json", current | {name: other})
+
+
+@pytest.mark.parametrize(
     ("previous", "expected"),
     [
         ({"ms": 2400.0}, False),
