@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
@@ -98,6 +99,47 @@ def test_a_missing_weights_file_is_reported():
 def test_no_setting_of_a_name_is_nothing(name, setting):
     with pytest.raises(UserError, match=rf"^model\.{setting} must be at least 1; got 0"):
         timm.create_model(name, **{setting: 0})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block_size": (0, 2)}, r"model\.block_size must be at least 1; got \(0, 2\)"),
+        ({"drop_path_rate": 1.5}, r"model\.drop_path_rate must lie in \[0, 1\); got 1.5"),
+        ({"mlp_ratio": -1.0}, r"model\.mlp_ratio must be 0 or more; got -1.0"),
+        ({"order": "spiral"}, r"order 'spiral' is unknown"),
+    ],
+)
+def test_numbers_and_orders_of_a_name_are_checked_when_it_is_made(settings, message):
+    with pytest.raises(UserError, match=message):
+        timm.create_model("hybridnet_nano_patch4_32", **settings)
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize(
+    "name", ["hybridnet_nano_patch4_32", "map_vit_tiny_patch16_224"]
+)  # 10 and 1000 classes
+def test_timm_keeps_the_head_of_a_finetuned_run(name, described, tmp_path):
+    classes = ["cat", "dog"]
+    trained = timm.create_model(name, num_classes=2)
+    description = {"holds": "classifier", "classes": classes, "mean": [0.1] * 3, "std": [0.2] * 3}
+    save_weights(tmp_path / "model.safetensors", trained.state_dict(), description)
+    overlay: dict[str, Any] = {"file": str(tmp_path / "model.safetensors")}
+    if not described:
+        (tmp_path / "model.json").unlink()
+        for changes in ({}, {"num_classes": 2}):
+            with pytest.raises(
+                UserError, match=r"have 2 classes, .*: add num_classes=2 to pretrained_cfg_overlay"
+            ):
+                timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **changes)
+        overlay["num_classes"] = 2
+    for changes in ({}, {"num_classes": 2}):
+        again = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **changes)
+        assert torch.equal(again.head.weight, trained.head.weight)
+    assert (again.pretrained_cfg["mean"] == (0.1, 0.1, 0.1)) == described
+    other = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5)
+    assert other.head.out_features == 5
 
 
 @pytest.mark.parametrize(
@@ -290,7 +332,9 @@ def test_forward_head_pools_then_classifies(make_tiny):
 
 @pytest.mark.usefixtures("unchecked")
 def test_global_pool_must_exist_and_have_registers(make_tiny):
-    with pytest.raises(UserError, match=r"global_pool must be 'register', 'avg' or ''; got 'max'"):
+    with pytest.raises(
+        UserError, match=r"global_pool must be 'register' \(.*class token.*\), 'avg' or ''; got 'max'"
+    ):
         make_tiny(global_pool="max")
     with pytest.raises(
         UserError, match=r"global_pool='register' needs num_registers > 0; got 0: use .*'avg'"
@@ -321,7 +365,7 @@ def test_classifier_can_be_read_and_replaced(make_tiny):
 @pytest.mark.parametrize(
     ("changes", "pool", "message"),
     [
-        ({}, "max", r"global_pool must be 'register', 'avg' or ''; got 'max'"),
+        ({}, "max", r"global_pool must be 'register' .*, 'avg' or ''; got 'max'"),
         ({"pool_norm": True}, "", r"pool_norm needs global_pool='avg', whose mean it normalises; got ''"),
         ({}, "register", r"global_pool cannot change from 'avg' to 'register'"),
         ({"num_registers": 0}, "register", r"global_pool='register' needs num_registers > 0; got 0"),

@@ -37,6 +37,7 @@ def test_embedding_is_a_linear_layer_on_patches(shape, patch_size):
 
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (2, 8), (8, 2), (0, 8)])
 def test_patches_must_tile_the_image(size):
-    message = rf"image size {size[0]}x{size[1]} does not fit patch size 4x4: .*; resize the images or choose"
+    fitting = "x".join(str(max(4, round(side / 4) * 4)) for side in size)
+    message = rf"image size {size[0]}x{size[1]} does not fit patch size 4x4: .*; take {fitting} \(in commands"
     with pytest.raises(UserError, match=message):
         patch_grid(size, (4, 4))

@@ -67,7 +67,8 @@ def refuse_without_effect(section: str, config: Any, *names: str, because: str) 
         value, default = getattr(config, name), getattr(type(config), name)
         if value != default:
             place = f"{section}.{name}" if section else name
-            cure = "leave it out" if default is None else f"leave it at {default}"
+            # a run that --init names may have set it, and only a value takes that back
+            cure = f"leave it out, or set --{place} null" if default is None else f"leave it at {default}"
             raise UserError(f"{place} {value} has no effect with {because}: {cure}")
 
 

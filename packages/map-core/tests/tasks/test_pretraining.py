@@ -72,6 +72,10 @@ def test_defaults_are_the_papers():
             {"mask_placement": "random"},
             r"objective.mask_placement 'random' has no effect with .*'random': choose",
         ),
+        (
+            {"mask_placement": "random", "mask_strategy": "sequential", "mask_scope": "region"},
+            r"objective.mask_placement 'random' draws a start in the whole scan, .* choose objective.mask_scope all",
+        ),
         ({"decoder_dim": 190}, r"decoder_dim \(190\) must be a multiple of objective.decoder_heads \(16\)"),
         ({"decoder_depth": 0}, r"objective.decoder_depth must be at least 1; got 0"),
         ({"decoder_heads": 0}, r"objective.decoder_heads must be at least 1; got 0"),

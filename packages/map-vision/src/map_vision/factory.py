@@ -95,14 +95,7 @@ class ModelConfig(map_core.tasks.trained_models.ModelConfig):
 
     def check_ranges(self) -> None:
         """Raise a :class:`UserError` for the first setting that is out of range."""
-        check(
-            "model",
-            self,
-            at_least_one=AT_LEAST_ONE,
-            not_negative=("mlp_ratio", "num_registers"),
-            positive=("layer_scale",),
-            shares_below_one=("drop_rate", "drop_path_rate"),
-        )
+        check("model", self, **RANGES)
 
 
 SETTINGS_OF_LAYERS = {"num_heads": "T", "mlp_ratio": "T", "bidirectional": "M"}
@@ -110,18 +103,28 @@ AT_LEAST_ONE = (
     "img_size", "patch_size", "patch_stride", "in_chans", "embed_dim", "num_heads", "stem_dim", "depths", "window_size",
     "neck_reduction", "block_size",
 )  # fmt: skip
+RANGES = {
+    "at_least_one": AT_LEAST_ONE,
+    "not_negative": ("mlp_ratio", "num_registers"),
+    "positive": ("layer_scale",),
+    "shares_below_one": ("drop_rate", "drop_path_rate"),
+}
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check the integers that a model's entry point is called with; the model itself checks the rest.
+    """Check the numbers that a model's entry point is called with; the model itself checks the rest.
 
     Raises:
-        UserError: a size or count below 1.
+        UserError: one that is out of range, see :data:`RANGES`.
     """
-    numbers = {
-        key: value for key, value in arguments.items() if key in AT_LEAST_ONE and isinstance(value, int)
-    }
-    check("model", SimpleNamespace(**numbers), at_least_one=tuple(numbers))
+    numbers = SimpleNamespace(**{key: value for key, value in arguments.items() if _is_numeric(value)})
+    ranges = {rule: [name for name in names if hasattr(numbers, name)] for rule, names in RANGES.items()}
+    check("model", numbers, **ranges)
+
+
+def _is_numeric(value: Any) -> bool:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(number, int | float) for number in numbers)
 
 
 def input_size(config: ModelConfig) -> tuple[int, int, int]:

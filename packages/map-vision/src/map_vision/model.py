@@ -1,7 +1,7 @@
 """HybridNet and its relatives, from Mamba-only to Transformer-only: one class, in timm's vocabulary."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -23,18 +23,15 @@ from map_core import (
 from map_core.blocks import FourWayBlock, MambaBlock, TransformerBlock, make_norm
 from map_core.blocks.norm import NormKind
 from map_core.encoder import Wiring
+from map_core.errors import unknown_name
 from map_core.initialization import init_weights, undecayed_parameters
 from map_core.orders import ScanOrder
 from map_core.positions import LearnedPosition, PositionKind
 from map_core.tokens import undo_scan, with_global_tokens
 from map_vision.patches import PatchEmbed
+from map_vision.pretrained import record_input_size
 from map_vision.tokenizer import tokenize_images
 from map_vision.weights import convert_state
-
-try:
-    from timm.models import _input as timm_input
-except ImportError:  # a timm version that does not record a model's input size
-    timm_input = None
 
 GlobalPool = Literal["register", "avg", ""]
 
@@ -132,6 +129,8 @@ class HybridNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_pool(global_pool, num_registers=num_registers, pool_norm=pool_norm)
+        if order not in get_args(ScanOrder):
+            raise unknown_name("order", order, get_args(ScanOrder))
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.embed_dim = embed_dim
         self.num_prefix_tokens = num_registers
@@ -220,8 +219,7 @@ class HybridNet(nn.Module):
         self.img_size = size
         if isinstance(self.encoder.position, LearnedPosition):
             self.encoder.position.resize(grid)
-        if timm_input is not None:
-            timm_input.update_model_input_size(self, size)
+        record_input_size(self, size)
 
     def forward_intermediates(
         self,
@@ -358,7 +356,10 @@ class HybridNet(nn.Module):
 
 def _check_pool(global_pool: str, *, num_registers: int, pool_norm: bool) -> None:
     if global_pool not in ("register", "avg", ""):
-        raise UserError(f"global_pool must be 'register', 'avg' or ''; got {global_pool!r}")
+        raise UserError(
+            "global_pool must be 'register' (the registers, a class token among them), 'avg' or ''; got "
+            f"{global_pool!r}"
+        )
     if global_pool == "register" and num_registers == 0:
         raise UserError("global_pool='register' needs num_registers > 0; got 0: use global_pool='avg'")
     if pool_norm and global_pool != "avg":

@@ -27,9 +27,13 @@ def patch_grid(
     if min(remaining) >= 0 and not remaining[0] % down and not remaining[1] % across:
         return remaining[0] // down + 1, remaining[1] // across + 1
     if stride is None or stride == patch_size:
+        nearest = [
+            max(patch, round(side / patch) * patch) for side, patch in zip(img_size, patch_size, strict=True)
+        ]
         raise UserError(
             f"image size {height}x{width} does not fit patch size {ph}x{pw}: height and width must be "
-            "multiples of the patch's; resize the images or choose another patch size"
+            f"multiples of the patch's; take {nearest[0]}x{nearest[1]} (in commands --model.img_size), or other "
+            "patches where the model has them"
         )
     raise UserError(
         f"image size {height}x{width} does not fit patches of {ph}x{pw} every {down}x{across} pixels: the last "

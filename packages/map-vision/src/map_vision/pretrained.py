@@ -37,6 +37,15 @@ def cfg_from_description(description: Mapping[str, Any], img_size: int) -> dict[
     return {**cfg, "num_classes": len(classes)}
 
 
+def record_input_size(model: Any, size: tuple[int, int]) -> None:
+    """Record a model's new image size (height, width) where timm does so for its own models."""
+    try:
+        from timm.models import _input
+    except ImportError:  # a timm version that does not
+        return
+    _input.update_model_input_size(model, size)
+
+
 def shipped_cfg(folder: Path | None, img_size: int) -> dict[str, Any]:
     """The entries of a model's ``pretrained_cfg`` for the weights in a folder; none without a folder.
 
@@ -74,6 +83,30 @@ def require_source(name: str, settings: Mapping[str, Any]) -> None:
         from map_core.tasks.weights import read_description
 
         read_description(merged["file"])
+
+
+def with_description(settings: Mapping[str, Any], img_size: int) -> dict[str, Any]:
+    """Arguments of timm's ``create_model`` whose overlay also has what the description beside its file says.
+
+    Without it timm takes the number of classes for that of the model's name, and drops a head that has another.
+
+    Args:
+        settings: The arguments.
+        img_size: Larger side of the model's images, in pixels.
+
+    Raises:
+        UserError: the description cannot be read.
+    """
+    from map_core.tasks.weights import read_description
+
+    overlay = settings.get("pretrained_cfg_overlay") or {}
+    description = read_description(overlay["file"]) if overlay.get("file") else {}
+    if not description:
+        return dict(settings)
+    cfg = cfg_from_description(description, img_size)
+    if not cfg["num_classes"]:  # an encoder; timm looks for a head, and finds none, whatever this says
+        del cfg["num_classes"]
+    return {**settings, "pretrained_cfg_overlay": {**cfg, **overlay}}
 
 
 def cfg_of_weights(name: str, settings: Mapping[str, Any]) -> Any:

@@ -166,6 +166,9 @@ OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
 def build_objective(backbone: nn.Module, config: Any) -> Any:
     """Build the objective that a configuration section describes around a model, which is not copied.
 
+    What pretraining gives no gradient, such as a neck or a norm behind the pooling, is frozen in the model. To finetune
+    it, create a model anew and load ``objective.backbone.state_dict()``.
+
     Raises:
         UserError: a model without the parts of an :class:`~map_vision.backbone.ImageBackbone`, with registers among
             the patches or with overlapping patches to reconstruct, or settings out of range.

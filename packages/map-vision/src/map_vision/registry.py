@@ -3,7 +3,7 @@
 It imports nothing but timm until a model is created, because it runs while timm is being imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from map_core.shipped import folder_of_weights
-from map_vision.pretrained import refuse_changed_settings, require_source, shipped_cfg
+from map_vision.pretrained import refuse_changed_settings, require_source, shipped_cfg, with_description
 
 # Sizes that fit the paper's parameter counts: 12M, 37M, 128M, 443M.
 HYBRID_SIZES: dict[str, dict[str, Any]] = {
@@ -214,6 +214,8 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         if pretrained:
             require_source(name, kwargs)
             refuse_changed_settings(name, kwargs)
+            sides = kwargs.get("img_size") or defaults["img_size"]
+            kwargs = with_description(kwargs, max(sides) if isinstance(sides, Sequence) else sides)
         return build_model_with_cfg(
             model_class(name),
             name,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from map_core.tasks.initial_weights import (
 from map_vision.checkpoints import FAMILIES
 
 REGISTERS = "encoder.registers."
-HEAD = "head."
+HEAD, HEAD_WEIGHT = "head.", "head.weight"
 BEHIND_ENCODER = ("neck.", "pool_norm.", HEAD)
 # parameters that a pretraining run lacks and a classifier initialises
 NEW_IN_CLASSIFIER = (REGISTERS, *BEHIND_ENCODER)
@@ -75,9 +76,10 @@ def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
 
     Raises:
         UserError: apart from the head, the model has a layer that the weights lack, the weights one that the model
-            lacks, or one has another shape.
+            lacks, or one has another shape; or timm would load a head of another number of classes.
     """
     state, model_state = convert_state(state, model), model.state_dict()
+    _refuse_other_classes(state, model)
     # registers of an encoder without a head, such as a class token, were pretrained with it (keep_registers)
     is_classifier = any(key.startswith(HEAD) for key in state)
     may_be_left = NEW_IN_CLASSIFIER if is_classifier else BEHIND_ENCODER
@@ -101,6 +103,20 @@ def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str,
             "with map_vision.load"
         )
     return state
+
+
+def _refuse_other_classes(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse weights whose head timm would load into another, or drop although it fits.
+
+    timm keeps the head where ``pretrained_cfg`` has as many classes as the model, whatever the weights have.
+    """
+    registered: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
+    of_model, of_weights = model.num_classes, len(state.get(HEAD_WEIGHT, ()))
+    if of_weights and (of_model == registered.get("num_classes")) != (of_model == of_weights):
+        raise UserError(
+            f"the pretrained weights have {of_weights} classes, and neither a description beside them nor "
+            f"pretrained_cfg_overlay says so: add num_classes={of_weights} to pretrained_cfg_overlay"
+        )
 
 
 def _adaptable(key: str, source: Tensor, target: Tensor) -> bool:

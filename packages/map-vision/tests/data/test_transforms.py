@@ -2,6 +2,7 @@ import random
 import resource
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +162,28 @@ def test_a_policy_that_rotates_is_refused_where_pillow_cannot_interpolate(policy
     with pytest.raises(UserError, match=message):
         make(interpolation="lanczos", **settings)
     make(interpolation="bilinear", **settings)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "settings", "ignored"),
+    [
+        ("none", {"crop_scale": (0.5, 0.6)}, ["crop_scale (0.5, 0.6)"]),
+        (
+            "none",
+            {"horizontal_flip": 0.0, "random_erasing": 0.9},
+            ["horizontal_flip 0.0", "random_erasing 0.9"],
+        ),
+        ("pad_crop", {"crop_scale": (0.5, 0.6), "horizontal_flip": 0.9}, ["crop_scale (0.5, 0.6)"]),
+        ("shift", {"horizontal_flip": 0.9, "random_erasing": 0.9}, ["horizontal_flip 0.9"]),
+        ("crop_flip", {"crop_scale": (0.5, 0.6), "horizontal_flip": 0.9, "random_erasing": 0.9}, []),
+    ],
+)
+def test_settings_that_an_augmentation_does_not_read_are_named(
+    augmentation: str, settings: dict[str, Any], ignored: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(augmentation=augmentation, **settings)
+    messages = [f"data.{setting} has no effect with data.augmentation {augmentation}" for setting in ignored]
+    assert capsys.readouterr().err.splitlines() == messages
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,10 @@ def take_subset(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
         UserError: the count lies outside 1..len(labels).
     """
     if not 0 < count <= len(labels):
-        raise UserError(f"subset ({count}) must lie in 1..{len(labels)}, the number of training samples")
+        raise UserError(
+            f"data.subset ({count}) must lie in 1..{len(labels)}, the number of training samples: lower --data.subset, "
+            "or leave it out for all of them"
+        )
     return stratified_choice(labels, count, seed=seed, what="subset")
 
 

@@ -147,6 +147,12 @@ class MaskingSettings(Settings):
                 "objective.mask_placement 'random' has no effect with objective.mask_strategy 'random': choose "
                 "sequential or diagonal, or drop it"
             )
+        if (self.mask_placement, self.mask_strategy, self.mask_scope) == ("random", "sequential", "region"):
+            raise UserError(
+                "objective.mask_placement 'random' draws a start in the whole scan, which changes nothing within most "
+                "regions: with objective.mask_strategy sequential choose objective.mask_scope all, or mask_strategy "
+                "diagonal"
+            )
 
     @property
     def masking(self) -> Masking:

@@ -61,7 +61,8 @@ class DataConfig:
         cache: "memory" decodes every image once and keeps it, at its own size, in memory that loader workers
             share; for data sets of small images.
         augmentation: "crop_flip" random resized crop and flip; "pad_crop" random crop from a border of an
-            eighth of the size (4 pixels at 32) and flip; "shift" by at most one pixel, no flip; "timm" random
+            eighth of the size (4 pixels at 32) and flip; "shift" by at most one pixel, no flip (these two do not
+            enlarge what they crop: set crop_pct to 1 with them, for images larger than the model's); "timm" random
             resized crop and flip, then auto_augment or color_jitter; "three_augment" DeiT III's: crop, flip,
             one of gray, solarize and blur, color jitter (0.3 unless color_jitter is given); "none" as in
             evaluation.
@@ -165,13 +166,13 @@ class DataConfig:
         _require(self, "color_jitter", lambda value: 0 <= value < math.inf, "must be 0 or more")
         if self.auto_augment and self.augmentation != "timm":
             raise UserError(
-                f"auto_augment '{self.auto_augment}' needs augmentation 'timm', not '{self.augmentation}': "
-                "pass --data.augmentation timm"
+                f"data.auto_augment '{self.auto_augment}' needs data.augmentation 'timm', not '{self.augmentation}': "
+                "pass --data.auto_augment null, or --data.augmentation timm"
             )
         if self.color_jitter and self.augmentation not in ("timm", "three_augment"):
             raise UserError(
-                f"color_jitter ({self.color_jitter}) needs augmentation 'timm' or 'three_augment', "
-                f"not '{self.augmentation}'"
+                f"data.color_jitter ({self.color_jitter}) needs data.augmentation 'timm' or 'three_augment', not "
+                f"'{self.augmentation}': pass --data.color_jitter null, or one of these augmentations"
             )
 
 

@@ -28,6 +28,11 @@ INTERPOLATION_MODES = {
     "lanczos": tv.InterpolationMode.LANCZOS,
 }
 TRANSFORM_SETS = ("weights", "3a", "3aw")  # that timm's rand-...-tNAME chooses from
+UNUSED_SETTINGS = {  # of an augmentation
+    "none": ("crop_scale", "horizontal_flip", "random_erasing"),
+    "pad_crop": ("crop_scale",),
+    "shift": ("crop_scale", "horizontal_flip"),
+}
 MAX_AREA_RATIO = 64  # of a resized image to its crop; longer images are cropped before they are enlarged
 Step = Callable[[Pixels], Pixels]
 
@@ -143,6 +148,9 @@ def training_transform(
             f"data.augmentation '{config.augmentation}' changes colours, which stored values of "
             f"{count_channels(preprocessing.channels)} do not have: choose crop_flip, pad_crop, shift or none"
         )
+    for name in UNUSED_SETTINGS.get(config.augmentation, ()):
+        if (value := getattr(config, name)) != getattr(DataConfig, name):
+            note(f"data.{name} {value} has no effect with data.augmentation {config.augmentation}")
     if config.augmentation == "none":
         return evaluation_transform(preprocessing, img_size=img_size)
     normalize = ToNormalized(preprocessing.mean, preprocessing.std)

@@ -14,6 +14,7 @@ from map_core import Features, TokenMask, Tokens, UserError
 from map_core.initialization import init_weights, undecayed_parameters
 from map_vision.mambavision.stages import Stage, Stem, conv_stage, token_stage
 from map_vision.patches import patchify, unpatchify
+from map_vision.pretrained import record_input_size
 from map_vision.tokenizer import grid_position
 from map_vision.weights import convert_state
 
@@ -211,6 +212,11 @@ class MambaVision(nn.Module):
             "stem": r"^patch_embed|^mask_token",
             "blocks": [*to_next, (r"^levels\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Set the image size that an objective's positions are made for; no weight depends on it."""
+        self.img_size = to_2tuple(img_size)
+        record_input_size(self, self.img_size)
 
     def set_grad_checkpointing(self, enable: bool = True, *, every: int = 1) -> None:
         """Recompute every n-th block of stages three and four in the backward pass instead of storing activations.
