@@ -158,7 +158,7 @@ def test_out_indices_beyond_the_depth_are_refused_with_the_depth(indices: list[i
         small(out_indices=indices)
 
 
-@pytest.mark.parametrize("indices", [7, "7", [1.5]])
+@pytest.mark.parametrize("indices", [7, 2.5, "7", [1.5], ["7"]])
 @pytest.mark.usefixtures("without_type_checks")
 def test_out_indices_that_are_no_list_of_layers_are_refused(indices: Any) -> None:
     with pytest.raises(UserError, match=r"out_indices must be a list of layers, such as \[15\]"):
@@ -199,7 +199,20 @@ def test_num_heads_is_one_number(heads: Any) -> None:
     ("changes", "message"),
     [
         ({"order": "columns"}, r"order 'columns' is unknown; did you mean column\?"),
-        ({"layout": ["M"]}, r"layout must be a text, such as '\(MMMT\)x8'; got \['M'\]"),
+        ({"layout": ["M"]}, r"^model\.backbone\.layout must be text; got \('M',\)$"),
+        ({"bidirectional": "no"}, r"^model\.backbone\.bidirectional must be true or false; got 'no'$"),
+        ({"drop_path_rate": "a"}, r"^model\.backbone\.drop_path_rate must be a number; got 'a'$"),
+        ({"mlp_ratio": "2"}, r"^model\.backbone\.mlp_ratio must be a number; got '2'$"),
+        (
+            {"order": "block", "block_size": [2, 2, 2]},
+            r"^model\.backbone\.block_size must be 2 whole numbers as a list \[a, b\]; got \(2, 2, 2\)$",
+        ),
+        ({"position": "sine"}, r"^model\.backbone\.position must be one of learned, sincos, .*; got 'sine'$"),
+        ({"activation_checkpointing": "off"}, r"^activation_checkpointing must be True or False; got 'off'$"),
+        (
+            {"block_size": [2, 2]},
+            r"^model\.backbone\.block_size \(2, 2\) has no effect with model\.backbone\.order row: leave it out",
+        ),
         (
             {"drop_path_rate": 1.5},
             r"^model\.backbone\.drop_path_rate must lie in \[0, 1\); got 1\.5; change model\.backbone\.drop_path_rate$",

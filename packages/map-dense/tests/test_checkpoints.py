@@ -3,21 +3,25 @@
 import os
 import pickle
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import warm
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from processes import wait_for
 from torch import nn
 
 import map_dense.checkpoints
+import map_dense.loops
 from map_core.errors import UserError
 from map_dense.checkpoints import load_from_local
 from map_dense.stopping import StoppableCheckpointHook
@@ -55,15 +59,32 @@ class Regression(BaseModel):
         return {"loss": self.layer(torch.stack(inputs)).square().mean()}
 
 
-def runner(folder: Path, iterations: int, *, hook: type[Hook] = CheckpointHook, **settings: Any) -> Runner:
-    samples = [{"inputs": torch.full((2,), float(i))} for i in range(8)]
+class Numbers:
+    """Eight samples, with a ``data_root`` that is never read."""
+
+    def __init__(self, data_root: str) -> None:
+        self.data_root = data_root
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"inputs": torch.full((2,), float(index))}
+
+
+def runner(
+    folder: Path, iterations: int, *, hook: type[Hook] = CheckpointHook, workers: int = 0, **settings: Any
+) -> Runner:
     return Runner(
         Regression(),
         str(folder),
         train_dataloader=dict(
-            batch_size=2, dataset=samples, sampler=dict(type=DefaultSampler, shuffle=False), num_workers=0
+            batch_size=2,
+            dataset=dict(type=Numbers, data_root="nowhere"),
+            sampler=dict(type=DefaultSampler, shuffle=False),
+            num_workers=workers,
         ),
-        train_cfg=dict(type="IterBasedTrainLoop", max_iters=iterations),
+        train_cfg=dict(type="DataRootIterBasedTrainLoop", max_iters=iterations),
         optim_wrapper=dict(optimizer=dict(type="AdamW", lr=0.1)),
         param_scheduler=dict(type="PolyLR", by_epoch=False, begin=0, end=8),
         default_hooks=dict(
@@ -95,27 +116,69 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
 
 
 class Terminate(Hook):
-    """Sends this process SIGTERM in its fifth iteration."""
+    """Sends this process SIGTERM in its fourth iteration."""
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        if batch_idx == 4:
+        if batch_idx == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_sigterm_saves_the_iteration_in_progress_from_which_a_run_resumes(tmp_path: Path) -> None:
+class AwaitSignal(Hook):
+    """Writes a file in the third iteration, then waits until the training is asked to stop."""
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if batch_idx == 2:
+            Path(runner.work_dir, "ready").touch()
+            while not any(getattr(hook, "stop_requested", False) for hook in runner.hooks):
+                time.sleep(0.01)
+            time.sleep(0.5)  # PyTorch's error for a killed loading process would be raised here
+
+
+def train_until_signalled(folder: Path) -> None:
+    runner(folder, 8, hook=StoppableCheckpointHook, workers=1, custom_hooks=[AwaitSignal()]).train()
+
+
+def test_sigterm_to_the_group_saves_the_iteration_in_progress_from_which_a_run_resumes(
+    tmp_path: Path,
+) -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    stopped = runner(tmp_path / "stopped", 8, hook=StoppableCheckpointHook, custom_hooks=[Terminate()])
-    with pytest.raises(SystemExit) as error:
-        stopped.train()
-    assert error.value.code == 128 + signal.SIGTERM
+    imported_from = [str(Path(file).parent) for file in (__file__, warm.__file__)]
+    code = (
+        f"import sys, pathlib; sys.path += {imported_from!r}\n"
+        "import test_checkpoints\n"
+        "test_checkpoints.train_until_signalled(pathlib.Path(sys.argv[1]))"
+    )
+    stopped = warm.Program("-c", code, tmp_path / "stopped")
+    wait_for((tmp_path / "stopped" / "ready").exists, stopped)
+    os.killpg(stopped.pid, signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + signal.SIGTERM, errors
     checkpoint = (tmp_path / "stopped" / "last_checkpoint").read_text()
-    assert Path(checkpoint).name == "iter_5.pth"
+    assert Path(checkpoint).name == "iter_3.pth"
     resumed = runner(tmp_path / "resumed", 8, hook=StoppableCheckpointHook, load_from=checkpoint, resume=True)
     undisturbed = runner(tmp_path / "undisturbed", 8)
     for run in (resumed, undisturbed):
         run.train()
     for one, other in zip(undisturbed.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_sigterm_in_an_iteration_that_is_saved_anyway_writes_its_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, written, save = signal.getsignal(signal.SIGTERM), [], Runner.save_checkpoint
+
+    def save_and_note(self: Runner, out_dir: str, filename: str, *arguments: Any, **settings: Any) -> None:
+        written.append(filename)
+        save(self, out_dir, filename, *arguments, **settings)
+
+    monkeypatch.setattr(Runner, "save_checkpoint", save_and_note)
+    stopped = runner(tmp_path, 8, hook=StoppableCheckpointHook, custom_hooks=[Terminate()])
+    with pytest.raises(SystemExit) as error:
+        stopped.train()
+    assert error.value.code == 128 + signal.SIGTERM
+    assert written == ["iter_2.pth", "iter_4.pth"]
     assert signal.getsignal(signal.SIGTERM) == handler
 
 

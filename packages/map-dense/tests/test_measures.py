@@ -95,6 +95,21 @@ def test_settings_that_a_run_could_not_heed_are_refused(settings: dict[str, Any]
         SEGMENTATION.check(RECIPE | settings)
 
 
+def test_weights_of_otherwise_normalised_images_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "model.json").write_text(json.dumps({"mean": [0.5] * 3, "std": [0.25] * 3}))
+    SEGMENTATION.check(RECIPE | {"init": str(tmp_path), "model.data_preprocessor.mean": [127.5] * 3})
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"segment: {tmp_path} was trained on images that were normalised by mean [127.5,"
+    )
+    caplog.clear()
+    std = {"model.data_preprocessor.mean": [127.5] * 3, "model.data_preprocessor.std": [63.75] * 3}
+    SEGMENTATION.check(RECIPE | {"init": str(tmp_path), **std})
+    assert caplog.messages == []
+
+
 def test_a_recipe_that_trains_by_epochs_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"max_iters must be a whole number of .*, as segment trains by iterations; got None"

@@ -134,6 +134,14 @@ def test_a_wrong_init_cfg_is_refused(backbone: str, init_cfg: dict[str, Any], me
         MODELS.build(dict(type=backbone, init_cfg=init_cfg))
 
 
+def test_a_word_that_is_no_truth_value_resamples_no_patches() -> None:
+    read_config("upernet_hybridnet-mini_cpu_camvid")
+    init_cfg = dict(checkpoint="run", resample_patches="no")  # as --cfg-options reads it
+    message = "init_cfg.resample_patches must be True or False; got 'no'"
+    with pytest.raises(UserError, match=message), torch.device("meta"):
+        MODELS.build(dict(type="HybridNet", init_cfg=init_cfg))
+
+
 # UperNet with HybridNet-S has 67,082,156 parameters, and with Vim's 384 channels 54,919,340, if the final norm is
 # counted. It is neither needed nor trained here: 384 parameters fewer.
 @pytest.mark.parametrize(
@@ -222,17 +230,20 @@ def test_a_segmenter_starts_from_pretraining_learns_and_its_checkpoint_scores_th
     model = ModelConfig("hybridnet_tiny_patch16_224", **SMALL, patch_size=16)
     encoder = create_backbone(model)
     (tmp_path / "run").mkdir()
-    save_weights(tmp_path / "run" / "model.safetensors", encoder.state_dict(), VISION_MODELS.describe(model))
+    described = {**VISION_MODELS.describe(model), "mean": [0.5] * 3, "std": [0.25] * 3}
+    save_weights(tmp_path / "run" / "model.safetensors", encoder.state_dict(), described)
     options = small_camvid(
         scenes, tmp_path / "work", **{"model.backbone.init_cfg.checkpoint": str(tmp_path / "run")}
     )
     runner = Runner.from_cfg(read_config("upernet_hybridnet-mini_cpu_camvid", **options))
+    runner.build_train_loop(runner._train_loop)
     runner.call_hook("before_run")
     runner._init_model_weights()
     loaded, pretrained = runner.model.backbone.model.state_dict(), encoder.state_dict()
     assert all(torch.equal(value, pretrained[key]) for key, value in loaded.items())
     log = next((tmp_path / "work").rglob("*.log")).read_text()
     assert "1 not used: encoder.norm.weight" in log
+    assert "run was trained on images that were normalised by mean [127.5,127.5,127.5]" in log
 
     runner = Runner.from_cfg(read_config("upernet_hybridnet-mini_cpu_camvid", **options))
     runner.train()

@@ -108,6 +108,26 @@ def test_tools_see_the_data(config: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert (counts == np.diag(np.bincount(labels, minlength=12)[:11])).all()
 
 
+def test_a_file_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("precious")
+    assert (
+        main(["write-config", "upernet_hybridnet-mini_cpu_camvid", str(file), f"data_root={tmp_path}"]) == 2
+    )
+    assert f"error: {file} exists already: remove it, or choose another name\n" in capsys.readouterr().err
+    assert file.read_text() == "precious"
+
+
+def test_a_config_is_written_into_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = [f"data_root={tmp_path}"]
+    assert main(["write-config", "upernet_hybridnet-mini_cpu_camvid", "~/mine.py", *options]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'mine.py'}\n"
+    assert Config.fromfile(tmp_path / "mine.py").data_root == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,6 @@
 """Loading map-vision's weights into a dense backbone: what is used, reported and refused."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from map_core.errors import UserError
 from map_core.tasks.weights import save_weights
 from map_core.training import TrainingConfig
 from map_dense.backbone import HybridBackbone
-from map_dense.weights import load_backbone
+from map_dense.weights import load_backbone, other_normalisation
 from map_vision.data import DataConfig
+from map_vision.data.preprocessing import Preprocessing
 from map_vision.domain import DOMAIN
 from map_vision.factory import MODELS, ModelConfig, create_backbone, create_model
 from map_vision.model import HybridNet
@@ -188,7 +190,7 @@ def test_blocks_of_another_size_are_refused_where_the_scan_goes_by_blocks(tmp_pa
     with pytest.raises(UserError, match=r"trained with block_size \(2, 2\), the backbone has \(4, 4\); set"):
         load_backbone(backbone(order="block"), run)
     load_backbone(backbone(order="block", block_size=[2, 2]), run)  # configs have lists
-    load_backbone(backbone(block_size=[2, 2]), write_run(tmp_path / "rows"))  # no blocks, no size
+    load_backbone(backbone(), write_run(tmp_path / "rows", block_size=(2, 2)))  # no blocks, no size
 
 
 @pytest.mark.parametrize(
@@ -221,6 +223,51 @@ def test_a_file_without_any_key_of_the_backbone_is_refused(tmp_path: Path) -> No
         UserError, match=r"has none of the backbone's \d+ keys \(it begins with conv1\.weight, bn1\.weight"
     ):
         load_backbone(backbone(), tmp_path / "resnet.pth")
+
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+IMAGENET_IN_CONFIGS = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+
+
+def describe_images(folder: Path, mean: list[float], std: list[float], **more: Any) -> Path:
+    settings = Preprocessing(len(mean), tuple(mean), tuple(std), **more).to_dict()
+    (folder / "model.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_images_that_are_normalised_as_the_weights_were_pass(tmp_path: Path) -> None:
+    assert other_normalisation(tmp_path, *IMAGENET_IN_CONFIGS) is None  # nothing says how theirs were
+    run = describe_images(tmp_path, *IMAGENET)
+    assert other_normalisation(run, *IMAGENET_IN_CONFIGS) is None
+    assert other_normalisation(run, [123.68, 116.28, 103.53], [58.4, 57.12, 57.38]) is None  # rounded
+    assert other_normalisation(run, None, None) is None  # in the pipeline, or nowhere
+    digits = describe_images(tmp_path, [0.5] * 3, [0.25] * 3)
+    assert other_normalisation(digits, [127.5], [63.75]) is None  # one number for all channels
+    stored = describe_images(tmp_path, [124.0] * 3, [58.0] * 3, pixels="stored")
+    assert other_normalisation(stored, [124.0] * 3, [58.0] * 3) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "settings"),
+    [
+        (IMAGENET[0], [0.2, 0.2, 0.2], ("[123.675,116.28,103.53]", "[51,51,51]")),
+        ([0.4, 0.3, 0.2], IMAGENET[1], ("[102,76.5,51]", "[58.395,57.12,57.375]")),
+        ([0.5] * 4, [0.25] * 4, ("[127.5,127.5,127.5,127.5]", "[63.75,63.75,63.75,63.75]")),
+    ],
+)
+def test_another_normalisation_than_that_of_the_weights_is_described_with_the_settings_that_cure_it(
+    mean: list[float], std: list[float], settings: tuple[str, str], tmp_path: Path
+) -> None:
+    pixels = {"pixels": "stored"} if len(mean) == 4 else {}
+    scale = 255 if pixels else 1
+    run = describe_images(
+        tmp_path, [scale * value for value in mean], [scale * value for value in std], **pixels
+    )
+    assert other_normalisation(run, *IMAGENET_IN_CONFIGS) == (
+        f"{run} was trained on images that were normalised by mean {settings[0]} and std {settings[1]}, but "
+        "model.data_preprocessor has mean [123.675,116.28,103.53] and std [58.395,57.12,57.375]: set "
+        f"model.data_preprocessor.mean={settings[0]} and model.data_preprocessor.std={settings[1]}"
+    )
 
 
 def test_a_missing_file_is_reported(tmp_path: Path) -> None:

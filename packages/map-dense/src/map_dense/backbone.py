@@ -16,6 +16,8 @@ from map_dense.freezing import FreezableBackbone
 from map_dense.settings import (
     check_count,
     check_frozen_stages,
+    check_switch,
+    check_types,
     is_whole,
     lists_to_tuples,
     naming_backbone,
@@ -73,16 +75,14 @@ def _validate_changes(changes: Mapping[str, Any]) -> None:
     """Check the options that change the named model, as far as the model itself does not.
 
     Raises:
-        UserError: an unknown option or one of the classifier; a layout that is not text; an unknown order; a number of
-            heads that is not a whole number of at least 1.
+        UserError: an unknown option or one of the classifier; an unknown order; a number of heads that is not a whole
+            number of at least 1.
     """
     for option in set(changes) - set(MODEL_OPTIONS):
         reason = "belongs to the classifier" if option in CLASSIFIER_ONLY else "is unknown"
         raise UserError(f"backbone option {option!r} {reason}; {near_matches(option, MODEL_OPTIONS)}")
     check_count("num_heads", changes.get("num_heads"), "for the name's")
-    layout, order = changes.get("layout"), changes.get("order")
-    if not isinstance(layout, str | None):
-        raise UserError(f"layout must be a text, such as '(MMMT)x8'; got {layout!r}")
+    order = changes.get("order")
     if order not in (None, *get_args(ScanOrder)):
         raise unknown_name("order", order, get_args(ScanOrder))
 
@@ -109,7 +109,7 @@ class HybridBackbone(FreezableBackbone):
             ``order``, ``block_size``, ``position``, ``bidirectional``, ``wiring`` or ``in_chans``.
 
     Raises:
-        UserError: an unknown name, option or ``order``; a setting out of range; a ``layout`` that is not text; an
+        UserError: an unknown name, option or ``order``; a setting of another type, out of range, or without effect; an
             ``img_size`` that is neither one number nor two; ``out_indices`` that are not a list; ``out_indices`` or
             ``frozen_stages`` beyond the depth; a ``window_size`` or ``num_heads`` that is not a whole number of at
             least 1; a ``window_size`` where no block would attend in windows.
@@ -132,6 +132,7 @@ class HybridBackbone(FreezableBackbone):
         _validate_changes(model_changes)
         check_count("patch_size", patch_size, "for the name's")
         check_count("window_size", window_size, "for global attention")
+        check_switch("activation_checkpointing", activation_checkpointing)
         self.config = ModelConfig(
             name,
             img_size=_validate_size(img_size),
@@ -139,7 +140,9 @@ class HybridBackbone(FreezableBackbone):
             drop_path_rate=drop_path_rate,
             **lists_to_tuples(model_changes),
         )
+        check_types(self.config)
         with naming_backbone():
+            self.config.validate()
             model = create_backbone(self.config)
         if not isinstance(model, HybridNet):
             raise UserError(f"{name} is a pyramid, which has a backbone for itself: type='MambaVision'")
@@ -186,7 +189,8 @@ class HybridBackbone(FreezableBackbone):
         depth = self.depth
         if out_indices is None:
             return list(default_out_indices(depth))
-        if isinstance(out_indices, int | str) or not all(map(is_whole, out_indices)):
+        is_text = isinstance(out_indices, str)
+        if is_text or not isinstance(out_indices, Sequence) or not all(map(is_whole, out_indices)):
             raise UserError(
                 f"out_indices must be a list of layers, such as [{depth - 1}] for the last; got {out_indices!r}"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from map_core.commands.output import while_somebody_reads
 from map_core.commands.program import EXIT_USER_ERROR
 from map_core.errors import UserError
+from map_core.paths import expand_user
 from map_dense import catalogue
 from map_dense.layer_decay import render_groups
 
@@ -51,13 +52,16 @@ def write_config(name_or_path: str, file: str, options: Sequence[str]) -> None:
         options: ``key=value`` as ``--cfg-options`` takes them.
 
     Raises:
-        UserError: a file that is not ``*.py`` or cannot be written, an option without ``=`` or that does not fit the
-            config, no ``data_root``.
+        UserError: a file that is not ``*.py``, exists already or cannot be written, an option without ``=`` or that
+            does not fit the config, no ``data_root``.
     """
     if not file.endswith(".py"):
         raise UserError(
             f"{file} must end in .py, as OpenMMLab's tools read configs; got {Path(file).suffix!r}"
         )
+    path = expand_user(file)
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already: remove it, or choose another name")
     config = catalogue.read_config(catalogue.find_config(name_or_path))
     catalogue.merge_options(config, options)
     from map_dense.data_root import with_data_root_everywhere
@@ -65,10 +69,10 @@ def write_config(name_or_path: str, file: str, options: Sequence[str]) -> None:
     with catalogue.refusing(f"data_root cannot be filled into {name_or_path}"):
         with_data_root_everywhere(config)
     try:
-        config.dump(file)
+        config.dump(path)
     except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}); choose another place") from error
-    print(file)
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+    print(path)
 
 
 def print_layer_decay(name_or_path: str) -> None:

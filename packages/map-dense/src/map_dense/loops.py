@@ -1,9 +1,11 @@
 """mmengine's loops on data sets under ``data_root`` (:mod:`map_dense.data_root`), with checks before they start."""
 
 import itertools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import DATASETS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
@@ -11,6 +13,9 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, V
 from map_core.errors import UserError
 from map_dense.categories import check_categories
 from map_dense.data_root import innermost_datasets, with_annotation_paths, with_data_root
+from map_dense.openmmlab import MambaVision, PretrainedBackbone
+from map_dense.stopping import keep_workers_until_parent_ends
+from map_dense.weights import other_normalisation
 
 
 def check_augmentation(model: Any) -> None:
@@ -58,6 +63,18 @@ def check_patch_sizes(model: Any) -> None:
         )
 
 
+def warn_of_other_normalisation(model: Any) -> None:
+    """Warn of images that are normalised otherwise than those that the weights of ``init_cfg`` were trained on."""
+    model = model.module if is_model_wrapper(model) else model
+    backbone, preprocessor = (getattr(model, part, None) for part in ("backbone", "data_preprocessor"))
+    if not isinstance(backbone, PretrainedBackbone | MambaVision) or not backbone.init_cfg:
+        return
+    buffers = (getattr(preprocessor, name, None) for name in ("mean", "std"))
+    mean, std = (None if buffer is None else buffer.flatten().tolist() for buffer in buffers)
+    if (difference := other_normalisation(backbone.init_cfg["checkpoint"], mean, std)) is not None:
+        print_log(difference, logger="current", level=logging.WARNING)
+
+
 def trained_classes(config: Any) -> tuple[str, ...] | None:
     """The classes of a config's training data in the order in which they are learned; None if it has none."""
     dataloader = config.get("train_dataloader")
@@ -94,11 +111,17 @@ def check_classes(dataset: Any, config: Any, section: str) -> None:
 
 
 class TrainingUnderDataRoot:
-    """What the training loops add to mmengine's: data sets under ``data_root``, and a validation that was cut off."""
+    """What the training loops add to mmengine's.
 
-    def __init__(self, runner: Any, dataloader: Any, **settings: Any) -> None:
+    Data sets under ``data_root``, a validation that was cut off, and loading processes that survive until the
+    checkpoint at SIGTERM is saved.
+    """
+
+    def __init__(self: Any, runner: Any, dataloader: Any, **settings: Any) -> None:
         check_patch_sizes(runner.model)
+        warn_of_other_normalisation(runner.model)
         super().__init__(runner, with_data_root(dataloader, runner.cfg), **settings)  # type: ignore[call-arg]
+        keep_workers_until_parent_ends(self.dataloader)  # they start with the first iteration
 
     def run(self: Any) -> Any:
         """Train and validate; return the model.
@@ -127,6 +150,7 @@ class EvaluationUnderDataRoot:
         dataloader = with_data_root(dataloader, runner.cfg)
         evaluator = with_annotation_paths(evaluator, dataloader, runner.cfg)
         super().__init__(runner, dataloader, evaluator, **settings)  # type: ignore[call-arg]
+        keep_workers_until_parent_ends(self.dataloader)
         check_classes(self.dataloader.dataset, runner.cfg, self.section)
         check_evaluator(self.evaluator, self.dataloader.dataset)
 

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from map_core.errors import UserError, unknown_name
 from map_dense.freezing import FreezableBackbone
-from map_dense.settings import check_frozen_stages, is_whole, lists_to_tuples, naming_backbone
+from map_dense.settings import (
+    check_frozen_stages,
+    check_switch,
+    check_types,
+    is_whole,
+    lists_to_tuples,
+    naming_backbone,
+)
 from map_vision.factory import ModelConfig, create_model
 from map_vision.mambavision import MambaVision
 
@@ -35,8 +42,8 @@ class MambaVisionBackbone(FreezableBackbone):
             ``stem_dim``, ``layer_scale`` or ``in_chans``.
 
     Raises:
-        UserError: a name or option that MambaVision does not have; a setting out of range; ``out_indices`` or
-            ``frozen_stages`` beyond its stages.
+        UserError: a name or option that MambaVision does not have; a setting of another type or out of range;
+            ``out_indices`` that are not a list; ``out_indices`` or ``frozen_stages`` beyond its stages.
     """
 
     def __init__(
@@ -53,10 +60,12 @@ class MambaVisionBackbone(FreezableBackbone):
         super().__init__()
         for option in set(model_changes) - set(MODEL_OPTIONS):
             raise unknown_name("backbone option", option, MODEL_OPTIONS)
+        check_switch("activation_checkpointing", activation_checkpointing)
         model_options = lists_to_tuples({**model_changes, "window_size": window_size})
         self.config = ModelConfig(
             name or "map_mambavision_tiny", drop_path_rate=drop_path_rate, **model_options
         )
+        check_types(self.config)
         with naming_backbone():
             model = create_model(self.config, num_classes=0)
         if not isinstance(model, MambaVision):
@@ -92,7 +101,7 @@ class MambaVisionBackbone(FreezableBackbone):
 def _validate_stages(out_indices: Sequence[int] | int | None) -> list[int]:
     if out_indices is None:
         return list(range(NUM_STAGES))
-    if isinstance(out_indices, int | str):
+    if isinstance(out_indices, str) or not isinstance(out_indices, Sequence):
         raise UserError(f"out_indices must be a list of stages, such as [0, 1, 2, 3]; got {out_indices!r}")
     indices = list(out_indices)
     is_valid = all(is_whole(index) and 0 <= index < NUM_STAGES for index in indices)

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import inspect
 import json
+import logging
 import sys
 import time
 import warnings
@@ -30,7 +31,9 @@ from map_core.study.measures import Cost, StudySettings
 from map_core.study.results import GO_ON
 from map_dense import catalogue
 from map_dense.settings import is_whole
+from map_dense.weights import other_normalisation
 
+log = logging.getLogger(__name__)
 TOOLBOX = "onedl-mmsegmentation"
 CONFIG = "config.py"
 WEIGHTS = "model.backbone.init_cfg.checkpoint"
@@ -63,9 +66,16 @@ class Segmentation:
     )
 
     def check(self, settings: StudySettings) -> None:
-        """Refuse settings as :func:`config_from_settings` does, and a machine without mmseg."""
+        """Refuse settings as :func:`config_from_settings` does, and a machine without mmseg.
+
+        Warns of weights that an arm names by ``init`` and that were trained on images with another normalisation.
+        """
         train_program()
-        config_from_settings(settings)
+        preprocessor = config_from_settings(settings).model.data_preprocessor
+        if (init := settings.get("init")) is not None:
+            difference = other_normalisation(init, preprocessor.get("mean"), preprocessor.get("std"))
+            if difference is not None:
+                log.warning("segment: %s", difference)
 
     def command(self, settings: StudySettings, *, seed: int, init: str | None, out: Path) -> list[str]:
         """The command that ``mim train`` runs as a child process, which would survive a signal to mim.

@@ -15,6 +15,7 @@ from map_core.errors import UserError, unknown_name
 from map_core.ops import jit_flop_handles
 from map_dense.backbone import HybridBackbone
 from map_dense.mambavision import MambaVisionBackbone
+from map_dense.settings import check_switch
 from map_dense.weights import BackboneReport, load_backbone, load_mambavision
 
 # mmengine has no public way to make its get_flops count the scan.
@@ -41,7 +42,7 @@ class PretrainedBackbone(HybridBackbone):
         self, name: str | None = None, *, init_cfg: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
         name = name or f"{self.family}_tiny_patch16_224"
-        if not name.startswith(f"{self.family}_"):
+        if not str(name).startswith(f"{self.family}_"):
             raise UserError(
                 f"{type(self).__name__} takes models {self.family}_*; got {name!r}: change type or name"
             )
@@ -76,6 +77,7 @@ def check_init_cfg(init_cfg: Mapping[str, Any], options: tuple[str, ...]) -> Non
     for option in init_cfg:
         if option not in options:
             raise unknown_name("init_cfg option", option, options)
+    check_switch("init_cfg.resample_patches", init_cfg.get("resample_patches", False))
     if init_cfg.get("type", "Pretrained") != "Pretrained":
         raise UserError(
             f"init_cfg of a backbone must be dict(type='Pretrained', checkpoint=PATH); got type {init_cfg['type']!r}"

@@ -1,11 +1,15 @@
-"""Backbone settings from a config or a command line: convert lists to tuples, check numbers."""
+"""Backbone settings from a config or a command line: convert lists to tuples, check types and numbers."""
 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from types import NoneType
+from typing import Any, get_type_hints
 
+from map_core.commands.values import alternatives, expectation
 from map_core.errors import UserError
+from map_core.tasks.setting_values import fits
+from map_vision.factory import ModelConfig
 
 
 def lists_to_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,6 +24,29 @@ def naming_backbone() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(re.sub(r"(--)?\bmodel\.(?=\w)", "model.backbone.", str(error))) from error
+
+
+def check_types(config: ModelConfig) -> None:
+    """Require values of the settings' types: ``--cfg-options`` keeps words such as ``no`` as texts.
+
+    Raises:
+        UserError: naming the first setting of another type.
+    """
+    kinds = get_type_hints(type(config))
+    for name, value in config.arguments().items():
+        if not fits(value, kinds[name]):
+            allowed = [expectation(kind) for kind in alternatives(kinds[name]) if kind is not NoneType]
+            raise UserError(f"model.backbone.{name} must be {' or '.join(allowed)}; got {value!r}")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Require True or False: any text, such as ``off``, would count as True.
+
+    Raises:
+        UserError: anything else.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be True or False; got {value!r}")
 
 
 def is_whole(value: Any) -> bool:

@@ -1,13 +1,39 @@
 """Checkpoints at SIGTERM, by which schedulers and studies ask a training to stop."""
 
+import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mmengine.dist import is_distributed
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
+
+
+def keep_workers_until_parent_ends(loader: Any) -> None:
+    """Let no SIGTERM but their parent's end the processes of a data loader that are started from now on; in place.
+
+    A scheduler's reaches the whole process group. The parent's must end them: multiprocessing sends it when the parent
+    exits, and then waits for them.
+    """
+    loader.worker_init_fn = partial(_init_worker, seed_worker=loader.worker_init_fn)
+
+
+def _init_worker(worker: int, *, seed_worker: Callable[[int], None] | None) -> None:
+    if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_at_sigterm_of_parent, daemon=True).start()
+    if seed_worker is not None:  # mmengine's
+        seed_worker(worker)
+
+
+def _exit_at_sigterm_of_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)  # as PyTorch does then
 
 
 @HOOKS.register_module()
@@ -35,9 +61,12 @@ class StoppableCheckpointHook(CheckpointHook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
+        previous_file = self.last_ckpt
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if self.stop_requested:
-            self._save_checkpoint(runner)
+            # else the file of this iteration is complete, and a second write could break it
+            if self.last_ckpt == previous_file:
+                self._save_checkpoint(runner)
             self._exit()
 
     def after_val_iter(

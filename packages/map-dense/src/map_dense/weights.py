@@ -1,5 +1,6 @@
 """Load weights of map-vision into a dense backbone: what may differ, what is refused, what was not used."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from map_dense.backbone import MODEL_OPTIONS, HybridBackbone
 from map_dense.mambavision import MODEL_OPTIONS as MAMBAVISION_OPTIONS
 from map_dense.mambavision import MambaVisionBackbone
 from map_vision.checkpoints import FAMILIES
+from map_vision.domain import preprocessing_of
 from map_vision.factory import (
     INVISIBLE_SETTINGS,
     SETTINGS_OF_LAYERS,
@@ -128,6 +130,37 @@ def load_mambavision(backbone: MambaVisionBackbone, path: str | Path) -> Backbon
     backbone.model.load_state_dict({key: state[key] for key in expected})
     unused = tuple(key for key in state if key not in expected)
     return BackboneReport(file, len(expected), unused, (), source.notes)
+
+
+def other_normalisation(
+    path: str | Path, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> str | None:
+    """Say how images are normalised otherwise than those that weights were trained on; None if nothing shows that.
+
+    Args:
+        path: A run or weights file; one without a description of its images goes with any normalisation.
+        mean: ``model.data_preprocessor.mean`` of a config, of pixels in 0..255: one number per channel, or one for all;
+            None where the images are not normalised there.
+        std: ``model.data_preprocessor.std``, likewise.
+
+    Raises:
+        UserError: as for :func:`map_vision.domain.preprocessing_of`.
+    """
+    trained = preprocessing_of(read_description(path))
+    if trained is None or mean is None or std is None:
+        return None
+    scale = 255.0 if trained.pixels == "scaled" else 1.0
+    trained_values = [[scale * value for value in values] for values in (trained.mean, trained.std)]
+    config_values = [list(values) * (trained.channels if len(values) == 1 else 1) for values in (mean, std)]
+    if all(map(_are_close, trained_values, config_values)):
+        return None
+    mean_text, std_text = map(_format_numbers, trained_values)
+    config_mean, config_std = map(_format_numbers, config_values)
+    return (
+        f"{path} was trained on images that were normalised by mean {mean_text} and std {std_text}, but "
+        f"model.data_preprocessor has mean {config_mean} and std {config_std}: set "
+        f"model.data_preprocessor.mean={mean_text} and model.data_preprocessor.std={std_text}"
+    )
 
 
 def read_state(
@@ -266,6 +299,16 @@ def _check_architecture(backbone: HybridBackbone, state: Mapping[str, Tensor], p
             f"{path} has layout {layout!r}, the backbone {architecture['layout']!r}; "
             "set model.backbone.name (or layout) to the pretrained model's"
         )
+
+
+def _are_close(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether numbers are equal up to rounding."""
+    return len(one) == len(other) and all(map(partial(math.isclose, rel_tol=1e-3), one, other))
+
+
+def _format_numbers(values: Sequence[float]) -> str:
+    """A list as ``--cfg-options`` takes it."""
+    return f"[{','.join(f'{value:.6g}' for value in values)}]"
 
 
 def _layer_prefix(key: str) -> str | None:
