@@ -477,7 +477,7 @@ MISTAKES = {
     "features of no run": (["features", "--init", "{tmp}"], "no weights at"),
     "probe nothing": (
         ["linear-probe", "--config", "finetune_shapes", "--out", "{tmp}/p"],
-        "a linear probe reads a pretrained encoder: give --init RUN",
+        "missing --init; add --init VALUE",
     ),
     "smooth too much": (
         ["finetune", "--config", "finetune_shapes", "--objective.smoothing", "1", "--out", "{tmp}/f"],

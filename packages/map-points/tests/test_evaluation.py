@@ -123,7 +123,10 @@ def test_bf16_logits_are_those_of_autocast(model, two_classes):
     [
         ({"batch_size": 0}, "evaluation.batch_size must be at least 1; got 0"),
         ({"workers": -1}, "evaluation.workers must be 0 or more; got -1"),
-        ({"precision": "fp16"}, "evaluation.precision must be fp32 or bf16; got 'fp16'"),
+        (
+            {"precision": "fp16"},
+            "evaluation.precision 'fp16' is unknown; known names: bf16, fp32",
+        ),
         (
             {"protocol": "vote_11"},
             "evaluation.protocol 'vote_11' is unknown; did you mean vote_10",

@@ -565,7 +565,7 @@ class TestMistakes:
     def test_ratio_of_a_picture_outside_its_range(self, error_of, runs):
         for ratio in ("1.5", "1"):
             error = error_of("reconstruct", "--init", runs / "pretrain", f"--mask_ratio={ratio}")
-            assert f"mask ratio must lie in [0, 1); got {float(ratio)}" in error
+            assert f"mask_ratio must lie in [0, 1); got {float(ratio)}; change --mask_ratio" in error
 
     @pytest.mark.parametrize("name", ["hybridnet_tiny_patch16_224", "map_mambavision_tiny"])
     def test_pooling_that_leaves_all_tokens(self, error_of, name):
@@ -665,7 +665,7 @@ class TestMistakes:
     def test_precision_that_does_not_exist(self, error_of, runs, image_folder, name):
         images = ["--images", image_folder] if name == "predict" else []
         error = error_of(name, "--init", runs / "finetune", "--evaluation.precision=fp16", *images)
-        assert "evaluation.precision must be fp32 or bf16; got 'fp16'" in error
+        assert "evaluation.precision 'fp16' is unknown; known names: bf16, fp32" in error
 
     def test_split_that_does_not_exist(self, error_of, runs):
         error = error_of("reconstruct", "--init", runs / "pretrain", "--split=val")
@@ -686,7 +686,7 @@ class TestMistakes:
 
     def test_probe_without_a_pretrained_encoder(self, error_of, image_folder):
         error = error_of("linear-probe", "--data.root", image_folder, *MODEL, *SHORT)
-        assert "a linear probe reads a pretrained encoder: give --init RUN" in error
+        assert "missing --init; add --init VALUE" in error
 
     def test_statistics_on_a_full_disk(self, error_of, image_folder, monkeypatch):
         full = OSError(errno.ENOSPC, "No space left on device")

@@ -4,6 +4,8 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+FEW = 6  # names that a message lists whole
+
 
 class UserError(ValueError):
     """A wrong argument, file or environment; the one-sentence message says what is wrong, where, and the cure.
@@ -35,12 +37,14 @@ class RunStopped(Exception):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Return ``'did you mean a, b?'`` for the known names most like ``name``, or the list of all known names."""
+    """``did you mean a, b?`` for the known names most like ``name``, and all of them where they are few or unlike."""
     known = sorted(known)
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if matches:
-        return f"did you mean {visible(', '.join(matches), keep='')}?"
-    return f"known names: {visible(', '.join(known), keep='')}"
+    nearest = f"did you mean {visible(', '.join(matches), keep='')}?"
+    everything = f"known names: {visible(', '.join(known), keep='')}"
+    if not matches or len(matches) == len(known):
+        return everything
+    return f"{nearest} {everything}" if len(known) <= FEW else nearest
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> UserError:

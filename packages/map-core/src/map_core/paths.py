@@ -31,6 +31,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_device(path: Path) -> bool:
+    """Whether a path exists and is neither a file nor a folder, such as ``/dev/stdout`` or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def fault_of_name(path: Path) -> str | None:
     """Why the system does not follow a path; None where it does, or where nothing is there."""
     try:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -174,7 +175,10 @@ def test_what_says_how_to_start_from_a_run_needs_one(tmp_path, capsys, command, 
 
 def test_a_budget_of_samples_says_how_to_train_by_epochs(tmp_path, capsys):
     assert run("pretrain", *QUICK, "--training.sample_budget=24", "--out", tmp_path / "run") == 0
-    note = "1 epochs in batches of 8, warmup 0.05 epochs, a checkpoint every 1; --training.sample_budget null trains by"
+    note = (
+        "1 epochs in batches of 8, warmup 0.05 epochs, a checkpoint every 1, an evaluation every 1; "
+        "--training.sample_budget null trains by --training.epochs"
+    )
     assert note in capsys.readouterr().err
 
 
@@ -389,6 +393,32 @@ def test_features_and_their_score_are_two_files(tmp_path, capsys):
     assert "a.json is where the score of the features goes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "out", "options", "what"),
+    [
+        ("model.json", "model.npz", (), "score of the features"),  # a run's description
+        ("summary.json", "summary", (), "score of the features"),
+        ("index.html", "index.npz", ("--report", "--toys", "5"), "page"),
+    ],
+)
+def test_features_replace_no_file_beside_them_that_is_not_theirs(tmp_path, capsys, name, out, options, what):
+    (tmp_path / name).write_text('{"task": "pretrain"}')
+    assert run("features", "--init", tmp_path / "none", "--out", tmp_path / out, *options) == 2
+    assert (
+        f"{name}, where the {what} goes, holds something else; give --out another name"
+        in capsys.readouterr().err
+    )
+    assert (tmp_path / name).read_text() == '{"task": "pretrain"}'
+
+
+def test_a_page_of_features_that_go_to_a_device_is_refused(tmp_path, capsys):
+    assert run("features", "--init", tmp_path / "none", "--out", "/dev/null", "--report") == 2
+    assert (
+        "--report writes a page beside /dev/null, which is no file; give --out a file's name"
+        in capsys.readouterr().err
+    )
+
+
 def test_other_classes_are_refused():
     with pytest.raises(
         UserError,
@@ -435,6 +465,18 @@ def test_features_of_a_runs_splits_are_pooled_and_scored(runs, tmp_path, name):
         np.testing.assert_allclose(arrays[f"{split}_features"], expected, rtol=1e-4, atol=1e-5)
         assert arrays[f"{split}_names"].tolist() == samples.names
     assert json.loads(out.with_suffix(".json").read_text())["neighbors"] == 3
+
+
+def test_features_that_go_to_a_device_have_their_score_on_stderr(runs, capsys):
+    read, write = os.pipe()  # which holds the few features until they are read
+    with open(read, "rb") as reader:
+        with open(write, "wb"):
+            out = f"/dev/fd/{write}"
+            assert run("features", "--init", runs.finetune, *RUNNING, "--neighbors=3", "--out", out) == 0
+        assert len(np.load(io.BytesIO(reader.read()))["train_features"]) == 24
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.search(r"^kNN accuracy \(3 neighbours\): [\d.]+ % on [\w ]+$", output.err, re.MULTILINE)
 
 
 def test_features_of_files_have_neither_labels_nor_a_score(runs, tmp_path):
@@ -502,6 +544,21 @@ def test_counts_below_one_are_refused(command, option, tmp_path, capsys):
     )
 
 
+def test_a_share_to_hide_outside_its_range_is_refused_before_the_model_is_loaded(tmp_path, capsys):
+    assert run("reconstruct", "--init", tmp_path / "none", "--mask_ratio=1.5") == 2
+    assert "mask_ratio must lie in [0, 1); got 1.5; change --mask_ratio" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "features"])
+def test_an_unknown_device_is_refused_before_the_model_is_loaded(command, tmp_path, capsys):
+    files = ["--toys", "3"] if command == "predict" else []
+    assert run(command, "--init", tmp_path / "none", *files, "--evaluation.device=gpu") == 2
+    message = (
+        "map-toy: error: evaluation.device 'gpu' is unknown; did you mean cpu? known names: auto, cpu, cuda\n"
+    )
+    assert capsys.readouterr().err == message
+
+
 # ---- info, and how commands are put together
 
 
@@ -542,6 +599,20 @@ def test_files_are_given_by_the_name_of_the_domains_samples():
         assert "toys" in config_class.__dataclass_fields__
     assert config_classes.reconstruct.__dataclass_fields__["count"].default == DOMAIN.rows
     assert configs(DOMAIN) is config_classes, "made twice, its classes would differ"
+
+
+def test_a_probe_needs_an_encoder_and_has_a_directory_of_its_own(capsys):
+    assert run("linear-probe", *QUICK) == 2
+    assert "missing --init; add --init VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("linear-probe", "--help")
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "--init (text; required)" in lines
+    outs = [
+        getattr(configs(DOMAIN), name).__dataclass_fields__["out"].default
+        for name in ("pretrain", "finetune", "linear_probe")
+    ]
+    assert outs == ["runs/pretrain", "runs/finetune", "runs/linear-probe"]
 
 
 def test_every_command_is_there_once_in_the_order_of_the_help():

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 
 import pytest
@@ -39,6 +40,31 @@ def test_only_the_newest_stay(checkpoints):
         checkpoints.write(step, {"state.json": write_json({"step": step})})
     assert [path.name for path in checkpoints.paths()] == ["step_00000003", "step_00000010"]
     assert checkpoints.newest_usable().name == "step_00000010"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["step_best", "step_00000010_keep", "step_0", "superseded_by_mine", "superseded_step_00000001_mine"],
+)
+def test_a_copy_under_another_name_is_no_checkpoint_and_stays(checkpoints, name):
+    copy = checkpoints.directory / name
+    shutil.copytree(checkpoints.paths()[0], copy)
+    for step in (2, 3, 10):
+        checkpoints.write(step, FILES)
+    assert [path.name for path in checkpoints.paths()] == ["step_00000003", "step_00000010"]
+    assert checkpoints.newest_usable().name == "step_00000010"
+    checkpoints.set_aside_after(3)
+    checkpoints.set_aside_after(3)
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == sorted(["step_00000003", name])
+    assert find_fault(copy) is None
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(checkpoints):
+    for step in (99_999_999, 100_000_000):
+        checkpoints.write(step, FILES)
+    assert [path.name for path in checkpoints.paths()] == ["step_99999999", "step_100000000"]
+    checkpoints.set_aside_after(99_999_999)
+    assert [path.name for path in checkpoints.paths()] == ["step_99999999"]
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_no_remains(checkpoints, monkeypatch):

@@ -89,6 +89,15 @@ def test_a_directory_that_vanishes_is_noticed(tmp_path, lose):
         assert (directory / ".lock").exists(), "the lock of another run was removed"
 
 
+def test_a_lock_s_file_that_vanishes_from_a_directory_is_named(tmp_path):
+    with RunLock(tmp_path / "run") as lock:
+        lock.acquire()
+        (tmp_path / "run/.lock").unlink()
+        message = r"run/.lock, which keeps other runs out, vanished while .*/run; leave that file, and continue with"
+        with pytest.raises(UserError, match=message):
+            lock.check()
+
+
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "target").write_text("precious")

@@ -49,7 +49,18 @@ def test_a_start_that_failed_before_its_first_checkpoint_can_be_repeated(tmp_pat
     assert os.listdir(tmp_path / "run/checkpoints") == []
 
 
-@pytest.mark.parametrize("name", ["photo.png", "model.safetensors", "checkpoints/step_00000001/state.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "photo.png",
+        "model.safetensors",
+        "checkpoints/step_00000001/state.json",
+        "film.partial",
+        ".tmp",
+        "model_best.safetensors",
+        "best.json",
+    ],
+)
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_whatever_else_is_there_is_left_alone(tmp_path, name, resume):
     file = tmp_path / "run" / name
@@ -60,6 +71,28 @@ def test_whatever_else_is_there_is_left_alone(tmp_path, name, resume):
         open_directory(tmp_path / "run", resume)
     assert file.read_text() == "precious"
     assert os.listdir(tmp_path / "run") == [name.partition("/")[0]]
+
+
+@pytest.mark.parametrize("name", ["film.partial", ".tmpAb12"])
+def test_a_folder_without_a_run_that_resumes_is_left_as_it_is(tmp_path, name):
+    for file in (name, "notes.txt"):
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=r"--resume auto found no usable checkpoint"):
+        open_directory(tmp_path, "auto")
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "notes.txt"])
+
+
+def test_best_weights_of_a_start_are_written_again_and_others_stay(tmp_path):
+    out = tmp_path / "run"
+    failed_start(out)
+    (out / "model_best.safetensors").touch()
+    assert open_directory(out, "auto") is None
+    assert not (out / "model_best.safetensors").exists()
+    failed_start(tmp_path / "mine")
+    (tmp_path / "mine/my_best.safetensors").touch()
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        open_directory(tmp_path / "mine", "auto")
+    assert (tmp_path / "mine/my_best.safetensors").exists()
 
 
 def test_leftovers_of_a_kill_are_cleared_and_the_rest_stays(tmp_path):

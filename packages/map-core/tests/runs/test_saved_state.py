@@ -72,6 +72,20 @@ def test_a_mean_of_nothing_is_refused(tmp_path):
         read(tmp_path, json.dumps(state))
 
 
+def test_a_batch_that_processes_changed_under_a_sample_budget_has_a_cure(tmp_path):
+    checkpoint = tmp_path / "run/checkpoints/step_00000008"
+    checkpoint.mkdir(parents=True)
+    saved = {"training.batch_size": 101, "training.epochs": 10}
+    (checkpoint / "state.json").write_text(json.dumps(STATE | {"settings": saved}))
+    message = (
+        "training.batch_size was 101 and is 100; training.epochs was 10 and is 11; set them back, or start anew with "
+        "another --out; if training.sample_budget sets them, use as many processes and accumulation_steps as before, "
+        f"or set --training.sample_budget null and the values of {tmp_path}/run/config.yaml"
+    )
+    with pytest.raises(UserError, match=rf"{re.escape(message)}$"):
+        read_state(checkpoint, {"training.batch_size": 100, "training.epochs": 11}, total_steps=16)
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "state.json")
     with pytest.raises(UserError, match=r"is not a valid run state \(.*it is a pipe, socket or device"):

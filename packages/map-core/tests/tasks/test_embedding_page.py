@@ -223,7 +223,8 @@ def test_the_command_writes_the_page_beside_the_features(tmp_path, encoder, caps
     """Of the training split, or of the files."""
     out = tmp_path / "f.npz"
     running = ("--evaluation.workers=0", "--evaluation.device=cpu", "--report")
-    assert run("features", "--init", encoder, "--out", out, *running, *files) == 0
+    for _ in range(2):  # a second time it replaces its own files
+        assert run("features", "--init", encoder, "--out", out, *running, *files) == 0
     points = json.loads(Page((tmp_path / "f.html").read_text()).scripts[0])
     arrays = np.load(out)
     features = arrays["features" if files else "train_features"]

@@ -243,6 +243,60 @@ def test_other_files_stay(tmp_path, classifier, plain):
     assert (folder / "mine").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        (".unfinished_manifest.json",),
+        ("00000000.npz", "values.npy"),
+        (".nfs000000000012", "labels.npy", "manifest.json"),
+    ],
+)
+def test_what_a_kill_left_of_a_pass_is_replaced(tmp_path, classifier, plain, names):
+    """The kill may have come while the pass was begun or removed."""
+    folders = [tmp_path / "f.npz.parts" / name for name in ("x_00000", "y_00000", ".removing_z_00000")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text("half")
+    samples = Counting(20)
+    with results_in_parts(tmp_path / "f.npz", config_of(classifier)) as parts:
+        values, _ = parts.collector("x")(function, samples, SETTINGS, CPU)
+    assert samples.read == list(range(20))
+    assert torch.equal(values, collect(function, ToySamples(20), SETTINGS, CPU)[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["shutil.rmtree", "pathlib.Path.rename"])
+def test_a_finished_command_succeeds_where_its_parts_cannot_be_removed(
+    tmp_path, classifier, plain, monkeypatch, place
+):
+    """As on a network file system, while their values are mapped into memory."""
+
+    def refuse(path, target=None, ignore_errors=False, **options):
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    out, config = tmp_path / "f.npz", config_of(classifier)
+    with monkeypatch.context() as patch, results_in_parts(out, config) as parts:
+        parts.collector("x")(function, ToySamples(20), SETTINGS, CPU)
+        patch.setattr(place, refuse)
+    samples = Counting(20)
+    with results_in_parts(out, config) as parts:  # whatever stayed is in nobody's way
+        parts.collector("x")(function, samples, SETTINGS, CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_somebody_else_among_the_parts_stays(tmp_path, classifier, plain):
+    folder = tmp_path / "f.npz.parts/notes_2026"
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("precious")
+    with results_in_parts(tmp_path / "f.npz", config_of(classifier)) as parts:
+        parts.collector("x")(function, ToySamples(20), SETTINGS, CPU)
+    assert [path.name for path in folder.parent.iterdir()] == ["notes_2026"]
+    assert (folder / "mine").read_text() == "precious"
+
+
 def test_a_second_command_at_the_same_place_is_refused(tmp_path, classifier):
     with RunLock(tmp_path / "f.npz.parts") as lock:
         lock.acquire()
@@ -319,7 +373,7 @@ def test_a_full_disk_is_reported_in_one_sentence(tmp_path, classifier, capsys, s
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("place", "name"), [(Path, "mkdir"), (parts.shutil, "rmtree")])
+@pytest.mark.parametrize(("place", "name"), [(Path, "mkdir"), (Path, "rename")])
 def test_a_disk_that_refuses_the_folder_of_a_pass_is_reported(tmp_path, monkeypatch, place, name):
     folder = tmp_path / "out.csv.parts" / "predictions_00000"
     parts.begin(folder, {"job": "one"}, [range(2)])
@@ -369,7 +423,10 @@ def test_a_result_for_a_pipe_has_its_parts_elsewhere(tmp_path, classifier):
         list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stdout.splitlines()[0].startswith("toy,class_1")
+    header, *rows = process.stdout.splitlines()
+    assert header.startswith("toy,class_1")
+    assert [row.count(",") for row in rows] == [header.count(",")] * len(rows), "more than the table"
+    assert f"{len(rows)} toys -> /dev/stdout" in process.stderr
     assert [path for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
     assert not Path("/dev/stdout.parts").exists()
 

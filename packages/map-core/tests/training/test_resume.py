@@ -135,6 +135,39 @@ def test_a_failing_evaluation_loses_no_step_and_is_made_when_the_run_resumes(tmp
     assert (out / "best.json").read_text() == (whole / "best.json").read_text()
 
 
+class StoppedTask(ToyTask):
+    """Gets SIGTERM in its ``stopping``-th evaluation."""
+
+    def __init__(self, stopping=None):
+        super().__init__()
+        self.stopping, self.evaluations = stopping, 0
+
+    def evaluate(self, model, accelerator):
+        self.evaluations += 1
+        if self.evaluations == self.stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().evaluate(model, accelerator)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_stopped_in_its_first_evaluation_goes_on_from_its_checkpoint(tmp_path, elsewhere):
+    """Also one that continues another run's checkpoint in a directory without any."""
+    config, first, whole = toy_config(checkpoint_epochs=4), tmp_path / "first", tmp_path / "whole"
+    assert train(StoppedTask(1), config, first)["interrupted"]
+    out = tmp_path / "second" if elsewhere else first
+    resume = first / "checkpoints/step_00000004" if elsewhere else "auto"
+    assert train(StoppedTask(1), config, out, resume=resume)["interrupted"]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000004"]
+    mended = StoppedTask()
+    train(mended, config, out, resume="auto")
+    assert [draw.step for draw, _ in mended.loss_inputs] == list(range(4, 16))
+    train(StoppedTask(), config, whole)
+    assert metrics_without_times(out)[-3:] == metrics_without_times(whole)[-3:]
+    assert torch.equal(
+        *(load_file(run / "checkpoints/step_00000016/model.safetensors")["0.weight"] for run in (out, whole))
+    )
+
+
 def test_a_failing_evaluation_does_not_write_a_checkpoint_of_no_new_step(tmp_path):
     """Of a run that continues another one's checkpoint: its directory stays free for the same command."""
     with pytest.raises(UserError, match="picture 3"):

@@ -282,6 +282,12 @@ def test_a_budget_of_samples_fits_any_number_of_them(samples, epochs, batch, eve
     assert config.resolved_for(samples) == config
 
 
+def test_under_a_budget_checkpoints_and_evaluations_may_be_rarer_but_not_more_frequent():
+    config = TrainingConfig(sample_budget=12_000, batch_size=64, checkpoint_epochs=2, evaluate_epochs=1000)
+    resolved = config.resolved_for(300)  # 47 epochs, a twentieth of which are 3
+    assert (resolved.checkpoint_epochs, resolved.evaluate_epochs) == (3, 1000)
+
+
 @pytest.mark.parametrize("budget", [1000, 200_000])
 @pytest.mark.parametrize("batch", [1, 2, 63, 64, 128, 255])
 def test_as_many_samples_are_seen_as_the_budget_says(budget, batch):

@@ -30,7 +30,7 @@ CONFIG_FILE = "config.yaml"
 CONFIG_BY_TASK = {
     "pretrain": "pretrain",
     "finetune": "finetune",
-    "linear-probe": "finetune",
+    "linear-probe": "linear_probe",
 }  # commands and their configurations
 NOT_OF_TRAINING = ("out", "resume")  # settings that do not affect the trained model
 SUMMARY_TYPES = {  # the entries of a summary that a card shows, and their types

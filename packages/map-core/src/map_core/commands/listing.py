@@ -26,9 +26,8 @@ def standard_commands(domain: DomainOrTarget, *, sample: str) -> list[Command]:
 
     def command(name: str, help: str, *, module: str = STANDARD_MODULE, **more: Any) -> Command:
         function = name.replace("-", "_")
-        kind = "finetune" if name == "linear-probe" else function
         run = domain_function(function, domain, module=module)
-        return Command(name, help, domain_function("config_of", domain, kind), run, **more)
+        return Command(name, help, domain_function("config_of", domain, function), run, **more)
 
     pretraining = command("pretrain", f"pretrain an encoder on {files}")
     finetuning = command("finetune", "train a classifier")

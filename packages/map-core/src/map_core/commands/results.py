@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from map_core.errors import UserError, visible
-from map_core.paths import expand_user
+from map_core.paths import expand_user, is_device
 from map_core.ranges import check, refuse_without_effect
 from map_core.runs.files import explaining_disk_errors, require_file, require_folder
-from map_core.runs.notes import is_main_process, tell
+from map_core.runs.notes import is_main_process, tell, tell_of
 from map_core.runs.pictures import require_picture
 from map_core.runs.summary import describe_run, refuse_training_run, write_summary
 from map_core.tasks.domain import Domain, OpenedData, Samples
-from map_core.tasks.embedding_page import page_file, write_page
+from map_core.tasks.embedding_page import is_page, page_file, write_page
 from map_core.tasks.evaluation import (
     ROWS,
     EvaluationConfig,
@@ -26,7 +26,14 @@ from map_core.tasks.evaluation import (
     classification_metrics,
     extract_features,
 )
-from map_core.tasks.features import SplitFeatures, remove_score, save_arrays, score_file, write_features
+from map_core.tasks.features import (
+    SplitFeatures,
+    is_score,
+    remove_score,
+    save_arrays,
+    score_file,
+    write_features,
+)
 from map_core.tasks.parts import results_in_parts
 from map_core.tasks.predictions import write_predictions
 from map_core.tasks.pretraining import inputs_to_draw, load_objective
@@ -137,9 +144,13 @@ def features(domain: Domain, config: Any) -> None:
         refuse_without_effect("", config, "neighbors", because=because)
     require_file(out)
     if config.report:
-        require_beside(page_file(out), out, "page")
-    if files is None:
-        require_beside(score_file(out), out, "score of the features")
+        if is_device(out):
+            raise UserError(
+                f"--report writes a page beside {out}, which is no file; give --out a file's name"
+            )
+        require_beside(page_file(out), out, "page", is_page)
+    if files is None and not is_device(out):
+        require_beside(score_file(out), out, "score of the features", is_score)
     model, model_config = domain.models.encoder(config.init), domain.models.read_model_config(config.init)
     extract = partial(extract_features, model, config=config.evaluation, collate=domain.collate)
     description = read_description(config.init)
@@ -151,15 +162,17 @@ def features(domain: Domain, config: Any) -> None:
         features_of_run(domain, config, data, extract)
 
 
-def require_beside(file: Path, out: Path, what: str) -> None:
-    """Check, before anything is computed, that ``file``, which holds ``what``, can be written beside ``out``.
+def require_beside(file: Path, out: Path, what: str, is_earlier: Callable[[Path], bool]) -> None:
+    """Check, before anything is computed, that ``what`` can be written to ``file``, beside ``out``.
 
     Raises:
-        UserError: it cannot, or ``out`` has its name.
+        UserError: it cannot, ``out`` has that name, or there is a file that is no earlier one of its kind.
     """
     require_file(file)
     if file == out:
         raise UserError(f"{out} is where the {what} goes; give --out another name, such as x.npz")
+    if file.exists() and not is_earlier(file):
+        raise UserError(f"{file}, where the {what} goes, holds something else; give --out another name")
 
 
 def features_of_files(domain: Domain, config: Any, samples: Samples, extract: Extract) -> None:
@@ -182,7 +195,7 @@ def features_of_run(domain: Domain, config: Any, data: OpenedData, extract: Extr
     out = expand_user(config.out)
     split_features, split_samples = {}, {}
     if data.description and is_main_process():
-        tell(data.description)
+        tell_of(out, data.description)
     with results_in_parts(out, config) as parts:
         for split, samples in (("train", data.plain_train), ("test", data.evaluation)):
             if isinstance(samples, Samples):
@@ -236,7 +249,7 @@ def write_report(
 
 def reconstruct(domain: Domain, config: Any) -> None:
     """Write a picture of what a pretrained model reconstructs."""
-    check("", config, at_least_one=("count",))
+    check("", config, at_least_one=("count",), shares_below_one=("mask_ratio",))
     files, out = getattr(config, f"{domain.sample}s"), expand_user(config.out)
     if files is not None:
         refuse_without_effect("", config, "split", because=f"--{domain.sample}s")
@@ -258,7 +271,7 @@ def reconstruct(domain: Domain, config: Any) -> None:
         domain.draw_picture(
             pretrained.objective, inputs, out, data=data, ratio=config.mask_ratio, seed=config.seed
         )
-    tell(f"{len(inputs)} {domain.sample}s -> {out}")
+    tell_of(out, f"{len(inputs)} {domain.sample}s -> {out}")
 
 
 def refuse_other_classes(

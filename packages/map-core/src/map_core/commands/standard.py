@@ -45,6 +45,7 @@ class Configs:
 
     pretrain: type
     finetune: type
+    linear_probe: type
     evaluate: type
     predict: type
     features: type
@@ -61,6 +62,8 @@ def configs(domain: Domain) -> Configs:
     evaluation = Option(domain.evaluation, "Batch size, device and the like.")
     data_of_run = Option(domain.data, f"{title}; what is not given is as in the run.")
     files_help = f"{title}, as files or folders, without labels; the run's own data when not given."
+    data_of_classes = Option(domain.data, f"Labelled {files}.")
+    classification = Option(domain.classification, "Loss, label smoothing and the like.")
     classifier = Option(str, "A finetuning or probing run, or its weights file.")
     run = Option(str, "A pretraining, finetuning or probing run, or its weights file.")
     return Configs(
@@ -85,14 +88,26 @@ def configs(domain: Domain) -> Configs:
         finetune=config_class(
             "FinetuneConfig",
             "Training of a classifier, from a pretraining run or from scratch; the weights are the last epoch's.",
-            data=Option(domain.data, f"Labelled {files}."),
+            data=data_of_classes,
             model=replace(model, help="The classifier."),
-            objective=Option(domain.classification, "Loss, label smoothing and the like."),
+            objective=classification,
             training=TRAINING,
             init=INIT,
             init_may_differ=MAY_DIFFER,
             resume=RESUME,
             out=Option(str, "Run directory.", "runs/finetune"),
+        ),
+        linear_probe=config_class(
+            "LinearProbeConfig",
+            "Training of a linear classifier on the frozen, pooled features of a pretrained encoder.",
+            init=Option(str, "The run or weights file that has the encoder."),
+            data=data_of_classes,
+            model=replace(model, help="The encoder."),
+            objective=classification,
+            training=TRAINING,
+            init_may_differ=MAY_DIFFER,
+            resume=RESUME,
+            out=Option(str, "Run directory.", "runs/linear-probe"),
         ),
         evaluate=config_class(
             "EvaluateConfig",
@@ -230,7 +245,8 @@ def resolve_sample_budget(config: Any, task: Task) -> Any:
         note(
             f"training.sample_budget {config.training.sample_budget} of {samples} samples: {training.epochs} epochs in "
             f"batches of {training.batch_size}, warmup {training.warmup_epochs:g} epochs, a checkpoint every "
-            f"{training.checkpoint_epochs}; --training.sample_budget null trains by --training.epochs"
+            f"{training.checkpoint_epochs}, an evaluation every {training.evaluate_epochs}; "
+            "--training.sample_budget null trains by --training.epochs"
         )
     return replace(config, training=training)
 

@@ -10,7 +10,11 @@ from map_core.reading import read_small
 from map_core.runs.files import replacing, save_json
 
 FILE = "best.json"  # records the step of the others, and their score
-PATTERNS = ("*_best.safetensors", "*_best.json", FILE)
+# weights that tasks export, then their descriptions, and last the record
+NAMES = (
+    *(f"{name}_best{end}" for end in (".safetensors", ".json") for name in ("model", "pretraining")),
+    FILE,
+)
 FORGOTTEN = {"best": None, "best_of": None, "best_step": None}
 
 
@@ -33,7 +37,7 @@ def step_of_files(out: Path) -> int | None:
 
 def files(out: Path) -> list[Path]:
     """The best weights in ``out``, their descriptions, and last the file that records their step."""
-    return [path for pattern in PATTERNS for path in sorted(out.glob(pattern)) if path.is_file()]
+    return [path for name in NAMES if (path := out / name).is_file()]
 
 
 def remove(out: Path) -> None:

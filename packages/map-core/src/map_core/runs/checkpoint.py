@@ -6,6 +6,7 @@ sizes and SHA-256 sums, and renamed. A reader trusts a directory only if it agre
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from map_core.runs.files import is_full, save_json, save_tensors, sync
 
 MANIFEST = "manifest.json"
 WRITING, REMOVING, SUPERSEDED = ".writing_", ".removing_", "superseded_"  # prefixes of names
+NAME = re.compile(r"step_([0-9]{8,})")  # other names beside them, such as step_best, are somebody else's
 Writer = Callable[[Path], None]
 
 
@@ -40,7 +42,14 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Return the checkpoints, oldest first, usable or not."""
-        return sorted(self.directory.glob("step_*"))
+        return [path for _, path in self._by_step()]
+
+    def _by_step(self, prefix: str = "") -> list[tuple[int, Path]]:
+        """Step and path of the checkpoints whose names begin with ``prefix``, oldest first."""
+        matches = (
+            (NAME.fullmatch(path.name, len(prefix)), path) for path in self.directory.glob(f"{prefix}step_*")
+        )
+        return sorted((int(match[1]), path) for match, path in matches if match)
 
     def write(self, step: int, files: dict[str, Writer]) -> Path:
         """Write ``files`` as the checkpoint of ``step``, then remove the oldest beyond ``keep``.
@@ -92,15 +101,21 @@ class Checkpoints:
 
         Those that an earlier start set aside are removed.
         """
-        for path in self.directory.glob(f"{SUPERSEDED}*"):
+        for _, path in self._by_step(SUPERSEDED):
             remove(path)
-        for path in reversed(self.paths()):
-            if path.name > f"step_{step:08d}":
+        for later, path in reversed(self._by_step()):
+            if later > step:
                 path.rename(path.with_name(SUPERSEDED + path.name))
 
 
 def remove(directory: Path) -> None:
-    """Remove a checkpoint, if it exists, such that a kill never leaves half of one."""
+    """Remove a folder such as a checkpoint, if it exists, such that a kill never leaves half of one by its name.
+
+    What cannot be removed, such as files that are open on a network file system, stays under the name of REMOVING.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
     trash = directory.with_name(REMOVING + directory.name)
     shutil.rmtree(trash, ignore_errors=True)
     if directory.exists():

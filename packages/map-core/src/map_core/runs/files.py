@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from map_core.errors import UserError
-from map_core.paths import fault_of_name
+from map_core.paths import fault_of_name, is_device
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED = ".unfinished_"  # prefix of the names of files that are being written
@@ -187,8 +187,3 @@ def require_place(folder: Path, out: Path, option: str) -> None:
         raise UserError(
             f"cannot write to {out}: no permission to read and write in {existing}; choose another {option}"
         )
-
-
-def is_device(path: Path) -> bool:
-    """Whether a path exists and is neither a file nor a folder, such as ``/dev/stdout`` or a pipe."""
-    return path.exists() and not path.is_file() and not path.is_dir()

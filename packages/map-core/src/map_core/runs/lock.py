@@ -98,6 +98,11 @@ class RunLock:
     def check(self) -> None:
         """Raise a :class:`UserError` if the directory is lost."""
         if self.lost():
+            if self._directory.is_dir() and not self._path.exists():
+                raise UserError(
+                    f"{self._path}, which keeps other runs out, vanished while the run wrote {self._directory}; leave "
+                    "that file, and continue with --resume auto, or start anew"
+                )
             raise UserError(
                 f"{self._directory} vanished while the run wrote it (removed, renamed, or its disk unmounted); bring "
                 "it back and continue with --resume auto, or start anew"

@@ -2,8 +2,10 @@
 
 import os
 import sys
+from pathlib import Path
 
 from map_core.errors import visible
+from map_core.paths import is_device
 
 
 def is_main_process() -> bool:
@@ -15,6 +17,11 @@ def tell(message: str) -> None:
     """Print a line of a result on stdout, with names of files in it made harmless to a terminal."""
     if is_main_process():
         print(visible(message))
+
+
+def tell_of(out: Path, message: str) -> None:
+    """Print a line on a result in ``out``: on stderr if that is a device, which may be stdout itself."""
+    (note if is_device(out) else tell)(message)
 
 
 def note(message: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,16 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
         raise UserError(in_use(out))
     run_lock.acquire()
     refuse_links(out)
+    if not starts_anew and checkpoint is None:
+        # without one, this is no run's directory, and nothing is removed
+        checkpoint = newest_checkpoint(checkpoints)
     clear(out, checkpoints)
     if starts_anew:
         (out / metrics.FILE).unlink(missing_ok=True)
         best.remove(out)
         if resume == "auto":
             print(f"nothing to resume in {out}: starting anew", file=sys.stderr)
-        return checkpoint
-    return checkpoint or newest_checkpoint(checkpoints)
+    return checkpoint
 
 
 def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) -> Path:
@@ -130,9 +133,13 @@ def nothing_to_lose(out: Path, resume: str | None) -> bool:
     """Whether ``out`` is absent, empty, or holds only what a run without checkpoints left and would write again."""
     if not out.is_dir():
         return not out.exists()
-    # best weights, too, are written again by the same command
-    replaceable = TEMPORARY if resume is None else (*TEMPORARY, *best.PATTERNS)
-    names = {path.name for path in out.iterdir() if not any(path.match(pattern) for pattern in replaceable)}
+    names = {path.name for path in out.iterdir()}
+    # in a folder that is no run's, other temporary files may be anybody's
+    replaceable: tuple[str, ...] = (f"{UNFINISHED}*",)
+    if not names.isdisjoint(FILES_OF_A_START):
+        # best weights, too, are written again by the same command
+        replaceable = TEMPORARY if resume is None else (*TEMPORARY, *best.NAMES)
+    names = {name for name in names if not any(fnmatchcase(name, pattern) for pattern in replaceable)}
     return names <= FILES_OF_A_START and not any((out / "checkpoints").glob("step_*"))
 
 

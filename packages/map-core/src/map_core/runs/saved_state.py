@@ -73,8 +73,13 @@ def refuse_another_run(saved: dict[str, Any], settings: dict[str, Any], checkpoi
         return
     changes = "; ".join(describe_change(name, saved.get(name), settings.get(name)) for name in changed_names)
     hint = ""
-    if "training.epochs" in changed_names:  # the learning rate of every step so far depends on the total
-        run = checkpoint.parent.parent
+    run = checkpoint.parent.parent
+    if "training.batch_size" in changed_names:
+        hint = (
+            "; if training.sample_budget sets them, use as many processes and accumulation_steps as before, or set "
+            f"--training.sample_budget null and the values of {run / 'config.yaml'}"
+        )
+    elif "training.epochs" in changed_names:  # the learning rate of every step so far depends on the total
         hint = f"; to train longer, start another run from the weights of the finished one: --init {run}"
     raise UserError(
         f"cannot resume from {checkpoint} with other settings: {in_one_line(changes, limit=600)}; "

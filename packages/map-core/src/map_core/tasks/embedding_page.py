@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from map_core.errors import visible
+from map_core.reading import read_small
 from map_core.runs.files import save_text
 from map_core.runs.notes import tell
 from map_core.tasks.features import SplitFeatures, nearest
@@ -27,6 +28,7 @@ QUERIES = 12
 NEIGHBORS = 8
 QUERY_PIXELS = 72
 TEMPLATE = "embedding_page.html"
+MARK = b'aria-label="map of the features"'  # of every page, and of no other
 
 Picture = Callable[[int], UInt8[np.ndarray, "h w 3"]]  # of a sample, by its index
 
@@ -49,6 +51,14 @@ class Neighbors:
 def page_file(out: Path) -> Path:
     """Where the page of features is written: beside them."""
     return out.with_suffix(".html")
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page of features."""
+    try:
+        return MARK in read_small(file)
+    except OSError:
+        return False
 
 
 def write_page(

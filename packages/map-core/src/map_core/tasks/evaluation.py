@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from map_core.errors import UserError
+from map_core.errors import UserError, unknown_name
 from map_core.ranges import check
 from map_core.runs.summary import describe_run
 from map_core.training.config import PRECISIONS
@@ -21,6 +21,7 @@ from map_core.training.task import MapStyleDataset
 
 Collate = Callable[[list[Any]], Any]
 Gather = Callable[..., tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]]  # collect, or a replacement for it
+DEVICES = ("auto", "cpu", "cuda")
 TOP = 5
 ROWS = 8192  # rows of results that are processed at once
 
@@ -46,9 +47,9 @@ class EvaluationConfig:
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no evaluation can have."""
         check("evaluation", self, at_least_one=("batch_size",), not_negative=("workers",))
-        if self.precision not in PRECISIONS:
-            choices = " or ".join(PRECISIONS)
-            raise UserError(f"evaluation.precision must be {choices}; got {self.precision!r}")
+        for name, choices in {"precision": PRECISIONS, "device": DEVICES}.items():
+            if (value := getattr(self, name)) not in choices:
+                raise unknown_name(f"evaluation.{name}", value, choices)
 
 
 def choose_device(name: str) -> torch.device:
@@ -59,7 +60,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
+    if name not in DEVICES:
         raise UserError(f"device must be auto, cpu or cuda; got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' asked for, but torch sees no GPU; use --evaluation.device cpu")

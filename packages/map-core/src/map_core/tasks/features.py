@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from map_core.paths import is_device
 from map_core.reading import read_small
 from map_core.runs.files import replacing, save_text
-from map_core.runs.notes import tell
+from map_core.runs.notes import tell_of
 
 TASK = "features"  # marks the file of a score
 QUERIES = 1024  # scored at once
@@ -28,7 +29,7 @@ def save_arrays(out: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # an open file, since np.savez would append .npz to a path without it
     with replacing(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    tell(f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
+    tell_of(out, f"{', '.join(f'{key} {value.shape}' for key, value in arrays.items())} -> {out}")
 
 
 def score_file(out: Path) -> Path:
@@ -38,11 +39,16 @@ def score_file(out: Path) -> Path:
 
 def remove_score(out: Path) -> None:
     """Remove the score of earlier features in ``out``, which would be wrong for the new ones; other JSON files stay."""
-    file = score_file(out)
-    with contextlib.suppress(OSError, ValueError):  # there is none, or it is not JSON
+    if is_score(file := score_file(out)):
+        file.unlink(missing_ok=True)
+
+
+def is_score(file: Path) -> bool:
+    """Whether a file is a score of features."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # there is none, or it is not JSON
         score = json.loads(read_small(file))
-        if isinstance(score, dict) and score.get("task") == TASK:
-            file.unlink()
+        return isinstance(score, dict) and score.get("task") == TASK
+    return False
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def write_features(
 ) -> None:
     """Write the features of each split as NPZ; where "train" and "test" have several classes, score them by kNN.
 
-    The score is printed and written beside ``out`` as JSON; an older one there is removed.
+    The score is printed and, unless ``out`` is a device, written beside it as JSON; an older one there is removed.
 
     Args:
         out: NPZ to write.
@@ -88,7 +94,11 @@ def write_features(
     where = f" on {evaluated_on}" if evaluated_on else ""
     voters = min(neighbors, len(train.features))
     every = ", every training sample" if voters < neighbors else ""
-    tell(f"kNN accuracy ({voters} neighbours{every}): {score:.2f} %{where} -> {score_file(out)}")
+    line = f"kNN accuracy ({voters} neighbours{every}): {score:.2f} %{where}"
+    if is_device(out):  # beside which no file can be
+        tell_of(out, line)
+        return
+    tell_of(out, f"{line} -> {score_file(out)}")
     report: dict[str, Any] = {"task": TASK, "knn_accuracy": score, "neighbors": voters}
     if evaluated_on is not None:
         report["evaluated_on"] = evaluated_on

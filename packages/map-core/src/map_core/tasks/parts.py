@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import zipfile
@@ -18,9 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.paths import is_device
 from map_core.reading import read_small
-from map_core.runs.checkpoint import content_of, sha256
-from map_core.runs.files import is_device, is_full, replacing, save_json
+from map_core.runs.checkpoint import REMOVING, content_of, remove, sha256
+from map_core.runs.files import UNFINISHED, is_full, replacing, save_json
 from map_core.runs.lock import RunLock
 from map_core.runs.notes import note
 from map_core.runs.summary import to_serializable
@@ -31,6 +33,10 @@ from map_core.training.task import MapStyleDataset
 
 MANIFEST = "manifest.json"
 LASTING = ".parts"  # ending of a folder whose parts outlive the command
+# files of a pass; .nfs stands for files that are removed while they are open on a network file system
+FILES_OF_A_PASS = re.compile(
+    rf"{re.escape(MANIFEST)}|[0-9]{{8,}}\.npz|values\.npy|labels\.npy|\.nfs.*|{re.escape(UNFINISHED)}.*"
+)
 PARTS = 256  # of a pass, approximately, so that every process has some
 MOST_ROWS = 8192  # of a part, which is held in memory
 FILE_SETTINGS = ("labels", "statistics")  # settings that name a file: its content counts
@@ -65,12 +71,16 @@ class ResultsInParts:
 
     def clear(self, *, all_of_them: bool) -> None:
         """Remove all passes, also of earlier commands; or, in a sole process, only those without a finished part."""
-        manifests = list(self.folder.glob(f"*_[0-9]*/{MANIFEST}")) if self.peers.rank == 0 else []
-        for folder in (manifest.parent for manifest in manifests):
-            if all_of_them:
-                shutil.rmtree(folder)
-            elif self.peers.count == 1 and [file.name for file in folder.glob("*")] == [MANIFEST]:
-                shutil.rmtree(folder, ignore_errors=True)  # a fault here must not hide an earlier one
+        if self.peers.rank:
+            return
+        for folder in list(self.folder.glob("[!.]*_[0-9]*")):
+            # a fault here must neither fail a command whose result is complete nor hide an earlier one
+            with contextlib.suppress(OSError):
+                is_empty = {file.name for file in folder.iterdir()} <= {MANIFEST}
+                if is_pass(folder) and (all_of_them or (self.peers.count == 1 and is_empty)):
+                    remove(folder)
+        for trash in self.folder.glob(f"{REMOVING}*"):
+            shutil.rmtree(trash, ignore_errors=True)
 
     def _collect(
         self,
@@ -209,18 +219,26 @@ def begin(folder: Path, manifest: Mapping[str, Any], parts: Sequence[range]) -> 
         UserError: a disk error, or the folder holds other files.
     """
     manifest_file = folder / MANIFEST
-    if folder.exists() and not manifest_file.is_file() and any(folder.iterdir()):
+    if folder.exists() and not is_pass(folder):
         raise UserError(f"{folder} holds files that are not parts of results; choose another --out")
     with reporting_disk_errors(folder.parent):
-        if manifest_file.is_file() and not has_content(manifest_file, json.dumps(manifest, indent=2) + "\n"):
-            note(f"{folder} holds parts of other settings, weights or samples: they are replaced")
-            shutil.rmtree(folder)
+        if not has_content(manifest_file, json.dumps(manifest, indent=2) + "\n"):
+            if manifest_file.is_file():
+                note(f"{folder} holds parts of other settings, weights or samples: they are replaced")
+            remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_json(manifest_file, dict(manifest))
     missing = [part for part, rows in enumerate(parts) if not is_whole(part_file(folder, part))]
     if len(missing) < len(parts):
         note(f"{folder.name}: {len(parts) - len(missing)} of {len(parts)} parts are there already")
     return missing
+
+
+def is_pass(folder: Path) -> bool:
+    """Whether a folder is that of a pass, if only what a kill left of one that was being begun or removed."""
+    return (folder / MANIFEST).is_file() or (
+        folder.is_dir() and all(FILES_OF_A_PASS.fullmatch(path.name) for path in folder.iterdir())
+    )
 
 
 def part_file(folder: Path, part: int) -> Path:

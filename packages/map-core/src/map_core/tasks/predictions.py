@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from map_core.errors import visible
 from map_core.runs.files import replacing
-from map_core.runs.notes import tell
+from map_core.runs.notes import tell_of
 
 # a spreadsheet runs a cell that begins with one of these, plain or full-width
 FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"
@@ -63,4 +63,4 @@ def write_predictions(
         for name, (top_classes, values) in zip(names, rows, strict=True):
             cells = (text for i in top_classes for text in (cell(classes[i]), f"{values[i]:.6f}"))
             writer.writerow([cell(name), *cells])
-    tell(f"{len(names)} {kind}s -> {out}")
+    tell_of(out, f"{len(names)} {kind}s -> {out}")

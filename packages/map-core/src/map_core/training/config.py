@@ -39,7 +39,7 @@ class TrainingConfig:
     Args:
         sample_budget: Train on about this many samples in all, whatever the size of the data: it sets the epochs, the
             batch is at most all samples that micro-batches share evenly, the warmup is a twentieth of the epochs, and
-            checkpoints and evaluations come at most twenty times per run.
+            checkpoints and evaluations come at most twenty times per run, or as rarely as their settings say.
         epochs: Passes over the training data.
         batch_size: Samples per optimizer step, over all processes and accumulation steps together.
         accumulation_steps: Micro-batches that each process sums into one optimizer step.
@@ -147,8 +147,8 @@ class TrainingConfig:
             epochs=epochs,
             batch_size=batch_size,
             warmup_epochs=epochs / BUDGET_PARTS,
-            checkpoint_epochs=interval,
-            evaluate_epochs=interval,
+            checkpoint_epochs=max(self.checkpoint_epochs, interval),
+            evaluate_epochs=max(self.evaluate_epochs, interval),
         )
 
     def micro_batch(self, processes: int, samples: int | None = None, *, pairs: bool = False) -> int:

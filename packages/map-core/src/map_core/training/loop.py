@@ -192,6 +192,8 @@ class Run:
         if start and recorder.evaluation is None and self.should_evaluate(start):
             self.evaluate(start)  # the run stopped before this evaluation
             if stopped_by := self.stopped_by():
+                # with the evaluation, if there was time for it; another --out has no checkpoint yet
+                self.save(start)
                 return self.report_interruption(start, stopped_by)
         batches = training_batches(
             self.task, plan, start=start, stop=self.stop, workers=config.workers, device=accelerator.device

@@ -55,7 +55,7 @@ class DataConfig:
             that seeks slowly. Default: "shards" for an address, "all" for a folder.
         shuffle_shards: Number of shards from which samples are drawn at a time.
         shard_cache: Folder in which downloaded shards are kept; default ~/.cache/map/shards.
-        shard_cache_size: Largest size of that folder, such as 500GB; the least recently read shards make room.
+        shard_cache_size: Most that the shards in it may take, such as 500GB; the least recently read make room.
         on_error: What to do about an unreadable image: "raise" stops with its path; "skip" counts and reports it,
             trains on the next readable image in its place, and leaves it out of everything else.
         cache: "memory" decodes every image once and keeps it, at its own size, in memory that loader workers
