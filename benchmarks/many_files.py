@@ -39,7 +39,7 @@ def main() -> None:
             make(arguments.place / "train", arguments.folders, arguments.files)
         for _ in range(arguments.rounds):
             row, megabytes = with_resident_peak(lambda: measure(arguments.place))
-            rows.append(row | {"megabytes": round(megabytes)})
+            rows.append(row | {"megabytes": round(megabytes, 0)})
             print(rows[-1], flush=True)
     finally:
         if not arguments.keep:

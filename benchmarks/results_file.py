@@ -26,11 +26,12 @@ def save_results(
     """
     if path is None:
         return
+    cores = cores or os.cpu_count() or 1
     metadata = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
-        "processor": f"{cpu_name()}, {cores or os.cpu_count()} core(s)",
+        "processor": f"{cpu_name()}, {cores} core{'s' if cores > 1 else ''}",
         "versions": versions(*packages),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ class Settings:
     ("section", "settings", "message"),
     [
         ("model", {"size": 5}, "^model.size 5 has no effect with rows: leave it at 4$"),
-        ("model", {"order": "row"}, "^model.order row has no effect with rows: leave it out$"),
+        ("model", {"order": "row"}, "^model.order row has .*: leave it out, or set --model '{order: null}'$"),
         ("", {"size": 5}, "^size 5 has no effect with rows: leave it at 4$"),
     ],
 )

@@ -225,7 +225,7 @@ def test_patches_are_pooled_as_asked_for(pool, width):
     [
         ("pool", "sum", "pool 'sum' is unknown"),
         ("local_spread", "range", "local_spread must be 'variance' or 'deviation'; got 'range'"),
-        ("position_activation", "selu", "activation 'selu' is unknown; did you mean"),
+        ("position_activation", "selu", "activation 'selu' is unknown; known names: gelu, silu"),
     ],
 )
 def test_an_unknown_convention_is_refused(setting, value, message):

@@ -118,21 +118,24 @@ def test_numbers_and_orders_of_a_name_are_checked_when_it_is_made(settings, mess
 
 @pytest.mark.parametrize("described", [True, False])
 @pytest.mark.parametrize(
-    "name", ["hybridnet_nano_patch4_32", "map_vit_tiny_patch16_224"]
-)  # 10 and 1000 classes
+    "name", ["hybridnet_nano_patch4_32", "map_vit_tiny_patch16_224", "map_mambavision_tiny"]
+)
 def test_timm_keeps_the_head_of_a_finetuned_run(name, described, tmp_path):
-    classes = ["cat", "dog"]
     trained = timm.create_model(name, num_classes=2)
-    description = {"holds": "classifier", "classes": classes, "mean": [0.1] * 3, "std": [0.2] * 3}
+    description = {"name": name, "holds": "classifier", "classes": ["cat", "dog"], "mean": [0.1] * 3}
     save_weights(tmp_path / "model.safetensors", trained.state_dict(), description)
     overlay: dict[str, Any] = {"file": str(tmp_path / "model.safetensors")}
     if not described:
-        (tmp_path / "model.json").unlink()
+        (tmp_path / "model.json").write_text("[1]")  # somebody else's
         for changes in ({}, {"num_classes": 2}):
             with pytest.raises(
                 UserError, match=r"have 2 classes, .*: add num_classes=2 to pretrained_cfg_overlay"
             ):
                 timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **changes)
+        features = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True
+        )
+        assert "head.weight" not in features.state_dict()
         overlay["num_classes"] = 2
     for changes in ({}, {"num_classes": 2}):
         again = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **changes)
@@ -140,6 +143,19 @@ def test_timm_keeps_the_head_of_a_finetuned_run(name, described, tmp_path):
     assert (again.pretrained_cfg["mean"] == (0.1, 0.1, 0.1)) == described
     other = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5)
     assert other.head.out_features == 5
+
+
+def test_what_the_caller_says_of_weights_comes_before_their_description(tmp_path):
+    name = "map_vit_tiny_patch16_224"
+    encoder = timm.create_model(name, num_classes=0)
+    description = {"name": name, "holds": "encoder", "mean": [0.1] * 3, "std": [0.2] * 3}
+    save_weights(tmp_path / "model.safetensors", encoder.state_dict(), description)
+    given = {"file": str(tmp_path / "model.safetensors"), "mean": (0.9, 0.9, 0.9)}
+    again = timm.create_model(name, pretrained=True, pretrained_cfg=given)
+    assert again.num_classes == 0  # an encoder's
+    assert again.pretrained_cfg["mean"] == (0.9, 0.9, 0.9)
+    assert again.pretrained_cfg["std"] == (0.2, 0.2, 0.2)
+    assert torch.equal(again.patch_embed.proj.weight, encoder.patch_embed.proj.weight)
 
 
 @pytest.mark.parametrize(

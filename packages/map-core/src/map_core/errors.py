@@ -37,7 +37,7 @@ class RunStopped(Exception):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """``did you mean a, b?`` for the known names most like ``name``, and all of them where they are few or unlike."""
+    """``did you mean a, b?`` for the known names most like ``name``, and all if they are few or none is like it."""
     known = sorted(known)
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     nearest = f"did you mean {visible(', '.join(matches), keep='')}?"

@@ -67,8 +67,11 @@ def refuse_without_effect(section: str, config: Any, *names: str, because: str) 
         value, default = getattr(config, name), getattr(type(config), name)
         if value != default:
             place = f"{section}.{name}" if section else name
-            # a run that --init names may have set it, and only a value takes that back
-            cure = f"leave it out, or set --{place} null" if default is None else f"leave it at {default}"
+            cure = "leave it out" if default is None else f"leave it at {default}"
+            if (
+                default is None and section
+            ):  # a run that --init names may have set it; a text could not be null alone
+                cure += f", or set --{section} '{{{name}: null}}'"
             raise UserError(f"{place} {value} has no effect with {because}: {cure}")
 
 

@@ -89,11 +89,13 @@ def test_a_directory_that_vanishes_is_noticed(tmp_path, lose):
         assert (directory / ".lock").exists(), "the lock of another run was removed"
 
 
-def test_a_lock_s_file_that_vanishes_from_a_directory_is_named(tmp_path):
+def test_a_lock_file_that_vanishes_from_a_directory_is_named(tmp_path):
     with RunLock(tmp_path / "run") as lock:
         lock.acquire()
         (tmp_path / "run/.lock").unlink()
-        message = r"run/.lock, which keeps other runs out, vanished while .*/run; leave that file, and continue with"
+        message = (
+            r"run/.lock, which keeps other runs out, vanished while .*/run; do not remove that file, and"
+        )
         with pytest.raises(UserError, match=message):
             lock.check()
 

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock
-from map_core.errors import UserError, near_matches, unknown_name
+from map_core.errors import UserError, near_matches
 from map_core.layout import expand_layout
-from map_core.orders import ScanOrder
 from map_dense.freezing import FreezableBackbone
 from map_dense.settings import (
     check_count,
@@ -75,16 +74,13 @@ def _validate_changes(changes: Mapping[str, Any]) -> None:
     """Check the options that change the named model, as far as the model itself does not.
 
     Raises:
-        UserError: an unknown option or one of the classifier; an unknown order; a number of heads that is not a whole
-            number of at least 1.
+        UserError: an unknown option or one of the classifier; a number of heads that is not a whole number of at least
+            1.
     """
     for option in set(changes) - set(MODEL_OPTIONS):
         reason = "belongs to the classifier" if option in CLASSIFIER_ONLY else "is unknown"
         raise UserError(f"backbone option {option!r} {reason}; {near_matches(option, MODEL_OPTIONS)}")
     check_count("num_heads", changes.get("num_heads"), "for the name's")
-    order = changes.get("order")
-    if order not in (None, *get_args(ScanOrder)):
-        raise unknown_name("order", order, get_args(ScanOrder))
 
 
 class HybridBackbone(FreezableBackbone):
@@ -132,7 +128,7 @@ class HybridBackbone(FreezableBackbone):
         _validate_changes(model_changes)
         check_count("patch_size", patch_size, "for the name's")
         check_count("window_size", window_size, "for global attention")
-        check_switch("activation_checkpointing", activation_checkpointing)
+        check_switch("model.backbone.activation_checkpointing", activation_checkpointing)
         self.config = ModelConfig(
             name,
             img_size=_validate_size(img_size),

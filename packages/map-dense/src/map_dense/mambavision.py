@@ -60,7 +60,7 @@ class MambaVisionBackbone(FreezableBackbone):
         super().__init__()
         for option in set(model_changes) - set(MODEL_OPTIONS):
             raise unknown_name("backbone option", option, MODEL_OPTIONS)
-        check_switch("activation_checkpointing", activation_checkpointing)
+        check_switch("model.backbone.activation_checkpointing", activation_checkpointing)
         model_options = lists_to_tuples({**model_changes, "window_size": window_size})
         self.config = ModelConfig(
             name or "map_mambavision_tiny", drop_path_rate=drop_path_rate, **model_options

@@ -23,7 +23,8 @@ def naming_backbone() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(r"(--)?\bmodel\.(?=\w)", "model.backbone.", str(error))) from error
+        message = re.sub(r", or set --model '.*'", "", str(error))  # which is no form of a config's
+        raise UserError(re.sub(r"(--)?\bmodel\.(?=\w)", "model.backbone.", message)) from error
 
 
 def check_types(config: ModelConfig) -> None:

@@ -14,10 +14,10 @@ from mmengine.registry import HOOKS
 
 
 def keep_workers_until_parent_ends(loader: Any) -> None:
-    """Let no SIGTERM but their parent's end the processes of a data loader that are started from now on; in place.
+    """Make a loader's workers ignore SIGTERM unless their parent sends it; this changes the loader in place.
 
     A scheduler's reaches the whole process group. The parent's must end them: multiprocessing sends it when the parent
-    exits, and then waits for them.
+    exits, and then waits for them. Workers that are still starting are not protected yet.
     """
     loader.worker_init_fn = partial(_init_worker, seed_worker=loader.worker_init_fn)
 

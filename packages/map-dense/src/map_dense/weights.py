@@ -1,5 +1,6 @@
 """Load weights of map-vision into a dense backbone: what may differ, what is refused, what was not used."""
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -142,11 +143,10 @@ def other_normalisation(
         mean: ``model.data_preprocessor.mean`` of a config, of pixels in 0..255: one number per channel, or one for all;
             None where the images are not normalised there.
         std: ``model.data_preprocessor.std``, likewise.
-
-    Raises:
-        UserError: as for :func:`map_vision.domain.preprocessing_of`.
     """
-    trained = preprocessing_of(read_description(path))
+    trained = None
+    with contextlib.suppress(UserError):  # a JSON file beside the weights that is none of ours
+        trained = preprocessing_of(read_description(path))
     if trained is None or mean is None or std is None:
         return None
     scale = 255.0 if trained.pixels == "scaled" else 1.0

@@ -130,7 +130,7 @@ class HybridNet(nn.Module):
         super().__init__()
         _check_pool(global_pool, num_registers=num_registers, pool_norm=pool_norm)
         if order not in get_args(ScanOrder):
-            raise unknown_name("order", order, get_args(ScanOrder))
+            raise unknown_name("scan order", order, get_args(ScanOrder))
         self.num_classes, self.global_pool = num_classes, global_pool
         self.num_features = self.embed_dim = embed_dim
         self.num_prefix_tokens = num_registers

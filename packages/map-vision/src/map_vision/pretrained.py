@@ -3,6 +3,7 @@
 Imports neither torch nor timm at module level: the registry imports it while timm itself is being imported.
 """
 
+import contextlib
 import inspect
 import json
 from collections.abc import Mapping
@@ -85,28 +86,34 @@ def require_source(name: str, settings: Mapping[str, Any]) -> None:
         read_description(merged["file"])
 
 
-def with_description(settings: Mapping[str, Any], img_size: int) -> dict[str, Any]:
+def with_description(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of timm's ``create_model`` whose overlay also has what the description beside its file says.
 
-    Without it timm takes the number of classes for that of the model's name, and drops a head that has another.
+    Without it timm takes the number of classes for that of the model's name, and drops a head that has another. What
+    the arguments say themselves comes first.
 
     Args:
+        name: The model's name.
         settings: The arguments.
-        img_size: Larger side of the model's images, in pixels.
-
-    Raises:
-        UserError: the description cannot be read.
     """
+    from timm.layers import to_2tuple
+    from timm.models import get_pretrained_cfg
+
     from map_core.tasks.weights import read_description
 
-    overlay = settings.get("pretrained_cfg_overlay") or {}
-    description = read_description(overlay["file"]) if overlay.get("file") else {}
-    if not description:
+    explicit_cfg = settings.get("pretrained_cfg")
+    given = dict(explicit_cfg) if isinstance(explicit_cfg, Mapping) else {}
+    given |= settings.get("pretrained_cfg_overlay") or {}
+    description: Mapping[str, Any] = {}
+    with contextlib.suppress(UserError):  # a JSON file beside the weights that is none of ours
+        description = read_description(given["file"]) if given.get("file") else {}
+    if "name" not in description:
         return dict(settings)
-    cfg = cfg_from_description(description, img_size)
-    if not cfg["num_classes"]:  # an encoder; timm looks for a head, and finds none, whatever this says
-        del cfg["num_classes"]
-    return {**settings, "pretrained_cfg_overlay": {**cfg, **overlay}}
+    size = settings.get("img_size") or get_pretrained_cfg(name).input_size[1:]
+    return {
+        **settings,
+        "pretrained_cfg_overlay": cfg_from_description(description, max(to_2tuple(size))) | given,
+    }
 
 
 def cfg_of_weights(name: str, settings: Mapping[str, Any]) -> Any:

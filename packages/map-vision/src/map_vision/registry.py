@@ -3,7 +3,8 @@
 It imports nothing but timm until a model is created, because it runs while timm is being imported.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -214,13 +215,12 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         if pretrained:
             require_source(name, kwargs)
             refuse_changed_settings(name, kwargs)
-            sides = kwargs.get("img_size") or defaults["img_size"]
-            kwargs = with_description(kwargs, max(sides) if isinstance(sides, Sequence) else sides)
+            kwargs = with_description(name, kwargs)
         return build_model_with_cfg(
             model_class(name),
             name,
             pretrained,
-            pretrained_filter_fn=pretrained_state,
+            pretrained_filter_fn=partial(pretrained_state, with_head=not kwargs.get("features_only")),
             feature_cfg=dict(feature_cfg),  # timm pops entries from it
             **{**defaults, **kwargs},
         )

@@ -71,15 +71,23 @@ def convert_state(state: Mapping[str, Tensor], model: nn.Module | None = None) -
     return state if model is None else without_unused(state, model)
 
 
-def pretrained_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def pretrained_state(
+    state: Mapping[str, Tensor], model: nn.Module, *, with_head: bool = True
+) -> dict[str, Tensor]:
     """:func:`convert_state` for ``pretrained=True``, where timm loads whatever fits as soon as the head differs.
+
+    Args:
+        state: The weights.
+        model: The model that timm is about to load them into.
+        with_head: Whether the head will be used; with ``features_only`` timm drops it.
 
     Raises:
         UserError: apart from the head, the model has a layer that the weights lack, the weights one that the model
             lacks, or one has another shape; or timm would load a head of another number of classes.
     """
     state, model_state = convert_state(state, model), model.state_dict()
-    _refuse_other_classes(state, model)
+    if with_head:
+        _refuse_other_classes(state, model)
     # registers of an encoder without a head, such as a class token, were pretrained with it (keep_registers)
     is_classifier = any(key.startswith(HEAD) for key in state)
     may_be_left = NEW_IN_CLASSIFIER if is_classifier else BEHIND_ENCODER

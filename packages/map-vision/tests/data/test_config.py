@@ -44,11 +44,11 @@ from map_vision.data import DataConfig, load_image_data, load_images
         ({"color_jitter": -0.4, "augmentation": "timm"}, r"color_jitter must be 0 or more; got -0.4"),
         (
             {"auto_augment": "rand-m9"},
-            r"data.auto_augment 'rand-m9' needs .*: pass --data.auto_augment null",
+            r"data.auto_augment 'rand-m9' needs .*: pass --data '{auto_augment: null}'",
         ),
         (
             {"color_jitter": 0.3},
-            r"data.color_jitter \(0.3\) needs .*: pass --data.color_jitter null",
+            r"data.color_jitter \(0.3\) needs .*: pass --data '{color_jitter: null}'",
         ),
         ({"crop_pct": 1.5}, r"crop_pct must lie in \(0, 1\]; got 1.5"),
         ({"crop_pct": 0.0}, r"crop_pct must lie in"),

@@ -66,9 +66,10 @@ class Checkpoints:
             for name, write in files.items():
                 write(temporary / name)
             write_manifest(temporary)
-            remove(final)
+            retired = set_aside(final)  # removed after the new one has its name, as that takes long
             temporary.rename(final)
             sync(self.directory)
+            shutil.rmtree(retired, ignore_errors=True)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             others = self.paths()
@@ -116,11 +117,16 @@ def remove(directory: Path) -> None:
     Raises:
         OSError: it cannot be renamed.
     """
+    shutil.rmtree(set_aside(directory), ignore_errors=True)
+
+
+def set_aside(directory: Path) -> Path:
+    """Rename a folder, if it exists, to a name that :meth:`Checkpoints.clear_leftovers` removes; return that."""
     trash = directory.with_name(REMOVING + directory.name)
     shutil.rmtree(trash, ignore_errors=True)
     if directory.exists():
         directory.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+    return trash
 
 
 def cure(error: Exception, directory: Path) -> str:

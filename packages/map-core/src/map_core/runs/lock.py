@@ -100,8 +100,8 @@ class RunLock:
         if self.lost():
             if self._directory.is_dir() and not self._path.exists():
                 raise UserError(
-                    f"{self._path}, which keeps other runs out, vanished while the run wrote {self._directory}; leave "
-                    "that file, and continue with --resume auto, or start anew"
+                    f"{self._path}, which keeps other runs out, vanished while the run wrote {self._directory}; do not "
+                    "remove that file, and continue with --resume auto, or start anew"
                 )
             raise UserError(
                 f"{self._directory} vanished while the run wrote it (removed, renamed, or its disk unmounted); bring "

@@ -61,7 +61,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in DEVICES:
-        raise UserError(f"device must be auto, cpu or cuda; got {name!r}")
+        raise unknown_name("device", name, DEVICES)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' asked for, but torch sees no GPU; use --evaluation.device cpu")
     return torch.device(name)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from map_core.errors import UserError, near_matches
+from map_core.errors import UserError, unknown_name
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.randomness import Draw
 from map_core.ranges import check, refuse_without_effect
@@ -56,7 +56,7 @@ class MonitorConfig:
         if not self.samples:
             refuse_without_effect("monitor", self, "neighbors", because="monitor.samples 0")
         if self.keep_best is not None and self.keep_best not in MEASURES:
-            raise UserError(f"monitor.keep_best {self.keep_best!r}: {near_matches(self.keep_best, MEASURES)}")
+            raise unknown_name("monitor.keep_best", self.keep_best, MEASURES)
         if self.keep_best is not None and not self.samples:
             raise UserError(
                 f"monitor.keep_best {self.keep_best} needs measures: set monitor.samples, such as 2048"

@@ -235,7 +235,7 @@ def begin(folder: Path, manifest: Mapping[str, Any], parts: Sequence[range]) -> 
 
 
 def is_pass(folder: Path) -> bool:
-    """Whether a folder is that of a pass, if only what a kill left of one that was being begun or removed."""
+    """Whether a folder is that of a pass, or what a kill left of one that was being begun or removed."""
     return (folder / MANIFEST).is_file() or (
         folder.is_dir() and all(FILES_OF_A_PASS.fullmatch(path.name) for path in folder.iterdir())
     )

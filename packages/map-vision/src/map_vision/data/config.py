@@ -167,12 +167,12 @@ class DataConfig:
         if self.auto_augment and self.augmentation != "timm":
             raise UserError(
                 f"data.auto_augment '{self.auto_augment}' needs data.augmentation 'timm', not '{self.augmentation}': "
-                "pass --data.auto_augment null, or --data.augmentation timm"
+                "pass --data '{auto_augment: null}', or --data.augmentation timm"
             )
         if self.color_jitter and self.augmentation not in ("timm", "three_augment"):
             raise UserError(
                 f"data.color_jitter ({self.color_jitter}) needs data.augmentation 'timm' or 'three_augment', not "
-                f"'{self.augmentation}': pass --data.color_jitter null, or one of these augmentations"
+                f"'{self.augmentation}': pass --data '{{color_jitter: null}}', or one of these augmentations"
             )
 
 
