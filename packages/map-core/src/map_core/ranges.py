@@ -68,9 +68,8 @@ def refuse_without_effect(section: str, config: Any, *names: str, because: str) 
         if value != default:
             place = f"{section}.{name}" if section else name
             cure = "leave it out" if default is None else f"leave it at {default}"
-            if (
-                default is None and section
-            ):  # a run that --init names may have set it; a text could not be null alone
+            if default is None and section:
+                # a run that --init names may have set it; alone, --NAME null would be a text of that name
                 cure += f", or set --{section} '{{{name}: null}}'"
             raise UserError(f"{place} {value} has no effect with {because}: {cure}")
 
