@@ -375,6 +375,13 @@ def test_settings_of_a_recipe_that_weights_override_are_reported(mamba_run, capl
     assert "drop_path_rate" not in caplog.text
 
 
+def test_settings_of_the_command_line_are_not_reported_as_overridden(mamba_run, caplog):
+    parse_recipe("finetune_shapes", "--init", mamba_run, "--model.order=hilbert", "--model.layout=Mx2")
+    assert "model.order" not in caplog.text
+    assert "model.layout" not in caplog.text
+    assert "model.num_heads" in caplog.text
+
+
 def test_a_recipe_that_agrees_with_the_weights_is_not_reported(mamba_run, tmp_path, caplog):
     agreeing = tmp_path / "finetune_agreeing.yaml"
     agreeing.write_text(

@@ -112,7 +112,7 @@ def resolve(
     # over them the settings inherited from the weights of --init, then the command line
     explicit = texts_of(merge(tree, command_line))
     pinned = convert_defaults(command.pinned_settings(explicit), settings)
-    warn_of_overridden_recipes(tree, pinned)
+    warn_of_overridden_recipes(tree, pinned, command_line)
     tree = merge(merge(tree, pinned), command_line)
 
     # below all of these the defaults
@@ -223,11 +223,14 @@ def convert_defaults(values: Mapping[str, Any], settings: Mapping[str, Setting])
     return tree
 
 
-def warn_of_overridden_recipes(recipes: dict[str, Any], pinned: dict[str, Any]) -> None:
-    """Warn of settings of recipes that those of ``--init`` override."""
+def warn_of_overridden_recipes(
+    recipes: dict[str, Any], pinned: dict[str, Any], command_line: dict[str, Any]
+) -> None:
+    """Warn of settings of recipes that those of ``--init`` override, unless the command line sets them too."""
     recipe_values = flatten(recipes)
+    given = flatten(command_line)
     for name, value in flatten(pinned).items():
-        if name in recipe_values and recipe_values[name] != value:
+        if name in recipe_values and name not in given and recipe_values[name] != value:
             weights_value = "the default" if value is None else short_repr(value)
             log.warning(
                 "%s: %s of the weights that --init names overrides %s of the recipe",
