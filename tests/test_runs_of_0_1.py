@@ -11,9 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import map_points.cli
+import map_points.domain
 import map_vision.cli
+from map_core.tasks.pretraining import load_objective
 
 FOLDER = Path(__file__).parent / "runs_of_0.1"
 VISION = [
@@ -72,13 +76,25 @@ def test_a_run_is_resumed_as_if_its_version_had_gone_on(
             assert one[key] == pytest.approx(other[key], rel=1e-4)
 
 
-@pytest.mark.parametrize(("domain", "count"), [("vision", 359), ("points", 200)])
+@pytest.mark.parametrize(
+    (
+        "domain",
+        "count",
+        "first",
+    ),  # number of test samples, and features of the first, both as version 0.1 has them
+    [
+        ("vision", 359, [-0.0580, -0.0152, -0.2401, 0.1607, 0.0375, 0.3434]),
+        ("points", 200, [1.1180, 2.1791, -3.0463, 0.4832, -1.7177, 1.1336]),
+    ],
+)
 def test_features_of_a_pretraining_run(
-    domain: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    domain: str, count: int, first: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, init = tmp_path / "features.npz", str(FOLDER / f"{domain}_pretrain")
     run_command(monkeypatch, f"map-{domain}", "features", "--init", init, "--out", str(out))
-    assert np.load(out)["test_features"].shape == (count, 16)
+    features = np.load(out)["test_features"]
+    assert features.shape == (count, 16)
+    assert features[0, : len(first)] == pytest.approx(first, abs=3e-4)
 
 
 def test_a_classifier_scores_as_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +111,12 @@ def test_the_decoder_is_read_for_pictures(tmp_path: Path, monkeypatch: pytest.Mo
     init = str(FOLDER / "points_pretrain")
     run_command(monkeypatch, "map-points", "reconstruct", "--init", init, "--count", "2", "--out", str(out))
     assert out.stat().st_size > 10_000
+
+
+def test_the_decoder_keeps_its_values() -> None:
+    folder = FOLDER / "points_pretrain"
+    state = load_objective(map_points.domain.DOMAIN, folder).objective.state_dict()
+    exported = load_file(folder / "pretraining.safetensors")
+    assert set(exported) == {name for name in state if not name.startswith("backbone.")}
+    for name, value in exported.items():
+        assert torch.equal(state[name], value), name

@@ -217,7 +217,9 @@ def sharing_page_matches(folder):
 
 
 def test_shipped_models_match_their_names():
-    for folder in (ROOT / "weights").glob("*/"):
+    folders = sorted((ROOT / "weights").glob("*/"))
+    assert [folder.name for folder in folders] == sorted((IMAGE_MODEL, POINT_MODEL))
+    for folder in folders:
         description, size = read_description(folder), (folder / "model.safetensors").stat().st_size
         assert (description["name"], description["arguments"]) == (folder.name, {})
         assert size <= 6e6, folder

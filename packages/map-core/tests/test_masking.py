@@ -117,6 +117,12 @@ def test_an_unknown_scope_names_its_near_matches():
         Masking(scope="regions")(toy_tokens(LENGTH), Draw.of_batch(1))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_placement_names_its_near_matches():
+    with pytest.raises(UserError, match=r"mask placement 'rand' is unknown; did you mean random\?"):
+        Masking(strategy="sequential", placement="rand")(toy_tokens(LENGTH), Draw.of_batch(1))
+
+
 def test_hiding_within_regions_needs_regions():
     with pytest.raises(
         UserError, match="mask scope 'region' needs the regions of the tokens; pass them, or use"

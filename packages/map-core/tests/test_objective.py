@@ -404,3 +404,9 @@ def test_a_toy_backbone_keeps_together_what_belongs_to_a_token(vectors, num_glob
         assert torch.equal(tokens.target[:, place], vectors[:, row, col])
         assert tokens.origin[0, place] == raster + num_global
     assert toy.tokenize(vectors).target is None
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_encoder_is_refused():
+    with pytest.raises(UserError, match=r"encoder 'casual' is unknown; did you mean causal\?"):
+        toy_objective(encoder="casual")

@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
 from map_core import UserError
-from map_core.ranges import LARGEST_SEED, check, refuse_without_effect, require
+from map_core.ranges import LARGEST_SEED, check, check_choices, refuse_without_effect, require
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,25 @@ def test_bounds(rule, allowed, refused):
         for invalid in (value, (allowed[0], value)):
             with pytest.raises(UserError, match=r"^data.field must .*; got .*; change --data.field$"):
                 check("data", SimpleNamespace(field=invalid), **{rule: ["field"]})
+
+
+@dataclass
+class Choices:
+    kind: Literal["row", "column"] = "row"
+    order: Literal["hilbert", "z"] | None = None
+    size: Literal["auto"] | int = "auto"  # not one of some names
+    text: str = "anything"
+
+
+def test_choices_are_those_of_the_annotation():
+    check_choices("model", Choices())
+    check_choices("model", Choices(kind="column", order="z", size=7, text="else"))
+    with pytest.raises(UserError, match=r"^model.kind 'rows' is unknown; did you mean row\?"):
+        check_choices("model", Choices(kind="rows"))
+    with pytest.raises(UserError, match=r"^model.order 'hilbrt' is unknown; did you mean hilbert\?"):
+        check_choices("model", Choices(order="hilbrt"))
+    with pytest.raises(UserError, match=r"^model.kind None is unknown"):
+        check_choices("model", Choices(kind=None))
 
 
 def test_a_rule_of_its_own_and_a_setting_outside_of_sections():

@@ -69,6 +69,12 @@ def test_an_unknown_kind_is_refused():
         chamfer_distance(torch.randn(4, 3), torch.randn(4, 3), "l3")
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_matching_is_refused():
+    with pytest.raises(UserError, match=r"matching 'chamfer' is unknown; .*nearest"):
+        masked_distance(torch.randn(2, 3, 12), torch.randn(2, 3, 4, 3), matching="chamfer")
+
+
 def best_assignment(a, b, kind):
     """The cheapest of all ways to give each point of a one of b."""
     squared = ((a[:, None] - b[None]) ** 2).sum(-1)

@@ -212,3 +212,27 @@ def test_the_loss_matches_points_as_asked_for(make, matching, distance):
     target = torch.stack([t[d] for t, d in zip(result.tokens.target, result.mask.drop, strict=True)])
     expected = distance(result.prediction.unflatten(-1, (-1, 3)), target).mean()
     torch.testing.assert_close(result.loss, expected)
+
+
+def test_a_model_of_no_clouds_is_refused(tiny_objective):
+    with pytest.raises(UserError, match=r"Linear is not a model of clouds: create one with map_points\."):
+        build_objective(torch.nn.Linear(3, 3), tiny_objective)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "cure"),
+    [
+        ({"matching": "chamfer"}, "objective.matching 'chamfer' is unknown; .*nearest"),
+        ({"regions": "aftermask"}, r"objective.regions 'aftermask' is unknown; did you mean after_mask\?"),
+        ({"encoder": "casual"}, r"objective.encoder 'casual' is unknown; did you mean causal\?"),
+        (
+            {"decoder": "transfromer"},
+            r"objective.decoder 'transfromer' is unknown; did you mean transformer\?",
+        ),
+        ({"mask_placement": "rand"}, r"objective.mask_placement 'rand' is unknown; did you mean random\?"),
+    ],
+)
+def test_a_misspelt_choice_is_refused(make, changes, cure):
+    with pytest.raises(UserError, match=cure):
+        make(**changes)

@@ -31,5 +31,5 @@ def is_count(value: Any) -> bool:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a JSON value is a whole number."""
+    """Whether a value is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -84,11 +84,13 @@ class Masking:
         """Hide tokens of a batch; only scope ``region`` needs ``regions``.
 
         Raises:
-            UserError: an unknown scope, scope ``region`` without regions, or what :func:`sample_mask` raises.
+            UserError: an unknown scope or placement, scope ``region`` without regions, or what :func:`sample_mask`
+                raises.
         """
         if self.scope not in get_args(MaskScope):
-            known = get_args(MaskScope)
-            raise unknown_name("mask scope", self.scope, known)
+            raise unknown_name("mask scope", self.scope, get_args(MaskScope))
+        if self.placement not in get_args(MaskPlacement):
+            raise unknown_name("mask placement", self.placement, get_args(MaskPlacement))
         if self.scope == "region" and regions is None:
             raise UserError(
                 "mask scope 'region' needs the regions of the tokens; pass them, or use scope 'all'"

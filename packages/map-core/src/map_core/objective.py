@@ -9,7 +9,7 @@ and masked AR pretraining instead. The objectives that it is compared with are i
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from map_core.decoder import RegionDecoder
 from map_core.encoder import Backbone, require_causal
-from map_core.errors import UserError
+from map_core.errors import UserError, unknown_name
 from map_core.initialization import init_weights, undecayed_parameters
 from map_core.losses import MaskedMSE
 from map_core.masking import Masking, TokenMask, predicted_tokens
@@ -145,7 +145,8 @@ class MaskedAutoregression(ReconstructingObjective):
         coarser_targets: Maps (inputs, tokens) to further targets: one tensor per coarser scale, each with its own loss.
 
     Raises:
-        UserError: ``backbone`` lacks something that the objective calls, or must encode causally and cannot.
+        UserError: an unknown ``encoder``; or ``backbone`` lacks something that the objective calls, or must encode
+            causally and cannot.
     """
 
     def __init__(
@@ -163,6 +164,8 @@ class MaskedAutoregression(ReconstructingObjective):
     ) -> None:
         super().__init__()
         require_backbone(backbone)
+        if encoder not in get_args(EncoderKind):
+            raise unknown_name("encoder", encoder, get_args(EncoderKind))
         if encoder == "causal":
             require_causal(backbone)
         self.backbone, self.decoder, self.head = backbone, decoder, head

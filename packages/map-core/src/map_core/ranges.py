@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from map_core.errors import UserError
+from map_core.errors import UserError, unknown_name
 
 LARGEST_SEED = 2**63 - 1
 
@@ -49,6 +50,27 @@ def check(
     for names, holds, rule in rules:
         for name in names:
             require(section, config, name, holds, rule)
+
+
+def check_choices(section: str, config: Any) -> None:
+    """Check every field whose annotation is a ``Literal``, or a ``Literal`` or None.
+
+    Args:
+        section: As in :func:`check`.
+        config: The configuration, a dataclass.
+
+    Raises:
+        UserError: naming the first field with another value, the value, and the nearest choice or all of them.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        literals = [entry for entry in kinds if get_origin(entry) is Literal]
+        if not literals or not set(kinds) <= {*literals, NoneType}:
+            continue
+        value = getattr(config, name)
+        choices = [choice for literal in literals for choice in get_args(literal)]
+        if value not in choices and not (value is None and NoneType in kinds):
+            raise unknown_name(f"{section}.{name}", value, choices)
 
 
 def refuse_without_effect(section: str, config: Any, *names: str, because: str) -> None:

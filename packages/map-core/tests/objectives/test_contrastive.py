@@ -205,6 +205,12 @@ def test_learning_finds_the_other_view_of_samples_that_it_has_not_seen(version, 
 # ---- bad input
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_version_is_refused():
+    with pytest.raises(UserError, match=r"version of contrastive learning 'moco_v2' is unknown; "):
+        build("moco_v2")
+
+
 def test_a_batch_of_one_is_refused(views):
     with pytest.raises(
         UserError, match=r"compares the samples of a batch, but a process got one: raise training.batc"

@@ -29,6 +29,23 @@ def values(*shape):
 # ---- the process
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_cast_head_computes_in_its_dtype_by_the_same_schedule(dtype):
+    head = DiffusionHead(CHANNELS, 8, width=16, sampling_steps=3)
+    schedule = {name: buffer.clone() for name, buffer in head.named_buffers()}
+    condition, x_0, noise = values(6, 8), values(6, CHANNELS), values(6, CHANNELS)
+    step = torch.arange(6) * 150
+    expected = head.loss(x_0, condition, step, noise)
+    head.to(dtype)
+    loss = head.loss(x_0.to(dtype), condition.to(dtype), step, noise)
+    torch.testing.assert_close(loss.float(), expected, rtol=0.05, atol=0.02)
+    loss.sum().backward()
+    assert head.net.input_proj.weight.grad.dtype == dtype
+    assert torch.isfinite(head.sample(condition.to(dtype))).all()
+    for name, buffer in head.named_buffers():
+        assert torch.equal(buffer, schedule[name]), name
+
+
 def test_noise_is_added_step_by_step():
     """q(x_t | x_0) equals t + 1 single steps of variance beta."""
     betas, process = cosine_betas(STEPS), Process.cosine(STEPS)

@@ -27,13 +27,13 @@ from map_core.ops.conv.native import native_conv
 from map_core.ops.conv.triton.conv import triton_conv
 from map_core.ops.linear.transpose import transposed_copy
 from map_core.ops.native import library
-from map_core.ops.native.library import INSTRUCTION_SETS
 from map_core.ops.scan.interface import REGISTRY as SCAN_REGISTRY
 from map_core.ops.scan.native import native_scan
 from map_core.ops.scan.triton.scan import triton_scan
 from map_core.regions import region_attention_mask
 
 Tool = Callable[..., Any]
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 REGISTRIES = (SCAN_REGISTRY, CONV_REGISTRY, ATTENTION_REGISTRY)
 BUILT = library.native_missing() is None
 needs_kernels = pytest.mark.skipif(not BUILT, reason=library.native_missing() or "")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock
 from map_core.errors import UserError, near_matches
+from map_core.json_values import is_whole
 from map_core.layout import expand_layout
 from map_dense.freezing import FreezableBackbone
 from map_dense.settings import (
@@ -17,14 +18,13 @@ from map_dense.settings import (
     check_frozen_stages,
     check_switch,
     check_types,
-    is_whole,
     lists_to_tuples,
     naming_backbone,
 )
 from map_dense.windows import WindowedTransformerBlock
 from map_vision.factory import ModelConfig, create_backbone
 from map_vision.model import HybridNet
-from map_vision.registry import ARCHITECTURES
+from map_vision.registry import named_settings
 
 NUM_FEATURES = 4
 CLASSIFIER_ONLY = {
@@ -160,8 +160,7 @@ class HybridBackbone(FreezableBackbone):
     @property
     def architecture(self) -> dict[str, Any]:
         """All arguments of the model: those of the named model, overridden by the options."""
-        img_size, arguments = ARCHITECTURES[self.config.name]
-        return {"img_size": img_size, **arguments, **self.config.arguments()}
+        return named_settings(self.config.name) | self.config.arguments()
 
     @property
     def layout(self) -> str:

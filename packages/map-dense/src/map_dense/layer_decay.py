@@ -17,7 +17,7 @@ from map_core.initialization import undecayed_parameters
 from map_dense.settings import check_count
 
 _LAYER = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_STEM = re.compile(r"(?:^|\.)(?:patch_embed|position|pos_embed|registers)(?:\.|$)")
+_STEM = re.compile(r"(?:^|\.)(?:patch_embed|position)(?:\.|$)")
 _FINAL_NORM = re.compile(r"(?:^|\.)norm\.[^.]+$")
 
 

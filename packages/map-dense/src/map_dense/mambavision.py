@@ -8,12 +8,12 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from map_core.errors import UserError, unknown_name
+from map_core.json_values import is_whole
 from map_dense.freezing import FreezableBackbone
 from map_dense.settings import (
     check_frozen_stages,
     check_switch,
     check_types,
-    is_whole,
     lists_to_tuples,
     naming_backbone,
 )

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.commands.settings import flatten
 from map_core.errors import UserError, abbreviate, near_matches
+from map_core.json_values import is_whole
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.runs.files import explaining_disk_errors, save_text
 from map_core.runs.summary import commit, device_name, versions
@@ -30,7 +31,6 @@ from map_core.study.launching import refuse_link
 from map_core.study.measures import Cost, StudySettings
 from map_core.study.results import GO_ON
 from map_dense import catalogue
-from map_dense.settings import is_whole
 from map_dense.weights import other_normalisation
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from map_core.commands.values import alternatives, expectation
 from map_core.errors import UserError
+from map_core.json_values import is_whole
 from map_core.tasks.setting_values import fits
 from map_vision.factory import ModelConfig
 
@@ -48,11 +49,6 @@ def check_switch(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise UserError(f"{name} must be True or False; got {value!r}")
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_count(name: str, value: Any, otherwise: str) -> None:

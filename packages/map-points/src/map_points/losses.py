@@ -1,12 +1,12 @@
 """Distances between sets of points in plain PyTorch: to the nearest point, or matched so that none is left over."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from map_core.errors import UserError
+from map_core.errors import UserError, unknown_name
 from map_points.patches.sampling import squared_distance
 
 ChamferKind = Literal["l1", "l2"]
@@ -94,6 +94,11 @@ def masked_distance(
         target: Points of the hidden patches, relative to their centres.
         kind: See :func:`chamfer_distance`.
         matching: Chamfer's nearest points, or the plan of :func:`transport_distance`.
+
+    Raises:
+        UserError: an unknown kind or matching.
     """
+    if matching not in get_args(Matching):
+        raise unknown_name("matching", matching, get_args(Matching))
     distance = chamfer_distance if matching == "nearest" else transport_distance
     return distance(prediction.unflatten(-1, (-1, 3)), target, kind).mean()

@@ -174,11 +174,14 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
     """Build the objective that a section describes around a model, which is not copied.
 
     Raises:
-        UserError: the model has a class token, some step could not hide or predict its patches, or fewer of them
-            stay visible than the local norm pools.
+        UserError: it is no model of clouds or has a class token, some step could not hide or predict its patches, or
+            fewer of them stay visible than the local norm pools.
     """
     config.validate()
-    assert isinstance(backbone, HybridNet3D)
+    if not isinstance(backbone, HybridNet3D):
+        raise UserError(
+            f"{type(backbone).__name__} is not a model of clouds: create one with map_points.create_point_model"
+        )
     if backbone.encoder.registers is not None:
         raise UserError("pretraining has no class token: create the model with class_token=False")
     objective: Objective = config.build(backbone)

@@ -58,6 +58,13 @@ def test_a_run_can_be_read_back(segmented):
     assert all(torch.equal(value, state[name]) for name, value in run.model.state_dict().items())
 
 
+def test_samples_are_named_by_their_files(segmented):
+    _, task, _ = segmented
+    names = task.train_data.names
+    assert len(set(names)) == len(task.train_data)
+    assert all(name.endswith(".txt") for name in names)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -60,7 +60,7 @@ def configs(domain: Domain) -> Configs:
     title = files.capitalize()
     model = Option(domain.models.config, "The model.")
     evaluation = Option(domain.evaluation, "Batch size, device and the like.")
-    data_of_run = Option(domain.data, f"{title}; what is not given is as in the run.")
+    data_option = Option(domain.data, f"{title}; what is not given is as in the run.")
     files_help = f"{title}, as files or folders, without labels; the run's own data when not given."
     data_of_classes = Option(domain.data, f"Labelled {files}.")
     classification = Option(domain.classification, "Loss, label smoothing and the like.")
@@ -113,7 +113,7 @@ def configs(domain: Domain) -> Configs:
             "EvaluateConfig",
             "Measures of a trained model on the evaluation split, or on the held-out part.",
             init=replace(run, help="A finished run, or its weights file."),
-            data=replace(data_of_run, help=f"Labelled {files}; what is not given is as in the run."),
+            data=replace(data_option, help=f"Labelled {files}; what is not given is as in the run."),
             evaluation=evaluation,
             out=Option(str, "Folder for summary.json.", "runs/evaluate"),
         ),
@@ -122,7 +122,7 @@ def configs(domain: Domain) -> Configs:
             f"Classes of {files}.",
             init=classifier,
             **{files: Option(str | list[str], f"{sample.capitalize()} file or folder, or a list of them.")},
-            data=data_of_run,
+            data=data_option,
             evaluation=evaluation,
             top=Option(int, "Classes per row, most probable first.", 5),
             out=Option(str, "CSV to write.", "predictions.csv"),
@@ -132,7 +132,7 @@ def configs(domain: Domain) -> Configs:
             f"Pooled features of {files}.",
             init=run,
             **{files: Option(str | list[str] | None, files_help, None)},
-            data=data_of_run,
+            data=data_option,
             evaluation=evaluation,
             neighbors=Option(int, "Neighbours of the kNN score, where there are labels and two splits.", 20),
             report=Option(
@@ -145,7 +145,7 @@ def configs(domain: Domain) -> Configs:
             "A picture of what a pretrained model reconstructs.",
             init=replace(run, help="Directory of a pretraining run."),
             **{files: Option(str | list[str] | None, files_help, None)},
-            data=data_of_run,
+            data=data_option,
             split=Option(Literal["train", "test"], "Which split of the run's data to draw.", "train"),
             count=Option(int, "Rows of the picture.", domain.rows),
             mask_ratio=Option(float | None, "Share to hide; as in the run when not given.", None),

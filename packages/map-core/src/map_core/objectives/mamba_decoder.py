@@ -1,7 +1,5 @@
 """A decoder of Mamba blocks whose scans, not an attention mask, decide which regions a prediction reads."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -125,7 +123,7 @@ class MambaRegionDecoder(RegionDecoder):
     def check(self, tokens: Tokens, regions: Regions) -> None:
         if tokens.num_global:
             raise UserError("a Mamba decoder has no place for global tokens: use a Transformer decoder")
-        scans_within_regions: Any = self.attention in ("map", "local_mae")
+        scans_within_regions = self.attention in ("map", "local_mae")
         if scans_within_regions and regions.count * regions.smallest != tokens.length:
             raise UserError(
                 f"a Mamba decoder with attention {self.attention} needs regions of equal size, but these "

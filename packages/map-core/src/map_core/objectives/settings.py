@@ -14,7 +14,7 @@ from map_core.errors import UserError
 from map_core.masking import Masking, MaskPlacement, MaskScope, MaskStrategy
 from map_core.objective import CoarserTargets, Loss, Objective
 from map_core.randomness import Draw
-from map_core.ranges import check, refuse_without_effect
+from map_core.ranges import check, check_choices, refuse_without_effect
 from map_core.regions import RegionRule
 
 Method = Literal["masked_autoregression", "autoregression", "simmim", "masked_diffusion", "contrastive"]
@@ -31,6 +31,7 @@ class Settings:
         Raises:
             UserError: naming the field, its value and the rule.
         """
+        check_choices("objective", self)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from map_core.errors import UserError, unknown_name
-from map_core.ranges import check, refuse_without_effect, require
+from map_core.ranges import check, check_choices, refuse_without_effect, require
 
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
 Precision = Literal["fp32", "bf16"]
@@ -195,16 +195,9 @@ class TrainingConfig:
             rule = f"must be below epochs ({self.epochs})"
             require("training", self, "warmup_epochs", lambda value: value < self.epochs, rule)
         require("training", self, "layer_decay", lambda value: value <= 1, "must be at most 1")
-        choices = {
-            "precision": PRECISIONS,
-            "device": DEVICES,
-            "compile": get_args(Compile),
-            "compile_mode": get_args(CompileMode),
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise unknown_name(f"training.{name}", value, allowed)
+        check_choices("training", self)
+        if self.device not in DEVICES:
+            raise unknown_name("training.device", self.device, DEVICES)
         if self.recompute_every != 1 and not self.activation_checkpointing:
             raise UserError(
                 f"training.recompute_every {self.recompute_every} chooses blocks of activation_checkpointing, which is "

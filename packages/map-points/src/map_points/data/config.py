@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from map_core.errors import UserError, unknown_name
+from map_core.errors import UserError
 from map_core.paths import expand_user
-from map_core.ranges import refuse_without_effect
+from map_core.ranges import check_choices, refuse_without_effect
 from map_points.data.columns import AXES, check_channels
 
 PointSourceName = Literal[
@@ -153,10 +153,7 @@ class PointDataConfig:
         Raises:
             UserError: a setting is wrong; the message names it, its value and the values allowed.
         """
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in get_args(choices) and not (name == "up_axis" and value is None):
-                raise unknown_name(f"data.{name}", value, get_args(choices))
+        check_choices("data", self)
         for name, (least, most) in WHOLE_NUMBERS.items():
             value = getattr(self, name)
             if value is None and name in ("subset", "ignore_label"):
@@ -264,13 +261,6 @@ SOURCE_OF_SETTING = {  # the only one that reads it
     "labels": "folder",
     "columns": "folder",
     "ignore_label": "shapenetpart",
-}
-CHOICES = {
-    "source": PointSourceName,
-    "variant": ScanObjectNNVariant,
-    "augmentation": PointAugmentation,
-    "up_axis": Axis,
-    "train_sampling": TrainSampling,
 }
 LARGEST = 2**63 - 1
 WHOLE_NUMBERS = {

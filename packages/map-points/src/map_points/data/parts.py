@@ -37,14 +37,18 @@ class PartSamples(Dataset[tuple[Tensor, int, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "n 3"], int, Int[Tensor, " n"]]:
         cloud, labels = self.clouds.labelled(index)
-        unit_sphere = self.config.unit_sphere is not False
-        points = prepare(cloud, unit_sphere=unit_sphere, name=self.clouds.name(index))
+        points = prepare(cloud, unit_sphere=self.config.fits_unit_sphere, name=self.clouds.name(index))
         parts = torch.from_numpy(labels)
         indices = draw_points(len(points), self.config.num_points)
         points = points[indices]
         if self.training:
             points = augment(points, self.config)
         return points, int(self.clouds.labels[index]), parts[indices]
+
+    @property
+    def names(self) -> list[str]:
+        """Files of the clouds, or other names that identify them, in the order of the samples."""
+        return [self.clouds.name(index) for index in range(len(self))]
 
 
 def draw_points(available: int, count: int) -> Int[Tensor, " {count}"]:

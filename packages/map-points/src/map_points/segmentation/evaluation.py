@@ -43,7 +43,7 @@ def evaluate_segmenter(config: Any) -> dict[str, Any]:
     return {
         "protocol": f"no_vote: {PROTOCOL}",
         "evaluated_on": data.evaluated_on,
-        **part_metrics(totals.float(), run.classes),
+        **part_metrics(totals, run.classes),
         "clouds": len(data.evaluation),
         **watch.report(len(data.evaluation)),
     }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from map_core.data import refuse_two_evaluation_sets
 from map_core.errors import UserError
+from map_core.json_values import is_count
 from map_core.objective import LossOutput
 from map_core.randomness import Draw
 from map_core.ranges import check, refuse_without_effect
@@ -327,7 +328,4 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
 
 def are_parts(value: Any) -> bool:
     """Whether a JSON value lists the parts of categories: whole numbers from 0, at least one for each."""
-    return all(
-        isinstance(labels, list) and labels and all(type(part) is int and part >= 0 for part in labels)
-        for labels in value
-    )
+    return all(isinstance(labels, list) and labels and all(map(is_count, labels)) for labels in value)

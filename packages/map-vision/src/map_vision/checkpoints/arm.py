@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from map_core.errors import UserError
@@ -10,7 +9,6 @@ from map_core.tasks.families import Converted, Family, depth
 from map_vision.checkpoints import mamba
 from map_vision.checkpoints.description import (
     PATCHES,
-    as_table,
     class_names,
     imagenet_preprocessing,
     nearest_model,
@@ -43,28 +41,23 @@ def convert_arm(state: Mapping[str, Tensor]) -> Converted:
     Raises:
         UserError: patches that do not form a square grid, or an odd number of them.
     """
-    sequence_positions = state["pos_embed"][0]
-    middle = (len(sequence_positions) - 1) // 2
-    positions = as_table(torch.cat([sequence_positions[:middle], sequence_positions[middle + 1 :]]))
-    if len(positions) % 2:
+    tokens = mamba.with_middle_class_token(state)
+    rows = len(tokens["encoder.position.table"])
+    if rows % 2:
         raise UserError(
-            f"ARM reads the mean of two means, of the patches before and behind its class token; of {len(positions)} x "
-            f"{len(positions)} patches these are not equally many, which this project does not compute"
+            f"ARM reads the mean of two means, of the patches before and behind its class token; of {rows} x "
+            f"{rows} patches these are not equally many, which this project does not compute"
         )
-    parameters = mamba.matching(state, r"patch_embed\.|head\.") | {
-        "encoder.registers.token": state["cls_token"][0],
-        "encoder.registers.position": sequence_positions[middle : middle + 1],
-        "encoder.position.table": positions,
-        "encoder.norm.weight": state["norm_f.weight"],
-        "encoder.norm.bias": state["norm_f.bias"],
-    }
+    parameters = mamba.matching(state, r"patch_embed\.|head\.") | tokens
+    parameters["encoder.norm.weight"] = state["norm_f.weight"]
+    parameters["encoder.norm.bias"] = state["norm_f.bias"]
     for i in range(depth(state, "layers.")):
         source, target = f"layers.{i}.", f"encoder.blocks.{i}."
         parameters |= {f"{target}{part}": state[f"{source}{part}"] for part in LAYER}
         parameters |= mamba.mixer(state, f"{source}mixer.", f"{target}mixer.", FOUR_WAYS)
     return Converted(
         parameters,
-        nearest_model("map_arm_", layout=f"Fx{depth(state, 'layers.')}", **sizes(state, len(positions))),
+        nearest_model("map_arm_", layout=f"Fx{depth(state, 'layers.')}", **sizes(state, rows)),
         holds="classifier",
         invisible_settings={"order": "row", "patch_stride": None, "pool_norm": False},
         classes=class_names(len(state["head.bias"])),

@@ -113,19 +113,33 @@ def convert_mambar(state: Mapping[str, Tensor]) -> Converted:
     )
 
 
+def with_middle_class_token(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The class token and all positions of a model that reads its class token in the middle of the patches.
+
+    Raises:
+        UserError: patches that do not form a square grid.
+    """
+    positions = state["pos_embed"][0]
+    middle = (len(positions) - 1) // 2
+    return {
+        "encoder.registers.token": state["cls_token"][0],
+        "encoder.registers.position": positions[middle : middle + 1],
+        "encoder.position.table": as_table(torch.cat([positions[:middle], positions[middle + 1 :]])),
+    }
+
+
 def convert_vim(state: Mapping[str, Tensor]) -> Converted:
     """One class token in the middle of the sequence; its position is in the middle of ``pos_embed``.
 
     Raises:
         UserError: patches that do not form a square grid.
     """
-    sequence_positions = state["pos_embed"][0]
-    middle = (len(sequence_positions) - 1) // 2
-    positions = as_table(torch.cat([sequence_positions[:middle], sequence_positions[middle + 1 :]]))
-    arguments = sizes(state, len(positions))
+    tokens = with_middle_class_token(state)
+    rows = len(tokens["encoder.position.table"])
+    arguments = sizes(state, rows)
     stride: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
-    if len(positions) == STRIDE_8_GRID and arguments["patch_size"] == 16:
+    if rows == STRIDE_8_GRID and arguments["patch_size"] == 16:
         stride = (8, 8)
         arguments |= {"img_size": (224, 224), "patch_stride": 8}
         notes = (
@@ -133,12 +147,7 @@ def convert_vim(state: Mapping[str, Tensor]) -> Converted:
             "would be an image of 432",
         )
     return Converted(
-        {
-            **trunk(state),
-            "encoder.registers.token": state["cls_token"][0],
-            "encoder.registers.position": sequence_positions[middle : middle + 1],
-            "encoder.position.table": positions,
-        },
+        trunk(state) | tokens,
         nearest_model("map_vim_", layout=f"Mx{depth(state, 'layers.')}", **arguments),
         holds="classifier",
         invisible_settings={"order": "row", "patch_stride": stride},

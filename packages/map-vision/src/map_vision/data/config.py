@@ -4,9 +4,11 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from map_core.errors import UserError, unknown_name
+from map_core.json_values import is_whole
+from map_core.ranges import check_choices
 from map_core.shards.sizes import parse_size
 from map_core.shards.stores import is_address
 
@@ -135,26 +137,23 @@ class DataConfig:
             _require(
                 self,
                 name,
-                lambda value: _is_integer(value) and abs(value) < 2**63,
+                lambda value: is_whole(value) and abs(value) < 2**63,
                 "must be a 64-bit integer",
             )
         for name in ("subset", "shuffle_shards"):
-            _require(self, name, lambda value: _is_integer(value) and value >= 1, "must be at least 1")
-        _require_one_of(self, "shuffle", get_args(Shuffle))
+            _require(self, name, lambda value: is_whole(value) and value >= 1, "must be at least 1")
+        check_choices("data", self)
         parse_size(self.shard_cache_size, "data.shard_cache_size")
-        _require_one_of(self, "on_error", ("raise", "skip"))
-        _require_one_of(self, "cache", ("none", "memory"))
         self._validate_augmentation()
         _require(self, "crop_pct", lambda value: 0 < value <= 1, "must lie in (0, 1]")
-        _require_one_of(self, "interpolation", INTERPOLATIONS)
-        _require_one_of(self, "pixels", get_args(PixelKind))
+        if self.interpolation not in (None, *INTERPOLATIONS):
+            raise unknown_name("data.interpolation", self.interpolation, INTERPOLATIONS)
         for name in ("mean", "std"):
             _require(self, name, lambda value: len(value) > 0, "must be 1 number, or one per channel")
             _require(self, name, lambda value: all(map(math.isfinite, value)), "must be finite")
         _require(self, "std", lambda value: min(value) > 0, "must be positive in every channel")
 
     def _validate_augmentation(self) -> None:
-        _require_one_of(self, "augmentation", get_args(Augmentation))
         _require(
             self,
             "crop_scale",
@@ -184,13 +183,3 @@ def _require(config: DataConfig, name: str, rule_holds: Callable[[Any], bool], r
         is_valid = False
     if not is_valid:
         raise UserError(f"data.{name} {rule}; got {value!r}; change --data.{name}")
-
-
-def _require_one_of(config: DataConfig, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices and (value is not None or getattr(DataConfig, name) is not None):
-        raise unknown_name(f"data.{name}", value, choices)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

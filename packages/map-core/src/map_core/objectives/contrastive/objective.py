@@ -3,14 +3,14 @@
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from map_core.errors import UserError
+from map_core.errors import UserError, unknown_name
 from map_core.initialization import init_weights
 from map_core.objective import LossOutput, Objective, require_backbone
 from map_core.objectives.contrastive.keys import Queue, gather_keys, process_rank
@@ -44,6 +44,9 @@ class Contrastive(Objective):
         temperature: Temperature of the softmax over keys.
         momentum: Share of the momentum encoder that a step keeps; v3 lets it rise to 1 by half a cosine over the run.
         queue: Number of keys that v2 remembers.
+
+    Raises:
+        UserError: an unknown version, or a backbone that lacks something that the objective calls.
     """
 
     # inside forward a sharded model's parameters are copies, so that moving them would have no effect
@@ -64,6 +67,8 @@ class Contrastive(Objective):
     ) -> None:
         super().__init__()
         require_backbone(backbone)
+        if version not in get_args(Version):
+            raise unknown_name("version of contrastive learning", version, get_args(Version))
         self.backbone, self.version = backbone, version
         self.temperature, self.momentum = temperature, momentum
         width = int(self.backbone.embed_dim)

@@ -33,7 +33,8 @@ class StepEmbedding(nn.Module):
     def forward(self, step: Int[Tensor, " n"]) -> Float[Tensor, "n w"]:
         exponent = torch.arange(NUM_FREQUENCIES, device=step.device, dtype=torch.float32) / NUM_FREQUENCIES
         angle = step.float().unsqueeze(-1) * torch.exp(-math.log(MAX_PERIOD) * exponent)
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        wave = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return self.mlp(wave.to(next(self.parameters()).dtype))
 
 
 class ModulatedBlock(nn.Module):
@@ -93,8 +94,9 @@ class DenoisingMlp(nn.Module):
     def forward(
         self, x_t: Float[Tensor, "n c"], step: Int[Tensor, " n"], condition: Float[Tensor, "n z"]
     ) -> Float[Tensor, "n both"]:
-        y = self.time_embed(step) + self.cond_embed(condition)
-        x = self.input_proj(x_t)
+        dtype = self.input_proj.weight.dtype
+        y = self.time_embed(step) + self.cond_embed(condition.to(dtype))
+        x = self.input_proj(x_t.to(dtype))
         for block in self.res_blocks:
             x = block(x, y)
         return self.final_layer(x, y)

@@ -5,7 +5,7 @@ notation is theirs: ``x_0`` is data, ``x_t`` noisy data, alpha-bar the share of 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,15 @@ class Process(nn.Module):
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Process":
+        """Follow the model to another device, but not to another dtype: bf16 cannot tell the lowest levels of noise."""
+
+        def move(value: Tensor) -> Tensor:
+            moved = fn(value)
+            return moved if moved.dtype == value.dtype else value.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     def add_noise(
         self, x_0: Float[Tensor, "n c"], t: Int[Tensor, " n"], noise: Float[Tensor, "n c"]

@@ -11,7 +11,6 @@ from map_core.ops.registry import Request
 PATH = Path(__file__).with_name("_kernels.so")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ABI = 5  # kAbi in native/ops.h
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 
 
 @functools.cache
