@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,12 @@ import map_vision.domain
 from map_core.commands.parser import load_recipe
 from map_core.commands.recipes import find_recipe, recipe_names
 from map_core.commands.standard import configs
-from map_core.study.definition import read_study
+from map_core.errors import UserError
+from map_core.study.definition import Study, read_study
 from map_core.study.location import as_option
 from map_core.study.measures import added_measures, load_measure
 from map_core.study.plan import PlannedRun, planned_runs
+from map_core.study.preconditions import refuse_impossible_runs
 from map_core.tasks.domain import Domain
 
 DOMAINS = (map_vision.domain.DOMAIN, map_points.domain.DOMAIN)
@@ -30,11 +33,15 @@ def studies() -> Iterator[tuple[Domain, str]]:
             yield domain, name
 
 
-def first_runs(domain: Domain, name: str) -> list[PlannedRun]:
-    """Each arm's runs at the first seed, as far as they can be planned without results."""
+def packaged_study(domain: Domain, name: str) -> Study:
     package = f"{domain.module}.studies"
     with find_recipe(package, name) as path:
-        study = read_study(path, package)
+        return read_study(path, package)
+
+
+def first_runs(domain: Domain, name: str) -> list[PlannedRun]:
+    """Each arm's runs at the first seed, as far as they can be planned without results."""
+    study = packaged_study(domain, name)
     assert study.name == name
     return [run for run in planned_runs(study, []) if run.seed == study.seeds[0]]
 
@@ -63,6 +70,30 @@ def test_every_arm_can_be_built(domain: Domain, name: str) -> None:
             classifier = domain.models.create_classifier(config.model, 10)
             sizes[run.arm] = sum(p.numel() for p in classifier.parameters())
     assert max(sizes.values(), default=0) <= SIZES.get(name, 10.0) * min(sizes.values(), default=0)
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"), list(studies()), ids=lambda value: getattr(value, "module", value)
+)
+def test_no_run_is_taken_for_impossible(tmp_path: Path, domain: Domain, name: str) -> None:
+    refuse_impossible_runs(packaged_study(domain, name), domain, tmp_path / "none", [])
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    list(zip(DOMAINS, ("digits_labels", "modelnet40_pretraining"), strict=True)),
+    ids=("images", "clouds"),
+)
+def test_a_model_that_its_pretraining_would_not_fit_is_refused(
+    tmp_path: Path, domain: Domain, name: str
+) -> None:
+    study = packaged_study(domain, name)
+    arm = next(arm for arm in study.arms if arm.pretrain is not None)
+    deeper = replace(arm, stages={**arm.stages, "finetune": {"model.layout": "Mx20"}})
+    with pytest.raises(
+        UserError, match=rf"study {name}, finetune: the pretraining of its arm does not fit .*missing: enc"
+    ):
+        refuse_impossible_runs(replace(study, arms=(deeper,)), domain, tmp_path / "none", [])
 
 
 def test_null_in_a_study_is_no_text_and_leaves_the_rest_of_its_section() -> None:

@@ -29,7 +29,11 @@ from map_core.study.cost import Operations, configuration, count_cost, describe_
 from map_core.study.definition import read_study
 from map_core.study.location import StudyLocation
 from map_core.study.plan import PlannedRun, next_runs, planned_runs
-from map_core.study.preconditions import check_preconditions, refuse_rates_chosen_on_measured
+from map_core.study.preconditions import (
+    check_preconditions,
+    refuse_impossible_runs,
+    refuse_rates_chosen_on_measured,
+)
 from map_core.study.results import Result, read_results
 from map_core.study.runner import run_study
 from map_core.tasks.classification import FinetuneTask
@@ -319,6 +323,108 @@ def test_more_labels_than_samples_are_noticed_before_the_pretraining(
         check_preconditions(read_study(file, "map_vision.studies"), DOMAIN, tmp_path / "none", [])
 
 
+@pytest.mark.parametrize(("holdout", "held_out"), [(0.00001, 0), (0.99999, 1438)])
+@pytest.mark.parametrize("stage", ["finetune", "linear_probe"])
+def test_a_holdout_that_leaves_nothing_is_noticed_where_all_labels_are_used(
+    tmp_path: Path, holdout: float, held_out: int, stage: str
+) -> None:
+    """Also for a probe where the first arm has none."""
+    file = tmp_path / "tiny.yaml"
+    arms: dict[str, Any] = {"scratch": {}, "pretrained": {"pretrain": {}}}
+    rates = {"learning_rates": {stage: [0.1, 0.2]}, "holdout": holdout}
+    file.write_text(yaml.safe_dump(STUDY | {"arms": arms, "labels": {"all": {}}} | rates))
+    message = (
+        rf"study tiny, {stage}: data.holdout \({holdout}\) holds out {held_out} of 1438 training samples"
+    )
+    with pytest.raises(UserError, match=message):
+        check_preconditions(read_study(file, "map_vision.studies"), DOMAIN, tmp_path / "none", [])
+
+
+PRETRAINED: dict[str, Any] = {"pretrained": {"pretrain": {}}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("finetune", {"training.epochs": 1, "training.warmup_epochs": 1}, "warmup_epochs must be below epochs (1)"),
+        ("finetune", {"objective": {"smoothing": 2}}, "objective.smoothing must lie in [0, 1); got 2"),
+        ("finetune", {"model.layout": "MX"}, "layout 'MX' uses X"),
+        ("pretrain", {"objective.decoder_heads": 7}, "must be a multiple of objective.decoder_heads (7)"),
+        ("finetune", {"model.layout": "MTM"}, "the pretraining of its arm does not fit this model: missing: encoder."),
+        ("linear_probe", {"model.layout": "M"}, "the pretraining of its arm does not fit this model: not used: enc"),
+        ("finetune", {"model.embed_dim": 32}, "the pretraining of its arm does not fit this model: shapes: patch_"),
+        ("linear_probe", {"model.num_heads": 2}, "pretraining of its arm was trained with model.num_heads 4, this"),
+    ],
+)  # fmt: skip
+def test_what_a_later_run_would_refuse_is_refused_before_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, changes: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(STUDY | {"arms": PRETRAINED, stage: STUDY[stage] | changes}))
+    arguments = ["study", "--study", str(file), "--out", str(tmp_path / "out"), "--budget_minutes", "0"]
+    assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == UserError.status
+    error = capsys.readouterr().err
+    assert f"study tiny, {stage}: " in error
+    assert message in error
+    assert error.endswith("; this run's settings come from the study's file\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "finetune"),
+    [
+        ({}, {"model.img_size": 16}),
+        ({}, {"model.pool_norm": True, "model.global_pool": "avg"}),
+        ({"model.bidirectional": False}, {"model.bidirectional": True}),
+        ({}, {"model.num_heads": 2, "init_may_differ": ["num_heads"]}),
+    ],
+)
+def test_a_model_may_differ_from_its_pretraining_as_init_allows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pretrain: dict[str, Any], finetune: dict[str, Any]
+) -> None:
+    """Without a warning, which the run itself gives."""
+    file = tmp_path / "tiny.yaml"
+    changes = {"pretrain": STUDY["pretrain"] | pretrain, "finetune": STUDY["finetune"] | finetune}
+    file.write_text(yaml.safe_dump(STUDY | {"arms": PRETRAINED, "measures": ["finetune"]} | changes))
+    study = read_study(file, "map_vision.studies")
+    refuse_impossible_runs(study, DOMAIN, tmp_path / "none", [])
+    assert not caplog.records
+
+
+def test_finished_runs_are_not_checked_again(tmp_path: Path, finished_study: Path) -> None:
+    file, finetune = tmp_path / "tiny.yaml", STUDY["finetune"] | {"training.batch_size": 0}
+    file.write_text(yaml.safe_dump(STUDY | {"finetune": finetune}))
+    results = read_results(finished_study / "results.jsonl")
+    study = read_study(file, "map_vision.studies")
+    refuse_impossible_runs(study, DOMAIN, tmp_path / "none", results)
+    left = [result for result in results if result.key != "scratch/seed0/finetune_64"]
+    with pytest.raises(
+        UserError, match=r"study tiny, finetune: training.batch_size must be at least 1; got 0"
+    ):
+        refuse_impossible_runs(study, DOMAIN, tmp_path / "none", left)
+
+
+def test_a_finetuning_at_equal_compute_is_checked_at_its_own_length(tmp_path: Path) -> None:
+    """Its warmup may be longer than the epochs of the others, but not than what compute gives it."""
+
+    def check(**equal: Any) -> None:
+        arms = PRETRAINED | {"equal": {"compute_of": "pretrained", **equal}}
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY | {"arms": arms, "measures": ["finetune"]}))
+        study = read_study(tmp_path / "tiny.yaml", "map_vision.studies")
+        refuse_impossible_runs(study, DOMAIN, tmp_path / "none", [])
+        resolve_compute(study, DOMAIN, tmp_path / "none")
+
+    check(finetune={"training.warmup_epochs": 2})
+    with pytest.raises(
+        UserError, match=r"study tiny, finetune: .*warmup_epochs must be below epochs \(\d+\); got 9"
+    ):
+        check(finetune={"training.warmup_epochs": 99})
+    with pytest.raises(
+        UserError, match=r"study tiny, finetune: training.batch_size must be at least 1; got 0"
+    ):
+        check(finetune={"training.batch_size": 0})
+
+
 def test_arms_are_pretrained_on_the_same_data(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("base: pretrain_digits\ndata: {augmentation: none}\n")
     recipe = {"recipe": str(tmp_path / "other.yaml")}
@@ -374,7 +480,7 @@ def test_settings_that_no_run_can_take_are_those_of_the_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, arguments = tmp_path / "tiny.yaml", ["--out", str(tmp_path / "out"), "--dry_run", "true"]
-    nowhere = {"recipe": "finetune_cifar10", "data.root": str(tmp_path / "none")}
+    nowhere = STUDY["finetune"] | {"data.source": "folder", "data.root": str(tmp_path / "none")}
     for finetune, fault in (
         (nowhere, "none"),
         ({"recipe": "finetune_digits", "training": None}, "--training must be a YAML file"),
@@ -390,7 +496,7 @@ def test_settings_that_no_run_can_take_are_those_of_the_study(
             assert error.endswith("; this run's settings come from the study's file\n")
 
 
-def test_a_dry_run_refuses_what_a_run_would(
+def test_a_dry_run_refuses_what_a_run_would_and_what_only_a_run_uses(
     study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
@@ -399,6 +505,14 @@ def test_a_dry_run_refuses_what_a_run_would(
     for option, value, message in (
         ("--jobs", "0", "--jobs must be at least 1; got 0"),
         ("--cluster", "slrum", "--cluster must be one of slurm, local"),
+        *(
+            (option, value, f"{name} has no effect with --dry_run true, which starts no run: leave it out")
+            for option, value, name in (
+                ("--cluster", "local", "cluster local"),
+                ("--cluster_settings", "slurm.yaml", "cluster_settings slurm.yaml"),
+                ("--budget_minutes", "5", "budget_minutes 5.0"),
+            )
+        ),
     ):
         command = [*arguments, option, value]
         assert main("map-vision", COMMANDS, "map_vision.recipes", command) == UserError.status

@@ -302,6 +302,13 @@ def test_a_run_whose_start_is_on_another_machine_makes_it_again(tmp_path: Path) 
             {"arms": {"a": {"compute_of": "b"}, "b": {"compute_of": "map"}, "map": {}}},
             "compute_of 'b': it must name another arm, one without compute_of",
         ),
+        *(
+            (
+                {"arms": {"a": {"compute_of": "b", "finetune": {"training": {name: 5}}}, "b": {}}},
+                rf"arm a of .* sets training.{name} of finetune \(5\), which has no effect with compute_of 'b'",
+            )
+            for name in ("epochs", "sample_budget")
+        ),
         (
             {"arms": {"a": {"finetune": {"data": {"subset": 5}}}}},
             "arm a of .* sets data.subset: all arms share data",
@@ -555,9 +562,16 @@ SETTINGS_MAPPING = "a mapping of names of settings to values; got"
         ({"extensions": float("inf")}, "extensions of .* must be a whole number up to 100; got inf"),
         ({"extensions": 10**9}, "extensions of .* must be a whole number up to 100"),
         ({"base": ["small"]}, "base of .* must be a study's name"),
-        ({"base": "a" * 5000}, "unknown recipe 'aaa"),
+        (
+            {"base": "a" * 5000},
+            r"base 'a+\.\.\. \(5002 characters\) of study .* is neither a packaged study nor a",
+        ),
+        (
+            {"base": "nowhere"},
+            r"base 'nowhere' of study .*study.yaml is neither a packaged study nor a file beside",
+        ),
     ],
-    ids=range(43),
+    ids=range(44),
 )
 def test_a_file_of_another_form_is_reported_in_one_sentence(
     tmp_path: Path, changes: dict[str, Any], message: str
@@ -826,7 +840,34 @@ def test_results_keep_the_study_s_settings_and_name_the_machine_s(tmp_path: Path
         ("training.accumulation_steps: 2", "sets 'training.accumulation_steps', none of"),
         ("training.worker: 4", r"sets 'training.worker', none of .*\(did you mean workers, trackers\?\)"),
         ("workers: 4", r"sets 'workers', none of the settings training.NAME .*did you mean workers"),
-        ("training: {workers: 4}", "sets 'training', none of the settings training.NAME"),
+        ("training: workers.yaml", "sets 'training', none of the settings training.NAME"),
+        (
+            "training: {workers: 4}\ntraining.workers: 2",
+            "run_settings of .*gpu.yaml names training.workers twice, once by a dotted key",
+        ),
+        (
+            "training: {workers: many}",
+            "training.workers of --run_settings .*gpu.yaml must be a whole number; got 'many'",
+        ),
+        (
+            "training.compile: bloks",
+            "training.compile of .*gpu.yaml must be one of none, model, blocks; got 'bloks'",
+        ),
+        ("training.workers: null", "training.workers of .*gpu.yaml must be a whole number; got null"),
+        (
+            "training.workers: -1",
+            "--run_settings .*gpu.yaml: training.workers must be 0 or more; got -1; change --training.workers",
+        ),
+        ("training.device: gpu", "--run_settings .*gpu.yaml: training.device 'gpu' is unknown"),
+        (
+            "{training.compile: none, training.compile_mode: reduce-overhead}",
+            "--run_settings .*gpu.yaml: training.compile_mode reduce-overhead has no effect with training.compile",
+        ),
+        (
+            "# nothing yet",
+            "--run_settings .*gpu.yaml sets nothing: give it settings such as training.workers",
+        ),
+        ("training: {}", "--run_settings .*gpu.yaml sets nothing"),
         ("objective.compile: none", "sets 'objective.compile', none of"),
         ("training.workers: 2026-01-01", "training.workers in run_settings of .* must be text, a number"),
         ("[training.workers]", "run_settings of .*gpu.yaml must be a mapping of names of settings to values"),
@@ -847,8 +888,23 @@ def test_a_machine_s_settings_come_as_they_are_written(tmp_path: Path) -> None:
     assert read_run_settings(tmp_path / "gpu.yaml") == MACHINE_SETTINGS
     with pytest.raises(UserError, match=r"--run_settings: .*none.yaml cannot be read: .*choose another file"):
         read_run_settings(tmp_path / "none.yaml")
-    (tmp_path / "gpu.yaml").write_text("# nothing yet\n")
-    assert read_run_settings(tmp_path / "gpu.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        MACHINE_SETTINGS,
+        {"training.compile_mode": "max-autotune", "training.recompute_every": 2},
+        {"training.trackers": "wandb", "training.checkpoint_steps": None},
+    ],
+    ids=range(3),
+)
+def test_a_machine_s_settings_may_be_nested_and_build_on_the_study_s(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    nested = {"training": {name.removeprefix("training."): value for name, value in settings.items()}}
+    (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(nested))
+    assert read_run_settings(tmp_path / "gpu.yaml") == settings
 
 
 def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path: Path) -> None:

@@ -91,6 +91,9 @@ def study(domain: Domain, config: Any) -> None:
         require_folder(expand_user(config.out))
     if config.results:
         require_file(expand_user(config.results), option="--results")
+    if config.dry_run:
+        because = "--dry_run true, which starts no run"
+        refuse_without_effect("", config, "cluster", "cluster_settings", "budget_minutes", because=because)
     if config.cluster is None:
         refuse_without_effect("", config, "cluster_settings", because="no --cluster")
     definition, location = open_study(domain, config)

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from map_core.commands.command import OtherSettings, as_defaults
 from map_core.commands.parser import load_recipe
+from map_core.commands.program import validate
 from map_core.commands.standard import (
     configs,
     inherited_settings,
@@ -28,7 +29,7 @@ from map_core.errors import RunStopped, UserError
 from map_core.ops.attention.flops import ON_A_CPU
 from map_core.randomness import Draw
 from map_core.runs.progress import track
-from map_core.study.definition import Arm, Study
+from map_core.study.definition import LENGTH_SETTINGS, Arm, Study
 from map_core.study.location import as_option
 from map_core.study.measures import Cost, StudySettings, added_measures, load_measure
 from map_core.study.plan import (
@@ -49,7 +50,6 @@ from map_core.training.loop import train
 from map_core.training.plan import RunPlan
 
 TIMED_STEPS = 5
-LENGTH_SETTINGS = ("training.epochs", "training.sample_budget")
 # settings on which the number of operations does not depend
 IRRELEVANT_TO_COST = ("training.seed", "data.subset_seed", "training.lr")
 
@@ -98,7 +98,7 @@ def naming_study(study: Study, stage: str) -> Iterator[None]:
 def configuration(
     domain: Domain, run: PlannedRun, out: Path, prepared: Mapping[str, Any] | None = None
 ) -> Any:
-    """The configuration of a training run of a study, as its command will resolve it.
+    """The configuration of a training run of a study, as its command will resolve it, but not validate it yet.
 
     Args:
         domain: Domain of the study.
@@ -115,8 +115,7 @@ def configuration(
         return load_recipe(domain.recipes, recipe, config_classes.pretrain, overrides)
     defaults: OtherSettings = partial(model_of_run, domain)
     pinned: OtherSettings = partial(model_of_weights, domain)
-    if run.pretrain is not None:  # whose weights need not exist yet
-        pretraining = PlannedRun("", run.arm, run.seed, None, "pretrain", "pretrain", run.pretrain)
+    if (pretraining := pretraining_of(run)) is not None:  # whose weights need not exist yet
         model = configuration(domain, pretraining, out).model
         defaults = lambda explicit: (  # noqa: E731
             model_defaults(domain, model)
@@ -126,6 +125,13 @@ def configuration(
     return load_recipe(
         domain.recipes, recipe, config_classes.finetune, overrides, defaults=defaults, pinned=pinned
     )
+
+
+def pretraining_of(run: PlannedRun) -> PlannedRun | None:
+    """The pretraining from which a run starts, without its seed; None for a run that starts from none."""
+    if run.pretrain is None:
+        return None
+    return PlannedRun("", run.arm, run.seed, None, "pretrain", "pretrain", run.pretrain)
 
 
 def make_task(domain: Domain, run: PlannedRun, out: Path) -> tuple[Task, Any]:
@@ -210,7 +216,8 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
         results: Results of its runs so far.
 
     Raises:
-        UserError: the finetuning of such an arm ends after ``training.max_steps``, whatever its epochs.
+        UserError: the finetuning of such an arm ends after ``training.max_steps``, whatever its epochs; no run can
+            have the length.
     """
     if not any(arm.compute_of for arm in study.arms):
         return study
@@ -245,6 +252,9 @@ def resolve_compute(study: Study, domain: Domain, scratch: Path, results: Sequen
             if training.sample_budget is not None:  # which sets the epochs
                 name, length = "training.sample_budget", training.sample_budget
             lengths[labels] = {name: max(1, round(length * (pretraining + other_flops) / own_flops))}
+            resolved_run = first_run(replace(arm, lengths=lengths), "finetune", labels)
+            with naming_study(study, "finetune"):
+                validate(configuration(domain, resolved_run, scratch))
         return replace(arm, lengths=lengths)
 
     return replace(study, arms=tuple(resolve(arm) for arm in study.arms))

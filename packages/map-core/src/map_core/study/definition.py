@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from map_core.commands.plain_yaml import read_yaml
-from map_core.commands.recipes import find_recipe, nest_dotted_keys
+from map_core.commands.recipes import find_recipe, nest_dotted_keys, recipe_names
 from map_core.commands.settings import flatten
+from map_core.commands.values import short_repr
 from map_core.errors import UserError, near_matches
-from map_core.paths import is_file
+from map_core.paths import expand_user, is_file
 from map_core.study.forms import check_forms, is_whole, rate
 from map_core.study.measures import TITLES, TRAINED, StudySettings, added_measures, load_measure, stages
 
@@ -37,6 +38,7 @@ KEYS = (
     "name", "question", "arms", "labels", "learning_rates", "holdout", "seeds", "measures", "extensions", "base",
 )  # fmt: skip
 ARM_KEYS = ("model", "init", "compute_of")
+LENGTH_SETTINGS = ("training.epochs", "training.sample_budget")
 SHARED_SECTIONS = ("data.", "evaluation.")  # what arms may not change: they would be compared on other data
 
 
@@ -126,7 +128,11 @@ def read_study(path: Path, package: str) -> Study:
 
 
 def _read_values(path: Path, package: str, descendants: tuple[Path, ...]) -> dict[str, Any]:
-    """Read the keys of a study and of those that it builds on; ``descendants`` are the files that build on it."""
+    """Read the keys of a study and of those that it builds on; ``descendants`` are the files that build on it.
+
+    Raises:
+        UserError: it cannot be read, has a value of the wrong form, or builds on itself or on no study.
+    """
     if path in descendants:
         raise UserError(
             f"study {path} builds on itself: {' -> '.join(file.stem for file in (*descendants, path))}; remove a base, "
@@ -136,7 +142,7 @@ def _read_values(path: Path, package: str, descendants: tuple[Path, ...]) -> dic
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a study: it must map keys such as arms and seeds to values")
     check_forms(path, values)
-    values |= {stage: _by_dotted_name(path, stage, values[stage]) for stage in stages() if values.get(stage)}
+    values |= {stage: by_dotted_name(path, stage, values[stage]) for stage in stages() if values.get(stage)}
     if values.get("base") is None:
         return values
     base = str(values["base"])
@@ -145,13 +151,18 @@ def _read_values(path: Path, package: str, descendants: tuple[Path, ...]) -> dic
             f"study {path} builds on {base} and lacks name: results are kept by it, each study's apart"
         )
     beside = path.parent / f"{base}.yaml"
+    if not (is_file(beside) or base in recipe_names(package) or is_file(expand_user(base))):
+        raise UserError(
+            f"base {short_repr(base)} of study {path} is neither a packaged study nor a file beside it, whose ending "
+            f".yaml is left out; {near_matches(base, recipe_names(package))}"
+        )
     with find_recipe(package, str(beside if is_file(beside) else base)) as file:
         base_values = _read_values(file, package, (*descendants, path))
     merged = {key: layered(base_values.get(key) or {}, values.get(key) or {}) for key in stages()}
     return {**base_values, **values, **merged}
 
 
-def _by_dotted_name(path: Path, where: str, settings: StudySettings | None) -> StudySettings:
+def by_dotted_name(path: Path, where: str, settings: StudySettings | None) -> StudySettings:
     """Settings by dotted name, also those that the file nests: so an arm overrides the study, however each is written.
 
     Raises:
@@ -181,7 +192,7 @@ def shared_sections(stage: str) -> tuple[str, ...]:
 def _read_arm(path: Path, name: str, values: StudySettings, shared: StudySettings) -> Arm:
     known_keys = (*stages(), *ARM_KEYS)
     values = {
-        key: _by_dotted_name(path, f"{key} of arm {name}", value) if key in (*stages(), "model") else value
+        key: by_dotted_name(path, f"{key} of arm {name}", value) if key in (*stages(), "model") else value
         for key, value in values.items()
     }
     for stage, settings in values.items():
@@ -215,7 +226,7 @@ def _read_labels(path: Path, values: Mapping[Any, StudySettings | None]) -> dict
         if count != "all" and not is_whole(count, 1):
             raise UserError(f"labels of {path} must be positive numbers or 'all'; got {count!r}")
     return {
-        None if count == "all" else count: _by_dotted_name(path, f"labels {count}", settings)
+        None if count == "all" else count: by_dotted_name(path, f"labels {count}", settings)
         for count, settings in values.items()
     }
 
@@ -353,3 +364,10 @@ def _check_compute(name: str, arm: Arm, study: Study) -> None:
             f"{name} has compute_of {arm.compute_of!r}, whose weights come from elsewhere: what they cost is not "
             "known here; set training.epochs of its finetuning instead"
         )
+    finetune = arm.stages.get("finetune", {})
+    for setting in LENGTH_SETTINGS:
+        if setting in finetune:
+            raise UserError(
+                f"{name} sets {setting} of finetune ({finetune[setting]}), which has no effect with compute_of "
+                f"{arm.compute_of!r}, as its length follows from that arm's operations: remove one of the two"
+            )

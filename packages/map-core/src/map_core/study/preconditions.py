@@ -1,17 +1,26 @@
 """What must hold before a study starts, seen in the configurations that its runs will have."""
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from map_core.commands.program import validate
 from map_core.errors import UserError
+from map_core.runs.files import save_json
 from map_core.study.consistency import refuse_changed_recipes
-from map_core.study.cost import configuration, naming_study, study_stage
-from map_core.study.definition import Study
+from map_core.study.cost import configuration, naming_study, pretraining_of, study_stage
+from map_core.study.definition import Study, layered
 from map_core.study.measures import TRAINED, added_measures, load_measure
-from map_core.study.plan import PlannedRun, planned_runs, stage_settings
+from map_core.study.plan import TRAINING, PlannedRun, every_run, planned_runs, stage_settings
 from map_core.study.results import Result
 from map_core.tasks.domain import Domain, Purpose, required_training_samples
 
@@ -27,13 +36,14 @@ def check_preconditions(study: Study, domain: Domain, scratch: Path, results: Se
 
     Raises:
         UserError: it compares what cannot be compared, a recipe has changed since its first runs, a measure of another
-            package refuses its settings, it asks for more labels than there are, or arms differ in how inputs are
-            prepared.
+            package refuses its settings, a run could not start with its settings, it asks for more labels than there
+            are, or arms differ in how inputs are prepared.
     """
     refuse_rates_chosen_on_measured(study, domain, scratch)
     refuse_other_pretraining_data(study, domain, scratch)
     refuse_changed_recipes(study, results, domain.recipes)
     check_added_measures(study, results)
+    refuse_impossible_runs(study, domain, scratch, results)
     if not results:
         refuse_missing_labels(study, domain, scratch)
     if {arm.name for arm in study.arms} - {result.arm for result in results}:
@@ -105,21 +115,119 @@ def check_added_measures(study: Study, results: Sequence[Result]) -> None:
         load_measure(run.stage).check(run.settings)
 
 
+def refuse_impossible_runs(study: Study, domain: Domain, scratch: Path, results: Sequence[Result]) -> None:
+    """Refuse settings that no run can have, models that cannot be built, and those that their weights would not fit.
+
+    One run of each kind is checked, as its command would: the others differ in seed and learning rate. The weights of
+    an arm's pretraining, which need not exist yet, are compared by names and shapes.
+
+    Raises:
+        UserError: what the command would say, with the study and the stage.
+    """
+    done = {result.key for result in results}
+    at_equal_compute = {arm.name for arm in study.arms if arm.compute_of is not None}
+    kinds: dict[tuple[str, str, int | None], PlannedRun] = {}
+    for run in every_run(study, results):
+        if run.command in TRAINING and run.key not in done:
+            kinds.setdefault((run.arm, study_stage(study, run), run.labels), run)
+    for (arm, stage, _), run in kinds.items():
+        if arm in at_equal_compute:
+            # its warmup may be longer than the epochs that compute has yet to replace
+            run = replace(run, settings=layered(run.settings, {"training.warmup_epochs": 0}))
+        with naming_study(study, stage), silence():
+            config = configuration(domain, run, scratch)
+            validate(config)
+            model = build_without_values(domain, run.command, config)
+            if (pretraining := pretraining_of(run)) is not None:
+                pretrained = configuration(domain, pretraining, scratch).model
+                refuse_other_model(domain, run.command, config, model, pretrained)
+            else:
+                refuse_other_settings(domain, run.command, config, config.init)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Give no warnings: the runs themselves will, in their logs."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def build_without_values(domain: Domain, command: str, config: Any) -> nn.Module:
+    """The model that a command trains, on the device ``meta``, where parameters take neither memory nor time.
+
+    Raises:
+        UserError: no model can be built with these settings.
+    """
+    with torch.device("meta"):
+        if command == "finetune":
+            return domain.models.create_classifier(config.model, domain.outputs)
+        backbone = domain.models.create_backbone(config.model)
+        return domain.build_objective(backbone, config.objective) if command == "pretrain" else backbone
+
+
+def refuse_other_model(domain: Domain, command: str, config: Any, model: nn.Module, pretrained: Any) -> None:
+    """Refuse a model that could not start from its pretraining, whose weights need not exist yet.
+
+    Args:
+        domain: Domain of the study.
+        command: The command that trains the model.
+        config: Its configuration.
+        model: The model, without values.
+        pretrained: The ``model`` section of the pretraining.
+
+    Raises:
+        UserError: names or shapes of parameters differ other than ``--init`` allows, or settings without which weights
+            mean nothing.
+    """
+    with torch.device("meta"):
+        state = domain.models.create_backbone(pretrained).state_dict()
+    # one zero for all values of a parameter: a file of a few kilobytes
+    zeros = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pretraining.pth"
+        torch.save(zeros, file)
+        save_json(file.with_suffix(".json"), domain.models.describe(pretrained, holds="encoder"))
+        try:
+            refuse_other_settings(domain, command, config, file)
+            domain.models.load_init(model, file)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), "the pretraining of its arm")) from error
+
+
+def refuse_other_settings(domain: Domain, command: str, config: Any, init: str | Path | None) -> None:
+    """Compare the model of a run with the description of the weights that it starts from, as its command does.
+
+    Raises:
+        UserError: they would mean something else in this model.
+    """
+    is_classifier = command == "finetune"
+    domain.models.refuse_other_settings(
+        config.model, init, may_differ=config.init_may_differ, is_classifier=is_classifier
+    )
+
+
 def refuse_missing_labels(study: Study, domain: Domain, scratch: Path) -> None:
     """Refuse more labels than there are training samples, of which trials of learning rates hold some out.
 
     Raises:
-        UserError: it names both numbers; or the data cannot be opened.
+        UserError: it names both numbers; or the data cannot be opened, or have no part to hold out.
     """
-    most = max((labels for labels in study.labels if labels is not None), default=0)
-    one_arm = replace(study, arms=study.arms[:1])  # all arms share their data
-    runs = {run.command: run for run in planned_runs(one_arm, []) if run.labels == most}
+    most = max((labels for labels in study.labels if labels is not None), default=None)
+    runs: dict[str, PlannedRun] = {}  # one of each command: all arms share their data
+    for run in planned_runs(study, []):
+        if run.labels == most and (most is not None or run.stage == "trial"):
+            runs.setdefault(run.command, run)
     for run in runs.values():
         with naming_study(study, study_stage(study, run)):
             config = configuration(domain, run, scratch)
             data = domain.open_data(replace(config.data, subset=None), config.model, "finetune")
             samples = len(required_training_samples(data))
-        if most > samples:
+        if most is not None and most > samples:
             held_out = (
                 f" without the held-out part (holdout {study.holdout:g})" if run.stage == "trial" else ""
             )
@@ -157,8 +265,7 @@ def refuse_other_preparation(study: Study, domain: Domain, scratch: Path) -> Non
         if run.stage not in TRAINED:
             continue
         prepared: dict[str, Any] = {}
-        if run.pretrain is not None:
-            pretraining = PlannedRun("", run.arm, run.seed, None, "pretrain", "pretrain", run.pretrain)
+        if (pretraining := pretraining_of(run)) is not None:
             _, prepared = prepared_inputs(pretraining, "pretrain", {})
         shape, preprocessing = prepared_inputs(run, "finetune", prepared)
         values = domain.data_defaults({}, preprocessing, {})
