@@ -54,7 +54,7 @@ def test_subset_out_of_range_names_both_numbers(count: int) -> None:
             r"data.holdout \(0.1\) holds out 0 of 5 training samples, .*: give --data.holdout 0.2 or more",
         ),
         (5, 0.95, r"holds out 5 of 5 training samples, .*: give a smaller one"),
-        (1, 0.5, r"holds out 0 of 1 training samples, .*: add samples"),
+        (1, 0.5, r"can hold out none of 1 training samples: add samples; each class needs one for training"),
         (5, 1.0, r"data.holdout \(1.0\) must lie inside \(0, 1\)"),
         (5, 0.0, r"data.holdout \(0.0\) must lie inside \(0, 1\)"),
     ],
@@ -86,10 +86,25 @@ def test_classes_that_keep_a_sample_anyway_are_held_out_as_ever() -> None:
 
 
 def test_a_holdout_that_takes_whole_classes_is_refused_unless_classes_do_not_matter() -> None:
-    labels = np.arange(4)
-    with pytest.raises(UserError, match=r"holds out 2 of 4 .* cannot leave one of each of 4 classes: give a"):
+    labels = np.array([0, 1, 2, 3, 3])
+    with pytest.raises(UserError, match=r"holds out 2 of 5 .* cannot leave one of each of 4 classes: give a"):
         hold_out(labels, 0.5, seed=0)
     assert len(hold_out(labels, 0.5, seed=0, every_class=False)[1]) == 2
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.34, 0.9])
+def test_classes_of_one_sample_each_ask_for_samples_whatever_the_fraction(fraction: float) -> None:
+    """Advice on the fraction would go round in a circle: none would do."""
+    message = (
+        rf"data.holdout \({fraction}\) can hold out none of 3 training samples: add samples; each class needs one for "
+        "training besides those held out"
+    )
+    with pytest.raises(UserError, match=message):
+        hold_out(np.arange(3), fraction, seed=0)
+    with pytest.raises(
+        UserError, match=r"none of 1 training samples: add samples; training needs one besides"
+    ):
+        hold_out(np.arange(1), fraction, seed=0, every_class=False)
 
 
 def test_fewer_samples_than_classes_are_of_classes_that_the_seed_draws() -> None:

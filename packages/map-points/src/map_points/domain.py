@@ -10,7 +10,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from map_core.data import prefer_given_holdout, refuse_two_evaluation_sets
+from map_core.data import (
+    evaluates_held_out,
+    prefer_given_holdout,
+    refuse_two_evaluation_sets,
+    report_unused_split,
+)
 from map_core.errors import UserError, in_one_line
 from map_core.objective import Objective, ReconstructingObjective
 from map_core.runs.notes import note
@@ -24,6 +29,7 @@ from map_points.data import (
     choose_clouds,
     clouds_to_evaluate,
     collate_clouds,
+    evaluation_split,
     has_evaluation,
     read_cloud_files,
     require_classes,
@@ -64,6 +70,7 @@ def open_data(
         if config.labels is not None and trained.get("classes"):  # a classifier's, which labels measure
             cloud_labels(config.root_path, config.labels).require_labels()
         clouds, evaluated_on = clouds_to_evaluate(config)
+        note_unused_split(config)
         if ignored := describe_ignored([clouds]):
             note(f"{where}: {len(clouds)} clouds to evaluate on{ignored}")
         return as_opened_data(config, where, None, clouds, evaluated_on)
@@ -71,9 +78,18 @@ def open_data(
     splits = choose_clouds(config, evaluate=evaluate, every_class=purpose == "finetune")
     if purpose == "finetune":
         require_classes(splits.train, splits.evaluation, config)
+        note_unused_split(config)
     elif purpose == "features" and splits.evaluation is not None:
         require_same_classes(splits.train, splits.evaluation, config)
     return as_opened_data(config, where, splits.train, splits.evaluation, splits.evaluated_on)
+
+
+def note_unused_split(config: PointDataConfig) -> None:
+    """Say if a folder has a split to evaluate on that is left alone because of a held-out part."""
+    if config.source == "folder" and evaluates_held_out(config):
+        split = evaluation_split(config)
+        if split is not None:
+            report_unused_split(split, config, note)
 
 
 def as_opened_data(

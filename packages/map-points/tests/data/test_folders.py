@@ -1,5 +1,7 @@
 """Folders of a user's own clouds: labels from class folders, splits by name, any of the file formats."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,33 @@ def test_a_named_split_is_evaluated_on_in_spite_of_a_holdout(tmp_path, layout, p
 
 
 @pytest.mark.parametrize(
+    ("layout", "split"), [("folders", "val"), ("lists", "val.txt"), ("table", "split val of .*labels.csv")]
+)
+@pytest.mark.parametrize("purpose", ["finetune", "evaluate"])
+def test_a_split_that_a_held_out_part_replaces_is_named(tmp_path, capsys, layout, split, purpose):
+    changes = write_three_splits(tmp_path, layout)
+    if layout == "folders":
+        write(tmp_path / "train/a/train_more.npy")
+    elif layout == "lists":
+        write(tmp_path / "a/train_more.npy")
+        write_lists(tmp_path, train=["a/train_a.npy", "a/train_more.npy", "b/train_b.npy"])
+    else:
+        write(tmp_path / "more.npy")
+        rows = (tmp_path / "labels.csv").read_text().split()
+        changes = write_labels(tmp_path, [*rows, "more.npy,a,train"])
+    open_folder(tmp_path, purpose, holdout=0.34, **changes)
+    assert re.search(
+        rf"{split} is not evaluated on, because data.holdout is 0.34: pass --data.holdout 0 to evaluate on it\n",
+        capsys.readouterr().err,
+    )
+    open_folder(tmp_path, purpose, **changes)
+    open_folder(tmp_path, "pretrain", holdout=0.34, **changes)
+    if purpose == "evaluate":
+        open_folder(tmp_path, purpose, holdout=0.34, eval_split="test", **changes)
+    assert "is not evaluated on" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("layout", "message"),
     [
         ("folders", r"data.eval_split 'tset' is not a folder in .*: did you mean test\?"),
@@ -191,9 +220,12 @@ def test_classes_may_be_called_almost_like_a_split(tmp_path):
 def test_a_held_out_part_leaves_clouds_of_every_class_to_train_on(tmp_path):
     for name in "abcd":
         write(tmp_path / f"{name}/1.npy")
-    with pytest.raises(UserError, match=r"holds out 2 of 4 .* cannot leave one of each of 4 classes"):
+    with pytest.raises(UserError, match=r"can hold out none of 4 .*: add samples; each class needs one"):
         open_folder(tmp_path, "finetune", holdout=0.5)
     assert len(open_folder(tmp_path, "pretrain", holdout=0.5).train) == 2  # it needs no labels
+    write(tmp_path / "d/2.npy")
+    with pytest.raises(UserError, match=r"holds out 2 of 5 .* cannot leave one of each of 4 classes"):
+        open_folder(tmp_path, "finetune", holdout=0.5)
 
 
 @pytest.mark.parametrize("purpose", ["pretrain", "finetune"])
@@ -350,7 +382,10 @@ def test_a_list_to_train_on_is_asked_for(tmp_path):
             r"train.txt, line 2, names 'none.npy', which is not a cloud file in .*; correct it",
         ),
         (["a.npy", "notes.md"], r"line 2, names 'notes.md', which is not a cloud file"),
-        (["a.npy", "", "a.npy"], r"line 3, names 'a.npy' again, after line 1; name every cloud once"),
+        (
+            ["a.npy", "", "a.npy"],
+            r"line 3, names 'a.npy' again, after line 1 of train.txt; name every cloud once, in one list",
+        ),
         (["a.npy", "../a.npy"], r"names '../a.npy', which leads out of"),
         (["/a.npy"], r"names '/a.npy', which leads out of"),
     ],
@@ -361,6 +396,26 @@ def test_lines_of_a_list_that_name_no_cloud(tmp_path, lines, message):
     write_lists(tmp_path, train=lines)
     with pytest.raises(UserError, match=message):
         open_folder(tmp_path, "pretrain")
+
+
+@pytest.mark.parametrize("purpose", ["pretrain", "finetune", "evaluate", "features"])
+@pytest.mark.parametrize("split", ["val", "validation", "test"])
+def test_a_cloud_in_two_lists_is_refused(tmp_path, split, purpose):
+    """It would be evaluated on after it was trained on."""
+    for name in "abc":
+        write(tmp_path / f"{name}/1.npy")
+    write_lists(tmp_path, train=["a/1.npy", "b/1.npy"], **{split: ["c/1.npy", "", "b\\1.npy"]})
+    message = (
+        rf"{split}.txt, line 3, names .* again, after line 2 of train.txt; name every cloud once, in one list"
+    )
+    with pytest.raises(UserError, match=message):
+        open_folder(tmp_path, purpose)
+
+
+def test_clouds_in_the_lists_of_other_splits_may_be_elsewhere(tmp_path):
+    write(tmp_path / "a/1.npy")
+    write_lists(tmp_path, train=["a/2.npy"], test=["a/1.npy"])
+    assert len(open_folder(tmp_path, "evaluate").evaluation) == 1
 
 
 def test_a_list_to_evaluate_on_is_asked_for(tmp_path):

@@ -146,7 +146,8 @@ def test_places_in_the_palette_of_a_tiff_are_no_values(tmp_path: Path) -> None:
     [
         (
             values(3),
-            r"the model takes 4: give --model.in_chans 3 \(to statistics, --channels 3\), or convert it",
+            r"it has 3 channels, the model takes 4: give images that have 4, or, to a new model, --model.in_chans 3 "
+            r"\(to statistics, --channels 3\)\)",
         ),
         (values(1)[..., 0], r"it has 1 channel, the model takes 4"),
         (

@@ -443,6 +443,19 @@ def test_a_store_that_fails_in_mid_epoch_stops_the_run_with_one_sentence_and_res
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+def test_a_run_on_a_folder_goes_on_on_its_shards_as_if_it_had_stayed(
+    labelled: Path, in_shards: Path, tmp_path: Path
+) -> None:
+    command = [*PRETRAIN, "--data.source", "folder", "--data.shuffle", "all", "--training.workers", "0"]
+    stayed, moved = tmp_path / "stayed", tmp_path / "moved"
+    on_folder, on_shards = (["--data.root", str(root)] for root in (labelled, in_shards))
+    assert run(*command, *on_folder, "--out", str(stayed)) == 0
+    assert run(*command, *on_folder, "--training.max_steps", "6", "--out", str(moved)) == 0
+    assert run(*command, *on_shards, "--resume", "auto", "--out", str(moved)) == 0
+    weights, expected = (load_file(place / "model.safetensors") for place in (moved, stayed))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize(
     ("purpose", "settings"),
     [("features", {}), ("finetune", {"holdout": 0.25}), ("evaluate", {"eval_split": "train"})],

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from map_core.errors import UserError
+from map_core.shards import write_shards
 from map_vision.data import DataConfig, ImageData, load_image_data, load_images
 from map_vision.data.config import Purpose
+from map_vision.data.sharding import files_by_split
 
 MakeFolder = Callable[..., Path]
 
@@ -43,6 +45,40 @@ def test_a_holdout_alone_is_evaluated_on(labelled: Path, purpose: Purpose, sourc
     assert data.evaluation is not None
     assert {Path(name).parts[-3] for name in data.evaluation.names} == {"train"}
     assert (len(data.evaluation), data.evaluated_on) == (5, "0.25 held out of train")
+
+
+@pytest.mark.parametrize("layout", ["folder", "table", "shards"])
+@pytest.mark.parametrize("purpose", ["finetune", "evaluate"])
+def test_a_split_that_a_held_out_part_replaces_is_named(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], purpose: Purpose, layout: str
+) -> None:
+    root, settings, split = labelled, dict[str, object](), str(labelled / "val")
+    if layout == "table":
+        file = tmp_path / "labels.csv"
+        paths = sorted(path.relative_to(labelled) for path in labelled.rglob("*.png"))
+        rows = [f"{path},{path.parts[1]},{path.parts[0]}" for path in paths]
+        file.write_text("\n".join(["path,label,split", *rows]))
+        settings, split = {"labels": str(file)}, f"split val of {file}"
+    elif layout == "shards":
+        root = tmp_path / "in_shards"
+        write_shards(files_by_split(DataConfig(root=str(labelled))), root, size=12_000)
+        split = f"split val of {root}"
+    load(root, purpose, holdout=0.25, **settings)
+    assert capsys.readouterr().err == (
+        f"{split} is not evaluated on, because data.holdout is 0.25: pass --data.holdout 0 to evaluate on it\n"
+    )
+    load(root, purpose, **settings)
+    load(root, "pretrain", holdout=0.25, **settings)
+    if purpose == "evaluate":
+        load(root, purpose, holdout=0.25, eval_split="val", **settings)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.25])
+def test_a_run_is_scored_on_the_whole_of_another_folder(make_folder: MakeFolder, holdout: float) -> None:
+    root = make_folder("other", {"cat": 3, "dog": 4}) / "other"
+    data = load(root, "evaluate", holdout=holdout, eval_split=".")
+    assert (len(data.evaluation or ()), data.classes, data.evaluated_on) == (7, ("cat", "dog"), "other")
 
 
 @pytest.mark.parametrize("source", ["folder", "torch/image_folder", "digits"])
@@ -191,6 +227,35 @@ def test_folders_of_single_images_are_held_out_of_in_pretraining_only(tmp_path: 
         Image.new("RGB", (4, 4)).save(tmp_path / f"event{number}" / "photo.png")
     assert len(load(tmp_path, "pretrain", holdout=0.25).train) == 6
     with pytest.raises(
-        UserError, match=r"2 of 8 training samples, which cannot leave one of each of 8 classes"
+        UserError, match=r"can hold out none of 8 training samples: add samples; each class needs one"
     ):
         load(tmp_path, holdout=0.25)
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_colours_that_a_model_of_one_channel_does_not_read_are_noted(
+    labelled: Path, capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    def load_gray(purpose: Purpose, *, channels: int = 1) -> str:
+        config = DataConfig(root=str(labelled), cache=cache)  # type: ignore[arg-type]
+        load_image_data(config, img_size=(8, 8), in_chans=channels, purpose=purpose)
+        return capsys.readouterr().err
+
+    colours = (
+        f"{labelled}: images in colour are read in gray, as model.in_chans is 1 (with --init, the run's); to read "
+        "colours, pretrain with --model.in_chans 3\n"
+    )
+    assert load_gray("finetune") == load_gray("pretrain") == colours
+    assert load_gray("finetune", channels=3) == load_gray("evaluate") == ""
+    for path in labelled.rglob("*.png"):
+        Image.open(path).convert("L").convert("RGB").save(path)
+    assert load_gray("finetune") == ""
+
+
+def test_an_unreadable_first_image_says_nothing_about_colours(
+    labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (labelled / "train/cat/000.png").write_bytes(b"")
+    config = DataConfig(root=str(labelled), on_error="skip")
+    assert load_image_data(config, img_size=(8, 8), in_chans=1, purpose="finetune").train
+    assert "in colour" not in capsys.readouterr().err

@@ -5,6 +5,7 @@ from map_core.data.subsets import (
     hold_out,
     prefer_given_holdout,
     refuse_two_evaluation_sets,
+    report_unused_split,
     take_subset,
 )
 
@@ -13,5 +14,6 @@ __all__ = [
     "hold_out",
     "prefer_given_holdout",
     "refuse_two_evaluation_sets",
+    "report_unused_split",
     "take_subset",
 ]

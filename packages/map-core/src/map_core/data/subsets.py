@@ -1,6 +1,6 @@
 """Fixed, stratified selections of labelled samples: a subset, and a held-out part, and when that is evaluated on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -65,19 +65,24 @@ def hold_out(
         every_class: Whether it is an error if a class can keep no sample; pretraining needs none.
 
     Raises:
-        UserError: the fraction leaves one part empty, or a class without training samples.
+        UserError: the fraction leaves one part empty, or a class without training samples, as any would do where there
+            is nothing to spare.
     """
     if not 0 < fraction < 1:
         raise UserError(f"data.holdout ({fraction}) must lie inside (0, 1): change --data.holdout")
     samples, classes = len(labels), len(np.unique(labels))
     count = round(fraction * samples)
-    if not 0 < count < samples:
-        cure = (
-            f"give --data.holdout {1 / max(samples, 1):.2g} or more" if count == 0 else "give a smaller one"
+    if samples <= (classes if every_class else 1):
+        need = "each class needs one for training" if every_class else "training needs one"
+        raise UserError(
+            f"data.holdout ({fraction}) can hold out none of {samples} training samples: add samples; {need} besides "
+            "those held out"
         )
+    if not 0 < count < samples:
+        cure = f"give --data.holdout {1 / samples:.2g} or more" if count == 0 else "give a smaller one"
         raise UserError(
             f"data.holdout ({fraction}) holds out {count} of {samples} training samples, and must leave some on both "
-            f"sides: {cure if samples > 1 else 'add samples'}"
+            f"sides: {cure}"
         )
     leave_one = count <= samples - classes
     if every_class and not leave_one:
@@ -128,6 +133,15 @@ def refuse_two_evaluation_sets(config: EvaluationSettings) -> None:
         raise UserError(
             f"data.eval_split '{config.eval_split}' and data.holdout ({config.holdout}) each name what to "
             "evaluate on: drop one of them"
+        )
+
+
+def report_unused_split(split: str, config: EvaluationSettings, report: Callable[[str], object]) -> None:
+    """Say, by ``report``, if a split that there is, named in words, is not evaluated on because a held-out part is."""
+    if evaluates_held_out(config):
+        report(
+            f"{split} is not evaluated on, because data.holdout is {config.holdout:g}: pass --data.holdout 0 to "
+            "evaluate on it"
         )
 
 

@@ -11,6 +11,7 @@ from map_points.data.scaling import channel_scaling
 from map_points.data.splits import (
     choose_clouds,
     clouds_to_evaluate,
+    evaluation_split,
     has_evaluation,
     read_clouds,
     require_classes,
@@ -29,6 +30,7 @@ __all__ = [
     "choose_clouds",
     "clouds_to_evaluate",
     "collate_clouds",
+    "evaluation_split",
     "find_folds",
     "has_evaluation",
     "load_part_data",

@@ -83,7 +83,7 @@ def why_no_classes(root: Path, split: str = "train", *, eval_split: str | None =
 def _clouds_of(root: Path, lists: Mapping[str, Path], name: str) -> tuple[Path, Listing]:
     """The folder of the split called ``name``, and its clouds."""
     if lists:
-        return root, Listing(tuple(_paths_of(lists[name], root)), ())
+        return root, Listing(tuple(_listed_clouds(root, lists, name)), ())
     folder = root / name
     if name == "train" and not folder.is_dir():
         folder = root
@@ -121,14 +121,16 @@ def find_lists(root: Path) -> dict[str, Path]:
     return lists if "train" in lists else {}
 
 
-def has_evaluation_split(root: Path, eval_split: str | None = None) -> bool:
-    """Whether a folder has a list or subfolder to evaluate on.
+def find_evaluation_split(root: Path, eval_split: str | None = None) -> Path | None:
+    """The list or subfolder of a folder to evaluate on, if there is one.
 
     Raises:
         UserError: there is no such folder, or ``eval_split`` names no split of it.
     """
     _require_folder(root)
-    return _find_split(root, find_lists(root), eval_split) is not None
+    lists = find_lists(root)
+    name = _find_split(root, lists, eval_split)
+    return None if name is None else lists.get(name, root / name)
 
 
 def _find_split(root: Path, lists: Mapping[str, Path], eval_split: str | None) -> str | None:
@@ -163,21 +165,24 @@ def _required_split(root: Path, lists: Mapping[str, Path], eval_split: str | Non
     return name
 
 
-def _paths_of(listing: Path, root: Path) -> list[Path]:
-    paths: dict[Path, int] = {}
-    for number, line in read_lines(listing).items():
-        source = f"{listing}, line {number},"
-        path = path_below(root, line, source)
-        if path.suffix.lower() not in READERS or not path.is_file():
-            raise UserError(
-                f"{source} names {in_one_line(line, 60)!r}, which is not a cloud file in {root}; correct it"
-            )
-        if path in paths:
-            raise UserError(
-                f"{source} names {in_one_line(line, 60)!r} again, after line {paths[path]}; name every cloud once"
-            )
-        paths[path] = number
-    return list(paths)
+def _listed_clouds(root: Path, lists: Mapping[str, Path], name: str) -> list[Path]:
+    """The clouds in the list called ``name``, after a check that all lists together name each cloud once."""
+    clouds = []
+    places: dict[Path, str] = {}
+    for split, listing in lists.items():
+        for number, line in read_lines(listing).items():
+            source, shown = f"{listing}, line {number},", repr(in_one_line(line, 60))
+            path = path_below(root, line, source)
+            if split == name and (path.suffix.lower() not in READERS or not path.is_file()):
+                raise UserError(f"{source} names {shown}, which is not a cloud file in {root}; correct it")
+            if path in places:
+                raise UserError(
+                    f"{source} names {shown} again, after {places[path]}; name every cloud once, in one list"
+                )
+            places[path] = f"line {number} of {listing.name}"
+            if split == name:
+                clouds.append(path)
+    return clouds
 
 
 def cloud_labels(root: Path, labels: str) -> LabelTable:

@@ -12,7 +12,7 @@ from map_points.data.clouds import Clouds, SomeClouds
 from map_points.data.config import PointDataConfig
 from map_points.data.folders import (
     cloud_labels,
-    has_evaluation_split,
+    find_evaluation_split,
     read_cloud_folder,
     read_labelled_clouds,
     why_no_classes,
@@ -122,12 +122,21 @@ def has_evaluation(config: PointDataConfig) -> bool:
     Raises:
         UserError: ``data.eval_split`` names no split of the folder.
     """
-    if config.source != "folder" or evaluates_held_out(config):
-        return True
-    if config.labels is not None:
-        table = cloud_labels(config.root_path, config.labels)
-        return table.evaluation_split(config.eval_split) is not None
-    return has_evaluation_split(config.root_path, config.eval_split)
+    return config.source != "folder" or evaluates_held_out(config) or evaluation_split(config) is not None
+
+
+def evaluation_split(config: PointDataConfig) -> str | None:
+    """The split of a folder to evaluate on where nothing is held out, in words; None where there is none.
+
+    Raises:
+        UserError: ``data.eval_split`` names no split of the folder.
+    """
+    if config.labels is None:
+        path = find_evaluation_split(config.root_path, config.eval_split)
+        return None if path is None else str(path)
+    table = cloud_labels(config.root_path, config.labels)
+    name = table.evaluation_split(config.eval_split)
+    return None if name is None else f"split {name} of {table.file}"
 
 
 def clouds_to_evaluate(config: PointDataConfig) -> tuple[Clouds, str]:

@@ -69,8 +69,8 @@ def check_shape(shape: tuple[int, ...], channels: int | None) -> None:
     if shape[0] == channels:
         raise RefusedImageError(f"its shape is {shape}, channels first: save it as (height, width, channels)")
     raise RefusedImageError(
-        f"it has {shape[2]} channel{'s' if shape[2] > 1 else ''}, the model takes {channels}: give --model.in_chans "
-        f"{shape[2]} (to statistics, --channels {shape[2]}), or convert it"
+        f"it has {shape[2]} channel{'s' if shape[2] > 1 else ''}, the model takes {channels}: give images that have "
+        f"{channels}, or, to a new model, --model.in_chans {shape[2]} (to statistics, --channels {shape[2]})"
     )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from map_core.errors import UserError
+from map_core.runs.notes import note
 from map_vision.data.config import DataConfig, Purpose
+from map_vision.data.decoding import UnreadableImageError
 from map_vision.data.image_paths import read_image_paths
 from map_vision.data.listing import count_by_kind
 from map_vision.data.memory import cache_images
@@ -109,6 +111,11 @@ def load_image_data(
     plain = evaluation_transform(preprocessing, img_size=img_size)
     augmented = training_transform(config, preprocessing, img_size=img_size)
     splits = choose_splits(config, preprocessing.mode, purpose)
+    if preprocessing.mode == "L" and purpose in ("pretrain", "finetune") and _has_colours(splits.train):
+        note(
+            f"{_where(config)}: images in colour are read in gray, as model.in_chans is 1 (with --init, the run's); to "
+            "read colours, pretrain with --model.in_chans 3"
+        )
     training, evaluation = _samples(splits, config, preprocessing.mode, plain)
     if training is not None:
         training = (
@@ -157,6 +164,22 @@ def load_images(
     return ImageSamples(source, plain, mode=preprocessing.mode, on_error=config.on_error).without_unreadable()
 
 
+def _has_colours(split: Split | None) -> bool:
+    """Whether the first image of a split is in colour; not if it cannot be read, of which reading it will tell."""
+    if split is None:
+        return False
+    try:
+        image = split.source.image(int(split.indices[0]), "RGB")
+    except UnreadableImageError:
+        return False
+    pixels = np.asarray(image)
+    return bool((pixels != pixels[..., :1]).any())
+
+
+def _where(config: DataConfig) -> str:
+    return config.root or ("digits" if config.source == "auto" else config.source)
+
+
 def _samples(
     splits: Splits, config: DataConfig, mode: str, plain: Transform
 ) -> tuple[ImageSamples | None, ImageSamples | None]:
@@ -179,11 +202,10 @@ def _samples(
 def _describe(
     config: DataConfig, splits: Splits, training: ImageSamples | None, evaluation: ImageSamples | None
 ) -> str:
-    where = config.root or ("digits" if config.source == "auto" else config.source)
     parts = []
     if training is not None:
         parts.append(f"{len(training)} training images")
     if evaluation is not None and splits.evaluation is not None:
         parts.append(f"{len(evaluation)} evaluation images ({splits.evaluation.name})")
     ignored = count_by_kind(splits.ignored)
-    return f"{where}: {', '.join(parts)}" + (f" ({ignored})" if ignored else "")
+    return f"{_where(config)}: {', '.join(parts)}" + (f" ({ignored})" if ignored else "")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from map_core.data import evaluates_held_out
+from map_core.data import evaluates_held_out, report_unused_split
 from map_core.data.labels import EVALUATION_SPLITS
 from map_core.errors import UserError
 from map_core.paths import expand_user
+from map_core.runs.notes import note
 from map_core.shards import (
     ShardReader,
     ShardRoot,
@@ -131,6 +132,8 @@ def _splits(root: ShardRoot, config: DataConfig, purpose: Purpose) -> tuple[str 
             f"no training split in the shards of {root.root}: looked for train, found {', '.join(root.splits)}; name "
             "it with --data.train_split"
         )
+    if evaluation is not None and purpose in ("finetune", "evaluate"):
+        report_unused_split(f"split {evaluation} of {root.root}", config, note)
     if purpose == "pretrain" or holds_out or (purpose == "features" and evaluation is None):
         return train, None
     if evaluation is None:

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from map_core.data import evaluates_held_out, hold_out, refuse_two_evaluation_sets, take_subset
+from map_core.data import (
+    evaluates_held_out,
+    hold_out,
+    refuse_two_evaluation_sets,
+    report_unused_split,
+    take_subset,
+)
 from map_core.data.labels import EVALUATION_SPLITS, EVERYTHING, LabelTable, read_labels
 from map_core.errors import UserError
+from map_core.runs.notes import note
 from map_vision.data.config import DataConfig, Purpose
 from map_vision.data.digits import load_digits, split_digits
 from map_vision.data.folders import (
@@ -143,6 +150,8 @@ def _folder(config: DataConfig, purpose: Purpose) -> Splits:
     elif holds_out:
         # the training folder alone: choose_splits cuts the held-out part from it
         _check_not_evaluation(root, folder, config)
+        if eval_path is not None and purpose != "features":
+            report_unused_split(str(eval_path), config, note)
         train = _read_labelled(folder, purpose)
     elif eval_path is None:
         raise UserError(
@@ -186,6 +195,8 @@ def _csv(config: DataConfig, labels: str, purpose: Purpose) -> Splits:
     no_train_split = bool(table.splits) and config.train_split is None and "train" not in table.splits
     if holds_out or not (purpose == "evaluate" or (purpose == "features" and no_train_split and eval_split)):
         train = _rows(table, table.train_rows(config.train_split), config.train_split or "train")
+    if eval_split is not None and purpose in ("finetune", "evaluate"):
+        report_unused_split(f"split {eval_split} of {table.file}", config, note)
     if not holds_out and (purpose in ("finetune", "evaluate") or (purpose == "features" and eval_split)):
         rows = table.evaluation_rows(config.eval_split)
         evaluation = _rows(table, rows, eval_split or "")
